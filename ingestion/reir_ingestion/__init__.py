@@ -1,0 +1,1 @@
+"""Galleries -> instances -> store: `reir index`, its ledger and its failures."""

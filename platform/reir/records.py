@@ -1,0 +1,221 @@
+"""The validated containers that cross part borders: visual stream -> store -> ranking -> user.
+
+Knows numpy and nothing else of the platform but its errors. Boxes are xyxy, normalised to [0, 1]
+of the upright image.
+"""
+
+# Shapes: N instances of one image, D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FloatArray = npt.NDArray[np.float32]
+JsonValue = str | int | float | bool | None
+Attributes = Mapping[str, JsonValue]
+ImageStatus = Literal["indexed", "failed"]
+
+
+def _float32(name: str, value: npt.ArrayLike, shape: tuple[int | None, ...]) -> FloatArray:
+    """Return `value` as a C-contiguous float32 array of `shape` (None: any length)."""
+    array = np.ascontiguousarray(value, dtype=np.float32)
+    matches = array.ndim == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not matches:
+        want = "(" + ", ".join("*" if s is None else str(s) for s in shape) + ")"
+        raise ValueError(f"{name} must have shape {want}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} bad values")
+    return array
+
+
+@dataclass(frozen=True)
+class Instances:
+    """What the visual stream says of one image, without any query.
+
+    Attributes:
+        boxes: (N, 4) float32, xyxy in [0, 1] of the upright image.
+        objectness: (N,) float32 in [0, 1], best first.
+        vectors: (N, D) float32, unit length.
+        image_vector: (D,) float32, the whole photo in the same space (image retrieval).
+
+    Raises:
+        ValueError: a shape, a range or a length differs; the message gives both.
+    """
+
+    boxes: FloatArray
+    objectness: FloatArray
+    vectors: FloatArray
+    image_vector: FloatArray
+
+    def __post_init__(self) -> None:
+        """Validate and normalise every field to float32."""
+        boxes = _float32("boxes", self.boxes, (None, 4))
+        num = len(boxes)
+        if boxes.size and (boxes.min() < 0 or boxes.max() > 1):
+            raise ValueError(
+                f"boxes must lie in [0, 1] (xyxy, normalised), got [{boxes.min()}, {boxes.max()}]"
+            )
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            raise ValueError("boxes must be xyxy with x2 >= x1 and y2 >= y1")
+        vectors = _float32("vectors", self.vectors, (num, None))
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "objectness", _float32("objectness", self.objectness, (num,)))
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(
+            self,
+            "image_vector",
+            _float32("image_vector", self.image_vector, (vectors.shape[1],)),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of instances."""
+        return len(self.boxes)
+
+    @property
+    def dim(self) -> int:
+        """Vector dimension D."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def areas(self) -> FloatArray:
+        """(N,) share of the image that each box covers, in [0, 1]."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One ledger row: what became of one image of a gallery version.
+
+    Attributes:
+        image_id: stable key, derived from the canonical URI (`reir.images.image_id`).
+        uri: canonical URI, percent-encoded, e.g. `file:///photos/a%20b.jpg`.
+        status: "indexed" or "failed".
+        content_hash: sha256 of the bytes, hex; empty when they could not be read.
+        size_bytes, mtime_ns: what the incremental run compares before it hashes.
+        width_px, height_px: of the upright image; 0 when it could not be decoded.
+        num_instances: instances stored.
+        reason: an `ImageFailure` value, empty when indexed.
+        detail: for a person, empty when indexed.
+        attributes: user columns, filterable.
+    """
+
+    image_id: str
+    uri: str
+    status: ImageStatus
+    content_hash: str = ""
+    size_bytes: int = 0
+    mtime_ns: int = 0
+    width_px: int = 0
+    height_px: int = 0
+    num_instances: int = 0
+    reason: str = ""
+    detail: str = ""
+    attributes: Attributes = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that status and the fields that explain it agree."""
+        if self.status not in ("indexed", "failed"):
+            raise ValueError(f"status must be 'indexed' or 'failed', got {self.status!r}")
+        if (self.status == "failed") != bool(self.reason):
+            raise ValueError(
+                f"a failed image needs a reason and an indexed one has none, "
+                f"got status={self.status!r} reason={self.reason!r}"
+            )
+
+
+@dataclass(frozen=True)
+class IndexedImage:
+    """One image on its way into the store: its ledger row and, unless it failed, its instances."""
+
+    record: ImageRecord
+    instances: Instances | None
+
+    def __post_init__(self) -> None:
+        """A failed image has no instances; an indexed one has as many as its row says."""
+        found = 0 if self.instances is None else len(self.instances)
+        if self.record.num_instances != found:
+            raise ValueError(
+                f"ledger row of {self.record.image_id} says {self.record.num_instances} "
+                f"instances, got {found}"
+            )
+        if (self.record.status == "indexed") != (self.instances is not None):
+            raise ValueError(
+                f"image {self.record.image_id} is {self.record.status} but instances are "
+                f"{'absent' if self.instances is None else 'present'}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One instance returned for an expression.
+
+    Attributes:
+        instance_id: `<image_id>#<n>`.
+        image_id, uri: the photo.
+        box: xyxy in [0, 1] of the upright photo.
+        score: inner product of instance and expression vector, higher is better.
+        objectness: query-free confidence in [0, 1].
+        attributes: user columns of the photo.
+    """
+
+    instance_id: str
+    image_id: str
+    uri: str
+    box: tuple[float, float, float, float]
+    score: float
+    objectness: float
+    attributes: Attributes = field(default_factory=dict)
+
+    @property
+    def area(self) -> float:
+        """Share of the photo that the box covers."""
+        x1, y1, x2, y2 = self.box
+        return (x2 - x1) * (y2 - y1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The answer to one expression: hits, best first, and how they came about.
+
+    Attributes:
+        expression: as asked.
+        gallery, version: what was searched.
+        hits: best first; at most `per_image` of each photo.
+        timings_ms: stage -> milliseconds (`text`, `search`, `rank`).
+        degraded: stages left out because their time budget was over.
+    """
+
+    expression: str
+    gallery: str
+    version: str
+    hits: tuple[Hit, ...]
+    timings_ms: Mapping[str, float]
+    degraded: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the form that `reir search --json` prints."""
+        from dataclasses import asdict
+
+        return asdict(self)
+
+    def draw(self, columns: int = 4) -> Image.Image:
+        """Return a contact sheet of the hits with boxes and scores."""
+        from reir.drawing import contact_sheet
+
+        return contact_sheet(self, columns=columns)
+
+    def save_drawing(self, path: str | Path) -> None:
+        """Write `draw()` to a file; the ending chooses the format."""
+        self.draw().save(path)

@@ -1,0 +1,173 @@
+"""The `InstanceStore` contract that memory, Milvus Lite and a Milvus server all keep.
+
+A gallery has versions; a version is one immutable (gallery, checkpoint digest, settings) index and
+owns two collections: instances, and images (the ledger). One version of a gallery is live. Which
+store is in use must not be visible in any answer; the congruence suite holds that.
+"""
+
+# Shapes: Q queries, D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionSpec:
+    """What makes a version what it is; equal specs mean equal vectors for equal images.
+
+    Attributes:
+        dim: vector dimension.
+        digest: sha256 of the checkpoint's weights.
+        settings: everything else that changes the instances (e.g. num_candidates).
+    """
+
+    dim: int
+    digest: str
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionInfo:
+    """One version as `reir versions` lists it.
+
+    Attributes:
+        name: version name, unique in the gallery.
+        live: whether the gallery's alias points to it.
+        num_images: ledger rows, failed ones included.
+        num_failed: ledger rows that failed.
+        num_instances: instance rows.
+    """
+
+    name: str
+    spec: VersionSpec
+    live: bool
+    num_images: int
+    num_failed: int
+    num_instances: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceRow:
+    """One stored instance; `score` is set by `search` (inner product) and 0.0 otherwise."""
+
+    instance_id: str
+    image_id: str
+    uri: str
+    box: tuple[float, float, float, float]
+    objectness: float
+    area: float
+    score: float = 0.0
+    vector: FloatArray | None = None
+    attributes: Attributes = field(default_factory=dict)
+
+
+class InstanceStore(Protocol):
+    """Galleries, versions, ledger and vector search.
+
+    All methods raise `GalleryNotFound` for an unknown gallery or version and `StoreUnavailable`
+    when the backend cannot be reached.
+    """
+
+    def galleries(self) -> list[str]:
+        """Names of all galleries, sorted."""
+        ...
+
+    def versions(self, gallery: str) -> list[VersionInfo]:
+        """Versions of a gallery, oldest first."""
+        ...
+
+    def live_version(self, gallery: str) -> str:
+        """Name of the live version.
+
+        Raises:
+            GalleryNotFound: no such gallery, or none of its versions is live yet.
+        """
+        ...
+
+    def create_version(self, gallery: str, version: str, spec: VersionSpec) -> None:
+        """Create the version's collections; does nothing when it exists with an equal spec.
+
+        Raises:
+            SchemaMismatch: it exists with another spec; the message gives both.
+        """
+        ...
+
+    def promote(self, gallery: str, version: str) -> None:
+        """Make `version` live with one atomic alias switch."""
+        ...
+
+    def drop_version(self, gallery: str, version: str) -> None:
+        """Delete a version that is not live.
+
+        Raises:
+            StoreError: the version is live.
+        """
+        ...
+
+    def upsert_images(
+        self, gallery: str, version: str, images: Sequence[IndexedImage]
+    ) -> None:
+        """Write a batch of images: instances first, ledger rows last.
+
+        Replaces whatever is stored under the same image ids (also where the new image has fewer
+        instances). Returns when the rows are durable against a killed process and searchable.
+
+        Raises:
+            SchemaMismatch: a vector's dimension differs from the version's.
+        """
+        ...
+
+    def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
+        """Delete images and their instances; returns how many ledger rows went."""
+        ...
+
+    def get_images(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, ImageRecord]:
+        """Ledger rows of those ids that exist."""
+        ...
+
+    def iter_images(
+        self, gallery: str, version: str, *, status: str | None = None
+    ) -> Iterator[ImageRecord]:
+        """All ledger rows in the order of image_id, optionally of one status; streams."""
+        ...
+
+    def get_instances(
+        self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
+    ) -> dict[str, list[InstanceRow]]:
+        """All instances of the images that exist, each list in the order of the instance number."""
+        ...
+
+    def search(
+        self,
+        gallery: str,
+        version: str,
+        vectors: FloatArray,
+        limit: int,
+        *,
+        where: str | None = None,
+    ) -> list[list[InstanceRow]]:
+        """The `limit` instances of largest inner product for each query vector, best first.
+
+        Args:
+            gallery: name.
+            version: name.
+            vectors: (Q, D) float32.
+            limit: rows a query, 1 to 16,384.
+            where: filter over instance fields and attributes (`reir.store.filters`).
+
+        Raises:
+            FilterError: the filter cannot be parsed or names an unknown field.
+            SchemaMismatch: D differs from the version's dimension.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections and the child server, if this store started one."""
+        ...

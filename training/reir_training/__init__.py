@@ -1,0 +1,1 @@
+"""CLARE training in two stages, on Ray Train with DeepSpeed."""
