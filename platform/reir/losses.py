@@ -1,0 +1,133 @@
+"""Losses of both training stages as pure functions of tensors.
+
+Stage 1, grounding: the expression is told apart from the other candidates of its own photo
+(`discrimination_loss`), boxes are refined (`box_loss`). Stage 2, CLIA: every expression against the
+candidates of all photos in the batch (`clia_loss`, clare.md section 4.4). No gathering across
+ranks happens here.
+"""
+
+# Shapes: M expressions, J candidates of the whole batch, K candidates of one photo, N boxes
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def focal_loss(
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Element-wise sigmoid focal loss, same shape as `logits` (clare.md 4.2: alpha .25, gamma 2).
+
+    Args:
+        logits: any shape.
+        targets: same shape, in [0, 1].
+        alpha: weight of the positive class.
+        gamma: exponent that quiets easy elements.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p = logits.sigmoid()
+    p_target = p * targets + (1 - p) * (1 - targets)
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return weight * (1 - p_target).pow(gamma) * cross_entropy
+
+
+def discrimination_loss(logits_MK: Tensor, overlap_MK: Tensor, valid_MK: Tensor) -> Tensor:
+    """In-photo instance discrimination: focal loss, normalised by the number of positives.
+
+    Args:
+        logits_MK: score of each candidate of the expression's own photo.
+        overlap_MK: IoU of the candidate with the target box; from 0.5 on it is a positive.
+        valid_MK: bool, False on padding.
+
+    Returns:
+        Scalar; 0 where there is no positive at all.
+    """
+    positive = (overlap_MK >= 0.5) & valid_MK
+    losses = focal_loss(logits_MK, positive.to(logits_MK.dtype)) * valid_MK
+    return losses.sum() / positive.sum().clamp(min=1)
+
+
+def soft_target(overlap: Tensor) -> Tensor:
+    """Distribution over the last axis: candidates of IoU >= .5, weighted by how tight they are.
+
+    Rows without such a candidate are all zero.
+    """
+    weight = torch.where(overlap >= 0.5, (overlap * 4).exp(), torch.zeros_like(overlap))
+    return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
+def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Softmax cross-entropy to a soft target, averaged over rows that have one.
+
+    Args:
+        logits: (M, J) or (M, K).
+        target: same shape, rows sum to 1 or 0.
+        valid: same shape, bool; False takes the entry out of the softmax.
+    """
+    log_p = logits.masked_fill(~valid, -1e4).log_softmax(-1)
+    rows = -(target * log_p).sum(-1)
+    return rows.sum() / (target.sum(-1) > 0).sum().clamp(min=1)
+
+
+def clia_loss(logits_MJ: Tensor, positive_MJ: Tensor, counted_MJ: Tensor) -> Tensor:
+    """Cross-image sigmoid contrast, summed over candidates and averaged over expressions.
+
+    Args:
+        logits_MJ: `scale * (o . T) + bias` of every expression with every candidate of the batch.
+        positive_MJ: bool, the candidate is the expression's instance.
+        counted_MJ: bool, False where the pair must not be a negative (padding; another
+            expression that may fit as well).
+
+    Returns:
+        Scalar, divided by M as in clare.md 4.4.
+    """
+    sign = positive_MJ.to(logits_MJ.dtype) * 2 - 1
+    pairs = -F.logsigmoid(sign * logits_MJ) * (counted_MJ | positive_MJ)
+    return pairs.sum() / max(len(logits_MJ), 1)
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(..., N, 4) and (..., M, 4) xyxy boxes -> (..., N, M) intersection over union."""
+    top_left = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    bottom_right = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    inter = (bottom_right - top_left).clamp(min=0).prod(-1)
+    area_a = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1)
+    area_b = (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1)
+    return inter / (area_a[..., :, None] + area_b[..., None, :] - inter).clamp(min=1e-9)
+
+
+def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 4) against (N, 4) xyxy boxes, row by row -> (N,) GIoU in [-1, 1]."""
+    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    inter = inter.prod(-1)
+    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inter
+    hull = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    hull = hull.clamp(min=0).prod(-1).clamp(min=1e-9)
+    return inter / union.clamp(min=1e-9) - (hull - union) / hull
+
+
+def box_loss(
+    predicted: Tensor, target: Tensor, *, l1_weight: float = 5.0, giou_weight: float = 2.0
+) -> Tensor:
+    """`5 * L1 + 2 * (1 - GIoU)` averaged over N matched boxes (clare.md 4.3).
+
+    Args:
+        predicted: (N, 4) xyxy in [0, 1].
+        target: (N, 4) xyxy in [0, 1].
+        l1_weight: of the L1 distance, taken on centre and size.
+        giou_weight: of 1 - GIoU.
+
+    Returns:
+        Scalar; 0 for no boxes.
+    """
+    if not len(predicted):
+        return predicted.sum()
+
+    def centre_size(boxes: Tensor) -> Tensor:
+        return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], -1)
+
+    l1 = (centre_size(predicted) - centre_size(target)).abs().sum(-1)
+    giou = 1 - generalised_iou(predicted, target)
+    return (l1_weight * l1 + giou_weight * giou).mean()

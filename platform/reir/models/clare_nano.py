@@ -1,0 +1,357 @@
+"""`clare-nano`: the CLARE dual stream at a size that runs on two CPU cores.
+
+Visual stream, query-free: a one-stage detector proposes candidates; each candidate is seen as a
+crop by a MobileNetV2, whose last blocks are fine-tuned; a small transformer over the candidates of
+one photo, with pairwise box geometry, lets neighbours and position reach the instance vector.
+Text stream: a MiniLM-size tower whose token states are pooled by attention and pass through MORE.
+The two meet only in a dot product (clare.md section 3; the decoder is lighter than the paper's).
+
+`extract` is the frozen part, `InstanceStream` and `TextStream` are what is trained. This file knows
+no training loop, no store and no device.
+"""
+
+# Shapes: B photos, K candidates a photo, S scene tokens, N texts, L tokens, W width, D dimension,
+#         C appearance channels, G grid cells a side
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from reir.models.mobilenet import TOP_CHANNELS, MobileNetTop, MobileNetTrunk
+from reir.models.more import MixtureOfRelationExperts
+from reir.models.yolox import NUM_CLASSES, YoloxNano
+
+SCENE_GRID = 3
+COLOUR_GRID = 4
+DETECTOR_FEATURES = 128
+TRUNK_CHANNELS = 96
+GEOMETRY_FEATURES = 13
+PAIR_FEATURES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClareNanoConfig:
+    """Every number that shapes the model; kept as `config.json` of a checkpoint.
+
+    Attributes:
+        dim: D, of instance and expression vectors.
+        width: W of the transformer over the instances of a photo.
+        num_layers, num_heads: of that transformer; 0 layers turns neighbours off.
+        num_candidates: K kept of a photo, by objectness after NMS.
+        nms_iou: class-agnostic NMS threshold.
+        detector_px, crop_px, scene_px: input side of detector, crops and whole photo.
+        crop_margin: share of the box side added on each side of a crop.
+        num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
+        text_layers: layers of the text tower.
+        max_tokens: longer expressions are cut.
+        dropout: in training.
+    """
+
+    dim: int = 256
+    width: int = 384
+    num_layers: int = 2
+    num_heads: int = 6
+    num_candidates: int = 30
+    nms_iou: float = 0.7
+    detector_px: int = 416
+    crop_px: int = 128
+    scene_px: int = 224
+    crop_margin: float = 0.1
+    num_experts: int = 4
+    top_k_experts: int = 2
+    expert_mix: float = 0.2
+    text_layers: int = 6
+    max_tokens: int = 64
+    dropout: float = 0.3
+
+
+@dataclass
+class CandidateBatch:
+    """What the frozen part says of B photos; padded to K, `valid` marks the real candidates.
+
+    Attributes:
+        boxes: (B, K, 4) xyxy in [0, 1].
+        objectness: (B, K) objectness x best class score.
+        class_scores: (B, K, 80) of the detector.
+        detector: (B, K, 128) features of the detector's two branches.
+        colours: (B, K, 4, 4, 3) mean RGB of a grid over the crop, in [0, 1].
+        crops: (B, K, h, w, 96) stride-16 maps of the crops.
+        scene: (B, H, W, 96) stride-16 map of the whole photo.
+        aspect: (B,) log(width / height) of the photo.
+        valid: (B, K) bool.
+    """
+
+    boxes: Tensor
+    objectness: Tensor
+    class_scores: Tensor
+    detector: Tensor
+    colours: Tensor
+    crops: Tensor
+    scene: Tensor
+    aspect: Tensor
+    valid: Tensor
+
+    def mirrored(self) -> CandidateBatch:
+        """Return the batch of the photos flipped left to right (feature maps are flipped too)."""
+        boxes = self.boxes.clone()
+        boxes[..., 0], boxes[..., 2] = 1 - self.boxes[..., 2], 1 - self.boxes[..., 0]
+        return CandidateBatch(
+            boxes=boxes,
+            objectness=self.objectness,
+            class_scores=self.class_scores,
+            detector=self.detector,
+            colours=self.colours.flip(-2),
+            crops=self.crops.flip(-2),
+            scene=self.scene.flip(-2),
+            aspect=self.aspect,
+            valid=self.valid,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Field name -> tensor."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass
+class VisualOutput:
+    """Output of the visual stream.
+
+    Attributes:
+        vectors: (B, K, D) unit length.
+        image_vectors: (B, D) unit length.
+        boxes: (B, K, 4) refined, xyxy in [0, 1].
+        class_logits: (B, K, 80), an auxiliary target in training.
+    """
+
+    vectors: Tensor
+    image_vectors: Tensor
+    boxes: Tensor
+    class_logits: Tensor
+
+
+def box_geometry(boxes: Tensor, objectness: Tensor, aspect: Tensor) -> Tensor:
+    """(B, T, 13) position, size and shape of each box, and the photo's aspect."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = (x2 - x1).clamp(min=1e-4), (y2 - y1).clamp(min=1e-4)
+    photo = aspect[:, None].expand_as(x1)
+    shape = (w / h).log() + photo
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    parts = [x1, y1, x2, y2, cx, cy, w, h, (w * h).sqrt(), (w * h).log() / 4, shape, photo]
+    return torch.stack([*parts, objectness], dim=-1)
+
+
+def pair_geometry(boxes: Tensor) -> Tensor:
+    """(B, T, T, 8) where each box lies as seen from each other box."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
+
+    def between(value: Tensor) -> Tensor:
+        return value[:, None, :] - value[:, :, None]
+
+    dx, dy = between(cx), between(cy)
+    overlap_w = torch.minimum(x2[:, None], x2[:, :, None]) - torch.maximum(
+        x1[:, None], x1[:, :, None]
+    )
+    overlap_h = torch.minimum(y2[:, None], y2[:, :, None]) - torch.maximum(
+        y1[:, None], y1[:, :, None]
+    )
+    inside = overlap_w.clamp(min=0) * overlap_h.clamp(min=0) / (w * h)[:, :, None]
+    relative = [(dx / w[:, :, None]).clamp(-8, 8) / 4, (dy / h[:, :, None]).clamp(-8, 8) / 4]
+    sizes = [between(w.log()) / 2, between(h.log()) / 2]
+    distance = (dx.square() + dy.square() + 1e-6).sqrt()
+    return torch.stack([dx, dy, distance, inside, *relative, *sizes], dim=-1)
+
+
+class RelationLayer(nn.Module):
+    """Pre-norm transformer layer whose attention is biased by pairwise box geometry."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Sequential(
+            nn.Linear(PAIR_FEATURES, 32), nn.GELU(), nn.Linear(32, num_heads)
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTW: Tensor, pairs: Tensor, valid_BT: Tensor) -> Tensor:
+        """Return (B, T, W); padded tokens are attended by nobody."""
+        qkv = self.qkv(self.norm_attention(x_BTW)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias_BHTT = self.bias(pairs).permute(0, 3, 1, 2).to(q.dtype)
+        bias_BHTT = bias_BHTT.masked_fill(~valid_BT[:, None, None, :], -1e4)
+        drop = self.dropout if self.training else 0.0
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHTT, dropout_p=drop)
+        x_BTW = x_BTW + self.drop(self.out(seen.transpose(1, 2).flatten(2)))
+        return x_BTW + self.drop(self.mlp(self.norm_mlp(x_BTW)))
+
+
+class InstanceStream(nn.Module):
+    """Candidates of a photo -> instance vectors that carry their neighbours."""
+
+    def __init__(self, config: ClareNanoConfig) -> None:
+        super().__init__()
+        width, drop = config.width, config.dropout
+        self.top = MobileNetTop()
+        self.appearance = nn.Sequential(
+            nn.LayerNorm(TOP_CHANNELS), nn.Dropout(drop), nn.Linear(TOP_CHANNELS, width)
+        )
+        self.detector = nn.Sequential(
+            nn.LayerNorm(DETECTOR_FEATURES), nn.Dropout(drop), nn.Linear(DETECTOR_FEATURES, width)
+        )
+        self.class_names = nn.Linear(NUM_CLASSES, width)
+        self.geometry = nn.Sequential(
+            nn.Linear(GEOMETRY_FEATURES, 128), nn.GELU(), nn.Linear(128, width)
+        )
+        self.colour = nn.Sequential(
+            nn.Linear(3 * COLOUR_GRID**2, 128), nn.GELU(), nn.Dropout(drop), nn.Linear(128, width)
+        )
+        self.scene = nn.Sequential(
+            nn.LayerNorm(TOP_CHANNELS), nn.Dropout(drop), nn.Linear(TOP_CHANNELS, width)
+        )
+        self.kind = nn.Parameter(torch.zeros(3, width))
+        self.layers = nn.ModuleList(
+            RelationLayer(width, config.num_heads, drop) for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.to_vector = nn.Linear(width, config.dim)
+        self.to_image_vector = nn.Linear(width, config.dim)
+        self.to_class = nn.Linear(width, NUM_CLASSES)
+        self.to_box = nn.Sequential(nn.Linear(width, width // 2), nn.GELU())
+        self.box_delta = nn.Linear(width // 2, 4)
+        nn.init.zeros_(self.box_delta.weight)
+        nn.init.zeros_(self.box_delta.bias)
+
+    def candidate_tokens(self, batch: CandidateBatch) -> Tensor:
+        """(B, K, W) what is known of each candidate by itself."""
+        b, k = batch.valid.shape
+        maps = self.top(batch.crops.flatten(0, 1).permute(0, 3, 1, 2))
+        look = self.appearance(maps.mean((2, 3))).unflatten(0, (b, k))
+        boxes = box_geometry(batch.boxes, batch.objectness, batch.aspect)
+        return torch.as_tensor(
+            look
+            + self.detector(batch.detector)
+            + self.class_names(batch.class_scores.clamp(min=0).sqrt())
+            + self.geometry(boxes)
+            + self.colour(batch.colours.flatten(2) * 2 - 1)
+            + self.kind[0]
+        )
+
+    def scene_tokens(self, batch: CandidateBatch) -> tuple[Tensor, Tensor]:
+        """(B, S, W) the whole photo and a grid over it, and their (B, S, 4) boxes."""
+        maps = self.top(batch.scene.permute(0, 3, 1, 2))
+        grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
+        whole = maps.mean((2, 3))[:, None]
+        tokens = self.scene(torch.cat([whole, grid], dim=1))
+        edges = torch.arange(SCENE_GRID, device=maps.device) / SCENE_GRID
+        y1, x1 = torch.meshgrid(edges, edges, indexing="ij")
+        cells = torch.stack([x1, y1, x1 + 1 / SCENE_GRID, y1 + 1 / SCENE_GRID], -1).flatten(0, 1)
+        boxes = torch.cat([torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=maps.device), cells])
+        boxes = boxes.expand(len(maps), -1, -1)
+        tokens = tokens + self.geometry(
+            box_geometry(boxes, torch.ones_like(boxes[..., 0]), batch.aspect)
+        )
+        kinds = torch.cat([self.kind[1:2], self.kind[2:3].expand(SCENE_GRID**2, -1)])
+        return tokens + kinds, boxes
+
+    def forward(self, batch: CandidateBatch) -> VisualOutput:
+        """Return vectors of the K candidates and of the photo."""
+        num = batch.valid.shape[1]
+        scene, cells = self.scene_tokens(batch)
+        x = torch.cat([self.candidate_tokens(batch), scene], dim=1)
+        pairs = pair_geometry(torch.cat([batch.boxes, cells], dim=1))
+        valid = F.pad(batch.valid, (0, scene.shape[1]), value=True)
+        for layer in self.layers:
+            x = layer(x, pairs, valid)
+        x = self.norm(x)
+        here = x[:, :num]
+        delta = self.box_delta(self.to_box(here)).float()
+        return VisualOutput(
+            vectors=F.normalize(self.to_vector(here).float(), dim=-1),
+            image_vectors=F.normalize(self.to_image_vector(x[:, num]).float(), dim=-1),
+            boxes=refine_boxes(batch.boxes, delta),
+            class_logits=self.to_class(here).float(),
+        )
+
+
+def refine_boxes(boxes: Tensor, delta: Tensor) -> Tensor:
+    """Move centre by `delta[:2]` box sides and scale the sides by `exp(delta[2:])`, clipped."""
+    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-4)
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2 + delta[..., :2].clamp(-0.5, 0.5) * size
+    half = size * delta[..., 2:].clamp(-0.7, 0.7).exp() / 2
+    return torch.cat([centre - half, centre + half], dim=-1).clamp(0, 1)
+
+
+class TextStream(nn.Module):
+    """Token ids -> expression vectors: MiniLM-size tower, attention pooling, MORE."""
+
+    def __init__(self, config: ClareNanoConfig) -> None:
+        super().__init__()
+        shape = BertConfig(
+            vocab_size=30522,
+            hidden_size=384,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=12,
+            intermediate_size=1536,
+            max_position_embeddings=config.max_tokens,
+            attn_implementation="sdpa",
+        )
+        self.tower = BertModel(shape, add_pooling_layer=False)
+        self.weigh = nn.Linear(shape.hidden_size, 1)
+        nn.init.zeros_(self.weigh.weight)
+        self.drop = nn.Dropout(config.dropout)
+        self.more = MixtureOfRelationExperts(
+            shape.hidden_size,
+            config.dim,
+            num_experts=config.num_experts,
+            top_k=config.top_k_experts,
+            mix=config.expert_mix,
+        )
+
+    def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
+        """Return (N, D) unit vectors; `mask_NL` is 1 on real tokens."""
+        states_NLC = self.tower(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+        weights_NL = self.weigh(states_NLC).squeeze(-1).masked_fill(mask_NL == 0, -1e4).softmax(-1)
+        pooled_NC = (weights_NL[..., None] * states_NLC).sum(1)
+        return F.normalize(self.more(self.drop(pooled_NC)).float(), dim=-1)
+
+
+class ClareNano(nn.Module):
+    """Both streams, and the learned scale and bias of their sigmoid score (CLIA)."""
+
+    def __init__(self, config: ClareNanoConfig, *, clia_bias: float = -10.0) -> None:
+        super().__init__()
+        self.config = config
+        self.detector = YoloxNano()
+        self.trunk = MobileNetTrunk()
+        self.visual = InstanceStream(config)
+        self.text = TextStream(config)
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.bias = nn.Parameter(torch.tensor(clia_bias))
+
+    def frozen_parts(self) -> tuple[nn.Module, ...]:
+        """The modules that training leaves as they are; their output may be cached."""
+        return self.detector, self.trunk
+
+    def forward(
+        self, batch: CandidateBatch, ids_NL: Tensor, mask_NL: Tensor
+    ) -> tuple[VisualOutput, Tensor, Tensor, Tensor]:
+        """Return the visual output, (N, D) expression vectors, scale and bias."""
+        visual = self.visual(batch)
+        return visual, self.text(ids_NL, mask_NL), self.log_scale.exp(), self.bias
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ClareNano:
+        """Build from the `model` section of a checkpoint's config.json."""
+        return ClareNano(ClareNanoConfig(**values))
