@@ -1,0 +1,105 @@
+"""Keep one benchmark's figures as `benchmarks/results/<name>.json`, with what made them.
+
+A report names the command, the commit, the date and the kind of machine; it holds no host name and
+no path of the machine it ran on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+UNKNOWN = "unknown"
+
+
+def write_report(name: str, figures: Mapping[str, Any], *, accelerator: str | None = None) -> Path:
+    """Write `figures` to `results/<name>.json` and return its path.
+
+    Args:
+        name: of the file, e.g. "metrics_scale".
+        figures: JSON values under dotted keys, e.g. {"metrics.seconds": 12.5}.
+        accelerator: the GPU that was used, e.g. "NVIDIA H100"; None for CPU only.
+
+    Raises:
+        TypeError: a figure is no JSON value.
+        ValueError: a figure is NaN or infinite, so that JSON cannot hold it.
+    """
+    report = {
+        "command": command_line(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine() | ({"accelerator": accelerator} if accelerator else {}),
+        "figures": dict(figures),
+    }
+    text = json.dumps(report, indent=2, allow_nan=False)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def command_line() -> str:
+    """The command of this process as one would type it in the repository root."""
+    script = Path(sys.argv[0])
+    if script.is_absolute():
+        resolved = script.resolve()
+        script = resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else Path(script.name)
+    return " ".join(["python", script.as_posix(), *map(_without_root, sys.argv[1:])])
+
+
+def _without_root(argument: str) -> str:
+    """An absolute path in an argument becomes relative to the root, or its last part."""
+    flag, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    resolved = path.resolve()
+    inside = resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else Path(path.name)
+    return f"{flag}{equals}{inside.as_posix()}"
+
+
+def commit() -> str:
+    """The checked-out commit; `+dirty` when tracked source differs from it."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changes = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+    return f"{head}+dirty" if changes else head
+
+
+def _git(*arguments: str) -> str:
+    run = subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30
+    )
+    return run.stdout.strip()
+
+
+def machine() -> dict[str, str | int | float]:
+    """CPU model, cores this process may use, and memory in GiB."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "ram_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
+def _cpu_model() -> str:
+    """Model name as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return UNKNOWN
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else UNKNOWN
