@@ -1,0 +1,138 @@
+"""MobileNetV2 1.0 with batch norm folded, in two parts: a trunk to freeze and a top to fine-tune.
+
+Padding is TensorFlow's SAME (the odd cell goes to the right and the bottom), as the published
+weights expect. Submodules are declared in the order in which they run; the weight loader relies
+on it. Knows torch only.
+"""
+
+# Shapes: N crops or images, H height, W width
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TRUNK_CHANNELS = 96
+TOP_CHANNELS = 1280
+# (expansion, output channels, number of blocks, stride of the first block)
+TRUNK_PLAN = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
+TOP_PLAN = ((6, 160, 3, 2), (6, 320, 1, 1))
+
+
+class SameConv(nn.Conv2d):
+    """A convolution whose output has ceil(input / stride) cells a side, as in TensorFlow."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__(c_in, c_out, kernel, stride, 0, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom = same_padding(x.shape[2], kernel, stride)
+        left, right = same_padding(x.shape[3], kernel, stride)
+        if top == bottom and left == right:
+            padding = (top, left)
+        else:
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+
+
+def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the cells to add before and after an axis of `length` cells."""
+    total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+    return total // 2, total - total // 2
+
+
+class ConvReLU6(nn.Module):
+    """A convolution and a ReLU that is cut off at 6."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = SameConv(c_in, c_out, kernel, stride=stride, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
+        y: Tensor = self.conv(x)
+        return F.relu6(y, inplace=True)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project back; added to the input where shapes allow."""
+
+    def __init__(self, c_in: int, c_out: int, *, expansion: int, stride: int) -> None:
+        super().__init__()
+        hidden = c_in * expansion
+        self.expand = ConvReLU6(c_in, hidden) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvReLU6(hidden, hidden, 3, stride=stride, groups=hidden)
+        self.project = SameConv(hidden, c_out, 1)
+        self.residual = stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
+        return y + x if self.residual else y
+
+
+def inverted_residuals(c_in: int, plan: tuple[tuple[int, int, int, int], ...]) -> nn.Sequential:
+    """Return the blocks of a plan, one after the other."""
+    blocks: list[nn.Module] = []
+    for expansion, c_out, depth, stride in plan:
+        for i in range(depth):
+            blocks.append(
+                InvertedResidual(c_in, c_out, expansion=expansion, stride=1 if i else stride)
+            )
+            c_in = c_out
+    return nn.Sequential(*blocks)
+
+
+class MobileNetTrunk(nn.Module):
+    """Stem and the blocks down to stride 16; frozen in training, so that its output can be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvReLU6(3, 32, 3, stride=2)
+        self.blocks = inverted_residuals(32, TRUNK_PLAN)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), RGB in [-1, 1] -> (N, 96, H/16, W/16), sides rounded up."""
+        y: Tensor = self.blocks(self.stem(images))
+        return y
+
+
+class MobileNetTop(nn.Module):
+    """The blocks of stride 32 and the last, widest convolution; the part that is fine-tuned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = inverted_residuals(TRUNK_CHANNELS, TOP_PLAN)
+        self.head = ConvReLU6(320, TOP_CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 96, H/16, W/16) -> (N, 1280, H/32, W/32), sides rounded up."""
+        y: Tensor = self.head(self.blocks(x))
+        return y
+
+
+class MobileNetV2(nn.Module):
+    """Trunk and top in a row: 2.2 M parameters, no classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = MobileNetTrunk()
+        self.top = MobileNetTop()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images or crops.
+
+        Args:
+            images: (N, 3, H, W), RGB in [-1, 1], i.e. value / 127.5 - 1.
+
+        Returns:
+            (N, 1280, H/32, W/32), sides rounded up; the mean over cells is the usual vector.
+        """
+        y: Tensor = self.top(self.trunk(images))
+        return y
