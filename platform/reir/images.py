@@ -1,0 +1,309 @@
+"""Safe decoding of one image, and the names under which images are kept.
+
+Any bytes go in; either upright RGB pixels come out or one `ImageError` with the class of failure.
+Knows Pillow and file paths, no model, no store. All functions are safe to call from many threads.
+"""
+
+# Shapes: H x W pixels of the upright image
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+
+from reir.errors import ImageError, ImageFailure, SourceError
+from reir.image_formats import ImageFormat, is_cut_within_magic, sniff
+from reir.models.seams import RgbImage
+
+DEFAULT_MAX_PIXELS = 100_000_000
+DEFAULT_MAX_BYTES = 512 * 1024**2
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+# below this the reader's rounding up to whole pixels would shift normalised boxes
+_LEAST_DRAFT_SIDE_PX = 64
+
+# What Pillow's readers let through when bytes are not what they should be.
+_READER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    Warning,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_QUIET_MODULES = r"PIL\."
+_QUIET = ("ignore", None, UserWarning, re.compile(_QUIET_MODULES), 0)
+
+# What they say of a valid file in a flavour that they do not read.
+_UNSUPPORTED_WORDS = ("unsupported", "not supported", "unknown pixel mode", "not available")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """One decoded photo.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, upright, RGB; smaller than the photo when `at_least_px` was given.
+        width_px: width of the whole upright photo.
+        height_px: height of the whole upright photo.
+    """
+
+    pixels: RgbImage
+    width_px: int
+    height_px: int
+
+
+def decode(
+    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, at_least_px: int | None = None
+) -> DecodedImage:
+    """Decode the bytes of an image file: first frame, upright by EXIF, on white where transparent.
+
+    Args:
+        data: the whole file.
+        max_pixels: refuse larger images; read from the header, before any pixel is decoded.
+        at_least_px: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size while its longer
+            side keeps at least so many pixels; several times faster for large photos. Normalised
+            boxes are the same at every scale.
+
+    Raises:
+        ImageError: with the class of failure in `reason`.
+        ValueError: `at_least_px` is less than 1.
+    """
+    if at_least_px is not None and at_least_px < 1:
+        raise ValueError(f"at_least_px must be 1 or more, got {at_least_px}")
+    file_format = _recognise(data)
+    image = _open(data, file_format, max_pixels)
+    if not file_format.is_complete(data):
+        raise ImageError(
+            ImageFailure.TRUNCATED, f"{file_format.name} of {len(data)} bytes has no end"
+        )
+    size = image.size
+    try:
+        if at_least_px is not None:
+            _draft(image, at_least_px)
+        image.load()
+        orientation = _orientation(image)
+        pixels = _to_rgb(image, orientation)
+    except _READER_ERRORS as error:
+        raise _failure(error, file_format, "pixels") from error
+    width_px, height_px = size[::-1] if orientation in _SWAPS_SIDES else size
+    return DecodedImage(pixels, width_px, height_px)
+
+
+def decode_image(data: bytes) -> RgbImage:
+    """Return the (H, W, 3) uint8 pixels of an image file; see `decode`.
+
+    Raises:
+        ImageError: with the class of failure in `reason`.
+    """
+    return decode(data).pixels
+
+
+def read_image(path: str | Path) -> RgbImage:
+    """Return the (H, W, 3) uint8 pixels of the image file at `path`.
+
+    Raises:
+        ImageError: with the class of failure in `reason`.
+    """
+    return decode_image(read_bytes(path))
+
+
+def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        ImageError: MISSING (also a broken link), UNREADABLE (no permission, a folder, a device) or
+            TOO_LARGE.
+    """
+    try:
+        # a pipe would block the first plain open for ever
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(ImageFailure.UNREADABLE, f"{_shown(path)} is no regular file")
+            if status.st_size > max_bytes:
+                raise ImageError(
+                    ImageFailure.TOO_LARGE,
+                    f"{_shown(path)} has {status.st_size} bytes, at most {max_bytes} are read",
+                )
+            return file.read(max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(ImageFailure.MISSING, f"{_shown(path)} does not exist") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(ImageFailure.UNREADABLE, f"{_shown(path)}: {reason}") from error
+
+
+def canonical_uri(path: str | Path) -> str:
+    """Return the `file://` URI of `path`, absolute, every unusual byte percent-encoded.
+
+    Works on the bytes of the name, so names with newlines or in no valid encoding keep apart.
+    """
+    return "file://" + quote(os.fsencode(os.path.abspath(path)))
+
+
+def path_of_uri(uri: str) -> Path:
+    """Return the path that `canonical_uri` made `uri` from.
+
+    Raises:
+        SourceError: not a local `file://` URI.
+    """
+    if not uri.startswith("file:///"):
+        raise SourceError(f"uri {uri!r} is not local; expected file:///absolute/path")
+    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+
+
+def image_id(uri: str) -> str:
+    """Return the stable key of an image: 20 hex digits of the sha256 of its canonical URI."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:20]
+
+
+def content_hash(data: bytes) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _recognise(data: bytes) -> ImageFormat:
+    if not data:
+        raise ImageError(ImageFailure.EMPTY, "the file has 0 bytes")
+    file_format = sniff(data)
+    if file_format is None:
+        if is_cut_within_magic(data):
+            raise ImageError(ImageFailure.TRUNCATED, f"only {len(data)} bytes: {data!r}")
+        raise ImageError(
+            ImageFailure.NOT_AN_IMAGE, f"{len(data)} bytes starting with {data[:12]!r}"
+        )
+    return file_format
+
+
+def _open(data: bytes, file_format: ImageFormat, max_pixels: int) -> ImageFile.ImageFile:
+    """Parse the header, holding back from images with more than `max_pixels`."""
+    if file_format.reader is None:
+        raise ImageError(
+            ImageFailure.UNSUPPORTED, f"{file_format.name} files are not decoded; convert to JPEG"
+        )
+    _check_size(file_format.header_size(data), max_pixels)
+    _quieten_readers()
+    try:
+        image = file_format.reader(io.BytesIO(data))
+    except _READER_ERRORS as error:
+        raise _failure(error, file_format, "header") from error
+    _check_size(image.size, max_pixels)
+    return image
+
+
+def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise ImageError(
+            ImageFailure.TOO_LARGE,
+            f"{size[0]} x {size[1]} px; the limit is {max_pixels / 1e6:g} million px (max_pixels)",
+        )
+
+
+def _quieten_readers() -> None:
+    """Keep Pillow's remarks on damaged metadata from the user's terminal.
+
+    A filter for the modules of Pillow alone, put in front and left there: saving and restoring the
+    filters around each image is not safe between threads.
+    """
+    if not warnings.filters or warnings.filters[0] != _QUIET:
+        warnings.filterwarnings("ignore", category=UserWarning, module=_QUIET_MODULES)
+
+
+def _failure(error: BaseException, file_format: ImageFormat, part: str) -> ImageError:
+    """Turn what a reader raised into the class of failure it stands for."""
+    said = str(error) or type(error).__name__
+    detail = f"{file_format.name} {part}: {said}"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return ImageError(ImageFailure.TOO_LARGE, detail)
+    if any(word in said.lower() for word in _UNSUPPORTED_WORDS):
+        return ImageError(ImageFailure.UNSUPPORTED, detail)
+    return ImageError(ImageFailure.TRUNCATED, detail)
+
+
+def _draft(image: ImageFile.ImageFile, at_least_px: int) -> None:
+    """Have a JPEG decoded at the smallest of 1/1 ... 1/8 that keeps the longer side long enough."""
+    for divisor in (8, 4, 2):
+        if (
+            max(image.size) // divisor >= at_least_px
+            and min(image.size) // divisor >= _LEAST_DRAFT_SIDE_PX
+        ):
+            image.draft(None, (image.width // divisor, image.height // divisor))
+            return
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where the metadata cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _READER_ERRORS:
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image, orientation: int) -> RgbImage:
+    """Return upright RGB pixels of any mode, transparent parts on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _grey_to_8_bit(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return np.array(image)
+
+
+def _grey_to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale deep grey to 8 bits: 16-bit by its full range, the rest by the range found.
+
+    32-bit integers and floats have no agreed white, so their least and greatest finite values
+    become black and white.
+    """
+    if image.mode.startswith("I;16") or image.format == "PPM":
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    values: npt.NDArray[np.float64] = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    scaled = (np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12)
+    return Image.fromarray(np.rint(scaled.clip(0, 1) * 255).astype(np.uint8))
+
+
+def _shown(path: str | Path) -> str:
+    """Return a path for a message, free of newlines and undecodable bytes."""
+    return ascii(os.fspath(path))
