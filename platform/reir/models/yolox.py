@@ -5,6 +5,8 @@ training starts from folded weights. Submodules are declared in the order in whi
 weight loader relies on it. Knows torch, numpy and Pillow, and no file, device or query.
 """
 
+# ruff: noqa: D107 (the docstring of a layer's class says what it is)
+
 # Shapes: B images, S side of the square input, A anchors (one per cell of the three maps),
 #         C channels of the class branch (64), K classes, N candidates of one image
 
@@ -96,9 +98,7 @@ class ConvSiLU(nn.Module):
 
 def depthwise(c_in: int, c_out: int, *, stride: int = 1) -> nn.Sequential:
     """Return a depthwise 3x3 and a pointwise convolution, each with its SiLU."""
-    return nn.Sequential(
-        ConvSiLU(c_in, c_in, 3, stride=stride, groups=c_in), ConvSiLU(c_in, c_out)
-    )
+    return nn.Sequential(ConvSiLU(c_in, c_in, 3, stride=stride, groups=c_in), ConvSiLU(c_in, c_out))
 
 
 class Bottleneck(nn.Module):
@@ -137,7 +137,7 @@ class CspStage(nn.Module):
 
 
 class Focus(nn.Module):
-    """Stem: every 2x2 patch becomes four channels groups, then one 3x3 convolution."""
+    """Stem: every 2x2 patch becomes four groups of channels, then one 3x3 convolution."""
 
     def __init__(self, c_out: int) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ def decode_boxes(deltas: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
         grids.append(grid)
         strides.append(grid.new_full((height * width, 1), stride))
-    stride_A1 = torch.cat(strides)  # noqa: N806 (shape suffix)
+    stride_A1 = torch.cat(strides)
     centre = (deltas[..., :2] + torch.cat(grids)) * stride_A1
     half = deltas[..., 2:].exp() * stride_A1 / 2
     return torch.cat((centre - half, centre + half), dim=-1)
@@ -389,32 +389,27 @@ def select_candidates(
         raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
     limits = output.boxes_xyxy_px.new_tensor(
         [(w * s, h * s) * 2 for (h, w), s in zip(sizes_px, scales, strict=True)]
-    )
-    boxes = output.boxes_xyxy_px.clamp(min=0).minimum(limits[:, None])
-    usable = ((boxes[..., 2:] - boxes[..., :2]) >= MIN_SIDE_PX).all(dim=2)
+    ).reshape(-1, 1, 4)
+    boxes_px = output.boxes_xyxy_px.clamp(min=0).minimum(limits)
+    usable = ((boxes_px[..., 2:] - boxes_px[..., :2]) >= MIN_SIDE_PX).all(dim=2)
     scores = torch.where(usable, output.scores, 0.0)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :NMS_POOL], order[:, :NMS_POOL]
-    boxes = (boxes / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
-    picks, counts = greedy_nms(boxes * limits[:, None], scores, num_candidates, nms_iou)
-    return [
-        _gather(output, i, boxes[i], scores[i], order[i], picks[i, :count])
-        for i, count in enumerate(counts.tolist())
-    ]
-
-
-def _gather(
-    output: YoloxOutput, image: int, boxes: Tensor, scores: Tensor, order: Tensor, picks: Tensor
-) -> Candidates:
-    """Return the picked rows of one image."""
-    anchors = order[picks]
-    return Candidates(
-        boxes=boxes[picks],
-        scores=scores[picks],
-        class_scores=output.class_scores[image, anchors],
-        class_features=output.class_features[image, anchors],
-        anchors=anchors,
-    )
+    pool_scores, pool = scores.sort(dim=1, descending=True, stable=True)
+    pool_scores, pool = pool_scores[:, :NMS_POOL], pool[:, :NMS_POOL]
+    pool_boxes_px = boxes_px.gather(1, pool[..., None].expand(-1, -1, 4))
+    picks, counts = greedy_nms(pool_boxes_px, pool_scores, num_candidates, nms_iou)
+    found = []
+    for i, count in enumerate(counts.tolist()):
+        anchors = pool[i, picks[i, :count]]
+        found.append(
+            Candidates(
+                boxes=boxes_px[i, anchors] / limits[i],
+                scores=scores[i, anchors],
+                class_scores=output.class_scores[i, anchors],
+                class_features=output.class_features[i, anchors],
+                anchors=anchors,
+            )
+        )
+    return found
 
 
 def greedy_nms(
