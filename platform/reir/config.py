@@ -1,0 +1,152 @@
+"""Configuration: one frozen pydantic model a component, YAML read in one place.
+
+Every mistake becomes a `ConfigError` that names the key, the file, the value and what is allowed.
+Knows no component; each declares its own `StrictConfig`.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from reir.errors import ConfigError, nearest_name
+
+Config = TypeVar("Config", bound="StrictConfig")
+
+
+class StrictConfig(BaseModel):
+    """Base of every configuration: frozen, unknown keys refused, defaults checked too."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+def load_config(
+    model: type[Config],
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """Build a configuration from a YAML file or a mapping, with single values overridden.
+
+    Args:
+        model: the class of the configuration.
+        source: path of a YAML file, or values; None for the defaults.
+        overrides: `"section.key=value"`, the value in YAML; later ones win.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong. All wrong ones are named.
+    """
+    if source is None or isinstance(source, Mapping):
+        values, origin = dict(source or {}), ""
+    else:
+        values, origin = _read_yaml(Path(source)), f" (file {source})"
+    for override in overrides:
+        values = _overridden(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, found) + origin for found in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def dump_config(config: StrictConfig) -> str:
+    """Return the resolved configuration as YAML; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def reir_home() -> Path:
+    """Return the folder for everything the platform keeps: `$REIR_HOME`, or `~/.reir`."""
+    return Path(os.environ.get("REIR_HOME") or Path.home() / ".reir").expanduser().absolute()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}")
+    return values
+
+
+def _overridden(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """Return a copy of `values` with one "section.key=value" put in."""
+    dotted, equals, text = override.partition("=")
+    keys = [key.strip() for key in dotted.split(".")]
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r} must read section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+    return _put(values, keys, value, override)
+
+
+def _put(values: Mapping[str, Any], keys: list[str], value: Any, override: str) -> dict[str, Any]:
+    key, *rest = keys
+    if not rest:
+        return {**values, key: value}
+    below = values.get(key) or {}
+    if not isinstance(below, Mapping):
+        raise ConfigError(f"override {override!r}: {key!r} is a value ({below!r}), not a section")
+    return {**values, key: _put(below, rest, value, override)}
+
+
+def _explain(model: type[BaseModel], found: ErrorDetails) -> str:
+    """Return one line for one of pydantic's findings."""
+    *path, key = found["loc"] or ("",)
+    section = _dotted(path)
+    if found["type"] == "extra_forbidden":
+        known = sorted(_keys_at(model, path))
+        where = f" in section '{section}'" if section else ""
+        hint = nearest_name(str(key), known)
+        return f"unknown key '{key}'{where}{hint or ';'} allowed: {', '.join(known)}"
+    dotted = _dotted([*path, key])
+    if found["type"] == "missing":
+        return f"'{dotted}' is required and has no default; set it in the file or as {dotted}=..."
+    said = found["msg"].removeprefix("Value error, ")
+    if isinstance(found["input"], Mapping) and found["type"] == "value_error":
+        return f"{_named(dotted)}: {said}"
+    return f"{_named(dotted)}: got {found['input']!r}; {said[:1].lower()}{said[1:]}"
+
+
+def _named(dotted: str) -> str:
+    return f"'{dotted}'" if dotted else "the configuration"
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
+    """Return the keys known at `path`, followed through sections, lists and unions."""
+    candidates = [model]
+    for part in path:
+        deeper = [
+            section
+            for candidate in candidates
+            if part in candidate.model_fields
+            for section in _sections(candidate.model_fields[str(part)].annotation)
+        ]
+        candidates = deeper or candidates  # a list index or the tag of a union names no field
+    return {name for candidate in candidates for name in candidate.model_fields}
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the configuration classes within a type such as `list[A] | None`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for part in typing.get_args(annotation) for found in _sections(part)]
