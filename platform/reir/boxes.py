@@ -81,7 +81,8 @@ def elementwise_iou(a: npt.ArrayLike, b: npt.ArrayLike, epsilon: float = 0.0) ->
     union = area(a) + area(b) - intersection
     if epsilon:
         intersection, union = intersection + epsilon, union + epsilon
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    iou: Values = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return iou
 
 
 def pairwise_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Values:

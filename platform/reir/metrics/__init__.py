@@ -1,0 +1,19 @@
+"""Scores over plain arrays. Knows no model, no store and no file."""
+
+from __future__ import annotations
+
+from reir.metrics.bootstrap import Interval, bootstrap_intervals
+from reir.metrics.rec import RecHits, rec_hits
+from reir.metrics.reir import UNRANKED, Gallery, Queries, ReirRanks, reir_ranks
+
+__all__ = [
+    "UNRANKED",
+    "Gallery",
+    "Interval",
+    "Queries",
+    "RecHits",
+    "ReirRanks",
+    "bootstrap_intervals",
+    "rec_hits",
+    "reir_ranks",
+]
