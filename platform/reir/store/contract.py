@@ -109,9 +109,7 @@ class InstanceStore(Protocol):
         """
         ...
 
-    def upsert_images(
-        self, gallery: str, version: str, images: Sequence[IndexedImage]
-    ) -> None:
+    def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
         """Write a batch of images: instances first, ledger rows last.
 
         Replaces whatever is stored under the same image ids (also where the new image has fewer

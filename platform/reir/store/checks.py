@@ -1,0 +1,112 @@
+"""What every store checks alike, so that none accepts what another refuses."""
+
+# Shapes: Q queries, D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reir.errors import GalleryNotFound, QueryError, SchemaMismatch
+from reir.records import FloatArray, IndexedImage
+from reir.store.contract import VersionSpec
+
+MAX_LIMIT = 16_384
+
+
+def instance_id(image_id: str, number: int) -> str:
+    """Key of the `number`-th instance of an image, counted from 0."""
+    return f"{image_id}#{number}"
+
+
+def latest_by_id(images: Sequence[IndexedImage]) -> dict[str, IndexedImage]:
+    """Return the batch by image id; where an id comes twice, the last one counts."""
+    return {image.record.image_id: image for image in images}
+
+
+def check_images(images: Iterable[IndexedImage], dim: int, version: str) -> None:
+    """Refuse instances whose vectors do not fit the version.
+
+    Raises:
+        SchemaMismatch: a dimension differs; the message gives both.
+    """
+    for image in images:
+        if image.instances is not None:
+            check_dim(image.instances.dim, dim, version)
+
+
+def check_dim(found: int, dim: int, version: str) -> None:
+    """Refuse a vector dimension other than the version's.
+
+    Raises:
+        SchemaMismatch: it differs; the message gives both.
+    """
+    if found != dim:
+        raise SchemaMismatch(
+            f"version '{version}' holds vectors of dimension {dim}, got {found}; use the "
+            f"checkpoint it was indexed with, or index into a new version"
+        )
+
+
+def check_spec(found: VersionSpec, wanted: VersionSpec, version: str) -> None:
+    """Refuse to reuse a version that was created with another spec.
+
+    Raises:
+        SchemaMismatch: they differ; the message gives both.
+    """
+    if not same_spec(found, wanted):
+        raise SchemaMismatch(
+            f"version '{version}' exists with {found}, wanted {wanted}; index into a new version "
+            f"or use the checkpoint and settings it was made with"
+        )
+
+
+def same_spec(first: VersionSpec, second: VersionSpec) -> bool:
+    """Whether both give equal vectors for equal images."""
+    return (first.dim, first.digest, dict(first.settings)) == (
+        second.dim,
+        second.digest,
+        dict(second.settings),
+    )
+
+
+def check_queries(vectors: npt.ArrayLike, limit: int) -> FloatArray:
+    """Return the queries as (Q, D) float32.
+
+    Raises:
+        QueryError: the shape, a value or the limit is not allowed.
+    """
+    queries = np.ascontiguousarray(vectors, dtype=np.float32)
+    if queries.ndim != 2:
+        raise QueryError("vectors", f"must have shape (Q, D), got {queries.shape}")
+    if not np.isfinite(queries).all():
+        raise QueryError("vectors", "must be finite, got NaN or infinity")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise QueryError("limit", f"must be 1 to {MAX_LIMIT}, got {limit}")
+    return queries
+
+
+def no_version(gallery: str, version: str, known: Mapping[str, object]) -> GalleryNotFound:
+    """Return the error for a version that does not exist; `known` are those that do."""
+    if not known:
+        return no_gallery(gallery)
+    return GalleryNotFound(
+        f"gallery '{gallery}' has no version '{version}'; it has {', '.join(known)}"
+    )
+
+
+def no_gallery(gallery: str) -> GalleryNotFound:
+    """Return the error for a gallery that does not exist."""
+    return GalleryNotFound(
+        f"no gallery '{gallery}' in this store; `reir galleries` lists them, "
+        f"`reir index SOURCE --gallery {gallery}` makes it"
+    )
+
+
+def no_live_version(gallery: str) -> GalleryNotFound:
+    """Return the error for a gallery none of whose versions is live."""
+    return GalleryNotFound(
+        f"gallery '{gallery}' has no live version yet; `reir promote {gallery} VERSION` makes one"
+    )

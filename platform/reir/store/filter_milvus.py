@@ -1,0 +1,109 @@
+"""Writes a filter tree as a Milvus boolean expression.
+
+Strings are quoted here and nowhere else, so no user text reaches Milvus as syntax. Prefixes become
+ranges, since `like` of Milvus 2.3 knows no escape for the `%` of percent-encoded URIs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from reir.store.filters import (
+    And,
+    Comparison,
+    Field,
+    Filter,
+    In,
+    Not,
+    Or,
+    StartsWith,
+    Value,
+)
+
+_NEVER = "image_id in []"
+
+
+def render_milvus(tree: Filter) -> str:
+    """Return the Milvus expression that selects the instances for which `tree` holds."""
+    match tree:
+        case Comparison(field, operator, value):
+            return _guarded(field, f"{_reference(field)} {operator} {_literal(field, value)}")
+        case In(field, values):
+            return _render_in(field, values)
+        case StartsWith(field, prefix):
+            return _render_prefix(field, prefix)
+        case Not(operand):
+            return f"(not {render_milvus(operand)})"
+        case And(operands):
+            return _joined("and", map(render_milvus, operands))
+        case Or(operands):
+            return _joined("or", map(render_milvus, operands))
+
+
+def quote(text: str) -> str:
+    """Return `text` as a Milvus string literal."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def render_ids(column: str, ids: Iterable[str]) -> str:
+    """Return the expression for rows whose `column` is one of `ids`."""
+    return f"{column} in [{', '.join(map(quote, ids))}]"
+
+
+def _joined(word: str, parts: Iterable[str]) -> str:
+    return "(" + f" {word} ".join(parts) + ")"
+
+
+def _render_in(field: Field, values: Sequence[Value]) -> str:
+    """JSON fields know no `in` for mixed types; a chain of comparisons does the same."""
+    if not values:
+        return f"({_NEVER})"
+    if not field.attribute:
+        return f"({field.name} in [{', '.join(_literal(field, value) for value in values)}])"
+    return _joined("or", (render_milvus(Comparison(field, "==", value)) for value in values))
+
+
+def _render_prefix(field: Field, prefix: str) -> str:
+    reference = _reference(field)
+    parts = [f"{reference} >= {quote(prefix)}"]
+    after = _successor(prefix)
+    if after is not None:
+        parts.append(f"{reference} < {quote(after)}")
+    return _joined("and", (_guarded(field, part) for part in parts))
+
+
+def _successor(prefix: str) -> str | None:
+    """Return the least string above all that start with `prefix`, None if there is none."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    code = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
+
+
+def _guarded(field: Field, comparison: str) -> str:
+    """Make the comparison false, and its negation true, where the attribute is absent."""
+    if not field.attribute:
+        return f"({comparison})"
+    return f"((exists {_reference(field)}) and ({comparison}))"
+
+
+def _reference(field: Field) -> str:
+    return f'attributes["{field.name}"]' if field.attribute else field.name
+
+
+def _literal(field: Field, value: Value) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return quote(value)
+        case int() if field.attribute:
+            return str(value)
+        case _ if field.attribute:
+            return repr(float(value))
+        case _:
+            return repr(float(np.float32(value)))

@@ -1,0 +1,123 @@
+"""Finds or starts the process that serves an embedded store.
+
+Milvus Lite allows one process a data directory. Whoever comes first starts a server on 127.0.0.1
+as a process of its own, whoever comes later reads its address from the directory and shares it; a
+server that died is replaced. It outlives its starter while others use the store, and ends by itself
+when nobody does. All of that rests on file locks, which a kill -9 releases too.
+
+    server.json    process id and port, written by the server once it answers
+    server.lock    held by the server while it lives
+    clients.lock   shared by every client while it has the store open
+    start.lock     held while looking for a server or starting one
+    server.log     what the server said
+    milvus/        the data
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from reir.errors import StoreUnavailable
+from reir.store.lite_child import CLIENTS_LOCK, RECORD, SERVER_LOCK
+from reir.store.locks import FileLock, exclusive, is_locked
+
+IDLE_S = 20.0
+"""How long an unused server stays, for the next command to find it warm."""
+
+_START_TIMEOUT_S = 60.0
+_POLL_S = 0.02
+_LOG_LIMIT_BYTES = 1 << 20
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Servers started by this process: kept, since they may outlive the object that started them."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a running server answers."""
+
+    pid: int
+    port: int
+
+    @property
+    def uri(self) -> str:
+        """As Milvus clients want it."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+class LiteServer:
+    """A client's hold on the server of one directory."""
+
+    def __init__(self, directory: Path, *, idle_s: float = IDLE_S) -> None:
+        """Take hold of `directory`, creating it; starts nothing yet.
+
+        Raises:
+            StoreUnavailable: the directory cannot be written.
+        """
+        self.directory = directory
+        self._idle_s = idle_s
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._hold = FileLock(directory / CLIENTS_LOCK)
+        except OSError as error:
+            raise StoreUnavailable(str(directory), f"cannot be written ({error})") from error
+
+    def address(self) -> Address:
+        """Return where the server answers, starting one when there is none.
+
+        Raises:
+            StoreUnavailable: it does not start, or holds the directory but gives no address.
+        """
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        if not self._hold.acquire(shared=True, timeout_s=_START_TIMEOUT_S):
+            raise self._unavailable("the last server has been closing for too long")
+        with exclusive(self.directory / "start.lock"):
+            if not self.is_running():
+                (self.directory / RECORD).unlink(missing_ok=True)
+                self._start()
+            return self._wait_for_record(deadline)
+
+    def is_running(self) -> bool:
+        """Whether some process serves the directory."""
+        return is_locked(self.directory / SERVER_LOCK)
+
+    def close(self) -> None:
+        """Give up the hold; the server ends by itself when nobody has one."""
+        self._hold.close()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "reir.store.lite_child", str(self.directory)]
+        log = self.directory / "server.log"
+        fresh = not log.exists() or log.stat().st_size > _LOG_LIMIT_BYTES
+        with log.open("wb" if fresh else "ab") as output:
+            process = subprocess.Popen(
+                [*command, "--idle-s", str(self._idle_s)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is for its clients
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        _started[:] = [each for each in _started if each.poll() is None] + [process]
+
+    def _wait_for_record(self, deadline: float) -> Address:
+        """Wait until the server has written its address, and return it."""
+        record = self.directory / RECORD
+        while time.monotonic() < deadline:
+            try:
+                return Address(**json.loads(record.read_text()))
+            except FileNotFoundError:
+                if _started and _started[-1].poll() is not None and not self.is_running():
+                    raise self._unavailable("the server ended at once") from None
+                time.sleep(_POLL_S)
+        raise self._unavailable(f"the server gave no address within {_START_TIMEOUT_S:.0f} s")
+
+    def _unavailable(self, problem: str) -> StoreUnavailable:
+        log = self.directory / "server.log"
+        return StoreUnavailable(str(self.directory), f"{problem}; see {log}")

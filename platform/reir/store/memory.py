@@ -1,0 +1,215 @@
+"""`MemoryStore`: the contract in dictionaries and numpy, the reference for the other stores."""
+
+# Shapes: Q queries, N instances, D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from reir.errors import StoreError
+from reir.records import FloatArray, ImageRecord, IndexedImage
+from reir.store.checks import (
+    check_dim,
+    check_images,
+    check_queries,
+    check_spec,
+    instance_id,
+    latest_by_id,
+    no_gallery,
+    no_live_version,
+    no_version,
+)
+from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+from reir.store.filter_numpy import Column, evaluate, objects
+from reir.store.filters import NUMBER_FIELDS, Field, parse
+from reir.store.names import check_name
+
+
+@dataclass
+class _Version:
+    """Ledger rows and instances of one version, by image id."""
+
+    spec: VersionSpec
+    records: dict[str, ImageRecord] = field(default_factory=dict)
+    rows: dict[str, list[InstanceRow]] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """Keeps galleries in this process; nothing outlives it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._galleries: dict[str, dict[str, _Version]] = {}
+        self._live: dict[str, str] = {}
+
+    def galleries(self) -> list[str]:
+        """Names of all galleries, sorted."""
+        return sorted(self._galleries)
+
+    def versions(self, gallery: str) -> list[VersionInfo]:
+        """Versions of a gallery, oldest first."""
+        return [
+            VersionInfo(
+                name=name,
+                spec=version.spec,
+                live=self._live.get(gallery) == name,
+                num_images=len(version.records),
+                num_failed=sum(row.status == "failed" for row in version.records.values()),
+                num_instances=sum(map(len, version.rows.values())),
+            )
+            for name, version in self._gallery(gallery).items()
+        ]
+
+    def live_version(self, gallery: str) -> str:
+        """Name of the live version."""
+        self._gallery(gallery)
+        if gallery not in self._live:
+            raise no_live_version(gallery)
+        return self._live[gallery]
+
+    def create_version(self, gallery: str, version: str, spec: VersionSpec) -> None:
+        """Create the version; does nothing when it exists with an equal spec."""
+        check_name("gallery", gallery)
+        check_name("version", version)
+        versions = self._galleries.setdefault(gallery, {})
+        check_spec(versions.setdefault(version, _Version(spec)).spec, spec, version)
+
+    def promote(self, gallery: str, version: str) -> None:
+        """Make `version` live."""
+        self._version(gallery, version)
+        self._live[gallery] = version
+
+    def drop_version(self, gallery: str, version: str) -> None:
+        """Delete a version that is not live."""
+        self._version(gallery, version)
+        if self._live.get(gallery) == version:
+            raise StoreError(
+                f"version '{version}' of gallery '{gallery}' is live and cannot be dropped; "
+                f"promote another version first"
+            )
+        del self._galleries[gallery][version]
+        if not self._galleries[gallery]:
+            del self._galleries[gallery]
+
+    def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
+        """Write a batch of images, replacing what is stored under the same ids."""
+        stored = self._version(gallery, version)
+        batch = latest_by_id(images)
+        check_images(batch.values(), stored.spec.dim, version)
+        for image_id, image in batch.items():
+            stored.rows[image_id] = _instance_rows(image)
+            stored.records[image_id] = image.record
+
+    def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
+        """Delete images and their instances; returns how many ledger rows went."""
+        stored = self._version(gallery, version)
+        found = set(image_ids) & stored.records.keys()
+        for image_id in found:
+            del stored.records[image_id], stored.rows[image_id]
+        return len(found)
+
+    def get_images(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, ImageRecord]:
+        """Ledger rows of those ids that exist."""
+        records = self._version(gallery, version).records
+        return {each: records[each] for each in image_ids if each in records}
+
+    def iter_images(
+        self, gallery: str, version: str, *, status: str | None = None
+    ) -> Iterator[ImageRecord]:
+        """All ledger rows in the order of image_id, optionally of one status."""
+        records = self._version(gallery, version).records
+        return (records[each] for each in sorted(records) if status in (None, records[each].status))
+
+    def get_instances(
+        self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
+    ) -> dict[str, list[InstanceRow]]:
+        """All instances of the images that exist, each list in the order of the number."""
+        rows = self._version(gallery, version).rows
+        return {
+            each: [row if with_vectors else replace(row, vector=None) for row in rows[each]]
+            for each in image_ids
+            if each in rows
+        }
+
+    def search(
+        self,
+        gallery: str,
+        version: str,
+        vectors: FloatArray,
+        limit: int,
+        *,
+        where: str | None = None,
+    ) -> list[list[InstanceRow]]:
+        """The `limit` instances of largest inner product for each query vector, best first."""
+        stored = self._version(gallery, version)
+        queries = check_queries(vectors, limit)
+        check_dim(queries.shape[1], stored.spec.dim, version)
+        rows = [row for image_rows in stored.rows.values() for row in image_rows]
+        if where is not None:
+            mask = evaluate(parse(where), lambda field: _column(rows, field))
+            rows = [row for row, kept in zip(rows, mask, strict=True) if kept]
+        if not rows:
+            return [[] for _ in queries]
+        scores_QN = queries @ np.stack([_vector(row) for row in rows]).T
+        return [_best(rows, scores_N, limit) for scores_N in scores_QN]
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+    def _gallery(self, gallery: str) -> dict[str, _Version]:
+        if gallery not in self._galleries:
+            raise no_gallery(gallery)
+        return self._galleries[gallery]
+
+    def _version(self, gallery: str, version: str) -> _Version:
+        versions = self._gallery(gallery)
+        if version not in versions:
+            raise no_version(gallery, version, versions)
+        return versions[version]
+
+
+def _instance_rows(image: IndexedImage) -> list[InstanceRow]:
+    instances, record = image.instances, image.record
+    if instances is None:
+        return []
+    return [
+        InstanceRow(
+            instance_id=instance_id(record.image_id, number),
+            image_id=record.image_id,
+            uri=record.uri,
+            box=tuple(instances.boxes[number].tolist()),
+            objectness=float(instances.objectness[number]),
+            area=float(instances.areas[number]),
+            vector=instances.vectors[number].copy(),
+            attributes=dict(record.attributes),
+        )
+        for number in range(len(instances))
+    ]
+
+
+def _vector(row: InstanceRow) -> FloatArray:
+    assert row.vector is not None, "the store keeps every row with its vector"
+    return row.vector
+
+
+def _best(rows: list[InstanceRow], scores_N: FloatArray, limit: int) -> list[InstanceRow]:
+    order = np.argsort(-scores_N, kind="stable")[:limit]
+    return [replace(rows[i], score=float(scores_N[i]), vector=None) for i in order]
+
+
+def _column(rows: list[InstanceRow], field: Field) -> Column:
+    corners = ("x1", "y1", "x2", "y2")
+    if field.attribute:
+        values = [row.attributes.get(field.name) for row in rows]
+    elif field.name in corners:
+        values = [row.box[corners.index(field.name)] for row in rows]
+    else:
+        values = [getattr(row, field.name) for row in rows]
+    if not field.attribute and field.name in NUMBER_FIELDS:
+        return Column(np.array(values, dtype=np.float32))
+    return Column(objects(values))
