@@ -25,11 +25,11 @@ from transformers import BertConfig, BertModel
 
 from reir.models.mobilenet import TOP_CHANNELS, MobileNetTop, MobileNetTrunk
 from reir.models.more import MixtureOfRelationExperts
-from reir.models.yolox import NUM_CLASSES, YoloxNano
+from reir.models.yolox import HEAD_CHANNELS, NUM_CLASSES, YoloxNano
 
 SCENE_GRID = 3
 COLOUR_GRID = 4
-DETECTOR_FEATURES = 128
+DETECTOR_FEATURES = HEAD_CHANNELS
 TRUNK_CHANNELS = 96
 GEOMETRY_FEATURES = 13
 PAIR_FEATURES = 8
@@ -79,7 +79,7 @@ class CandidateBatch:
         boxes: (B, K, 4) xyxy in [0, 1].
         objectness: (B, K) objectness x best class score.
         class_scores: (B, K, 80) of the detector.
-        detector: (B, K, 128) features of the detector's two branches.
+        detector: (B, K, 64) what the detector reads its classes from.
         colours: (B, K, 4, 4, 3) mean RGB of a grid over the crop, in [0, 1].
         crops: (B, K, h, w, 96) stride-16 maps of the crops.
         scene: (B, H, W, 96) stride-16 map of the whole photo.

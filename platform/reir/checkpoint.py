@@ -1,0 +1,161 @@
+"""Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`.
+
+The sha256 of the weights file is the digest that names a model revision. Weights are kept in
+float16, the word embeddings in int8 with a scale a row (they are frozen in training, and make up
+two fifths of the model). Only safetensors are read, never a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from reir.errors import CheckpointError, nearest_name
+from reir.models.clare_nano import ClareNano
+from reir.models.nano_encoder import ClareNanoEncoder
+from reir.models.seams import InstanceEncoder
+
+SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+FORMAT = 1
+MODELS = ("clare-nano",)
+EMBEDDING = "text.tower.embeddings.word_embeddings.weight"
+
+
+def save_checkpoint(
+    folder: Path, model: ClareNano, tokenizer: Tokenizer, about: Mapping[str, Any]
+) -> str:
+    """Write a checkpoint directory; returns its digest.
+
+    Args:
+        folder: created when absent; files in it are replaced.
+        model: any precision.
+        tokenizer: of the text tower.
+        about: JSON values kept under "training" in config.json (data, steps, metrics).
+    """
+    from dataclasses import asdict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(pack(model.state_dict()), folder / WEIGHTS)
+    tokenizer.save(str(folder / TOKENIZER))
+    digest = weights_digest(folder)
+    config = {
+        "format": FORMAT,
+        "model": "clare-nano",
+        "digest": digest,
+        "model_config": asdict(model.config),
+        "training": dict(about),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return digest
+
+
+def load_encoder(
+    path: Path | None = None, *, num_candidates: int | None = None
+) -> InstanceEncoder:
+    """Load a checkpoint as an encoder; None takes the one shipped with the package.
+
+    Args:
+        path: checkpoint directory.
+        num_candidates: instances kept of a photo; None takes the checkpoint's own number.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the model is of an unknown kind.
+    """
+    folder = Path(path) if path is not None else SHIPPED
+    model, tokenizer = load_model(folder)
+    return ClareNanoEncoder(
+        model, tokenizer, weights_digest(folder), num_candidates=num_candidates
+    )
+
+
+def load_model(folder: Path) -> tuple[ClareNano, Tokenizer]:
+    """Load the model (float32) and the tokenizer of a checkpoint directory.
+
+    Raises:
+        CheckpointError: as `load_encoder`.
+    """
+    config = read_config(folder)
+    try:
+        model = ClareNano.from_dict(config["model_config"])
+        model.load_state_dict(unpack(load_file(folder / WEIGHTS)))
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} does not load: {str(error).splitlines()[0]}; "
+            f"{WEIGHTS} and {CONFIG} must come from the same `reir train` run"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return model, tokenizer
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json after checking that the directory is complete.
+
+    Raises:
+        CheckpointError: naming the file that is missing or the value that is not known.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: {', '.join(missing)} missing; "
+            f"a checkpoint holds {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        kind, version = config["model"], config["format"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a checkpoint config: {error}") from error
+    if kind not in MODELS:
+        raise CheckpointError(
+            f"{folder} holds a model {kind!r}, known are {', '.join(MODELS)}"
+            f"{nearest_name(str(kind), MODELS)}"
+        )
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {version}, this release reads {FORMAT}; update reir-platform"
+        )
+    return dict(config)
+
+
+def weights_digest(folder: Path) -> str:
+    """Sha256 of the weights file, hex."""
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict -> what is written: float16, word embeddings as int8 rows with their scale."""
+    out = {k: v.to(torch.float16).contiguous() for k, v in state.items() if v.is_floating_point()}
+    out |= {k: v.contiguous() for k, v in state.items() if not v.is_floating_point()}
+    rows = state[EMBEDDING].float()
+    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-8)
+    del out[EMBEDDING]
+    out[f"{EMBEDDING}.int8"] = (rows / scale).round().to(torch.int8)
+    out[f"{EMBEDDING}.scale"] = scale
+    return out
+
+
+def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `pack`, in float32.
+
+    Raises:
+        ValueError: the embedding is missing.
+    """
+    state = dict(packed)
+    try:
+        rows, scale = state.pop(f"{EMBEDDING}.int8"), state.pop(f"{EMBEDDING}.scale")
+    except KeyError as error:
+        raise ValueError(f"tensor {error} is missing") from error
+    state[EMBEDDING] = rows.float() * scale.float()
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}

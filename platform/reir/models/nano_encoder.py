@@ -1,0 +1,120 @@
+"""`ClareNanoEncoder`: a trained `clare-nano` behind the `InstanceEncoder` seam."""
+
+# Shapes: B photos, K candidates, N texts, L tokens, D dimension
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from reir.models.candidates import extract_candidates
+from reir.models.clare_nano import ClareNano, VisualOutput
+from reir.models.seams import RgbImage
+from reir.records import FloatArray, Instances
+from reir.text import normalise_expression
+
+DETECTOR_BATCH = 8
+TEXT_BATCH = 128
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return (N, L) int64 token ids and mask (1 on real tokens), padded to the longest text."""
+    encoded = [e.ids for e in tokenizer.encode_batch([normalise_expression(t) for t in texts])]
+    encoded = [ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in encoded]
+    longest = max((len(ids) for ids in encoded), default=0)
+    ids_NL = torch.zeros(len(encoded), longest, dtype=torch.long)
+    mask_NL = torch.zeros_like(ids_NL)
+    for row, ids in enumerate(encoded):
+        ids_NL[row, : len(ids)] = torch.tensor(ids)
+        mask_NL[row, : len(ids)] = 1
+    return ids_NL, mask_NL
+
+
+def fast_dtype() -> torch.dtype:
+    """bf16 where the CPU multiplies it in hardware, else float32."""
+    supported = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if supported else torch.float32
+
+
+class ClareNanoEncoder:
+    """Encodes photos and expressions; thread-safe, since nothing is written after construction.
+
+    Args:
+        model: trained model; is put into eval mode.
+        tokenizer: of the text tower, without padding or truncation.
+        digest: sha256 of the weights file.
+        num_candidates: instances kept of a photo; None takes the checkpoint's own number.
+    """
+
+    def __init__(
+        self,
+        model: ClareNano,
+        tokenizer: Tokenizer,
+        digest: str,
+        *,
+        num_candidates: int | None = None,
+    ) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._tokenizer, self._digest = tokenizer, digest
+        self._num_candidates = num_candidates or model.config.num_candidates
+        self._dtype = fast_dtype()
+        for part in (model.detector, model.trunk, model.visual.top):
+            part.to(memory_format=torch.channels_last)
+        model.trunk.to(self._dtype)
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of both kinds of vector."""
+        return self._model.config.dim
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights."""
+        return self._digest
+
+    @property
+    def num_candidates(self) -> int:
+        """The most instances kept of one photo."""
+        return self._num_candidates
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Instances of each photo, best objectness first; a photo may have none."""
+        out: list[Instances] = []
+        for start in range(0, len(images), DETECTOR_BATCH):
+            out.extend(self._encode_batch(images[start : start + DETECTOR_BATCH]))
+        return out
+
+    def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
+        batch = extract_candidates(self._model, images, self._num_candidates)
+        with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
+            visual: VisualOutput = self._model.visual(batch)
+        counts = batch.valid.sum(1).tolist()
+        return [
+            Instances(
+                boxes=visual.boxes[i, :n].numpy(),
+                objectness=batch.objectness[i, :n].numpy(),
+                vectors=visual.vectors[i, :n].numpy(),
+                image_vector=visual.image_vectors[i].numpy(),
+            )
+            for i, n in enumerate(counts)
+        ]
+
+    @property
+    def _half(self) -> bool:
+        return self._dtype != torch.float32
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """(N, D) float32 unit vectors, in the order given."""
+        vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
+        by_length = sorted(range(len(expressions)), key=lambda i: len(expressions[i]))
+        for start in range(0, len(by_length), TEXT_BATCH):
+            rows = by_length[start : start + TEXT_BATCH]
+            texts = [expressions[i] for i in rows]
+            ids_NL, mask_NL = tokenise(self._tokenizer, texts, self._model.config.max_tokens)
+            with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
+                vectors[rows] = self._model.text(ids_NL, mask_NL).float().numpy()
+        return vectors

@@ -1,0 +1,194 @@
+"""Expressions generated from annotated boxes: class, colour, size, position, order, relation.
+
+They only teach what the annotations prove: an expression is emitted when exactly one annotated
+instance of the photo satisfies it. People's expressions are richer; these fill in the classes and
+relations that a small set of written expressions leaves out. Knows no model and no file.
+"""
+
+# Shapes: N instances of one photo
+
+from __future__ import annotations
+
+import colorsys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reir.records import FloatArray
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+MAX_ORDERED = len(ORDINALS)
+CLEAR_SHIFT = 0.04
+"""Least distance, in image sides, for one box to count as left of or above another."""
+CLEAR_SIZE = 1.4
+"""Least ratio of areas for one box to count as larger."""
+MIN_AREA = 0.0015
+
+
+@dataclass(frozen=True)
+class AnnotatedInstance:
+    """One annotated box: class name, xyxy in [0, 1], and its colour word or ""."""
+
+    category: str
+    box: tuple[float, float, float, float]
+    colour: str = ""
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """(x, y) in [0, 1]."""
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+    @property
+    def area(self) -> float:
+        """Share of the photo."""
+        x1, y1, x2, y2 = self.box
+        return max(x2 - x1, 0) * max(y2 - y1, 0)
+
+
+def colour_word(rgb: Sequence[float]) -> str:
+    """Name a colour given as RGB in [0, 1]; "" where no plain word fits."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(float(c) for c in rgb))
+    if value < 0.2:
+        return "black"
+    if saturation < 0.12:
+        return "white" if value > 0.78 else "gray" if 0.35 < value < 0.65 else ""
+    if saturation < 0.3:
+        return ""
+    bands = ((15, "red"), (40, "orange"), (66, "yellow"), (165, "green"), (260, "blue"))
+    name = next((word for limit, word in bands if hue * 360 < limit), "")
+    name = name or ("purple" if hue * 360 < 300 else "pink" if hue * 360 < 340 else "red")
+    return "brown" if name in ("orange", "red") and value < 0.55 and saturation < 0.75 else name
+
+
+def central_colour(grid: FloatArray) -> str:
+    """Colour word of the four inner cells of a (4, 4, 3) grid of mean RGB in [0, 1]."""
+    inner = np.asarray(grid, dtype=np.float32)[1:3, 1:3].reshape(-1, 3)
+    words = {colour_word(cell) for cell in inner}
+    return words.pop() if len(words) == 1 else ""
+
+
+def generate_expressions(
+    instances: Sequence[AnnotatedInstance], crowded: frozenset[str] = frozenset()
+) -> list[tuple[int, str]]:
+    """All expressions that hold for exactly one of the instances of a photo.
+
+    Args:
+        instances: annotated instances of one photo, tiny ones included (they count as rivals).
+        crowded: classes with a crowd annotation, about which nothing unique can be said.
+
+    Returns:
+        (index of the instance, text), without repeats.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, instance in enumerate(instances):
+        groups[instance.category].append(i)
+    out: dict[tuple[int, str], None] = {}
+    for category, members in groups.items():
+        if category in crowded:
+            continue
+        singles = [g[0] for c, g in groups.items() if len(g) == 1 and c != category]
+        for i, text in _of_class(instances, category, members):
+            out[i, text] = None
+        for i, text in _related(instances, category, members, singles):
+            out[i, text] = None
+    return [(i, text) for i, text in out if instances[i].area >= MIN_AREA]
+
+
+def _of_class(
+    instances: Sequence[AnnotatedInstance], category: str, members: list[int]
+) -> Iterator[tuple[int, str]]:
+    """What sets an instance apart from the others of its class."""
+    yield from _coloured(instances, category, members)
+    if len(members) == 1:
+        yield from _alone(instances[members[0]], category, members[0])
+        return
+    yield from _sized(instances, category, members)
+    for axis, (low, high) in enumerate((("left", "right"), ("top", "bottom"))):
+        line = sorted(members, key=lambda i: instances[i].centre[axis])
+        places = [instances[i].centre[axis] for i in line]
+        gaps = np.diff(places)
+        if gaps[0] >= CLEAR_SHIFT:
+            yield line[0], _at_side(category, low, len(members))
+            yield line[0], f"{category} on the {low}" if axis == 0 else f"{low} {category}"
+        if gaps[-1] >= CLEAR_SHIFT:
+            yield line[-1], _at_side(category, high, len(members))
+            yield line[-1], f"{category} on the {high}" if axis == 0 else f"{high} {category}"
+        if axis == 0 and 2 < len(members) <= MAX_ORDERED and gaps.min() >= CLEAR_SHIFT / 2:
+            yield from _ordered(line, category)
+
+
+def _alone(one: AnnotatedInstance, category: str, index: int) -> Iterator[tuple[int, str]]:
+    """The only instance of its class: its name, and where in the photo it lies."""
+    x, y = one.centre
+    across = "left" if x < 0.35 else "right" if x > 0.65 else "middle"
+    down = "top " if y < 0.35 else "bottom " if y > 0.65 else ""
+    yield index, f"the {category}"
+    yield index, f"{category} in the {down}{across} of the photo"
+
+
+def _at_side(category: str, side: str, count: int) -> str:
+    """"left dog" of two, "leftmost dog" of more."""
+    if count == 2:
+        return f"the {side} {category}"
+    return f"{side}most {category}" if side in ("left", "right") else f"{category} at the {side}"
+
+
+def _ordered(line: list[int], category: str) -> Iterator[tuple[int, str]]:
+    """Counting from either side."""
+    for place, i in enumerate(line):
+        yield i, f"{ORDINALS[place]} {category} from the left"
+        yield i, f"{ORDINALS[len(line) - 1 - place]} {category} from the right"
+
+
+def _sized(
+    instances: Sequence[AnnotatedInstance], category: str, members: list[int]
+) -> Iterator[tuple[int, str]]:
+    """Clearly the largest or the smallest of its class."""
+    by_size = sorted(members, key=lambda i: instances[i].area)
+    areas = [max(instances[i].area, 1e-9) for i in by_size]
+    if areas[-1] / areas[-2] >= CLEAR_SIZE:
+        yield by_size[-1], f"the largest {category}"
+        yield by_size[-1], f"the closest {category}"
+    if areas[1] / areas[0] >= CLEAR_SIZE:
+        yield by_size[0], f"the smallest {category}"
+
+
+def _coloured(
+    instances: Sequence[AnnotatedInstance], category: str, members: list[int]
+) -> Iterator[tuple[int, str]]:
+    """The only one of its colour, where the colours of all rivals are known."""
+    colours = [instances[i].colour for i in members]
+    for i, colour in zip(members, colours, strict=True):
+        if colour and colours.count(colour) == 1 and (len(members) == 1 or all(colours)):
+            yield i, f"person in {colour}" if category == "person" else f"{colour} {category}"
+
+
+def _related(
+    instances: Sequence[AnnotatedInstance], category: str, members: list[int], singles: list[int]
+) -> Iterator[tuple[int, str]]:
+    """Left of, right of, above, below or nearest to the only instance of another class."""
+    for anchor in singles:
+        other = instances[anchor]
+        if other.area < MIN_AREA:
+            continue
+        name = f"the {other.category}"
+        sides = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+        for word, (axis, sign) in sides.items():
+            shifts = [sign * (instances[i].centre[axis] - other.centre[axis]) for i in members]
+            clear = [i for i, s in zip(members, shifts, strict=True) if s >= 2 * CLEAR_SHIFT]
+            doubtful = [s for s in shifts if 0 < s < 2 * CLEAR_SHIFT]
+            if len(clear) == 1 and not doubtful:
+                yield clear[0], f"{category} {word} {name}"
+        if len(members) > 1:
+            far = sorted((_distance(instances[i], other), i) for i in members)
+            if far[1][0] >= 1.5 * far[0][0] + CLEAR_SHIFT:
+                yield far[0][1], f"{category} nearest to {name}"
+
+
+def _distance(a: AnnotatedInstance, b: AnnotatedInstance) -> float:
+    """Distance of the centres in image sides."""
+    (ax, ay), (bx, by) = a.centre, b.centre
+    return float(np.hypot(ax - bx, ay - by))
