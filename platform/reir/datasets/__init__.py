@@ -1,0 +1,39 @@
+"""Readers of published annotation formats, each into a `ReferringDataset`."""
+
+from __future__ import annotations
+
+from reir.datasets.coco import Caption, read_coco_captions, read_coco_instances
+from reir.datasets.photos import (
+    CaptionPair,
+    read_caption_pairs,
+    read_human_expressions,
+    read_photos,
+)
+from reir.datasets.records import (
+    BoxPx,
+    Expression,
+    ReferringDataset,
+    ReferringImage,
+    ReferringInstance,
+)
+from reir.datasets.refer import read_refer, read_refer_json
+from reir.datasets.reircoco import read_reircoco, write_reircoco
+
+__all__ = [
+    "BoxPx",
+    "Caption",
+    "CaptionPair",
+    "Expression",
+    "ReferringDataset",
+    "ReferringImage",
+    "ReferringInstance",
+    "read_caption_pairs",
+    "read_coco_captions",
+    "read_coco_instances",
+    "read_human_expressions",
+    "read_photos",
+    "read_refer",
+    "read_refer_json",
+    "read_reircoco",
+    "write_reircoco",
+]

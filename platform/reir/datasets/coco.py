@@ -1,0 +1,79 @@
+"""COCO's own json: `instances_*.json` (boxes, classes, crowd flags) and `captions_*.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from reir.datasets.entries import Entry, read_object
+from reir.datasets.records import ReferringDataset, ReferringImage, ReferringInstance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """One sentence about a whole photo."""
+
+    caption_id: str
+    image_id: str
+    text: str
+
+
+def read_coco_instances(path: str | Path) -> ReferringDataset:
+    """Read an instances file: a dataset without expressions.
+
+    Crowd boxes are kept and flagged, as are the few boxes without area.
+
+    Raises:
+        DataError: the file is malformed; the message names file, entry and what was expected.
+    """
+    document = read_object(path)
+    names = {item.identifier("id"): item.text("name") for item in document.entries("categories")}
+    return ReferringDataset(
+        source=str(path),
+        images=tuple(map(image_of, document.entries("images"))),
+        instances=tuple(_instance(item, names) for item in document.entries("annotations")),
+        expressions=(),
+    )
+
+
+def read_coco_captions(path: str | Path) -> tuple[Caption, ...]:
+    """Read a captions file.
+
+    Raises:
+        DataError: the file is malformed; the message names file, entry and what was expected.
+    """
+    return tuple(
+        Caption(
+            caption_id=item.identifier("id"),
+            image_id=item.identifier("image_id"),
+            text=item.text("caption"),
+        )
+        for item in read_object(path).entries("annotations")
+    )
+
+
+def image_of(entry: Entry) -> ReferringImage:
+    """Return one `images` entry of a COCO-style file.
+
+    Raises:
+        DataError: a field is missing or malformed.
+    """
+    return ReferringImage(
+        image_id=entry.identifier("id"),
+        file_name=entry.text("file_name"),
+        width_px=entry.pixels("width"),
+        height_px=entry.pixels("height"),
+    )
+
+
+def _instance(entry: Entry, names: dict[str, str]) -> ReferringInstance:
+    category_id = entry.identifier("category_id")
+    if category_id not in names:
+        entry.fail("category_id", "the id of one of the file's categories")
+    return ReferringInstance(
+        instance_id=entry.identifier("id"),
+        image_id=entry.identifier("image_id"),
+        box_xyxy_px=entry.box("bbox"),
+        category=names[category_id],
+        is_crowd=entry.flag("iscrowd"),
+    )

@@ -1,0 +1,157 @@
+"""Typed access to annotation files: whatever is malformed is named by file, entry and key."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from reir.datasets.records import BoxPx
+from reir.errors import DataError
+
+
+def read_object(path: str | Path) -> Entry:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    return Entry.of(str(path), "top level", _read_json(path))
+
+
+def read_list(path: str | Path) -> list[Entry]:
+    """Return the objects of the list that a JSON file holds.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    return entries_of(str(path), "", _read_json(path))
+
+
+def entries_of(source: str, where: str, value: object) -> list[Entry]:
+    """Return the items of a list of objects, each knowing its place.
+
+    Raises:
+        DataError: `value` is no list, or an item is no object.
+    """
+    if not isinstance(value, list):
+        raise DataError(f"{source}: {where or 'top level'}: expected a list, got {_show(value)}")
+    return [Entry.of(source, f"{where}[{at}]", item) for at, item in enumerate(value)]
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected a JSON file: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a file.
+
+    Attributes:
+        source: the file.
+        where: the place in it, e.g. "images[3]".
+        value: the object.
+    """
+
+    source: str
+    where: str
+    value: dict[str, Any]
+
+    @classmethod
+    def of(cls, source: str, where: str, value: object) -> Entry:
+        """Return the entry, if `value` is an object."""
+        if not isinstance(value, dict):
+            raise DataError(f"{source}: {where}: expected an object, got {_show(value)}")
+        return cls(source, where, value)
+
+    def fail(self, key: str, expected: str) -> NoReturn:
+        """Raise the error that names file, entry, key, what was expected and what was found."""
+        found = _show(self.value[key]) if key in self.value else "nothing"
+        raise DataError(f"{self.source}: {self.where}.{key}: expected {expected}, got {found}")
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self.value.get(key) is not None
+
+    def text(self, key: str) -> str:
+        """Return text that is not blank."""
+        value = self.value.get(key)
+        if not isinstance(value, str) or not value.strip():
+            self.fail(key, "a text that is not blank")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """Return a list of texts that are not blank; a missing or null key counts as empty."""
+        value = self.value.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.fail(key, "a list of texts")
+        if not all(isinstance(item, str) and item.strip() for item in value):
+            self.fail(key, "a list of texts that are not blank")
+        return value
+
+    def identifier(self, key: str) -> str:
+        """Return an id as text; files have whole numbers or text."""
+        value = self.value.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+            self.fail(key, "an id (a whole number or a text)")
+        return str(value)
+
+    def identifiers(self, key: str) -> list[str]:
+        """Return a list of ids as text."""
+        value = self.value.get(key)
+        if not isinstance(value, list):
+            self.fail(key, "a list of ids")
+        items = (
+            Entry(self.source, f"{self.where}.{key}", {str(i): v}) for i, v in enumerate(value)
+        )
+        return [item.identifier(str(i)) for i, item in enumerate(items)]
+
+    def pixels(self, key: str) -> int:
+        """Return a length in whole pixels, at least 1."""
+        value = self.value.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.fail(key, "a whole number of pixels, at least 1")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Return a truth value, in files 0, 1, false or true; a missing key is false."""
+        value = self.value.get(key, False)
+        if value not in (0, 1):
+            self.fail(key, "0, 1, false or true")
+        return bool(value)
+
+    def box(self, key: str) -> BoxPx:
+        """Return an xywh box of the file as xyxy."""
+        value = self.value.get(key)
+        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+            self.fail(key, "four finite numbers [left, top, width, height] in pixels")
+        x, y, w, h = map(float, value)
+        if w < 0 or h < 0:
+            self.fail(key, "a width and height of at least 0")
+        return x, y, x + w, y + h
+
+    def object(self, key: str) -> Entry:
+        """Return an object within this one."""
+        return Entry.of(self.source, f"{self.where}.{key}", self.value.get(key))
+
+    def entries(self, key: str) -> list[Entry]:
+        """Return the objects of a list within this one."""
+        return entries_of(self.source, key, self.value.get(key))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _show(value: object, most_chars: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most_chars else f"{text[:most_chars]}..."

@@ -1,0 +1,128 @@
+"""The json files that lie beside a folder of COCO photos: `expressions.json` and two human sets.
+
+* `expressions.json`: referring expressions, long and short, with train and val photos;
+* `refcocos_human.json`: human multi-hop expressions, some of which describe nothing in the photo;
+* `sugarcrepe_pairs.json`: captions and near-miss captions.
+
+Photo names and sizes come from the `instances.json` in the same folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from reir.datasets.coco import read_coco_instances
+from reir.datasets.entries import Entry, read_list, read_object
+from reir.datasets.records import Expression, ReferringDataset, ReferringInstance
+
+HUMAN_KIND = "human"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionPair:
+    """A caption of a photo and one that differs a little and is wrong.
+
+    Attributes:
+        image_id: the photo.
+        kind: what was changed, e.g. "swap_att".
+        caption: right.
+        negative_caption: wrong.
+    """
+
+    image_id: str
+    kind: str
+    caption: str
+    negative_caption: str
+
+
+def read_photos(folder: str | Path) -> ReferringDataset:
+    """Read `instances.json` and `expressions.json`, with the splits "train" and "val".
+
+    Every annotated instance is there, whether or not an expression describes it.
+
+    Raises:
+        DataError: a file is malformed, or the two disagree; the message names file and entry.
+    """
+    gallery = read_coco_instances(Path(folder) / "instances.json")
+    document = read_object(Path(folder) / "expressions.json")
+    splits = document.object("splits")
+    return ReferringDataset(
+        source=document.source,
+        images=gallery.images,
+        instances=gallery.instances,
+        expressions=tuple(_expression(item, gallery) for item in document.entries("expressions")),
+        splits={name: frozenset(splits.identifiers(name)) for name in splits.value},
+    )
+
+
+def read_human_expressions(folder: str | Path) -> ReferringDataset:
+    """Read `refcocos_human.json` and the photos that it names.
+
+    The boxes are the ones in that file. An expression marked `empty_case` has no instance.
+
+    Raises:
+        DataError: a file is malformed; the message names file and entry.
+    """
+    gallery = read_coco_instances(Path(folder) / "instances.json")
+    entries = read_list(Path(folder) / "refcocos_human.json")
+    instances, expressions = [], []
+    for number, entry in enumerate(entries):
+        image_id = entry.identifier("image_id")
+        target = None
+        if not entry.object("categories").flag("empty_case"):
+            target = ReferringInstance(
+                instance_id=f"{HUMAN_KIND}/{number}",
+                image_id=image_id,
+                box_xyxy_px=entry.box("bbox"),
+            )
+            instances.append(target)
+        expressions.append(
+            Expression(
+                expression_id=str(number),
+                image_id=image_id,
+                instance_id=target.instance_id if target else None,
+                text=entry.text("expression"),
+                kind=HUMAN_KIND,
+            )
+        )
+    named = {expression.image_id for expression in expressions}
+    return ReferringDataset(
+        source=str(Path(folder) / "refcocos_human.json"),
+        images=tuple(image for image in gallery.images if image.image_id in named),
+        instances=tuple(instances),
+        expressions=tuple(expressions),
+    )
+
+
+def read_caption_pairs(path: str | Path) -> tuple[CaptionPair, ...]:
+    """Read `sugarcrepe_pairs.json`.
+
+    Raises:
+        DataError: the file is malformed; the message names file and entry.
+    """
+    return tuple(
+        CaptionPair(
+            image_id=entry.identifier("image_id"),
+            kind=entry.text("type"),
+            caption=entry.text("caption"),
+            negative_caption=entry.text("negative_caption"),
+        )
+        for entry in read_list(path)
+    )
+
+
+def _expression(entry: Entry, gallery: ReferringDataset) -> Expression:
+    instance_id = entry.identifier("ann_id")
+    instance = gallery.instances_by_id.get(instance_id)
+    if instance is None:
+        entry.fail("ann_id", f"the id of an annotation in {gallery.source}")
+    if entry.box("bbox") != instance.box_xyxy_px:
+        entry.fail("bbox", f"the box of annotation {instance_id} in {gallery.source}")
+    return Expression(
+        expression_id=entry.identifier("id"),
+        image_id=entry.identifier("image_id"),
+        instance_id=instance_id,
+        text=entry.text("expression"),
+        kind=entry.text("kind"),
+    )

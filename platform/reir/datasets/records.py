@@ -1,0 +1,212 @@
+"""What every annotation reader returns: photos, instances, expressions, and who belongs to whom.
+
+Boxes are xyxy in pixels of the photo at the size that the annotations give. Identifiers are text,
+whatever the file had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+from reir.errors import DataError, nearest_name
+
+BoxPx = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferringImage:
+    """One photo of the gallery.
+
+    Attributes:
+        image_id: unique in the dataset.
+        file_name: relative to the folder of photos.
+        width_px, height_px: the size that the boxes refer to.
+    """
+
+    image_id: str
+    file_name: str
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferringInstance:
+    """One annotated instance.
+
+    Attributes:
+        instance_id: unique in the dataset.
+        image_id: the photo it is in.
+        box_xyxy_px: its box; published files hold some without area.
+        category: class name, None where the file has none.
+        is_crowd: the box covers a group, not one instance; leave it out of training.
+    """
+
+    instance_id: str
+    image_id: str
+    box_xyxy_px: BoxPx
+    category: str | None = None
+    is_crowd: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expression:
+    """One sentence about one instance of one photo.
+
+    Attributes:
+        expression_id: unique in the dataset.
+        image_id: the photo that it was written for.
+        instance_id: the instance that it describes; None when the photo holds no such instance.
+        text: as written.
+        kind: what the file says of its style, e.g. "long".
+        split: its own split, where splits divide expressions rather than photos.
+    """
+
+    expression_id: str
+    image_id: str
+    instance_id: str | None
+    text: str
+    kind: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferringDataset:
+    """A validated set of photos, instances and expressions.
+
+    Attributes:
+        source: where it was read from, for messages.
+        images: the gallery, photos without expressions included.
+        instances: all annotated instances of these photos, referred to or not.
+        expressions: in the order of the file; the first one of an instance is its main one.
+        splits: name -> image ids.
+
+    Raises:
+        DataError: an identifier is used twice or unknown, or a box cannot be a target.
+    """
+
+    source: str
+    images: tuple[ReferringImage, ...]
+    instances: tuple[ReferringInstance, ...]
+    expressions: tuple[Expression, ...]
+    splits: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        """Check identifiers, references and targets."""
+        self._check_unique("image", (image.image_id for image in self.images))
+        self._check_unique("instance", (instance.instance_id for instance in self.instances))
+        self._check_unique("expression", (text.expression_id for text in self.expressions))
+        for instance in self.instances:
+            if instance.image_id not in self.images_by_id:
+                self._fail("instance", instance.instance_id, f"unknown image {instance.image_id!r}")
+        for expression in self.expressions:
+            problem = self._problem(expression)
+            if problem:
+                self._fail("expression", expression.expression_id, problem)
+        for name, members in self.splits.items():
+            if not members <= self.images_by_id.keys():
+                unknown = min(members - self.images_by_id.keys())
+                self._fail("split", name, f"unknown image {unknown!r}")
+
+    @cached_property
+    def images_by_id(self) -> Mapping[str, ReferringImage]:
+        """Image id -> photo."""
+        return {image.image_id: image for image in self.images}
+
+    @cached_property
+    def instances_by_id(self) -> Mapping[str, ReferringInstance]:
+        """Instance id -> instance."""
+        return {instance.instance_id: instance for instance in self.instances}
+
+    def split(self, name: str) -> ReferringDataset:
+        """Return the photos of one split with what belongs to them.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"{self.source}: no split {name!r}, it has {sorted(self.splits)}"
+                f"{nearest_name(name, list(self.splits))}"
+            )
+        members = self.splits[name]
+        return ReferringDataset(
+            source=f"{self.source}[{name}]",
+            images=tuple(image for image in self.images if image.image_id in members),
+            instances=tuple(item for item in self.instances if item.image_id in members),
+            expressions=tuple(
+                text
+                for text in self.expressions
+                if text.image_id in members and text.split in (None, name)
+            ),
+        )
+
+    def of_kind(self, kind: str) -> ReferringDataset:
+        """Return the same photos and instances with the expressions of one kind only."""
+        return self.with_expressions(text for text in self.expressions if text.kind == kind)
+
+    def with_targets(self) -> ReferringDataset:
+        """Return the dataset without expressions that describe nothing in their photo."""
+        return self.with_expressions(text for text in self.expressions if text.instance_id)
+
+    def first_expressions(self) -> ReferringDataset:
+        """Return the dataset with only the first expression of each instance."""
+        first: dict[str, Expression] = {}
+        for text in self.expressions:
+            first.setdefault(text.instance_id or text.expression_id, text)
+        return self.with_expressions(first.values())
+
+    def with_expressions(self, expressions: Iterable[Expression]) -> ReferringDataset:
+        """Return the same photos and instances with other expressions about them."""
+        return ReferringDataset(
+            source=self.source,
+            images=self.images,
+            instances=self.instances,
+            expressions=tuple(expressions),
+            splits=self.splits,
+        )
+
+    def _problem(self, expression: Expression) -> str:
+        """What is wrong with an expression, empty when nothing is."""
+        image = self.images_by_id.get(expression.image_id)
+        if image is None:
+            return f"unknown image {expression.image_id!r}"
+        if not expression.text.strip():
+            return "expected words, got a blank text"
+        if expression.instance_id is None:
+            return ""
+        target = self.instances_by_id.get(expression.instance_id)
+        if target is None:
+            return f"unknown instance {expression.instance_id!r}"
+        if target.image_id != image.image_id:
+            return (
+                f"is about image {image.image_id!r} but its instance {target.instance_id!r} "
+                f"is in image {target.image_id!r}"
+            )
+        if not _shows(image, target.box_xyxy_px):
+            return (
+                f"expected a target box with an area inside {image.width_px} x "
+                f"{image.height_px} px, got {target.box_xyxy_px} (xyxy)"
+            )
+        return ""
+
+    def _check_unique(self, what: str, identifiers: Iterable[str]) -> None:
+        seen: set[str] = set()
+        for identifier in identifiers:
+            if identifier in seen:
+                self._fail(what, identifier, "expected a unique id, it is used twice")
+            seen.add(identifier)
+
+    def _fail(self, what: str, identifier: str, problem: str) -> None:
+        raise DataError(f"{self.source}: {what} {identifier!r}: {problem}")
+
+
+def _shows(image: ReferringImage, box: BoxPx) -> bool:
+    """Whether some of the box, and of the photo under it, is there."""
+    x1, y1, x2, y2 = box
+    wide = min(x2, image.width_px) - max(x1, 0)
+    high = min(y2, image.height_px) - max(y1, 0)
+    return all(map(math.isfinite, box)) and wide > 0 and high > 0

@@ -1,0 +1,107 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg, in the two forms in which they are passed around.
+
+* a folder with `refs(<split by>).p` (a pickle, read without running it) and `instances.json`;
+* one json list a split with `img_id`, `sents`, `bbox`, `width`, `height`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from reir.datasets.coco import read_coco_instances
+from reir.datasets.entries import Entry, entries_of, read_list
+from reir.datasets.plain_pickle import read_plain_pickle
+from reir.datasets.records import Expression, ReferringDataset, ReferringImage, ReferringInstance
+
+
+def read_refer(folder: str | Path, split_by: str) -> ReferringDataset:
+    """Read `refs(<split_by>).p` with the photos and instances of `instances.json` beside it.
+
+    The text is the cleaned `sent`. Splits carry the names in the file: "train", "val" and, by
+    set, "test", "testA", "testB". Where a set divides instances rather than photos (RefCOCOg by
+    "google"), a photo is in several splits and each keeps only its own expressions.
+
+    Args:
+        folder: e.g. `.../refcoco`.
+        split_by: "unc" (RefCOCO, RefCOCO+), "umd" or "google".
+
+    Raises:
+        DataError: a file is malformed or not plain data; the message names file and entry.
+    """
+    gallery = read_coco_instances(Path(folder) / "instances.json")
+    path = Path(folder) / f"refs({split_by}).p"
+    expressions: list[Expression] = []
+    splits: dict[str, set[str]] = defaultdict(set)
+    for ref in entries_of(str(path), "refs", read_plain_pickle(path)):
+        splits[ref.text("split")].add(ref.identifier("image_id"))
+        expressions += _expressions(ref)
+    return ReferringDataset(
+        source=str(path),
+        images=gallery.images,
+        instances=gallery.instances,
+        expressions=tuple(expressions),
+        splits={name: frozenset(members) for name, members in splits.items()},
+    )
+
+
+def read_refer_json(path: str | Path) -> ReferringDataset:
+    """Read one split in the json form; an instance is what shares an `img_id`.
+
+    An `img_id` is the photo's name without its ending, "_" and the number of the instance.
+
+    Raises:
+        DataError: the file is malformed; the message names file, entry and what was expected.
+    """
+    images: dict[str, ReferringImage] = {}
+    instances: dict[str, ReferringInstance] = {}
+    expressions = []
+    for number, entry in enumerate(read_list(path)):
+        image = images.setdefault((found := _json_image(entry)).image_id, found)
+        instance = ReferringInstance(
+            instance_id=entry.text("img_id"),
+            image_id=image.image_id,
+            box_xyxy_px=entry.box("bbox"),
+        )
+        known = instances.setdefault(instance.instance_id, instance)
+        if known != instance:
+            entry.fail("bbox", f"the box of the earlier entry, {known.box_xyxy_px} (xyxy)")
+        expressions.append(
+            Expression(
+                expression_id=str(number),
+                image_id=image.image_id,
+                instance_id=instance.instance_id,
+                text=entry.text("sents"),
+            )
+        )
+    return ReferringDataset(
+        source=str(path),
+        images=tuple(images.values()),
+        instances=tuple(instances.values()),
+        expressions=tuple(expressions),
+    )
+
+
+def _expressions(ref: Entry) -> Iterator[Expression]:
+    for value in ref.entries("sentences"):
+        sentence = Entry(ref.source, f"{ref.where}.{value.where}", value.value)
+        yield Expression(
+            expression_id=sentence.identifier("sent_id"),
+            image_id=ref.identifier("image_id"),
+            instance_id=ref.identifier("ann_id"),
+            text=sentence.text("sent"),
+            split=ref.text("split"),
+        )
+
+
+def _json_image(entry: Entry) -> ReferringImage:
+    name, underscore, number = entry.text("img_id").rpartition("_")
+    if not (name and underscore and number.isdecimal()):
+        entry.fail("img_id", "a photo's name, '_' and a number")
+    return ReferringImage(
+        image_id=name,
+        file_name=f"{name}.jpg",
+        width_px=entry.pixels("width"),
+        height_px=entry.pixels("height"),
+    )
