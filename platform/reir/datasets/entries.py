@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from reir.datasets.records import BoxPx
 from reir.errors import DataError
 
+_TOP = "top level"
+
 
 def read_object(path: str | Path) -> Entry:
     """Return the object that a JSON file holds.
@@ -18,7 +20,7 @@ def read_object(path: str | Path) -> Entry:
     Raises:
         DataError: the file is missing or holds something else.
     """
-    return Entry.of(str(path), "top level", _read_json(path))
+    return Entry.of(str(path), "", _read_json(path))
 
 
 def read_list(path: str | Path) -> list[Entry]:
@@ -37,7 +39,7 @@ def entries_of(source: str, where: str, value: object) -> list[Entry]:
         DataError: `value` is no list, or an item is no object.
     """
     if not isinstance(value, list):
-        raise DataError(f"{source}: {where or 'top level'}: expected a list, got {_show(value)}")
+        raise DataError(f"{source}: {where or _TOP}: expected a list, got {_show(value)}")
     return [Entry.of(source, f"{where}[{at}]", item) for at, item in enumerate(value)]
 
 
@@ -56,7 +58,7 @@ class Entry:
 
     Attributes:
         source: the file.
-        where: the place in it, e.g. "images[3]".
+        where: the place in it, e.g. "images[3]"; empty for the whole file.
         value: the object.
     """
 
@@ -68,13 +70,13 @@ class Entry:
     def of(cls, source: str, where: str, value: object) -> Entry:
         """Return the entry, if `value` is an object."""
         if not isinstance(value, dict):
-            raise DataError(f"{source}: {where}: expected an object, got {_show(value)}")
+            raise DataError(f"{source}: {where or _TOP}: expected an object, got {_show(value)}")
         return cls(source, where, value)
 
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raise the error that names file, entry, key, what was expected and what was found."""
         found = _show(self.value[key]) if key in self.value else "nothing"
-        raise DataError(f"{self.source}: {self.where}.{key}: expected {expected}, got {found}")
+        raise DataError(f"{self.source}: {self._at(key)}: expected {expected}, got {found}")
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -110,10 +112,8 @@ class Entry:
         value = self.value.get(key)
         if not isinstance(value, list):
             self.fail(key, "a list of ids")
-        items = (
-            Entry(self.source, f"{self.where}.{key}", {str(i): v}) for i, v in enumerate(value)
-        )
-        return [item.identifier(str(i)) for i, item in enumerate(items)]
+        items = Entry(self.source, self._at(key), {str(at): item for at, item in enumerate(value)})
+        return [items.identifier(at) for at in items.value]
 
     def pixels(self, key: str) -> int:
         """Return a length in whole pixels, at least 1."""
@@ -141,11 +141,14 @@ class Entry:
 
     def object(self, key: str) -> Entry:
         """Return an object within this one."""
-        return Entry.of(self.source, f"{self.where}.{key}", self.value.get(key))
+        return Entry.of(self.source, self._at(key), self.value.get(key))
 
     def entries(self, key: str) -> list[Entry]:
         """Return the objects of a list within this one."""
-        return entries_of(self.source, key, self.value.get(key))
+        return entries_of(self.source, self._at(key), self.value.get(key))
+
+    def _at(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
 
 
 def _is_number(value: object) -> bool:

@@ -36,15 +36,15 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return an allowed container type, or refuse by name."""
         if (module, name) not in _ALLOWED:
-            raise _ForbiddenGlobal(f"{module}.{name}")
+            raise _ForbiddenGlobalError(f"{module}.{name}")
         return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> NoReturn:
         """Refuse references to objects outside the file."""
-        raise _ForbiddenGlobal(f"persistent id {pid!r}")
+        raise _ForbiddenGlobalError(f"persistent id {pid!r}")
 
 
-class _ForbiddenGlobal(Exception):
+class _ForbiddenGlobalError(Exception):
     """Ends unpickling; carries the name."""
 
 
@@ -63,7 +63,7 @@ def read_plain_pickle(path: str | Path) -> Any:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except _ForbiddenGlobal as error:
+    except _ForbiddenGlobalError as error:
         raise DataError(
             f"{path}: expected plain lists, dicts, text and numbers, but the pickle wants to "
             f"load {error}; refused, since that could run code"

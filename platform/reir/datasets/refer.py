@@ -58,7 +58,8 @@ def read_refer_json(path: str | Path) -> ReferringDataset:
     instances: dict[str, ReferringInstance] = {}
     expressions = []
     for number, entry in enumerate(read_list(path)):
-        image = images.setdefault((found := _json_image(entry)).image_id, found)
+        stated = _json_image(entry)
+        image = images.setdefault(stated.image_id, stated)
         instance = ReferringInstance(
             instance_id=entry.text("img_id"),
             image_id=image.image_id,
@@ -84,8 +85,7 @@ def read_refer_json(path: str | Path) -> ReferringDataset:
 
 
 def _expressions(ref: Entry) -> Iterator[Expression]:
-    for value in ref.entries("sentences"):
-        sentence = Entry(ref.source, f"{ref.where}.{value.where}", value.value)
+    for sentence in ref.entries("sentences"):
         yield Expression(
             expression_id=sentence.identifier("sent_id"),
             image_id=ref.identifier("image_id"),
