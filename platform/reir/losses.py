@@ -63,7 +63,7 @@ def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         logits: (M, J) or (M, K).
-        target: same shape, rows sum to 1 or 0.
+        target: same shape, rows sum to 1, to the weight of the row, or to 0.
         valid: same shape, bool; False takes the entry out of the softmax.
     """
     log_p = logits.masked_fill(~valid, -1e4).log_softmax(-1)
@@ -71,7 +71,9 @@ def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return rows.sum() / (target.sum(-1) > 0).sum().clamp(min=1)
 
 
-def clia_loss(logits_MJ: Tensor, positive_MJ: Tensor, counted_MJ: Tensor) -> Tensor:
+def clia_loss(
+    logits_MJ: Tensor, positive_MJ: Tensor, counted_MJ: Tensor, weight_M: Tensor | None = None
+) -> Tensor:
     """Cross-image sigmoid contrast, summed over candidates and averaged over expressions.
 
     Args:
@@ -79,13 +81,15 @@ def clia_loss(logits_MJ: Tensor, positive_MJ: Tensor, counted_MJ: Tensor) -> Ten
         positive_MJ: bool, the candidate is the expression's instance.
         counted_MJ: bool, False where the pair must not be a negative (padding; another
             expression that may fit as well).
+        weight_M: weight of each expression; None counts all alike.
 
     Returns:
-        Scalar, divided by M as in clare.md 4.4.
+        Scalar, divided by M as in clare.md 4.4; 0 for no expression.
     """
     sign = positive_MJ.to(logits_MJ.dtype) * 2 - 1
     pairs = -F.logsigmoid(sign * logits_MJ) * (counted_MJ | positive_MJ)
-    return pairs.sum() / max(len(logits_MJ), 1)
+    rows_M = pairs.sum(-1) if weight_M is None else pairs.sum(-1) * weight_M
+    return rows_M.sum() / max(len(logits_MJ), 1)
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,189 @@
+"""Photos -> one training batch: which texts are shown, which candidates they describe."""
+
+# Shapes: B photos, K candidates, M expressions, C captions
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reir.boxes import pairwise_iou
+from reir.models.clare_nano import CandidateBatch
+from reir.text import swap_left_right
+from reir_training.cache import FrozenCache
+from reir_training.config import Optimisation
+from reir_training.examples import TrainPhoto
+from reir_training.generated import AnnotatedInstance, central_colour, generate_expressions
+
+NO_PHOTO = -1
+MATCH_IOU = 0.5
+COLOUR_IOU = 0.6
+
+
+@dataclass(frozen=True)
+class PhotoTargets:
+    """What can be asked of one photo, computed once.
+
+    Attributes:
+        overlap: (K', N) IoU of its candidates with its annotated boxes.
+        written: (text, box, weight across photos) of expressions that a candidate reaches.
+        generated: (text, box).
+    """
+
+    overlap: np.ndarray
+    written: tuple[tuple[str, int, float], ...]
+    generated: tuple[tuple[str, int], ...]
+
+
+@dataclass
+class TrainBatch:
+    """One step's input.
+
+    Attributes:
+        candidates: B photos.
+        texts: M expressions, then C captions.
+        owner: (M,) photo of each expression.
+        overlap: (M, K) IoU of that photo's candidates with the described box.
+        cross_weight: (M,) weight across photos; 0 keeps the expression within its photo.
+        caption_owner: (C,) photo, -1 for a near miss that fits none.
+        matched: (P, 2) photo and candidate of candidates that fit an annotated box.
+        matched_boxes: (P, 4) xyxy, that box.
+        matched_classes: (P,) its class, -1 where it is none of COCO's.
+    """
+
+    candidates: CandidateBatch
+    texts: list[str]
+    owner: Tensor
+    overlap: Tensor
+    cross_weight: Tensor
+    caption_owner: Tensor
+    matched: Tensor
+    matched_boxes: Tensor
+    matched_classes: Tensor
+
+
+def targets_of(photo: TrainPhoto, cache: FrozenCache, row: int, short_weight: float) -> PhotoTargets:
+    """Compare the cached candidates of a photo with its annotations."""
+    overlap = pairwise_iou(cache.boxes(row), photo.boxes).astype(np.float32)
+    best = overlap.max(axis=0, initial=0.0)
+    written = [
+        (e.text, e.box, short_weight if e.kind == "short" else 1.0)
+        for e in photo.expressions
+        if best[e.box] >= MATCH_IOU
+    ]
+    colours = cache.colours(row)
+    annotated = []
+    for i, (name, box) in enumerate(zip(photo.names, photo.boxes, strict=True)):
+        clear = best[i] >= COLOUR_IOU
+        colour = central_colour(colours[overlap[:, i].argmax()]) if clear else ""
+        annotated.append(AnnotatedInstance(name, tuple(box.tolist()), colour))
+    generated = [
+        (text, i)
+        for i, text in generate_expressions(annotated, photo.crowded)
+        if best[i] >= MATCH_IOU and photo.names[i]
+    ]
+    return PhotoTargets(overlap, tuple(written), tuple(generated))
+
+
+class BatchMaker:
+    """Builds batches from photos, their targets and the cache of the frozen part."""
+
+    def __init__(
+        self, photos: Sequence[TrainPhoto], cache: FrozenCache, settings: Optimisation
+    ) -> None:
+        self._photos, self._cache, self._settings = photos, cache, settings
+        self.targets = [
+            targets_of(p, cache, row, settings.short_weight) for row, p in enumerate(photos)
+        ]
+        self.train_rows = [i for i, p in enumerate(photos) if p.split == "train"]
+
+    def epoch(self, epoch: int, rank: int, world_size: int) -> list[list[int]]:
+        """Rows of each of this worker's batches in an epoch; the same on every run."""
+        order = np.random.default_rng([self._settings.seed, epoch]).permutation(self.train_rows)
+        size = max(self._settings.photos_per_batch // world_size, 1)
+        whole = len(order) // (size * world_size)
+        share = order[: whole * size * world_size].reshape(whole, world_size, size)
+        return [part.tolist() for part in share[:, rank]]
+
+    def batch(self, rows: Sequence[int], rng: np.random.Generator) -> TrainBatch:
+        """Draw texts and a mirror image for some photos."""
+        mirrored = bool(rng.random() < 0.5)
+        candidates = self._cache.batch(rows)
+        num_candidates = candidates.valid.shape[1]
+        texts, owner, overlap, weight = self._expressions(rows, rng, num_candidates)
+        captions, caption_owner = self._captions(rows, rng)
+        matched, boxes, classes = self._matches(rows)
+        if mirrored:
+            candidates = candidates.mirrored()
+            boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+        texts = texts + captions
+        return TrainBatch(
+            candidates=candidates,
+            texts=[swap_left_right(t) for t in texts] if mirrored else texts,
+            owner=torch.tensor(owner, dtype=torch.long),
+            overlap=torch.from_numpy(overlap),
+            cross_weight=torch.tensor(weight, dtype=torch.float32),
+            caption_owner=torch.tensor(caption_owner, dtype=torch.long),
+            matched=torch.from_numpy(matched),
+            matched_boxes=torch.from_numpy(boxes),
+            matched_classes=torch.from_numpy(classes),
+        )
+
+    def _expressions(
+        self, rows: Sequence[int], rng: np.random.Generator, num_candidates: int
+    ) -> tuple[list[str], list[int], np.ndarray, list[float]]:
+        """All written expressions of each photo and some generated ones."""
+        texts: list[str] = []
+        owner: list[int] = []
+        weight: list[float] = []
+        columns = []
+        for i, row in enumerate(rows):
+            found = self.targets[row]
+            num = min(self._settings.generated_per_photo, len(found.generated))
+            drawn = rng.choice(len(found.generated), num, replace=False) if num else []
+            shown = [*found.written, *((*found.generated[j], 0.0) for j in drawn)]
+            for text, box, cross in shown:
+                texts.append(text)
+                owner.append(i)
+                weight.append(cross)
+                column = np.zeros(num_candidates, dtype=np.float32)
+                column[: len(found.overlap)] = found.overlap[:, box]
+                columns.append(column)
+        overlap = np.stack(columns) if columns else np.zeros((0, num_candidates), np.float32)
+        return texts, owner, overlap, weight
+
+    def _captions(
+        self, rows: Sequence[int], rng: np.random.Generator
+    ) -> tuple[list[str], list[int]]:
+        """One caption a photo, and of some photos one that is wrong by a word."""
+        texts: list[str] = []
+        owner: list[int] = []
+        for i, row in enumerate(rows):
+            photo = self._photos[row]
+            if photo.captions:
+                texts.append(photo.captions[rng.integers(len(photo.captions))])
+                owner.append(i)
+            if photo.near_misses and rng.random() < 0.5:
+                texts.append(photo.near_misses[rng.integers(len(photo.near_misses))])
+                owner.append(NO_PHOTO)
+        return texts, owner
+
+    def _matches(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Candidates that fit an annotated box, with that box and its class."""
+        pairs, boxes, classes = [], [], []
+        for i, row in enumerate(rows):
+            overlap, photo = self.targets[row].overlap, self._photos[row]
+            if not overlap.size:
+                continue
+            best = overlap.argmax(axis=1)
+            fits = np.flatnonzero(overlap.max(axis=1) >= MATCH_IOU)
+            pairs.append(np.stack([np.full(len(fits), i), fits], axis=1))
+            boxes.append(photo.boxes[best[fits]])
+            classes.append(photo.categories[best[fits]])
+        if not pairs:
+            return np.zeros((0, 2), np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return np.concatenate(pairs), np.concatenate(boxes), np.concatenate(classes)

@@ -1,0 +1,108 @@
+"""Everything a training run is made of; one YAML file, checked before hours are spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from reir.config import StrictConfig
+
+
+class DataSource(StrictConfig):
+    """One folder of annotated photos.
+
+    Attributes:
+        format: "photos" (instances.json, expressions.json with splits, and where present
+            captions.json and sugarcrepe_pairs.json), "coco" (instances.json and captions.json) or
+            "reircoco" (`annotations` names the json).
+        path: the folder.
+        images: folder of the photos, relative to `path`.
+        annotations: file name in `path`, for "reircoco" only.
+    """
+
+    format: Literal["photos", "coco", "reircoco"]
+    path: Path
+    images: str = "images"
+    annotations: str = "reircoco_train.json"
+
+
+class ModelSettings(StrictConfig):
+    """The numbers of `clare-nano` that ablations change."""
+
+    num_layers: int = Field(2, ge=0, le=12)
+    num_experts: int = Field(4, ge=0, le=64)
+    clia_bias: float = -10.0
+    dropout: float = Field(0.3, ge=0, lt=1)
+    frozen_text_layers: int = Field(3, ge=0, le=6)
+
+
+class LossWeights(StrictConfig):
+    """Weight of each part of the loss; 0 turns a part off.
+
+    Attributes:
+        ranking, discrimination: within the photo, softmax and focal.
+        clia, cross_ranking: across the photos of the batch, sigmoid and softmax (stage 2).
+        caption: photo vector against captions (stage 2).
+        box: L1 and GIoU.
+        category: class of each candidate that fits an annotated box.
+    """
+
+    ranking: float = Field(1.0, ge=0)
+    discrimination: float = Field(1.0, ge=0)
+    clia: float = Field(1.0, ge=0)
+    cross_ranking: float = Field(1.0, ge=0)
+    caption: float = Field(0.5, ge=0)
+    box: float = Field(0.5, ge=0)
+    category: float = Field(0.3, ge=0)
+
+
+class Optimisation(StrictConfig):
+    """Schedule and optimiser of both stages.
+
+    Attributes:
+        grounding_epochs, clia_epochs: length of stage 1 and stage 2.
+        photos_per_batch: over all workers.
+        learning_rate: of new layers, after warm-up; cosine to 2 % over each stage.
+        crop_network_factor, text_tower_factor: learning rate of the pretrained parts, relative.
+        short_weight: weight across photos of short expressions, which are unique only within one.
+        generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
+        ema_decay: of the weights that are kept; 0 turns averaging off.
+    """
+
+    grounding_epochs: int = Field(2, ge=0)
+    clia_epochs: int = Field(10, ge=0)
+    photos_per_batch: int = Field(48, ge=1)
+    learning_rate: float = Field(6e-4, gt=0)
+    crop_network_factor: float = Field(0.3, ge=0)
+    text_tower_factor: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(50, ge=1)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    short_weight: float = Field(0.3, ge=0, le=1)
+    generated_per_photo: int = Field(2, ge=0)
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 0
+
+
+class TrainConfig(StrictConfig):
+    """A whole run.
+
+    Attributes:
+        data: sources; photos of a split "val" are never trained on and choose nothing.
+        weights: folder with the COCO-trained detector and the ImageNet crop network.
+        cache: folder for the output of the frozen part; None puts it beside the output.
+        zero_stage: of DeepSpeed.
+        keep_checkpoints: resume states kept on disk.
+    """
+
+    data: tuple[DataSource, ...] = Field(min_length=1)
+    weights: Path
+    cache: Path | None = None
+    model: ModelSettings = ModelSettings()
+    loss: LossWeights = LossWeights()
+    optimisation: Optimisation = Optimisation()
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    keep_checkpoints: int = Field(2, ge=1)

@@ -1,0 +1,155 @@
+"""The loss of one step of either stage, on one device; gathering across workers is passed in."""
+
+# Shapes: B photos, K candidates, J = B * K, M expressions, C captions, D dimension
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from reir.losses import box_loss, clia_loss, discrimination_loss, ranking_loss, soft_target
+from reir.models.clare_nano import ClareNano, VisualOutput
+from reir.models.nano_encoder import tokenise
+from reir_training.batches import MATCH_IOU, TrainBatch
+from reir_training.config import LossWeights
+
+Stage = Literal["grounding", "clia"]
+Gather = Callable[[Tensor], Tensor]
+"""(M, D) expression vectors of this worker -> (M', D) of the other workers, with gradients."""
+LENGTH_BUCKETS = 3
+MAX_SCALE = 100.0
+
+
+class ClareObjective(nn.Module):
+    """Model and losses in one module, which is what DeepSpeed wraps.
+
+    Args:
+        model: to train.
+        tokenizer: of its text tower.
+        weights: of the parts of the loss.
+        gather: brings the other workers' expression vectors; None on a single worker.
+        half: run the model under bf16 autocast.
+    """
+
+    def __init__(
+        self,
+        model: ClareNano,
+        tokenizer: Tokenizer,
+        weights: LossWeights,
+        *,
+        gather: Gather | None = None,
+        half: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.log_ranking_scale = nn.Parameter(torch.tensor(20.0).log())
+        self._tokenizer, self._weights, self._gather = tokenizer, weights, gather
+        self._half = half
+
+    def forward(self, batch: TrainBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:
+        """Return the weighted sum and every part of the loss by name."""
+        device = batch.owner.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._half):
+            visual = self.model.visual(batch.candidates)
+            text = self._encode(batch.texts)
+        expressions, captions = text[: len(batch.owner)], text[len(batch.owner) :]
+        parts = self._grounding(batch, visual, expressions)
+        if stage == "clia":
+            parts |= self._across(batch, visual, expressions)
+            parts |= self._captions(batch, visual, captions)
+        weights = self._weights.model_dump()
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return total, {name: float(value.detach()) for name, value in parts.items()}
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        """(M + C, D) vectors; texts of like length go together, so that little is padding."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        size = -(-len(order) // LENGTH_BUCKETS)
+        buckets = [order[i : i + size] for i in range(0, len(order), size)]
+        outs = []
+        for rows in buckets:
+            ids_NL, mask_NL = tokenise(
+                self._tokenizer, [texts[i] for i in rows], self.model.config.max_tokens
+            )
+            outs.append(self.model.text(ids_NL, mask_NL))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+        return torch.cat(outs)[back]
+
+    def _scale(self) -> Tensor:
+        return self.log_ranking_scale.exp().clamp(max=MAX_SCALE)
+
+    def _grounding(
+        self, batch: TrainBatch, visual: VisualOutput, text_MD: Tensor
+    ) -> dict[str, Tensor]:
+        """Stage 1: the right candidate of its own photo, its box and its class."""
+        own_MKD = visual.vectors[batch.owner]
+        scale = self._scale()
+        logits_MK = scale * torch.einsum("mkd,md->mk", own_MKD, text_MD)
+        valid_MK = batch.candidates.valid[batch.owner]
+        photo, candidate = batch.matched.unbind(1)
+        known = batch.matched_classes >= 0
+        class_logits = visual.class_logits[photo, candidate][known]
+        category = class_logits.sum() * 0
+        if len(class_logits):
+            category = F.cross_entropy(
+                class_logits, batch.matched_classes[known], label_smoothing=0.1
+            )
+        return {
+            "ranking": ranking_loss(logits_MK, soft_target(batch.overlap), valid_MK),
+            "discrimination": discrimination_loss(logits_MK - scale / 2, batch.overlap, valid_MK),
+            "box": box_loss(visual.boxes[photo, candidate], batch.matched_boxes),
+            "category": category,
+        }
+
+    def _across(
+        self, batch: TrainBatch, visual: VisualOutput, text_MD: Tensor
+    ) -> dict[str, Tensor]:
+        """Stage 2, CLIA: every expression against the candidates of every photo of the batch.
+
+        Expressions that are unique only within their photo count less as queries. Of one photo
+        every pair is known exactly, so nothing there needs to be masked.
+        """
+        shown = batch.cross_weight > 0
+        text_MD, owner = text_MD[shown], batch.owner[shown]
+        weight_M = batch.cross_weight[shown]
+        vectors_JD = visual.vectors.flatten(0, 1)
+        valid_J = batch.candidates.valid.flatten()
+        similar_MJ = text_MD @ vectors_JD.T
+        num = batch.candidates.valid.shape[1]
+        overlap_MJ = similar_MJ.new_zeros(len(owner), len(batch.candidates.valid), num)
+        overlap_MJ[torch.arange(len(owner)), owner] = batch.overlap[shown]
+        overlap_MJ = overlap_MJ.flatten(1)
+        scale, bias = self.model.log_scale.exp().clamp(max=MAX_SCALE), self.model.bias
+        share_M = weight_M / weight_M.mean().clamp(min=1e-9)
+        clia = clia_loss(
+            scale * similar_MJ + bias,
+            overlap_MJ >= MATCH_IOU,
+            valid_J.expand_as(similar_MJ),
+            share_M,
+        )
+        if self._gather is not None:
+            others_MJ = scale * (self._gather(text_MD) @ vectors_JD.T) + bias
+            nothing = torch.zeros_like(others_MJ, dtype=torch.bool)
+            clia = clia + clia_loss(others_MJ, nothing, valid_J.expand_as(others_MJ))
+        target_MJ = soft_target(overlap_MJ) * share_M[:, None]
+        ranking = ranking_loss(self._scale() * similar_MJ, target_MJ, valid_J.expand_as(similar_MJ))
+        return {"clia": clia, "cross_ranking": ranking}
+
+    def _captions(
+        self, batch: TrainBatch, visual: VisualOutput, text_CD: Tensor
+    ) -> dict[str, Tensor]:
+        """Photo vector against captions, both ways; near misses are extra wrong answers."""
+        right = torch.nonzero(batch.caption_owner >= 0)[:, 0]
+        if not len(right):
+            return {"caption": text_CD.sum() * 0}
+        photos = batch.caption_owner[right]
+        logits_CB = self._scale() * text_CD @ visual.image_vectors.T
+        to_photo = F.cross_entropy(logits_CB[right], photos)
+        to_caption = F.cross_entropy(logits_CB.T[photos], right)
+        return {"caption": (to_photo + to_caption) / 2}
