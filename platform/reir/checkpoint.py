@@ -59,9 +59,7 @@ def save_checkpoint(
     return digest
 
 
-def load_encoder(
-    path: Path | None = None, *, num_candidates: int | None = None
-) -> InstanceEncoder:
+def load_encoder(path: Path | None = None, *, num_candidates: int | None = None) -> InstanceEncoder:
     """Load a checkpoint as an encoder; None takes the one shipped with the package.
 
     Args:
@@ -73,9 +71,7 @@ def load_encoder(
     """
     folder = Path(path) if path is not None else SHIPPED
     model, tokenizer = load_model(folder)
-    return ClareNanoEncoder(
-        model, tokenizer, weights_digest(folder), num_candidates=num_candidates
-    )
+    return ClareNanoEncoder(model, tokenizer, weights_digest(folder), num_candidates=num_candidates)
 
 
 def load_model(folder: Path) -> tuple[ClareNano, Tokenizer]:

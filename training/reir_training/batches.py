@@ -66,7 +66,9 @@ class TrainBatch:
     matched_classes: Tensor
 
 
-def targets_of(photo: TrainPhoto, cache: FrozenCache, row: int, short_weight: float) -> PhotoTargets:
+def targets_of(
+    photo: TrainPhoto, cache: FrozenCache, row: int, short_weight: float
+) -> PhotoTargets:
     """Compare the cached candidates of a photo with its annotations."""
     overlap = pairwise_iou(cache.boxes(row), photo.boxes).astype(np.float32)
     best = overlap.max(axis=0, initial=0.0)

@@ -53,7 +53,9 @@ class FrozenCache:
         dtype = fast_dtype()
         return CandidateBatch(
             **{
-                k: v if v.dtype == torch.bool else v.to(dtype if k in ("crops", "scene") else torch.float32)
+                k: v
+                if v.dtype == torch.bool
+                else v.to(dtype if k in ("crops", "scene") else torch.float32)
                 for k, v in values.items()
             }
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from reir.datasets.coco import read_coco_captions, read_coco_instances
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.photos import read_caption_pairs, read_photos
-from reir.datasets.records import ReferringDataset, ReferringImage, ReferringInstance
+from reir.datasets.records import Expression, ReferringImage, ReferringInstance
 from reir.datasets.reircoco import read_reircoco
 from reir.errors import DataError
 from reir.records import FloatArray
@@ -72,18 +72,24 @@ def read_source(source: DataSource) -> list[TrainPhoto]:
         dataset = read_reircoco(source.path / source.annotations)
     captions, near_misses = _captions(source.path), _near_misses(source.path)
     instances: dict[str, list[ReferringInstance]] = defaultdict(list)
+    expressions: dict[str, list[Expression]] = defaultdict(list)
     for instance in dataset.instances:
         instances[instance.image_id].append(instance)
-    photos = [
-        _photo(
-            dataset,
-            image,
-            source.path / source.images / image.file_name,
-            instances[image.image_id],
-            (captions[image.image_id], near_misses[image.image_id]),
+    for expression in dataset.expressions:
+        expressions[expression.image_id].append(expression)
+    held_out = dataset.splits.get(VAL, frozenset())
+    photos = []
+    for image in dataset.images:
+        boxed = _boxed(image, instances[image.image_id], expressions[image.image_id])
+        photos.append(
+            replace(
+                boxed,
+                path=source.path / source.images / image.file_name,
+                split=VAL if image.image_id in held_out else "train",
+                captions=tuple(captions[image.image_id]),
+                near_misses=tuple(near_misses[image.image_id]),
+            )
         )
-        for image in dataset.images
-    ]
     useful = [p for p in photos if p.expressions or p.captions or len(p.boxes)]
     if not useful:
         raise DataError(f"{source.path} ({source.format}) holds no annotated photo to train on")
@@ -108,14 +114,12 @@ def _near_misses(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _photo(
-    dataset: ReferringDataset,
+def _boxed(
     image: ReferringImage,
-    path: Path,
     instances: Iterable[ReferringInstance],
-    texts: tuple[list[str], list[str]],
+    expressions: Iterable[Expression],
 ) -> TrainPhoto:
-    """One photo; expressions of crowds and of boxes without area are left out."""
+    """Boxes and expressions of a photo; those of crowds and of boxes without area are left out."""
     size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)
     rows: dict[str, int] = {}
     boxes, names, crowded = [], [], set()
@@ -127,20 +131,17 @@ def _photo(
             rows[instance.instance_id] = len(boxes)
             boxes.append(box)
             names.append(instance.category or "")
-    written = [
-        Written(e.text, rows[e.instance_id], e.kind or "long")
-        for e in dataset.expressions_of(image.image_id)
-        if e.instance_id in rows
-    ]
     known = {name: i for i, name in enumerate(COCO_CLASSES)}
     return TrainPhoto(
-        path=path,
-        split=VAL if image.image_id in dataset.splits.get(VAL, frozenset()) else "train",
+        path=Path(image.file_name),
+        split="train",
         boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         categories=np.array([known.get(n, UNKNOWN_CLASS) for n in names], dtype=np.int64),
         names=tuple(names),
-        expressions=tuple(written),
-        captions=tuple(texts[0]),
-        near_misses=tuple(texts[1]),
+        expressions=tuple(
+            Written(e.text, rows[e.instance_id], e.kind or "long")
+            for e in expressions
+            if e.instance_id in rows
+        ),
         crowded=frozenset(crowded),
     )

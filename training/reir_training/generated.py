@@ -130,7 +130,7 @@ def _alone(one: AnnotatedInstance, category: str, index: int) -> Iterator[tuple[
 
 
 def _at_side(category: str, side: str, count: int) -> str:
-    """"left dog" of two, "leftmost dog" of more."""
+    """ "left dog" of two, "leftmost dog" of more."""
     if count == 2:
         return f"the {side} {category}"
     return f"{side}most {category}" if side in ("left", "right") else f"{category} at the {side}"

@@ -67,9 +67,7 @@ def _objectness(found: Candidates) -> Tensor:
     return (found.scores / found.class_scores.amax(-1).clamp(min=1e-9))[:, None]
 
 
-def _look(
-    model: ClareNano, image: RgbImage, found: Candidates
-) -> tuple[Tensor, Tensor, Tensor]:
+def _look(model: ClareNano, image: RgbImage, found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
     """Trunk maps of the crops, colour grids of the crops, trunk map of the whole photo."""
     config, photo = model.config, Image.fromarray(image)
     crops = cut(photo, found.boxes.numpy(), config.crop_px, config.crop_margin)
@@ -81,9 +79,7 @@ def _look(
     return maps, _colours(crops), _maps(model, scene)[0]
 
 
-def cut(
-    photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float
-) -> torch.Tensor:
+def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> torch.Tensor:
     """(N, side_px, side_px, 3) uint8 crops, stretched to a square.
 
     Args:

@@ -177,9 +177,7 @@ class RelationLayer(nn.Module):
         self.num_heads, self.dropout = num_heads, dropout
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.bias = nn.Sequential(
-            nn.Linear(PAIR_FEATURES, 32), nn.GELU(), nn.Linear(32, num_heads)
-        )
+        self.bias = nn.Sequential(nn.Linear(PAIR_FEATURES, 32), nn.GELU(), nn.Linear(32, num_heads))
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
         )

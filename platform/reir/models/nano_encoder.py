@@ -24,7 +24,9 @@ TEXT_BATCH = 128
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
     """Return (N, L) int64 token ids and mask (1 on real tokens), padded to the longest text."""
     encoded = [e.ids for e in tokenizer.encode_batch([normalise_expression(t) for t in texts])]
-    encoded = [ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in encoded]
+    encoded = [
+        ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in encoded
+    ]
     longest = max((len(ids) for ids in encoded), default=0)
     ids_NL = torch.zeros(len(encoded), longest, dtype=torch.long)
     mask_NL = torch.zeros_like(ids_NL)

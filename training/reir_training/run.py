@@ -1,0 +1,143 @@
+"""One training run as a person sees it: cache, progress bars with rate and ETA, where it ended."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from reir.config import dump_config
+from reir_training.assemble import start_model
+from reir_training.cache import build_cache, fingerprint
+from reir_training.config import TrainConfig
+from reir_training.examples import read_source
+
+POLL_S = 1.0
+
+
+def run(
+    config: TrainConfig,
+    *,
+    output: Path,
+    stage: str,
+    init: Path | None,
+    num_workers: int,
+    use_gpu: bool,
+) -> Path:
+    """Build the cache, train, and return the checkpoint directory.
+
+    Args:
+        config: of the run; kept beside the result as `config.yaml`.
+        output: folder of the run.
+        stage: "grounding", "clia" or "all".
+        init: checkpoint to start from; None for the start weights.
+        num_workers: Ray Train workers.
+        use_gpu: one GPU a worker.
+    """
+    from reir_training.jobs import METRICS, train
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(dump_config(config))
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        cache = _cache(config, output, init, bars)
+        _log_start(output / METRICS)
+        with _Follower(output / METRICS, bars):
+            checkpoint = train(
+                config,
+                output=output.resolve(),
+                cache=cache.resolve(),
+                stage=stage,
+                init=init.resolve() if init else None,
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+            )
+    console.print(f"checkpoint: {checkpoint}")
+    return checkpoint
+
+
+def _cache(config: TrainConfig, output: Path, init: Path | None, bars: Progress) -> Path:
+    """Build the output of the frozen part; returns its folder."""
+    root = config.cache or output / "cache"
+    model, _ = start_model(config, init)
+    photos = [photo for source in config.data for photo in read_source(source)]
+    task = bars.add_task("frozen part", total=len(photos), note="photos")
+    build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
+    bars.update(task, completed=len(photos))
+    return root / fingerprint(model, photos)
+
+
+def _log_start(metrics: Path) -> None:
+    with metrics.open("a") as file:
+        file.write(json.dumps({"event": "start", "time": time.time()}) + "\n")
+
+
+class _Follower:
+    """Shows the lines that the first worker writes to the metrics file as a progress bar."""
+
+    def __init__(self, path: Path, bars: Progress) -> None:
+        self._path, self._bars = path, bars
+        self._task: TaskID | None = None
+        self._offset = path.stat().st_size
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._read()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_S):
+            self._read()
+
+    def _read(self) -> None:
+        with self._path.open() as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith("\n"):
+                    break
+                self._offset += len(line.encode())
+                self._show(json.loads(line))
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if line["event"] == "progress":
+            if self._task is None:
+                self._task = self._bars.add_task("", total=None, note="")
+            done = (line["epoch"] - 1) * line["steps"] + line["step"]
+            self._bars.update(
+                self._task,
+                description=line["stage"],
+                total=line["epochs"] * line["steps"],
+                completed=done,
+                note=f"steps  {line['photos_per_s']} photos/s  loss {line['loss']:.3f}",
+            )
+        elif line["event"] == "epoch" and "br1_50" in line:
+            self._bars.console.print(
+                f"epoch {line['epoch']}: BR@1 {line['br1_50']}  BR@10 {line['br10_50']}  "
+                f"REC {line['rec_long']}"
+            )
