@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 from reir.errors import DataError
 
 # Lists, tuples, dicts, text, bytes and numbers have opcodes of their own and name no global.
+# Python 2 calls the module of the others __builtin__.
 _ALLOWED = {
+    ("__builtin__", "set"): set,
+    ("__builtin__", "frozenset"): frozenset,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("collections", "OrderedDict"): OrderedDict,

@@ -43,10 +43,15 @@ def read_reircoco(path: str | Path) -> ReferringDataset:
     photos: dict[str, ReferringImage] = {}
     instances: list[ReferringInstance] = []
     expressions: list[Expression] = []
+    entry_ids: set[str] = set()
     num_ambiguous = 0
     for entry in document.entries("images"):
         photo = _photo(entry, photos)
-        boxes = annotations.pop(entry.identifier("id"), [])
+        entry_id = entry.identifier("id")
+        if entry_id in entry_ids:
+            entry.fail("id", "an id that no earlier entry has")
+        entry_ids.add(entry_id)
+        boxes = annotations.pop(entry_id, [])
         found = [_instance(box, photo, categories) for box in boxes]
         texts = entry.texts("expressions")
         if texts and not found:
