@@ -35,10 +35,7 @@ def read_reircoco(path: str | Path) -> ReferringDataset:
         DataError: the file is malformed; the message names file, entry and what was expected.
     """
     document = read_object(path)
-    categories = {
-        item.identifier("id"): item.text("name")
-        for item in (document.entries("categories") if document.has("categories") else [])
-    }
+    categories = _categories(document)
     annotations = _annotations_by_entry(document)
     photos: dict[str, ReferringImage] = {}
     instances: list[ReferringInstance] = []
@@ -113,6 +110,11 @@ def write_reircoco(dataset: ReferringDataset, path: str | Path) -> None:
         ],
     }
     Path(path).write_text(json.dumps(document), encoding="utf-8")
+
+
+def _categories(document: Entry) -> dict[str, str]:
+    entries = document.entries("categories") if document.has("categories") else []
+    return {entry.identifier("id"): entry.text("name") for entry in entries}
 
 
 def _annotations_by_entry(document: Entry) -> dict[str, list[Entry]]:
