@@ -48,6 +48,7 @@ class ImageFailure(StrEnum):
     UNREADABLE = "unreadable"
     MISSING = "missing"
     UNSUPPORTED = "unsupported"
+    NOT_ENCODED = "not_encoded"
 
 
 class ImageError(DataError):

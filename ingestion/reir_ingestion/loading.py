@@ -1,0 +1,146 @@
+"""From one listed file to pixels, or to the reason why there are none.
+
+Knows the ledger row that an image had before, no store and no model. Runs in reader threads.
+"""
+
+# Shapes: H x W pixels of the upright photo
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reir.errors import ImageError, ImageFailure
+from reir.images import content_hash, decode, image_id, read_bytes
+from reir.models.seams import RgbImage
+from reir.records import ImageRecord, IndexedImage, Instances
+from reir_ingestion.report import Tally
+from reir_ingestion.sources import SourceFile
+
+MAX_DETAIL_CHARS = 500
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file to read.
+
+    Attributes:
+        file: as listed.
+        uri: canonical URI.
+        known: ledger row of an earlier run, None when the file is new.
+    """
+
+    file: SourceFile
+    uri: str
+    known: ImageRecord | None
+
+    @property
+    def image_id(self) -> str:
+        """Key of the image."""
+        return image_id(self.uri)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What reading gave: `pixels`, or an `error`, or neither when the content is as before.
+
+    Attributes:
+        task: what was read.
+        content_hash: sha256 of the bytes; empty when they could not be read.
+        pixels: (H, W, 3) uint8, at the scale that was asked for.
+        width_px, height_px: of the whole upright photo.
+        error: why there are no pixels.
+    """
+
+    task: Task
+    content_hash: str = ""
+    pixels: RgbImage | None = None
+    width_px: int = 0
+    height_px: int = 0
+    error: ImageError | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the pixels hold."""
+        return 0 if self.pixels is None else self.pixels.nbytes
+
+    @property
+    def is_as_before(self) -> bool:
+        """Whether the content is that of the known ledger row."""
+        return self.pixels is None and self.error is None
+
+    def indexed(self, instances: Instances) -> IndexedImage:
+        """Return the image with its instances, ready for the store."""
+        record = ImageRecord(
+            image_id=self.task.image_id,
+            uri=self.task.uri,
+            status="indexed",
+            content_hash=self.content_hash,
+            size_bytes=self.task.file.size_bytes,
+            mtime_ns=self.task.file.mtime_ns,
+            width_px=self.width_px,
+            height_px=self.height_px,
+            num_instances=len(instances),
+        )
+        return IndexedImage(record, instances)
+
+    def failed(self, error: ImageError) -> IndexedImage:
+        """Return the image as a failure, ready for the store."""
+        record = ImageRecord(
+            image_id=self.task.image_id,
+            uri=self.task.uri,
+            status="failed",
+            content_hash=self.content_hash,
+            size_bytes=self.task.file.size_bytes,
+            mtime_ns=self.task.file.mtime_ns,
+            width_px=self.width_px,
+            height_px=self.height_px,
+            reason=error.reason.value,
+            detail=error.detail[:MAX_DETAIL_CHARS],
+        )
+        return IndexedImage(record, None)
+
+
+def is_settled(known: ImageRecord | None, file: SourceFile, *, retry_failed: bool) -> bool:
+    """Whether the ledger already says what reading `file` would.
+
+    A file whose bytes could not be read is tried each time: nothing of it can be compared.
+    """
+    if known is None:
+        return False
+    if known.status == "failed" and (retry_failed or not known.content_hash):
+        return False
+    return (known.size_bytes, known.mtime_ns) == (file.size_bytes, file.mtime_ns)
+
+
+def load(task: Task, *, at_least_px: int | None, retry_failed: bool, tally: Tally) -> Loaded:
+    """Read and decode one file; a bad file gives a `Loaded` with its error.
+
+    Args:
+        task: the file.
+        at_least_px: see `reir.images.decode`; None decodes at full size.
+        retry_failed: decode content that failed before, too.
+        tally: told how long reading and decoding took.
+    """
+    try:
+        with tally.stage("read"):
+            data = read_bytes(task.file.path)
+            digest = content_hash(data)
+    except ImageError as error:
+        return Loaded(task, error=error)
+    known = task.known
+    if known is not None and known.content_hash == digest:
+        if known.status == "indexed":
+            return Loaded(task, digest)
+        if not retry_failed:
+            return Loaded(task, digest, error=known_error(known))
+    try:
+        with tally.stage("decode"):
+            image = decode(data, at_least_px=at_least_px)
+    except ImageError as error:
+        return Loaded(task, digest, error=error)
+    return Loaded(task, digest, image.pixels, image.width_px, image.height_px)
+
+
+def known_error(record: ImageRecord) -> ImageError:
+    """Return the error that a failed ledger row tells of."""
+    return ImageError(ImageFailure(record.reason), record.detail)

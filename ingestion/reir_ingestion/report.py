@@ -1,0 +1,223 @@
+"""What an indexing run did: counted while it goes on, reported at its end. Knows no store."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich.table import Table
+
+from reir.records import ImageRecord
+
+Outcome = Literal["new", "changed", "unchanged"]
+Stage = Literal["list", "read", "decode", "encode", "store"]
+STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: images whose state is in the ledger.
+        total: images in the source; None until the listing has ended.
+        failed: images among `done` that could not be indexed.
+    """
+
+    done: int
+    total: int | None
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """What became of every image of the source, and what it took.
+
+    Each listed image is counted once: new, changed, unchanged or failed.
+
+    Attributes:
+        gallery, version: what was written.
+        num_images: ledger rows of the version after the run, of all sources.
+        kept_versions: other versions of the gallery -> their ledger rows, oldest first.
+        new: indexed for the first time.
+        changed: indexed again, since the content changed or had failed.
+        unchanged: indexed earlier, left as they are.
+        failed: reason -> images that cannot be indexed, also those known from earlier runs.
+        failed_before: how many of `failed` were known and not tried again.
+        missing: images of the gallery whose file is gone from the source; still searchable.
+        removed: such images that were deleted from the gallery.
+        instances: instances written by this run.
+        read: files that this run had to open.
+        seconds: wall time.
+        stage_seconds: stage -> busy seconds, summed over threads; stages overlap.
+        peak_rss_bytes: the most memory this process has held.
+    """
+
+    gallery: str
+    version: str
+    num_images: int
+    kept_versions: Mapping[str, int]
+    new: int
+    changed: int
+    unchanged: int
+    failed: Mapping[str, int]
+    failed_before: int
+    missing: int
+    removed: int
+    instances: int
+    read: int
+    seconds: float
+    stage_seconds: Mapping[str, float]
+    peak_rss_bytes: int
+
+    @property
+    def num_failed(self) -> int:
+        """Images that cannot be indexed."""
+        return sum(self.failed.values())
+
+    @property
+    def num_listed(self) -> int:
+        """Images in the source."""
+        return self.new + self.changed + self.unchanged + self.num_failed
+
+    @property
+    def images_per_s(self) -> float:
+        """Files opened a second; 0.0 when nothing had to be read."""
+        return self.read / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the form that `reir index --json` prints."""
+        derived = {
+            "num_failed": self.num_failed,
+            "num_listed": self.num_listed,
+            "images_per_s": round(self.images_per_s, 3),
+        }
+        return asdict(self) | derived
+
+    def table(self) -> Table:
+        """Return the summary for a terminal."""
+        table = Table(title=f"gallery {self.gallery}, version {self.version}", show_header=False)
+        table.add_column(style="bold")
+        table.add_column(justify="right")
+        table.add_column(style="dim")
+        for name, value, remark in self._rows():
+            table.add_row(name, value, remark)
+        return table
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        yield "new", f"{self.new:,}", ""
+        yield "changed", f"{self.changed:,}", ""
+        yield "unchanged", f"{self.unchanged:,}", "skipped"
+        known = f"{self.failed_before:,} known before" if self.failed_before else ""
+        yield "failed", f"{self.num_failed:,}", known
+        for reason, count in sorted(self.failed.items()):
+            yield f"  {reason}", f"{count:,}", ""
+        if self.missing:
+            yield "gone from source", f"{self.missing:,}", "kept; --prune removes them"
+        if self.removed:
+            yield "removed", f"{self.removed:,}", "gone from source"
+        yield "instances written", f"{self.instances:,}", ""
+        yield "time", f"{self.seconds:,.1f} s", f"{self.images_per_s:,.1f} images/s"
+        busy = ", ".join(f"{name} {self.stage_seconds[name]:.1f}" for name in STAGES)
+        yield "busy seconds", f"{sum(self.stage_seconds.values()):,.1f}", busy
+        yield "peak memory", f"{self.peak_rss_bytes / 2**20:,.0f} MiB", "this process"
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Tally:
+    """Counts of a run under way; every method may be called from any thread.
+
+    Attributes:
+        on_progress: told after each change, from whichever thread made it, one at a time.
+    """
+
+    on_progress: Callable[[Progress], None] | None = None
+    _total: int | None = None
+    _outcomes: Counter[Outcome] = field(default_factory=Counter)
+    _failed: Counter[str] = field(default_factory=Counter)
+    _failed_before: int = 0
+    _read: int = 0
+    _instances: int = 0
+    _seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    _started_s: float = field(default_factory=time.perf_counter)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent_s = time.perf_counter() - started_s
+            with self._lock:
+                self._seconds[name] += spent_s
+
+    def listed(self, total: int) -> None:
+        """The listing has ended with so many images."""
+        with self._lock:
+            self._total = total
+            self._report_progress()
+
+    def skipped(self, known: Sequence[ImageRecord], *, read: bool = False) -> None:
+        """These ledger rows stay as they are.
+
+        Args:
+            known: the rows.
+            read: whether their files had to be read to find that out.
+        """
+        with self._lock:
+            for record in known:
+                self._settle(record, "unchanged")
+            self._failed_before += sum(record.status == "failed" for record in known)
+            self._read += len(known) * read
+            self._report_progress()
+
+    def written(self, records: Sequence[ImageRecord], outcomes: Sequence[Outcome]) -> None:
+        """These ledger rows are in the store; the outcome counts for those that are indexed."""
+        with self._lock:
+            for record, outcome in zip(records, outcomes, strict=True):
+                self._settle(record, outcome)
+            self._read += len(records)
+            self._instances += sum(record.num_instances for record in records)
+            self._report_progress()
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts as `IndexReport` names them."""
+        with self._lock:
+            return {
+                "new": self._outcomes["new"],
+                "changed": self._outcomes["changed"],
+                "unchanged": self._outcomes["unchanged"],
+                "failed": dict(sorted(self._failed.items())),
+                "failed_before": self._failed_before,
+                "instances": self._instances,
+                "read": self._read,
+                "seconds": time.perf_counter() - self._started_s,
+                "stage_seconds": dict(self._seconds),
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+
+    def _settle(self, record: ImageRecord, outcome: Outcome) -> None:
+        if record.status == "failed":
+            self._failed[record.reason] += 1
+        else:
+            self._outcomes[outcome] += 1
+
+    def _report_progress(self) -> None:
+        if self.on_progress is not None:
+            failed = sum(self._failed.values())
+            self.on_progress(Progress(sum(self._outcomes.values()) + failed, self._total, failed))
