@@ -1,0 +1,60 @@
+"""`benchmarks/_report.py`: what a report says, and what it must not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module, writing to a temporary folder."""
+    spec = importlib.util.spec_from_file_location("_report", BENCHMARKS / "_report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return module
+
+
+def test_report_says_what_made_the_figures(
+    report: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "x.py"), "--n", "3"])
+    path = report.write_report("x", {"x.seconds": 1.5}, accelerator="a GPU")
+    written = json.loads(path.read_text())
+    assert written["command"] == "python benchmarks/x.py --n 3"
+    assert written["figures"] == {"x.seconds": 1.5}
+    assert written["machine"]["cores"] >= 1
+    assert written["machine"]["ram_gib"] > 0
+    assert written["machine"]["accelerator"] == "a GPU"
+    assert set(written) == {"command", "commit", "date", "machine", "figures"}
+
+
+def test_report_names_neither_host_nor_paths(
+    report: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = tmp_path / "photos"
+    monkeypatch.setattr(
+        sys, "argv", [str(BENCHMARKS / "x.py"), "--images", str(secret), f"--out={secret}/o"]
+    )
+    text = report.write_report("x", {}).read_text()
+    assert json.loads(text)["command"] == "python benchmarks/x.py --images photos --out=o"
+    assert str(tmp_path) not in text
+    assert str(BENCHMARKS.parent) not in text
+    assert f'"{socket.gethostname()}"' not in text
+
+
+def test_figure_that_json_cannot_hold_is_refused(report: ModuleType) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_report("x", {"x.seconds": float("nan")})
+    assert not (report.RESULTS / "x.json").exists()
