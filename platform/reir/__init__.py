@@ -1,3 +1,32 @@
 """Find the one object that a sentence describes, among millions of photos."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reir.models.seams import InstanceEncoder
+    from reir.search import Gallery
+    from reir.store import InstanceStore
+
+__all__ = ["__version__", "open"]
 __version__ = "0.1.0"
+
+
+def open(  # noqa: A001, `reir.open("gallery")` reads as what it does
+    gallery: str = "default",
+    *,
+    store: InstanceStore | str | None = None,
+    encoder: InstanceEncoder | None = None,
+    checkpoint: Path | None = None,
+) -> Gallery:
+    """Open a gallery for searching: `reir.open("photos").search("the red mug", k=5)`.
+
+    Arguments and errors are those of `reir.search.open_gallery`; nothing heavy is imported before
+    the first call.
+    """
+    from reir.search import open_gallery
+
+    return open_gallery(gallery, store=store, encoder=encoder, checkpoint=checkpoint)
