@@ -146,7 +146,7 @@ class BatchMaker:
         for i, row in enumerate(rows):
             found = self.targets[row]
             num = min(self._settings.generated_per_photo, len(found.generated))
-            drawn = rng.choice(len(found.generated), num, replace=False) if num else []
+            drawn = rng.permutation(len(found.generated))[:num]
             shown = [*found.written, *((*found.generated[j], 0.0) for j in drawn)]
             for text, box, cross in shown:
                 texts.append(text)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from reir.images import read_image
-from reir.models.candidates import extract_candidates
+from reir.models.candidates import extract_candidates, prepare_frozen
 from reir.models.clare_nano import CandidateBatch, ClareNano
 from reir.models.nano_encoder import fast_dtype
 from reir_training.examples import TrainPhoto
@@ -99,9 +99,7 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     counter = folder / "done.json"
     done = json.loads(counter.read_text()) if counter.exists() else 0
-    frozen = model.eval()
-    frozen.detector.to(memory_format=torch.channels_last)
-    frozen.trunk.to(fast_dtype(), memory_format=torch.channels_last)
+    prepare_frozen(model, fast_dtype())
     arrays: dict[str, np.ndarray] = {}
     for start in range(done, len(photos), BATCH):
         part = photos[start : start + BATCH]
@@ -114,7 +112,7 @@ def build_cache(
         on_progress(start + len(part), len(photos))
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]
-    frozen.trunk.to(torch.float32)
+    model.trunk.to(torch.float32)
     return FrozenCache(folder)
 
 

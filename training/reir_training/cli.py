@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command("train", help="Train a model on annotated photos.")(train)
 
 
-def train(
+def train(  # noqa: PLR0913 - one by one is clearer than a bag
     data: Annotated[Path, typer.Option(help="YAML file: data sources, weights, settings.")],
     output: Annotated[Path, typer.Option(help="Folder of the run; a rerun goes on in it.")],
     preset: Annotated[str, typer.Option(help="Model to train.")] = "clare-nano",

@@ -122,7 +122,9 @@ def _boxed(
     """Boxes and expressions of a photo; those of crowds and of boxes without area are left out."""
     size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)
     rows: dict[str, int] = {}
-    boxes, names, crowded = [], [], set()
+    boxes: list[np.ndarray] = []
+    names: list[str] = []
+    crowded: set[str] = set()
     for instance in instances:
         box = np.clip(np.asarray(instance.box_xyxy_px, dtype=np.float32) / size, 0, 1)
         if instance.is_crowd:

@@ -21,6 +21,6 @@ def gather_others(vectors_MD: Tensor) -> Tensor:
     dist.all_gather(counts, torch.tensor([len(vectors_MD)]))
     longest = int(max(counts))
     padded = torch.nn.functional.pad(vectors_MD, (0, 0, 0, longest - len(vectors_MD)))
-    parts = all_gather(padded.contiguous())
+    parts: tuple[Tensor, ...] = all_gather(padded.contiguous())  # type: ignore[no-untyped-call]
     others = [p[: int(n)] for i, (p, n) in enumerate(zip(parts, counts, strict=True)) if i != rank]
     return torch.cat(others)

@@ -66,7 +66,7 @@ def colour_word(rgb: Sequence[float]) -> str:
 def central_colour(grid: FloatArray) -> str:
     """Colour word of the four inner cells of a (4, 4, 3) grid of mean RGB in [0, 1]."""
     inner = np.asarray(grid, dtype=np.float32)[1:3, 1:3].reshape(-1, 3)
-    words = {colour_word(cell) for cell in inner}
+    words = {colour_word(cell.tolist()) for cell in inner}
     return words.pop() if len(words) == 1 else ""
 
 

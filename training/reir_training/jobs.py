@@ -34,7 +34,7 @@ TAG = "state"
 AVERAGED = "averaged.safetensors"
 
 
-def train(
+def train(  # noqa: PLR0913 - one by one is clearer than a bag
     config: TrainConfig,
     *,
     output: Path,

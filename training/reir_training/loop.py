@@ -129,7 +129,7 @@ class TrainLoop:
         on_progress: called every few steps.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one by one is clearer than a bag
         self,
         engine: Any,
         maker: BatchMaker,

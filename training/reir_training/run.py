@@ -28,7 +28,7 @@ from reir_training.examples import read_source
 POLL_S = 1.0
 
 
-def run(
+def run(  # noqa: PLR0913 - one by one is clearer than a bag
     config: TrainConfig,
     *,
     output: Path,
@@ -49,6 +49,7 @@ def run(
     """
     from reir_training.jobs import METRICS, train
 
+    config = absolute(config)
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config))
     console = Console(stderr=True)
@@ -75,6 +76,12 @@ def run(
             )
     console.print(f"checkpoint: {checkpoint}")
     return checkpoint
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """Resolve the folders of a configuration: workers run in a folder of their own."""
+    data = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in config.data)
+    return config.model_copy(update={"data": data, "weights": config.weights.resolve()})
 
 
 def _cache(config: TrainConfig, output: Path, init: Path | None, bars: Progress) -> Path:

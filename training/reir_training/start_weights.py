@@ -52,7 +52,7 @@ def load_yolox_nano(path: Path) -> StateDict:
         CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
     path = _file(path, YOLOX_FILE)

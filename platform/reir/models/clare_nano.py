@@ -192,7 +192,8 @@ class RelationLayer(nn.Module):
         drop = self.dropout if self.training else 0.0
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHTT, dropout_p=drop)
         x_BTW = x_BTW + self.drop(self.out(seen.transpose(1, 2).flatten(2)))
-        return x_BTW + self.drop(self.mlp(self.norm_mlp(x_BTW)))
+        out_BTW: Tensor = x_BTW + self.drop(self.mlp(self.norm_mlp(x_BTW)))
+        return out_BTW
 
 
 class InstanceStream(nn.Module):

@@ -5,7 +5,6 @@ weights expect. Submodules are declared in the order in which they run; the weig
 on it. Knows torch only.
 """
 
-# ruff: noqa: D107 (the docstring of a layer's class says what it is)
 
 # Shapes: N crops or images, H height, W width
 

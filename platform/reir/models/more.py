@@ -51,4 +51,5 @@ class MixtureOfRelationExperts(nn.Module):
         gates_NE = torch.zeros_like(gates_NE).scatter(-1, top.indices, top.values)
         expert_NED = self.experts(unit_NC).unflatten(-1, (self.num_experts, -1))
         routed_ND = torch.einsum("ne,ned->nd", gates_NE, expert_NED)
-        return (1 - self.mix) * shared_ND + self.mix * routed_ND
+        mixed: Tensor = (1 - self.mix) * shared_ND + self.mix * routed_ND
+        return mixed

@@ -5,7 +5,6 @@ training starts from folded weights. Submodules are declared in the order in whi
 weight loader relies on it. Knows torch, numpy and Pillow, and no file, device or query.
 """
 
-# ruff: noqa: D107 (the docstring of a layer's class says what it is)
 
 # Shapes: B images, S side of the square input, A anchors (one per cell of the three maps),
 #         C channels of the class branch (64), K classes, N candidates of one image
