@@ -248,7 +248,7 @@ class _Run:
 
     def _tasks(self) -> Iterator[Task]:
         """Files that have to be read, in the order of the listing."""
-        files = self.source.files()
+        files = self.source.files(self.tally.not_listed)
         look_up = partial(self.store.get_images, self.gallery, self.version)
         while True:
             with self.tally.stage("list"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import threading
@@ -19,6 +20,8 @@ from reir.records import ImageRecord
 Outcome = Literal["new", "changed", "unchanged"]
 Stage = Literal["list", "read", "decode", "encode", "store"]
 STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class IndexReport:
         unchanged: indexed earlier, left as they are.
         failed: reason -> images that cannot be indexed, also those known from earlier runs.
         failed_before: how many of `failed` were known and not tried again.
+        unlisted_folders: folders of the source that could not be listed; their images are left as
+            they are.
         missing: images of the gallery whose file is gone from the source; still searchable.
         removed: such images that were deleted from the gallery.
         instances: instances written by this run.
@@ -69,6 +74,7 @@ class IndexReport:
     unchanged: int
     failed: Mapping[str, int]
     failed_before: int
+    unlisted_folders: int
     missing: int
     removed: int
     instances: int
@@ -119,6 +125,8 @@ class IndexReport:
         yield "failed", f"{self.num_failed:,}", known
         for reason, count in sorted(self.failed.items()):
             yield f"  {reason}", f"{count:,}", ""
+        if self.unlisted_folders:
+            yield "folders not listed", f"{self.unlisted_folders:,}", "no permission, or vanished"
         if self.missing:
             yield "gone from source", f"{self.missing:,}", "kept; --prune removes them"
         if self.removed:
@@ -149,6 +157,7 @@ class Tally:
     _outcomes: Counter[Outcome] = field(default_factory=Counter)
     _failed: Counter[str] = field(default_factory=Counter)
     _failed_before: int = 0
+    _unlisted_folders: int = 0
     _read: int = 0
     _instances: int = 0
     _seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -171,6 +180,12 @@ class Tally:
         with self._lock:
             self._total = total
             self._report_progress()
+
+    def not_listed(self, folder: str, error: OSError) -> None:
+        """A folder of the source could not be listed."""
+        logger.warning("folder %r cannot be listed: %s", folder, error.strerror)
+        with self._lock:
+            self._unlisted_folders += 1
 
     def skipped(self, known: Sequence[ImageRecord], *, read: bool = False) -> None:
         """These ledger rows stay as they are.
@@ -204,6 +219,7 @@ class Tally:
                 "unchanged": self._outcomes["unchanged"],
                 "failed": dict(sorted(self._failed.items())),
                 "failed_before": self._failed_before,
+                "unlisted_folders": self._unlisted_folders,
                 "instances": self._instances,
                 "read": self._read,
                 "seconds": time.perf_counter() - self._started_s,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -29,6 +30,11 @@ _MAGIC = frozenset("*?[")
 _ANY_DEPTH = b"**"
 
 Parts = tuple[bytes, ...]
+OnError = Callable[[str, OSError], None]
+
+
+def ignore_error(folder: str, error: OSError) -> None:
+    """Do nothing about a folder that cannot be listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +71,37 @@ class Source:
     root: bytes
     pattern: Parts
 
-    def paths(self) -> Iterator[bytes]:
+    def paths(self, on_error: OnError = ignore_error) -> Iterator[bytes]:
         """Absolute paths of the images, sorted within each folder, the folders depth first.
 
         Hidden names are left out. Links to folders are followed after everything else; no folder
-        is listed twice, so links may form loops. A folder that cannot be listed counts as empty.
+        is listed twice, so links may form loops.
+
+        Args:
+            on_error: called for each folder that cannot be listed; it counts as empty.
         """
         if not self.pattern:
             yield self.root
             return
         seen: set[tuple[int, int]] = set()
-        linked: list[Parts] = []
-        yield from self._walk((), seen, linked)
-        for parts in linked:  # grows while links lead to further links
-            yield from self._walk(parts, seen, linked)
+        waiting: deque[Parts] = deque([()])  # at its end the links
+        while waiting:
+            parts = waiting.popleft()
+            path = os.path.join(self.root, *parts)
+            try:
+                entries = _scan(path) if _first_visit(path, seen) else _Entries()
+            except OSError as error:
+                on_error(os.fsdecode(path), error)
+                continue
+            for name in entries.images:
+                if _matches((*parts, name), self.pattern):
+                    yield os.path.join(path, name)
+            waiting.extendleft(self._worth_a_visit(parts, reversed(entries.folders)))
+            waiting.extend(self._worth_a_visit(parts, entries.links))
 
-    def files(self) -> Iterator[SourceFile]:
+    def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
         """The images in the order of `paths`, with what tells a changed file from an old one."""
-        for path in self.paths():
+        for path in self.paths(on_error):
             size_bytes, mtime_ns = _size_and_time(path)
             yield SourceFile(os.fsdecode(path), size_bytes, mtime_ns)
 
@@ -104,24 +123,9 @@ class Source:
         parts = tuple(path.removeprefix(prefix).split(b"/"))
         return path.startswith(prefix) and _matches(parts, self.pattern)
 
-    def _walk(
-        self, folder: Parts, seen: set[tuple[int, int]], linked: list[Parts]
-    ) -> Iterator[bytes]:
-        """Yield the images below `folder`; folders behind links are put into `linked`."""
-        waiting = [folder]
-        while waiting:
-            parts = waiting.pop()
-            path = os.path.join(self.root, *parts)
-            if not _first_visit(path, seen):
-                continue
-            images, folders, links = _scan(path)
-            for name in images:
-                if _matches((*parts, name), self.pattern):
-                    yield os.path.join(path, name)
-            below = [(*parts, name) for name in folders]
-            waiting += [each for each in reversed(below) if _may_lie_below(each, self.pattern)]
-            through = [(*parts, name) for name in links]
-            linked += [each for each in through if _may_lie_below(each, self.pattern)]
+    def _worth_a_visit(self, parent: Parts, names: Iterable[bytes]) -> list[Parts]:
+        below = [(*parent, name) for name in names]
+        return [each for each in below if _may_lie_below(each, self.pattern)]
 
 
 def open_source(source: str | Path) -> Source:
@@ -184,23 +188,28 @@ def _may_lie_below(folder: Parts, pattern: Parts) -> bool:
     return fnmatchcase(folder[0], pattern[0]) and _may_lie_below(folder[1:], pattern[1:])
 
 
-def _scan(folder: bytes) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """Sorted names in a folder: images, folders, links to folders. Hidden names are left out."""
-    images: list[bytes] = []
-    folders: list[bytes] = []
-    links: list[bytes] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if _is_folder(entry):
-                    (links if entry.is_symlink() else folders).append(entry.name)
-                elif entry.name.lower().endswith(_ENDINGS):
-                    images.append(entry.name)
-    except OSError:  # vanished, or no permission: its images stay in the gallery as they are
-        return [], [], []
-    return sorted(images), sorted(folders), sorted(links)
+@dataclass
+class _Entries:
+    """What is in a folder: names in order, hidden ones left out."""
+
+    images: list[bytes] = field(default_factory=list)
+    folders: list[bytes] = field(default_factory=list)
+    links: list[bytes] = field(default_factory=list)
+
+
+def _scan(folder: bytes) -> _Entries:
+    found = _Entries()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if _is_folder(entry):
+                (found.links if entry.is_symlink() else found.folders).append(entry.name)
+            elif entry.name.lower().endswith(_ENDINGS):
+                found.images.append(entry.name)
+    for names in (found.images, found.folders, found.links):
+        names.sort()
+    return found
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -211,10 +220,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _first_visit(folder: bytes, seen: set[tuple[int, int]]) -> bool:
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return False
+    status = os.stat(folder)
     key = (status.st_dev, status.st_ino)
     if key in seen:
         return False

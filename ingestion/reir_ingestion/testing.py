@@ -1,0 +1,202 @@
+"""What tests and benchmarks of indexing share: photos, hostile files, and the rows of a gallery."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from reir.errors import ImageFailure
+from reir.models.seams import RgbImage
+from reir.store.contract import InstanceStore
+from reir.testing import PALETTE, draw_scene
+
+BOMB_SIDE_PX = 30_000
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class HostileFile:
+    """One file that asks for trouble.
+
+    Attributes:
+        path: absolute, as `os.fsdecode` gives it.
+        kind: what is wrong with it.
+        reason: what the ledger must say; None when only the name is odd and it must be indexed.
+    """
+
+    path: str
+    kind: str
+    reason: ImageFailure | None
+
+
+def random_scene(rng: random.Random) -> RgbImage:
+    """Draw a photo with one to four boxes of different colours, side by side."""
+    colours = rng.sample(sorted(PALETTE), rng.randint(1, 4))
+    shapes = []
+    for number, colour in enumerate(colours):
+        left = number * 40 + rng.randint(2, 8)
+        top = rng.randint(0, 60)
+        shapes.append((colour, (left, top, left + rng.randint(10, 28), top + rng.randint(10, 55))))
+    return draw_scene((160, 120), shapes)
+
+
+def write_scenes(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """Write photos `000.jpg`, `001.png`, ... that `FakeEncoder` can read; returns their paths."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(count):
+        path = folder / f"{number:03}.{'jpg' if number % 2 else 'png'}"
+        Image.fromarray(random_scene(rng)).save(path)
+        paths.append(path)
+    return paths
+
+
+def write_hostile_files(folder: Path, count: int, seed: int = 0) -> list[HostileFile]:
+    """Write files of every kind that has broken an indexing job, in turn.
+
+    Args:
+        folder: created when absent.
+        count: how many.
+        seed: of the random offsets and pictures.
+    """
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_KINDS[i % len(_KINDS)](os.fsencode(folder), i, rng) for i in range(count)]
+
+
+def stored_rows(store: InstanceStore, gallery: str) -> dict[str, object]:
+    """Return every row of the live version: ledger rows by image id, instances by instance id.
+
+    Two galleries with equal rows have equal ids, boxes and vectors, bit for bit. An instance
+    without a ledger row is not seen here; `VersionInfo.num_instances` counts it.
+    """
+    version = store.live_version(gallery)
+    rows: dict[str, object] = {}
+    records = store.iter_images(gallery, version)
+    while chunk := list(islice(records, ROWS_AT_ONCE)):
+        rows |= {record.image_id: record for record in chunk}
+        ids = [record.image_id for record in chunk]
+        for found in store.get_instances(gallery, version, ids, with_vectors=True).values():
+            for row in found:
+                vector = b"" if row.vector is None else row.vector.tobytes()
+                rows[row.instance_id] = (row.image_id, row.uri, row.box, row.objectness, vector)
+    return rows
+
+
+def encoded(image: RgbImage, file_format: str) -> bytes:
+    """Return the bytes of an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def png_header(width_px: int, height_px: int) -> bytes:
+    """Return a PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checksum = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+    size = struct.pack(">IIBBBBB", width_px, height_px, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    parts = (chunk(b"IHDR", size), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg_header(width_px: int, height_px: int, rng: random.Random) -> bytes:
+    """Return a JPEG whose frame header claims a size that its data does not have."""
+    data = bytearray(encoded(random_scene(rng), "JPEG"))
+    start = data.index(b"\xff\xc0")
+    data[start + 5 : start + 9] = struct.pack(">HH", height_px, width_px)
+    return bytes(data)
+
+
+_Maker = Callable[[bytes, int, random.Random], HostileFile]
+
+
+def _file(
+    name: str, kind: str, reason: ImageFailure | None, content: Callable[[random.Random], bytes]
+) -> _Maker:
+    """Return a maker of regular files; `name` may hold `{}` for their number."""
+
+    def make(folder: bytes, number: int, rng: random.Random) -> HostileFile:
+        path = os.path.join(folder, os.fsencode(name.format(f"{number:03}")))
+        Path(os.fsdecode(path)).write_bytes(content(rng))
+        return HostileFile(os.fsdecode(path), kind, reason)
+
+    return make
+
+
+def _special(kind: str, reason: ImageFailure, create: Callable[[bytes], None]) -> _Maker:
+    """Return a maker of what is no regular file."""
+
+    def make(folder: bytes, number: int, _: random.Random) -> HostileFile:
+        path = os.path.join(folder, os.fsencode(f"{kind} {number:03}.jpg"))
+        create(path)
+        return HostileFile(os.fsdecode(path), kind, reason)
+
+    return make
+
+
+def _cut(file_format: str) -> Callable[[random.Random], bytes]:
+    def content(rng: random.Random) -> bytes:
+        data = encoded(random_scene(rng), file_format)
+        return data[: rng.randrange(4, len(data) - 1)]
+
+    return content
+
+
+def _whole(file_format: str) -> Callable[[random.Random], bytes]:
+    return lambda rng: encoded(random_scene(rng), file_format)
+
+
+def _locked(path: bytes) -> None:
+    """A file without permissions; for root, whom those do not stop, a link to itself."""
+    if os.geteuid() == 0:
+        os.symlink(path, path)
+    else:
+        Path(os.fsdecode(path)).write_bytes(b"secret")
+        os.chmod(path, 0)
+
+
+def _kinds() -> Iterator[_Maker]:
+    reason = ImageFailure
+    for file_format, ending in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
+        yield _file(f"cut {{}}.{ending}", "truncated", reason.TRUNCATED, _cut(file_format))
+    yield _file("empty {}.jpg", "zero bytes", reason.EMPTY, lambda _: b"")
+    yield _file(
+        "text {}.jpg", "text", reason.NOT_AN_IMAGE, lambda rng: b"Dear diary, " * rng.randint(1, 99)
+    )
+    yield _file(
+        "zeros {}.png", "zeros", reason.NOT_AN_IMAGE, lambda rng: bytes(rng.randint(1, 999))
+    )
+    side = BOMB_SIDE_PX
+    yield _file("bomb {}.png", "bomb", reason.TOO_LARGE, lambda _: png_header(side, side))
+    yield _file("bomb {}.jpg", "bomb", reason.TOO_LARGE, lambda rng: jpeg_header(side, side, rng))
+    yield _file("page {}.png", "wrong ending", reason.NOT_AN_IMAGE, lambda _: b"%PDF-1.7\n" * 50)
+    heic = b"\0\0\0\x18ftypheic" + bytes(64)
+    yield _file("phone {}.jpg", "wrong ending", reason.UNSUPPORTED, lambda _: heic)
+    yield _file("png {}.jpg", "wrong ending, sound", None, _whole("PNG"))
+    yield _file("GIF {}.WEBP", "wrong ending, sound", None, _whole("GIF"))
+    yield _special("locked", reason.UNREADABLE, _locked)
+    yield _special("pipe", reason.UNREADABLE, os.mkfifo)
+    yield _special("broken link", reason.MISSING, lambda path: os.symlink(path + b".gone", path))
+    yield _file("new\nline {}.jpg", "newline in name, sound", None, _whole("JPEG"))
+    yield _file("cut\n{}.jpg", "newline in name", reason.TRUNCATED, _cut("JPEG"))
+    latin = os.fsdecode(b"caf\xe9 {}.jpg")
+    yield _file(latin, "name in no UTF-8, sound", None, _whole("JPEG"))
+    yield _file(os.fsdecode(b"\xff\xfe {}.png"), "name in no UTF-8", reason.EMPTY, lambda _: b"")
+    yield _file("%20 #{}?.png", "name like a URI, sound", None, _whole("PNG"))
+
+
+_KINDS: tuple[_Maker, ...] = tuple(_kinds())

@@ -1,0 +1,468 @@
+"""The whole job on a memory store and the fake encoder."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reir.errors import (
+    CheckpointError,
+    ConfigError,
+    GalleryNotFound,
+    ImageError,
+    SourceError,
+    StoreError,
+    StoreUnavailable,
+)
+from reir.images import canonical_uri, image_id
+from reir.models.seams import RgbImage
+from reir.records import ImageRecord, IndexedImage, Instances
+from reir.store.memory import MemoryStore
+from reir.testing import FakeEncoder
+from reir_ingestion import pipeline
+from reir_ingestion.pipeline import IndexOptions, encode_each, index, version_name
+from reir_ingestion.report import IndexReport, Progress
+from reir_ingestion.testing import random_scene, stored_rows, write_scenes
+from reir_ingestion.writer import patiently
+
+
+class CountingEncoder(FakeEncoder):
+    """Notes how many photos each call had."""
+
+    def __init__(self, num_candidates: int = 30) -> None:
+        super().__init__(num_candidates)
+        self.batches: list[int] = []
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        self.batches.append(len(images))
+        return super().encode_images(images)
+
+    @property
+    def count(self) -> int:
+        return sum(self.batches)
+
+
+class PickyEncoder(CountingEncoder):
+    """Refuses photos whose first pixel is white."""
+
+    error: type[Exception] = ValueError
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        self.batches.append(len(images))
+        if any(image[0, 0].min() > 250 for image in images):
+            raise self.error("white corner\nand more")
+        return FakeEncoder.encode_images(self, images)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "photos", 20)
+    return tmp_path / "photos"
+
+
+def ledger_row(store: MemoryStore, path: Path, gallery: str = "g") -> ImageRecord:
+    key = image_id(canonical_uri(path))
+    return store.get_images(gallery, store.live_version(gallery), [key])[key]
+
+
+def summary(report: IndexReport) -> tuple[int, int, int, int]:
+    return report.new, report.changed, report.unchanged, report.num_failed
+
+
+def age(path: Path) -> None:
+    """Give a file another time than it had."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))
+
+
+def test_every_photo_is_searchable_and_in_the_ledger(store: MemoryStore, photos: Path) -> None:
+    encoder = FakeEncoder()
+    report = index(photos, "g", store, encoder, options=IndexOptions(batch_size=8))
+    assert summary(report) == (20, 0, 0, 0)
+    version = store.live_version("g")
+    assert report.version == version
+    for path in sorted(photos.iterdir()):
+        image = np.array(Image.open(path).convert("RGB"))
+        (expected,) = encoder.encode_images([image])
+        row = ledger_row(store, path)
+        assert (row.width_px, row.height_px, row.num_instances) == (160, 120, len(expected))
+        assert row.size_bytes == path.stat().st_size
+        found = store.get_instances("g", version, [row.image_id], with_vectors=True)[row.image_id]
+        np.testing.assert_allclose([each.box for each in found], expected.boxes, atol=1e-6)
+        assert all(each.uri == canonical_uri(path) for each in found)
+    (info,) = store.versions("g")
+    assert report.instances == info.num_instances
+    assert report.num_images == info.num_images == 20
+    assert set(report.stage_seconds) == {"list", "read", "decode", "encode", "store"}
+    assert all(seconds > 0 for seconds in report.stage_seconds.values())
+
+
+def test_a_second_run_reads_and_encodes_nothing(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(photos, "g", store, FakeEncoder())
+    before = stored_rows(store, "g")
+    encoder = CountingEncoder()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is to be read or written")
+
+    monkeypatch.setattr(store, "upsert_images", refuse)
+    monkeypatch.setattr("reir_ingestion.loading.read_bytes", refuse)
+    report = index(photos, "g", store, encoder)
+    assert summary(report) == (0, 0, 20, 0)
+    assert (encoder.count, report.read, report.instances) == (0, 0, 0)
+    assert stored_rows(store, "g") == before
+
+
+def test_only_what_changed_is_encoded(store: MemoryStore, photos: Path) -> None:
+    index(photos, "g", store, FakeEncoder())
+    changed, renamed, gone, touched = sorted(photos.iterdir())[:4]
+    changed.write_bytes(sorted(photos.iterdir())[10].read_bytes())
+    renamed.rename(photos / "renamed.png")
+    gone.unlink()
+    age(touched)
+    write_scenes(photos / "more", 3, seed=7)
+    encoder = CountingEncoder()
+    report = index(photos, "g", store, encoder)
+    assert summary(report) == (4, 1, 17, 0)
+    assert (report.missing, report.removed, report.num_images) == (2, 0, 24)
+    assert encoder.count == 5
+    fresh = MemoryStore()
+    index(photos, "g", fresh, FakeEncoder())
+    expected, found = stored_rows(fresh, "g"), stored_rows(store, "g")
+    lost = [image_id(canonical_uri(path)) for path in (renamed, gone)]
+    touched_id = image_id(canonical_uri(touched))
+    assert {key for key in found if key.split("#")[0] not in lost} == set(expected)
+    assert {key for key in expected if expected[key] != found[key]} <= {touched_id}
+
+
+def test_same_size_and_time_of_another_content_is_not_seen_but_another_time_is(
+    store: MemoryStore, photos: Path
+) -> None:
+    index(photos, "g", store, FakeEncoder())
+    path = sorted(photos.iterdir())[0]
+    before = ledger_row(store, path)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.mtime_ns, before.mtime_ns))
+    assert index(photos, "g", store, FakeEncoder()).unchanged == 20
+    age(path)
+    index(photos, "g", store, FakeEncoder())
+    assert ledger_row(store, path).content_hash != before.content_hash
+
+
+def test_prune_removes_what_is_gone_and_only_of_this_source(
+    store: MemoryStore, photos: Path, tmp_path: Path
+) -> None:
+    others = write_scenes(tmp_path / "others", 3, seed=5)
+    index(photos, "g", store, FakeEncoder())
+    index(tmp_path / "others", "g", store, FakeEncoder())
+    lost = sorted(photos.iterdir())[:2]
+    for path in (*lost, others[0]):
+        path.unlink()
+    report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(prune=True))
+    assert (report.missing, report.removed, report.num_images) == (0, 2, 21)
+    ids = [image_id(canonical_uri(path)) for path in lost]
+    version = store.live_version("g")
+    assert store.get_images("g", version, ids) == {}
+    assert store.get_instances("g", version, ids) == {}
+    assert ledger_row(store, others[0]).status == "indexed"
+
+
+def test_prune_in_several_deletions(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "LEDGER_CHUNK", 3)
+    index(photos, "g", store, FakeEncoder())
+    for path in sorted(photos.iterdir())[:8]:
+        path.unlink()
+    report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(prune=True))
+    assert (report.removed, report.num_images, report.unchanged) == (8, 12, 12)
+
+
+def test_failures_are_recorded_and_left_until_they_change(store: MemoryStore, photos: Path) -> None:
+    bad = photos / "bad.jpg"
+    bad.write_bytes(b"no image at all")
+    (photos / "empty.png").write_bytes(b"")
+    report = index(photos, "g", store, FakeEncoder())
+    assert summary(report) == (20, 0, 0, 2)
+    assert report.failed == {"empty": 1, "not_an_image": 1}
+    row = ledger_row(store, bad)
+    assert (row.status, row.reason, row.num_instances) == ("failed", "not_an_image", 0)
+    assert "no image at " in row.detail
+    report = index(photos, "g", store, FakeEncoder())
+    assert (report.num_failed, report.failed_before, report.read) == (2, 2, 0)
+    age(bad)
+    report = index(photos, "g", store, FakeEncoder())
+    assert (report.num_failed, report.failed_before, report.read) == (2, 1, 1)
+    assert ledger_row(store, bad).mtime_ns == bad.stat().st_mtime_ns
+    report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(retry_failed=True))
+    assert (report.num_failed, report.failed_before, report.read) == (2, 0, 2)
+    write_scenes(photos, 1)[0].rename(bad)
+    report = index(photos, "g", store, FakeEncoder())
+    assert report.changed == 1
+    assert report.failed == {"empty": 1}
+    assert ledger_row(store, bad).status == "indexed"
+
+
+def test_a_photo_that_breaks_loses_its_instances(store: MemoryStore, photos: Path) -> None:
+    index(photos, "g", store, FakeEncoder())
+    path = sorted(photos.iterdir())[0]
+    path.write_bytes(path.read_bytes()[:60])
+    assert index(photos, "g", store, FakeEncoder()).failed == {"truncated": 1}
+    key = image_id(canonical_uri(path))
+    assert store.get_instances("g", store.live_version("g"), [key])[key] == []
+
+
+def test_what_could_not_be_read_is_tried_again_each_time(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = photos / "link.jpg"
+    link.symlink_to(photos / "gone")
+    assert index(photos, "g", store, FakeEncoder()).failed == {"missing": 1}
+    written: list[int] = []
+    upsert = store.upsert_images
+
+    def note(gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
+        written.append(len(images))
+        upsert(gallery, version, images)
+
+    monkeypatch.setattr(store, "upsert_images", note)
+    report = index(photos, "g", store, FakeEncoder())
+    assert (report.read, report.failed, report.failed_before) == (1, {"missing": 1}, 0)
+    assert written == []  # the row says so already
+    (photos / "gone").write_bytes(sorted(photos.iterdir())[0].read_bytes())
+    assert index(photos, "g", store, FakeEncoder()).changed == 1
+    assert written == [1]
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_a_photo_that_the_model_refuses_does_not_take_others_with_it(
+    store: MemoryStore, photos: Path, error: type[Exception], batch_size: int
+) -> None:
+    white = np.full((120, 160, 3), 255, dtype=np.uint8)
+    for number in (3, 11, 12):
+        Image.fromarray(white).save(photos / f"{number:03}.png")
+    encoder = PickyEncoder()
+    encoder.error = error
+    names = {path.name for path in photos.iterdir()}
+    report = index(photos, "g", store, encoder, options=IndexOptions(batch_size=batch_size))
+    assert report.failed == {"not_encoded": 3}
+    assert report.new == len(names) - 3
+    row = ledger_row(store, photos / "003.png")
+    assert (row.width_px, row.detail) == (160, f"{error.__name__}: white corner")
+    report = index(photos, "g", store, FakeEncoder())
+    assert report.failed_before == 3
+    report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(retry_failed=True))
+    assert (report.num_failed, report.changed) == (0, 3)
+
+
+def test_encode_each_matches_one_by_one() -> None:
+    rng = random.Random(3)
+    images = [random_scene(rng) for _ in range(6)]
+    images[2][0, 0] = images[5][0, 0] = 255
+    answers = encode_each(PickyEncoder(), images)
+    for image, answer in zip(images, answers, strict=True):
+        if image[0, 0, 0] == 255:
+            assert isinstance(answer, ImageError)
+            continue
+        (expected,) = FakeEncoder().encode_images([image])
+        assert isinstance(answer, Instances)
+        np.testing.assert_array_equal(answer.vectors, expected.vectors)
+    assert encode_each(PickyEncoder(), []) == []
+
+
+def test_a_model_that_refuses_everything_stops_the_job(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MAX_REFUSED_IN_A_ROW", 10)
+
+    class Broken(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            raise RuntimeError(f"device lost with {len(images)} images")
+
+    with pytest.raises(CheckpointError, match=r"refused 10 images in a row.*device lost"):
+        index(photos, "g", store, Broken(), options=IndexOptions(batch_size=4))
+
+
+def test_a_model_that_loses_count_stops_the_job(store: MemoryStore, photos: Path) -> None:
+    class Forgetful(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            return super().encode_images(images)[:-1]
+
+    with pytest.raises(CheckpointError, match="gave 19 answers for 20 images"):
+        index(photos, "g", store, Forgetful())
+
+
+def test_the_rows_do_not_depend_on_batches_threads_or_memory(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "bad.jpg").write_bytes(b"x")
+    reference = MemoryStore()
+    index(photos, "g", reference, FakeEncoder())
+    expected = stored_rows(reference, "g")
+    for batch_size, num_readers, max_bytes in product((1, 7, 64), (1, 8), (0, 150_000)):
+        store, encoder = MemoryStore(), CountingEncoder()
+        monkeypatch.setattr(pipeline, "MAX_BYTES", max_bytes)
+        options = IndexOptions(batch_size=batch_size, num_readers=num_readers)
+        index(photos, "g", store, encoder, options=options)
+        assert stored_rows(store, "g") == expected
+        photo_bytes = 160 * 120 * 3
+        assert max(encoder.batches) <= max(1, min(batch_size, max_bytes // photo_bytes))
+
+
+def test_a_run_cut_short_keeps_whole_batches_and_the_next_goes_on(
+    store: MemoryStore, photos: Path
+) -> None:
+    class Tired(CountingEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            if self.count >= 12:
+                raise KeyboardInterrupt
+            return super().encode_images(images)
+
+    options = IndexOptions(batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, "g", store, Tired(), options=options)
+    done = len(list(store.iter_images("g", store.live_version("g"))))
+    assert done in (4, 8, 12)  # what waits when the run is cut short is made again
+    assert threading.active_count() == 1
+    encoder = CountingEncoder()
+    report = index(photos, "g", store, encoder, options=options)
+    assert (report.new, report.unchanged, encoder.count) == (20 - done, done, 20 - done)
+    fresh = MemoryStore()
+    index(photos, "g", fresh, FakeEncoder())
+    assert stored_rows(store, "g") == stored_rows(fresh, "g")
+
+
+def test_the_first_version_is_live_from_the_start(store: MemoryStore, photos: Path) -> None:
+    class Watching(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            assert store.live_version("g")
+            return super().encode_images(images)
+
+    index(photos, "g", store, Watching())
+
+
+def test_another_model_goes_live_only_when_all_is_done(store: MemoryStore, photos: Path) -> None:
+    first = index(photos, "g", store, FakeEncoder(30))
+
+    class Watching(CountingEncoder):
+        fail = True
+
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            assert store.live_version("g") == first.version
+            if self.fail and self.count >= 8:
+                raise KeyboardInterrupt
+            return super().encode_images(images)
+
+    encoder = Watching(1)
+    options = IndexOptions(batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, "g", store, encoder, options=options)
+    assert store.live_version("g") == first.version
+    encoder.fail = False
+    second = index(photos, "g", store, encoder, options=options)
+    assert second.version != first.version
+    assert store.live_version("g") == second.version
+    assert second.kept_versions == {first.version: 20}
+    assert second.num_images == 20
+    again = index(photos, "g", store, FakeEncoder(30))
+    assert (again.version, again.unchanged) == (first.version, 20)
+    assert store.live_version("g") == first.version
+
+
+def test_version_names_follow_weights_and_settings() -> None:
+    names = {
+        version_name(digest, settings)
+        for digest in ("a", "b")
+        for settings in ({}, {"num_candidates": 30}, {"num_candidates": 31})
+    }
+    assert len(names) == 6
+    assert all(len(name) == 12 and int(name, 16) >= 0 for name in names)
+    assert version_name("a", {"x": 1, "y": 2}) == version_name("a", {"y": 2, "x": 1})
+
+
+def test_reduced_decoding_is_another_version_and_keeps_sizes(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    image = Image.fromarray(random_scene(random.Random(1))).resize((1600, 1200))
+    image.save(tmp_path / "large.jpg")
+    sizes: list[tuple[int, ...]] = []
+
+    class Watching(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            sizes.extend(image.shape for image in images)
+            return super().encode_images(images)
+
+    full = index(tmp_path, "g", store, Watching())
+    small = index(tmp_path, "g", store, Watching(), options=IndexOptions(at_least_px=400))
+    assert sizes == [(1200, 1600, 3), (300, 400, 3)]
+    assert full.version != small.version
+    assert ledger_row(store, tmp_path / "large.jpg").width_px == 1600
+
+
+def test_progress_ends_with_everything_done(store: MemoryStore, photos: Path) -> None:
+    (photos / "bad.jpg").write_bytes(b"x")
+    seen: list[Progress] = []
+    index(photos, "g", store, FakeEncoder(), progress=seen.append)
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
+    assert (seen[-1].done, seen[-1].failed) == (21, 1)
+    assert {each.total for each in seen} <= {None, 21}
+
+
+def test_a_store_that_comes_back_is_waited_for(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "patiently", partial(patiently, pauses_s=(0.0,)))
+    upsert, calls = store.upsert_images, []
+
+    def flaky(gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
+        calls.append(len(images))
+        if len(calls) % 2:
+            raise StoreUnavailable("milvus:19530", "connection refused")
+        upsert(gallery, version, images)
+
+    monkeypatch.setattr(store, "upsert_images", flaky)
+    report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(batch_size=5))
+    assert (report.new, len(calls)) == (20, 8)
+
+
+def test_a_store_that_refuses_stops_the_job(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(store, "upsert_images", refuse)
+    with pytest.raises(StoreError, match="disk full"):
+        index(photos, "g", store, FakeEncoder(), options=IndexOptions(batch_size=2))
+    assert threading.active_count() == 1
+
+
+def test_wrong_arguments_leave_no_gallery_behind(store: MemoryStore, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        index(tmp_path / "none", "g", store, FakeEncoder())
+    with pytest.raises(ConfigError, match="batch_size must be 1 or more, got 0"):
+        IndexOptions(batch_size=0)
+    with pytest.raises(GalleryNotFound):
+        store.live_version("g")
+    write_scenes(tmp_path, 1)
+    with pytest.raises(ConfigError, match="gallery name 'a b'"):
+        index(tmp_path, "a b", store, FakeEncoder())

@@ -1,0 +1,97 @@
+"""Counting a run from many threads, and showing what came out."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rich.console import Console
+
+from reir.records import ImageRecord
+from reir_ingestion.report import IndexReport, Progress, Tally
+
+
+def row(reason: str = "", num_instances: int = 0) -> ImageRecord:
+    status: Any = "failed" if reason else "indexed"
+    return ImageRecord(
+        image_id="x", uri="file:///x", status=status, reason=reason, num_instances=num_instances
+    )
+
+
+def report(**changes: Any) -> IndexReport:
+    counts = Tally().counts() | {"seconds": 2.0, "peak_rss_bytes": 50 * 2**20} | changes
+    fixed = {"gallery": "pets", "version": "abc", "num_images": 7, "kept_versions": {}}
+    return IndexReport(**{**fixed, "missing": 0, "removed": 0, **counts})
+
+
+def test_every_image_is_counted_once() -> None:
+    tally = Tally()
+    tally.written([row(num_instances=3), row("empty"), row()], ["new", "new", "changed"])
+    tally.skipped([row(), row("empty"), row("truncated")])
+    tally.skipped([row()], read=True)
+    found = report(**tally.counts())
+    assert (found.new, found.changed, found.unchanged) == (1, 1, 2)
+    assert found.failed == {"empty": 2, "truncated": 1}
+    assert (found.failed_before, found.instances, found.read) == (2, 3, 4)
+    assert found.num_listed == 7
+
+
+def test_progress_is_told_after_each_change() -> None:
+    seen: list[Progress] = []
+    tally = Tally(seen.append)
+    tally.written([row(), row("empty")], ["new", "new"])
+    tally.listed(4)
+    tally.skipped([row("empty")])
+    assert seen == [Progress(2, None, 1), Progress(2, 4, 1), Progress(3, 4, 2)]
+
+
+def test_counts_from_many_threads_add_up() -> None:
+    seen: list[int] = []
+    tally = Tally(lambda now: seen.append(now.done))
+
+    def work(_: int) -> None:
+        with tally.stage("decode"):
+            tally.written([row(num_instances=2)], ["new"])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(400)))
+    counts = tally.counts()
+    assert (counts["new"], counts["instances"], counts["read"]) == (400, 800, 400)
+    assert seen == list(range(1, 401))
+    assert counts["stage_seconds"]["decode"] > 0
+    assert counts["stage_seconds"]["store"] == 0
+
+
+def test_rate() -> None:
+    assert report(read=10, seconds=4.0).images_per_s == 2.5
+    assert report(read=0, seconds=0.0).images_per_s == 0.0
+
+
+def test_json_holds_every_figure() -> None:
+    found = report(new=3, failed={"empty": 2}, read=5, kept_versions={"old": 9})
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["failed"] == {"empty": 2}
+    assert values["kept_versions"] == {"old": 9}
+    assert (values["num_failed"], values["num_listed"], values["images_per_s"]) == (2, 5, 2.5)
+    assert set(values["stage_seconds"]) == {"list", "read", "decode", "encode", "store"}
+
+
+def shown(found: IndexReport) -> str:
+    console = Console(width=200, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(found.table())
+    return capture.get()
+
+
+def test_the_table_shows_what_there_is_and_nothing_else() -> None:
+    plain = shown(report(new=1234))
+    assert "pets" in plain
+    assert "1,234" in plain
+    for absent in ("gone from source", "removed", "not listed", "known before"):
+        assert absent not in plain
+    full = shown(
+        report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted_folders=1)
+    )
+    for present in ("empty", "3 known before", "--prune removes them", "removed", "not listed"):
+        assert present in full

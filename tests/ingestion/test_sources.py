@@ -1,0 +1,249 @@
+"""Listing folders, globs and single files."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reir.errors import SourceError
+from reir.images import canonical_uri
+from reir_ingestion import sources
+from reir_ingestion.sources import Source, open_source
+
+
+def make(root: Path, *names: str | bytes) -> None:
+    for name in names:
+        path = os.path.join(os.fsencode(root), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(b"x")
+
+
+def listed(source: Source) -> list[str]:
+    """Paths below the root, as listed."""
+    return [os.fsdecode(os.path.relpath(path, source.root)) for path in source.paths()]
+
+
+def test_a_folder_is_listed_in_order_by_ending_and_without_hidden_names(tmp_path: Path) -> None:
+    make(tmp_path, "b.JPG", "a.png", "z/1.webp", "c/d/2.jpeg", "c/1.tiff", "notes.txt", "jpg")
+    make(tmp_path, ".hidden.jpg", ".thumbs/x.jpg", "c/.x/y.png", "._a.png")
+    expected = ["a.png", "b.JPG", "c/1.tiff", "c/d/2.jpeg", "z/1.webp"]
+    assert listed(open_source(tmp_path)) == expected
+    assert listed(open_source(str(tmp_path) + "/")) == expected
+
+
+def test_files_come_with_size_and_time(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    os.utime(tmp_path / "a.jpg", ns=(5, 1_234_567_891))
+    (file,) = open_source(tmp_path).files()
+    assert (file.size_bytes, file.mtime_ns) == (1, 1_234_567_891)
+    assert file.uri == canonical_uri(tmp_path / "a.jpg")
+
+
+def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
+    names = [f"{folder}{n}.jpg" for folder in ("", "x/", "x/y/") for n in range(20)]
+    for seed in range(2):
+        shuffled = names[:]
+        random.Random(seed).shuffle(shuffled)
+        make(tmp_path / str(seed), *shuffled)
+    one, other = (listed(open_source(tmp_path / str(seed))) for seed in range(2))
+    assert one == other
+    assert sorted(one) == sorted(names)
+
+
+def test_odd_names_survive(tmp_path: Path) -> None:
+    names = [b"new\nline.jpg", b"caf\xe9.jpg", b"\xff\xfe/\x80.png", "写真.webp".encode()]
+    make(tmp_path, *names)
+    files = list(open_source(tmp_path).files())
+    found = {os.path.relpath(os.fsencode(file.path), os.fsencode(tmp_path)) for file in files}
+    assert found == set(names)
+    assert all(file.size_bytes == 1 for file in files)
+
+
+def test_what_leads_nowhere_is_listed(tmp_path: Path) -> None:
+    os.symlink("gone", tmp_path / "broken.jpg")
+    os.symlink("loop.jpg", tmp_path / "loop.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    files = list(open_source(tmp_path).files())
+    assert [Path(file.path).name for file in files] == ["broken.jpg", "loop.jpg", "pipe.jpg"]
+    assert all((file.size_bytes, file.mtime_ns) == (0, 0) for file in files)
+
+
+def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    make(tmp_path / "photos", "real/1.jpg")
+    make(tmp_path / "elsewhere", "2.jpg", "deep/3.jpg")
+    os.symlink(tmp_path / "photos", tmp_path / "photos" / "a_loop")
+    os.symlink(tmp_path / "photos" / "real", tmp_path / "photos" / "a_second_way")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "photos" / "more")
+    os.symlink(tmp_path / "photos", tmp_path / "elsewhere" / "back")
+    assert listed(open_source(tmp_path / "photos")) == [
+        "real/1.jpg",
+        "more/2.jpg",
+        "more/deep/3.jpg",
+    ]
+
+
+def test_a_link_to_a_file_is_an_image(tmp_path: Path) -> None:
+    make(tmp_path, "elsewhere/1.bin")
+    (tmp_path / "photos").mkdir()
+    os.symlink(tmp_path / "elsewhere" / "1.bin", tmp_path / "photos" / "x.jpg")
+    (file,) = open_source(tmp_path / "photos").files()
+    assert file.path == str(tmp_path / "photos" / "x.jpg")
+    assert file.size_bytes == 1
+
+
+TREE = (
+    "1.jpg",
+    "2.png",
+    "a/3.jpg",
+    "a/b/4.jpg",
+    "ab/5.jpg",
+    "ab/b/6.jpg",
+    "x[1]/7.jpg",
+    "a/.h/8.jpg",
+)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["1.jpg"]),
+        ("?.*", ["1.jpg", "2.png"]),
+        ("**/*.jpg", ["1.jpg", "a/3.jpg", "a/b/4.jpg", "ab/5.jpg", "ab/b/6.jpg", "x[1]/7.jpg"]),
+        ("a/**/*.jpg", ["3.jpg", "b/4.jpg"]),
+        ("a*/*.jpg", ["a/3.jpg", "ab/5.jpg"]),
+        ("a*/b/*", ["a/b/4.jpg", "ab/b/6.jpg"]),
+        ("**/b/*", ["a/b/4.jpg", "ab/b/6.jpg"]),
+        ("**/b/**", ["a/b/4.jpg", "ab/b/6.jpg"]),
+        ("a[b]/*", ["ab/5.jpg"]),
+        ("x[1]/*.jpg", []),
+        ("x[[]1]/*.jpg", ["x[1]/7.jpg"]),
+    ],
+)
+def test_globs(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    make(tmp_path, *TREE)
+    if not expected:
+        with pytest.raises(SourceError, match="holds no image"):
+            open_source(tmp_path / pattern)
+        return
+    assert listed(open_source(tmp_path / pattern)) == expected
+
+
+def test_a_literal_name_is_no_pattern(tmp_path: Path) -> None:
+    make(tmp_path, *TREE)
+    assert listed(open_source(tmp_path / "x[1]")) == ["7.jpg"]
+
+
+def test_a_glob_does_not_walk_where_nothing_can_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, *TREE)
+    scanned: list[str] = []
+    scan = sources._scan
+
+    def note(folder: bytes) -> sources._Entries:
+        scanned.append(os.path.relpath(os.fsdecode(folder), tmp_path))
+        return scan(folder)
+
+    monkeypatch.setattr(sources, "_scan", note)
+    source = open_source(tmp_path / "a*/*.jpg")
+    scanned.clear()
+    list(source.paths())
+    assert scanned == [".", "a", "ab"]
+
+
+SEGMENTS = st.lists(st.sampled_from([b"a", b"b", b"ab"]), max_size=4).map(tuple)
+PATTERNS = st.lists(st.sampled_from([b"a", b"*", b"?b", b"**"]), max_size=4).map(tuple)
+
+
+@given(SEGMENTS, PATTERNS)
+def test_no_folder_is_left_out_above_a_match(
+    parts: tuple[bytes, ...], pattern: tuple[bytes, ...]
+) -> None:
+    if sources._matches(parts, pattern):
+        above = [parts[:length] for length in range(len(parts))]
+        assert all(sources._may_lie_below(folder, pattern) for folder in above)
+
+
+def test_a_single_file_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, ".scan.bin")
+    monkeypatch.chdir(tmp_path)
+    (file,) = open_source(".scan.bin").files()
+    assert file.path == str(tmp_path / ".scan.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "source '.*none' does not exist; give a folder"),
+        ("none/*.jpg", "there is no folder '.*none'"),
+        ("*.gif", r"source '.*\*.gif' holds no image; looked for files ending in .avif .bmp"),
+        ("empty", "source '.*empty' holds no image"),
+    ],
+)
+def test_sources_that_hold_nothing(tmp_path: Path, name: str, message: str) -> None:
+    make(tmp_path, "1.jpg", "empty/readme.txt")
+    with pytest.raises(SourceError, match=message):
+        open_source(tmp_path / name)
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "pictures/1.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert listed(open_source("~/pictures")) == ["1.jpg"]
+
+
+def test_lost_are_only_files_of_the_source_that_are_gone(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "a/b/2.jpg", "ab/3.jpg")
+    folder, glob = open_source(tmp_path / "a"), open_source(tmp_path / "a" / "*.jpg")
+    single = open_source(tmp_path / "a" / "1.jpg")
+    uris = {n: canonical_uri(tmp_path / n) for n in ("a/1.jpg", "a/b/2.jpg", "ab/3.jpg")}
+    everything = (folder, glob, single)
+    assert not any(source.has_lost(uri) for source in everything for uri in uris.values())
+    for name in uris:
+        (tmp_path / name).unlink()
+    assert [folder.has_lost(uri) for uri in uris.values()] == [True, True, False]
+    assert [glob.has_lost(uri) for uri in uris.values()] == [True, False, False]
+    assert [single.has_lost(uri) for uri in uris.values()] == [True, False, False]
+    (tmp_path / "a" / "b").rmdir()
+    assert folder.has_lost(uris["a/b/2.jpg"])
+    assert not folder.has_lost("s3://bucket/a/1.jpg")
+
+
+def test_what_cannot_be_reached_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "1.jpg", "a/2.jpg")
+    source = open_source(tmp_path)
+
+    def refuse(path: bytes) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("reir_ingestion.sources.os.lstat", refuse)
+    assert not source.has_lost(canonical_uri(tmp_path / "a" / "2.jpg"))
+
+
+def test_a_folder_that_cannot_be_listed_counts_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "1.jpg", "a/2.jpg")
+    scandir = os.scandir
+
+    def refuse(path: bytes) -> object:
+        if path.endswith(b"/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("reir_ingestion.sources.os.scandir", refuse)
+    failures: list[tuple[str, OSError]] = []
+    source = open_source(tmp_path)
+    (file,) = source.files(lambda folder, error: failures.append((folder, error)))
+    assert file.path == str(tmp_path / "1.jpg")
+    ((folder, error),) = failures
+    assert folder == str(tmp_path / "a")
+    assert error.strerror == "Permission denied"
