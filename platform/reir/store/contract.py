@@ -109,6 +109,10 @@ class InstanceStore(Protocol):
         """
         ...
 
+    def drop_gallery(self, gallery: str) -> None:
+        """Delete a gallery with all its versions, the live one too; searches of it then fail."""
+        ...
+
     def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
         """Write a batch of images: instances first, ledger rows last.
 

@@ -94,6 +94,12 @@ class MemoryStore:
         if not self._galleries[gallery]:
             del self._galleries[gallery]
 
+    def drop_gallery(self, gallery: str) -> None:
+        """Delete a gallery with all its versions."""
+        self._gallery(gallery)
+        del self._galleries[gallery]
+        self._live.pop(gallery, None)
+
     def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
         """Write a batch of images, replacing what is stored under the same ids."""
         stored = self._version(gallery, version)
