@@ -1,0 +1,222 @@
+"""Quality of a checkpoint on held-out photos, beside two baselines on the same candidates.
+
+    python benchmarks/quality.py [--checkpoint DIR]
+
+Gallery: all photos of split "val"; queries: long expressions; candidates chosen without the query;
+definition B of BR@k at IoU .5, 95 % intervals by bootstrap over photos. Baselines: (a) class match,
+the best class by MiniLM similarity times the detector's class score; (b) image then box, the best
+photo by pooled vector and its box by class match.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from _report import write_report
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import BertConfig, BertModel
+
+from reir.boxes import pairwise_iou
+from reir.checkpoint import SHIPPED, load_model
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.photos import read_human_expressions, read_photos
+from reir.datasets.records import ReferringDataset
+from reir.images import read_image
+from reir.metrics.bootstrap import bootstrap_intervals
+from reir.models.candidates import extract_candidates, prepare_frozen
+from reir.models.clare_nano import ClareNano
+from reir.models.nano_encoder import tokenise
+from reir.testing import data_dir
+from reir_training.start_weights import minilm_files
+
+Floats = npt.NDArray[np.float32]
+KS = (1, 5, 10)
+
+
+@dataclass
+class Gallery:
+    """Candidates of all photos: vectors (J, D), boxes (J, 4), class scores (J, 80), photo (J,)."""
+
+    vectors: Floats
+    boxes: Floats
+    classes: Floats
+    photo: npt.NDArray[np.int64]
+    row_of: dict[str, int]
+
+
+def encode_gallery(model: ClareNano, dataset: ReferringDataset, folder: Path, num: int) -> Gallery:
+    parts: list[tuple[Floats, Floats, Floats]] = []
+    photo: list[int] = []
+    for row, image in enumerate(dataset.images):
+        batch = extract_candidates(model, [read_image(folder / image.file_name)], num)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            out = model.visual(batch)
+        n = int(batch.valid.sum())
+        parts.append(
+            (
+                out.vectors[0, :n].numpy(),
+                out.boxes[0, :n].numpy(),
+                batch.class_scores[0, :n].numpy(),
+            )
+        )
+        photo += [row] * n
+    vectors, boxes, classes = (np.concatenate(p) for p in zip(*parts, strict=True))
+    rows = {image.image_id: i for i, image in enumerate(dataset.images)}
+    return Gallery(vectors, boxes, classes, np.array(photo), rows)
+
+
+class Sentences:
+    """The sentence encoder that the text tower started from, for the class-match baseline."""
+
+    def __init__(self) -> None:
+        files = minilm_files()
+        self._tower = BertModel(
+            BertConfig.from_json_file(str(files.config)), add_pooling_layer=False
+        )
+        state = {k.removeprefix("bert."): v for k, v in load_file(files.weights).items()}
+        self._tower.load_state_dict(state, strict=False)
+        self._tower.eval()
+        self._tokenizer = Tokenizer.from_file(str(files.tokenizer))
+        self._tokenizer.no_padding()
+
+    def encode(self, texts: list[str]) -> Floats:
+        ids, mask = tokenise(self._tokenizer, texts, 128)
+        with torch.inference_mode():
+            states = self._tower(input_ids=ids, attention_mask=mask).last_hidden_state
+        mean = (states * mask[..., None]).sum(1)
+        unit: Floats = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        return unit
+
+
+def class_match(gallery: Gallery, texts: list[str]) -> Floats:
+    """(M, J) max over classes of sentence similarity times class score."""
+    encoder = Sentences()
+    similar = encoder.encode(texts) @ encoder.encode(list(COCO_CLASSES)).T
+    return np.stack([(gallery.classes * row).max(axis=1) for row in similar])
+
+
+def image_then_box(gallery: Gallery, texts: Floats, by_class: Floats) -> Floats:
+    """(M, J) photos in the order of their pooled vector, one box each."""
+    num = int(gallery.photo.max()) + 1
+    pooled = np.zeros((num, gallery.vectors.shape[1]), dtype=np.float32)
+    np.add.at(pooled, gallery.photo, gallery.vectors)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    by_photo = texts @ pooled.T
+    scores = np.full_like(by_class, -np.inf)
+    starts = np.searchsorted(gallery.photo, np.arange(num + 1))
+    for i in range(num):
+        own = slice(starts[i], starts[i + 1])
+        if own.stop > own.start:
+            best = starts[i] + by_class[:, own].argmax(axis=1)
+            scores[np.arange(len(scores)), best] = by_photo[:, i]
+    return scores
+
+
+def found(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Floats) -> Floats:
+    """(M, 3) success at 1, 5, 10: definition B."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, : max(KS)]
+    right = (gallery.photo[top] == own[:, None]) & (np.take_along_axis(iou, top, 1) >= 0.5)
+    return np.stack([right[:, :k].any(axis=1) for k in KS], axis=1).astype(np.float32)
+
+
+def in_photo(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Floats) -> Floats:
+    """(M,) whether the best box within the true photo fits."""
+    inside = np.where(gallery.photo[None] == own[:, None], scores, -np.inf)
+    return (iou[np.arange(len(iou)), inside.argmax(axis=1)] >= 0.5).astype(np.float32)
+
+
+def ask(
+    model: ClareNano, tokenizer: Tokenizer, dataset: ReferringDataset, gallery: Gallery
+) -> tuple[list[str], Floats, npt.NDArray[np.int64], Floats]:
+    """Texts, expression vectors (M, D), true photo (M,) and IoU with every box (M, J)."""
+    texts = [e.text for e in dataset.expressions]
+    own = np.array([gallery.row_of[e.image_id] for e in dataset.expressions])
+    targets = []
+    for e in dataset.expressions:
+        image = dataset.images_by_id[e.image_id]
+        assert e.instance_id is not None
+        box = np.asarray(dataset.instances_by_id[e.instance_id].box_xyxy_px)
+        targets.append(box / ([image.width_px, image.height_px] * 2))
+    vectors = []
+    for i in range(0, len(texts), 128):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            vectors.append(model.text(*tokenise(tokenizer, texts[i : i + 128], 64)).float().numpy())
+    iou = pairwise_iou(np.array(targets), gallery.boxes).astype(np.float32)
+    return texts, np.concatenate(vectors), own, iou
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--num-candidates", type=int, default=None)
+    args = parser.parse_args()
+    root = data_dir()
+    if root is None:
+        raise SystemExit("the shared photos are needed: set REIR_DATA")
+    folder = root / "photos"
+    model, tokenizer = load_model(args.checkpoint)
+    prepare_frozen(model, torch.bfloat16)
+    num = args.num_candidates or model.config.num_candidates
+    held_out = read_photos(folder).split("val")
+    gallery = encode_gallery(model, held_out, folder / "images", num)
+    figures: dict[str, float] = {"quality.num_candidates": num}
+
+    texts, vectors, own, iou = ask(model, tokenizer, held_out.of_kind("long"), gallery)
+    by_class = class_match(gallery, texts)
+    arms = {
+        "CLARE": vectors @ gallery.vectors.T,
+        "(a) class match": by_class,
+        "(b) image then box": image_then_box(gallery, vectors, by_class),
+    }
+    print(f"{len(held_out.images)} photos, {len(gallery.photo)} instances, {len(texts)} queries")
+    br1 = {}
+    for name, scores in arms.items():
+        hits = found(gallery, scores, own, iou)
+        spans = bootstrap_intervals(hits, clusters=own)
+        rec = in_photo(gallery, scores, own, iou)
+        br1[name] = spans[0].mean
+        cells = "  ".join(
+            f"{100 * s.mean:5.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in spans
+        )
+        print(f"{name:20s} BR@1/5/10  {cells}   P@.5 in photo {100 * rec.mean():.1f}")
+        if name == "CLARE":
+            for k, span in zip(KS, spans, strict=True):
+                figures[f"quality.br{k}_50"] = round(100 * span.mean, 2)
+                figures[f"quality.br{k}_50_low"] = round(100 * span.low, 2)
+                figures[f"quality.br{k}_50_high"] = round(100 * span.high, 2)
+            figures["quality.rec_long"] = round(100 * float(rec.mean()), 2)
+        else:
+            figures[f"quality.baseline_{'a' if 'class' in name[:9] else 'b'}_br1_50"] = round(
+                100 * spans[0].mean, 2
+            )
+    better = max(br1["(a) class match"], br1["(b) image then box"])
+    figures["quality.baseline_ratio"] = round(br1["CLARE"] / max(better, 1e-9), 2)
+
+    _, vectors, own, iou = ask(model, tokenizer, held_out.of_kind("short"), gallery)
+    rec = in_photo(gallery, vectors @ gallery.vectors.T, own, iou)
+    figures["quality.rec_short"] = round(100 * float(rec.mean()), 2)
+    human = read_human_expressions(folder).with_targets()
+    asked = {e.image_id for e in human.expressions}
+    photos = ReferringDataset(
+        source=human.source,
+        images=tuple(i for i in human.images if i.image_id in asked),
+        instances=human.instances,
+        expressions=human.expressions,
+    )
+    crowd = encode_gallery(model, photos, folder / "images", num)
+    _, vectors, own, iou = ask(model, tokenizer, photos, crowd)
+    rec = in_photo(crowd, vectors @ crowd.vectors.T, own, iou)
+    figures["quality.rec_human"] = round(100 * float(rec.mean()), 2)
+    for key in ("baseline_ratio", "rec_short", "rec_human"):
+        print(f"quality.{key} = {figures[f'quality.{key}']}")
+    write_report("quality", figures)
+
+
+if __name__ == "__main__":
+    main()

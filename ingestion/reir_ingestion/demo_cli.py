@@ -1,0 +1,138 @@
+"""`reir demo`: a built-in gallery, indexed and asked, with the truth known; or the user's photos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reir.boxes import elementwise_iou
+
+if TYPE_CHECKING:
+    from reir.records import SearchResult
+    from reir.search import Gallery
+    from reir_ingestion.demo_gallery import DemoExpression
+
+DEMO_GALLERY = "demo"
+OWN_GALLERY = "demo-own"
+NUM_HITS = 4
+RIGHT_IOU = 0.5
+
+
+def register_demo(app: typer.Typer) -> None:
+    """Add the subcommand to the CLI."""
+    app.command("demo")(demo)
+
+
+def demo(
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder of your own photos to ask about instead.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the contact sheet is written.")] = Path(
+        "out/demo.png"
+    ),
+    store: Annotated[
+        str | None, typer.Option(help="Folder of the embedded store, or address of a server.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Index a built-in gallery and ask it sentences; works offline."""
+    from reir.checkpoint import load_encoder
+    from reir.config import reir_home
+    from reir.search import open_gallery
+    from reir.store import open_store
+    from reir_ingestion.demo_gallery import build_demo_gallery
+    from reir_ingestion.pipeline import index
+    from reir_ingestion.sources import open_source
+
+    console = Console(stderr=as_json)
+    encoder = load_encoder()
+    built = None if photos else build_demo_gallery(reir_home() / "demo")
+    folder = photos or built.photos_dir  # type: ignore[union-attr]
+    name = OWN_GALLERY if photos else DEMO_GALLERY
+    with closing(open_store(store)) as opened:
+        console.print(f"indexing {folder}")
+        report = index(open_source(str(folder)), name, opened, encoder)
+        console.print(report.table())
+        with closing(open_gallery(name, store=opened, encoder=encoder)) as gallery:
+            if built is None:
+                _ask(gallery, output, console)
+                return
+            _answer(gallery, built.expressions, output, console, as_json=as_json)
+
+
+def _answer(
+    gallery: Gallery,
+    expressions: Sequence[DemoExpression],
+    output: Path,
+    console: Console,
+    *,
+    as_json: bool,
+) -> None:
+    """Ask every example, compare with the truth, draw."""
+    from reir.drawing import contact_sheets
+
+    results = gallery.search_batch([e.text for e in expressions], k=NUM_HITS)
+    right = [is_right(r, e) for r, e in zip(results, expressions, strict=True)]
+    table = Table(title="Best hit of each sentence")
+    for column in ("sentence", "photo", "score", "right"):
+        table.add_column(column)
+    for result, correct in zip(results, right, strict=True):
+        top = result.hits[0] if result.hits else None
+        table.add_row(
+            result.expression,
+            Path(top.uri).name if top else "nothing found",
+            f"{top.score:.3f}" if top else "",
+            "yes" if correct else "no",
+        )
+    console.print(table)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheets(results).save(output)
+    br1 = 100 * sum(right) / len(right)
+    console.print(f"BR@1 against the known truth: {br1:.0f} % of {len(right)} sentences")
+    console.print(f"contact sheet: {output.resolve()}", soft_wrap=True)
+    if as_json:
+        answers = [{"right": ok, **r.to_dict()} for r, ok in zip(results, right, strict=True)]
+        typer.echo(json.dumps({"br1_50": br1, "sheet": str(output), "answers": answers}, indent=2))
+
+
+def is_right(result: SearchResult, truth: DemoExpression) -> bool:
+    """Whether the first hit is the true photo and its box overlaps the true one by half."""
+    if not result.hits:
+        return False
+    top = result.hits[0]
+    width, height = truth.size_px
+    box = np.asarray(truth.box_xyxy_px) / ([width, height] * 2)
+    overlap = float(elementwise_iou([top.box], [box])[0])
+    return Path(top.uri).name == truth.file_name and overlap >= RIGHT_IOU
+
+
+def _ask(gallery: Gallery, output: Path, console: Console) -> None:
+    """Read sentences until an empty line or the end of the input."""
+    from reir.errors import QueryError
+
+    console.print("Write a sentence about one object; an empty line ends.")
+    while True:
+        try:
+            sentence = console.input("> ").strip()
+        except EOFError:
+            return
+        if not sentence:
+            return
+        try:
+            result = gallery.search(sentence, k=2 * NUM_HITS)
+        except QueryError as error:
+            console.print(str(error), style="red", markup=False)
+            continue
+        for rank, hit in enumerate(result.hits[:NUM_HITS], 1):
+            console.print(f"{rank}  {hit.score:.3f}  {hit.uri}", markup=False)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        result.save_drawing(output)
+        console.print(f"drawn: {output.resolve()}", soft_wrap=True)
