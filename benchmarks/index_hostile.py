@@ -1,0 +1,99 @@
+"""Hostile files beside good photos: each gets its ledger row, and every good photo is searchable.
+
+    python benchmarks/index_hostile.py
+
+Truncated at random offsets, zero bytes, text, headers of 30,000 x 30,000 px, wrong endings,
+unreadable, pipes, broken links, names with newlines and in no valid UTF-8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from _indexing import encoder_of, link_photos, parser_of
+from _report import write_report
+
+from reir.images import canonical_uri, image_id
+from reir.store import InstanceStore, open_store
+from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.testing import HostileFile, write_hostile_files, write_scenes
+
+TIE = 1e-5
+
+
+def right_rows(store: InstanceStore, gallery: str, files: list[HostileFile]) -> list[HostileFile]:
+    """The files whose ledger row says what it must."""
+    ids = [image_id(canonical_uri(file.path)) for file in files]
+    rows = store.get_images(gallery, store.live_version(gallery), ids)
+    return [
+        file
+        for file, key in zip(files, ids, strict=True)
+        if key in rows and rows[key].reason == (file.reason.value if file.reason else "")
+    ]
+
+
+def is_searchable(store: InstanceStore, gallery: str, path: str | Path) -> bool:
+    """Whether the vectors of a photo's instances find them; without any, whether it is stored."""
+    version = store.live_version(gallery)
+    key = image_id(canonical_uri(path))
+    found = store.get_instances(gallery, version, [key], with_vectors=True)
+    for row in found.get(key, []):
+        assert row.vector is not None
+        (hits,) = store.search(gallery, version, row.vector[None], 200)
+        near = {hit.instance_id for hit in hits if hit.score >= hits[0].score - TIE}
+        if row.instance_id not in near:
+            return False
+    return key in found
+
+
+def measure(arguments: argparse.Namespace, work: Path) -> dict[str, int]:
+    """Index the mixed folder and check every file."""
+    folder = work / "photos"
+    if arguments.fake:
+        write_scenes(folder, arguments.good)
+    else:
+        link_photos(folder, arguments.good)
+    good: list[str | Path] = list(folder.iterdir())
+    files = write_hostile_files(folder, arguments.hostile, seed=arguments.seed)
+    store = open_store(str(work / "store"))
+    options = IndexOptions(batch_size=arguments.batch_size)
+    report = index(folder, "hostile", store, encoder_of(arguments), options=options)
+    right = right_rows(store, "hostile", files)
+    for file in files:
+        if file not in right:
+            print(f"wrong: {file}")
+    good += [file.path for file in files if file.reason is None]
+    searchable = sum(is_searchable(store, "hostile", path) for path in good)
+    store.close()
+    print(report.failed, Counter(file.kind for file in files))
+    return {
+        "index.hostile_files": len(files),
+        "index.hostile_ok": len(right),
+        "index.hostile_good": len(good),
+        "index.hostile_good_searchable": searchable,
+    }
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--hostile", type=int, default=200)
+    parser.add_argument("--good", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    work = Path(tempfile.mkdtemp())
+    try:
+        figures = measure(arguments, work)
+    finally:
+        shutil.rmtree(work)
+    for key, value in figures.items():
+        print(f"{key:32} {value}")
+    write_report("index_hostile", figures)
+
+
+if __name__ == "__main__":
+    main()
