@@ -1,5 +1,13 @@
 """Where instances live: one contract, a memory twin, and Milvus (embedded Lite or a server)."""
 
 from reir.store.contract import InstanceRow, InstanceStore, VersionInfo, VersionSpec
+from reir.store.opening import default_location, open_store
 
-__all__ = ["InstanceRow", "InstanceStore", "VersionInfo", "VersionSpec"]
+__all__ = [
+    "InstanceRow",
+    "InstanceStore",
+    "VersionInfo",
+    "VersionSpec",
+    "default_location",
+    "open_store",
+]

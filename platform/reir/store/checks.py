@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reir.errors import GalleryNotFound, QueryError, SchemaMismatch
+from reir.errors import GalleryNotFound, QueryError, SchemaMismatch, StoreError
 from reir.records import FloatArray, IndexedImage
 from reir.store.contract import VersionSpec
 
@@ -109,4 +109,12 @@ def no_live_version(gallery: str) -> GalleryNotFound:
     """Return the error for a gallery none of whose versions is live."""
     return GalleryNotFound(
         f"gallery '{gallery}' has no live version yet; `reir promote {gallery} VERSION` makes one"
+    )
+
+
+def live_stays(gallery: str, version: str) -> StoreError:
+    """Return the error for dropping the live version."""
+    return StoreError(
+        f"version '{version}' of gallery '{gallery}' is live and cannot be dropped; "
+        f"promote another version first"
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,14 @@ class Address:
         """As Milvus clients want it."""
         return f"http://127.0.0.1:{self.port}"
 
+    def answers(self) -> bool:
+        """Whether something listens there."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
 
 class LiteServer:
     """A client's hold on the server of one directory."""
@@ -78,10 +87,18 @@ class LiteServer:
         if not self._hold.acquire(shared=True, timeout_s=_START_TIMEOUT_S):
             raise self._unavailable("the last server has been closing for too long")
         with exclusive(self.directory / "start.lock"):
-            if not self.is_running():
-                (self.directory / RECORD).unlink(missing_ok=True)
-                self._start()
-            return self._wait_for_record(deadline)
+            process: subprocess.Popen[bytes] | None = None
+            while time.monotonic() < deadline:
+                if not self.is_running():
+                    if process is None:
+                        process = self._start()
+                    elif process.poll() is not None:
+                        raise self._unavailable(f"the server ended with {process.returncode}")
+                address = self._recorded()
+                if address is not None and address.answers():
+                    return address
+                time.sleep(_POLL_S)
+        raise self._unavailable(f"no server answered within {_START_TIMEOUT_S:.0f} s")
 
     def is_running(self) -> bool:
         """Whether some process serves the directory."""
@@ -91,7 +108,8 @@ class LiteServer:
         """Give up the hold; the server ends by itself when nobody has one."""
         self._hold.close()
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
+        (self.directory / RECORD).unlink(missing_ok=True)
         command = [sys.executable, "-m", "reir.store.lite_child", str(self.directory)]
         log = self.directory / "server.log"
         fresh = not log.exists() or log.stat().st_size > _LOG_LIMIT_BYTES
@@ -105,18 +123,14 @@ class LiteServer:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         _started[:] = [each for each in _started if each.poll() is None] + [process]
+        return process
 
-    def _wait_for_record(self, deadline: float) -> Address:
-        """Wait until the server has written its address, and return it."""
-        record = self.directory / RECORD
-        while time.monotonic() < deadline:
-            try:
-                return Address(**json.loads(record.read_text()))
-            except FileNotFoundError:
-                if _started and _started[-1].poll() is not None and not self.is_running():
-                    raise self._unavailable("the server ended at once") from None
-                time.sleep(_POLL_S)
-        raise self._unavailable(f"the server gave no address within {_START_TIMEOUT_S:.0f} s")
+    def _recorded(self) -> Address | None:
+        """Return the address that a server has written, if any."""
+        try:
+            return Address(**json.loads((self.directory / RECORD).read_text()))
+        except FileNotFoundError:
+            return None
 
     def _unavailable(self, problem: str) -> StoreUnavailable:
         log = self.directory / "server.log"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reir.errors import StoreError
 from reir.records import FloatArray, ImageRecord, IndexedImage
 from reir.store.checks import (
     check_dim,
@@ -18,6 +17,7 @@ from reir.store.checks import (
     check_spec,
     instance_id,
     latest_by_id,
+    live_stays,
     no_gallery,
     no_live_version,
     no_version,
@@ -86,10 +86,7 @@ class MemoryStore:
         """Delete a version that is not live."""
         self._version(gallery, version)
         if self._live.get(gallery) == version:
-            raise StoreError(
-                f"version '{version}' of gallery '{gallery}' is live and cannot be dropped; "
-                f"promote another version first"
-            )
+            raise live_stays(gallery, version)
         del self._galleries[gallery][version]
         if not self._galleries[gallery]:
             del self._galleries[gallery]

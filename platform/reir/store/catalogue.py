@@ -1,0 +1,114 @@
+"""Which galleries and versions a Milvus holds, and which version of a gallery is live."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from reir.store import checks, rows
+from reir.store.client import CollectionMissingError, MilvusConnection
+from reir.store.contract import VersionInfo, VersionSpec
+from reir.store.filter_milvus import quote
+from reir.store.names import (
+    VersionKey,
+    images_collection,
+    instances_collection,
+    live_alias,
+    parse_instances_collection,
+)
+from reir.store.rows import VERSION_PROPERTY, StoredVersion
+from reir.store.table import Table
+
+
+class Catalogue:
+    """Reads and switches versions; a version exists while its instances collection does."""
+
+    def __init__(self, connection: MilvusConnection) -> None:
+        """Use a connection."""
+        self._connection = connection
+
+    def instances(self, gallery: str, version: str) -> Table:
+        """Instances of a version, existing or not."""
+        name = instances_collection(gallery, version)
+        return Table(self._connection, name, "instance_id", rows.INSTANCE_COLUMNS)
+
+    def images(self, gallery: str, version: str) -> Table:
+        """Ledger of a version, existing or not."""
+        name = images_collection(gallery, version)
+        return Table(self._connection, name, "image_id", rows.IMAGE_COLUMNS)
+
+    def version_keys(self) -> Iterator[VersionKey]:
+        """All versions of all galleries."""
+        for collection in self._connection.call("list_collections"):
+            key = parse_instances_collection(collection)
+            if key is not None:
+                yield key
+
+    def find(self, gallery: str, version: str) -> StoredVersion | None:
+        """What was stored with a version when it was created, None if there is none."""
+        found = self.instances(gallery, version).describe()
+        ours = found is not None and VERSION_PROPERTY in found["properties"]
+        return StoredVersion.from_properties(found["properties"]) if found and ours else None
+
+    def spec(self, gallery: str, version: str) -> VersionSpec:
+        """Spec of a version.
+
+        Raises:
+            GalleryNotFound: there is no such version.
+        """
+        stored = self.find(gallery, version)
+        if stored is None:
+            raise checks.no_version(gallery, version, self.by_age(gallery))
+        return stored.spec
+
+    def by_age(self, gallery: str) -> dict[str, VersionSpec]:
+        """Versions of a gallery, oldest first; empty if there is no such gallery."""
+        names = [key.version for key in self.version_keys() if key.gallery == gallery]
+        found = [(name, self.find(gallery, name)) for name in names]
+        present = [(name, stored) for name, stored in found if stored is not None]
+        present.sort(key=lambda item: item[1].created_ns)
+        return {name: stored.spec for name, stored in present}
+
+    def live(self, gallery: str) -> str | None:
+        """Version that the gallery's alias points to, None if there is no alias."""
+        alias = Table(self._connection, live_alias(gallery), "instance_id", {})
+        found = alias.describe()
+        key = None if found is None else parse_instances_collection(found["collection_name"])
+        return None if key is None else key.version
+
+    def promote(self, gallery: str, version: str) -> None:
+        """Point the gallery's alias to a version that exists."""
+        target = {
+            "collection_name": instances_collection(gallery, version),
+            "alias": live_alias(gallery),
+        }
+        try:
+            self._connection.call("alter_alias", **target)
+        except CollectionMissingError:
+            self._connection.call("create_alias", **target)
+
+    def retire(self, gallery: str) -> None:
+        """Take the gallery's alias away, if it has one: none of its versions is live then."""
+        if self.live(gallery) is not None:
+            self._connection.call("drop_alias", alias=live_alias(gallery))
+
+    def info(self, gallery: str, version: str, spec: VersionSpec, live: str | None) -> VersionInfo:
+        """Count what a version holds."""
+        images = self.images(gallery, version)
+        pending = images.count(f"status == {quote(rows.PENDING)}")
+        return VersionInfo(
+            name=version,
+            spec=spec,
+            live=version == live,
+            num_images=images.count() - pending,
+            num_failed=images.count(f"status == {quote('failed')}"),
+            num_instances=self.instances(gallery, version).count(),
+        )
+
+    @contextlib.contextmanager
+    def errors_of(self, gallery: str, version: str) -> Iterator[None]:
+        """Turn a missing collection into the error that names gallery and version."""
+        try:
+            yield
+        except CollectionMissingError as error:
+            raise checks.no_version(gallery, version, self.by_age(gallery)) from error

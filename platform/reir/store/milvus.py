@@ -1,0 +1,297 @@
+"""`MilvusStore`: the contract on Milvus Lite and on a Milvus server.
+
+Everything is found by its key, nothing by scanning. Before instances are written for the first
+time, or more of them than before, the image's ledger row notes how far their numbers will reach;
+after them, what lies beyond the new count is deleted, and the finished ledger row comes last. A
+writer that dies in between leaves a `reach` from which the next run of the batch cleans up.
+"""
+
+# Shapes: Q queries, D vector dimension
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from reir.errors import StoreError
+from reir.records import FloatArray, ImageRecord, IndexedImage
+from reir.store import checks, rows
+from reir.store.catalogue import Catalogue
+from reir.store.client import MilvusConnection
+from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+from reir.store.filter_milvus import quote, render_milvus
+from reir.store.filters import parse
+from reir.store.journal import JournalImage, encode_frame
+from reir.store.mirror import Mirror
+from reir.store.names import instances_collection
+from reir.store.rows import PENDING, StoredVersion
+from reir.store.table import Row, Table
+
+_FRAME_IMAGES = 256
+
+
+class MilvusStore:
+    """Galleries in Milvus.
+
+    On a server, writes are seen at once by the store object that made them, and by others within
+    the server's time tick (about 0.2 s). Embedded, every process sees them at once.
+    """
+
+    def __init__(self, connection: MilvusConnection, mirror: Mirror | None = None) -> None:
+        """Use a connection.
+
+        Args:
+            connection: to Lite or to a server.
+            mirror: given with Lite, whose own search is not used.
+        """
+        self._connection = connection
+        self._catalogue = Catalogue(connection)
+        self._mirror = mirror
+
+    def galleries(self) -> list[str]:
+        """Names of all galleries, sorted."""
+        return sorted({key.gallery for key in self._catalogue.version_keys()})
+
+    def versions(self, gallery: str) -> list[VersionInfo]:
+        """Versions of a gallery, oldest first."""
+        live = self._catalogue.live(gallery)
+        known = self._catalogue.by_age(gallery)
+        if not known:
+            raise checks.no_gallery(gallery)
+        return [self._catalogue.info(gallery, name, spec, live) for name, spec in known.items()]
+
+    def live_version(self, gallery: str) -> str:
+        """Name of the live version."""
+        live = self._catalogue.live(gallery)
+        if live is not None:
+            return live
+        known = any(key.gallery == gallery for key in self._catalogue.version_keys())
+        raise checks.no_live_version(gallery) if known else checks.no_gallery(gallery)
+
+    def create_version(self, gallery: str, version: str, spec: VersionSpec) -> None:
+        """Create the version's collections; does nothing when it exists with an equal spec."""
+        images, instances = self._tables(gallery, version)
+        with self._writing(gallery, version):
+            found = self._catalogue.find(gallery, version)
+            if found is not None:
+                checks.check_spec(found.spec, spec, version)
+            else:
+                images.drop()  # left by a creation or a removal that was cut short
+                properties = StoredVersion(spec, time.time_ns()).to_properties()
+                images.create(spec.dim, properties)
+                if self._mirror is not None:
+                    self._mirror.create(instances.name)
+                instances.create(spec.dim, properties)
+            images.ensure_ready()
+            instances.ensure_ready()
+
+    def promote(self, gallery: str, version: str) -> None:
+        """Make `version` live with one atomic alias switch."""
+        self._catalogue.spec(gallery, version)
+        self._catalogue.promote(gallery, version)
+
+    def drop_version(self, gallery: str, version: str) -> None:
+        """Delete a version that is not live."""
+        self._catalogue.spec(gallery, version)
+        if self._catalogue.live(gallery) == version:
+            raise checks.live_stays(gallery, version)
+        self._drop(gallery, version)
+
+    def drop_gallery(self, gallery: str) -> None:
+        """Delete a gallery with all its versions; from the first moment none of them is live."""
+        versions = self._catalogue.by_age(gallery)
+        if not versions:
+            raise checks.no_gallery(gallery)
+        self._catalogue.retire(gallery)
+        for version in versions:
+            self._drop(gallery, version)
+
+    def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
+        """Write a batch of images: instances first, ledger rows last."""
+        ledger, instances = self._tables(gallery, version)
+        batch = checks.latest_by_id(images)
+        with self._writing(gallery, version):
+            dim = self._catalogue.spec(gallery, version).dim
+            checks.check_images(batch.values(), dim, version)
+            reach = _announce(ledger, batch, dim)
+            instances.upsert(itertools.chain.from_iterable(map(rows.instance_rows, batch.values())))
+            instances.delete(_beyond(batch, reach))
+            if self._mirror is not None:
+                self._mirror.put(instances.name, dim, batch.values())
+            ledger.upsert(rows.ledger_row(image, dim) for image in batch.values())
+
+    def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
+        """Delete images and their instances; returns how many ledger rows went."""
+        ledger, instances = self._tables(gallery, version)
+        with self._writing(gallery, version):
+            dim = self._catalogue.spec(gallery, version).dim
+            found = ledger.get(image_ids)
+            instances.delete(_instance_ids(found, "reach"))
+            if self._mirror is not None:
+                self._mirror.delete(instances.name, dim, list(found))
+            ledger.delete(found)
+        return len(_finished(found))
+
+    def get_images(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, ImageRecord]:
+        """Ledger rows of those ids that exist."""
+        with self._catalogue.errors_of(gallery, version):
+            found = _finished(self._catalogue.images(gallery, version).get(image_ids))
+        return {each: rows.record_from_row(found[each]) for each in image_ids if each in found}
+
+    def iter_images(
+        self, gallery: str, version: str, *, status: str | None = None
+    ) -> Iterator[ImageRecord]:
+        """All ledger rows in the order of image_id, optionally of one status; streams."""
+        condition = (
+            f"status != {quote(PENDING)}" if status is None else f"status == {quote(status)}"
+        )
+        self._catalogue.spec(gallery, version)
+        pages = self._catalogue.images(gallery, version).pages(condition)
+        return map(rows.record_from_row, pages)
+
+    def get_instances(
+        self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
+    ) -> dict[str, list[InstanceRow]]:
+        """All instances of the images that exist, each list in the order of the number."""
+        ledger, instances = self._tables(gallery, version)
+        columns = [*rows.INSTANCE_FIELDS, "vector"] if with_vectors else rows.INSTANCE_FIELDS
+        with self._catalogue.errors_of(gallery, version):
+            images = _finished(ledger.get(image_ids, consistency="Session"))
+            ids = _instance_ids(images, "num_instances")
+            found = instances.get(ids, columns, consistency="Session")
+        return {
+            each: [
+                rows.instance_from_row(found[key])
+                for key in _instance_ids({each: images[each]}, "num_instances")
+                if key in found
+            ]
+            for each in image_ids
+            if each in images
+        }
+
+    def search(
+        self,
+        gallery: str,
+        version: str,
+        vectors: FloatArray,
+        limit: int,
+        *,
+        where: str | None = None,
+    ) -> list[list[InstanceRow]]:
+        """The `limit` instances of largest inner product for each query vector, best first."""
+        queries = checks.check_queries(vectors, limit)
+        tree = None if where is None else parse(where)
+        if self._mirror is not None:
+            return self._mirror.search(
+                instances_collection(gallery, version),
+                lambda: (
+                    self._catalogue.spec(gallery, version).dim,
+                    self._frames(gallery, version),
+                ),
+                (queries, limit, tree),
+                version,
+            )
+        condition = "" if tree is None else render_milvus(tree)
+        return self._search_server(gallery, version, (queries, limit, condition))
+
+    def close(self) -> None:
+        """Release the connection; an embedded server ends by itself when nobody uses it."""
+        if self._mirror is not None:
+            self._mirror.close()
+        self._connection.close()
+
+    def _drop(self, gallery: str, version: str) -> None:
+        images, instances = self._tables(gallery, version)
+        with self._writing(gallery, version):
+            instances.drop()
+            images.drop()
+            if self._mirror is not None:
+                self._mirror.drop(instances.name)
+
+    def _tables(self, gallery: str, version: str) -> tuple[Table, Table]:
+        """Ledger and instances of a version."""
+        return self._catalogue.images(gallery, version), self._catalogue.instances(gallery, version)
+
+    def _writing(self, gallery: str, version: str) -> AbstractContextManager[None]:
+        if self._mirror is None:
+            return contextlib.nullcontext()
+        return self._mirror.writing(instances_collection(gallery, version))
+
+    def _search_server(
+        self, gallery: str, version: str, query: tuple[FloatArray, int, str]
+    ) -> list[list[InstanceRow]]:
+        queries = query[0]
+        try:
+            with self._catalogue.errors_of(gallery, version):
+                found = self._catalogue.instances(gallery, version).search(*query)
+        except StoreError:
+            checks.check_dim(queries.shape[1], self._catalogue.spec(gallery, version).dim, version)
+            raise
+        return [
+            [rows.instance_from_row(hit["entity"], float(hit["distance"])) for hit in hits]
+            for hits in found
+        ]
+
+    def _frames(self, gallery: str, version: str) -> Iterator[bytes]:
+        """The whole version as journal frames, read from Milvus."""
+        images = self.iter_images(gallery, version, status="indexed")
+        while chunk := list(itertools.islice(images, _FRAME_IMAGES)):
+            ids = [record.image_id for record in chunk]
+            found = self.get_instances(gallery, version, ids, with_vectors=True)
+            yield encode_frame([_journal_part(each, found[each.image_id]) for each in chunk])
+
+
+def _announce(ledger: Table, batch: Mapping[str, IndexedImage], dim: int) -> dict[str, int]:
+    """Note in the ledger how far the instance numbers of a batch will reach; returns that."""
+    stored = ledger.get(batch, ["*"])
+    rising: list[Row] = []
+    reach: dict[str, int] = {}
+    for image_id, image in batch.items():
+        first = {**rows.ledger_row(image, dim), "status": PENDING, "reach": 0}
+        row = stored.get(image_id, first)
+        reach[image_id] = max(row["reach"], image.record.num_instances)
+        if reach[image_id] > row["reach"]:
+            rising.append({**row, "reach": reach[image_id]})
+    ledger.upsert(rising)
+    return reach
+
+
+def _beyond(batch: Mapping[str, IndexedImage], reach: Mapping[str, int]) -> Iterator[str]:
+    """Ids of instances that may be stored of these images but are no longer theirs."""
+    for image_id, image in batch.items():
+        for number in range(image.record.num_instances, reach[image_id]):
+            yield checks.instance_id(image_id, number)
+
+
+def _finished(found: Mapping[str, Row]) -> dict[str, Row]:
+    """Ledger rows without those of images that are still being written for the first time."""
+    return {image_id: row for image_id, row in found.items() if row["status"] != PENDING}
+
+
+def _instance_ids(found: Mapping[str, Row], count: str) -> list[str]:
+    """Ids of the instances of these ledger rows, as many as the column `count` says."""
+    return [
+        checks.instance_id(image_id, number)
+        for image_id, row in found.items()
+        for number in range(row[count])
+    ]
+
+
+def _journal_part(
+    record: ImageRecord, instances: Sequence[InstanceRow]
+) -> tuple[JournalImage, FloatArray]:
+    image = JournalImage(record.image_id, record.uri, len(instances), record.attributes)
+    numbers = [[*each.box, each.objectness, *_vector(each)] for each in instances]
+    return image, np.array(numbers, dtype=np.float32)
+
+
+def _vector(row: InstanceRow) -> list[float]:
+    assert row.vector is not None, "asked for with its vector"
+    return [float(value) for value in row.vector]

@@ -1,0 +1,64 @@
+"""`open_store`: from a location to the store that is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from reir.errors import ConfigError
+from reir.store.contract import InstanceStore
+
+_ALLOWED = "'memory:', a directory, http://HOST:PORT, https://HOST:PORT or tcp://HOST:PORT"
+_SERVER = re.compile(r"(https?|tcp)://[^\s/:]+(:\d{1,5})?/?")
+
+
+def default_location() -> str:
+    """Where the store is unless told: $REIR_STORE, else $REIR_HOME/store, else ~/.reir/store."""
+    home = os.environ.get("REIR_HOME") or str(Path.home() / ".reir")
+    return os.environ.get("REIR_STORE") or str(Path(home) / "store")
+
+
+def open_store(location: str | None = None) -> InstanceStore:
+    """Open a store; nothing is contacted before its first use.
+
+    Args:
+        location: "memory:" for this process only; a directory for the embedded store; the address
+            of a Milvus server (access token in $REIR_MILVUS_TOKEN); None for the default.
+
+    Raises:
+        ConfigError: the location is none of these.
+        StoreUnavailable: the directory cannot be written.
+    """
+    place = default_location() if location is None else location
+    if place == "memory:":
+        from reir.store.memory import MemoryStore
+
+        return MemoryStore()
+    if "://" in place:
+        return _open_server(place)
+    if not place.strip() or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) or "\0" in place:
+        raise ConfigError(f"store location {place!r} is not one of {_ALLOWED}")
+    return _open_directory(Path(place).expanduser().resolve())
+
+
+def _open_server(address: str) -> InstanceStore:
+    from reir.store.client import MilvusConnection
+    from reir.store.milvus import MilvusStore
+
+    if not _SERVER.fullmatch(address):
+        raise ConfigError(f"store location {address!r} is not one of {_ALLOWED}")
+    uri = re.sub(r"^tcp://", "http://", address)
+    return MilvusStore(MilvusConnection(uri, os.environ.get("REIR_MILVUS_TOKEN", "")))
+
+
+def _open_directory(directory: Path) -> InstanceStore:
+    from reir.store.client import MilvusConnection
+    from reir.store.lite_server import LiteServer
+    from reir.store.milvus import MilvusStore
+    from reir.store.mirror import Mirror
+
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"store location {str(directory)!r} is a file; give one of {_ALLOWED}")
+    server = LiteServer(directory)
+    return MilvusStore(MilvusConnection(server), Mirror(directory / "reader"))

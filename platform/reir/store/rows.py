@@ -1,0 +1,129 @@
+"""What the two collections of a version hold, and how our records become their rows and back."""
+
+# Shapes: D vector dimension
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from pymilvus import DataType
+
+from reir.records import ImageRecord, IndexedImage, Instances
+from reir.store.checks import instance_id
+from reir.store.contract import InstanceRow, VersionSpec
+
+PENDING = "pending"
+"""Status of a ledger row whose image is being written for the first time; never shown."""
+
+VERSION_PROPERTY = "reir.version"
+
+IMAGE_COLUMNS = {
+    "uri": DataType.VARCHAR,
+    "status": DataType.VARCHAR,
+    "content_hash": DataType.VARCHAR,
+    "size_bytes": DataType.INT64,
+    "mtime_ns": DataType.INT64,
+    "width_px": DataType.INT64,
+    "height_px": DataType.INT64,
+    "num_instances": DataType.INT64,
+    "reach": DataType.INT64,
+    "reason": DataType.VARCHAR,
+    "detail": DataType.VARCHAR,
+    "attributes": DataType.JSON,
+}
+"""Columns of the images collection; `reach` is above every instance number ever written."""
+
+INSTANCE_COLUMNS = {
+    "image_id": DataType.VARCHAR,
+    "uri": DataType.VARCHAR,
+    "x1": DataType.FLOAT,
+    "y1": DataType.FLOAT,
+    "x2": DataType.FLOAT,
+    "y2": DataType.FLOAT,
+    "objectness": DataType.FLOAT,
+    "area": DataType.FLOAT,
+    "attributes": DataType.JSON,
+}
+INSTANCE_FIELDS = ["instance_id", *INSTANCE_COLUMNS]
+
+_RECORD_FIELDS = {each.name for each in fields(ImageRecord)}
+
+
+@dataclass(frozen=True)
+class StoredVersion:
+    """What is kept with the collections of a version."""
+
+    spec: VersionSpec
+    created_ns: int
+
+    def to_properties(self) -> dict[str, str]:
+        """As collection properties, which both Lite and a server keep."""
+        return {VERSION_PROPERTY: json.dumps({**asdict(self.spec), "created_ns": self.created_ns})}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> StoredVersion:
+        """From collection properties."""
+        values = json.loads(properties[VERSION_PROPERTY])
+        created_ns = values.pop("created_ns")
+        return cls(VersionSpec(**values), created_ns)
+
+
+def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
+    """Row of the images collection; a failed image has the zero vector."""
+    vector = np.zeros(dim, np.float32) if image.instances is None else image.instances.image_vector
+    row = {each: getattr(image.record, each) for each in _RECORD_FIELDS}
+    return {
+        **row,
+        "attributes": dict(image.record.attributes),
+        "reach": image.record.num_instances,
+        "vector": vector,
+    }
+
+
+def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
+    """Ledger row from a row of the images collection."""
+    return ImageRecord(**{name: row[name] for name in _RECORD_FIELDS})
+
+
+def instance_rows(image: IndexedImage) -> list[dict[str, Any]]:
+    """Rows of the instances collection."""
+    if image.instances is None:
+        return []
+    return [_instance_row(image.record, image.instances, i) for i in range(len(image.instances))]
+
+
+def _instance_row(record: ImageRecord, instances: Instances, number: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = instances.boxes[number].tolist()
+    return {
+        "instance_id": instance_id(record.image_id, number),
+        "image_id": record.image_id,
+        "uri": record.uri,
+        "x1": x1,
+        "y1": y1,
+        "x2": x2,
+        "y2": y2,
+        "objectness": float(instances.objectness[number]),
+        "area": float(instances.areas[number]),
+        "attributes": dict(record.attributes),
+        "vector": instances.vectors[number],
+    }
+
+
+def instance_from_row(row: Mapping[str, Any], score: float = 0.0) -> InstanceRow:
+    """Instance from a row of the instances collection; its vector if the row has one."""
+    vector = row.get("vector")
+    return InstanceRow(
+        instance_id=row["instance_id"],
+        image_id=row["image_id"],
+        uri=row["uri"],
+        box=(row["x1"], row["y1"], row["x2"], row["y2"]),
+        objectness=row["objectness"],
+        area=row["area"],
+        score=score,
+        vector=None if vector is None else np.asarray(vector, dtype=np.float32),
+        attributes=row["attributes"],
+    )

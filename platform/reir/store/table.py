@@ -1,0 +1,162 @@
+"""One Milvus collection with a string key: rows by key, pages in key order, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+from pymilvus import DataType, MilvusClient
+
+from reir.store.client import CollectionMissingError, MilvusConnection
+from reir.store.filter_milvus import quote, render_ids
+
+PAGE_ROWS = 4096
+"""Rows a call, in either direction; Milvus returns at most 16,384."""
+
+VECTOR = "vector"
+_MAX_KEY_BYTES = 1024
+_MAX_TEXT_BYTES = 65_535
+
+Row = dict[str, Any]
+Consistency = Literal["Strong", "Session"]
+"""Strong sees every write there is; Session those of this client, without waiting for others."""
+
+_T = TypeVar("_T")
+
+
+class Table:
+    """Rows of one collection."""
+
+    def __init__(
+        self, connection: MilvusConnection, name: str, key: str, columns: Mapping[str, DataType]
+    ) -> None:
+        """Name a collection; it need not exist yet.
+
+        Args:
+            connection: to Milvus.
+            name: of the collection.
+            key: the primary key, a string.
+            columns: the other scalar columns; a column `vector` comes on top.
+        """
+        self.name = name
+        self._connection = connection
+        self._key = key
+        self._columns = columns
+
+    def describe(self) -> Row | None:
+        """What Milvus says of the collection, None if there is none; `name` may be an alias."""
+        try:
+            return dict(self._call("describe_collection"))
+        except CollectionMissingError:
+            return None
+
+    def create(self, dim: int, properties: Mapping[str, str]) -> None:
+        """Create the collection."""
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field(self._key, DataType.VARCHAR, is_primary=True, max_length=_MAX_KEY_BYTES)
+        for name, kind in self._columns.items():
+            length = {"max_length": _MAX_TEXT_BYTES} if kind == DataType.VARCHAR else {}
+            schema.add_field(name, kind, **length)
+        schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)
+        self._call(
+            "create_collection",
+            schema=schema,
+            consistency_level="Session",
+            properties=dict(properties),
+        )
+
+    def ensure_ready(self) -> None:
+        """Index and load the collection as far as that is still to be done."""
+        if not self._call("list_indexes"):
+            capabilities = self._connection.capabilities
+            parameters = MilvusClient.prepare_index_params()
+            parameters.add_index(
+                VECTOR,
+                index_type=capabilities.index_type,
+                metric_type="IP",
+                params=dict(capabilities.index_params),
+            )
+            self._call("create_index", index_params=parameters)
+        self._call("load_collection")
+
+    def drop(self) -> None:
+        """Drop the collection; does nothing when there is none."""
+        self._call("drop_collection")
+
+    def get(
+        self,
+        ids: Iterable[str],
+        columns: Sequence[str] | None = None,
+        consistency: Consistency = "Strong",
+    ) -> dict[str, Row]:
+        """Rows by key of those ids that exist, by default with all columns but the vector."""
+        found: dict[str, Row] = {}
+        for chunk in _chunks(dict.fromkeys(ids), PAGE_ROWS):
+            answer = self._call(
+                "query",
+                filter=render_ids(self._key, chunk),
+                output_fields=list(columns or [self._key, *self._columns]),
+                consistency_level=consistency,
+            )
+            found.update((row[self._key], row) for row in answer)
+        return found
+
+    def pages(self, condition: str) -> Iterator[Row]:
+        """Rows that meet a condition, without vectors, in the order of the key; streams."""
+        last = ""
+        while True:
+            answer = self._call(
+                "query",
+                filter=f"{self._key} > {quote(last)} and {condition}",
+                output_fields=[self._key, *self._columns],
+                limit=PAGE_ROWS,
+                iterator="True",  # Lite orders by key only then
+                consistency_level="Strong",
+            )
+            yield from answer
+            if len(answer) < PAGE_ROWS:
+                return
+            last = answer[-1][self._key]
+
+    def count(self, condition: str = "") -> int:
+        """Number of rows that meet a condition."""
+        found = self._call(
+            "query",
+            filter=condition,
+            output_fields=["count(*)"],
+            consistency_level="Strong",
+        )
+        return int(found[0]["count(*)"])
+
+    def upsert(self, rows: Iterable[Row]) -> None:
+        """Write rows, replacing those with the same key."""
+        for chunk in _chunks(rows, PAGE_ROWS):
+            self._call("upsert", data=chunk)
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Delete rows by key; ids that do not exist are no error."""
+        for chunk in _chunks(ids, PAGE_ROWS):
+            self._call("delete", filter=render_ids(self._key, chunk))
+
+    def search(self, vectors: Any, limit: int, condition: str) -> Any:
+        """Milvus's own search: for each vector its hits with all columns but the vector."""
+        return self._call(
+            "search",
+            data=vectors,
+            limit=limit,
+            filter=condition,
+            anns_field=VECTOR,
+            output_fields=[self._key, *self._columns],
+            search_params=self._connection.capabilities.search_params(limit),
+            consistency_level="Session",
+        )
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        return self._connection.call(method, collection_name=self.name, **arguments)
+
+
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    remaining = iter(items)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
