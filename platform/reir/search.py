@@ -69,7 +69,7 @@ def open_gallery(
 
             store = open_store(store)
             owned.callback(store.close)
-        _check_gallery(store, name)  # before the checkpoint, which takes seconds to load
+        check_gallery(store, name)  # before the checkpoint, which takes seconds to load
         if encoder is None:
             from reir.checkpoint import load_encoder
 
@@ -360,15 +360,14 @@ def _count(field: str, value: int) -> int:
     return int(value)
 
 
-def _check_gallery(store: InstanceStore, name: str) -> None:
+def check_gallery(store: InstanceStore, name: str) -> None:
     """Refuse a gallery that the store does not have, naming those that it has."""
     known = store.galleries()
     if name not in known:
-        have = f"this store has {', '.join(known)}" if known else "this store has none yet"
-        raise GalleryNotFound(
-            f"no gallery '{name}'{nearest_name(name, known)}; {have}; "
-            f"`reir index SOURCE --gallery {name}` makes it"
-        )
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        have = f"this store has {', '.join(known[:10])}{more}" if known else "this store has none"
+        advice = nearest_name(name, known) or f"; `reir index SOURCE --gallery {name}` makes it"
+        raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
 
 
 def _check_spec(store: InstanceStore, gallery: str, version: str, encoder: InstanceEncoder) -> None:
