@@ -50,6 +50,9 @@ class ClareNanoEncoder:
         tokenizer: of the text tower, without padding or truncation.
         digest: sha256 of the weights file.
         num_candidates: instances kept of a photo; None takes the checkpoint's own number.
+
+    Raises:
+        ValueError: `num_candidates` is below 1.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class ClareNanoEncoder:
         *,
         num_candidates: int | None = None,
     ) -> None:
+        if num_candidates is not None and num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
         self._model = model.eval().requires_grad_(False)
         self._tokenizer, self._digest = tokenizer, digest
         self._num_candidates = num_candidates or model.config.num_candidates
