@@ -108,9 +108,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"a checkpoint holds {CONFIG}, {WEIGHTS} and {TOKENIZER}"
         )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        kind, version = config["model"], config["format"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, version, _ = config["model"], config["format"], config["model_config"]
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} is not a checkpoint config: no {error}"
+        ) from error
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not a checkpoint config: {error}") from error
     if kind not in MODELS:
         raise CheckpointError(
