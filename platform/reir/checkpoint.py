@@ -84,15 +84,23 @@ def load_model(folder: Path) -> tuple[ClareNano, Tokenizer]:
     try:
         model = ClareNano.from_dict(config["model_config"])
         model.load_state_dict(unpack(load_file(folder / WEIGHTS)))
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {folder} does not load: {str(error).splitlines()[0]}; "
             f"{WEIGHTS} and {CONFIG} must come from the same `reir train` run"
         ) from error
+    return model, _read_tokenizer(folder / TOKENIZER)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """Read the tokenizer, without padding or truncation, which `tokenise` does itself."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return model, tokenizer
+    return tokenizer
 
 
 def read_config(folder: Path) -> dict[str, Any]:
