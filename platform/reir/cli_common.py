@@ -61,9 +61,10 @@ def opened(location: str | None) -> Iterator[InstanceStore]:
     """Open the store for one command."""
     from reir.store import open_store
 
-    with messages().status("opening the store"):
-        store = open_store(location)
+    store = open_store(location)
     try:
+        with messages().status("opening the store"):
+            store.galleries()  # first contact, which may have to start the embedded server
         yield store
     finally:
         store.close()

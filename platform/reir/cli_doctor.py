@@ -75,10 +75,10 @@ def doctor(as_json: AsJson = False, store: Store = None, checkpoint: Checkpoint 
 
 def as_line(check: Check) -> Text:
     """Return a check for the terminal; the advice stands on a line of its own."""
-    line = Text.assemble((f"{check.status:<5}", COLOURS[check.status]), f"{check.name:<12}")
+    line = Text.assemble((f"{check.status:<5}", COLOURS[check.status]), f"{check.name:<14} ")
     line.append(check.detail)
     if check.advice:
-        line.append(f"\n{'':17}-> {check.advice}", style="bold")
+        line.append(f"\n{'':20}-> {check.advice}", style="bold")
     return line
 
 

@@ -96,10 +96,10 @@ def versions(gallery: Gallery, as_json: AsJson = False, store: Store = None) -> 
     if as_json:
         print_json([asdict(each) for each in found])
         return
-    counts = ("photos", "failed", "instances", "dim")
+    counts = ("photos", "failed", "instances")
     table = new_table("version", "", *counts, "checkpoint", "settings", right=counts)
     for each in found:
-        sizes = (each.num_images, each.num_failed, each.num_instances, each.spec.dim)
+        sizes = (each.num_images, each.num_failed, each.num_instances)
         table.add_row(
             each.name,
             Text("live", style="bold green") if each.live else "",
@@ -112,7 +112,7 @@ def versions(gallery: Gallery, as_json: AsJson = False, store: Store = None) -> 
 
 def promote(
     gallery: Gallery,
-    version: Annotated[str, typer.Argument(help="The version to make live.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The version to make live.")],
     as_json: AsJson = False,
     store: Store = None,
 ) -> None:
@@ -182,7 +182,7 @@ def failures(
 ) -> None:
     """List the photos that could not be indexed, and why.
 
-    A summary by reason comes last. Photos that failed are tried again when they change.
+    A summary by reason comes last; `reir index` tries a photo again when it has changed.
     """
     with opened(store) as held:
         if version is None:

@@ -42,7 +42,9 @@ def register(app: typer.Typer) -> None:
 
 
 def search(  # noqa: PLR0913, every argument is an option of the command
-    expression: Annotated[str, typer.Argument(help="Describes one object, in quotes.")],
+    expression: Annotated[
+        str, typer.Argument(metavar="EXPRESSION", help="Describes one object, in quotes.")
+    ],
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = DEFAULT_GALLERY,
     k: Annotated[int, typer.Option("-k", min=1, max=MAX_COUNT, help="Most hits.")] = 10,
     per_image: Annotated[
@@ -61,8 +63,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Find the object that a sentence describes.
 
-    Prints photo, score and box, best first. Boxes are in percent of the photo's width and height,
-    from its upper left corner.
+    Prints photo, score and box, best first; boxes are in percent, from the upper left corner.
     """
     check_request(expression, where, draw)  # before the model, which takes seconds to load
     from reir.search import open_gallery
@@ -112,7 +113,7 @@ def _check_picture(path: Path) -> None:
 
 
 def as_table(result: SearchResult) -> RenderableType:
-    """Return the answer for a terminal: a line a hit, then what was searched and the time it took."""
+    """Return the answer for a terminal: a line a hit, then what was searched and how fast."""
     table = new_table("#", "score", "photo", "x %", "y %", "area", right=("#", "score", "area"))
     for rank, hit in enumerate(result.hits, 1):
         x1, y1, x2, y2 = (round(100 * side) for side in hit.box)
@@ -130,8 +131,8 @@ def as_table(result: SearchResult) -> RenderableType:
 def _footer(result: SearchResult) -> Text:
     num = len(result.hits)
     found = f"{num} hit{'' if num == 1 else 's'}" if num else "Nothing found"
-    times = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in result.timings_ms.items())
-    parts = [f"{found} in gallery {result.gallery}", f"version {result.version}", times]
+    times = ", ".join(f"{stage} {ms:.0f}" for stage, ms in result.timings_ms.items())
+    parts = [f"{found} in gallery {result.gallery}, version {result.version}", f"{times} ms"]
     if result.degraded:
         parts.append("without " + ", ".join(result.degraded))
     return Text("; ".join(parts), style="dim")

@@ -132,7 +132,7 @@ def test_search_prints_a_line_a_hit_and_what_was_searched(
     assert lines[1].split()[2:] == ["one.png", "5-20", "10-90", "12.0", "%"]
     assert "two [bold].png" in lines[2]  # no markup, and relative to this folder
     assert len(lines) == 1 + 3 + 2
-    assert lines[-1].startswith("3 hits in gallery photos; version v2; text ")
+    assert lines[-1].startswith("3 hits in gallery photos, version v2; text ")
 
 
 def test_search_shows_other_folders_in_full_and_never_cuts_a_path(
@@ -163,7 +163,7 @@ def test_search_groups_and_filters(terminal: Terminal, photos: Path) -> None:
 
 def test_search_without_hits_says_so(terminal: Terminal) -> None:
     output = terminal.run("search", "red", "--gallery", "photos", "--where", "area > 0.9")
-    assert output.startswith("Nothing found in gallery photos; version v2; ")
+    assert output.startswith("Nothing found in gallery photos, version v2; ")
 
 
 def test_search_draws_the_hits(terminal: Terminal, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_galleries_of_an_empty_store_says_what_to_do(terminal: Terminal, tmp_pat
 def test_versions_marks_the_live_one(terminal: Terminal) -> None:
     lines = terminal.run("versions", "photos").splitlines()
     digest = ENCODER.digest[:12]
-    assert lines[1].split() == ["v1", "3", "0", "4", "16", digest, "num_candidates", "30"]
+    assert lines[1].split() == ["v1", "3", "0", "4", digest, "num_candidates", "30"]
     assert lines[2].split()[:2] == ["v2", "live"]
     found = terminal.json("versions", "photos")
     assert [(each["name"], each["live"]) for each in found] == [("v1", False), ("v2", True)]
@@ -332,7 +332,7 @@ def test_doctor_fails_where_the_checkpoint_or_the_store_does(
     occupied.write_text("not a folder")
     terminal.store = occupied
     output = terminal.run("doctor", "--checkpoint", str(tmp_path), expect=1)
-    assert f"fail checkpoint  {tmp_path} is not a checkpoint" in output
+    assert f"fail checkpoint     {tmp_path} is not a checkpoint" in output
     assert "-> check --store, or REIR_STORE" in output
 
 

@@ -109,7 +109,7 @@ def fill(
 ) -> None:
     spec = spec or VersionSpec(dim=DIM, digest="table")
     store.create_version("photos", version, spec)
-    store.upsert_images("photos", version, images)
+    store.upsert_images("photos", version, images[::-1])  # the order of writing must not count
     store.promote("photos", version)
 
 
@@ -173,6 +173,15 @@ def test_search_matches_reference_where_few_photos_crowd_the_top(store: Instance
     gallery = Gallery("photos", store, TableEncoder())
     found = gallery.search("number 0", k=40).hits
     assert [hit.instance_id for hit in found] == [f"img{number:03d}#0" for number in range(40)]
+
+
+def test_equal_scores_beyond_what_is_read_at_first_are_still_in_order(
+    store: InstanceStore,
+) -> None:
+    """Copies of one photo are common: here 200, and the first 88 rows cannot settle 7 hits."""
+    fill(store, images_of(np.tile(TIED_VECTORS[:2], (200, 1)), [2] * 200))
+    hits = Gallery("photos", store, TableEncoder()).search("number 0", k=7).hits
+    assert named(hits) == [(f"img{number:03d}#0", 1.0) for number in range(7)]
 
 
 @settings(max_examples=60, deadline=None)
