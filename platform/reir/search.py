@@ -155,6 +155,8 @@ class Gallery:
         Arguments and errors are those of `search`. The timings of each result are those of the
         whole batch.
         """
+        if isinstance(expressions, str):
+            raise QueryError("expressions", f"must be a list, got the text {expressions!r}")
         if len(expressions) > MAX_K:
             raise QueryError(
                 "expressions", f"holds {len(expressions)}, at most {MAX_K} are allowed; split them"

@@ -370,9 +370,11 @@ def test_refusals_name_the_field(field: str, arguments: dict[str, object]) -> No
     assert isinstance(caught.value, FilterError) == (field == "filter")
 
 
-def test_a_batch_has_a_limit() -> None:
+def test_a_batch_has_a_limit_and_is_no_text() -> None:
     store = MemoryStore()
     fill(store, [])
+    with pytest.raises(QueryError, match="must be a list, got the text 'red'"):
+        Gallery("photos", store, TableEncoder()).search_batch("red")
     with pytest.raises(QueryError, match="holds 1001, at most 1000"):
         Gallery("photos", store, TableEncoder()).search_batch(["number 0"] * 1001)
 
