@@ -77,18 +77,18 @@ def generate_expressions(
 
     Args:
         instances: annotated instances of one photo, tiny ones included (they count as rivals).
-        crowded: classes with a crowd annotation, about which nothing unique can be said.
+        crowded: classes with a crowd annotation, about which nothing unique can be said, nor in
+            relation to them. The same holds for instances without a class name.
 
     Returns:
         (index of the instance, text), without repeats.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
+    by_class: dict[str, list[int]] = defaultdict(list)
     for i, instance in enumerate(instances):
-        groups[instance.category].append(i)
+        by_class[instance.category].append(i)
+    groups = {c: g for c, g in by_class.items() if c and c not in crowded}
     out: dict[tuple[int, str], None] = {}
     for category, members in groups.items():
-        if category in crowded:
-            continue
         singles = [g[0] for c, g in groups.items() if len(g) == 1 and c != category]
         for i, text in _of_class(instances, category, members):
             out[i, text] = None
