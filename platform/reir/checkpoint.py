@@ -81,15 +81,17 @@ def load_model(folder: Path) -> tuple[ClareNano, Tokenizer]:
         CheckpointError: as `load_encoder`.
     """
     config = read_config(folder)
+    tokenizer = _read_tokenizer(folder / TOKENIZER)
     try:
+        state = unpack(load_file(folder / WEIGHTS))
         model = ClareNano.from_dict(config["model_config"])
-        model.load_state_dict(unpack(load_file(folder / WEIGHTS)))
+        model.load_state_dict(state)
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {folder} does not load: {str(error).splitlines()[0]}; "
             f"{WEIGHTS} and {CONFIG} must come from the same `reir train` run"
         ) from error
-    return model, _read_tokenizer(folder / TOKENIZER)
+    return model, tokenizer
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
