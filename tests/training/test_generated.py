@@ -1,0 +1,263 @@
+"""Generated expressions hold for exactly one instance, whatever the layout."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reir.text import swap_left_right
+from reir_training.generated import (
+    CLEAR_SHIFT,
+    CLEAR_SIZE,
+    MIN_AREA,
+    ORDINALS,
+    AnnotatedInstance,
+    central_colour,
+    colour_word,
+    generate_expressions,
+)
+
+CATEGORIES = ("dog", "cat", "person")
+many = settings(max_examples=150, deadline=None)
+
+
+@st.composite
+def instances(draw: st.DrawFn) -> AnnotatedInstance:
+    """Boxes on a coarse grid, so that ties and equal sizes are common."""
+    x, y = draw(st.integers(0, 18)), draw(st.integers(0, 18))
+    w, h = draw(st.integers(1, 20 - x)), draw(st.integers(1, 20 - y))
+    return AnnotatedInstance(
+        category=draw(st.sampled_from(CATEGORIES)),
+        box=(x / 20, y / 20, (x + w) / 20, (y + h) / 20),
+        colour=draw(st.sampled_from(("", "red", "blue"))),
+    )
+
+
+layouts = st.lists(instances(), max_size=8)
+
+
+def one(
+    x: float, y: float, category: str = "dog", side: float = 0.1, colour: str = ""
+) -> AnnotatedInstance:
+    half = side / 2
+    return AnnotatedInstance(category, (x - half, y - half, x + half, y + half), colour)
+
+
+def texts_of(*layout: AnnotatedInstance) -> dict[str, int]:
+    return {text: i for i, text in generate_expressions(layout)}
+
+
+def fits(text: str, i: int, layout: list[AnnotatedInstance]) -> bool:
+    """Whether instance `i` satisfies the text, by rules that compare it with all others."""
+    me = layout[i]
+    rivals = [o for j, o in enumerate(layout) if j != i and o.category == me.category]
+    x, y = me.centre
+    if me.category not in text:
+        return False
+    if text == f"the {me.category}" or text.endswith("of the photo"):
+        return not rivals
+    if place := re.search(r" (left|right) of the (\w+)$| (above|below) the (\w+)$", text):
+        side, anchor = place[1] or place[3], place[2] or place[4]
+        if not text.startswith(me.category):
+            return False
+        (other,) = [o for o in layout if o.category == anchor]
+        ox, oy = other.centre
+        return {"left": x < ox, "right": x > ox, "above": y < oy, "below": y > oy}[side]
+    if near := re.search(r"^(\w+) nearest to the (\w+)$", text):
+        (other,) = [o for o in layout if o.category == near[2]]
+        return near[1] == me.category and all(
+            distance(me, other) < distance(o, other) for o in rivals
+        )
+    if count := re.search(r"^(\w+) \w+ from the (left|right)$", text):
+        before = sum((o.centre[0] < x) == (count[2] == "left") for o in rivals)
+        return ORDINALS[before] == count[1]
+    if size := re.search(r"^the (largest|closest|smallest) ", text):
+        if size[1] == "smallest":
+            return all(me.area < o.area for o in rivals)
+        return all(me.area > o.area for o in rivals)
+    if colour := re.search(r"^(red|blue) |^person in (red|blue)$", text):
+        return me.colour == (colour[1] or colour[2])
+    side = re.search(r"left|right|top|bottom", text)
+    assert side is not None, f"no rule for {text!r}"
+    return {
+        "left": all(x < o.centre[0] for o in rivals),
+        "right": all(x > o.centre[0] for o in rivals),
+        "top": all(y < o.centre[1] for o in rivals),
+        "bottom": all(y > o.centre[1] for o in rivals),
+    }[side[0]]
+
+
+def distance(a: AnnotatedInstance, b: AnnotatedInstance) -> float:
+    (ax, ay), (bx, by) = a.centre, b.centre
+    return ((ax - bx) ** 2 + (ay - by) ** 2) ** 0.5
+
+
+@given(layouts)
+@many
+def test_every_expression_is_true_of_exactly_one_instance(layout: list[AnnotatedInstance]) -> None:
+    for i, text in generate_expressions(layout):
+        assert [j for j in range(len(layout)) if fits(text, j, layout)] == [i], text
+
+
+@given(layouts)
+@many
+def test_no_text_is_said_of_two_instances_or_twice(layout: list[AnnotatedInstance]) -> None:
+    counts = Counter(text for _, text in generate_expressions(layout))
+    assert set(counts.values()) <= {1}
+
+
+def mirrored(instance: AnnotatedInstance) -> AnnotatedInstance:
+    x1, y1, x2, y2 = instance.box
+    return replace(instance, box=(1 - x2, y1, 1 - x1, y2))
+
+
+@given(layouts)
+@many
+def test_the_mirrored_photo_gets_the_swapped_expressions(layout: list[AnnotatedInstance]) -> None:
+    # keep clear of thresholds, where the rounding of 1 - x decides
+    places = sorted(i.centre[0] for i in layout)
+    shifts = [abs(a - b) for a in places for b in places]
+    limits = (CLEAR_SHIFT / 2, CLEAR_SHIFT, 2 * CLEAR_SHIFT)
+    if any(abs(s - limit) < 1e-6 for s in shifts for limit in limits):
+        return
+    here = {(i, swap_left_right(t)) for i, t in generate_expressions(layout)}
+    there = set(generate_expressions([mirrored(i) for i in layout]))
+    edges = {p for p in places if min(abs(p - 0.35), abs(p - 0.65)) < 1e-6}
+    if not edges:
+        assert here == there
+
+
+@given(layouts, st.sets(st.sampled_from(CATEGORIES)))
+@many
+def test_nothing_is_said_of_or_by_a_crowded_class(
+    layout: list[AnnotatedInstance], crowded: set[str]
+) -> None:
+    for i, text in generate_expressions(layout, frozenset(crowded)):
+        assert layout[i].category not in crowded
+        assert not any(name in text for name in crowded), text
+
+
+@given(layouts)
+@many
+def test_the_order_of_the_annotations_does_not_matter(layout: list[AnnotatedInstance]) -> None:
+    here = {(layout[i], text) for i, text in generate_expressions(layout)}
+    reverse = layout[::-1]
+    assert here == {(reverse[i], text) for i, text in generate_expressions(reverse)}
+
+
+def test_nothing_annotated_says_nothing() -> None:
+    assert generate_expressions([]) == []
+
+
+def test_two_of_a_class_by_hand() -> None:
+    found = texts_of(one(0.2, 0.5), one(0.8, 0.5, side=0.2))
+    assert found == {
+        "the largest dog": 1,
+        "the closest dog": 1,
+        "the smallest dog": 0,
+        "the left dog": 0,
+        "dog on the left": 0,
+        "the right dog": 1,
+        "dog on the right": 1,
+    }
+
+
+def test_counting_starts_at_either_side() -> None:
+    found = texts_of(one(0.5, 0.5), one(0.1, 0.5), one(0.9, 0.5), one(0.7, 0.5))
+    assert found["first dog from the left"] == found["fourth dog from the right"] == 1
+    assert found["third dog from the left"] == found["second dog from the right"] == 3
+    assert found["leftmost dog"] == 1
+    assert found["rightmost dog"] == 2
+
+
+def test_more_than_can_be_counted_are_not_counted() -> None:
+    row = [one(0.1 + 0.12 * i, 0.5) for i in range(len(ORDINALS) + 1)]
+    assert not any("from the" in text for text in texts_of(*row))
+
+
+def test_ties_say_nothing() -> None:
+    assert texts_of(one(0.5, 0.5), one(0.5, 0.5)) == {}
+
+
+def test_unclear_shifts_and_sizes_say_nothing() -> None:
+    side = 0.1
+    larger = side * (CLEAR_SIZE * 0.95) ** 0.5
+    assert texts_of(one(0.5, 0.5), one(0.5 + CLEAR_SHIFT * 0.9, 0.5, side=larger)) == {}
+
+
+def test_the_only_one_is_named_and_placed() -> None:
+    assert texts_of(one(0.1, 0.9)) == {
+        "the dog": 0,
+        "dog in the bottom left of the photo": 0,
+    }
+    assert "dog in the middle of the photo" in texts_of(one(0.5, 0.5))
+
+
+def test_relations_to_the_only_one_of_another_class() -> None:
+    found = texts_of(one(0.1, 0.5), one(0.6, 0.5), one(0.4, 0.5, "cat"))
+    assert found["dog left of the cat"] == 0
+    assert found["dog right of the cat"] == 1
+    assert "dog above the cat" not in found
+    assert found["cat in the middle of the photo"] == 2
+
+
+def test_a_doubtful_rival_silences_a_relation() -> None:
+    found = texts_of(one(0.1, 0.5), one(0.4 - CLEAR_SHIFT, 0.5), one(0.4, 0.5, "cat"))
+    assert "dog left of the cat" not in found
+
+
+def test_tiny_instances_are_rivals_and_stay_unnamed() -> None:
+    tiny = one(0.9, 0.5, side=MIN_AREA**0.5 * 0.9)
+    found = texts_of(one(0.2, 0.5), tiny)
+    assert set(found.values()) == {0}
+    assert "the dog" not in found
+
+
+def test_colours_need_all_rivals_to_be_known() -> None:
+    red, blue = one(0.2, 0.5, colour="red"), one(0.8, 0.5, colour="blue")
+    assert texts_of(red, blue)["red dog"] == 0
+    assert "red dog" not in texts_of(red, one(0.8, 0.5))
+    assert "red dog" not in texts_of(red, one(0.8, 0.5, colour="red"))
+    assert texts_of(one(0.2, 0.5, "person", colour="red"))["person in red"] == 0
+
+
+def test_instances_without_a_class_name_are_left_out() -> None:
+    found = texts_of(one(0.1, 0.5), one(0.8, 0.5, category=""))
+    assert set(found) == {"the dog", "dog in the left of the photo"}
+
+
+@pytest.mark.parametrize(
+    ("rgb", "word"),
+    [
+        ((1, 0, 0), "red"),
+        ((1, 0, 0.05), "red"),
+        ((0, 0.6, 0), "green"),
+        ((0, 0, 1), "blue"),
+        ((1, 1, 0), "yellow"),
+        ((1, 0.5, 0), "orange"),
+        ((0.45, 0.25, 0.15), "brown"),
+        ((0.5, 0, 0.8), "purple"),
+        ((1, 0.3, 0.8), "pink"),
+        ((0, 0, 0), "black"),
+        ((1, 1, 1), "white"),
+        ((0.5, 0.5, 0.5), "gray"),
+        ((0.7, 0.7, 0.7), ""),
+        ((0.6, 0.5, 0.48), ""),
+    ],
+)
+def test_colour_words(rgb: tuple[float, float, float], word: str) -> None:
+    assert colour_word(rgb) == word
+
+
+def test_the_colour_of_a_crop_is_that_of_all_inner_cells() -> None:
+    grid = np.zeros((4, 4, 3), dtype=np.float32)
+    grid[1:3, 1:3] = (1, 0, 0)
+    assert central_colour(grid) == "red"
+    grid[1, 1] = (0, 0, 1)
+    assert central_colour(grid) == ""
