@@ -44,8 +44,11 @@ def saved(model: ClareNano, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def damaged(saved: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(saved, tmp_path / "damaged"))
+    """A copy to damage; its weights are a link, to be replaced rather than written to."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(saved, folder, ignore=shutil.ignore_patterns(WEIGHTS))
+    (folder / WEIGHTS).symlink_to(saved / WEIGHTS)
+    return folder
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -189,6 +192,7 @@ def test_a_config_without_model_settings_is_refused(damaged: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 4, 100, -1], ids=lambda n: f"first {n} bytes")
 def test_cut_weights_are_refused(damaged: Path, keep: int) -> None:
     content = (damaged / WEIGHTS).read_bytes()
+    (damaged / WEIGHTS).unlink()
     (damaged / WEIGHTS).write_bytes(content[:keep])
     with pytest.raises(CheckpointError, match=rf"damaged does not load.*{WEIGHTS}"):
         load_model(damaged)
@@ -198,6 +202,7 @@ def test_cut_weights_are_refused(damaged: Path, keep: int) -> None:
 def test_a_lost_tensor_is_refused(damaged: Path, lost: str) -> None:
     tensors = load_file(damaged / WEIGHTS)
     del tensors[lost]
+    (damaged / WEIGHTS).unlink()
     save_file(tensors, damaged / WEIGHTS)
     with pytest.raises(CheckpointError, match=r"damaged does not load"):
         load_model(damaged)
