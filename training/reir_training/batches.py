@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reir.boxes import pairwise_iou
+from reir.errors import ConfigError
 from reir.models.clare_nano import CandidateBatch
 from reir.text import swap_left_right
 from reir_training.cache import FrozenCache
@@ -92,7 +93,11 @@ def targets_of(
 
 
 class BatchMaker:
-    """Builds batches from photos, their targets and the cache of the frozen part."""
+    """Builds batches from photos, their targets and the cache of the frozen part.
+
+    Raises:
+        ConfigError: there are too few training photos for one batch.
+    """
 
     def __init__(
         self, photos: Sequence[TrainPhoto], cache: FrozenCache, settings: Optimisation
@@ -102,6 +107,11 @@ class BatchMaker:
             targets_of(p, cache, row, settings.short_weight) for row, p in enumerate(photos)
         ]
         self.train_rows = [i for i, p in enumerate(photos) if p.split == "train"]
+        if len(self.train_rows) < settings.photos_per_batch:
+            raise ConfigError(
+                f"photos_per_batch={settings.photos_per_batch} is more than the "
+                f"{len(self.train_rows)} training photos; lower it or add photos"
+            )
 
     def epoch(self, epoch: int, rank: int, world_size: int) -> list[list[int]]:
         """Rows of each of this worker's batches in an epoch; the same on every run."""
