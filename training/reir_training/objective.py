@@ -47,7 +47,7 @@ class ClareObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.log_ranking_scale = nn.Parameter(torch.tensor(20.0).log())
+        self.log_ranking_scale = nn.Parameter(torch.tensor([20.0]).log())
         self._tokenizer, self._weights, self._gather = tokenizer, weights, gather
         self._half = half
 
@@ -68,6 +68,8 @@ class ClareObjective(nn.Module):
 
     def _encode(self, texts: list[str]) -> Tensor:
         """(M + C, D) vectors; texts of like length go together, so that little is padding."""
+        if not texts:
+            return self.log_ranking_scale.new_zeros(0, self.model.config.dim)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         size = -(-len(order) // LENGTH_BUCKETS)
         buckets = [order[i : i + size] for i in range(0, len(order), size)]
