@@ -1,0 +1,203 @@
+"""The loss of a step: it can be learnt, and gradients go where they should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from reir.losses import pairwise_iou
+from reir.testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
+from reir_training.assemble import freeze
+from reir_training.batches import TrainBatch
+from reir_training.config import LossWeights, ModelSettings
+from reir_training.objective import ClareObjective
+
+GROUNDING = {"ranking", "discrimination", "box", "category"}
+ACROSS = {"clia", "cross_ranking", "caption"}
+
+
+def batch_of(*, shift: float = 0.0) -> TrainBatch:
+    """Two photos, two expressions and one caption each, one caption that fits none."""
+    candidates = tiny_batch(num_photos=2, num_candidates=4)
+    candidates.valid[1, 3] = False
+    owner, target = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 2])
+    described = candidates.boxes[owner, target][:, None]
+    overlap = pairwise_iou(candidates.boxes[owner], described)[..., 0]
+    matched = torch.stack([owner, target], dim=1)
+    return TrainBatch(
+        candidates=candidates,
+        texts=[
+            "the red dog",
+            "a blue car",
+            "man left of the cat",
+            "the right man",
+            "a dog in the car",
+            "a man of the cat in the red car",
+            "the green cat",
+        ],
+        owner=owner,
+        overlap=overlap,
+        cross_weight=torch.tensor([1.0, 0.3, 1.0, 0.0]),
+        caption_owner=torch.tensor([0, 1, -1]),
+        matched=matched,
+        matched_boxes=(described[:, 0] + shift).clamp(0, 1),
+        matched_classes=torch.tensor([3, 5, -1, 7]),
+    )
+
+
+def empty_batch() -> TrainBatch:
+    """Photos of which nothing is known."""
+    none = torch.zeros(0, dtype=torch.long)
+    return TrainBatch(
+        candidates=tiny_batch(num_photos=2, num_candidates=4),
+        texts=[],
+        owner=none,
+        overlap=torch.zeros(0, 4),
+        cross_weight=torch.zeros(0),
+        caption_owner=none,
+        matched=torch.zeros(0, 2, dtype=torch.long),
+        matched_boxes=torch.zeros(0, 4),
+        matched_classes=none,
+    )
+
+
+def make(*, half: bool = False, weights: LossWeights | None = None) -> ClareObjective:
+    model = tiny_model()
+    freeze(model, ModelSettings(frozen_text_layers=0))
+    return ClareObjective(model, tiny_tokenizer(), weights or LossWeights(), half=half)
+
+
+@pytest.fixture(scope="module")
+def objective() -> ClareObjective:
+    return make()
+
+
+@pytest.fixture(autouse=True)
+def no_gradients(objective: ClareObjective) -> None:
+    objective.zero_grad(set_to_none=True)
+
+
+def backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_parts_of_each_stage(objective: ClareObjective) -> None:
+    total, parts = objective(batch_of(), "grounding")
+    assert set(parts) == GROUNDING
+    assert total.isfinite()
+    total, parts = objective(batch_of(), "clia")
+    assert set(parts) == GROUNDING | ACROSS
+    weights = LossWeights().model_dump()
+    assert total.item() == pytest.approx(sum(weights[k] * v for k, v in parts.items()), rel=1e-4)
+
+
+def test_loss_falls_on_a_batch_shown_again_and_again() -> None:
+    objective = make()
+    learnt = [p for p in objective.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=2e-3)
+    batch, losses = batch_of(shift=0.02), []
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss, _ = objective(batch, "clia")
+        backward(loss)
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+def test_gradients_are_finite_and_spare_the_frozen_parts(half: bool) -> None:
+    objective = make(half=half)
+    loss, _ = objective(batch_of(), "clia")
+    backward(loss)
+    for name, parameter in objective.named_parameters():
+        frozen = name.startswith(("model.detector.", "model.trunk.", "model.text.tower.embeddings"))
+        assert parameter.requires_grad is not frozen, name
+        if frozen:
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+def test_the_text_layers_asked_for_are_frozen() -> None:
+    model = tiny_model(text_layers=2)
+    freeze(model, ModelSettings(frozen_text_layers=1))
+    layers = model.text.tower.encoder.layer
+    assert not any(p.requires_grad for p in layers[0].parameters())
+    assert all(p.requires_grad for p in layers[1].parameters())
+
+
+def test_grounding_gives_no_gradient_to_captions(objective: ClareObjective) -> None:
+    word = tiny_tokenizer().token_to_id("green")  # in one caption only
+    embedding = objective.model.text.tower.embeddings.word_embeddings.weight
+    embedding.requires_grad_(True)
+    try:
+        for stage, reached in (("grounding", False), ("clia", True)):
+            objective.zero_grad(set_to_none=True)
+            backward(objective(batch_of(), stage)[0])
+            assert embedding.grad is not None
+            assert bool(embedding.grad[word].any()) is reached
+    finally:
+        embedding.requires_grad_(False)
+        embedding.grad = None
+
+
+def test_captions_do_not_change_the_grounding_loss(objective: ClareObjective) -> None:
+    batch = batch_of()
+    other = replace(batch, texts=[*batch.texts[:4], "a", "the", "in the"])
+    torch.testing.assert_close(objective(batch, "grounding")[0], objective(other, "grounding")[0])
+
+
+def test_expressions_of_weight_zero_stay_within_their_photo(objective: ClareObjective) -> None:
+    batch = batch_of()
+    other = replace(batch, texts=[*batch.texts[:3], "a blue cat", *batch.texts[4:]])
+    here, there = objective(batch, "clia")[1], objective(other, "clia")[1]
+    for part in ACROSS:
+        assert here[part] == pytest.approx(there[part], abs=1e-5)
+    assert here["ranking"] != pytest.approx(there["ranking"], abs=1e-4)
+
+
+def test_texts_come_back_in_order(objective: ClareObjective) -> None:
+    texts = batch_of().texts
+    with torch.no_grad():
+        together = objective._encode(texts)
+        alone = torch.cat([objective._encode([text]) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_other_workers_expressions_are_negatives(objective: ClareObjective) -> None:
+    """With the same expressions once more from elsewhere, clia grows by their negatives."""
+    alone = objective(batch_of(), "clia")[1]
+    shared = ClareObjective(
+        objective.model, tiny_tokenizer(), LossWeights(), gather=lambda vectors: vectors
+    )
+    both = shared(batch_of(), "clia")[1]
+    batch = batch_of()
+    with torch.no_grad():
+        vectors = objective.model.visual(batch.candidates).vectors[batch.candidates.valid]
+        texts = objective._encode(batch.texts)[:3]
+        logits = objective.model.log_scale.exp() * texts @ vectors.T + objective.model.bias
+        negatives = logits.exp().log1p().sum() / 3
+    assert both["clia"] == pytest.approx(alone["clia"] + negatives.item(), rel=1e-4)
+    assert both["cross_ranking"] == pytest.approx(alone["cross_ranking"])
+
+
+@pytest.mark.parametrize("stage", ["grounding", "clia"])
+def test_a_batch_without_texts_costs_nothing(objective: ClareObjective, stage: str) -> None:
+    loss, parts = objective(empty_batch(), stage)
+    backward(loss)
+    assert loss.item() == 0
+    assert set(parts.values()) == {0.0}
+
+
+def test_a_weight_of_zero_turns_a_part_off() -> None:
+    only_box = LossWeights(
+        ranking=0, discrimination=0, clia=0, cross_ranking=0, caption=0, category=0
+    )
+    loss, parts = make(weights=only_box)(batch_of(shift=0.02), "clia")
+    assert loss.item() == pytest.approx(0.5 * parts["box"], rel=1e-5)
+    assert parts["box"] > 0
