@@ -1,0 +1,247 @@
+"""Schedule, plan and weight averaging, and epochs run with a plain optimiser for the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reir_training.config import Optimisation
+from reir_training.loop import Averaged, Epoch, Progress, TrainLoop, plan, rate_factor
+
+# --------------------------------------------------------------------------------------- schedule
+
+
+def test_rate_rises_then_falls_to_two_percent() -> None:
+    assert rate_factor(0, 1000, 50) == pytest.approx(1 / 50)
+    assert rate_factor(24, 1000, 50) == pytest.approx(0.5, rel=0.01)
+    assert rate_factor(525, 1000, 50) == pytest.approx(0.47, abs=0.01)
+    assert rate_factor(1000, 1000, 50) == pytest.approx(0.02)
+    assert rate_factor(5000, 1000, 50) == pytest.approx(0.02)
+
+
+def test_rate_without_warm_up_starts_at_one() -> None:
+    assert rate_factor(0, 100, 1) == pytest.approx(1)
+
+
+def test_rate_falls_after_the_warm_up_and_stays_above_zero() -> None:
+    rates = [rate_factor(step, 300, 20) for step in range(300)]
+    assert all(a < b for a, b in pairwise(rates[:20]))
+    assert all(a > b for a, b in pairwise(rates[20:]))
+    assert min(rates) > 0
+    assert max(rates) <= 1
+
+
+def test_rate_of_a_stage_without_steps_is_finite() -> None:
+    assert math.isfinite(rate_factor(0, 0, 50))
+
+
+def test_plan_of_both_stages_and_of_each() -> None:
+    settings = Optimisation(grounding_epochs=2, clia_epochs=3)
+    everything = plan(settings, "all")
+    assert [e.number for e in everything] == [0, 1, 2, 3, 4]
+    assert [e.stage for e in everything] == ["grounding"] * 2 + ["clia"] * 3
+    assert [e.first_of_stage for e in everything] == [0, 0, 2, 2, 2]
+    assert [e.epochs_of_stage for e in everything] == [2, 2, 3, 3, 3]
+    assert plan(settings, "grounding") == everything[:2]
+    assert plan(settings, "clia") == [Epoch(i, "clia", 0, 3) for i in range(3)]
+
+
+def test_plan_leaves_out_a_stage_of_no_epochs() -> None:
+    settings = Optimisation(grounding_epochs=0, clia_epochs=1)
+    assert plan(settings, "all") == [Epoch(0, "clia", 0, 1)]
+
+
+# -------------------------------------------------------------------------------------- averaging
+
+
+def module() -> nn.Linear:
+    torch.manual_seed(0)
+    linear = nn.Linear(3, 2)
+    linear.bias.requires_grad_(False)
+    return linear
+
+
+def test_average_equals_the_slow_formula() -> None:
+    linear, averaged = module(), Averaged(decay=0.5)
+    want: Tensor | None = None
+    for step in range(12):
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(2, 3))
+        averaged.update(linear)
+        now = linear.weight.detach().double()
+        decay = min(0.5, (1 + step) / (10 + step))
+        want = now if want is None else decay * want + (1 - decay) * now
+    assert want is not None
+    torch.testing.assert_close(averaged.weights["weight"].double(), want)
+    assert averaged.updates == 12
+    assert set(averaged.weights) == {"weight"}  # the frozen bias is not averaged
+
+
+def test_the_first_average_is_a_copy() -> None:
+    linear, averaged = module(), Averaged(decay=0.9)
+    averaged.update(linear)
+    before = averaged.weights["weight"].clone()
+    with torch.no_grad():
+        linear.weight.zero_()
+    assert torch.equal(averaged.weights["weight"], before)
+
+
+def test_applied_puts_averages_in_and_restores() -> None:
+    linear, averaged = module(), Averaged(decay=0.9)
+    averaged.update(linear)
+    kept = averaged.weights["weight"].clone()
+    with torch.no_grad():
+        linear.weight.add_(1)
+    live = {k: v.clone() for k, v in linear.state_dict().items()}
+    with averaged.applied(linear):
+        assert torch.equal(linear.weight, kept)
+        assert torch.equal(linear.bias, live["bias"])
+    for name, value in linear.state_dict().items():
+        assert torch.equal(value, live[name])
+
+
+def test_applied_restores_after_an_error() -> None:
+    linear, averaged = module(), Averaged(decay=0.9)
+    averaged.update(linear)
+    with torch.no_grad():
+        linear.weight.add_(1)
+    live = linear.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="disk full"), averaged.applied(linear):
+        raise RuntimeError("disk full")
+    assert torch.equal(linear.weight, live)
+
+
+# ----------------------------------------------------------------------------------------- epochs
+
+
+class Regression(nn.Module):
+    """Stands where the objective does: fits one weight, with noise as dropout makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Tensor, stage: str) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss and its parts."""
+        loss = ((self.weight - batch.mean() - 0.01 * torch.randn(1)) ** 2).sum()
+        return loss, {stage: loss.item()}
+
+
+class PlainEngine:
+    """What the loop uses of DeepSpeed's engine, on a plain optimiser."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        groups = [{"params": list(module.parameters()), "lr": 0.1, "base_lr": 0.1}]
+        self.optimizer = torch.optim.SGD(groups)
+        self.rates: list[float] = []
+
+    def train(self) -> None:
+        """Put the module into training mode."""
+        self.module.train()
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the module."""
+        return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Take a step and note its rate."""
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Numbers:
+    """Stands where the batch maker does: an epoch is some rows, a batch is numbers."""
+
+    def epoch(self, epoch: int, rank: int, world_size: int) -> list[list[int]]:
+        """Twelve batches of two rows, for each worker others."""
+        first = 1000 * epoch + 100 * rank
+        return [[first + i, first + i + world_size] for i in range(12)]
+
+    def batch(self, rows: Sequence[int], rng: np.random.Generator) -> Tensor:
+        """One number a row, and some chance."""
+        return torch.tensor(rows) / 1000 + torch.from_numpy(rng.random(len(rows)))
+
+
+def run(
+    epochs: Sequence[Epoch], engine: PlainEngine, averaged: Averaged | None = None
+) -> tuple[TrainLoop, list[Progress], list[dict[str, float]]]:
+    seen: list[Progress] = []
+    maker: Any = Numbers()
+    loop = TrainLoop(
+        engine,
+        maker,
+        Optimisation(warmup_steps=4),
+        rank=0,
+        world_size=1,
+        zero_stage=1,
+        averaged=averaged,
+        on_progress=seen.append,
+    )
+    return loop, seen, [loop.run_epoch(epoch, len(epochs)) for epoch in epochs]
+
+
+EPOCHS = plan(Optimisation(grounding_epochs=1, clia_epochs=2), "all")
+
+
+def test_rates_follow_the_schedule_of_their_stage() -> None:
+    engine = PlainEngine(Regression())
+    run(EPOCHS, engine)
+    want = [rate_factor(i, 12, 4) for i in range(12)] + [rate_factor(i, 24, 4) for i in range(24)]
+    assert engine.rates == pytest.approx([0.1 * factor for factor in want])
+
+
+def test_an_epoch_repeated_after_a_failure_is_the_same_epoch() -> None:
+    torch.manual_seed(1)
+    whole = PlainEngine(Regression())
+    _, _, parts = run(EPOCHS, whole)
+    first = PlainEngine(Regression())
+    run(EPOCHS[:2], first)
+    torch.manual_seed(99)  # another process
+    resumed = PlainEngine(Regression())
+    resumed.module.load_state_dict(first.module.state_dict())
+    _, _, last = run(EPOCHS[2:], resumed)
+    assert last[0] == parts[2]
+    assert torch.equal(resumed.module.state_dict()["weight"], whole.module.state_dict()["weight"])
+
+
+def test_progress_is_reported_every_ten_steps_and_at_the_end() -> None:
+    _, seen, parts = run(EPOCHS, PlainEngine(Regression()))
+    assert [(p.epoch, p.step, p.stage) for p in seen] == [
+        (e.number + 1, step, e.stage) for e in EPOCHS for step in (10, 12)
+    ]
+    assert {p.steps for p in seen} == {12}
+    assert seen[-1].parts["clia"] == pytest.approx(parts[-1]["clia"], abs=1e-4)
+    assert list(parts[0]) == ["grounding"]
+
+
+def test_final_weights_are_the_average_and_training_goes_on_from_the_last() -> None:
+    engine, averaged = PlainEngine(Regression()), Averaged(decay=0.9)
+    loop, _, _ = run(EPOCHS, engine, averaged)
+    last = engine.module.state_dict()["weight"].clone()
+    with loop.final_weights() as kept:
+        inside = dict(kept.named_parameters())["weight"].detach().clone()
+    assert torch.equal(inside, averaged.weights["weight"])
+    assert not torch.equal(inside, last)
+    assert torch.equal(engine.module.state_dict()["weight"], last)
+    assert averaged.updates == 36
+
+
+def test_final_weights_without_averaging_are_the_last() -> None:
+    engine = PlainEngine(Regression())
+    loop, _, _ = run(EPOCHS[:1], engine)
+    with loop.final_weights() as kept:
+        module_in_use: nn.Module = kept
+        assert module_in_use is engine.module
