@@ -1,0 +1,118 @@
+"""Annotated folders as training sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.errors import DataError
+from reir_training.config import DataSource
+from reir_training.examples import UNKNOWN_CLASS, Written, read_source
+
+IMAGES = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in (1, 2)]
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 4, "name": "gnome"}, {"id": 5, "name": "dog"}]
+
+
+def annotation(number: int, image: int, category: int, *box: float, crowd: int = 0) -> Any:
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": list(box),
+        "iscrowd": crowd,
+    }
+
+
+def expression(number: int, target: int, text: str, kind: str = "long") -> Any:
+    return {"id": number, "image_id": 1, "ann_id": target, "expression": text, "kind": kind}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A cat, a gnome, a box without area and a crowd of dogs; the second photo has a cat."""
+    instances = {
+        "images": IMAGES,
+        "categories": CATEGORIES,
+        "annotations": [
+            annotation(10, 1, 3, 10, 5, 20, 40),
+            annotation(11, 1, 4, 50, 10, 70, 20),  # reaches over the border
+            annotation(12, 1, 3, 5, 5, 0, 10),
+            annotation(13, 1, 5, 0, 0, 100, 50, crowd=1),
+            annotation(20, 2, 3, 0, 0, 100, 50),
+        ],
+    }
+    expressions = {
+        "splits": {"train": [1], "val": [2]},
+        "expressions": [
+            expression(1, 11, "the gnome"),
+            expression(2, 10, "left cat", "short"),
+            expression(3, 12, "the cat without area"),
+            expression(4, 13, "the dogs"),
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    (tmp_path / "expressions.json").write_text(json.dumps(expressions))
+    return tmp_path
+
+
+def test_boxes_classes_and_expressions(folder: Path) -> None:
+    first, second = read_source(DataSource(format="photos", path=folder))
+    np.testing.assert_allclose(first.boxes, [[0.1, 0.1, 0.3, 0.9], [0.5, 0.2, 1.0, 0.6]], atol=1e-6)
+    assert first.names == ("cat", "gnome")
+    assert first.categories.tolist() == [COCO_CLASSES.index("cat"), UNKNOWN_CLASS]
+    assert first.crowded == {"dog"}
+    assert first.expressions == (Written("the gnome", 1, "long"), Written("left cat", 0, "short"))
+    assert first.path == folder / "images" / "1.jpg"
+    assert (first.split, second.split) == ("train", "val")
+    assert second.expressions == ()
+
+
+def test_captions_and_near_misses_are_optional_and_stripped(folder: Path) -> None:
+    source = DataSource(format="photos", path=folder)
+    assert read_source(source)[0].captions == ()
+    captions = {"annotations": [{"id": 1, "image_id": 1, "caption": " A cat and a gnome. \n"}]}
+    (folder / "captions.json").write_text(json.dumps(captions))
+    pair = {
+        "image_id": 1,
+        "type": "swap_att",
+        "kind": "swap_att",
+        "caption": "a red cat",
+        "negative_caption": " a blue cat ",
+    }
+    (folder / "sugarcrepe_pairs.json").write_text(json.dumps([pair]))
+    first, second = read_source(source)
+    assert first.captions == ("A cat and a gnome.",)
+    assert first.near_misses == ("a blue cat",)
+    assert second.captions == second.near_misses == ()
+
+
+def test_boxes_alone_are_a_source(folder: Path) -> None:
+    photos = read_source(DataSource(format="coco", path=folder, images="elsewhere"))
+    assert [len(p.boxes) for p in photos] == [2, 1]
+    assert {p.split for p in photos} == {"train"}
+    assert not any(p.expressions for p in photos)
+    assert photos[0].path.parent == folder / "elsewhere"
+
+
+def test_photos_about_which_nothing_is_known_are_left_out(folder: Path) -> None:
+    values = json.loads((folder / "instances.json").read_text())
+    values["images"].append({"id": 3, "file_name": "3.jpg", "width": 10, "height": 10})
+    (folder / "instances.json").write_text(json.dumps(values))
+    assert len(read_source(DataSource(format="coco", path=folder))) == 2
+
+
+def test_a_source_without_annotation_is_refused_by_name(folder: Path) -> None:
+    empty = {"images": IMAGES, "categories": CATEGORIES, "annotations": []}
+    (folder / "instances.json").write_text(json.dumps(empty))
+    with pytest.raises(DataError, match=rf"{folder.name} \(coco\) holds no annotated photo"):
+        read_source(DataSource(format="coco", path=folder))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"instances\.json"):
+        read_source(DataSource(format="photos", path=tmp_path))
