@@ -32,6 +32,7 @@ from reir_training.validate import validate
 METRICS = "metrics.jsonl"
 TAG = "state"
 AVERAGED = "averaged.safetensors"
+SHM_OP = "deepspeed_shm_comm"
 
 
 def train(  # noqa: PLR0913 - one by one is clearer than a bag
@@ -152,6 +153,9 @@ def train_worker(job: Mapping[str, Any]) -> None:
 def _engine(objective: ClareObjective, config: TrainConfig, world_size: int) -> Any:
     """Wrap the objective in DeepSpeed with our optimiser."""
     settings = config.optimisation
+    # DeepSpeed would compile a shared-memory collective at the first start on a CPU, under a file
+    # lock that outlives a killed process and blocks every later run; gloo does the same work.
+    deepspeed.ops.__compatible_ops__[SHM_OP] = False
     optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.98))
     micro = max(settings.photos_per_batch // world_size, 1)
     engine, *_ = deepspeed.initialize(

@@ -336,8 +336,9 @@ class ClareNano(nn.Module):
         self.trunk = MobileNetTrunk()
         self.visual = InstanceStream(config)
         self.text = TextStream(config)
-        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.bias = nn.Parameter(torch.tensor(clia_bias))
+        # one element each, not scalars: DeepSpeed cannot broadcast a scalar
+        self.log_scale = nn.Parameter(torch.tensor([10.0]).log())
+        self.bias = nn.Parameter(torch.tensor([clia_bias]))
 
     def frozen_parts(self) -> tuple[nn.Module, ...]:
         """The modules that training leaves as they are; their output may be cached."""
