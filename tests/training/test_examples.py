@@ -28,31 +28,38 @@ def annotation(number: int, image: int, category: int, *box: float, crowd: int =
     }
 
 
-def expression(number: int, target: int, text: str, kind: str = "long") -> Any:
-    return {"id": number, "image_id": 1, "ann_id": target, "expression": text, "kind": kind}
+def expression(number: int, target: Any, text: str, kind: str = "long") -> Any:
+    return {
+        "id": number,
+        "image_id": 1,
+        "ann_id": target["id"],
+        "category": next(c["name"] for c in CATEGORIES if c["id"] == target["category_id"]),
+        "bbox": target["bbox"],
+        "expression": text,
+        "kind": kind,
+    }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A cat, a gnome, a box without area and a crowd of dogs; the second photo has a cat."""
+    cat = annotation(10, 1, 3, 10, 5, 20, 40)
+    gnome = annotation(11, 1, 4, 50, 10, 70, 20)  # reaches over the border
+    flat = annotation(12, 1, 3, 5, 5, 0, 10)
+    crowd = annotation(13, 1, 5, 0, 0, 100, 50, crowd=1)
+    other = annotation(20, 2, 3, 0, 0, 100, 50)
     instances = {
         "images": IMAGES,
         "categories": CATEGORIES,
-        "annotations": [
-            annotation(10, 1, 3, 10, 5, 20, 40),
-            annotation(11, 1, 4, 50, 10, 70, 20),  # reaches over the border
-            annotation(12, 1, 3, 5, 5, 0, 10),
-            annotation(13, 1, 5, 0, 0, 100, 50, crowd=1),
-            annotation(20, 2, 3, 0, 0, 100, 50),
-        ],
+        "annotations": [cat, gnome, flat, crowd, other],
     }
     expressions = {
         "splits": {"train": [1], "val": [2]},
         "expressions": [
-            expression(1, 11, "the gnome"),
-            expression(2, 10, "left cat", "short"),
-            expression(3, 12, "the cat without area"),
-            expression(4, 13, "the dogs"),
+            expression(1, gnome, "the gnome"),
+            expression(2, cat, "left cat", "short"),
+            expression(3, flat, "the cat without area"),
+            expression(4, crowd, "the dogs"),
         ],
     }
     (tmp_path / "instances.json").write_text(json.dumps(instances))
