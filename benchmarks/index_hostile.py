@@ -82,7 +82,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--hostile", type=int, default=200)
     parser.add_argument("--good", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp())

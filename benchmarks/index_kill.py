@@ -74,21 +74,20 @@ def kill_server(store_folder: Path) -> None:
 def killed_round(
     arguments: argparse.Namespace, paths: tuple[Path, Path], gallery: str, moment_s: float
 ) -> bool:
-    """Index until `moment_s`, be killed, index to the end; False when it had ended before."""
+    """Index until `moment_s`, be killed, index to the end; False when nothing was left to do."""
     folder, store_folder = paths
     child = start_child(arguments, folder, store_folder, gallery)
     time.sleep(moment_s)
-    ended = child.poll() is not None
     child.kill()
     child.communicate()
-    if int(gallery.rpartition("-")[2]) % 2 and not ended:
+    if int(gallery.rpartition("-")[2]) % 2:
         kill_server(store_folder)
     report = finish_child(start_child(arguments, folder, store_folder, gallery))
     print(
         f"{gallery}: killed after {moment_s:.2f} s, {report['unchanged']} photos were done, "
         f"{report['new']} followed in {report['seconds']:.1f} s"
     )
-    return not ended
+    return bool(report["read"])
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]:
@@ -99,12 +98,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]
     else:
         folder = link_photos(work / "photos", arguments.photos)
     store_folder = work / "store"
-    started = time.perf_counter()
     finish_child(start_child(arguments, folder, store_folder, "warm"))
-    warm = start_child(arguments, folder, store_folder, WHOLE)
-    started = time.perf_counter()
-    finish_child(warm)
-    whole_s = time.perf_counter() - started
+    whole_s = finish_child(start_child(arguments, folder, store_folder, WHOLE))["seconds"]
     expected, _ = rows_of(store_folder, WHOLE)
     rng = random.Random(arguments.seed)
     total = Outcome()

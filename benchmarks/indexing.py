@@ -121,7 +121,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--photos", type=int, default=300, help="photos of each timed run")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--few", type=int, default=500, help="photos of the small memory run")
     parser.add_argument("--many", type=int, default=2300, help="photos of the large memory run")
     add_child_arguments(parser)

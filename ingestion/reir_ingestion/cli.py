@@ -2,66 +2,76 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from reir.cli_common import (
+    DEFAULT_GALLERY,
+    AsJson,
+    Checkpoint,
+    Store,
+    messages,
+    opened,
+    output,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from reir_ingestion.report import IndexReport, Progress
 
-INTERRUPTED = 130
+EXAMPLES = """[bold]Examples[/bold]
+
+reir index ~/Pictures --gallery photos
+
+reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to the CLI."""
-    app.command("index")(index)
+    app.command("index", epilog=EXAMPLES)(index)
 
 
 def index(  # noqa: PLR0913, every argument is an option of the command
     source: Annotated[
         str, typer.Argument(help="Folder, image file, or quoted pattern: 'photos/**/*.jpg'.")
     ],
-    gallery: Annotated[str, typer.Option(help="Gallery to fill; made when absent.")],
-    store: Annotated[
-        str | None, typer.Option(help="Folder of the embedded store, or address of a server.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint directory; without it, the shipped one.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 32,
+    gallery: Annotated[
+        str, typer.Option(help="Gallery to fill; made when absent.")
+    ] = DEFAULT_GALLERY,
+    store: Store = None,
+    checkpoint: Checkpoint = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 16,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
     ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
     from reir.checkpoint import load_encoder
-    from reir.store import open_store
     from reir_ingestion.pipeline import IndexOptions
     from reir_ingestion.pipeline import index as run
     from reir_ingestion.sources import open_source
 
     found = open_source(source)  # a wrong name is told before the model is loaded
     options = IndexOptions(batch_size=batch_size, prune=prune, retry_failed=retry_failed)
-    encoder = load_encoder(checkpoint)
-    with _stoppable(), closing(open_store(store)) as opened, _progress_bar() as progress:
-        report = run(found, gallery, opened, encoder, options=options, progress=progress)
+    with messages().status("loading the model"):
+        encoder = load_encoder(checkpoint)
+    with _stoppable(), opened(store) as held, _progress_bar() as progress:
+        report = run(found, gallery, held, encoder, options=options, progress=progress)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
         return
-    console = Console()
-    console.print(report.table())
+    screen = output()
+    screen.print(report.table())
     for line in next_steps(report, store):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        screen.print(line, markup=False, soft_wrap=True)
 
 
 def next_steps(report: IndexReport, store: str | None = None) -> Iterator[str]:
@@ -74,21 +84,19 @@ def next_steps(report: IndexReport, store: str | None = None) -> Iterator[str]:
         kept = ", ".join(f"{each} ({n:,} photos)" for each, n in report.kept_versions.items())
         yield (
             f"Version {report.version} ({report.num_images:,} photos) is live; "
-            f"kept for rollback: {kept}.  reir versions {name}{where}"
+            f"kept to go back to: {kept}.  reir promote {name} VERSION{where}"
         )
     yield f'Search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Turn Ctrl-C into a sentence and an exit status."""
+    """Say on Ctrl-C that nothing is lost."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            "Stopped. What was written stays; the same command goes on from there.", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+        messages().print("Stopped. What was written stays; the same command goes on from there.")
+        raise
 
 
 @contextmanager
@@ -104,7 +112,7 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[failures]}"),
     )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
+    with bars.Progress(*columns, console=messages()) as bar:
         task = bar.add_task("photos", total=None, rate="", failures="")
 
         def show(now: Progress) -> None:

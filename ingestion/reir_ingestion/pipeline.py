@@ -1,8 +1,8 @@
 """Index a source into a gallery: list, skip what the ledger holds, read, encode, store.
 
-    listing, ledger look-up, decoding    in a few reader threads
-    the model, batch by batch            in the caller's thread
-    the store, batch by batch            in a writer thread
+    listing, ledger look-up, decoding    a few reader threads
+    the model, batch by batch            a few encoder threads, which share the cores
+    the store, batch by batch            one writer thread
 
 All stages overlap and every queue between them is bounded, by images and by bytes. The unit of
 restart is one batch: a killed run leaves whole batches behind, and the next one goes on from there.
@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,15 +43,25 @@ from reir_ingestion.writer import Writer, patiently
 LEDGER_CHUNK = 512
 """Images that one ledger look-up or deletion takes."""
 
-MAX_BYTES = 256 * 1024**2
-"""Pixels that wait for the model, and again those of one batch; large photos make it shorter."""
+MAX_AHEAD_BYTES = 256 * 1024**2
+"""Pixels that may wait for the model."""
+
+MAX_BATCH_BYTES = 128 * 1024**2
+"""Pixels of one batch; large photos make it shorter."""
 
 MAX_REFUSED_IN_A_ROW = 100
 """So many images that the model cannot encode, one after another, are the model's fault."""
 
+MAX_THREADS = 4
+
 Settings = Mapping[str, str | int | float | bool]
 
 logger = logging.getLogger(__name__)
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,8 @@ class IndexOptions:
     Attributes:
         batch_size: images that the model takes at once and the store writes at once.
         num_readers: threads that read and decode.
+        num_encoders: batches that the model works on side by side. Many small steps of a model do
+            not gain from several cores, so the cores are shared out among the batches.
         prune: delete images of the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode`.
@@ -68,15 +81,16 @@ class IndexOptions:
         ConfigError: a number is below 1.
     """
 
-    batch_size: int = 32
-    num_readers: int = min(4, os.cpu_count() or 1)
+    batch_size: int = 16
+    num_readers: int = min(MAX_THREADS, num_cores())
+    num_encoders: int = min(MAX_THREADS, num_cores())
     prune: bool = False
     retry_failed: bool = False
     at_least_px: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("batch_size", "num_readers", "at_least_px"):
+        for name in ("batch_size", "num_readers", "num_encoders", "at_least_px"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")
@@ -101,7 +115,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         source: folder, file or glob; see `open_source`.
         gallery: name; made when absent.
         store: where instances and ledger go.
-        encoder: the model.
+        encoder: the model; called from several threads at once.
         options: see `IndexOptions`.
         progress: called from several threads, one at a time.
 
@@ -223,11 +237,23 @@ class _Run:
             self._tasks(),
             work,
             lambda loaded: loaded.num_bytes,
-            Bounds(options.num_readers, 2 * options.batch_size, MAX_BYTES),
+            Bounds(options.num_readers, 2 * options.batch_size, MAX_AHEAD_BYTES),
         )
-        with self._counting(), Writer(self._write) as writer, reading:
-            batches = _batches(self._to_write(reading), options.batch_size, MAX_BYTES)
-            for rows in map(self._encode, batches):  # keeps no pixels while it waits
+        encoding = ReadAhead(
+            _batches(self._to_write(reading), options.batch_size, MAX_BATCH_BYTES),
+            self._encode,
+            lambda _: 0,
+            Bounds(options.num_encoders, options.num_encoders + 1),
+        )
+        with (
+            self._counting(),
+            _cores_shared(options.num_encoders),
+            Writer(self._write) as writer,
+            reading,
+            encoding,
+        ):
+            for rows in encoding:
+                self._check_refusals(rows)
                 writer.put(rows)
 
     def find_missing(self) -> list[str]:
@@ -285,24 +311,23 @@ class _Run:
         rows = []
         for each in batch:
             answer = each.error or next(answers)
-            if isinstance(answer, Instances):
-                self.refused_in_a_row = 0
-                rows.append(_Row(each.indexed(answer), each.task.known))
-            else:
-                self._count_refusal(answer)
-                rows.append(_Row(each.failed(answer), each.task.known))
+            image = each.indexed(answer) if isinstance(answer, Instances) else each.failed(answer)
+            rows.append(_Row(image, each.task.known))
         return rows
 
-    def _count_refusal(self, error: ImageError) -> None:
-        if error.reason != ImageFailure.NOT_ENCODED:
-            return
-        self.refused_in_a_row += 1
-        if self.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
-            raise CheckpointError(
-                f"the model refused {self.refused_in_a_row} images in a row, the last one with "
-                f"{error.detail!r}; the fault is hardly theirs: check the checkpoint and the "
-                f"device, then run again with --retry-failed"
-            )
+    def _check_refusals(self, rows: Sequence[_Row]) -> None:
+        """Stop when so many images were refused that the fault must be the model's."""
+        for record in (row.image.record for row in rows):
+            if record.status == "indexed":
+                self.refused_in_a_row = 0
+            elif record.reason == ImageFailure.NOT_ENCODED:
+                self.refused_in_a_row += 1
+            if self.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+                raise CheckpointError(
+                    f"the model refused {self.refused_in_a_row} images in a row, the last one "
+                    f"with {record.detail!r}; the fault is hardly theirs: check the checkpoint "
+                    f"and the device, then run again with --retry-failed"
+                )
 
     def _write(self, rows: Sequence[_Row]) -> None:
         fresh = [row.image for row in rows if row.image.record != row.known]
@@ -332,6 +357,21 @@ class _Run:
         finally:
             stop.set()
             thread.join()
+
+
+@contextmanager
+def _cores_shared(num_threads: int) -> Iterator[None]:
+    """Have each of so many threads use its share of the cores in torch, if torch is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or num_threads == 1:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // num_threads))  # also of threads that start later
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _batches(items: Iterator[Loaded], batch_size: int, max_bytes: int) -> Iterator[list[Loaded]]:

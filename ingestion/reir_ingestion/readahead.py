@@ -1,11 +1,12 @@
 """Work on items in a few threads, ahead of the consumer, within a bound of items and of bytes.
 
-Knows nothing of images. Results come in the order of the items whatever the number of threads, so
-what is made of them does not depend on timing.
+Knows nothing of images; one stage of a pipeline may be the items of the next. Results come in the
+order of the items whatever the number of threads, so what is made of them never depends on timing.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ class Bounds:
 
     num_threads: int
     max_items: int
-    max_bytes: int
+    max_bytes: int = sys.maxsize
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -69,7 +70,7 @@ class ReadAhead(Generic[Item, Result]):
         self._work = work
         self._num_bytes = num_bytes
         self._bounds = bounds
-        self._pool = ThreadPoolExecutor(bounds.num_threads, thread_name_prefix="reir-read")
+        self._pool = ThreadPoolExecutor(bounds.num_threads, thread_name_prefix="reir-ahead")
         self._threads: list[Future[None]] = []
         self._drawing = threading.Lock()
         self._changed = threading.Condition()
@@ -143,6 +144,8 @@ class ReadAhead(Generic[Item, Result]):
                 return False
             number = self._num_drawn
             self._num_drawn += 1
+        if self._stopped:  # drawing may have taken long
+            return False
         result = self._work(item)
         with self._changed:
             self._results[number] = result

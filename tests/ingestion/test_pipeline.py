@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reir.errors import (
@@ -307,7 +308,7 @@ def test_a_model_that_loses_count_stops_the_job(store: MemoryStore, photos: Path
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             return super().encode_images(images)[:-1]
 
-    with pytest.raises(CheckpointError, match="gave 19 answers for 20 images"):
+    with pytest.raises(CheckpointError, match="gave 15 answers for 16 images"):
         index(photos, "g", store, Forgetful())
 
 
@@ -318,10 +319,11 @@ def test_the_rows_do_not_depend_on_batches_threads_or_memory(
     reference = MemoryStore()
     index(photos, "g", reference, FakeEncoder())
     expected = stored_rows(reference, "g")
-    for batch_size, num_readers, max_bytes in product((1, 7, 64), (1, 8), (0, 150_000)):
+    for batch_size, threads, max_bytes in product((1, 7, 64), (1, 8), (0, 150_000)):
         store, encoder = MemoryStore(), CountingEncoder()
-        monkeypatch.setattr(pipeline, "MAX_BYTES", max_bytes)
-        options = IndexOptions(batch_size=batch_size, num_readers=num_readers)
+        monkeypatch.setattr(pipeline, "MAX_AHEAD_BYTES", max_bytes)
+        monkeypatch.setattr(pipeline, "MAX_BATCH_BYTES", max_bytes)
+        options = IndexOptions(batch_size=batch_size, num_readers=threads, num_encoders=threads)
         index(photos, "g", store, encoder, options=options)
         assert stored_rows(store, "g") == expected
         photo_bytes = 160 * 120 * 3
@@ -337,11 +339,11 @@ def test_a_run_cut_short_keeps_whole_batches_and_the_next_goes_on(
                 raise KeyboardInterrupt
             return super().encode_images(images)
 
-    options = IndexOptions(batch_size=4)
+    options = IndexOptions(batch_size=4, num_encoders=1)
     with pytest.raises(KeyboardInterrupt):
         index(photos, "g", store, Tired(), options=options)
     done = len(list(store.iter_images("g", store.live_version("g"))))
-    assert done in (4, 8, 12)  # what waits when the run is cut short is made again
+    assert done in (0, 4, 8, 12)  # what waits when the run is cut short is made again
     assert threading.active_count() == 1
     encoder = CountingEncoder()
     report = index(photos, "g", store, encoder, options=options)
@@ -373,7 +375,7 @@ def test_another_model_goes_live_only_when_all_is_done(store: MemoryStore, photo
             return super().encode_images(images)
 
     encoder = Watching(1)
-    options = IndexOptions(batch_size=4)
+    options = IndexOptions(batch_size=4, num_encoders=1)
     with pytest.raises(KeyboardInterrupt):
         index(photos, "g", store, encoder, options=options)
     assert store.live_version("g") == first.version
@@ -416,6 +418,29 @@ def test_reduced_decoding_is_another_version_and_keeps_sizes(
     assert sizes == [(1200, 1600, 3), (300, 400, 3)]
     assert full.version != small.version
     assert ledger_row(store, tmp_path / "large.jpg").width_px == 1600
+
+
+def test_batches_are_encoded_side_by_side_and_share_the_cores(
+    store: MemoryStore, photos: Path
+) -> None:
+    together = threading.Barrier(2, timeout=20)
+    shares: list[int] = []
+
+    class Meeting(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            together.wait()
+            shares.append(torch.get_num_threads())
+            return super().encode_images(images)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        options = IndexOptions(batch_size=5, num_encoders=2)
+        index(photos, "g", store, Meeting(), options=options)
+        assert shares == [2, 2, 2, 2]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_progress_ends_with_everything_done(store: MemoryStore, photos: Path) -> None:
