@@ -37,8 +37,8 @@ def random_boxes(num: int, seed: int) -> Tensor:
 def slow_focal(logit: float, target: float, alpha: float = 0.25, gamma: float = 2.0) -> float:
     p = 1 / (1 + math.exp(-logit))
     if target == 1:
-        return -alpha * (1 - p) ** gamma * math.log(p)
-    return -(1 - alpha) * p**gamma * math.log(1 - p)
+        return -alpha * math.pow(1 - p, gamma) * math.log(p)
+    return -(1 - alpha) * math.pow(p, gamma) * math.log(1 - p)
 
 
 def slow_iou(a: list[float], b: list[float]) -> float:

@@ -58,7 +58,6 @@ def folder(tmp_path: Path) -> Path:
         "expressions": [
             expression(1, gnome, "the gnome"),
             expression(2, cat, "left cat", "short"),
-            expression(3, flat, "the cat without area"),
             expression(4, crowd, "the dogs"),
         ],
     }

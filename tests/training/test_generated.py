@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -95,7 +96,7 @@ def fits(text: str, i: int, layout: list[AnnotatedInstance]) -> bool:
 
 def distance(a: AnnotatedInstance, b: AnnotatedInstance) -> float:
     (ax, ay), (bx, by) = a.centre, b.centre
-    return ((ax - bx) ** 2 + (ay - by) ** 2) ** 0.5
+    return math.hypot(ax - bx, ay - by)
 
 
 @given(layouts)
