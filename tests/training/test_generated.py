@@ -30,12 +30,12 @@ many = settings(max_examples=150, deadline=None)
 
 @st.composite
 def instances(draw: st.DrawFn) -> AnnotatedInstance:
-    """Boxes on a coarse grid, so that ties and equal sizes are common."""
-    x, y = draw(st.integers(0, 18)), draw(st.integers(0, 18))
-    w, h = draw(st.integers(1, 20 - x)), draw(st.integers(1, 20 - y))
+    """Boxes on a coarse grid: ties are common, and 1 - x is exact in binary."""
+    x, y = draw(st.integers(0, 15)), draw(st.integers(0, 15))
+    w, h = draw(st.integers(1, 16 - x)), draw(st.integers(1, 16 - y))
     return AnnotatedInstance(
         category=draw(st.sampled_from(CATEGORIES)),
-        box=(x / 20, y / 20, (x + w) / 20, (y + h) / 20),
+        box=(x / 16, y / 16, (x + w) / 16, (y + h) / 16),
         colour=draw(st.sampled_from(("", "red", "blue"))),
     )
 
@@ -121,17 +121,9 @@ def mirrored(instance: AnnotatedInstance) -> AnnotatedInstance:
 @given(layouts)
 @many
 def test_the_mirrored_photo_gets_the_swapped_expressions(layout: list[AnnotatedInstance]) -> None:
-    # keep clear of thresholds, where the rounding of 1 - x decides
-    places = sorted(i.centre[0] for i in layout)
-    shifts = [abs(a - b) for a in places for b in places]
-    limits = (CLEAR_SHIFT / 2, CLEAR_SHIFT, 2 * CLEAR_SHIFT)
-    if any(abs(s - limit) < 1e-6 for s in shifts for limit in limits):
-        return
     here = {(i, swap_left_right(t)) for i, t in generate_expressions(layout)}
     there = set(generate_expressions([mirrored(i) for i in layout]))
-    edges = {p for p in places if min(abs(p - 0.35), abs(p - 0.65)) < 1e-6}
-    if not edges:
-        assert here == there
+    assert here == there
 
 
 @given(layouts, st.sets(st.sampled_from(CATEGORIES)))
