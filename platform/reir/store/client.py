@@ -25,6 +25,7 @@ EF_SEARCH = 128
 
 _CONNECT_FAILED = 2
 _NOT_FOUND = 100
+_ALIAS_NOT_FOUND = 1600
 _NOT_LOADED = 101
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -45,20 +46,21 @@ class Capabilities:
     Attributes:
         index_type: of the instance vectors.
         index_params: of that index.
-        searches: whether the backend searches itself; Lite is read in process instead, since it
-            spends a microsecond of Python on each row of each query.
+        paging: what makes a limited query return the first rows by key. Lite orders by key for
+            iterators only; a server does so always, and for iterators does not wait for the
+            latest writes.
     """
 
     index_type: str
     index_params: Mapping[str, int] = field(default_factory=dict)
-    searches: bool = True
+    paging: Mapping[str, Any] = field(default_factory=lambda: {"reduce_stop_for_best": True})
 
     def search_params(self, limit: int) -> dict[str, Any]:
         """Parameters for a search of `limit` rows."""
         return {"metric_type": "IP", "params": {"ef": max(EF_SEARCH, limit)}}
 
 
-LITE = Capabilities(index_type="FLAT", searches=False)
+LITE = Capabilities(index_type="FLAT", paging={"iterator": "True"})
 SERVER = Capabilities(index_type="HNSW", index_params={"M": 16, "efConstruction": 200})
 
 
@@ -135,7 +137,7 @@ class MilvusConnection:
             self._client = None
 
     def _refused(self, method: str, error: Exception) -> Exception:
-        if getattr(error, "code", None) in (_NOT_FOUND, 1600):
+        if getattr(error, "code", None) in (_NOT_FOUND, _ALIAS_NOT_FOUND):
             return CollectionMissingError(str(error))
         if _status(error) in _DENIED:
             hint = "set REIR_MILVUS_TOKEN to user:password or to an API key"

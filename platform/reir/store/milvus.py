@@ -52,6 +52,7 @@ class MilvusStore:
         self._connection = connection
         self._catalogue = Catalogue(connection)
         self._mirror = mirror
+        self._dims: dict[tuple[str, str], int] = {}
 
     def galleries(self) -> list[str]:
         """Names of all galleries, sorted."""
@@ -227,17 +228,27 @@ class MilvusStore:
     def _search_server(
         self, gallery: str, version: str, query: tuple[FloatArray, int, str]
     ) -> list[list[InstanceRow]]:
-        queries = query[0]
+        self._check_dim(gallery, version, query[0].shape[1])
+        if not len(query[0]):
+            return []
         try:
             with self._catalogue.errors_of(gallery, version):
                 found = self._catalogue.instances(gallery, version).search(*query)
         except StoreError:
-            checks.check_dim(queries.shape[1], self._catalogue.spec(gallery, version).dim, version)
+            self._dims.clear()
+            self._check_dim(gallery, version, query[0].shape[1])
             raise
         return [
             [rows.instance_from_row(hit["entity"], float(hit["distance"])) for hit in hits]
             for hits in found
         ]
+
+    def _check_dim(self, gallery: str, version: str, found: int) -> None:
+        """Refuse queries of another dimension; asks Milvus only once while they fit."""
+        if self._dims.get((gallery, version)) != found:
+            dim = self._catalogue.spec(gallery, version).dim
+            checks.check_dim(found, dim, version)
+            self._dims[gallery, version] = dim
 
     def _frames(self, gallery: str, version: str) -> Iterator[bytes]:
         """The whole version as journal frames, read from Milvus."""

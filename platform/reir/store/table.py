@@ -77,7 +77,8 @@ class Table:
                 metric_type="IP",
                 params=dict(capabilities.index_params),
             )
-            self._call("create_index", index_params=parameters)
+            # Loading waits for the index; waiting here too would cost half a second more.
+            self._call("create_index", index_params=parameters, sync=False)
         self._call("load_collection")
 
     def drop(self) -> None:
@@ -111,8 +112,8 @@ class Table:
                 filter=f"{self._key} > {quote(last)} and {condition}",
                 output_fields=[self._key, *self._columns],
                 limit=PAGE_ROWS,
-                iterator="True",  # Lite orders by key only then
                 consistency_level="Strong",
+                **self._connection.capabilities.paging,
             )
             yield from answer
             if len(answer) < PAGE_ROWS:

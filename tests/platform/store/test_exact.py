@@ -1,0 +1,168 @@
+"""The exact in-process index against a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reir.errors import GalleryNotFound, SchemaMismatch
+from reir.records import FloatArray, IndexedImage
+from reir.store import follower
+from reir.store.exact import ExactIndex
+from reir.store.filters import parse
+from reir.store.follower import JournalFollower
+from reir.store.journal import Journal, delete_frame, put_frame
+
+DIM = 8
+
+MakeImage = Callable[..., IndexedImage]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    Journal.create(tmp_path / "j.journal")
+    return Journal(tmp_path / "j.journal", DIM)
+
+
+@pytest.fixture
+def following(journal: Journal) -> JournalFollower:
+    def rebuild() -> int:
+        if not journal.path.exists():
+            raise GalleryNotFound("gone")
+        return DIM
+
+    return JournalFollower(journal.path, journal.path.with_suffix(".lock"), rebuild)
+
+
+def query(seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal((1, DIM)).astype(np.float32)
+
+
+def slow_scores(images: dict[str, IndexedImage], query_D: FloatArray, where: str) -> list[float]:
+    """Scores of every instance that the filter keeps, best first; one instance at a time."""
+    smallest = float(where.removeprefix("area >= "))
+    scores = []
+    for image in images.values():
+        assert image.instances is not None
+        for area, vector in zip(image.instances.areas, image.instances.vectors, strict=True):
+            if area >= np.float32(smallest):
+                scores.append(
+                    sum(float(a) * float(b) for a, b in zip(vector, query_D, strict=True))
+                )
+    return sorted(scores, reverse=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.booleans(), st.sampled_from("abcdef"), st.integers(0, 12)), max_size=25
+    ),
+    limit=st.integers(1, 40),
+    smallest=st.sampled_from([0.0, 0.05, 0.5, 2.0]),
+)
+def test_matches_the_slow_search(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_image: MakeImage,
+    steps: list[tuple[bool, str, int]],
+    limit: int,
+    smallest: float,
+) -> None:
+    path = tmp_path_factory.mktemp("exact") / "j.journal"
+    Journal.create(path)
+    journal = Journal(path, DIM)
+    images: dict[str, IndexedImage] = {}
+    for seed, (put, name, count) in enumerate(steps):
+        if put:
+            images[name] = make_image(name, count, seed=seed)
+            journal.append(put_frame([images[name]]))
+        else:
+            images.pop(name, None)
+            journal.append(delete_frame([name]))
+    index = ExactIndex(DIM)
+    for frame in journal.read():
+        index.apply(frame)
+    journal.close()
+    where = f"area >= {smallest}"
+    hits = index.search(query(), limit, parse(where))[0]
+    expected = slow_scores(images, query()[0], where)[:limit]
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
+    assert len({hit.instance_id for hit in hits}) == len(hits)
+    assert len(index) == sum(image.record.num_instances for image in images.values())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.12, 0.13, 0.5, 0.99, 1.0])
+def test_gathering_and_scanning_agree(
+    journal: Journal, make_image: MakeImage, share: float
+) -> None:
+    """Filters on either side of the point where the way of searching changes."""
+    images = [make_image(f"{number:03}", 10) for number in range(100)]
+    journal.append(put_frame(images))
+    index = ExactIndex(DIM)
+    for frame in journal.read():
+        index.apply(frame)
+    last = f"{int(share * 100) - 1:03}"
+    queries = np.concatenate([query(seed) for seed in range(30)])
+    found = index.search(queries, 7, parse(f'image_id <= "{last}"'))
+    vectors = np.concatenate(
+        [image.instances.vectors for image in images[: int(share * 100)] if image.instances]
+    )
+    scores = -np.sort(-(queries @ vectors.T), axis=1)[:, :7]
+    for hits, row in zip(found, scores, strict=True):
+        np.testing.assert_allclose([hit.score for hit in hits], row[: len(hits)], atol=1e-5)
+        assert len(hits) == min(7, len(vectors))
+        assert all(hit.image_id <= last for hit in hits)
+
+
+def test_a_follower_sees_what_another_appends(
+    journal: Journal, following: JournalFollower, make_image: MakeImage
+) -> None:
+    assert following.search(query(), 3, None, "v") == [[]]
+    for count in range(1, 6):
+        journal.append(put_frame([make_image(str(count), 2)]))
+        assert len(following.search(query(), 100, None, "v")[0]) == 2 * count
+    journal.append(delete_frame(["1", "2"]))
+    assert len(following.search(query(), 100, None, "v")[0]) == 6
+
+
+def test_a_follower_sees_a_new_journal_and_none(
+    journal: Journal, following: JournalFollower, make_image: MakeImage
+) -> None:
+    journal.append(put_frame([make_image("old", 5)]))
+    assert len(following.search(query(), 9, None, "v")[0]) == 5
+    Journal.create(journal.path, [put_frame([make_image("new", 2)])])
+    assert {hit.image_id for hit in following.search(query(), 9, None, "v")[0]} == {"new"}
+    journal.path.unlink()
+    with pytest.raises(GalleryNotFound):
+        following.search(query(), 9, None, "v")
+
+
+def test_a_follower_refuses_another_dimension(following: JournalFollower) -> None:
+    with pytest.raises(SchemaMismatch, match="dimension 8, got 3"):
+        following.search(np.ones((1, 3), dtype=np.float32), 1, None, "v")
+
+
+def test_replaced_rows_are_compacted_away(
+    journal: Journal,
+    following: JournalFollower,
+    make_image: MakeImage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follower, "COMPACT_ABOVE_ROWS", 20)
+    sizes = []
+    for seed in range(30):
+        writer = Journal(journal.path, DIM)
+        writer.append(put_frame([make_image("a", 3, seed=seed), make_image("b", 2, seed=seed)]))
+        writer.close()
+        hits = following.search(query(), 100, None, "v")[0]
+        assert {hit.instance_id for hit in hits} == {"a#0", "a#1", "a#2", "b#0", "b#1"}
+        image = make_image("a", 3, seed=seed).instances
+        assert image is not None
+        best = max(float(vector @ query()[0]) for vector in image.vectors)
+        assert best == pytest.approx(max(h.score for h in hits if h.image_id == "a"), abs=1e-5)
+        sizes.append(journal.path.stat().st_size)
+    assert max(sizes) < 8 * sizes[0]

@@ -1,0 +1,313 @@
+"""The filter language: parsing, its numpy meaning, and what Milvus makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reir.errors import FilterError
+from reir.records import Attributes, ImageRecord, IndexedImage, Instances
+from reir.store import InstanceStore, VersionSpec
+from reir.store.filter_milvus import render_milvus
+from reir.store.filter_numpy import Column, evaluate, objects
+from reir.store.filters import (
+    MAX_DEPTH,
+    MAX_LENGTH,
+    NUMBER_FIELDS,
+    And,
+    Comparison,
+    Field,
+    Filter,
+    In,
+    Not,
+    Or,
+    StartsWith,
+    Value,
+    parse,
+)
+from reir.store.milvus import MilvusStore
+
+AREA = Field("area")
+CAMERA = Field("camera", attribute=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("area > 0.5", Comparison(AREA, ">", 0.5)),
+        ("area>=-1e-3", Comparison(AREA, ">=", -1e-3)),
+        ("area != 1", Not(Comparison(AREA, "==", 1))),
+        ("attr.camera == 'it\\'s'", Comparison(CAMERA, "==", "it's")),
+        ('attr.camera == "a\\n\\"\\\\"', Comparison(CAMERA, "==", 'a\n"\\')),
+        ("attr.camera == TRUE", Comparison(CAMERA, "==", True)),
+        ("attr.camera in []", In(CAMERA, ())),
+        ("attr.camera not in [1, 'a', false]", Not(In(CAMERA, (1, "a", False)))),
+        ('uri startswith "file:"', StartsWith(Field("uri"), "file:")),
+        ("attr.shot-date == 1", Comparison(Field("shot-date", attribute=True), "==", 1)),
+        (
+            "area > 1 or area < 0 and not area == 2",
+            Or(
+                (
+                    Comparison(AREA, ">", 1),
+                    And((Comparison(AREA, "<", 0), Not(Comparison(AREA, "==", 2)))),
+                )
+            ),
+        ),
+        ("((area > 1))", Comparison(AREA, ">", 1)),
+    ],
+)
+def test_parse(text: str, tree: Filter) -> None:
+    assert parse(text) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "expects a field name"),
+        ("area", "expects ==, !="),
+        ("area = 1", "expects ==, !="),
+        ("area >", "expects a string in quotes, a number"),
+        ("area > 1 1", "expects 'and', 'or'"),
+        ("(area > 1", r"expects '\)'"),
+        ("area in 1", r"expects '\['"),
+        ("area in [1 2]", "expects ','"),
+        ("area not 1", "expects 'in' after 'not'"),
+        ("area > 'x'", "compares area with 'x'; it needs a number"),
+        ("uri == 3", "compares uri with 3; it needs a string"),
+        ("area == true", "it needs a number"),
+        ("attr.a < true", "cannot order true and false"),
+        ("attr.a startswith 3", "expects a string after startswith"),
+        ("areas > 1", "unknown field 'areas'; did you mean 'area'"),
+        ("camera == 1", r"unknown field 'camera'.*written attr\.NAME"),
+        ("attr == 1", "unknown field 'attr'"),
+        ("attr.a.b == 1", "unknown field 'attr.a.b'"),
+        (r"uri == 'a\q'", r"unknown escape '\\q'"),
+        ("uri == 'a", "cannot be read here"),
+        ("uri == 'a\0'", "NUL"),
+        ("uri == 'a\ud800'", "surrogate"),
+        ("area > 9223372036854775808", "a number beyond"),
+        ("area > 1e39", "a number beyond"),
+        ("area > 1e999", "a number beyond"),
+        ("area > 1x", "cannot be read here"),
+        ("area > 1; drop", "cannot be read here"),
+        ("(" * (MAX_DEPTH + 1) + "area > 1", "nested deeper than 40"),
+        ("not " * 5000 + "area > 1", "at most 8192 are allowed"),
+        ("not " * 50 + "area > 1", "nested deeper"),
+    ],
+)
+def test_refused(text: str, problem: str) -> None:
+    with pytest.raises(FilterError, match=problem) as caught:
+        parse(text)
+    assert caught.value.field == "filter"
+
+
+def test_longest_filter_is_parsed() -> None:
+    text = "area > 1" + " or area > 1" * 600
+    assert len(text) <= MAX_LENGTH
+    tree = parse(text)
+    assert isinstance(tree, Or)
+    assert len(tree.operands) == 601
+
+
+def test_strings_cannot_leave_their_quotes() -> None:
+    rendered = render_milvus(parse("""uri == '" or 1 == 1 or uri == "'"""))
+    assert rendered == r"""(uri == "\" or 1 == 1 or uri == \"")"""
+
+
+# --- numpy and Milvus agree --------------------------------------------------------------------
+
+STRINGS = (
+    "",
+    "a",
+    "A",
+    "ab",
+    "a%",
+    "a_",
+    "a\nb",
+    'q"q',
+    "q'q",
+    "b\\",
+    "é",
+    "\ud7ff",
+    "😀",
+    "\U0010ffff",
+)
+NUMBERS = (-2, -0.5, 0, 0.1, 0.25, 1, 1.5, 2**40)
+COLUMNS: dict[str, tuple[Value, ...]] = {
+    "text": STRINGS,
+    "number": NUMBERS,
+    "flag": (True, False),
+    "never": (),
+}
+VERSION = "v1"
+
+
+def _images() -> Iterator[IndexedImage]:
+    """120 images of one instance; attributes are absent or null now and then.
+
+    Each attribute keeps to one type: Milvus Lite, unlike a server and the reference, holds
+    `true == 1` for true.
+    """
+    rng = np.random.default_rng(11)
+    grid = np.array([0, 0.1, 0.25, 0.5, 1], dtype=np.float32)
+    for number in range(120):
+        attributes: dict[str, Value | None] = {}
+        for name, values in COLUMNS.items():
+            if values and (draw := rng.integers(len(values) + 2)) < len(values) + 1:
+                attributes[name] = values[draw] if draw < len(values) else None
+        x, y = np.sort(rng.choice(grid, 2)), np.sort(rng.choice(grid, 2))
+        vector = np.array([[1, number]], dtype=np.float32)
+        record = ImageRecord(
+            image_id=f"{number:03}",
+            uri=STRINGS[number % len(STRINGS)],
+            status="indexed",
+            num_instances=1,
+            attributes=attributes,
+        )
+        boxes = np.array([[x[0], y[0], x[1], y[1]]], dtype=np.float32)
+        instances = Instances(boxes, rng.choice(grid, 1), vector, vector[0])
+        yield IndexedImage(record, instances)
+
+
+IMAGES = tuple(_images())
+
+
+def column(field: Field) -> Column:
+    """The images above, one row each."""
+    records = [image.record for image in IMAGES]
+    instances = [image.instances for image in IMAGES if image.instances is not None]
+    if field.attribute:
+        return Column(objects([record.attributes.get(field.name) for record in records]))
+    if field.name not in NUMBER_FIELDS:
+        return Column(objects([getattr(record, field.name) for record in records]))
+    if field.name == "area":
+        return Column(np.concatenate([each.areas for each in instances]))
+    if field.name == "objectness":
+        return Column(np.concatenate([each.objectness for each in instances]))
+    corner = ("x1", "y1", "x2", "y2").index(field.name)
+    return Column(np.concatenate([each.boxes for each in instances])[:, corner])
+
+
+def selected(tree: Filter) -> list[str]:
+    mask = evaluate(tree, column)
+    return [image.record.image_id for image, kept in zip(IMAGES, mask, strict=True) if kept]
+
+
+def _comparisons() -> st.SearchStrategy[Filter]:
+    orders = st.sampled_from(["==", "<", "<=", ">", ">="])
+    texts = st.sampled_from(STRINGS) | st.text(
+        st.characters(codec="utf-8", exclude_characters="\0")
+    )
+    numbers = (
+        st.sampled_from(NUMBERS)
+        | st.integers(-(2**50), 2**50)
+        | st.floats(-1e30, 1e30, allow_nan=False)
+    )
+    text_fields = st.sampled_from([Field("uri"), Field("text", attribute=True)])
+    number_fields = st.sampled_from(
+        [*(Field(name) for name in NUMBER_FIELDS), Field("number", attribute=True)]
+    )
+    flag = st.just(Field("flag", attribute=True))
+    never = st.just(Field("never", attribute=True))
+    return st.one_of(
+        st.builds(Comparison, text_fields | never, orders, texts),
+        st.builds(Comparison, number_fields | never, orders, numbers),
+        st.builds(Comparison, flag | never, st.just("=="), st.booleans()),
+        st.builds(In, text_fields | never, st.lists(texts, max_size=3).map(tuple)),
+        st.builds(In, number_fields | never, st.lists(numbers, max_size=3).map(tuple)),
+        st.builds(StartsWith, text_fields | never, texts),
+    )
+
+
+TREES = st.recursive(
+    _comparisons(),
+    lambda inner: st.one_of(
+        inner.map(Not),
+        st.lists(inner, min_size=2, max_size=3).map(lambda each: And(tuple(each))),
+        st.lists(inner, min_size=2, max_size=3).map(lambda each: Or(tuple(each))),
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def lite(lite_store: MilvusStore) -> MilvusStore:
+    return _filled(lite_store)
+
+
+@pytest.fixture(scope="module")
+def server(server_store: MilvusStore) -> MilvusStore:
+    return _filled(server_store)
+
+
+def _filled(store: MilvusStore) -> MilvusStore:
+    if "filters" in store.galleries():
+        store.drop_gallery("filters")
+    store.create_version("filters", VERSION, VersionSpec(dim=2, digest="d"))
+    store.upsert_images("filters", VERSION, IMAGES)
+    return store
+
+
+def _selected_by_milvus(store: MilvusStore, tree: Filter) -> list[str]:
+    rows = store._catalogue.instances("filters", VERSION).pages(render_milvus(tree))
+    return [row["image_id"] for row in rows]
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(tree=TREES)
+def test_milvus_lite_selects_what_numpy_selects(lite: MilvusStore, tree: Filter) -> None:
+    assert _selected_by_milvus(lite, tree) == selected(tree)
+
+
+@pytest.mark.milvus
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(tree=TREES)
+def test_a_server_selects_what_numpy_selects(server: MilvusStore, tree: Filter) -> None:
+    assert _selected_by_milvus(server, tree) == selected(tree)
+
+
+MIXED: tuple[Attributes, ...] = ({}, {"k": None}, {"k": 1}, {"k": 1.0}, {"k": True}, {"k": "1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("attr.k == 1", [2, 3]),
+        ("attr.k != 1", [0, 1, 4, 5]),
+        ("attr.k == true", [4]),
+        ('attr.k == "1"', [5]),
+        ("attr.k < 5", [2, 3]),
+        ('attr.k < "5"', [5]),
+        ('attr.k in [1, "1", true]', [2, 3, 4, 5]),
+        ('attr.k startswith ""', [5]),
+        ("not (attr.k > 0 or attr.k <= 0)", [0, 1, 4, 5]),
+    ],
+)
+def test_types_do_not_mix(text: str, kept: list[int]) -> None:
+    values = Column(objects([attributes.get("k") for attributes in MIXED]))
+    mask = evaluate(parse(text), lambda _: values)
+    assert np.flatnonzero(mask).tolist() == kept
+
+
+def test_columns_of_images_are_spread_over_their_instances() -> None:
+    spread = Column(objects(["a", "b"]), np.array([0, 0, 1, 0]))
+    mask = evaluate(parse('image_id == "a"'), lambda _: spread)
+    assert mask.tolist() == [True, True, False, True]
+
+
+def test_every_store_accepts_the_longest_list(store: InstanceStore, gallery: str) -> None:
+    store.create_version(gallery, VERSION, VersionSpec(dim=2, digest="d"))
+    store.upsert_images(gallery, VERSION, IMAGES[:5])
+    listed = ", ".join(f"{number}" for number in range(1000))
+    query = np.ones((1, 2), dtype=np.float32)
+    for where in (f"attr.number in [{listed}]", f"attr.number not in [{listed}]"):
+        wanted = evaluate(parse(where), column)[:5].sum()
+        assert len(store.search(gallery, VERSION, query, 10, where=where)[0]) == wanted

@@ -1,0 +1,70 @@
+"""From a location to a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reir.errors import ConfigError, StoreUnavailable
+from reir.store import client, default_location, open_store
+from reir.store.memory import MemoryStore
+from reir.store.milvus import MilvusStore
+
+
+def test_memory() -> None:
+    assert isinstance(open_store("memory:"), MemoryStore)
+
+
+def test_a_directory_is_made_and_nothing_started(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "new" / "store"))
+    assert isinstance(store, MilvusStore)
+    assert not (tmp_path / "new" / "store" / "server.json").exists()
+    store.close()
+
+
+def test_the_default_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REIR_STORE", raising=False)
+    monkeypatch.delenv("REIR_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_location() == str(tmp_path / ".reir" / "store")
+    monkeypatch.setenv("REIR_HOME", str(tmp_path / "home"))
+    assert default_location() == str(tmp_path / "home" / "store")
+    monkeypatch.setenv("REIR_STORE", "memory:")
+    assert isinstance(open_store(), MemoryStore)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "",
+        "  ",
+        "memory",
+        "redis://host:1",
+        "http://",
+        "http://host:x",
+        "tcp://h/path",
+        "mem:",
+        "a\0",
+    ],
+)
+def test_other_locations_are_refused(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "memory").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        open_store(location)
+    assert "http://HOST:PORT" in str(caught.value)
+    assert repr(location)[1:-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "tcp"])
+def test_a_server_that_is_not_there_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACK_OFFS_S", (0.01, 0.01))
+    store = open_store(f"{scheme}://127.0.0.1:1")
+    with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1 is not reachable"):
+        store.galleries()
+    store.close()
