@@ -226,6 +226,7 @@ class InstanceStream(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_vector = nn.Linear(width, config.dim)
         self.to_image_vector = nn.Linear(width, config.dim)
+        self.photo_share = nn.Parameter(torch.tensor([0.5]))
         self.to_class = nn.Linear(width, NUM_CLASSES)
         self.to_box = nn.Sequential(nn.Linear(width, width // 2), nn.GELU())
         self.box_delta = nn.Linear(width // 2, 4)
@@ -276,9 +277,13 @@ class InstanceStream(nn.Module):
         x = self.norm(x)
         here = x[:, :num]
         delta = self.box_delta(self.to_box(here)).float()
+        # A share of the photo's own vector, which captions teach, in every instance vector: it
+        # moves all instances of a photo alike, so it finds the photo and leaves their order.
+        own = F.normalize(self.to_vector(here).float(), dim=-1)
+        photo = F.normalize(self.to_image_vector(x[:, num]).float(), dim=-1)
         return VisualOutput(
-            vectors=F.normalize(self.to_vector(here).float(), dim=-1),
-            image_vectors=F.normalize(self.to_image_vector(x[:, num]).float(), dim=-1),
+            vectors=F.normalize(own + self.photo_share * photo[:, None], dim=-1),
+            image_vectors=photo,
             boxes=refine_boxes(batch.boxes, delta),
             class_logits=self.to_class(here).float(),
         )
