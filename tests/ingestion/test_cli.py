@@ -1,0 +1,124 @@
+"""`reir index` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reir import cli
+from reir.testing import FakeEncoder
+from reir_ingestion.testing import write_scenes
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REIR_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: FakeEncoder())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_summary_and_what_to_type_next(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    shown = capsys.readouterr()
+    assert "gallery pets" in shown.out
+    assert "not_an_image" in shown.out
+    assert "reir failures pets" in shown.out
+    assert 'reir search "the red mug left of the laptop" --gallery pets' in shown.out
+    assert "kept to go back to" not in shown.out
+    assert "7/7" in shown.err
+    assert "1 failed" in shown.err
+
+
+def test_the_commands_that_it_names_exist(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    capsys.readouterr()
+    assert cli.run(["failures", "pets", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reasons"] == {"not_an_image": 1}
+    assert cli.run(["galleries", "--json"]) == 0
+    (gallery,) = json.loads(capsys.readouterr().out)
+    assert cli.run(["promote", "pets", gallery["live"]]) == 0
+
+
+def test_json_and_options(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["index", str(photos / "*.png"), "--json", "--batch-size", "2"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["gallery"], first["new"], first["num_failed"]) == ("default", 3, 0)
+    (photos / "000.png").unlink()
+    assert cli.run(["index", str(photos), "--json", "--prune"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert (second["new"], second["unchanged"], second["removed"]) == (3, 2, 1)
+    assert cli.run(["index", str(photos), "--json", "--retry-failed"]) == 0
+    third = json.loads(capsys.readouterr().out)
+    assert (third["failed"], third["failed_before"], third["read"]) == ({"not_an_image": 1}, 0, 1)
+
+
+def test_another_model_is_told_of(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.run(["index", str(photos), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: FakeEncoder(num_candidates=1))
+    assert cli.run(["index", str(photos)]) == 0
+    shown = capsys.readouterr().out
+    assert f"kept to go back to: {first['version']} (7 photos)" in shown
+    assert "reir promote default VERSION" in shown
+
+
+def test_a_wrong_source_is_told_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: pytest.fail("not needed"))
+    assert cli.run(["index", str(tmp_path / "none"), "--gallery", "pets"]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+CHILD = """
+import reir.checkpoint, signal, sys, time
+from reir import cli
+from reir.testing import FakeEncoder
+class Slow(FakeEncoder):
+    def encode_images(self, images):
+        time.sleep(0.2)
+        print("encoding", flush=True)
+        return super().encode_images(images)
+reir.checkpoint.load_encoder = lambda _: Slow()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(cli.run(["index", sys.argv[1], "--gallery", "pets", "--batch-size", "1"]))
+"""
+
+
+def test_ctrl_c_says_that_nothing_is_lost(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scenes(tmp_path / "photos", 40)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(photos)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for _ in range(6):
+        assert child.stdout.readline() == "encoding\n"
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130, error
+    assert "the same command goes on from there" in " ".join(error.split())
+    assert "Traceback" not in error
+    assert cli.run(["index", str(photos), "--gallery", "pets", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["unchanged"] >= 1
+    assert report["new"] >= 1
+    assert report["num_listed"] == 41
