@@ -38,6 +38,8 @@ def start_model(config: TrainConfig, init: Path | None) -> tuple[ClareNano, Toke
     else:
         model, tokenizer = _from_start_weights(config)
     freeze(model, config.model)
+    if not config.optimisation.crop_network_factor:
+        model.visual.top.requires_grad_(False)
     return model, tokenizer
 
 

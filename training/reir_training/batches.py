@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -65,6 +65,15 @@ class TrainBatch:
     matched: Tensor
     matched_boxes: Tensor
     matched_classes: Tensor
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        """Return the batch on a device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, candidates=self.candidates.to(device), **moved)
 
 
 def targets_of(

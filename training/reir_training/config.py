@@ -35,7 +35,7 @@ class ModelSettings(StrictConfig):
     num_experts: int = Field(4, ge=0, le=64)
     clia_bias: float = -10.0
     dropout: float = Field(0.3, ge=0, lt=1)
-    frozen_text_layers: int = Field(3, ge=0, le=6)
+    frozen_text_layers: int = Field(4, ge=0, le=6)
 
 
 class LossWeights(StrictConfig):
@@ -65,23 +65,24 @@ class Optimisation(StrictConfig):
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
         photos_per_batch: over all workers.
         learning_rate: of new layers, after warm-up; cosine to 2 % over each stage.
-        crop_network_factor, text_tower_factor: learning rate of the pretrained parts, relative.
+        crop_network_factor, text_tower_factor: learning rate of the pretrained parts, relative;
+            0 freezes the part.
         short_weight: weight across photos of short expressions, which are unique only within one.
         generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
         ema_decay: of the weights that are kept; 0 turns averaging off.
     """
 
-    grounding_epochs: int = Field(2, ge=0)
-    clia_epochs: int = Field(10, ge=0)
+    grounding_epochs: int = Field(1, ge=0)
+    clia_epochs: int = Field(8, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
-    crop_network_factor: float = Field(0.3, ge=0)
+    crop_network_factor: float = Field(0.0, ge=0)
     text_tower_factor: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=1)
     max_gradient_norm: float = Field(1.0, gt=0)
     short_weight: float = Field(0.3, ge=0, le=1)
-    generated_per_photo: int = Field(2, ge=0)
+    generated_per_photo: int = Field(0, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0

@@ -17,8 +17,9 @@ def gather_others(vectors_MD: Tensor) -> Tensor:
     cut away again after the exchange.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    counts = [torch.zeros(1, dtype=torch.long) for _ in range(world_size)]
-    dist.all_gather(counts, torch.tensor([len(vectors_MD)]))
+    here = torch.tensor([len(vectors_MD)], device=vectors_MD.device)
+    counts = [torch.zeros_like(here) for _ in range(world_size)]
+    dist.all_gather(counts, here)
     longest = int(max(counts))
     padded = torch.nn.functional.pad(vectors_MD, (0, 0, 0, longest - len(vectors_MD)))
     parts: tuple[Tensor, ...] = all_gather(padded.contiguous())  # type: ignore[no-untyped-call]

@@ -111,7 +111,8 @@ def train_worker(job: Mapping[str, Any]) -> None:
         gather=gather_others if world_size > 1 else None,
         half=half,
     )
-    engine = _engine(objective, config, world_size)
+    device = ray.train.torch.get_device()
+    engine = _engine(objective.to(device), config, world_size)
     averaged = Averaged(settings.ema_decay) if settings.ema_decay else None
     maker = BatchMaker(photos, cache, settings)
     metrics_file = output / METRICS

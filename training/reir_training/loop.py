@@ -146,6 +146,10 @@ class TrainLoop:
         self._averaged, self._on_progress = averaged, on_progress
 
     @property
+    def _device(self) -> torch.device:
+        return next(self.objective.parameters()).device
+
+    @property
     def objective(self) -> ClareObjective:
         """The module under training."""
         module: ClareObjective = self._engine.module
@@ -167,7 +171,8 @@ class TrainLoop:
             done = (epoch.number - epoch.first_of_stage) * len(batches) + i
             self._set_rate(done, epoch.epochs_of_stage * len(batches))
             rng = np.random.default_rng([seed, epoch.number, self._rank, i])
-            loss, parts = self._engine(self._maker.batch(rows, rng), epoch.stage)
+            batch = self._maker.batch(rows, rng).to(self._device)
+            loss, parts = self._engine(batch, epoch.stage)
             self._engine.backward(loss)
             self._engine.step()
             self._average()

@@ -74,11 +74,12 @@ class ClareObjective(nn.Module):
         size = -(-len(order) // LENGTH_BUCKETS)
         buckets = [order[i : i + size] for i in range(0, len(order), size)]
         outs = []
+        device = self.log_ranking_scale.device
         for rows in buckets:
             ids_NL, mask_NL = tokenise(
                 self._tokenizer, [texts[i] for i in rows], self.model.config.max_tokens
             )
-            outs.append(self.model.text(ids_NL, mask_NL))
+            outs.append(self.model.text(ids_NL.to(device), mask_NL.to(device)))
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
         return torch.cat(outs)[back]

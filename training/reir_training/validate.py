@@ -36,9 +36,9 @@ def validate(
     asked = [(n, e) for n, i in enumerate(rows) for e in photos[i].expressions]
     if not asked:
         return {}
-    was_training = model.training
+    was_training, device = model.training, model.log_scale.device
     model.eval()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         vectors, boxes, owners = _gallery(model, cache, rows)
         texts = _texts(model, tokenizer, [e.text for _, e in asked])
     model.train(was_training)
@@ -68,20 +68,21 @@ def _gallery(
     vectors, boxes, owners = [], [], []
     for start in range(0, len(rows), PHOTO_BATCH):
         batch = cache.batch(rows[start : start + PHOTO_BATCH])
-        out = model.visual(batch)
-        vectors.append(out.vectors[batch.valid].numpy())
-        boxes.append(out.boxes[batch.valid].numpy())
+        out = model.visual(batch.to(model.log_scale.device))
+        vectors.append(out.vectors[batch.valid].cpu().numpy())
+        boxes.append(out.boxes[batch.valid].cpu().numpy())
         owners.append(torch.nonzero(batch.valid)[:, 0].numpy() + start)
     return np.concatenate(vectors), np.concatenate(boxes), np.concatenate(owners)
 
 
 def _texts(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """(M, D) expression vectors."""
-    parts = [
-        model.text(*tokenise(tokenizer, texts[i : i + TEXT_BATCH], model.config.max_tokens))
-        for i in range(0, len(texts), TEXT_BATCH)
-    ]
-    return np.asarray(torch.cat(parts).numpy())
+    device, parts = model.log_scale.device, []
+    for start in range(0, len(texts), TEXT_BATCH):
+        some = texts[start : start + TEXT_BATCH]
+        ids_NL, mask_NL = tokenise(tokenizer, some, model.config.max_tokens)
+        parts.append(model.text(ids_NL.to(device), mask_NL.to(device)).float())
+    return np.asarray(torch.cat(parts).cpu().numpy())
 
 
 def _best_box(

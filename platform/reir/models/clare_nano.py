@@ -113,6 +113,10 @@ class CandidateBatch:
             valid=self.valid,
         )
 
+    def to(self, device: torch.device | str) -> CandidateBatch:
+        """Return the batch on a device."""
+        return CandidateBatch(**{k: v.to(device) for k, v in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """Field name -> tensor."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
