@@ -1,29 +1,45 @@
 """A small gallery made at run time from photos that ship inside scikit-image; needs no network.
 
-Five things are cut out along outlines that we traced and set in pairs on simple grounds. Every
-ordered pair occurs in exactly one photo, so "the cat left of the coffee cup" has one right answer
-and its box is known.
+Subjects that we traced are set on grounds made of its textures, alone, in pairs and in threes. The
+sentences come from the same scene list, each fits exactly one thing in the gallery, and its box is
+known: "the brown cat left of the coffee cup" has one right answer.
 """
+
+# Shapes: H x W pixels
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import skimage.data
 from PIL import Image, ImageDraw, ImageFilter
-from skimage import data
+
+from reir.images import read_image
+from reir_ingestion.demo_cutouts import cut_out
+from reir_ingestion.demo_scenes import GROUNDS, Scene, describe, make_scenes
 
 WIDTH_PX, HEIGHT_PX = 640, 480
-HORIZON = 0.42
-FEATHER_PX = 1.5
+HORIZON_PX = 190
 ANNOTATIONS = "annotations.json"
 
-Outline = Sequence[tuple[float, float]]
+BoxPx = tuple[float, float, float, float]
+Colour = tuple[int, int, int]
+
+_DATA = Path(skimage.data.__file__).parent
+# Height of each kind as a share of the photo's, when there is room.
+_HEIGHTS = {"woman": 0.78, "man": 0.8, "cat": 0.6, "cup": 0.5, "motorcycle": 0.55, "horse": 0.6}
+# These are cut off below by their own photo, so they rise from the lower edge.
+_HALF_SEEN = frozenset({"woman", "man", "cat"})
+# These look to the right as photographed; on the right half of a scene they are mirrored.
+_LOOKS_RIGHT = frozenset({"man", "cat", "horse", "motorcycle"})
+# Share of the cut-out's width, from the left, that is the person and not the helmet or tripod.
+_OWN_WIDTH = {"woman": 0.70, "man": 0.81}
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class DemoExpression:
 
     text: str
     file_name: str
-    box_xyxy_px: tuple[float, float, float, float]
+    box_xyxy_px: BoxPx
     size_px: tuple[int, int] = (WIDTH_PX, HEIGHT_PX)
 
 
@@ -46,181 +62,175 @@ class DemoGallery:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One thing to cut out.
+class _Ground:
+    """A place: sky from top to horizon, a texture between two colours below."""
 
-    Attributes:
-        name: as a sentence calls it.
-        source: function of `skimage.data`.
-        outline: polygon as shares of the source's width and height.
-        height: of the cut-out, as share of the photo's height.
-    """
-
-    name: str
-    source: str
-    outline: Outline
-    height: float
+    sky: tuple[Colour, Colour]
+    texture: str
+    dark: Colour
+    light: Colour
 
 
-def _shares(width: float, height: float, points: Sequence[tuple[int, int]]) -> Outline:
-    """Outline traced on a view of `width` x `height` -> shares of the sides."""
-    return [(x / width, y / height) for x, y in points]
-
-
-def _ellipse(cx: float, cy: float, rx: float, ry: float) -> Outline:
-    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    return [(cx + rx * float(np.cos(a)), cy + ry * float(np.sin(a))) for a in angles]
-
-
-WOMAN = _shares(439, 439, [
-    (132, 65), (150, 25), (195, 13), (240, 25), (258, 60), (258, 105), (240, 132), (258, 170),
-    (264, 200), (300, 228), (305, 300), (275, 305), (247, 330), (240, 370), (240, 439), (20, 439),
-    (20, 300), (45, 240), (100, 198), (98, 160), (125, 130), (150, 125), (148, 112), (132, 90),
-])  # fmt: skip
-MAN = _shares(422, 422, [
-    (135, 75), (160, 52), (200, 60), (222, 85), (220, 110), (205, 152), (230, 168), (255, 150),
-    (270, 150), (265, 170), (240, 215), (225, 250), (180, 300), (125, 320), (125, 422), (0, 422),
-    (0, 205), (30, 150), (80, 105), (130, 88),
-])  # fmt: skip
-CUP = _shares(517, 345, [
-    (150, 75), (160, 45), (195, 22), (250, 14), (305, 22), (340, 50), (352, 75), (363, 58),
-    (368, 70), (358, 105), (395, 140), (412, 185), (408, 235), (380, 285), (330, 320), (270, 335),
-    (205, 328), (145, 300), (95, 255), (70, 210), (66, 175), (80, 135), (110, 98),
-])  # fmt: skip
-MOTORCYCLE = _shares(600, 405, [
-    (75, 165), (120, 118), (135, 130), (185, 140), (240, 155), (290, 130), (300, 95), (340, 105),
-    (385, 95), (400, 65), (440, 78), (460, 95), (472, 105), (455, 130), (440, 160), (470, 210),
-    (520, 235), (553, 300), (550, 345), (515, 367), (470, 355), (430, 310), (412, 260), (385, 240),
-    (370, 290), (330, 308), (275, 310), (275, 350), (262, 350), (262, 305), (215, 300), (190, 325),
-    (150, 320), (110, 285), (98, 240), (100, 210), (120, 195), (80, 190),
-])  # fmt: skip
-CAT = _ellipse(0.46, 0.5, 0.4, 0.49)
-
-PIECES = (
-    Piece("woman in an orange suit", "astronaut", WOMAN, 0.72),
-    Piece("man in a black coat", "camera", MAN, 0.72),
-    Piece("cat", "chelsea", CAT, 0.46),
-    Piece("coffee cup", "coffee", CUP, 0.42),
-    Piece("red motorcycle", "stereo_motorcycle", MOTORCYCLE, 0.5),
-)
-# (sky top, sky bottom, ground texture, ground dark, ground light)
-GROUNDS = (
-    ((92, 148, 214), (206, 226, 244), "grass", (38, 70, 22), (140, 178, 84)),
-    ((150, 160, 172), (220, 222, 224), "gravel", (70, 66, 62), (196, 188, 176)),
-    ((226, 168, 110), (246, 222, 186), "brick", (84, 40, 30), (190, 120, 96)),
-    ((214, 206, 192), (236, 230, 220), "gravel", (96, 74, 50), (206, 170, 128)),
-)
+_GROUNDS = {
+    "field": _Ground(((88, 146, 214), (208, 228, 244)), "grass.png", (24, 52, 10), (150, 190, 88)),
+    "gravel": _Ground(
+        ((150, 160, 172), (222, 224, 226)), "gravel.png", (48, 46, 44), (196, 190, 182)
+    ),
+    "bricks": _Ground(
+        ((172, 196, 216), (232, 234, 230)), "brick.png", (70, 32, 24), (214, 150, 124)
+    ),
+    "sunset": _Ground(((70, 66, 120), (252, 170, 92)), "grass.png", (52, 42, 20), (190, 150, 84)),
+    "sand": _Ground(
+        ((120, 178, 222), (236, 238, 228)), "gravel.png", (164, 126, 80), (244, 218, 168)
+    ),
+}
 
 
 def build_demo_gallery(folder: Path, seed: int = 7) -> DemoGallery:
     """Compose the gallery; the same seed gives the same photos.
 
     Args:
-        folder: gets `photos/` and the annotations; files there are replaced.
+        folder: gets `photos/` and the annotations; the gallery's files there are replaced.
         seed: of sizes and places.
     """
     photos_dir = folder / "photos"
     photos_dir.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    cut = {piece.name: _cut_out(piece) for piece in PIECES}
-    expressions = []
-    for number, (left, right) in enumerate(permutations(PIECES, 2)):
-        photo = _ground(GROUNDS[number % len(GROUNDS)])
-        boxes = [
-            _place(photo, cut[piece.name], piece.height, centre, rng)
-            for piece, centre in ((left, 0.27), (right, 0.74))
-        ]
-        name = f"pair_{number:02d}.jpg"
+    scenes = make_scenes()
+    names = [_file_name(number, scene) for number, scene in enumerate(scenes)]
+    for stale in set(photos_dir.glob("*.jpg")) - {photos_dir / name for name in names}:
+        stale.unlink()
+    boxes = []
+    for scene, name in zip(scenes, names, strict=True):
+        photo, found = _compose(scene, rng)
         photo.save(photos_dir / name, quality=92)
-        if number % 2 == 0:
-            expressions.append(
-                DemoExpression(f"the {left.name} left of the {right.name}", name, boxes[0])
-            )
-        else:
-            expressions.append(
-                DemoExpression(f"the {right.name} right of the {left.name}", name, boxes[1])
-            )
+        boxes.append(found)
+    expressions = tuple(
+        DemoExpression(text, names[number], boxes[number][place])
+        for text, number, place in describe(scenes)
+    )
     annotations = folder / ANNOTATIONS
-    annotations.write_text(json.dumps(_reircoco(expressions), indent=1))
-    return DemoGallery(photos_dir, annotations, tuple(expressions))
+    annotations.write_text(json.dumps(_reircoco(names, boxes, expressions), indent=1) + "\n")
+    return DemoGallery(photos_dir, annotations, expressions)
 
 
-def _cut_out(piece: Piece) -> Image.Image:
-    """RGBA cut-out of a piece, cropped to what is opaque."""
-    pixels = getattr(data, piece.source)()
-    pixels = pixels[0] if isinstance(pixels, tuple) else pixels
-    photo = Image.fromarray(pixels).convert("RGB")
+def _file_name(number: int, scene: Scene) -> str:
+    words = [word for one in scene.subjects for word in (one.colour, one.kind) if word]
+    return f"{number:02d}_{'_'.join(words)}_{scene.ground}.jpg"
+
+
+def _compose(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, list[BoxPx]]:
+    """Return the photo of a scene and the boxes of its subjects, from left to right."""
+    photo = _place_picture(scene.ground).copy()
+    number = len(scene.subjects)
+    boxes = []
+    for place, subject in enumerate(scene.subjects):
+        piece = cut_out(subject.kind, subject.colour)
+        middle = (place + 0.5) / number
+        mirrored = subject.kind in _LOOKS_RIGHT and middle > 0.3 + 0.4 * float(rng.random())
+        if mirrored:
+            piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        height = HEIGHT_PX * _HEIGHTS[subject.kind] * float(rng.uniform(0.94, 1.06))
+        room = WIDTH_PX * (0.62 if number == 1 else 0.96 / number)
+        scale = min(height / piece.height, room / piece.width)
+        size = (round(piece.width * scale), round(piece.height * scale))
+        left = WIDTH_PX * middle - size[0] / 2 + float(rng.uniform(-8, 8))
+        x = round(min(max(left, 0), WIDTH_PX - size[0]))
+        y = HEIGHT_PX - size[1]
+        if subject.kind not in _HALF_SEEN:
+            y -= round(float(rng.uniform(16, 48)))
+            _cast_shadow(photo, (x, y, x + size[0], y + size[1]))
+        small = piece.resize(size, Image.Resampling.LANCZOS)
+        photo.paste(small, (x, y), small)
+        boxes.append(_own_box(subject.kind, (x, y), size, mirrored=mirrored))
+    return photo, boxes
+
+
+def _own_box(kind: str, corner: tuple[int, int], size: tuple[int, int], *, mirrored: bool) -> BoxPx:
+    """Return the box of a pasted subject without what it only carries along."""
+    own = size[0] * _OWN_WIDTH.get(kind, 1.0)
+    left = corner[0] + (size[0] - own if mirrored else 0.0)
+    return (left, float(corner[1]), left + own, float(corner[1] + size[1]))
+
+
+def _cast_shadow(photo: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """Darken the ground under a standing thing."""
+    left, _, right, bottom = box
+    width, depth = right - left, max(8, (right - left) // 14)
     mask = Image.new("L", photo.size)
-    corners = [(x * photo.width, y * photo.height) for x, y in piece.outline]
-    ImageDraw.Draw(mask).polygon(corners, fill=255)
-    photo.putalpha(mask.filter(ImageFilter.GaussianBlur(FEATHER_PX)))
-    return photo.crop(mask.getbbox())
+    ellipse = (left + width // 16, bottom - depth, right - width // 16, bottom + depth // 2)
+    ImageDraw.Draw(mask).ellipse(ellipse, fill=150)
+    photo.paste((12, 12, 14), mask=mask.filter(ImageFilter.GaussianBlur(depth / 3)))
 
 
-def _ground(
-    kind: tuple[tuple[int, ...], tuple[int, ...], str, tuple[int, ...], tuple[int, ...]],
-) -> Image.Image:
-    """Sky above, textured ground below."""
-    top, bottom, texture, dark, light = kind
-    horizon = int(HEIGHT_PX * HORIZON)
-    down = np.linspace(0, 1, horizon)[:, None, None]
-    sky = np.array(top) * (1 - down) + np.array(bottom) * down
-    canvas = np.empty((HEIGHT_PX, WIDTH_PX, 3), dtype=np.float32)
-    canvas[:horizon] = sky
-    canvas[horizon:] = _textured(texture, HEIGHT_PX - horizon, dark, light)
+@cache
+def _place_picture(name: str) -> Image.Image:
+    """Return the empty place: a sky with faint clouds above a ground that recedes."""
+    ground = _GROUNDS[name]
+    canvas = np.empty((HEIGHT_PX, WIDTH_PX, 3))
+    down = np.linspace(0, 1, HORIZON_PX)[:, None, None]
+    canvas[:HORIZON_PX] = np.array(ground.sky[0]) * (1 - down) + np.array(ground.sky[1]) * down
+    canvas[:HORIZON_PX] += _clouds(list(GROUNDS).index(name))[..., None]
+    share = _receding(ground.texture)[..., None]
+    canvas[HORIZON_PX:] = np.array(ground.dark) * (1 - share) + np.array(ground.light) * share
     return Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
 
 
-def _textured(
-    name: str, height_px: int, dark: tuple[int, ...], light: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
-    """(height_px, WIDTH_PX, 3) grey texture between two colours."""
-    grey = Image.fromarray(getattr(data, name)()).convert("L").resize((WIDTH_PX, WIDTH_PX))
-    share = np.asarray(grey, dtype=np.float32)[:height_px, :, None] / 255
-    return np.asarray(np.array(dark) * (1 - share) + np.array(light) * share, dtype=np.float32)
+def _clouds(seed: int) -> npt.NDArray[np.float64]:
+    """Return (HORIZON_PX, WIDTH_PX) additions of 0 to 40 grey levels: noise, stretched sideways."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((HORIZON_PX, WIDTH_PX))
+    for cells, weight in ((4, 1.0), (8, 0.6), (16, 0.3)):
+        noise = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+        total += weight * np.asarray(noise.resize((WIDTH_PX, HORIZON_PX), Image.Resampling.BICUBIC))
+    return np.asarray(40 * np.clip((total / 1.9 - 0.5) * 4, 0, 1))
 
 
-def _place(
-    photo: Image.Image, piece: Image.Image, height: float, centre: float, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """Paste a cut-out; returns its box in pixels."""
-    tall = HEIGHT_PX * height * float(rng.uniform(0.9, 1.05))
-    wide = tall * piece.width / piece.height
-    shrink = min(1.0, 0.45 * WIDTH_PX / wide)
-    size = (round(wide * shrink), round(tall * shrink))
-    x = round(WIDTH_PX * (centre + float(rng.uniform(-0.02, 0.02))) - size[0] / 2)
-    y = HEIGHT_PX - size[1] - round(float(rng.uniform(4, 24)))
-    x = min(max(x, 0), WIDTH_PX - size[0])
-    small = piece.resize(size, Image.Resampling.LANCZOS)
-    photo.paste(small, (x, y), small)
-    return (float(x), float(y), float(x + size[0]), float(y + size[1]))
+def _receding(file_name: str) -> npt.NDArray[np.float64]:
+    """Return (ground height, WIDTH_PX) of a texture in [0, 1], finer towards the horizon."""
+    texture = read_image(_DATA / file_name)[..., 0]
+    rows = HEIGHT_PX - HORIZON_PX
+    depth = 1 / np.linspace(0.35, 1, rows)  # 1 at the lower edge
+    across = (np.arange(WIDTH_PX) - WIDTH_PX / 2)[None] * depth[:, None] * 0.8 + 256
+    along = np.broadcast_to((np.cumsum(depth[::-1])[::-1] * 0.8)[:, None], across.shape)
+    period = 2 * (len(texture) - 1)  # there and back again, so that no seam shows
+    x, y = (np.abs((side + period / 2) % period - period / 2) for side in (across, along))
+    return np.asarray(texture[y.astype(int), x.astype(int)] / 255.0)
 
 
-def _reircoco(expressions: Sequence[DemoExpression]) -> dict[str, object]:
-    """Annotations in REIRCOCO's published form."""
-    images = [
-        {
-            "id": i,
-            "file_name": e.file_name,
-            "width": e.size_px[0],
-            "height": e.size_px[1],
-            "expressions": [e.text],
-        }
-        for i, e in enumerate(expressions)
-    ]
-    annotations = []
-    for i, e in enumerate(expressions):
-        x1, y1, x2, y2 = e.box_xyxy_px
-        box = [x1, y1, x2 - x1, y2 - y1]
-        annotations.append(
-            {
-                "id": i,
-                "image_id": i,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-                "category_id": 1,
-            }
-        )
+def _reircoco(
+    names: Sequence[str], boxes: Sequence[Sequence[BoxPx]], expressions: Sequence[DemoExpression]
+) -> dict[str, object]:
+    """Return annotations in REIRCOCO's published form: one image entry for each sentence.
+
+    Photos without a sentence have an entry too, since they belong to the gallery.
+    """
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    asked = {(one.file_name, one.box_xyxy_px): one.text for one in expressions}
+    for name, found in zip(names, boxes, strict=True):
+        entries = [(box, asked[name, box]) for box in found if (name, box) in asked]
+        for box, text in entries or [(found[0], "")]:
+            number = len(images)
+            images.append(
+                {
+                    "id": number,
+                    "file_name": name,
+                    "width": WIDTH_PX,
+                    "height": HEIGHT_PX,
+                    "expressions": [text] if text else [],
+                }
+            )
+            x1, y1, x2, y2 = box
+            annotations.append(
+                {
+                    "id": number,
+                    "image_id": number,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "category_id": 1,
+                }
+            )
     categories = [{"id": 1, "name": "object", "supercategory": "object"}]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,159 @@
+"""What the photos of the demo gallery show, and sentences that fit exactly one thing in them.
+
+Scenes are plain data; a sentence is kept only when a search over all scenes finds one match, so
+the truth of the demo holds by construction. Knows no pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+NAMES = {
+    ("woman", ""): "woman in an orange suit",
+    ("woman", "blue"): "woman in a blue suit",
+    ("man", ""): "man in a black coat",
+    ("cat", ""): "brown cat",
+    ("cat", "grey"): "grey cat",
+    ("cup", ""): "red coffee cup",
+    ("cup", "blue"): "blue coffee cup",
+    ("cup", "green"): "green coffee cup",
+    ("motorcycle", ""): "red motorcycle",
+    ("motorcycle", "blue"): "blue motorcycle",
+    ("motorcycle", "green"): "green motorcycle",
+    ("horse", ""): "black horse",
+}
+PLAIN_NAMES = {"cup": "coffee cup"}
+GROUNDS = {
+    "field": "in a green field",
+    "gravel": "on gravel",
+    "bricks": "on a brick pavement",
+    "sunset": "at sunset",
+    "sand": "on sand",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing in a scene: its kind and, where not as photographed, its colour."""
+
+    kind: str
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One photo: a ground and the things on it, from left to right."""
+
+    ground: str
+    subjects: tuple[Subject, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """One way to point at a subject; empty parts say nothing.
+
+    Attributes:
+        kind, colour: of the target; colour None leaves it open.
+        relation: "", "next to", "left of" or "right of".
+        other: kind of the neighbour that the relation names.
+        ground: where the photo was taken.
+    """
+
+    kind: str
+    colour: str | None = None
+    relation: str = ""
+    other: str = ""
+    ground: str = ""
+
+    def __str__(self) -> str:
+        """The sentence."""
+        name = PLAIN_NAMES.get(self.kind, self.kind)
+        if self.colour is not None:
+            name = NAMES[self.kind, self.colour]
+        parts = ["the", name]
+        if self.relation:
+            parts += [self.relation, "the", PLAIN_NAMES.get(self.other, self.other)]
+        if self.ground:
+            parts.append(GROUNDS[self.ground])
+        return " ".join(parts)
+
+    def fits(self, scene: Scene, place: int) -> bool:
+        """Whether it is true of the subject at `place` of a scene."""
+        target = scene.subjects[place]
+        neighbours = {
+            "": (),
+            "next to": scene.subjects[:place] + scene.subjects[place + 1 :],
+            "left of": scene.subjects[place + 1 :],
+            "right of": scene.subjects[:place],
+        }[self.relation]
+        return (
+            target.kind == self.kind
+            and self.colour in (None, target.colour)
+            and self.ground in ("", scene.ground)
+            and (not self.relation or self.other in {one.kind for one in neighbours})
+        )
+
+
+def make_scenes() -> tuple[Scene, ...]:
+    """Return the gallery: things alone in several colours, all pairs, mirrored pairs, trios."""
+    grounds = tuple(GROUNDS)
+    alone = (
+        ("motorcycle", "blue", "field"), ("motorcycle", "green", "gravel"),
+        ("motorcycle", "", "sand"), ("cup", "blue", "bricks"), ("cup", "green", "sand"),
+        ("cup", "", "gravel"), ("woman", "blue", "sunset"), ("woman", "", "field"),
+        ("cat", "grey", "bricks"), ("cat", "", "field"), ("man", "", "sand"),
+        ("horse", "", "sunset"), ("horse", "", "gravel"),
+    )  # fmt: skip
+    scenes = [Scene(ground, (Subject(kind, colour),)) for kind, colour, ground in alone]
+    kinds = ("cat", "cup", "motorcycle", "woman", "horse", "man")
+    for number, pair in enumerate(combinations(kinds, 2)):
+        ordered = pair if number % 2 else pair[::-1]
+        scenes.append(Scene(grounds[number % len(grounds)], tuple(map(Subject, ordered))))
+    mirrored = (
+        ("cat", "cup"), ("cat", "woman"), ("cup", "motorcycle"), ("horse", "motorcycle"),
+        ("woman", "motorcycle"), ("man", "cat"),
+    )  # fmt: skip
+    present = set(scenes)
+    for number, (left, right) in enumerate(mirrored):
+        turned = (Subject(left), Subject(right))
+        if any(scene.subjects == turned for scene in present):
+            turned = turned[::-1]
+        scenes.append(Scene(grounds[(number + 2) % len(grounds)], turned))
+    trios = (("cup", "horse", "woman"), ("man", "cup", "horse"), ("woman", "cat", "horse"))
+    for number, trio in enumerate(trios):
+        scenes.append(Scene(grounds[number], tuple(map(Subject, trio))))
+    painted = (
+        (Subject("cat", "grey"), Subject("cup", "green")),
+        (Subject("motorcycle", "green"), Subject("woman", "blue")),
+        (Subject("man"), Subject("cup", "blue")),
+        (Subject("horse"), Subject("cat", "grey")),
+    )
+    scenes += [Scene(grounds[number + 1], pair) for number, pair in enumerate(painted)]
+    return tuple(scenes)
+
+
+def describe(scenes: Sequence[Scene]) -> Iterator[tuple[str, int, int]]:
+    """Yield (sentence, scene, place): for each subject the shortest sentence that fits it alone."""
+    spots = [(n, place) for n, scene in enumerate(scenes) for place in range(len(scene.subjects))]
+    for number, place in spots:
+        for candidate in _candidates(scenes[number], place):
+            if [spot for spot in spots if candidate.fits(scenes[spot[0]], spot[1])] == [
+                (number, place)
+            ]:
+                yield str(candidate), number, place
+                break
+
+
+def _candidates(scene: Scene, place: int) -> Iterator[Description]:
+    """Yield what could be said of a subject, the plainest first."""
+    kind, colour = scene.subjects[place].kind, scene.subjects[place].colour
+    others = [(n, one.kind) for n, one in enumerate(scene.subjects) if n != place]
+    yield Description(kind)
+    yield Description(kind, colour)
+    for _, other in others:
+        yield Description(kind, colour, "next to", other)
+    for n, other in others:
+        yield Description(kind, colour, "left of" if place < n else "right of", other)
+    yield Description(kind, colour, ground=scene.ground)
