@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from reir.errors import GalleryNotFound
 from reir.store import checks, rows
-from reir.store.client import CollectionMissingError, MilvusConnection
+from reir.store.client import MilvusConnection
 from reir.store.contract import VersionInfo, VersionSpec
 from reir.store.filter_milvus import quote
 from reir.store.names import (
@@ -84,7 +85,7 @@ class Catalogue:
         }
         try:
             self._connection.call("alter_alias", **target)
-        except CollectionMissingError:
+        except GalleryNotFound:
             self._connection.call("create_alias", **target)
 
     def retire(self, gallery: str) -> None:
@@ -110,5 +111,5 @@ class Catalogue:
         """Turn a missing collection into the error that names gallery and version."""
         try:
             yield
-        except CollectionMissingError as error:
+        except GalleryNotFound as error:
             raise checks.no_version(gallery, version, self.by_age(gallery)) from error

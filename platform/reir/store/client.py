@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import grpc  # type: ignore[import-untyped]
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from reir.errors import StoreError, StoreUnavailable
+from reir.errors import GalleryNotFound, StoreError, StoreUnavailable
 from reir.store.lite_server import LiteServer
 
 CALL_TIMEOUT_S = 60.0
@@ -20,8 +21,10 @@ CONNECT_TIMEOUT_S = 10.0
 BACK_OFFS_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Waits between attempts while the connection fails; then `StoreUnavailable`."""
 
-EF_SEARCH = 128
-"""Breadth of HNSW search: recall@10 0.99 and more on 30,000 vectors of 256 dimensions."""
+EF_SEARCH = 256
+"""Breadth of HNSW search. On 30,000 vectors of 256 dimensions in 600 clusters, asked with queries
+from outside of them, recall@10 was 0.93 at 16, 0.999 at 32 and 1.0 from 128 on; on vectors without
+any structure 0.63 at 256. It costs 0.6 ms more than 128."""
 
 _CONNECT_FAILED = 2
 _NOT_FOUND = 100
@@ -33,10 +36,6 @@ _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 logger = logging.getLogger(__name__)
 # Every failure reaches the caller as an error of ours; pymilvus logs each with its traceback too.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-
-
-class CollectionMissingError(Exception):
-    """Milvus knows no collection or alias of that name."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class MilvusConnection:
         self._backend = backend
         self._token = token
         self._client: MilvusClient | None = None
+        self._mutex = threading.Lock()
         self.capabilities = LITE if isinstance(backend, LiteServer) else SERVER
 
     @property
@@ -88,17 +88,20 @@ class MilvusConnection:
         """Call a method of `MilvusClient`.
 
         Raises:
-            CollectionMissingError: no such collection or alias.
+            GalleryNotFound: no such collection or alias.
             StoreUnavailable: not reachable, after all retries.
             StoreError: Milvus refused the call.
         """
         for back_off_s in (*BACK_OFFS_S, None):
+            client = None
             try:
-                return self._call_once(method, arguments)
+                client = self._connected()
+                return self._call_once(client, method, arguments)
             except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
-                if not _is_unreachable(error):
+                replaced = client is not self._client  # another thread found it dead and closed it
+                if not _is_unreachable(error) and not replaced:
                     raise self._refused(method, error) from error
-                self._disconnect()
+                self._disconnect(client)
                 if back_off_s is None:
                     raise StoreUnavailable(self.address, str(error)) from error
                 logger.info("no answer from %s, again in %g s", self.address, back_off_s)
@@ -107,38 +110,42 @@ class MilvusConnection:
 
     def close(self) -> None:
         """Close the connection, and the hold on an embedded server."""
-        self._disconnect()
+        self._disconnect(self._client)
         if isinstance(self._backend, LiteServer):
             self._backend.close()
 
-    def _call_once(self, method: str, arguments: dict[str, Any]) -> Any:
-        client = self._connected()
+    def _call_once(self, client: MilvusClient, method: str, arguments: dict[str, Any]) -> Any:
         try:
             return getattr(client, method)(**arguments, timeout=CALL_TIMEOUT_S)
         except MilvusException as error:
             if error.code != _NOT_LOADED or "collection_name" not in arguments:
                 raise
         # A restarted embedded server has its collections on disk but not loaded.
-        collection = arguments["collection_name"]
-        client.load_collection(collection, timeout=CALL_TIMEOUT_S)
+        client.load_collection(arguments["collection_name"], timeout=CALL_TIMEOUT_S)
         return getattr(client, method)(**arguments, timeout=CALL_TIMEOUT_S)
 
     def _connected(self) -> MilvusClient:
-        if self._client is None:
-            uri = self._backend if isinstance(self._backend, str) else self._backend.address().uri
-            self._client = MilvusClient(
-                uri, token=self._token, timeout=CONNECT_TIMEOUT_S, dedicated=True
-            )
-        return self._client
+        with self._mutex:
+            if self._client is None:
+                uri = (
+                    self._backend if isinstance(self._backend, str) else self._backend.address().uri
+                )
+                self._client = MilvusClient(
+                    uri, token=self._token, timeout=CONNECT_TIMEOUT_S, dedicated=True
+                )
+            return self._client
 
-    def _disconnect(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+    def _disconnect(self, client: MilvusClient | None) -> None:
+        """Close `client` if it is the one in use; another thread may have made a new one."""
+        with self._mutex:
+            if client is self._client:
+                self._client = None
+                if client is not None:
+                    client.close()
 
     def _refused(self, method: str, error: Exception) -> Exception:
         if getattr(error, "code", None) in (_NOT_FOUND, _ALIAS_NOT_FOUND):
-            return CollectionMissingError(str(error))
+            return GalleryNotFound(f"store at {self.address}: {error}")
         if _status(error) in _DENIED:
             hint = "set REIR_MILVUS_TOKEN to user:password or to an API key"
             return StoreError(f"store at {self.address} refuses access: {error}; {hint}")

@@ -38,9 +38,9 @@ def render_milvus(tree: Filter) -> str:
         case Not(operand):
             return f"(not {render_milvus(operand)})"
         case And(operands):
-            return _joined("and", map(render_milvus, operands))
+            return _joined("and", [render_milvus(each) for each in operands])
         case Or(operands):
-            return _joined("or", map(render_milvus, operands))
+            return _joined("or", [render_milvus(each) for each in operands])
 
 
 def quote(text: str) -> str:
@@ -53,8 +53,12 @@ def render_ids(column: str, ids: Iterable[str]) -> str:
     return f"{column} in [{', '.join(map(quote, ids))}]"
 
 
-def _joined(word: str, parts: Iterable[str]) -> str:
-    return "(" + f" {word} ".join(parts) + ")"
+def _joined(word: str, parts: Sequence[str]) -> str:
+    """Join with `and` or `or` as a balanced tree: a server refuses one 50 levels deep."""
+    if len(parts) == 1:
+        return parts[0]
+    half = len(parts) // 2
+    return f"({_joined(word, parts[:half])} {word} {_joined(word, parts[half:])})"
 
 
 def _render_in(field: Field, values: Sequence[Value]) -> str:
@@ -63,7 +67,7 @@ def _render_in(field: Field, values: Sequence[Value]) -> str:
         return f"({_NEVER})"
     if not field.attribute:
         return f"({field.name} in [{', '.join(_literal(field, value) for value in values)}])"
-    return _joined("or", (render_milvus(Comparison(field, "==", value)) for value in values))
+    return _joined("or", [render_milvus(Comparison(field, "==", value)) for value in values])
 
 
 def _render_prefix(field: Field, prefix: str) -> str:
@@ -72,7 +76,7 @@ def _render_prefix(field: Field, prefix: str) -> str:
     after = _successor(prefix)
     if after is not None:
         parts.append(f"{reference} < {quote(after)}")
-    return _joined("and", (_guarded(field, part) for part in parts))
+    return _joined("and", [_guarded(field, part) for part in parts])
 
 
 def _successor(prefix: str) -> str | None:

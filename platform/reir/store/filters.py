@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from reir.errors import FilterError, nearest_name
 
 MAX_LENGTH = 8192
-MAX_DEPTH = 40
+MAX_DEPTH = 16
 MAX_INT = 2**63 - 1
 MAX_FLOAT = 3.4e38
 

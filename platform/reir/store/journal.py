@@ -9,7 +9,8 @@ The file is a row of frames, appended under the version's write lock:
 
 A frame either puts images (numbers: one row of 5 + D an instance: box, objectness, vector) or
 deletes them. A writer killed in the middle of a frame leaves a tail that readers do not touch and
-the next writer cuts off.
+the next writer cuts off. As with the log of Milvus Lite, what was written survives a killed
+process but not always a power cut.
 """
 
 # Shapes: N instances of a frame, D vector dimension

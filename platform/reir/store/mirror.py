@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Mirror:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._followers: dict[str, JournalFollower] = {}
+        self._mutex = threading.Lock()
 
     @contextlib.contextmanager
     def writing(self, collection: str) -> Iterator[None]:
@@ -56,19 +58,23 @@ class Mirror:
         version: str,
     ) -> list[list[InstanceRow]]:
         """Search the version exactly; `query` is vectors, limit and filter."""
-        if collection not in self._followers:
-            self._followers[collection] = JournalFollower(
-                self._path(collection),
-                self._lock(collection),
-                lambda: self._prepare(collection, source),
-            )
-        return self._followers[collection].search(*query, version)
+        return self._follower(collection, source).search(*query, version)
 
     def close(self) -> None:
         """Close every journal."""
         for follower in self._followers.values():
             follower.close()
         self._followers.clear()
+
+    def _follower(self, collection: str, source: Source) -> JournalFollower:
+        with self._mutex:
+            if collection not in self._followers:
+                self._followers[collection] = JournalFollower(
+                    self._path(collection),
+                    self._lock(collection),
+                    lambda: self._prepare(collection, source),
+                )
+            return self._followers[collection]
 
     def _append(self, collection: str, dim: int, frame: bytes) -> None:
         """Add a frame; a journal that is missing or damaged is left for a reader to write anew."""

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pymilvus import DataType, MilvusClient
 
-from reir.store.client import CollectionMissingError, MilvusConnection
+from reir.errors import GalleryNotFound
+from reir.store.client import MilvusConnection
 from reir.store.filter_milvus import quote, render_ids
 
 PAGE_ROWS = 4096
@@ -48,7 +49,7 @@ class Table:
         """What Milvus says of the collection, None if there is none; `name` may be an alias."""
         try:
             return dict(self._call("describe_collection"))
-        except CollectionMissingError:
+        except GalleryNotFound:
             return None
 
     def create(self, dim: int, properties: Mapping[str, str]) -> None:

@@ -94,7 +94,7 @@ def test_parse(text: str, tree: Filter) -> None:
         ("area > 1e999", "a number beyond"),
         ("area > 1x", "cannot be read here"),
         ("area > 1; drop", "cannot be read here"),
-        ("(" * (MAX_DEPTH + 1) + "area > 1", "nested deeper than 40"),
+        ("(" * (MAX_DEPTH + 1) + "area > 1", "nested deeper than 16"),
         ("not " * 5000 + "area > 1", "at most 8192 are allowed"),
         ("not " * 50 + "area > 1", "nested deeper"),
     ],
@@ -303,11 +303,17 @@ def test_columns_of_images_are_spread_over_their_instances() -> None:
     assert mask.tolist() == [True, True, False, True]
 
 
-def test_every_store_accepts_the_longest_list(store: InstanceStore, gallery: str) -> None:
+def test_every_store_accepts_the_largest_filters(store: InstanceStore, gallery: str) -> None:
     store.create_version(gallery, VERSION, VersionSpec(dim=2, digest="d"))
     store.upsert_images(gallery, VERSION, IMAGES[:5])
     listed = ", ".join(f"{number}" for number in range(1000))
     query = np.ones((1, 2), dtype=np.float32)
-    for where in (f"attr.number in [{listed}]", f"attr.number not in [{listed}]"):
+    for where in (
+        f"attr.number in [{listed}]",
+        f"attr.number not in [{listed}]",
+        "not " * (MAX_DEPTH - 1) + "attr.flag == true",
+        "(attr.flag == true and " * (MAX_DEPTH - 1) + "area >= 0" + ")" * (MAX_DEPTH - 1),
+        "area > 2" + " or area >= 0" * 600,
+    ):
         wanted = evaluate(parse(where), column)[:5].sum()
         assert len(store.search(gallery, VERSION, query, 10, where=where)[0]) == wanted

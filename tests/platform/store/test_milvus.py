@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,24 @@ def test_a_killed_server_is_started_again_by_the_next_call(
     store.promote("g", "v1")
     assert store.live_version("g") == "v1"
     assert state(store) == expected(images)
+    store.close()
+
+
+def test_threads_that_share_a_store_survive_the_kill_of_its_server(
+    tmp_path: Path, open_lite: OpenLite, make_image: MakeImage
+) -> None:
+    store = open_lite(tmp_path)
+    store.create_version("g", "v1", SPEC)
+    store.upsert_images("g", "v1", [make_image("a", 3)])
+
+    def read(_: int) -> int:
+        found = store.get_instances("g", "v1", ["a"])["a"]
+        return len(found) + len(store.search("g", "v1", query(), 9)[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(read, range(400))
+        os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
+        assert set(answers) == {6}
     store.close()
 
 
