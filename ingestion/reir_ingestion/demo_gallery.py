@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import skimage.data
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from reir.images import read_image
 from reir_ingestion.demo_cutouts import cut_out
@@ -32,14 +32,29 @@ BoxPx = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
 _DATA = Path(skimage.data.__file__).parent
+# Photos that no sentence asks for.
+_OTHER_PHOTOS = (
+    "rocket.jpg",
+    "hubble_deep_field.jpg",
+    "moon.png",
+    "coins.png",
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "page.png",
+)
 # Height of each kind as a share of the photo's, when there is room.
 _HEIGHTS = {"woman": 0.78, "man": 0.8, "cat": 0.6, "cup": 0.5, "motorcycle": 0.55, "horse": 0.6}
 # These are cut off below by their own photo, so they rise from the lower edge.
 _HALF_SEEN = frozenset({"woman", "man", "cat"})
 # These look to the right as photographed; on the right half of a scene they are mirrored.
 _LOOKS_RIGHT = frozenset({"man", "cat", "horse", "motorcycle"})
-# Share of the cut-out's width, from the left, that is the person and not the helmet or tripod.
-_OWN_WIDTH = {"woman": 0.70, "man": 0.81}
+# What of the cut-out is the thing itself, xyxy as shares: no helmet, no tripod, no saucer.
+_OWN_PART = {
+    "woman": (0.0, 0.0, 0.70, 1.0),
+    "man": (0.0, 0.0, 0.81, 1.0),
+    "cup": (0.23, 0.0, 0.82, 0.78),
+}
 
 
 @dataclass(frozen=True)
@@ -97,9 +112,12 @@ def build_demo_gallery(folder: Path, seed: int = 7) -> DemoGallery:
     photos_dir.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     scenes = make_scenes()
+    others = {f"other_{Path(name).stem}.jpg": name for name in _OTHER_PHOTOS}
     names = [_file_name(number, scene) for number, scene in enumerate(scenes)]
-    for stale in set(photos_dir.glob("*.jpg")) - {photos_dir / name for name in names}:
+    for stale in set(photos_dir.glob("*.jpg")) - {photos_dir / name for name in (*names, *others)}:
         stale.unlink()
+    for name, source in others.items():
+        _fitted(_DATA / source).save(photos_dir / name, quality=92)
     boxes = []
     for scene, name in zip(scenes, names, strict=True):
         photo, found = _compose(scene, rng)
@@ -110,8 +128,15 @@ def build_demo_gallery(folder: Path, seed: int = 7) -> DemoGallery:
         for text, number, place in describe(scenes)
     )
     annotations = folder / ANNOTATIONS
-    annotations.write_text(json.dumps(_reircoco(names, boxes, expressions), indent=1) + "\n")
+    annotations.write_text(
+        json.dumps(_reircoco(names, boxes, expressions, list(others)), indent=1) + "\n"
+    )
     return DemoGallery(photos_dir, annotations, expressions)
+
+
+def _fitted(path: Path) -> Image.Image:
+    """Return the middle of a photo at the size of the gallery's."""
+    return ImageOps.fit(Image.fromarray(read_image(path)), (WIDTH_PX, HEIGHT_PX))
 
 
 def _file_name(number: int, scene: Scene) -> str:
@@ -148,9 +173,16 @@ def _compose(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, list[
 
 def _own_box(kind: str, corner: tuple[int, int], size: tuple[int, int], *, mirrored: bool) -> BoxPx:
     """Return the box of a pasted subject without what it only carries along."""
-    own = size[0] * _OWN_WIDTH.get(kind, 1.0)
-    left = corner[0] + (size[0] - own if mirrored else 0.0)
-    return (left, float(corner[1]), left + own, float(corner[1] + size[1]))
+    x1, y1, x2, y2 = _OWN_PART.get(kind, (0.0, 0.0, 1.0, 1.0))
+    if mirrored:
+        x1, x2 = 1 - x2, 1 - x1
+    left, top = corner
+    return (
+        left + x1 * size[0],
+        top + y1 * size[1],
+        left + x2 * size[0],
+        top + y2 * size[1],
+    )
 
 
 def _cast_shadow(photo: Image.Image, box: tuple[int, int, int, int]) -> None:
@@ -199,7 +231,10 @@ def _receding(file_name: str) -> npt.NDArray[np.float64]:
 
 
 def _reircoco(
-    names: Sequence[str], boxes: Sequence[Sequence[BoxPx]], expressions: Sequence[DemoExpression]
+    names: Sequence[str],
+    boxes: Sequence[Sequence[BoxPx]],
+    expressions: Sequence[DemoExpression],
+    others: Sequence[str],
 ) -> dict[str, object]:
     """Return annotations in REIRCOCO's published form: one image entry for each sentence.
 
@@ -208,29 +243,26 @@ def _reircoco(
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     asked = {(one.file_name, one.box_xyxy_px): one.text for one in expressions}
+
+    def add_image(name: str, sentences: list[str]) -> int:
+        size = {"width": WIDTH_PX, "height": HEIGHT_PX}
+        images.append({"id": len(images), "file_name": name, **size, "expressions": sentences})
+        return len(images) - 1
+
     for name, found in zip(names, boxes, strict=True):
-        entries = [(box, asked[name, box]) for box in found if (name, box) in asked]
-        for box, text in entries or [(found[0], "")]:
-            number = len(images)
-            images.append(
-                {
-                    "id": number,
-                    "file_name": name,
-                    "width": WIDTH_PX,
-                    "height": HEIGHT_PX,
-                    "expressions": [text] if text else [],
-                }
-            )
-            x1, y1, x2, y2 = box
+        entries = [(box, [asked[name, box]]) for box in found if (name, box) in asked]
+        for (x1, y1, x2, y2), sentences in entries or [(found[0], [])]:
             annotations.append(
                 {
-                    "id": number,
-                    "image_id": number,
+                    "id": len(annotations),
+                    "image_id": add_image(name, sentences),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
                     "category_id": 1,
                 }
             )
+    for name in others:
+        add_image(name, [])
     categories = [{"id": 1, "name": "object", "supercategory": "object"}]
     return {"images": images, "annotations": annotations, "categories": categories}

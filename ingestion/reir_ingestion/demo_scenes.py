@@ -100,11 +100,8 @@ def make_scenes() -> tuple[Scene, ...]:
     """Return the gallery: things alone in several colours, all pairs, mirrored pairs, trios."""
     grounds = tuple(GROUNDS)
     alone = (
-        ("motorcycle", "blue", "field"), ("motorcycle", "green", "gravel"),
-        ("motorcycle", "", "sand"), ("cup", "blue", "bricks"), ("cup", "green", "sand"),
-        ("cup", "", "gravel"), ("woman", "blue", "sunset"), ("woman", "", "field"),
-        ("cat", "grey", "bricks"), ("cat", "", "field"), ("man", "", "sand"),
-        ("horse", "", "sunset"), ("horse", "", "gravel"),
+        ("motorcycle", "blue", "field"), ("cup", "blue", "bricks"), ("woman", "blue", "sunset"),
+        ("cat", "grey", "bricks"),
     )  # fmt: skip
     scenes = [Scene(ground, (Subject(kind, colour),)) for kind, colour, ground in alone]
     kinds = ("cat", "cup", "motorcycle", "woman", "horse", "man")
@@ -112,8 +109,7 @@ def make_scenes() -> tuple[Scene, ...]:
         ordered = pair if number % 2 else pair[::-1]
         scenes.append(Scene(grounds[number % len(grounds)], tuple(map(Subject, ordered))))
     mirrored = (
-        ("cat", "cup"), ("cat", "woman"), ("cup", "motorcycle"), ("horse", "motorcycle"),
-        ("woman", "motorcycle"), ("man", "cat"),
+        ("cat", "cup"), ("horse", "motorcycle"), ("woman", "motorcycle"), ("man", "cat"),
     )  # fmt: skip
     present = set(scenes)
     for number, (left, right) in enumerate(mirrored):
@@ -125,10 +121,8 @@ def make_scenes() -> tuple[Scene, ...]:
     for number, trio in enumerate(trios):
         scenes.append(Scene(grounds[number], tuple(map(Subject, trio))))
     painted = (
-        (Subject("cat", "grey"), Subject("cup", "green")),
-        (Subject("motorcycle", "green"), Subject("woman", "blue")),
-        (Subject("man"), Subject("cup", "blue")),
-        (Subject("horse"), Subject("cat", "grey")),
+        (Subject("motorcycle", "green"), Subject("woman")),
+        (Subject("man"), Subject("cup", "green")),
     )
     scenes += [Scene(grounds[number + 1], pair) for number, pair in enumerate(painted)]
     return tuple(scenes)

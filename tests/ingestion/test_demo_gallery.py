@@ -59,7 +59,7 @@ def slow_matches(scenes: tuple[Scene, ...], sentence: str) -> list[tuple[int, in
 def test_every_sentence_fits_exactly_one_subject() -> None:
     scenes = make_scenes()
     described = list(describe(scenes))
-    assert len(described) >= 40
+    assert len(described) >= 30
     assert len({sentence for sentence, _, _ in described}) == len(described)
     for sentence, number, place in described:
         assert slow_matches(scenes, sentence) == [(number, place)], sentence
@@ -78,7 +78,7 @@ def test_relations_of_a_description() -> None:
 
 def test_photos_and_boxes(gallery: DemoGallery) -> None:
     photos = sorted(gallery.photos_dir.iterdir())
-    assert 40 <= len(photos) <= 60
+    assert 35 <= len(photos) <= 60
     for photo in photos:
         assert read_image(photo).shape == (HEIGHT_PX, WIDTH_PX, 3)
     for expression in gallery.expressions:
