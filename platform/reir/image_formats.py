@@ -101,7 +101,7 @@ def _png_is_complete(data: bytes) -> bool:
         length, kind = struct.unpack_from(">I4s", data, position)
         position += 12 + length
         if kind == b"IEND":
-            return position <= len(data)
+            return bool(position <= len(data))
     return False
 
 
