@@ -132,7 +132,8 @@ class IndexReport:
         if self.removed:
             yield "removed", f"{self.removed:,}", "gone from source"
         yield "instances written", f"{self.instances:,}", ""
-        yield "time", f"{self.seconds:,.1f} s", f"{self.images_per_s:,.1f} images/s"
+        rate = f"{self.images_per_s:,.1f} images/s" if self.read else ""
+        yield "time", f"{self.seconds:,.1f} s", rate
         busy = ", ".join(f"{name} {self.stage_seconds[name]:.1f}" for name in STAGES)
         yield "busy seconds", f"{sum(self.stage_seconds.values()):,.1f}", busy
         yield "peak memory", f"{self.peak_rss_bytes / 2**20:,.0f} MiB", "this process"
