@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +34,15 @@ server.start()
 print(server.listen_port, flush=True)
 sys.stdin.read()  # until the tests end, however they end
 server.stop()
+"""
+_ETCD = """
+name: default
+listen-peer-urls: http://127.0.0.1:{peer}
+initial-advertise-peer-urls: http://127.0.0.1:{peer}
+initial-cluster: default=http://127.0.0.1:{peer}
+listen-client-urls: http://127.0.0.1:{client}
+advertise-client-urls: http://127.0.0.1:{client}
+data-dir: {data}
 """
 
 
@@ -105,10 +115,25 @@ def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=directory,
+        env={**os.environ, "ETCD_CONFIG_PATH": str(_etcd_config(directory))},
     ) as process:
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        port = process.stdout.readline()
+        assert port, f"the server did not start; see {directory / 'logs'}"
+        yield f"http://127.0.0.1:{int(port)}"
         process.communicate(timeout=60)
+
+
+def _etcd_config(directory: Path) -> Path:
+    """Free ports for the etcd inside the server: its own are fixed, so two would collide."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        peer, client = one.getsockname()[1], two.getsockname()[1]
+    path = directory / "etcd.yaml"
+    path.write_text(_ETCD.format(peer=peer, client=client, data=directory / "data" / "etcd.data"))
+    return path
 
 
 @pytest.fixture(scope="session")
