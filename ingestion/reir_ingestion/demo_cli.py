@@ -8,12 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-
-from reir.boxes import elementwise_iou
 
 if TYPE_CHECKING:
     from reir.records import SearchResult
@@ -109,11 +106,13 @@ def _answer(
 
 def is_right(result: SearchResult, truth: DemoExpression) -> bool:
     """Whether the first hit is the true photo and its box overlaps the true one by half."""
+    from reir.boxes import elementwise_iou
+
     if not result.hits:
         return False
     top = result.hits[0]
-    width, height = truth.size_px
-    box = np.asarray(truth.box_xyxy_px) / ([width, height] * 2)
+    sides = truth.size_px * 2
+    box = [value / side for value, side in zip(truth.box_xyxy_px, sides, strict=True)]
     overlap = float(elementwise_iou([top.box], [box])[0])
     return Path(top.uri).name == truth.file_name and overlap >= RIGHT_IOU
 

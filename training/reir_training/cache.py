@@ -7,6 +7,7 @@ weights; anything else gets a folder of its own.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def fingerprint(model: ClareNano, photos: Sequence[TrainPhoto]) -> str:
             digest.update(name.encode())
             digest.update(value.float().numpy().tobytes())
     for photo in photos:
-        digest.update(photo.path.name.encode())
+        digest.update(str(photo.path).encode())
     return digest.hexdigest()[:16]
 
 
@@ -83,12 +84,12 @@ def build_cache(
     model: ClareNano,
     photos: Sequence[TrainPhoto],
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> FrozenCache:
-    """Compute what is missing of the cache and open it.
+) -> Path:
+    """Compute what is missing of the cache; returns its folder, for `FrozenCache`.
 
     Args:
         root: folder that holds caches by fingerprint.
-        model: with the frozen weights loaded; left in eval mode.
+        model: with the frozen weights loaded; not changed.
         photos: every photo of the run.
         on_progress: called with photos done and in all.
 
@@ -99,21 +100,19 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     counter = folder / "done.json"
     done = json.loads(counter.read_text()) if counter.exists() else 0
-    prepare_frozen(model, fast_dtype())
+    frozen = copy.deepcopy(model)  # its trunk is rounded to bf16, which the model must not be
+    prepare_frozen(frozen, fast_dtype())
     arrays: dict[str, np.ndarray] = {}
     for start in range(done, len(photos), BATCH):
         part = photos[start : start + BATCH]
-        batch = extract_candidates(model, [read_image(p.path) for p in part])
+        batch = extract_candidates(frozen, [read_image(p.path) for p in part])
         values = {k: _stored(k, v) for k, v in batch.tensors().items()}
         arrays = arrays or _open(folder, values, len(photos))
         for name, value in values.items():
             arrays[name][start : start + len(part)] = value
         counter.write_text(json.dumps(start + len(part)))
         on_progress(start + len(part), len(photos))
-    for array in arrays.values():
-        array.flush()  # type: ignore[attr-defined]
-    model.trunk.to(torch.float32)
-    return FrozenCache(folder)
+    return folder
 
 
 def _stored(name: str, value: Tensor) -> np.ndarray:

@@ -21,7 +21,7 @@ from rich.progress import (
 
 from reir.config import dump_config
 from reir_training.assemble import start_model
-from reir_training.cache import build_cache, fingerprint
+from reir_training.cache import build_cache
 from reir_training.config import TrainConfig
 from reir_training.examples import read_source
 
@@ -90,9 +90,9 @@ def _cache(config: TrainConfig, output: Path, init: Path | None, bars: Progress)
     model, _ = start_model(config, init)
     photos = [photo for source in config.data for photo in read_source(source)]
     task = bars.add_task("frozen part", total=len(photos), note="photos")
-    build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
+    folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
     bars.update(task, completed=len(photos))
-    return root / fingerprint(model, photos)
+    return folder
 
 
 def _log_start(metrics: Path) -> None:
