@@ -122,13 +122,15 @@ def found(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Flo
     """(M, 3) success at 1, 5, 10: definition B."""
     top = np.argsort(-scores, axis=1, kind="stable")[:, : max(KS)]
     right = (gallery.photo[top] == own[:, None]) & (np.take_along_axis(iou, top, 1) >= 0.5)
-    return np.stack([right[:, :k].any(axis=1) for k in KS], axis=1).astype(np.float32)
+    hits: Floats = np.stack([right[:, :k].any(axis=1) for k in KS], axis=1).astype(np.float32)
+    return hits
 
 
 def in_photo(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Floats) -> Floats:
     """(M,) whether the best box within the true photo fits."""
     inside = np.where(gallery.photo[None] == own[:, None], scores, -np.inf)
-    return (iou[np.arange(len(iou)), inside.argmax(axis=1)] >= 0.5).astype(np.float32)
+    fits: Floats = (iou[np.arange(len(iou)), inside.argmax(axis=1)] >= 0.5).astype(np.float32)
+    return fits
 
 
 def ask(

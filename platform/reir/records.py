@@ -35,7 +35,8 @@ def _float32(name: str, value: npt.ArrayLike, shape: tuple[int | None, ...]) -> 
         want = "(" + ", ".join("*" if s is None else str(s) for s in shape) + ")"
         raise ValueError(f"{name} must have shape {want}, got {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} bad values")
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name} must be finite, got {bad} bad values")
     return array
 
 
