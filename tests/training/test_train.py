@@ -1,0 +1,92 @@
+"""`reir train` for real: Ray Train, DeepSpeed, start weights and photos, in a small form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reir.checkpoint import load_encoder, read_config
+from reir.config import load_config
+from reir.images import read_image
+from reir.testing import data_dir
+from reir_training.config import TrainConfig
+from reir_training.run import run
+
+NUM_TRAIN, NUM_VAL = 20, 6
+
+
+def small_copy(source: Path, target: Path) -> None:
+    """Write the first photos of the shared set in the same layout."""
+    expressions = json.loads((source / "expressions.json").read_text())
+    splits = {
+        "train": expressions["splits"]["train"][:NUM_TRAIN],
+        "val": expressions["splits"]["val"][:NUM_VAL],
+    }
+    kept = {*splits["train"], *splits["val"]}
+    instances = json.loads((source / "instances.json").read_text())
+    instances["images"] = [i for i in instances["images"] if i["id"] in kept]
+    instances["annotations"] = [a for a in instances["annotations"] if a["image_id"] in kept]
+    expressions["splits"] = splits
+    expressions["expressions"] = [e for e in expressions["expressions"] if e["image_id"] in kept]
+    captions = json.loads((source / "captions.json").read_text())
+    captions["annotations"] = [c for c in captions["annotations"] if c["image_id"] in kept]
+    target.mkdir()
+    (target / "images").symlink_to(source / "images")
+    for name, content in (
+        ("instances", instances),
+        ("expressions", expressions),
+        ("captions", captions),
+    ):
+        (target / f"{name}.json").write_text(json.dumps(content))
+
+
+def events(output: Path, kind: str) -> list[dict[str, object]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["event"] == kind]
+
+
+@pytest.mark.ray
+@pytest.mark.data
+@pytest.mark.slow
+def test_two_stages_give_a_checkpoint_and_a_longer_run_goes_on_from_it(tmp_path: Path) -> None:
+    data = data_dir()
+    if data is None:
+        pytest.skip("needs the shared photos: set REIR_DATA")
+    small_copy((data / "photos").resolve(), tmp_path / "photos")
+    output = tmp_path / "run"
+
+    def train(clia_epochs: int) -> Path:
+        values = {
+            "data": [{"format": "photos", "path": str(tmp_path / "photos")}],
+            "weights": str(data.parent / "weights"),
+            "optimisation": {
+                "grounding_epochs": 1,
+                "clia_epochs": clia_epochs,
+                "photos_per_batch": 10,
+                "warmup_steps": 2,
+            },
+        }
+        return run(
+            load_config(TrainConfig, values),
+            output=output,
+            stage="all",
+            init=None,
+            num_workers=1,
+            use_gpu=False,
+        )
+
+    checkpoint = train(1)
+    assert [e["epoch"] for e in events(output, "epoch")] == [1, 2]
+    assert (checkpoint / "README.md").read_text().startswith("# clare-nano")
+    assert read_config(checkpoint)["training"]["photos"] == NUM_TRAIN
+    first = load_encoder(checkpoint)
+
+    train(2)  # the same folder: only the third epoch is left to do
+    assert [e["epoch"] for e in events(output, "epoch")] == [1, 2, 3]
+    encoder = load_encoder(checkpoint)
+    assert encoder.digest != first.digest
+    photo = next((tmp_path / "photos" / "images").iterdir())
+    found = encoder.encode_images([read_image(photo)])[0]
+    assert found.dim == encoder.dim == 256
