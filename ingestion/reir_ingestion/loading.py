@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reir.errors import ImageError, ImageFailure
+from reir.errors import ImageError
 from reir.images import content_hash, decode, image_id, read_bytes
 from reir.models.seams import RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
@@ -128,19 +128,15 @@ def load(task: Task, *, at_least_px: int | None, retry_failed: bool, tally: Tall
     except ImageError as error:
         return Loaded(task, error=error)
     known = task.known
-    if known is not None and known.content_hash == digest:
-        if known.status == "indexed":
-            return Loaded(task, digest)
-        if not retry_failed:
-            return Loaded(task, digest, error=known_error(known))
+    if (
+        known is not None
+        and known.content_hash == digest
+        and not (known.status == "failed" and retry_failed)
+    ):
+        return Loaded(task, digest)
     try:
         with tally.stage("decode"):
             image = decode(data, at_least_px=at_least_px)
     except ImageError as error:
         return Loaded(task, digest, error=error)
     return Loaded(task, digest, image.pixels, image.width_px, image.height_px)
-
-
-def known_error(record: ImageRecord) -> ImageError:
-    """Return the error that a failed ledger row tells of."""
-    return ImageError(ImageFailure(record.reason), record.detail)

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -211,6 +211,14 @@ class _Row:
     known: ImageRecord | None
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A batch for the store: what is to be written, and ledger rows that only change their time."""
+
+    rows: list[_Row]
+    touched: list[ImageRecord]
+
+
 @dataclass
 class _Run:
     """One indexing run: what its steps share."""
@@ -240,7 +248,7 @@ class _Run:
             Bounds(options.num_readers, 2 * options.batch_size, MAX_AHEAD_BYTES),
         )
         encoding = ReadAhead(
-            _batches(self._to_write(reading), options.batch_size, MAX_BATCH_BYTES),
+            _batches(iter(reading), options.batch_size, MAX_BATCH_BYTES),
             self._encode,
             lambda _: 0,
             Bounds(options.num_encoders, options.num_encoders + 1),
@@ -252,9 +260,9 @@ class _Run:
             reading,
             encoding,
         ):
-            for rows in encoding:
-                self._check_refusals(rows)
-                writer.put(rows)
+            for done in encoding:
+                self._check_refusals(done.rows)
+                writer.put(done)
 
     def find_missing(self) -> list[str]:
         """Ids of the gallery's images whose file is gone from the source."""
@@ -296,24 +304,20 @@ class _Run:
             for image_id, task in tasks.items():
                 yield Task(task.file, task.uri, ledger.get(image_id))
 
-    def _to_write(self, loaded: ReadAhead[Task, Loaded]) -> Iterator[Loaded]:
-        """Leave out what was read only to find the content as before."""
-        for each in loaded:
-            if each.is_as_before and each.task.known is not None:
-                self.tally.skipped([each.task.known], read=True)
-            else:
-                yield each
-
-    def _encode(self, batch: Sequence[Loaded]) -> list[_Row]:
+    def _encode(self, batch: Sequence[Loaded]) -> _Done:
         images = [each.pixels for each in batch if each.pixels is not None]
         with self.tally.stage("encode"):
             answers = iter(encode_each(self.encoder, images))
-        rows = []
+        done = _Done([], [])
         for each in batch:
+            known = each.task.known
+            if each.is_as_before and known is not None:
+                done.touched.append(replace(known, mtime_ns=each.task.file.mtime_ns))
+                continue
             answer = each.error or next(answers)
             image = each.indexed(answer) if isinstance(answer, Instances) else each.failed(answer)
-            rows.append(_Row(image, each.task.known))
-        return rows
+            done.rows.append(_Row(image, known))
+        return done
 
     def _check_refusals(self, rows: Sequence[_Row]) -> None:
         """Stop when so many images were refused that the fault must be the model's."""
@@ -329,13 +333,17 @@ class _Run:
                     f"and the device, then run again with --retry-failed"
                 )
 
-    def _write(self, rows: Sequence[_Row]) -> None:
-        fresh = [row.image for row in rows if row.image.record != row.known]
+    def _write(self, done: _Done) -> None:
+        fresh = [row.image for row in done.rows if row.image.record != row.known]
+        mtimes_ns = {record.image_id: record.mtime_ns for record in done.touched}
         with self.tally.stage("store"):
             if fresh:
                 patiently(partial(self.store.upsert_images, self.gallery, self.version, fresh))
-        outcomes: list[Outcome] = ["new" if row.known is None else "changed" for row in rows]
-        self.tally.written([row.image.record for row in rows], outcomes)
+            if mtimes_ns:
+                patiently(partial(self.store.touch_images, self.gallery, self.version, mtimes_ns))
+        outcomes: list[Outcome] = ["new" if row.known is None else "changed" for row in done.rows]
+        self.tally.written([row.image.record for row in done.rows], outcomes)
+        self.tally.skipped(done.touched, read=True)
 
     @contextmanager
     def _counting(self) -> Iterator[None]:

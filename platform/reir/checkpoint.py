@@ -28,7 +28,7 @@ SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FORMAT = 1
 MODELS = ("clare-nano",)
-EMBEDDING = "text.tower.embeddings.word_embeddings.weight"
+EMBEDDING = "text.tower.words.weight"
 
 
 def save_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def test_the_life_of_a_gallery(store: InstanceStore, tmp_path: Path) -> None:
 
     again = index(folder, "g", store, FakeEncoder(), options=options)
     assert (again.unchanged, again.num_failed, again.instances) == (29, 15, 0)
+    assert stored_rows(store, "g") == fresh_rows(folder)
+
+    os.utime(paths[3], ns=(1, 10**18))
+    touched = index(folder, "g", store, FakeEncoder(), options=options)
+    assert (touched.unchanged, touched.instances) == (29, 0)
     assert stored_rows(store, "g") == fresh_rows(folder)
 
     paths[0].write_bytes(paths[5].read_bytes())

@@ -114,7 +114,9 @@ def test_gradients_are_finite_and_spare_the_frozen_parts(half: bool) -> None:
     loss, _ = objective(batch_of(), "clia")
     backward(loss)
     for name, parameter in objective.named_parameters():
-        frozen = name.startswith(("model.detector.", "model.trunk.", "model.text.tower.embeddings"))
+        tower = name.removeprefix("model.text.tower.")
+        frozen = name.startswith(("model.detector.", "model.crop_network."))
+        frozen |= tower.startswith(("words.", "positions", "norm."))
         assert parameter.requires_grad is not frozen, name
         if frozen:
             assert parameter.grad is None, name
@@ -126,14 +128,14 @@ def test_gradients_are_finite_and_spare_the_frozen_parts(half: bool) -> None:
 def test_the_text_layers_asked_for_are_frozen() -> None:
     model = tiny_model(text_layers=2)
     freeze(model, ModelSettings(frozen_text_layers=1))
-    layers = model.text.tower.encoder.layer
+    layers = model.text.tower.layers
     assert not any(p.requires_grad for p in layers[0].parameters())
     assert all(p.requires_grad for p in layers[1].parameters())
 
 
 def test_grounding_gives_no_gradient_to_captions(objective: ClareObjective) -> None:
     word = tiny_tokenizer().token_to_id("green")  # in one caption only
-    embedding = objective.model.text.tower.embeddings.word_embeddings.weight
+    embedding = objective.model.text.tower.words.weight
     embedding.requires_grad_(True)
     try:
         for stage, reached in (("grounding", False), ("clia", True)):

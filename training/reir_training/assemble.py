@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from reir.checkpoint import load_model
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.models.clare_nano import ClareNano, ClareNanoConfig
 from reir.models.nano_encoder import tokenise
+from reir.models.sentence_tower import from_bert
 from reir_training.config import ModelSettings, Optimisation, TrainConfig
 from reir_training.start_weights import load_mobilenet, load_yolox_nano, minilm_files
 
@@ -38,8 +38,6 @@ def start_model(config: TrainConfig, init: Path | None) -> tuple[ClareNano, Toke
     else:
         model, tokenizer = _from_start_weights(config)
     freeze(model, config.model)
-    if not config.optimisation.crop_network_factor:
-        model.visual.top.requires_grad_(False)
     return model, tokenizer
 
 
@@ -53,32 +51,18 @@ def _from_start_weights(config: TrainConfig) -> tuple[ClareNano, Tokenizer]:
     )
     model = ClareNano(shape, clia_bias=settings.clia_bias)
     model.detector.load_state_dict(load_yolox_nano(config.weights))
-    crop_network = load_mobilenet(config.weights)
-    model.trunk.load_state_dict(_below(crop_network, "trunk."))
-    model.visual.top.load_state_dict(_below(crop_network, "top."))
+    model.crop_network.load_state_dict(load_mobilenet(config.weights))
     files = minilm_files()
-    model.text.tower.load_state_dict(_tower_weights(load_file(files.weights), shape))
+    model.text.tower.load_state_dict(
+        from_bert(
+            load_file(files.weights), num_layers=shape.text_layers, max_tokens=shape.max_tokens
+        )
+    )
     tokenizer = Tokenizer.from_file(str(files.tokenizer))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _name_classes(model, tokenizer)
     return model, tokenizer
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _tower_weights(state: dict[str, Tensor], shape: ClareNanoConfig) -> dict[str, Tensor]:
-    """The sentence encoder without its pooler, positions cut to what is used."""
-    kept = {
-        k.removeprefix("bert."): v
-        for k, v in state.items()
-        if "pooler" not in k and "position_ids" not in k
-    }
-    positions = "embeddings.position_embeddings.weight"
-    kept[positions] = kept[positions][: shape.max_tokens]
-    return kept
 
 
 @torch.no_grad()
@@ -90,7 +74,7 @@ def _name_classes(model: ClareNano, tokenizer: Tokenizer) -> None:
     layer = model.visual.class_names
     ids_NL, mask_NL = tokenise(tokenizer, COCO_CLASSES, model.config.max_tokens)
     tower = model.text.tower.eval()
-    states = tower(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+    states = tower(ids_NL, mask_NL)
     shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
     names = (states * shares).sum(1)
     names = F.normalize(names - names.mean(0), dim=-1)
@@ -99,13 +83,12 @@ def _name_classes(model: ClareNano, tokenizer: Tokenizer) -> None:
 
 
 def freeze(model: ClareNano, settings: ModelSettings) -> None:
-    """Freeze detector, trunk, word embeddings and the lowest layers of the text tower."""
+    """Freeze detector, crop network, embeddings and the lowest layers of the text tower."""
     for part in model.frozen_parts():
         part.requires_grad_(False)
     for name, parameter in model.text.tower.named_parameters():
-        layer = re.match(r"encoder\.layer\.(\d+)\.", name)
-        low = layer is not None and int(layer[1]) < settings.frozen_text_layers
-        parameter.requires_grad = not (low or name.startswith("embeddings."))
+        layer = re.match(r"layers\.(\d+)\.", name)
+        parameter.requires_grad = layer is not None and int(layer[1]) >= settings.frozen_text_layers
 
 
 def parameter_groups(objective: torch.nn.Module, settings: Optimisation) -> list[dict[str, Any]]:
@@ -118,9 +101,7 @@ def parameter_groups(objective: torch.nn.Module, settings: Optimisation) -> list
         if not parameter.requires_grad:
             continue
         factor, decay = 1.0, settings.weight_decay if parameter.ndim > 1 else 0.0
-        if ".visual.top." in name:
-            factor = settings.crop_network_factor
-        elif ".text.tower." in name:
+        if ".text.tower." in name:
             factor = settings.text_tower_factor
         groups.setdefault((factor * settings.learning_rate, decay), []).append(parameter)
     return [

@@ -49,16 +49,10 @@ class FrozenCache:
         return np.asarray(self._arrays["colours"][row][self._arrays["valid"][row]])
 
     def batch(self, rows: Sequence[int]) -> CandidateBatch:
-        """Candidates of some photos; maps in bf16 where the CPU has it, the rest in float32."""
+        """Candidates of some photos, in float32."""
         values = {k: torch.from_numpy(v[np.asarray(rows)]) for k, v in self._arrays.items()}
-        dtype = fast_dtype()
         return CandidateBatch(
-            **{
-                k: v
-                if v.dtype == torch.bool
-                else v.to(dtype if k in ("crops", "scene") else torch.float32)
-                for k, v in values.items()
-            }
+            **{k: v if v.dtype == torch.bool else v.float() for k, v in values.items()}
         )
 
 
@@ -100,7 +94,9 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     counter = folder / "done.json"
     done = json.loads(counter.read_text()) if counter.exists() else 0
-    frozen = copy.deepcopy(model)  # its trunk is rounded to bf16, which the model must not be
+    frozen = copy.deepcopy(
+        model
+    )  # its crop network is rounded to bf16, which the model must not be
     prepare_frozen(frozen, fast_dtype())
     arrays: dict[str, np.ndarray] = {}
     for start in range(done, len(photos), BATCH):
@@ -116,7 +112,7 @@ def build_cache(
 
 
 def _stored(name: str, value: Tensor) -> np.ndarray:
-    """Maps and features are kept in half precision: a tenth of a percent, half the disk."""
+    """Features are kept in half precision: a tenth of a percent, half the disk."""
     return np.asarray(value.to(torch.float16).numpy() if name in HALF else value.numpy())
 
 

@@ -65,8 +65,7 @@ class Optimisation(StrictConfig):
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
         photos_per_batch: over all workers.
         learning_rate: of new layers, after warm-up; cosine to 2 % over each stage.
-        crop_network_factor, text_tower_factor: learning rate of the pretrained parts, relative;
-            0 freezes the part.
+        text_tower_factor: learning rate of the text tower, relative; 0 freezes it.
         short_weight: weight across photos of short expressions, which are unique only within one.
         generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
         ema_decay: of the weights that are kept; 0 turns averaging off.
@@ -76,7 +75,6 @@ class Optimisation(StrictConfig):
     clia_epochs: int = Field(8, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
-    crop_network_factor: float = Field(0.0, ge=0)
     text_tower_factor: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=1)

@@ -1,7 +1,7 @@
 """Pixels -> `CandidateBatch`: the frozen, query-free part of `clare-nano`.
 
-Detector, crops and the trunk's maps of the crops. Training caches exactly this; indexing runs it
-and goes on with the trained part. Every photo goes through by itself after the detector, so that
+Detector, crops and what the crop network sees in them. Training caches exactly this; indexing runs
+it and goes on with the trained part. Every photo goes through by itself after the detector, so that
 what is stored of a photo does not depend on its neighbours in a batch.
 """
 
@@ -14,10 +14,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from reir.models.clare_nano import COLOUR_GRID, TRUNK_CHANNELS, CandidateBatch, ClareNano
+from reir.models.clare_nano import COLOUR_GRID, SCENE_GRID, CandidateBatch, ClareNano
+from reir.models.mobilenet import CHANNELS
 from reir.models.seams import RgbImage
 from reir.models.yolox import Candidates, letterbox, select_candidates
 
@@ -33,10 +35,10 @@ def channels_last(part: Part) -> Part:
 
 
 def prepare_frozen(model: ClareNano, dtype: torch.dtype) -> None:
-    """Bring detector (float32) and trunk (`dtype`) into the form that `extract_candidates` runs."""
+    """Bring detector (float32) and crop network (`dtype`) into the form in which they run."""
     model.eval()
     channels_last(model.detector)
-    channels_last(model.trunk.to(dtype))
+    channels_last(model.crop_network.to(dtype))
 
 
 def extract_candidates(
@@ -45,25 +47,25 @@ def extract_candidates(
     """Run the frozen part on B photos of any sizes.
 
     Args:
-        model: in eval mode; its trunk may be in bf16.
+        model: in eval mode; its crop network may be in bf16.
         images: upright RGB photos.
         num_candidates: K; None takes the model's own. Fewer found are padded with `valid` False.
 
     Returns:
-        The batch, without gradients; `crops` and `scene` in the dtype of the trunk.
+        The batch, without gradients.
     """
     num = num_candidates or model.config.num_candidates
     with torch.inference_mode():
         found = propose(model, images, num)
-        maps = [_look(model, image, c) for image, c in zip(images, found, strict=True)]
+        looks = [_look(model, image, c) for image, c in zip(images, found, strict=True)]
     return CandidateBatch(
         boxes=_padded([c.boxes for c in found], num),
         objectness=_padded([c.scores for c in found], num),
         class_scores=_padded([c.class_scores * _objectness(c) for c in found], num),
         detector=_padded([c.class_features.float() for c in found], num),
-        colours=_padded([m[1] for m in maps], num),
-        crops=_padded([m[0] for m in maps], num),
-        scene=torch.stack([m[2] for m in maps]),
+        colours=_padded([each[1] for each in looks], num),
+        crops=_padded([each[0] for each in looks], num),
+        scene=torch.stack([each[2] for each in looks]),
         aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
         valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
     )
@@ -86,15 +88,14 @@ def _objectness(found: Candidates) -> Tensor:
 
 
 def _look(model: ClareNano, image: RgbImage, found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """Trunk maps of the crops, colour grids of the crops, trunk map of the whole photo."""
+    """Features of the crops, their colour grids, features of the whole photo and its grid."""
     config, photo = model.config, Image.fromarray(image)
     crops = cut(photo, found.boxes.numpy(), config.crop_px, config.crop_margin)
-    scene = cut(photo, np.array([[0, 0, 1, 1]], dtype=np.float32), config.scene_px, 0.0)
-    side = config.crop_px // 16
-    maps = torch.zeros(0, side, side, TRUNK_CHANNELS, dtype=_trunk_dtype(model))
-    if len(crops):
-        maps = _maps(model, crops)
-    return maps, _colours(crops), _maps(model, scene)[0]
+    whole = cut(photo, np.array([[0, 0, 1, 1]], dtype=np.float32), config.scene_px, 0.0)
+    features = _maps(model, crops).mean((2, 3)).float() if len(crops) else torch.zeros(0, CHANNELS)
+    scene = _maps(model, whole).float()
+    grid = F.adaptive_avg_pool2d(scene, SCENE_GRID).flatten(2)[0].T
+    return features, _colours(crops), torch.cat([scene.mean((2, 3)), grid])
 
 
 def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> torch.Tensor:
@@ -118,14 +119,11 @@ def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> t
     return torch.from_numpy(out)
 
 
-def _trunk_dtype(model: ClareNano) -> torch.dtype:
-    return next(model.trunk.parameters()).dtype
-
-
 def _maps(model: ClareNano, crops: Tensor) -> Tensor:
-    """(N, h, w, 96) trunk maps of (N, s, s, 3) uint8 crops."""
-    x = crops.permute(0, 3, 1, 2).to(_trunk_dtype(model)).div(127.5).sub(1)
-    return torch.as_tensor(model.trunk(x).permute(0, 2, 3, 1).contiguous())
+    """(N, 1280, s/32, s/32) of (N, s, s, 3) uint8 crops."""
+    dtype = next(model.crop_network.parameters()).dtype
+    x = crops.permute(0, 3, 1, 2).to(dtype).div(127.5).sub(1)
+    return torch.as_tensor(model.crop_network(x))
 
 
 def _colours(crops: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
 """`clare-nano`: the CLARE dual stream at a size that runs on two CPU cores.
 
 Visual stream, query-free: a one-stage detector proposes candidates; each candidate is seen as a
-crop by a MobileNetV2, whose last blocks are fine-tuned; a small transformer over the candidates of
-one photo, with pairwise box geometry, lets neighbours and position reach the instance vector.
-Text stream: a MiniLM-size tower whose token states are pooled by attention and pass through MORE.
-The two meet only in a dot product (clare.md section 3; the decoder is lighter than the paper's).
+crop by a MobileNetV2; a small transformer over the candidates of one photo, with pairwise box
+geometry, lets neighbours and position reach the instance vector. Text stream: a MiniLM-size tower
+whose token states are pooled by attention and pass through MORE. The two meet only in a dot product
+(clare.md section 3; the decoder is lighter than the paper's).
 
-`extract` is the frozen part, `InstanceStream` and `TextStream` are what is trained. This file knows
-no training loop, no store and no device.
+Detector and crop network are frozen (`reir.models.candidates` runs them), `InstanceStream` and
+`TextStream` are what is trained. This file knows no training loop, no store and no device.
 """
 
-# Shapes: B photos, K candidates a photo, S scene tokens, N texts, L tokens, W width, D dimension,
-#         C appearance channels, G grid cells a side
+# Shapes: B photos, K candidates a photo, S scene tokens, T = K + S, N texts, L tokens, W width,
+#         D dimension
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
-from reir.models.mobilenet import TOP_CHANNELS, MobileNetTop, MobileNetTrunk
+from reir.models.mobilenet import CHANNELS, MobileNetV2
 from reir.models.more import MixtureOfRelationExperts
+from reir.models.sentence_tower import SentenceTower
 from reir.models.yolox import HEAD_CHANNELS, NUM_CLASSES, YoloxNano
 
 SCENE_GRID = 3
 COLOUR_GRID = 4
 DETECTOR_FEATURES = HEAD_CHANNELS
-TRUNK_CHANNELS = 96
 GEOMETRY_FEATURES = 13
 PAIR_FEATURES = 8
 
@@ -81,8 +80,8 @@ class CandidateBatch:
         class_scores: (B, K, 80) of the detector.
         detector: (B, K, 64) what the detector reads its classes from.
         colours: (B, K, 4, 4, 3) mean RGB of a grid over the crop, in [0, 1].
-        crops: (B, K, h, w, 96) stride-16 maps of the crops.
-        scene: (B, H, W, 96) stride-16 map of the whole photo.
+        crops: (B, K, 1280) pooled features of the crops.
+        scene: (B, S, 1280) pooled features of the whole photo and of a grid over it, row by row.
         aspect: (B,) log(width / height) of the photo.
         valid: (B, K) bool.
     """
@@ -98,17 +97,18 @@ class CandidateBatch:
     valid: Tensor
 
     def mirrored(self) -> CandidateBatch:
-        """Return the batch of the photos flipped left to right (feature maps are flipped too)."""
+        """Return the batch of the photos flipped left to right (pooled features stay)."""
         boxes = self.boxes.clone()
         boxes[..., 0], boxes[..., 2] = 1 - self.boxes[..., 2], 1 - self.boxes[..., 0]
+        grid = torch.arange(SCENE_GRID**2).view(SCENE_GRID, SCENE_GRID).flip(1).flatten()
         return CandidateBatch(
             boxes=boxes,
             objectness=self.objectness,
             class_scores=self.class_scores,
             detector=self.detector,
             colours=self.colours.flip(-2),
-            crops=self.crops.flip(-2),
-            scene=self.scene.flip(-2),
+            crops=self.crops,
+            scene=self.scene[:, [0, *(1 + grid).tolist()]],
             aspect=self.aspect,
             valid=self.valid,
         )
@@ -206,9 +206,8 @@ class InstanceStream(nn.Module):
     def __init__(self, config: ClareNanoConfig) -> None:
         super().__init__()
         width, drop = config.width, config.dropout
-        self.top = MobileNetTop()
         self.appearance = nn.Sequential(
-            nn.LayerNorm(TOP_CHANNELS), nn.Dropout(drop), nn.Linear(TOP_CHANNELS, width)
+            nn.LayerNorm(CHANNELS), nn.Dropout(drop), nn.Linear(CHANNELS, width)
         )
         self.detector = nn.Sequential(
             nn.LayerNorm(DETECTOR_FEATURES), nn.Dropout(drop), nn.Linear(DETECTOR_FEATURES, width)
@@ -221,7 +220,7 @@ class InstanceStream(nn.Module):
             nn.Linear(3 * COLOUR_GRID**2, 128), nn.GELU(), nn.Dropout(drop), nn.Linear(128, width)
         )
         self.scene = nn.Sequential(
-            nn.LayerNorm(TOP_CHANNELS), nn.Dropout(drop), nn.Linear(TOP_CHANNELS, width)
+            nn.LayerNorm(CHANNELS), nn.Dropout(drop), nn.Linear(CHANNELS, width)
         )
         self.kind = nn.Parameter(torch.zeros(3, width))
         self.layers = nn.ModuleList(
@@ -239,12 +238,9 @@ class InstanceStream(nn.Module):
 
     def candidate_tokens(self, batch: CandidateBatch) -> Tensor:
         """(B, K, W) what is known of each candidate by itself."""
-        b, k = batch.valid.shape
-        maps = self.top(batch.crops.flatten(0, 1).permute(0, 3, 1, 2))
-        look = self.appearance(maps.mean((2, 3))).unflatten(0, (b, k))
         boxes = box_geometry(batch.boxes, batch.objectness, batch.aspect)
         return torch.as_tensor(
-            look
+            self.appearance(batch.crops)
             + self.detector(batch.detector)
             + self.class_names(batch.class_scores.clamp(min=0).sqrt())
             + self.geometry(boxes)
@@ -254,15 +250,12 @@ class InstanceStream(nn.Module):
 
     def scene_tokens(self, batch: CandidateBatch) -> tuple[Tensor, Tensor]:
         """(B, S, W) the whole photo and a grid over it, and their (B, S, 4) boxes."""
-        maps = self.top(batch.scene.permute(0, 3, 1, 2))
-        grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
-        whole = maps.mean((2, 3))[:, None]
-        tokens = self.scene(torch.cat([whole, grid], dim=1))
-        edges = torch.arange(SCENE_GRID, device=maps.device) / SCENE_GRID
+        tokens, device = self.scene(batch.scene), batch.scene.device
+        edges = torch.arange(SCENE_GRID, device=device) / SCENE_GRID
         y1, x1 = torch.meshgrid(edges, edges, indexing="ij")
         cells = torch.stack([x1, y1, x1 + 1 / SCENE_GRID, y1 + 1 / SCENE_GRID], -1).flatten(0, 1)
-        boxes = torch.cat([torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=maps.device), cells])
-        boxes = boxes.expand(len(maps), -1, -1)
+        boxes = torch.cat([torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), cells])
+        boxes = boxes.expand(len(tokens), -1, -1)
         tokens = tokens + self.geometry(
             box_geometry(boxes, torch.ones_like(boxes[..., 0]), batch.aspect)
         )
@@ -306,21 +299,12 @@ class TextStream(nn.Module):
 
     def __init__(self, config: ClareNanoConfig) -> None:
         super().__init__()
-        shape = BertConfig(
-            vocab_size=30522,
-            hidden_size=384,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=12,
-            intermediate_size=1536,
-            max_position_embeddings=config.max_tokens,
-            attn_implementation="sdpa",
-        )
-        self.tower = BertModel(shape, add_pooling_layer=False)
-        self.weigh = nn.Linear(shape.hidden_size, 1)
+        self.tower = SentenceTower(num_layers=config.text_layers, max_tokens=config.max_tokens)
+        self.weigh = nn.Linear(self.tower.width, 1)
         nn.init.zeros_(self.weigh.weight)
         self.drop = nn.Dropout(config.dropout)
         self.more = MixtureOfRelationExperts(
-            shape.hidden_size,
+            self.tower.width,
             config.dim,
             num_experts=config.num_experts,
             top_k=config.top_k_experts,
@@ -329,7 +313,7 @@ class TextStream(nn.Module):
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Return (N, D) unit vectors; `mask_NL` is 1 on real tokens."""
-        states_NLC = self.tower(input_ids=ids_NL, attention_mask=mask_NL).last_hidden_state
+        states_NLC = self.tower(ids_NL, mask_NL)
         weights_NL = self.weigh(states_NLC).squeeze(-1).masked_fill(mask_NL == 0, -1e4).softmax(-1)
         pooled_NC = (weights_NL[..., None] * states_NLC).sum(1)
         return F.normalize(self.more(self.drop(pooled_NC)).float(), dim=-1)
@@ -342,7 +326,7 @@ class ClareNano(nn.Module):
         super().__init__()
         self.config = config
         self.detector = YoloxNano()
-        self.trunk = MobileNetTrunk()
+        self.crop_network = MobileNetV2()
         self.visual = InstanceStream(config)
         self.text = TextStream(config)
         # one element each, not scalars: DeepSpeed cannot broadcast a scalar
@@ -351,7 +335,7 @@ class ClareNano(nn.Module):
 
     def frozen_parts(self) -> tuple[nn.Module, ...]:
         """The modules that training leaves as they are; their output may be cached."""
-        return self.detector, self.trunk
+        return self.detector, self.crop_network
 
     def forward(
         self, batch: CandidateBatch, ids_NL: Tensor, mask_NL: Tensor

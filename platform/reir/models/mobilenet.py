@@ -1,4 +1,4 @@
-"""MobileNetV2 1.0 with batch norm folded, in two parts: a trunk to freeze and a top to fine-tune.
+"""MobileNetV2 1.0 with batch norm folded, without its classifier.
 
 Padding is TensorFlow's SAME (the odd cell goes to the right and the bottom), as the published
 weights expect. Submodules are declared in the order in which they run; the weight loader relies
@@ -13,11 +13,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TRUNK_CHANNELS = 96
-TOP_CHANNELS = 1280
+CHANNELS = 1280
 # (expansion, output channels, number of blocks, stride of the first block)
-TRUNK_PLAN = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
-TOP_PLAN = ((6, 160, 3, 2), (6, 320, 1, 1))
+PLAN = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 class SameConv(nn.Conv2d):
@@ -78,53 +84,20 @@ class InvertedResidual(nn.Module):
         return y + x if self.residual else y
 
 
-def inverted_residuals(c_in: int, plan: tuple[tuple[int, int, int, int], ...]) -> nn.Sequential:
-    """Return the blocks of a plan, one after the other."""
-    blocks: list[nn.Module] = []
-    for expansion, c_out, depth, stride in plan:
-        for i in range(depth):
-            blocks.append(
-                InvertedResidual(c_in, c_out, expansion=expansion, stride=1 if i else stride)
-            )
-            c_in = c_out
-    return nn.Sequential(*blocks)
-
-
-class MobileNetTrunk(nn.Module):
-    """Stem and the blocks down to stride 16; frozen in training, so that its output can be kept."""
+class MobileNetV2(nn.Module):
+    """Stem, inverted residuals down to stride 32, and a last wide convolution: 2.2 M parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = ConvReLU6(3, 32, 3, stride=2)
-        self.blocks = inverted_residuals(32, TRUNK_PLAN)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W), RGB in [-1, 1] -> (N, 96, H/16, W/16), sides rounded up."""
-        y: Tensor = self.blocks(self.stem(images))
-        return y
-
-
-class MobileNetTop(nn.Module):
-    """The blocks of stride 32 and the last, widest convolution; the part that is fine-tuned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = inverted_residuals(TRUNK_CHANNELS, TOP_PLAN)
-        self.head = ConvReLU6(320, TOP_CHANNELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 96, H/16, W/16) -> (N, 1280, H/32, W/32), sides rounded up."""
-        y: Tensor = self.head(self.blocks(x))
-        return y
-
-
-class MobileNetV2(nn.Module):
-    """Trunk and top in a row: 2.2 M parameters, no classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = MobileNetTrunk()
-        self.top = MobileNetTop()
+        c_in, blocks = 32, []
+        for expansion, c_out, depth, stride in PLAN:
+            for i in range(depth):
+                first = stride if i == 0 else 1
+                blocks.append(InvertedResidual(c_in, c_out, expansion=expansion, stride=first))
+                c_in = c_out
+        self.blocks = nn.Sequential(*blocks)
+        self.head = ConvReLU6(c_in, CHANNELS)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images or crops.
@@ -135,5 +108,5 @@ class MobileNetV2(nn.Module):
         Returns:
             (N, 1280, H/32, W/32), sides rounded up; the mean over cells is the usual vector.
         """
-        y: Tensor = self.top(self.trunk(images))
+        y: Tensor = self.head(self.blocks(self.stem(images)))
         return y

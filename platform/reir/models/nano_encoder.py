@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from reir.models.candidates import channels_last, extract_candidates, prepare_frozen
+from reir.models.candidates import extract_candidates, prepare_frozen
 from reir.models.clare_nano import ClareNano, VisualOutput
 from reir.models.seams import RgbImage
 from reir.records import FloatArray, Instances
@@ -69,7 +69,6 @@ class ClareNanoEncoder:
         self._tokenizer, self._digest = tokenizer, digest
         self._num_candidates = num_candidates or model.config.num_candidates
         self._dtype = fast_dtype()
-        model.visual.top = channels_last(model.visual.top)
         prepare_frozen(model, self._dtype)
 
     @property

@@ -124,6 +124,16 @@ class InstanceStore(Protocol):
         """
         ...
 
+    def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
+        """Note new file times of images whose content is as before; nothing else changes.
+
+        Args:
+            gallery: name.
+            version: name.
+            mtimes_ns: image id -> time; ids without a ledger row are left out.
+        """
+        ...
+
     def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
         """Delete images and their instances; returns how many ledger rows went."""
         ...

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -105,6 +105,12 @@ class MemoryStore:
         for image_id, image in batch.items():
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
+
+    def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
+        """Note new file times of images whose content is as before."""
+        records = self._version(gallery, version).records
+        for image_id in mtimes_ns.keys() & records.keys():
+            records[image_id] = replace(records[image_id], mtime_ns=mtimes_ns[image_id])
 
     def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
         """Delete images and their instances; returns how many ledger rows went."""

@@ -126,6 +126,13 @@ class MilvusStore:
                 self._mirror.put(instances.name, dim, batch.values())
             ledger.upsert(rows.ledger_row(image, dim) for image in batch.values())
 
+    def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
+        """Note new file times of images whose content is as before."""
+        ledger, _ = self._tables(gallery, version)
+        with self._writing(gallery, version), self._catalogue.errors_of(gallery, version):
+            found = _finished(ledger.get(mtimes_ns, ["*"]))
+            ledger.upsert({**row, "mtime_ns": mtimes_ns[key]} for key, row in found.items())
+
     def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
         """Delete images and their instances; returns how many ledger rows went."""
         ledger, instances = self._tables(gallery, version)

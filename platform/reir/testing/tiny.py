@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from reir.models.clare_nano import (
     COLOUR_GRID,
     DETECTOR_FEATURES,
-    TRUNK_CHANNELS,
+    SCENE_GRID,
     CandidateBatch,
     ClareNano,
     ClareNanoConfig,
 )
+from reir.models.mobilenet import CHANNELS
 from reir.models.yolox import NUM_CLASSES
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -35,8 +36,6 @@ WORDS = (
     "of",
     "in",
 )
-MAP_SIDE = 2
-SCENE_SIDE = 4
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> ClareNano:
@@ -97,8 +96,8 @@ def tiny_batch(num_photos: int = 2, num_candidates: int = 5, seed: int = 0) -> C
         class_scores=uniform(k, NUM_CLASSES),
         detector=uniform(k, DETECTOR_FEATURES),
         colours=uniform(k, COLOUR_GRID, COLOUR_GRID, 3),
-        crops=uniform(k, MAP_SIDE, MAP_SIDE, TRUNK_CHANNELS),
-        scene=uniform(SCENE_SIDE, SCENE_SIDE, TRUNK_CHANNELS),
+        crops=uniform(k, CHANNELS),
+        scene=uniform(1 + SCENE_GRID**2, CHANNELS),
         aspect=uniform() - 0.5,
         valid=torch.ones(num_photos, k, dtype=torch.bool),
     )

@@ -6,6 +6,7 @@ Scores are compared with a tolerance, the order among equal scores is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,19 @@ def test_delete_counts_and_forgets(pair: Pair, make_image: MakeImage) -> None:
     pair.upsert([make_image("a", 1, seed=3)])
     pair.check_content()
     pair.check_search(queries(), 10)
+
+
+def test_touching_changes_the_time_and_nothing_else(pair: Pair, make_image: MakeImage) -> None:
+    pair.upsert([make_image("a"), make_image("b", 5), failed("c")])
+    for store in (pair.store, pair.twin):
+        before = store.get_images(pair.gallery, V, ["a", "b", "c"])
+        store.touch_images(pair.gallery, V, {"a": 7, "c": 2**60, "unknown": 1})
+        after = store.get_images(pair.gallery, V, ["a", "b", "c", "unknown"])
+        times = {"a": 7, "b": before["b"].mtime_ns, "c": 2**60}
+        assert after == {key: replace(before[key], mtime_ns=times[key]) for key in before}
+        store.touch_images(pair.gallery, V, {})
+    pair.check_content()
+    pair.check_search(queries(), 4)
 
 
 def test_get_of_unknown_images_is_empty(pair: Pair, make_image: MakeImage) -> None:
