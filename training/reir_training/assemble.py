@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from reir.checkpoint import load_model
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.models.clare_nano import ClareNano, ClareNanoConfig
+from reir.models.clare_nano import ClareNano, ClareNanoConfig, InstanceMember
+from reir.models.more import MixtureOfRelationExperts
 from reir.models.nano_encoder import tokenise
 from reir.models.sentence_tower import from_bert
 from reir_training.config import ModelSettings, Optimisation, TrainConfig
+from reir_training.examples import VAL, TrainPhoto
 from reir_training.start_weights import load_mobilenet, load_yolox_nano, minilm_files
 
-CLASS_NAME_SCALE = 2.0
+CLASS_NAME_SCALE, TEXT_SCALE, VECTOR_SCALE = 2.0, 2.0, 0.3
+"""Of class inputs, and of the last layers of the text and the visual stream, at the start."""
+
+ALIGN_TEXTS = 4096
+TEXT_BATCH = 128
 
 
 def start_model(config: TrainConfig, init: Path | None) -> tuple[ClareNano, Tokenizer]:
@@ -44,6 +52,7 @@ def start_model(config: TrainConfig, init: Path | None) -> tuple[ClareNano, Toke
 def _from_start_weights(config: TrainConfig) -> tuple[ClareNano, Tokenizer]:
     settings = config.model
     shape = ClareNanoConfig(
+        num_members=settings.num_members,
         num_layers=settings.num_layers,
         num_experts=settings.num_experts,
         top_k_experts=min(2, max(settings.num_experts, 1)),
@@ -61,25 +70,59 @@ def _from_start_weights(config: TrainConfig) -> tuple[ClareNano, Tokenizer]:
     tokenizer = Tokenizer.from_file(str(files.tokenizer))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    _name_classes(model, tokenizer)
     return model, tokenizer
 
 
 @torch.no_grad()
-def _name_classes(model: ClareNano, tokenizer: Tokenizer) -> None:
-    """Start the detector's class input at the sentence encoder's vectors of the class names.
+def align_streams(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Start both streams in the space of the sentence encoder, where words already have a meaning.
 
-    So a candidate begins near the words for it, also for classes that few expressions name.
+    The detector's class input starts at the sentence vectors of the class names, and the last layer
+    of either stream projects to the directions in which sentences of the training set differ most.
+    So a candidate begins near the words for it, also for those that few expressions name.
+
+    Args:
+        model: its text tower still as the sentence encoder is.
+        tokenizer: of that tower.
+        texts: sentences of the training set; fewer than `member_dim` span no space to project to,
+            and leave the last layers as they are.
     """
-    layer = model.visual.class_names
-    ids_NL, mask_NL = tokenise(tokenizer, COCO_CLASSES, model.config.max_tokens)
-    tower = model.text.tower.eval()
-    states = tower(ids_NL, mask_NL)
-    shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
-    names = (states * shares).sum(1)
+    dim = model.config.member_dim
+    if len(texts) < dim:
+        return
+    names = _sentence_vectors(model, tokenizer, COCO_CLASSES)
     names = F.normalize(names - names.mean(0), dim=-1)
-    if names.shape[1] == layer.weight.shape[0]:
-        layer.weight.copy_(names.T * CLASS_NAME_SCALE)
+    chosen = texts[:: max(1, len(texts) // ALIGN_TEXTS)][:ALIGN_TEXTS]
+    sentences = _sentence_vectors(model, tokenizer, chosen)
+    centre = sentences.mean(0)
+    directions = torch.linalg.svd(sentences - centre, full_matrices=False).Vh[:dim]
+    for more in model.text.members:
+        assert isinstance(more, MixtureOfRelationExperts)
+        more.shared.weight.copy_(directions * TEXT_SCALE)
+        more.shared.bias.copy_(-TEXT_SCALE * directions @ centre)
+    for member in model.visual.members:
+        assert isinstance(member, InstanceMember)
+        member.class_names.weight.copy_(names.T * CLASS_NAME_SCALE)
+        member.to_vector.weight.copy_(directions * VECTOR_SCALE)
+        member.to_image_vector.weight.copy_(directions * VECTOR_SCALE)
+
+
+def training_sentences(photos: Sequence[TrainPhoto]) -> list[str]:
+    """Expressions and first captions of the photos that are trained on."""
+    train = [photo for photo in photos if photo.split != VAL]
+    written = [e.text for photo in train for e in photo.expressions]
+    return written + [photo.captions[0] for photo in train if photo.captions]
+
+
+def _sentence_vectors(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """(N, C) mean token states of unit length, which is how the sentence encoder was trained."""
+    tower, parts = model.text.tower.eval(), []
+    for start in range(0, len(texts), TEXT_BATCH):
+        some = texts[start : start + TEXT_BATCH]
+        ids_NL, mask_NL = tokenise(tokenizer, some, model.config.max_tokens)
+        shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
+        parts.append(F.normalize((tower(ids_NL, mask_NL) * shares).sum(1), dim=-1))
+    return torch.cat(parts)
 
 
 def freeze(model: ClareNano, settings: ModelSettings) -> None:

@@ -31,6 +31,7 @@ class DataSource(StrictConfig):
 class ModelSettings(StrictConfig):
     """The numbers of `clare-nano` that ablations change."""
 
+    num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
     num_experts: int = Field(4, ge=0, le=64)
     clia_bias: float = -10.0

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from reir.checkpoint import save_checkpoint
-from reir_training.assemble import parameter_groups, start_model
+from reir_training.assemble import align_streams, parameter_groups, start_model, training_sentences
 from reir_training.batches import BatchMaker
 from reir_training.cache import FrozenCache
 from reir_training.card import write_model_card
@@ -102,6 +102,8 @@ def train_worker(job: Mapping[str, Any]) -> None:
     settings, output = config.optimisation, Path(job["output"])
     model, tokenizer = start_model(config, Path(job["init"]) if job["init"] else None)
     photos = [photo for source in config.data for photo in read_source(source)]
+    if not job["init"]:
+        align_streams(model, tokenizer, training_sentences(photos))
     cache = FrozenCache(Path(job["cache"]))
     half = settings.precision == "bf16"
     objective = ClareObjective(

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from reir.losses import box_loss, clia_loss, discrimination_loss, ranking_loss, soft_target
-from reir.models.clare_nano import ClareNano, VisualOutput
+from reir.models.clare_nano import ClareNano, VisualOutput, split_members
 from reir.models.nano_encoder import tokenise
 from reir_training.batches import MATCH_IOU, TrainBatch
 from reir_training.config import LossWeights
@@ -57,14 +58,34 @@ class ClareObjective(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self._half):
             visual = self.model.visual(batch.candidates)
             text = self._encode(batch.texts)
-        expressions, captions = text[: len(batch.owner)], text[len(batch.owner) :]
-        parts = self._grounding(batch, visual, expressions)
-        if stage == "clia":
-            parts |= self._across(batch, visual, expressions)
-            parts |= self._captions(batch, visual, captions)
+        members = self.model.config.num_members
+        parts = _mean(
+            [
+                self._member_parts(batch, replace(visual, vectors=v, image_vectors=i), t, stage)
+                for v, i, t in zip(
+                    *(
+                        split_members(each, members)
+                        for each in (visual.vectors, visual.image_vectors, text)
+                    ),
+                    strict=True,
+                )
+            ]
+        )
+        parts |= self._boxes(batch, visual)
         weights = self._weights.model_dump()
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         return total, {name: float(value.detach()) for name, value in parts.items()}
+
+    def _member_parts(
+        self, batch: TrainBatch, visual: VisualOutput, text_ND: Tensor, stage: Stage
+    ) -> dict[str, Tensor]:
+        """The losses that compare one member's vectors."""
+        num = len(batch.owner)
+        parts = self._within(batch, visual, text_ND[:num])
+        if stage == "clia":
+            parts |= self._across(batch, visual, text_ND[:num])
+            parts |= self._captions(batch, visual, text_ND[num:])
+        return parts
 
     def _encode(self, texts: list[str]) -> Tensor:
         """(M + C, D) vectors; texts of like length go together, so that little is padding."""
@@ -87,14 +108,21 @@ class ClareObjective(nn.Module):
     def _scale(self) -> Tensor:
         return self.log_ranking_scale.exp().clamp(max=MAX_SCALE)
 
-    def _grounding(
+    def _within(
         self, batch: TrainBatch, visual: VisualOutput, text_MD: Tensor
     ) -> dict[str, Tensor]:
-        """Stage 1: the right candidate of its own photo, its box and its class."""
+        """Stage 1: the right candidate among those of its own photo."""
         own_MKD = visual.vectors[batch.owner]
         scale = self._scale()
         logits_MK = scale * torch.einsum("mkd,md->mk", own_MKD, text_MD)
         valid_MK = batch.candidates.valid[batch.owner]
+        return {
+            "ranking": ranking_loss(logits_MK, soft_target(batch.overlap), valid_MK),
+            "discrimination": discrimination_loss(logits_MK - scale / 2, batch.overlap, valid_MK),
+        }
+
+    def _boxes(self, batch: TrainBatch, visual: VisualOutput) -> dict[str, Tensor]:
+        """Box and class of every candidate that fits an annotated box; both stages."""
         photo, candidate = batch.matched.unbind(1)
         known = batch.matched_classes >= 0
         class_logits = visual.class_logits[photo, candidate][known]
@@ -104,8 +132,6 @@ class ClareObjective(nn.Module):
                 class_logits, batch.matched_classes[known], label_smoothing=0.1
             )
         return {
-            "ranking": ranking_loss(logits_MK, soft_target(batch.overlap), valid_MK),
-            "discrimination": discrimination_loss(logits_MK - scale / 2, batch.overlap, valid_MK),
             "box": box_loss(visual.boxes[photo, candidate], batch.matched_boxes),
             "category": category,
         }
@@ -156,3 +182,8 @@ class ClareObjective(nn.Module):
         to_photo = F.cross_entropy(logits_CB[right], photos)
         to_caption = F.cross_entropy(logits_CB.T[photos], right)
         return {"caption": (to_photo + to_caption) / 2}
+
+
+def _mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every part of the loss over the members."""
+    return {name: torch.stack([each[name] for each in parts]).mean() for name in parts[0]}

@@ -6,15 +6,20 @@ geometry, lets neighbours and position reach the instance vector. Text stream: a
 whose token states are pooled by attention and pass through MORE. The two meet only in a dot product
 (clare.md section 3; the decoder is lighter than the paper's).
 
+What is trained comes in a few members, each a transformer of its own with its own MORE and its own
+part of every vector. They are trained side by side, each by its own loss, and their parts lie one
+after the other in the vector, so that a dot product is the mean of the members' opinions.
+
 Detector and crop network are frozen (`reir.models.candidates` runs them), `InstanceStream` and
 `TextStream` are what is trained. This file knows no training loop, no store and no device.
 """
 
 # Shapes: B photos, K candidates a photo, S scene tokens, T = K + S, N texts, L tokens, W width,
-#         D dimension
+#         D dimension, M members, P = D / M
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -40,6 +45,7 @@ class ClareNanoConfig:
 
     Attributes:
         dim: D, of instance and expression vectors.
+        num_members: M, which share D evenly.
         width: W of the transformer over the instances of a photo.
         num_layers, num_heads: of that transformer; 0 layers turns neighbours off.
         num_candidates: K kept of a photo, by objectness after NMS.
@@ -53,6 +59,7 @@ class ClareNanoConfig:
     """
 
     dim: int = 256
+    num_members: int = 2
     width: int = 384
     num_layers: int = 2
     num_heads: int = 6
@@ -68,6 +75,20 @@ class ClareNanoConfig:
     text_layers: int = 6
     max_tokens: int = 64
     dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Check that the members can share the dimension.
+
+        Raises:
+            ValueError: `dim` is no multiple of `num_members`.
+        """
+        if self.num_members < 1 or self.dim % self.num_members:
+            raise ValueError(f"num_members must divide dim={self.dim}, got {self.num_members}")
+
+    @property
+    def member_dim(self) -> int:
+        """P, one member's part of a vector."""
+        return self.dim // self.num_members
 
 
 @dataclass
@@ -200,8 +221,27 @@ class RelationLayer(nn.Module):
         return out_BTW
 
 
-class InstanceStream(nn.Module):
-    """Candidates of a photo -> instance vectors that carry their neighbours."""
+def scene_boxes(num_photos: int, device: torch.device) -> Tensor:
+    """(B, S, 4) the whole photo and the cells of a grid over it, row by row."""
+    edges = torch.arange(SCENE_GRID, device=device) / SCENE_GRID
+    y1, x1 = torch.meshgrid(edges, edges, indexing="ij")
+    cells = torch.stack([x1, y1, x1 + 1 / SCENE_GRID, y1 + 1 / SCENE_GRID], -1).flatten(0, 1)
+    boxes = torch.cat([torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), cells])
+    return boxes.expand(num_photos, -1, -1)
+
+
+def join_members(parts: Sequence[Tensor]) -> Tensor:
+    """M tensors (..., P) of unit length -> (..., D) of unit length."""
+    return torch.cat([part / len(parts) ** 0.5 for part in parts], dim=-1)
+
+
+def split_members(vectors: Tensor, num_members: int) -> tuple[Tensor, ...]:
+    """Inverse of `join_members`."""
+    return tuple(part * num_members**0.5 for part in vectors.chunk(num_members, dim=-1))
+
+
+class InstanceMember(nn.Module):
+    """One member: features of the candidates of a photo -> its part of their vectors."""
 
     def __init__(self, config: ClareNanoConfig) -> None:
         super().__init__()
@@ -227,8 +267,8 @@ class InstanceStream(nn.Module):
             RelationLayer(width, config.num_heads, drop) for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.to_vector = nn.Linear(width, config.dim)
-        self.to_image_vector = nn.Linear(width, config.dim)
+        self.to_vector = nn.Linear(width, config.member_dim)
+        self.to_image_vector = nn.Linear(width, config.member_dim)
         self.photo_share = nn.Parameter(torch.tensor([0.5]))
         self.to_class = nn.Linear(width, NUM_CLASSES)
         self.to_box = nn.Sequential(nn.Linear(width, width // 2), nn.GELU())
@@ -236,39 +276,36 @@ class InstanceStream(nn.Module):
         nn.init.zeros_(self.box_delta.weight)
         nn.init.zeros_(self.box_delta.bias)
 
-    def candidate_tokens(self, batch: CandidateBatch) -> Tensor:
+    def candidate_tokens(self, batch: CandidateBatch, geometry_BKG: Tensor) -> Tensor:
         """(B, K, W) what is known of each candidate by itself."""
-        boxes = box_geometry(batch.boxes, batch.objectness, batch.aspect)
         return torch.as_tensor(
             self.appearance(batch.crops)
             + self.detector(batch.detector)
             + self.class_names(batch.class_scores.clamp(min=0).sqrt())
-            + self.geometry(boxes)
+            + self.geometry(geometry_BKG)
             + self.colour(batch.colours.flatten(2) * 2 - 1)
             + self.kind[0]
         )
 
-    def scene_tokens(self, batch: CandidateBatch) -> tuple[Tensor, Tensor]:
-        """(B, S, W) the whole photo and a grid over it, and their (B, S, 4) boxes."""
-        tokens, device = self.scene(batch.scene), batch.scene.device
-        edges = torch.arange(SCENE_GRID, device=device) / SCENE_GRID
-        y1, x1 = torch.meshgrid(edges, edges, indexing="ij")
-        cells = torch.stack([x1, y1, x1 + 1 / SCENE_GRID, y1 + 1 / SCENE_GRID], -1).flatten(0, 1)
-        boxes = torch.cat([torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device), cells])
-        boxes = boxes.expand(len(tokens), -1, -1)
-        tokens = tokens + self.geometry(
-            box_geometry(boxes, torch.ones_like(boxes[..., 0]), batch.aspect)
-        )
+    def scene_tokens(self, batch: CandidateBatch, geometry_BSG: Tensor) -> Tensor:
+        """(B, S, W) the whole photo and a grid over it."""
         kinds = torch.cat([self.kind[1:2], self.kind[2:3].expand(SCENE_GRID**2, -1)])
-        return tokens + kinds, boxes
+        return torch.as_tensor(self.scene(batch.scene) + self.geometry(geometry_BSG) + kinds)
 
-    def forward(self, batch: CandidateBatch) -> VisualOutput:
-        """Return vectors of the K candidates and of the photo."""
+    def forward(self, batch: CandidateBatch, boxes_BT4: Tensor, pairs: Tensor) -> VisualOutput:
+        """Return this member's output, vectors of P dimensions.
+
+        Args:
+            batch: B photos.
+            boxes_BT4: of candidates and scene tokens.
+            pairs: (B, T, T, 8) geometry of those boxes.
+        """
         num = batch.valid.shape[1]
-        scene, cells = self.scene_tokens(batch)
-        x = torch.cat([self.candidate_tokens(batch), scene], dim=1)
-        pairs = pair_geometry(torch.cat([batch.boxes, cells], dim=1))
-        valid = F.pad(batch.valid, (0, scene.shape[1]), value=True)
+        sure_BT = F.pad(batch.objectness, (0, boxes_BT4.shape[1] - num), value=1.0)
+        geometry = box_geometry(boxes_BT4, sure_BT, batch.aspect)
+        candidates = self.candidate_tokens(batch, geometry[:, :num])
+        x = torch.cat([candidates, self.scene_tokens(batch, geometry[:, num:])], dim=1)
+        valid = F.pad(batch.valid, (0, boxes_BT4.shape[1] - num), value=True)
         for layer in self.layers:
             x = layer(x, pairs, valid)
         x = self.norm(x)
@@ -286,6 +323,27 @@ class InstanceStream(nn.Module):
         )
 
 
+class InstanceStream(nn.Module):
+    """Candidates of a photo -> instance vectors that carry their neighbours."""
+
+    def __init__(self, config: ClareNanoConfig) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(InstanceMember(config) for _ in range(config.num_members))
+
+    def forward(self, batch: CandidateBatch) -> VisualOutput:
+        """Return vectors of the K candidates and of the photo; boxes are the members' mean."""
+        cells = scene_boxes(len(batch.boxes), batch.boxes.device)
+        boxes = torch.cat([batch.boxes, cells], dim=1)
+        pairs = pair_geometry(boxes)
+        parts: list[VisualOutput] = [member(batch, boxes, pairs) for member in self.members]
+        return VisualOutput(
+            vectors=join_members([part.vectors for part in parts]),
+            image_vectors=join_members([part.image_vectors for part in parts]),
+            boxes=torch.stack([part.boxes for part in parts]).mean(0),
+            class_logits=torch.stack([part.class_logits for part in parts]).mean(0),
+        )
+
+
 def refine_boxes(boxes: Tensor, delta: Tensor) -> Tensor:
     """Move centre by `delta[:2]` box sides and scale the sides by `exp(delta[2:])`, clipped."""
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-4)
@@ -295,28 +353,35 @@ def refine_boxes(boxes: Tensor, delta: Tensor) -> Tensor:
 
 
 class TextStream(nn.Module):
-    """Token ids -> expression vectors: MiniLM-size tower, attention pooling, MORE."""
+    """Token ids -> expression vectors: MiniLM-size tower, then attention pooling and MORE."""
 
     def __init__(self, config: ClareNanoConfig) -> None:
         super().__init__()
         self.tower = SentenceTower(num_layers=config.text_layers, max_tokens=config.max_tokens)
-        self.weigh = nn.Linear(self.tower.width, 1)
+        self.weigh = nn.Linear(self.tower.width, config.num_members)
         nn.init.zeros_(self.weigh.weight)
         self.drop = nn.Dropout(config.dropout)
-        self.more = MixtureOfRelationExperts(
-            self.tower.width,
-            config.dim,
-            num_experts=config.num_experts,
-            top_k=config.top_k_experts,
-            mix=config.expert_mix,
+        self.members = nn.ModuleList(
+            MixtureOfRelationExperts(
+                self.tower.width,
+                config.member_dim,
+                num_experts=config.num_experts,
+                top_k=config.top_k_experts,
+                mix=config.expert_mix,
+            )
+            for _ in range(config.num_members)
         )
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Return (N, D) unit vectors; `mask_NL` is 1 on real tokens."""
         states_NLC = self.tower(ids_NL, mask_NL)
-        weights_NL = self.weigh(states_NLC).squeeze(-1).masked_fill(mask_NL == 0, -1e4).softmax(-1)
-        pooled_NC = (weights_NL[..., None] * states_NLC).sum(1)
-        return F.normalize(self.more(self.drop(pooled_NC)).float(), dim=-1)
+        logits_NLM = self.weigh(states_NLC).masked_fill(mask_NL[..., None] == 0, -1e4)
+        pooled_NMC = self.drop(torch.einsum("nlm,nlc->nmc", logits_NLM.softmax(1), states_NLC))
+        parts = [
+            F.normalize(more(pooled_NMC[:, m]).float(), dim=-1)
+            for m, more in enumerate(self.members)
+        ]
+        return join_members(parts)
 
 
 class ClareNano(nn.Module):
