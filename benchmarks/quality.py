@@ -20,7 +20,6 @@ import torch
 from _report import write_report
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel
 
 from reir.boxes import pairwise_iou
 from reir.checkpoint import SHIPPED, load_model
@@ -32,11 +31,13 @@ from reir.metrics.bootstrap import bootstrap_intervals
 from reir.models.candidates import extract_candidates, prepare_frozen
 from reir.models.clare_nano import ClareNano
 from reir.models.nano_encoder import tokenise
+from reir.models.sentence_tower import SentenceTower, from_bert
 from reir.testing import data_dir
 from reir_training.start_weights import minilm_files
 
 Floats = npt.NDArray[np.float32]
 KS = (1, 5, 10)
+MAX_TOKENS = 128
 
 
 @dataclass
@@ -76,19 +77,16 @@ class Sentences:
 
     def __init__(self) -> None:
         files = minilm_files()
-        self._tower = BertModel(
-            BertConfig.from_json_file(str(files.config)), add_pooling_layer=False
-        )
-        state = {k.removeprefix("bert."): v for k, v in load_file(files.weights).items()}
-        self._tower.load_state_dict(state, strict=False)
-        self._tower.eval()
+        shape = {"num_layers": 6, "max_tokens": MAX_TOKENS}
+        self._tower = SentenceTower(**shape).eval()
+        self._tower.load_state_dict(from_bert(load_file(files.weights), **shape))
         self._tokenizer = Tokenizer.from_file(str(files.tokenizer))
         self._tokenizer.no_padding()
 
     def encode(self, texts: list[str]) -> Floats:
-        ids, mask = tokenise(self._tokenizer, texts, 128)
+        ids, mask = tokenise(self._tokenizer, texts, MAX_TOKENS)
         with torch.inference_mode():
-            states = self._tower(input_ids=ids, attention_mask=mask).last_hidden_state
+            states = self._tower(ids, mask)
         mean = (states * mask[..., None]).sum(1)
         unit: Floats = torch.nn.functional.normalize(mean, dim=-1).numpy()
         return unit

@@ -25,6 +25,9 @@ from reir.models.yolox import Candidates, letterbox, select_candidates
 
 Part = TypeVar("Part", bound=nn.Module)
 
+CROPS_AT_ONCE = 15
+"""Half of a photo's: with more, maps outgrow the caches and each crop takes a quarter longer."""
+
 
 def channels_last(part: Part) -> Part:
     """Lay out the convolutions of a module for the CPU's faster kernels; changes no value."""
@@ -35,9 +38,9 @@ def channels_last(part: Part) -> Part:
 
 
 def prepare_frozen(model: ClareNano, dtype: torch.dtype) -> None:
-    """Bring detector (float32) and crop network (`dtype`) into the form in which they run."""
+    """Bring detector and crop network into the form in which they run."""
     model.eval()
-    channels_last(model.detector)
+    channels_last(model.detector.to(dtype))
     channels_last(model.crop_network.to(dtype))
 
 
@@ -75,7 +78,7 @@ def propose(model: ClareNano, images: Sequence[RgbImage], num_candidates: int) -
     """Best `num_candidates` instances of each photo by objectness after NMS."""
     config = model.config
     squares, scales = zip(*(letterbox(i, config.detector_px) for i in images), strict=True)
-    batch = torch.stack(squares).contiguous(memory_format=torch.channels_last)
+    batch = torch.stack(squares).to(_dtype(model)).contiguous(memory_format=torch.channels_last)
     sizes = [(i.shape[0], i.shape[1]) for i in images]
     return select_candidates(
         model.detector(batch), scales, sizes, num_candidates, nms_iou=config.nms_iou
@@ -92,7 +95,10 @@ def _look(model: ClareNano, image: RgbImage, found: Candidates) -> tuple[Tensor,
     config, photo = model.config, Image.fromarray(image)
     crops = cut(photo, found.boxes.numpy(), config.crop_px, config.crop_margin)
     whole = cut(photo, np.array([[0, 0, 1, 1]], dtype=np.float32), config.scene_px, 0.0)
-    features = _maps(model, crops).mean((2, 3)).float() if len(crops) else torch.zeros(0, CHANNELS)
+    features = torch.zeros(len(crops), CHANNELS)
+    for start in range(0, len(crops), CROPS_AT_ONCE):
+        some = slice(start, start + CROPS_AT_ONCE)
+        features[some] = _maps(model, crops[some]).mean((2, 3)).float()
     scene = _maps(model, whole).float()
     grid = F.adaptive_avg_pool2d(scene, SCENE_GRID).flatten(2)[0].T
     return features, _colours(crops), torch.cat([scene.mean((2, 3)), grid])
@@ -121,9 +127,12 @@ def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> t
 
 def _maps(model: ClareNano, crops: Tensor) -> Tensor:
     """(N, 1280, s/32, s/32) of (N, s, s, 3) uint8 crops."""
-    dtype = next(model.crop_network.parameters()).dtype
-    x = crops.permute(0, 3, 1, 2).to(dtype).div(127.5).sub(1)
+    x = crops.permute(0, 3, 1, 2).to(_dtype(model)).div(127.5).sub(1)
     return torch.as_tensor(model.crop_network(x))
+
+
+def _dtype(model: ClareNano) -> torch.dtype:
+    return next(model.crop_network.parameters()).dtype
 
 
 def _colours(crops: Tensor) -> Tensor:

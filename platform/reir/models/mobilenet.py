@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reir.models.fused import conv_activation
+
 CHANNELS = 1280
 # (expansion, output channels, number of blocks, stride of the first block)
 PLAN = (
@@ -36,14 +38,17 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
+        x, padding = self.padded(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+
+    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the input with the cells added that differ by side, and the padding still due."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         top, bottom = same_padding(x.shape[2], kernel, stride)
         left, right = same_padding(x.shape[3], kernel, stride)
         if top == bottom and left == right:
-            padding = (top, left)
-        else:
-            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+            return x, (top, left)
+        return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
 def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -63,8 +68,8 @@ class ConvReLU6(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
-        y: Tensor = self.conv(x)
-        return F.relu6(y, inplace=True)
+        x, padding = self.conv.padded(x)
+        return conv_activation(self.conv, x, padding, "relu6")
 
 
 class InvertedResidual(nn.Module):

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from reir.models.fused import conv_activation
+
 STRIDES = (8, 16, 32)
 INPUT_SIDE_PX = 416
 NUM_CLASSES = 80
@@ -91,8 +93,8 @@ class ConvSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H/stride, W/stride)."""
-        y: Tensor = self.conv(x)
-        return F.silu(y, inplace=True)
+        side = self.conv.kernel_size[0] // 2
+        return conv_activation(self.conv, x, (side, side), "silu")
 
 
 def depthwise(c_in: int, c_out: int, *, stride: int = 1) -> nn.Sequential:
