@@ -47,6 +47,6 @@ def _can_fuse(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.numel() > 0
         and not torch.is_grad_enabled()
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and x.dtype in (torch.float32, torch.bfloat16)
     )
