@@ -40,13 +40,8 @@ UNRANKED = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True)
-class Queries:
-    """M expressions, each with its true photo and true box.
-
-    Attributes:
-        vectors: (M, D) float32; M may be 0.
-        images: (M,) integers, the true photo; it need not have instances in the gallery.
-        boxes_px: (M, 4) the true box, xyxy in pixels of the true photo.
+class _Boxed:
+    """N vectors, each with a photo and a box.
 
     Raises:
         ValueError: shapes disagree or a value is not finite.
@@ -61,8 +56,19 @@ class Queries:
         _validate(self)
 
     def __len__(self) -> int:
-        """Return M."""
+        """Return N."""
         return len(self.vectors)
+
+
+@dataclass(frozen=True)
+class Queries(_Boxed):
+    """M expressions, each with its true photo and true box.
+
+    Attributes:
+        vectors: (M, D) float32; M may be 0.
+        images: (M,) integers, the true photo; it need not have instances in the gallery.
+        boxes_px: (M, 4) the true box, xyxy in pixels of the true photo.
+    """
 
     def __getitem__(self, rows: slice) -> Queries:
         """Return a run of the queries."""
@@ -70,29 +76,14 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Gallery(_Boxed):
     """J instances of many photos.
 
     Attributes:
         vectors: (J, D) float32; J may be 0: then every query is unranked.
         images: (J,) integers, the photo of each instance, in any order.
         boxes_px: (J, 4) xyxy in pixels of that photo.
-
-    Raises:
-        ValueError: shapes disagree or a value is not finite.
     """
-
-    vectors: FloatArray
-    images: Ints
-    boxes_px: Floats
-
-    def __post_init__(self) -> None:
-        """Validate the arrays and bring them to their types."""
-        _validate(self)
-
-    def __len__(self) -> int:
-        """Return J."""
-        return len(self.vectors)
 
 
 @dataclass(frozen=True)
@@ -339,7 +330,7 @@ def _lengths(vectors: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), dtype=np.float32)
 
 
-def _validate(arrays: Queries | Gallery) -> None:
+def _validate(arrays: _Boxed) -> None:
     """Check shapes and values, and store the arrays in their types."""
     name = type(arrays).__name__
     vectors = np.asarray(arrays.vectors, dtype=np.float32)
