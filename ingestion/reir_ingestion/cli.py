@@ -19,9 +19,12 @@ from reir.cli_common import (
     output,
     print_json,
 )
+from reir.store.opening import is_embedded
 
 if TYPE_CHECKING:
     from reir_ingestion.report import IndexReport, Progress
+
+SERVER_FROM_INSTANCES = 50_000
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -65,16 +68,19 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         encoder = load_encoder(checkpoint)
     with _stoppable(), opened(store) as held, _progress_bar() as progress:
         report = run(found, gallery, held, encoder, options=options, progress=progress)
+        sizes = {each.name: each.num_instances for each in held.versions(gallery)}
     if as_json:
         print_json(report.to_dict())
         return
     screen = output()
     screen.print(report.table())
-    for line in next_steps(report, store):
+    for line in next_steps(report, store, sizes[report.version]):
         screen.print(line, markup=False, soft_wrap=True)
 
 
-def next_steps(report: IndexReport, store: str | None = None) -> Iterator[str]:
+def next_steps(
+    report: IndexReport, store: str | None = None, num_instances: int = 0
+) -> Iterator[str]:
     """Yield what the user may want to know or type after a run."""
     name = report.gallery
     where = f" --store {shlex.quote(store)}" if store else ""
@@ -85,6 +91,11 @@ def next_steps(report: IndexReport, store: str | None = None) -> Iterator[str]:
         yield (
             f"Version {report.version} ({report.num_images:,} photos) is live; "
             f"kept to go back to: {kept}.  reir promote {name} VERSION{where}"
+        )
+    if num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
+        yield (
+            f"{num_instances:,} instances: from about {SERVER_FROM_INSTANCES:,} on a Milvus server "
+            f"is the better store.  reir index SOURCE --gallery {name} --store http://HOST:19530"
         )
     yield f'Search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
 

@@ -122,3 +122,13 @@ def test_ctrl_c_says_that_nothing_is_lost(
     assert report["unchanged"] >= 1
     assert report["new"] >= 1
     assert report["num_listed"] == 41
+
+
+def test_a_large_embedded_gallery_is_told_of_the_server(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert "Milvus server" not in capsys.readouterr().out
+    monkeypatch.setattr("reir_ingestion.cli.SERVER_FROM_INSTANCES", 5)
+    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert "--store http://HOST:19530" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Where instances live: one contract, a memory twin, and Milvus (embedded Lite or a server)."""
 
 from reir.store.contract import InstanceRow, InstanceStore, VersionInfo, VersionSpec
-from reir.store.opening import default_location, open_store
+from reir.store.opening import default_location, is_embedded, open_store
 
 __all__ = [
     "InstanceRow",
@@ -9,5 +9,6 @@ __all__ = [
     "VersionInfo",
     "VersionSpec",
     "default_location",
+    "is_embedded",
     "open_store",
 ]

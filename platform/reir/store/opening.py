@@ -19,6 +19,12 @@ def default_location() -> str:
     return os.environ.get("REIR_STORE") or str(Path(home) / "store")
 
 
+def is_embedded(location: str | None = None) -> bool:
+    """Whether `open_store` of this location starts the embedded server."""
+    place = default_location() if location is None else location
+    return place != "memory:" and "://" not in place
+
+
 def open_store(location: str | None = None) -> InstanceStore:
     """Open a store; nothing is contacted before its first use.
 
