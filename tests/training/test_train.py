@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from reir.checkpoint import load_encoder, read_config
 from reir.config import load_config
@@ -47,29 +53,34 @@ def events(output: Path, kind: str) -> list[dict[str, object]]:
     return [line for line in map(json.loads, lines) if line["event"] == kind]
 
 
+def recipe(folder: Path, *, clia_epochs: int) -> dict[str, object]:
+    """A configuration of a few steps on a small copy of the shared photos in `folder`."""
+    data = data_dir()
+    if data is None:
+        pytest.skip("needs the shared photos: set REIR_DATA")
+    if not (folder / "photos").exists():
+        small_copy((data / "photos").resolve(), folder / "photos")
+    return {
+        "data": [{"format": "photos", "path": str(folder / "photos")}],
+        "weights": str(data.parent.resolve() / "weights"),
+        "optimisation": {
+            "grounding_epochs": 1,
+            "clia_epochs": clia_epochs,
+            "photos_per_batch": 10,
+            "warmup_steps": 2,
+        },
+    }
+
+
 @pytest.mark.ray
 @pytest.mark.data
 @pytest.mark.slow
 def test_two_stages_give_a_checkpoint_and_a_longer_run_goes_on_from_it(tmp_path: Path) -> None:
-    data = data_dir()
-    if data is None:
-        pytest.skip("needs the shared photos: set REIR_DATA")
-    small_copy((data / "photos").resolve(), tmp_path / "photos")
     output = tmp_path / "run"
 
     def train(clia_epochs: int) -> Path:
-        values = {
-            "data": [{"format": "photos", "path": str(tmp_path / "photos")}],
-            "weights": str(data.parent / "weights"),
-            "optimisation": {
-                "grounding_epochs": 1,
-                "clia_epochs": clia_epochs,
-                "photos_per_batch": 10,
-                "warmup_steps": 2,
-            },
-        }
         return run(
-            load_config(TrainConfig, values),
+            load_config(TrainConfig, recipe(tmp_path, clia_epochs=clia_epochs)),
             output=output,
             stage="all",
             init=None,
@@ -90,3 +101,30 @@ def test_two_stages_give_a_checkpoint_and_a_longer_run_goes_on_from_it(tmp_path:
     photo = next((tmp_path / "photos" / "images").iterdir())
     found = encoder.encode_images([read_image(photo)])[0]
     assert found.dim == encoder.dim == 256
+
+
+@pytest.mark.ray
+@pytest.mark.data
+@pytest.mark.slow
+def test_killed_with_two_workers_goes_on_from_the_last_epoch(tmp_path: Path) -> None:
+    output, data = tmp_path / "run", tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump(recipe(tmp_path, clia_epochs=3)))
+    command = [str(Path(sys.executable).with_name("reir")), "train", "--data", str(data)]
+    command += ["--output", str(output), "--num-workers", "2"]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (output / "metrics.jsonl").exists() or len(events(output, "epoch")) < 2:
+        assert first.poll() is None, "training ended before it could be killed"
+        assert time.monotonic() < deadline, "no epoch within five minutes"
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = len(events(output, "epoch"))
+    assert done < 4
+
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=400)
+    epochs = [e["epoch"] for e in events(output, "epoch")]
+    assert epochs[:done] == list(range(1, done + 1))
+    # the last epoch before the kill may not have been reported yet, and is then run again
+    assert epochs[done:] in (list(range(done + 1, 5)), list(range(done, 5)))
+    assert load_encoder(output / "checkpoint").dim == 256
