@@ -1,8 +1,8 @@
 """Pixels -> `CandidateBatch`: the frozen, query-free part of `clare-nano`.
 
 Detector, crops and what the crop network sees in them. Training caches exactly this; indexing runs
-it and goes on with the trained part. Every photo goes through by itself after the detector, so that
-what is stored of a photo does not depend on its neighbours in a batch.
+it and goes on with the trained part. What is stored of a photo does not depend on its neighbours in
+a batch: the same photo alone gives the same bits.
 """
 
 # Shapes: B photos, K candidates, H x W pixels
@@ -60,7 +60,9 @@ def extract_candidates(
     num = num_candidates or model.config.num_candidates
     with torch.inference_mode():
         found = propose(model, images, num)
-        looks = [_look(model, image, c) for image, c in zip(images, found, strict=True)]
+        photos = [Image.fromarray(image) for image in images]
+        looks = [_look(model, photo, c) for photo, c in zip(photos, found, strict=True)]
+        scene = _scenes(model, photos)
     return CandidateBatch(
         boxes=_padded([c.boxes for c in found], num),
         objectness=_padded([c.scores for c in found], num),
@@ -68,7 +70,7 @@ def extract_candidates(
         detector=_padded([c.class_features.float() for c in found], num),
         colours=_padded([each[1] for each in looks], num),
         crops=_padded([each[0] for each in looks], num),
-        scene=torch.stack([each[2] for each in looks]),
+        scene=scene,
         aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
         valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
     )
@@ -90,18 +92,23 @@ def _objectness(found: Candidates) -> Tensor:
     return (found.scores / found.class_scores.amax(-1).clamp(min=1e-9))[:, None]
 
 
-def _look(model: ClareNano, image: RgbImage, found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of the crops, their colour grids, features of the whole photo and its grid."""
-    config, photo = model.config, Image.fromarray(image)
-    crops = cut(photo, found.boxes.numpy(), config.crop_px, config.crop_margin)
-    whole = cut(photo, np.array([[0, 0, 1, 1]], dtype=np.float32), config.scene_px, 0.0)
+def _look(model: ClareNano, photo: Image.Image, found: Candidates) -> tuple[Tensor, Tensor]:
+    """(N, 1280) features of the crops of one photo, and their colour grids."""
+    crops = cut(photo, found.boxes.numpy(), model.config.crop_px, model.config.crop_margin)
     features = torch.zeros(len(crops), CHANNELS)
     for start in range(0, len(crops), CROPS_AT_ONCE):
         some = slice(start, start + CROPS_AT_ONCE)
         features[some] = _maps(model, crops[some]).mean((2, 3)).float()
-    scene = _maps(model, whole).float()
-    grid = F.adaptive_avg_pool2d(scene, SCENE_GRID).flatten(2)[0].T
-    return features, _colours(crops), torch.cat([scene.mean((2, 3)), grid])
+    return features, _colours(crops)
+
+
+def _scenes(model: ClareNano, photos: Sequence[Image.Image]) -> Tensor:
+    """(B, S, 1280) features of each whole photo and of a grid over it."""
+    everything = np.array([[0, 0, 1, 1]], dtype=np.float32)
+    squares = torch.cat([cut(photo, everything, model.config.scene_px, 0.0) for photo in photos])
+    maps = _maps(model, squares).float()
+    grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
+    return torch.cat([maps.mean((2, 3))[:, None], grid], dim=1)
 
 
 def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> torch.Tensor:
