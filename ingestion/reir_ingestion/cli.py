@@ -19,7 +19,6 @@ from reir.cli_common import (
     output,
     print_json,
 )
-from reir.store.opening import is_embedded
 
 if TYPE_CHECKING:
     from reir_ingestion.report import IndexReport, Progress
@@ -82,6 +81,8 @@ def next_steps(
     report: IndexReport, store: str | None = None, num_instances: int = 0
 ) -> Iterator[str]:
     """Yield what the user may want to know or type after a run."""
+    from reir.store import is_embedded
+
     name = report.gallery
     where = f" --store {shlex.quote(store)}" if store else ""
     if report.num_failed:
