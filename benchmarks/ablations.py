@@ -32,7 +32,7 @@ VARIANTS = {
     "more_off": ["model.num_experts=0"],
     "clia_bias_0": ["model.clia_bias=0"],
     "neighbours_off": ["model.num_layers=0"],
-    "generated_2_a_photo": ["optimisation.generated_per_photo=2"],
+    "generated_off": ["optimisation.generated_per_photo=0"],
     "one_member": ["model.num_members=1"],
 }
 CANDIDATES = (10, 30, 100)

@@ -167,9 +167,12 @@ def test_matched_candidates_overlap_their_box(maker: BatchMaker) -> None:
 def test_the_mirrored_batch_swaps_sides_everywhere(maker: BatchMaker) -> None:
     plain, flipped = (draw(maker, [0, 2], mirrored=m) for m in (False, True))
     x1, y1, x2, y2 = plain.candidates.boxes.unbind(-1)
-    assert torch.equal(flipped.candidates.boxes, torch.stack([1 - x2, y1, 1 - x1, y2], -1))
+    torch.testing.assert_close(flipped.candidates.boxes, torch.stack([1 - x2, y1, 1 - x1, y2], -1))
+    num = plain.num_photos
+    torch.testing.assert_close(plain.candidates.boxes[num:], flipped.candidates.boxes[:num])
     written = [i for i, w in enumerate(plain.cross_weight) if w > 0]
     assert written
+    assert plain.sided[written].all()
     for i in written:
         assert flipped.texts[i] == swap_left_right(plain.texts[i])
         assert "right" in flipped.texts[i]

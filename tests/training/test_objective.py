@@ -28,6 +28,7 @@ def batch_of(*, shift: float = 0.0) -> TrainBatch:
     described = candidates.boxes[owner, target][:, None]
     overlap = pairwise_iou(candidates.boxes[owner], described)[..., 0]
     matched = torch.stack([owner, target], dim=1)
+    candidates = candidates.followed_by(candidates.mirrored())
     return TrainBatch(
         candidates=candidates,
         texts=[
@@ -41,6 +42,7 @@ def batch_of(*, shift: float = 0.0) -> TrainBatch:
         ],
         owner=owner,
         overlap=overlap,
+        sided=torch.tensor([False, False, True, True]),
         cross_weight=torch.tensor([1.0, 0.3, 1.0, 0.0]),
         caption_owner=torch.tensor([0, 1, -1]),
         matched=matched,
@@ -53,10 +55,11 @@ def empty_batch() -> TrainBatch:
     """Photos of which nothing is known."""
     none = torch.zeros(0, dtype=torch.long)
     return TrainBatch(
-        candidates=tiny_batch(num_photos=2, num_candidates=4),
+        candidates=tiny_batch(num_photos=4, num_candidates=4),
         texts=[],
         owner=none,
         overlap=torch.zeros(0, 4),
+        sided=torch.zeros(0, dtype=torch.bool),
         cross_weight=torch.zeros(0),
         caption_owner=none,
         matched=torch.zeros(0, 2, dtype=torch.long),
@@ -132,6 +135,29 @@ def test_the_text_layers_asked_for_are_frozen() -> None:
     layers = model.text.tower.layers
     assert not any(p.requires_grad for p in layers[0].parameters())
     assert all(p.requires_grad for p in layers[1].parameters())
+
+
+def mirror_gap(objective: ClareObjective, batch: TrainBatch) -> Tensor:
+    """(M,) by how much the described candidate leads that of the mirror image, as a cosine."""
+    text = objective._encode(batch.texts)[: len(batch.owner)]
+    vectors, best = objective.model.visual(batch.candidates).vectors, batch.overlap.argmax(1)
+    here = (vectors[batch.owner, best] * text).sum(-1)
+    there = (vectors[batch.owner + batch.num_photos, best] * text).sum(-1)
+    gap: Tensor = here - there
+    return gap
+
+
+def test_expressions_that_name_a_side_are_taught_to_miss_the_mirror_image() -> None:
+    objective, batch = make(), batch_of()
+    optimiser = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        backward(objective(batch, "clia")[0])
+        optimiser.step()
+    with torch.no_grad():
+        gap = mirror_gap(objective, batch)
+    assert gap[batch.sided].min() > 0.1
+    assert gap[~batch.sided].abs().max() < gap[batch.sided].min()
 
 
 def test_grounding_gives_no_gradient_to_captions(objective: ClareObjective) -> None:

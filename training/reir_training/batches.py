@@ -45,10 +45,11 @@ class TrainBatch:
     """One step's input.
 
     Attributes:
-        candidates: B photos.
+        candidates: B photos, then their mirror images.
         texts: M expressions, then C captions.
         owner: (M,) photo of each expression.
         overlap: (M, K) IoU of that photo's candidates with the described box.
+        sided: (M,) whether the expression names left or right, and so misses the mirror image.
         cross_weight: (M,) weight across photos; 0 keeps the expression within its photo.
         caption_owner: (C,) photo, -1 for a near miss that fits none.
         matched: (P, 2) photo and candidate of candidates that fit an annotated box.
@@ -60,11 +61,17 @@ class TrainBatch:
     texts: list[str]
     owner: Tensor
     overlap: Tensor
+    sided: Tensor
     cross_weight: Tensor
     caption_owner: Tensor
     matched: Tensor
     matched_boxes: Tensor
     matched_classes: Tensor
+
+    @property
+    def num_photos(self) -> int:
+        """B, the photos without their mirror images."""
+        return len(self.candidates.valid) // 2
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """Return the batch on a device."""
@@ -131,22 +138,25 @@ class BatchMaker:
         return [part.tolist() for part in share[:, rank]]
 
     def batch(self, rows: Sequence[int], rng: np.random.Generator) -> TrainBatch:
-        """Draw texts and a mirror image for some photos."""
+        """Draw texts for some photos; for half of the batches they are mirrored, and their mirror
+        images are the photos as they are."""
         mirrored = bool(rng.random() < 0.5)
         candidates = self._cache.batch(rows)
+        mirror_images = candidates.mirrored()
         num_candidates = candidates.valid.shape[1]
         texts, owner, overlap, weight = self._expressions(rows, rng, num_candidates)
         captions, caption_owner = self._captions(rows, rng)
         matched, boxes, classes = self._matches(rows)
         if mirrored:
-            candidates = candidates.mirrored()
+            candidates, mirror_images = mirror_images, candidates
             boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
         texts = texts + captions
         return TrainBatch(
-            candidates=candidates,
+            candidates=candidates.followed_by(mirror_images),
             texts=[swap_left_right(t) for t in texts] if mirrored else texts,
             owner=torch.tensor(owner, dtype=torch.long),
             overlap=torch.from_numpy(overlap),
+            sided=torch.tensor([swap_left_right(t) != t for t in texts[: len(owner)]]).bool(),
             cross_weight=torch.tensor(weight, dtype=torch.float32),
             caption_owner=torch.tensor(caption_owner, dtype=torch.long),
             matched=torch.from_numpy(matched),

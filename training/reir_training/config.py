@@ -81,7 +81,7 @@ class Optimisation(StrictConfig):
     warmup_steps: int = Field(50, ge=1)
     max_gradient_norm: float = Field(1.0, gt=0)
     short_weight: float = Field(0.3, ge=0, le=1)
-    generated_per_photo: int = Field(0, ge=0)
+    generated_per_photo: int = Field(1, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0

@@ -111,14 +111,26 @@ class ClareObjective(nn.Module):
     def _within(
         self, batch: TrainBatch, visual: VisualOutput, text_MD: Tensor
     ) -> dict[str, Tensor]:
-        """Stage 1: the right candidate among those of its own photo."""
-        own_MKD = visual.vectors[batch.owner]
+        """Stage 1: the right candidate among those of its own photo.
+
+        Where the expression names a side, the candidates of the mirror image are wrong answers
+        too, which differ from the right one in nothing else.
+        """
+        here, there = batch.owner, batch.owner + batch.num_photos
+        vectors_MKD = torch.cat([visual.vectors[here], visual.vectors[there]], dim=1)
+        valid_MK = torch.cat(
+            [
+                batch.candidates.valid[here],
+                batch.candidates.valid[there] & batch.sided[:, None],
+            ],
+            dim=1,
+        )
+        overlap_MK = torch.cat([batch.overlap, torch.zeros_like(batch.overlap)], dim=1)
         scale = self._scale()
-        logits_MK = scale * torch.einsum("mkd,md->mk", own_MKD, text_MD)
-        valid_MK = batch.candidates.valid[batch.owner]
+        logits_MK = scale * torch.einsum("mkd,md->mk", vectors_MKD, text_MD)
         return {
-            "ranking": ranking_loss(logits_MK, soft_target(batch.overlap), valid_MK),
-            "discrimination": discrimination_loss(logits_MK - scale / 2, batch.overlap, valid_MK),
+            "ranking": ranking_loss(logits_MK, soft_target(overlap_MK), valid_MK),
+            "discrimination": discrimination_loss(logits_MK - scale / 2, overlap_MK, valid_MK),
         }
 
     def _boxes(self, batch: TrainBatch, visual: VisualOutput) -> dict[str, Tensor]:
@@ -141,8 +153,8 @@ class ClareObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Stage 2, CLIA: every expression against the candidates of every photo of the batch.
 
-        Expressions that are unique only within their photo count less as queries. Of one photo
-        every pair is known exactly, so nothing there needs to be masked.
+        Expressions that are unique only within their photo count less as queries. Of one photo and
+        its mirror image every pair is known exactly, so nothing there needs to be masked.
         """
         shown = batch.cross_weight > 0
         text_MD, owner = text_MD[shown], batch.owner[shown]
@@ -152,7 +164,9 @@ class ClareObjective(nn.Module):
         similar_MJ = text_MD @ vectors_JD.T
         num = batch.candidates.valid.shape[1]
         overlap_MJ = similar_MJ.new_zeros(len(owner), len(batch.candidates.valid), num)
-        overlap_MJ[torch.arange(len(owner)), owner] = batch.overlap[shown]
+        rows, overlap_MK = torch.arange(len(owner)), batch.overlap[shown]
+        overlap_MJ[rows, owner] = overlap_MK
+        overlap_MJ[rows, owner + batch.num_photos] = overlap_MK * ~batch.sided[shown][:, None]
         overlap_MJ = overlap_MJ.flatten(1)
         scale, bias = self.model.log_scale.exp().clamp(max=MAX_SCALE), self.model.bias
         share_M = weight_M / weight_M.mean().clamp(min=1e-9)
@@ -178,7 +192,7 @@ class ClareObjective(nn.Module):
         if not len(right):
             return {"caption": text_CD.sum() * 0}
         photos = batch.caption_owner[right]
-        logits_CB = self._scale() * text_CD @ visual.image_vectors.T
+        logits_CB = self._scale() * text_CD @ visual.image_vectors[: batch.num_photos].T
         to_photo = F.cross_entropy(logits_CB[right], photos)
         to_caption = F.cross_entropy(logits_CB.T[photos], right)
         return {"caption": (to_photo + to_caption) / 2}

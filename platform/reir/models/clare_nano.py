@@ -134,6 +134,11 @@ class CandidateBatch:
             valid=self.valid,
         )
 
+    def followed_by(self, other: CandidateBatch) -> CandidateBatch:
+        """Return one batch of these photos and, after them, those of another batch."""
+        theirs = other.tensors()
+        return CandidateBatch(**{k: torch.cat([v, theirs[k]]) for k, v in self.tensors().items()})
+
     def to(self, device: torch.device | str) -> CandidateBatch:
         """Return the batch on a device."""
         return CandidateBatch(**{k: v.to(device) for k, v in self.tensors().items()})
