@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reir.models.clare_nano import COLOUR_GRID, SCENE_GRID, CandidateBatch, ClareNano
-from reir.models.mobilenet import CHANNELS
 from reir.models.seams import RgbImage
 from reir.models.yolox import Candidates, letterbox, select_candidates
 
 Part = TypeVar("Part", bound=nn.Module)
 
-CROPS_AT_ONCE = 15
-"""Half of a photo's: with more, maps outgrow the caches and each crop takes a quarter longer."""
+FINE_PIXELS, COARSE_PIXELS = 8 * 128**2, 60 * 128**2
+"""What goes at once through the fine part of the crop network, whose maps must fit into the caches,
+and through its coarse part, where many crops share the reading of large weights."""
 
 
 def channels_last(part: Part) -> Part:
@@ -61,15 +61,19 @@ def extract_candidates(
     with torch.inference_mode():
         found = propose(model, images, num)
         photos = [Image.fromarray(image) for image in images]
-        looks = [_look(model, photo, c) for photo, c in zip(photos, found, strict=True)]
+        crops = [
+            cut(photo, c.boxes.numpy(), model.config.crop_px, model.config.crop_margin)
+            for photo, c in zip(photos, found, strict=True)
+        ]
+        looks = _maps(model, torch.cat(crops)).mean((2, 3)).float()
         scene = _scenes(model, photos)
     return CandidateBatch(
         boxes=_padded([c.boxes for c in found], num),
         objectness=_padded([c.scores for c in found], num),
         class_scores=_padded([c.class_scores * _objectness(c) for c in found], num),
         detector=_padded([c.class_features.float() for c in found], num),
-        colours=_padded([each[1] for each in looks], num),
-        crops=_padded([each[0] for each in looks], num),
+        colours=_padded([_colours(each) for each in crops], num),
+        crops=_padded(torch.split(looks, [len(c) for c in found]), num),
         scene=scene,
         aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
         valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
@@ -90,16 +94,6 @@ def propose(model: ClareNano, images: Sequence[RgbImage], num_candidates: int) -
 def _objectness(found: Candidates) -> Tensor:
     """(N, 1) objectness alone; `scores` is objectness times the best class score."""
     return (found.scores / found.class_scores.amax(-1).clamp(min=1e-9))[:, None]
-
-
-def _look(model: ClareNano, photo: Image.Image, found: Candidates) -> tuple[Tensor, Tensor]:
-    """(N, 1280) features of the crops of one photo, and their colour grids."""
-    crops = cut(photo, found.boxes.numpy(), model.config.crop_px, model.config.crop_margin)
-    features = torch.zeros(len(crops), CHANNELS)
-    for start in range(0, len(crops), CROPS_AT_ONCE):
-        some = slice(start, start + CROPS_AT_ONCE)
-        features[some] = _maps(model, crops[some]).mean((2, 3)).float()
-    return features, _colours(crops)
 
 
 def _scenes(model: ClareNano, photos: Sequence[Image.Image]) -> Tensor:
@@ -132,10 +126,15 @@ def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> t
     return torch.from_numpy(out)
 
 
-def _maps(model: ClareNano, crops: Tensor) -> Tensor:
-    """(N, 1280, s/32, s/32) of (N, s, s, 3) uint8 crops."""
-    x = crops.permute(0, 3, 1, 2).to(_dtype(model)).div(127.5).sub(1)
-    return torch.as_tensor(model.crop_network(x))
+def _maps(model: ClareNano, squares: Tensor) -> Tensor:
+    """(N, 1280, s/32, s/32) of (N, s, s, 3) uint8 crops or photos."""
+    network, area = model.crop_network, squares.shape[1] ** 2
+    fine = []
+    for some in torch.split(squares, max(1, FINE_PIXELS // area)):
+        pixels = some.permute(0, 3, 1, 2).to(_dtype(model)).div(127.5).sub(1)
+        fine.append(network.fine(pixels))
+    some_maps = torch.split(torch.cat(fine), max(1, COARSE_PIXELS // area))
+    return torch.cat([network.coarse(maps) for maps in some_maps])
 
 
 def _dtype(model: ClareNano) -> torch.dtype:
@@ -149,7 +148,7 @@ def _colours(crops: Tensor) -> Tensor:
     return cells.mean(dim=(2, 4)) / 255
 
 
-def _padded(parts: list[Tensor], num: int) -> Tensor:
+def _padded(parts: Sequence[Tensor], num: int) -> Tensor:
     """Stack (n_i, ...) tensors to (B, num, ...), zeros behind."""
     out = parts[0].new_zeros(len(parts), num, *parts[0].shape[1:])
     for row, part in zip(out, parts, strict=True):

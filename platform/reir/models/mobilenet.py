@@ -27,6 +27,8 @@ PLAN = (
     (6, 320, 1, 1),
 )
 
+FINE_BLOCKS = 6  # down to stride 8
+
 
 class SameConv(nn.Conv2d):
     """A convolution whose output has ceil(input / stride) cells a side, as in TensorFlow."""
@@ -113,5 +115,14 @@ class MobileNetV2(nn.Module):
         Returns:
             (N, 1280, H/32, W/32), sides rounded up; the mean over cells is the usual vector.
         """
-        y: Tensor = self.head(self.blocks(self.stem(images)))
+        return self.coarse(self.fine(images))
+
+    def fine(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 32, H/8, W/8): few channels, large maps."""
+        y: Tensor = self.blocks[:FINE_BLOCKS](self.stem(images))
+        return y
+
+    def coarse(self, maps: Tensor) -> Tensor:
+        """(N, 32, H/8, W/8) -> (N, 1280, H/32, W/32): many channels, small maps."""
+        y: Tensor = self.head(self.blocks[FINE_BLOCKS:](maps))
         return y

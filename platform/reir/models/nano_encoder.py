@@ -17,7 +17,7 @@ from reir.models.seams import RgbImage
 from reir.records import FloatArray, Instances
 from reir.text import normalise_expression
 
-DETECTOR_BATCH = 4
+DETECTOR_BATCH = 8
 TEXT_BATCH = 128
 
 

@@ -140,7 +140,7 @@ def test_alone_and_in_a_batch_are_equal(network: MobileNetV2) -> None:
         together = network(crops)
         for i in range(len(crops)):
             alone = network(crops[i : i + 1])[0]
-            torch.testing.assert_close(alone, together[i], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-4)
 
 
 def test_memory_layout_changes_nothing(network: MobileNetV2) -> None:
