@@ -54,6 +54,7 @@ def _from_start_weights(config: TrainConfig) -> tuple[ClareNano, Tokenizer]:
     shape = ClareNanoConfig(
         num_members=settings.num_members,
         num_layers=settings.num_layers,
+        crop_px=settings.crop_px,
         num_experts=settings.num_experts,
         top_k_experts=min(2, max(settings.num_experts, 1)),
         dropout=settings.dropout,
