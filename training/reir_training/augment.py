@@ -1,0 +1,125 @@
+"""How training sees a photo: mirrored, resized, or a part of it (clare.md section 5).
+
+A `View` is drawn from a photo's size alone, so pixels are touched once, when it is applied, and
+boxes and expressions follow it exactly.
+"""
+
+# Shapes: H x W pixels, N boxes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from reir.config import StrictConfig
+from reir.models.seams import RgbImage
+from reir.records import FloatArray
+from reir.text import has_ordinal, swap_left_right
+
+
+class Augmentation(StrictConfig):
+    """What is drawn; the defaults are the published ones, in pixels.
+
+    Attributes:
+        short_sides: one of them becomes the shorter side.
+        long_side: the longer side is at most this.
+        crop_short_sides: of the photo that is cut, before it is cut.
+        crop_sides: least and most of each side of the part that is cut out.
+        crop_probability: of cutting at all; never where an expression counts (ordinals).
+        mirror_probability: of left and right changing places.
+    """
+
+    short_sides: tuple[int, ...] = Field(tuple(range(480, 801, 32)), min_length=1)
+    long_side: int = Field(1333, ge=1)
+    crop_short_sides: tuple[int, ...] = Field((400, 500, 600), min_length=1)
+    crop_sides: tuple[int, int] = (384, 600)
+    crop_probability: float = Field(0.5, ge=0, le=1)
+    mirror_probability: float = Field(0.5, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to see a photo.
+
+    Attributes:
+        region_px: xyxy of the part that is seen, in pixels of the upright photo.
+        width_px, height_px: size at which it is seen.
+        mirrored: left and right change places.
+    """
+
+    region_px: tuple[float, float, float, float]
+    width_px: int
+    height_px: int
+    mirrored: bool = False
+
+
+def draw_view(
+    width_px: int,
+    height_px: int,
+    rng: np.random.Generator,
+    settings: Augmentation,
+    expressions: Sequence[str] = (),
+) -> View:
+    """Draw a view of a photo of that size, about which these expressions are asked."""
+    mirrored = bool(rng.random() < settings.mirror_probability)
+    cuts = bool(rng.random() < settings.crop_probability)
+    region = (0.0, 0.0, float(width_px), float(height_px))
+    if cuts and not any(map(has_ordinal, expressions)):
+        region = _draw_region(width_px, height_px, rng, settings)
+    short_side = int(rng.choice(settings.short_sides))
+    width, height = fit(
+        region[2] - region[0], region[3] - region[1], short_side, settings.long_side
+    )
+    return View(region, width, height, mirrored)
+
+
+def _draw_region(
+    width_px: int, height_px: int, rng: np.random.Generator, settings: Augmentation
+) -> tuple[float, float, float, float]:
+    """A part whose sides, in the photo resized for cutting, lie between the two bounds."""
+    short_side = int(rng.choice(settings.crop_short_sides))
+    scale = short_side / min(width_px, height_px)
+    least, most = settings.crop_sides
+    width, height = (
+        rng.uniform(min(least, whole), min(most, whole)) / scale
+        for whole in (width_px * scale, height_px * scale)
+    )
+    left, top = rng.uniform(0, width_px - width), rng.uniform(0, height_px - height)
+    return float(left), float(top), float(left + width), float(top + height)
+
+
+def fit(width: float, height: float, short_side: int, long_side: int) -> tuple[int, int]:
+    """(width, height) in whole pixels: the shorter is `short_side` unless the longer forbids it."""
+    scale = min(short_side / min(width, height), long_side / max(width, height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def see(image: RgbImage, view: View) -> RgbImage:
+    """(H, W, 3) uint8 -> (height_px, width_px, 3) uint8."""
+    seen = Image.fromarray(image).resize(
+        (view.width_px, view.height_px), Image.Resampling.BILINEAR, box=view.region_px
+    )
+    pixels = np.asarray(seen)
+    return np.ascontiguousarray(pixels[:, ::-1] if view.mirrored else pixels)
+
+
+def boxes_in(view: View, boxes_px: FloatArray) -> FloatArray:
+    """(N, 4) xyxy in pixels of the photo -> xyxy in [0, 1] of the view, clipped.
+
+    What lies outside of the view keeps its row and has no area.
+    """
+    x1, y1, x2, y2 = view.region_px
+    size = np.array([x2 - x1, y2 - y1] * 2)
+    inside = np.clip((np.asarray(boxes_px) - [x1, y1, x1, y1]) / size, 0, 1)
+    if view.mirrored:
+        inside = np.stack([1 - inside[:, 2], inside[:, 1], 1 - inside[:, 0], inside[:, 3]], axis=1)
+    return inside.astype(np.float32)
+
+
+def text_in(view: View, text: str) -> str:
+    """The expression that says of the view what `text` says of the photo."""
+    return swap_left_right(text) if view.mirrored else text
