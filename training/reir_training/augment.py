@@ -114,7 +114,7 @@ def boxes_in(view: View, boxes_px: FloatArray) -> FloatArray:
     """
     x1, y1, x2, y2 = view.region_px
     size = np.array([x2 - x1, y2 - y1] * 2)
-    inside = np.clip((np.asarray(boxes_px) - [x1, y1, x1, y1]) / size, 0, 1)
+    inside: FloatArray = np.clip((np.asarray(boxes_px) - [x1, y1, x1, y1]) / size, 0, 1)
     if view.mirrored:
         inside = np.stack([1 - inside[:, 2], inside[:, 1], 1 - inside[:, 0], inside[:, 3]], axis=1)
     return inside.astype(np.float32)

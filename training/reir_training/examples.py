@@ -45,6 +45,7 @@ class TrainPhoto:
         captions: of the whole photo.
         near_misses: captions that are wrong by one word.
         crowded: classes with a crowd annotation.
+        is_wide: wider than high.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class TrainPhoto:
     captions: tuple[str, ...] = ()
     near_misses: tuple[str, ...] = ()
     crowded: frozenset[str] = frozenset()
+    is_wide: bool = False
 
 
 def read_source(source: DataSource) -> list[TrainPhoto]:
@@ -146,4 +148,5 @@ def _boxed(
             if e.instance_id in rows
         ),
         crowded=frozenset(crowded),
+        is_wide=image.width_px > image.height_px,
     )

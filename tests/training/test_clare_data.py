@@ -1,0 +1,139 @@
+"""Steps of CLARE's training, loaded from real files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.errors import ConfigError, ImageError
+from reir_training.augment import Augmentation
+from reir_training.clare_data import DETECTION, GROUNDING, NO_PHOTO, ClareBatch, ClareData
+from reir_training.examples import TrainPhoto, Written
+
+PLAIN = Augmentation(short_sides=(60,), long_side=120, crop_probability=0.0, mirror_probability=0.0)
+CUT = Augmentation(
+    short_sides=(48, 60), long_side=120, crop_short_sides=(80,), crop_sides=(20, 40),
+    crop_probability=1.0,
+)  # fmt: skip
+DOG, CAR = COCO_CLASSES.index("dog"), COCO_CLASSES.index("car")
+COLOURS = ((255, 0, 0), (0, 0, 255))
+
+
+def write_photo(folder: Path, number: int, *, wide: bool) -> TrainPhoto:
+    """A grey photo with a red and a blue rectangle, one left of the other."""
+    width, height = (160, 80) if wide else (80, 160)
+    pixels = np.full((height, width, 3), 90, np.uint8)
+    boxes_px = [[4, 10, 34, 50], [44, 20, 74, 70]]
+    for (x1, y1, x2, y2), colour in zip(boxes_px, COLOURS, strict=True):
+        pixels[y1:y2, x1:x2] = colour
+    path = folder / f"{number}.png"
+    Image.fromarray(pixels).save(path)
+    return TrainPhoto(
+        path=path,
+        split="train",
+        boxes=(np.array(boxes_px) / ([width, height] * 2)).astype(np.float32),
+        categories=np.array([DOG, CAR]),
+        names=("dog", "car"),
+        expressions=(
+            Written("the red one on the left", 0, "long"),
+            Written("red left", 0, "short"),
+            Written("the blue one on the right", 1, "long"),
+        ),
+        is_wide=wide,
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[TrainPhoto]:
+    return [write_photo(tmp_path, i, wide=i % 3 > 0) for i in range(12)]
+
+
+def make(photos: list[TrainPhoto], how: Augmentation = PLAIN, texts: int = 1) -> ClareData:
+    return ClareData(photos, how, batch_size=4, texts_per_photo=texts, seed=3)
+
+
+def assert_targets_show_their_colour(batch: ClareBatch, task: str) -> None:
+    """Within every target box the photo has the colour that its text stands for."""
+    for box, photo, text in zip(batch.boxes, batch.box_photo, batch.box_text, strict=True):
+        height, width = batch.size_px[photo].tolist()
+        x1, y1, x2, y2 = (box.numpy() * ([width, height] * 2)).round().astype(int)
+        part = batch.pixels[photo, :, y1:y2, x1:x2].float().mean((1, 2))
+        name = batch.texts[int(text)]
+        is_red = name == "dog" if task == DETECTION else "red" in name
+        assert (part[0] > part[2]) == is_red
+        assert batch.text_photo[int(text)] == (NO_PHOTO if task == DETECTION else photo)
+
+
+@pytest.mark.parametrize("how", [PLAIN, CUT], ids=["plain", "cut"])
+@pytest.mark.parametrize("task", [DETECTION, GROUNDING])
+@pytest.mark.parametrize("texts", [1, 2])
+def test_targets_follow_their_pixels(
+    photos: list[TrainPhoto], how: Augmentation, task: str, texts: int
+) -> None:
+    data = make(photos, how, texts)
+    sampler = data.sampler([task])
+    for number in range(sampler.steps_per_epoch):
+        batch = ClareBatch.from_arrays(data.load(sampler.step(number)))
+        assert len(batch.pixels) == 4
+        assert batch.pixels.dtype.is_floating_point is False
+        assert_targets_show_their_colour(batch, task)
+        for pixels, (height, width) in zip(batch.pixels, batch.size_px.tolist(), strict=True):
+            assert not pixels[:, height:].any()
+            assert not pixels[:, :, width:].any()
+
+
+def test_a_mirrored_view_swaps_the_words(photos: list[TrainPhoto]) -> None:
+    data = make(photos, PLAIN.model_copy(update={"mirror_probability": 1.0}), texts=2)
+    batch = ClareBatch.from_arrays(data.load(data.sampler([GROUNDING]).step(0)))
+    assert_targets_show_their_colour(batch, GROUNDING)
+    assert all(("right" in text) == ("red" in text) for text in batch.texts)
+
+
+def test_every_instance_is_asked_for_once_an_epoch(photos: list[TrainPhoto]) -> None:
+    for texts in (1, 2):
+        data = make(photos, texts=texts)
+        sampler = data.sampler([GROUNDING])
+        keys: list[int] = []
+        for number in range(sampler.steps_per_epoch):
+            keys += ClareBatch.from_arrays(data.load(sampler.step(number))).instance_key.tolist()
+        assert len(set(keys)) == 24
+        assert len(keys) == 24
+
+
+def test_all_expressions_of_an_instance_come_in_turn(photos: list[TrainPhoto]) -> None:
+    data = make(photos[:4])
+    sampler = data.sampler([GROUNDING])
+    texts = {t for n in range(40) for t in map(str, data.load(sampler.step(n))["texts"])}
+    assert texts == {e.text for e in photos[0].expressions}
+
+
+def test_a_step_is_the_same_whoever_loads_it(photos: list[TrainPhoto]) -> None:
+    first, second = make(photos, CUT), make(photos, CUT)
+    sampler = first.sampler([DETECTION, GROUNDING])
+    whole, again = first.load(sampler.step(5)), second.load(sampler.step(5))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, again[name])
+    shares = [second.load(sampler.step(5, rank, 2), rank) for rank in range(2)]
+    for name in ("boxes", "texts", "instance_key", "photo_key"):
+        np.testing.assert_array_equal(np.concatenate([s[name] for s in shares]), whole[name])
+
+
+def test_photos_without_anything_to_ask_are_left_out(photos: list[TrainPhoto]) -> None:
+    from dataclasses import replace
+
+    bare = replace(photos[0], expressions=(), categories=np.array([-1, -1]))
+    with pytest.raises(ConfigError, match="'grounding' has no samples"):
+        make([bare]).sampler([GROUNDING])
+    with pytest.raises(ConfigError, match="'detection' has no samples"):
+        make([bare]).sampler([DETECTION])
+
+
+def test_a_broken_photo_is_named(photos: list[TrainPhoto]) -> None:
+    photos[0].path.write_bytes(b"nothing")
+    data = make(photos[:1])
+    with pytest.raises(ImageError):
+        data.load(data.sampler([GROUNDING]).step(0))

@@ -1,0 +1,231 @@
+"""Annotated photos -> the arrays of one CLARE step (clare.md section 5).
+
+Loading a step is a pure function of the step, so it can run in any process, in any order, and again
+after a failure. Two tasks: detection (every annotated box, asked for by class name) and grounding
+(some referred instances of a photo, each asked for by one of its expressions).
+"""
+
+# Shapes: B photos of one worker, H x W pixels after padding, T target boxes, M texts, L tokens
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.images import read_image
+from reir.models.seams import RgbImage
+from reir_training.augment import Augmentation, boxes_in, draw_view, see, text_in
+from reir_training.examples import TrainPhoto
+from reir_training.sampling import Sampler, Step, TaskStream
+
+DETECTION, GROUNDING = "detection", "grounding"
+NO_PHOTO = -1
+MAX_DRAWS = 10
+MAX_BOXES_A_PHOTO = 1 << 16
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one place of a batch holds.
+
+    Attributes:
+        photo: row of the photo.
+        boxes: rows of its boxes that are asked for.
+    """
+
+    photo: int
+    boxes: tuple[int, ...]
+
+
+@dataclass
+class ClareBatch:
+    """One worker's part of a step.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8 RGB, zero to the right and below of each photo.
+        size_px: (B, 2) height and width of each photo within.
+        boxes: (T, 4) targets, xyxy in [0, 1] of their photo as seen.
+        box_photo: (T,) photo of each target.
+        box_text: (T,) text that asks for it.
+        texts: M texts; the class names in detection.
+        text_photo: (M,) the photo that a text was written for, -1 for class names.
+        photo_key: (B,) names the photo over the whole data set.
+        instance_key: (M,) names the described instance over the whole data set, -1 for classes.
+    """
+
+    pixels: Tensor
+    size_px: Tensor
+    boxes: Tensor
+    box_photo: Tensor
+    box_text: Tensor
+    texts: list[str]
+    text_photo: Tensor
+    photo_key: Tensor
+    instance_key: Tensor
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ClareBatch:
+        """Build from what `ClareData.load` returned."""
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k != "texts"}
+        return cls(**tensors, texts=[str(text) for text in arrays["texts"]])
+
+    def to(self, device: torch.device | str) -> ClareBatch:
+        """Return the batch on a device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return ClareBatch(**tensors, texts=self.texts)
+
+
+class ClareData:
+    """The samples of a set of photos, and how a step of them is loaded.
+
+    Args:
+        photos: those of the training split.
+        augmentation: how views are drawn.
+        batch_size: photos a step, over all workers.
+        texts_per_photo: expressions asked of a photo in one step; the published recipe asks one.
+        seed: of every draw.
+
+    Raises:
+        ConfigError: a task that is asked for has no samples (by `sampler`).
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[TrainPhoto],
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        texts_per_photo: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._photos, self._augmentation = photos, augmentation
+        self._batch_size, self._seed = batch_size, seed
+        self._samples = {
+            DETECTION: [s for i, p in enumerate(photos) if (s := _to_detect(i, p)).boxes],
+            GROUNDING: [s for i, p in enumerate(photos) for s in _to_ground(i, p, texts_per_photo)],
+        }
+
+    def sampler(self, tasks: Sequence[str]) -> Sampler:
+        """Steps of these tasks in turn."""
+        streams = []
+        for name in tasks:
+            wide = [self._photos[s.photo].is_wide for s in self._samples[name]]
+            streams.append(TaskStream(name, wide, self._batch_size, self._seed))
+        return Sampler(streams)
+
+    def load(self, step: Step, rank: int = 0) -> Arrays:
+        """Decode, draw views and collect one worker's part of a step.
+
+        Raises:
+            ImageError: a photo cannot be decoded.
+        """
+        first = rank * len(step.rows)
+        samples = self._samples[step.task]
+        seen = [
+            self._see(step.task, samples[row], [self._seed, step.number, first + i])
+            for i, row in enumerate(step.rows)
+        ]
+        return _collate(step.task, seen)
+
+    def _see(self, task: str, sample: Sample, seed: Sequence[int]) -> _Seen:
+        """Draw one sample; again when nothing that is asked for is left in view."""
+        photo = self._photos[sample.photo]
+        rng = np.random.default_rng(seed)
+        image = read_image(photo.path)
+        height, width = image.shape[:2]
+        boxes_px = photo.boxes[list(sample.boxes)] * ([width, height] * 2)
+        texts = _texts(task, photo, sample.boxes, rng)
+        settings = self._augmentation
+        for draw in range(MAX_DRAWS):
+            if draw == MAX_DRAWS - 1:
+                settings = settings.model_copy(update={"crop_probability": 0.0})
+            view = draw_view(width, height, rng, settings, texts if task == GROUNDING else ())
+            boxes = boxes_in(view, boxes_px)
+            left = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+            # detection may lose some of its boxes, a described instance must stay
+            if left.any() if task == DETECTION else left.all():
+                break
+        keep = np.flatnonzero(left)
+        return _Seen(
+            photo=sample.photo,
+            pixels=see(image, view),
+            boxes=boxes[keep],
+            box_rows=np.array(sample.boxes, np.int64)[keep],
+            texts=[text_in(view, texts[i]) for i in keep],
+            categories=photo.categories[list(sample.boxes)][keep],
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One sample in one view."""
+
+    photo: int
+    pixels: RgbImage
+    boxes: npt.NDArray[np.float32]
+    box_rows: npt.NDArray[np.int64]
+    texts: list[str]
+    categories: npt.NDArray[np.int64]
+
+
+def _to_detect(row: int, photo: TrainPhoto) -> Sample:
+    return Sample(row, tuple(np.flatnonzero(photo.categories >= 0).tolist()))
+
+
+def _to_ground(row: int, photo: TrainPhoto, at_once: int) -> list[Sample]:
+    referred = iter(sorted({expression.box for expression in photo.expressions}))
+    samples = []
+    while boxes := tuple(islice(referred, at_once)):
+        samples.append(Sample(row, boxes))
+    return samples
+
+
+def _texts(
+    task: str, photo: TrainPhoto, boxes: Sequence[int], rng: np.random.Generator
+) -> list[str]:
+    """What asks for each box: its class name, or one of its expressions."""
+    if task == DETECTION:
+        return [photo.names[box] for box in boxes]
+    written: dict[int, list[str]] = defaultdict(list)
+    for expression in photo.expressions:
+        written[expression.box].append(expression.text)
+    return [written[box][rng.integers(len(written[box]))] for box in boxes]
+
+
+def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
+    """Pad to the largest photo and number targets and texts through."""
+    height = max(each.pixels.shape[0] for each in seen)
+    width = max(each.pixels.shape[1] for each in seen)
+    pixels = np.zeros((len(seen), 3, height, width), np.uint8)
+    for place, each in zip(pixels, seen, strict=True):
+        h, w = each.pixels.shape[:2]
+        place[:, :h, :w] = each.pixels.transpose(2, 0, 1)
+    box_photo = np.repeat(np.arange(len(seen)), [len(each.boxes) for each in seen])
+    keys = np.concatenate([each.photo * MAX_BOXES_A_PHOTO + each.box_rows for each in seen])
+    by_class = task == DETECTION
+    texts = list(COCO_CLASSES) if by_class else [text for each in seen for text in each.texts]
+    none = np.full(len(texts), NO_PHOTO, np.int64)
+    return {
+        "pixels": pixels,
+        "size_px": np.array([each.pixels.shape[:2] for each in seen], np.int64),
+        "boxes": np.concatenate([each.boxes for each in seen]),
+        "box_photo": box_photo.astype(np.int64),
+        "box_text": (
+            np.concatenate([each.categories for each in seen])
+            if by_class
+            else np.arange(len(texts), dtype=np.int64)
+        ),
+        "texts": np.array(texts, dtype=str),
+        "text_photo": none if by_class else box_photo.astype(np.int64),
+        "photo_key": np.array([each.photo for each in seen], np.int64),
+        "instance_key": none if by_class else keys,
+    }
