@@ -103,13 +103,33 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(N, 4) against (N, 4) xyxy boxes, row by row -> (N,) GIoU in [-1, 1]."""
-    inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
-    inter = inter.prod(-1)
-    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - inter
-    hull = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    """(..., 4) against (..., 4) xyxy boxes, one by one -> (...) GIoU in [-1, 1]."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    inter = (high - low).clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
+    hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     hull = hull.clamp(min=0).prod(-1).clamp(min=1e-9)
     return inter / union.clamp(min=1e-9) - (hull - union) / hull
+
+
+def centre_size(boxes_xyxy: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (..., 4) centre x, centre y, width, height."""
+    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def box_distances(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of the box loss, box by box (clare.md 4.3).
+
+    Args:
+        predicted: (..., 4) xyxy in [0, 1].
+        target: (..., 4) xyxy in [0, 1].
+
+    Returns:
+        (...) L1 distance of centre and size, and (...) 1 - GIoU.
+    """
+    l1 = (centre_size(predicted) - centre_size(target)).abs().sum(-1)
+    return l1, 1 - generalised_iou(predicted, target)
 
 
 def box_loss(
@@ -128,10 +148,5 @@ def box_loss(
     """
     if not len(predicted):
         return predicted.sum()
-
-    def centre_size(boxes: Tensor) -> Tensor:
-        return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], -1)
-
-    l1 = (centre_size(predicted) - centre_size(target)).abs().sum(-1)
-    giou = 1 - generalised_iou(predicted, target)
+    l1, giou = box_distances(predicted, target)
     return (l1_weight * l1 + giou_weight * giou).mean()
