@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from reir_training.config import Optimisation
-from reir_training.loop import Averaged, Epoch, Progress, TrainLoop, plan, rate_factor
+from reir_training.loop import Averaged, Position, Progress, TrainLoop
+from reir_training.plan import Epoch, Stage, plan, rate_factor
 
 # --------------------------------------------------------------------------------------- schedule
 
@@ -163,33 +165,47 @@ class PlainEngine:
 
 
 class Numbers:
-    """Stands where the batch maker does: an epoch is some rows, a batch is numbers."""
+    """A task of twelve steps an epoch, each a few numbers with some chance."""
 
-    def epoch(self, epoch: int, rank: int, world_size: int) -> list[list[int]]:
-        """Twelve batches of two rows, for each worker others."""
-        first = 1000 * epoch + 100 * rank
-        return [[first + i, first + i + world_size] for i in range(12)]
+    photos_per_step = 2
 
-    def batch(self, rows: Sequence[int], rng: np.random.Generator) -> Tensor:
-        """One number a row, and some chance."""
-        return torch.tensor(rows) / 1000 + torch.from_numpy(rng.random(len(rows)))
+    def __init__(self, objective: nn.Module) -> None:
+        self.objective = objective
+
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
+        """Twelve."""
+        return 12
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[Tensor]:
+        """Numbers that depend on epoch and step."""
+        for i in range(first, 12):
+            rng = np.random.default_rng([epoch.number, i])
+            yield torch.from_numpy(rng.random(2)).float() + 1000 * epoch.number + i
+
+
+def loop_of(
+    engine: PlainEngine,
+    averaged: Averaged | None,
+    seen: list[Progress],
+    on_position: Callable[[Position], None] = lambda _: None,
+) -> TrainLoop:
+    return TrainLoop(
+        engine,
+        Numbers(engine.module),
+        Optimisation(warmup_steps=4, save_every_steps=5),
+        rank=0,
+        zero_stage=1,
+        averaged=averaged,
+        on_progress=seen.append,
+        on_position=on_position,
+    )
 
 
 def run(
     epochs: Sequence[Epoch], engine: PlainEngine, averaged: Averaged | None = None
 ) -> tuple[TrainLoop, list[Progress], list[dict[str, float]]]:
     seen: list[Progress] = []
-    maker: Any = Numbers()
-    loop = TrainLoop(
-        engine,
-        maker,
-        Optimisation(warmup_steps=4),
-        rank=0,
-        world_size=1,
-        zero_stage=1,
-        averaged=averaged,
-        on_progress=seen.append,
-    )
+    loop = loop_of(engine, averaged, seen)
     return loop, seen, [loop.run_epoch(epoch, len(epochs)) for epoch in epochs]
 
 
@@ -215,6 +231,34 @@ def test_an_epoch_repeated_after_a_failure_is_the_same_epoch() -> None:
     _, _, last = run(EPOCHS[2:], resumed)
     assert last[0] == parts[2]
     assert torch.equal(resumed.module.state_dict()["weight"], whole.module.state_dict()["weight"])
+
+
+def test_a_run_cut_short_within_an_epoch_goes_on_from_its_last_position() -> None:
+    whole_seen: list[Progress] = []
+    whole = PlainEngine(Regression())
+    parts = loop_of(whole, None, whole_seen).run_epoch(EPOCHS[0], 3)
+
+    kept: list[tuple[Position, dict[str, Tensor]]] = []
+    first = PlainEngine(Regression())
+
+    def keep(position: Position) -> None:
+        weights = {k: v.clone() for k, v in first.module.state_dict().items()}
+        kept.append((replace(position, sums=dict(position.sums)), weights))
+
+    loop = loop_of(first, None, [], keep)
+    loop.run_epoch(EPOCHS[0], 3)
+    assert [(p.epochs, p.steps) for p, _ in kept] == [(0, 5), (0, 10)]
+
+    for position, weights in kept:
+        torch.manual_seed(99)  # another process
+        resumed, seen = PlainEngine(Regression()), list[Progress]()
+        resumed.module.load_state_dict(weights)
+        again = loop_of(resumed, None, seen).run_epoch(EPOCHS[0], 3, position)
+        assert again == parts
+        assert torch.equal(
+            resumed.module.state_dict()["weight"], whole.module.state_dict()["weight"]
+        )
+        assert (seen[-1].loss, seen[-1].parts) == (whole_seen[-1].loss, whole_seen[-1].parts)
 
 
 def test_progress_is_reported_every_ten_steps_and_at_the_end() -> None:

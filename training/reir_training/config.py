@@ -71,6 +71,7 @@ class Optimisation(StrictConfig):
         short_weight: weight across photos of short expressions, which are unique only within one.
         generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
         ema_decay: of the weights that are kept; 0 turns averaging off.
+        save_every_steps: within an epoch, from where a killed run goes on; also after each epoch.
     """
 
     grounding_epochs: int = Field(1, ge=0)
@@ -84,6 +85,7 @@ class Optimisation(StrictConfig):
     short_weight: float = Field(0.3, ge=0, le=1)
     generated_per_photo: int = Field(1, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
+    save_every_steps: int = Field(200, ge=1)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
 

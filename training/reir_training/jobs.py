@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,17 +18,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
-from reir.checkpoint import save_checkpoint
-from reir_training.assemble import align_streams, parameter_groups, start_model, training_sentences
-from reir_training.batches import BatchMaker
-from reir_training.cache import FrozenCache
-from reir_training.card import write_model_card
 from reir_training.config import TrainConfig
-from reir_training.examples import read_source
-from reir_training.gather import gather_others
-from reir_training.loop import Averaged, Progress, TrainLoop, plan
-from reir_training.objective import ClareObjective
-from reir_training.validate import validate
+from reir_training.loop import Averaged, Position, TrainLoop
+from reir_training.nano_task import NanoTask
+from reir_training.plan import plan
 
 METRICS = "metrics.jsonl"
 TAG = "state"
@@ -100,74 +94,60 @@ def train_worker(job: Mapping[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     config = TrainConfig.model_validate(job["config"])
     settings, output = config.optimisation, Path(job["output"])
-    model, tokenizer = start_model(config, Path(job["init"]) if job["init"] else None)
-    photos = [photo for source in config.data for photo in read_source(source)]
-    if not job["init"]:
-        align_streams(model, tokenizer, training_sentences(photos))
-    cache = FrozenCache(Path(job["cache"]))
-    half = settings.precision == "bf16"
-    objective = ClareObjective(
-        model,
-        tokenizer,
-        config.loss,
-        gather=gather_others if world_size > 1 else None,
-        half=half,
+    task = NanoTask(
+        config,
+        cache=Path(job["cache"]),
+        init=Path(job["init"]) if job["init"] else None,
+        rank=rank,
+        world_size=world_size,
     )
-    device = ray.train.torch.get_device()
-    engine = _engine(objective.to(device), config, world_size)
+    task.objective.to(ray.train.torch.get_device())
+    engine = _engine(task, config, world_size)
     averaged = Averaged(settings.ema_decay) if settings.ema_decay else None
-    maker = BatchMaker(photos, cache, settings)
-    metrics_file = output / METRICS
 
     def log(line: dict[str, Any]) -> None:
         if rank == 0:
-            with metrics_file.open("a") as file:
+            with (output / METRICS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
-
-    def on_progress(progress: Progress) -> None:
-        log({"event": "progress", **asdict(progress)})
 
     loop = TrainLoop(
         engine,
-        maker,
+        task,
         settings,
         rank=rank,
-        world_size=world_size,
         zero_stage=config.zero_stage,
         averaged=averaged,
-        on_progress=on_progress,
+        on_progress=lambda progress: log({"event": "progress", **asdict(progress)}),
+        on_position=lambda position: _report(engine, averaged, position, position.sums),
     )
     epochs = plan(settings, job["stage"])
     done = _restore(engine, averaged)
-    metrics: dict[str, float] = {}
-    for epoch in epochs[done:]:
-        losses = loop.run_epoch(epoch, len(epochs))
-        with loop.final_weights() as final:
+    for epoch in epochs[done.epochs :]:
+        losses = loop.run_epoch(epoch, len(epochs), done)
+        done = Position(epoch.number + 1)
+        metrics: dict[str, float] = {}
+        with loop.final_weights():
             if rank == 0:
-                metrics = validate(final.model, tokenizer, photos, cache, half=half)
+                metrics = task.validate()
                 log({"event": "epoch", "epoch": epoch.number + 1, "losses": losses, **metrics})
                 if epoch is epochs[-1]:
-                    about = _about(config, job, photos, metrics)
-                    save_checkpoint(output / "checkpoint", final.model, tokenizer, about)
-                    write_model_card(output / "checkpoint", about)
-        _report(engine, averaged, epoch.number + 1, {**losses, **metrics})
+                    task.save(output / "checkpoint", _about(config, job, task, metrics))
+        _report(engine, averaged, done, {**losses, **metrics})
 
 
-def _engine(objective: ClareObjective, config: TrainConfig, world_size: int) -> Any:
+def _engine(task: NanoTask, config: TrainConfig, world_size: int) -> Any:
     """Wrap the objective in DeepSpeed with our optimiser."""
-    settings = config.optimisation
     # DeepSpeed would compile a shared-memory collective at the first start on a CPU, under a file
     # lock that outlives a killed process and blocks every later run; gloo does the same work.
     deepspeed.ops.__compatible_ops__[SHM_OP] = False
-    optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.98))
-    micro = max(settings.photos_per_batch // world_size, 1)
+    micro = max(task.photos_per_step // world_size, 1)
     engine, *_ = deepspeed.initialize(
-        model=objective,
-        optimizer=optimiser,
+        model=task.objective,
+        optimizer=torch.optim.AdamW(task.groups(), betas=(0.9, 0.98)),
         config={
             "train_micro_batch_size_per_gpu": micro,
             "train_batch_size": micro * world_size,
-            "gradient_clipping": settings.max_gradient_norm,
+            "gradient_clipping": config.optimisation.max_gradient_norm,
             "zero_optimization": {"stage": config.zero_stage},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -178,51 +158,45 @@ def _engine(objective: ClareObjective, config: TrainConfig, world_size: int) -> 
 
 
 def _report(
-    engine: Any, averaged: Averaged | None, epochs_done: int, metrics: dict[str, float]
+    engine: Any, averaged: Averaged | None, done: Position, metrics: Mapping[str, float]
 ) -> None:
-    """Hand the state after an epoch to Ray Train, from where a rerun goes on."""
+    """Hand the state at a position to Ray Train, from where a rerun goes on."""
     with tempfile.TemporaryDirectory() as folder:
-        client_state = {"epochs_done": epochs_done, "updates": averaged.updates if averaged else 0}
+        client_state = {"done": asdict(done), "updates": averaged.updates if averaged else 0}
         engine.save_checkpoint(
             folder, tag=TAG, client_state=client_state, exclude_frozen_parameters=True
         )
         if averaged is not None and ray.train.get_context().get_world_rank() == 0:
             save_file(averaged.weights, Path(folder) / AVERAGED)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
 
-def _restore(engine: Any, averaged: Averaged | None) -> int:
-    """Load the last reported state; returns the number of completed epochs."""
+def _restore(engine: Any, averaged: Averaged | None) -> Position:
+    """Load the last reported state; returns how far the run had come."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return Position()
     with checkpoint.as_directory() as folder:
         _, client_state = engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
         if averaged is not None:
             averaged.weights = load_file(Path(folder) / AVERAGED)
             averaged.updates = int(client_state["updates"])
-    return int(client_state["epochs_done"])
+    return Position(**client_state["done"])
 
 
 def _about(
-    config: TrainConfig, job: Mapping[str, Any], photos: list[Any], metrics: dict[str, float]
+    config: TrainConfig, job: Mapping[str, Any], task: NanoTask, metrics: dict[str, float]
 ) -> dict[str, Any]:
     """What the checkpoint says of its own making."""
-    train = [p for p in photos if p.split == "train"]
     lines = [json.loads(line) for line in (Path(job["output"]) / METRICS).read_text().splitlines()]
-    starts = [line for line in lines if line["event"] == "start"]
-    from time import time
-
+    starts = [line["time"] for line in lines if line["event"] == "start"]
+    steps = {(line["epoch"], line["step"]) for line in lines if line["event"] == "progress"}
+    last_steps = {epoch: max(s for e, s in steps if e == epoch) for epoch, _ in steps}
     return {
+        **task.about(),
         "stage": job["stage"],
-        "photos": len(train),
-        "boxes": sum(len(p.boxes) for p in train),
-        "expressions": sum(len(p.expressions) for p in train),
-        "captions": sum(len(p.captions) for p in train),
-        "held_out_photos": len(photos) - len(train),
-        "steps": sum(1 for line in lines if line["event"] == "epoch")
-        * (len(train) // config.optimisation.photos_per_batch),
-        "hours": round((time() - starts[0]["time"]) / 3600, 2) if starts else None,
+        "steps": sum(last_steps.values()),
+        "hours": round((time.time() - starts[0]) / 3600, 2) if starts else None,
         "metrics": metrics,
         "settings": {
             "model": config.model.model_dump(),

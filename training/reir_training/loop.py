@@ -1,58 +1,56 @@
 """The training loop of one worker: schedule, steps, weight averaging, what an epoch reports.
 
-Knows DeepSpeed's engine (forward, backward, step) and no Ray; where states are kept is passed in.
+One loop for every model: what is trained is a `Task`. Knows DeepSpeed's engine (forward, backward,
+step) and no Ray; where states are kept is passed in.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import deepspeed
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from reir_training.batches import BatchMaker
 from reir_training.config import Optimisation
-from reir_training.objective import ClareObjective, Stage
+from reir_training.plan import Epoch, Stage, rate_factor
 
-FINAL_RATE = 0.02
 LOG_EVERY_STEPS = 10
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of the plan: its number over both stages, and where its stage begins and ends."""
+class Task(Protocol):
+    """What one worker trains."""
 
-    number: int
-    stage: Stage
-    first_of_stage: int
-    epochs_of_stage: int
+    @property
+    def objective(self) -> nn.Module:
+        """Called with a batch and the stage; returns the loss and its parts by name."""
+        ...
 
+    @property
+    def photos_per_step(self) -> int:
+        """Photos of one step over all workers."""
+        ...
 
-def plan(settings: Optimisation, stage: str) -> list[Epoch]:
-    """Epochs of `stage` ("grounding", "clia" or "all") in order."""
-    lengths: dict[Stage, int] = {
-        "grounding": settings.grounding_epochs,
-        "clia": settings.clia_epochs,
-    }
-    out: list[Epoch] = []
-    for name, length in lengths.items():
-        if stage in (name, "all"):
-            first = len(out)
-            out.extend(Epoch(first + i, name, first, length) for i in range(length))
-    return out
+    def steps(self, stage: Stage) -> int:
+        """Steps of one epoch."""
+        ...
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[Any]:
+        """This worker's batches from step `first` on: a function of the seed and the step alone."""
+        ...
 
 
-def rate_factor(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Linear warm-up, then cosine down to 2 %; `step` counts from the start of the stage."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(num_steps, 1), 1)))
-    return min(1.0, (step + 1) / warmup_steps) * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+@dataclass
+class Position:
+    """How far a run has come: whole epochs, steps of the next, and what these steps summed up."""
+
+    epochs: int = 0
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -120,81 +118,81 @@ class TrainLoop:
     """Runs epochs of one worker.
 
     Args:
-        engine: DeepSpeed engine around a `ClareObjective`.
-        maker: builds this worker's batches.
+        engine: DeepSpeed engine around the task's objective.
+        task: gives this worker's batches.
         settings: schedule.
-        rank, world_size: of this worker.
+        rank: of this worker.
         zero_stage: of the engine.
         averaged: weight average, None to keep the last weights.
         on_progress: called every few steps.
+        on_position: called every `save_every_steps` steps within an epoch; may keep the state.
     """
 
     def __init__(  # noqa: PLR0913 - one by one is clearer than a bag
         self,
         engine: Any,
-        maker: BatchMaker,
+        task: Task,
         settings: Optimisation,
         *,
         rank: int,
-        world_size: int,
         zero_stage: int,
         averaged: Averaged | None,
         on_progress: Callable[[Progress], None],
+        on_position: Callable[[Position], None] = lambda _: None,
     ) -> None:
-        self._engine, self._maker, self._settings = engine, maker, settings
-        self._rank, self._world_size, self._zero_stage = rank, world_size, zero_stage
-        self._averaged, self._on_progress = averaged, on_progress
+        self._engine, self._task, self._settings = engine, task, settings
+        self._rank, self._zero_stage = rank, zero_stage
+        self._averaged = averaged
+        self._on_progress, self._on_position = on_progress, on_position
 
     @property
-    def _device(self) -> torch.device:
-        return next(self.objective.parameters()).device
-
-    @property
-    def objective(self) -> ClareObjective:
+    def objective(self) -> nn.Module:
         """The module under training."""
-        module: ClareObjective = self._engine.module
+        module: nn.Module = self._engine.module
         return module
 
-    def run_epoch(self, epoch: Epoch, num_epochs: int) -> dict[str, float]:
-        """Train one epoch; returns the mean of every part of the loss.
+    def run_epoch(
+        self, epoch: Epoch, num_epochs: int, done: Position | None = None
+    ) -> dict[str, float]:
+        """Train one epoch, or what is left of it; returns the mean of every part of the loss.
 
-        Batches, mirror images and dropout depend on seed, epoch and rank only, so an epoch that
-        is repeated after a failure is the same epoch.
+        Batches and dropout depend on seed, rank, epoch and step only, so a step that is repeated
+        after a failure is the same step.
         """
-        seed = self._settings.seed
-        torch.manual_seed(hash((seed, epoch.number, self._rank)) % 2**31)
+        first, sums = (done.steps, dict(done.sums)) if done else (0, {})
+        steps = self._task.steps(epoch.stage)
+        device = next(self.objective.parameters()).device
         self._engine.train()
-        batches = self._maker.epoch(epoch.number, self._rank, self._world_size)
-        sums: dict[str, float] = {}
         started = time.perf_counter()
-        for i, rows in enumerate(batches):
-            done = (epoch.number - epoch.first_of_stage) * len(batches) + i
-            self._set_rate(done, epoch.epochs_of_stage * len(batches))
-            rng = np.random.default_rng([seed, epoch.number, self._rank, i])
-            batch = self._maker.batch(rows, rng).to(self._device)
-            loss, parts = self._engine(batch, epoch.stage)
+        for i, batch in enumerate(self._task.batches(epoch, first), start=first):
+            self._set_rate((epoch.number - epoch.first_of_stage) * steps + i, epoch, steps)
+            torch.manual_seed(hash((self._settings.seed, epoch.number, self._rank, i)) % 2**31)
+            loss, parts = self._engine(batch.to(device), epoch.stage)
             self._engine.backward(loss)
             self._engine.step()
             self._average()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value
-            if (i + 1) % LOG_EVERY_STEPS == 0 or i + 1 == len(batches):
-                rate = (i + 1) * len(rows) * self._world_size / (time.perf_counter() - started)
+            if (i + 1) % LOG_EVERY_STEPS == 0 or i + 1 == steps:
+                rate = (i + 1 - first) * self._task.photos_per_step
                 self._on_progress(
                     Progress(
                         epoch=epoch.number + 1,
                         epochs=num_epochs,
                         stage=epoch.stage,
                         step=i + 1,
-                        steps=len(batches),
-                        photos_per_s=round(rate, 2),
-                        loss=round(float(loss.detach()), 4),
+                        steps=steps,
+                        photos_per_s=round(rate / (time.perf_counter() - started), 2),
+                        loss=round(float(loss.detach()), 6),
                         parts={k: round(v / (i + 1), 4) for k, v in sums.items()},
                     )
                 )
-        return {name: value / max(len(batches), 1) for name, value in sums.items()}
+            if (i + 1) % self._settings.save_every_steps == 0 and i + 1 < steps:
+                self._on_position(Position(epoch.number, i + 1, sums))
+        return {name: value / max(steps, 1) for name, value in sums.items()}
 
-    def _set_rate(self, step: int, num_steps: int) -> None:
+    def _set_rate(self, step: int, epoch: Epoch, steps: int) -> None:
+        num_steps = epoch.epochs_of_stage * steps
         factor = rate_factor(step, num_steps, self._settings.warmup_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -205,7 +203,7 @@ class TrainLoop:
                 self._averaged.update(self.objective)
 
     @contextmanager
-    def final_weights(self) -> Iterator[ClareObjective]:
+    def final_weights(self) -> Iterator[nn.Module]:
         """The module with the weights that would be kept if training ended now."""
         with gathered(self.objective, self._zero_stage):
             if self._averaged is None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from reir.models.clare_nano import ClareNano, VisualOutput, split_members
 from reir.models.nano_encoder import tokenise
 from reir_training.batches import MATCH_IOU, TrainBatch
 from reir_training.config import LossWeights
+from reir_training.plan import Stage
 
-Stage = Literal["grounding", "clia"]
 Gather = Callable[[Tensor], Tensor]
 """(M, D) expression vectors of this worker -> (M', D) of the other workers, with gradients."""
 LENGTH_BUCKETS = 3

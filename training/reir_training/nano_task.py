@@ -1,0 +1,91 @@
+"""What a worker needs to train `clare-nano`: model, batches from the cache, figures, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reir.checkpoint import save_checkpoint
+from reir_training.assemble import align_streams, parameter_groups, start_model, training_sentences
+from reir_training.batches import BatchMaker, TrainBatch
+from reir_training.cache import FrozenCache
+from reir_training.card import write_model_card
+from reir_training.config import TrainConfig
+from reir_training.examples import VAL, read_source
+from reir_training.gather import gather_others
+from reir_training.objective import ClareObjective
+from reir_training.plan import Epoch, Stage
+from reir_training.validate import validate
+
+
+class NanoTask:
+    """Trains on the cached output of the frozen part.
+
+    Args:
+        config: of the run.
+        cache: folder of the frozen part's output, already built.
+        init: checkpoint directory to start from.
+        rank, world_size: of this worker.
+    """
+
+    def __init__(
+        self, config: TrainConfig, *, cache: Path, init: Path | None, rank: int, world_size: int
+    ) -> None:
+        self._config, self._rank, self._world_size = config, rank, world_size
+        self.model, self.tokenizer = start_model(config, init)
+        self._photos = [photo for source in config.data for photo in read_source(source)]
+        if init is None:
+            align_streams(self.model, self.tokenizer, training_sentences(self._photos))
+        self._cache = FrozenCache(cache)
+        self._half = config.optimisation.precision == "bf16"
+        self._maker = BatchMaker(self._photos, self._cache, config.optimisation)
+        self.objective = ClareObjective(
+            self.model,
+            self.tokenizer,
+            config.loss,
+            gather=gather_others if world_size > 1 else None,
+            half=self._half,
+        )
+
+    @property
+    def photos_per_step(self) -> int:
+        """Photos of one step over all workers."""
+        return self._config.optimisation.photos_per_batch
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups."""
+        return parameter_groups(self.objective, self._config.optimisation)
+
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - both stages show every photo
+        """Steps of one epoch."""
+        return len(self._maker.epoch(0, self._rank, self._world_size))
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[TrainBatch]:
+        """This worker's batches from step `first` on."""
+        rows = self._maker.epoch(epoch.number, self._rank, self._world_size)
+        for i in range(first, len(rows)):
+            seed = [self._config.optimisation.seed, epoch.number, self._rank, i]
+            yield self._maker.batch(rows[i], np.random.default_rng(seed))
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the held-out photos, of the weights that the model has now."""
+        return validate(self.model, self.tokenizer, self._photos, self._cache, half=self._half)
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write the checkpoint directory with its model card."""
+        save_checkpoint(folder, self.model, self.tokenizer, about)
+        write_model_card(folder, about)
+
+    def about(self) -> dict[str, Any]:
+        """What the checkpoint says of the data it was made from."""
+        train = [photo for photo in self._photos if photo.split != VAL]
+        return {
+            "photos": len(train),
+            "boxes": sum(len(photo.boxes) for photo in train),
+            "expressions": sum(len(photo.expressions) for photo in train),
+            "captions": sum(len(photo.captions) for photo in train),
+            "held_out_photos": len(self._photos) - len(train),
+        }
