@@ -1,0 +1,471 @@
+"""`clare-base`, `clare-large`: the published CLARE model (clare.md sections 3.1-3.8, 8.4).
+
+Visual stream, query-free: a SigLIP vision tower, a pyramid of four maps, a deformable encoder that
+proposes boxes, and a decoder that turns the best proposals into object vectors and boxes. Text
+stream: a SigLIP text tower and, for each decoder layer, a mixture of relation experts. The two meet
+only in `Clare.scores`.
+
+`paper_parity` brings back what the released code does and this file mends (clare.md 8.4):
+
+    | what                         | paper_parity                | default                         |
+    | pixels                       | ImageNet mean and std       | 0.5 and 0.5, as SigLIP learned  |
+    | padding in the vision stream | takes part                  | never reaches the photo         |
+    | first boxes of the decoder   | pass gradients to encoder   | cut off                         |
+    | score                        | raw inner product           | cosine, learned scale and bias  |
+    | prior of the score           | none: p = 0.5               | p = 0.01                        |
+    | first bias of CLIA           | 0                           | -10                             |
+
+Knows torch and the towers of `transformers`; no loss, no training loop, no device.
+"""
+
+# Shapes: B photos, H x W pixels of the padded batch, h x w cells of a map, C tower width,
+#         T tokens of all maps, N queries, Q denoising queries, D dimension, M texts, J tokens a
+#         text, K decoder layers
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+
+from reir.errors import CheckpointError
+from reir.models.clare_vision import NORM_GROUPS, NUM_LEVELS, Pyramid, encode_patches
+from reir.models.deformable import (
+    DeformableDecoder,
+    DeformableEncoder,
+    LayerShape,
+    Memory,
+    ProposalHead,
+    TokenGrid,
+    to_xyxy,
+)
+from reir.models.more import MixtureOfRelationExperts
+
+if TYPE_CHECKING:
+    from reir.models.denoising import DenoisingQueries
+
+PRIOR = 0.01
+SCORE_SCALE, CLIA_SCALE, MAX_SCALE = 20.0, 10.0, 100.0
+SCORE_LIMIT = 50_000.0
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClareConfig:
+    """Every number that shapes the model; kept as `config.json` of a checkpoint.
+
+    Attributes:
+        vision_width, vision_layers, vision_heads, vision_mlp: SigLIP vision tower.
+        patch_px: side of its patches.
+        native_grid: side, in patches, of the position grid that it was trained on.
+        text_width, text_layers, text_heads, text_mlp: SigLIP text tower.
+        vocabulary, pad_token: of its tokenizer.
+        max_tokens: every expression is padded or cut to so many.
+        dim: D, of instance and expression vectors.
+        num_queries: N, the best proposals that are decoded.
+        encoder_layers, decoder_layers, num_heads, num_points, ffn: deformable layers.
+        num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
+        num_candidates, nms_iou: instances kept of a photo by objectness, after NMS.
+        shortest_side_px, longest_side_px: photos are resized to the one, never past the other.
+        clia_bias: first value of the bias of CLIA; None takes -10, or 0 under `paper_parity`.
+        paper_parity: behave as the released code does, see the table above.
+    """
+
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    vision_mlp: int = 3072
+    patch_px: int = 16
+    native_grid: int = 24
+    text_width: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_mlp: int = 3072
+    vocabulary: int = 32_000
+    pad_token: int = 1
+    max_tokens: int = 64
+    dim: int = 256
+    num_queries: int = 900
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_heads: int = 8
+    num_points: int = 4
+    ffn: int = 2048
+    num_experts: int = 4
+    top_k_experts: int = 2
+    expert_mix: float = 0.2
+    num_candidates: int = 30
+    nms_iou: float = 0.7
+    shortest_side_px: int = 800
+    longest_side_px: int = 1333
+    clia_bias: float | None = None
+    paper_parity: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that widths and heads fit.
+
+        Raises:
+            ValueError: naming the value and what it must be a multiple of.
+        """
+        for name, value, unit, why in (
+            ("dim", self.dim, 2 * self.num_heads, "twice num_heads"),
+            ("dim", self.dim, NORM_GROUPS, "the groups of its norms"),
+            ("vision_width", self.vision_width, self.vision_heads, "vision_heads"),
+            ("vision_width", self.vision_width, 2, "halved at the finest map"),
+            ("text_width", self.text_width, self.text_heads, "text_heads"),
+            ("patch_px", self.patch_px, 2, "the step to the finest map"),
+        ):
+            if value < 1 or value % unit:
+                raise ValueError(f"{name} must be a multiple of {unit} ({why}), got {value}")
+        if not 1 <= self.shortest_side_px <= self.longest_side_px:
+            raise ValueError(
+                f"shortest_side_px must lie between 1 and longest_side_px="
+                f"{self.longest_side_px}, got {self.shortest_side_px}"
+            )
+
+    @property
+    def side_multiple_px(self) -> int:
+        """Sides of a padded batch are multiples of this (32)."""
+        return 2 * self.patch_px
+
+    @property
+    def strides(self) -> tuple[int, int, int, int]:
+        """Pixels a cell of the four maps: 8, 16, 32, 64."""
+        half = self.patch_px // 2
+        return half, 2 * half, 4 * half, 8 * half
+
+    @property
+    def pixel_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation that pixels in [0, 1] are normalised by, red, green, blue."""
+        if self.paper_parity:
+            return IMAGENET_MEAN, IMAGENET_STD
+        return SIGLIP_MEAN, SIGLIP_STD
+
+    @property
+    def first_clia_bias(self) -> float:
+        """What the bias of CLIA starts from."""
+        if self.clia_bias is not None:
+            return self.clia_bias
+        return 0.0 if self.paper_parity else -10.0
+
+
+def clare_base(*, paper_parity: bool = False) -> ClareConfig:
+    """Return the preset of SigLIP ViT-B/16 at 384 px."""
+    return ClareConfig(paper_parity=paper_parity)
+
+
+def clare_large(*, paper_parity: bool = False) -> ClareConfig:
+    """Return the preset of SigLIP ViT-L/16 at 384 px."""
+    return ClareConfig(
+        vision_width=1024,
+        vision_layers=24,
+        vision_heads=16,
+        vision_mlp=4096,
+        text_width=1024,
+        text_layers=24,
+        text_heads=16,
+        text_mlp=4096,
+        paper_parity=paper_parity,
+    )
+
+
+# ------------------------------------------------------------------------------------ whole model
+
+
+@dataclass(frozen=True)
+class ClareOutput:
+    """What the visual stream says of B photos.
+
+    Boxes are xyxy in the frame of the upright photo without padding, not clipped to [0, 1].
+
+    Attributes:
+        objects: (K, B, N, D) of every decoder layer; unit length, raw under `paper_parity`.
+        boxes: (K, B, N, 4).
+        proposal_logits: (B, N) class-agnostic objectness of each query's proposal, best first.
+        proposal_boxes: (B, N, 4).
+        token_logits: (B, T) objectness of every token of the encoder.
+        token_boxes: (B, T, 4).
+        token_valid: (B, T) bool, tokens that may propose.
+        denoising_objects: (K, B, Q, D), None without denoising queries.
+        denoising_boxes: (K, B, Q, 4), likewise.
+    """
+
+    objects: Tensor
+    boxes: Tensor
+    proposal_logits: Tensor
+    proposal_boxes: Tensor
+    token_logits: Tensor
+    token_boxes: Tensor
+    token_valid: Tensor
+    denoising_objects: Tensor | None = None
+    denoising_boxes: Tensor | None = None
+
+
+class Clare(nn.Module):
+    """Both streams, and the learned scales and biases of their scores, one for each layer."""
+
+    def __init__(self, config: ClareConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = SiglipVisionModel(vision_config(config))
+        self.language = SiglipTextModel(text_config(config))
+        shape = LayerShape(
+            dim=config.dim,
+            num_heads=config.num_heads,
+            num_levels=NUM_LEVELS,
+            num_points=config.num_points,
+            ffn=config.ffn,
+        )
+        self.pyramid = Pyramid(config.vision_width, config.dim)
+        self.encoder = DeformableEncoder(shape, config.encoder_layers)
+        self.proposals = ProposalHead(config.dim, prior=PRIOR)
+        self.queries = nn.Embedding(config.num_queries, config.dim)
+        self.decoder = DeformableDecoder(shape, config.decoder_layers)
+        layers = config.decoder_layers
+        self.experts = nn.ModuleList(
+            MixtureOfRelationExperts(
+                config.text_width,
+                config.dim,
+                num_experts=config.num_experts,
+                top_k=config.top_k_experts,
+                mix=config.expert_mix,
+            )
+            for _ in range(layers)
+        )
+        self.clia_log_scale = nn.Parameter(torch.full((layers,), math.log(CLIA_SCALE)))
+        self.clia_bias = nn.Parameter(torch.full((layers,), config.first_clia_bias))
+        if not config.paper_parity:
+            self.score_log_scale = nn.Parameter(torch.full((layers,), math.log(SCORE_SCALE)))
+            self.score_bias = nn.Parameter(torch.full((layers,), math.log(PRIOR / (1 - PRIOR))))
+
+    def forward(
+        self, pixels_B3HW: Tensor, mask_BHW: Tensor, denoising: DenoisingQueries | None = None
+    ) -> ClareOutput:
+        """Find the objects of B photos, without any expression.
+
+        Args:
+            pixels_B3HW: normalised photos, each in the top left, 0 in the padding.
+            mask_BHW: bool, True in the padding (right and bottom).
+            denoising: queries with a known answer, put before the others; training only.
+
+        Raises:
+            ValueError: H or W is no multiple of 32.
+        """
+        memory = self.encode(pixels_B3HW, mask_BHW)
+        token_logits, token_boxes, token_valid = self.proposals(memory.tokens, memory.grid)
+        num_queries = min(self.config.num_queries, token_logits.shape[1])
+        proposal_logits, best = token_logits.topk(num_queries, dim=1)
+        first = token_boxes.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+        content = self.queries.weight[:num_queries].expand(len(best), -1, -1)
+        boxes = first if self.config.paper_parity else first.detach()
+        num_known = 0
+        if denoising is not None:
+            num_known = denoising.content.shape[1]
+            content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
+            boxes = torch.cat([denoising.boxes_cxcywh.to(boxes.dtype), boxes], dim=1)
+        allowed = allowed_pairs(token_valid.gather(1, best), denoising)
+        states, boxes = self.decoder(content, boxes, allowed, memory)
+        objects, boxes = self._in_space(states), to_xyxy(boxes)
+        return ClareOutput(
+            objects=objects[:, :, num_known:],
+            boxes=boxes[:, :, num_known:],
+            proposal_logits=proposal_logits,
+            proposal_boxes=to_xyxy(first),
+            token_logits=token_logits,
+            token_boxes=to_xyxy(token_boxes.sigmoid()),
+            token_valid=token_valid,
+            denoising_objects=objects[:, :, :num_known] if denoising is not None else None,
+            denoising_boxes=boxes[:, :, :num_known] if denoising is not None else None,
+        )
+
+    def encode(self, pixels_B3HW: Tensor, mask_BHW: Tensor) -> Memory:
+        """Return the encoder's tokens and where they lie; arguments and errors as `forward`."""
+        height, width = pixels_B3HW.shape[2:]
+        unit = self.config.side_multiple_px
+        if height % unit or width % unit or mask_BHW.shape != pixels_B3HW[:, 0].shape:
+            raise ValueError(
+                f"pixels must be (B, 3, H, W) with H and W multiples of {unit}, and the mask "
+                f"(B, H, W), got {tuple(pixels_B3HW.shape)} and {tuple(mask_BHW.shape)}; pad them"
+            )
+        strides = self.config.strides
+        sides = [(-(-height // stride), -(-width // stride)) for stride in strides]
+        sizes_B2 = photo_sizes(mask_BHW)
+        grid = TokenGrid.build(sizes_B2, sides, strides)
+        if self.config.paper_parity:
+            cells_B2 = sizes_B2.new_tensor(sides[1][::-1]).expand_as(sizes_B2)
+            patches = encode_patches(self.vision, pixels_B3HW, cells_B2, None)
+            maps = self.pyramid(patches, None)
+        else:
+            valid = grid.valid_maps()
+            pixels = pixels_B3HW.masked_fill(mask_BHW[:, None], 0.0)
+            cells_B2 = (sizes_B2 / self.config.patch_px).ceil()
+            patches = encode_patches(self.vision, pixels, cells_B2, valid[1])
+            maps = self.pyramid(patches, valid)
+        tokens_BTD = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        return Memory(self.encoder(tokens_BTD, grid), grid)
+
+    def text_features(self, ids_MJ: Tensor) -> Tensor:
+        """(M, C) what the text tower says of expressions that are padded or cut to `max_tokens`.
+
+        Raises:
+            ValueError: J is not `max_tokens`; the tower reads its answer from the last position.
+        """
+        if ids_MJ.ndim != 2 or ids_MJ.shape[1] != self.config.max_tokens:
+            raise ValueError(
+                f"token ids must be (M, {self.config.max_tokens}), got {tuple(ids_MJ.shape)}; "
+                f"pad with {self.config.pad_token}"
+            )
+        if not len(ids_MJ):  # the tower cannot reshape nothing
+            return self.queries.weight.new_zeros(0, self.config.text_width)
+        return torch.as_tensor(self.language(ids_MJ).pooler_output)
+
+    def expressions(self, features_MC: Tensor) -> Tensor:
+        """(K, M, D) expression vectors of every layer; unit length, raw under `paper_parity`."""
+        return self._in_space(torch.stack([more(features_MC) for more in self.experts]))
+
+    def text(self, ids_MJ: Tensor) -> Tensor:
+        """(K, M, D) expression vectors of token ids; errors as `text_features`."""
+        return self.expressions(self.text_features(ids_MJ))
+
+    def scores(self, objects: Tensor, texts_KMD: Tensor) -> Tensor:
+        """Alignment logits of every object with every expression, layer by layer.
+
+        Args:
+            objects: (K, B, N, D).
+            texts_KMD: of `text`.
+
+        Returns:
+            (K, B, N, M): the raw inner product under `paper_parity`, else scaled cosine and bias.
+        """
+        if self.config.paper_parity:
+            return products(objects, texts_KMD).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        return scaled(products(objects, texts_KMD), self.score_log_scale, self.score_bias)
+
+    def clia_logits(self, objects: Tensor, texts_KMD: Tensor) -> Tensor:
+        """(K, B, N, M) logits of the cross-image contrast (clare.md 4.4); as `scores`."""
+        logits = scaled(products(objects, texts_KMD), self.clia_log_scale, self.clia_bias)
+        return logits.clamp(-SCORE_LIMIT, SCORE_LIMIT)
+
+    def _in_space(self, vectors: Tensor) -> Tensor:
+        """Bring vectors of either stream into the space where they meet, float32."""
+        return vectors.float() if self.config.paper_parity else F.normalize(vectors.float(), dim=-1)
+
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """Trade time for memory in training: layers keep no activations for the backward pass."""
+        self.encoder.checkpointing = self.decoder.checkpointing = enabled
+        for tower in (self.vision, self.language):
+            if enabled:
+                tower.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                tower.gradient_checkpointing_disable()
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Clare:
+        """Build from the `model_config` section of a checkpoint's config.json."""
+        return Clare(ClareConfig(**values))
+
+
+def vision_config(config: ClareConfig) -> Any:
+    """Return the `SiglipVisionConfig`, without the pooling head, which CLARE does not use."""
+    return SiglipVisionConfig(
+        hidden_size=config.vision_width,
+        num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.vision_heads,
+        intermediate_size=config.vision_mlp,
+        patch_size=config.patch_px,
+        image_size=config.patch_px * config.native_grid,
+        vision_use_head=False,
+        attn_implementation="sdpa",
+    )
+
+
+def text_config(config: ClareConfig) -> Any:
+    """Return the `SiglipTextConfig`."""
+    return SiglipTextConfig(
+        hidden_size=config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        intermediate_size=config.text_mlp,
+        vocab_size=config.vocabulary,
+        max_position_embeddings=config.max_tokens,
+        pad_token_id=config.pad_token,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+
+
+def photo_sizes(mask_BHW: Tensor) -> Tensor:
+    """(B, 2) float32 width and height in pixels of the photos in a padded batch."""
+    inside = ~mask_BHW
+    return torch.stack([inside[:, 0].sum(dim=1), inside[:, :, 0].sum(dim=1)], dim=1).float()
+
+
+def allowed_pairs(valid_BN: Tensor, denoising: DenoisingQueries | None) -> Tensor:
+    """(B, 1, Q + N, Q + N) bool, which queries (rows) may look at which others (columns).
+
+    Queries that stand for no proposal (photos with fewer tokens than queries) are seen by nobody
+    but themselves.
+    """
+    if denoising is not None:
+        num_known = denoising.content.shape[1]
+        valid_BN = F.pad(valid_BN, (num_known, 0), value=True)
+    num = valid_BN.shape[1]
+    allowed = valid_BN[:, None].expand(-1, num, -1)
+    if denoising is not None:
+        allowed = allowed & ~denoising.attention_mask
+    return (allowed | torch.eye(num, dtype=torch.bool, device=valid_BN.device))[:, None]
+
+
+def products(objects: Tensor, texts_KMD: Tensor) -> Tensor:
+    """(K, B, N, M) inner products in float32, whatever the precision around."""
+    with torch.autocast(objects.device.type, enabled=False):
+        return torch.einsum("kbnd,kmd->kbnm", objects.float(), texts_KMD.float())
+
+
+def scaled(products_KBNM: Tensor, log_scale_K: Tensor, bias_K: Tensor) -> Tensor:
+    """(K, B, N, M) logits; scales beyond 100 are cut."""
+    scale_K = log_scale_K.exp().clamp(max=MAX_SCALE)
+    return scale_K[:, None, None, None] * products_KBNM + bias_K[:, None, None, None]
+
+
+def load_towers(model: Clare, name_or_path: str) -> None:
+    """Put pretrained SigLIP weights into both towers.
+
+    Args:
+        model: whose towers are overwritten.
+        name_or_path: name on a model hub or a local directory, of a whole SigLIP model.
+
+    Raises:
+        CheckpointError: it is not there, lacks weights, or its shapes are not the model's.
+    """
+    for tower, options in ((model.vision, {"vision_use_head": False}), (model.language, {})):
+        kind = type(tower)
+        try:
+            loaded, report = kind.from_pretrained(
+                name_or_path, output_loading_info=True, dtype=torch.float32, **options
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{name_or_path} does not load as {kind.__name__}: {str(error).splitlines()[0]}; "
+                f"give a hub name or the directory of a SigLIP model"
+            ) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{name_or_path} lacks {len(missing)} weights of {kind.__name__}, such as "
+                f"{missing[0]}; give the directory of a whole SigLIP model"
+            )
+        try:
+            tower.load_state_dict(loaded.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{name_or_path} has other shapes than this configuration: "
+                f"{str(error).splitlines()[1].strip()}; choose the preset of the same size"
+            ) from error
