@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reir_training.config import Optimisation
+from reir_training.config import ClareSchedule, Optimisation, Schedule
 from reir_training.loop import Averaged, Position, Progress, TrainLoop
 from reir_training.plan import Epoch, Stage, plan, rate_factor
 
@@ -21,19 +21,19 @@ from reir_training.plan import Epoch, Stage, plan, rate_factor
 
 
 def test_rate_rises_then_falls_to_two_percent() -> None:
-    assert rate_factor(0, 1000, 50) == pytest.approx(1 / 50)
-    assert rate_factor(24, 1000, 50) == pytest.approx(0.5, rel=0.01)
-    assert rate_factor(525, 1000, 50) == pytest.approx(0.47, abs=0.01)
-    assert rate_factor(1000, 1000, 50) == pytest.approx(0.02)
-    assert rate_factor(5000, 1000, 50) == pytest.approx(0.02)
+    assert rate_factor(0, 1000, Schedule(warmup_steps=50)) == pytest.approx(1 / 50)
+    assert rate_factor(24, 1000, Schedule(warmup_steps=50)) == pytest.approx(0.5, rel=0.01)
+    assert rate_factor(525, 1000, Schedule(warmup_steps=50)) == pytest.approx(0.47, abs=0.01)
+    assert rate_factor(1000, 1000, Schedule(warmup_steps=50)) == pytest.approx(0.02)
+    assert rate_factor(5000, 1000, Schedule(warmup_steps=50)) == pytest.approx(0.02)
 
 
 def test_rate_without_warm_up_starts_at_one() -> None:
-    assert rate_factor(0, 100, 1) == pytest.approx(1)
+    assert rate_factor(0, 100, Schedule(warmup_steps=1)) == pytest.approx(1)
 
 
 def test_rate_falls_after_the_warm_up_and_stays_above_zero() -> None:
-    rates = [rate_factor(step, 300, 20) for step in range(300)]
+    rates = [rate_factor(step, 300, Schedule(warmup_steps=20)) for step in range(300)]
     assert all(a < b for a, b in pairwise(rates[:20]))
     assert all(a > b for a, b in pairwise(rates[20:]))
     assert min(rates) > 0
@@ -41,7 +41,14 @@ def test_rate_falls_after_the_warm_up_and_stays_above_zero() -> None:
 
 
 def test_rate_of_a_stage_without_steps_is_finite() -> None:
-    assert math.isfinite(rate_factor(0, 0, 50))
+    assert math.isfinite(rate_factor(0, 0, Schedule(warmup_steps=50)))
+
+
+def test_rate_of_the_published_schedule_falls_once() -> None:
+    published = ClareSchedule()
+    assert rate_factor(0, 60_000, published) == pytest.approx(1 / 200)
+    assert rate_factor(47_999, 60_000, published) == 1
+    assert rate_factor(48_000, 60_000, published) == pytest.approx(0.1)
 
 
 def test_plan_of_both_stages_and_of_each() -> None:
@@ -213,9 +220,10 @@ EPOCHS = plan(Optimisation(grounding_epochs=1, clia_epochs=2), "all")
 
 
 def test_rates_follow_the_schedule_of_their_stage() -> None:
-    engine = PlainEngine(Regression())
+    engine, schedule = PlainEngine(Regression()), Schedule(warmup_steps=4)
     run(EPOCHS, engine)
-    want = [rate_factor(i, 12, 4) for i in range(12)] + [rate_factor(i, 24, 4) for i in range(24)]
+    want = [rate_factor(i, 12, schedule) for i in range(12)]
+    want += [rate_factor(i, 24, schedule) for i in range(24)]
     assert engine.rates == pytest.approx([0.1 * factor for factor in want])
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from reir.config import StrictConfig
+from reir_training.augment import Augmentation
 
 
 class DataSource(StrictConfig):
@@ -60,16 +61,14 @@ class LossWeights(StrictConfig):
     category: float = Field(0.3, ge=0)
 
 
-class Optimisation(StrictConfig):
-    """Schedule and optimiser of both stages.
+class Schedule(StrictConfig):
+    """Optimiser and schedule of both stages, for every model.
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
         photos_per_batch: over all workers.
-        learning_rate: of new layers, after warm-up; cosine to 2 % over each stage.
-        text_tower_factor: learning rate of the text tower, relative; 0 freezes it.
-        short_weight: weight across photos of short expressions, which are unique only within one.
-        generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
+        learning_rate: of new layers, after warm-up.
+        decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
         ema_decay: of the weights that are kept; 0 turns averaging off.
         save_every_steps: within an epoch, from where a killed run goes on; also after each epoch.
     """
@@ -78,34 +77,117 @@ class Optimisation(StrictConfig):
     clia_epochs: int = Field(8, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
-    text_tower_factor: float = Field(0.1, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=1)
+    decay: Literal["cosine", "step"] = "cosine"
     max_gradient_norm: float = Field(1.0, gt=0)
-    short_weight: float = Field(0.3, ge=0, le=1)
-    generated_per_photo: int = Field(1, ge=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     save_every_steps: int = Field(200, ge=1)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
 
 
-class TrainConfig(StrictConfig):
-    """A whole run.
+class Optimisation(Schedule):
+    """Schedule of `clare-nano`, and what it draws.
+
+    Attributes:
+        text_tower_factor: learning rate of the text tower, relative; 0 freezes it.
+        short_weight: weight across photos of short expressions, which are unique only within one.
+        generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
+    """
+
+    text_tower_factor: float = Field(0.1, ge=0)
+    short_weight: float = Field(0.3, ge=0, le=1)
+    generated_per_photo: int = Field(1, ge=0)
+
+
+class ClareSchedule(Schedule):
+    """Schedule of the published CLARE (clare.md section 5): 60,000 steps a stage.
+
+    Attributes:
+        steps_per_epoch: steps between two validations.
+        tower_factor: learning rate of the pretrained towers, and of sampling offsets, relative.
+        accumulate: batches whose gradients are added up for one step of the optimiser.
+    """
+
+    grounding_epochs: int = Field(30, ge=0)
+    clia_epochs: int = Field(30, ge=0)
+    steps_per_epoch: int = Field(2000, ge=1)
+    photos_per_batch: int = Field(32, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    tower_factor: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(200, ge=1)
+    decay: Literal["cosine", "step"] = "step"
+    max_gradient_norm: float = Field(0.1, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    accumulate: int = Field(1, ge=1)
+
+
+class CommonConfig(StrictConfig):
+    """What every run has.
 
     Attributes:
         data: sources; photos of a split "val" are never trained on and choose nothing.
-        weights: folder with the COCO-trained detector and the ImageNet crop network.
-        cache: folder for the output of the frozen part; None puts it beside the output.
         zero_stage: of DeepSpeed.
         keep_checkpoints: resume states kept on disk.
     """
 
     data: tuple[DataSource, ...] = Field(min_length=1)
+    optimisation: Schedule = Schedule()
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class TrainConfig(CommonConfig):
+    """A run of `clare-nano`.
+
+    Attributes:
+        weights: folder with the COCO-trained detector and the ImageNet crop network.
+        cache: folder for the output of the frozen part; None puts it beside the output.
+    """
+
     weights: Path
     cache: Path | None = None
     model: ModelSettings = ModelSettings()
     loss: LossWeights = LossWeights()
     optimisation: Optimisation = Optimisation()
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    keep_checkpoints: int = Field(2, ge=1)
+
+
+class ClareLoss(StrictConfig):
+    """Weights of the published losses (clare.md section 4.5).
+
+    Attributes:
+        classes, l1, giou: in every decoder layer, the encoder and the denoising queries.
+        clia, clia_auxiliary: stage 2, of the last decoder layer and of the others.
+    """
+
+    classes: float = Field(2.0, ge=0)
+    l1: float = Field(5.0, ge=0)
+    giou: float = Field(2.0, ge=0)
+    clia: float = Field(4.0, ge=0)
+    clia_auxiliary: float = Field(1.0, ge=0)
+
+
+class ClareTrainConfig(CommonConfig):
+    """A run of `clare-base`, `clare-large` or a model of their shape.
+
+    Attributes:
+        towers: hub name or folder of the SigLIP towers to start from; None starts at random.
+        tokenizer: folder or file of the tokenizer; None takes the towers'.
+        paper_parity: the released behaviour, quirk by quirk (clare.md table 8.4).
+        shape: numbers of the model that differ from the preset's.
+        augmentation: how photos are mirrored, resized and cut.
+        texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
+        loss: weights of its parts.
+        denoising: train with denoising queries.
+    """
+
+    towers: str | None = None
+    tokenizer: Path | None = None
+    paper_parity: bool = False
+    shape: dict[str, Any] = Field(default_factory=dict)
+    augmentation: Augmentation = Augmentation()
+    texts_per_photo: int = Field(1, ge=1)
+    loss: ClareLoss = ClareLoss()
+    denoising: bool = True
+    optimisation: ClareSchedule = ClareSchedule()

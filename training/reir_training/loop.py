@@ -16,7 +16,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from reir_training.config import Optimisation
+from reir_training.config import Schedule
 from reir_training.plan import Epoch, Stage, rate_factor
 
 LOG_EVERY_STEPS = 10
@@ -132,7 +132,7 @@ class TrainLoop:
         self,
         engine: Any,
         task: Task,
-        settings: Optimisation,
+        settings: Schedule,
         *,
         rank: int,
         zero_stage: int,
@@ -193,7 +193,7 @@ class TrainLoop:
 
     def _set_rate(self, step: int, epoch: Epoch, steps: int) -> None:
         num_steps = epoch.epochs_of_stage * steps
-        factor = rate_factor(step, num_steps, self._settings.warmup_steps)
+        factor = rate_factor(step, num_steps, self._settings)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
 

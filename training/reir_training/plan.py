@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from reir_training.config import Optimisation
+from reir_training.config import Schedule
 
 Stage = Literal["grounding", "clia"]
 FINAL_RATE = 0.02
+STEP_AT, STEP_TO = 0.8, 0.1
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Epoch:
     epochs_of_stage: int
 
 
-def plan(settings: Optimisation, stage: str) -> list[Epoch]:
+def plan(settings: Schedule, stage: str) -> list[Epoch]:
     """Epochs of `stage` ("grounding", "clia" or "all") in order."""
     lengths: dict[Stage, int] = {
         "grounding": settings.grounding_epochs,
@@ -36,7 +37,11 @@ def plan(settings: Optimisation, stage: str) -> list[Epoch]:
     return out
 
 
-def rate_factor(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Linear warm-up, then cosine down to 2 %; `step` counts from the start of the stage."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(num_steps, 1), 1)))
-    return min(1.0, (step + 1) / warmup_steps) * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+def rate_factor(step: int, num_steps: int, settings: Schedule) -> float:
+    """Linear warm-up, then as `settings.decay` says; `step` counts from the start of the stage."""
+    warm = min(1.0, (step + 1) / settings.warmup_steps)
+    done = min(step / max(num_steps, 1), 1)
+    if settings.decay == "step":
+        return warm * (1.0 if done < STEP_AT else STEP_TO)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
