@@ -106,6 +106,23 @@ class CliaBatch:
 
 
 @dataclass(frozen=True)
+class StepOutputs:
+    """What a step is judged by.
+
+    Attributes:
+        decoder: (L, B, N, ..) of the matching queries, the last layer last.
+        proposals: (B, A) class-agnostic logits and (B, A, 4) xyxy boxes of the encoder.
+        denoising: (L, B, Q, ..) of the denoising queries, and how these were made.
+        clia: in stage 2 only.
+    """
+
+    decoder: Predictions
+    proposals: tuple[Tensor, Tensor] | None = None
+    denoising: tuple[Predictions, DenoisingQueries] | None = None
+    clia: CliaBatch | None = None
+
+
+@dataclass(frozen=True)
 class _Part:
     """Predictions with their assignment: what one kind of query is trained on.
 
@@ -122,13 +139,9 @@ class _Part:
 
 
 def clare_losses(
-    decoder: Predictions,
+    outputs: StepOutputs,
     targets: Targets,
     weights: ClareLossWeights,
-    *,
-    proposals: tuple[Tensor, Tensor] | None = None,
-    denoising: tuple[Predictions, DenoisingQueries] | None = None,
-    clia: CliaBatch | None = None,
     mean_over_workers: MeanOverWorkers | None = None,
 ) -> dict[str, Tensor]:
     """Return the parts of the loss by name, weighted; the loss of the step is their sum.
@@ -139,27 +152,24 @@ def clare_losses(
     so that gradients averaged over workers equal those of one worker that holds the global batch.
 
     Args:
-        decoder: (L, B, N, ..) of the matching queries, layer by layer, the last one last.
+        outputs: of the model; what is None adds nothing.
         targets: of the B photos.
         weights: of the parts.
-        proposals: (B, A) class-agnostic logits and (B, A, 4) boxes of the encoder.
-        denoising: (L, B, Q, ..) of the denoising queries, and how these were made.
-        clia: stage 2 only.
-        mean_over_workers: one call a step, on a vector of which the length depends on L and on
-            what is trained alone, never on the data.
+        mean_over_workers: called once, with a vector whose length depends on L and on which parts
+            there are, never on the data.
 
     Raises:
-        ValueError: the number of texts differs between predictions and targets.
+        ValueError: the texts of predictions and targets differ in number.
     """
-    _check_texts(decoder, targets)
-    parts = _assign(decoder, targets, proposals, denoising)
+    _check_texts(outputs.decoder, targets)
+    parts, clia = _assign(outputs, targets), outputs.clia
     counts = [(part.assigned >= 0).sum((-1, -2)).flatten() for part in parts]
     if clia is not None:
         counts.append(_num_expressions(clia, on_this_worker=mean_over_workers is not None))
     norm = torch.cat(counts).float()
     if mean_over_workers is not None:
         norm = mean_over_workers(norm)
-    norms = norm.split([len(count) for count in counts])
+    norms = torch.split(norm, [len(count) for count in counts])
     losses: dict[str, Tensor] = {}
     for part, norm_L in zip(parts, norms, strict=False):
         losses |= _part_losses(part, norm_L, weights)
@@ -177,21 +187,17 @@ def _check_texts(decoder: Predictions, targets: Targets) -> None:
         )
 
 
-def _assign(
-    decoder: Predictions,
-    targets: Targets,
-    proposals: tuple[Tensor, Tensor] | None,
-    denoising: tuple[Predictions, DenoisingQueries] | None,
-) -> list[_Part]:
+def _assign(outputs: StepOutputs, targets: Targets) -> list[_Part]:
     """Matching queries first, then proposals and denoising queries where there are any."""
-    parts = [_Part("", decoder, targets, simota(decoder.logits, decoder.boxes_xyxy, targets))]
-    if proposals is not None:
-        logits_BA, boxes = proposals
+    said = outputs.decoder
+    parts = [_Part("", said, targets, simota(said.logits, said.boxes_xyxy, targets))]
+    if outputs.proposals is not None:
+        logits_BA, boxes = outputs.proposals
         assigned_BA = hungarian(logits_BA, boxes, targets)
         said = Predictions(logits_BA[..., None], boxes)
         parts.append(_Part("proposal_", said, targets.class_agnostic(), assigned_BA))
-    if denoising is not None:
-        said, queries = denoising
+    if outputs.denoising is not None:
+        said, queries = outputs.denoising
         assigned_BQ = torch.where(queries.positive, queries.target, -1)
         assigned = assigned_BQ.expand(said.boxes_xyxy.shape[:-1])
         parts.append(_Part("denoising_", said, targets, assigned, queries.target >= 0))
