@@ -16,17 +16,46 @@ class DataSource(StrictConfig):
 
     Attributes:
         format: "photos" (instances.json, expressions.json with splits, and where present
-            captions.json and sugarcrepe_pairs.json), "coco" (instances.json and captions.json) or
-            "reircoco" (`annotations` names the json).
+            captions.json and sugarcrepe_pairs.json), "coco" (instances.json and captions.json),
+            "reircoco" (`annotations` names the json), "refer" (RefCOCO/+/g: instances.json and
+            `refs(<split_by>).p`) or "refer_json" (the same in one json a split, `annotations`).
         path: the folder.
         images: folder of the photos, relative to `path`.
-        annotations: file name in `path`, for "reircoco" only.
+        annotations: file name in `path`, for "reircoco" and "refer_json" only.
+        split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
+        split: take this split of the folder alone; None takes all.
     """
 
-    format: Literal["photos", "coco", "reircoco"]
+    format: Literal["photos", "coco", "reircoco", "refer", "refer_json"]
     path: Path
     images: str = "images"
     annotations: str = "reircoco_train.json"
+    split_by: Literal["unc", "umd", "google"] = "unc"
+    split: str | None = None
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        file = {"refer": f"/refs({self.split_by}).p"}.get(self.format, "")
+        if self.format in ("reircoco", "refer_json"):
+            file = f"/{self.annotations}"
+        return f"{self.path}{file}" + (f" [{self.split}]" if self.split else "")
+
+
+class DataConfig(StrictConfig):
+    """What a run is trained on, and what it must not have seen.
+
+    Attributes:
+        data: sources; where a source has a split "train", only that is trained on. Photos of a
+            split "val" are never trained on and choose nothing.
+        evaluation: sets that the model will be measured on; training refuses to start when one of
+            their photos is among the training photos.
+        exclude_evaluation: leave such photos out of training instead.
+    """
+
+    data: tuple[DataSource, ...] = Field(min_length=1)
+    evaluation: tuple[DataSource, ...] = ()
+    exclude_evaluation: bool = False
 
 
 class ModelSettings(StrictConfig):
@@ -123,16 +152,14 @@ class ClareSchedule(Schedule):
     accumulate: int = Field(1, ge=1)
 
 
-class CommonConfig(StrictConfig):
+class CommonConfig(DataConfig):
     """What every run has.
 
     Attributes:
-        data: sources; photos of a split "val" are never trained on and choose nothing.
         zero_stage: of DeepSpeed.
         keep_checkpoints: resume states kept on disk.
     """
 
-    data: tuple[DataSource, ...] = Field(min_length=1)
     optimisation: Schedule = Schedule()
     zero_stage: Literal[0, 1, 2, 3] = 1
     keep_checkpoints: int = Field(2, ge=1)

@@ -12,14 +12,20 @@ import numpy as np
 from reir.datasets.coco import read_coco_captions, read_coco_instances
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.photos import read_caption_pairs, read_photos
-from reir.datasets.records import Expression, ReferringImage, ReferringInstance
+from reir.datasets.records import (
+    Expression,
+    ReferringDataset,
+    ReferringImage,
+    ReferringInstance,
+)
+from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco
 from reir.errors import DataError
 from reir.records import FloatArray
 from reir_training.config import DataSource
 
 UNKNOWN_CLASS = -1
-VAL = "val"
+TRAIN, VAL = "train", "val"
 
 
 @dataclass(frozen=True)
@@ -66,40 +72,94 @@ def read_source(source: DataSource) -> list[TrainPhoto]:
     Raises:
         DataError: a file is malformed, or nothing in it can be trained on.
     """
+    return photos_of(source, read_dataset(source))
+
+
+def read_dataset(source: DataSource) -> ReferringDataset:
+    """Read the annotations of one source, of its split where it names one.
+
+    Raises:
+        DataError: a file is malformed, or there is no such split.
+    """
     if source.format == "photos":
         dataset = read_photos(source.path)
     elif source.format == "coco":
         dataset = read_coco_instances(source.path / "instances.json")
-    else:
+    elif source.format == "reircoco":
         dataset = read_reircoco(source.path / source.annotations)
-    captions, near_misses = _captions(source.path), _near_misses(source.path)
+    elif source.format == "refer":
+        dataset = read_refer(source.path, source.split_by)
+    else:
+        dataset = read_refer_json(source.path / source.annotations)
+    return dataset.split(source.split) if source.split else dataset
+
+
+def use_of_photos(dataset: ReferringDataset) -> dict[str, str]:
+    """Image id -> "train" or "val" of the photos that a run uses.
+
+    A split "val" is held out, also where a photo is in "train" too. The rest is trained on, or only
+    the split "train" where there is one: then photos of "test" and the like have no use.
+    """
+    held_out = dataset.splits.get(VAL, frozenset())
+    trained = dataset.splits.get(TRAIN, dataset.images_by_id.keys())
+    return {
+        image.image_id: VAL if image.image_id in held_out else TRAIN
+        for image in dataset.images
+        if image.image_id in held_out or image.image_id in trained
+    }
+
+
+def photos_of(
+    source: DataSource, dataset: ReferringDataset, without: frozenset[str] = frozenset()
+) -> list[TrainPhoto]:
+    """Return the photos of a source that training uses.
+
+    Args:
+        source: where `dataset` was read from.
+        dataset: its annotations.
+        without: image ids to leave out.
+
+    Raises:
+        DataError: nothing in it can be trained on.
+    """
+    captions, near_misses = read_captions(source.path), _near_misses(source.path)
     instances: dict[str, list[ReferringInstance]] = defaultdict(list)
     expressions: dict[str, list[Expression]] = defaultdict(list)
     for instance in dataset.instances:
         instances[instance.image_id].append(instance)
     for expression in dataset.expressions:
         expressions[expression.image_id].append(expression)
-    held_out = dataset.splits.get(VAL, frozenset())
     photos = []
-    for image in dataset.images:
-        boxed = _boxed(image, instances[image.image_id], expressions[image.image_id])
+    for image_id, use in use_of_photos(dataset).items():
+        if image_id in without:
+            continue
+        image = dataset.images_by_id[image_id]
+        # RefCOCOg by "google" divides expressions, not photos
+        asked = [e for e in expressions[image_id] if e.split in (None, use)]
         photos.append(
             replace(
-                boxed,
+                _boxed(image, instances[image_id], asked),
                 path=source.path / source.images / image.file_name,
-                split=VAL if image.image_id in held_out else "train",
-                captions=tuple(captions[image.image_id]),
-                near_misses=tuple(near_misses[image.image_id]),
+                split=use,
+                captions=tuple(captions[image_id]),
+                near_misses=tuple(near_misses[image_id]),
             )
         )
     useful = [p for p in photos if p.expressions or p.captions or len(p.boxes)]
     if not useful:
-        raise DataError(f"{source.path} ({source.format}) holds no annotated photo to train on")
+        left_out = f"; {len(without)} photos of evaluation sets are left out" if without else ""
+        raise DataError(
+            f"{source.path} ({source.format}) holds no annotated photo to train on{left_out}"
+        )
     return useful
 
 
-def _captions(folder: Path) -> dict[str, list[str]]:
-    """Captions of each photo, where the folder has them."""
+def read_captions(folder: Path) -> dict[str, list[str]]:
+    """Image id -> captions, where the folder has a captions.json.
+
+    Raises:
+        DataError: the file is malformed.
+    """
     found: dict[str, list[str]] = defaultdict(list)
     if (folder / "captions.json").is_file():
         for caption in read_coco_captions(folder / "captions.json"):
