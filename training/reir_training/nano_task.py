@@ -14,8 +14,9 @@ from reir_training.batches import BatchMaker, TrainBatch
 from reir_training.cache import FrozenCache
 from reir_training.card import write_model_card
 from reir_training.config import TrainConfig
-from reir_training.examples import VAL, read_source
+from reir_training.examples import VAL
 from reir_training.gather import gather_others
+from reir_training.leakage import training_photos
 from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
 from reir_training.validate import validate
@@ -36,7 +37,7 @@ class NanoTask:
     ) -> None:
         self._config, self._rank, self._world_size = config, rank, world_size
         self.model, self.tokenizer = start_model(config, init)
-        self._photos = [photo for source in config.data for photo in read_source(source)]
+        self._photos = training_photos(config)
         if init is None:
             align_streams(self.model, self.tokenizer, training_sentences(self._photos))
         self._cache = FrozenCache(cache)

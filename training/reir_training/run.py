@@ -23,7 +23,7 @@ from reir.config import dump_config
 from reir_training.assemble import start_model
 from reir_training.cache import build_cache
 from reir_training.config import TrainConfig
-from reir_training.examples import read_source
+from reir_training.leakage import training_photos
 
 POLL_S = 1.0
 
@@ -80,15 +80,19 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """Resolve the folders of a configuration: workers run in a folder of their own."""
-    data = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in config.data)
-    return config.model_copy(update={"data": data, "weights": config.weights.resolve()})
+    data, evaluation = (
+        tuple(s.model_copy(update={"path": s.path.resolve()}) for s in sources)
+        for sources in (config.data, config.evaluation)
+    )
+    weights = config.weights.resolve()
+    return config.model_copy(update={"data": data, "evaluation": evaluation, "weights": weights})
 
 
 def _cache(config: TrainConfig, output: Path, init: Path | None, bars: Progress) -> Path:
     """Build the output of the frozen part; returns its folder."""
     root = config.cache or output / "cache"
+    photos = training_photos(config)
     model, _ = start_model(config, init)
-    photos = [photo for source in config.data for photo in read_source(source)]
     task = bars.add_task("frozen part", total=len(photos), note="photos")
     folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
     bars.update(task, completed=len(photos))
