@@ -111,7 +111,7 @@ class ClareConfig:
         """Check that widths and heads fit.
 
         Raises:
-            ValueError: naming the value and what it must be a multiple of.
+            ValueError: naming the value and what is allowed.
         """
         for name, value, unit, why in (
             ("dim", self.dim, 2 * self.num_heads, "twice num_heads"),
@@ -123,6 +123,9 @@ class ClareConfig:
         ):
             if value < 1 or value % unit:
                 raise ValueError(f"{name} must be a multiple of {unit} ({why}), got {value}")
+        for name in ("num_queries", "num_candidates", "encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 1 <= self.shortest_side_px <= self.longest_side_px:
             raise ValueError(
                 f"shortest_side_px must lie between 1 and longest_side_px="
@@ -255,7 +258,8 @@ class Clare(nn.Module):
             denoising: queries with a known answer, put before the others; training only.
 
         Raises:
-            ValueError: H or W is no multiple of 32.
+            ValueError: H or W is no multiple of 32, or the denoising queries were made for another
+                number of queries.
         """
         memory = self.encode(pixels_B3HW, mask_BHW)
         token_logits, token_boxes, token_valid = self.proposals(memory.tokens, memory.grid)
@@ -361,9 +365,9 @@ class Clare(nn.Module):
         self.encoder.checkpointing = self.decoder.checkpointing = enabled
         for tower in (self.vision, self.language):
             if enabled:
-                tower.gradient_checkpointing_enable({"use_reentrant": False})
+                tower.activation_checkpointing_enable({"use_reentrant": False})
             else:
-                tower.gradient_checkpointing_disable()
+                tower.activation_checkpointing_disable()
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Clare:
@@ -414,11 +418,16 @@ def allowed_pairs(valid_BN: Tensor, denoising: DenoisingQueries | None) -> Tenso
     but themselves.
     """
     if denoising is not None:
-        num_known = denoising.content.shape[1]
-        valid_BN = F.pad(valid_BN, (num_known, 0), value=True)
+        valid_BN = F.pad(valid_BN, (denoising.content.shape[1], 0), value=True)
     num = valid_BN.shape[1]
     allowed = valid_BN[:, None].expand(-1, num, -1)
     if denoising is not None:
+        if denoising.attention_mask.shape != (num, num):
+            raise ValueError(
+                f"the mask of {denoising.content.shape[1]} denoising queries must be "
+                f"({num}, {num}), got {tuple(denoising.attention_mask.shape)}; "
+                f"make it for the model's number of queries"
+            )
         allowed = allowed & ~denoising.attention_mask
     return (allowed | torch.eye(num, dtype=torch.bool, device=valid_BN.device))[:, None]
 
