@@ -122,7 +122,7 @@ def photos_of(
     Raises:
         DataError: nothing in it can be trained on.
     """
-    captions, near_misses = read_captions(source.path), _near_misses(source.path)
+    captions, near_misses = read_captions(source.path), read_near_misses(source.path)
     instances: dict[str, list[ReferringInstance]] = defaultdict(list)
     expressions: dict[str, list[Expression]] = defaultdict(list)
     for instance in dataset.instances:
@@ -167,8 +167,12 @@ def read_captions(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def _near_misses(folder: Path) -> dict[str, list[str]]:
-    """Captions that are wrong by one word, where the folder has them."""
+def read_near_misses(folder: Path) -> dict[str, list[str]]:
+    """Image id -> captions that are wrong by one word, where the folder has them.
+
+    Raises:
+        DataError: the file is malformed.
+    """
     found: dict[str, list[str]] = defaultdict(list)
     if (folder / "sugarcrepe_pairs.json").is_file():
         for pair in read_caption_pairs(folder / "sugarcrepe_pairs.json"):
