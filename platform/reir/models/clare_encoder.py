@@ -80,15 +80,6 @@ def target_size(image: RgbImage, config: ClareConfig) -> tuple[int, int]:
 
     The shorter side becomes `shortest_side_px`, unless the longer one would pass
     `longest_side_px`. A side is never less than one pixel.
-    """
-    height_px, width_px = image.shape[:2]
-    shorter, longer = sorted((height_px, width_px))
-    scale = min(config.shortest_side_px / shorter, config.longest_side_px / longer)
-    return max(round(height_px * scale), 1), max(round(width_px * scale), 1)
-
-
-def preprocess(image: RgbImage, config: ClareConfig) -> Tensor:
-    """Resize and normalise one photo; (3, h, w) float32, not padded.
 
     Raises:
         ValueError: the photo is empty or not (H, W, 3) uint8.
@@ -97,6 +88,14 @@ def preprocess(image: RgbImage, config: ClareConfig) -> Tensor:
         raise ValueError(
             f"image must have shape (H, W, 3) uint8, not empty, got {image.shape} {image.dtype}"
         )
+    height_px, width_px = image.shape[:2]
+    shorter, longer = sorted((height_px, width_px))
+    scale = min(config.shortest_side_px / shorter, config.longest_side_px / longer)
+    return max(round(height_px * scale), 1), max(round(width_px * scale), 1)
+
+
+def preprocess(image: RgbImage, config: ClareConfig) -> Tensor:
+    """Resize and normalise one photo; (3, h, w) float32, not padded; errors as `target_size`."""
     height, width = target_size(image, config)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255

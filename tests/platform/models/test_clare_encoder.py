@@ -1,0 +1,240 @@
+"""CLARE behind the encoder seam: photos and texts in, instances and vectors out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from reir.boxes import nms
+from reir.models.clare import ClareOutput, clare_base
+from reir.models.clare_encoder import (
+    ClareEncoder,
+    candidates,
+    clean_expression,
+    instances_of,
+    pad_batch,
+    preprocess,
+    target_size,
+    tokenise,
+)
+from reir.models.seams import InstanceEncoder, RgbImage
+from reir.testing.tiny import tiny_tokenizer
+from reir.testing.tiny_clare import tiny_clare, tiny_clare_config
+
+SIZES = [(70, 100), (90, 60), (64, 64), (50, 110), (300, 220)]
+
+
+def photo(height: int, width: int, seed: int = 0) -> RgbImage:
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def photos() -> list[RgbImage]:
+    return [photo(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
+
+
+def encoder(**options: int | bool) -> ClareEncoder:
+    return ClareEncoder(tiny_clare(), tiny_tokenizer(), "d" * 64, **options)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------ candidates
+
+
+def output_of(boxes: Tensor, logits: Tensor) -> ClareOutput:
+    """(B, N, 4) boxes and (B, N) logits, best first, as the model gives them."""
+    num = logits.shape[1]
+    objects = torch.randn(2, *logits.shape, 5, generator=torch.Generator().manual_seed(0))
+    return ClareOutput(
+        objects=objects,
+        boxes=torch.stack([torch.rand(boxes.shape), boxes]),
+        proposal_logits=logits,
+        proposal_boxes=boxes,
+        token_logits=logits,
+        token_boxes=boxes,
+        token_valid=torch.ones(len(logits), num, dtype=torch.bool),
+    )
+
+
+def test_candidates_match_reference() -> None:
+    random = torch.Generator().manual_seed(1)
+    corner = torch.rand(3, 60, 2, generator=random) * 1.1 - 0.1  # some reach beyond the photo
+    boxes = torch.cat([corner, corner + torch.rand(3, 60, 2, generator=random) * 0.5 + 0.01], -1)
+    logits = torch.randn(3, 60, generator=random).sort(dim=1, descending=True).values
+    logits[:, 10:14] = logits[:, 10:11]  # ties keep their order
+    boxes[0, 0, 2:] = boxes[0, 0, :2]  # covers nothing
+    output = output_of(boxes, logits)
+    got = candidates(output, 12, 0.5)
+    for b in range(3):
+        clipped = boxes[b].clamp(0, 1)
+        wide = ((clipped[:, 2:] - clipped[:, :2]) >= 1e-3).all(-1).nonzero()[:, 0]
+        kept = wide[torch.from_numpy(nms(clipped[wide].numpy(), logits[b, wide].numpy(), 0.5, 12))]
+        count = int(got.counts[b])
+        assert count == len(kept)
+        torch.testing.assert_close(got.boxes[b, :count], clipped[kept])
+        torch.testing.assert_close(got.objectness[b, :count], logits[b, kept].sigmoid())
+        torch.testing.assert_close(got.vectors[b, :count], output.objects[-1, b, kept])
+
+
+def test_tokens_that_propose_nothing_are_no_candidates() -> None:
+    boxes = torch.tensor([[[0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9]]])
+    assert candidates(output_of(boxes, torch.tensor([[0.3, -1e4]])), 5, 0.7).counts.tolist() == [1]
+    assert candidates(output_of(boxes, torch.full((1, 2), -1e4)), 5, 0.7).counts.tolist() == [0]
+
+
+def test_number_of_candidates_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="num must be at least 1, got 0"):
+        candidates(output_of(torch.rand(1, 2, 4), torch.zeros(1, 2)), 0, 0.7)
+
+
+def test_vector_of_a_photo_is_the_weighed_mean_of_its_candidates() -> None:
+    boxes, objectness = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([0.9, 0.3])
+    vectors = torch.eye(4)[:2]
+    want = torch.tensor([0.9, 0.3, 0, 0]) / (0.9**2 + 0.3**2) ** 0.5
+    found = instances_of(boxes, objectness, vectors)
+    torch.testing.assert_close(torch.from_numpy(found.image_vector), want)
+    nothing = instances_of(boxes[:0], objectness[:0], vectors[:0])
+    assert len(nothing) == 0
+    assert not nothing.image_vector.any()
+
+
+# -------------------------------------------------------------------------------- photos, texts
+
+
+@pytest.mark.parametrize(
+    ("size", "want"),
+    [
+        ((480, 640), (800, 1067)),
+        ((640, 480), (1067, 800)),
+        ((400, 1000), (533, 1333)),
+        ((2000, 2000), (800, 800)),
+        ((5000, 1), (1333, 1)),
+    ],
+)
+def test_sides_of_a_resized_photo(size: tuple[int, int], want: tuple[int, int]) -> None:
+    assert target_size(np.zeros((*size, 3), dtype=np.uint8), clare_base()) == want
+
+
+def test_pixels_are_resized_and_normalised() -> None:
+    image, config = photo(128, 192), tiny_clare_config()
+    got = preprocess(image, config)
+    resized = Image.fromarray(image).resize((96, 64), Image.Resampling.BILINEAR)
+    want = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(got, torch.from_numpy(want), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)],
+    ids=["empty", "grey", "float"],
+)
+def test_what_is_no_rgb_photo_is_refused(image: RgbImage) -> None:
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not empty"):
+        encoder().encode_images([image])
+
+
+def test_batch_is_padded_on_the_right_and_bottom() -> None:
+    pixels, mask = pad_batch([torch.ones(3, 40, 64), torch.ones(3, 33, 20)], 32)
+    assert pixels.shape == (2, 3, 64, 64)
+    assert torch.equal(pixels[:, 0] == 0, mask)
+    assert (~mask).sum(dim=(1, 2)).tolist() == [40 * 64, 33 * 20]
+    assert not mask[1, :33, :20].any()
+
+
+def test_expressions_lose_their_punctuation() -> None:
+    text = 'The "Man\'s" left-hand/right (cup), #2: ok; no? yes! *a.b*'
+    assert clean_expression(text) == "the mans left hand right cup 2 ok no yes ab"
+
+
+def test_texts_are_padded_or_cut_to_their_length_and_keep_the_end_mark() -> None:
+    tokenizer, config = tiny_tokenizer(), tiny_clare_config()
+    short, long = tokenise(tokenizer, ["the red dog", "the " * 30], config).tolist()
+    end = tokenizer.token_to_id("[SEP]")
+    assert short == [*tokenizer.encode("the red dog").ids, 1, 1, 1]
+    assert len(long) == 8
+    assert long[-1] == end
+    assert end not in long[:-1]
+    assert tokenise(tokenizer, [], config).shape == (0, 8)
+
+
+# -------------------------------------------------------------------------------------- encoder
+
+
+def test_it_fits_the_seam() -> None:
+    seam: InstanceEncoder = encoder(num_candidates=4)
+    assert (seam.dim, seam.digest, seam.num_candidates) == (32, "d" * 64, 4)
+    assert encoder().num_candidates == 6
+
+
+def test_instances_come_in_the_order_of_the_photos_best_first_with_unit_vectors() -> None:
+    found = encoder(batch_size=2).encode_images(photos())
+    assert len(found) == len(SIZES)
+    for each in found:
+        assert 1 <= len(each) <= 6
+        assert (np.diff(each.objectness) <= 0).all()
+        np.testing.assert_allclose(np.linalg.norm(each.vectors, axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(each.image_vector), 1, rtol=1e-5)
+    assert encoder().encode_images([]) == []
+
+
+def test_a_photo_has_the_same_instances_alone_and_in_a_batch() -> None:
+    together = encoder(batch_size=5).encode_images(photos())
+    for image, want in zip(photos(), together, strict=True):
+        (alone,) = encoder().encode_images([image])
+        assert len(alone) == len(want)
+        for got, expected in (
+            (alone.boxes, want.boxes),
+            (alone.objectness, want.objectness),
+            (alone.vectors, want.vectors),
+            (alone.image_vector, want.image_vector),
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_instances_are_those_of_the_model() -> None:
+    model, config = tiny_clare(), tiny_clare_config()
+    (found,) = encoder().encode_images([photo(64, 96)])
+    with torch.no_grad():
+        output = model(*pad_batch([preprocess(photo(64, 96), config)], 32))
+    chosen = candidates(output, config.num_candidates, config.nms_iou)
+    count = int(chosen.counts[0])
+    np.testing.assert_allclose(found.boxes, chosen.boxes[0, :count], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.vectors, chosen.vectors[0, :count], rtol=1e-4, atol=1e-6)
+
+
+def test_expressions_become_unit_vectors_of_the_last_layer() -> None:
+    texts = ["the red dog", "A Red Dog!", "left of the car", "the red dog"]
+    got = torch.from_numpy(encoder().encode_expressions(texts))
+    model: Tensor = tiny_clare().text(tokenise(tiny_tokenizer(), texts, tiny_clare_config()))
+    torch.testing.assert_close(got, model[-1].detach())
+    torch.testing.assert_close(got.norm(dim=-1), torch.ones(4))
+    assert torch.equal(got[0], got[3])
+    assert encoder().encode_expressions([]).shape == (0, 32)
+
+
+def test_half_precision_gives_nearly_the_same_text_vectors_and_finite_instances() -> None:
+    exact, half = encoder(), encoder(half=True)
+    texts = ["the red dog", "left of the car"]
+    a, b = (torch.from_numpy(e.encode_expressions(texts)) for e in (exact, half))
+    assert (F.cosine_similarity(a, b) > 0.999).all()
+    for each in half.encode_images(photos()):
+        assert len(each) >= 1
+        np.testing.assert_allclose(np.linalg.norm(each.vectors, axis=1), 1, rtol=1e-3)
+
+
+def test_parity_keeps_vectors_raw_for_the_released_ranking() -> None:
+    raw = ClareEncoder(tiny_clare(paper_parity=True), tiny_tokenizer(), "d" * 64)
+    (found,) = raw.encode_images([photo(64, 96)])
+    assert (np.linalg.norm(found.vectors, axis=1) > 2).all()
+    texts = raw.encode_expressions(["the red dog"])
+    assert abs(np.linalg.norm(texts) - 1) > 0.01
+
+
+@pytest.mark.parametrize("name", ["num_candidates", "batch_size"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        encoder(**{name: 0})
