@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from reir.datasets.records import ReferringDataset, ReferringImage
 from reir.errors import DataError
@@ -22,7 +22,9 @@ from reir_training.examples import TRAIN, VAL, TrainPhoto, photos_of, read_datas
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test|unlabeled)20\d\d_)?(\d{12})")
+_COCO_NAME = re.compile(
+    r"(?:.*/)?(?:COCO_(?:train|val|test|unlabeled)20\d\d_)?(\d{12})(?:\.\w+)?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,7 @@ def coco_number(name: str) -> int | None:
     `COCO_train2014_000000123456.jpg`, `val2017/000000123456.jpg` and `000000123456` are 123456:
     the releases of 2014 and 2017 divide the same photos differently.
     """
-    path = PurePosixPath(name)
-    found = _COCO_NAME.fullmatch(path.stem if path.suffix else path.name)
+    found = _COCO_NAME.fullmatch(name)
     return int(found[1]) if found else None
 
 
@@ -100,7 +101,7 @@ def find_leaks(training: Sequence[ReadSet], evaluation: Sequence[ReadSet]) -> li
         for row, each in enumerate(training):
             use = use_of_photos(each.dataset)
             trained = (image for image in each.dataset.images if use.get(image.image_id) == TRAIN)
-            found = [image for image in trained if guarded.holds(image, each.path_of(image))]
+            found = [image for image in trained if guarded.holds(image, each)]
             if found:
                 ids = tuple(image.image_id for image in found)
                 names = tuple(image.file_name for image in found)
@@ -150,22 +151,24 @@ def shortened(names: Sequence[str]) -> str:
 
 
 class _Photos:
-    """The photos of one evaluation set, to be asked for."""
+    """Photos of one evaluation set, to be asked for."""
 
-    def __init__(self, photos: Iterable[tuple[ReferringImage, Path]]) -> None:
+    def __init__(self, where: ReadSet, images: Iterable[ReferringImage]) -> None:
         self._numbers: set[int] = set()
         self._named: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-        for image, path in photos:
+        for image in images:
             numbers = _coco_numbers(image)
             self._numbers |= numbers
             if not numbers:
+                path = where.path_of(image)
                 self._named[path.name].append((image.file_name, path))
 
-    def holds(self, image: ReferringImage, path: Path) -> bool:
-        """Whether a photo, whose file should be at `path`, is one of these."""
+    def holds(self, image: ReferringImage, where: ReadSet) -> bool:
+        """Whether a photo of another set is one of these."""
         numbers = _coco_numbers(image)
         if numbers:
             return not numbers.isdisjoint(self._numbers)
+        path = where.path_of(image)
         return any(
             _same_file(path, other, image.file_name == name)
             for name, other in self._named.get(path.name, ())
@@ -177,12 +180,12 @@ def _guarded(
 ) -> Iterator[tuple[str, _Photos]]:
     """Yield the declared sets, and the photos that training sets hold out themselves."""
     for each in evaluation:
-        yield each.source.label, _Photos((i, each.path_of(i)) for i in each.dataset.images)
+        yield each.source.label, _Photos(each, each.dataset.images)
     for each in training:
         use = use_of_photos(each.dataset)
         held_out = [i for i in each.dataset.images if use.get(i.image_id) == VAL]
         if held_out:
-            yield f"{each.source.label} [{VAL}]", _Photos((i, each.path_of(i)) for i in held_out)
+            yield f"{each.source.label} [{VAL}]", _Photos(each, held_out)
 
 
 def _coco_numbers(image: ReferringImage) -> set[int]:
