@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -60,6 +60,8 @@ class ClareBatch:
         text_photo: (M,) the photo that a text was written for, -1 for class names.
         photo_key: (B,) names the photo over the whole data set.
         instance_key: (M,) names the described instance over the whole data set, -1 for classes.
+        by_class: detection; else each target has a text of its own, in the same order.
+        most_targets: of one photo.
     """
 
     pixels: Tensor
@@ -71,17 +73,28 @@ class ClareBatch:
     text_photo: Tensor
     photo_key: Tensor
     instance_key: Tensor
+    by_class: bool
+    most_targets: int
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ClareBatch:
         """Build from what `ClareData.load` returned."""
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k != "texts"}
-        return cls(**tensors, texts=[str(text) for text in arrays["texts"]])
+        return cls(
+            **tensors,
+            texts=[str(text) for text in arrays["texts"]],
+            by_class=bool((arrays["text_photo"] == NO_PHOTO).any()),
+            most_targets=int(np.bincount(arrays["box_photo"].astype(np.int64)).max()),
+        )
 
     def to(self, device: torch.device | str) -> ClareBatch:
         """Return the batch on a device."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return ClareBatch(**tensors, texts=self.texts)
+        tensors = {
+            k: v.to(device, non_blocking=True)
+            for k, v in vars(self).items()
+            if isinstance(v, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 class ClareData:

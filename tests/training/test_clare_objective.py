@@ -1,0 +1,189 @@
+"""The step of the published CLARE on tiny random models of the real classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch.multiprocessing.spawn import start_processes
+
+from reir.clare_losses import ClareLossWeights
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.models.clare_encoder import pad_batch, preprocess
+from reir.testing.tiny_clare import tiny_clare
+from reir_training.augment import Augmentation
+from reir_training.clare_data import DETECTION, GROUNDING, ClareBatch, ClareData
+from reir_training.clare_objective import ClareStepObjective, Slots, model_input
+from reir_training.examples import TrainPhoto, Written
+from reir_training.gather import AllWorkers
+from reir_training.plan import Stage
+
+PLAIN = Augmentation(short_sides=(64,), long_side=128, crop_probability=0.0, mirror_probability=0.0)
+WORDS = ("<unk>", "</s>", "red", "blue", "green", "one", "the", "left", "right", "cat", "dog")
+CLASSES = (COCO_CLASSES.index("cat"), COCO_CLASSES.index("dog"))
+
+
+def tokenizer() -> Tokenizer:
+    built = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    built.pre_tokenizer = Whitespace()
+    return built
+
+
+def photos(folder: Path, count: int = 4) -> list[TrainPhoto]:
+    """Photos of unlike sizes with a red and a blue rectangle."""
+    rng, out = np.random.default_rng(0), []
+    for i in range(count):
+        width, height = 96 + 16 * (i % 3), 80
+        pixels = rng.integers(80, 110, (height, width, 3)).astype(np.uint8)
+        boxes = np.array([[5 + 3 * i, 8, 40, 44], [50, 20, 88 - 2 * i, 70]], np.float32)
+        for (x1, y1, x2, y2), colour in zip(
+            boxes.astype(int), ((230, 20, 20), (20, 20, 230)), strict=True
+        ):
+            pixels[y1:y2, x1:x2] = colour
+        path = folder / f"{i}.png"
+        Image.fromarray(pixels).save(path)
+        out.append(
+            TrainPhoto(
+                path=path,
+                split="train",
+                boxes=(boxes / ([width, height] * 2)).astype(np.float32),
+                categories=np.array(CLASSES),
+                names=("cat", "dog"),
+                expressions=(Written("the red one", 0, "long"), Written("the blue one", 1, "long")),
+                is_wide=True,
+            )
+        )
+    return out
+
+
+def load(folder: Path, task: str, rank: int = 0, world_size: int = 1, texts: int = 2) -> ClareBatch:
+    data = ClareData(photos(folder), PLAIN, batch_size=4, texts_per_photo=texts)
+    step = data.sampler([task]).step(0, rank, world_size)
+    return ClareBatch.from_arrays(data.load(step, rank))
+
+
+def make(**settings: object) -> ClareStepObjective:
+    model = tiny_clare(num_experts=0)
+    weights = ClareLossWeights()
+    return ClareStepObjective(model, tokenizer(), weights, **settings)  # type: ignore[arg-type]
+
+
+def test_pixels_are_those_that_the_encoder_sees(tmp_path: Path) -> None:
+    batch, model = load(tmp_path, GROUNDING), tiny_clare()
+    pixels, mask = model_input(batch, model.config)
+    seen = [
+        p[:, :h, :w].permute(1, 2, 0).numpy()
+        for p, (h, w) in zip(batch.pixels, batch.size_px.tolist(), strict=True)
+    ]
+    expected, padding = pad_batch([preprocess(image, model.config) for image in seen], 32)
+    torch.testing.assert_close(pixels, expected)
+    assert torch.equal(mask, padding)
+
+
+def test_slots_hold_every_target_once(tmp_path: Path) -> None:
+    for task in (DETECTION, GROUNDING):
+        batch = load(tmp_path, task)
+        slots = Slots(batch)
+        targets = slots.targets()
+        assert int(targets.valid.sum()) == len(batch.boxes)
+        for place, (photo, text) in enumerate(
+            zip(batch.box_photo.tolist(), batch.box_text.tolist(), strict=True)
+        ):
+            slot = int(slots.slot_T[place])
+            assert torch.equal(targets.boxes_xyxy[photo, slot], batch.boxes[place])
+            (column,) = targets.texts[photo, slot].nonzero()[:, 0].tolist()
+            assert column == (text if task == DETECTION else slot)
+
+
+@pytest.mark.parametrize("stage", ["grounding", "clia"])
+@pytest.mark.parametrize("half", [False, True])
+def test_gradients_reach_both_streams_and_are_finite(
+    tmp_path: Path, stage: Stage, half: bool
+) -> None:
+    objective = make(half=half).train()
+    loss, parts = objective(load(tmp_path, GROUNDING), stage)
+    loss.backward()
+    assert ("clia" in parts) == (stage == "clia")
+    assert {"classes", "l1", "giou", "proposal_classes", "denoising_classes"} <= set(parts)
+    silent = {
+        name
+        for name, p in objective.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    }
+    unused = {"model.clia_log_scale", "model.clia_bias"} if stage == "grounding" else set()
+    assert silent == unused
+
+
+def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    objective = make().train()
+    batches: list[tuple[ClareBatch, Stage]] = [
+        (load(tmp_path, GROUNDING), "clia"),
+        (load(tmp_path, DETECTION), "grounding"),
+    ]
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    first, last = 0.0, 0.0
+    for _ in range(25):
+        for batch, stage in batches:
+            loss, _ = objective(batch, stage)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+            optimiser.step()
+            first = first or float(loss.detach())
+        last = float(loss.detach())
+    assert last < 0.8 * first
+
+
+# ----------------------------------------------------------------------------------- two workers
+
+
+def worker(rank: int, world_size: int, folder: Path, task: str, stage: Stage) -> None:
+    """Write this worker's loss and gradients, averaged over the workers."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    objective = make(denoising=False, workers=AllWorkers())
+    loss, _ = objective(load(folder, task, rank, world_size), stage)
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    gradients = {}
+    for name, parameter in objective.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dist.all_reduce(gradient)
+        gradients[name] = gradient / world_size
+    if rank == 0:
+        torch.save({"loss": mean / world_size, "gradients": gradients}, folder / "result.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("task", "stage"), [(DETECTION, "grounding"), (GROUNDING, "grounding"), (GROUNDING, "clia")]
+)
+def test_two_workers_equal_one(tmp_path: Path, task: str, stage: Stage) -> None:
+    alone = make(denoising=False)
+    loss, _ = alone(load(tmp_path, task), stage)
+    loss.backward()
+    # forked, since a child could not import a test module by name
+    start_processes(  # type: ignore[no-untyped-call]
+        worker, args=(2, tmp_path, task, stage), nprocs=2, start_method="fork"
+    )
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-5, atol=1e-5)
+    expected = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in alone.named_parameters()
+    }
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        apart = (result["gradients"][name] - gradient).abs().max()
+        assert float(apart) <= 1e-5 * largest, name
