@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
@@ -337,23 +338,24 @@ class Clare(nn.Module):
         """(K, M, D) expression vectors of token ids; errors as `text_features`."""
         return self.expressions(self.text_features(ids_MJ))
 
-    def scores(self, objects: Tensor, texts_KMD: Tensor) -> Tensor:
+    def scores(self, objects: Tensor, texts: Tensor) -> Tensor:
         """Alignment logits of every object with every expression, layer by layer.
 
         Args:
-            objects: (K, B, N, D).
-            texts_KMD: of `text`.
+            objects: (K, B, N, D), as the model gives them.
+            texts: (K, M, D) of `text`, which all photos are held against, or (K, B, M, D), M of
+                each photo's own.
 
         Returns:
             (K, B, N, M): the raw inner product under `paper_parity`, else scaled cosine and bias.
         """
         if self.config.paper_parity:
-            return products(objects, texts_KMD).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-        return scaled(products(objects, texts_KMD), self.score_log_scale, self.score_bias)
+            return products(objects, texts).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        return scaled(products(objects, texts), self.score_log_scale, self.score_bias)
 
-    def clia_logits(self, objects: Tensor, texts_KMD: Tensor) -> Tensor:
+    def clia_logits(self, objects: Tensor, texts: Tensor) -> Tensor:
         """(K, B, N, M) logits of the cross-image contrast (clare.md 4.4); as `scores`."""
-        logits = scaled(products(objects, texts_KMD), self.clia_log_scale, self.clia_bias)
+        logits = scaled(products(objects, texts), self.clia_log_scale, self.clia_bias)
         return logits.clamp(-SCORE_LIMIT, SCORE_LIMIT)
 
     def _in_space(self, vectors: Tensor) -> Tensor:
@@ -432,10 +434,11 @@ def allowed_pairs(valid_BN: Tensor, denoising: DenoisingQueries | None) -> Tenso
     return (allowed | torch.eye(num, dtype=torch.bool, device=valid_BN.device))[:, None]
 
 
-def products(objects: Tensor, texts_KMD: Tensor) -> Tensor:
+def products(objects: Tensor, texts: Tensor) -> Tensor:
     """(K, B, N, M) inner products in float32, whatever the precision around."""
+    texts = texts if texts.ndim == objects.ndim else texts[:, None]
     with torch.autocast(objects.device.type, enabled=False):
-        return torch.einsum("kbnd,kmd->kbnm", objects.float(), texts_KMD.float())
+        return objects.float() @ texts.float().mT
 
 
 def scaled(products_KBNM: Tensor, log_scale_K: Tensor, bias_K: Tensor) -> Tensor:
@@ -445,7 +448,7 @@ def scaled(products_KBNM: Tensor, log_scale_K: Tensor, bias_K: Tensor) -> Tensor
 
 
 def load_towers(model: Clare, name_or_path: str) -> None:
-    """Put pretrained SigLIP weights into both towers.
+    """Put pretrained SigLIP weights into both towers; only safetensors are read.
 
     Args:
         model: whose towers are overwritten.
@@ -458,11 +461,16 @@ def load_towers(model: Clare, name_or_path: str) -> None:
         kind = type(tower)
         try:
             loaded, report = kind.from_pretrained(
-                name_or_path, output_loading_info=True, dtype=torch.float32, **options
+                name_or_path,
+                output_loading_info=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **options,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(
-                f"{name_or_path} does not load as {kind.__name__}: {str(error).splitlines()[0]}; "
+                f"{name_or_path} does not load as {kind.__name__} ({what}); "
                 f"give a hub name or the directory of a SigLIP model"
             ) from error
         missing = sorted(report["missing_keys"])
@@ -475,6 +483,6 @@ def load_towers(model: Clare, name_or_path: str) -> None:
             tower.load_state_dict(loaded.state_dict())
         except RuntimeError as error:
             raise CheckpointError(
-                f"{name_or_path} has other shapes than this configuration: "
-                f"{str(error).splitlines()[1].strip()}; choose the preset of the same size"
+                f"{name_or_path} has other shapes than this configuration "
+                f"({str(error).splitlines()[-1].strip()}); choose the preset of the same size"
             ) from error

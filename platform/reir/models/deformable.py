@@ -263,7 +263,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return torch.as_tensor(self.norm(x + self.narrow(self.widen(x).relu())))
+        return torch.as_tensor(self.norm(x + self.narrow(self.widen(x).relu_())))
 
 
 # ---------------------------------------------------------------------------- encoder, proposals

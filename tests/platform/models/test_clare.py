@@ -331,6 +331,16 @@ def test_scores_start_at_the_prior_and_scales_have_a_limit() -> None:
         assert float(model.scores(objects, texts).max()) == pytest.approx(100 - math.log(99))
 
 
+def test_texts_of_each_photo_are_held_against_that_photo_alone() -> None:
+    model = tiny_clare()
+    objects, texts = random(3, 2, 5, 32), random(3, 6, 32, seed=1)
+    with torch.no_grad():
+        shared = model.scores(objects, texts)
+        own = model.scores(objects, texts.view(3, 2, 3, 32))
+    torch.testing.assert_close(own[:, 0], shared[:, 0, :, :3])
+    torch.testing.assert_close(own[:, 1], shared[:, 1, :, 3:])
+
+
 # ------------------------------------------------------------------------------------- denoising
 
 
@@ -458,7 +468,24 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
         load_towers(tiny_clare(), str(tmp_path))
 
 
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    folder = siglip(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match=r"does not load as SiglipVisionModel \(Safetensor"):
+        load_towers(tiny_clare(), str(folder))
+
+
 def test_weights_of_one_tower_alone_are_refused(tmp_path: Path) -> None:
     SiglipTextModel(text_config(tiny_clare_config())).save_pretrained(tmp_path / "text")
-    with pytest.raises(CheckpointError, match=r"lacks \d+ weights|does not load|other shapes"):
+    with pytest.raises(CheckpointError, match="does not load as SiglipVisionModel"):
         load_towers(tiny_clare(), str(tmp_path / "text"))
+
+
+def test_towers_that_lack_a_weight_are_refused(tmp_path: Path) -> None:
+    folder = siglip(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    lost = {k: v for k, v in weights.items() if "text_model.head.bias" not in k}
+    assert len(lost) == len(weights) - 1
+    save_file(lost, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights of SiglipTextModel, .*head.bias"):
+        load_towers(tiny_clare(), str(folder))
