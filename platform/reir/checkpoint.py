@@ -1,17 +1,19 @@
 """Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`.
 
-The sha256 of the weights file is the digest that names a model revision. Weights are kept in
-float16, the word embeddings in int8 with a scale a row (they are frozen in training, and make up
-two fifths of the model). Only safetensors are read, never a pickle.
+The sha256 of the weights file is the digest that names a model revision. The published CLARE is
+kept as it was trained, `clare-nano` in float16 with its word embeddings in int8 and a scale a row
+(they are frozen in training, and make up two fifths of the model). Only safetensors are read, never
+a pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,15 +26,19 @@ from reir.models.clare_nano import ClareNano
 from reir.models.nano_encoder import ClareNanoEncoder
 from reir.models.seams import InstanceEncoder
 
+if TYPE_CHECKING:
+    from reir.models.clare import Clare
+
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FORMAT = 1
-MODELS = ("clare-nano",)
+NANO, PUBLISHED = "clare-nano", "clare"
+MODELS = (NANO, PUBLISHED)
 EMBEDDING = "text.tower.words.weight"
 
 
 def save_checkpoint(
-    folder: Path, model: ClareNano, tokenizer: Tokenizer, about: Mapping[str, Any]
+    folder: Path, model: ClareNano | Clare, tokenizer: Tokenizer, about: Mapping[str, Any]
 ) -> str:
     """Write a checkpoint directory; returns its digest.
 
@@ -45,12 +51,14 @@ def save_checkpoint(
     from dataclasses import asdict
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(pack(model.state_dict()), folder / WEIGHTS)
+    kind = NANO if isinstance(model, ClareNano) else PUBLISHED
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(pack(state) if kind == NANO else state, folder / WEIGHTS)
     tokenizer.save(str(folder / TOKENIZER))
     digest = weights_digest(folder)
     config = {
         "format": FORMAT,
-        "model": "clare-nano",
+        "model": kind,
         "digest": digest,
         "model_config": asdict(model.config),
         "training": dict(about),
@@ -70,32 +78,83 @@ def load_encoder(path: Path | None = None, *, num_candidates: int | None = None)
         CheckpointError: a file is missing or damaged, or the model is of an unknown kind.
     """
     folder = Path(path) if path is not None else SHIPPED
+    if read_config(folder)["model"] == PUBLISHED:
+        return _load_published(folder, num_candidates)
     model, tokenizer = load_model(folder)
     return ClareNanoEncoder(model, tokenizer, weights_digest(folder), num_candidates=num_candidates)
 
 
+def _load_published(folder: Path, num_candidates: int | None) -> InstanceEncoder:
+    """Load a CLARE of the published shape, on a GPU where there is one."""
+    from reir.models.clare_encoder import ClareEncoder
+
+    model, tokenizer = load_clare(folder)
+    if on_gpu := torch.cuda.is_available():
+        model.cuda()
+    return ClareEncoder(
+        model, tokenizer, weights_digest(folder), num_candidates=num_candidates, half=on_gpu
+    )
+
+
 def load_model(folder: Path) -> tuple[ClareNano, Tokenizer]:
-    """Load the model (float32) and the tokenizer of a checkpoint directory.
+    """Load the model (float32) and the tokenizer of a `clare-nano` checkpoint.
 
     Raises:
-        CheckpointError: as `load_encoder`.
+        CheckpointError: as `load_encoder`, or it is a checkpoint of another model.
     """
-    config = read_config(folder)
-    tokenizer = _read_tokenizer(folder / TOKENIZER)
-    try:
+    config = _config_of(folder, NANO)
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    with _naming(folder):
         state = unpack(load_file(folder / WEIGHTS))
         model = ClareNano.from_dict(config["model_config"])
         model.load_state_dict(state)
+    return model, tokenizer
+
+
+def load_clare(folder: Path) -> tuple[Clare, Tokenizer]:
+    """Load the model and the tokenizer of a checkpoint of the published CLARE.
+
+    Raises:
+        CheckpointError: as `load_encoder`, or it is a checkpoint of another model.
+    """
+    from reir.models.clare import Clare
+
+    config = _config_of(folder, PUBLISHED)
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    with _naming(folder):
+        model = Clare.from_dict(config["model_config"])
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    return model, tokenizer
+
+
+def _config_of(folder: Path, kind: str) -> dict[str, Any]:
+    config = read_config(folder)
+    if config["model"] != kind:
+        raise CheckpointError(
+            f"{folder} holds a model {config['model']!r} where {kind!r} is needed; "
+            f"give a checkpoint of {kind}"
+        )
+    return config
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Turn what weights that do not fit raise into an error that names the checkpoint."""
+    try:
+        yield
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {folder} does not load: {str(error).splitlines()[0]}; "
             f"{WEIGHTS} and {CONFIG} must come from the same `reir train` run"
         ) from error
-    return model, tokenizer
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    """Read the tokenizer, without padding or truncation, which `tokenise` does itself."""
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer, without padding or truncation, which `tokenise` does itself.
+
+    Raises:
+        CheckpointError: the file is no tokenizer.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower

@@ -1,0 +1,60 @@
+"""Checkpoints of the published CLARE, beside those of `clare-nano`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from reir.checkpoint import SHIPPED, load_clare, load_encoder, load_model, save_checkpoint
+from reir.errors import CheckpointError
+from reir.models.clare_encoder import ClareEncoder
+from reir.testing.tiny_clare import tiny_clare
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    words = Tokenizer(WordLevel({"<unk>": 0, "</s>": 1, "red": 2, "cup": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    save_checkpoint(tmp_path, tiny_clare(), words, {"steps": 7})
+    return tmp_path
+
+
+def test_weights_come_back_bit_for_bit(saved: Path) -> None:
+    model, _ = load_clare(saved)
+    written = tiny_clare()
+    assert model.config == written.config
+    expected = written.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_load_encoder_takes_either_kind(saved: Path) -> None:
+    encoder = load_encoder(saved, num_candidates=4)
+    assert isinstance(encoder, ClareEncoder)
+    assert encoder.num_candidates == 4
+    pixels = np.random.default_rng(0).integers(0, 255, (80, 96, 3)).astype(np.uint8)
+    (found,) = encoder.encode_images([pixels])
+    assert found.vectors.shape == (len(found), encoder.dim)
+    assert encoder.encode_expressions(["red cup"]).shape == (1, encoder.dim)
+    assert load_encoder(SHIPPED).digest != encoder.digest
+
+
+def test_a_checkpoint_of_the_other_kind_is_named(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds a model 'clare' where 'clare-nano' is needed"):
+        load_model(saved)
+    with pytest.raises(CheckpointError, match="holds a model 'clare-nano' where 'clare' is needed"):
+        load_clare(SHIPPED)
+
+
+def test_weights_of_another_shape_are_refused(saved: Path) -> None:
+    config = saved / "config.json"
+    config.write_text(config.read_text().replace('"num_queries": 20', '"num_queries": 24'))
+    with pytest.raises(CheckpointError, match="does not load"):
+        load_clare(saved)
