@@ -227,12 +227,20 @@ def _serve_orphans(cost: Tensor, assigned: Tensor, valid_BG: Tensor) -> Tensor:
         assigned = assigned.scatter(-1, query, torch.where(served, target, kept))
 
 
+def hungarian_cost(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor:
+    """(B, G, A) `2 * class + 5 * L1 - 2 * GIoU` of each target with each proposal; also padding."""
+    boxes_BG4 = targets.boxes_xyxy.to(boxes_xyxy.dtype)
+    l1 = torch.cdist(centre_size(boxes_BG4), centre_size(boxes_xyxy), p=1)
+    giou = generalised_iou(boxes_BG4[:, :, None], boxes_xyxy[:, None])
+    by_class = HUNGARIAN_CLASS * focal_cost(logits_BA)[:, None]
+    return by_class + HUNGARIAN_L1 * l1 - HUNGARIAN_GIOU * giou
+
+
 @torch.no_grad()
 def hungarian(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor:
     """Assign one encoder proposal to every target at the least total cost (clare.md 4.1).
 
-    The cost is `2 * class + 5 * L1 - 2 * GIoU`. Which of several best assignments comes out is
-    scipy's choice.
+    Which of several best assignments comes out is scipy's choice.
 
     Args:
         logits_BA: class-agnostic score of each proposal.
@@ -243,14 +251,9 @@ def hungarian(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor
         (B, A) int64, the index of the proposal's target in its photo, or -1.
     """
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
-        boxes, cost_BA = full_precision(boxes_xyxy), focal_cost(full_precision(logits_BA))
-        boxes_BG4 = targets.boxes_xyxy.to(boxes.dtype)
-        l1 = torch.cdist(centre_size(boxes_BG4), centre_size(boxes), p=1)
-        giou = generalised_iou(boxes_BG4[:, :, None], boxes[:, None])
-        by_class = HUNGARIAN_CLASS * cost_BA[:, None]
-        cost = by_class + HUNGARIAN_L1 * l1 - HUNGARIAN_GIOU * giou
+        cost = hungarian_cost(full_precision(logits_BA), full_precision(boxes_xyxy), targets)
     # A step that diverged must reach the trainer as a loss that is not finite, not as an error.
-    host_BGA = cost.nan_to_num(nan=WORST_COST, posinf=WORST_COST).cpu().numpy()
+    host_BGA = cost.nan_to_num(nan=WORST_COST).cpu().numpy()
     assigned = np.full(logits_BA.shape, -1, dtype=np.int64)
     for row, cost_GA, valid_G in zip(assigned, host_BGA, targets.valid.cpu().numpy(), strict=True):
         real = np.flatnonzero(valid_G)

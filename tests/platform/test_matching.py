@@ -15,6 +15,7 @@ from reir.matching import (
     Targets,
     focal_cost,
     hungarian,
+    hungarian_cost,
     pad_targets,
     simota,
     simota_cost,
@@ -262,6 +263,22 @@ def test_simota_cost_by_hand() -> None:
     assert cost.tolist() == pytest.approx(want)
 
 
+def test_simota_padding_is_nowhere() -> None:
+    """A query in the corner is not near the zeros that fill up the targets."""
+    corner = boxes_of((0.0, 0.0, 0.02, 0.02))
+    one = targets_of((0.5, 0.5, 0.7, 0.7))
+    padded = Targets(
+        torch.nn.functional.pad(one.boxes_xyxy, (0, 0, 0, 1)),
+        torch.nn.functional.pad(one.texts, (0, 0, 0, 1)),
+        torch.tensor([[True, False]]),
+        one.text_valid,
+    )
+    logits = torch.zeros(1, 1, 1, dtype=torch.float64)
+    cost = simota_cost(logits, corner, padded)[0]
+    assert cost[0].item() > 10_000
+    assert torch.equal(cost[:1], simota_cost(logits, corner, one)[0])
+
+
 def test_simota_takes_as_many_queries_as_the_ious_add_up_to() -> None:
     target = (0.2, 0.2, 0.6, 0.6)
     halves = ((0.2, 0.2, 0.6, 0.4), (0.2, 0.4, 0.6, 0.6), (0.2, 0.2, 0.4, 0.6))
@@ -328,6 +345,14 @@ def test_simota_in_half_precision_under_autocast_is_computed_in_float32() -> Non
         assert simota(logits, boxes, targets).tolist() == want.tolist()
 
 
+def test_simota_under_autocast_still_sees_small_differences() -> None:
+    target = (0.2, 0.2, 0.6, 0.6)
+    boxes = boxes_of(*[(0.2, 0.2, 0.6, 0.4)] * 3).float()  # three times IoU 1/2: one query
+    logits = torch.tensor([[[1.0], [1.0001], [1.0002]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert simota(logits, boxes, targets_of(target)).tolist() == [[-1, -1, 0]]
+
+
 # --------------------------------------------------------------------------------------- Hungarian
 
 
@@ -366,6 +391,8 @@ def test_hungarian_is_the_best_of_all_assignments(seed: int, proposals: int, mos
     for photo in range(3):
         num = int(targets.valid[photo].sum())
         cost = slow_total(logits[photo], boxes[photo], targets.boxes_xyxy[photo, :num])
+        fast = hungarian_cost(logits, boxes, targets)[photo, :num].tolist()
+        assert [x for row in fast for x in row] == pytest.approx([x for row in cost for x in row])
         pairs = [(g, a) for a, g in enumerate(assigned[photo].tolist()) if g >= 0]
         assert len(pairs) == len({g for g, _ in pairs}) == min(num, proposals)
         got = sum(cost[g][a] for g, a in pairs)

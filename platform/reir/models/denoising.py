@@ -97,7 +97,7 @@ def denoising_queries(
 
 def _shaken(boxes_xyxy: Tensor, positive_Q: Tensor, generator: torch.Generator) -> Tensor:
     """(B, Q, 4) xyxy -> cxcywh with noise; float32, whatever the precision of the model."""
-    boxes = boxes_xyxy.detach().float()
+    boxes = boxes_xyxy.float()
     random = torch.rand(2, *boxes.shape, generator=generator, device=boxes.device)
     share = (random[0] + ~positive_Q[:, None]) / 2
     sign = torch.where(random[1] < 0.5, -1.0, 1.0)
@@ -117,4 +117,4 @@ def isolation_mask(
     total = groups * group_size
     group = torch.arange(total + num_queries, device=device) // max(group_size, 1)
     denoising = torch.arange(total + num_queries, device=device) < total
-    return denoising & (~denoising[:, None] | (group[:, None] != group))
+    return denoising & (group[:, None] != group)

@@ -133,7 +133,7 @@ def test_boxes_are_float32_in_a_half_precision_model() -> None:
     boxes, valid = inner_boxes(1, 2, 0), torch.ones(1, 2, dtype=torch.bool)
     queries = denoising_queries(
         torch.zeros(1, 2, DIM, dtype=torch.bfloat16),
-        boxes,
+        boxes.bfloat16(),
         valid,
         num_queries=3,
         generator=seeded(),
