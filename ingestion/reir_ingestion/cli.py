@@ -13,7 +13,9 @@ from reir.cli_common import (
     DEFAULT_GALLERY,
     AsJson,
     Checkpoint,
+    Encoder,
     Store,
+    chosen_encoder,
     messages,
     opened,
     output,
@@ -29,7 +31,9 @@ EXAMPLES = """[bold]Examples[/bold]
 
 reir index ~/Pictures --gallery photos
 
-reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune"""
+reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune
+
+reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble"""
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +50,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     ] = DEFAULT_GALLERY,
     store: Store = None,
     checkpoint: Checkpoint = None,
+    encoder: Encoder = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 16,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
@@ -56,17 +61,22 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     as_json: AsJson = False,
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
-    from reir.checkpoint import load_encoder
+    from reir.encoders import load_encoder_spec, stored_spec
     from reir_ingestion.pipeline import IndexOptions
     from reir_ingestion.pipeline import index as run
     from reir_ingestion.sources import open_source
 
     found = open_source(source)  # a wrong name is told before the model is loaded
-    options = IndexOptions(batch_size=batch_size, prune=prune, retry_failed=retry_failed)
-    with messages().status("loading the model"):
-        encoder = load_encoder(checkpoint)
-    with _stoppable(), opened(store) as held, _progress_bar() as progress:
-        report = run(found, gallery, held, encoder, options=options, progress=progress)
+    named = chosen_encoder(checkpoint, encoder)
+    with _stoppable(), opened(store) as held:
+        spec = named or stored_spec(held, gallery)
+        options = IndexOptions(
+            batch_size=batch_size, prune=prune, retry_failed=retry_failed, encoder_spec=spec
+        )
+        with messages().status("loading the model"):
+            model = load_encoder_spec(spec)
+        with _progress_bar() as progress:
+            report = run(found, gallery, held, model, options=options, progress=progress)
         sizes = {each.name: each.num_instances for each in held.versions(gallery)}
     if as_json:
         print_json(report.to_dict())

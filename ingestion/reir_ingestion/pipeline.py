@@ -76,6 +76,7 @@ class IndexOptions:
         prune: delete images of the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode`.
+        encoder_spec: where the encoder was found; kept with a version that is made.
 
     Raises:
         ConfigError: a number is below 1.
@@ -87,6 +88,7 @@ class IndexOptions:
     prune: bool = False
     retry_failed: bool = False
     at_least_px: int | None = None
+    encoder_spec: str = ""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -194,7 +196,9 @@ def _open_version(
     """Return the version to write, created if absent, and the live one, which may be the same."""
     settings = version_settings(encoder, options.at_least_px)
     version = version_name(encoder.digest, settings)
-    spec = VersionSpec(dim=encoder.dim, digest=encoder.digest, settings=settings)
+    spec = VersionSpec(
+        dim=encoder.dim, digest=encoder.digest, settings=settings, encoder=options.encoder_spec
+    )
     patiently(partial(store.create_version, gallery, version, spec))
     try:
         return version, store.live_version(gallery)

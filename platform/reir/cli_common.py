@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reir.errors import ConfigError
+
 if TYPE_CHECKING:
     from reir.store.contract import InstanceStore
 
@@ -28,6 +30,14 @@ Store = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Checkpoint directory; without it, the shipped one.")
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Model by name: owlv2:NAME_OR_DIR, siglip-crops:NAME_OR_DIR, clare:DIR or clare-nano; "
+        "without it, the one that the gallery was indexed with.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -54,6 +64,21 @@ def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
         justify: Any = "right" if column in right else "left"
         table.add_column(column, justify=justify, no_wrap=column in right, overflow="fold")
     return table
+
+
+def chosen_encoder(checkpoint: Path | None, encoder: str | None) -> str | None:
+    """Return the encoder that the options name, in full; None when they name none.
+
+    Raises:
+        ConfigError: both options are given, or the encoder's name is not known.
+    """
+    from reir.encoders import TRAINED_KIND, EncoderSpec, parse_encoder_spec
+
+    if checkpoint is None:
+        return None if encoder is None else str(parse_encoder_spec(encoder))
+    if encoder is not None:
+        raise ConfigError(f"--checkpoint {checkpoint} and --encoder {encoder}: give one of them")
+    return str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from reir.cli_common import (
     DEFAULT_GALLERY,
     AsJson,
     Checkpoint,
+    Encoder,
     Store,
+    chosen_encoder,
     messages,
     new_table,
     output,
@@ -60,16 +62,18 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     as_json: AsJson = False,
     store: Store = None,
     checkpoint: Checkpoint = None,
+    encoder: Encoder = None,
 ) -> None:
     """Find the object that a sentence describes.
 
     Prints photo, score and box, best first; boxes are in percent, from the upper left corner.
     """
     check_request(expression, where, draw)  # before the model, which takes seconds to load
+    named = chosen_encoder(checkpoint, encoder)
     from reir.search import open_gallery
 
     with messages().status("loading the model"):
-        opened = open_gallery(gallery, store=store, checkpoint=checkpoint)
+        opened = open_gallery(gallery, store=store, encoder=named)
     with opened:
         result = opened.search(expression, k, per_image, where)
     if draw is not None:
@@ -119,7 +123,7 @@ def as_table(result: SearchResult) -> RenderableType:
         x1, y1, x2, y2 = (round(100 * side) for side in hit.box)
         table.add_row(
             str(rank),
-            f"{hit.score:.3f}",
+            f"{hit.score:#.3g}",
             photo_text(hit.uri),
             f"{x1}-{x2}",
             f"{y1}-{y2}",

@@ -18,7 +18,8 @@ from typing import Self
 
 import numpy as np
 
-from reir.errors import GalleryNotFound, QueryError, SchemaMismatch, nearest_name
+from reir.encoders import TRAINED_KIND, EncoderSpec, load_encoder_spec, stored_spec
+from reir.errors import CheckpointError, GalleryNotFound, QueryError, SchemaMismatch, nearest_name
 from reir.models.seams import InstanceEncoder
 from reir.records import FloatArray, Hit, SearchResult
 from reir.store.checks import MAX_LIMIT, no_version
@@ -45,7 +46,7 @@ def open_gallery(
     name: str,
     *,
     store: InstanceStore | str | None = None,
-    encoder: InstanceEncoder | None = None,
+    encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
 ) -> Gallery:
     """Open the live version of a gallery for searching.
@@ -54,12 +55,14 @@ def open_gallery(
         name: gallery.
         store: an open store, which stays the caller's to close; or a location as
             `reir.store.open_store` takes it, None being the default one.
-        encoder: makes the expression vectors; None loads `checkpoint`.
-        checkpoint: checkpoint directory; None is the one shipped with the package.
+        encoder: makes the expression vectors; or its name as `reir.encoders` takes it.
+        checkpoint: checkpoint directory, instead of an encoder. Without both, the encoder that the
+            live version was indexed with is loaded.
 
     Raises:
         GalleryNotFound: no such gallery, or none of its versions is live.
         SchemaMismatch: the live version was built with another checkpoint.
+        ConfigError: the encoder's name is not known, or a package that it needs is missing.
         CheckpointError: the checkpoint does not load.
         StoreUnavailable: the store cannot be reached.
     """
@@ -70,10 +73,12 @@ def open_gallery(
             store = open_store(store)
             owned.callback(store.close)
         check_gallery(store, name)  # before the checkpoint, which takes seconds to load
+        if encoder is None and checkpoint is not None:
+            encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
         if encoder is None:
-            from reir.checkpoint import load_encoder
-
-            encoder = load_encoder(checkpoint)
+            encoder = _load_own(store, name)
+        elif isinstance(encoder, str):
+            encoder = load_encoder_spec(encoder)
         gallery = Gallery(name, store, encoder)
         gallery.owned = owned.pop_all()
         return gallery
@@ -372,6 +377,19 @@ def check_gallery(store: InstanceStore, name: str) -> None:
         raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
 
 
+def _load_own(store: InstanceStore, gallery: str) -> InstanceEncoder:
+    """Load the encoder that the live version was indexed with."""
+    store.live_version(gallery)  # says so when none is
+    spec = stored_spec(store, gallery)
+    try:
+        return load_encoder_spec(spec)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (gallery '{gallery}' was indexed with {spec or 'the shipped checkpoint'}; "
+            f"--encoder names where it is now)"
+        ) from error
+
+
 def _check_spec(store: InstanceStore, gallery: str, version: str, encoder: InstanceEncoder) -> None:
     """Refuse a version whose vectors the encoder's cannot be compared with."""
     specs = {each.name: each.spec for each in store.versions(gallery)}
@@ -383,7 +401,7 @@ def _check_spec(store: InstanceStore, gallery: str, version: str, encoder: Insta
             f"version '{version}' of gallery '{gallery}' was built with checkpoint "
             f"{_shown(spec.digest, spec.dim)}, the one in use is "
             f"{_shown(encoder.digest, encoder.dim)}; `reir index SOURCE --gallery {gallery}` "
-            f"builds a version for this checkpoint, or name the other one with --checkpoint"
+            f"builds a version for this checkpoint, or name the other one with --encoder"
         )
 
 

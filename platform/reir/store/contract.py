@@ -24,11 +24,14 @@ class VersionSpec:
         dim: vector dimension.
         digest: sha256 of the checkpoint's weights.
         settings: everything else that changes the instances (e.g. num_candidates).
+        encoder: where the encoder was found, as `reir.encoders` takes it, so that a search can load
+            it by itself; the place of equal weights, so it does not count in a comparison.
     """
 
     dim: int
     digest: str
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    encoder: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

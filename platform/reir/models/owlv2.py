@@ -1,0 +1,249 @@
+"""OWLv2 (Minderer et al., "Scaling Open-Vocabulary Object Detection", 2023) as an instance encoder.
+
+Its boxes, objectness and class embeddings do not depend on the query, so photos are indexed once
+and searched with any expression. What the library computes for box i and query q is
+
+    logit_i(q) = (cos(e_i, q) + b_i) * s_i
+
+with a shift b_i and a positive scale s_i of each box. The store ranks by the inner product of unit
+vectors, and this is one: s_i and b_i are read off the output of a layer norm, which bounds them by
+s_i <= S and |b_i| <= B, and with e_i and q of length 1
+
+    instance    (s_i e_i, s_i b_i / sqrt(B), r_i * S sqrt(1 + B)) / (S sqrt(1 + B))
+    expression  (q, sqrt(B), 0) / sqrt(1 + B)
+
+r_i fills the vector up to length 1, which the bounds leave room for; it meets the expression's
+zero. The inner product is logit_i(q) / (S (1 + B)): the library's order, within a photo and across
+photos, and the factor is the largest logit that the weights allow, so scores lie in [-1, 1].
+"""
+
+# Shapes: B photos, P patches (one box each), K kept boxes, C width of the image tower, N texts,
+#         T width of text and class embeddings, D = T + 2 vector dimension
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy  # noqa: F401, the library's image processor needs it and says so too late
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Owlv2ForObjectDetection
+
+from reir.models.pretrained import Pretrained, load_pretrained
+from reir.models.seams import RgbImage
+from reir.models.yolox import greedy_nms
+from reir.records import FloatArray, Instances
+
+NUM_CANDIDATES = 30
+NMS_IOU = 0.7
+IMAGE_BATCH = 4
+"""Photos at once: at 3,600 patches each, more only costs memory."""
+TEXT_BATCH = 128
+LENGTH_EPS = 1e-6
+"""What the library adds to the length of an embedding before it divides by it."""
+
+
+def load_owlv2(
+    source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Owlv2Encoder:
+    """Load an encoder from a directory or by hub name; errors are those of `load_pretrained`."""
+    return Owlv2Encoder(
+        load_pretrained(source, Owlv2ForObjectDetection, ("owlv2",), device=device, dtype=dtype)
+    )
+
+
+@dataclass(frozen=True)
+class UnitForm:
+    """Turns logits with a shift and a scale into inner products of unit vectors, and back.
+
+    Attributes:
+        max_scale: S, above every scale.
+        max_shift: B, above the magnitude of every shift; positive.
+    """
+
+    max_scale: float
+    max_shift: float
+
+    @property
+    def score_scale(self) -> float:
+        """Logit of a score of 1."""
+        return self.max_scale * (1 + self.max_shift)
+
+    def instances(self, unit_KT: Tensor, shift_K: Tensor, scale_K: Tensor) -> Tensor:
+        """(K, D - 1) vectors without the coordinate that fills them up to length 1."""
+        shift_K1 = shift_K[:, None] / math.sqrt(self.max_shift)
+        longest = self.max_scale * math.sqrt(1 + self.max_shift)
+        return torch.cat([unit_KT, shift_K1], dim=1) * scale_K[:, None] / longest
+
+    def expressions(self, unit_NT: Tensor) -> Tensor:
+        """(N, D) expression vectors."""
+        rows = F.pad(unit_NT, (0, 1), value=math.sqrt(self.max_shift))
+        return F.pad(rows, (0, 1)) / math.sqrt(1 + self.max_shift)
+
+    def photo(self, part_KE: Tensor, weight_K: Tensor) -> Tensor:
+        """(D - 1,) mean of a photo's instances by weight: it scores their mean logit.
+
+        A photo without instances scores the least that no expression can change.
+        """
+        if not len(part_KE):
+            return F.pad(part_KE.new_zeros(part_KE.shape[1] - 1), (0, 1), value=-1.0)
+        return (part_KE * weight_K[:, None]).sum(0) / weight_K.sum()
+
+
+def filled(part: Tensor) -> Tensor:
+    """Append the coordinate that brings the last dimension to length 1."""
+    rest = (1 - part.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
+    return torch.cat([part, rest], dim=-1)
+
+
+def linear_range(head: nn.Linear, norm: nn.LayerNorm) -> tuple[float, float]:
+    """Least and largest output of a linear unit over all that a layer norm can put in front of it.
+
+    A layer norm of width C gives `gain * h + offset` with h of mean 0 and length at most sqrt(C),
+    so the unit's output is a constant plus an inner product with h, largest along its own weights.
+    """
+    weight_C, bias = head.weight[0].detach().double(), head.bias[0].detach()
+    slope_C = weight_C * norm.weight.detach().double()
+    centre = float(weight_C @ norm.bias.detach().double() + bias)
+    reach = float((slope_C - slope_C.mean()).norm()) * math.sqrt(len(slope_C))
+    return centre - reach, centre + reach
+
+
+def unit_form(model: Owlv2ForObjectDetection) -> UnitForm:
+    """Bounds of the shifts and scales that the weights can give."""
+    head, norm = model.class_head, model.layer_norm
+    _, raw = linear_range(head.logit_scale, norm)
+    low, high = linear_range(head.logit_shift, norm)
+    slack = 1 + 1e-5  # the layer norm itself rounds
+    max_scale = raw + 1 if raw > 0 else math.exp(raw)  # ELU + 1
+    return UnitForm(max_scale * slack, max(-low, high, LENGTH_EPS) * slack)
+
+
+class Owlv2Encoder:
+    """Encodes photos and expressions; thread-safe after construction.
+
+    Args:
+        parts: model and what prepares its input.
+        num_candidates: most instances of a photo, the best by objectness.
+        nms_iou: of two boxes that overlap by more, the one of lower objectness goes.
+
+    Raises:
+        ValueError: `num_candidates` is below 1.
+    """
+
+    def __init__(
+        self,
+        parts: Pretrained,
+        *,
+        num_candidates: int = NUM_CANDIDATES,
+        nms_iou: float = NMS_IOU,
+    ) -> None:
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
+        self._parts, self._model = parts, parts.model
+        self._num_candidates, self._nms_iou = num_candidates, nms_iou
+        self._form = unit_form(parts.model)
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of both kinds of vector."""
+        return int(self._model.class_head.dense0.out_features) + 2
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights."""
+        return self._parts.digest
+
+    @property
+    def num_candidates(self) -> int:
+        """The most instances kept of one photo."""
+        return self._num_candidates
+
+    @property
+    def score_scale(self) -> float:
+        """A score times this is the library's logit; its sigmoid is the library's score."""
+        return self._form.score_scale
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Instances of each photo, best objectness first; a photo may have none."""
+        out: list[Instances] = []
+        for start in range(0, len(images), IMAGE_BATCH):
+            out.extend(self._encode_batch(images[start : start + IMAGE_BATCH]))
+        return out
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """(N, D) float32 unit vectors, in the order given.
+
+        The text tower reads 16 tokens, start and end included; what comes after is cut off.
+        """
+        vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
+        for start in range(0, len(expressions), TEXT_BATCH):
+            rows = slice(start, start + TEXT_BATCH)
+            vectors[rows] = self._encode_texts(expressions[rows])
+        return vectors
+
+    @torch.inference_mode()
+    def _encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        core = self._model.owlv2
+        read = core.text_model(**self._parts.tokens(texts))
+        unit_NT = F.normalize(core.text_projection(read.pooler_output), dim=-1)
+        return np.asarray(self._form.expressions(unit_NT).cpu())
+
+    @torch.inference_mode()
+    def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
+        pixels = self._parts.pixels(images)["pixel_values"]
+        with self._parts.multiplying():
+            maps, _ = self._model.image_embedder(pixels)
+        features_BPC = maps.float().flatten(1, 2)
+        objectness_BP = self._model.objectness_predictor(features_BPC).sigmoid()
+        cxcywh_BP4 = self._model.box_predictor(features_BPC, maps)
+        return [
+            self._instances(image, *found)
+            for image, *found in zip(images, features_BPC, objectness_BP, cxcywh_BP4, strict=True)
+        ]
+
+    def _instances(
+        self, image: RgbImage, features_PC: Tensor, objectness_P: Tensor, cxcywh_P4: Tensor
+    ) -> Instances:
+        boxes_P4 = unpadded(cxcywh_P4, image.shape[0], image.shape[1])
+        pixel = 1 / self._model.config.vision_config.image_size
+        rows = best_boxes(boxes_P4, objectness_P, self._num_candidates, self._nms_iou, pixel)
+        part_KE = self._vector_part(features_PC[rows])
+        whole_E = self._form.photo(part_KE, objectness_P[rows])
+        return Instances(
+            boxes=boxes_P4[rows].cpu().numpy(),
+            objectness=objectness_P[rows].cpu().numpy(),
+            vectors=filled(part_KE).cpu().numpy(),
+            image_vector=filled(whole_E).cpu().numpy(),
+        )
+
+    def _vector_part(self, features_KC: Tensor) -> Tensor:
+        head = self._model.class_head
+        embedding_KT = head.dense0(features_KC)
+        unit_KT = embedding_KT / (embedding_KT.norm(dim=-1, keepdim=True) + LENGTH_EPS)
+        scale_K = F.elu(head.logit_scale(features_KC)[:, 0]) + 1
+        return self._form.instances(unit_KT, head.logit_shift(features_KC)[:, 0], scale_K)
+
+
+def unpadded(cxcywh_P4: Tensor, height_px: int, width_px: int) -> Tensor:
+    """Boxes of the square into which the photo was padded, right or below -> xyxy of the photo."""
+    centre, half = cxcywh_P4[:, :2], cxcywh_P4[:, 2:] / 2
+    sides = cxcywh_P4.new_tensor([width_px, height_px] * 2) / max(height_px, width_px)
+    return (torch.cat([centre - half, centre + half], dim=1) / sides).clamp(0, 1)
+
+
+def best_boxes(
+    boxes_P4: Tensor, objectness_P: Tensor, num_keep: int, max_iou: float, min_side: float
+) -> Tensor:
+    """Rows of the best boxes by objectness after class-agnostic NMS, best first.
+
+    Boxes in the padding, and slivers below `min_side` of the photo, are never kept.
+    """
+    usable_P = ((boxes_P4[:, 2:] - boxes_P4[:, :2]) >= min_side).all(dim=1)
+    scores_P, order_P = objectness_P.where(usable_P, 0.0).sort(descending=True, stable=True)
+    picks, counts = greedy_nms(boxes_P4[order_P][None], scores_P[None], num_keep, max_iou)
+    return order_P[picks[0, : int(counts[0])]]

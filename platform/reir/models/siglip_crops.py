@@ -1,0 +1,185 @@
+"""SigLIP or SigLIP 2 on crops (Zhai et al. 2023; Tschannen et al. 2025) as an instance encoder.
+
+A detector proposes boxes without any query; the frozen image tower sees each box twice:
+
+    close     the box and a tenth of its sides around it: what the instance is
+    context   a box of twice its sides: what it stands beside
+    vector    (1 - CONTEXT_SHARE) close + CONTEXT_SHARE context, all three of length 1
+
+The share is a choice, not a fit: most words of an expression are about the instance itself. With a
+share of 0 a score is exactly the cosine in the library's logit of crop and text, so scale and bias
+of that logit change no order.
+"""
+
+# Shapes: N instances of one photo, M crops, D vector dimension, H x W pixels
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModel
+
+from reir.models.pretrained import Pretrained, load_pretrained
+from reir.models.seams import RgbImage
+from reir.models.yolox import Candidates
+from reir.records import FloatArray, Instances
+
+CLOSE_MARGIN, CONTEXT_MARGIN = 0.1, 0.5
+"""Share of the box side added on each side, within the photo."""
+CONTEXT_SHARE = 0.3
+NUM_CANDIDATES = 30
+CROP_BATCH = 32
+DETECTOR_BATCH = 8
+TEXT_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Where instances come from.
+
+    Attributes:
+        propose: (photos, most instances) -> boxes and scores of each photo, best first; is called
+            from several threads.
+        digest: sha256 of its weights.
+    """
+
+    propose: Callable[[Sequence[RgbImage], int], list[Candidates]]
+    digest: str
+
+
+def load_siglip_crops(
+    source: str,
+    detector: Detector,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SiglipCropsEncoder:
+    """Load an encoder whose SigLIP is in a directory or on the hub.
+
+    Errors are those of `load_pretrained`.
+    """
+    parts = load_pretrained(source, AutoModel, ("siglip", "siglip2"), device=device, dtype=dtype)
+    return SiglipCropsEncoder(parts, detector)
+
+
+class SiglipCropsEncoder:
+    """Encodes photos and expressions; thread-safe after construction.
+
+    Args:
+        parts: SigLIP and what prepares its input.
+        detector: proposes the boxes.
+        num_candidates: most instances of a photo.
+        context_share: weight of the context in a vector, 0 to 1.
+
+    Raises:
+        ValueError: `num_candidates` is below 1 or `context_share` out of range.
+    """
+
+    def __init__(
+        self,
+        parts: Pretrained,
+        detector: Detector,
+        *,
+        num_candidates: int = NUM_CANDIDATES,
+        context_share: float = CONTEXT_SHARE,
+    ) -> None:
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
+        if not 0 <= context_share <= 1:
+            raise ValueError(f"context_share must lie in [0, 1], got {context_share}")
+        self._parts, self._model, self._detector = parts, parts.model, detector
+        self._num_candidates, self._context_share = num_candidates, context_share
+        made_of = [parts.digest, detector.digest, CLOSE_MARGIN, CONTEXT_MARGIN, context_share]
+        self._digest = hashlib.sha256(" ".join(map(str, made_of)).encode()).hexdigest()
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of both kinds of vector."""
+        return int(self._model.config.vision_config.hidden_size)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over the digests of SigLIP and of the detector, and over the recipe of a crop."""
+        return self._digest
+
+    @property
+    def num_candidates(self) -> int:
+        """The most instances kept of one photo."""
+        return self._num_candidates
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Instances of each photo, best objectness first; a photo may have none."""
+        out: list[Instances] = []
+        for start in range(0, len(images), DETECTOR_BATCH):
+            some = images[start : start + DETECTOR_BATCH]
+            with torch.inference_mode():
+                found = self._detector.propose(some, self._num_candidates)
+            out.extend(self._instances(*each) for each in zip(some, found, strict=True))
+        return out
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """(N, D) float32 unit vectors, in the order given; what exceeds 64 tokens is cut off."""
+        vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
+        for start in range(0, len(expressions), TEXT_BATCH):
+            rows = slice(start, start + TEXT_BATCH)
+            vectors[rows] = self._encode_texts(expressions[rows])
+        return vectors
+
+    @torch.inference_mode()
+    def _encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        # Padded to the full length and read without a mask: SigLIP is trained so, and pools the
+        # last position.
+        read = self._model.text_model(input_ids=self._parts.tokens(texts)["input_ids"])
+        return np.asarray(F.normalize(read.pooler_output, dim=-1).cpu())
+
+    def _instances(self, image: RgbImage, found: Candidates) -> Instances:
+        boxes = found.boxes.cpu().numpy()
+        close = [cut(image, box, CLOSE_MARGIN) for box in boxes]
+        context = [cut(image, box, CONTEXT_MARGIN) for box in boxes]
+        unit_MD = self._look([image, *close, *context])
+        close_ND, context_ND = unit_MD[1 : 1 + len(boxes)], unit_MD[1 + len(boxes) :]
+        mixed_ND = close_ND.lerp(context_ND, self._context_share)
+        return Instances(
+            boxes=boxes,
+            objectness=found.scores.cpu().numpy(),
+            vectors=F.normalize(mixed_ND, dim=-1).numpy(),
+            image_vector=unit_MD[0].numpy(),
+        )
+
+    @torch.inference_mode()
+    def _look(self, crops: Sequence[RgbImage]) -> Tensor:
+        """(M, D) unit vectors of pictures of any size."""
+        parts = []
+        for start in range(0, len(crops), CROP_BATCH):
+            inputs = self._parts.pixels(crops[start : start + CROP_BATCH])
+            with self._parts.multiplying():
+                parts.append(self._model.get_image_features(**inputs).pooler_output)
+        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+
+
+def cut(image: RgbImage, box: FloatArray, margin: float) -> RgbImage:
+    """Return the pixels of a box, whole ones, with a margin around it and at least one a side.
+
+    Args:
+        image: (H, W, 3).
+        box: (4,) xyxy in [0, 1].
+        margin: share of the box side added on each side, within the photo.
+    """
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = box.astype(np.float64)
+    dx, dy = (x2 - x1) * margin, (y2 - y1) * margin
+    left, right = _whole(x1 - dx, x2 + dx, width)
+    top, bottom = _whole(y1 - dy, y2 + dy, height)
+    return image[top:bottom, left:right]
+
+
+def _whole(low: float, high: float, size_px: int) -> tuple[int, int]:
+    """Return the pixels from `low` to `high`, both a share of the side, widened to whole ones."""
+    first = min(max(int(np.floor(low * size_px)), 0), size_px - 1)
+    return first, min(max(int(np.ceil(high * size_px)), first + 1), size_px)

@@ -1,0 +1,141 @@
+"""Public checkpoints: found by directory or hub name, digests, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, Owlv2ForObjectDetection
+
+from reir.errors import CheckpointError
+from reir.models.pretrained import Pretrained, fetch, load_pretrained, weights_digest
+from reir.testing.pretrained import save_tiny_owlv2, save_tiny_siglip
+
+NAME, REVISION = "acme/owl", "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_owlv2(tmp_path_factory.mktemp("owlv2"))
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+@pytest.fixture
+def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with one model in it, and no connection."""
+    cached = tmp_path / "hub" / "models--acme--owl"
+    shutil.copytree(saved, cached / "snapshots" / REVISION)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(REVISION)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cached / "snapshots" / REVISION
+
+
+def load(source: str | Path) -> Pretrained:
+    return load_pretrained(str(source), Owlv2ForObjectDetection, ("owlv2",))
+
+
+def test_a_directory_is_read_where_it_is(saved: Path) -> None:
+    found = load(saved)
+    assert fetch(str(saved)) == saved
+    assert found.digest == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    assert not found.model.training
+    assert next(found.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@{REVISION}", f"{NAME}@main"])
+def test_a_hub_name_comes_from_the_cache_with_the_same_digest(
+    name: str, hub: Path, saved: Path
+) -> None:
+    assert fetch(name) == hub
+    assert load(name).digest == weights_digest(saved)
+
+
+@pytest.mark.parametrize(
+    "source", ["acme/other", f"{NAME}@older", "/no/such/folder", "no such name", "../owl"]
+)
+def test_what_is_nowhere_says_so(source: str, hub: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a directory nor a hub model within reach"):
+        fetch(source)
+
+
+def test_weights_in_parts_have_a_digest_of_all(saved: Path, copied: Path) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        part = {name: tensors[name] for name in names if files[name] == file}
+        save_file(part, copied / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": files}
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    joined = b"".join((copied / file).read_bytes() for file in sorted(set(files.values())))
+    found, whole = load(copied), load(saved)
+    assert found.digest == hashlib.sha256(joined).hexdigest()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value), name
+
+
+def test_other_weights_have_another_digest(saved: Path, tmp_path: Path) -> None:
+    other = save_tiny_owlv2(tmp_path / "other", seed=1)
+    assert weights_digest(other) != weights_digest(saved)
+
+
+def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_siglip(tmp_path / "siglip")
+    with pytest.raises(CheckpointError, match=r"type 'siglip', this encoder takes owlv2"):
+        load(folder)
+
+
+def test_a_pickle_is_no_weights_file(saved: Path, copied: Path) -> None:
+    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"copied does not load: .*model\.safetensors"):
+        load(copied)
+    with pytest.raises(CheckpointError, match=r"copied has no model\.safetensors"):
+        weights_digest(copied)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "preprocessor_config.json"])
+def test_a_lost_file_is_refused(copied: Path, lost: str) -> None:
+    (copied / lost).unlink()
+    with pytest.raises(CheckpointError, match="copied does not load"):
+        load(copied)
+
+
+def test_lost_weights_are_not_made_up(copied: Path) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    del tensors["class_head.logit_shift.weight"]
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*logit_shift\.weight first"):
+        load(copied)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -8])
+def test_cut_weights_are_refused(copied: Path, keep: int) -> None:
+    content = (copied / "model.safetensors").read_bytes()
+    (copied / "model.safetensors").write_bytes(content[:keep])
+    with pytest.raises(CheckpointError, match="copied does not load"):
+        load(copied)
+
+
+def test_code_that_a_checkpoint_brings_along_is_not_run(tmp_path: Path) -> None:
+    folder = save_tiny_siglip(tmp_path / "siglip")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(CheckpointError, match="does not load"):
+        load_pretrained(str(folder), AutoModel, ("siglip",))
+    assert not (tmp_path / "ran").exists()

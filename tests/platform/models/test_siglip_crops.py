@@ -1,0 +1,231 @@
+"""SigLIP on crops: its scores are the library's own up to scale and bias of the logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from reir.models.candidates import propose
+from reir.models.pretrained import Pretrained, load_pretrained
+from reir.models.seams import RgbImage
+from reir.models.siglip_crops import (
+    CLOSE_MARGIN,
+    CONTEXT_MARGIN,
+    CONTEXT_SHARE,
+    Detector,
+    SiglipCropsEncoder,
+    cut,
+)
+from reir.models.yolox import Candidates
+from reir.records import FloatArray
+from reir.testing.pretrained import save_tiny_siglip
+from reir.testing.tiny import tiny_model
+
+EXPRESSIONS = ["the red dog", "a blue cat left of the man"]
+BOXES = np.array([[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0], [0.7, 0.1, 0.72, 0.11]], np.float32)
+
+
+def photo(height: int, width: int, seed: int) -> RgbImage:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+PHOTOS = [photo(60, 100, 0), photo(90, 50, 1)]
+
+
+def fixed_boxes(images: Sequence[RgbImage], num: int) -> list[Candidates]:
+    """The same boxes for every photo, none for one of a single pixel."""
+    return [_candidates(BOXES[:num] if image.size > 3 else BOXES[:0]) for image in images]
+
+
+def _candidates(boxes: FloatArray) -> Candidates:
+    num = len(boxes)
+    return Candidates(
+        boxes=torch.from_numpy(boxes),
+        scores=torch.linspace(0.9, 0.5, num),
+        class_scores=torch.ones(num, 80),
+        class_features=torch.zeros(num, 64),
+        anchors=torch.arange(num),
+    )
+
+
+DETECTOR = Detector(fixed_boxes, "d" * 64)
+
+
+@pytest.fixture(scope="module", params=["siglip", "siglip2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp(request.param)
+    return save_tiny_siglip(target, flexible=request.param == "siglip2")
+
+
+@pytest.fixture(scope="module")
+def parts(folder: Path) -> Pretrained:
+    return load_pretrained(str(folder), AutoModel, ("siglip", "siglip2"))
+
+
+class Library:
+    """Logits of text and picture as the library's own documentation computes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModel.from_pretrained(folder).eval()
+        self.images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @torch.inference_mode()
+    def cosines(self, pictures: Sequence[RgbImage]) -> FloatArray:
+        """(texts, pictures) logits without the scale and bias of the model."""
+        tokens = self.tokenizer(
+            EXPRESSIONS, padding="max_length", max_length=12, truncation=True, return_tensors="pt"
+        )
+        pixels = self.images(list(pictures), return_tensors="pt", input_data_format="channels_last")
+        output = self.model(input_ids=tokens["input_ids"], **pixels)
+        logits = output.logits_per_text - self.model.logit_bias
+        return np.asarray(logits / self.model.logit_scale.exp())
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Library:
+    return Library(folder)
+
+
+def test_scores_are_the_librarys_up_to_scale_and_bias(parts: Pretrained, library: Library) -> None:
+    encoder = SiglipCropsEncoder(parts, DETECTOR, context_share=0.0)
+    queries = encoder.encode_expressions(EXPRESSIONS)
+    for image, found in zip(PHOTOS, encoder.encode_images(PHOTOS), strict=True):
+        wanted = library.cosines([cut(image, box, CLOSE_MARGIN) for box in BOXES])
+        np.testing.assert_allclose(queries @ found.vectors.T, wanted, atol=2e-6)
+        np.testing.assert_allclose(
+            queries @ found.image_vector, library.cosines([image])[:, 0], atol=2e-6
+        )
+        assert np.ptp(wanted) > 0.01  # else any order would do
+    assert encoder.dim == queries.shape[1] == 32
+
+
+def test_context_takes_its_share(parts: Pretrained, library: Library) -> None:
+    whole, near, context = (
+        SiglipCropsEncoder(parts, DETECTOR, context_share=share)
+        for share in (CONTEXT_SHARE, 0.0, 1.0)
+    )
+    queries = whole.encode_expressions(EXPRESSIONS)
+    image = PHOTOS[0]
+    found, close, around = (e.encode_images([image])[0].vectors for e in (whole, near, context))
+    wanted = library.cosines([cut(image, box, CONTEXT_MARGIN) for box in BOXES])
+    np.testing.assert_allclose(queries @ around.T, wanted, atol=2e-6)
+    mixed = (1 - CONTEXT_SHARE) * close + CONTEXT_SHARE * around
+    mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, mixed, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_boxes_and_objectness_are_the_detectors(parts: Pretrained) -> None:
+    encoder = SiglipCropsEncoder(parts, DETECTOR, num_candidates=2)
+    (found,) = encoder.encode_images(PHOTOS[:1])
+    np.testing.assert_array_equal(found.boxes, BOXES[:2])
+    assert found.objectness.tolist() == pytest.approx([0.9, 0.5])
+    assert encoder.num_candidates == 2
+
+
+def test_a_photo_without_instances_and_an_empty_batch(parts: Pretrained) -> None:
+    encoder = SiglipCropsEncoder(parts, DETECTOR)
+    (found,) = encoder.encode_images([photo(1, 1, 0)])
+    assert found.vectors.shape == (0, 32)
+    assert np.linalg.norm(found.image_vector) == pytest.approx(1, abs=1e-6)
+    assert encoder.encode_images([]) == []
+    assert encoder.encode_expressions([]).shape == (0, 32)
+
+
+def test_batches_equal_photos_alone(parts: Pretrained) -> None:
+    encoder = SiglipCropsEncoder(parts, DETECTOR)
+    photos = [photo(40 + n, 70 - n, n) for n in range(9)]
+    for image, found in zip(photos, encoder.encode_images(photos), strict=True):
+        np.testing.assert_allclose(encoder.encode_images([image])[0].vectors, found.vectors)
+    queries = encoder.encode_expressions(EXPRESSIONS * 70)
+    np.testing.assert_allclose(queries[-2:], encoder.encode_expressions(EXPRESSIONS), atol=1e-6)
+
+
+def test_the_candidates_of_clare_nano_will_do(parts: Pretrained) -> None:
+    detector = Detector(partial(propose, tiny_model()), "digest")
+    encoder = SiglipCropsEncoder(parts, detector, num_candidates=4)
+    with torch.inference_mode():
+        wanted = propose(tiny_model(), PHOTOS, 4)
+    for found, candidates in zip(encoder.encode_images(PHOTOS), wanted, strict=True):
+        np.testing.assert_allclose(found.boxes, candidates.boxes)
+        assert len(found) > 0
+
+
+def test_threads_get_what_one_gets(parts: Pretrained) -> None:
+    encoder = SiglipCropsEncoder(parts, DETECTOR)
+    texts = [f"{'red ' * (number % 5)}dog" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda text: encoder.encode_expressions([text])[0], texts))
+        photos = list(pool.map(lambda n: encoder.encode_images([PHOTOS[n % 2]])[0], range(8)))
+    np.testing.assert_allclose(together, encoder.encode_expressions(texts), atol=1e-6)
+    for number, found in enumerate(photos):
+        (alone,) = encoder.encode_images([PHOTOS[number % 2]])
+        np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-6)
+
+
+def test_the_digest_is_of_all_that_makes_a_vector(parts: Pretrained) -> None:
+    digests = [
+        SiglipCropsEncoder(parts, DETECTOR).digest,
+        SiglipCropsEncoder(parts, Detector(fixed_boxes, "e" * 64)).digest,
+        SiglipCropsEncoder(parts, DETECTOR, context_share=0.5).digest,
+        parts.digest,
+    ]
+    assert len(set(digests)) == 4
+    assert {len(digest) for digest in digests} == {64}
+    assert SiglipCropsEncoder(parts, DETECTOR).digest == digests[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"context_share": 1.5}, r"context_share must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    parts: Pretrained, argument: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        SiglipCropsEncoder(parts, DETECTOR, **argument)
+
+
+# ---------------------------------------------------------------------------------------- crops
+
+UNIT = st.floats(0, 1, width=32)
+
+
+@given(
+    corners=st.tuples(UNIT, UNIT, UNIT, UNIT),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    margin=st.sampled_from([0.0, 0.1, 0.5]),
+)
+def test_a_crop_is_every_pixel_that_the_box_touches(
+    corners: tuple[float, ...], size: tuple[int, int], margin: float
+) -> None:
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
+    x1, x2 = sorted(corners[:2])
+    y1, y2 = sorted(corners[2:])
+    crop = cut(image, np.array([x1, y1, x2, y2], np.float32), margin)
+    assert np.unique(crop[..., 0]).tolist() == touched(y1, y2, height, margin)
+    assert np.unique(crop[..., 1]).tolist() == touched(x1, x2, width, margin)
+
+
+def touched(low: float, high: float, size: int, margin: float) -> list[int]:
+    """Pixels that share more than an edge with the widened side; the one it starts in if none."""
+    wide = (high - low) * margin
+    low, high = (low - wide) * size, (high + wide) * size
+    pixels = [pixel for pixel in range(size) if pixel < high and pixel + 1 > low]
+    return pixels or [min(int(low), size - 1)]
