@@ -80,6 +80,7 @@ def test_two_stages_give_a_checkpoint_and_a_longer_run_goes_on_from_it(tmp_path:
 
     def train(clia_epochs: int) -> Path:
         return run(
+            "clare-nano",
             load_config(TrainConfig, recipe(tmp_path, clia_epochs=clia_epochs)),
             output=output,
             stage="all",

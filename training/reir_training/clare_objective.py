@@ -94,13 +94,8 @@ class ClareStepObjective(nn.Module):
 
     def _logits(self, objects: Tensor, vectors_KMD: Tensor, slots: Slots) -> Tensor:
         """(K, B, N, C) score of each query with each text of its own photo."""
-        logits_KBNM = self.model.scores(objects, vectors_KMD)
-        if slots.by_class:
-            return logits_KBNM
-        num_layers, _, num_queries, _ = logits_KBNM.shape
-        text_BC = slots.text_BG[None, :, None].expand(num_layers, -1, num_queries, -1)
-        own: Tensor = logits_KBNM.gather(-1, text_BC)
-        return own
+        texts = vectors_KMD if slots.by_class else vectors_KMD[:, slots.text_BG]
+        return self.model.scores(objects, texts)
 
     def _denoising_queries(self, slots: Slots, features_MF: Tensor) -> DenoisingQueries | None:
         """Queries of the targets; their content is the text that asks for them."""

@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 def train(  # noqa: PLR0913 - one by one is clearer than a bag
     data: Annotated[Path, typer.Option(help="YAML file: data sources, weights, settings.")],
     output: Annotated[Path, typer.Option(help="Folder of the run; a rerun goes on in it.")],
-    preset: Annotated[str, typer.Option(help="Model to train.")] = "clare-nano",
+    preset: Annotated[
+        str, typer.Option(help="Model to train: clare-nano, clare-base or clare-large.")
+    ] = "clare-nano",
     stage: Annotated[str, typer.Option(help="grounding, clia or all (both).")] = "all",
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
     num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
@@ -30,13 +32,21 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
 ) -> None:
     """Train from the start weights, or from a checkpoint, to a checkpoint directory."""
     from reir.config import load_config
-    from reir.errors import ConfigError
-    from reir_training.config import TrainConfig
+    from reir.errors import ConfigError, nearest_name
+    from reir_training.config import PRESETS
     from reir_training.run import run
 
-    if preset != "clare-nano":
-        raise ConfigError(f"unknown preset {preset!r}, allowed: clare-nano")
-    if stage not in STAGES:
-        raise ConfigError(f"unknown stage {stage!r}, allowed: {', '.join(STAGES)}")
-    config = load_config(TrainConfig, data, override or [])
-    run(config, output=output, stage=stage, init=init, num_workers=num_workers, use_gpu=gpu)
+    for what, value, known in (("preset", preset, tuple(PRESETS)), ("stage", stage, STAGES)):
+        if value not in known:
+            nearest = nearest_name(value, known)
+            raise ConfigError(f"unknown {what} {value!r}, allowed: {', '.join(known)}{nearest}")
+    config = load_config(PRESETS[preset], data, override or [])
+    run(
+        preset,
+        config,
+        output=output,
+        stage=stage,
+        init=init,
+        num_workers=num_workers,
+        use_gpu=gpu,
+    )

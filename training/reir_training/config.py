@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,3 +219,11 @@ class ClareTrainConfig(CommonConfig):
     loss: ClareLoss = ClareLoss()
     denoising: bool = True
     optimisation: ClareSchedule = ClareSchedule()
+
+
+NANO_PRESET, CLARE_PRESETS = "clare-nano", ("clare-base", "clare-large")
+PRESETS: Mapping[str, type[CommonConfig]] = {
+    NANO_PRESET: TrainConfig,
+    **dict.fromkeys(CLARE_PRESETS, ClareTrainConfig),
+}
+"""Model -> the configuration that its training takes."""

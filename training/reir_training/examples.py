@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,18 @@ class TrainPhoto:
     near_misses: tuple[str, ...] = ()
     crowded: frozenset[str] = frozenset()
     is_wide: bool = False
+
+
+def describe(photos: Sequence[TrainPhoto]) -> dict[str, int]:
+    """Count what a set of photos holds for training, and its held-out photos."""
+    train = [photo for photo in photos if photo.split != VAL]
+    return {
+        "photos": len(train),
+        "boxes": sum(len(photo.boxes) for photo in train),
+        "expressions": sum(len(photo.expressions) for photo in train),
+        "captions": sum(len(photo.captions) for photo in train),
+        "held_out_photos": len(photos) - len(train),
+    }
 
 
 def read_source(source: DataSource) -> list[TrainPhoto]:

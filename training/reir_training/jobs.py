@@ -18,7 +18,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
-from reir_training.config import TrainConfig
+from reir.checkpoint import NANO
+from reir_training.actors import stream_steps
+from reir_training.clare_task import ClareTask
+from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.loop import Averaged, Position, TrainLoop
 from reir_training.nano_task import NanoTask
 from reir_training.plan import plan
@@ -27,13 +30,17 @@ METRICS = "metrics.jsonl"
 TAG = "state"
 AVERAGED = "averaged.safetensors"
 SHM_OP = "deepspeed_shm_comm"
+READERS = 1
+PLACES = {"data", "evaluation", "exclude_evaluation", "weights", "cache", "tokenizer", "towers"}
+"""Settings that say where things lie on this machine, which a checkpoint does not keep."""
 
 
 def train(  # noqa: PLR0913 - one by one is clearer than a bag
-    config: TrainConfig,
+    preset: str,
+    config: CommonConfig,
     *,
     output: Path,
-    cache: Path,
+    cache: Path | None,
     stage: str,
     init: Path | None = None,
     num_workers: int = 1,
@@ -44,9 +51,10 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
     A run with the same `output` goes on from its last completed epoch.
 
     Args:
-        config: of the run.
+        preset: name of the model.
+        config: of the run, of the kind that the preset takes.
         output: gets `checkpoint/`, `metrics.jsonl` and Ray's states; all workers must see it.
-        cache: folder of the frozen part's output, already built.
+        cache: folder of the frozen part's output, already built; for `clare-nano` only.
         stage: "grounding", "clia" or "all".
         init: checkpoint directory to start from.
         num_workers: Ray Train workers.
@@ -58,14 +66,20 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
         variables["DS_ACCELERATOR"] = "cpu"
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(include_dashboard=False, runtime_env={"env_vars": variables}, log_to_driver=False)
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, num_workers + READERS),
+            include_dashboard=False,
+            runtime_env={"env_vars": variables},
+            log_to_driver=False,
+        )
     try:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
+                "preset": preset,
                 "config": config.model_dump(mode="json"),
                 "output": str(output),
-                "cache": str(cache),
+                "cache": str(cache) if cache else None,
                 "stage": stage,
                 "init": str(init) if init else None,
                 "threads": cores,
@@ -92,15 +106,8 @@ def train_worker(job: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job["threads"])
-    config = TrainConfig.model_validate(job["config"])
+    task, config = _task(job, rank, world_size)
     settings, output = config.optimisation, Path(job["output"])
-    task = NanoTask(
-        config,
-        cache=Path(job["cache"]),
-        init=Path(job["init"]) if job["init"] else None,
-        rank=rank,
-        world_size=world_size,
-    )
     task.objective.to(ray.train.torch.get_device())
     engine = _engine(task, config, world_size)
     averaged = Averaged(settings.ema_decay) if settings.ema_decay else None
@@ -135,7 +142,23 @@ def train_worker(job: Mapping[str, Any]) -> None:
         _report(engine, averaged, done, {**losses, **metrics})
 
 
-def _engine(task: NanoTask, config: TrainConfig, world_size: int) -> Any:
+def _task(
+    job: Mapping[str, Any], rank: int, world_size: int
+) -> tuple[NanoTask | ClareTask, CommonConfig]:
+    """What the preset trains, with its configuration."""
+    init = Path(job["init"]) if job["init"] else None
+    if job["preset"] == NANO:
+        nano = TrainConfig.model_validate(job["config"])
+        cache = Path(job["cache"])
+        return NanoTask(nano, cache=cache, init=init, rank=rank, world_size=world_size), nano
+    config = ClareTrainConfig.model_validate(job["config"])
+    task = ClareTask(
+        job["preset"], config, init=init, rank=rank, world_size=world_size, stream=stream_steps
+    )
+    return task, config
+
+
+def _engine(task: NanoTask | ClareTask, config: CommonConfig, world_size: int) -> Any:
     """Wrap the objective in DeepSpeed with our optimiser."""
     # DeepSpeed would compile a shared-memory collective at the first start on a CPU, under a file
     # lock that outlives a killed process and blocks every later run; gloo does the same work.
@@ -185,7 +208,10 @@ def _restore(engine: Any, averaged: Averaged | None) -> Position:
 
 
 def _about(
-    config: TrainConfig, job: Mapping[str, Any], task: NanoTask, metrics: dict[str, float]
+    config: CommonConfig,
+    job: Mapping[str, Any],
+    task: NanoTask | ClareTask,
+    metrics: dict[str, float],
 ) -> dict[str, Any]:
     """What the checkpoint says of its own making."""
     lines = [json.loads(line) for line in (Path(job["output"]) / METRICS).read_text().splitlines()]
@@ -198,10 +224,5 @@ def _about(
         "steps": sum(last_steps.values()),
         "hours": round((time.time() - starts[0]) / 3600, 2) if starts else None,
         "metrics": metrics,
-        "settings": {
-            "model": config.model.model_dump(),
-            "loss": config.loss.model_dump(),
-            "optimisation": config.optimisation.model_dump(),
-            "zero_stage": config.zero_stage,
-        },
+        "settings": config.model_dump(mode="json", exclude=PLACES),
     }

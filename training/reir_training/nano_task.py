@@ -12,9 +12,9 @@ from reir.checkpoint import save_checkpoint
 from reir_training.assemble import align_streams, parameter_groups, start_model, training_sentences
 from reir_training.batches import BatchMaker, TrainBatch
 from reir_training.cache import FrozenCache
-from reir_training.card import write_model_card
+from reir_training.card import write_nano_card
 from reir_training.config import TrainConfig
-from reir_training.examples import VAL
+from reir_training.examples import describe
 from reir_training.gather import gather_others
 from reir_training.leakage import training_photos
 from reir_training.objective import ClareObjective
@@ -78,15 +78,8 @@ class NanoTask:
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write the checkpoint directory with its model card."""
         save_checkpoint(folder, self.model, self.tokenizer, about)
-        write_model_card(folder, about)
+        write_nano_card(folder, about)
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of the data it was made from."""
-        train = [photo for photo in self._photos if photo.split != VAL]
-        return {
-            "photos": len(train),
-            "boxes": sum(len(photo.boxes) for photo in train),
-            "expressions": sum(len(photo.expressions) for photo in train),
-            "captions": sum(len(photo.captions) for photo in train),
-            "held_out_photos": len(self._photos) - len(train),
-        }
+        return describe(self._photos)

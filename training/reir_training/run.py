@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,14 +22,16 @@ from rich.progress import (
 from reir.config import dump_config
 from reir_training.assemble import start_model
 from reir_training.cache import build_cache
-from reir_training.config import TrainConfig
+from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.leakage import training_photos
 
 POLL_S = 1.0
+Run = TypeVar("Run", bound=CommonConfig)
 
 
 def run(  # noqa: PLR0913 - one by one is clearer than a bag
-    config: TrainConfig,
+    preset: str,
+    config: CommonConfig,
     *,
     output: Path,
     stage: str,
@@ -40,7 +42,8 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
     """Build the cache, train, and return the checkpoint directory.
 
     Args:
-        config: of the run; kept beside the result as `config.yaml`.
+        preset: name of the model.
+        config: of the run, of the kind that the preset takes; kept as `config.yaml`.
         output: folder of the run.
         stage: "grounding", "clia" or "all".
         init: checkpoint to start from; None for the start weights.
@@ -62,13 +65,16 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         TimeRemainingColumn(),
         console=console,
     ) as bars:
-        cache = _cache(config, output, init, bars)
+        cache = None
+        if isinstance(config, TrainConfig):
+            cache = _cache(config, output, init, bars).resolve()
         _log_start(output / METRICS)
         with _Follower(output / METRICS, bars):
             checkpoint = train(
+                preset,
                 config,
                 output=output.resolve(),
-                cache=cache.resolve(),
+                cache=cache,
                 stage=stage,
                 init=init.resolve() if init else None,
                 num_workers=num_workers,
@@ -78,14 +84,21 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
     return checkpoint
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
+def absolute(config: Run) -> Run:
     """Resolve the folders of a configuration: workers run in a folder of their own."""
     data, evaluation = (
         tuple(s.model_copy(update={"path": s.path.resolve()}) for s in sources)
         for sources in (config.data, config.evaluation)
     )
-    weights = config.weights.resolve()
-    return config.model_copy(update={"data": data, "evaluation": evaluation, "weights": weights})
+    changes: dict[str, Any] = {"data": data, "evaluation": evaluation}
+    if isinstance(config, TrainConfig):
+        changes["weights"] = config.weights.resolve()
+    if isinstance(config, ClareTrainConfig):
+        if config.tokenizer is not None:
+            changes["tokenizer"] = config.tokenizer.resolve()
+        if config.towers is not None and Path(config.towers).exists():
+            changes["towers"] = str(Path(config.towers).resolve())
+    return config.model_copy(update=changes)
 
 
 def _cache(config: TrainConfig, output: Path, init: Path | None, bars: Progress) -> Path:

@@ -1,4 +1,4 @@
-"""BR@k and REC of a model in training, from the cached candidates of the held-out photos."""
+"""BR@k and REC of a model in training on the held-out photos: from the cache, or from files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from reir.images import read_image
 from reir.metrics.rec import rec_hits
 from reir.metrics.reir import Gallery, Queries, reir_ranks
 from reir.models.clare_nano import ClareNano
 from reir.models.nano_encoder import tokenise
+from reir.models.seams import InstanceEncoder
 from reir_training.cache import FrozenCache
 from reir_training.examples import VAL, TrainPhoto
 
@@ -32,39 +34,70 @@ def validate(
         br1_50, br5_50, br10_50, br1_70 of long expressions over the gallery of all held-out
         photos (definition B), rec_long and rec_short within the photo at IoU .5.
     """
-    rows = [i for i, photo in enumerate(photos) if photo.split == VAL]
-    asked = [(n, e) for n, i in enumerate(rows) for e in photos[i].expressions]
-    if not asked:
+    rows = _held_out(photos)
+    texts = [e.text for i in rows for e in photos[i].expressions]
+    if not texts:
         return {}
     was_training, device = model.training, model.log_scale.device
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-        vectors, boxes, owners = _gallery(model, cache, rows)
-        texts = _texts(model, tokenizer, [e.text for _, e in asked])
+        gallery = _gallery(model, cache, rows)
+        asked = _texts(model, tokenizer, texts)
     model.train(was_training)
-    targets = np.stack([photos[rows[n]].boxes[e.box] for n, e in asked])
+    return _figures([photos[i] for i in rows], gallery, asked)
+
+
+def validate_encoder(
+    encoder: InstanceEncoder, photos: Sequence[TrainPhoto], *, batch_size: int = 8
+) -> dict[str, float]:
+    """The same figures of any encoder, from the files of the held-out photos.
+
+    Raises:
+        ImageError: a photo cannot be decoded.
+    """
+    held_out = [photos[i] for i in _held_out(photos)]
+    texts = [e.text for photo in held_out for e in photo.expressions]
+    if not texts:
+        return {}
+    found = []
+    for start in range(0, len(held_out), batch_size):
+        images = [read_image(photo.path) for photo in held_out[start : start + batch_size]]
+        found += encoder.encode_images(images)
+    gallery = Gallery(
+        np.concatenate([each.vectors for each in found]),
+        np.repeat(np.arange(len(found)), [len(each) for each in found]),
+        np.concatenate([each.boxes for each in found]),
+    )
+    return _figures(held_out, gallery, encoder.encode_expressions(texts))
+
+
+def _held_out(photos: Sequence[TrainPhoto]) -> list[int]:
+    return [i for i, photo in enumerate(photos) if photo.split == VAL]
+
+
+def _figures(
+    held_out: Sequence[TrainPhoto], gallery: Gallery, texts: np.ndarray
+) -> dict[str, float]:
+    """Percentages; `texts` are the vectors of all expressions, photo by photo."""
+    asked = [(n, e) for n, photo in enumerate(held_out) for e in photo.expressions]
+    targets = np.stack([held_out[n].boxes[e.box] for n, e in asked])
     found = np.array([n for n, _ in asked])
     is_long = np.array([e.kind != "short" for _, e in asked])
-    top = np.stack(
-        [_best_box(t, n, vectors, boxes, owners) for t, n in zip(texts, found, strict=True)]
-    )
+    top = np.stack([_best_box(t, n, gallery) for t, n in zip(texts, found, strict=True)])
     hit = rec_hits(top, targets, (0.5,)).hits[:, 0]
-    ranks = reir_ranks(
-        Queries(texts[is_long], found[is_long], targets[is_long]),
-        Gallery(vectors, owners, boxes),
-        iou_thresholds=(0.5, 0.7),
-    )
-    out = {f"br{k}_50": ranks.found_b(k, 0.5).mean() for k in (1, 5, 10)}
-    out |= {"br1_70": ranks.found_b(1, 0.7).mean(), "rec_long": hit[is_long].mean()}
+    out = {}
+    if is_long.any():
+        queries = Queries(texts[is_long], found[is_long], targets[is_long])
+        ranks = reir_ranks(queries, gallery, iou_thresholds=(0.5, 0.7))
+        out = {f"br{k}_50": ranks.found_b(k, 0.5).mean() for k in (1, 5, 10)}
+        out |= {"br1_70": ranks.found_b(1, 0.7).mean(), "rec_long": hit[is_long].mean()}
     if not is_long.all():
         out["rec_short"] = hit[~is_long].mean()
     return {name: round(100 * float(value), 2) for name, value in out.items()}
 
 
-def _gallery(
-    model: ClareNano, cache: FrozenCache, rows: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors (J, D), boxes (J, 4) and position in `rows` (J,) of all candidates."""
+def _gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Gallery:
+    """All candidates of the photos in these rows of the cache."""
     vectors, boxes, owners = [], [], []
     for start in range(0, len(rows), PHOTO_BATCH):
         batch = cache.batch(rows[start : start + PHOTO_BATCH])
@@ -72,7 +105,7 @@ def _gallery(
         vectors.append(out.vectors[batch.valid].cpu().numpy())
         boxes.append(out.boxes[batch.valid].cpu().numpy())
         owners.append(torch.nonzero(batch.valid)[:, 0].numpy() + start)
-    return np.concatenate(vectors), np.concatenate(boxes), np.concatenate(owners)
+    return Gallery(np.concatenate(vectors), np.concatenate(owners), np.concatenate(boxes))
 
 
 def _texts(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
@@ -85,11 +118,9 @@ def _texts(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> np.n
     return np.asarray(torch.cat(parts).cpu().numpy())
 
 
-def _best_box(
-    text: np.ndarray, photo: int, vectors: np.ndarray, boxes: np.ndarray, owners: np.ndarray
-) -> np.ndarray:
+def _best_box(text: np.ndarray, photo: int, gallery: Gallery) -> np.ndarray:
     """Box of highest score within the photo; an empty box where it has no candidate."""
-    own = np.flatnonzero(owners == photo)
+    own = np.flatnonzero(gallery.images == photo)
     if not len(own):
         return np.zeros(4)
-    return np.asarray(boxes[own[(vectors[own] @ text).argmax()]])
+    return np.asarray(gallery.boxes_px[own[(gallery.vectors[own] @ text).argmax()]])

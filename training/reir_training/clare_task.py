@@ -1,0 +1,227 @@
+"""What a worker needs to train the published CLARE: model, streamed steps, figures, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import WordLevelTrainer
+
+from reir.checkpoint import TOKENIZER, load_clare, read_tokenizer, save_checkpoint
+from reir.clare_losses import ClareLossWeights
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.errors import ConfigError
+from reir.models.clare import Clare, ClareConfig, clare_base, clare_large, load_towers
+from reir.models.clare_encoder import ClareEncoder, clean_expression
+from reir_training.card import write_clare_card
+from reir_training.clare_data import GROUNDING, Arrays, ClareBatch, ClareData
+from reir_training.clare_objective import ClareStepObjective
+from reir_training.config import ClareTrainConfig
+from reir_training.examples import VAL, TrainPhoto, describe
+from reir_training.gather import AllWorkers
+from reir_training.leakage import training_photos
+from reir_training.plan import Epoch, Stage
+from reir_training.sampling import Sampler
+from reir_training.validate import validate_encoder
+
+PRESETS = {"clare-base": clare_base, "clare-large": clare_large}
+SLOW_PARTS = ("model.vision.", "model.language.", ".sampling_offsets.")
+UNKNOWN_WORD, END = "<unk>", "</s>"
+Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
+"""(load, first, last) -> what `load` gives for each step in [first, last), in order."""
+
+
+def load_here(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
+    """The stream without any help: each step is loaded when it is asked for."""
+    return map(load, range(first, last))
+
+
+class ClareTask:
+    """Trains on photos that are decoded as they are needed.
+
+    Args:
+        preset: "clare-base" or "clare-large"; `config.shape` may change its numbers.
+        config: of the run.
+        init: checkpoint directory to start from.
+        rank, world_size: of this worker.
+        stream: loads steps ahead.
+
+    Raises:
+        ConfigError: `config.shape` names no number of the model, or there is nothing to train on.
+        CheckpointError: towers, tokenizer or `init` do not load.
+        DataError: the data cannot be read, or holds photos of an evaluation set.
+    """
+
+    def __init__(  # noqa: PLR0913 - one by one is clearer than a bag
+        self,
+        preset: str,
+        config: ClareTrainConfig,
+        *,
+        init: Path | None,
+        rank: int,
+        world_size: int,
+        stream: Stream = load_here,
+    ) -> None:
+        settings = config.optimisation
+        self._preset, self._config, self._stream = preset, config, stream
+        self._rank, self._world_size = rank, world_size
+        self._photos = training_photos(config)
+        train = [photo for photo in self._photos if photo.split != VAL]
+        self.model, self.tokenizer = start_clare(preset, config, train, init)
+        self._data = ClareData(
+            train,
+            config.augmentation,
+            batch_size=settings.photos_per_batch,
+            texts_per_photo=config.texts_per_photo,
+            seed=settings.seed,
+        )
+        self._half = settings.precision == "bf16"
+        self.objective = ClareStepObjective(
+            self.model,
+            self.tokenizer,
+            ClareLossWeights(
+                **config.loss.model_dump(), mask_false_negatives=not config.paper_parity
+            ),
+            workers=AllWorkers() if world_size > 1 else None,
+            half=self._half,
+            denoising=config.denoising,
+        )
+
+    @property
+    def photos_per_step(self) -> int:
+        """Photos of one step over all workers."""
+        return self._config.optimisation.photos_per_batch
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups: pretrained towers and sampling offsets learn slower."""
+        settings = self._config.optimisation
+        parameters = dict(self.objective.named_parameters())
+        slow_names = {name for name in parameters if any(part in name for part in SLOW_PARTS)}
+        slow = [parameters[name] for name in parameters if name in slow_names]
+        fast = [parameters[name] for name in parameters if name not in slow_names]
+        rates = (settings.learning_rate * settings.tower_factor, settings.learning_rate)
+        return [
+            {
+                "params": members,
+                "lr": rate,
+                "base_lr": rate,
+                "weight_decay": settings.weight_decay,
+            }
+            for rate, members in zip(rates, (slow, fast), strict=True)
+        ]
+
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
+        """Steps between two validations."""
+        return self._config.optimisation.steps_per_epoch
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[ClareBatch]:
+        """This worker's batches from step `first` of the epoch on."""
+        tasks = (GROUNDING,) if epoch.stage == "clia" else self._data.tasks
+        sampler, steps = self._data.sampler(tasks), self.steps(epoch.stage)
+        done = (epoch.number - epoch.first_of_stage) * steps
+        load = partial(_load, self._data, sampler, self._rank, self._world_size)
+        for arrays in self._stream(load, done + first, done + steps):
+            yield ClareBatch.from_arrays(arrays)
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the held-out photos, of the weights that the model has now."""
+        with _as_it_is(self.model):
+            encoder = ClareEncoder(self.model, self.tokenizer, "in training", half=self._half)
+            return validate_encoder(encoder, self._photos)
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write the checkpoint directory with its model card."""
+        save_checkpoint(folder, self.model, self.tokenizer, about)
+        write_clare_card(folder, about)
+
+    def about(self) -> dict[str, Any]:
+        """What the checkpoint says of its model and of the data it was made from."""
+        towers = self._config.towers
+        named = Path(towers).name if towers and Path(towers).exists() else towers
+        return {"preset": self._preset, "towers": named, **describe(self._photos)}
+
+
+def _load(data: ClareData, sampler: Sampler, rank: int, world_size: int, number: int) -> Arrays:
+    """Load one step, by number, in any process."""
+    return data.load(sampler.step(number, rank, world_size), rank)
+
+
+@contextmanager
+def _as_it_is(model: Clare) -> Iterator[None]:
+    """Give a model back as it was, after an encoder froze it."""
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+    was_training = model.training
+    try:
+        yield
+    finally:
+        for parameter, learns in zip(model.parameters(), learning, strict=True):
+            parameter.requires_grad_(learns)
+        model.train(was_training)
+
+
+def start_clare(
+    preset: str, config: ClareTrainConfig, photos: Sequence[TrainPhoto], init: Path | None
+) -> tuple[Clare, Tokenizer]:
+    """Return model and tokenizer to start from.
+
+    Towers come from `config.towers`, or are random; then the words of the training expressions
+    make up the tokenizer, unless the configuration names one.
+    """
+    if init is not None:
+        return load_clare(init)
+    if config.tokenizer is not None:
+        tokenizer = read_tokenizer(_tokenizer_file(config.tokenizer))
+    elif config.towers is not None:
+        tokenizer = _tokenizer_of(config.towers)
+    else:
+        tokenizer = tokenizer_of_words([e.text for photo in photos for e in photo.expressions])
+    own = {} if config.towers is not None else {"vocabulary": tokenizer.get_vocab_size()}
+    torch.manual_seed(config.optimisation.seed)
+    model = Clare(clare_shape(preset, config, own))
+    if config.towers is not None:
+        load_towers(model, config.towers)
+    return model, tokenizer
+
+
+def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> ClareConfig:
+    """Return the preset's numbers with the changes of the configuration.
+
+    Raises:
+        ConfigError: a name is not known, or a value does not fit.
+    """
+    values = vars(PRESETS[preset](paper_parity=config.paper_parity)) | own | config.shape
+    try:
+        return ClareConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"shape: {error}; it takes the numbers of ClareConfig") from error
+
+
+def tokenizer_of_words(texts: Sequence[str]) -> Tokenizer:
+    """Return a tokenizer that knows the words of these texts and of COCO's class names."""
+    tokenizer = Tokenizer(WordLevel({UNKNOWN_WORD: 0, END: 1}, unk_token=UNKNOWN_WORD))
+    tokenizer.pre_tokenizer = Whitespace()
+    trainer = WordLevelTrainer(special_tokens=[UNKNOWN_WORD, END], show_progress=False)
+    known = [clean_expression(text) for text in (*texts, *COCO_CLASSES)]
+    tokenizer.train_from_iterator(known, trainer)
+    return tokenizer
+
+
+def _tokenizer_file(path: Path) -> Path:
+    return path / TOKENIZER if path.is_dir() else path
+
+
+def _tokenizer_of(towers: str) -> Tokenizer:
+    """Return the tokenizer of public towers, as the library's fast tokenizers keep it."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(towers).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
