@@ -4,8 +4,7 @@ clare.md section 4.1. Targets of a batch are padded to one length, so that all p
 are matched by the same few tensor operations; no gradient flows. Knows no model. Needs scipy.
 """
 
-# Shapes: B photos, N queries, A proposals, G targets a photo (padded), C texts a photo (padded),
-#         T targets and M texts of the batch
+# Shapes: B photos, N queries, A proposals, G targets a photo (padded), C texts a photo (padded)
 
 from __future__ import annotations
 
@@ -68,59 +67,6 @@ class Targets:
         """Return the same boxes, all described by one text: "an instance"."""
         one = self.valid.new_ones(len(self.valid), 1)
         return Targets(self.boxes_xyxy, self.valid[..., None], self.valid, one)
-
-
-@dataclass(frozen=True)
-class PaddedTargets:
-    """Targets of a batch that were numbered through, photo by photo, and how to find them again.
-
-    Attributes:
-        targets: padded to the photo with most instances and to the one with most texts.
-        text: (B, C) int64, which of the M texts each column is; 0 on padding.
-        place: (T,) int64, index of each target among those of its photo.
-    """
-
-    targets: Targets
-    text: Tensor
-    place: Tensor
-
-
-def pad_targets(
-    boxes_T4: Tensor, box_photo: Tensor, box_text: Tensor, text_photo: Tensor, num_photos: int
-) -> PaddedTargets:
-    """Sort T targets and M texts by photo; to be called on the CPU, since the shapes follow.
-
-    Args:
-        boxes_T4: xyxy in [0, 1].
-        box_photo: (T,) int64, photo of each target.
-        box_text: (T,) int64, text that describes it.
-        text_photo: (M,) int64, the photo a text belongs to; -1 for all of them (class names).
-        num_photos: B.
-
-    Raises:
-        ValueError: a target is described by a text of another photo.
-    """
-    foreign = (text_photo[box_text] >= 0) & (text_photo[box_text] != box_photo)
-    if foreign.any():
-        target = int(foreign.nonzero()[0])
-        raise ValueError(
-            f"target {target} of photo {int(box_photo[target])} is described by text "
-            f"{int(box_text[target])}, which belongs to photo {int(text_photo[box_text[target]])}"
-        )
-    photo_B1 = torch.arange(num_photos)[:, None]
-    box_here, text_here = box_photo == photo_B1, (text_photo == photo_B1) | (text_photo < 0)
-    place = (box_here.long().cumsum(1) - 1)[box_photo, torch.arange(len(box_photo))]
-    column_BM = text_here.long().cumsum(1) - 1
-    most = [int(here.sum(1).amax()) if here.numel() else 0 for here in (box_here, text_here)]
-    boxes = boxes_T4.new_zeros(num_photos, most[0], 4)
-    boxes[box_photo, place] = boxes_T4
-    valid = torch.arange(most[0]) < box_here.sum(1, keepdim=True)
-    text_valid = torch.arange(most[1]) < text_here.sum(1, keepdim=True)
-    texts = torch.zeros(num_photos, *most, dtype=torch.bool)
-    texts[box_photo, place, column_BM[box_photo, box_text]] = True
-    text = torch.zeros(num_photos, most[1], dtype=torch.long)
-    text[text_valid] = text_here.nonzero()[:, 1]
-    return PaddedTargets(Targets(boxes, texts, valid, text_valid), text, place)
 
 
 def focal_cost(logits: Tensor) -> Tensor:

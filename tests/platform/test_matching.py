@@ -16,7 +16,6 @@ from reir.matching import (
     focal_cost,
     hungarian,
     hungarian_cost,
-    pad_targets,
     simota,
     simota_cost,
 )
@@ -449,53 +448,3 @@ def test_class_agnostic_targets_have_one_text() -> None:
     agnostic = targets.class_agnostic()
     assert agnostic.texts[..., 0].tolist() == targets.valid.tolist()
     assert agnostic.text_valid.tolist() == [[True]] * 3
-
-
-def test_padding_of_expressions_by_hand() -> None:
-    boxes = torch.rand(4, 4)
-    padded = pad_targets(
-        boxes,
-        box_photo=torch.tensor([0, 2, 0, 2]),
-        box_text=torch.tensor([1, 3, 0, 3]),  # text 3 describes both targets of photo 2
-        text_photo=torch.tensor([0, 0, 2, 2]),
-        num_photos=3,
-    )
-    targets = padded.targets
-    assert padded.place.tolist() == [0, 0, 1, 1]
-    assert padded.text.tolist() == [[0, 1], [0, 0], [2, 3]]
-    assert targets.text_valid.tolist() == [[True, True], [False, False], [True, True]]
-    assert targets.valid.tolist() == [[True, True], [False, False], [True, True]]
-    assert torch.equal(targets.boxes_xyxy[[0, 2, 0, 2], [0, 0, 1, 1]], boxes)
-    assert not targets.boxes_xyxy[1].any()
-    assert targets.texts.nonzero().tolist() == [[0, 0, 1], [0, 1, 0], [2, 0, 1], [2, 1, 1]]
-
-
-def test_padding_of_class_names_gives_every_photo_all_columns() -> None:
-    padded = pad_targets(
-        torch.rand(3, 4),
-        box_photo=torch.tensor([1, 1, 0]),
-        box_text=torch.tensor([79, 4, 4]),
-        text_photo=torch.full((80,), -1),
-        num_photos=2,
-    )
-    assert padded.text.tolist() == [list(range(80))] * 2
-    assert padded.targets.text_valid.all()
-    assert padded.targets.texts.nonzero().tolist() == [[0, 0, 4], [1, 0, 79], [1, 1, 4]]
-
-
-def test_padding_of_no_target() -> None:
-    none = torch.zeros(0, dtype=torch.long)
-    padded = pad_targets(torch.zeros(0, 4), none, none, none, 2)
-    assert padded.targets.texts.shape == (2, 0, 0)
-    assert padded.text.shape == (2, 0)
-
-
-def test_a_text_of_another_photo_is_refused() -> None:
-    with pytest.raises(ValueError, match="target 1 of photo 1 is described by text 0"):
-        pad_targets(
-            torch.rand(2, 4),
-            box_photo=torch.tensor([0, 1]),
-            box_text=torch.tensor([0, 0]),
-            text_photo=torch.tensor([0, 1]),
-            num_photos=2,
-        )
