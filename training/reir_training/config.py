@@ -17,12 +17,13 @@ class DataSource(StrictConfig):
 
     Attributes:
         format: "photos" (instances.json, expressions.json with splits, and where present
-            captions.json and sugarcrepe_pairs.json), "coco" (instances.json and captions.json),
-            "reircoco" (`annotations` names the json), "refer" (RefCOCO/+/g: instances.json and
-            `refs(<split_by>).p`) or "refer_json" (the same in one json a split, `annotations`).
+            captions.json and sugarcrepe_pairs.json), "coco" (instances, and captions.json where
+            present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`)
+            or "refer_json" (the same in one json a split).
         path: the folder.
         images: folder of the photos, relative to `path`.
-        annotations: file name in `path`, for "reircoco" and "refer_json" only.
+        annotations: file in `path`, for "coco", "reircoco", "refer_json"; empty for instances.json,
+            reircoco_train.json and refcoco.json.
         split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
         split: take this split of the folder alone; None takes all.
     """
@@ -30,16 +31,25 @@ class DataSource(StrictConfig):
     format: Literal["photos", "coco", "reircoco", "refer", "refer_json"]
     path: Path
     images: str = "images"
-    annotations: str = "reircoco_train.json"
+    annotations: str = ""
     split_by: Literal["unc", "umd", "google"] = "unc"
     split: str | None = None
 
     @property
+    def file(self) -> str:
+        """The file in `path` that is read first; empty for a folder in the layout "photos"."""
+        usual = {
+            "coco": "instances.json",
+            "reircoco": "reircoco_train.json",
+            "refer": f"refs({self.split_by}).p",
+            "refer_json": "refcoco.json",
+        }
+        return self.annotations or usual.get(self.format, "")
+
+    @property
     def label(self) -> str:
         """How messages name it."""
-        file = {"refer": f"/refs({self.split_by}).p"}.get(self.format, "")
-        if self.format in ("reircoco", "refer_json"):
-            file = f"/{self.annotations}"
+        file = f"/{self.file}" if self.file and self.format != "coco" else ""
         return f"{self.path}{file}" + (f" [{self.split}]" if self.split else "")
 
 

@@ -96,13 +96,13 @@ def read_dataset(source: DataSource) -> ReferringDataset:
     if source.format == "photos":
         dataset = read_photos(source.path)
     elif source.format == "coco":
-        dataset = read_coco_instances(source.path / "instances.json")
+        dataset = read_coco_instances(source.path / source.file)
     elif source.format == "reircoco":
-        dataset = read_reircoco(source.path / source.annotations)
+        dataset = read_reircoco(source.path / source.file)
     elif source.format == "refer":
         dataset = read_refer(source.path, source.split_by)
     else:
-        dataset = read_refer_json(source.path / source.annotations)
+        dataset = read_refer_json(source.path / source.file)
     return dataset.split(source.split) if source.split else dataset
 
 
