@@ -29,7 +29,7 @@ Store = Annotated[
     typer.Option(envvar="REIR_STORE", help="Folder of the embedded store, or address of a server."),
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Checkpoint directory; without it, the shipped one.")
+    Path | None, typer.Option(help="Directory of a checkpoint that `reir train` wrote.")
 ]
 Encoder = Annotated[
     str | None,
