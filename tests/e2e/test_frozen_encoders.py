@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from reir import cli
+from reir.checkpoint import save_checkpoint
 from reir.encoders import load_encoder_spec
 from reir.images import canonical_uri
 from reir.testing.pretrained import save_tiny_owlv2
+from reir.testing.tiny import tiny_model, tiny_tokenizer
 from reir_ingestion.testing import write_scenes
 
 Run = Callable[..., dict[str, Any]]
@@ -95,6 +97,20 @@ def test_another_model_than_the_gallerys_is_refused(
     other = save_tiny_owlv2(tmp_path / "other", seed=1)
     said = run("search", EXPRESSION, "--encoder", f"owlv2:{other}", expect=1)["error"]
     assert "was built with checkpoint" in said
+
+
+def test_a_gallery_of_a_trained_checkpoint_is_searched_with_it(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "trained", tiny_model(), tiny_tokenizer(), {})
+    monkeypatch.chdir(tmp_path)
+    first = run("index", "photos", "--checkpoint", "trained")
+    monkeypatch.chdir(photos)
+    assert run("search", EXPRESSION)["version"] == first["version"]
+    assert run("index", ".", "--encoder", f"clare:{tmp_path / 'trained'}")["unchanged"] == 4
+    back = run("index", ".", "--encoder", "clare-nano")
+    assert (back["new"], list(back["kept_versions"])) == (4, [first["version"]])
+    assert run("search", EXPRESSION)["version"] == back["version"]
 
 
 @pytest.mark.parametrize("command", ["index", "search"])
