@@ -89,8 +89,9 @@ class ClareStepObjective(nn.Module):
             self._weights,
             self._workers.mean if self._workers else None,
         )
-        total = torch.stack(list(parts.values())).sum()
-        return total, {name: float(value.detach()) for name, value in parts.items()}
+        values = torch.stack(list(parts.values()))
+        numbers = values.detach().tolist()  # the one time that a step waits for the device
+        return values.sum(), dict(zip(parts, numbers, strict=True))
 
     def _logits(self, objects: Tensor, vectors_KMD: Tensor, slots: Slots) -> Tensor:
         """(K, B, N, C) score of each query with each text of its own photo."""

@@ -74,7 +74,7 @@ class ModelSettings(StrictConfig):
 
     num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
-    crop_px: int = Field(128, ge=32, le=512, multiple_of=32)
+    crop_px: int = Field(96, ge=32, le=512, multiple_of=32)
     num_experts: int = Field(4, ge=0, le=64)
     clia_bias: float = -10.0
     dropout: float = Field(0.3, ge=0, lt=1)

@@ -72,8 +72,9 @@ class ClareObjective(nn.Module):
         )
         parts |= self._boxes(batch, visual)
         weights = self._weights.model_dump()
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        return total, {name: float(value.detach()) for name, value in parts.items()}
+        values = torch.stack(list(parts.values()))
+        total = (values * values.new_tensor([weights[name] for name in parts])).sum()
+        return total, dict(zip(parts, values.detach().tolist(), strict=True))
 
     def _member_parts(
         self, batch: TrainBatch, visual: VisualOutput, text_ND: Tensor, stage: Stage

@@ -66,7 +66,7 @@ class ClareNanoConfig:
     num_candidates: int = 30
     nms_iou: float = 0.7
     detector_px: int = 416
-    crop_px: int = 128
+    crop_px: int = 96
     scene_px: int = 224
     crop_margin: float = 0.1
     num_experts: int = 4
