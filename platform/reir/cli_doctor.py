@@ -19,6 +19,7 @@ import typer
 from rich.text import Text
 
 from reir.cli_common import AsJson, Checkpoint, Store, messages, opened, output, print_json
+from reir.encoders import SHIPPED_KIND
 from reir.errors import ConfigError, ReirError, StoreError
 
 if TYPE_CHECKING:
@@ -233,6 +234,9 @@ def _gallery(name: str, live: VersionInfo | None, encoder: InstanceEncoder | Non
         advice = f"reir versions {name}, then reir promote {name} VERSION"
         return Check(label, "warn", "no version is live", advice)
     detail = f"{live.num_images:,} photos, {live.num_instances:,} instances"
+    own = live.spec.encoder
+    if own and own != SHIPPED_KIND:  # a search loads it by itself
+        return Check(label, "ok", f"{detail}; indexed with {own}")
     if encoder is not None and live.spec.digest != encoder.digest:
         return Check(
             label,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from reir.cli_common import chosen_encoder
+
 if TYPE_CHECKING:
     from reir.datasets import ReferringDataset
     from reir.evaluate import Progress
@@ -32,6 +34,10 @@ def evaluate(  # noqa: PLR0913, every argument is an option of the command
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint directory; without it, the shipped one.")
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Model by name, as `reir index --encoder` takes it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     all_expressions: Annotated[
         bool, typer.Option("--all-expressions", help="Every expression of an instance, not one.")
@@ -42,17 +48,17 @@ def evaluate(  # noqa: PLR0913, every argument is an option of the command
     ] = None,
 ) -> None:
     """Find each expression's instance among all photos: BR@K, image recall, REC precision."""
-    from reir.checkpoint import load_encoder
     from reir.datasets import read_reircoco
+    from reir.encoders import load_encoder_spec
     from reir.evaluate import evaluate_reir
 
     dataset = read_reircoco(annotations)
     if limit is not None:
         dataset = first_photos(dataset, limit)
-    encoder = load_encoder(checkpoint)
+    model = load_encoder_spec(chosen_encoder(checkpoint, encoder) or "")
     with _progress_bar() as progress:
         report = evaluate_reir(
-            encoder, dataset, images, all_expressions=all_expressions, progress=progress
+            model, dataset, images, all_expressions=all_expressions, progress=progress
         )
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
