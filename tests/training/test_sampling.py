@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -43,6 +44,12 @@ def test_epochs_differ_and_repeat_exactly() -> None:
     np.testing.assert_array_equal(again.batch(25), epochs[2][20:24])
     other = TaskStream("a", [True] * 40, 4, seed=2)
     assert not np.array_equal(other.batch(0), first.batch(0))
+
+
+def test_a_stream_goes_to_other_processes() -> None:
+    stream = TaskStream("a", [True] * 40, 4, seed=1)
+    expected = stream.batch(13)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(stream)).batch(13), expected)
 
 
 def test_tasks_take_turns() -> None:

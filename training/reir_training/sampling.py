@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +41,7 @@ class TaskStream:
         self._seed = seed
         shapes = np.asarray(is_wide, dtype=bool)
         self._buckets = [rows for rows in map(np.flatnonzero, (shapes, ~shapes)) if len(rows)]
-        self._order = lru_cache(maxsize=2)(self._draw)
+        self._drawn: tuple[int, npt.NDArray[np.int64]] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -54,6 +53,12 @@ class TaskStream:
         epoch, place = divmod(number, self.batches_per_epoch)
         rows: Rows = self._order(epoch)[place]
         return rows
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The last epoch drawn is kept, since its batches are asked for one by one."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        return self._drawn[1]
 
     def _draw(self, epoch: int) -> npt.NDArray[np.int64]:
         """(batches, batch_size) samples of an epoch."""
