@@ -201,6 +201,11 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert (process.returncode, said) == (cli.FAILED, "")
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_is_clean(tmp_path: Path) -> None:
     (tmp_path / "reir_toy.py").write_text(APP)
     metadata = tmp_path / "toy-1.dist-info"
@@ -213,6 +218,7 @@ def test_ctrl_c_is_clean(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"

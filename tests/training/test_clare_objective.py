@@ -48,7 +48,8 @@ def photos(folder: Path, count: int = 4) -> list[TrainPhoto]:
         ):
             pixels[y1:y2, x1:x2] = colour
         path = folder / f"{i}.png"
-        Image.fromarray(pixels).save(path)
+        if not path.exists():  # another worker may be reading it
+            Image.fromarray(pixels).save(path)
         out.append(
             TrainPhoto(
                 path=path,
