@@ -13,11 +13,13 @@ counts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from reir.config import StrictConfig
 from reir.losses import box_distances, clia_loss, focal_loss
 from reir.matching import Targets, full_precision, hungarian, simota
 from reir.models.denoising import DenoisingQueries
@@ -27,8 +29,7 @@ MeanOverWorkers = Callable[[Tensor], Tensor]
 """(K,) float counts of this worker -> (K,) their mean over all workers, without gradient."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClareLossWeights:
+class ClareLossWeights(StrictConfig):
     """Weights of the parts of the loss (clare.md 4.5) and what CLIA takes for a negative.
 
     Attributes:
@@ -37,23 +38,14 @@ class ClareLossWeights:
         clia_auxiliary: of each other layer.
         mask_false_negatives: leave out of CLIA the pairs of an expression with another record of
             its photo or with its own instance in another record. The released code does not.
-
-    Raises:
-        ValueError: a weight is negative.
     """
 
-    classes: float = 2.0
-    l1: float = 5.0
-    giou: float = 2.0
-    clia: float = 4.0
-    clia_auxiliary: float = 1.0
+    classes: float = Field(2.0, ge=0)
+    l1: float = Field(5.0, ge=0)
+    giou: float = Field(2.0, ge=0)
+    clia: float = Field(4.0, ge=0)
+    clia_auxiliary: float = Field(1.0, ge=0)
     mask_false_negatives: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the weights."""
-        for field in fields(self):
-            if getattr(self, field.name) < 0:
-                raise ValueError(f"{field.name} must be 0 or more, got {getattr(self, field.name)}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
@@ -194,6 +195,28 @@ def image_id(uri: str) -> str:
 def content_hash(data: bytes) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def fitted_size(width: float, height: float, short_side: int, long_side: int) -> tuple[int, int]:
+    """(width, height) in whole pixels: the shorter is `short_side` unless the longer forbids it.
+
+    The aspect is kept; a side is never less than one pixel.
+    """
+    scale = min(short_side / min(width, height), long_side / max(width, height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def stack_padded(photos: Sequence[RgbImage]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Put B photos into one array, zeros to the right and below.
+
+    Returns:
+        (B, 3, H, W) pixels, and (B, 2) height and width of each photo within.
+    """
+    sizes = np.array([photo.shape[:2] for photo in photos], dtype=np.int64)
+    pixels = np.zeros((len(photos), 3, *sizes.max(axis=0)), dtype=np.uint8)
+    for place, photo, (height, width) in zip(pixels, photos, sizes, strict=True):
+        place[:, :height, :width] = photo.transpose(2, 0, 1)
+    return pixels, sizes
 
 
 def _recognise(data: bytes) -> ImageFormat:

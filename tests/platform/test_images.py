@@ -25,10 +25,12 @@ from reir.images import (
     content_hash,
     decode,
     decode_image,
+    fitted_size,
     image_id,
     path_of_uri,
     read_bytes,
     read_image,
+    stack_padded,
 )
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -469,3 +471,22 @@ def test_foreign_uris_are_refused(uri: str) -> None:
 
 def test_content_hash_is_sha256() -> None:
     assert content_hash(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_fitted_size_keeps_the_aspect_until_the_long_side_forbids() -> None:
+    assert fitted_size(640, 480, 800, 1333) == (1067, 800)
+    assert fitted_size(1000, 100, 800, 1333) == (1333, 133)
+    assert fitted_size(3, 1000, 800, 1333) == (4, 1333)
+    assert fitted_size(1, 9999, 16, 16) == (1, 16)
+
+
+def test_stacked_photos_stand_in_the_top_left() -> None:
+    random = np.random.default_rng(0)
+    photos = [random.integers(1, 256, (*size, 3), dtype=np.uint8) for size in ((4, 7), (6, 2))]
+    pixels, sizes = stack_padded(photos)
+    assert pixels.shape == (2, 3, 6, 7)
+    assert sizes.tolist() == [[4, 7], [6, 2]]
+    for place, photo in zip(pixels, photos, strict=True):
+        height, width = photo.shape[:2]
+        np.testing.assert_array_equal(place[:, :height, :width].transpose(1, 2, 0), photo)
+        assert place.sum() == photo.sum()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reir.errors import ConfigError
-from reir_training.augment import Augmentation, View, boxes_in, draw_view, fit, see, text_in
+from reir_training.augment import Augmentation, View, boxes_in, draw_view, see, text_in
 
 SMALL = Augmentation(
     short_sides=(48, 64), long_side=100, crop_short_sides=(60, 80), crop_sides=(30, 60)
@@ -89,12 +89,6 @@ def test_words_follow_the_mirror() -> None:
     assert text_in(view, "left of the bus") == "left of the bus"
     turned = View((0, 0, 10, 10), 10, 10, mirrored=True)
     assert text_in(turned, "left of the bus") == "right of the bus"
-
-
-def test_fit_keeps_the_aspect_until_the_long_side_forbids() -> None:
-    assert fit(640, 480, 800, 1333) == (1067, 800)
-    assert fit(1000, 100, 800, 1333) == (1333, 133)
-    assert fit(3, 1000, 800, 1333) == (4, 1333)
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -16,11 +16,10 @@ from torch.multiprocessing.spawn import start_processes
 
 from reir.clare_losses import ClareLossWeights
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.models.clare_encoder import pad_batch, preprocess
 from reir.testing.tiny_clare import tiny_clare
 from reir_training.augment import Augmentation
 from reir_training.clare_data import DETECTION, GROUNDING, ClareBatch, ClareData
-from reir_training.clare_objective import ClareStepObjective, Slots, model_input
+from reir_training.clare_objective import ClareStepObjective, Slots
 from reir_training.examples import TrainPhoto, Written
 from reir_training.gather import AllWorkers
 from reir_training.plan import Stage
@@ -74,18 +73,6 @@ def make(**settings: object) -> ClareStepObjective:
     model = tiny_clare(num_experts=0)
     weights = ClareLossWeights()
     return ClareStepObjective(model, tokenizer(), weights, **settings)  # type: ignore[arg-type]
-
-
-def test_pixels_are_those_that_the_encoder_sees(tmp_path: Path) -> None:
-    batch, model = load(tmp_path, GROUNDING), tiny_clare()
-    pixels, mask = model_input(batch, model.config)
-    seen = [
-        p[:, :h, :w].permute(1, 2, 0).numpy()
-        for p, (h, w) in zip(batch.pixels, batch.size_px.tolist(), strict=True)
-    ]
-    expected, padding = pad_batch([preprocess(image, model.config) for image in seen], 32)
-    torch.testing.assert_close(pixels, expected)
-    assert torch.equal(mask, padding)
 
 
 def test_slots_hold_every_target_once(tmp_path: Path) -> None:

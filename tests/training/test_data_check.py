@@ -20,7 +20,6 @@ from reir.testing import data_dir
 from reir.testing.scenes import make_scenes, render, save_scenes, to_dataset
 from reir_training.config import DataConfig, DataSource, TrainConfig
 from reir_training.data_check import DataPart, DataReport, SplitReport, check_data
-from reir_training.examples import read_source
 from reir_training.leakage import coco_number, find_leaks, read_sets, training_photos
 from reir_training.run import absolute
 
@@ -369,7 +368,9 @@ def test_real_photos_of_refcoco_are_kept_out_of_coco() -> None:
     with pytest.raises(DataError, match="5 photos of the evaluation set"):
         training_photos(DataConfig.model_validate(values))
     kept = training_photos(DataConfig.model_validate({**values, "exclude_evaluation": True}))
-    every = read_source(DataSource(format="coco", path=DATA / "photos_masks"))
+    every = training_photos(
+        DataConfig(data=(DataSource(format="coco", path=DATA / "photos_masks"),))
+    )
     tested = read_refer_json(DATA / "refs_only" / "refcoco" / "refcocog_test.json").images
     names = {image.file_name.removeprefix("COCO_train2014_") for image in tested}
     assert len(kept) == len(every) - 5

@@ -11,11 +11,17 @@ import pytest
 
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import DataError
-from reir_training.config import DataSource
-from reir_training.examples import UNKNOWN_CLASS, Written, read_source
+from reir_training.config import DataConfig, DataSource
+from reir_training.examples import UNKNOWN_CLASS, TrainPhoto, Written
+from reir_training.leakage import training_photos
 
 IMAGES = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in (1, 2)]
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 4, "name": "gnome"}, {"id": 5, "name": "dog"}]
+
+
+def read(source: DataSource) -> list[TrainPhoto]:
+    """The photos of one source alone, as a run reads them."""
+    return training_photos(DataConfig(data=(source,)))
 
 
 def annotation(number: int, image: int, category: int, *box: float, crowd: int = 0) -> Any:
@@ -67,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_boxes_classes_and_expressions(folder: Path) -> None:
-    first, second = read_source(DataSource(format="photos", path=folder))
+    first, second = read(DataSource(format="photos", path=folder))
     np.testing.assert_allclose(first.boxes, [[0.1, 0.1, 0.3, 0.9], [0.5, 0.2, 1.0, 0.6]], atol=1e-6)
     assert first.names == ("cat", "gnome")
     assert first.categories.tolist() == [COCO_CLASSES.index("cat"), UNKNOWN_CLASS]
@@ -80,7 +86,7 @@ def test_boxes_classes_and_expressions(folder: Path) -> None:
 
 def test_captions_and_near_misses_are_optional_and_stripped(folder: Path) -> None:
     source = DataSource(format="photos", path=folder)
-    assert read_source(source)[0].captions == ()
+    assert read(source)[0].captions == ()
     captions = {"annotations": [{"id": 1, "image_id": 1, "caption": " A cat and a gnome. \n"}]}
     (folder / "captions.json").write_text(json.dumps(captions))
     pair = {
@@ -91,14 +97,14 @@ def test_captions_and_near_misses_are_optional_and_stripped(folder: Path) -> Non
         "negative_caption": " a blue cat ",
     }
     (folder / "sugarcrepe_pairs.json").write_text(json.dumps([pair]))
-    first, second = read_source(source)
+    first, second = read(source)
     assert first.captions == ("A cat and a gnome.",)
     assert first.near_misses == ("a blue cat",)
     assert second.captions == second.near_misses == ()
 
 
 def test_boxes_alone_are_a_source(folder: Path) -> None:
-    photos = read_source(DataSource(format="coco", path=folder, images="elsewhere"))
+    photos = read(DataSource(format="coco", path=folder, images="elsewhere"))
     assert [len(p.boxes) for p in photos] == [2, 1]
     assert {p.split for p in photos} == {"train"}
     assert not any(p.expressions for p in photos)
@@ -109,16 +115,16 @@ def test_photos_about_which_nothing_is_known_are_left_out(folder: Path) -> None:
     values = json.loads((folder / "instances.json").read_text())
     values["images"].append({"id": 3, "file_name": "3.jpg", "width": 10, "height": 10})
     (folder / "instances.json").write_text(json.dumps(values))
-    assert len(read_source(DataSource(format="coco", path=folder))) == 2
+    assert len(read(DataSource(format="coco", path=folder))) == 2
 
 
 def test_a_source_without_annotation_is_refused_by_name(folder: Path) -> None:
     empty = {"images": IMAGES, "categories": CATEGORIES, "annotations": []}
     (folder / "instances.json").write_text(json.dumps(empty))
     with pytest.raises(DataError, match=rf"{folder.name} \(coco\) holds no annotated photo"):
-        read_source(DataSource(format="coco", path=folder))
+        read(DataSource(format="coco", path=folder))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"instances\.json"):
-        read_source(DataSource(format="photos", path=tmp_path))
+        read(DataSource(format="photos", path=tmp_path))

@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from reir.config import StrictConfig
+from reir.images import fitted_size
 from reir.models.seams import RgbImage
 from reir.records import FloatArray
 from reir.text import has_ordinal, swap_left_right
@@ -71,7 +72,7 @@ def draw_view(
     if cuts and not any(map(has_ordinal, expressions)):
         region = _draw_region(width_px, height_px, rng, settings)
     short_side = int(rng.choice(settings.short_sides))
-    width, height = fit(
+    width, height = fitted_size(
         region[2] - region[0], region[3] - region[1], short_side, settings.long_side
     )
     return View(region, width, height, mirrored)
@@ -90,12 +91,6 @@ def _draw_region(
     )
     left, top = rng.uniform(0, width_px - width), rng.uniform(0, height_px - height)
     return float(left), float(top), float(left + width), float(top + height)
-
-
-def fit(width: float, height: float, short_side: int, long_side: int) -> tuple[int, int]:
-    """(width, height) in whole pixels: the shorter is `short_side` unless the longer forbids it."""
-    scale = min(short_side / min(width, height), long_side / max(width, height))
-    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def see(image: RgbImage, view: View) -> RgbImage:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.images import read_image
+from reir.images import read_image, stack_padded
 from reir.models.seams import RgbImage
 from reir_training.augment import Augmentation, boxes_in, draw_view, see, text_in
 from reir_training.examples import TrainPhoto
@@ -222,12 +222,7 @@ def _texts(
 
 def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
     """Pad to the largest photo and number targets and texts through."""
-    height = max(each.pixels.shape[0] for each in seen)
-    width = max(each.pixels.shape[1] for each in seen)
-    pixels = np.zeros((len(seen), 3, height, width), np.uint8)
-    for place, each in zip(pixels, seen, strict=True):
-        h, w = each.pixels.shape[:2]
-        place[:, :h, :w] = each.pixels.transpose(2, 0, 1)
+    pixels, size_px = stack_padded([each.pixels for each in seen])
     box_photo = np.repeat(np.arange(len(seen)), [len(each.boxes) for each in seen])
     keys = np.concatenate([each.photo * MAX_BOXES_A_PHOTO + each.box_rows for each in seen])
     by_class = task == DETECTION
@@ -235,7 +230,7 @@ def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
     none = np.full(len(texts), NO_PHOTO, np.int64)
     return {
         "pixels": pixels,
-        "size_px": np.array([each.pixels.shape[:2] for each in seen], np.int64),
+        "size_px": size_px,
         "boxes": np.concatenate([each.boxes for each in seen]),
         "box_photo": box_photo.astype(np.int64),
         "box_text": (

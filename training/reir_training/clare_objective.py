@@ -20,8 +20,8 @@ from reir.clare_losses import (
     clare_losses,
 )
 from reir.matching import Targets
-from reir.models.clare import Clare, ClareConfig, ClareOutput
-from reir.models.clare_encoder import tokenise
+from reir.models.clare import Clare, ClareOutput
+from reir.models.clare_encoder import model_input, tokenise
 from reir.models.denoising import DenoisingContent, DenoisingQueries, denoising_queries
 from reir_training.clare_data import ClareBatch
 from reir_training.plan import Stage
@@ -70,7 +70,7 @@ class ClareStepObjective(nn.Module):
 
     def forward(self, batch: ClareBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:
         """Return the sum and every weighted part of the loss by name."""
-        pixels, mask = model_input(batch, self.model.config)
+        pixels, mask = model_input(batch.pixels, batch.size_px, self.model.config)
         ids = tokenise(self._tokenizer, batch.texts, self.model.config).to(pixels.device)
         slots = Slots(batch)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._half):
@@ -194,17 +194,3 @@ class Slots:
             valid=self.valid_BG,
             text_valid=text_valid,
         )
-
-
-def model_input(batch: ClareBatch, config: ClareConfig) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) normalised pixels, 0 in the padding, and (B, H, W) bool, True in the padding."""
-    height, width = batch.pixels.shape[2:]
-    below, right = -height % config.side_multiple_px, -width % config.side_multiple_px
-    device = batch.pixels.device
-    rows = torch.arange(height + below, device=device)
-    columns = torch.arange(width + right, device=device)
-    size = batch.size_px
-    mask = (rows[:, None] >= size[:, :1, None]) | (columns >= size[:, 1:, None])
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in config.pixel_mean_std)
-    pixels = (F.pad(batch.pixels, (0, right, 0, below)).float() / 255 - mean) / std
-    return pixels.masked_fill(mask[:, None], 0.0), mask

@@ -15,7 +15,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordLevelTrainer
 
 from reir.checkpoint import TOKENIZER, load_clare, read_tokenizer, save_checkpoint
-from reir.clare_losses import ClareLossWeights
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import ConfigError
 from reir.models.clare import Clare, ClareConfig, clare_base, clare_large, load_towers
@@ -31,7 +30,7 @@ from reir_training.plan import Epoch, Stage
 from reir_training.sampling import Sampler
 from reir_training.validate import validate_encoder
 
-PRESETS = {"clare-base": clare_base, "clare-large": clare_large}
+SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
 SLOW_PARTS = ("model.vision.", "model.language.", ".sampling_offsets.")
 UNKNOWN_WORD, END = "<unk>", "</s>"
 Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
@@ -82,13 +81,14 @@ class ClareTask:
             texts_per_photo=config.texts_per_photo,
             seed=settings.seed,
         )
+        self.model.checkpoint_activations(config.checkpoint_activations)
         self._half = settings.precision == "bf16"
         self.objective = ClareStepObjective(
             self.model,
             self.tokenizer,
-            ClareLossWeights(
-                **config.loss.model_dump(), mask_false_negatives=not config.paper_parity
-            ),
+            config.loss.model_copy(update={"mask_false_negatives": False})
+            if config.paper_parity
+            else config.loss,
             workers=AllWorkers() if world_size > 1 else None,
             half=self._half,
             denoising=config.denoising,
@@ -196,7 +196,7 @@ def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> C
     Raises:
         ConfigError: a name is not known, or a value does not fit.
     """
-    values = vars(PRESETS[preset](paper_parity=config.paper_parity)) | own | config.shape
+    values = vars(SHAPES[preset](paper_parity=config.paper_parity)) | own | config.shape
     try:
         return ClareConfig(**values)
     except (TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from reir.clare_losses import ClareLossWeights
 from reir.config import StrictConfig
 from reir_training.augment import Augmentation
 
@@ -147,7 +148,6 @@ class ClareSchedule(Schedule):
     Attributes:
         steps_per_epoch: steps between two validations.
         tower_factor: learning rate of the pretrained towers, and of sampling offsets, relative.
-        accumulate: batches whose gradients are added up for one step of the optimiser.
     """
 
     grounding_epochs: int = Field(30, ge=0)
@@ -160,7 +160,6 @@ class ClareSchedule(Schedule):
     decay: Literal["cosine", "step"] = "step"
     max_gradient_norm: float = Field(0.1, gt=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
-    accumulate: int = Field(1, ge=1)
 
 
 class CommonConfig(DataConfig):
@@ -191,21 +190,6 @@ class TrainConfig(CommonConfig):
     optimisation: Optimisation = Optimisation()
 
 
-class ClareLoss(StrictConfig):
-    """Weights of the published losses (clare.md section 4.5).
-
-    Attributes:
-        classes, l1, giou: in every decoder layer, the encoder and the denoising queries.
-        clia, clia_auxiliary: stage 2, of the last decoder layer and of the others.
-    """
-
-    classes: float = Field(2.0, ge=0)
-    l1: float = Field(5.0, ge=0)
-    giou: float = Field(2.0, ge=0)
-    clia: float = Field(4.0, ge=0)
-    clia_auxiliary: float = Field(1.0, ge=0)
-
-
 class ClareTrainConfig(CommonConfig):
     """A run of `clare-base`, `clare-large` or a model of their shape.
 
@@ -218,6 +202,7 @@ class ClareTrainConfig(CommonConfig):
         texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
         loss: weights of its parts.
         denoising: train with denoising queries.
+        checkpoint_activations: compute layers twice rather than keep what they computed.
     """
 
     towers: str | None = None
@@ -226,14 +211,15 @@ class ClareTrainConfig(CommonConfig):
     shape: dict[str, Any] = Field(default_factory=dict)
     augmentation: Augmentation = Augmentation()
     texts_per_photo: int = Field(1, ge=1)
-    loss: ClareLoss = ClareLoss()
+    loss: ClareLossWeights = ClareLossWeights()
     denoising: bool = True
+    checkpoint_activations: bool = False
     optimisation: ClareSchedule = ClareSchedule()
 
 
-NANO_PRESET, CLARE_PRESETS = "clare-nano", ("clare-base", "clare-large")
 PRESETS: Mapping[str, type[CommonConfig]] = {
-    NANO_PRESET: TrainConfig,
-    **dict.fromkeys(CLARE_PRESETS, ClareTrainConfig),
+    "clare-nano": TrainConfig,
+    "clare-base": ClareTrainConfig,
+    "clare-large": ClareTrainConfig,
 }
 """Model -> the configuration that its training takes."""

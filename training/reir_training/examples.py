@@ -78,15 +78,6 @@ def describe(photos: Sequence[TrainPhoto]) -> dict[str, int]:
     }
 
 
-def read_source(source: DataSource) -> list[TrainPhoto]:
-    """Read one source.
-
-    Raises:
-        DataError: a file is malformed, or nothing in it can be trained on.
-    """
-    return photos_of(source, read_dataset(source))
-
-
 def read_dataset(source: DataSource) -> ReferringDataset:
     """Read the annotations of one source, of its split where it names one.
 

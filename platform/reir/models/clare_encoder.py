@@ -15,6 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from reir.images import fitted_size, stack_padded
 from reir.models.clare import Clare, ClareConfig, ClareOutput
 from reir.models.seams import RgbImage
 from reir.models.yolox import greedy_nms
@@ -88,41 +89,40 @@ def target_size(image: RgbImage, config: ClareConfig) -> tuple[int, int]:
         raise ValueError(
             f"image must have shape (H, W, 3) uint8, not empty, got {image.shape} {image.dtype}"
         )
-    height_px, width_px = image.shape[:2]
-    shorter, longer = sorted((height_px, width_px))
-    scale = min(config.shortest_side_px / shorter, config.longest_side_px / longer)
-    return max(round(height_px * scale), 1), max(round(width_px * scale), 1)
+    width, height = fitted_size(
+        image.shape[1], image.shape[0], config.shortest_side_px, config.longest_side_px
+    )
+    return height, width
 
 
-def preprocess(image: RgbImage, config: ClareConfig) -> Tensor:
-    """Resize and normalise one photo; (3, h, w) float32, not padded; errors as `target_size`."""
+def resized(image: RgbImage, config: ClareConfig) -> RgbImage:
+    """(h, w, 3) uint8, of `target_size`; errors as there."""
     height, width = target_size(image, config)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in config.pixel_mean_std)
-    return (pixels - mean) / std
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def pad_batch(photos: Sequence[Tensor], multiple_px: int) -> tuple[Tensor, Tensor]:
-    """Put photos of different sizes into one batch, padded on the right and bottom.
+def model_input(
+    pixels_B3HW: Tensor, size_px_B2: Tensor, config: ClareConfig
+) -> tuple[Tensor, Tensor]:
+    """Normalise a padded batch, and pad it on to sides that the model takes.
 
     Args:
-        photos: (3, h, w) each, at least one.
-        multiple_px: sides of the batch are multiples of it.
+        pixels_B3HW: uint8 RGB, each photo in the top left.
+        size_px_B2: height and width of each photo within.
+        config: of the model.
 
     Returns:
-        (B, 3, H, W) with 0 in the padding, and (B, H, W) bool, True in the padding.
+        (B, 3, H', W') float32 with 0 in the padding, and (B, H', W') bool, True in the padding.
     """
-    height, width = (
-        -(-max(photo.shape[axis] for photo in photos) // multiple_px) * multiple_px
-        for axis in (1, 2)
-    )
-    pixels = photos[0].new_zeros(len(photos), 3, height, width)
-    mask = torch.ones(len(photos), height, width, dtype=torch.bool, device=pixels.device)
-    for i, photo in enumerate(photos):
-        pixels[i, :, : photo.shape[1], : photo.shape[2]] = photo
-        mask[i, : photo.shape[1], : photo.shape[2]] = False
-    return pixels, mask
+    height, width = pixels_B3HW.shape[2:]
+    below, right = -height % config.side_multiple_px, -width % config.side_multiple_px
+    device = pixels_B3HW.device
+    rows = torch.arange(height + below, device=device)
+    columns = torch.arange(width + right, device=device)
+    mask = (rows[:, None] >= size_px_B2[:, :1, None]) | (columns >= size_px_B2[:, 1:, None])
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in config.pixel_mean_std)
+    pixels = (F.pad(pixels_B3HW, (0, right, 0, below)).float() / 255 - mean) / std
+    return pixels.masked_fill(mask[:, None], 0.0), mask
 
 
 def clean_expression(text: str) -> str:
@@ -211,13 +211,14 @@ class ClareEncoder:
         found: dict[int, Instances] = {}
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
-            photos = [preprocess(images[i], config) for i in rows]
+            photos = [resized(images[i], config) for i in rows]
             found.update(zip(rows, self._encode_batch(photos), strict=True))
         return [found[i] for i in range(len(images))]
 
-    def _encode_batch(self, photos: Sequence[Tensor]) -> list[Instances]:
+    def _encode_batch(self, photos: Sequence[RgbImage]) -> list[Instances]:
         config = self._model.config
-        pixels, mask = (x.to(self._device) for x in pad_batch(photos, config.side_multiple_px))
+        batch, sizes = (torch.from_numpy(x).to(self._device) for x in stack_padded(photos))
+        pixels, mask = model_input(batch, sizes, config)
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half),

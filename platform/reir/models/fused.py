@@ -7,6 +7,7 @@ on any other device, the two run one after the other, with the same result.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -48,5 +49,11 @@ def _can_fuse(x: Tensor) -> bool:
         and x.numel() > 0
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _multiplies_bf16()))
     )
+
+
+@cache
+def _multiplies_bf16() -> bool:
+    """False on CPUs (AVX2 alone) for which oneDNN has no bf16 and refuses it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

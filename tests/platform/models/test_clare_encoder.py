@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from reir.boxes import nms
+from reir.images import stack_padded
 from reir.models.clare import ClareOutput, clare_base
 from reir.models.clare_encoder import (
     ClareEncoder,
     candidates,
     clean_expression,
     instances_of,
-    pad_batch,
-    preprocess,
+    model_input,
+    resized,
     target_size,
     tokenise,
 )
@@ -119,12 +122,18 @@ def test_sides_of_a_resized_photo(size: tuple[int, int], want: tuple[int, int]) 
     assert target_size(np.zeros((*size, 3), dtype=np.uint8), clare_base()) == want
 
 
+def as_input(photos: Sequence[RgbImage]) -> tuple[Tensor, Tensor]:
+    pixels, sizes = map(torch.from_numpy, stack_padded(photos))
+    return model_input(pixels, sizes, tiny_clare_config())
+
+
 def test_pixels_are_resized_and_normalised() -> None:
     image, config = photo(128, 192), tiny_clare_config()
-    got = preprocess(image, config)
-    resized = Image.fromarray(image).resize((96, 64), Image.Resampling.BILINEAR)
-    want = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
-    torch.testing.assert_close(got, torch.from_numpy(want), rtol=1e-5, atol=1e-6)
+    pixels, mask = as_input([resized(image, config)])
+    assert not mask.any()
+    smaller = Image.fromarray(image).resize((96, 64), Image.Resampling.BILINEAR)
+    want = np.asarray(smaller, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(pixels[0], torch.from_numpy(want), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,8 @@ def test_what_is_no_rgb_photo_is_refused(image: RgbImage) -> None:
 
 
 def test_batch_is_padded_on_the_right_and_bottom() -> None:
-    pixels, mask = pad_batch([torch.ones(3, 40, 64), torch.ones(3, 33, 20)], 32)
+    white = [np.full((*size, 3), 255, np.uint8) for size in ((40, 64), (33, 20))]
+    pixels, mask = as_input(white)
     assert pixels.shape == (2, 3, 64, 64)
     assert torch.equal(pixels[:, 0] == 0, mask)
     assert (~mask).sum(dim=(1, 2)).tolist() == [40 * 64, 33 * 20]
@@ -199,7 +209,7 @@ def test_instances_are_those_of_the_model() -> None:
     model, config = tiny_clare(), tiny_clare_config()
     (found,) = encoder().encode_images([photo(64, 96)])
     with torch.no_grad():
-        output = model(*pad_batch([preprocess(photo(64, 96), config)], 32))
+        output = model(*as_input([resized(photo(64, 96), config)]))
     chosen = candidates(output, config.num_candidates, config.nms_iou)
     count = int(chosen.counts[0])
     np.testing.assert_allclose(found.boxes, chosen.boxes[0, :count], rtol=1e-4, atol=1e-6)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reir.models.clare import Clare, ClareOutput
-from reir.models.clare_encoder import preprocess
+from reir.models.clare_encoder import model_input
 from reir.models.clare_vision import encode_patches
 from reir.testing.tiny_clare import tiny_clare, tiny_clare_config, tiny_photos
 
@@ -33,8 +32,8 @@ def twins() -> tuple[Clare, Clare]:
 @both
 def test_pixels_are_normalised_as_the_towers_learned_or_as_imagenet(paper_parity: bool) -> None:
     config = tiny_clare_config(paper_parity=paper_parity)
-    photo = np.full((64, 64, 3), (255, 0, 51), dtype=np.uint8)
-    got = preprocess(photo, config)[:, 5, 7]
+    photo = torch.tensor((255, 0, 51), dtype=torch.uint8)[:, None, None].expand(1, 3, 64, 64)
+    got = model_input(photo, torch.tensor([[64, 64]]), config)[0][0, :, 5, 7]
     want = [(1 - 0.5) / 0.5, (0 - 0.5) / 0.5, (0.2 - 0.5) / 0.5]
     if paper_parity:
         want = [(255 - 123.675) / 58.395, (0 - 116.28) / 57.12, (51 - 103.53) / 57.375]
