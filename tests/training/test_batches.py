@@ -63,8 +63,8 @@ def maker(cache: FrozenCache) -> BatchMaker:
 
 def draw(maker: BatchMaker, rows: list[int], *, mirrored: bool) -> TrainBatch:
     """The batch of the first seed whose coin falls as asked."""
-    seed = next(s for s in range(99) if (np.random.default_rng(s).random() < 0.5) == mirrored)
-    return maker.batch(rows, np.random.default_rng(seed))
+    seed = next(s for s in range(99) if (np.random.default_rng([s]).random() < 0.5) == mirrored)
+    return maker.batch(rows, [seed])
 
 
 def assert_same(a: TrainBatch, b: TrainBatch) -> None:
@@ -114,7 +114,7 @@ def test_too_few_photos_for_one_batch_are_refused(cache: FrozenCache) -> None:
 
 def test_a_batch_is_repeatable(maker: BatchMaker) -> None:
     rows = maker.epoch(0, 0, 1)[0]
-    first, second = (maker.batch(rows, np.random.default_rng([0, 0, 0, 5])) for _ in range(2))
+    first, second = (maker.batch(rows, [0, 0, 5]) for _ in range(2))
     assert_same(first, second)
 
 
@@ -138,7 +138,7 @@ def test_what_a_batch_holds(maker: BatchMaker, cache: FrozenCache) -> None:
 def test_captions_name_their_photo_and_near_misses_none(maker: BatchMaker) -> None:
     seen = set()
     for seed in range(20):
-        batch = maker.batch([4, 5], np.random.default_rng(seed))
+        batch = maker.batch([4, 5], [seed])
         captions = batch.texts[len(batch.owner) :]
         for text, owner in zip(captions, batch.caption_owner.tolist(), strict=True):
             seen.add(owner)

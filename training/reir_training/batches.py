@@ -23,6 +23,8 @@ from reir_training.generated import AnnotatedInstance, central_colour, generate_
 NO_PHOTO = -1
 MATCH_IOU = 0.5
 COLOUR_IOU = 0.6
+EXPRESSIONS, CAPTIONS = 1, 2
+"""What a draw for a photo is for."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,21 @@ class BatchMaker:
         share = order[: whole * size * world_size].reshape(whole, world_size, size)
         return [part.tolist() for part in share[:, rank]]
 
-    def batch(self, rows: Sequence[int], rng: np.random.Generator) -> TrainBatch:
+    def batch(self, rows: Sequence[int], seed: Sequence[int]) -> TrainBatch:
         """Draw texts for some photos; for half of the batches they are mirrored, and their mirror
-        images are the photos as they are."""
-        mirrored = bool(rng.random() < 0.5)
+        images are the photos as they are.
+
+        Args:
+            rows: of the photos.
+            seed: of the step; what is drawn for a photo depends on it and on the photo alone, so
+                not on which photos other workers hold.
+        """
+        mirrored = bool(np.random.default_rng(seed).random() < 0.5)
         candidates = self._cache.batch(rows)
         mirror_images = candidates.mirrored()
         num_candidates = candidates.valid.shape[1]
-        texts, owner, overlap, weight = self._expressions(rows, rng, num_candidates)
-        captions, caption_owner = self._captions(rows, rng)
+        texts, owner, overlap, weight = self._expressions(rows, seed, num_candidates)
+        captions, caption_owner = self._captions(rows, seed)
         matched, boxes, classes = self._matches(rows)
         if mirrored:
             candidates, mirror_images = mirror_images, candidates
@@ -165,7 +173,7 @@ class BatchMaker:
         )
 
     def _expressions(
-        self, rows: Sequence[int], rng: np.random.Generator, num_candidates: int
+        self, rows: Sequence[int], seed: Sequence[int], num_candidates: int
     ) -> tuple[list[str], list[int], np.ndarray, list[float]]:
         """All written expressions of each photo and some generated ones."""
         texts: list[str] = []
@@ -175,6 +183,7 @@ class BatchMaker:
         for i, row in enumerate(rows):
             found = self.targets[row]
             num = min(self._settings.generated_per_photo, len(found.generated))
+            rng = np.random.default_rng([*seed, EXPRESSIONS, row])
             drawn = rng.permutation(len(found.generated))[:num]
             shown = [*found.written, *((*found.generated[j], 0.0) for j in drawn)]
             for text, box, cross in shown:
@@ -188,13 +197,13 @@ class BatchMaker:
         return texts, owner, overlap, weight
 
     def _captions(
-        self, rows: Sequence[int], rng: np.random.Generator
+        self, rows: Sequence[int], seed: Sequence[int]
     ) -> tuple[list[str], list[int]]:
         """One caption a photo, and of some photos one that is wrong by a word."""
         texts: list[str] = []
         owner: list[int] = []
         for i, row in enumerate(rows):
-            photo = self._photos[row]
+            photo, rng = self._photos[row], np.random.default_rng([*seed, CAPTIONS, row])
             if photo.captions:
                 texts.append(photo.captions[rng.integers(len(photo.captions))])
                 owner.append(i)

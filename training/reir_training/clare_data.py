@@ -62,7 +62,8 @@ class ClareBatch:
         photo_key: (B,) names the photo over the whole data set.
         instance_key: (M,) names the described instance over the whole data set, -1 for classes.
         by_class: detection; else each target has a text of its own, in the same order.
-        most_targets: of one photo.
+        most_targets: of one photo, over all workers at most; so many places each photo gets.
+        noise_seeds: B, of what is drawn for each photo while it is trained on.
     """
 
     pixels: Tensor
@@ -76,16 +77,19 @@ class ClareBatch:
     instance_key: Tensor
     by_class: bool
     most_targets: int
+    noise_seeds: list[int]
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ClareBatch:
         """Build from what `ClareData.load` returned."""
-        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k != "texts"}
+        host = {"texts", "most_targets", "noise_seeds"}
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k not in host}
         return cls(
             **tensors,
             texts=[str(text) for text in arrays["texts"]],
             by_class=bool((arrays["text_photo"] == NO_PHOTO).any()),
-            most_targets=int(np.bincount(arrays["box_photo"].astype(np.int64)).max()),
+            most_targets=int(arrays["most_targets"]),
+            noise_seeds=[int(seed) for seed in arrays["noise_seeds"]],
         )
 
     def to(self, device: torch.device | str) -> ClareBatch:
@@ -153,7 +157,8 @@ class ClareData:
             self._see(step.task, samples[row], [self._seed, step.number, first + i])
             for i, row in enumerate(step.rows)
         ]
-        return _collate(step.task, seen)
+        most_targets = max(len(samples[row].boxes) for row in step.all_rows)
+        return _collate(step.task, seen) | {"most_targets": np.array(most_targets)}
 
     def _see(self, task: str, sample: Sample, seed: Sequence[int]) -> _Seen:
         """Draw one sample; again when nothing that is asked for is left in view."""
@@ -181,6 +186,7 @@ class ClareData:
             box_rows=np.array(sample.boxes, np.int64)[keep],
             texts=[text_in(view, texts[i]) for i in keep],
             categories=photo.categories[list(sample.boxes)][keep],
+            noise_seed=int(rng.integers(2**31)),
         )
 
 
@@ -194,6 +200,7 @@ class _Seen:
     box_rows: npt.NDArray[np.int64]
     texts: list[str]
     categories: npt.NDArray[np.int64]
+    noise_seed: int
 
 
 def _to_detect(row: int, photo: TrainPhoto) -> Sample:
@@ -242,4 +249,5 @@ def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
         "text_photo": none if by_class else box_photo.astype(np.int64),
         "photo_key": np.array([each.photo for each in seen], np.int64),
         "instance_key": none if by_class else keys,
+        "noise_seeds": np.array([each.noise_seed for each in seen], np.int64),
     }

@@ -35,7 +35,7 @@ class Workers(Protocol):
         ...
 
     def mean(self, counts: Tensor) -> Tensor:
-        """(K,) counts of this worker -> their mean over all workers, without gradient."""
+        """(K,) numbers of this worker -> their mean over all workers, without gradient."""
         ...
 
 
@@ -69,7 +69,10 @@ class ClareStepObjective(nn.Module):
         self._half = half
 
     def forward(self, batch: ClareBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:
-        """Return the sum and every weighted part of the loss by name."""
+        """Return this worker's share of the loss, and every weighted part over all workers.
+
+        The mean of the shares is the loss of the step.
+        """
         pixels, mask = model_input(batch.pixels, batch.size_px, self.model.config)
         ids = tokenise(self._tokenizer, batch.texts, self.model.config).to(pixels.device)
         slots = Slots(batch)
@@ -90,7 +93,8 @@ class ClareStepObjective(nn.Module):
             self._workers.mean if self._workers else None,
         )
         values = torch.stack(list(parts.values()))
-        numbers = values.detach().tolist()  # the one time that a step waits for the device
+        of_all = self._workers.mean(values) if self._workers else values.detach()
+        numbers = of_all.tolist()  # the one time that a step waits for the device
         return values.sum(), dict(zip(parts, numbers, strict=True))
 
     def _logits(self, objects: Tensor, vectors_KMD: Tensor, slots: Slots) -> Tensor:
@@ -103,14 +107,12 @@ class ClareStepObjective(nn.Module):
         if self.denoising is None:
             return None
         content_BGD = self.denoising(features_MF)[slots.text_BG] * slots.valid_BG[..., None]
-        generator = torch.Generator(content_BGD.device)
-        generator.manual_seed(int(torch.randint(2**31, ())))  # follows the seed of the step
         return denoising_queries(
             content_BGD,
             slots.boxes_BG4,
             slots.valid_BG,
             num_queries=self.model.config.num_queries,
-            generator=generator,
+            seeds=slots.batch.noise_seeds,
         )
 
     def _denoising_predictions(

@@ -1,6 +1,6 @@
-"""What workers tell one another within a step: expression vectors, identities, counts."""
+"""What workers tell one another within a step: vectors, labels, identities, counts."""
 
-# Shapes: M expressions of one worker, M' of all others
+# Shapes: M rows of one worker, M' of all others
 
 from __future__ import annotations
 
@@ -27,38 +27,49 @@ class _AllGather(torch.autograd.Function):
         return total[dist.get_rank()]
 
 
-def gather_others(values: Tensor) -> Tensor:
-    """(M, ...) of this worker -> (M', ...) of all other workers; floats carry gradients back.
+def gather_all(values: Tensor) -> list[Tensor]:
+    """(M, ...) of every worker, in order of rank, on each of them; floats carry gradients back.
 
-    Workers may hold different numbers of expressions: all pad to the longest, and the padding is
-    cut away again after the exchange.
+    Workers may hold different numbers of rows: all pad to the longest, and the padding is cut away
+    again after the exchange.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     here = torch.tensor([len(values)], device=values.device)
-    counts = [torch.zeros_like(here) for _ in range(world_size)]
+    counts = [torch.zeros_like(here) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, here)
     longest = int(max(counts))
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     padded = torch.nn.functional.pad(rows, (0, 0, 0, longest - len(rows))).contiguous()
     tables = _AllGather.apply(padded)  # type: ignore[no-untyped-call]
-    others = [t[: int(n)] for i, (t, n) in enumerate(zip(tables, counts, strict=True)) if i != rank]
-    return torch.cat(others).reshape(-1, *values.shape[1:])
+    return [
+        table[: int(count)].reshape(-1, *values.shape[1:])
+        for table, count in zip(tables, counts, strict=True)
+    ]
 
 
-def mean_over_workers(counts: Tensor) -> Tensor:
-    """(K,) counts of this worker -> their mean over all workers, without gradient."""
-    total = counts.detach().clone()
+def mean_over_workers(values: Tensor) -> Tensor:
+    """Numbers of this worker -> their mean over all workers, without gradient."""
+    total = values.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
 
 
 class AllWorkers:
-    """The other workers of a distributed run, as an objective asks them."""
+    """The workers of a distributed run, as an objective asks them."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this one is."""
+        return dist.get_rank()
+
+    def all(self, values: Tensor) -> Tensor:
+        """(M, ...) of this worker -> those of all workers in order of rank; see `gather_all`."""
+        return torch.cat(gather_all(values))
 
     def others(self, values: Tensor) -> Tensor:
-        """See `gather_others`."""
-        return gather_others(values)
+        """(M, ...) of this worker -> (M', ...) of all other workers; see `gather_all`."""
+        tables = gather_all(values)
+        return torch.cat(tables[: self.rank] + tables[self.rank + 1 :])
 
-    def mean(self, counts: Tensor) -> Tensor:
+    def mean(self, values: Tensor) -> Tensor:
         """See `mean_over_workers`."""
-        return mean_over_workers(counts)
+        return mean_over_workers(values)

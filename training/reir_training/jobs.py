@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import deepspeed
@@ -109,7 +110,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
     task, config = _task(job, rank, world_size)
     settings, output = config.optimisation, Path(job["output"])
     task.objective.to(ray.train.torch.get_device())
-    engine = _engine(task, config, world_size)
+    engine = build_engine(task, config, world_size)
     averaged = Averaged(settings.ema_decay) if settings.ema_decay else None
 
     def log(line: dict[str, Any]) -> None:
@@ -158,8 +159,13 @@ def _task(
     return task, config
 
 
-def _engine(task: NanoTask | ClareTask, config: CommonConfig, world_size: int) -> Any:
-    """Wrap the objective in DeepSpeed with our optimiser."""
+def build_engine(
+    task: NanoTask | ClareTask,
+    config: CommonConfig,
+    world_size: int,
+    zero: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """Wrap the objective in DeepSpeed with our optimiser; `zero` adds settings of ZeRO."""
     # DeepSpeed would compile a shared-memory collective at the first start on a CPU, under a file
     # lock that outlives a killed process and blocks every later run; gloo does the same work.
     deepspeed.ops.__compatible_ops__[SHM_OP] = False
@@ -171,7 +177,7 @@ def _engine(task: NanoTask | ClareTask, config: CommonConfig, world_size: int) -
             "train_micro_batch_size_per_gpu": micro,
             "train_batch_size": micro * world_size,
             "gradient_clipping": config.optimisation.max_gradient_norm,
-            "zero_optimization": {"stage": config.zero_stage},
+            "zero_optimization": {"stage": config.zero_stage, **zero},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 10**9,

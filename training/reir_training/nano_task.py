@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reir.checkpoint import save_checkpoint
 from reir_training.assemble import align_streams, parameter_groups, start_model, training_sentences
 from reir_training.batches import BatchMaker, TrainBatch
@@ -15,7 +13,7 @@ from reir_training.cache import FrozenCache
 from reir_training.card import write_nano_card
 from reir_training.config import TrainConfig
 from reir_training.examples import describe
-from reir_training.gather import gather_others
+from reir_training.gather import AllWorkers
 from reir_training.leakage import training_photos
 from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
@@ -47,7 +45,7 @@ class NanoTask:
             self.model,
             self.tokenizer,
             config.loss,
-            gather=gather_others if world_size > 1 else None,
+            workers=AllWorkers() if world_size > 1 else None,
             half=self._half,
         )
 
@@ -68,8 +66,7 @@ class NanoTask:
         """This worker's batches from step `first` on."""
         rows = self._maker.epoch(epoch.number, self._rank, self._world_size)
         for i in range(first, len(rows)):
-            seed = [self._config.optimisation.seed, epoch.number, self._rank, i]
-            yield self._maker.batch(rows[i], np.random.default_rng(seed))
+            yield self._maker.batch(rows[i], [self._config.optimisation.seed, epoch.number, i])
 
     def validate(self) -> dict[str, float]:
         """Figures on the held-out photos, of the weights that the model has now."""

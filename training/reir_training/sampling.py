@@ -81,12 +81,14 @@ class Step:
         number: counted over the whole run.
         task: name of the task, the same on all workers.
         rows: this worker's samples.
+        all_rows: those of all workers, in order of rank.
         epoch: of that task.
     """
 
     number: int
     task: str
     rows: Rows
+    all_rows: Rows
     epoch: int
 
 
@@ -122,5 +124,6 @@ class Sampler:
                 f"take a multiple of {world_size}"
             )
         share = stream.batch_size // world_size
-        rows = stream.batch(turn)[rank * share : (rank + 1) * share]
-        return Step(number, stream.name, rows, turn // stream.batches_per_epoch)
+        whole = stream.batch(turn)
+        rows = whole[rank * share : (rank + 1) * share]
+        return Step(number, stream.name, rows, whole, turn // stream.batches_per_epoch)

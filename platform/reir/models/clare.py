@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -182,10 +182,10 @@ def clare_large(*, paper_parity: bool = False) -> ClareConfig:
 # ------------------------------------------------------------------------------------ whole model
 
 
-@dataclass(frozen=True)
-class ClareOutput:
+class ClareOutput(NamedTuple):
     """What the visual stream says of B photos.
 
+    A tuple, since ZeRO-3 looks for the tensors that a module gave in no other record.
     Boxes are xyxy in the frame of the upright photo without padding, not clipped to [0, 1].
 
     Attributes:
@@ -267,7 +267,8 @@ class Clare(nn.Module):
         num_queries = min(self.config.num_queries, token_logits.shape[1])
         proposal_logits, best = token_logits.topk(num_queries, dim=1)
         first = token_boxes.gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
-        content = self.queries.weight[:num_queries].expand(len(best), -1, -1)
+        content = self.queries(torch.arange(num_queries, device=best.device))
+        content = content.expand(len(best), -1, -1)
         boxes = first if self.config.paper_parity else first.detach()
         num_known = 0
         if denoising is not None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -148,9 +148,8 @@ class CandidateBatch:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-@dataclass
-class VisualOutput:
-    """Output of the visual stream.
+class VisualOutput(NamedTuple):
+    """Output of the visual stream; a tuple, since ZeRO-3 looks for tensors in no other record.
 
     Attributes:
         vectors: (B, K, D) unit length.

@@ -63,7 +63,9 @@ def encode_patches(tower: Any, pixels: Tensor, cells_B2: Tensor, valid: Tensor |
     core = tower.base_model
     states = core.embeddings.patch_embedding(pixels)
     rows, columns = states.shape[2:]
-    grid = core.embeddings.position_embedding.weight
+    positions = core.embeddings.position_embedding
+    # called, not read: ZeRO-3 brings the weights of a module together while it is called
+    grid = positions(torch.arange(positions.num_embeddings, device=pixels.device))
     side = math.isqrt(len(grid))
     across = resampling_weights(cells_B2[:, 0], columns, side)
     down = resampling_weights(cells_B2[:, 1], rows, side)

@@ -9,6 +9,7 @@ neither one another nor are seen by the matching queries, which could otherwise 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ def denoising_queries(
     valid_BG: Tensor,
     *,
     num_queries: int,
-    generator: torch.Generator,
+    seeds: Sequence[int],
 ) -> DenoisingQueries:
     """Make one positive and one negative query of every target in each group.
 
@@ -76,7 +77,7 @@ def denoising_queries(
         boxes_xyxy: (B, G, 4) of the targets, in [0, 1].
         valid_BG: bool, False on padding.
         num_queries: N matching queries, which follow the denoising ones.
-        generator: source of the noise, on the device of the boxes.
+        seeds: one a photo; its noise follows from its seed and from G, whatever stands beside it.
     """
     num_targets = valid_BG.shape[1]
     groups = num_groups(num_targets)
@@ -85,7 +86,7 @@ def denoising_queries(
     target_Q = slot_Q % max(num_targets, 1)
     positive_Q = slot_Q // max(num_targets, 1) % 2 == 0
     real_BQ = valid_BG[:, target_Q]
-    boxes = _shaken(boxes_xyxy[:, target_Q], positive_Q, generator)
+    boxes = _shaken(boxes_xyxy[:, target_Q], positive_Q, seeds)
     return DenoisingQueries(
         content=content_BGD[:, target_Q] * real_BQ[..., None],
         boxes_cxcywh=torch.where(real_BQ[..., None], boxes, 0.5),
@@ -95,10 +96,14 @@ def denoising_queries(
     )
 
 
-def _shaken(boxes_xyxy: Tensor, positive_Q: Tensor, generator: torch.Generator) -> Tensor:
+def _shaken(boxes_xyxy: Tensor, positive_Q: Tensor, seeds: Sequence[int]) -> Tensor:
     """(B, Q, 4) xyxy -> cxcywh with noise; float32, whatever the precision of the model."""
-    boxes = boxes_xyxy.float()
-    random = torch.rand(2, *boxes.shape, generator=generator, device=boxes.device)
+    boxes, source = boxes_xyxy.float(), torch.Generator()
+    drawn = [
+        torch.rand(2, *own.shape, generator=source.manual_seed(seed))
+        for own, seed in zip(boxes, seeds, strict=True)
+    ]
+    random = torch.stack(drawn, dim=1).to(boxes.device)
     share = (random[0] + ~positive_Q[:, None]) / 2
     sign = torch.where(random[1] < 0.5, -1.0, 1.0)
     size = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)

@@ -68,7 +68,7 @@ def some_denoising(
         targets.boxes_xyxy,
         targets.valid,
         num_queries=QUERIES,
-        generator=random,
+        seeds=torch.randint(2**31, (PHOTOS,), generator=random).tolist(),
     )
     return some_predictions(random, num=queries.target.shape[1]), queries
 

@@ -29,9 +29,8 @@ def make(
     boxes: Tensor, valid: Tensor, *, num_queries: int = 5, seed: int = 0
 ) -> tuple[DenoisingQueries, Tensor]:
     content = torch.randn(*valid.shape, DIM, generator=seeded(9)).requires_grad_()
-    queries = denoising_queries(
-        content, boxes, valid, num_queries=num_queries, generator=seeded(seed)
-    )
+    seeds = [len(boxes) * seed + photo for photo in range(len(boxes))]
+    queries = denoising_queries(content, boxes, valid, num_queries=num_queries, seeds=seeds)
     return queries, content
 
 
@@ -121,12 +120,20 @@ def test_boxes_at_the_edge_stay_within_the_open_unit_square() -> None:
     assert queries.boxes_cxcywh.logit().isfinite().all()
 
 
-def test_the_generator_decides_the_noise() -> None:
+def test_the_seeds_decide_the_noise() -> None:
     boxes, valid = inner_boxes(2, 2, 0), torch.ones(2, 2, dtype=torch.bool)
     first, again, other = (make(boxes, valid, seed=seed)[0].boxes_cxcywh for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert len({tuple(row) for row in first[0].tolist()}) == first.shape[1]
+
+
+def test_the_noise_of_a_photo_does_not_depend_on_those_beside_it() -> None:
+    boxes, valid = inner_boxes(3, 2, 0), torch.ones(3, 2, dtype=torch.bool)
+    content = torch.zeros(3, 2, DIM)
+    whole = denoising_queries(content, boxes, valid, num_queries=5, seeds=[7, 8, 9])
+    part = denoising_queries(content[1:], boxes[1:], valid[1:], num_queries=5, seeds=[8, 9])
+    assert torch.equal(part.boxes_cxcywh, whole.boxes_cxcywh[1:])
 
 
 def test_boxes_are_float32_in_a_half_precision_model() -> None:
@@ -136,7 +143,7 @@ def test_boxes_are_float32_in_a_half_precision_model() -> None:
         boxes.bfloat16(),
         valid,
         num_queries=3,
-        generator=seeded(),
+        seeds=[0],
     )
     assert queries.boxes_cxcywh.dtype == torch.float32
     assert queries.content.dtype == torch.bfloat16

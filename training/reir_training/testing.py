@@ -1,0 +1,372 @@
+"""What tests and benchmarks of training share: tiny tasks on scenes, and the steps of workers.
+
+A step of several workers runs as `reir train` runs it, with DeepSpeed's engine of `jobs.py`; a step
+alone is plain autograd on the whole global batch. Under ZeRO-3 all but the smallest weights are
+split, as in models of full size; of these DeepSpeed's default would leave every weight whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
+
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.testing.scenes import make_scenes, save_scenes
+from reir.testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
+from reir.testing.tiny_clare import tiny_clare_config
+from reir_training.assemble import freeze, parameter_groups
+from reir_training.batches import BatchMaker, TrainBatch
+from reir_training.cache import FrozenCache
+from reir_training.clare_task import ClareTask
+from reir_training.config import (
+    ClareTrainConfig,
+    CommonConfig,
+    LossWeights,
+    ModelSettings,
+    Optimisation,
+    TrainConfig,
+)
+from reir_training.examples import TrainPhoto, Written
+from reir_training.gather import AllWorkers, mean_over_workers
+from reir_training.objective import ClareObjective
+from reir_training.plan import Epoch, Stage
+
+Model = Literal["clare", "clare-nano"]
+PHOTOS_PER_STEP = 4
+NUM_NANO_PHOTOS, NUM_CANDIDATES = 9, 5
+THREADS = 1
+LARGEST_WHOLE = 200
+"""Numbers in a weight that ZeRO-3 leaves whole; by default 100,000, more than any has here."""
+
+
+# ------------------------------------------------------------------------------------- tiny tasks
+
+
+def write_scenes(folder: Path, *, train: int = 12, val: int = 4) -> None:
+    """Write scenes as a folder of the format "photos", whose forms go by names of COCO's classes.
+
+    So there is something to detect, too.
+    """
+    save_scenes(folder, {"train": make_scenes(train, 0, 96), "val": make_scenes(val, 1, 96)})
+    path = folder / "instances.json"
+    document = json.loads(path.read_text())
+    for number, category in enumerate(document["categories"]):
+        category["name"] = COCO_CLASSES[number]
+    path.write_text(json.dumps(document))
+
+
+def tiny_clare_settings(photos: Path, **changes: Any) -> dict[str, Any]:
+    """Settings of `reir train --preset clare-base` that take milliseconds a step.
+
+    Args:
+        photos: folder that `write_scenes` wrote.
+        changes: of the schedule.
+    """
+    shape = vars(tiny_clare_config(max_tokens=16))
+    own = {"vocabulary", "clia_bias", "paper_parity"}
+    return {
+        "data": [{"format": "photos", "path": str(photos)}],
+        "shape": {name: value for name, value in shape.items() if name not in own},
+        "texts_per_photo": 2,
+        "augmentation": {
+            "short_sides": [64, 80, 96],
+            "long_side": 128,
+            "crop_short_sides": [96],
+            "crop_sides": [64, 96],
+        },
+        "optimisation": {"photos_per_batch": PHOTOS_PER_STEP, "precision": "fp32", **changes},
+    }
+
+
+class TinyNanoTask:
+    """`NanoTask` on random candidates instead of a cache of published networks.
+
+    Args:
+        folder: gets the cache, if it is not there yet.
+        rank, world_size: of this worker.
+    """
+
+    photos_per_step = PHOTOS_PER_STEP
+
+    def __init__(self, folder: Path, *, rank: int, world_size: int) -> None:
+        self._rank, self._world_size = rank, world_size
+        self.config = TrainConfig.model_validate(
+            {
+                "data": [{"format": "photos", "path": str(folder)}],
+                "weights": str(folder),
+                "optimisation": {"photos_per_batch": PHOTOS_PER_STEP, "precision": "fp32"},
+            }
+        )
+        if not folder.exists():
+            _write_cache(folder)
+        cache = FrozenCache(folder)
+        photos = [_nano_photo(cache, row) for row in range(NUM_NANO_PHOTOS)]
+        self._maker = BatchMaker(photos, cache, self.config.optimisation)
+        self.model = tiny_model()
+        freeze(self.model, ModelSettings(frozen_text_layers=0))
+        self.objective = ClareObjective(
+            self.model,
+            tiny_tokenizer(),
+            LossWeights(),
+            workers=AllWorkers() if world_size > 1 else None,
+        )
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups."""
+        return parameter_groups(self.objective, self.config.optimisation)
+
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
+        """Steps of one epoch."""
+        return NUM_NANO_PHOTOS // PHOTOS_PER_STEP
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[TrainBatch]:
+        """This worker's batches from step `first` on."""
+        rows = self._maker.epoch(epoch.number, self._rank, self._world_size)
+        for i in range(first, len(rows)):
+            yield self._maker.batch(rows[i], [0, epoch.number, i])
+
+
+def _write_cache(folder: Path) -> None:
+    """Candidates of a few photos; some photos have fewer of them."""
+    folder.mkdir(parents=True)
+    batch = tiny_batch(NUM_NANO_PHOTOS, NUM_CANDIDATES)
+    batch.valid[::2, -1] = False
+    for name, value in batch.tensors().items():
+        np.save(folder / f"{name}.npy", value.numpy())
+
+
+def _nano_photo(cache: FrozenCache, row: int) -> TrainPhoto:
+    """Unlike numbers of boxes, expressions and captions; every third has no caption."""
+    boxes = cache.boxes(row)[: 1 + row % 3]
+    texts = ("the red dog", "a blue car", "man left of the cat")
+    kinds = ("long", "short", "long")
+    return TrainPhoto(
+        path=Path(f"{row}.jpg"),
+        split="train",
+        boxes=boxes.astype(np.float32),
+        categories=np.arange(len(boxes)) - row % 2,
+        names=("dog", "car", "man")[: len(boxes)],
+        expressions=tuple(Written(texts[i], i, kinds[i]) for i in range(len(boxes))),
+        captions=() if row % 3 == 2 else (f"a {WORDS[row % len(WORDS)]} in the car",),
+        near_misses=("a man of the cat in the red car",) if row % 2 else (),
+    )
+
+
+WORDS = ("dog", "cat", "man", "red car")
+
+
+def tiny_task(folder: Path, model: Model, rank: int, world_size: int) -> Any:
+    """Return a `Task` with `config` and `groups`, its weights moved off their start.
+
+    Args:
+        folder: for photos and caches; whatever is missing is written.
+        model: which objective.
+        rank, world_size: of this worker.
+    """
+    task: Any
+    if model == "clare-nano":
+        task = TinyNanoTask(folder / "nano", rank=rank, world_size=world_size)
+    else:
+        if not (folder / "scenes").exists():
+            write_scenes(folder / "scenes")
+        config = ClareTrainConfig.model_validate(tiny_clare_settings(folder / "scenes"))
+        task = ClareTask("clare-base", config, init=None, rank=rank, world_size=world_size)
+        task.config = config
+    _no_dropout(task.objective)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in task.objective.named_parameters():
+            if not any(word in name for word in ("scale", "bias")):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
+    return task
+
+
+def _no_dropout(module: nn.Module) -> None:
+    """Turn dropout off: what it drops depends on the rank by design."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+
+
+# ---------------------------------------------------------------------------------- steps compared
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step to compare.
+
+    Attributes:
+        model: which objective.
+        task: "detection", "grounding" (stage 1) or "clia" (stage 2).
+        zero_stage: of DeepSpeed.
+    """
+
+    model: Model
+    task: Literal["detection", "grounding", "clia"]
+    zero_stage: Literal[1, 2, 3]
+
+    def __str__(self) -> str:
+        """Return a name without spaces."""
+        return f"{self.model}_{self.task}_zero{self.zero_stage}"
+
+    @property
+    def stage(self) -> Stage:
+        """Of training."""
+        return "clia" if self.task == "clia" else "grounding"
+
+    def batch(self, task: Any) -> Any:
+        """One worker's part of the step."""
+        first = 1 if self.model == "clare" and self.task == "grounding" else 0  # tasks take turns
+        return next(iter(task.batches(Epoch(0, self.stage, 0, 1), first)))
+
+
+CASES = tuple(
+    Case(model, task, zero_stage)  # type: ignore[arg-type]
+    for model, tasks in (
+        ("clare", ("detection", "grounding", "clia")),
+        ("clare-nano", ("grounding", "clia")),
+    )
+    for task in tasks
+    for zero_stage in (1, 2, 3)
+)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss and full gradients by name of parameter; zeros where there is none."""
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+    def difference(self, other: StepResult) -> Difference:
+        """Return how far another result of the same step is from this one."""
+        assert self.gradients.keys() == other.gradients.keys()
+        return Difference(
+            loss=float((self.loss - other.loss).abs()),
+            gradient=max(
+                float((mine - other.gradients[name]).abs().max())
+                for name, mine in self.gradients.items()
+            ),
+            largest=max(float(each.abs().max()) for each in self.gradients.values()),
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two results of one step, absolute.
+
+    Attributes:
+        loss: of the losses.
+        gradient: the largest over all elements of all gradients.
+        largest: absolute value of any gradient.
+    """
+
+    loss: float
+    gradient: float
+    largest: float
+
+
+def step_alone(folder: Path, case: Case) -> StepResult:
+    """Run the step on one worker, without DeepSpeed."""
+    torch.set_num_threads(THREADS)
+    task = tiny_task(folder, case.model, 0, 1)
+    task.objective.train()
+    loss, _ = task.objective(case.batch(task), case.stage)
+    loss.backward()
+    return StepResult(
+        loss.detach(),
+        {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in task.objective.named_parameters()
+            if p.requires_grad
+        },
+    )
+
+
+def steps_of_workers(
+    folder: Path, cases: Sequence[Case], num_workers: int = 2
+) -> dict[Case, StepResult]:
+    """Run steps on several processes, joined by gloo.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: a worker failed; carries its traceback.
+    """
+    for model in {case.model for case in cases}:
+        tiny_task(folder, model, 0, 1)  # writes photos and caches, which workers then share
+    run_workers(folder, partial(_run_cases, folder, tuple(cases)), num_workers)
+    results = {}
+    for case in cases:
+        tensors = load_file(folder / f"{case}.safetensors")
+        results[case] = StepResult(tensors.pop("loss"), tensors)
+    return results
+
+
+def run_workers(folder: Path, job: Any, num_workers: int = 2) -> None:
+    """Run `job(rank, world_size)`, which must pickle, in processes joined by gloo.
+
+    Args:
+        folder: where they meet.
+        job: what each does.
+        num_workers: processes.
+    """
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    meeting = folder / "meeting"
+    meeting.unlink(missing_ok=True)
+    start_processes(  # type: ignore[no-untyped-call]
+        _join, args=(num_workers, meeting, job), nprocs=num_workers, start_method="spawn"
+    )
+
+
+def _join(rank: int, world_size: int, meeting: Path, job: Any) -> None:
+    torch.set_num_threads(THREADS)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
+    )
+    job(rank, world_size)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def tiny_engine(task: Any, zero_stage: int, world_size: int) -> Any:
+    """Return DeepSpeed's engine as training builds it, but for what ZeRO-3 splits."""
+    from reir_training.jobs import build_engine
+
+    config: CommonConfig = task.config.model_copy(update={"zero_stage": zero_stage})
+    splitting = {"stage3_param_persistence_threshold": LARGEST_WHOLE}
+    return build_engine(task, config, world_size, zero=splitting)
+
+
+def _run_cases(folder: Path, cases: Sequence[Case], rank: int, world_size: int) -> None:
+    """Write loss and full gradients of every case."""
+    from deepspeed.utils import safe_get_full_grad
+
+    for case in cases:
+        task = tiny_task(folder, case.model, rank, world_size)
+        engine = tiny_engine(task, case.zero_stage, world_size)
+        engine.train()
+        loss, _ = engine(case.batch(task), case.stage)
+        engine.backward(loss)
+        tensors = {"loss": mean_over_workers(loss)}
+        for name, parameter in engine.module.named_parameters():
+            if parameter.requires_grad:
+                gradient = safe_get_full_grad(parameter)
+                assert gradient is not None, name
+                tensors[name] = gradient.clone()
+        if rank == 0:
+            save_file(tensors, folder / f"{case}.safetensors")
+        engine.destroy()
