@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from torch.multiprocessing.spawn import start_processes
 
 from reir.clare_losses import ClareLossWeights
 from reir.datasets.coco_classes import COCO_CLASSES
@@ -21,7 +19,6 @@ from reir_training.augment import Augmentation
 from reir_training.clare_data import DETECTION, GROUNDING, ClareBatch, ClareData
 from reir_training.clare_objective import ClareStepObjective, Slots
 from reir_training.examples import TrainPhoto, Written
-from reir_training.gather import AllWorkers
 from reir_training.plan import Stage
 
 PLAIN = Augmentation(short_sides=(64,), long_side=128, crop_probability=0.0, mirror_probability=0.0)
@@ -128,50 +125,3 @@ def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
             first = first or float(loss.detach())
         last = float(loss.detach())
     assert last < 0.8 * first
-
-
-# ----------------------------------------------------------------------------------- two workers
-
-
-def worker(rank: int, world_size: int, folder: Path, task: str, stage: Stage) -> None:
-    """Write this worker's loss and gradients, averaged over the workers."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
-    )
-    objective = make(denoising=False, workers=AllWorkers())
-    loss, _ = objective(load(folder, task, rank, world_size), stage)
-    loss.backward()
-    mean = loss.detach().clone()
-    dist.all_reduce(mean)
-    gradients = {}
-    for name, parameter in objective.named_parameters():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        dist.all_reduce(gradient)
-        gradients[name] = gradient / world_size
-    if rank == 0:
-        torch.save({"loss": mean / world_size, "gradients": gradients}, folder / "result.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("task", "stage"), [(DETECTION, "grounding"), (GROUNDING, "grounding"), (GROUNDING, "clia")]
-)
-def test_two_workers_equal_one(tmp_path: Path, task: str, stage: Stage) -> None:
-    alone = make(denoising=False)
-    loss, _ = alone(load(tmp_path, task), stage)
-    loss.backward()
-    # forked, since a child could not import a test module by name
-    start_processes(  # type: ignore[no-untyped-call]
-        worker, args=(2, tmp_path, task, stage), nprocs=2, start_method="fork"
-    )
-    result = torch.load(tmp_path / "result.pt", weights_only=True)
-    torch.testing.assert_close(result["loss"], loss.detach(), rtol=1e-5, atol=1e-5)
-    expected = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in alone.named_parameters()
-    }
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    for name, gradient in expected.items():
-        apart = (result["gradients"][name] - gradient).abs().max()
-        assert float(apart) <= 1e-5 * largest, name

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from reir.losses import pairwise_iou
-from reir.models.clare_nano import split_members
 from reir.testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir_training.assemble import freeze
 from reir_training.batches import TrainBatch
 from reir_training.config import LossWeights, ModelSettings
-from reir_training.objective import ClareObjective
+from reir_training.objective import ClareObjective, StepView
 
 GROUNDING = {"ranking", "discrimination", "box", "category"}
 ACROSS = {"clia", "cross_ranking", "caption"}
@@ -72,6 +71,16 @@ def make(*, half: bool = False, weights: LossWeights | None = None) -> ClareObje
     model = tiny_model()
     freeze(model, ModelSettings(frozen_text_layers=0))
     return ClareObjective(model, tiny_tokenizer(), weights or LossWeights(), half=half)
+
+
+class SecondOfTwins:
+    """Two workers that hold the same; this is the second."""
+
+    rank = 1
+
+    def all(self, values: Tensor) -> Tensor:
+        """Return them twice."""
+        return torch.cat([values, values])
 
 
 @pytest.fixture(scope="module")
@@ -198,23 +207,23 @@ def test_texts_come_back_in_order(objective: ClareObjective) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_other_workers_expressions_are_negatives(objective: ClareObjective) -> None:
-    """With the same expressions once more from elsewhere, clia grows by their negatives."""
-    alone = objective(batch_of(), "clia")[1]
-    shared = ClareObjective(
-        objective.model, tiny_tokenizer(), LossWeights(), gather=lambda vectors: vectors
-    )
-    both = shared(batch_of(), "clia")[1]
+def test_photos_of_other_workers_come_in_order_and_keep_their_texts(
+    objective: ClareObjective,
+) -> None:
     batch = batch_of()
-    with torch.no_grad():
-        vectors = objective.model.visual(batch.candidates).vectors[batch.candidates.valid]
-        texts = objective._encode(batch.texts)[:3]
-        scale, bias = objective.model.log_scale.exp(), objective.model.bias
-        members = zip(split_members(texts, 2), split_members(vectors, 2), strict=True)
-        logits = torch.stack([scale * t @ v.T + bias for t, v in members])
-        negatives = logits.exp().log1p().sum() / 3 / 2
-    assert both["clia"] == pytest.approx(alone["clia"] + negatives.item(), rel=1e-4)
-    assert both["cross_ranking"] == pytest.approx(alone["cross_ranking"])
+    mine = StepView.of(
+        batch, objective.model.visual(batch.candidates), objective._encode(batch.texts)
+    )
+    whole = mine.of_all(SecondOfTwins())
+    assert whole.num_photos == 2 * mine.num_photos
+    here, there = mine.owner + mine.num_photos, mine.owner + 3 * mine.num_photos
+    photos, mirror_images = mine.vectors.chunk(2)
+    assert torch.equal(whole.vectors, torch.cat([photos, photos, mirror_images, mirror_images]))
+    assert torch.equal(whole.vectors[here], photos[mine.owner])
+    assert torch.equal(whole.vectors[there], mirror_images[mine.owner])
+    assert whole.owner[len(mine.owner) :].tolist() == here.tolist()
+    assert whole.caption_owner[len(mine.caption_owner) :].tolist() == [2, 3, -1]
+    assert len(whole.boxes) == 2 * len(mine.boxes)
 
 
 @pytest.mark.parametrize("stage", ["grounding", "clia"])

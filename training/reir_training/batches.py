@@ -196,9 +196,7 @@ class BatchMaker:
         overlap = np.stack(columns) if columns else np.zeros((0, num_candidates), np.float32)
         return texts, owner, overlap, weight
 
-    def _captions(
-        self, rows: Sequence[int], seed: Sequence[int]
-    ) -> tuple[list[str], list[int]]:
+    def _captions(self, rows: Sequence[int], seed: Sequence[int]) -> tuple[list[str], list[int]]:
         """One caption a photo, and of some photos one that is wrong by a word."""
         texts: list[str] = []
         owner: list[int] = []

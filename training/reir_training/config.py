@@ -112,6 +112,7 @@ class Schedule(StrictConfig):
         decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
         ema_decay: of the weights that are kept; 0 turns averaging off.
         save_every_steps: within an epoch, from where a killed run goes on; also after each epoch.
+        log_every_steps: within an epoch, a line of `metrics.jsonl`; also after each epoch.
     """
 
     grounding_epochs: int = Field(1, ge=0)
@@ -124,6 +125,7 @@ class Schedule(StrictConfig):
     max_gradient_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     save_every_steps: int = Field(200, ge=1)
+    log_every_steps: int = Field(10, ge=1)
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
 

@@ -47,8 +47,10 @@ def gather_all(values: Tensor) -> list[Tensor]:
 
 
 def mean_over_workers(values: Tensor) -> Tensor:
-    """Numbers of this worker -> their mean over all workers, without gradient."""
+    """Numbers of this worker -> their mean over all workers, if any, without gradient."""
     total = values.detach().clone()
+    if not dist.is_initialized():
+        return total
     dist.all_reduce(total)
     return total / dist.get_world_size()
 

@@ -17,7 +17,6 @@ import ray
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from safetensors.torch import load_file, save_file
 
 from reir.checkpoint import NANO
 from reir_training.actors import stream_steps
@@ -26,10 +25,9 @@ from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.loop import Averaged, Position, TrainLoop
 from reir_training.nano_task import NanoTask
 from reir_training.plan import plan
+from reir_training.states import load_state, save_state
 
 METRICS = "metrics.jsonl"
-TAG = "state"
-AVERAGED = "averaged.safetensors"
 SHM_OP = "deepspeed_shm_comm"
 READERS = 1
 PLACES = {"data", "evaluation", "exclude_evaluation", "weights", "cache", "tokenizer", "towers"}
@@ -169,6 +167,10 @@ def build_engine(
     # DeepSpeed would compile a shared-memory collective at the first start on a CPU, under a file
     # lock that outlives a killed process and blocks every later run; gloo does the same work.
     deepspeed.ops.__compatible_ops__[SHM_OP] = False
+    if config.zero_stage == 3:
+        # The scales and biases of scores: held by the model, used by the losses around it.
+        for parameter in task.model.parameters(recurse=False):
+            deepspeed.zero.register_external_parameter(task.objective, parameter)
     micro = max(task.photos_per_step // world_size, 1)
     engine, *_ = deepspeed.initialize(
         model=task.objective,
@@ -191,12 +193,7 @@ def _report(
 ) -> None:
     """Hand the state at a position to Ray Train, from where a rerun goes on."""
     with tempfile.TemporaryDirectory() as folder:
-        client_state = {"done": asdict(done), "updates": averaged.updates if averaged else 0}
-        engine.save_checkpoint(
-            folder, tag=TAG, client_state=client_state, exclude_frozen_parameters=True
-        )
-        if averaged is not None and ray.train.get_context().get_world_rank() == 0:
-            save_file(averaged.weights, Path(folder) / AVERAGED)
+        save_state(Path(folder), engine, averaged, done)
         ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -206,11 +203,7 @@ def _restore(engine: Any, averaged: Averaged | None) -> Position:
     if checkpoint is None:
         return Position()
     with checkpoint.as_directory() as folder:
-        _, client_state = engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
-        if averaged is not None:
-            averaged.weights = load_file(Path(folder) / AVERAGED)
-            averaged.updates = int(client_state["updates"])
-    return Position(**client_state["done"])
+        return load_state(Path(folder), engine, averaged)
 
 
 def _about(

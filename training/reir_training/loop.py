@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from reir_training.config import Schedule
+from reir_training.gather import mean_over_workers
 from reir_training.plan import Epoch, Stage, rate_factor
-
-LOG_EVERY_STEPS = 10
 
 
 class Task(Protocol):
@@ -102,7 +101,7 @@ def gathered(objective: torch.nn.Module, zero_stage: int) -> Iterator[None]:
 
 @dataclass
 class Progress:
-    """What is reported while training; one JSON line each."""
+    """What is reported while training; one JSON line each. The loss is that of all workers."""
 
     epoch: int
     epochs: int
@@ -124,7 +123,7 @@ class TrainLoop:
         rank: of this worker.
         zero_stage: of the engine.
         averaged: weight average, None to keep the last weights.
-        on_progress: called every few steps.
+        on_progress: called every `log_every_steps` steps and after the last of an epoch.
         on_position: called every `save_every_steps` steps within an epoch; may keep the state.
     """
 
@@ -173,7 +172,7 @@ class TrainLoop:
             self._average()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value
-            if (i + 1) % LOG_EVERY_STEPS == 0 or i + 1 == steps:
+            if (i + 1) % self._settings.log_every_steps == 0 or i + 1 == steps:
                 rate = (i + 1 - first) * self._task.photos_per_step
                 self._on_progress(
                     Progress(
@@ -183,7 +182,7 @@ class TrainLoop:
                         step=i + 1,
                         steps=steps,
                         photos_per_s=round(rate / (time.perf_counter() - started), 2),
-                        loss=round(float(loss.detach()), 6),
+                        loss=float(mean_over_workers(loss)),
                         parts={k: round(v / (i + 1), 4) for k, v in sums.items()},
                     )
                 )
@@ -205,9 +204,26 @@ class TrainLoop:
     @contextmanager
     def final_weights(self) -> Iterator[nn.Module]:
         """The module with the weights that would be kept if training ended now."""
-        with gathered(self.objective, self._zero_stage):
+        with gathered(self.objective, self._zero_stage), _by_itself(self._engine, self._zero_stage):
             if self._averaged is None:
                 yield self.objective
                 return
             with self._averaged.applied(self.objective):
                 yield self.objective
+
+
+@contextmanager
+def _by_itself(engine: Any, zero_stage: int) -> Iterator[None]:
+    """Let one worker call the module without the others.
+
+    Under ZeRO-3 each call would gather weights from all workers, and split them again after it.
+    """
+    if zero_stage < 3:
+        yield
+        return
+    offload = engine.optimizer.parameter_offload
+    offload._remove_module_hooks()
+    try:
+        yield
+    finally:
+        offload.setup_zero_stage3_hooks()

@@ -1,17 +1,18 @@
 """What tests and benchmarks of training share: tiny tasks on scenes, and the steps of workers.
 
 A step of several workers runs as `reir train` runs it, with DeepSpeed's engine of `jobs.py`; a step
-alone is plain autograd on the whole global batch. Under ZeRO-3 all but the smallest weights are
-split, as in models of full size; of these DeepSpeed's default would leave every weight whole.
+alone is plain autograd on the whole global batch. Under ZeRO-3 every weight is split, also small
+ones, which DeepSpeed would otherwise leave whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,20 +36,20 @@ from reir_training.config import (
     CommonConfig,
     LossWeights,
     ModelSettings,
-    Optimisation,
     TrainConfig,
 )
 from reir_training.examples import TrainPhoto, Written
 from reir_training.gather import AllWorkers, mean_over_workers
+from reir_training.loop import Averaged, Progress, TrainLoop
 from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
 
 Model = Literal["clare", "clare-nano"]
+TaskName = Literal["detection", "grounding", "clia"]
+ZeroStage = Literal[1, 2, 3]
 PHOTOS_PER_STEP = 4
 NUM_NANO_PHOTOS, NUM_CANDIDATES = 9, 5
 THREADS = 1
-LARGEST_WHOLE = 200
-"""Numbers in a weight that ZeRO-3 leaves whole; by default 100,000, more than any has here."""
 
 
 # ------------------------------------------------------------------------------------- tiny tasks
@@ -181,7 +182,10 @@ def tiny_task(folder: Path, model: Model, rank: int, world_size: int) -> Any:
     else:
         if not (folder / "scenes").exists():
             write_scenes(folder / "scenes")
-        config = ClareTrainConfig.model_validate(tiny_clare_settings(folder / "scenes"))
+        settings = tiny_clare_settings(
+            folder / "scenes", steps_per_epoch=3, save_every_steps=2, log_every_steps=1
+        )
+        config = ClareTrainConfig.model_validate(settings)
         task = ClareTask("clare-base", config, init=None, rank=rank, world_size=world_size)
         task.config = config
     _no_dropout(task.objective)
@@ -216,8 +220,8 @@ class Case:
     """
 
     model: Model
-    task: Literal["detection", "grounding", "clia"]
-    zero_stage: Literal[1, 2, 3]
+    task: TaskName
+    zero_stage: ZeroStage
 
     def __str__(self) -> str:
         """Return a name without spaces."""
@@ -234,14 +238,16 @@ class Case:
         return next(iter(task.batches(Epoch(0, self.stage, 0, 1), first)))
 
 
+TASKS: Mapping[Model, tuple[TaskName, ...]] = {
+    "clare": ("detection", "grounding", "clia"),
+    "clare-nano": ("grounding", "clia"),
+}
+ZERO_STAGES: tuple[ZeroStage, ...] = (1, 2, 3)
 CASES = tuple(
-    Case(model, task, zero_stage)  # type: ignore[arg-type]
-    for model, tasks in (
-        ("clare", ("detection", "grounding", "clia")),
-        ("clare-nano", ("grounding", "clia")),
-    )
+    Case(model, task, zero_stage)
+    for model, tasks in TASKS.items()
+    for zero_stage in ZERO_STAGES
     for task in tasks
-    for zero_stage in (1, 2, 3)
 )
 
 
@@ -255,29 +261,34 @@ class StepResult:
     def difference(self, other: StepResult) -> Difference:
         """Return how far another result of the same step is from this one."""
         assert self.gradients.keys() == other.gradients.keys()
-        return Difference(
-            loss=float((self.loss - other.loss).abs()),
-            gradient=max(
-                float((mine - other.gradients[name]).abs().max())
-                for name, mine in self.gradients.items()
-            ),
-            largest=max(float(each.abs().max()) for each in self.gradients.values()),
+        loss = float((self.loss - other.loss).abs())
+        gradient = max(
+            float((mine - other.gradients[name]).abs().max())
+            for name, mine in self.gradients.items()
         )
+        largest = max(float(mine.abs().max()) for mine in self.gradients.values())
+        return Difference(loss / float(self.loss.abs()), gradient / largest, loss, gradient)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two results of one step, absolute.
+    """Of two results of one step.
 
     Attributes:
-        loss: of the losses.
-        gradient: the largest over all elements of all gradients.
-        largest: absolute value of any gradient.
+        loss: relative.
+        gradient: the largest over all elements, relative to the largest element of all gradients.
+        loss_absolute, gradient_absolute: the same before division.
     """
 
     loss: float
     gradient: float
-    largest: float
+    loss_absolute: float
+    gradient_absolute: float
+
+    @property
+    def largest(self) -> float:
+        """The larger of the two relative ones."""
+        return max(self.loss, self.gradient)
 
 
 def step_alone(folder: Path, case: Case) -> StepResult:
@@ -343,30 +354,117 @@ def _join(rank: int, world_size: int, meeting: Path, job: Any) -> None:
 
 
 def tiny_engine(task: Any, zero_stage: int, world_size: int) -> Any:
-    """Return DeepSpeed's engine as training builds it, but for what ZeRO-3 splits."""
+    """Return DeepSpeed's engine as training builds it, but that ZeRO-3 splits every weight."""
     from reir_training.jobs import build_engine
 
     config: CommonConfig = task.config.model_copy(update={"zero_stage": zero_stage})
-    splitting = {"stage3_param_persistence_threshold": LARGEST_WHOLE}
+    splitting = {"stage3_param_persistence_threshold": 0}
     return build_engine(task, config, world_size, zero=splitting)
 
 
 def _run_cases(folder: Path, cases: Sequence[Case], rank: int, world_size: int) -> None:
-    """Write loss and full gradients of every case."""
+    """Write loss and full gradients of every case; one engine runs all steps of its kind."""
     from deepspeed.utils import safe_get_full_grad
 
-    for case in cases:
-        task = tiny_task(folder, case.model, rank, world_size)
-        engine = tiny_engine(task, case.zero_stage, world_size)
+    for (model, zero_stage), same in groupby(cases, lambda case: (case.model, case.zero_stage)):
+        task = tiny_task(folder, model, rank, world_size)
+        engine = tiny_engine(task, zero_stage, world_size)
         engine.train()
-        loss, _ = engine(case.batch(task), case.stage)
-        engine.backward(loss)
-        tensors = {"loss": mean_over_workers(loss)}
-        for name, parameter in engine.module.named_parameters():
-            if parameter.requires_grad:
-                gradient = safe_get_full_grad(parameter)
-                assert gradient is not None, name
-                tensors[name] = gradient.clone()
-        if rank == 0:
-            save_file(tensors, folder / f"{case}.safetensors")
+        for group in engine.optimizer.param_groups:
+            group["lr"] = 0.0  # so that every step starts from the same weights
+        for case in same:
+            loss, _ = engine(case.batch(task), case.stage)
+            engine.backward(loss)
+            tensors = {"loss": mean_over_workers(loss)}
+            for name, parameter in engine.module.named_parameters():
+                if parameter.requires_grad:
+                    gradient = safe_get_full_grad(parameter)
+                    assert gradient is not None, name
+                    tensors[name] = gradient.clone()
+            if rank == 0:
+                save_file(tensors, folder / f"{case}.safetensors")
+            engine.step()
         engine.destroy()
+
+
+# --------------------------------------------------------------------------------- runs compared
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        losses: of every step, by epoch and step.
+        averaged: weights, by name.
+        validated: weights that the held-out photos were last seen with.
+        figures: on these photos.
+    """
+
+    losses: dict[tuple[int, int], float]
+    averaged: dict[str, Tensor]
+    validated: dict[str, Tensor]
+    figures: dict[str, float]
+
+
+def runs_and_resumed_runs(
+    folder: Path, zero_stages: Sequence[ZeroStage], num_workers: int = 2
+) -> dict[ZeroStage, tuple[RunResult, RunResult]]:
+    """Train CLARE for an epoch of each stage, and again from a state kept within the first.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: a worker failed; carries its traceback.
+    """
+    tiny_task(folder, "clare", 0, 1)
+    run_workers(folder, partial(_run_twice, folder, tuple(zero_stages)), num_workers)
+    # our own file of a moment ago
+    return dict(torch.load(folder / "runs.pt", weights_only=False))
+
+
+def _run_twice(folder: Path, zero_stages: Sequence[int], rank: int, world_size: int) -> None:
+    results = {
+        zero_stage: tuple(
+            _run(folder, zero_stage, rank, world_size, resume=resume) for resume in (False, True)
+        )
+        for zero_stage in zero_stages
+    }
+    if rank == 0:
+        torch.save(results, folder / "runs.pt")
+
+
+def _run(folder: Path, zero_stage: int, rank: int, world_size: int, *, resume: bool) -> RunResult:
+    """Train as `jobs.train_worker` does; a resumed run begins at the first state that was kept."""
+    from reir_training.states import load_state, save_state
+
+    task = tiny_task(folder, "clare", rank, world_size)
+    engine, averaged = tiny_engine(task, zero_stage, world_size), Averaged(0.9)
+    result = RunResult({}, averaged.weights, {}, {})
+
+    def log(progress: Progress) -> None:
+        result.losses[progress.epoch, progress.step] = progress.loss
+
+    def state(epoch: int) -> Path:
+        return folder / f"state-{zero_stage}-{epoch}"
+
+    loop = TrainLoop(
+        engine,
+        task,
+        task.config.optimisation,
+        rank=rank,
+        zero_stage=zero_stage,
+        averaged=averaged,
+        on_progress=log,
+        on_position=lambda done: save_state(state(done.epochs), engine, averaged, done),
+    )
+    done = load_state(state(0), engine, averaged) if resume else None
+    for epoch in (Epoch(0, "grounding", 0, 1), Epoch(1, "clia", 1, 1)):
+        loop.run_epoch(epoch, 2, done)
+        done = None
+        with loop.final_weights() as kept:
+            if rank == 0:
+                figures = task.validate()
+                named = kept.named_parameters()
+                weights = {name: p.detach().clone() for name, p in named}
+                result = replace(result, validated=weights, figures=figures)
+    engine.destroy()
+    return replace(result, averaged=averaged.weights)
