@@ -1,4 +1,4 @@
-"""Ray Data in front of a training worker: steps are decoded by other processes, in order."""
+"""Ray around a training worker: steps are decoded by other processes, figures go to Prometheus."""
 
 # Shapes: see `reir_training.clare_data`
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.metrics import Counter, Gauge
 
 from reir_training.clare_data import Arrays
+from reir_training.sinks import Record, figures
 
 
 def stream_steps(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
@@ -37,3 +39,43 @@ def stream_steps(load: Callable[[int], Arrays], first: int, last: int) -> Iterat
     steps = numbers.map_batches(read, batch_size=1)
     for batch in steps.iter_batches(batch_size=1, prefetch_batches=2):
         yield {name: np.asarray(value[0]) for name, value in batch.items()}
+
+
+GAUGES = {
+    "loss": "Loss of the last step.",
+    "learning_rate": "Highest rate of the optimiser's groups.",
+    "step_seconds": "Mean of the last steps.",
+    "epoch": "Epoch that runs, from 1.",
+}
+
+
+class Prometheus:
+    """A sink: figures at the metrics port that every Ray node has, with the prefix `ray_`.
+
+    Args:
+        run: value of the label `run`.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = {"run": run}
+        self._gauges = {
+            name: Gauge(f"reir_train_{name}", text, ("run",)) for name, text in GAUGES.items()
+        }
+        self._part = Gauge("reir_train_loss_part", "Mean of the epoch so far.", ("run", "part"))
+        self._held_out = Gauge("reir_train_held_out", "On held-out photos.", ("run", "figure"))
+        self._photos = Counter("reir_train_photos_total", "Seen, over all workers.", ("run",))
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+        if record["event"] == "progress":
+            for name, gauge in self._gauges.items():
+                gauge.set(record[name], self._run)
+            for name, value in record["parts"].items():
+                self._part.set(value, {**self._run, "part": name})
+            self._photos.inc(record["photos"], self._run)
+        elif record["event"] == "epoch":
+            for name, value in figures(record).items():
+                self._held_out.set(value, {**self._run, "figure": name})
+
+    def close(self) -> None:
+        """Nothing is held back: the node asks for the figures."""

@@ -122,12 +122,13 @@ class ClareTask:
         return self._config.optimisation.steps_per_epoch
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[ClareBatch]:
-        """This worker's batches from step `first` of the epoch on."""
+        """This worker's batches from step `first` of the epoch on, one a part of a step."""
         tasks = (GROUNDING,) if epoch.stage == "clia" else self._data.tasks
         sampler, steps = self._data.sampler(tasks), self.steps(epoch.stage)
         done = (epoch.number - epoch.first_of_stage) * steps
-        load = partial(_load, self._data, sampler, self._rank, self._world_size)
-        for arrays in self._stream(load, done + first, done + steps):
+        parts = self._config.optimisation.accumulate_steps
+        load = partial(_load, self._data, sampler, self._rank, self._world_size, parts)
+        for arrays in self._stream(load, (done + first) * parts, (done + steps) * parts):
             yield ClareBatch.from_arrays(arrays)
 
     def validate(self) -> dict[str, float]:
@@ -148,9 +149,13 @@ class ClareTask:
         return {"preset": self._preset, "towers": named, **describe(self._photos)}
 
 
-def _load(data: ClareData, sampler: Sampler, rank: int, world_size: int, number: int) -> Arrays:
-    """Load one step, by number, in any process."""
-    return data.load(sampler.step(number, rank, world_size), rank)
+def _load(  # noqa: PLR0913 - all but the last are bound at once
+    data: ClareData, sampler: Sampler, rank: int, world_size: int, parts: int, number: int
+) -> Arrays:
+    """Load one part of a step, by its number over all steps, in any process."""
+    step, part = divmod(number, parts)
+    share = rank * parts + part
+    return data.load(sampler.step(step, share, world_size * parts), share)
 
 
 @contextmanager

@@ -107,7 +107,10 @@ class Schedule(StrictConfig):
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
-        photos_per_batch: over all workers.
+        photos_per_batch: of one step of the optimiser, over all workers.
+        accumulate_steps: parts that each worker cuts its share of these photos into, and whose
+            gradients it adds up: memory for a part only. Photos of different parts are no
+            negatives of one another, so a model that contrasts across photos (CLIA) sees fewer.
         learning_rate: of new layers, after warm-up.
         decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
         ema_decay: of the weights that are kept; 0 turns averaging off.
@@ -118,6 +121,7 @@ class Schedule(StrictConfig):
     grounding_epochs: int = Field(1, ge=0)
     clia_epochs: int = Field(8, ge=0)
     photos_per_batch: int = Field(48, ge=1)
+    accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_steps: int = Field(50, ge=1)
@@ -169,12 +173,19 @@ class CommonConfig(DataConfig):
 
     Attributes:
         zero_stage: of DeepSpeed.
-        keep_checkpoints: resume states kept on disk.
+        keep_checkpoints: resume states kept, those of the best epochs; the last one is always kept.
+        best_by: figure on the held-out photos that says which epoch is best, the higher the better;
+            without held-out photos the latest is.
+        final: the epoch whose weights become `checkpoint/`.
+        max_failures: times that training goes on by itself after workers died; -1 for ever.
     """
 
     optimisation: Schedule = Schedule()
     zero_stage: Literal[0, 1, 2, 3] = 1
     keep_checkpoints: int = Field(2, ge=1)
+    best_by: Literal["br1_50", "br5_50", "br10_50", "br1_70", "rec_long", "rec_short"] = "br1_50"
+    final: Literal["last", "best"] = "last"
+    max_failures: int = Field(2, ge=-1)
 
 
 class TrainConfig(CommonConfig):

@@ -1,35 +1,38 @@
-"""Ray Train around the loop: workers, states to resume from, progress, the final checkpoint."""
+"""Ray Train around the loop: workers, states to resume from, records, the final checkpoint."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import deepspeed
 import ray
 import torch
+from pyarrow.fs import LocalFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from reir.checkpoint import NANO
-from reir_training.actors import stream_steps
-from reir_training.clare_task import ClareTask
-from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
+from reir_training.actors import Prometheus, stream_steps
+from reir_training.config import PRESETS, CommonConfig
+from reir_training.engine import Best, RunState, save_state, start_engine
 from reir_training.loop import Averaged, Position, TrainLoop
-from reir_training.nano_task import NanoTask
-from reir_training.plan import plan
-from reir_training.states import load_state, save_state
+from reir_training.plan import Epoch, plan
+from reir_training.sinks import JsonLines, Record, Sink, TensorBoard
+from reir_training.storage import Storage, open_storage
+from reir_training.tasks import AnyTask, NumWorkers, make_task, shares_evenly
 
-METRICS = "metrics.jsonl"
-SHM_OP = "deepspeed_shm_comm"
+METRICS, CHECKPOINT, TENSORBOARD = "metrics.jsonl", "checkpoint", "tensorboard"
 READERS = 1
+NO_FIGURE = -1.0
+"""Stands for the figure of a state that was kept within an epoch; figures are percentages."""
 PLACES = {"data", "evaluation", "exclude_evaluation", "weights", "cache", "tokenizer", "towers"}
 """Settings that say where things lie on this machine, which a checkpoint does not keep."""
 
@@ -42,12 +45,13 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
     cache: Path | None,
     stage: str,
     init: Path | None = None,
-    num_workers: int = 1,
+    num_workers: NumWorkers = 1,
     use_gpu: bool = False,
+    storage: str | None = None,
 ) -> Path:
     """Train on a local or remote Ray cluster; returns the checkpoint directory.
 
-    A run with the same `output` goes on from its last completed epoch.
+    A run with the same `output` (and `storage`) goes on from its last kept state.
 
     Args:
         preset: name of the model.
@@ -58,21 +62,16 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
         init: checkpoint directory to start from.
         num_workers: Ray Train workers.
         use_gpu: one GPU a worker.
+        storage: URI that gets the states instead, and copies of the rest.
     """
-    cores = max((os.cpu_count() or 1) // num_workers, 1)
-    variables = {"OMP_NUM_THREADS": str(cores)}
-    if not use_gpu:
-        variables["DS_ACCELERATOR"] = "cpu"
+    most = num_workers if isinstance(num_workers, int) else num_workers[1]
+    cores = max((os.cpu_count() or 1) // most, 1)
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, num_workers + READERS),
-            include_dashboard=False,
-            runtime_env={"env_vars": variables},
-            log_to_driver=False,
-        )
+        _start_ray(most, cores, use_gpu)
+    states = open_storage(storage) if storage else Storage(LocalFileSystem(), str(output.resolve()))
     try:
-        trainer = TorchTrainer(
+        trainer = _EvenTrainer(
             train_worker,
             train_loop_config={
                 "preset": preset,
@@ -82,134 +81,232 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
                 "stage": stage,
                 "init": str(init) if init else None,
                 "threads": cores,
+                "storage": storage,
             },
             scaling_config=ScalingConfig(
                 num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}
             ),
             run_config=RunConfig(
                 name="run",
-                storage_path=str((output / "ray").resolve()),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-                failure_config=FailureConfig(max_failures=2),
+                storage_path=f"{states.path}/ray",
+                storage_filesystem=states.filesystem,
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=config.keep_checkpoints, checkpoint_score_attribute=config.best_by
+                ),
+                failure_config=FailureConfig(max_failures=config.max_failures),
             ),
         )
+        trainer.can_share = lambda workers: shares_evenly(config.optimisation, workers)
         trainer.fit()
     finally:
         if started_here:
             ray.shutdown()
-    return output / "checkpoint"
+    return output / CHECKPOINT
+
+
+def _start_ray(num_workers: int, cores: int, use_gpu: bool) -> None:
+    """Join the cluster that `RAY_ADDRESS` names, as within `ray job submit`; else start a Ray."""
+    variables = {"OMP_NUM_THREADS": str(cores)}
+    if not use_gpu:
+        variables["DS_ACCELERATOR"] = "cpu"
+    own = {
+        "address": "local",
+        "num_cpus": max(os.cpu_count() or 1, num_workers + READERS),
+        "include_dashboard": False,
+    }
+    ray.init(
+        **({} if os.environ.get("RAY_ADDRESS") else own),
+        runtime_env={"env_vars": variables},
+        log_to_driver=False,
+    )
+
+
+class _EvenTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+    """Elastic within what can share the photos of a step; Ray alone would take any number."""
+
+    can_share: Callable[[int], bool]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        if isinstance(parts["scaling_policy"], ElasticScalingPolicy):
+            parts["scaling_policy"] = EvenPolicy(self.scaling_config, self.can_share)
+        return super()._initialize_and_run_controller(**parts)
+
+
+class EvenPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
+    """As many workers as there is room for and as can share the photos of a step.
+
+    Args:
+        scaling_config: with a range of workers.
+        can_share: whether so many can.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, can_share: Callable[[int], bool]) -> None:
+        super().__init__(scaling_config)
+        self._can_share = can_share
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        room = super()._count_possible_workers(reserved_resources)
+        return next((n for n in range(room, 0, -1) if self._can_share(n)), 0)
 
 
 def train_worker(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job["threads"])
-    task, config = _task(job, rank, world_size)
-    settings, output = config.optimisation, Path(job["output"])
+    config = PRESETS[job["preset"]].model_validate(job["config"])
+    task = make_task(
+        job["preset"],
+        config,
+        init=Path(job["init"]) if job["init"] else None,
+        cache=Path(job["cache"]) if job["cache"] else None,
+        rank=rank,
+        world_size=num_workers,
+        stream=stream_steps,
+    )
     task.objective.to(ray.train.torch.get_device())
-    engine = build_engine(task, config, world_size)
-    averaged = Averaged(settings.ema_decay) if settings.ema_decay else None
+    decay = config.optimisation.ema_decay
+    averaged = Averaged(decay) if decay else None
+    with _kept() as kept:
+        engine, state = start_engine(
+            task,
+            config,
+            averaged,
+            num_workers=num_workers,
+            local_rank=context.get_local_rank(),
+            kept=kept,
+        )
+    epochs = plan(config.optimisation, job["stage"])
+    desk = _Desk(job, config, task, epochs, state, active=rank == 0)
 
-    def log(line: dict[str, Any]) -> None:
-        if rank == 0:
-            with (output / METRICS).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    def keep(position: Position) -> None:
+        state.done = position
+        with tempfile.TemporaryDirectory() as folder:
+            _hand_in(Path(folder), engine, averaged, state, {config.best_by: NO_FIGURE})
+        desk.copy_out()
 
     loop = TrainLoop(
         engine,
         task,
-        settings,
+        config.optimisation,
         rank=rank,
         zero_stage=config.zero_stage,
         averaged=averaged,
-        on_progress=lambda progress: log({"event": "progress", **asdict(progress)}),
-        on_position=lambda position: _report(engine, averaged, position, position.sums),
+        on_progress=lambda progress: desk.write({"event": "progress", **asdict(progress)}),
+        on_position=keep,
     )
-    epochs = plan(settings, job["stage"])
-    done = _restore(engine, averaged)
-    for epoch in epochs[done.epochs :]:
-        losses = loop.run_epoch(epoch, len(epochs), done)
-        done = Position(epoch.number + 1)
-        metrics: dict[str, float] = {}
-        with loop.final_weights():
-            if rank == 0:
-                metrics = task.validate()
-                log({"event": "epoch", "epoch": epoch.number + 1, "losses": losses, **metrics})
-                if epoch is epochs[-1]:
-                    task.save(output / "checkpoint", _about(config, job, task, metrics))
-        _report(engine, averaged, done, {**losses, **metrics})
+    for epoch in epochs[state.done.epochs :]:
+        losses = loop.run_epoch(epoch, len(epochs), state.done)
+        state.done = Position(epoch.number + 1)
+        with tempfile.TemporaryDirectory() as folder:
+            with loop.final_weights():
+                figures = desk.end_of(epoch, losses, Path(folder))
+            figures = {config.best_by: NO_FIGURE, **figures}
+            _hand_in(Path(folder), engine, averaged, state, figures)
+        desk.copy_out()
+    desk.close()
 
 
-def _task(
-    job: Mapping[str, Any], rank: int, world_size: int
-) -> tuple[NanoTask | ClareTask, CommonConfig]:
-    """What the preset trains, with its configuration."""
-    init = Path(job["init"]) if job["init"] else None
-    if job["preset"] == NANO:
-        nano = TrainConfig.model_validate(job["config"])
-        cache = Path(job["cache"])
-        return NanoTask(nano, cache=cache, init=init, rank=rank, world_size=world_size), nano
-    config = ClareTrainConfig.model_validate(job["config"])
-    task = ClareTask(
-        job["preset"], config, init=init, rank=rank, world_size=world_size, stream=stream_steps
-    )
-    return task, config
-
-
-def build_engine(
-    task: NanoTask | ClareTask,
-    config: CommonConfig,
-    world_size: int,
-    zero: Mapping[str, Any] = MappingProxyType({}),
-) -> Any:
-    """Wrap the objective in DeepSpeed with our optimiser; `zero` adds settings of ZeRO."""
-    # DeepSpeed would compile a shared-memory collective at the first start on a CPU, under a file
-    # lock that outlives a killed process and blocks every later run; gloo does the same work.
-    deepspeed.ops.__compatible_ops__[SHM_OP] = False
-    if config.zero_stage == 3:
-        # The scales and biases of scores: held by the model, used by the losses around it.
-        for parameter in task.model.parameters(recurse=False):
-            deepspeed.zero.register_external_parameter(task.objective, parameter)
-    micro = max(task.photos_per_step // world_size, 1)
-    engine, *_ = deepspeed.initialize(
-        model=task.objective,
-        optimizer=torch.optim.AdamW(task.groups(), betas=(0.9, 0.98)),
-        config={
-            "train_micro_batch_size_per_gpu": micro,
-            "train_batch_size": micro * world_size,
-            "gradient_clipping": config.optimisation.max_gradient_norm,
-            "zero_optimization": {"stage": config.zero_stage, **zero},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": 10**9,
-        },
-    )
-    return engine
-
-
-def _report(
-    engine: Any, averaged: Averaged | None, done: Position, metrics: Mapping[str, float]
-) -> None:
-    """Hand the state at a position to Ray Train, from where a rerun goes on."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_state(Path(folder), engine, averaged, done)
-        ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
-
-
-def _restore(engine: Any, averaged: Averaged | None) -> Position:
-    """Load the last reported state; returns how far the run had come."""
+@contextmanager
+def _kept() -> Iterator[Path | None]:
+    """The folder of the last state that was handed in; None at the start of a run."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return Position()
-    with checkpoint.as_directory() as folder:
-        return load_state(Path(folder), engine, averaged)
+        yield None
+    else:
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+
+def _hand_in(
+    folder: Path,
+    engine: Any,
+    averaged: Averaged | None,
+    state: RunState,
+    figures: Mapping[str, float],
+) -> None:
+    """Give the state to Ray Train, from where a rerun goes on."""
+    rank = ray.train.get_context().get_world_rank()
+    save_state(folder, engine, averaged, state, rank=rank)
+    ray.train.report(dict(figures), checkpoint=Checkpoint.from_directory(str(folder)))
+
+
+class _Desk:
+    """What the first worker writes: records, the checkpoint of each epoch, copies to the storage.
+
+    Args:
+        job, config, task, epochs, state: of the run; `state.best` is kept up here.
+        active: whether this is the first worker; the others write nothing.
+    """
+
+    def __init__(  # noqa: PLR0913 - one by one is clearer than a bag
+        self,
+        job: Mapping[str, Any],
+        config: CommonConfig,
+        task: AnyTask,
+        epochs: list[Epoch],
+        state: RunState,
+        *,
+        active: bool,
+    ) -> None:
+        self._job, self._config, self._task = job, config, task
+        self._epochs, self._state, self._active = epochs, state, active
+        self._output = Path(job["output"])
+        self._storage = open_storage(job["storage"]) if job["storage"] and active else None
+        self._sinks: list[Sink] = []
+        if active:
+            self._output.mkdir(parents=True, exist_ok=True)
+            if self._storage is not None:
+                self._storage.pull(self._output / METRICS)
+            done = sum(task.steps(epoch.stage) for epoch in epochs[: state.done.epochs])
+            self._sinks = [
+                JsonLines(self._output / METRICS),
+                TensorBoard(self._output / TENSORBOARD, done + state.done.steps),
+                Prometheus(self._output.name),
+            ]
+
+    def write(self, record: Record) -> None:
+        """Give a record to every sink."""
+        for sink in self._sinks:
+            sink.write(record)
+
+    def end_of(self, epoch: Epoch, losses: Mapping[str, float], folder: Path) -> dict[str, float]:
+        """Measure an epoch and write its checkpoint into `folder`; returns the figures."""
+        if not self._active:
+            return {}
+        number, figures = epoch.number + 1, self._task.validate()
+        value, best = figures.get(self._config.best_by), self._state.best
+        if value is not None and (best is None or value > best.value):
+            self._state.best = best = Best(number, value)
+        best_epoch = best.epoch if best else None
+        record = {"event": "epoch", "epoch": number, "best_epoch": best_epoch, "losses": losses}
+        self.write({**record, **figures})
+        about = _about(self._config, self._job, self._task, number, figures)
+        self._task.save(folder / CHECKPOINT, about)
+        chosen = best_epoch if best and self._config.final == "best" else len(self._epochs)
+        if number == chosen:
+            shutil.copytree(folder / CHECKPOINT, self._output / CHECKPOINT, dirs_exist_ok=True)
+            if self._storage is not None:
+                self._storage.push(self._output / CHECKPOINT)
+        return figures
+
+    def copy_out(self) -> None:
+        """Bring the records in the storage up to date."""
+        if self._storage is not None:
+            for name in (METRICS, TENSORBOARD):
+                self._storage.push(self._output / name)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()
 
 
 def _about(
     config: CommonConfig,
     job: Mapping[str, Any],
-    task: NanoTask | ClareTask,
+    task: AnyTask,
+    epoch: int,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
     """What the checkpoint says of its own making."""
@@ -220,6 +317,7 @@ def _about(
     return {
         **task.about(),
         "stage": job["stage"],
+        "epoch": epoch,
         "steps": sum(last_steps.values()),
         "hours": round((time.time() - starts[0]) / 3600, 2) if starts else None,
         "metrics": metrics,

@@ -26,7 +26,7 @@ class Task(Protocol):
 
     @property
     def objective(self) -> nn.Module:
-        """Called with a batch and the stage; returns the loss and its parts by name."""
+        """Called with a batch and the stage; returns the loss and its terms by name."""
         ...
 
     @property
@@ -39,13 +39,19 @@ class Task(Protocol):
         ...
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[Any]:
-        """This worker's batches from step `first` on: a function of the seed and the step alone."""
+        """This worker's batches from step `first` on: a function of the seed and the step alone.
+
+        A step has `accumulate_steps` of them.
+        """
         ...
 
 
 @dataclass
 class Position:
-    """How far a run has come: whole epochs, steps of the next, and what these steps summed up."""
+    """How far a run has come: whole epochs, steps of the next, and what these steps summed up.
+
+    A step is one of the optimiser, however many batches it takes.
+    """
 
     epochs: int = 0
     steps: int = 0
@@ -101,14 +107,25 @@ def gathered(objective: torch.nn.Module, zero_stage: int) -> Iterator[None]:
 
 @dataclass
 class Progress:
-    """What is reported while training; one JSON line each. The loss is that of all workers."""
+    """What is reported while training.
+
+    Attributes:
+        photos: seen by all workers since the last report.
+        step_seconds: mean of the steps since the last report.
+        photos_per_s: since the epoch began, or went on.
+        loss: of this step, over all workers.
+        parts: means of the epoch so far.
+    """
 
     epoch: int
     epochs: int
     stage: str
     step: int
     steps: int
+    photos: int
+    step_seconds: float
     photos_per_s: float
+    learning_rate: float
     loss: float
     parts: dict[str, float]
 
@@ -159,36 +176,45 @@ class TrainLoop:
         after a failure is the same step.
         """
         first, sums = (done.steps, dict(done.sums)) if done else (0, {})
-        steps = self._task.steps(epoch.stage)
-        device = next(self.objective.parameters()).device
+        steps, parts = self._task.steps(epoch.stage), self._settings.accumulate_steps
+        clock, loss = _Clock(self._task.photos_per_step, first), 0.0
         self._engine.train()
-        started = time.perf_counter()
-        for i, batch in enumerate(self._task.batches(epoch, first), start=first):
-            self._set_rate((epoch.number - epoch.first_of_stage) * steps + i, epoch, steps)
-            torch.manual_seed(hash((self._settings.seed, epoch.number, self._rank, i)) % 2**31)
-            loss, parts = self._engine(batch.to(device), epoch.stage)
-            self._engine.backward(loss)
-            self._engine.step()
+        for i, batch in enumerate(self._task.batches(epoch, first), start=first * parts):
+            step, part = divmod(i, parts)
+            self._set_rate((epoch.number - epoch.first_of_stage) * steps + step, epoch, steps)
+            loss = (loss if part else 0.0) + self._learn(batch, epoch, i, sums)
+            if part + 1 < parts:
+                continue
             self._average()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value
-            if (i + 1) % self._settings.log_every_steps == 0 or i + 1 == steps:
-                rate = (i + 1 - first) * self._task.photos_per_step
+            if (step + 1) % self._settings.log_every_steps == 0 or step + 1 == steps:
                 self._on_progress(
                     Progress(
                         epoch=epoch.number + 1,
                         epochs=num_epochs,
                         stage=epoch.stage,
-                        step=i + 1,
+                        step=step + 1,
                         steps=steps,
-                        photos_per_s=round(rate / (time.perf_counter() - started), 2),
-                        loss=float(mean_over_workers(loss)),
-                        parts={k: round(v / (i + 1), 4) for k, v in sums.items()},
+                        **clock.lap(step + 1),
+                        learning_rate=max(g["lr"] for g in self._engine.optimizer.param_groups),
+                        loss=loss,
+                        parts={k: round(v / (step + 1), 4) for k, v in sums.items()},
                     )
                 )
-            if (i + 1) % self._settings.save_every_steps == 0 and i + 1 < steps:
-                self._on_position(Position(epoch.number, i + 1, sums))
+            if (step + 1) % self._settings.save_every_steps == 0 and step + 1 < steps:
+                self._on_position(Position(epoch.number, step + 1, sums))
         return {name: value / max(steps, 1) for name, value in sums.items()}
+
+    def _learn(self, batch: Any, epoch: Epoch, number: int, sums: dict[str, float]) -> float:
+        """Learn from one batch, `number` of its epoch; returns what it adds to its step's loss."""
+        parts = self._settings.accumulate_steps
+        device = next(self.objective.parameters()).device
+        torch.manual_seed(hash((self._settings.seed, epoch.number, self._rank, number)) % 2**31)
+        loss, terms = self._engine(batch.to(device), epoch.stage)
+        self._engine.backward(loss)  # the engine divides by the number of parts,
+        self._engine.step()  # and moves the weights after the last one only
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value / parts
+        return float(mean_over_workers(loss)) / parts
 
     def _set_rate(self, step: int, epoch: Epoch, steps: int) -> None:
         num_steps = epoch.epochs_of_stage * steps
@@ -227,3 +253,24 @@ def _by_itself(engine: Any, zero_stage: int) -> Iterator[None]:
         yield
     finally:
         offload.setup_zero_stage3_hooks()
+
+
+class _Clock:
+    """Measures steps of an epoch that begins, or goes on, at step `first`."""
+
+    def __init__(self, photos_per_step: int, first: int) -> None:
+        self._photos_per_step, self._first = photos_per_step, first
+        self._started = self._last_time = time.perf_counter()
+        self._last = first
+
+    def lap(self, step: int) -> dict[str, Any]:
+        """Figures of `Progress` after `step` steps of the epoch."""
+        now = time.perf_counter()
+        new, seconds = step - self._last, now - self._last_time
+        self._last, self._last_time = step, now
+        seen = (step - self._first) * self._photos_per_step
+        return {
+            "photos": new * self._photos_per_step,
+            "step_seconds": round(seconds / new, 4),
+            "photos_per_s": round(seen / (now - self._started), 2),
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from reir_training.batches import BatchMaker, TrainBatch
 from reir_training.cache import FrozenCache
 from reir_training.card import write_nano_card
 from reir_training.config import TrainConfig
-from reir_training.examples import describe
+from reir_training.examples import TrainPhoto, describe
 from reir_training.gather import AllWorkers
-from reir_training.leakage import training_photos
 from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
 from reir_training.validate import validate
@@ -25,17 +24,25 @@ class NanoTask:
 
     Args:
         config: of the run.
-        cache: folder of the frozen part's output, already built.
+        photos: to train on, and held out.
+        cache: folder of the frozen part's output of these photos, already built.
         init: checkpoint directory to start from.
         rank, world_size: of this worker.
     """
 
-    def __init__(
-        self, config: TrainConfig, *, cache: Path, init: Path | None, rank: int, world_size: int
+    def __init__(  # noqa: PLR0913 - one by one is clearer than a bag
+        self,
+        config: TrainConfig,
+        photos: Sequence[TrainPhoto],
+        *,
+        cache: Path,
+        init: Path | None,
+        rank: int,
+        world_size: int,
     ) -> None:
         self._config, self._rank, self._world_size = config, rank, world_size
+        self._photos = photos
         self.model, self.tokenizer = start_model(config, init)
-        self._photos = training_photos(config)
         if init is None:
             align_streams(self.model, self.tokenizer, training_sentences(self._photos))
         self._cache = FrozenCache(cache)
@@ -63,10 +70,14 @@ class NanoTask:
         return len(self._maker.epoch(0, self._rank, self._world_size))
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[TrainBatch]:
-        """This worker's batches from step `first` on."""
-        rows = self._maker.epoch(epoch.number, self._rank, self._world_size)
-        for i in range(first, len(rows)):
-            yield self._maker.batch(rows[i], [self._config.optimisation.seed, epoch.number, i])
+        """This worker's batches from step `first` on, one a part of a step."""
+        settings = self._config.optimisation
+        parts = settings.accumulate_steps
+        shares = range(self._rank * parts, (self._rank + 1) * parts)
+        rows = [self._maker.epoch(epoch.number, s, self._world_size * parts) for s in shares]
+        for i in range(first, self.steps(epoch.stage)):
+            for of_share in rows:
+                yield self._maker.batch(of_share[i], [settings.seed, epoch.number, i])
 
     def validate(self) -> dict[str, float]:
         """Figures on the held-out photos, of the weights that the model has now."""

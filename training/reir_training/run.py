@@ -24,6 +24,8 @@ from reir_training.assemble import start_model
 from reir_training.cache import build_cache
 from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.leakage import training_photos
+from reir_training.storage import checked_storage
+from reir_training.tasks import NumWorkers, check_shares
 
 POLL_S = 1.0
 Run = TypeVar("Run", bound=CommonConfig)
@@ -36,8 +38,9 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
     output: Path,
     stage: str,
     init: Path | None,
-    num_workers: int,
+    num_workers: NumWorkers,
     use_gpu: bool,
+    storage: str | None = None,
 ) -> Path:
     """Build the cache, train, and return the checkpoint directory.
 
@@ -49,12 +52,21 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         init: checkpoint to start from; None for the start weights.
         num_workers: Ray Train workers.
         use_gpu: one GPU a worker.
+        storage: URI of a bucket or folder that keeps the states, and a copy of the rest.
+
+    Raises:
+        ConfigError: the workers cannot share the photos of a step, or the storage cannot be used.
     """
     from reir_training.jobs import METRICS, train
 
     config = absolute(config)
+    check_shares(config.optimisation, num_workers)
+    home = checked_storage(storage) if storage else None
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config))
+    if home is not None:
+        home.push(output / "config.yaml")
+        home.pull(output / METRICS)
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -69,6 +81,8 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         if isinstance(config, TrainConfig):
             cache = _cache(config, output, init, bars).resolve()
         _log_start(output / METRICS)
+        if home is not None:
+            home.push(output / METRICS)
         with _Follower(output / METRICS, bars):
             checkpoint = train(
                 preset,
@@ -79,7 +93,11 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
                 init=init.resolve() if init else None,
                 num_workers=num_workers,
                 use_gpu=use_gpu,
+                storage=storage,
             )
+        if home is not None:
+            home.pull(output / METRICS)
+            home.pull(checkpoint)
     console.print(f"checkpoint: {checkpoint}")
     return checkpoint
 

@@ -1,6 +1,6 @@
 """What tests and benchmarks of training share: tiny tasks on scenes, and the steps of workers.
 
-A step of several workers runs as `reir train` runs it, with DeepSpeed's engine of `jobs.py`; a step
+A step of several workers runs as `reir train` runs it, with the engine of `engine.py`; a step
 alone is plain autograd on the whole global batch. Under ZeRO-3 every weight is split, also small
 ones, which DeepSpeed would otherwise leave whole.
 """
@@ -40,7 +40,7 @@ from reir_training.config import (
 )
 from reir_training.examples import TrainPhoto, Written
 from reir_training.gather import AllWorkers, mean_over_workers
-from reir_training.loop import Averaged, Progress, TrainLoop
+from reir_training.loop import Averaged, Position, Progress, TrainLoop
 from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
 
@@ -353,13 +353,19 @@ def _join(rank: int, world_size: int, meeting: Path, job: Any) -> None:
     dist.destroy_process_group()
 
 
-def tiny_engine(task: Any, zero_stage: int, world_size: int) -> Any:
-    """Return DeepSpeed's engine as training builds it, but that ZeRO-3 splits every weight."""
-    from reir_training.jobs import build_engine
+def tiny_engine(
+    task: Any,
+    zero_stage: int,
+    world_size: int,
+    averaged: Averaged | None = None,
+    kept: Path | None = None,
+) -> tuple[Any, Any]:
+    """Return engine and state as `start_engine` does, but that ZeRO-3 splits every weight."""
+    from reir_training.engine import start_engine
 
     config: CommonConfig = task.config.model_copy(update={"zero_stage": zero_stage})
     splitting = {"stage3_param_persistence_threshold": 0}
-    return build_engine(task, config, world_size, zero=splitting)
+    return start_engine(task, config, averaged, num_workers=world_size, kept=kept, zero=splitting)
 
 
 def _run_cases(folder: Path, cases: Sequence[Case], rank: int, world_size: int) -> None:
@@ -368,7 +374,7 @@ def _run_cases(folder: Path, cases: Sequence[Case], rank: int, world_size: int) 
 
     for (model, zero_stage), same in groupby(cases, lambda case: (case.model, case.zero_stage)):
         task = tiny_task(folder, model, rank, world_size)
-        engine = tiny_engine(task, zero_stage, world_size)
+        engine, _ = tiny_engine(task, zero_stage, world_size)
         engine.train()
         for group in engine.optimizer.param_groups:
             group["lr"] = 0.0  # so that every step starts from the same weights
@@ -434,17 +440,23 @@ def _run_twice(folder: Path, zero_stages: Sequence[int], rank: int, world_size: 
 
 def _run(folder: Path, zero_stage: int, rank: int, world_size: int, *, resume: bool) -> RunResult:
     """Train as `jobs.train_worker` does; a resumed run begins at the first state that was kept."""
-    from reir_training.states import load_state, save_state
+    from reir_training.engine import save_state
 
-    task = tiny_task(folder, "clare", rank, world_size)
-    engine, averaged = tiny_engine(task, zero_stage, world_size), Averaged(0.9)
-    result = RunResult({}, averaged.weights, {}, {})
+    def kept_in(epoch: int) -> Path:
+        return folder / f"state-{zero_stage}-{epoch}"
+
+    task, averaged = tiny_task(folder, "clare", rank, world_size), Averaged(0.9)
+    engine, state = tiny_engine(
+        task, zero_stage, world_size, averaged, kept_in(0) if resume else None
+    )
+    result = RunResult({}, {}, {}, {})
 
     def log(progress: Progress) -> None:
         result.losses[progress.epoch, progress.step] = progress.loss
 
-    def state(epoch: int) -> Path:
-        return folder / f"state-{zero_stage}-{epoch}"
+    def keep(position: Position) -> None:
+        state.done = position
+        save_state(kept_in(position.epochs), engine, averaged, state, rank=rank)
 
     loop = TrainLoop(
         engine,
@@ -454,17 +466,15 @@ def _run(folder: Path, zero_stage: int, rank: int, world_size: int, *, resume: b
         zero_stage=zero_stage,
         averaged=averaged,
         on_progress=log,
-        on_position=lambda done: save_state(state(done.epochs), engine, averaged, done),
+        on_position=keep,
     )
-    done = load_state(state(0), engine, averaged) if resume else None
     for epoch in (Epoch(0, "grounding", 0, 1), Epoch(1, "clia", 1, 1)):
-        loop.run_epoch(epoch, 2, done)
-        done = None
-        with loop.final_weights() as kept:
+        loop.run_epoch(epoch, 2, state.done)
+        state.done = Position(epoch.number + 1)
+        with loop.final_weights() as module:
             if rank == 0:
-                figures = task.validate()
-                named = kept.named_parameters()
-                weights = {name: p.detach().clone() for name, p in named}
-                result = replace(result, validated=weights, figures=figures)
+                result.figures.update(task.validate())
+                named = module.named_parameters()
+                result.validated.update({name: p.detach().clone() for name, p in named})
     engine.destroy()
     return replace(result, averaged=averaged.weights)

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reir.models.clare import Clare, ClareConfig
+from reir.testing.scenes import make_scenes, save_scenes
 
 
 def tiny_clare_config(**changes: Any) -> ClareConfig:
@@ -80,3 +83,30 @@ def tiny_photos(sizes_px: Sequence[tuple[int, int]], seed: int = 0) -> tuple[Ten
         pixels[i, :, :rows, :columns] = torch.randn(3, rows, columns, generator=random)
         mask[i, :rows, :columns] = False
     return pixels, mask
+
+
+def tiny_training(folder: Path, **optimisation: Any) -> dict[str, Any]:
+    """Values of a configuration that trains the tiny model on scenes, drawn into `folder`.
+
+    Args:
+        folder: gets the scenes, 12 to train on and 3 held out, unless it has them.
+        optimisation: settings of the schedule to set differently; two steps of four photos a stage.
+    """
+    if not (folder / "scenes").exists():
+        scenes = {"train": make_scenes(12, 1), "val": make_scenes(3, 2)}
+        save_scenes(folder / "scenes", scenes)
+    shape = {k: v for k, v in asdict(tiny_clare_config()).items() if k != "vocabulary"}
+    small = {
+        "grounding_epochs": 1,
+        "clia_epochs": 1,
+        "steps_per_epoch": 2,
+        "photos_per_batch": 4,
+        "warmup_steps": 1,
+        "precision": "fp32",
+    }
+    return {
+        "data": [{"format": "photos", "path": str(folder / "scenes")}],
+        "shape": shape,
+        "augmentation": {"short_sides": [64], "long_side": 96},
+        "optimisation": small | optimisation,
+    }

@@ -1,0 +1,277 @@
+"""DeepSpeed's engine: accumulated gradients, and states that go on with other workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from reir.errors import ConfigError
+from reir_training.config import CommonConfig, DataSource, Schedule
+from reir_training.engine import Best, RunState, read_state, save_state, start_engine
+from reir_training.loop import Averaged, Position, Progress, TrainLoop
+from reir_training.memory import memory_of
+from reir_training.plan import Epoch, Stage, rate_factor
+
+PHOTOS = 12
+STEPS = 6
+EPOCH = Epoch(0, "grounding", 0, 1)
+DATA = (DataSource(format="photos", path=Path("none")),)
+
+
+class Net(nn.Module):
+    """Two layers, each in an optimiser group of its own, behind a frozen one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(7, 5).requires_grad_(False)
+        self.one, self.two = nn.Linear(5, 11), nn.Linear(11, 3)
+
+    def forward(self, batch: Tensor, stage: str) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
+        """Return the loss of rows of seven inputs and three targets."""
+        out = self.two(self.one(self.frozen(batch[:, :7])).tanh())
+        loss = ((out - batch[:, 7:]) ** 2).mean()
+        return loss, {"squares": loss.item()}
+
+
+class Rows:
+    """A task whose every step has twelve rows of numbers, shared by workers and parts."""
+
+    photos_per_step = PHOTOS
+
+    def __init__(self, parts: int = 1, rank: int = 0, world_size: int = 1) -> None:
+        self.objective: nn.Module = Net()
+        self._parts, self._rank, self._world_size = parts, rank, world_size
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Two groups that differ in all they can."""
+        net = self.objective
+        assert isinstance(net, Net)
+        return [
+            {"params": list(part.parameters()), "lr": rate, "base_lr": rate, "weight_decay": decay}
+            for part, rate, decay in ((net.one, 1e-2, 0.1), (net.two, 1e-3, 0.0))
+        ]
+
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
+        """Six."""
+        return STEPS
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[Tensor]:  # noqa: ARG002 - one epoch
+        """Shares of the rows of each step."""
+        for step in range(first, STEPS):
+            shares = rows_of(step).chunk(self._world_size * self._parts)
+            yield from shares[self._rank * self._parts : (self._rank + 1) * self._parts]
+
+
+def rows_of(step: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(step).normal(size=(PHOTOS, 10))).float()
+
+
+def config(zero_stage: Any = 1, **schedule: Any) -> CommonConfig:
+    settings = {"photos_per_batch": PHOTOS, "warmup_steps": 4, "save_every_steps": 3} | schedule
+    return CommonConfig(data=DATA, zero_stage=zero_stage, optimisation=Schedule(**settings))
+
+
+def start(
+    settings: CommonConfig,
+    averaged: Averaged | None = None,
+    kept: Path | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[Any, RunState, Rows]:
+    task = Rows(settings.optimisation.accumulate_steps, rank, world_size)
+    engine, state = start_engine(
+        task,  # type: ignore[arg-type]  # stands where a model's task does
+        settings,
+        averaged,
+        num_workers=world_size,
+        local_rank=rank,
+        kept=kept,
+    )
+    return engine, state, task
+
+
+def loop_of(
+    settings: CommonConfig,
+    engine: Any,
+    task: Rows,
+    averaged: Averaged | None = None,
+    **seen: Any,
+) -> TrainLoop:
+    return TrainLoop(
+        engine,
+        task,
+        settings.optimisation,
+        rank=0,
+        zero_stage=settings.zero_stage,
+        averaged=averaged,
+        on_progress=seen.pop("on_progress", lambda _: None),
+        **seen,
+    )
+
+
+def weights(engine: Any) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in engine.module.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """This process is a group of one."""
+    os.environ["LOCAL_RANK"] = "0"
+    if not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    del os.environ["LOCAL_RANK"]
+
+
+# ------------------------------------------------------------------------------------ accumulation
+
+
+def reference(parts: int) -> dict[str, Tensor]:
+    """Plain torch: the mean gradient of the parts, clipped, one step of AdamW for all of them."""
+    task, settings = Rows(parts), config().optimisation
+    optimiser = torch.optim.AdamW(task.groups(), betas=(0.9, 0.98))
+    batches = task.batches(EPOCH, 0)
+    for step in range(STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_lr"] * rate_factor(step, STEPS, settings)
+        optimiser.zero_grad()
+        for _ in range(parts):
+            (task.objective(next(batches), "grounding")[0] / parts).backward()
+        nn.utils.clip_grad_norm_(task.objective.parameters(), settings.max_gradient_norm)
+        optimiser.step()
+    return {n: p.detach() for n, p in task.objective.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_of_a_step_have_their_mean_gradient(zero_stage: int, parts: int) -> None:
+    settings, averaged = config(zero_stage, accumulate_steps=parts), Averaged(0.9)
+    engine, _, task = start(settings, averaged)
+    seen: list[Progress] = []
+    kept: list[Position] = []
+    loop = loop_of(
+        settings, engine, task, averaged, on_progress=seen.append, on_position=kept.append
+    )
+    losses = loop.run_epoch(EPOCH, 1)
+    for name, value in reference(parts).items():
+        torch.testing.assert_close(weights(engine)[name], value, rtol=1e-5, atol=1e-6)
+    # all that is counted is steps of the optimiser
+    assert engine.global_steps == averaged.updates == STEPS
+    assert [(p.step, p.photos) for p in seen] == [(STEPS, STEPS * PHOTOS)]
+    assert [p.steps for p in kept] == [3]
+    assert losses["squares"] == pytest.approx(seen[-1].parts["squares"], abs=1e-4)
+
+
+def test_a_resumed_run_with_parts_is_the_same_run(tmp_path: Path) -> None:
+    settings, averaged = config(accumulate_steps=2), Averaged(0.9)
+    engine, state, task = start(settings, averaged)
+
+    def keep(position: Position) -> None:
+        state.done, state.best = position, Best(4, 12.5)
+        save_state(tmp_path, engine, averaged, state, rank=0)
+
+    whole = loop_of(settings, engine, task, averaged, on_position=keep).run_epoch(EPOCH, 1)
+    again = Averaged(0.9)
+    resumed, found, task = start(settings, again, kept=tmp_path)
+    assert found == read_state(tmp_path)
+    assert (found.done.steps, found.best) == (3, Best(4, 12.5))
+    assert loop_of(settings, resumed, task, again).run_epoch(EPOCH, 1, found.done) == whole
+    for name, value in weights(engine).items():
+        assert torch.equal(weights(resumed)[name], value)
+        assert torch.equal(again.weights[name], averaged.weights[name])
+
+
+def test_another_zero_stage_is_refused(tmp_path: Path) -> None:
+    engine, state, _ = start(config(1))
+    save_state(tmp_path, engine, None, state, rank=0)
+    with pytest.raises(ConfigError, match="zero_stage=2, but the run was begun with 1"):
+        start(config(2), kept=tmp_path)
+
+
+# ------------------------------------------------------------------------- other numbers of workers
+
+
+def go(engine: Any, task: Rows, first: int, last: int) -> list[float]:
+    """Take steps; returns the mean loss over all workers."""
+    losses = []
+    for step, batch in enumerate(task.batches(EPOCH, first), start=first):
+        if step == last:
+            break
+        loss, _ = engine(batch, "grounding")
+        engine.backward(loss)
+        engine.step()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        losses.append(total.item() / dist.get_world_size())
+    return losses
+
+
+def pair(rank: int, port: int, folder: Path) -> None:
+    """One of two workers: goes on from a single one's state, and leaves one for a single one."""
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for stage in range(4):
+        settings = config(stage)
+        engine, state, task = start(settings, None, folder / f"one-{stage}", rank, 2)
+        losses = go(engine, task, 3, STEPS)
+        if rank == 0:
+            torch.save(losses, folder / f"went-on-{stage}.pt")
+        engine, state, task = start(settings, None, None, rank, 2)
+        go(engine, task, 0, 3)
+        save_state(folder / f"two-{stage}", engine, None, state, rank=rank)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_a_run_goes_on_with_other_workers(tmp_path: Path) -> None:
+    """One worker, then two; two, then one; each stage of ZeRO: always the losses of one alone."""
+    wanted: dict[int, list[float]] = {}
+    for stage in range(4):
+        engine, state, task = start(config(stage))
+        go(engine, task, 0, 3)
+        save_state(tmp_path / f"one-{stage}", engine, None, state, rank=0)
+        wanted[stage] = go(engine, task, 3, STEPS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(pair, (port, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    for stage in range(4):
+        went_on = torch.load(tmp_path / f"went-on-{stage}.pt")
+        assert went_on == pytest.approx(wanted[stage], rel=1e-5), f"one, then two, ZeRO {stage}"
+        engine, state, task = start(config(stage), kept=tmp_path / f"two-{stage}")
+        assert state.num_workers == 1
+        losses = go(engine, task, 3, STEPS)
+        assert losses == pytest.approx(wanted[stage], rel=1e-5), f"two, then one, ZeRO {stage}"
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_memory_by_formula_is_what_is_held(zero_stage: int) -> None:
+    """Weights and the optimiser's tensors, to within DeepSpeed's padding."""
+    engine, _, task = start(config(zero_stage))
+    go(engine, task, 0, 1)
+    parameters = list(engine.module.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    formula = memory_of(zero_stage, trainable=trainable, frozen=frozen, num_workers=1)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    held = [t for s in inner.state.values() for t in s.values() if torch.is_tensor(t) and t.ndim]
+    if zero_stage:
+        held += [p for group in inner.param_groups for p in group["params"]]
+    assert formula.weights == 4 * sum(p.numel() for p in parameters)
+    assert formula.optimiser == pytest.approx(4 * sum(t.numel() for t in held), rel=0.05)
