@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from reir.models.denoising import DenoisingQueries
 
 PRIOR = 0.01
-SCORE_SCALE, CLIA_SCALE, MAX_SCALE = 20.0, 10.0, 100.0
+SCORE_SCALE, MAX_SCALE = 20.0, 100.0
 SCORE_LIMIT = 50_000.0
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -76,7 +76,8 @@ class ClareConfig:
         num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
         num_candidates, nms_iou: instances kept of a photo by objectness, after NMS.
         shortest_side_px, longest_side_px: photos are resized to the one, never past the other.
-        clia_bias: first value of the bias of CLIA; None takes -10, or 0 under `paper_parity`.
+        clia_scale: first value of the scale of CLIA.
+        clia_bias: first value of its bias; None takes -10, or 0 under `paper_parity`.
         paper_parity: behave as the released code does, see the table above.
     """
 
@@ -108,6 +109,7 @@ class ClareConfig:
     nms_iou: float = 0.7
     shortest_side_px: int = 800
     longest_side_px: int = 1333
+    clia_scale: float = 10.0
     clia_bias: float | None = None
     paper_parity: bool = False
 
@@ -245,7 +247,7 @@ class Clare(nn.Module):
             )
             for _ in range(layers)
         )
-        self.clia_log_scale = nn.Parameter(torch.full((layers,), math.log(CLIA_SCALE)))
+        self.clia_log_scale = nn.Parameter(torch.full((layers,), math.log(config.clia_scale)))
         self.clia_bias = nn.Parameter(torch.full((layers,), config.first_clia_bias))
         if not config.paper_parity:
             self.score_log_scale = nn.Parameter(torch.full((layers,), math.log(SCORE_SCALE)))
