@@ -199,12 +199,19 @@ def hungarian(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
         cost = hungarian_cost(full_precision(logits_BA), full_precision(boxes_xyxy), targets)
     # A step that diverged must reach the trainer as a loss that is not finite, not as an error.
-    host_BGA = cost.nan_to_num(nan=WORST_COST).cpu().numpy()
+    cost = cost.nan_to_num(nan=WORST_COST)
+    # With G targets, some best assignment gives each target one of its own G cheapest proposals:
+    # the others hold at most G - 1 of them. So only these leave the device.
+    cheapest, where = cost.topk(min(cost.shape[1:]), largest=False)
     assigned = np.full(logits_BA.shape, -1, dtype=np.int64)
-    for row, cost_GA, valid_G in zip(assigned, host_BGA, targets.valid.cpu().numpy(), strict=True):
+    host = (x.cpu().numpy() for x in (cheapest, where, targets.valid))
+    for row, cost_GK, where_GK, valid_G in zip(assigned, *host, strict=True):
         real = np.flatnonzero(valid_G)
-        target, proposal = linear_sum_assignment(cost_GA[real])
-        row[proposal] = real[target]
+        proposals, column = np.unique(where_GK[real], return_inverse=True)
+        few = np.full((len(real), len(proposals)), np.inf)
+        np.put_along_axis(few, column.reshape(cost_GK[real].shape), cost_GK[real], axis=1)
+        target, proposal = linear_sum_assignment(few)
+        row[proposals[proposal]] = real[target]
     return torch.from_numpy(assigned).to(boxes_xyxy.device)
 
 

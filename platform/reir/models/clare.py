@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from reir.models.denoising import DenoisingQueries
 
 PRIOR = 0.01
-SCORE_SCALE, CLIA_SCALE, MAX_SCALE = 20.0, 10.0, 100.0
+SCORE_SCALE, MAX_SCALE = 20.0, 100.0
 SCORE_LIMIT = 50_000.0
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -70,11 +70,14 @@ class ClareConfig:
         max_tokens: every expression is padded or cut to so many.
         dim: D, of instance and expression vectors.
         num_queries: N, the best proposals that are decoded.
+        neighbours: queries look at one another, by which a vector knows what is around its
+            instance; False leaves each query alone.
         encoder_layers, decoder_layers, num_heads, num_points, ffn: deformable layers.
         num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
         num_candidates, nms_iou: instances kept of a photo by objectness, after NMS.
         shortest_side_px, longest_side_px: photos are resized to the one, never past the other.
-        clia_bias: first value of the bias of CLIA; None takes -10, or 0 under `paper_parity`.
+        clia_scale: first value of the scale of CLIA.
+        clia_bias: first value of its bias; None takes -10, or 0 under `paper_parity`.
         paper_parity: behave as the released code does, see the table above.
     """
 
@@ -93,6 +96,7 @@ class ClareConfig:
     max_tokens: int = 64
     dim: int = 256
     num_queries: int = 900
+    neighbours: bool = True
     encoder_layers: int = 6
     decoder_layers: int = 6
     num_heads: int = 8
@@ -105,6 +109,7 @@ class ClareConfig:
     nms_iou: float = 0.7
     shortest_side_px: int = 800
     longest_side_px: int = 1333
+    clia_scale: float = 10.0
     clia_bias: float | None = None
     paper_parity: bool = False
 
@@ -155,7 +160,7 @@ class ClareConfig:
     def first_clia_bias(self) -> float:
         """What the bias of CLIA starts from."""
         if self.clia_bias is not None:
-            return self.clia_bias
+            return float(self.clia_bias)  # a whole number in YAML is an int
         return 0.0 if self.paper_parity else -10.0
 
 
@@ -242,7 +247,7 @@ class Clare(nn.Module):
             )
             for _ in range(layers)
         )
-        self.clia_log_scale = nn.Parameter(torch.full((layers,), math.log(CLIA_SCALE)))
+        self.clia_log_scale = nn.Parameter(torch.full((layers,), math.log(config.clia_scale)))
         self.clia_bias = nn.Parameter(torch.full((layers,), config.first_clia_bias))
         if not config.paper_parity:
             self.score_log_scale = nn.Parameter(torch.full((layers,), math.log(SCORE_SCALE)))
@@ -275,7 +280,8 @@ class Clare(nn.Module):
             num_known = denoising.content.shape[1]
             content = torch.cat([denoising.content.to(content.dtype), content], dim=1)
             boxes = torch.cat([denoising.boxes_cxcywh.to(boxes.dtype), boxes], dim=1)
-        allowed = allowed_pairs(token_valid.gather(1, best), denoising)
+        seen = token_valid.gather(1, best) & self.config.neighbours
+        allowed = allowed_pairs(seen, denoising)
         states, boxes = self.decoder(content, boxes, allowed, memory)
         objects, boxes = self._in_space(states), to_xyxy(boxes)
         return ClareOutput(
@@ -414,16 +420,16 @@ def photo_sizes(mask_BHW: Tensor) -> Tensor:
     return torch.stack([inside[:, 0].sum(dim=1), inside[:, :, 0].sum(dim=1)], dim=1).float()
 
 
-def allowed_pairs(valid_BN: Tensor, denoising: DenoisingQueries | None) -> Tensor:
+def allowed_pairs(seen_BN: Tensor, denoising: DenoisingQueries | None) -> Tensor:
     """(B, 1, Q + N, Q + N) bool, which queries (rows) may look at which others (columns).
 
-    Queries that stand for no proposal (photos with fewer tokens than queries) are seen by nobody
-    but themselves.
+    Queries that shall not be seen (those that stand for no proposal, in photos with fewer tokens
+    than queries) are seen by nobody but themselves.
     """
     if denoising is not None:
-        valid_BN = F.pad(valid_BN, (denoising.content.shape[1], 0), value=True)
-    num = valid_BN.shape[1]
-    allowed = valid_BN[:, None].expand(-1, num, -1)
+        seen_BN = F.pad(seen_BN, (denoising.content.shape[1], 0), value=True)
+    num = seen_BN.shape[1]
+    allowed = seen_BN[:, None].expand(-1, num, -1)
     if denoising is not None:
         if denoising.attention_mask.shape != (num, num):
             raise ValueError(
@@ -432,7 +438,7 @@ def allowed_pairs(valid_BN: Tensor, denoising: DenoisingQueries | None) -> Tenso
                 f"make it for the model's number of queries"
             )
         allowed = allowed & ~denoising.attention_mask
-    return (allowed | torch.eye(num, dtype=torch.bool, device=valid_BN.device))[:, None]
+    return (allowed | torch.eye(num, dtype=torch.bool, device=seen_BN.device))[:, None]
 
 
 def products(objects: Tensor, texts: Tensor) -> Tensor:

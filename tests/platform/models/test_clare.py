@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +57,7 @@ def assert_same(a: ClareOutput, b: ClareOutput, rtol: float = 1e-4, atol: float 
 
 
 def test_configuration_survives_json() -> None:
-    config = tiny_clare_config(paper_parity=True, clia_bias=-3.0)
+    config = tiny_clare_config(paper_parity=True, clia_bias=-3)
     assert ClareConfig(**json.loads(json.dumps(asdict(config)))) == config
     assert Clare.from_dict(json.loads(json.dumps(asdict(config)))).config == config
 
@@ -466,3 +466,15 @@ def test_towers_that_lack_a_weight_are_refused(tmp_path: Path) -> None:
     save_file(lost, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights of SiglipTextModel, .*head.bias"):
         load_towers(tiny_clare(), str(folder))
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+def test_a_query_knows_of_the_others_only_with_neighbours(neighbours: bool) -> None:
+    many = tiny_clare(neighbours=neighbours)
+    few = Clare(replace(many.config, num_queries=5)).eval()
+    weights = many.state_dict()
+    few.load_state_dict(weights | {"queries.weight": weights["queries.weight"][:5]})
+    photos = tiny_photos([(64, 96)])
+    with torch.no_grad():
+        among_many, among_few = many(*photos).objects[:, :, :5], few(*photos).objects
+    assert torch.allclose(among_many, among_few, atol=1e-5) != neighbours

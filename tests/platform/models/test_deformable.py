@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from reir.models.deformable import (
     logit,
     sample_levels,
     sine_embedding,
+    sum_cells,
+    sum_samples,
     to_xyxy,
 )
 
@@ -32,6 +35,7 @@ SIDES = ((4, 6), (2, 3), (1, 2))
 STRIDES = (8, 16, 32)
 SHAPE = LayerShape(dim=16, num_heads=4, num_levels=3, num_points=2, ffn=24)
 NUM_TOKENS = sum(height * width for height, width in SIDES)
+Sampling = Callable[..., Tensor]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -160,12 +164,16 @@ def test_boxes_turn_into_corners_and_logits_stay_finite_at_the_border() -> None:
 # ------------------------------------------------------------------------------------- attention
 
 
-def test_samples_match_reference_inside_on_the_border_and_beyond() -> None:
+two_ways = pytest.mark.parametrize("sample", [sum_cells, sum_samples])
+
+
+@two_ways
+def test_samples_match_reference_inside_on_the_border_and_beyond(sample: Sampling) -> None:
     value = random(1, NUM_TOKENS, 2, 3)
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [-0.05, 0.3], [1.04, 0.9], [2, -2]])
     places = corners[None, :, None, None, None].expand(1, 6, 2, 3, 1, 2)
     weights = uniform(1, 6, 2, 3, 1)
-    got = sample_levels(value, SIDES, places, weights)
+    got = sample(value, SIDES, places, weights)
     for q, (x, y) in enumerate(corners.tolist()):
         for head in range(2):
             want, start = torch.zeros(3), 0
@@ -176,14 +184,41 @@ def test_samples_match_reference_inside_on_the_border_and_beyond() -> None:
             torch.testing.assert_close(got[0, q, 3 * head : 3 * head + 3], want)
 
 
-def test_samples_equal_those_of_the_library() -> None:
+@two_ways
+def test_samples_equal_those_of_the_library(sample: Sampling) -> None:
     value, places = random(2, NUM_TOKENS, 4, 5), uniform(2, 7, 4, 3, 2, 2) * 1.2 - 0.1
     weights = uniform(2, 7, 4, 3, 2, seed=1)
     library = modeling_deformable_detr.MultiScaleDeformableAttention()
     shapes = torch.tensor(SIDES)
     starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
     want = library(value, shapes, list(SIDES), starts, places, weights, 64)
-    torch.testing.assert_close(sample_levels(value, SIDES, places, weights), want)
+    torch.testing.assert_close(sample(value, SIDES, places, weights), want)
+
+
+def test_gradients_do_not_depend_on_the_way_of_sampling() -> None:
+    given = (
+        random(2, NUM_TOKENS, 4, 5).double().requires_grad_(),
+        (uniform(2, 7, 4, 3, 2, 2) * 1.2 - 0.1).double().requires_grad_(),
+        uniform(2, 7, 4, 3, 2, seed=1).double().requires_grad_(),
+    )
+    value, places, weights = given
+    back = random(2, 7, 20).double()
+    want, got = (
+        torch.autograd.grad(sample(value, SIDES, places, weights), given, back)
+        for sample in (sum_samples, sum_cells)
+    )
+    for a, b in zip(got, want, strict=True):
+        assert b.abs().max() > 0.1
+        torch.testing.assert_close(a, b)
+
+
+def test_half_precision_is_sampled_in_full() -> None:
+    value, places = random(1, NUM_TOKENS, 2, 4), uniform(1, 3, 2, 3, 2, 2)
+    weights = uniform(1, 3, 2, 3, 2, seed=1)
+    want = sample_levels(value.bfloat16().float(), SIDES, places, weights.bfloat16().float())
+    got = sample_levels(value.bfloat16(), SIDES, places, weights.bfloat16())
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("columns", [2, 4], ids=["points", "boxes"])

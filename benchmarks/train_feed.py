@@ -1,0 +1,155 @@
+"""Whether Ray Data keeps up with training: the same steps streamed, and from tensors in memory.
+
+    python benchmarks/train_feed.py [--steps 40] [--pairs 5] [--device cpu]
+
+A small model of CLARE's shape trains on generated scenes, first on batches that lie in memory, then
+on the same batches as `reir train` streams them: read, decoded, augmented and collated by Ray tasks
+on this machine's own cores. Both run in turn; `train.feed_ratio` is the median over the pairs of
+streamed throughput to throughput from memory, from the first step on. Starting a stream comes once
+an epoch and is told apart. `train.model_share` is the share of a streamed step in which the model
+works rather than waits for its batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import ray
+import torch
+from _report import write_report
+
+from reir.testing.scenes import make_scenes, save_scenes
+from reir_training.actors import stream_steps
+from reir_training.augment import Augmentation
+from reir_training.clare_data import ClareBatch
+from reir_training.clare_task import ClareTask
+from reir_training.config import ClareSchedule, ClareTrainConfig, DataSource
+from reir_training.jobs import READERS
+from reir_training.plan import Epoch
+
+NUM_SCENES, SIDE_PX = 400, 128
+SHAPE = {
+    "vision_width": 192,
+    "vision_layers": 6,
+    "vision_heads": 6,
+    "vision_mlp": 768,
+    "native_grid": 8,
+    "text_width": 128,
+    "text_layers": 2,
+    "text_heads": 4,
+    "text_mlp": 256,
+    "max_tokens": 20,
+    "dim": 128,
+    "num_queries": 50,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "num_heads": 4,
+    "ffn": 512,
+    "shortest_side_px": SIDE_PX,
+    "longest_side_px": SIDE_PX,
+}
+
+
+@dataclass
+class Pass:
+    """One run over the steps: seconds until the first batch, of all steps, and of waiting."""
+
+    startup: float
+    seconds: float
+    waiting: float
+
+
+def settings(folder: Path, steps: int) -> ClareTrainConfig:
+    """What is trained: both stages' losses are alike in cost, so stage 1 stands for both."""
+    return ClareTrainConfig(
+        data=(DataSource(format="photos", path=folder),),
+        shape=SHAPE,
+        texts_per_photo=4,
+        augmentation=Augmentation(short_sides=(SIDE_PX,), long_side=SIDE_PX, crop_probability=0),
+        optimisation=ClareSchedule(photos_per_batch=16, precision="fp32", steps_per_epoch=steps),
+    )
+
+
+class Trainer:
+    """Steps of the task on one device."""
+
+    def __init__(self, config: ClareTrainConfig, device: torch.device) -> None:
+        self.task = ClareTask(
+            "clare-base", config, init=None, rank=0, world_size=1, stream=stream_steps
+        )
+        self._device = device
+        self.task.objective.to(device).train()
+        self._optimiser = torch.optim.AdamW(self.task.groups())
+
+    def run(self, batches: Iterator[ClareBatch]) -> Pass:
+        """Train on all batches."""
+        start = time.perf_counter()
+        batch = next(batches, None)
+        first = before = time.perf_counter()
+        waiting = 0.0
+        while batch is not None:
+            loss, _ = self.task.objective(batch.to(self._device), "grounding")
+            loss.backward()
+            self._optimiser.step()
+            self._optimiser.zero_grad()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            before = time.perf_counter()
+            batch = next(batches, None)
+            waiting += time.perf_counter() - before
+        return Pass(first - start, before - first, waiting)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, 1 + READERS), include_dashboard=False, log_to_driver=False
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        save_scenes(folder, {"train": make_scenes(NUM_SCENES, 1, SIDE_PX)}, scope="photo")
+        trainer = Trainer(settings(Path(folder), arguments.steps), torch.device(arguments.device))
+        epoch = Epoch(number=0, stage="grounding", first_of_stage=0, epochs_of_stage=1)
+        in_memory = list(trainer.task.batches(epoch, 0))
+        trainer.run(iter(in_memory[:3]))  # warms up
+        ratios, shares, startups, rates = [], [], [], []
+        for _ in range(arguments.pairs):
+            bare = trainer.run(iter(in_memory))
+            fed = trainer.run(trainer.task.batches(epoch, 0))
+            ratios.append(bare.seconds / fed.seconds)
+            shares.append(1 - fed.waiting / fed.seconds)
+            startups.append(fed.startup)
+            rates.append(arguments.steps * trainer.task.photos_per_step / fed.seconds)
+            print(
+                f"in memory {bare.seconds:.2f} s, streamed {fed.seconds:.2f} s (start "
+                f"{fed.startup:.2f} s): ratio {ratios[-1]:.3f}, model {shares[-1]:.1%} of the time"
+            )
+    ray.shutdown()
+    figures = {
+        "train.feed_ratio": round(median(ratios), 3),
+        "train.feed_ratio_least": round(min(ratios), 3),
+        "train.model_share": round(median(shares), 3),
+        "train.feed_startup_s": round(median(startups), 2),
+        "train.fed_photos_per_s": round(median(rates), 1),
+        "steps": arguments.steps,
+        "pairs": arguments.pairs,
+    }
+    on_gpu = arguments.device.startswith("cuda")
+    name = torch.cuda.get_device_name() if on_gpu else None
+    print(write_report("train_feed", figures, accelerator=name))
+
+
+if __name__ == "__main__":
+    main()
