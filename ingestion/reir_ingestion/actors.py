@@ -17,6 +17,7 @@ from reir.models.seams import InstanceEncoder
 
 logger = logging.getLogger(__name__)
 
+LOCAL = "local"
 RETRIES = 3
 SHARDS_A_WORKER = 2
 """One that is encoded and one that waits, so that no worker waits for the driver."""
@@ -42,8 +43,9 @@ def ray_runner(
 ) -> Runner:
     """Return the runner that encodes shards on Ray workers, of this machine or of a cluster.
 
-    The cluster is the one that `RAY_ADDRESS` names, or where the command was submitted. A worker
-    that dies is started again and does its shards again, up to `RETRIES` times.
+    The cluster is the one that `RAY_ADDRESS` names, as it does in a submitted job; without it, Ray
+    is started on this machine and stopped at the end. A worker that dies is started again and does
+    its shards again, up to `RETRIES` times.
 
     Args:
         load: returns the encoder, picklable.
@@ -104,7 +106,7 @@ def _check_room(num_workers: int, use_gpu: bool) -> None:
     found = int(ray.cluster_resources().get("GPU", 0))
     if not use_gpu or found >= num_workers:
         return
-    if not _on_cluster():
+    if _address() == LOCAL:
         raise ConfigError(
             f"--gpu with {num_workers} workers needs {num_workers} GPUs, this machine has {found}; "
             f"name a cluster with RAY_ADDRESS, or use fewer workers"
@@ -112,8 +114,9 @@ def _check_room(num_workers: int, use_gpu: bool) -> None:
     logger.warning("the cluster has %d GPUs for %d workers; waiting for more", found, num_workers)
 
 
-def _on_cluster() -> bool:
-    return bool(os.environ.get("RAY_ADDRESS"))
+def _address() -> str:
+    """Where Ray is: what the environment names, else a new one on this machine."""
+    return os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 @contextmanager
@@ -122,12 +125,13 @@ def _cluster(num_workers: int, threads: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(
-        # a cluster has its own number of CPUs, and refuses to be told
-        num_cpus=None if _on_cluster() else max(os.cpu_count() or 1, num_workers * threads),
-        include_dashboard=False,
-        log_to_driver=False,
-    )
+    # Without an address Ray joins any cluster that it finds on the machine, also somebody else's.
+    # A cluster has its own number of CPUs, and refuses to be told.
+    options: dict[str, Any] = {}
+    if _address() == LOCAL:
+        cpus = max(os.cpu_count() or 1, num_workers * threads)
+        options = {"num_cpus": cpus, "include_dashboard": False}
+    ray.init(address=_address(), log_to_driver=False, **options)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray import cloudpickle
 
 from reir.errors import CheckpointError, ConfigError
-from reir.evaluate import Encoding, encode_gallery, evaluate_reir
+from reir.evaluate import Encoding, evaluate_reir
 from reir.models.clare_encoder import ClareEncoder
 from reir.models.seams import InstanceEncoder, RgbImage
 from reir.records import Instances
@@ -54,34 +56,36 @@ class AnotherEncoder(FakeEncoder):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    # the classes of this file are no package that a worker could import
-    from ray import cloudpickle
-
-    import_path = os.environ.get("PYTHONPATH", "")
-    cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": import_path}},
-    )
+    # the classes of this file are in no package that a worker could import
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+    cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_workers_give_the_bits_of_one_process(tmp_path: Path) -> None:
     data = draw_photo_set(tmp_path, random_scenes(4, 11))
     runner = ray_runner(load_clare, num_workers=2, use_gpu=False, threads=1)
-    here = evaluate_reir(load_clare(), data, tmp_path, how=Encoding(shard_photos=3))
-    there = evaluate_reir(load_clare(), data, tmp_path, how=Encoding(shard_photos=3, runner=runner))
+    here, there = (
+        evaluate_reir(
+            load_clare(),
+            data,
+            tmp_path,
+            how=Encoding(shard_photos=3, runner=each, work=tmp_path / name),
+        )
+        for name, each in (("here", None), ("there", runner))
+    )
     assert here.leaky is not None
     assert there == here
-    galleries = [
-        encode_gallery(load_clare(), data, tmp_path, how=Encoding(shard_photos=3, runner=each))
-        for each in (None, runner)
-    ]
-    np.testing.assert_array_equal(galleries[0].arrays.vectors, galleries[1].arrays.vectors)
-    np.testing.assert_array_equal(galleries[0].arrays.boxes_px, galleries[1].arrays.boxes_px)
+    for shard in sorted((tmp_path / "here").glob("*/*.npz")):
+        other = tmp_path / "there" / shard.relative_to(tmp_path / "here")
+        with np.load(shard) as ours, np.load(other) as theirs:
+            assert ours["chosen_counts"].sum() > 0
+            assert ours.files == theirs.files
+            for name in ours.files:
+                np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 def test_a_worker_that_dies_does_its_shards_again(tmp_path: Path) -> None:
@@ -106,4 +110,31 @@ def test_gpus_that_are_not_there_are_not_waited_for(tmp_path: Path) -> None:
     data = draw_photo_set(tmp_path, random_scenes(5, 2))
     runner = ray_runner(FakeEncoder, num_workers=99, use_gpu=True, threads=1)
     with pytest.raises(ConfigError, match="99 workers needs 99 GPUs"):
+        evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(runner=runner))
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        ("", {"address": "local", "num_cpus": 64, "include_dashboard": False}),
+        ("cluster:6379", {"address": "cluster:6379"}),
+    ],
+    ids=["alone", "cluster"],
+)
+def test_only_a_cluster_that_is_named_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, options: dict[str, object]
+) -> None:
+    class StopHereError(Exception):
+        pass
+
+    def init(**given: object) -> None:
+        assert given == options | {"log_to_driver": False}
+        raise StopHereError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    data = draw_photo_set(tmp_path, random_scenes(5, 2))
+    runner = ray_runner(FakeEncoder, num_workers=32, use_gpu=False, threads=2)
+    with pytest.raises(StopHereError):
         evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(runner=runner))

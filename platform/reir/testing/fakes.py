@@ -134,7 +134,7 @@ def _best(found: Instances, text: FloatArray, num_kept: int) -> Instances:
     rows = np.argsort(-scores, kind="stable")[:num_kept]
     return Instances(
         boxes=found.boxes[rows],
-        objectness=(1 + scores[rows]) / 2,
+        objectness=np.asarray((1 + scores[rows]) / 2, dtype=np.float32),
         vectors=found.vectors[rows],
         image_vector=found.image_vector,
     )
