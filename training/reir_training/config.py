@@ -10,6 +10,7 @@ from pydantic import Field
 
 from reir.clare_losses import ClareLossWeights
 from reir.config import StrictConfig
+from reir.datasets.formats import Format, SplitBy
 from reir_training.augment import Augmentation
 
 
@@ -29,11 +30,11 @@ class DataSource(StrictConfig):
         split: take this split of the folder alone; None takes all.
     """
 
-    format: Literal["photos", "coco", "reircoco", "refer", "refer_json"]
+    format: Format
     path: Path
     images: str = "images"
     annotations: str = ""
-    split_by: Literal["unc", "umd", "google"] = "unc"
+    split_by: SplitBy = "unc"
     split: str | None = None
 
     @property

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from reir.datasets.coco import read_coco_captions, read_coco_instances
+from reir.datasets.coco import read_coco_captions
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.datasets.photos import read_caption_pairs, read_photos
+from reir.datasets.formats import IN_FOLDERS, read_as
+from reir.datasets.photos import read_caption_pairs
 from reir.datasets.records import (
     Expression,
     ReferringDataset,
     ReferringImage,
     ReferringInstance,
 )
-from reir.datasets.refer import read_refer, read_refer_json
-from reir.datasets.reircoco import read_reircoco
 from reir.errors import DataError
 from reir.records import FloatArray
 from reir_training.config import DataSource
@@ -84,16 +83,8 @@ def read_dataset(source: DataSource) -> ReferringDataset:
     Raises:
         DataError: a file is malformed, or there is no such split.
     """
-    if source.format == "photos":
-        dataset = read_photos(source.path)
-    elif source.format == "coco":
-        dataset = read_coco_instances(source.path / source.file)
-    elif source.format == "reircoco":
-        dataset = read_reircoco(source.path / source.file)
-    elif source.format == "refer":
-        dataset = read_refer(source.path, source.split_by)
-    else:
-        dataset = read_refer_json(source.path / source.file)
+    path = source.path if source.format in IN_FOLDERS else source.path / source.file
+    dataset = read_as(source.format, path, source.split_by)
     return dataset.split(source.split) if source.split else dataset
 
 

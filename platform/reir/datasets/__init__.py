@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from reir.datasets.coco import Caption, read_coco_captions, read_coco_instances
+from reir.datasets.coco import (
+    Caption,
+    read_coco_captions,
+    read_coco_images,
+    read_coco_instances,
+)
+from reir.datasets.formats import Format, SplitBy, read_annotations, read_as
 from reir.datasets.photos import (
     CaptionPair,
     read_caption_pairs,
@@ -24,11 +30,16 @@ __all__ = [
     "Caption",
     "CaptionPair",
     "Expression",
+    "Format",
     "ReferringDataset",
     "ReferringImage",
     "ReferringInstance",
+    "SplitBy",
+    "read_annotations",
+    "read_as",
     "read_caption_pairs",
     "read_coco_captions",
+    "read_coco_images",
     "read_coco_instances",
     "read_human_expressions",
     "read_photos",

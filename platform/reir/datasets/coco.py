@@ -52,6 +52,16 @@ def read_coco_captions(path: str | Path) -> tuple[Caption, ...]:
     )
 
 
+def read_coco_images(path: str | Path) -> ReferringDataset:
+    """Read the photos that any file of COCO's names, without what it says of them.
+
+    Raises:
+        DataError: the file is malformed; the message names file, entry and what was expected.
+    """
+    images = tuple(map(image_of, read_object(path).entries("images")))
+    return ReferringDataset(source=str(path), images=images, instances=(), expressions=())
+
+
 def image_of(entry: Entry) -> ReferringImage:
     """Return one `images` entry of a COCO-style file.
 

@@ -17,6 +17,7 @@ from reir.datasets.entries import Entry, read_list, read_object
 from reir.datasets.records import Expression, ReferringDataset, ReferringInstance
 
 HUMAN_KIND = "human"
+EXPRESSIONS = "expressions.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def read_photos(folder: str | Path) -> ReferringDataset:
         DataError: a file is malformed, or the two disagree; the message names file and entry.
     """
     gallery = read_coco_instances(Path(folder) / "instances.json")
-    document = read_object(Path(folder) / "expressions.json")
+    document = read_object(Path(folder) / EXPRESSIONS)
     splits = document.object("splits")
     return ReferringDataset(
         source=document.source,

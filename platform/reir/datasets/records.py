@@ -7,8 +7,8 @@ whatever the file had.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -132,17 +132,23 @@ class ReferringDataset:
                 f"{self.source}: no split {name!r}, it has {sorted(self.splits)}"
                 f"{nearest_name(name, list(self.splits))}"
             )
-        members = self.splits[name]
-        return ReferringDataset(
-            source=f"{self.source}[{name}]",
-            images=tuple(image for image in self.images if image.image_id in members),
-            instances=tuple(item for item in self.instances if item.image_id in members),
-            expressions=tuple(
-                text
-                for text in self.expressions
-                if text.image_id in members and text.split in (None, name)
-            ),
+        part = self.of_images(self.splits[name])
+        kept = tuple(text for text in part.expressions if text.split in (None, name))
+        return replace(part, source=f"{self.source}[{name}]", expressions=kept, splits={})
+
+    def of_images(self, image_ids: Collection[str]) -> ReferringDataset:
+        """Return some photos with what belongs to them."""
+        return replace(
+            self,
+            images=tuple(image for image in self.images if image.image_id in image_ids),
+            instances=tuple(item for item in self.instances if item.image_id in image_ids),
+            expressions=tuple(text for text in self.expressions if text.image_id in image_ids),
+            splits={name: ids.intersection(image_ids) for name, ids in self.splits.items()},
         )
+
+    def first_images(self, num: int | None) -> ReferringDataset:
+        """Return the first photos with what belongs to them; None: all."""
+        return self.of_images({image.image_id for image in self.images[:num]})
 
     def of_kind(self, kind: str) -> ReferringDataset:
         """Return the same photos and instances with the expressions of one kind only."""

@@ -21,10 +21,12 @@ class RecHits:
     """Which of M queries have the right top box.
 
     Attributes:
+        iou: (M,) of the top box with the true box, 0 where the photo has no box.
         hits: (M, T) whether the IoU is **above** each threshold (BR@K asks for "at least").
         iou_thresholds: the T thresholds.
     """
 
+    iou: npt.NDArray[np.float64]
     hits: npt.NDArray[np.bool_]
     iou_thresholds: tuple[float, ...]
 
@@ -68,4 +70,4 @@ def rec_hits(
     iou = np.zeros(len(top))
     iou[answered] = elementwise_iou(top[answered], target[answered], EPSILON)
     thresholds = tuple(float(value) for value in iou_thresholds)
-    return RecHits(iou[:, None] > np.array(thresholds), thresholds)
+    return RecHits(iou, iou[:, None] > np.array(thresholds), thresholds)

@@ -70,8 +70,8 @@ class Queries(_Boxed):
         boxes_px: (M, 4) the true box, xyxy in pixels of the true photo.
     """
 
-    def __getitem__(self, rows: slice) -> Queries:
-        """Return a run of the queries."""
+    def __getitem__(self, rows: slice | Ints) -> Queries:
+        """Return some of the queries."""
         return Queries(self.vectors[rows], self.images[rows], self.boxes_px[rows])
 
 
@@ -210,12 +210,33 @@ def reir_ranks(
     return _concatenate(chunks)
 
 
+def top_instances(queries: Queries, gallery: Gallery, *, query_chunk: int = 256) -> Ints:
+    """(M,) index of the best instance of each true photo, -1 where it has none.
+
+    Equal scores go to the instance that fits worst, as in `reir_ranks`.
+    """
+    grouped = _group(gallery)
+    top = np.full(len(queries), -1, dtype=np.int64)
+    for first in range(0, len(queries), query_chunk):
+        chunk = queries[first : first + query_chunk]
+        pairs = _own_pairs(chunk, grouped)
+        best = _best_pair(pairs, _tolerance(chunk, grouped))
+        answered = np.flatnonzero(best >= 0)
+        top[first + answered] = grouped.order[pairs.position[best[answered]]]
+    return top
+
+
+def _tolerance(queries: Queries, gallery: _Grouped) -> FloatArray:
+    """(C,) scores of a query that differ by no more than this are equal."""
+    return np.asarray(TIE * gallery.longest * _lengths(queries.vectors), dtype=np.float32)
+
+
 def _rank_chunk(
     queries: Queries, gallery: _Grouped, thresholds: tuple[float, ...], block: int
 ) -> ReirRanks:
     """Ranks of one chunk of queries."""
     pairs = _own_pairs(queries, gallery)
-    tolerance = (TIE * gallery.longest * _lengths(queries.vectors)).astype(np.float32)
+    tolerance = _tolerance(queries, gallery)
     top_pair = _best_pair(pairs, tolerance)
     answered = top_pair >= 0
     top_iou = np.zeros(len(queries))

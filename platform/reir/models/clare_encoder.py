@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reir.images import fitted_size, stack_padded
 from reir.models.clare import Clare, ClareConfig, ClareOutput
-from reir.models.seams import RgbImage
+from reir.models.seams import Chosen, RgbImage
 from reir.models.yolox import greedy_nms
 from reir.records import FloatArray, Instances
 from reir.text import normalise_expression
@@ -70,6 +70,29 @@ def candidates(output: ClareOutput, num: int, nms_iou: float) -> ClareCandidates
         objectness=scores.gather(1, picks),
         vectors=output.objects[-1].gather(1, rows.expand(-1, -1, output.objects.shape[-1])),
         counts=counts,
+    )
+
+
+def scored_by(output: ClareOutput, expression_BD: Tensor) -> ClareOutput:
+    """Let an expression take the place of objectness: queries by their score with it, best first.
+
+    Args:
+        output: of `Clare`.
+        expression_BD: one expression a photo.
+
+    Returns:
+        The last layer only, with the scores as `proposal_logits`.
+    """
+    last = output.objects[-1]
+    logits, order = torch.einsum("bnd,bd->bn", last, expression_BD.to(last)).sort(
+        dim=1, descending=True, stable=True
+    )
+    rows = order[None, :, :, None]
+    return replace(
+        output,
+        objects=output.objects[-1:].take_along_dim(rows, dim=2),
+        boxes=output.boxes[-1:].take_along_dim(rows, dim=2),
+        proposal_logits=logits,
     )
 
 
@@ -206,16 +229,42 @@ class ClareEncoder:
         Raises:
             ValueError: a photo is empty or not (H, W, 3) uint8.
         """
-        config = self._model.config
-        order = sorted(range(len(images)), key=lambda i: target_size(images[i], config))
         found: dict[int, Instances] = {}
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            photos = [resized(images[i], config) for i in rows]
+        for rows in self._batches(images):
+            photos = [resized(images[i], self._model.config) for i in rows]
             found.update(zip(rows, self._encode_batch(photos), strict=True))
         return [found[i] for i in range(len(images))]
 
+    def encode_images_for(
+        self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
+    ) -> list[Chosen]:
+        """Instances of each photo, chosen without a query and by each of its expressions.
+
+        An expression chooses as in the released evaluator (clare.md section 6, step 2): queries of
+        the last layer by their score with it, with the same NMS.
+
+        Raises:
+            ValueError: a photo is empty or not (H, W, 3) uint8.
+        """
+        found: dict[int, Chosen] = {}
+        for rows in self._batches(images):
+            output = self._forward([resized(images[i], self._model.config) for i in rows])
+            query_free = self._instances(output, self._num_candidates)
+            by_text = self._chosen_by(output, [expressions[i] for i in rows], num_kept)
+            found.update(zip(rows, map(Chosen, query_free, by_text), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def _batches(self, images: Sequence[RgbImage]) -> list[list[int]]:
+        """Put photos of like shape together, by their place in the list."""
+        config = self._model.config
+        order = sorted(range(len(images)), key=lambda i: target_size(images[i], config))
+        size = self._batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
     def _encode_batch(self, photos: Sequence[RgbImage]) -> list[Instances]:
+        return self._instances(self._forward(photos), self._num_candidates)
+
+    def _forward(self, photos: Sequence[RgbImage]) -> ClareOutput:
         config = self._model.config
         batch, sizes = (torch.from_numpy(x).to(self._device) for x in stack_padded(photos))
         pixels, mask = model_input(batch, sizes, config)
@@ -223,8 +272,25 @@ class ClareEncoder:
             torch.inference_mode(),
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half),
         ):
-            output = self._model(pixels, mask)
-        chosen = candidates(output, self._num_candidates, config.nms_iou)
+            output: ClareOutput = self._model(pixels, mask)
+        return output
+
+    def _chosen_by(
+        self, output: ClareOutput, expressions: Sequence[FloatArray], num_kept: int
+    ) -> list[tuple[Instances, ...]]:
+        """What each expression of each photo chooses; the t-th ones of all photos go together."""
+        counts = [len(vectors) for vectors in expressions]
+        turns = np.zeros((max(counts), len(counts), self.dim), dtype=np.float32)
+        for photo, vectors in enumerate(expressions):
+            turns[: len(vectors), photo] = vectors
+        found = [
+            self._instances(scored_by(output, torch.from_numpy(turn)), num_kept) for turn in turns
+        ]
+        return [tuple(turn[i] for turn in found[:count]) for i, count in enumerate(counts)]
+
+    def _instances(self, output: ClareOutput, num_kept: int) -> list[Instances]:
+        """Choose from the queries of a batch by `proposal_logits`."""
+        chosen = candidates(output, num_kept, self._model.config.nms_iou)
         return [
             instances_of(boxes[:count], objectness[:count], vectors[:count])
             for boxes, objectness, vectors, count in zip(

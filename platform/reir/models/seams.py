@@ -1,11 +1,15 @@
-"""`InstanceEncoder`: the seam between models and everything that indexes or searches."""
+"""`InstanceEncoder`: the seam between models and everything that indexes or searches.
+
+`ExpressionChooser` is what an encoder may be besides: evaluation asks for it, no index ever does.
+"""
 
 # Shapes: N texts, D vector dimension, H x W pixels
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -46,4 +50,39 @@ class InstanceEncoder(Protocol):
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The instances of one photo under both ways of choosing them.
+
+    Attributes:
+        query_free: as `encode_images` gives them.
+        by_expression: one for each expression of the photo, in the order given: its instances by
+            their score with that expression, best first, which is also their objectness.
+    """
+
+    query_free: Instances
+    by_expression: tuple[Instances, ...]
+
+
+@runtime_checkable
+class ExpressionChooser(InstanceEncoder, Protocol):
+    """An encoder that has the vectors of far more instances than it keeps.
+
+    So an expression can do the choosing, as in the released evaluator of CLARE (clare.md section
+    6). An encoder that computes vectors only of what it keeps has no such choice.
+    """
+
+    def encode_images_for(
+        self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
+    ) -> list[Chosen]:
+        """Instances of each image, chosen without a query and by each expression.
+
+        Args:
+            images: as for `encode_images`.
+            expressions: for each image the (T, D) vectors of its expressions; T may be 0.
+            num_kept: at most so many instances chosen by an expression.
+        """
         ...

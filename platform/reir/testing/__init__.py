@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from reir.testing.fakes import PALETTE, FakeEncoder, draw_scene
+from reir.testing.fakes import PALETTE, ChoosingFakeEncoder, FakeEncoder, draw_scene
 
-__all__ = ["PALETTE", "FakeEncoder", "data_dir", "draw_scene"]
+__all__ = ["PALETTE", "ChoosingFakeEncoder", "FakeEncoder", "data_dir", "draw_scene"]
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reir.models.seams import RgbImage
+from reir.models.seams import Chosen, RgbImage
 from reir.records import FloatArray, Instances
 
 Colour = tuple[int, int, int]
@@ -107,6 +107,37 @@ class FakeEncoder:
             vectors=np.array(vectors, dtype=np.float32).reshape(-1, self.dim),
             image_vector=_unit(histogram),
         )
+
+
+class ChoosingFakeEncoder(FakeEncoder):
+    """A fake that is an `ExpressionChooser` too: an expression chooses among all its blobs.
+
+    Args:
+        num_candidates: kept without a query, the largest first.
+    """
+
+    def encode_images_for(
+        self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
+    ) -> list[Chosen]:
+        """Instances of each image, the largest, and the best by each expression."""
+        every = FakeEncoder(num_candidates=1000).encode_images(images)
+        return [
+            Chosen(query_free, tuple(_best(found, text, num_kept) for text in texts))
+            for query_free, found, texts in zip(
+                self.encode_images(images), every, expressions, strict=True
+            )
+        ]
+
+
+def _best(found: Instances, text: FloatArray, num_kept: int) -> Instances:
+    scores = found.vectors @ text
+    rows = np.argsort(-scores, kind="stable")[:num_kept]
+    return Instances(
+        boxes=found.boxes[rows],
+        objectness=np.asarray((1 + scores[rows]) / 2, dtype=np.float32),
+        vectors=found.vectors[rows],
+        image_vector=found.image_vector,
+    )
 
 
 def _nearest_colour(image: RgbImage) -> npt.NDArray[np.int64]:

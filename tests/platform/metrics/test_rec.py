@@ -39,6 +39,12 @@ def test_precision_is_the_share_of_hits() -> None:
     np.testing.assert_allclose(result.precision(), [2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3])
 
 
+def test_iou_is_that_of_the_top_box_and_0_without_one() -> None:
+    half = [10.0, 10.0, 20.0, 30.0]
+    result = rec_hits([BOX, half, [np.nan] * 4], [BOX, BOX, BOX])
+    np.testing.assert_allclose(result.iou, [1, 0.5, 0], atol=1e-6)
+
+
 def test_precision_of_no_queries_is_refused() -> None:
     with pytest.raises(ValueError, match="got 0"):
         rec_hits([], []).precision()

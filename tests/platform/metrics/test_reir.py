@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reir.boxes import elementwise_iou
-from reir.metrics.reir import UNRANKED, Gallery, Queries, ReirRanks, reir_ranks
+from reir.metrics.reir import (
+    UNRANKED,
+    Gallery,
+    Queries,
+    ReirRanks,
+    reir_ranks,
+    top_instances,
+)
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 KS = (1, 5, 10)
@@ -146,6 +153,16 @@ def test_top_instance_points_into_the_gallery_as_given() -> None:
         own = np.flatnonzero(gallery.images == queries.images[m])
         assert top == own[np.argmax(gallery.vectors[own] @ queries.vectors[m])]
         assert ranks.top_iou[m] == elementwise_iou(gallery.boxes_px[top], queries.boxes_px[m])
+
+
+@pytest.mark.parametrize("query_chunk", [1, 3, 100])
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_top_instances_are_those_of_the_full_ranking(query_chunk: int, ties: bool) -> None:
+    queries, gallery = random_case(4, 12, 30, 5, ties=ties)
+    want = reir_ranks(queries, gallery).top_instance
+    np.testing.assert_array_equal(top_instances(queries, gallery, query_chunk=query_chunk), want)
+    nothing = Gallery(gallery.vectors[:0], np.empty(0, int), np.empty((0, 4)))
+    assert top_instances(queries, nothing).tolist() == [-1] * 12
 
 
 def test_vectors_that_are_all_alike_score_nothing() -> None:

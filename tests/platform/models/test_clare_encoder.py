@@ -21,10 +21,11 @@ from reir.models.clare_encoder import (
     instances_of,
     model_input,
     resized,
+    scored_by,
     target_size,
     tokenise,
 )
-from reir.models.seams import InstanceEncoder, RgbImage
+from reir.models.seams import ExpressionChooser, InstanceEncoder, RgbImage
 from reir.testing.tiny import tiny_tokenizer
 from reir.testing.tiny_clare import tiny_clare, tiny_clare_config
 
@@ -224,6 +225,46 @@ def test_expressions_become_unit_vectors_of_the_last_layer() -> None:
     torch.testing.assert_close(got.norm(dim=-1), torch.ones(4))
     assert torch.equal(got[0], got[3])
     assert encoder().encode_expressions([]).shape == (0, 32)
+
+
+# ------------------------------------------------------------------------ chosen by an expression
+
+
+def test_an_expression_chooses_as_the_reference_does() -> None:
+    random = torch.Generator().manual_seed(2)
+    corner = torch.rand(3, 60, 2, generator=random) * 0.6
+    boxes = torch.cat([corner, corner + torch.rand(3, 60, 2, generator=random) * 0.4 + 0.01], -1)
+    output = output_of(boxes, torch.zeros(3, 60))
+    text = torch.randn(3, 5, generator=random)
+    got = candidates(scored_by(output, text), 12, 0.5)
+    for b in range(3):
+        scores = output.objects[-1, b] @ text[b]
+        kept = torch.from_numpy(nms(boxes[b].numpy(), scores.numpy(), 0.5, 12))
+        count = int(got.counts[b])
+        assert count == len(kept)
+        torch.testing.assert_close(got.vectors[b, :count], output.objects[-1, b, kept])
+        torch.testing.assert_close(got.boxes[b, :count], boxes[b, kept])
+        torch.testing.assert_close(got.objectness[b, :count], scores[kept].sigmoid())
+
+
+def test_each_photo_has_what_each_of_its_expressions_chose_there() -> None:
+    model = encoder(batch_size=2)
+    assert isinstance(model, ExpressionChooser)
+    texts = model.encode_expressions(["the red dog", "left of the car", "a man"])
+    asked = [texts[:2], texts[:0], texts[2:], texts, texts[:1]]
+    found = model.encode_images_for(photos(), asked, 3)
+    for each, plain in zip(found, model.encode_images(photos()), strict=True):
+        np.testing.assert_array_equal(each.query_free.vectors, plain.vectors)
+        np.testing.assert_array_equal(each.query_free.boxes, plain.boxes)
+    assert [len(each.by_expression) for each in found] == [2, 0, 1, 3, 1]
+    every = encoder(num_candidates=20, batch_size=2).encode_images(photos())
+    for each, vectors, kept in zip(found, asked, every, strict=True):
+        for text, chosen in zip(vectors, each.by_expression, strict=True):
+            scores = chosen.vectors @ text
+            assert 1 <= len(chosen) <= 3
+            assert (np.diff(scores) <= 1e-6).all()
+            # the best of all is never suppressed, so nothing that an index could hold is better
+            assert scores[0] >= (kept.vectors @ text).max() - 1e-5
 
 
 def test_half_precision_gives_nearly_the_same_text_vectors_and_finite_instances() -> None:

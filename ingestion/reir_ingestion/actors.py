@@ -1,0 +1,138 @@
+"""Ray workers that encode the photos of an evaluation: shells around `reir.evaluate.shards`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from reir.errors import ConfigError
+from reir.evaluate.shards import EncodedShard, Runner, Shard, encode_shard
+from reir.models.seams import InstanceEncoder
+
+logger = logging.getLogger(__name__)
+
+LOCAL = "local"
+RETRIES = 3
+SHARDS_A_WORKER = 2
+"""One that is encoded and one that waits, so that no worker waits for the driver."""
+
+
+class ShardEncoder:
+    """What a worker is: an encoder, loaded once.
+
+    Args:
+        load: returns the encoder; every machine must be able to.
+    """
+
+    def __init__(self, load: Callable[[], InstanceEncoder]) -> None:
+        self._encoder = load()
+
+    def encode(self, shard: Shard) -> tuple[int, EncodedShard]:
+        """Encode a shard; returns it with its number."""
+        return shard.number, encode_shard(self._encoder, shard)
+
+
+def ray_runner(
+    load: Callable[[], InstanceEncoder], *, num_workers: int, use_gpu: bool, threads: int
+) -> Runner:
+    """Return the runner that encodes shards on Ray workers, of this machine or of a cluster.
+
+    The cluster is the one that `RAY_ADDRESS` names, as it does in a submitted job; without it, Ray
+    is started on this machine and stopped at the end. A worker that dies is started again and does
+    its shards again, up to `RETRIES` times.
+
+    Args:
+        load: returns the encoder, picklable.
+        num_workers: workers.
+        use_gpu: one GPU a worker.
+        threads: CPUs that Ray reserves for a worker.
+    """
+
+    def run(shards: Iterable[Shard]) -> Iterator[tuple[int, EncodedShard]]:
+        waiting = iter(shards)
+        first = next(waiting, None)
+        if first is None:
+            return
+        with _cluster(num_workers, threads):
+            _check_room(num_workers, use_gpu)
+            make = ray.remote(ShardEncoder).options(
+                num_cpus=threads,
+                num_gpus=int(use_gpu),
+                max_restarts=RETRIES,
+                max_task_retries=RETRIES,
+            )
+            workers = [make.remote(load) for _ in range(num_workers)]
+            running = {workers[0].encode.remote(first): workers[0]}
+            for worker in workers * SHARDS_A_WORKER:
+                _submit(waiting, worker, running)
+            while running:
+                [done], _ = ray.wait(list(running))
+                yield _result(done)
+                _submit(waiting, running.pop(done), running)
+
+    return run
+
+
+def _submit(waiting: Iterator[Shard], worker: Any, running: dict[Any, Any]) -> None:
+    """Give a worker the next shard, if there is one."""
+    for shard in waiting:
+        running[worker.encode.remote(shard)] = worker
+        return
+
+
+def _result(done: Any) -> tuple[int, EncodedShard]:
+    """Return what a worker returned, or raise what it raised, without Ray's wrapping."""
+    try:
+        number, encoded = ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise
+    return number, encoded
+
+
+def _check_room(num_workers: int, use_gpu: bool) -> None:
+    """Refuse to wait for GPUs that can never come; a cluster may still grow.
+
+    Raises:
+        ConfigError: Ray runs on this machine alone, and it has fewer GPUs than workers.
+    """
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if not use_gpu or found >= num_workers:
+        return
+    if _address() == LOCAL:
+        raise ConfigError(
+            f"--gpu with {num_workers} workers needs {num_workers} GPUs, this machine has {found}; "
+            f"name a cluster with RAY_ADDRESS, or use fewer workers"
+        )
+    logger.warning("the cluster has %d GPUs for %d workers; waiting for more", found, num_workers)
+
+
+def _address() -> str:
+    """Where Ray is: what the environment names, else a new one on this machine."""
+    return os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+@contextmanager
+def _cluster(num_workers: int, threads: int) -> Iterator[None]:
+    """Use the Ray that runs, or start one here and stop it at the end."""
+    if ray.is_initialized():
+        yield
+        return
+    # Without an address Ray joins any cluster that it finds on the machine, also somebody else's.
+    # A cluster has its own number of CPUs, and refuses to be told.
+    options: dict[str, Any] = {}
+    if _address() == LOCAL:
+        cpus = max(os.cpu_count() or 1, num_workers * threads)
+        options = {"num_cpus": cpus, "include_dashboard": False}
+    ray.init(address=_address(), log_to_driver=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,75 @@
+"""One door to the annotation formats: by name, or by what lies at the path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from reir.datasets.coco import read_coco_instances
+from reir.datasets.photos import EXPRESSIONS, read_photos
+from reir.datasets.records import ReferringDataset
+from reir.datasets.refer import read_refer, read_refer_json
+from reir.datasets.reircoco import read_reircoco
+from reir.errors import DataError
+
+Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
+SplitBy = Literal["unc", "umd", "google"]
+IN_FOLDERS = ("photos", "refer")
+"""Formats whose path is a folder; that of the others is a file."""
+
+
+def read_as(form: Format, path: str | Path, split_by: SplitBy = "unc") -> ReferringDataset:
+    """Read annotations of a known format.
+
+    Args:
+        form: name of the format.
+        path: a folder for `IN_FOLDERS`, else a file.
+        split_by: for "refer" only.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    if form == "refer":
+        return read_refer(path, split_by)
+    readers = {
+        "photos": read_photos,
+        "coco": read_coco_instances,
+        "reircoco": read_reircoco,
+        "refer_json": read_refer_json,
+    }
+    return readers[form](path)
+
+
+def read_annotations(path: str | Path, split_by: SplitBy | None = None) -> ReferringDataset:
+    """Read referring expressions, of the format that lies at the path.
+
+    A folder with `refs(...).p` is RefCOCO/+/g, one with `expressions.json` the layout "photos"; a
+    json list is RefCOCO/+/g in the json form, a json object REIRCOCO.
+
+    Args:
+        path: folder or file.
+        split_by: which `refs(...).p` of a folder that has several.
+
+    Raises:
+        DataError: the format is not known, the choice is not clear, or a file is malformed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_as(_form_of_file(path), path)
+    found = [name for name in get_args(SplitBy) if (path / f"refs({name}).p").exists()]
+    if split_by is not None or len(found) == 1:
+        return read_as("refer", path, split_by or found[0])
+    if found:
+        raise DataError(f"{path} is split by {' and '.join(found)}: say which with --split-by")
+    if (path / EXPRESSIONS).exists():
+        return read_as("photos", path)
+    raise DataError(f"{path} holds neither refs(unc|umd|google).p nor {EXPRESSIONS}; give a file")
+
+
+def _form_of_file(path: Path) -> Format:
+    try:
+        with path.open("rb") as file:
+            first = file.read(1024).lstrip()[:1]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return "refer_json" if first == b"[" else "reircoco"

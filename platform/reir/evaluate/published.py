@@ -1,0 +1,173 @@
+"""Figures of others, as they published them, to be printed beside ours where the split is the same.
+
+Whether it is the same is told by its size: photos and expressions must both be those of the
+published split, whatever its file is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+REIR_COLUMNS = tuple(f"br{k}_{iou}" for iou in (50, 70, 90) for k in (1, 5, 10))
+REIRCOCO_VAL = (4994, 4994)
+"""Photos and expressions of REIRCOCO's val split: one instance a photo, by its first expression."""
+
+REC_SPLITS: Mapping[tuple[int, int], str] = {
+    (1500, 10834): "RefCOCO val",
+    (750, 5657): "RefCOCO testA",
+    (750, 5095): "RefCOCO testB",
+    (1500, 10758): "RefCOCO+ val",
+    (750, 5726): "RefCOCO+ testA",
+    (750, 4889): "RefCOCO+ testB",
+    (1300, 4896): "RefCOCOg val-u",
+    (2600, 9602): "RefCOCOg test-u",
+}
+"""Photos and expressions of a split -> its name in the tables."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a published table.
+
+    Attributes:
+        system: whose figures.
+        figures: name -> percent; what the table leaves blank is not there.
+    """
+
+    system: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A published table, or a part of it.
+
+    Attributes:
+        source: where it was published.
+        note: what a reader must know before comparing.
+        columns: names of figures, in order.
+        rows: in the order of the source.
+    """
+
+    source: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[Published, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "source": self.source,
+            "note": self.note,
+            "rows": {row.system: dict(row.figures) for row in self.rows},
+        }
+
+
+def reir_table(num_photos: int, num_expressions: int) -> PublishedTable | None:
+    """Return the published BR@K of REIRCOCO val, None if this is another split."""
+    return REIR if (num_photos, num_expressions) == REIRCOCO_VAL else None
+
+
+def tir_table(num_photos: int, num_texts: int) -> PublishedTable | None:
+    """Return the published image recall on REIRCOCO val, None if this is another split."""
+    return TIR if (num_photos, num_texts) == REIRCOCO_VAL else None
+
+
+def rec_table(splits: Sequence[str]) -> PublishedTable | None:
+    """Return the columns of the published splits among these, None if there is none."""
+    columns = tuple(name for name in REC.columns if name in splits)
+    return PublishedTable(REC.source, REC.note, columns, REC.rows) if columns else None
+
+
+def rec_split(num_photos: int, num_expressions: int) -> str:
+    """Return the name of a published split of this size, empty if there is none."""
+    return REC_SPLITS.get((num_photos, num_expressions), "")
+
+
+def _rows(columns: Sequence[str], text: str) -> tuple[Published, ...]:
+    """Parse lines `system | figure figure ...`; "-" is a blank of the source."""
+    rows = []
+    for line in text.strip().splitlines():
+        system, _, numbers = line.partition("|")
+        pairs = zip(columns, numbers.split(), strict=True)
+        figures = {name: float(value) for name, value in pairs if value != "-"}
+        rows.append(Published(system.strip(), figures))
+    return tuple(rows)
+
+
+_CLARE = "Hao et al., arXiv 2506.18246"
+_REC_COLUMNS = tuple(REC_SPLITS.values())
+
+REIR = PublishedTable(
+    source=f"{_CLARE}, table of REIR results",
+    note="Their released evaluator counts by definition A and lets each photo's own expression "
+    "choose its candidates: the row of ours to compare is the leaky one, A.",
+    columns=REIR_COLUMNS,
+    rows=_rows(
+        REIR_COLUMNS,
+        """
+CLIP-B, DeepSeek-VL2-Tiny       | 11.15 21.84 26.89  8.98 18.00 23.50  5.32 10.51 13.48
+CLIP-L, DeepSeek-VL2            | 13.31 26.45 32.79 12.85 25.41 31.53 11.02 21.42 26.50
+CLIP-L, SimVG-L                 | 12.01 25.68 31.78 10.16 23.79 30.04  7.31 20.75 21.21
+EVA-CLIP-B, DeepSeek-VL2-Tiny   | 12.82 24.58 29.52 11.56 21.08 25.18  6.05 12.42 14.80
+EVA-CLIP-L, DeepSeek-VL2        | 16.38 29.89 36.21 15.77 28.73 34.78 13.32 24.18 29.15
+EVA-CLIP-L, SimVG-L             | 15.92 29.04 36.22 14.78 27.63 33.39  8.06 20.38 28.41
+SigLIP-B, DeepSeek-VL2-Tiny     | 15.26 27.43 32.93 13.27 23.60 28.34  7.63 13.53 16.09
+SigLIP-L, DeepSeek-VL2          | 18.52 33.22 39.48 17.82 31.90 37.84 15.04 26.74 31.50
+SigLIP-L, SimVG-L               | 17.77 33.22 38.71 15.10 31.42 35.99  8.74 25.27 27.41
+CLARE-ViT-B                     | 28.47 49.50 56.85 25.96 42.85 48.57 19.38 31.53 35.48
+CLARE-ViT-L                     | 29.53 50.56 56.98 28.03 47.07 53.34 21.12 35.80 40.35
+""",
+    ),
+)
+"""Two-stage rows are a photo retriever and a grounding model."""
+
+REC = PublishedTable(
+    source=f"{_CLARE}, table of REC results",
+    note="P@.5. They see pixels and expression together, or let the expression choose: the row of "
+    "ours to compare is the one by expression.",
+    columns=_REC_COLUMNS,
+    rows=_rows(
+        _REC_COLUMNS,
+        """
+MAttNet, RN101          | 76.40 80.43 69.28 64.93 70.26 56.01 66.58 67.27
+CM-Att-Erase, RN101     | 78.35 83.14 71.32 68.09 73.65 58.03 67.99 68.67
+DGA, VGG16              |   -   78.42 65.53   -   69.07 51.99   -   63.28
+RvG-Tree, RN101         | 75.06 78.61 69.85 63.51 67.45 56.66 66.95 66.51
+NMTree, RN101           | 76.41 81.21 70.09 66.46 72.02 57.52 65.87 66.44
+CRIS, RN101             | 70.47 73.18 66.10 62.27 68.06 53.68 59.87 60.36
+LAVT, Swin-B            | 74.46 76.89 70.94 65.81 70.97 59.23 63.34 63.62
+TransVG++, ViT-B        | 86.28 88.37 80.97 75.39 80.45 66.28 76.18 76.30
+MDETR                   | 86.75 89.58 81.41 79.52 84.09 70.62 81.64 80.89
+Dyn.MDETR, ViT-B        | 85.97 88.82 80.12 74.83 81.70 63.44 72.21 74.14
+SimVG, ViT-B            | 87.07 89.04 83.57 78.84 83.64 70.67 79.82 79.93
+Shikra-7B               | 87.01 90.60 80.20 81.60 87.40 72.10 82.30 82.20
+Ferret-7B               | 87.49 91.35 82.45 80.78 87.38 73.14 83.93 84.76
+InternVL2-8B            | 87.10 91.10 80.70 79.80 87.90 71.40 82.70 82.70
+CLARE, ViT-B            | 90.22 91.18 88.74 78.53 81.60 72.49 83.30 84.91
+CLARE, ViT-L            | 91.40 91.95 89.98 80.11 83.25 74.43 86.30 86.70
+""",
+    ),
+)
+
+TIR = PublishedTable(
+    source="ObjEmbed, arXiv 2602.01753, table 4",
+    note="Image recall at 1 by these expressions, measured by its authors; the CLARE paper's own "
+    "figures of this task are not known to us.",
+    columns=("r1",),
+    rows=_rows(
+        ("r1",),
+        """
+CLIP ViT-L/14               | 16.0
+MetaCLIP2 H/14              | 19.2
+SigLIP2 So/16               | 22.9
+FG-CLIP2 So/16              | 27.3
+Qwen3-VL-Embedding-2B       | 28.0
+Qwen3-VL-Embedding-8B       | 32.6
+QQMM-embed-v2-7B            | 32.7
+ObjEmbed-2B                 | 37.5
+ObjEmbed-4B                 | 39.3
+""",
+    ),
+)

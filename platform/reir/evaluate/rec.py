@@ -1,0 +1,242 @@
+"""Referring expression comprehension: the box that an expression means, its photo being given.
+
+Two answers are measured. *Query-free*: the best of the instances that an index holds of the photo,
+which were chosen before any expression was known. *By expression*: the best of all that the encoder
+sees, as published models answer (clare.md section 6); since the photo is given with the expression
+this is no leak, but it needs the photo at query time. Suppression of overlaps plays no part in it:
+the best of all is never suppressed.
+"""
+
+# Shapes: M expressions, P photos
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reir.datasets import Expression, ReferringDataset
+from reir.errors import DataError
+from reir.evaluate.gallery import Encoding, asked_by, encode_gallery, queries_of
+from reir.evaluate.published import PublishedTable, rec_split, rec_table
+from reir.evaluate.reports import (
+    NO_CHOICE,
+    Figures,
+    Measured,
+    beside,
+    cell,
+    figure_table,
+    intervals,
+    means,
+    measured,
+    percent,
+    ranges,
+    stacked,
+)
+from reir.metrics import Gallery, Queries, rec_hits, top_instances
+from reir.metrics.reir import Floats
+from reir.models.seams import InstanceEncoder
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+IOU_THRESHOLDS = (0.5, 0.7, 0.9)
+TRAIN = "train"
+QUERY_FREE_TITLE = "Best of the instances that an index holds of the photo (query-free)"
+BY_EXPRESSION_TITLE = "Best of all that the encoder sees (by expression): no index can do this"
+HEADERS = {"p50": "P@.5", "p70": "P@.7", "p90": "P@.9", "mean_iou": "mean IoU"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecSplit:
+    """The figures of one split, in percent, with 95 % bootstrap intervals.
+
+    Attributes:
+        name: of the split, and of the kind of its expressions where it has several.
+        published_as: its name in published tables, empty for other sets.
+        num_photos: with expressions.
+        num_expressions: all that describe an instance.
+        query_free: `p50`, `p70`, `p90`, `mean_iou` of the best instance of an index.
+        by_expression: the same of the best of all that the encoder sees; None where not measured.
+    """
+
+    name: str
+    published_as: str
+    num_photos: int
+    num_expressions: int
+    query_free: Figures
+    by_expression: Figures | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecReport:
+    """The figures of one evaluation.
+
+    Attributes:
+        splits: in the order asked for.
+        published: figures of others on those of the splits that they published; None without.
+        measured: on what, and with what.
+    """
+
+    splits: tuple[RecSplit, ...]
+    published: PublishedTable | None
+    measured: Measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "splits": {split.name: _split_dict(split) for split in self.splits},
+            "published": self.published.to_dict() if self.published else None,
+            **self.measured.to_dict(),
+        }
+
+    def table(self) -> RenderableType:
+        """Return the figures as tables for the terminal."""
+        parts: list[RenderableType] = [self._table(QUERY_FREE_TITLE, "query_free")]
+        if all(split.by_expression for split in self.splits):
+            parts += ["", self._table(BY_EXPRESSION_TITLE, "by_expression")]
+        if self.published:
+            parts += ["", *beside(self.published, _headers(self.published), self._rows())]
+        return stacked(parts, self.measured.notes())
+
+    def _table(self, title: str, choice: str) -> Table:
+        table = figure_table(title, ["queries", *HEADERS.values()])
+        for split in self.splits:
+            figures: Figures = getattr(split, choice)
+            cells = (cell(figures[name]) for name in HEADERS)
+            table.add_row(split.name, f"{split.num_expressions:,}", *cells)
+        return table
+
+    def _rows(self) -> dict[str, dict[str, float]]:
+        rows: dict[str, dict[str, float]] = {"query-free": {}, "by expression": {}}
+        for split in self.splits:
+            if split.published_as:
+                rows["query-free"][split.published_as] = split.query_free["p50"].mean
+                if split.by_expression:
+                    rows["by expression"][split.published_as] = split.by_expression["p50"].mean
+        return {name: figures for name, figures in rows.items() if figures}
+
+
+def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
+    encoder: InstanceEncoder,
+    dataset: ReferringDataset,
+    images_dir: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    max_photos: int | None = None,
+    how: Encoding | None = None,
+) -> RecReport:
+    """Encode the photos of some splits once, and find each expression's box in its photo.
+
+    Every expression that describes an instance is a query; those of several kinds ("long",
+    "short") are reported apart.
+
+    Args:
+        encoder: the model; the choice by expression is measured where it is an `ExpressionChooser`.
+        dataset: a set with splits or without.
+        images_dir: where the photos are.
+        splits: to measure; none: all but "train", or the whole of a dataset without splits.
+        max_photos: only the first photos of each split.
+        how: where the photos are encoded, and what is kept of it.
+
+    Raises:
+        DataError: there is no such split, a split has no expression about an instance, or photos
+            are missing from `images_dir`.
+    """
+    groups = _groups(dataset, splits, max_photos)
+    expressions = [text for texts in groups.values() for text in texts]
+    photos = dataset.of_images({text.image_id for text in expressions})
+    queries = queries_of(encoder, photos, expressions)
+    asked = asked_by(encoder, queries, [text.text for text in expressions], num_kept=1)
+    gallery = encode_gallery(encoder, photos, images_dir, asked=asked, how=how)
+    boxes_px = _top_boxes_px(queries, gallery.arrays)
+    own_boxes_px = None
+    if asked:
+        own_boxes_px = np.full_like(boxes_px, np.nan)
+        for of_turn, shown in gallery.turns():
+            own_boxes_px[of_turn] = _top_boxes_px(queries[of_turn], shown)
+    found: list[RecSplit] = []
+    for name, texts in groups.items():
+        first = sum(split.num_expressions for split in found)
+        rows = slice(first, first + len(texts))
+        own = own_boxes_px[rows] if own_boxes_px is not None else None
+        found.append(_split(name, queries[rows], boxes_px[rows], own))
+    published = rec_table([split.published_as for split in found])
+    return RecReport(
+        splits=tuple(found),
+        published=published,
+        measured=measured(
+            encoder,
+            gallery,
+            counts={"expressions": len(queries)},
+            settings={},
+            left_out={
+                **({} if asked else {"choice by expression": NO_CHOICE}),
+                **({} if published else {"published figures": "this is no whole published split"}),
+            },
+        ),
+    )
+
+
+def _groups(
+    dataset: ReferringDataset, splits: Sequence[str], max_photos: int | None
+) -> dict[str, list[Expression]]:
+    """Name of a split, and of a kind where there are several -> its expressions."""
+    names = splits or [name for name in dataset.splits if name != TRAIN]
+    parts = {name: dataset.split(name) for name in names}
+    groups: dict[str, list[Expression]] = defaultdict(list)
+    for name, part in (parts or {Path(dataset.source).stem: dataset}).items():
+        texts = part.first_images(max_photos).with_targets().expressions
+        if not texts:
+            raise DataError(f"{part.source}: no expression of {len(part.expressions)} has a box")
+        kinds = {text.kind for text in texts}
+        for text in texts:
+            groups[f"{name} {text.kind}" if len(kinds) > 1 else name].append(text)
+    return dict(groups)
+
+
+def _top_boxes_px(queries: Queries, gallery: Gallery) -> Floats:
+    """(M, 4) box of the best instance in each query's photo, not a number where it has none."""
+    top = top_instances(queries, gallery)
+    boxes_px = np.full((len(queries), 4), np.nan)
+    boxes_px[top >= 0] = gallery.boxes_px[top[top >= 0]]
+    return boxes_px
+
+
+def _split(name: str, queries: Queries, boxes_px: Floats, own_boxes_px: Floats | None) -> RecSplit:
+    num_photos = len(np.unique(queries.images))
+    return RecSplit(
+        name=name,
+        published_as=rec_split(num_photos, len(queries)),
+        num_photos=num_photos,
+        num_expressions=len(queries),
+        query_free=_figures(queries, boxes_px),
+        by_expression=_figures(queries, own_boxes_px) if own_boxes_px is not None else None,
+    )
+
+
+def _figures(queries: Queries, boxes_px: Floats) -> Figures:
+    found = rec_hits(boxes_px, queries.boxes_px, IOU_THRESHOLDS)
+    columns = {f"p{percent(iou)}": found.hits[:, at] for at, iou in enumerate(IOU_THRESHOLDS)}
+    return intervals({**columns, "mean_iou": found.iou}, queries.images)
+
+
+def _split_dict(split: RecSplit) -> dict[str, Any]:
+    choices = {"query_free": split.query_free, "by_expression": split.by_expression}
+    return {
+        "photos": split.num_photos,
+        "expressions": split.num_expressions,
+        "published_as": split.published_as,
+        **{name: means(figures) if figures else None for name, figures in choices.items()},
+        "intervals": {name: ranges(figures) for name, figures in choices.items() if figures},
+    }
+
+
+def _headers(published: PublishedTable) -> list[str]:
+    """Return the names of published splits, in two lines each, so that eight fit a terminal."""
+    return [name.replace(" ", "\n") for name in published.columns]

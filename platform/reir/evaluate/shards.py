@@ -1,0 +1,222 @@
+"""A shard: some photos of a gallery -> their instances, as arrays, in any process.
+
+A shard is the unit of restart and of distribution. What it becomes depends on the encoder and the
+shard alone, to the last bit: photos of two shards never share a batch, and the number of threads,
+which changes how sums are rounded, is part of the shard.
+"""
+
+# Shapes: P photos of a shard, J instances, E expressions of these photos, L lists of instances,
+#         D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reir.errors import CheckpointError, DataError, ImageError
+from reir.images import read_image
+from reir.metrics.reir import Ints
+from reir.models.seams import Chosen, ExpressionChooser, InstanceEncoder, RgbImage
+from reir.records import FloatArray, Instances
+
+BATCH_PHOTOS = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What is to be encoded.
+
+    Attributes:
+        number: its place in the gallery.
+        paths: of P photos; every process must see them there.
+        digest: of the encoder that is to do it.
+        expressions: for each photo the (T, D) vectors of the expressions that are to choose
+            instances as well; empty when none are.
+        num_kept: instances kept of those that an expression chooses.
+        threads: of torch.
+    """
+
+    number: int
+    paths: tuple[Path, ...]
+    digest: str
+    expressions: tuple[FloatArray, ...] = ()
+    num_kept: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """L lists of instances, one behind the other.
+
+    Attributes:
+        counts: (L,) length of each list.
+        boxes: (J, 4) float32, xyxy in [0, 1] of the photo.
+        vectors: (J, D) float32.
+    """
+
+    counts: Ints
+    boxes: FloatArray
+    vectors: FloatArray
+
+    @classmethod
+    def of(cls, lists: Sequence[Instances], dim: int) -> Packed:
+        """Pack lists of instances."""
+        return cls(
+            np.array([len(each) for each in lists], dtype=np.int64),
+            np.concatenate([np.empty((0, 4), np.float32), *(each.boxes for each in lists)]),
+            np.concatenate([np.empty((0, dim), np.float32), *(each.vectors for each in lists)]),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Packed]) -> Packed:
+        """Put the lists of several into one."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """What a shard has become.
+
+    Attributes:
+        instances: P lists, chosen without any query; empty for a photo that does not decode.
+        chosen: E lists, chosen by each expression of each photo, photo by photo.
+        image_vectors: (P, D), not a number for a photo that does not decode.
+        size_px: (P, 2) width and height of the decoded photo, else 0.
+        failures: (P,) text, why a photo does not decode, else empty.
+    """
+
+    instances: Packed
+    chosen: Packed
+    image_vectors: FloatArray
+    size_px: Ints
+    failures: npt.NDArray[np.str_]
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return flat arrays to be written."""
+        packed = {
+            f"{part}_{field.name}": getattr(getattr(self, part), field.name)
+            for part in ("instances", "chosen")
+            for field in fields(Packed)
+        }
+        return packed | {
+            "image_vectors": self.image_vectors,
+            "size_px": self.size_px,
+            "failures": self.failures,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> EncodedShard:
+        """Inverse of `to_arrays`.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        instances, chosen = (
+            Packed(*(arrays[f"{part}_{field.name}"] for field in fields(Packed)))
+            for part in ("instances", "chosen")
+        )
+        rest = (arrays[name] for name in ("image_vectors", "size_px", "failures"))
+        return cls(instances, chosen, *rest)
+
+
+Runner = Callable[[Iterable[Shard]], Iterator[tuple[int, EncodedShard]]]
+"""Encodes shards somewhere and yields each with its number as it is done, in any order."""
+
+
+def run_here(encoder: InstanceEncoder) -> Runner:
+    """Return the runner that encodes one shard after the other in this process."""
+    return lambda shards: ((shard.number, encode_shard(encoder, shard)) for shard in shards)
+
+
+def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
+    """Decode and encode the photos of a shard.
+
+    Args:
+        encoder: an `ExpressionChooser` where expressions are to choose.
+        shard: what to do.
+
+    Raises:
+        CheckpointError: the encoder is not the one that the shard is meant for.
+        DataError: a photo is not where the shard says.
+    """
+    if encoder.digest != shard.digest:
+        raise CheckpointError(
+            f"this process has an encoder of digest {encoder.digest[:12]}, the evaluation one of "
+            f"{shard.digest[:12]}; every worker must see the same checkpoint at the same path"
+        )
+    num_photos = len(shard.paths)
+    size_px = np.zeros((num_photos, 2), dtype=np.int64)
+    failures = [""] * num_photos
+    found: dict[int, Chosen] = {}
+    with _threads(shard.threads):
+        for first in range(0, num_photos, BATCH_PHOTOS):
+            photos: dict[int, RgbImage] = {}
+            for at in range(first, num_photos)[:BATCH_PHOTOS]:
+                try:
+                    photos[at] = _read(shard.paths[at])
+                except ImageError as error:
+                    failures[at] = error.reason.value
+            for at, pixels in photos.items():
+                size_px[at] = pixels.shape[1::-1]
+            found.update(zip(photos, _encode(encoder, shard, photos), strict=True))
+    every = [found.get(at) or _nothing(encoder.dim, shard, at) for at in range(num_photos)]
+    image_vectors = [
+        found[at].query_free.image_vector if at in found else np.full(encoder.dim, np.nan)
+        for at in range(num_photos)
+    ]
+    return EncodedShard(
+        Packed.of([each.query_free for each in every], encoder.dim),
+        Packed.of([own for each in every for own in each.by_expression], encoder.dim),
+        np.array(image_vectors, dtype=np.float32),
+        size_px,
+        np.array(failures, dtype=np.str_),
+    )
+
+
+def _read(path: Path) -> RgbImage:
+    # A file that is not there is no hostile photo, but a folder that this machine does not see:
+    # to go on would give a report without photos.
+    if not path.exists():
+        raise DataError(f"{path} is not on {gethostname()}; every worker must see the photos there")
+    return read_image(path)
+
+
+def _encode(
+    encoder: InstanceEncoder, shard: Shard, photos: Mapping[int, RgbImage]
+) -> Sequence[Chosen]:
+    pixels = list(photos.values())
+    if not pixels:
+        return []
+    if not shard.expressions:
+        return [Chosen(instances, ()) for instances in encoder.encode_images(pixels)]
+    if not isinstance(encoder, ExpressionChooser):
+        raise TypeError(f"{type(encoder).__name__} cannot choose instances by an expression")
+    asked = [shard.expressions[at] for at in photos]
+    return encoder.encode_images_for(pixels, asked, shard.num_kept)
+
+
+def _nothing(dim: int, shard: Shard, at: int) -> Chosen:
+    """What a photo that does not decode has: no instances, by no expression."""
+    none = Instances(*(np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0, dim), (dim,))))
+    num_expressions = len(shard.expressions[at]) if shard.expressions else 0
+    return Chosen(none, (none,) * num_expressions)
+
+
+@contextmanager
+def _threads(num: int) -> Iterator[None]:
+    """Let torch use so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,140 @@
+"""Shards on real Ray workers: as many as you like, the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray import cloudpickle
+
+from reir.errors import CheckpointError, ConfigError
+from reir.evaluate import Encoding, evaluate_reir
+from reir.models.clare_encoder import ClareEncoder
+from reir.models.seams import InstanceEncoder, RgbImage
+from reir.records import Instances
+from reir.testing import FakeEncoder
+from reir.testing.photo_sets import draw_photo_set, random_scenes
+from reir.testing.tiny import tiny_tokenizer
+from reir.testing.tiny_clare import tiny_clare
+from reir_ingestion.actors import ray_runner
+
+pytestmark = pytest.mark.ray
+
+
+def load_clare() -> InstanceEncoder:
+    return ClareEncoder(tiny_clare(num_candidates=4), tiny_tokenizer(), "d" * 64)
+
+
+class DiesOnce(FakeEncoder):
+    """Kills its process at the first photo that any process is given."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self._mark = mark
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        try:
+            self._mark.touch(exist_ok=False)
+        except FileExistsError:
+            return super().encode_images(images)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+
+class AnotherEncoder(FakeEncoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.digest = "e" * 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    # the classes of this file are in no package that a worker could import
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_workers_give_the_bits_of_one_process(tmp_path: Path) -> None:
+    data = draw_photo_set(tmp_path, random_scenes(4, 11))
+    runner = ray_runner(load_clare, num_workers=2, use_gpu=False, threads=1)
+    here, there = (
+        evaluate_reir(
+            load_clare(),
+            data,
+            tmp_path,
+            how=Encoding(shard_photos=3, runner=each, work=tmp_path / name),
+        )
+        for name, each in (("here", None), ("there", runner))
+    )
+    assert here.leaky is not None
+    assert there == here
+    for shard in sorted((tmp_path / "here").glob("*/*.npz")):
+        other = tmp_path / "there" / shard.relative_to(tmp_path / "here")
+        with np.load(shard) as ours, np.load(other) as theirs:
+            assert ours["chosen_counts"].sum() > 0
+            assert ours.files == theirs.files
+            for name in ours.files:
+                np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_worker_that_dies_does_its_shards_again(tmp_path: Path) -> None:
+    data = draw_photo_set(tmp_path, random_scenes(5, 8))
+    load = partial(DiesOnce, tmp_path / "died")
+    runner = ray_runner(load, num_workers=1, use_gpu=False, threads=1)
+    found = evaluate_reir(
+        FakeEncoder(), data, tmp_path, how=Encoding(shard_photos=2, runner=runner)
+    )
+    assert (tmp_path / "died").exists()
+    assert found == evaluate_reir(FakeEncoder(), data, tmp_path)
+
+
+def test_errors_of_a_worker_are_those_of_one_process(tmp_path: Path) -> None:
+    data = draw_photo_set(tmp_path, random_scenes(5, 2))
+    runner = ray_runner(AnotherEncoder, num_workers=1, use_gpu=False, threads=1)
+    with pytest.raises(CheckpointError, match="an encoder of digest eeeeeeeeeeee"):
+        evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(runner=runner))
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(tmp_path: Path) -> None:
+    data = draw_photo_set(tmp_path, random_scenes(5, 2))
+    runner = ray_runner(FakeEncoder, num_workers=99, use_gpu=True, threads=1)
+    with pytest.raises(ConfigError, match="99 workers needs 99 GPUs"):
+        evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(runner=runner))
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        ("", {"address": "local", "num_cpus": 64, "include_dashboard": False}),
+        ("cluster:6379", {"address": "cluster:6379"}),
+    ],
+    ids=["alone", "cluster"],
+)
+def test_only_a_cluster_that_is_named_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, options: dict[str, object]
+) -> None:
+    class StopHereError(Exception):
+        pass
+
+    def init(**given: object) -> None:
+        assert given == options | {"log_to_driver": False}
+        raise StopHereError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    data = draw_photo_set(tmp_path, random_scenes(5, 2))
+    runner = ray_runner(FakeEncoder, num_workers=32, use_gpu=False, threads=2)
+    with pytest.raises(StopHereError):
+        evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(runner=runner))

@@ -1,0 +1,107 @@
+"""Published figures: shown for the same split alone, and told apart from ours."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reir.datasets import read_refer_json
+from reir.evaluate import evaluate_rec, evaluate_reir, evaluate_tir, texts_of
+from reir.evaluate import published as tables
+from reir.testing import ChoosingFakeEncoder, FakeEncoder, data_dir
+from reir.testing.photo_sets import three_photos
+
+DATA = data_dir()
+
+
+def test_only_the_same_split_has_published_figures() -> None:
+    table = tables.reir_table(4994, 4994)
+    assert table is not None
+    assert tables.reir_table(4994, 14000) is None
+    assert tables.tir_table(4994, 4994) is not None
+    assert tables.tir_table(5000, 25000) is None
+    assert tables.rec_split(1500, 10834) == "RefCOCO val"
+    assert tables.rec_split(1500, 10833) == ""
+    assert tables.rec_table([""]) is None
+
+
+def test_figures_of_the_paper_stand_in_their_columns() -> None:
+    large = tables.REIR.rows[-1]
+    assert large.system == "CLARE-ViT-L"
+    assert (large.figures["br1_50"], large.figures["br10_50"]) == (29.53, 56.98)
+    assert (large.figures["br1_70"], large.figures["br10_90"]) == (28.03, 40.35)
+    rec = tables.rec_table(["RefCOCOg test-u", "RefCOCO+ testA"])
+    assert rec is not None
+    assert rec.columns == ("RefCOCO+ testA", "RefCOCOg test-u")
+    by_system = {row.system: row.figures for row in rec.rows}
+    assert by_system["CLARE, ViT-L"]["RefCOCOg test-u"] == 86.70
+    assert by_system["CLARE, ViT-B"]["RefCOCO+ testA"] == 81.60
+    assert "RefCOCO val" not in by_system["DGA, VGG16"]  # a blank of the source
+
+
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="needs the shared annotations: set REIR_DATA")
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("refcoco_val", "RefCOCO val"),
+        ("refcoco_testA", "RefCOCO testA"),
+        ("refcoco_testB", "RefCOCO testB"),
+        ("refcoco+_val", "RefCOCO+ val"),
+        ("refcoco+_testA", "RefCOCO+ testA"),
+        ("refcoco+_testB", "RefCOCO+ testB"),
+        ("refcocog_val", "RefCOCOg val-u"),
+        ("refcocog_test", "RefCOCOg test-u"),
+    ],
+)
+def test_real_splits_are_recognised_by_their_size(file: str, name: str) -> None:
+    assert DATA is not None
+    dataset = read_refer_json(DATA / "refs_only" / "refcoco" / f"{file}.json")
+    assert tables.rec_split(len(dataset.images), len(dataset.with_targets().expressions)) == name
+
+
+def shown(report: object) -> str:
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(report)
+    text = capture.get()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    return text
+
+
+def test_published_rows_stand_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, encoder = three_photos(tmp_path), ChoosingFakeEncoder()
+    monkeypatch.setattr(tables, "REIRCOCO_VAL", (3, 4))
+    report = evaluate_reir(encoder, data, tmp_path)
+    text = shown(report.table())
+    assert "CLARE-ViT-L" in text
+    assert "arXiv 2506.18246" in text
+    assert text.index("CLARE-ViT-L") < text.index("query-free, B") < text.index("leaky, A")
+    row = next(line.split() for line in text.splitlines() if "query-free, A" in line)
+    assert row[2:5] == ["75.00", "75.00", "75.00"]
+    assert report.to_dict()["published"]["rows"]["CLARE-ViT-B"]["br1_50"] == 28.47
+    assert "published figures" not in report.measured.left_out
+    tir = shown(evaluate_tir(encoder, data, texts_of(data), tmp_path).table())
+    assert "ObjEmbed-4B" in tir
+    assert tir.index("ObjEmbed-4B") < tir.rindex("by the best instance")
+
+
+def test_all_published_rec_splits_fit_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(tables.REC_SPLITS.values())
+    data = three_photos(tmp_path)
+    monkeypatch.setattr(tables, "REC_SPLITS", {(2, 4): "RefCOCO+ testA"})
+    report = evaluate_rec(FakeEncoder(), data, tmp_path)
+    text = shown(report.table())
+    assert "81.60" in text
+    assert "75.00" in next(
+        line for line in text.splitlines() if "query-free" in line and "75" in line
+    )
+    whole = tables.rec_table(names)
+    assert whole is not None
+    assert whole.columns == tuple(names)
