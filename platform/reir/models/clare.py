@@ -45,6 +45,7 @@ from reir.models.deformable import (
     TokenGrid,
     to_xyxy,
 )
+from reir.models.masks import MaskBranch, MaskInputs
 from reir.models.more import MixtureOfRelationExperts
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class ClareConfig:
         num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
         num_candidates, nms_iou: instances kept of a photo by objectness, after NMS.
         shortest_side_px, longest_side_px: photos are resized to the one, never past the other.
+        masks: with the mask branch (clare.md 3.8).
         clia_bias: first value of the bias of CLIA; None takes -10, or 0 under `paper_parity`.
         paper_parity: behave as the released code does, see the table above.
     """
@@ -105,6 +107,7 @@ class ClareConfig:
     nms_iou: float = 0.7
     shortest_side_px: int = 800
     longest_side_px: int = 1333
+    masks: bool = False
     clia_bias: float | None = None
     paper_parity: bool = False
 
@@ -120,7 +123,7 @@ class ClareConfig:
             ("vision_width", self.vision_width, self.vision_heads, "vision_heads"),
             ("vision_width", self.vision_width, 2, "halved at the finest map"),
             ("text_width", self.text_width, self.text_heads, "text_heads"),
-            ("patch_px", self.patch_px, 2, "the step to the finest map"),
+            ("patch_px", self.patch_px, 4 if self.masks else 2, "the step to the finest map"),
         ):
             if value < 1 or value % unit:
                 raise ValueError(f"{name} must be a multiple of {unit} ({why}), got {value}")
@@ -198,6 +201,7 @@ class ClareOutput:
         token_valid: (B, T) bool, tokens that may propose.
         denoising_objects: (K, B, Q, D), None without denoising queries.
         denoising_boxes: (K, B, Q, 4), likewise.
+        masks: what masks are made from, None without the branch.
     """
 
     objects: Tensor
@@ -209,6 +213,7 @@ class ClareOutput:
     token_valid: Tensor
     denoising_objects: Tensor | None = None
     denoising_boxes: Tensor | None = None
+    masks: MaskInputs | None = None
 
 
 class Clare(nn.Module):
@@ -231,6 +236,8 @@ class Clare(nn.Module):
         self.proposals = ProposalHead(config.dim, prior=PRIOR)
         self.queries = nn.Embedding(config.num_queries, config.dim)
         self.decoder = DeformableDecoder(shape, config.decoder_layers)
+        if config.masks:
+            self.masks = MaskBranch(config.dim)
         layers = config.decoder_layers
         self.experts = nn.ModuleList(
             MixtureOfRelationExperts(
@@ -277,6 +284,7 @@ class Clare(nn.Module):
         allowed = allowed_pairs(token_valid.gather(1, best), denoising)
         states, boxes = self.decoder(content, boxes, allowed, memory)
         objects, boxes = self._in_space(states), to_xyxy(boxes)
+        states = states[:, :, num_known:]
         return ClareOutput(
             objects=objects[:, :, num_known:],
             boxes=boxes[:, :, num_known:],
@@ -287,6 +295,7 @@ class Clare(nn.Module):
             token_valid=token_valid,
             denoising_objects=objects[:, :, :num_known] if denoising is not None else None,
             denoising_boxes=boxes[:, :, :num_known] if denoising is not None else None,
+            masks=self.masks.inputs(memory, states) if self.config.masks else None,
         )
 
     def encode(self, pixels_B3HW: Tensor, mask_BHW: Tensor) -> Memory:
