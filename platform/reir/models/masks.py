@@ -33,6 +33,9 @@ NUM_MAPS = 3
 LEAST_SIDE = 8
 """Cells; relative places in a smaller box are counted in so many, lest they become huge."""
 
+UPSAMPLING = 2
+"""From the stride at which masks are computed to the one at which they are reported."""
+
 
 @dataclass(frozen=True)
 class MaskInputs:
@@ -71,7 +74,7 @@ class MaskBranch(nn.Module):
         valid = memory.grid.valid_maps()
         mixed: Tensor | None = None
         for level in reversed(range(NUM_MAPS)):
-            x = levels[level].transpose(1, 2).unflatten(-1, sides[level])
+            x = levels[level].transpose(1, 2).reshape(len(valid[0]), -1, *sides[level])
             if mixed is not None:  # a cell's four finer ones; those of the photo have no other
                 x = x + F.interpolate(mixed, scale_factor=2.0, mode="nearest")
             x = self.mixes[level](x.masked_fill(~valid[level][:, None], 0.0))
@@ -94,13 +97,24 @@ class MaskBranch(nn.Module):
         weights = self.controller(states_BPD)
         with torch.autocast(maps_BShw.device.type, enabled=False):
             logits = convolve(maps_BShw, weights.float(), boxes_BP4.detach().float())
-            return F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)
+            return F.interpolate(logits, scale_factor=UPSAMPLING, mode="bilinear")
+
+    def of_queries(self, inputs: MaskInputs, boxes_KBN4: Tensor, query_KBP: Tensor) -> Tensor:
+        """(K, B, P, 2h, 2w) logits of some queries of each layer and photo."""
+        layers, _, asked = query_KBP.shape
+        row = query_KBP[..., None]
+        states, boxes = (
+            values.gather(2, row.expand(-1, -1, -1, values.shape[-1])).transpose(0, 1).flatten(1, 2)
+            for values in (inputs.states, boxes_KBN4)
+        )
+        logits: Tensor = self(inputs.maps, states, boxes)
+        return logits.view(-1, layers, asked, *logits.shape[2:]).transpose(0, 1)
 
 
 def cell_centres(grid: TokenGrid) -> Tensor:
     """(B, 2, h, w) x and y of the cells of the finest map in the frame of the photo."""
     height, width = grid.sides[0]
-    return grid.centres[:, : height * width].transpose(1, 2).unflatten(-1, (height, width))
+    return grid.centres[:, : height * width].transpose(1, 2).reshape(-1, 2, height, width)
 
 
 def repeat_edges(maps: Tensor, valid_Bhw: Tensor) -> Tensor:
@@ -130,7 +144,7 @@ def convolve(maps_BShw: Tensor, weights_BPW: Tensor, boxes_BP4: Tensor) -> Tenso
     x = torch.einsum("bpos,bsx->bpox", first, maps_BShw.flatten(2)) + bias[..., None]
     for weight, bias in others:
         x = torch.einsum("bpoc,bpcx->bpox", weight, x.relu()) + bias[..., None]
-    return x[:, :, 0].unflatten(-1, (height, width))
+    return x.reshape(*x.shape[:2], height, width)
 
 
 def split_weights(weights_BPW: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -138,6 +152,6 @@ def split_weights(weights_BPW: Tensor) -> list[tuple[Tensor, Tensor]]:
     sizes = [size for inputs, outputs in LAYERS for size in (inputs * outputs, outputs)]
     parts = torch.split(weights_BPW, sizes, dim=-1)
     return [
-        (weight.unflatten(-1, (outputs, inputs)), bias)
+        (weight.view(*weight.shape[:-1], outputs, inputs), bias)
         for (inputs, outputs), weight, bias in zip(LAYERS, parts[::2], parts[1::2], strict=True)
     ]
