@@ -35,6 +35,7 @@ class TableEncoder:
     dim = DIM
     digest = "table"
     num_candidates = 30
+    masks = False
 
     def __init__(self, vectors: FloatArray = TIED_VECTORS) -> None:
         self.vectors = vectors

@@ -12,8 +12,11 @@ the released code counts pixels. Knows torch, no configuration, no loss, no devi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from reir.losses import centre_size
 from reir.models.clare_vision import NORM_GROUPS, MaskedGroupNorm
 from reir.models.deformable import Memory, TokenGrid
+from reir.rle import BoolMask
 
 CHANNELS = 8
 LAYERS = ((CHANNELS + 2, CHANNELS), (CHANNELS, CHANNELS), (CHANNELS, 1))
@@ -155,3 +159,29 @@ def split_weights(weights_BPW: Tensor) -> list[tuple[Tensor, Tensor]]:
         (weight.view(*weight.shape[:-1], outputs, inputs), bias)
         for (inputs, outputs), weight, bias in zip(LAYERS, parts[::2], parts[1::2], strict=True)
     ]
+
+
+def paint(
+    logits_HW: Tensor, share: Sequence[float], box: Sequence[float], size_px: tuple[int, int]
+) -> BoolMask:
+    """Turn the logits of one instance into a mask of the photo, at any size; within its box.
+
+    Args:
+        logits_HW: of `MaskBranch`, over the padded batch.
+        share: of height and width of the padded batch that the photo covers.
+        box: xyxy in [0, 1] of the photo.
+        size_px: (height, width) of the mask.
+    """
+    height, width = size_px
+    left, top = math.floor(box[0] * width), math.floor(box[1] * height)
+    right, bottom = math.ceil(box[2] * width), math.ceil(box[3] * height)
+    device = logits_HW.device
+    x = (torch.arange(left, right, device=device) + 0.5) * (2 * share[1] / width) - 1
+    y = (torch.arange(top, bottom, device=device) + 0.5) * (2 * share[0] / height) - 1
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    read = F.grid_sample(
+        logits_HW[None, None], places[None], padding_mode="border", align_corners=False
+    )
+    mask = np.zeros(size_px, dtype=np.bool_)
+    mask[top:bottom, left:right] = (read[0, 0] > 0).cpu().numpy()
+    return mask
