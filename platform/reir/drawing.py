@@ -53,11 +53,10 @@ def draw_boxes(
     Raises:
         ValueError: there are not as many labels as boxes, or masks that are not as many.
     """
-    if len(boxes) != len(labels) or len(masks) not in (0, len(boxes)):
-        raise ValueError(
-            f"{len(boxes)} boxes need as many labels, and as many masks or none, "
-            f"got {len(labels)} and {len(masks)}"
-        )
+    if len(boxes) != len(labels):
+        raise ValueError(f"{len(boxes)} boxes need as many labels, got {len(labels)}")
+    if len(masks) not in (0, len(boxes)):
+        raise ValueError(f"{len(boxes)} boxes need as many masks or none, got {len(masks)}")
     canvas = image.convert("RGB")
     for number in reversed(range(len(masks))):
         _shade(canvas, masks[number], HIT_COLOURS[number % len(HIT_COLOURS)])
