@@ -106,8 +106,8 @@ class MemoryStore:
         for image_id, image in batch.items():
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
-            masks = image.instances and image.instances.masks
-            stored.masks[image_id] = masks or () if stored.spec.has_masks else ()
+            masks = None if image.instances is None else image.instances.masks
+            stored.masks[image_id] = (masks or ()) if stored.spec.has_masks else ()
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before."""
