@@ -113,9 +113,9 @@ def figures(checkpoint: Path, scenes: tuple[Scene, ...], images: Path) -> dict[s
     """BR@K over the gallery and precision within the true photo, in percent."""
     encoder = ClareEncoder(*load_clare(checkpoint), digest="scenes")
     report = evaluate_reir(encoder, to_dataset(scenes, per_instance=1), images)
-    found = {f"br{k}_50": report.definition_b[f"br{k}_50"].value for k in (1, 5, 10)}
-    chance = 100 / report.counts["instances"]
-    return found | {"rec_50": report.rec["p50"].value, "chance": chance}
+    found = {f"br{k}_50": report.query_free.definition_b[f"br{k}_50"].mean for k in (1, 5, 10)}
+    chance = 100 / report.measured.counts["instances"]
+    return found | {"rec_50": report.query_free.rec["p50"].mean, "chance": chance}
 
 
 def main() -> None:

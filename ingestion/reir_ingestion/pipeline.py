@@ -152,6 +152,8 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
 def version_settings(encoder: InstanceEncoder, at_least_px: int | None = None) -> Settings:
     """Return what beside the weights decides which instances an image has."""
     settings = {"num_candidates": encoder.num_candidates}
+    if encoder.masks:
+        settings["masks"] = True
     return settings if at_least_px is None else settings | {"at_least_px": at_least_px}
 
 

@@ -67,32 +67,50 @@ def save_checkpoint(
     return digest
 
 
-def load_encoder(path: Path | None = None, *, num_candidates: int | None = None) -> InstanceEncoder:
+def load_encoder(
+    path: Path | None = None, *, num_candidates: int | None = None, masks: bool = False
+) -> InstanceEncoder:
     """Load a checkpoint as an encoder; None takes the one shipped with the package.
 
     Args:
         path: checkpoint directory.
         num_candidates: instances kept of a photo; None takes the checkpoint's own number.
+        masks: give instances their masks.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the model is of an unknown kind.
+        CheckpointError: a file is missing or damaged, the model is of an unknown kind, or masks are
+            asked for and it has no mask branch.
     """
     folder = Path(path) if path is not None else SHIPPED
     if read_config(folder)["model"] == PUBLISHED:
-        return _load_published(folder, num_candidates)
+        return _load_published(folder, num_candidates, masks)
+    if masks:
+        raise CheckpointError(
+            f"{folder} holds a {NANO}, which gives no masks; clare-base and clare-large can"
+        )
     model, tokenizer = load_model(folder)
     return ClareNanoEncoder(model, tokenizer, weights_digest(folder), num_candidates=num_candidates)
 
 
-def _load_published(folder: Path, num_candidates: int | None) -> InstanceEncoder:
+def _load_published(folder: Path, num_candidates: int | None, masks: bool) -> InstanceEncoder:
     """Load a CLARE of the published shape, on a GPU where there is one."""
     from reir.models.clare_encoder import ClareEncoder
 
     model, tokenizer = load_clare(folder)
+    if masks and not model.config.masks:
+        raise CheckpointError(
+            f"{folder} was trained without masks; load it without them, or train it further with "
+            f"`reir train --init {folder} --set shape.masks=true`"
+        )
     if on_gpu := torch.cuda.is_available():
         model.cuda()
     return ClareEncoder(
-        model, tokenizer, weights_digest(folder), num_candidates=num_candidates, half=on_gpu
+        model,
+        tokenizer,
+        weights_digest(folder),
+        num_candidates=num_candidates,
+        half=on_gpu,
+        masks=masks,
     )
 
 

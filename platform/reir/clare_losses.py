@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reir.config import StrictConfig
 from reir.losses import box_distances, clia_loss, focal_loss
+from reir.mask_losses import MaskOutputs, MaskPairs, choose_pairs, mask_distances
 from reir.matching import Targets, full_precision, hungarian, simota
 from reir.models.denoising import DenoisingQueries
 
@@ -34,6 +35,8 @@ class ClareLossWeights(StrictConfig):
 
     Attributes:
         classes, l1, giou: of focal loss, L1 and GIoU; in decoder, encoder and denoising alike.
+        mask_focal, mask_dice: of the masks.
+        masks_per_photo: of a photo and decoder layer at most so many masks are compared.
         clia: of the last decoder layer.
         clia_auxiliary: of each other layer.
         mask_false_negatives: leave out of CLIA the pairs of an expression with another record of
@@ -43,6 +46,9 @@ class ClareLossWeights(StrictConfig):
     classes: float = Field(2.0, ge=0)
     l1: float = Field(5.0, ge=0)
     giou: float = Field(2.0, ge=0)
+    mask_focal: float = Field(2.0, ge=0)
+    mask_dice: float = Field(5.0, ge=0)
+    masks_per_photo: int = Field(32, ge=1)
     clia: float = Field(4.0, ge=0)
     clia_auxiliary: float = Field(1.0, ge=0)
     mask_false_negatives: bool = True
@@ -105,12 +111,14 @@ class StepOutputs:
         decoder: (L, B, N, ..) of the matching queries, the last layer last.
         proposals: (B, A) class-agnostic logits and (B, A, 4) xyxy boxes of the encoder.
         denoising: (L, B, Q, ..) of the denoising queries, and how these were made.
+        masks: of a model with the mask branch.
         clia: in stage 2 only.
     """
 
     decoder: Predictions
     proposals: tuple[Tensor, Tensor] | None = None
     denoising: tuple[Predictions, DenoisingQueries] | None = None
+    masks: MaskOutputs | None = None
     clia: CliaBatch | None = None
 
 
@@ -138,10 +146,11 @@ def clare_losses(
 ) -> dict[str, Tensor]:
     """Return the parts of the loss by name, weighted; the loss of the step is their sum.
 
-    Layers are summed. Each layer is divided by the number of its matched queries, CLIA by the
-    number of expressions. Without `mean_over_workers` these are the worker's own matched queries
-    and the expressions of the global batch, as released; with it they are means over the workers,
-    so that gradients averaged over workers equal those of one worker that holds the global batch.
+    Layers are summed. Each layer is divided by the number of its matched queries, its masks by the
+    number that are compared, CLIA by the number of expressions. Without `mean_over_workers` these
+    are the worker's own matched queries and the expressions of the global batch, as released; with
+    it they are means over the workers, so that gradients averaged over workers equal those of one
+    worker that holds the global batch.
 
     Args:
         outputs: of the model; what is None adds nothing.
@@ -154,8 +163,11 @@ def clare_losses(
         ValueError: the texts of predictions and targets differ in number.
     """
     _check_texts(outputs.decoder, targets)
-    parts, clia = _assign(outputs, targets), outputs.clia
+    parts, masks, clia = _assign(outputs, targets), outputs.masks, outputs.clia
     counts = [(part.assigned >= 0).sum((-1, -2)).flatten() for part in parts]
+    if masks is not None:
+        pairs = choose_pairs(parts[0].assigned, masks.known, weights.masks_per_photo)
+        counts.append((pairs.target >= 0).sum((-1, -2)))
     if clia is not None:
         counts.append(_num_expressions(clia, on_this_worker=mean_over_workers is not None))
     norm = torch.cat(counts).float()
@@ -165,6 +177,8 @@ def clare_losses(
     losses: dict[str, Tensor] = {}
     for part, norm_L in zip(parts, norms, strict=False):
         losses |= _part_losses(part, norm_L, weights)
+    if masks is not None:
+        losses |= _mask_losses(masks, pairs, norms[len(parts)], weights)
     if clia is not None:
         losses |= _clia_losses(clia, parts[0].assigned, norms[-1], weights)
     return losses
@@ -211,6 +225,20 @@ def _part_losses(part: _Part, norm_L: Tensor, weights: ClareLossWeights) -> dict
     return {
         part.name + name: getattr(weights, name) * _ratio(each.sum((-1, -2)).flatten(), norm_L)
         for name, each in sums.items()
+    }
+
+
+def _mask_losses(
+    masks: MaskOutputs, pairs: MaskPairs, norm_L: Tensor, weights: ClareLossWeights
+) -> dict[str, Tensor]:
+    """Focal and dice loss of the masks that were asked for; layers summed."""
+    logits = _bounded(masks.predict(pairs.query))
+    wanted = _of_target(masks.targets, pairs.target)
+    distances = mask_distances(logits, wanted, masks.inside[:, None])
+    focal, dice = ((each * (pairs.target >= 0)).sum((-1, -2)) for each in distances)
+    return {
+        "mask_focal": weights.mask_focal * _ratio(focal, norm_L),
+        "mask_dice": weights.mask_dice * _ratio(dice, norm_L),
     }
 
 

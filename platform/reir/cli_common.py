@@ -35,8 +35,8 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         metavar="SPEC",
-        help="Model by name: owlv2:NAME_OR_DIR, siglip-crops:NAME_OR_DIR, clare:DIR or clare-nano; "
-        "without it, the one that the gallery was indexed with.",
+        help="Model by name: owlv2:NAME_OR_DIR, siglip-crops:NAME_OR_DIR, clare:DIR, "
+        "clare-masks:DIR or clare-nano; without it, the one that the gallery was indexed with.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

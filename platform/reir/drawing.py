@@ -1,4 +1,4 @@
-"""Pictures of answers: boxes drawn on photos, and contact sheets of hits.
+"""Pictures of answers: boxes and masks drawn on photos, and contact sheets of hits.
 
 Knows Pillow, photos by URI and `SearchResult`; no model and no store.
 """
@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import unquote
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from reir.errors import ConfigError, DataError, ImageError
 from reir.images import decode, path_of_uri, read_bytes
-from reir.records import Hit, SearchResult
+from reir.records import Hit, MaskRle, SearchResult
+from reir.rle import decode as decode_mask
 
 Box = tuple[float, float, float, float]
 
 PAPER, CARD, INK, FAINT, GROUND = "#eceef2", "#ffffff", "#16181d", "#667085", "#dfe3ea"
 HIT_COLOURS = ("#ff4d2e", "#00a6fb", "#8ac926", "#ffca3a", "#c77dff", "#ff70a6")
 MARGIN_PX, GAP_PX, CAPTION_PX = 28, 18, 48
+MASK_OPACITY = 115  # of 255
 
 
 def draw_hits(image: Image.Image, hits: Sequence[Hit], *, first_rank: int = 1) -> Image.Image:
-    """Return a copy of a photo with the box, rank and score of each hit.
+    """Return a copy of a photo with the box, rank, score and, where it has one, mask of each hit.
 
     Args:
         image: the upright photo.
@@ -30,23 +33,33 @@ def draw_hits(image: Image.Image, hits: Sequence[Hit], *, first_rank: int = 1) -
         first_rank: rank written on the first hit.
     """
     labels = [f"{first_rank + n}  {hit.score:.2f}" for n, hit in enumerate(hits)]
-    return draw_boxes(image, [hit.box for hit in hits], labels)
+    return draw_boxes(image, [hit.box for hit in hits], labels, [hit.mask for hit in hits])
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[Box], labels: Sequence[str]) -> Image.Image:
-    """Return a copy of a photo with labelled boxes; the first lies on top.
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[Box],
+    labels: Sequence[str],
+    masks: Sequence[MaskRle | None] = (),
+) -> Image.Image:
+    """Return a copy of a photo with labelled boxes and shaded masks; the first lies on top.
 
     Args:
         image: the upright photo.
         boxes: xyxy in [0, 1].
         labels: one text a box; an empty one draws the box alone.
+        masks: one a box, of any size, or none at all.
 
     Raises:
-        ValueError: there are not as many labels as boxes.
+        ValueError: there are not as many labels as boxes, or masks that are not as many.
     """
     if len(boxes) != len(labels):
         raise ValueError(f"{len(boxes)} boxes need as many labels, got {len(labels)}")
+    if len(masks) not in (0, len(boxes)):
+        raise ValueError(f"{len(boxes)} boxes need as many masks or none, got {len(masks)}")
     canvas = image.convert("RGB")
+    for number in reversed(range(len(masks))):
+        _shade(canvas, masks[number], HIT_COLOURS[number % len(HIT_COLOURS)])
     draw = ImageDraw.Draw(canvas)
     for number in reversed(range(len(boxes))):
         _draw_box(draw, canvas.size, boxes[number], HIT_COLOURS[number % len(HIT_COLOURS)])
@@ -145,7 +158,9 @@ def _card(hit: Hit, rank: int, tile_px: int) -> Image.Image:
     else:
         scale = tile_px / max(photo.size)
         size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-        photo = draw_boxes(photo.resize(size, Image.Resampling.LANCZOS), [hit.box], [""])
+        photo = draw_boxes(
+            photo.resize(size, Image.Resampling.LANCZOS), [hit.box], [""], [hit.mask]
+        )
         card = _blank(tile_px)
         card.paste(photo, ((tile_px - size[0]) // 2, (tile_px - size[1]) // 2))
     return _captioned(card, rank, hit, tile_px)
@@ -183,6 +198,15 @@ def _captioned(card: Image.Image, rank: int, hit: Hit, tile_px: int) -> Image.Im
     room = tile_px - 12 - round(score_font.getlength(score)) - 12 - left
     draw.text((left, middle), _fitted(_file_name(hit.uri), name_font, room), FAINT, name_font, "lm")
     return card
+
+
+def _shade(canvas: Image.Image, mask: MaskRle | None, colour: str) -> None:
+    """Lay a colour, half see-through, over the pixels of a mask."""
+    if mask is None:
+        return
+    shade = Image.fromarray(decode_mask(mask).astype(np.uint8) * MASK_OPACITY)
+    shade = shade.resize(canvas.size, Image.Resampling.BILINEAR)
+    canvas.paste(colour, (0, 0, *canvas.size), shade)
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, colour: str) -> None:

@@ -2,6 +2,7 @@
 
     clare-nano                                    the checkpoint that comes with the package
     clare:DIR, or just DIR                        a checkpoint of `reir train`
+    clare-masks:DIR                               the same with masks, if it was trained with them
     owlv2:google/owlv2-base-patch16-ensemble      OWLv2, by hub name or directory
     siglip-crops:google/siglip2-base-patch16-224  boxes of clare-nano, SigLIP on their crops
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from reir.models.seams import InstanceEncoder
     from reir.store.contract import InstanceStore
 
-SHIPPED_KIND, TRAINED_KIND = "clare-nano", "clare"
+SHIPPED_KIND, TRAINED_KIND, MASKS_KIND = "clare-nano", "clare", "clare-masks"
 EXTRA = "pip install 'reir-platform[clare]'"
 
 
@@ -100,6 +101,12 @@ def _load_trained(source: str) -> InstanceEncoder:
     return load_encoder(Path(source))
 
 
+def _load_masks(source: str) -> InstanceEncoder:
+    from reir.checkpoint import load_encoder
+
+    return load_encoder(Path(source), masks=True)
+
+
 def _load_owlv2(source: str) -> InstanceEncoder:
     from reir.models.owlv2 import load_owlv2
 
@@ -147,6 +154,7 @@ def _known() -> str:
 KINDS: Mapping[str, Callable[[str], InstanceEncoder]] = {
     SHIPPED_KIND: _load_shipped,
     TRAINED_KIND: _load_trained,
+    MASKS_KIND: _load_masks,
     "owlv2": _load_owlv2,
     "siglip-crops": _load_siglip_crops,
 }

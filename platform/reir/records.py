@@ -25,6 +25,34 @@ Attributes = Mapping[str, JsonValue]
 ImageStatus = Literal["indexed", "failed"]
 
 
+MAX_RLE_BYTES = 16_384
+"""Of the runs of one mask; a page of thousands of rows has to fit into one answer of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRle:
+    """The pixels of one instance, run by run; `reir.rle` makes and reads it.
+
+    Attributes:
+        size: (height, width) in pixels of the raster, which covers the whole upright photo.
+        counts: COCO's compressed runs; `{"size": .., "counts": ..}` is what pycocotools takes.
+
+    Raises:
+        ValueError: a side is below 1, or the runs are missing or not in ASCII.
+    """
+
+    size: tuple[int, int]
+    counts: str
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading the runs."""
+        if min(self.size) < 1 or not self.counts or not self.counts.isascii():
+            raise ValueError(
+                f"a mask needs a size of at least (1, 1) and runs in ASCII, "
+                f"got {self.size} and {self.counts[:20]!r}"
+            )
+
+
 def _float32(name: str, value: npt.ArrayLike, shape: tuple[int | None, ...]) -> FloatArray:
     """Return `value` as a C-contiguous float32 array of `shape` (None: any length)."""
     array = np.ascontiguousarray(value, dtype=np.float32)
@@ -49,6 +77,7 @@ class Instances:
         objectness: (N,) float32 in [0, 1], best first.
         vectors: (N, D) float32, unit length.
         image_vector: (D,) float32, the whole photo in the same space (image retrieval).
+        masks: N masks, best first; None from an encoder that gives none.
 
     Raises:
         ValueError: a shape, a range or a length differs; the message gives both.
@@ -58,6 +87,7 @@ class Instances:
     objectness: FloatArray
     vectors: FloatArray
     image_vector: FloatArray
+    masks: tuple[MaskRle, ...] | None = None
 
     def __post_init__(self) -> None:
         """Validate and normalise every field to float32."""
@@ -69,6 +99,8 @@ class Instances:
             )
         if (boxes[:, 2:] < boxes[:, :2]).any():
             raise ValueError("boxes must be xyxy with x2 >= x1 and y2 >= y1")
+        if self.masks is not None and len(self.masks) != num:
+            raise ValueError(f"masks must be {num}, one a box, got {len(self.masks)}")
         vectors = _float32("vectors", self.vectors, (num, None))
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "objectness", _float32("objectness", self.objectness, (num,)))
@@ -169,6 +201,7 @@ class Hit:
         score: inner product of instance and expression vector, higher is better.
         objectness: query-free confidence in [0, 1].
         attributes: user columns of the photo.
+        mask: pixels of the instance, where the gallery was indexed with masks.
     """
 
     instance_id: str
@@ -178,6 +211,7 @@ class Hit:
     score: float
     objectness: float
     attributes: Attributes = field(default_factory=dict)
+    mask: MaskRle | None = None
 
     @property
     def area(self) -> float:

@@ -21,9 +21,9 @@ import numpy as np
 from reir.encoders import TRAINED_KIND, EncoderSpec, load_encoder_spec, stored_spec
 from reir.errors import CheckpointError, GalleryNotFound, QueryError, SchemaMismatch, nearest_name
 from reir.models.seams import InstanceEncoder
-from reir.records import FloatArray, Hit, SearchResult
+from reir.records import FloatArray, Hit, MaskRle, SearchResult
 from reir.store.checks import MAX_LIMIT, no_version
-from reir.store.contract import InstanceRow, InstanceStore
+from reir.store.contract import InstanceRow, InstanceStore, VersionSpec
 from reir.text import validate_expression
 
 MAX_K = 1000
@@ -106,7 +106,7 @@ class Gallery:
         self.owned = ExitStack()
         self._store = store
         self._encoder = encoder
-        self._version = ""
+        self._version, self._has_masks = "", False
         self.refresh()
 
     @property
@@ -123,8 +123,8 @@ class Gallery:
         """
         live = self._store.live_version(self.name)
         if live != self._version:
-            _check_spec(self._store, self.name, live, self._encoder)
-            self._version = live
+            spec = _checked_spec(self._store, self.name, live, self._encoder)
+            self._version, self._has_masks = live, spec.has_masks
         return live
 
     def search(
@@ -185,8 +185,11 @@ class Gallery:
             clock=clock,
         )
         answers = ranking.best(vectors_QD)
+        masks = self._masks(answers, clock) if self._has_masks else {}
         with clock.stage("rank"):
-            hits = [tuple(map(_hit, rows)) for rows in answers]
+            hits = [
+                tuple(_hit(row, masks.get(row.instance_id)) for row in rows) for rows in answers
+            ]
         return [
             SearchResult(
                 expression=expression,
@@ -197,6 +200,12 @@ class Gallery:
             )
             for expression, found in zip(expressions, hits, strict=True)
         ]
+
+    def _masks(self, answers: Sequence[Sequence[InstanceRow]], clock: _Clock) -> dict[str, MaskRle]:
+        """Return the masks of all hits, by instance id."""
+        wanted = {row.instance_id: None for rows in answers for row in rows}
+        with clock.stage("search"):
+            return self._store.get_masks(self.name, self._version, list(wanted))
 
     def close(self) -> None:
         """Close the store, if this gallery opened it."""
@@ -343,7 +352,7 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _hit(row: InstanceRow) -> Hit:
+def _hit(row: InstanceRow, mask: MaskRle | None) -> Hit:
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,
@@ -352,6 +361,7 @@ def _hit(row: InstanceRow) -> Hit:
         score=row.score,
         objectness=row.objectness,
         attributes=row.attributes,
+        mask=mask,
     )
 
 
@@ -390,8 +400,10 @@ def _load_own(store: InstanceStore, gallery: str) -> InstanceEncoder:
         ) from error
 
 
-def _check_spec(store: InstanceStore, gallery: str, version: str, encoder: InstanceEncoder) -> None:
-    """Refuse a version whose vectors the encoder's cannot be compared with."""
+def _checked_spec(
+    store: InstanceStore, gallery: str, version: str, encoder: InstanceEncoder
+) -> VersionSpec:
+    """Return a version's spec; refuse one whose vectors cannot be compared with the encoder's."""
     specs = {each.name: each.spec for each in store.versions(gallery)}
     if version not in specs:
         raise no_version(gallery, version, specs)
@@ -403,6 +415,7 @@ def _check_spec(store: InstanceStore, gallery: str, version: str, encoder: Insta
             f"{_shown(encoder.digest, encoder.dim)}; `reir index SOURCE --gallery {gallery}` "
             f"builds a version for this checkpoint, or name the other one with --encoder"
         )
+    return spec
 
 
 def _shown(digest: str, dim: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from reir.checkpoint import SHIPPED, load_clare, load_encoder, load_model, save_checkpoint
+from reir.encoders import load_encoder_spec
 from reir.errors import CheckpointError
 from reir.models.clare_encoder import ClareEncoder
 from reir.testing.tiny_clare import tiny_clare
@@ -44,6 +46,34 @@ def test_load_encoder_takes_either_kind(saved: Path) -> None:
     assert found.vectors.shape == (len(found), encoder.dim)
     assert encoder.encode_expressions(["red cup"]).shape == (1, encoder.dim)
     assert load_encoder(SHIPPED).digest != encoder.digest
+
+
+def test_the_mask_branch_is_kept_and_used_when_it_is_asked_for(saved: Path) -> None:
+    _, words = load_clare(saved)
+    written = tiny_clare(masks=True)
+    save_checkpoint(saved, written, words, {})
+    model, _ = load_clare(saved)
+    assert model.config.masks
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, written.state_dict()[name]), name
+    assert not load_encoder_spec(f"clare:{saved}").masks
+    encoder = load_encoder_spec(f"clare-masks:{saved}")
+    assert encoder.masks
+    (found,) = encoder.encode_images([np.full((80, 96, 3), 90, np.uint8)])
+    assert found.masks is not None
+    assert {mask.size for mask in found.masks} == {(80, 96)}
+
+
+def test_a_checkpoint_from_before_there_were_masks_loads_and_gives_none(saved: Path) -> None:
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    del config["model_config"]["masks"]
+    path.write_text(json.dumps(config))
+    assert not load_encoder(saved).masks
+    with pytest.raises(CheckpointError, match=r"without masks.*--set shape.masks=true"):
+        load_encoder(saved, masks=True)
+    with pytest.raises(CheckpointError, match="holds a clare-nano, which gives no masks"):
+        load_encoder(SHIPPED, masks=True)
 
 
 def test_a_checkpoint_of_the_other_kind_is_named(saved: Path) -> None:

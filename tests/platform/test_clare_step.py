@@ -27,6 +27,7 @@ from reir.testing.clare_steps import (
     QUERIES,
     TEXTS,
     some_denoising,
+    some_masks,
     some_predictions,
     some_proposals,
     some_step,
@@ -182,6 +183,7 @@ def test_reads_are_seen() -> None:
 
 def test_nothing_is_read_back_but_whether_each_target_is_served() -> None:
     outputs, targets = some_step(3)
+    outputs = replace(outputs, masks=some_masks(seeded(3), targets)[0])
     with Reads() as reads:
         clare_losses(outputs, targets, ClareLossWeights(), lambda counts: counts)
     with Reads() as matching:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from reir import drawing
 from reir.drawing import contact_sheet, contact_sheets, draw_boxes, draw_hits
 from reir.images import canonical_uri
 from reir.records import Hit, SearchResult
+from reir.rle import encode
 
 FIRST, SECOND = (ImageColor.getrgb(colour) for colour in drawing.HIT_COLOURS[:2])
 PHOTO_COLOUR = (20, 120, 60)
@@ -80,6 +82,33 @@ def test_labels_are_written_and_must_fit_in_number() -> None:
     assert count_of(labelled, (255, 255, 255)) > count_of(bare, (255, 255, 255)) == 0
     with pytest.raises(ValueError, match="1 boxes need as many labels, got 0"):
         draw_boxes(photo, [box], [])
+
+
+def test_masks_are_shaded_at_any_size() -> None:
+    photo = Image.new("RGB", (200, 100), PHOTO_COLOUR)
+    left = np.zeros((50, 40), dtype=bool)  # of another size than the photo
+    left[:, :20] = True
+    box = (0.0, 0.0, 1.0, 1.0)
+    drawn = pixels_of(draw_boxes(photo, [box], [""], [encode(left)])).astype(int)
+    plain = pixels_of(draw_boxes(photo, [box], [""])).astype(int)
+    share = drawing.MASK_OPACITY / 255
+    want = (1 - share) * np.array(PHOTO_COLOUR) + share * np.array(FIRST)
+    np.testing.assert_allclose(drawn[20:80, 20:95], np.broadcast_to(want, (60, 75, 3)), atol=1)
+    np.testing.assert_array_equal(drawn[20:80, 105:180], plain[20:80, 105:180])
+    assert (draw_boxes(photo, [box], [""], [None]).tobytes()) == plain.astype(np.uint8).tobytes()
+    with pytest.raises(ValueError, match="1 boxes need as many masks or none, got 2"):
+        draw_boxes(photo, [box], [""], [None, None])
+
+
+def test_hits_and_sheets_show_their_masks(photo_uri: str) -> None:
+    hit = make_hit(photo_uri)
+    masked = replace(hit, mask=encode(np.ones((3, 4), dtype=bool)))
+    photo = Image.new("RGB", (400, 300), PHOTO_COLOUR)
+    middle = (200, 150)
+    assert draw_hits(photo, [hit]).getpixel(middle) == PHOTO_COLOUR
+    assert draw_hits(photo, [masked]).getpixel(middle) != PHOTO_COLOUR
+    bare, shaded = (contact_sheet(make_result([each])) for each in (hit, masked))
+    assert bare.tobytes() != shaded.tobytes()
 
 
 def test_draw_hits_ranks_from_the_first_rank() -> None:

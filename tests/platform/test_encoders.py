@@ -52,6 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "google/siglip2-base-patch16-224",
         ),
         ("clare:runs/1", "clare", "runs/1"),
+        ("clare-masks:runs/1", "clare-masks", "runs/1"),
         ("owlv2:a:b", "owlv2", "a:b"),
     ],
 )
@@ -80,7 +81,10 @@ def test_directories_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "owlv:google/x",
             r"unknown kind of encoder 'owlv' in 'owlv:google/x'; did you mean 'owlv2'",
         ),
-        ("siglip_crops:x", r"did you mean 'siglip-crops'\?; known are clare-nano, clare, owlv2"),
+        (
+            "siglip_crops:x",
+            r"did you mean 'siglip-crops'\?; known are clare-nano, clare, clare-masks",
+        ),
         ("clip:x", r"unknown kind of encoder 'clip'"),
         ("owlv2", r"'owlv2' must read owlv2:NAME_OR_DIR"),
         ("siglip-crops:", r"must read siglip-crops:NAME_OR_DIR"),

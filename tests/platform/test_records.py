@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
-from reir.records import Hit, ImageRecord, IndexedImage, Instances, SearchResult
+from reir.records import Hit, ImageRecord, IndexedImage, Instances, MaskRle, SearchResult
 
 
 def make_instances(num: int = 3, dim: int = 4) -> Instances:
@@ -116,6 +116,19 @@ def test_ledger_row_and_instances_must_agree() -> None:
         IndexedImage(make_record("failed", 0, "empty"), make_instances(0))
 
 
+def test_masks_are_checked() -> None:
+    mask = MaskRle((2, 3), "06")
+    plain = make_instances(3)
+    masked = replace(plain, masks=(mask, mask, mask))
+    assert masked.masks is not None
+    assert len(masked.masks) == 3
+    with pytest.raises(ValueError, match="masks must be 3, one a box, got 1"):
+        replace(plain, masks=(mask,))
+    for size, counts in (((0, 3), "06"), ((2, 3), ""), ((2, 3), "\u00e4")):
+        with pytest.raises(ValueError, match="needs a size of at least"):
+            MaskRle(size, counts)
+
+
 def test_hit_area() -> None:
     assert make_hit().area == pytest.approx(0.4 * 0.5)
 
@@ -131,9 +144,17 @@ def test_results_become_plain_json() -> None:
     )
     read_back = json.loads(json.dumps(result.to_dict()))
     assert read_back["hits"][0]["box"] == [0.1, 0.2, 0.5, 0.7]
+    assert read_back["hits"][0]["mask"] is None
     assert read_back["hits"][0]["attributes"] == {"camera": "x"}
     assert read_back["timings_ms"] == {"text": 1.5}
     assert read_back["degraded"] == ["rank"]
+
+
+def test_a_mask_becomes_what_pycocotools_takes() -> None:
+    hit = replace(make_hit(), mask=MaskRle((2, 3), "06"))
+    result = SearchResult(expression="x", gallery="g", version="v", hits=(hit,), timings_ms={})
+    read_back = json.loads(json.dumps(result.to_dict()))
+    assert read_back["hits"][0]["mask"] == {"size": [2, 3], "counts": "06"}
 
 
 def test_records_are_frozen_and_survive_pickling() -> None:

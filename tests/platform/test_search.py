@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import reir
 from reir import search
 from reir.errors import FilterError, GalleryNotFound, QueryError, SchemaMismatch
-from reir.records import FloatArray, Hit, ImageRecord, IndexedImage, Instances
+from reir.records import FloatArray, Hit, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.search import Gallery, open_gallery
 from reir.store import InstanceRow, InstanceStore, VersionSpec, open_store
 from reir.store.memory import MemoryStore
@@ -35,6 +36,7 @@ class TableEncoder:
     dim = DIM
     digest = "table"
     num_candidates = 30
+    masks = False
 
     def __init__(self, vectors: FloatArray = TIED_VECTORS) -> None:
         self.vectors = vectors
@@ -278,6 +280,27 @@ def test_result_carries_what_was_asked_and_the_stages() -> None:
     assert hit.uri == "file:///photos/a.jpg"
     assert hit.box == (0.0, 0.0, 0.5, 1.0)
     assert (hit.score, hit.objectness, hit.attributes) == (1.0, 1.0, {"parity": 1})
+
+
+def test_hits_carry_their_masks_where_the_version_keeps_them(store: InstanceStore) -> None:
+    vectors = np.eye(DIM, dtype=np.float32)
+    plain = indexed("img000", vectors)
+    assert plain.instances is not None
+    masks = tuple(MaskRle((2, 3), f"{n}{6 - n}") for n in range(1, 5))
+    image = replace(plain, instances=replace(plain.instances, masks=masks))
+    fill(store, [image], spec=VersionSpec(dim=DIM, digest="table", settings={"masks": True}))
+    gallery = Gallery("photos", store, TableEncoder())
+    for number in (0, 3):
+        result = gallery.search(f"number {number}", per_image=4)
+        assert len(result.hits) == 4
+        for hit in result.hits:
+            assert hit.mask == masks[int(hit.instance_id.rpartition("#")[2])]
+        assert result.to_dict()["hits"][0]["mask"] == {
+            "size": (2, 3),
+            "counts": masks[number].counts,
+        }
+    fill(store, [image], version="v2")
+    assert {hit.mask for hit in gallery.search("number 0", per_image=4).hits} == {None}
 
 
 def test_a_promotion_counts_from_the_next_search_on(store: InstanceStore) -> None:

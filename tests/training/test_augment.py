@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reir.errors import ConfigError
-from reir_training.augment import Augmentation, View, boxes_in, draw_view, see, text_in
+from reir_training.augment import (
+    Augmentation,
+    View,
+    boxes_in,
+    boxes_of_masks,
+    draw_view,
+    mask_in,
+    see,
+    text_in,
+)
 
 SMALL = Augmentation(
     short_sides=(48, 64), long_side=100, crop_short_sides=(60, 80), crop_sides=(30, 60)
@@ -96,3 +105,65 @@ def test_wrong_settings_are_refused() -> None:
 
     with pytest.raises(ConfigError, match="mirror_probability"):
         load_config(Augmentation, {"mirror_probability": 2})
+
+
+# ------------------------------------------------------------------------------------------- masks
+
+
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1, 2]))
+def test_a_mask_is_read_off_where_its_pixels_are_seen(seed: int, scale: int) -> None:
+    """Each cell says what the photo has at its centre, whatever the view and the mask's size."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(30, 90, size=2).tolist()
+    coarse = rng.random((height, width)) < 0.5
+    mask = coarse.repeat(scale, 0).repeat(scale, 1)
+    view = draw_view(width, height, rng, SMALL)
+    got = mask_in(view, mask, (width, height), 4)
+    assert got.shape == (-(-view.height_px // 4), -(-view.width_px // 4))
+    x1, y1, x2, y2 = view.region_px
+    for row, column in rng.integers(0, got.shape, size=(20, 2)).tolist():
+        x, y = 4 * column + 2, 4 * row + 2
+        if x >= view.width_px or y >= view.height_px:
+            assert not got[row, column]
+            continue
+        u = (1 - x / view.width_px) if view.mirrored else x / view.width_px
+        at = (y1 + y / view.height_px * (y2 - y1), x1 + u * (x2 - x1))
+        if min(abs(each - round(each)) for each in at) > 1e-6:  # not between two pixels
+            assert got[row, column] == coarse[int(at[0]), int(at[1])]
+
+
+def test_masks_and_pixels_are_seen_alike() -> None:
+    mask = np.zeros((60, 90), dtype=bool)
+    mask[10:40, 20:70] = True
+    pixels = np.where(mask[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)
+    for seed in range(20):
+        view = draw_view(90, 60, np.random.default_rng(seed), SMALL)
+        seen = see(pixels, view)[2::4, 2::4, 0]
+        got = mask_in(view, mask, (90, 60), 4)[: seen.shape[0], : seen.shape[1]]
+        assert ((seen > 127) == got).mean() > 0.93  # but for cells on the edge
+
+
+def test_boxes_shrink_to_what_is_seen_of_their_masks() -> None:
+    """A mask like an L: its upper half is narrow."""
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[20:80, 10:20] = mask[60:80, 10:70] = True
+    boxes = np.array([[10.25, 20, 69.5, 80]] * 2, dtype=np.float32)
+    whole, upper, beside = (
+        View(region, 64, 64)
+        for region in ((0.0, 0.0, 100.0, 100.0), (0.0, 0.0, 100.0, 50.0), (30.0, 0.0, 90.0, 50.0))
+    )
+    for view, want in (
+        (whole, [10.25, 20, 69.5, 80]),
+        (upper, [10.25, 20, 20, 50]),
+        (beside, None),
+    ):
+        got = boxes_of_masks(view, boxes, [mask, None], (100, 100))
+        np.testing.assert_array_equal(got[1], boxes[1])
+        if want is None:
+            assert (got[0, 2:] <= got[0, :2]).any()
+        else:
+            np.testing.assert_allclose(got[0], want)
+    half = mask[::2, ::2]
+    np.testing.assert_allclose(
+        boxes_of_masks(upper, boxes[:1], [half], (100, 100))[0], [10.25, 20, 20, 50]
+    )

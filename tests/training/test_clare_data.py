@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import ConfigError, ImageError
+from reir.rle import encode
 from reir_training.augment import Augmentation
 from reir_training.clare_data import DETECTION, GROUNDING, NO_PHOTO, ClareBatch, ClareData
 from reir_training.examples import TrainPhoto, Written
@@ -52,8 +54,15 @@ def photos(tmp_path: Path) -> list[TrainPhoto]:
     return [write_photo(tmp_path, i, wide=i % 3 > 0) for i in range(12)]
 
 
-def make(photos: list[TrainPhoto], how: Augmentation = PLAIN, texts: int = 1) -> ClareData:
-    return ClareData(photos, how, batch_size=4, texts_per_photo=texts, seed=3)
+def make(
+    photos: list[TrainPhoto],
+    how: Augmentation = PLAIN,
+    texts: int = 1,
+    stride_px: int | None = None,
+) -> ClareData:
+    return ClareData(
+        photos, how, batch_size=4, texts_per_photo=texts, seed=3, mask_stride_px=stride_px
+    )
 
 
 def assert_targets_show_their_colour(batch: ClareBatch, task: str) -> None:
@@ -123,8 +132,6 @@ def test_a_step_is_the_same_whoever_loads_it(photos: list[TrainPhoto]) -> None:
 
 
 def test_photos_without_anything_to_ask_are_left_out(photos: list[TrainPhoto]) -> None:
-    from dataclasses import replace
-
     bare = replace(photos[0], expressions=(), categories=np.array([-1, -1]))
     with pytest.raises(ConfigError, match="'grounding' has no samples"):
         make([bare]).sampler([GROUNDING])
@@ -137,3 +144,65 @@ def test_a_broken_photo_is_named(photos: list[TrainPhoto]) -> None:
     data = make(photos[:1])
     with pytest.raises(ImageError):
         data.load(data.sampler([GROUNDING]).step(0))
+
+
+# ------------------------------------------------------------------------------------------- masks
+
+
+def with_masks(photo: TrainPhoto) -> TrainPhoto:
+    """The red one's mask is its rectangle without a corner, painted grey; the blue one has none."""
+    pixels = np.asarray(Image.open(photo.path)).copy()
+    pixels[10:30, 4:19] = 90
+    Image.fromarray(pixels).save(photo.path)
+    red = (pixels[..., 0] > 200) & (pixels[..., 2] < 50)
+    return replace(photo, masks=(encode(red), None))
+
+
+@pytest.mark.parametrize("task", [DETECTION, GROUNDING])
+def test_masks_follow_their_pixels(photos: list[TrainPhoto], task: str) -> None:
+    data = make([with_masks(photo) for photo in photos], CUT, 2, stride_px=4)
+    sampler = data.sampler([task])
+    for number in range(sampler.steps_per_epoch):
+        batch = ClareBatch.from_arrays(data.load(sampler.step(number)))
+        assert batch.masks is not None
+        assert batch.has_mask is not None
+        assert batch.masks.shape[1:] == tuple(-(-side // 4) for side in batch.pixels.shape[2:])
+        for target, (mask, photo) in enumerate(zip(batch.masks, batch.box_photo, strict=True)):
+            name = batch.texts[int(batch.box_text[target])]
+            is_red = name == "dog" if task == DETECTION else "red" in name
+            assert bool(batch.has_mask[target]) == is_red
+            if not is_red:
+                assert not mask.any()
+                continue
+            seen = batch.pixels[photo, :, 2::4, 2::4]
+            red = (seen[0] > 170) & (seen[2] < 50)
+            rows, columns = red.shape
+            assert (mask[:rows, :columns] == red).float().mean() > 0.9  # but for the edges
+            box_px = (batch.boxes[target] * batch.size_px[photo].flip(0).repeat(2)).tolist()
+            ys, xs = mask.nonzero(as_tuple=True)
+            if len(xs):  # the box is that of the mask
+                assert abs(4 * int(xs.min()) - box_px[0]) <= 4
+                assert abs(4 * int(ys.max()) + 4 - box_px[3]) <= 4
+
+
+def test_photos_without_masks_have_room_for_them_and_none(photos: list[TrainPhoto]) -> None:
+    data = make(photos, stride_px=4)
+    batch = ClareBatch.from_arrays(data.load(data.sampler([GROUNDING]).step(0)))
+    assert batch.masks is not None
+    assert batch.has_mask is not None
+    assert not batch.masks.any()
+    assert not batch.has_mask.any()
+    bare = make(photos)
+    assert ClareBatch.from_arrays(bare.load(bare.sampler([GROUNDING]).step(0))).masks is None
+
+
+def test_a_mask_outside_of_its_box_leaves_the_target_its_box(photos: list[TrainPhoto]) -> None:
+    elsewhere = np.zeros((160, 160), dtype=bool)
+    elsewhere[-2:, -2:] = True
+    odd = [replace(photo, masks=(encode(elsewhere), None)) for photo in photos]
+    data = make(odd, CUT, stride_px=4)
+    sampler = data.sampler([GROUNDING])
+    for number in range(sampler.steps_per_epoch):
+        batch = ClareBatch.from_arrays(data.load(sampler.step(number)))
+        assert (batch.boxes[:, 2:] > batch.boxes[:, :2]).all()
+        assert len(batch.boxes) == 4

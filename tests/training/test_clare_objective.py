@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from reir.clare_losses import ClareLossWeights
 from reir.datasets.coco_classes import COCO_CLASSES
+from reir.rle import encode
 from reir.testing.tiny_clare import tiny_clare
 from reir_training.augment import Augmentation
 from reir_training.clare_data import DETECTION, GROUNDING, ClareBatch, ClareData
-from reir_training.clare_objective import ClareStepObjective, Slots
+from reir_training.clare_objective import ClareStepObjective, Slots, cells_inside
 from reir_training.examples import TrainPhoto, Written
 from reir_training.plan import Stage
 
@@ -125,3 +127,97 @@ def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
             first = first or float(loss.detach())
         last = float(loss.detach())
     assert last < 0.8 * first
+
+
+# ------------------------------------------------------------------------------------------- masks
+
+
+def masked_photos(folder: Path) -> list[TrainPhoto]:
+    """The photos with the masks of their red and of every second blue rectangle."""
+    out = []
+    for i, photo in enumerate(photos(folder)):
+        red, blue = (
+            (colour > 200) & (other < 50)
+            for pixels in [np.asarray(Image.open(photo.path))]
+            for colour, other in (
+                (pixels[..., 0], pixels[..., 2]),
+                (pixels[..., 2], pixels[..., 0]),
+            )
+        )
+        out.append(replace(photo, masks=(encode(red), encode(blue) if i % 2 else None)))
+    return out
+
+
+def load_masked(folder: Path, rank: int = 0, world_size: int = 1) -> ClareBatch:
+    data = ClareData(
+        masked_photos(folder), PLAIN, batch_size=4, texts_per_photo=2, mask_stride_px=4
+    )
+    step = data.sampler([GROUNDING]).step(0, rank, world_size)
+    return ClareBatch.from_arrays(data.load(step, rank))
+
+
+def make_masked(**settings: object) -> ClareStepObjective:
+    model = tiny_clare(num_experts=0, masks=True)
+    return ClareStepObjective(model, tokenizer(), ClareLossWeights(), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_masks_teach_the_branch_and_the_tower(tmp_path: Path, half: bool) -> None:
+    objective = make_masked(half=half).train()
+    _, parts = objective(load_masked(tmp_path), "grounding")
+    assert parts["mask_focal"] > 0
+    assert parts["mask_dice"] > 0
+    loss, _ = objective(load_masked(tmp_path), "clia")
+    loss.backward()
+    for name, parameter in objective.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or "masks." not in name, name
+
+
+def test_boxes_only_data_adds_nothing_for_masks(tmp_path: Path) -> None:
+    data = ClareData(photos(tmp_path), PLAIN, batch_size=4, texts_per_photo=2, mask_stride_px=4)
+    bare = ClareBatch.from_arrays(data.load(data.sampler([GROUNDING]).step(0)))
+    objective = make_masked(denoising=False)
+    loss, parts = objective(bare, "grounding")
+    assert (parts["mask_focal"], parts["mask_dice"]) == (0, 0)
+    loss.backward()
+    gradients = [parameter.grad for parameter in objective.model.masks.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    want, without = objective(load(tmp_path, GROUNDING), "grounding")
+    assert "mask_focal" not in without
+    torch.testing.assert_close(loss, want)
+
+
+def test_cells_whose_centre_lies_in_the_photo_are_inside() -> None:
+    got = cells_inside(torch.tensor([[6, 7], [8, 10]]), (3, 4), 4)
+    rows = [[True, False, False], [True, True, False]]
+    columns = [[True, True, False, False], [True, True, False, False]]
+    for each, row, column in zip(got, rows, columns, strict=True):
+        assert torch.equal(each, torch.tensor(row)[:, None] & torch.tensor(column))
+
+
+class Told:
+    """Stands for the other worker: takes the counts down, or answers with their known mean."""
+
+    def __init__(self, mean: torch.Tensor | None = None) -> None:
+        self.known, self.seen = mean, torch.empty(0)
+
+    def others(self, values: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError(f"not asked in grounding, got {tuple(values.shape)}")
+
+    def mean(self, counts: torch.Tensor) -> torch.Tensor:
+        self.seen = counts
+        return counts if self.known is None else self.known
+
+
+def test_two_workers_with_masks_equal_one(tmp_path: Path) -> None:
+    """Their batches are padded to unlike sizes, and they hold unlike numbers of masks."""
+    whole, _ = make_masked(denoising=False)(load_masked(tmp_path), "grounding")
+    batches = [load_masked(tmp_path, rank, 2) for rank in range(2)]
+    notes = [Told(), Told()]
+    for note, batch in zip(notes, batches, strict=True):
+        make_masked(denoising=False, workers=note)(batch, "grounding")
+    known = Told((notes[0].seen + notes[1].seen) / 2)
+    both = [make_masked(denoising=False, workers=known)(each, "grounding")[0] for each in batches]
+    torch.testing.assert_close((both[0] + both[1]) / 2, whole, rtol=1e-5, atol=1e-5)

@@ -1,15 +1,16 @@
 """How training sees a photo: mirrored, resized, or a part of it (clare.md section 5).
 
 A `View` is drawn from a photo's size alone, so pixels are touched once, when it is applied, and
-boxes and expressions follow it exactly.
+boxes, masks and expressions follow it exactly.
 """
 
-# Shapes: H x W pixels, N boxes
+# Shapes: H x W pixels, N boxes, h x w cells of a view
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from reir.config import StrictConfig
 from reir.images import fitted_size
 from reir.models.seams import RgbImage
 from reir.records import FloatArray
+from reir.rle import BoolMask
 from reir.text import has_ordinal, swap_left_right
 
 
@@ -113,6 +115,57 @@ def boxes_in(view: View, boxes_px: FloatArray) -> FloatArray:
     if view.mirrored:
         inside = np.stack([1 - inside[:, 2], inside[:, 1], 1 - inside[:, 0], inside[:, 3]], axis=1)
     return inside.astype(np.float32)
+
+
+def mask_in(view: View, mask: BoolMask, size_px: tuple[int, int], stride_px: int) -> BoolMask:
+    """(H, W) mask of a photo -> (h, w) mask of the view, read off at the centre of each cell.
+
+    Args:
+        view: of the photo.
+        mask: of the whole photo, at any resolution.
+        size_px: width and height of the photo.
+        stride_px: side of a cell, in pixels of the view. A last cell whose centre the view does
+            not reach is False.
+    """
+    across, down = (np.arange(stride_px / 2, n, stride_px) for n in (view.width_px, view.height_px))
+    if view.mirrored:
+        across = view.width_px - across
+    x1, y1, x2, y2 = view.region_px
+    columns = (x1 + across * ((x2 - x1) / view.width_px)) * (mask.shape[1] / size_px[0])
+    rows = (y1 + down * ((y2 - y1) / view.height_px)) * (mask.shape[0] / size_px[1])
+    seen = mask[np.ix_(rows.astype(np.int64), columns.astype(np.int64))]
+    sides = (-(-view.height_px // stride_px), -(-view.width_px // stride_px))
+    return np.pad(seen, [(0, side - got) for side, got in zip(sides, seen.shape, strict=True)])
+
+
+def boxes_of_masks(
+    view: View, boxes_px: FloatArray, masks: Sequence[BoolMask | None], size_px: tuple[int, int]
+) -> FloatArray:
+    """(N, 4) boxes of a photo, shrunk to what the view shows of their masks (clare.md 3.8).
+
+    A box without a mask stays as it is. Where the view shows nothing of a mask, its box loses all
+    area.
+    """
+    out = np.array(boxes_px)
+    for box, mask in zip(out, masks, strict=True):
+        if mask is not None:
+            extent = _seen_extent(view, mask, size_px)
+            box[:2] = np.maximum(box[:2], extent[:2])
+            box[2:] = np.maximum(box[:2], np.minimum(box[2:], extent[2:]))
+    return out
+
+
+def _seen_extent(view: View, mask: BoolMask, size_px: tuple[int, int]) -> FloatArray:
+    """(4,) xyxy, in pixels of the photo, of the part of a mask in view; zeros for none."""
+    scale = np.tile(np.array(mask.shape[::-1]) / size_px, 2)
+    x1, y1, x2, y2 = np.array(view.region_px) * scale
+    left, top = int(x1), int(y1)
+    part = mask[top : ceil(y2), left : ceil(x2)]
+    columns, rows = (np.flatnonzero(part.any(axis)) for axis in (0, 1))
+    if not len(rows):
+        return np.zeros(4, np.float32)
+    extent = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
+    return np.asarray(np.array(extent) / scale, dtype=np.float32)
 
 
 def text_in(view: View, text: str) -> str:

@@ -5,7 +5,8 @@ after a failure. Two tasks: detection (every annotated box, asked for by class n
 (some referred instances of a photo, each asked for by one of its expressions).
 """
 
-# Shapes: B photos of one worker, H x W pixels after padding, T target boxes, M texts, L tokens
+# Shapes: B photos of one worker, H x W pixels after padding, T target boxes, M texts, L tokens,
+#         h x w cells of a mask after padding
 
 from __future__ import annotations
 
@@ -23,7 +24,17 @@ from torch import Tensor
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.images import read_image, stack_padded
 from reir.models.seams import RgbImage
-from reir_training.augment import Augmentation, boxes_in, draw_view, see, text_in
+from reir.rle import BoolMask, decode
+from reir_training.augment import (
+    Augmentation,
+    View,
+    boxes_in,
+    boxes_of_masks,
+    draw_view,
+    mask_in,
+    see,
+    text_in,
+)
 from reir_training.examples import TrainPhoto
 from reir_training.sampling import Sampler, Step, TaskStream
 
@@ -64,6 +75,8 @@ class ClareBatch:
         by_class: detection; else each target has a text of its own, in the same order.
         most_targets: of one photo, over all workers at most; so many places each photo gets.
         noise_seeds: B, of what is drawn for each photo while it is trained on.
+        masks: (T, h, w) bool, False where a target has none; None without a mask branch.
+        has_mask: (T,) bool, likewise.
     """
 
     pixels: Tensor
@@ -78,6 +91,8 @@ class ClareBatch:
     by_class: bool
     most_targets: int
     noise_seeds: list[int]
+    masks: Tensor | None = None
+    has_mask: Tensor | None = None
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ClareBatch:
@@ -111,12 +126,13 @@ class ClareData:
         batch_size: photos a step, over all workers.
         texts_per_photo: expressions asked of a photo in one step; the published recipe asks one.
         seed: of every draw.
+        mask_stride_px: side of a cell of the masks; None for a model without the mask branch.
 
     Raises:
         ConfigError: a task that is asked for has no samples (by `sampler`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the two parts are by name
         self,
         photos: Sequence[TrainPhoto],
         augmentation: Augmentation,
@@ -124,9 +140,11 @@ class ClareData:
         batch_size: int,
         texts_per_photo: int = 1,
         seed: int = 0,
+        mask_stride_px: int | None = None,
     ) -> None:
         self._photos, self._augmentation = photos, augmentation
         self._batch_size, self._seed = batch_size, seed
+        self._mask_stride_px = mask_stride_px
         self._samples = {
             DETECTION: [s for i, p in enumerate(photos) if (s := _to_detect(i, p)).boxes],
             GROUNDING: [s for i, p in enumerate(photos) for s in _to_ground(i, p, texts_per_photo)],
@@ -158,7 +176,10 @@ class ClareData:
             for i, row in enumerate(step.rows)
         ]
         most_targets = max(len(samples[row].boxes) for row in step.all_rows)
-        return _collate(step.task, seen) | {"most_targets": np.array(most_targets)}
+        arrays = _collate(step.task, seen) | {"most_targets": np.array(most_targets)}
+        if self._mask_stride_px is not None:
+            arrays |= _collate_masks(seen, self._mask_stride_px)
+        return arrays
 
     def _see(self, task: str, sample: Sample, seed: Sequence[int]) -> _Seen:
         """Draw one sample; again when nothing that is asked for is left in view."""
@@ -167,13 +188,15 @@ class ClareData:
         image = read_image(photo.path)
         height, width = image.shape[:2]
         boxes_px = photo.boxes[list(sample.boxes)] * ([width, height] * 2)
+        shrunk_by = masks = self._masks(photo, sample.boxes)
         texts = _texts(task, photo, sample.boxes, rng)
         settings = self._augmentation
         for draw in range(MAX_DRAWS):
-            if draw == MAX_DRAWS - 1:
+            if draw == MAX_DRAWS - 1:  # the whole photo, its boxes as annotated
+                shrunk_by = [None] * len(masks)
                 settings = settings.model_copy(update={"crop_probability": 0.0})
             view = draw_view(width, height, rng, settings, texts if task == GROUNDING else ())
-            boxes = boxes_in(view, boxes_px)
+            boxes = boxes_in(view, boxes_of_masks(view, boxes_px, shrunk_by, (width, height)))
             left = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
             # detection may lose some of its boxes, a described instance must stay
             if left.any() if task == DETECTION else left.all():
@@ -187,7 +210,20 @@ class ClareData:
             texts=[text_in(view, texts[i]) for i in keep],
             categories=photo.categories[list(sample.boxes)][keep],
             noise_seed=int(rng.integers(2**31)),
+            masks=[self._mask_in(view, masks[i], (width, height)) for i in keep],
         )
+
+    def _masks(self, photo: TrainPhoto, boxes: Sequence[int]) -> list[BoolMask | None]:
+        """(H, W) masks of some instances of a photo, None for those that have none."""
+        if self._mask_stride_px is None or not photo.masks:
+            return [None] * len(boxes)
+        return [None if (rle := photo.masks[box]) is None else decode(rle) for box in boxes]
+
+    def _mask_in(self, view: View, mask: BoolMask | None, size_px: tuple[int, int]) -> BoolMask:
+        """(h, w) mask in the view; (0, 0) where there is none."""
+        if mask is None or self._mask_stride_px is None:
+            return np.zeros((0, 0), dtype=np.bool_)
+        return mask_in(view, mask, size_px, self._mask_stride_px)
 
 
 @dataclass(frozen=True)
@@ -201,6 +237,7 @@ class _Seen:
     texts: list[str]
     categories: npt.NDArray[np.int64]
     noise_seed: int
+    masks: list[BoolMask]
 
 
 def _to_detect(row: int, photo: TrainPhoto) -> Sample:
@@ -251,3 +288,13 @@ def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
         "instance_key": none if by_class else keys,
         "noise_seeds": np.array([each.noise_seed for each in seen], np.int64),
     }
+
+
+def _collate_masks(seen: Sequence[_Seen], stride_px: int) -> Arrays:
+    """Masks of all targets, padded to the largest photo."""
+    masks = [mask for each in seen for mask in each.masks]
+    height, width = np.max([each.pixels.shape[:2] for each in seen], axis=0)
+    table = np.zeros((len(masks), -(-height // stride_px), -(-width // stride_px)), dtype=np.bool_)
+    for row, mask in zip(table, masks, strict=True):
+        row[: mask.shape[0], : mask.shape[1]] = mask
+    return {"masks": table, "has_mask": np.array([mask.size > 0 for mask in masks], np.bool_)}

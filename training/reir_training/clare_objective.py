@@ -19,10 +19,12 @@ from reir.clare_losses import (
     StepOutputs,
     clare_losses,
 )
+from reir.mask_losses import MaskOutputs
 from reir.matching import Targets
 from reir.models.clare import Clare, ClareOutput
 from reir.models.clare_encoder import model_input, tokenise
 from reir.models.denoising import DenoisingContent, DenoisingQueries, denoising_queries
+from reir.models.masks import UPSAMPLING
 from reir_training.clare_data import ClareBatch
 from reir_training.plan import Stage
 
@@ -86,6 +88,7 @@ class ClareStepObjective(nn.Module):
                 decoder=Predictions(self._logits(output.objects, vectors_KMD, slots), output.boxes),
                 proposals=(output.token_logits, output.token_boxes),
                 denoising=self._denoising_predictions(output, vectors_KMD, slots, known),
+                masks=self._masks(output, slots),
                 clia=self._clia(output, vectors_KMD, slots) if stage == "clia" else None,
             ),
             slots.targets(),
@@ -127,6 +130,21 @@ class ClareStepObjective(nn.Module):
         logits = self._logits(output.denoising_objects, vectors_KMD, slots)
         return Predictions(logits, output.denoising_boxes), known
 
+    def _masks(self, output: ClareOutput, slots: Slots) -> MaskOutputs | None:
+        """Masks of the targets, and how the model tells those of its queries."""
+        masks, has_mask, source = slots.batch.masks, slots.batch.has_mask, output.masks
+        if masks is None or has_mask is None or source is None:
+            return None
+        height, width = (UPSAMPLING * side for side in source.maps.shape[2:])
+        padding = (0, width - masks.shape[2], 0, height - masks.shape[1])
+        stride_px = self.model.config.strides[0] // UPSAMPLING
+        return MaskOutputs(
+            predict=lambda query: self.model.masks.of_queries(source, output.boxes, query),
+            targets=slots.padded(F.pad(masks, padding), 0),
+            known=slots.padded(has_mask, 0),
+            inside=cells_inside(slots.batch.size_px, (height, width), stride_px),
+        )
+
     def _clia(self, output: ClareOutput, vectors_KMD: Tensor, slots: Slots) -> CliaBatch:
         """Every expression of the global batch against every query of this worker."""
         batch = slots.batch
@@ -149,6 +167,16 @@ class ClareStepObjective(nn.Module):
             photo_image=batch.photo_key,
             target_instance=slots.padded(batch.instance_key, -1),
         )
+
+
+def cells_inside(size_px_B2: Tensor, sides: tuple[int, int], stride_px: int) -> Tensor:
+    """(B, h, w) bool, the cells of a padded batch whose centre lies in the photo."""
+    rows, columns = (
+        (torch.arange(side, device=size_B.device) + 0.5) * stride_px < size_B[:, None]
+        for side, size_B in zip(sides, size_px_B2.T, strict=True)
+    )
+    inside: Tensor = rows[:, :, None] & columns[:, None]
+    return inside
 
 
 class Slots:

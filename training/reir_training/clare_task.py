@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from tokenizers.trainers import WordLevelTrainer
 from reir.checkpoint import TOKENIZER, load_clare, read_tokenizer, save_checkpoint
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import ConfigError
-from reir.models.clare import Clare, ClareConfig, clare_base, clare_large, load_towers
+from reir.models.clare import Clare, ClareConfig, clare_base, clare_large
 from reir.models.clare_encoder import ClareEncoder, clean_expression
+from reir.models.masks import UPSAMPLING
+from reir.models.towers import load_towers
 from reir_training.card import write_clare_card
 from reir_training.clare_data import GROUNDING, Arrays, ClareBatch, ClareData
 from reir_training.clare_objective import ClareStepObjective
@@ -71,7 +74,7 @@ class ClareTask:
         settings = config.optimisation
         self._preset, self._config, self._stream = preset, config, stream
         self._rank, self._world_size = rank, world_size
-        self._photos = training_photos(config)
+        self._photos = training_photos(config, masks=config.masks)
         train = [photo for photo in self._photos if photo.split != VAL]
         self.model, self.tokenizer = start_clare(preset, config, train, init)
         self._data = ClareData(
@@ -80,6 +83,7 @@ class ClareTask:
             batch_size=settings.photos_per_batch,
             texts_per_photo=config.texts_per_photo,
             seed=settings.seed,
+            mask_stride_px=self.model.config.strides[0] // UPSAMPLING if config.masks else None,
         )
         self.model.checkpoint_activations(config.checkpoint_activations)
         self._half = settings.precision == "bf16"
@@ -176,11 +180,15 @@ def start_clare(
 ) -> tuple[Clare, Tokenizer]:
     """Return model and tokenizer to start from.
 
+    A checkpoint without the mask branch gets a new one where the configuration asks for masks.
     Towers come from `config.towers`, or are random; then the words of the training expressions
     make up the tokenizer, unless the configuration names one.
     """
     if init is not None:
-        return load_clare(init)
+        model, tokenizer = load_clare(init)
+        if config.masks and not model.config.masks:
+            model = with_mask_branch(model, config.optimisation.seed)
+        return model, tokenizer
     if config.tokenizer is not None:
         tokenizer = read_tokenizer(_tokenizer_file(config.tokenizer))
     elif config.towers is not None:
@@ -193,6 +201,14 @@ def start_clare(
     if config.towers is not None:
         load_towers(model, config.towers)
     return model, tokenizer
+
+
+def with_mask_branch(model: Clare, seed: int) -> Clare:
+    """Return the same model with a new mask branch."""
+    torch.manual_seed(seed)
+    grown = Clare(replace(model.config, masks=True))
+    grown.load_state_dict(model.state_dict(), strict=False)
+    return grown
 
 
 def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> ClareConfig:

@@ -230,6 +230,11 @@ class ClareTrainConfig(CommonConfig):
     checkpoint_activations: bool = False
     optimisation: ClareSchedule = ClareSchedule()
 
+    @property
+    def masks(self) -> bool:
+        """Whether the mask branch is trained, and masks are read: `shape: {masks: true}`."""
+        return bool(self.shape.get("masks", False))
+
 
 PRESETS: Mapping[str, type[CommonConfig]] = {
     "clare-nano": TrainConfig,

@@ -20,7 +20,7 @@ from reir.datasets.records import (
     ReferringInstance,
 )
 from reir.errors import DataError
-from reir.records import FloatArray
+from reir.records import FloatArray, MaskRle
 from reir_training.config import DataSource
 
 UNKNOWN_CLASS = -1
@@ -51,6 +51,7 @@ class TrainPhoto:
         near_misses: captions that are wrong by one word.
         crowded: classes with a crowd annotation.
         is_wide: wider than high.
+        masks: N masks or None, where they were read; else empty.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class TrainPhoto:
     near_misses: tuple[str, ...] = ()
     crowded: frozenset[str] = frozenset()
     is_wide: bool = False
+    masks: tuple[MaskRle | None, ...] = ()
 
 
 def describe(photos: Sequence[TrainPhoto]) -> dict[str, int]:
@@ -77,14 +79,18 @@ def describe(photos: Sequence[TrainPhoto]) -> dict[str, int]:
     }
 
 
-def read_dataset(source: DataSource) -> ReferringDataset:
+def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset:
     """Read the annotations of one source, of its split where it names one.
+
+    Args:
+        source: to read.
+        masks: read masks too, where the format has them.
 
     Raises:
         DataError: a file is malformed, or there is no such split.
     """
     path = source.path if source.format in IN_FOLDERS else source.path / source.file
-    dataset = read_as(source.format, path, source.split_by)
+    dataset = read_as(source.format, path, source.split_by, masks=masks)
     return dataset.split(source.split) if source.split else dataset
 
 
@@ -184,6 +190,7 @@ def _boxed(
     rows: dict[str, int] = {}
     boxes: list[np.ndarray] = []
     names: list[str] = []
+    masks: list[MaskRle | None] = []
     crowded: set[str] = set()
     for instance in instances:
         box = np.clip(np.asarray(instance.box_xyxy_px, dtype=np.float32) / size, 0, 1)
@@ -193,6 +200,7 @@ def _boxed(
             rows[instance.instance_id] = len(boxes)
             boxes.append(box)
             names.append(instance.category or "")
+            masks.append(instance.mask)
     known = {name: i for i, name in enumerate(COCO_CLASSES)}
     return TrainPhoto(
         path=Path(image.file_name),
@@ -207,4 +215,5 @@ def _boxed(
         ),
         crowded=frozenset(crowded),
         is_wide=image.width_px > image.height_px,
+        masks=tuple(masks) if any(masks) else (),
     )

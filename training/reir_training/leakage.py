@@ -81,13 +81,13 @@ def coco_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def read_sets(sources: Iterable[DataSource]) -> list[ReadSet]:
-    """Read the annotations of several sets.
+def read_sets(sources: Iterable[DataSource], *, masks: bool = False) -> list[ReadSet]:
+    """Read the annotations of several sets, with their masks where `masks` asks for them.
 
     Raises:
         DataError: a file is malformed or missing.
     """
-    return [ReadSet(source, read_dataset(source)) for source in sources]
+    return [ReadSet(source, read_dataset(source, masks=masks)) for source in sources]
 
 
 def find_leaks(training: Sequence[ReadSet], evaluation: Sequence[ReadSet]) -> list[Leak]:
@@ -117,14 +117,18 @@ def left_out(leaks: Iterable[Leak]) -> Mapping[int, frozenset[str]]:
     return {row: frozenset(ids) for row, ids in rows.items()}
 
 
-def training_photos(config: DataConfig) -> list[TrainPhoto]:
+def training_photos(config: DataConfig, *, masks: bool = False) -> list[TrainPhoto]:
     """Read all photos that a run uses, without those that it will be measured on.
+
+    Args:
+        config: of the run.
+        masks: read masks too.
 
     Raises:
         DataError: a file is malformed, a source holds nothing to train on, or a photo of an
             evaluation set would be trained on and `exclude_evaluation` is not set.
     """
-    training = read_sets(config.data)
+    training = read_sets(config.data, masks=masks)
     leaks = find_leaks(training, read_sets(config.evaluation))
     if leaks and not config.exclude_evaluation:
         raise DataError("\n".join([*map(str, leaks), REMEDY]))

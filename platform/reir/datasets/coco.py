@@ -1,12 +1,14 @@
-"""COCO's own json: `instances_*.json` (boxes, classes, crowd flags) and `captions_*.json`."""
+"""COCO's own json: `instances_*.json` (boxes, classes, crowds, masks) and `captions_*.json`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from reir.datasets.entries import Entry, read_object
 from reir.datasets.records import ReferringDataset, ReferringImage, ReferringInstance
+from reir.records import MaskRle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,20 +20,26 @@ class Caption:
     text: str
 
 
-def read_coco_instances(path: str | Path) -> ReferringDataset:
+def read_coco_instances(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read an instances file: a dataset without expressions.
 
     Crowd boxes are kept and flagged, as are the few boxes without area.
+
+    Args:
+        path: of the file.
+        masks: read segmentations too, about a tenth of a millisecond each.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.
     """
     document = read_object(path)
     names = {item.identifier("id"): item.text("name") for item in document.entries("categories")}
+    images = tuple(map(image_of, document.entries("images")))
+    masked = {image.image_id: image for image in images} if masks else {}
     return ReferringDataset(
         source=str(path),
-        images=tuple(map(image_of, document.entries("images"))),
-        instances=tuple(_instance(item, names) for item in document.entries("annotations")),
+        images=images,
+        instances=tuple(_instance(item, names, masked) for item in document.entries("annotations")),
         expressions=(),
     )
 
@@ -76,14 +84,29 @@ def image_of(entry: Entry) -> ReferringImage:
     )
 
 
-def _instance(entry: Entry, names: dict[str, str]) -> ReferringInstance:
+def mask_of(entry: Entry, image: ReferringImage | None) -> MaskRle | None:
+    """Return the mask of one `annotations` entry of a COCO-style file; None without its photo.
+
+    Raises:
+        DataError: the segmentation is malformed.
+    """
+    if image is None:
+        return None
+    return entry.mask("segmentation", image.height_px, image.width_px)
+
+
+def _instance(
+    entry: Entry, names: Mapping[str, str], masked: Mapping[str, ReferringImage]
+) -> ReferringInstance:
     category_id = entry.identifier("category_id")
     if category_id not in names:
         entry.fail("category_id", "the id of one of the file's categories")
+    image_id = entry.identifier("image_id")
     return ReferringInstance(
         instance_id=entry.identifier("id"),
-        image_id=entry.identifier("image_id"),
+        image_id=image_id,
         box_xyxy_px=entry.box("bbox"),
         category=names[category_id],
         is_crowd=entry.flag("iscrowd"),
+        mask=mask_of(entry, masked.get(image_id)),
     )

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from reir.datasets.records import BoxPx
 from reir.errors import DataError
+from reir.records import MaskRle
+from reir.rle import area_px, from_annotation
 
 _TOP = "top level"
 
@@ -138,6 +140,16 @@ class Entry:
         if w < 0 or h < 0:
             self.fail(key, "a width and height of at least 0")
         return x, y, x + w, y + h
+
+    def mask(self, key: str, height_px: int, width_px: int) -> MaskRle | None:
+        """Return a segmentation of a photo of this size; None where there is none, or no pixel."""
+        if not self.value.get(key):
+            return None
+        try:
+            found = from_annotation(self.value[key], height_px, width_px)
+        except ValueError as error:
+            self.fail(key, f"a segmentation as COCO has it ({error})")
+        return found if area_px(found) else None
 
     def object(self, key: str) -> Entry:
         """Return an object within this one."""

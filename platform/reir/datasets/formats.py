@@ -18,26 +18,30 @@ IN_FOLDERS = ("photos", "refer")
 """Formats whose path is a folder; that of the others is a file."""
 
 
-def read_as(form: Format, path: str | Path, split_by: SplitBy = "unc") -> ReferringDataset:
+def read_as(
+    form: Format, path: str | Path, split_by: SplitBy = "unc", *, masks: bool = False
+) -> ReferringDataset:
     """Read annotations of a known format.
 
     Args:
         form: name of the format.
         path: a folder for `IN_FOLDERS`, else a file.
         split_by: for "refer" only.
+        masks: read masks too, where the format has them.
 
     Raises:
         DataError: a file is missing or malformed.
     """
     if form == "refer":
-        return read_refer(path, split_by)
+        return read_refer(path, split_by, masks=masks)
+    if form == "refer_json":
+        return read_refer_json(path)
     readers = {
         "photos": read_photos,
         "coco": read_coco_instances,
         "reircoco": read_reircoco,
-        "refer_json": read_refer_json,
     }
-    return readers[form](path)
+    return readers[form](path, masks=masks)
 
 
 def read_annotations(path: str | Path, split_by: SplitBy | None = None) -> ReferringDataset:

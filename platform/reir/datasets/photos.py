@@ -37,15 +37,16 @@ class CaptionPair:
     negative_caption: str
 
 
-def read_photos(folder: str | Path) -> ReferringDataset:
+def read_photos(folder: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read `instances.json` and `expressions.json`, with the splits "train" and "val".
 
-    Every annotated instance is there, whether or not an expression describes it.
+    Every annotated instance is there, whether or not an expression describes it, with its mask
+    where `masks` asks for it.
 
     Raises:
         DataError: a file is malformed, or the two disagree; the message names file and entry.
     """
-    gallery = read_coco_instances(Path(folder) / "instances.json")
+    gallery = read_coco_instances(Path(folder) / "instances.json", masks=masks)
     document = read_object(Path(folder) / EXPRESSIONS)
     splits = document.object("splits")
     return ReferringDataset(

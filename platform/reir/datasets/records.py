@@ -13,6 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from reir.errors import DataError, nearest_name
+from reir.records import MaskRle
 
 BoxPx = tuple[float, float, float, float]
 
@@ -43,6 +44,7 @@ class ReferringInstance:
         box_xyxy_px: its box; published files hold some without area.
         category: class name, None where the file has none.
         is_crowd: the box covers a group, not one instance; leave it out of training.
+        mask: its pixels; None where the file has none, or they were not asked for.
     """
 
     instance_id: str
@@ -50,6 +52,7 @@ class ReferringInstance:
     box_xyxy_px: BoxPx
     category: str | None = None
     is_crowd: bool = False
+    mask: MaskRle | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

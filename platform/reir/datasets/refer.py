@@ -16,7 +16,7 @@ from reir.datasets.plain_pickle import read_plain_pickle
 from reir.datasets.records import Expression, ReferringDataset, ReferringImage, ReferringInstance
 
 
-def read_refer(folder: str | Path, split_by: str) -> ReferringDataset:
+def read_refer(folder: str | Path, split_by: str, *, masks: bool = False) -> ReferringDataset:
     """Read `refs(<split_by>).p` with the photos and instances of `instances.json` beside it.
 
     The text is the cleaned `sent`. Splits carry the names in the file: "train", "val" and, by
@@ -26,11 +26,12 @@ def read_refer(folder: str | Path, split_by: str) -> ReferringDataset:
     Args:
         folder: e.g. `.../refcoco`.
         split_by: "unc" (RefCOCO, RefCOCO+), "umd" or "google".
+        masks: read segmentations too.
 
     Raises:
         DataError: a file is malformed or not plain data; the message names file and entry.
     """
-    gallery = read_coco_instances(Path(folder) / "instances.json")
+    gallery = read_coco_instances(Path(folder) / "instances.json", masks=masks)
     path = Path(folder) / f"refs({split_by}).p"
     expressions: list[Expression] = []
     splits: dict[str, set[str]] = defaultdict(set)

@@ -11,10 +11,11 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reir.datasets.coco import image_of
+from reir.datasets.coco import image_of, mask_of
 from reir.datasets.entries import Entry, read_object
 from reir.datasets.records import Expression, ReferringDataset, ReferringImage, ReferringInstance
 from reir.errors import DataError
@@ -24,12 +25,12 @@ logger = logging.getLogger(__name__)
 _NO_CLASS = "object"
 
 
-def read_reircoco(path: str | Path) -> ReferringDataset:
+def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read an annotation file as published.
 
     An image id of the dataset is the file name. Of an entry with expressions and several
     annotations the last one is the target, as in the published loader; the others stay as
-    instances that nothing refers to.
+    instances that nothing refers to. Masks are read where `masks` asks for them.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.
@@ -49,7 +50,7 @@ def read_reircoco(path: str | Path) -> ReferringDataset:
             entry.fail("id", "an id that no earlier entry has")
         entry_ids.add(entry_id)
         boxes = annotations.pop(entry_id, [])
-        found = [_instance(box, photo, categories) for box in boxes]
+        found = [_instance(box, photo, categories, masks) for box in boxes]
         texts = entry.texts("expressions")
         if texts and not found:
             entry.fail("id", "an annotation with this image_id, since it has expressions")
@@ -143,7 +144,9 @@ def _photo(entry: Entry, photos: dict[str, ReferringImage]) -> ReferringImage:
     return known
 
 
-def _instance(entry: Entry, photo: ReferringImage, categories: dict[str, str]) -> ReferringInstance:
+def _instance(
+    entry: Entry, photo: ReferringImage, categories: dict[str, str], masks: bool
+) -> ReferringInstance:
     # The published fields of an annotation are image_id and bbox; the others may be missing.
     category = categories.get(entry.identifier("category_id")) if entry.has("category_id") else None
     return ReferringInstance(
@@ -152,6 +155,7 @@ def _instance(entry: Entry, photo: ReferringImage, categories: dict[str, str]) -
         box_xyxy_px=entry.box("bbox"),
         category=category,
         is_crowd=entry.flag("iscrowd"),
+        mask=mask_of(entry, photo) if masks else None,
     )
 
 
@@ -186,4 +190,5 @@ def _annotation_json(number: int, instance: ReferringInstance, category_id: int)
         "area": (x2 - x1) * (y2 - y1),
         "iscrowd": int(instance.is_crowd),
         "category_id": category_id,
+        **({} if instance.mask is None else {"segmentation": asdict(instance.mask)}),
     }

@@ -206,7 +206,10 @@ def _encode(
 
 def _nothing(dim: int, shard: Shard, at: int) -> Chosen:
     """What a photo that does not decode has: no instances, by no expression."""
-    none = Instances(*(np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0, dim), (dim,))))
+    boxes, objectness, vectors, whole = (
+        np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0, dim), (dim,))
+    )
+    none = Instances(boxes, objectness, vectors, whole)
     num_expressions = len(shard.expressions[at]) if shard.expressions else 0
     return Chosen(none, (none,) * num_expressions)
 

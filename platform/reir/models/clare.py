@@ -30,11 +30,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipTextModel, SiglipVisionModel
 
-from reir.errors import CheckpointError
 from reir.models.clare_vision import NORM_GROUPS, NUM_LEVELS, Pyramid, encode_patches
 from reir.models.deformable import (
     DeformableDecoder,
@@ -45,7 +43,9 @@ from reir.models.deformable import (
     TokenGrid,
     to_xyxy,
 )
+from reir.models.masks import MaskBranch, MaskInputs
 from reir.models.more import MixtureOfRelationExperts
+from reir.models.towers import text_config, vision_config
 
 if TYPE_CHECKING:
     from reir.models.denoising import DenoisingQueries
@@ -76,6 +76,7 @@ class ClareConfig:
         num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
         num_candidates, nms_iou: instances kept of a photo by objectness, after NMS.
         shortest_side_px, longest_side_px: photos are resized to the one, never past the other.
+        masks: with the mask branch (clare.md 3.8).
         clia_scale: first value of the scale of CLIA.
         clia_bias: first value of its bias; None takes -10, or 0 under `paper_parity`.
         paper_parity: behave as the released code does, see the table above.
@@ -109,6 +110,7 @@ class ClareConfig:
     nms_iou: float = 0.7
     shortest_side_px: int = 800
     longest_side_px: int = 1333
+    masks: bool = False
     clia_scale: float = 10.0
     clia_bias: float | None = None
     paper_parity: bool = False
@@ -125,7 +127,7 @@ class ClareConfig:
             ("vision_width", self.vision_width, self.vision_heads, "vision_heads"),
             ("vision_width", self.vision_width, 2, "halved at the finest map"),
             ("text_width", self.text_width, self.text_heads, "text_heads"),
-            ("patch_px", self.patch_px, 2, "the step to the finest map"),
+            ("patch_px", self.patch_px, 4 if self.masks else 2, "the step to the finest map"),
         ):
             if value < 1 or value % unit:
                 raise ValueError(f"{name} must be a multiple of {unit} ({why}), got {value}")
@@ -203,6 +205,7 @@ class ClareOutput(NamedTuple):
         token_valid: (B, T) bool, tokens that may propose.
         denoising_objects: (K, B, Q, D), None without denoising queries.
         denoising_boxes: (K, B, Q, 4), likewise.
+        masks: what masks are made from, None without the branch.
     """
 
     objects: Tensor
@@ -214,6 +217,7 @@ class ClareOutput(NamedTuple):
     token_valid: Tensor
     denoising_objects: Tensor | None = None
     denoising_boxes: Tensor | None = None
+    masks: MaskInputs | None = None
 
 
 class Clare(nn.Module):
@@ -236,6 +240,8 @@ class Clare(nn.Module):
         self.proposals = ProposalHead(config.dim, prior=PRIOR)
         self.queries = nn.Embedding(config.num_queries, config.dim)
         self.decoder = DeformableDecoder(shape, config.decoder_layers)
+        if config.masks:
+            self.masks = MaskBranch(config.dim)
         layers = config.decoder_layers
         self.experts = nn.ModuleList(
             MixtureOfRelationExperts(
@@ -284,6 +290,7 @@ class Clare(nn.Module):
         allowed = allowed_pairs(seen, denoising)
         states, boxes = self.decoder(content, boxes, allowed, memory)
         objects, boxes = self._in_space(states), to_xyxy(boxes)
+        states = states[:, :, num_known:]
         return ClareOutput(
             objects=objects[:, :, num_known:],
             boxes=boxes[:, :, num_known:],
@@ -294,6 +301,7 @@ class Clare(nn.Module):
             token_valid=token_valid,
             denoising_objects=objects[:, :, :num_known] if denoising is not None else None,
             denoising_boxes=boxes[:, :, :num_known] if denoising is not None else None,
+            masks=self.masks.inputs(memory, states) if self.config.masks else None,
         )
 
     def encode(self, pixels_B3HW: Tensor, mask_BHW: Tensor) -> Memory:
@@ -384,36 +392,6 @@ class Clare(nn.Module):
         return Clare(ClareConfig(**values))
 
 
-def vision_config(config: ClareConfig) -> Any:
-    """Return the `SiglipVisionConfig`, without the pooling head, which CLARE does not use."""
-    return SiglipVisionConfig(
-        hidden_size=config.vision_width,
-        num_hidden_layers=config.vision_layers,
-        num_attention_heads=config.vision_heads,
-        intermediate_size=config.vision_mlp,
-        patch_size=config.patch_px,
-        image_size=config.patch_px * config.native_grid,
-        vision_use_head=False,
-        attn_implementation="sdpa",
-    )
-
-
-def text_config(config: ClareConfig) -> Any:
-    """Return the `SiglipTextConfig`."""
-    return SiglipTextConfig(
-        hidden_size=config.text_width,
-        num_hidden_layers=config.text_layers,
-        num_attention_heads=config.text_heads,
-        intermediate_size=config.text_mlp,
-        vocab_size=config.vocabulary,
-        max_position_embeddings=config.max_tokens,
-        pad_token_id=config.pad_token,
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-    )
-
-
 def photo_sizes(mask_BHW: Tensor) -> Tensor:
     """(B, 2) float32 width and height in pixels of the photos in a padded batch."""
     inside = ~mask_BHW
@@ -452,44 +430,3 @@ def scaled(products_KBNM: Tensor, log_scale_K: Tensor, bias_K: Tensor) -> Tensor
     """(K, B, N, M) logits; scales beyond 100 are cut."""
     scale_K = log_scale_K.exp().clamp(max=MAX_SCALE)
     return scale_K[:, None, None, None] * products_KBNM + bias_K[:, None, None, None]
-
-
-def load_towers(model: Clare, name_or_path: str) -> None:
-    """Put pretrained SigLIP weights into both towers; only safetensors are read.
-
-    Args:
-        model: whose towers are overwritten.
-        name_or_path: name on a model hub or a local directory, of a whole SigLIP model.
-
-    Raises:
-        CheckpointError: it is not there, lacks weights, or its shapes are not the model's.
-    """
-    for tower, options in ((model.vision, {"vision_use_head": False}), (model.language, {})):
-        kind = type(tower)
-        try:
-            loaded, report = kind.from_pretrained(
-                name_or_path,
-                output_loading_info=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                **options,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise CheckpointError(
-                f"{name_or_path} does not load as {kind.__name__} ({what}); "
-                f"give a hub name or the directory of a SigLIP model"
-            ) from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise CheckpointError(
-                f"{name_or_path} lacks {len(missing)} weights of {kind.__name__}, such as "
-                f"{missing[0]}; give the directory of a whole SigLIP model"
-            )
-        try:
-            tower.load_state_dict(loaded.state_dict())
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{name_or_path} has other shapes than this configuration "
-                f"({str(error).splitlines()[-1].strip()}); choose the preset of the same size"
-            ) from error

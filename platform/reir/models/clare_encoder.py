@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from reir.images import fitted_size, stack_padded
 from reir.models.clare import Clare, ClareConfig, ClareOutput
+from reir.models.masks import MaskInputs, paint
 from reir.models.seams import Chosen, RgbImage
 from reir.models.yolox import greedy_nms
-from reir.records import FloatArray, Instances
+from reir.records import FloatArray, Instances, MaskRle
+from reir.rle import encode
 from reir.text import normalise_expression
 
 TEXT_BATCH = 128
@@ -36,12 +38,14 @@ class ClareCandidates:
         objectness: (B, k) in [0, 1].
         vectors: (B, k, D) of the last layer.
         counts: (B,) int64.
+        queries: (B, k) int64, which query each was.
     """
 
     boxes: Tensor
     objectness: Tensor
     vectors: Tensor
     counts: Tensor
+    queries: Tensor
 
 
 def candidates(output: ClareOutput, num: int, nms_iou: float) -> ClareCandidates:
@@ -70,6 +74,7 @@ def candidates(output: ClareOutput, num: int, nms_iou: float) -> ClareCandidates
         objectness=scores.gather(1, picks),
         vectors=output.objects[-1].gather(1, rows.expand(-1, -1, output.objects.shape[-1])),
         counts=counts,
+        queries=picks,
     )
 
 
@@ -88,8 +93,7 @@ def scored_by(output: ClareOutput, expression_BD: Tensor) -> ClareOutput:
         dim=1, descending=True, stable=True
     )
     rows = order[None, :, :, None]
-    return replace(
-        output,
+    return output._replace(
         objects=output.objects[-1:].take_along_dim(rows, dim=2),
         boxes=output.boxes[-1:].take_along_dim(rows, dim=2),
         proposal_logits=logits,
@@ -181,9 +185,11 @@ class ClareEncoder:
         batch_size: photos that go through the model together; those of like shape are put
             together, since the rest of a batch is padding.
         half: run the model under bf16 autocast.
+        masks: give instances their masks.
 
     Raises:
-        ValueError: `num_candidates` or `batch_size` is below 1.
+        ValueError: `num_candidates` or `batch_size` is below 1, or masks are asked of a model
+            without the mask branch.
     """
 
     def __init__(  # noqa: PLR0913 - all but the three parts are by name
@@ -195,7 +201,10 @@ class ClareEncoder:
         num_candidates: int | None = None,
         batch_size: int = 4,
         half: bool = False,
+        masks: bool = False,
     ) -> None:
+        if masks and not model.config.masks:
+            raise ValueError("masks=True needs a model with the mask branch, got masks=False")
         kept = model.config.num_candidates if num_candidates is None else num_candidates
         for name, value in (("num_candidates", kept), ("batch_size", batch_size)):
             if value < 1:
@@ -203,6 +212,7 @@ class ClareEncoder:
         self._model = model.eval().requires_grad_(False)
         self._tokenizer, self._digest = tokenizer, digest
         self._num_candidates, self._batch_size, self._half = kept, batch_size, half
+        self._masks = masks
 
     @property
     def dim(self) -> int:
@@ -220,6 +230,11 @@ class ClareEncoder:
         return self._num_candidates
 
     @property
+    def masks(self) -> bool:
+        """Whether instances come with their masks, at the size of the photo as it was given."""
+        return self._masks
+
+    @property
     def _device(self) -> torch.device:
         return self._model.queries.weight.device
 
@@ -231,8 +246,11 @@ class ClareEncoder:
         """
         found: dict[int, Instances] = {}
         for rows in self._batches(images):
-            photos = [resized(images[i], self._model.config) for i in rows]
-            found.update(zip(rows, self._encode_batch(photos), strict=True))
+            photos = [images[i] for i in rows]
+            output, shares_B2 = self._forward(photos)
+            chosen = candidates(output, self._num_candidates, self._model.config.nms_iou)
+            masks = self._photo_masks(output, chosen, shares_B2, photos) if self._masks else None
+            found.update(zip(rows, _records(chosen, masks), strict=True))
         return [found[i] for i in range(len(images))]
 
     def encode_images_for(
@@ -247,9 +265,10 @@ class ClareEncoder:
             ValueError: a photo is empty or not (H, W, 3) uint8.
         """
         found: dict[int, Chosen] = {}
+        nms_iou = self._model.config.nms_iou
         for rows in self._batches(images):
-            output = self._forward([resized(images[i], self._model.config) for i in rows])
-            query_free = self._instances(output, self._num_candidates)
+            output, _ = self._forward([images[i] for i in rows])
+            query_free = _records(candidates(output, self._num_candidates, nms_iou))
             by_text = self._chosen_by(output, [expressions[i] for i in rows], num_kept)
             found.update(zip(rows, map(Chosen, query_free, by_text), strict=True))
         return [found[i] for i in range(len(images))]
@@ -261,19 +280,18 @@ class ClareEncoder:
         size = self._batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _encode_batch(self, photos: Sequence[RgbImage]) -> list[Instances]:
-        return self._instances(self._forward(photos), self._num_candidates)
-
-    def _forward(self, photos: Sequence[RgbImage]) -> ClareOutput:
+    def _forward(self, images: Sequence[RgbImage]) -> tuple[ClareOutput, Tensor]:
+        """What the model says of photos, and (B, 2) how much of the batch's sides each covers."""
         config = self._model.config
+        photos = [resized(image, config) for image in images]
         batch, sizes = (torch.from_numpy(x).to(self._device) for x in stack_padded(photos))
         pixels, mask = model_input(batch, sizes, config)
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._half),
         ):
-            output: ClareOutput = self._model(pixels, mask)
-        return output
+            output = self._model(pixels, mask)
+        return output, sizes / sizes.new_tensor(pixels.shape[2:])
 
     def _chosen_by(
         self, output: ClareOutput, expressions: Sequence[FloatArray], num_kept: int
@@ -284,20 +302,47 @@ class ClareEncoder:
         for photo, vectors in enumerate(expressions):
             turns[: len(vectors), photo] = vectors
         found = [
-            self._instances(scored_by(output, torch.from_numpy(turn)), num_kept) for turn in turns
+            _records(
+                candidates(
+                    scored_by(output, torch.from_numpy(turn)),
+                    num_kept,
+                    self._model.config.nms_iou,
+                )
+            )
+            for turn in turns
         ]
         return [tuple(turn[i] for turn in found[:count]) for i, count in enumerate(counts)]
 
-    def _instances(self, output: ClareOutput, num_kept: int) -> list[Instances]:
-        """Choose from the queries of a batch by `proposal_logits`."""
-        chosen = candidates(output, num_kept, self._model.config.nms_iou)
+    @torch.inference_mode()
+    def _photo_masks(
+        self,
+        output: ClareOutput,
+        chosen: ClareCandidates,
+        shares_B2: Tensor,
+        images: Sequence[RgbImage],
+    ) -> list[tuple[MaskRle, ...]]:
+        """Masks of the candidates of each photo, at the size of the photo as it was given.
+
+        Args:
+            output: of the model.
+            chosen: its candidates.
+            shares_B2: of the height and width of the padded batch that each photo covers.
+            images: the photos.
+        """
+        assert output.masks is not None, "asked of a model with the mask branch"
+        last = MaskInputs(output.masks.maps, output.masks.states[-1:])
+        logits = self._model.masks.of_queries(last, output.boxes[-1:], chosen.queries[None])[0]
         return [
-            instances_of(boxes[:count], objectness[:count], vectors[:count])
-            for boxes, objectness, vectors, count in zip(
-                chosen.boxes.cpu(),
-                chosen.objectness.cpu(),
-                chosen.vectors.cpu(),
+            tuple(
+                encode(paint(logits_HW, share_2, box, (image.shape[0], image.shape[1])))
+                for logits_HW, box in zip(logits_kHW[:count], boxes_k4, strict=False)
+            )
+            for logits_kHW, share_2, boxes_k4, count, image in zip(
+                logits,
+                shares_B2.tolist(),
+                chosen.boxes.tolist(),
                 chosen.counts.tolist(),
+                images,
                 strict=True,
             )
         ]
@@ -316,7 +361,29 @@ class ClareEncoder:
         return vectors
 
 
-def instances_of(boxes_k4: Tensor, objectness_k: Tensor, vectors_kD: Tensor) -> Instances:
+def _records(
+    chosen: ClareCandidates, masks: Sequence[tuple[MaskRle, ...] | None] | None = None
+) -> list[Instances]:
+    """The record of each photo."""
+    return [
+        instances_of(boxes[:count], objectness[:count], vectors[:count], found)
+        for boxes, objectness, vectors, count, found in zip(
+            chosen.boxes.cpu(),
+            chosen.objectness.cpu(),
+            chosen.vectors.cpu(),
+            chosen.counts.tolist(),
+            masks or [None] * len(chosen.boxes),
+            strict=True,
+        )
+    ]
+
+
+def instances_of(
+    boxes_k4: Tensor,
+    objectness_k: Tensor,
+    vectors_kD: Tensor,
+    masks: tuple[MaskRle, ...] | None = None,
+) -> Instances:
     """Return the record of one photo; its vector is the candidates' mean, weighed by objectness."""
     whole_D = F.normalize((objectness_k[:, None] * vectors_kD).sum(dim=0), dim=0)
     return Instances(
@@ -324,4 +391,5 @@ def instances_of(boxes_k4: Tensor, objectness_k: Tensor, vectors_kD: Tensor) -> 
         objectness=objectness_k.numpy(),
         vectors=vectors_kD.numpy(),
         image_vector=whole_D.numpy(),
+        masks=masks,
     )

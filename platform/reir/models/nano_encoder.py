@@ -55,6 +55,8 @@ class ClareNanoEncoder:
         ValueError: `num_candidates` is below 1.
     """
 
+    masks = False
+
     def __init__(
         self,
         model: ClareNano,

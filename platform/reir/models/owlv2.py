@@ -135,6 +135,8 @@ class Owlv2Encoder:
         ValueError: `num_candidates` is below 1.
     """
 
+    masks = False
+
     def __init__(
         self,
         parts: Pretrained,

@@ -27,6 +27,7 @@ class InstanceEncoder(Protocol):
         dim: dimension D of both kinds of vector.
         digest: names the model revision; vectors of different digests never mix.
         num_candidates: at most so many instances an image.
+        masks: whether instances come with their masks.
     """
 
     @property
@@ -42,6 +43,11 @@ class InstanceEncoder(Protocol):
     @property
     def num_candidates(self) -> int:
         """The most instances kept of one image."""
+        ...
+
+    @property
+    def masks(self) -> bool:
+        """Whether instances come with their masks."""
         ...
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:

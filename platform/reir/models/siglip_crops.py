@@ -81,6 +81,8 @@ class SiglipCropsEncoder:
         ValueError: `num_candidates` is below 1 or `context_share` out of range.
     """
 
+    masks = False
+
     def __init__(
         self,
         parts: Pretrained,

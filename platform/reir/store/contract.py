@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage
+from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, MaskRle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class VersionSpec:
     Attributes:
         dim: vector dimension.
         digest: sha256 of the checkpoint's weights.
-        settings: everything else that changes the instances (e.g. num_candidates).
+        settings: everything else that changes the instances (e.g. num_candidates). Masks are kept
+            only where it says `masks`.
         encoder: where the encoder was found, as `reir.encoders` takes it, so that a search can load
             it by itself; the place of equal weights, so it does not count in a comparison.
     """
@@ -32,6 +33,11 @@ class VersionSpec:
     digest: str
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     encoder: str = field(default="", compare=False)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the version keeps masks."""
+        return bool(self.settings.get("masks", False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,15 @@ class InstanceStore(Protocol):
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
         """All instances of the images that exist, each list in the order of the instance number."""
+        ...
+
+    def get_masks(
+        self, gallery: str, version: str, instance_ids: Sequence[str]
+    ) -> dict[str, MaskRle]:
+        """Masks of those instances that have one, by instance id.
+
+        Masks are large, so no row carries them: they are asked for when hits are known.
+        """
         ...
 
     def search(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reir.records import FloatArray, ImageRecord, IndexedImage
+from reir.records import FloatArray, ImageRecord, IndexedImage, MaskRle
 from reir.store.checks import (
     check_dim,
     check_images,
@@ -30,11 +30,12 @@ from reir.store.names import check_name
 
 @dataclass
 class _Version:
-    """Ledger rows and instances of one version, by image id."""
+    """Ledger rows, instances and masks of one version, by image id."""
 
     spec: VersionSpec
     records: dict[str, ImageRecord] = field(default_factory=dict)
     rows: dict[str, list[InstanceRow]] = field(default_factory=dict)
+    masks: dict[str, tuple[MaskRle, ...]] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -105,6 +106,8 @@ class MemoryStore:
         for image_id, image in batch.items():
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
+            masks = None if image.instances is None else image.instances.masks
+            stored.masks[image_id] = (masks or ()) if stored.spec.has_masks else ()
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before."""
@@ -117,7 +120,7 @@ class MemoryStore:
         stored = self._version(gallery, version)
         found = set(image_ids) & stored.records.keys()
         for image_id in found:
-            del stored.records[image_id], stored.rows[image_id]
+            del stored.records[image_id], stored.rows[image_id], stored.masks[image_id]
         return len(found)
 
     def get_images(
@@ -144,6 +147,19 @@ class MemoryStore:
             for each in image_ids
             if each in rows
         }
+
+    def get_masks(
+        self, gallery: str, version: str, instance_ids: Sequence[str]
+    ) -> dict[str, MaskRle]:
+        """Masks of those instances that have one."""
+        masks = self._version(gallery, version).masks
+        images = {each: each.rpartition("#")[0] for each in instance_ids}
+        known = {
+            instance_id(image_id, number): mask
+            for image_id in set(images.values()) & masks.keys()
+            for number, mask in enumerate(masks[image_id])
+        }
+        return {each: known[each] for each in instance_ids if each in known}
 
     def search(
         self,

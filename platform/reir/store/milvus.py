@@ -15,11 +15,12 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 
 from reir.errors import StoreError
-from reir.records import FloatArray, ImageRecord, IndexedImage
+from reir.records import FloatArray, ImageRecord, IndexedImage, MaskRle
 from reir.store import checks, rows
 from reir.store.catalogue import Catalogue
 from reir.store.client import MilvusConnection
@@ -87,7 +88,7 @@ class MilvusStore:
                 images.create(spec.dim, properties)
                 if self._mirror is not None:
                     self._mirror.create(instances.name)
-                instances.create(spec.dim, properties)
+                instances.create(spec.dim, properties, rows.MASK_COLUMN if spec.has_masks else {})
             images.ensure_ready()
             instances.ensure_ready()
 
@@ -117,10 +118,11 @@ class MilvusStore:
         ledger, instances = self._tables(gallery, version)
         batch = checks.latest_by_id(images)
         with self._writing(gallery, version):
-            dim = self._catalogue.spec(gallery, version).dim
+            spec = self._catalogue.spec(gallery, version)
+            dim, to_rows = spec.dim, partial(rows.instance_rows, with_masks=spec.has_masks)
             checks.check_images(batch.values(), dim, version)
             reach = _announce(ledger, batch, dim)
-            instances.upsert(itertools.chain.from_iterable(map(rows.instance_rows, batch.values())))
+            instances.upsert(itertools.chain.from_iterable(map(to_rows, batch.values())))
             instances.delete(_beyond(batch, reach))
             if self._mirror is not None:
                 self._mirror.put(instances.name, dim, batch.values())
@@ -183,6 +185,19 @@ class MilvusStore:
             for each in image_ids
             if each in images
         }
+
+    def get_masks(
+        self, gallery: str, version: str, instance_ids: Sequence[str]
+    ) -> dict[str, MaskRle]:
+        """Masks of those instances that have one."""
+        if not self._catalogue.spec(gallery, version).has_masks:
+            return {}
+        columns = ["instance_id", rows.MASK]
+        with self._catalogue.errors_of(gallery, version):
+            table = self._catalogue.instances(gallery, version)
+            found = table.get(instance_ids, columns, consistency="Session")
+        masks = {each: rows.mask_from_row(found[each]) for each in instance_ids if each in found}
+        return {each: mask for each, mask in masks.items() if mask is not None}
 
     def search(
         self,

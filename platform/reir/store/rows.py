@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pymilvus import DataType
 
-from reir.records import ImageRecord, IndexedImage, Instances
+from reir.records import ImageRecord, IndexedImage, Instances, MaskRle
 from reir.store.checks import instance_id
 from reir.store.contract import InstanceRow, VersionSpec
 
@@ -49,6 +49,10 @@ INSTANCE_COLUMNS = {
     "attributes": DataType.JSON,
 }
 INSTANCE_FIELDS = ["instance_id", *INSTANCE_COLUMNS]
+
+MASK = "mask"
+MASK_COLUMN = {MASK: DataType.VARCHAR}
+"""Of the instances collection, in versions with masks only; a JSON text, empty for no mask."""
 
 _RECORD_FIELDS = {each.name for each in fields(ImageRecord)}
 
@@ -89,11 +93,24 @@ def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
     return ImageRecord(**{name: row[name] for name in _RECORD_FIELDS})
 
 
-def instance_rows(image: IndexedImage) -> list[dict[str, Any]]:
-    """Rows of the instances collection."""
+def instance_rows(image: IndexedImage, *, with_masks: bool) -> list[dict[str, Any]]:
+    """Rows of the instances collection, with the column of masks or without it."""
     if image.instances is None:
         return []
-    return [_instance_row(image.record, image.instances, i) for i in range(len(image.instances))]
+    found = [_instance_row(image.record, image.instances, i) for i in range(len(image.instances))]
+    if with_masks:
+        masks = image.instances.masks or [None] * len(found)
+        for row, mask in zip(found, masks, strict=True):
+            row[MASK] = "" if mask is None else json.dumps(asdict(mask))
+    return found
+
+
+def mask_from_row(row: Mapping[str, Any]) -> MaskRle | None:
+    """Mask from a row of the instances collection with its column of masks."""
+    if not row[MASK]:
+        return None
+    values = json.loads(row[MASK])
+    return MaskRle(tuple(values["size"]), values["counts"])
 
 
 def _instance_row(record: ImageRecord, instances: Instances, number: int) -> dict[str, Any]:

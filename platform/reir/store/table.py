@@ -52,11 +52,13 @@ class Table:
         except GalleryNotFound:
             return None
 
-    def create(self, dim: int, properties: Mapping[str, str]) -> None:
-        """Create the collection."""
+    def create(
+        self, dim: int, properties: Mapping[str, str], extra: Mapping[str, DataType] | None = None
+    ) -> None:
+        """Create the collection; `extra` columns are read only where they are named."""
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field(self._key, DataType.VARCHAR, is_primary=True, max_length=_MAX_KEY_BYTES)
-        for name, kind in self._columns.items():
+        for name, kind in {**self._columns, **(extra or {})}.items():
             length = {"max_length": _MAX_TEXT_BYTES} if kind == DataType.VARCHAR else {}
             schema.add_field(name, kind, **length)
         schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from reir.clare_losses import CliaBatch, Predictions, StepOutputs
+from reir.mask_losses import MaskOutputs
 from reir.matching import Targets
 from reir.models.denoising import DenoisingQueries, denoising_queries
 
 LAYERS, PHOTOS, QUERIES, PROPOSALS, MOST_TARGETS, TEXTS = 3, 4, 7, 9, 3, 2
+CELLS = 4, 5
 
 
 def normal(*shape: int, random: torch.Generator) -> Tensor:
@@ -71,6 +73,25 @@ def some_denoising(
         seeds=torch.randint(2**31, (PHOTOS,), generator=random).tolist(),
     )
     return some_predictions(random, num=queries.target.shape[1]), queries
+
+
+def some_masks(random: torch.Generator, targets: Targets) -> tuple[MaskOutputs, Tensor]:
+    """Masks of most targets, in photos of unlike sizes, and (L, B, N, h, w) logits of all queries.
+
+    The logits, which `predict` picks from, want a gradient.
+    """
+    logits = normal(LAYERS, PHOTOS, QUERIES, *CELLS, random=random).requires_grad_()
+    rows, columns = (torch.randint(1, side + 1, (PHOTOS, 1), generator=random) for side in CELLS)
+    inside = (torch.arange(CELLS[0]) < rows)[..., None] & (torch.arange(CELLS[1]) < columns)[
+        :, None
+    ]
+    masks = torch.rand(*targets.valid.shape, *CELLS, generator=random) < 0.4
+    known = targets.valid & (torch.rand(targets.valid.shape, generator=random) < 0.8)
+
+    def predict(query_LBP: Tensor) -> Tensor:
+        return logits.gather(2, query_LBP[..., None, None].expand(-1, -1, -1, *CELLS))
+
+    return MaskOutputs(predict, masks & inside[:, None], known, inside), logits
 
 
 def some_clia(random: torch.Generator, targets: Targets) -> CliaBatch:

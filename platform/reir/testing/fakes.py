@@ -77,6 +77,7 @@ class FakeEncoder:
     """
 
     dim = len(_AXES)
+    masks = False
 
     def __init__(self, num_candidates: int = 30) -> None:
         """Keep at most `num_candidates` blobs of a photo, the largest first."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import cos, pi, sin
 from pathlib import Path
@@ -29,6 +29,8 @@ from reir.datasets.records import (
     ReferringInstance,
 )
 from reir.models.seams import RgbImage
+from reir.records import MaskRle
+from reir.rle import encode
 from reir.testing.fakes import PALETTE, BoxPx, Colour
 from reir.testing.scene_expressions import SceneExpression, SceneShape, Scope, expressions
 
@@ -89,6 +91,13 @@ class Scene:
         x1, y1, x2, y2 = (round(edge * self.side_px) for edge in shape.box)
         return x1, y1, x2, y2
 
+    def mask(self, shape: SceneShape) -> MaskRle:
+        """Pixels that one of its shapes covers by half or more."""
+        x1, y1, x2, y2 = self.box_px(shape)
+        whole = np.zeros((self.side_px, self.side_px), dtype=bool)
+        whole[y1:y2, x1:x2] = _mask(shape.form, x2 - x1) >= 128
+        return encode(whole)
+
 
 def make_scenes(count: int, seed: int, side_px: int = 128) -> tuple[Scene, ...]:
     """Make scenes; the first n of a seed are the same whatever `count` is.
@@ -147,6 +156,7 @@ def to_dataset(
                 image_id=scene.image_id,
                 box_xyxy_px=scene.box_px(shape),
                 category=shape.form,
+                mask=scene.mask(shape),
             )
             instances.append(instance)
             mine = [each for each in said if each.index == index]
@@ -222,6 +232,7 @@ def _append(document: dict[str, list[Any]], dataset: ReferringDataset) -> None:
                 "image_id": instance.image_id,
                 "category_id": 1 + FORMS.index(str(instance.category)),
                 "bbox": boxes[instance.instance_id],
+                "segmentation": asdict(instance.mask) if instance.mask else [],
             }
         )
     for text in dataset.expressions:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from reir.datasets import read_coco_captions, read_coco_instances
 from reir.errors import DataError
+from reir.rle import area_px, decode
 from reir.testing import data_dir
 
 DATA = data_dir()
@@ -59,6 +61,36 @@ def test_captions(tmp_path: Path) -> None:
     path = write(tmp_path, {"annotations": [{"id": 9, "image_id": 5, "caption": "A cat."}]})
     (caption,) = read_coco_captions(path)
     assert (caption.caption_id, caption.image_id, caption.text) == ("9", "5", "A cat.")
+
+
+def test_masks_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    masked = document()
+    masked["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 22, 1, 22]]
+    masked["annotations"][1]["segmentation"] = {"size": [48, 64], "counts": [48 * 64]}
+    path = write(tmp_path, masked)
+    assert {instance.mask for instance in read_coco_instances(path).instances} == {None}
+    first, nothing = (each.mask for each in read_coco_instances(path, masks=True).instances)
+    assert first is not None
+    assert (first.size, area_px(first)) == ((48, 64), 200)
+    assert nothing is None, "a mask without a pixel is none"
+    masked["annotations"][0]["segmentation"] = [[1, 2]]
+    with pytest.raises(DataError, match=r"annotations\[0\].segmentation: expected a segmentation"):
+        read_coco_instances(write(tmp_path, masked), masks=True)
+
+
+@needs_data
+@pytest.mark.data
+def test_real_masks_fill_their_boxes() -> None:
+    assert DATA is not None
+    masked = read_coco_instances(DATA / "photos_masks" / "instances.json", masks=True)
+    apart_px = []
+    for instance in masked.instances:
+        assert instance.mask is not None
+        if not instance.is_crowd:
+            y, x = np.nonzero(decode(instance.mask))
+            box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+            apart_px.append(np.abs(box - instance.box_xyxy_px).max())
+    assert np.mean(np.array(apart_px) < 1.5) > 0.95  # a tip thinner than a pixel covers none
 
 
 @needs_data

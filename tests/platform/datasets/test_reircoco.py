@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from reir.datasets import ReferringDataset, read_photos, read_reircoco, write_reircoco
+from reir.datasets import (
+    ReferringDataset,
+    ReferringInstance,
+    read_photos,
+    read_reircoco,
+    write_reircoco,
+)
 from reir.errors import DataError
 from reir.testing import data_dir
 
@@ -111,6 +117,25 @@ def test_round_trip(tmp_path: Path) -> None:
     again = read_reircoco(tmp_path / "again.json")
     assert {image.file_name for image in again.images} == {i.file_name for i in dataset.images}
     assert [fact[:3] for fact in facts(again)] == [fact[:3] for fact in facts(dataset)]
+
+
+def test_masks_make_the_round_trip(tmp_path: Path) -> None:
+    some = document()
+    for item in some["annotations"]:
+        x, y, w, h = item["bbox"]
+        item["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    dataset = read_reircoco(write(tmp_path, some), masks=True)
+    write_reircoco(dataset, tmp_path / "again.json")
+    again = read_reircoco(tmp_path / "again.json", masks=True)
+    for one, other in zip(*(targets(each) for each in (dataset, again)), strict=True):
+        assert one.mask is not None
+        assert one.mask == other.mask
+    plain = read_reircoco(tmp_path / "again.json")
+    assert {instance.mask for instance in plain.instances} == {None}
+
+
+def targets(dataset: ReferringDataset) -> list[ReferringInstance]:
+    return [dataset.instances_by_id[str(text.instance_id)] for text in dataset.expressions]
 
 
 def test_expression_without_instance_cannot_be_written(tmp_path: Path) -> None:

@@ -23,14 +23,12 @@ from reir.models.clare import (
     Clare,
     ClareConfig,
     ClareOutput,
-    load_towers,
     photo_sizes,
-    text_config,
-    vision_config,
 )
 from reir.models.clare_vision import MaskedGroupNorm, Pyramid, encode_patches, resampling_weights
 from reir.models.deformable import TokenGrid, sine_embedding, to_xyxy
 from reir.models.denoising import denoising_queries
+from reir.models.towers import load_towers, text_config, vision_config
 from reir.testing.tiny_clare import tiny_clare, tiny_clare_config, tiny_photos
 
 

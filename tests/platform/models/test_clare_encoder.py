@@ -26,6 +26,7 @@ from reir.models.clare_encoder import (
     tokenise,
 )
 from reir.models.seams import ExpressionChooser, InstanceEncoder, RgbImage
+from reir.rle import decode
 from reir.testing.tiny import tiny_tokenizer
 from reir.testing.tiny_clare import tiny_clare, tiny_clare_config
 
@@ -283,6 +284,70 @@ def test_parity_keeps_vectors_raw_for_the_released_ranking() -> None:
     assert (np.linalg.norm(found.vectors, axis=1) > 2).all()
     texts = raw.encode_expressions(["the red dog"])
     assert abs(np.linalg.norm(texts) - 1) > 0.01
+
+
+# ---------------------------------------------------------------------------------------- masks
+
+
+def masking(**options: int) -> ClareEncoder:
+    return ClareEncoder(tiny_clare(masks=True), tiny_tokenizer(), "d" * 64, masks=True, **options)  # type: ignore[arg-type]
+
+
+def test_masks_have_the_size_of_the_photo_and_stay_in_their_box() -> None:
+    some = 0
+    for image, found in zip(photos(), masking().encode_images(photos()), strict=True):
+        assert found.masks is not None
+        assert len(found.masks) == len(found)
+        height, width = image.shape[:2]
+        for box, rle in zip(found.boxes, found.masks, strict=True):
+            mask = decode(rle)
+            assert mask.shape == (height, width)
+            ys, xs = np.nonzero(mask)
+            some += len(xs)
+            if len(xs):
+                low = np.floor(box[:2] * [width, height])
+                high = np.ceil(box[2:] * [width, height])
+                assert (low <= [xs.min(), ys.min()]).all()
+                assert ([xs.max() + 1, ys.max() + 1] <= high).all()
+    assert some > 0
+
+
+def test_masks_are_those_of_the_model() -> None:
+    """At the size that the model sees, a mask says what its logits say, cell by cell."""
+    image, model = photo(64, 96), tiny_clare(masks=True)
+    (found,) = masking().encode_images([image])
+    with torch.no_grad():
+        output = model(*as_input([image]))
+        assert output.masks is not None
+        logits = model.masks(output.masks.maps, output.masks.states[-1], output.boxes[-1])[0]
+    queries = candidates(output, 6, 0.7).queries[0]
+    assert found.masks is not None
+    for box, rle, query in zip(found.boxes, found.masks, queries, strict=False):
+        fine = F.interpolate(logits[query][None, None], scale_factor=4, mode="bilinear")[0, 0]
+        left, top = np.floor(box[:2] * [96, 64]).astype(int)
+        right, bottom = np.ceil(box[2:] * [96, 64]).astype(int)
+        got = torch.from_numpy(decode(rle))[top:bottom, left:right]
+        want = fine[top:bottom, left:right]
+        sure = want.abs() > 1e-3
+        assert torch.equal(got[sure], (want > 0)[sure])
+
+
+def test_a_photo_has_the_same_masks_alone_and_in_a_batch() -> None:
+    together = masking(batch_size=5).encode_images(photos())
+    for image, want in zip(photos(), together, strict=True):
+        (alone,) = masking().encode_images([image])
+        assert alone.masks is not None
+        assert want.masks is not None
+        for one, other in zip(alone.masks, want.masks, strict=True):
+            assert (decode(one) != decode(other)).mean() < 0.01
+
+
+def test_masks_are_given_only_when_they_are_asked_for() -> None:
+    quiet = ClareEncoder(tiny_clare(masks=True), tiny_tokenizer(), "d" * 64)
+    assert (quiet.masks, masking().masks) == (False, True)
+    assert quiet.encode_images([photo(64, 96)])[0].masks is None
+    with pytest.raises(ValueError, match="needs a model with the mask branch"):
+        encoder(masks=True)
 
 
 @pytest.mark.parametrize("name", ["num_candidates", "batch_size"])

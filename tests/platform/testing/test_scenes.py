@@ -316,7 +316,7 @@ def test_as_dataset() -> None:
 def test_saved_scenes_are_read_as_photos(tmp_path: Path) -> None:
     splits = {"train": make_scenes(4, seed=1), "val": make_scenes(3, seed=2)}
     save_scenes(tmp_path, splits, per_instance=2)
-    dataset = read_photos(tmp_path)
+    dataset = read_photos(tmp_path, masks=True)
     for name, scenes in splits.items():
         expected, read = to_dataset(scenes, per_instance=2), dataset.split(name)
         assert set(read.images) == set(expected.images)

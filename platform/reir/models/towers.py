@@ -1,0 +1,85 @@
+"""CLARE's SigLIP towers: their configurations, and public weights to start from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import SiglipTextConfig, SiglipVisionConfig
+
+from reir.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from reir.models.clare import Clare, ClareConfig
+
+
+def vision_config(config: ClareConfig) -> Any:
+    """Return the `SiglipVisionConfig`, without the pooling head, which CLARE does not use."""
+    return SiglipVisionConfig(
+        hidden_size=config.vision_width,
+        num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.vision_heads,
+        intermediate_size=config.vision_mlp,
+        patch_size=config.patch_px,
+        image_size=config.patch_px * config.native_grid,
+        vision_use_head=False,
+        attn_implementation="sdpa",
+    )
+
+
+def text_config(config: ClareConfig) -> Any:
+    """Return the `SiglipTextConfig`."""
+    return SiglipTextConfig(
+        hidden_size=config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        intermediate_size=config.text_mlp,
+        vocab_size=config.vocabulary,
+        max_position_embeddings=config.max_tokens,
+        pad_token_id=config.pad_token,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+
+
+def load_towers(model: Clare, name_or_path: str) -> None:
+    """Put pretrained SigLIP weights into both towers; only safetensors are read.
+
+    Args:
+        model: whose towers are overwritten.
+        name_or_path: name on a model hub or a local directory, of a whole SigLIP model.
+
+    Raises:
+        CheckpointError: it is not there, lacks weights, or its shapes are not the model's.
+    """
+    for tower, options in ((model.vision, {"vision_use_head": False}), (model.language, {})):
+        kind = type(tower)
+        try:
+            loaded, report = kind.from_pretrained(
+                name_or_path,
+                output_loading_info=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **options,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(
+                f"{name_or_path} does not load as {kind.__name__} ({what}); "
+                f"give a hub name or the directory of a SigLIP model"
+            ) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{name_or_path} lacks {len(missing)} weights of {kind.__name__}, such as "
+                f"{missing[0]}; give the directory of a whole SigLIP model"
+            )
+        try:
+            tower.load_state_dict(loaded.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{name_or_path} has other shapes than this configuration "
+                f"({str(error).splitlines()[-1].strip()}); choose the preset of the same size"
+            ) from error

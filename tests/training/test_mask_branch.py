@@ -1,0 +1,49 @@
+"""Runs with and without the mask branch: what they start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from reir.checkpoint import load_clare, save_checkpoint
+from reir.errors import ConfigError
+from reir.testing.tiny import tiny_tokenizer
+from reir.testing.tiny_clare import tiny_clare, tiny_clare_config
+from reir_training.clare_task import clare_shape, start_clare
+from reir_training.config import ClareTrainConfig
+
+
+def config(**shape: object) -> ClareTrainConfig:
+    data = [{"format": "photos", "path": "photos"}]
+    return ClareTrainConfig.model_validate({"data": data, "shape": shape})
+
+
+def test_the_shape_turns_the_branch_on() -> None:
+    assert not config().masks
+    assert not clare_shape("clare-base", config(), {}).masks
+    assert config(masks=True).masks
+    assert clare_shape("clare-base", config(masks=True), {}).masks
+    with pytest.raises(ConfigError, match=r"shape: .*'mask'"):
+        clare_shape("clare-base", config(mask=True), {})
+
+
+def test_a_checkpoint_without_the_branch_gets_the_same_new_one_everywhere(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_clare(), tiny_tokenizer(), {})
+    kept, _ = start_clare("clare-base", config(), [], tmp_path)
+    assert not kept.config.masks
+    grown, other = (start_clare("clare-base", config(masks=True), [], tmp_path)[0] for _ in "ab")
+    assert grown.config == tiny_clare_config(masks=True)
+    for name, value in kept.state_dict().items():
+        assert torch.equal(grown.state_dict()[name], value), name
+    for name, value in grown.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_a_branch_that_is_there_is_trained_on(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_clare(masks=True), tiny_tokenizer(), {})
+    for wanted in (config(), config(masks=True)):
+        model, _ = start_clare("clare-base", wanted, [], tmp_path)
+        for name, value in load_clare(tmp_path)[0].state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
