@@ -207,6 +207,8 @@ class Told:
         raise NotImplementedError(f"not asked in grounding, got {tuple(values.shape)}")
 
     def mean(self, counts: torch.Tensor) -> torch.Tensor:
+        if counts.requires_grad:  # losses, which are averaged for the log alone
+            return counts
         self.seen = counts
         return counts if self.known is None else self.known
 
