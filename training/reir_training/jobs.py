@@ -16,10 +16,18 @@ from typing import Any
 import ray
 import torch
 from pyarrow.fs import LocalFileSystem
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from reir.errors import ReirError
 from reir_training.actors import Prometheus, stream_steps
 from reir_training.config import PRESETS, CommonConfig
 from reir_training.engine import Best, RunState, save_state, start_engine
@@ -97,7 +105,8 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
             ),
         )
         trainer.can_share = lambda workers: shares_evenly(config.optimisation, workers)
-        trainer.fit()
+        with _our_errors():
+            trainer.fit()
     finally:
         if started_here:
             ray.shutdown()
@@ -121,8 +130,24 @@ def _start_ray(num_workers: int, cores: int, use_gpu: bool) -> None:
     )
 
 
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """Tell a mistake of the user's as such, not as a crash of workers."""
+    try:
+        yield
+    except WorkerGroupError as failed:
+        for error in failed.worker_failures.values():
+            cause = getattr(error, "_base_exc", error)
+            if isinstance(cause, ReirError):
+                raise cause from failed
+        raise
+
+
 class _EvenTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
-    """Elastic within what can share the photos of a step; Ray alone would take any number."""
+    """Elastic within what can share the photos of a step.
+
+    Ray 2.60 would take any number of the range, and has no public place to say which.
+    """
 
     can_share: Callable[[int], bool]
 

@@ -1,0 +1,68 @@
+"""Workers and parts: how they are asked for, and that a step is the same photos for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from reir.config import load_config
+from reir.errors import ConfigError
+from reir.testing.tiny_clare import tiny_training
+from reir_training.config import ClareTrainConfig, Schedule
+from reir_training.plan import Epoch
+from reir_training.tasks import NumWorkers, check_shares, make_task, parse_num_workers
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1", 1), ("16", 16), ("2:8", (2, 8)), ("3:3", (3, 3))]
+)
+def test_numbers_of_workers(text: str, number: NumWorkers) -> None:
+    assert parse_num_workers(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1.5", "8:2", "0:2", "2:", ":2", "1:2:3"])
+def test_what_is_no_number_of_workers(text: str) -> None:
+    with pytest.raises(ConfigError, match="2:8"):
+        parse_num_workers(text)
+
+
+def test_workers_that_cannot_share_a_step_are_refused() -> None:
+    settings = Schedule(photos_per_batch=32, accumulate_steps=2)
+    for good in (1, 2, 16, (3, 8)):
+        check_shares(settings, good)
+    for bad in (3, 32, (5, 7)):
+        with pytest.raises(ConfigError, match="photos_per_batch=32 cannot be shared"):
+            check_shares(settings, bad)
+
+
+def views(folder: Path, num_workers: int, parts: int) -> dict[tuple[int, float], Tensor]:
+    """(photo, mean of its pixels) of everything that all workers see in the first two steps."""
+    config = load_config(ClareTrainConfig, tiny_training(folder, accumulate_steps=parts))
+    seen: list[tuple[int, Tensor]] = []
+
+    def of(rank: int) -> Iterator[int]:
+        task = make_task("clare-base", config, init=None, rank=rank, world_size=num_workers)
+        for batch in task.batches(Epoch(0, "clia", 0, 1), 0):
+            yield len(batch.pixels)
+            heights_widths = batch.size_px.tolist()
+            for key, pixels, (height, width) in zip(
+                batch.photo_key.tolist(), batch.pixels, heights_widths, strict=True
+            ):
+                seen.append((key, pixels[:, :height, :width]))
+
+    sizes = [list(of(rank)) for rank in range(num_workers)]
+    assert sizes == [[4 // (num_workers * parts)] * 2 * parts] * num_workers
+    return {(key, pixels.float().mean().item()): pixels for key, pixels in seen}
+
+
+def test_a_step_is_the_same_views_however_it_is_shared(tmp_path: Path) -> None:
+    alone = views(tmp_path, 1, 1)
+    assert len(alone) == 8
+    for num_workers, parts in ((1, 4), (2, 1), (2, 2), (4, 1)):
+        shared = views(tmp_path, num_workers, parts)
+        assert shared.keys() == alone.keys()
+        assert all(torch.equal(shared[key], alone[key]) for key in alone)
