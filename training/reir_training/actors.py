@@ -14,9 +14,28 @@ from ray.util.metrics import Counter, Gauge
 from reir_training.clare_data import Arrays
 from reir_training.sinks import Record, figures
 
+MOST_READERS = 8
+"""Actors that load steps for one training worker; Ray starts more than one when steps run out."""
+
+
+class _Reader:
+    """Loads steps in an actor, so that the annotations that `load` carries are unpacked once.
+
+    Args:
+        load: function of the number of a step alone.
+    """
+
+    def __init__(self, load: Callable[[int], Arrays]) -> None:
+        self._load = load
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        # arrays differ in shape from step to step, so every step is a block of one row
+        arrays = self._load(int(batch["item"][0]))
+        return {name: value[None] for name, value in arrays.items()}
+
 
 def stream_steps(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
-    """Yield what `load` returns for each step in [first, last), loaded ahead by Ray tasks.
+    """Yield what `load` returns for each step in [first, last), loaded ahead by Ray actors.
 
     Args:
         load: picklable function of the number of a step alone.
@@ -27,16 +46,14 @@ def stream_steps(load: Callable[[int], Arrays], first: int, last: int) -> Iterat
     """
     if first >= last:
         return
-
-    def read(batch: dict[str, Any]) -> dict[str, Any]:
-        # arrays differ in shape from step to step, so every step is a block of one row
-        return {name: value[None] for name, value in load(first + int(batch["id"][0])).items()}
-
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    numbers = ray.data.range(last - first, override_num_blocks=last - first)
-    steps = numbers.map_batches(read, batch_size=1)
+    # blocks that are there from the start: reading them would wait for a CPU that readers hold
+    numbers = ray.data.from_items(list(range(first, last)), override_num_blocks=last - first)
+    steps = numbers.map_batches(
+        _Reader, fn_constructor_args=(load,), batch_size=1, concurrency=(1, MOST_READERS)
+    )
     for batch in steps.iter_batches(batch_size=1, prefetch_batches=2):
         yield {name: np.asarray(value[0]) for name, value in batch.items()}
 
