@@ -247,7 +247,7 @@ def test_a_run_goes_on_with_other_workers(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(pair, (port, tmp_path), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
+    mp.spawn(pair, (port, tmp_path), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     for stage in range(4):
         went_on = torch.load(tmp_path / f"went-on-{stage}.pt")
         assert went_on == pytest.approx(wanted[stage], rel=1e-5), f"one, then two, ZeRO {stage}"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 from pyarrow.fs import FileSelector
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from reir.checkpoint import load_encoder, read_config
 from reir.config import load_config
@@ -22,7 +23,7 @@ from reir.errors import ConfigError
 from reir.testing.tiny_clare import tiny_training
 from reir_training.config import ClareTrainConfig
 from reir_training.engine import read_state
-from reir_training.jobs import EvenPolicy
+from reir_training.jobs import EvenPolicy, _our_errors, _start_ray
 from reir_training.run import run
 from reir_training.storage import open_storage
 from reir_training.tasks import NumWorkers
@@ -152,3 +153,28 @@ def test_elastic_runs_take_numbers_that_can_share(room: int, taken: int) -> None
     policy = EvenPolicy(scaling, lambda workers: 32 % workers == 0)
     nodes = {"a": {"CPU": room // 2}, "b": {"CPU": room - room // 2}}
     assert policy._count_possible_workers(nodes) == taken
+
+
+def test_a_mistake_within_a_worker_is_told_as_such() -> None:
+    def died_of(error: Exception) -> ray.train.WorkerGroupError:
+        """What Ray raises when a worker has raised an error."""
+        wrapped = UserExceptionWithTraceback(error, "Traceback ...")
+        return ray.train.WorkerGroupError("all of it", {1: wrapped})
+
+    with pytest.raises(ConfigError, match="zero_stage"), _our_errors():
+        raise died_of(ConfigError("zero_stage=2"))
+    with pytest.raises(ray.train.WorkerGroupError), _our_errors():
+        raise died_of(RuntimeError("disk full"))
+
+
+def test_a_cluster_is_joined_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to be told the cores of a cluster that it only joins."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("ray.init", asked.update)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    _start_ray(2, 4, use_gpu=False)
+    assert asked.keys() == {"runtime_env", "log_to_driver"}
+    monkeypatch.delenv("RAY_ADDRESS")
+    _start_ray(2, 4, use_gpu=False)
+    assert asked["address"] == "local"
+    assert asked["num_cpus"] >= 3  # two workers, and one that reads ahead

@@ -12,6 +12,7 @@ from torch import Tensor
 from reir.config import load_config
 from reir.errors import ConfigError
 from reir.testing.tiny_clare import tiny_training
+from reir_training.clare_data import ClareBatch
 from reir_training.config import ClareTrainConfig, Schedule
 from reir_training.plan import Epoch
 from reir_training.tasks import NumWorkers, check_shares, make_task, parse_num_workers
@@ -47,6 +48,7 @@ def views(folder: Path, num_workers: int, parts: int) -> dict[tuple[int, float],
     def of(rank: int) -> Iterator[int]:
         task = make_task("clare-base", config, init=None, rank=rank, world_size=num_workers)
         for batch in task.batches(Epoch(0, "clia", 0, 1), 0):
+            assert isinstance(batch, ClareBatch)
             yield len(batch.pixels)
             heights_widths = batch.size_px.tolist()
             for key, pixels, (height, width) in zip(

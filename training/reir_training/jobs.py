@@ -202,13 +202,13 @@ def train_worker(job: Mapping[str, Any]) -> None:
             kept=kept,
         )
     epochs = plan(config.optimisation, job["stage"])
-    desk = _Desk(job, config, task, epochs, state, active=rank == 0)
+    output = _Output(job, config, task, epochs, state, active=rank == 0)
 
     def keep(position: Position) -> None:
         state.done = position
         with tempfile.TemporaryDirectory() as folder:
             _hand_in(Path(folder), engine, averaged, state, {config.best_by: NO_FIGURE})
-        desk.copy_out()
+        output.copy_out()
 
     loop = TrainLoop(
         engine,
@@ -217,7 +217,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
         rank=rank,
         zero_stage=config.zero_stage,
         averaged=averaged,
-        on_progress=lambda progress: desk.write({"event": "progress", **asdict(progress)}),
+        on_progress=lambda progress: output.write({"event": "progress", **asdict(progress)}),
         on_position=keep,
     )
     for epoch in epochs[state.done.epochs :]:
@@ -225,11 +225,11 @@ def train_worker(job: Mapping[str, Any]) -> None:
         state.done = Position(epoch.number + 1)
         with tempfile.TemporaryDirectory() as folder:
             with loop.final_weights():
-                figures = desk.end_of(epoch, losses, Path(folder))
+                figures = output.end_of(epoch, losses, Path(folder))
             figures = {config.best_by: NO_FIGURE, **figures}
             _hand_in(Path(folder), engine, averaged, state, figures)
-        desk.copy_out()
-    desk.close()
+        output.copy_out()
+    output.close()
 
 
 @contextmanager
@@ -256,7 +256,7 @@ def _hand_in(
     ray.train.report(dict(figures), checkpoint=Checkpoint.from_directory(str(folder)))
 
 
-class _Desk:
+class _Output:
     """What the first worker writes: records, the checkpoint of each epoch, copies to the storage.
 
     Args:
@@ -276,18 +276,18 @@ class _Desk:
     ) -> None:
         self._job, self._config, self._task = job, config, task
         self._epochs, self._state, self._active = epochs, state, active
-        self._output = Path(job["output"])
+        self._folder = Path(job["output"])
         self._storage = open_storage(job["storage"]) if job["storage"] and active else None
         self._sinks: list[Sink] = []
         if active:
-            self._output.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             if self._storage is not None:
-                self._storage.pull(self._output / METRICS)
+                self._storage.pull(self._folder / METRICS)
             done = sum(task.steps(epoch.stage) for epoch in epochs[: state.done.epochs])
             self._sinks = [
-                JsonLines(self._output / METRICS),
-                TensorBoard(self._output / TENSORBOARD, done + state.done.steps),
-                Prometheus(self._output.name),
+                JsonLines(self._folder / METRICS),
+                TensorBoard(self._folder / TENSORBOARD, done + state.done.steps),
+                Prometheus(self._folder.name),
             ]
 
     def write(self, record: Record) -> None:
@@ -310,16 +310,16 @@ class _Desk:
         self._task.save(folder / CHECKPOINT, about)
         chosen = best_epoch if best and self._config.final == "best" else len(self._epochs)
         if number == chosen:
-            shutil.copytree(folder / CHECKPOINT, self._output / CHECKPOINT, dirs_exist_ok=True)
+            shutil.copytree(folder / CHECKPOINT, self._folder / CHECKPOINT, dirs_exist_ok=True)
             if self._storage is not None:
-                self._storage.push(self._output / CHECKPOINT)
+                self._storage.push(self._folder / CHECKPOINT)
         return figures
 
     def copy_out(self) -> None:
         """Bring the records in the storage up to date."""
         if self._storage is not None:
             for name in (METRICS, TENSORBOARD):
-                self._storage.push(self._output / name)
+                self._storage.push(self._folder / name)
 
     def close(self) -> None:
         """Close every sink."""
