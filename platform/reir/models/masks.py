@@ -79,7 +79,7 @@ class MaskBranch(nn.Module):
         mixed: Tensor | None = None
         for level in reversed(range(NUM_MAPS)):
             x = levels[level].transpose(1, 2).reshape(len(valid[0]), -1, *sides[level])
-            if mixed is not None:  # a cell's four finer ones; those of the photo have no other
+            if mixed is not None:  # onto the four finer cells; the photo's lie in the photo's
                 x = x + F.interpolate(mixed, scale_factor=2.0, mode="nearest")
             x = self.mixes[level](x.masked_fill(~valid[level][:, None], 0.0))
             mixed = self.norms[level](x, valid[level]).relu()
