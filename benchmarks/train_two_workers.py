@@ -16,7 +16,7 @@ from pathlib import Path
 
 from _report import write_report
 
-from reir_training.testing import CASES, Difference, step_alone, steps_of_workers
+from reir_training.testing.workers import CASES, Difference, step_alone, steps_of_workers
 
 
 def measure(work: Path) -> dict[str, Difference]:

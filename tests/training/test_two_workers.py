@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from reir_training.testing import (
+from reir_training.testing.workers import (
     CASES,
     Case,
     StepResult,

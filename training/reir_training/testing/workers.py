@@ -1,4 +1,4 @@
-"""What tests and benchmarks of training share: tiny tasks on scenes, and the steps of workers.
+"""The same step, and the same run, on one worker and on several.
 
 A step of several workers runs as `reir train` runs it, with the engine of `engine.py`; a step
 alone is plain autograd on the whole global batch. Under ZeRO-3 every weight is split, also small
@@ -7,206 +7,29 @@ ones, which DeepSpeed would otherwise leave whole.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from reir.datasets.coco_classes import COCO_CLASSES
-from reir.testing.scenes import make_scenes, save_scenes
-from reir.testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
-from reir.testing.tiny_clare import tiny_clare_config
-from reir_training.assemble import freeze, parameter_groups
-from reir_training.batches import BatchMaker, TrainBatch
-from reir_training.cache import FrozenCache
-from reir_training.clare_task import ClareTask
-from reir_training.config import (
-    ClareTrainConfig,
-    CommonConfig,
-    LossWeights,
-    ModelSettings,
-    TrainConfig,
-)
-from reir_training.examples import TrainPhoto, Written
-from reir_training.gather import AllWorkers, mean_over_workers
+from reir_training.config import CommonConfig
+from reir_training.gather import mean_over_workers
 from reir_training.loop import Averaged, Position, Progress, TrainLoop
-from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
+from reir_training.testing.tiny import Model, tiny_task
 
-Model = Literal["clare", "clare-nano"]
 TaskName = Literal["detection", "grounding", "clia"]
 ZeroStage = Literal[1, 2, 3]
-PHOTOS_PER_STEP = 4
-NUM_NANO_PHOTOS, NUM_CANDIDATES = 9, 5
 THREADS = 1
-
-
-# ------------------------------------------------------------------------------------- tiny tasks
-
-
-def write_scenes(folder: Path, *, train: int = 12, val: int = 4) -> None:
-    """Write scenes as a folder of the format "photos", whose forms go by names of COCO's classes.
-
-    So there is something to detect, too.
-    """
-    save_scenes(folder, {"train": make_scenes(train, 0, 96), "val": make_scenes(val, 1, 96)})
-    path = folder / "instances.json"
-    document = json.loads(path.read_text())
-    for number, category in enumerate(document["categories"]):
-        category["name"] = COCO_CLASSES[number]
-    path.write_text(json.dumps(document))
-
-
-def tiny_clare_settings(photos: Path, **changes: Any) -> dict[str, Any]:
-    """Settings of `reir train --preset clare-base` that take milliseconds a step.
-
-    Args:
-        photos: folder that `write_scenes` wrote.
-        changes: of the schedule.
-    """
-    shape = vars(tiny_clare_config(max_tokens=16))
-    own = {"vocabulary", "clia_bias", "paper_parity"}
-    return {
-        "data": [{"format": "photos", "path": str(photos)}],
-        "shape": {name: value for name, value in shape.items() if name not in own},
-        "texts_per_photo": 2,
-        "augmentation": {
-            "short_sides": [64, 80, 96],
-            "long_side": 128,
-            "crop_short_sides": [96],
-            "crop_sides": [64, 96],
-        },
-        "optimisation": {"photos_per_batch": PHOTOS_PER_STEP, "precision": "fp32", **changes},
-    }
-
-
-class TinyNanoTask:
-    """`NanoTask` on random candidates instead of a cache of published networks.
-
-    Args:
-        folder: gets the cache, if it is not there yet.
-        rank, world_size: of this worker.
-    """
-
-    photos_per_step = PHOTOS_PER_STEP
-
-    def __init__(self, folder: Path, *, rank: int, world_size: int) -> None:
-        self._rank, self._world_size = rank, world_size
-        self.config = TrainConfig.model_validate(
-            {
-                "data": [{"format": "photos", "path": str(folder)}],
-                "weights": str(folder),
-                "optimisation": {"photos_per_batch": PHOTOS_PER_STEP, "precision": "fp32"},
-            }
-        )
-        if not folder.exists():
-            _write_cache(folder)
-        cache = FrozenCache(folder)
-        photos = [_nano_photo(cache, row) for row in range(NUM_NANO_PHOTOS)]
-        self._maker = BatchMaker(photos, cache, self.config.optimisation)
-        self.model = tiny_model()
-        freeze(self.model, ModelSettings(frozen_text_layers=0))
-        self.objective = ClareObjective(
-            self.model,
-            tiny_tokenizer(),
-            LossWeights(),
-            workers=AllWorkers() if world_size > 1 else None,
-        )
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups."""
-        return parameter_groups(self.objective, self.config.optimisation)
-
-    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
-        """Steps of one epoch."""
-        return NUM_NANO_PHOTOS // PHOTOS_PER_STEP
-
-    def batches(self, epoch: Epoch, first: int) -> Iterator[TrainBatch]:
-        """This worker's batches from step `first` on."""
-        rows = self._maker.epoch(epoch.number, self._rank, self._world_size)
-        for i in range(first, len(rows)):
-            yield self._maker.batch(rows[i], [0, epoch.number, i])
-
-
-def _write_cache(folder: Path) -> None:
-    """Candidates of a few photos; some photos have fewer of them."""
-    folder.mkdir(parents=True)
-    batch = tiny_batch(NUM_NANO_PHOTOS, NUM_CANDIDATES)
-    batch.valid[::2, -1] = False
-    for name, value in batch.tensors().items():
-        np.save(folder / f"{name}.npy", value.numpy())
-
-
-def _nano_photo(cache: FrozenCache, row: int) -> TrainPhoto:
-    """Unlike numbers of boxes, expressions and captions; every third has no caption."""
-    boxes = cache.boxes(row)[: 1 + row % 3]
-    texts = ("the red dog", "a blue car", "man left of the cat")
-    kinds = ("long", "short", "long")
-    return TrainPhoto(
-        path=Path(f"{row}.jpg"),
-        split="train",
-        boxes=boxes.astype(np.float32),
-        categories=np.arange(len(boxes)) - row % 2,
-        names=("dog", "car", "man")[: len(boxes)],
-        expressions=tuple(Written(texts[i], i, kinds[i]) for i in range(len(boxes))),
-        captions=() if row % 3 == 2 else (f"a {WORDS[row % len(WORDS)]} in the car",),
-        near_misses=("a man of the cat in the red car",) if row % 2 else (),
-    )
-
-
-WORDS = ("dog", "cat", "man", "red car")
-
-
-def tiny_task(folder: Path, model: Model, rank: int, world_size: int) -> Any:
-    """Return a `Task` with `config` and `groups`, its weights moved off their start.
-
-    Args:
-        folder: for photos and caches; whatever is missing is written.
-        model: which objective.
-        rank, world_size: of this worker.
-    """
-    task: Any
-    if model == "clare-nano":
-        task = TinyNanoTask(folder / "nano", rank=rank, world_size=world_size)
-    else:
-        if not (folder / "scenes").exists():
-            write_scenes(folder / "scenes")
-        settings = tiny_clare_settings(
-            folder / "scenes", steps_per_epoch=3, save_every_steps=2, log_every_steps=1
-        )
-        config = ClareTrainConfig.model_validate(settings)
-        task = ClareTask("clare-base", config, init=None, rank=rank, world_size=world_size)
-        task.config = config
-    _no_dropout(task.objective)
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in task.objective.named_parameters():
-            if not any(word in name for word in ("scale", "bias")):
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
-    return task
-
-
-def _no_dropout(module: nn.Module) -> None:
-    """Turn dropout off: what it drops depends on the rank by design."""
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        elif isinstance(part, nn.MultiheadAttention):
-            part.dropout = 0.0
-
-
-# ---------------------------------------------------------------------------------- steps compared
 
 
 @dataclass(frozen=True)
