@@ -98,6 +98,8 @@ def some_batch(size: int, photo_px: tuple[int, int], seed: int = 0) -> ClareBatc
             "text_photo": one_each,
             "photo_key": one_each,
             "instance_key": one_each,
+            "most_targets": np.array(1),
+            "noise_seeds": one_each,
         }
     )
 

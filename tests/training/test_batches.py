@@ -118,6 +118,24 @@ def test_a_batch_is_repeatable(maker: BatchMaker) -> None:
     assert_same(first, second)
 
 
+def test_what_is_drawn_for_a_photo_does_not_depend_on_those_beside_it(maker: BatchMaker) -> None:
+    for seed in range(10):
+        whole, parts = maker.batch([4, 5], [seed]), [maker.batch([row], [seed]) for row in (4, 5)]
+        assert torch.equal(
+            whole.candidates.boxes[:2], torch.cat([part.candidates.boxes[:1] for part in parts])
+        )
+        for captions in (False, True):
+            texts = [
+                text
+                for part in parts
+                for text in (
+                    part.texts[len(part.owner) :] if captions else part.texts[: len(part.owner)]
+                )
+            ]
+            num = len(whole.owner)
+            assert texts == (whole.texts[num:] if captions else whole.texts[:num])
+
+
 def test_what_a_batch_holds(maker: BatchMaker, cache: FrozenCache) -> None:
     batch = draw(maker, [4, 5], mirrored=False)
     num = len(batch.owner)

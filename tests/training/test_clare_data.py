@@ -127,8 +127,10 @@ def test_a_step_is_the_same_whoever_loads_it(photos: list[TrainPhoto]) -> None:
     for name, value in whole.items():
         np.testing.assert_array_equal(value, again[name])
     shares = [second.load(sampler.step(5, rank, 2), rank) for rank in range(2)]
-    for name in ("boxes", "texts", "instance_key", "photo_key"):
+    for name in ("boxes", "texts", "instance_key", "photo_key", "noise_seeds"):
         np.testing.assert_array_equal(np.concatenate([s[name] for s in shares]), whole[name])
+    assert [int(share["most_targets"]) for share in shares] == [int(whole["most_targets"])] * 2
+    assert len(set(whole["noise_seeds"].tolist())) == len(whole["noise_seeds"])
 
 
 def test_photos_without_anything_to_ask_are_left_out(photos: list[TrainPhoto]) -> None:
