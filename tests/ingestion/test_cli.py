@@ -85,13 +85,13 @@ def test_a_wrong_source_is_told_before_anything_is_loaded(
 
 
 CHILD = """
-import reir.checkpoint, signal, sys, time
+import os, reir.checkpoint, signal, sys, time
 from reir import cli
 from reir.testing import FakeEncoder
 class Slow(FakeEncoder):
     def encode_images(self, images):
         time.sleep(0.2)
-        print("encoding", flush=True)
+        os.write(1, b"encoding\\n")  # at once: photos are encoded side by side
         return super().encode_images(images)
 reir.checkpoint.load_encoder = lambda _: Slow()
 signal.signal(signal.SIGINT, signal.default_int_handler)

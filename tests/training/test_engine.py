@@ -51,6 +51,7 @@ class Rows:
 
     def __init__(self, parts: int = 1, rank: int = 0, world_size: int = 1) -> None:
         self.objective: nn.Module = Net()
+        self.model = self.objective
         self._parts, self._rank, self._world_size = parts, rank, world_size
 
     def groups(self) -> list[dict[str, Any]]:

@@ -24,12 +24,10 @@ from reir.models.deformable import (
     SelfAttention,
     TokenGrid,
     logit,
-    sample_levels,
     sine_embedding,
-    sum_cells,
-    sum_samples,
     to_xyxy,
 )
+from reir.models.level_sampling import sample_levels, sum_cells, sum_samples
 
 SIDES = ((4, 6), (2, 3), (1, 2))
 STRIDES = (8, 16, 32)
