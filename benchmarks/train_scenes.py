@@ -66,7 +66,7 @@ RECIPE: dict[str, Any] = {
         "photos_per_batch": 12,
         "steps_per_epoch": 400,
         "grounding_epochs": 1,
-        "clia_epochs": 12,
+        "clia_epochs": 10,
         "learning_rate": 1e-3,
         "tower_factor": 1.0,
         "weight_decay": 0.05,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reir.metrics.rec import EPSILON, IOU_THRESHOLDS, rec_hits
@@ -21,6 +21,7 @@ def slow_hit(a: np.ndarray, b: np.ndarray, threshold: float) -> bool:
     return bool((width * height + EPSILON) / (union + EPSILON) > threshold)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20))
 def test_rec_hits_matches_reference(seed: int, num: int) -> None:
     rng = np.random.default_rng(seed)
