@@ -95,7 +95,7 @@ def some_batch(size: int, photo_px: tuple[int, int], seed: int = 0) -> ClareBatc
             "box_photo": one_each,
             "box_text": one_each,
             "texts": np.array([TEXTS[i % len(TEXTS)] for i in range(size)]),
-            "text_photo": one_each,
+            "text_target": one_each,
             "photo_key": one_each,
             "instance_key": one_each,
             "most_targets": np.array(1),

@@ -13,7 +13,14 @@ from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import ConfigError, ImageError
 from reir.rle import encode
 from reir_training.augment import Augmentation
-from reir_training.clare_data import DETECTION, GROUNDING, NO_PHOTO, ClareBatch, ClareData
+from reir_training.clare_data import (
+    DETECTION,
+    GROUNDING,
+    MAX_BOXES_A_PHOTO,
+    NO_TARGET,
+    ClareBatch,
+    ClareData,
+)
 from reir_training.examples import TrainPhoto, Written
 
 PLAIN = Augmentation(short_sides=(60,), long_side=120, crop_probability=0.0, mirror_probability=0.0)
@@ -74,7 +81,8 @@ def assert_targets_show_their_colour(batch: ClareBatch, task: str) -> None:
         name = batch.texts[int(text)]
         is_red = name == "dog" if task == DETECTION else "red" in name
         assert (part[0] > part[2]) == is_red
-        assert batch.text_photo[int(text)] == (NO_PHOTO if task == DETECTION else photo)
+        target = int(batch.text_target[int(text)])
+        assert target == NO_TARGET if task == DETECTION else batch.box_photo[target] == photo
 
 
 @pytest.mark.parametrize("how", [PLAIN, CUT], ids=["plain", "cut"])
@@ -118,6 +126,25 @@ def test_all_expressions_of_an_instance_come_in_turn(photos: list[TrainPhoto]) -
     sampler = data.sampler([GROUNDING])
     texts = {t for n in range(40) for t in map(str, data.load(sampler.step(n))["texts"])}
     assert texts == {e.text for e in photos[0].expressions}
+
+
+def test_further_expressions_follow_the_asked_ones(photos: list[TrainPhoto]) -> None:
+    data = make(photos, texts=2)
+    step = data.sampler([GROUNDING]).step(0)
+    one, all_of_them = (
+        ClareBatch.from_arrays(data.load(step, per_instance=number)) for number in (1, 9)
+    )
+    num_targets = len(all_of_them.boxes)
+    assert len(one.texts) == num_targets == len(one.boxes)
+    assert all_of_them.text_target[:num_targets].tolist() == list(range(num_targets))
+    assert all_of_them.box_text.tolist() == list(range(num_targets))
+    said: dict[int, list[str]] = {}
+    for text, key in zip(all_of_them.texts, all_of_them.instance_key.tolist(), strict=True):
+        said.setdefault(key, []).append(text)
+    for key, texts in said.items():
+        photo, box = divmod(key, MAX_BOXES_A_PHOTO)
+        assert sorted(texts) == sorted(e.text for e in photos[photo].expressions if e.box == box)
+    assert len(all_of_them.texts) > num_targets
 
 
 def test_a_step_is_the_same_whoever_loads_it(photos: list[TrainPhoto]) -> None:

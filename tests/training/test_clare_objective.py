@@ -108,6 +108,29 @@ def test_gradients_reach_both_streams_and_are_finite(
     assert silent == unused
 
 
+def test_further_expressions_contrast_with_the_target_they_name(tmp_path: Path) -> None:
+    objective = make().eval()
+    once = load(tmp_path, GROUNDING)
+    num_texts = len(once.texts)
+    order = torch.tensor([*range(num_texts), *reversed(range(num_texts))])
+
+    def repeated(**changes: torch.Tensor) -> ClareBatch:
+        return replace(
+            once,
+            texts=[once.texts[i] for i in order.tolist()],
+            **{"text_target": once.text_target[order], "instance_key": once.instance_key[order]}
+            | changes,
+        )
+
+    def clia(batch: ClareBatch) -> float:
+        return objective(batch, "clia")[1]["clia"]
+
+    wanted = clia(once)
+    assert clia(repeated()) == pytest.approx(wanted, rel=1e-5)
+    wrong = torch.cat([once.text_target, once.text_target])
+    assert abs(clia(repeated(text_target=wrong)) - wanted) > 1e-3 * wanted
+
+
 def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     objective = make().train()

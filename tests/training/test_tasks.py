@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from torch import Tensor
 from reir.config import load_config
 from reir.errors import ConfigError
 from reir.testing.tiny_clare import tiny_training
-from reir_training.clare_data import ClareBatch
+from reir_training.clare_data import Arrays, ClareBatch
+from reir_training.clare_task import ClareTask, load_here
 from reir_training.config import ClareTrainConfig, Schedule
 from reir_training.plan import Epoch
 from reir_training.tasks import NumWorkers, check_shares, make_task, parse_num_workers
@@ -68,3 +69,28 @@ def test_a_step_is_the_same_views_however_it_is_shared(tmp_path: Path) -> None:
         shared = views(tmp_path, num_workers, parts)
         assert shared.keys() == alone.keys()
         assert all(torch.equal(shared[key], alone[key]) for key in alone)
+
+
+def test_the_epochs_of_a_stage_take_their_steps_from_one_stream(tmp_path: Path) -> None:
+    config = load_config(ClareTrainConfig, tiny_training(tmp_path, clia_epochs=2))
+    opened: list[tuple[int, int]] = []
+
+    def stream(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
+        opened.append((first, last))
+        return load_here(load, first, last)
+
+    def seen(task: ClareTask, number: int, first: int = 0) -> list[Tensor]:
+        return [batch.pixels for batch in task.batches(Epoch(number, "clia", 0, 2), first)]
+
+    def make() -> ClareTask:
+        return ClareTask("clare-base", config, init=None, rank=0, world_size=1, stream=stream)
+
+    whole, steps = make(), config.optimisation.steps_per_epoch
+    epochs = [seen(whole, 0), seen(whole, 1)]
+    assert [len(each) for each in epochs] == [steps, steps]
+    assert opened == [(0, 2 * steps)]
+    again = seen(make(), 1, first=1)
+    assert opened[1:] == [(steps + 1, 2 * steps)]
+    assert all(torch.equal(a, b) for a, b in zip(again, epochs[1][1:], strict=True))
+    seen(whole, 0)
+    assert opened[2:] == [(0, 2 * steps)]

@@ -39,7 +39,7 @@ from reir_training.examples import TrainPhoto
 from reir_training.sampling import Sampler, Step, TaskStream
 
 DETECTION, GROUNDING = "detection", "grounding"
-NO_PHOTO = -1
+NO_TARGET = -1
 MAX_DRAWS = 10
 MAX_BOXES_A_PHOTO = 1 << 16
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -68,11 +68,12 @@ class ClareBatch:
         boxes: (T, 4) targets, xyxy in [0, 1] of their photo as seen.
         box_photo: (T,) photo of each target.
         box_text: (T,) text that asks for it.
-        texts: M texts; the class names in detection.
-        text_photo: (M,) the photo that a text was written for, -1 for class names.
+        texts: M texts: the class names in detection; else one a target in the same order, and
+            then further expressions of the targets.
+        text_target: (M,) the target that a text was written for, -1 for class names.
         photo_key: (B,) names the photo over the whole data set.
         instance_key: (M,) names the described instance over the whole data set, -1 for classes.
-        by_class: detection; else each target has a text of its own, in the same order.
+        by_class: detection; else each target has a text of its own.
         most_targets: of one photo, over all workers at most; so many places each photo gets.
         noise_seeds: B, of what is drawn for each photo while it is trained on.
         masks: (T, h, w) bool, False where a target has none; None without a mask branch.
@@ -85,7 +86,7 @@ class ClareBatch:
     box_photo: Tensor
     box_text: Tensor
     texts: list[str]
-    text_photo: Tensor
+    text_target: Tensor
     photo_key: Tensor
     instance_key: Tensor
     by_class: bool
@@ -102,7 +103,7 @@ class ClareBatch:
         return cls(
             **tensors,
             texts=[str(text) for text in arrays["texts"]],
-            by_class=bool((arrays["text_photo"] == NO_PHOTO).any()),
+            by_class=bool((arrays["text_target"] == NO_TARGET).any()),
             most_targets=int(arrays["most_targets"]),
             noise_seeds=[int(seed) for seed in arrays["noise_seeds"]],
         )
@@ -163,8 +164,13 @@ class ClareData:
             streams.append(TaskStream(name, wide, self._batch_size, self._seed))
         return Sampler(streams)
 
-    def load(self, step: Step, rank: int = 0) -> Arrays:
+    def load(self, step: Step, rank: int = 0, *, per_instance: int = 1) -> Arrays:
         """Decode, draw views and collect one worker's part of a step.
+
+        Args:
+            step: what to load.
+            rank: of the worker.
+            per_instance: expressions of each instance that is asked for, as far as it has them.
 
         Raises:
             ImageError: a photo cannot be decoded.
@@ -172,7 +178,7 @@ class ClareData:
         first = rank * len(step.rows)
         samples = self._samples[step.task]
         seen = [
-            self._see(step.task, samples[row], [self._seed, step.number, first + i])
+            self._see(step.task, samples[row], per_instance, [self._seed, step.number, first + i])
             for i, row in enumerate(step.rows)
         ]
         most_targets = max(len(samples[row].boxes) for row in step.all_rows)
@@ -181,7 +187,7 @@ class ClareData:
             arrays |= _collate_masks(seen, self._mask_stride_px)
         return arrays
 
-    def _see(self, task: str, sample: Sample, seed: Sequence[int]) -> _Seen:
+    def _see(self, task: str, sample: Sample, per_instance: int, seed: Sequence[int]) -> _Seen:
         """Draw one sample; again when nothing that is asked for is left in view."""
         photo = self._photos[sample.photo]
         rng = np.random.default_rng(seed)
@@ -189,13 +195,14 @@ class ClareData:
         height, width = image.shape[:2]
         boxes_px = photo.boxes[list(sample.boxes)] * ([width, height] * 2)
         shrunk_by = masks = self._masks(photo, sample.boxes)
-        texts = _texts(task, photo, sample.boxes, rng)
+        texts = _texts(task, photo, sample.boxes, per_instance, rng)
         settings = self._augmentation
         for draw in range(MAX_DRAWS):
             if draw == MAX_DRAWS - 1:  # the whole photo, its boxes as annotated
                 shrunk_by = [None] * len(masks)
                 settings = settings.model_copy(update={"crop_probability": 0.0})
-            view = draw_view(width, height, rng, settings, texts if task == GROUNDING else ())
+            said = [text for of_box in texts for text in of_box]
+            view = draw_view(width, height, rng, settings, said if task == GROUNDING else ())
             boxes = boxes_in(view, boxes_of_masks(view, boxes_px, shrunk_by, (width, height)))
             left = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
             # detection may lose some of its boxes, a described instance must stay
@@ -207,7 +214,7 @@ class ClareData:
             pixels=see(image, view),
             boxes=boxes[keep],
             box_rows=np.array(sample.boxes, np.int64)[keep],
-            texts=[text_in(view, texts[i]) for i in keep],
+            texts=[[text_in(view, text) for text in texts[i]] for i in keep],
             categories=photo.categories[list(sample.boxes)][keep],
             noise_seed=int(rng.integers(2**31)),
             masks=[self._mask_in(view, masks[i], (width, height)) for i in keep],
@@ -234,7 +241,7 @@ class _Seen:
     pixels: RgbImage
     boxes: npt.NDArray[np.float32]
     box_rows: npt.NDArray[np.int64]
-    texts: list[str]
+    texts: list[list[str]]
     categories: npt.NDArray[np.int64]
     noise_seed: int
     masks: list[BoolMask]
@@ -253,15 +260,22 @@ def _to_ground(row: int, photo: TrainPhoto, at_once: int) -> list[Sample]:
 
 
 def _texts(
-    task: str, photo: TrainPhoto, boxes: Sequence[int], rng: np.random.Generator
-) -> list[str]:
-    """What asks for each box: its class name, or one of its expressions."""
+    task: str,
+    photo: TrainPhoto,
+    boxes: Sequence[int],
+    per_instance: int,
+    rng: np.random.Generator,
+) -> list[list[str]]:
+    """What asks for each box: its class name, or some of its expressions, none of them twice."""
     if task == DETECTION:
-        return [photo.names[box] for box in boxes]
+        return [[photo.names[box]] for box in boxes]
     written: dict[int, list[str]] = defaultdict(list)
     for expression in photo.expressions:
         written[expression.box].append(expression.text)
-    return [written[box][rng.integers(len(written[box]))] for box in boxes]
+    return [
+        [written[box][i] for i in rng.permutation(len(written[box]))[:per_instance]]
+        for box in boxes
+    ]
 
 
 def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
@@ -270,8 +284,8 @@ def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
     box_photo = np.repeat(np.arange(len(seen)), [len(each.boxes) for each in seen])
     keys = np.concatenate([each.photo * MAX_BOXES_A_PHOTO + each.box_rows for each in seen])
     by_class = task == DETECTION
-    texts = list(COCO_CLASSES) if by_class else [text for each in seen for text in each.texts]
-    none = np.full(len(texts), NO_PHOTO, np.int64)
+    texts, target = (list(COCO_CLASSES), None) if by_class else _numbered(seen)
+    none = np.full(len(texts), NO_TARGET, np.int64)
     return {
         "pixels": pixels,
         "size_px": size_px,
@@ -280,14 +294,22 @@ def _collate(task: str, seen: Sequence[_Seen]) -> Arrays:
         "box_text": (
             np.concatenate([each.categories for each in seen])
             if by_class
-            else np.arange(len(texts), dtype=np.int64)
+            else np.arange(len(keys), dtype=np.int64)
         ),
         "texts": np.array(texts, dtype=str),
-        "text_photo": none if by_class else box_photo.astype(np.int64),
+        "text_target": none if target is None else target,
         "photo_key": np.array([each.photo for each in seen], np.int64),
-        "instance_key": none if by_class else keys,
+        "instance_key": none if target is None else keys[target],
         "noise_seeds": np.array([each.noise_seed for each in seen], np.int64),
     }
+
+
+def _numbered(seen: Sequence[_Seen]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """(M,) texts, the first of each target before all further ones, and their targets."""
+    of_target = [texts for each in seen for texts in each.texts]
+    pairs = [(texts[0], target) for target, texts in enumerate(of_target)]
+    pairs += [(text, target) for target, texts in enumerate(of_target) for text in texts[1:]]
+    return [text for text, _ in pairs], np.array([target for _, target in pairs], np.int64)
 
 
 def _collate_masks(seen: Sequence[_Seen], stride_px: int) -> Arrays:

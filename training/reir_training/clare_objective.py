@@ -148,7 +148,7 @@ class ClareStepObjective(nn.Module):
     def _clia(self, output: ClareOutput, vectors_KMD: Tensor, slots: Slots) -> CliaBatch:
         """Every expression of the global batch against every query of this worker."""
         batch = slots.batch
-        photo_M, target_M = batch.box_photo, slots.slot_T  # text m asks for target m
+        photo_M, target_M = batch.box_photo[batch.text_target], slots.slot_T[batch.text_target]
         image_M, instance_M = batch.photo_key[photo_M], batch.instance_key
         if self._workers is not None:
             others = self._workers.others
@@ -165,7 +165,7 @@ class ClareStepObjective(nn.Module):
             image=image_M,
             instance=instance_M,
             photo_image=batch.photo_key,
-            target_instance=slots.padded(batch.instance_key, -1),
+            target_instance=slots.padded(batch.instance_key[: len(batch.boxes)], -1),
         )
 
 

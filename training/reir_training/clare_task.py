@@ -74,6 +74,8 @@ class ClareTask:
         settings = config.optimisation
         self._preset, self._config, self._stream = preset, config, stream
         self._rank, self._world_size = rank, world_size
+        self._arrays: Iterator[Arrays] = iter(())
+        self._next: tuple[Stage, int] | None = None
         self._photos = training_photos(config, masks=config.masks)
         train = [photo for photo in self._photos if photo.split != VAL]
         self.model, self.tokenizer = start_clare(preset, config, train, init)
@@ -126,14 +128,28 @@ class ClareTask:
         return self._config.optimisation.steps_per_epoch
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[ClareBatch]:
-        """This worker's batches from step `first` of the epoch on, one a part of a step."""
-        tasks = (GROUNDING,) if epoch.stage == "clia" else self._data.tasks
-        sampler, steps = self._data.sampler(tasks), self.steps(epoch.stage)
-        done = (epoch.number - epoch.first_of_stage) * steps
+        """This worker's batches from step `first` of the epoch on, one a part of a step.
+
+        The epochs of a stage take theirs from one stream: to open one may take many seconds.
+        """
         parts = self._config.optimisation.accumulate_steps
-        load = partial(_load, self._data, sampler, self._rank, self._world_size, parts)
-        for arrays in self._stream(load, (done + first) * parts, (done + steps) * parts):
+        steps = self.steps(epoch.stage) * parts
+        done = (epoch.number - epoch.first_of_stage) * steps
+        due = range(done + first * parts, done + steps)
+        if self._next != (epoch.stage, due.start):
+            last = max(due.stop, epoch.epochs_of_stage * steps)
+            self._arrays = self._stream(self._loader(epoch.stage), due.start, last)
+        for number, arrays in zip(due, self._arrays, strict=False):
+            self._next = (epoch.stage, number + 1)
             yield ClareBatch.from_arrays(arrays)
+
+    def _loader(self, stage: Stage) -> Callable[[int], Arrays]:
+        """Function of a number of a batch, over all epochs of the stage."""
+        sampler = self._data.sampler((GROUNDING,) if stage == "clia" else self._data.tasks)
+        parts = self._config.optimisation.accumulate_steps
+        per_instance = self._config.expressions_per_instance if stage == "clia" else 1
+        place = (self._rank, self._world_size, parts)
+        return partial(_load, self._data, sampler, place, per_instance)
 
     def validate(self) -> dict[str, float]:
         """Figures on the held-out photos, of the weights that the model has now."""
@@ -153,13 +169,19 @@ class ClareTask:
         return {"preset": self._preset, "towers": named, **describe(self._photos)}
 
 
-def _load(  # noqa: PLR0913 - all but the last are bound at once
-    data: ClareData, sampler: Sampler, rank: int, world_size: int, parts: int, number: int
+def _load(
+    data: ClareData, sampler: Sampler, place: tuple[int, int, int], per_instance: int, number: int
 ) -> Arrays:
-    """Load one part of a step, by its number over all steps, in any process."""
+    """Load one part of a step, by its number over all steps, in any process.
+
+    `place` is the rank of the worker, the number of workers and that of the parts of a step.
+    """
+    rank, world_size, parts = place
     step, part = divmod(number, parts)
     share = rank * parts + part
-    return data.load(sampler.step(step, share, world_size * parts), share)
+    return data.load(
+        sampler.step(step, share, world_size * parts), share, per_instance=per_instance
+    )
 
 
 @contextmanager

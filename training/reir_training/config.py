@@ -214,6 +214,8 @@ class ClareTrainConfig(CommonConfig):
         shape: numbers of the model that differ from the preset's.
         augmentation: how photos are mirrored, resized and cut.
         texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
+        expressions_per_instance: so many expressions of each asked instance does stage 2 contrast;
+            the published recipe takes one.
         loss: weights of its parts.
         denoising: train with denoising queries.
         checkpoint_activations: compute layers twice rather than keep what they computed.
@@ -225,6 +227,7 @@ class ClareTrainConfig(CommonConfig):
     shape: dict[str, Any] = Field(default_factory=dict)
     augmentation: Augmentation = Augmentation()
     texts_per_photo: int = Field(1, ge=1)
+    expressions_per_instance: int = Field(1, ge=1)
     loss: ClareLossWeights = ClareLossWeights()
     denoising: bool = True
     checkpoint_activations: bool = False
