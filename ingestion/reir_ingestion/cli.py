@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,9 +22,13 @@ from reir.cli_common import (
     output,
     print_json,
 )
+from reir_ingestion.runners import RunnerName
 
 if TYPE_CHECKING:
+    from reir.store import InstanceStore
     from reir_ingestion.report import IndexReport, Progress
+    from reir_ingestion.sources import Source
+    from reir_ingestion.stages import IndexOptions
 
 SERVER_FROM_INSTANCES = 50_000
 
@@ -33,7 +38,9 @@ reir index ~/Pictures --gallery photos
 
 reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune
 
-reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble"""
+reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble
+
+RAY_ADDRESS=auto reir index /data/photos --store http://milvus:19530 --num-gpus 0.5"""
 
 
 def register(app: typer.Typer) -> None:
@@ -58,13 +65,23 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
     ] = False,
+    runner: Annotated[
+        RunnerName, typer.Option(help="Threads of this process, or Ray Data; auto: what suits.")
+    ] = RunnerName.AUTO,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="Encoders on Ray, at most; default: what fits.")
+    ] = None,
+    num_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of one encoder on Ray; 0.5 lets two share one."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
-    from reir.encoders import load_encoder_spec, stored_spec
-    from reir_ingestion.pipeline import IndexOptions
-    from reir_ingestion.pipeline import index as run
+    from reir.encoders import stored_spec
+    from reir_ingestion.runners import choose_runner
     from reir_ingestion.sources import open_source
+    from reir_ingestion.stages import IndexOptions
 
     found = open_source(source)  # a wrong name is told before the model is loaded
     named = chosen_encoder(checkpoint, encoder)
@@ -73,10 +90,12 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         options = IndexOptions(
             batch_size=batch_size, prune=prune, retry_failed=retry_failed, encoder_spec=spec
         )
-        with messages().status("loading the model"):
-            model = load_encoder_spec(spec)
-        with _progress_bar() as progress:
-            report = run(found, gallery, held, model, options=options, progress=progress)
+        choice = choose_runner(runner, found)
+        messages().print(str(choice))
+        if choice.name is RunnerName.RAY:
+            report = _on_ray(found, gallery, store, options, (num_workers, num_gpus))
+        else:
+            report = _in_this_process(found, gallery, held, options)
         sizes = {each.name: each.num_instances for each in held.versions(gallery)}
     if as_json:
         print_json(report.to_dict())
@@ -85,6 +104,42 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     screen.print(report.table())
     for line in next_steps(report, store, sizes[report.version]):
         screen.print(line, markup=False, soft_wrap=True)
+
+
+def _in_this_process(
+    source: Source, gallery: str, store: InstanceStore, options: IndexOptions
+) -> IndexReport:
+    from reir.encoders import load_encoder_spec
+    from reir_ingestion.pipeline import index
+
+    with messages().status("loading the model"):
+        encoder = load_encoder_spec(options.encoder_spec)
+    with _progress_bar() as progress:
+        return index(source, gallery, store, encoder, options=options, progress=progress)
+
+
+def _on_ray(
+    source: Source,
+    gallery: str,
+    store: str | None,
+    options: IndexOptions,
+    workers: tuple[int | None, float | None],
+) -> IndexReport:
+    from reir.encoders import load_encoder_spec
+    from reir_ingestion.jobs import Workers, index_on_ray
+
+    most, num_gpus = workers
+    load = partial(load_encoder_spec, options.encoder_spec)
+    with _progress_bar() as progress:
+        return index_on_ray(
+            source,
+            gallery,
+            store,
+            load,
+            options=options,
+            workers=Workers(most=most, num_gpus=num_gpus),
+            progress=progress,
+        )
 
 
 def next_steps(

@@ -21,6 +21,9 @@ Outcome = Literal["new", "changed", "unchanged"]
 Stage = Literal["list", "read", "decode", "encode", "store"]
 STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
 
+_OF_THIS_PROCESS = frozenset({"on_progress", "_total", "_started_s", "_lock"})
+"""State of a tally that neither travels to another process nor adds up."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -149,6 +152,8 @@ def peak_rss_bytes() -> int:
 class Tally:
     """Counts of a run under way; every method may be called from any thread.
 
+    It can be pickled: what arrives elsewhere has the counts, and a clock of its own.
+
     Attributes:
         on_progress: told after each change, from whichever thread made it, one at a time.
     """
@@ -211,6 +216,25 @@ class Tally:
             self._instances += sum(record.num_instances for record in records)
             self._report_progress()
 
+    def add(self, other: Tally) -> None:
+        """Add what another tally counted, for example one that came from a worker."""
+        with self._lock:
+            for name, theirs in other._counted().items():
+                if isinstance(theirs, dict):
+                    ours = getattr(self, name)
+                    for key, count in theirs.items():
+                        ours[key] = ours.get(key, 0) + count
+                else:
+                    setattr(self, name, getattr(self, name) + theirs)
+            self._report_progress()
+
+    def take(self) -> Tally:
+        """Return what was counted so far as a tally of its own, and count from zero again."""
+        with self._lock:
+            taken = Tally._of(self._counted())
+            vars(self).update(Tally()._counted())
+        return taken
+
     def counts(self) -> dict[str, Any]:
         """Return the counts as `IndexReport` names them."""
         with self._lock:
@@ -227,6 +251,21 @@ class Tally:
                 "stage_seconds": dict(self._seconds),
                 "peak_rss_bytes": peak_rss_bytes(),
             }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the counters alone."""
+        with self._lock:
+            return Tally._of, (self._counted(),)
+
+    @staticmethod
+    def _of(counted: dict[str, Any]) -> Tally:
+        tally = Tally()
+        vars(tally).update(counted)
+        return tally
+
+    def _counted(self) -> dict[str, Any]:
+        """The counters: all that is not of this process."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
 
     def _settle(self, record: ImageRecord, outcome: Outcome) -> None:
         if record.status == "failed":

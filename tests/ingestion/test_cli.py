@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reir import cli
+from reir.store import open_store
 from reir.testing import FakeEncoder
+from reir_ingestion.pipeline import index
 from reir_ingestion.testing import write_scenes
 
 
@@ -82,6 +87,57 @@ def test_a_wrong_source_is_told_before_anything_is_loaded(
     assert cli.run(["index", str(tmp_path / "none"), "--gallery", "pets"]) == 1
     assert "does not exist" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_the_runner_is_told_and_gets_what_was_typed(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = pytest.importorskip("reir_ingestion.jobs")
+    given: list[Any] = []
+
+    def instead(source: Any, gallery: str, location: Any, load: Any, **options: Any) -> Any:
+        given.append((location, options["workers"], options["options"].batch_size))
+        with closing(open_store(location)) as store:
+            return index(source, gallery, store, load(), progress=options["progress"])
+
+    monkeypatch.setattr(jobs, "index_on_ray", instead)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.run(["index", str(photos), "--runner", "local"]) == 0
+    assert "runner: this process (asked for)" in capsys.readouterr().err
+    assert given == []
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    typed = ["--num-workers", "3", "--num-gpus", "0.5", "--batch-size", "9", "--json"]
+    assert cli.run(["index", str(photos), *typed]) == 0
+    shown = capsys.readouterr()
+    assert "runner: Ray Data (RAY_ADDRESS is head:6379)" in shown.err
+    assert json.loads(shown.out)["unchanged"] == 6
+    assert given == [(os.environ["REIR_STORE"], jobs.Workers(most=3, num_gpus=0.5), 9)]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_shipped_model_indexes_on_ray(photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from reir.cli import main; main()", "index", str(photos)]
+    done = subprocess.run(
+        [*command, "--gallery", "ray", "--runner", "ray", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["new"], report["failed"]) == (6, {"not_an_image": 1})
+    assert report["instances"] > 0
+    here = subprocess.run(
+        [*command, "--gallery", "ray", "--runner", "local", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    second = json.loads(here.stdout)
+    assert (second["version"], second["unchanged"], second["read"]) == (report["version"], 6, 0)
 
 
 CHILD = """

@@ -24,7 +24,7 @@ from reir.models.seams import RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
-from reir_ingestion import pipeline
+from reir_ingestion import stages
 from reir_ingestion.pipeline import IndexOptions, index, version_name
 from reir_ingestion.report import IndexReport, Progress
 from reir_ingestion.testing import random_scene, stored_rows, write_scenes
@@ -173,7 +173,7 @@ def test_prune_removes_what_is_gone_and_only_of_this_source(
 def test_prune_in_several_deletions(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEDGER_CHUNK", 3)
+    monkeypatch.setattr(stages, "LEDGER_CHUNK", 3)
     index(photos, "g", store, FakeEncoder())
     for path in sorted(photos.iterdir())[:8]:
         path.unlink()
@@ -246,8 +246,8 @@ def test_the_rows_do_not_depend_on_batches_threads_or_memory(
     expected = stored_rows(reference, "g")
     for batch_size, threads, max_bytes in product((1, 7, 64), (1, 8), (0, 150_000)):
         store, encoder = MemoryStore(), CountingEncoder()
-        monkeypatch.setattr(pipeline, "MAX_AHEAD_BYTES", max_bytes)
-        monkeypatch.setattr(pipeline, "MAX_BATCH_BYTES", max_bytes)
+        monkeypatch.setattr(stages, "MAX_AHEAD_BYTES", max_bytes)
+        monkeypatch.setattr(stages, "MAX_BATCH_BYTES", max_bytes)
         options = IndexOptions(batch_size=batch_size, num_readers=threads, num_encoders=threads)
         index(photos, "g", store, encoder, options=options)
         assert stored_rows(store, "g") == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,6 +62,52 @@ def test_counts_from_many_threads_add_up() -> None:
     assert seen == list(range(1, 401))
     assert counts["stage_seconds"]["decode"] > 0
     assert counts["stage_seconds"]["store"] == 0
+
+
+def counted() -> Tally:
+    tally = Tally()
+    tally.written([row(num_instances=3), row("empty"), row()], ["new", "new", "changed"])
+    tally.skipped([row(), row("empty")], read=True)
+    tally.not_listed("folder", OSError("no"))
+    with tally.stage("decode"), tally.stage("store"):
+        pass
+    return tally
+
+
+def numbers(counts: dict[str, Any]) -> dict[str, Any]:
+    """The counts without clock and memory, every number by a name of its own."""
+    flat = {}
+    for name, value in counts.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": number for key, number in value.items()}
+        elif name not in ("seconds", "peak_rss_bytes"):
+            flat[name] = value
+    return flat
+
+
+def test_tallies_of_other_processes_add_up_count_by_count() -> None:
+    one = counted()
+    sent = pickle.loads(pickle.dumps(one))
+    assert numbers(sent.counts()) == numbers(one.counts())
+    assert sum(value == 0 for value in numbers(one.counts()).values()) == 3  # stages not entered
+    sent.add(one)
+    assert numbers(sent.counts()) == {k: 2 * v for k, v in numbers(one.counts()).items()}
+    assert numbers(one.counts()) == numbers(pickle.loads(pickle.dumps(one)).counts())
+
+
+def test_what_is_taken_is_counted_once() -> None:
+    seen: list[Progress] = []
+    tally, total = counted(), Tally(seen.append)
+    expected = numbers(tally.counts())
+    taken = tally.take()
+    assert numbers(taken.counts()) == expected
+    assert numbers(tally.counts()) == numbers(Tally().counts())
+    tally.written([row()], ["new"])
+    assert numbers(taken.counts()) == expected
+    for each in (taken, tally):
+        total.add(each)
+    assert total.counts()["new"] == expected["new"] + 1
+    assert [each.done for each in seen] == [5, 6]
 
 
 def test_rate() -> None:
