@@ -264,7 +264,7 @@ def test_threads_that_share_a_store_survive_the_kill_of_its_server(
     store.close()
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.parametrize("harm", ["missing", "damaged", "rows missing", "rows damaged"])
 @pytest.mark.parametrize("by", ["reader", "writer"])
 def test_a_journal_is_written_anew_from_the_store(
     store: MilvusStore, make_image: MakeImage, harm: str, by: str
@@ -272,12 +272,16 @@ def test_a_journal_is_written_anew_from_the_store(
     images = [make_image("a", 3, attributes={"k": 1}), make_image("b", 2), make_image("c", 0)]
     store.upsert_images("g", "v1", images[:2])
     journal = Path(store._connection.address) / "reader" / "g__v1__instances.journal"
-    if harm == "missing":
-        journal.unlink()
+    (rows,) = journal.parent.glob("g__v1__instances.*.rows")
+    harmed = rows if harm.startswith("rows") else journal
+    if harm.endswith("missing"):
+        harmed.unlink()
     else:
-        data = bytearray(journal.read_bytes())
+        data = bytearray(harmed.read_bytes())
         data[0] ^= 0xFF
-        journal.write_bytes(data)
+        harmed.write_bytes(data)
+    assert store._mirror is not None
+    store._mirror.close()  # as another process would find it
     if by == "reader":
         assert len(store.search("g", "v1", query(), 9)[0]) == 5
     store.upsert_images("g", "v1", images[2:])
