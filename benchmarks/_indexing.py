@@ -42,14 +42,29 @@ def encoder_flags(arguments: argparse.Namespace) -> list[str]:
     return ["--checkpoint", str(arguments.checkpoint)] if arguments.checkpoint else []
 
 
-def link_photos(folder: Path, count: int) -> Path:
-    """Fill a new folder with links to the first `count` real photos; returns it."""
+def real_photos(count: int) -> list[Path]:
+    """The first `count` real photos."""
     data = data_dir()
     if data is None:
         raise SystemExit("no real photos: set REIR_DATA to the folder that holds photos/images")
     photos = list(islice(sorted((data / "photos" / "images").iterdir()), count))
     if len(photos) < count:
         raise SystemExit(f"{count} photos wanted, {len(photos)} found in {data.name}/photos")
+    return photos
+
+
+def expressions(count: int) -> list[str]:
+    """So many expressions of the real photos, spread over the whole file."""
+    data = data_dir()
+    assert data is not None
+    content = json.loads((data / "photos" / "expressions.json").read_text(encoding="utf-8"))
+    texts = [each["expression"] for each in content["expressions"]]
+    return texts[:: max(1, len(texts) // count)][:count]
+
+
+def link_photos(folder: Path, count: int) -> Path:
+    """Fill a new folder with links to the first `count` real photos; returns it."""
+    photos = real_photos(count)
     folder.mkdir(parents=True)
     for photo in photos:
         (folder / photo.name).symlink_to(photo.resolve())
