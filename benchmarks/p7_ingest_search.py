@@ -188,7 +188,7 @@ def measure(
                 f"p7.{rate}.searchable_p50_s": round(float(np.percentile(found, 50)), 4),
                 f"p7.{rate}.searchable_p95_s": round(float(np.percentile(found, 95)), 4),
                 f"p7.{rate}.not_found_at_once": misses,
-                f"p7.{rate}.rate_kept": round(arguments.seconds / took_s, 3),
+                f"p7.{rate}.rate_kept": round(min(1.0, arguments.seconds / took_s), 3),
             }
             before = after
     return figures | {

@@ -46,7 +46,8 @@ class Selection:
         if not num_kept or not len(queries):
             return [[] for _ in queries]
         # The numbers before the vector take part with weight 0: cheaper than a second file.
-        queries_QW = np.pad(queries, ((0, 0), (NUM_COLUMNS, 0)))
+        queries_QW = np.zeros((len(queries), self.rows.shape[1]), dtype=np.float32)
+        queries_QW[:, NUM_COLUMNS:] = queries
         scores, rows = self._best(queries_QW, min(limit, num_kept))
         return [list(self._hits(*each)) for each in zip(scores, rows, strict=True)]
 
@@ -73,19 +74,18 @@ class Selection:
 
     def _hits(self, scores: FloatArray, rows: npt.NDArray[np.int64]) -> Iterator[InstanceRow]:
         numbers = self.rows[rows, :NUM_COLUMNS]
-        sizes = areas(numbers).tolist()
-        for i, row in enumerate(rows.tolist()):
-            placed = self.images[self.image_of[row]]
-            image = placed.image
-            x1, y1, x2, y2, objectness = numbers[i].tolist()
+        columns = (each.tolist() for each in (rows, self.image_of[rows], scores, areas(numbers)))
+        for row, number, score, area, values in zip(*columns, numbers.tolist(), strict=True):
+            placed = self.images[number]
+            image, (x1, y1, x2, y2, objectness) = placed.image, values
             yield InstanceRow(
                 instance_id=instance_id(image.image_id, row - placed.start),
                 image_id=image.image_id,
                 uri=image.uri,
                 box=(x1, y1, x2, y2),
                 objectness=objectness,
-                area=sizes[i],
-                score=float(scores[i]),
+                area=area,
+                score=score,
                 attributes=dict(image.attributes),
             )
 
