@@ -15,6 +15,8 @@ from reir.store.table import VECTOR
 _INSERT_ROWS = 2_000
 _HNSW = {"M": 16, "efConstruction": 200}
 _TIMEOUT_S = 600.0
+_HANDOVER_S = 3.0
+"""What a server takes to search a finished index instead of the rows."""
 
 
 class PlainMilvus:
@@ -35,15 +37,15 @@ class PlainMilvus:
         self.settle(self._name)
 
     def settle(self, collection: str) -> None:
-        """Wait until all rows of a collection are sealed, indexed and loaded."""
+        """Wait until all rows of a collection are sealed and indexed, and searched by the index."""
         self._client.flush(collection, timeout=_TIMEOUT_S)
         deadline = time.monotonic() + _TIMEOUT_S
         while time.monotonic() < deadline:
             state: Any = self._client.describe_index(collection, VECTOR)
-            if not int(state.get("pending_index_rows", 0)):
+            if not int(state["pending_index_rows"]):
                 break
             time.sleep(0.5)
-        self._client.refresh_load(collection)
+        time.sleep(_HANDOVER_S)
 
     def searching(self, ef: int) -> Callable[[FloatArray, Case], list[int]]:
         """Search of breadth `ef`: query (1, D) and case -> numbers of the hits."""

@@ -17,7 +17,7 @@ from milvus import MilvusServer, MilvusServerConfig
 server = MilvusServer(MilvusServerConfig())
 server.set_base_dir(sys.argv[1])
 server.start()
-print(server.listen_port, server.server_pid, flush=True)
+print(server.listen_port, server.server_proc.pid, flush=True)
 sys.stdin.read()  # until the user ends, however it ends
 server.stop()
 """
