@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import struct
-from itertools import islice
 from pathlib import Path
 
 from reir.checkpoint import load_encoder
@@ -27,19 +26,30 @@ def encoder_of(arguments: argparse.Namespace) -> InstanceEncoder:
     return FakeEncoder() if arguments.fake else load_encoder(arguments.checkpoint)
 
 
-def real_photos() -> list[Path]:
-    """The photos of `REIR_DATA`, in order."""
+def real_photos(count: int | None = None) -> list[Path]:
+    """The first `count` photos of `REIR_DATA`, or all of them."""
     data = data_dir()
     if data is None:
         raise SystemExit("no real photos: set REIR_DATA to the folder that holds photos/images")
-    return sorted(path.resolve() for path in (data / "photos" / "images").iterdir())
+    files = (data / "photos" / "images").iterdir()
+    photos = sorted(path.resolve() for path in files)[:count]
+    if count is not None and len(photos) < count:
+        raise SystemExit(f"{count} photos wanted, {len(photos)} found in {data.name}/photos")
+    return photos
+
+
+def expressions(count: int) -> list[str]:
+    """So many expressions of the real photos, spread over the whole file."""
+    data = data_dir()
+    assert data is not None
+    content = json.loads((data / "photos" / "expressions.json").read_text(encoding="utf-8"))
+    texts = [each["expression"] for each in content["expressions"]]
+    return texts[:: max(1, len(texts) // count)][:count]
 
 
 def link_photos(folder: Path, count: int) -> Path:
     """Fill a new folder with links to the first `count` real photos; returns it."""
-    photos = list(islice(real_photos(), count))
-    if len(photos) < count:
-        raise SystemExit(f"{count} photos wanted, {len(photos)} found")
+    photos = real_photos(count)
     folder.mkdir(parents=True)
     for photo in photos:
         (folder / photo.name).symlink_to(photo)

@@ -27,13 +27,13 @@ from reir.store.client import MilvusConnection
 from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
 from reir.store.filter_milvus import quote, render_milvus
 from reir.store.filters import parse
-from reir.store.journal import JournalImage, encode_frame
+from reir.store.journal import Change, JournalImage
 from reir.store.mirror import Mirror
 from reir.store.names import instances_collection
 from reir.store.rows import PENDING, StoredVersion
 from reir.store.table import Row, Table
 
-_FRAME_IMAGES = 256
+_CHANGE_IMAGES = 256
 
 
 class MilvusStore:
@@ -87,7 +87,7 @@ class MilvusStore:
                 properties = StoredVersion(spec, time.time_ns()).to_properties()
                 images.create(spec.dim, properties)
                 if self._mirror is not None:
-                    self._mirror.create(instances.name)
+                    self._mirror.create(instances.name, spec.dim)
                 instances.create(spec.dim, properties, rows.MASK_COLUMN if spec.has_masks else {})
             images.ensure_ready()
             instances.ensure_ready()
@@ -216,7 +216,7 @@ class MilvusStore:
                 instances_collection(gallery, version),
                 lambda: (
                     self._catalogue.spec(gallery, version).dim,
-                    self._frames(gallery, version),
+                    self._changes(gallery, version),
                 ),
                 (queries, limit, tree),
                 version,
@@ -272,13 +272,15 @@ class MilvusStore:
             checks.check_dim(found, dim, version)
             self._dims[gallery, version] = dim
 
-    def _frames(self, gallery: str, version: str) -> Iterator[bytes]:
-        """The whole version as journal frames, read from Milvus."""
+    def _changes(self, gallery: str, version: str) -> Iterator[Change]:
+        """The whole version as changes of an empty journal, read from Milvus."""
         images = self.iter_images(gallery, version, status="indexed")
-        while chunk := list(itertools.islice(images, _FRAME_IMAGES)):
+        while chunk := list(itertools.islice(images, _CHANGE_IMAGES)):
             ids = [record.image_id for record in chunk]
             found = self.get_instances(gallery, version, ids, with_vectors=True)
-            yield encode_frame([_journal_part(each, found[each.image_id]) for each in chunk])
+            puts = [_journal_image(each, len(found[each.image_id])) for each in chunk]
+            rows = [_journal_row(row) for each in chunk for row in found[each.image_id]]
+            yield Change(puts, np.array(rows, dtype=np.float32))
 
 
 def _announce(ledger: Table, batch: Mapping[str, IndexedImage], dim: int) -> dict[str, int]:
@@ -317,14 +319,10 @@ def _instance_ids(found: Mapping[str, Row], count: str) -> list[str]:
     ]
 
 
-def _journal_part(
-    record: ImageRecord, instances: Sequence[InstanceRow]
-) -> tuple[JournalImage, FloatArray]:
-    image = JournalImage(record.image_id, record.uri, len(instances), record.attributes)
-    numbers = [[*each.box, each.objectness, *_vector(each)] for each in instances]
-    return image, np.array(numbers, dtype=np.float32)
+def _journal_image(record: ImageRecord, num_instances: int) -> JournalImage:
+    return JournalImage(record.image_id, record.uri, num_instances, record.attributes)
 
 
-def _vector(row: InstanceRow) -> list[float]:
+def _journal_row(row: InstanceRow) -> FloatArray:
     assert row.vector is not None, "asked for with its vector"
-    return [float(value) for value in row.vector]
+    return np.array([*row.box, row.objectness, *row.vector], dtype=np.float32)

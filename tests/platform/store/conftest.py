@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,31 +16,12 @@ from reir.store.lite_server import LiteServer
 from reir.store.memory import MemoryStore
 from reir.store.milvus import MilvusStore
 from reir.store.mirror import Mirror
+from reir.testing.milvus_server import milvus_server
 
 DIM = 8
 
 MakeImage = Callable[..., IndexedImage]
 OpenLite = Callable[[Path], MilvusStore]
-
-_SERVER = """
-import sys
-from milvus import MilvusServer, MilvusServerConfig
-server = MilvusServer(MilvusServerConfig())
-server.set_base_dir(sys.argv[1])
-server.start()
-print(server.listen_port, flush=True)
-sys.stdin.read()  # until the tests end, however they end
-server.stop()
-"""
-_ETCD = """
-name: default
-listen-peer-urls: http://127.0.0.1:{peer}
-initial-advertise-peer-urls: http://127.0.0.1:{peer}
-initial-cluster: default=http://127.0.0.1:{peer}
-listen-client-urls: http://127.0.0.1:{client}
-advertise-client-urls: http://127.0.0.1:{client}
-data-dir: {data}
-"""
 
 
 def _make_image(
@@ -108,32 +86,8 @@ def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running
         return
     pytest.importorskip("milvus", reason="pip install reir-platform[milvus-server]")
-    directory = tmp_path_factory.mktemp("milvus")
-    with subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(directory)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=directory,
-        env={**os.environ, "ETCD_CONFIG_PATH": str(_etcd_config(directory))},
-    ) as process:
-        assert process.stdout is not None
-        port = process.stdout.readline()
-        assert port, f"the server did not start; see {directory / 'logs'}"
-        yield f"http://127.0.0.1:{int(port)}"
-        process.communicate(timeout=60)
-
-
-def _etcd_config(directory: Path) -> Path:
-    """Free ports for the etcd inside the server: its own are fixed, so two would collide."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("127.0.0.1", 0)) as two,
-    ):
-        peer, client = one.getsockname()[1], two.getsockname()[1]
-    path = directory / "etcd.yaml"
-    path.write_text(_ETCD.format(peer=peer, client=client, data=directory / "data" / "etcd.data"))
-    return path
+    with milvus_server(tmp_path_factory.mktemp("milvus")) as server:
+        yield server.uri
 
 
 @pytest.fixture(scope="session")
