@@ -114,7 +114,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
     done; other versions stay.
 
     Args:
-        source: folder, file or glob; see `open_source`.
+        source: what to index; a text is opened with `open_source`.
         gallery: name; made when absent.
         store: where instances and ledger go.
         encoder: the model; called from several threads at once.
@@ -129,7 +129,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         CheckpointError: the model refused very many images in a row, or lost count.
     """
     options = options or IndexOptions()
-    found = source if isinstance(source, Source) else open_source(source)
+    found = open_source(source) if isinstance(source, str | Path) else source
     version, live = _open_version(store, gallery, encoder, options)
     run = _Run(found, gallery, version, store, encoder, options, Tally(progress))
     run.add_and_change()
@@ -243,6 +243,7 @@ class _Run:
         options = self.options
         work = partial(
             load,
+            source=self.source,
             at_least_px=options.at_least_px,
             retry_failed=options.retry_failed,
             tally=self.tally,
@@ -358,7 +359,7 @@ class _Run:
 
         def count() -> None:
             total = 0
-            for _ in self.source.paths():
+            for _ in self.source.uris():
                 if stop.is_set():
                     return
                 total += 1
