@@ -14,5 +14,5 @@ BUCKET = "runs-of-reir"
 @pytest.fixture(scope="session")
 def s3_options() -> Iterator[str]:
     """What follows the path in the URI of a bucket; the bucket "runs-of-reir" exists."""
-    with local_s3(BUCKET) as (options, _):
-        yield options
+    with local_s3(BUCKET) as bucket:
+        yield bucket.options

@@ -82,7 +82,7 @@ class ListSource:
         for name in self.lists:
             number = 0
             try:
-                with self.places.open(name) as stream:
+                with self.places.stream(name) as stream:
                     for number, record in read_records(stream, name, self.image_column):
                         try:
                             yield self._row(record, name)

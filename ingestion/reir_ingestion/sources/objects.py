@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from posixpath import normpath
 from typing import IO, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -86,6 +87,12 @@ class Objects:
             SourceError: `text` is no such URI.
         """
         return split_uri(text).uri
+
+    def beside(self, base: str, text: str) -> str:
+        """Return the canonical URI of what a list at `base` calls `text`, relative to its folder."""
+        name = split_uri(base)
+        folder = name.key.rpartition("/")[0]
+        return name._replace(key=normpath(f"{folder}/{text}").lstrip("/")).uri
 
     def statuses(self, uris: Sequence[str]) -> list[Status | None]:
         """Size and time of objects, None for those that do not exist; all of one bucket at once.

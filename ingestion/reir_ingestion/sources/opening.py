@@ -64,8 +64,16 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
 
     if next(found.uris(note), None) is None:
         said = "".join(problems)
-        raise SourceError(f"source {text!a} holds no image; looked for {looked_for}{said}")
+        raise SourceError(f"source {_shown(text)!a} holds no image; looked for {looked_for}{said}")
     return found
+
+
+def _shown(text: str) -> str:
+    if not text.startswith(BUCKETS):
+        return text
+    from reir.object_storage import without_secrets
+
+    return without_secrets(text)
 
 
 def _open(text: str, options: SourceOptions) -> tuple[Source, str]:

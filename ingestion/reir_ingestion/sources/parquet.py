@@ -70,7 +70,7 @@ class ParquetSource(HeldSource):
         Raises:
             OSError: it is damaged.
         """
-        with self.places.open(holder.uri) as stream:
+        with self.places.stream(holder.uri) as stream:
             for number, columns in parquet_records(stream):
                 try:
                     attributes = checked(columns)
@@ -106,7 +106,7 @@ def open_parquet(text: str, tables: Source, places: Places, column: str) -> Sour
     if first is None:
         raise SourceError(f"source {text!a} holds no table; looked for files ending in .parquet")
     try:
-        with places.open(first) as stream:
+        with places.stream(first) as stream:
             schema = pq.ParquetFile(stream).schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{first} is no Parquet table: {error}") from error

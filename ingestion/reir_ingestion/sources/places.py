@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -58,12 +60,13 @@ class Places:
         if text.lower().startswith(WEB):
             return self._url(text)
         if base.startswith(LOCAL):
-            path = path_of_uri(text) if text.startswith(LOCAL) else path_of_uri(base).parent / text
-            return canonical_uri(path)
+            path = path_of_uri(text) if text.startswith(LOCAL) else text
+            return canonical_uri(os.path.join(_folder(base), path))
         if text.startswith(("/", LOCAL)):
             raise SourceError(f"{text[:80]!a} is local; only a local list may name local files")
-        beside = urljoin(base, quote(text))
-        return self._url(beside) if base.startswith(WEB) else beside
+        if base.startswith(WEB):
+            return self._url(urljoin(base, quote(text)))
+        return self._buckets.beside(base, text)
 
     def statuses(self, uris: Sequence[str]) -> list[Status]:
         """Size and time of each; those of one kind are asked for at once.
@@ -116,21 +119,35 @@ class Places:
         except OSError as error:
             raise ImageError(ImageFailure.UNREADABLE, f"{uri}: {error.strerror}") from error
 
-    def open(self, uri: str) -> IO[bytes]:
-        """Open what a URI names for reading; unpacked where it ends in .gz.
+    @contextmanager
+    def stream(self, uri: str) -> Iterator[IO[bytes]]:
+        """Open what a URI names for reading, unpacked where it ends in .gz.
 
         Raises:
             SourceError: it cannot be reached, or refused.
         """
-        file: IO[bytes] = listing(lambda: self._opened(uri), uri)
-        return cast(IO[bytes], gzip.open(file)) if uri.endswith(".gz") else file
+        with self.open(uri) as file:
+            if uri.endswith(".gz"):
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield cast(IO[bytes], unpacked)
+            else:
+                yield file
 
-    def _opened(self, uri: str) -> IO[bytes]:
-        if uri.startswith(LOCAL):
-            return open(path_of_uri(uri), "rb")
-        if uri.startswith(WEB):
-            return self._allowed_web(uri).open(uri)
-        return self._buckets.open(uri)
+    def open(self, uri: str) -> IO[bytes]:
+        """Open what a URI names for reading; at any place, unless it is on the web.
+
+        Raises:
+            SourceError: it cannot be reached, or refused.
+        """
+
+        def opened() -> IO[bytes]:
+            if uri.startswith(LOCAL):
+                return open(path_of_uri(uri), "rb")
+            if uri.startswith(WEB):
+                return self._allowed_web(uri).open(uri)
+            return self._buckets.open(uri)
+
+        return listing(opened, uri)
 
     @property
     def _buckets(self) -> Objects:
@@ -158,3 +175,9 @@ class Places:
             path=parts.path or "/",
             fragment="",
         ).geturl()
+
+
+@lru_cache(maxsize=8)
+def _folder(base: str) -> str:
+    """The folder of a local list."""
+    return os.fspath(path_of_uri(base).parent)

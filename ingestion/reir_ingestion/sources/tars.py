@@ -38,7 +38,7 @@ class TarSource(HeldSource):
         Raises:
             tarfile.TarError: it is damaged, or compressed.
         """
-        with self.places.open(holder.uri) as stream:
+        with self.places.stream(holder.uri) as stream:
             for key, members in groupby(_members(stream), lambda member: member.key):
                 try:
                     images, attributes = _sample(members)
