@@ -38,6 +38,10 @@ reir index ~/Pictures --gallery photos
 
 reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune
 
+reir index s3://bucket/2026 --gallery photos
+
+reir index products.jsonl --gallery shop
+
 reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble
 
 RAY_ADDRESS=auto reir index /data/photos --store http://milvus:19530 --num-gpus 0.5"""
@@ -50,7 +54,12 @@ def register(app: typer.Typer) -> None:
 
 def index(  # noqa: PLR0913, every argument is an option of the command
     source: Annotated[
-        str, typer.Argument(help="Folder, image file, or quoted pattern: 'photos/**/*.jpg'.")
+        str,
+        typer.Argument(
+            help="Folder, image file, or quoted pattern: 'photos/**/*.jpg', here or below "
+            "s3://BUCKET/ or gs://BUCKET/. Or what names or holds images: a list (.jsonl, .csv, "
+            ".tsv, .txt), WebDataset archives (.tar), a table (.parquet)."
+        ),
     ],
     gallery: Annotated[
         str, typer.Option(help="Gallery to fill; made when absent.")
@@ -64,6 +73,16 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
+    ] = False,
+    image_column: Annotated[
+        str,
+        typer.Option(help="Column of a list or table that has the images; default: by its name."),
+    ] = "",
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Fetch what a list names by http:// or https://.")
+    ] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="With --allow-http: private addresses, too.")
     ] = False,
     runner: Annotated[
         RunnerName, typer.Option(help="Threads of this process, or Ray Data; auto: what suits.")
@@ -80,10 +99,13 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
     from reir.encoders import stored_spec
     from reir_ingestion.runners import choose_runner
-    from reir_ingestion.sources import open_source
+    from reir_ingestion.sources import SourceOptions, open_source
     from reir_ingestion.stages import IndexOptions
 
-    found = open_source(source)  # a wrong name is told before the model is loaded
+    reach = SourceOptions(
+        allow_http=allow_http, allow_private=allow_private, image_column=image_column
+    )
+    found = open_source(source, reach)  # a wrong name is told before the model is loaded
     named = chosen_encoder(checkpoint, encoder)
     with _stoppable(), opened(store) as held:
         spec = named or stored_spec(held, gallery)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reir.errors import ImageError
-from reir.images import content_hash, decode, image_id, read_bytes
+from reir.images import content_hash, decode, image_id
 from reir.models.seams import RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
 from reir_ingestion.report import Tally
-from reir_ingestion.sources import SourceFile
+from reir_ingestion.sources.contract import UNKNOWN_TIME_NS, Source, SourceFile
 
 MAX_DETAIL_CHARS = 500
 
@@ -80,6 +80,7 @@ class Loaded:
             width_px=self.width_px,
             height_px=self.height_px,
             num_instances=len(instances),
+            attributes=self.task.file.attributes,
         )
         return IndexedImage(record, instances)
 
@@ -96,6 +97,7 @@ class Loaded:
             height_px=self.height_px,
             reason=error.reason.value,
             detail=error.detail[:MAX_DETAIL_CHARS],
+            attributes=self.task.file.attributes,
         )
         return IndexedImage(record, None)
 
@@ -103,27 +105,31 @@ class Loaded:
 def is_settled(known: ImageRecord | None, file: SourceFile, *, retry_failed: bool) -> bool:
     """Whether the ledger already says what reading `file` would.
 
-    A file whose bytes could not be read is tried each time: nothing of it can be compared.
+    A file whose bytes could not be read is tried each time: nothing of it can be compared. New
+    attributes have to reach the instances, so they count as a change.
     """
-    if known is None:
+    if known is None or file.mtime_ns == UNKNOWN_TIME_NS or known.attributes != file.attributes:
         return False
     if known.status == "failed" and (retry_failed or not known.content_hash):
         return False
     return (known.size_bytes, known.mtime_ns) == (file.size_bytes, file.mtime_ns)
 
 
-def load(task: Task, *, at_least_px: int | None, retry_failed: bool, tally: Tally) -> Loaded:
+def load(
+    task: Task, *, source: Source, at_least_px: int | None, retry_failed: bool, tally: Tally
+) -> Loaded:
     """Read and decode one file; a bad file gives a `Loaded` with its error.
 
     Args:
         task: the file.
+        source: what it was listed by.
         at_least_px: see `reir.images.decode`; None decodes at full size.
         retry_failed: decode content that failed before, too.
         tally: told how long reading and decoding took.
     """
     try:
         with tally.stage("read"):
-            data = read_bytes(task.file.path)
+            data = source.read(task.file)
             digest = content_hash(data)
     except ImageError as error:
         return Loaded(task, error=error)
@@ -131,6 +137,7 @@ def load(task: Task, *, at_least_px: int | None, retry_failed: bool, tally: Tall
     if (
         known is not None
         and known.content_hash == digest
+        and known.attributes == task.file.attributes
         and not (known.status == "failed" and retry_failed)
     ):
         return Loaded(task, digest)

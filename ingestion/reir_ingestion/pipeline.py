@@ -63,7 +63,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
     done; other versions stay.
 
     Args:
-        source: folder, file or glob; see `open_source`.
+        source: what to index; a text is opened with `open_source`.
         gallery: name; made when absent.
         store: where instances and ledger go.
         encoder: the model; called from several threads at once.
@@ -133,7 +133,7 @@ def index_with(  # noqa: PLR0913 - see `index`
 
 def as_source(source: Source | str | Path) -> Source:
     """Return a source as it is, or the one that a name stands for; see `open_source`."""
-    return source if isinstance(source, Source) else open_source(source)
+    return open_source(source) if isinstance(source, str | Path) else source
 
 
 def version_spec(encoder: InstanceEncoder, options: IndexOptions) -> VersionSpec:
@@ -193,7 +193,7 @@ def _counting(source: Source, tally: Tally) -> Iterator[None]:
 
     def count() -> None:
         total = 0
-        for _ in source.files():
+        for _ in source.uris():
             if stop.is_set():
                 return
             total += 1

@@ -24,6 +24,9 @@ STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
 _OF_THIS_PROCESS = frozenset({"on_progress", "_total", "_started_s", "_lock"})
 """State of a tally that neither travels to another process nor adds up."""
 
+MAX_WARNINGS = 20
+"""So many parts that cannot be listed are named; all are counted."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,8 +60,8 @@ class IndexReport:
         unchanged: indexed earlier, left as they are.
         failed: reason -> images that cannot be indexed, also those known from earlier runs.
         failed_before: how many of `failed` were known and not tried again.
-        unlisted_folders: folders of the source that could not be listed; their images are left as
-            they are.
+        unlisted: folders, archives and lines of the source that could not be listed; their images
+            are left as they are.
         missing: images of the gallery whose file is gone from the source; still searchable.
         removed: such images that were deleted from the gallery.
         instances: instances written by this run.
@@ -77,7 +80,7 @@ class IndexReport:
     unchanged: int
     failed: Mapping[str, int]
     failed_before: int
-    unlisted_folders: int
+    unlisted: int
     missing: int
     removed: int
     instances: int
@@ -128,8 +131,8 @@ class IndexReport:
         yield "failed", f"{self.num_failed:,}", known
         for reason, count in sorted(self.failed.items()):
             yield f"  {reason}", f"{count:,}", ""
-        if self.unlisted_folders:
-            yield "folders not listed", f"{self.unlisted_folders:,}", "no permission, or vanished"
+        if self.unlisted:
+            yield "not listed", f"{self.unlisted:,}", "folders or lines; see the warnings"
         if self.missing:
             yield "gone from source", f"{self.missing:,}", "kept; --prune removes them"
         if self.removed:
@@ -163,7 +166,7 @@ class Tally:
     _outcomes: Counter[Outcome] = field(default_factory=Counter)
     _failed: Counter[str] = field(default_factory=Counter)
     _failed_before: int = 0
-    _unlisted_folders: int = 0
+    _unlisted: int = 0
     _read: int = 0
     _instances: int = 0
     _seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -187,11 +190,13 @@ class Tally:
             self._total = total
             self._report_progress()
 
-    def not_listed(self, folder: str, error: OSError) -> None:
-        """A folder of the source could not be listed."""
-        logger.warning("folder %r cannot be listed: %s", folder, error.strerror)
+    def not_listed(self, part: str, error: Exception) -> None:
+        """A folder, an archive or a line of the source could not be listed."""
         with self._lock:
-            self._unlisted_folders += 1
+            self._unlisted += 1
+            if self._unlisted <= MAX_WARNINGS:
+                said = getattr(error, "strerror", None) or error
+                logger.warning("%s cannot be listed: %s", ascii(part), said)
 
     def skipped(self, known: Sequence[ImageRecord], *, read: bool = False) -> None:
         """These ledger rows stay as they are.
@@ -244,7 +249,7 @@ class Tally:
                 "unchanged": self._outcomes["unchanged"],
                 "failed": dict(sorted(self._failed.items())),
                 "failed_before": self._failed_before,
-                "unlisted_folders": self._unlisted_folders,
+                "unlisted": self._unlisted,
                 "instances": self._instances,
                 "read": self._read,
                 "seconds": time.perf_counter() - self._started_s,

@@ -100,4 +100,4 @@ def _num_cores() -> int:
 
 
 def _is_large(source: Source) -> bool:
-    return sum(1 for _ in islice(source.files(), LARGE_SOURCE)) == LARGE_SOURCE
+    return sum(1 for _ in islice(source.uris(), LARGE_SOURCE)) == LARGE_SOURCE

@@ -150,7 +150,11 @@ def loader(job: Job, tally: Tally) -> Callable[[Task], Loaded]:
     """Return what reads and decodes one file of the job; see `load`."""
     options = job.options
     return partial(
-        load, at_least_px=options.at_least_px, retry_failed=options.retry_failed, tally=tally
+        load,
+        source=job.source,
+        at_least_px=options.at_least_px,
+        retry_failed=options.retry_failed,
+        tally=tally,
     )
 
 

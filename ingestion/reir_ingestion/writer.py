@@ -31,17 +31,24 @@ def patiently(
     *,
     pauses_s: Sequence[float] = RETRY_AFTER_S,
     sleep: Callable[[float], None] = time.sleep,
+    error: type[Exception] = StoreUnavailable,
 ) -> Answer:
     """Return `call()`, tried again after each pause while the store cannot be reached.
 
+    Args:
+        call: what to do.
+        pauses_s: seconds to wait between attempts.
+        sleep: waits.
+        error: what `call` raises when another attempt may succeed.
+
     Raises:
-        StoreUnavailable: it still could not be reached after the last pause.
+        StoreUnavailable: or `error`, still after the last pause.
     """
     for pause_s in pauses_s:
         try:
             return call()
-        except StoreUnavailable as error:
-            logger.warning("%s; next attempt in %g s", error, pause_s)
+        except error as failure:
+            logger.warning("%s; next attempt in %g s", failure, pause_s)
             sleep(pause_s)
     return call()
 

@@ -47,6 +47,7 @@ class ImageFailure(StrEnum):
     TOO_LARGE = "too_large"
     UNREADABLE = "unreadable"
     MISSING = "missing"
+    UNREACHABLE = "unreachable"
     UNSUPPORTED = "unsupported"
     NOT_ENCODED = "not_encoded"
 

@@ -1,12 +1,15 @@
-"""A memory store and a folder of photos."""
+"""A memory store, a folder of photos, and a bucket on an S3 server of this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from reir.store.memory import MemoryStore
+from reir.testing.s3 import Bucket, local_s3
 from reir_ingestion.testing import write_scenes
 
 
@@ -19,3 +22,15 @@ def store() -> MemoryStore:
 def photos(tmp_path: Path) -> Path:
     write_scenes(tmp_path / "photos", 20)
     return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Bucket]:
+    with local_s3("photos-of-reir") as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(s3: Bucket, tmp_path: Path) -> Bucket:
+    """A part of the bucket that one test has for itself."""
+    return replace(s3, prefix=tmp_path.name)

@@ -185,6 +185,6 @@ def test_the_listing_comes_in_blocks_and_keeps_its_counts(
     job = Job(open_source(photos), "g", "v", IndexOptions())
     parcels = [Parcel.unpacked(block) for block in list_parcels(job)]
     assert [len(each.items) for each in parcels] == [8, 8, 4, 0]
-    assert sum(each.tally.counts()["unlisted_folders"] for each in parcels) == 1
+    assert sum(each.tally.counts()["unlisted"] for each in parcels) == 1
     (task,) = Listing(job).get_read_tasks(1)
     assert [len(Parcel.unpacked(block).items) for block in task()] == [8, 8, 4, 0]

@@ -94,7 +94,7 @@ def test_a_second_run_reads_and_encodes_nothing(
         raise AssertionError("nothing is to be read or written")
 
     monkeypatch.setattr(store, "upsert_images", refuse)
-    monkeypatch.setattr("reir_ingestion.loading.read_bytes", refuse)
+    monkeypatch.setattr("reir_ingestion.sources.local.read_bytes", refuse)
     report = index(photos, "g", store, encoder)
     assert summary(report) == (0, 0, 20, 0)
     assert (encoder.count, report.read, report.instances) == (0, 0, 0)

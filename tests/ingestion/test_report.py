@@ -137,8 +137,6 @@ def test_the_table_shows_what_there_is_and_nothing_else() -> None:
     assert "1,234" in plain
     for absent in ("gone from source", "removed", "not listed", "known before"):
         assert absent not in plain
-    full = shown(
-        report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted_folders=1)
-    )
+    full = shown(report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted=1))
     for present in ("empty", "3 known before", "--prune removes them", "removed", "not listed"):
         assert present in full
