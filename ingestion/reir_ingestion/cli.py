@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,10 +22,15 @@ from reir.cli_common import (
     opened,
     output,
     print_json,
+    shown_photo,
 )
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from reir.sinks import Sink
     from reir_ingestion.report import IndexReport, Progress
+    from reir_ingestion.sources import Source as OpenSource
 
 SERVER_FROM_INSTANCES = 50_000
 
@@ -36,48 +43,92 @@ reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune
 reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble"""
 
 
+Source = Annotated[
+    str, typer.Argument(help="Folder, image file, or quoted pattern: 'photos/**/*.jpg'.")
+]
+Target = Annotated[str, typer.Option(help="Gallery to fill; made when absent.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Photos a batch.")]
+Prune = Annotated[
+    bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
+]
+MaxFailures = Annotated[
+    str | None, typer.Option(metavar="N|N%", help="Stop when more photos fail than this.")
+]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Only compare SOURCE, ledger and store; exit 1 if not equal."),
+]
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Index photos anew that the store has lost parts of.")
+]
+Events = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Append one JSON line a batch to this file.")
+]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65_535, help="Serve Prometheus metrics while it runs.")
+]
+ReportTo = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the final report as JSON.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the subcommand to the CLI."""
     app.command("index", epilog=EXAMPLES)(index)
 
 
 def index(  # noqa: PLR0913, every argument is an option of the command
-    source: Annotated[
-        str, typer.Argument(help="Folder, image file, or quoted pattern: 'photos/**/*.jpg'.")
-    ],
-    gallery: Annotated[
-        str, typer.Option(help="Gallery to fill; made when absent.")
-    ] = DEFAULT_GALLERY,
+    source: Source,
+    gallery: Target = DEFAULT_GALLERY,
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 16,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
-    ] = False,
+    batch_size: BatchSize = 16,
+    prune: Prune = False,
+    retry_failed: RetryFailed = False,
+    max_failures: MaxFailures = None,
+    verify: Verify = False,
+    repair: Repair = False,
+    events: Events = None,
+    metrics_port: MetricsPort = None,
+    report_to: ReportTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
     from reir.encoders import load_encoder_spec, stored_spec
+    from reir_ingestion.failures import FailureLimit
     from reir_ingestion.pipeline import IndexOptions
     from reir_ingestion.pipeline import index as run
     from reir_ingestion.sources import open_source
 
     found = open_source(source)  # a wrong name is told before the model is loaded
+    if verify:
+        _verify(found, gallery, store, as_json=as_json)
+        return
     named = chosen_encoder(checkpoint, encoder)
-    with _stoppable(), opened(store) as held:
+    limit = None if max_failures is None else FailureLimit.parse(max_failures)
+    with _stoppable(), _sinks(events, metrics_port) as sinks, opened(store) as held:
         spec = named or stored_spec(held, gallery)
         options = IndexOptions(
-            batch_size=batch_size, prune=prune, retry_failed=retry_failed, encoder_spec=spec
+            batch_size=batch_size,
+            prune=prune,
+            retry_failed=retry_failed,
+            repair=repair,
+            encoder_spec=spec,
+            max_failures=limit,
         )
         with messages().status("loading the model"):
             model = load_encoder_spec(spec)
         with _progress_bar() as progress:
-            report = run(found, gallery, held, model, options=options, progress=progress)
+            report = run(
+                found, gallery, held, model, options=options, progress=progress, sinks=sinks
+            )
         sizes = {each.name: each.num_instances for each in held.versions(gallery)}
+    if report_to is not None:
+        report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     if as_json:
         print_json(report.to_dict())
         return
@@ -87,6 +138,49 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         screen.print(line, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def _sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]]:
+    """Open what gets the records of the run."""
+    from reir.sinks import JsonLines
+
+    with ExitStack() as opened_sinks:
+        sinks: list[Sink] = []
+        if events is not None:
+            sinks.append(JsonLines(events))
+            opened_sinks.callback(sinks[-1].close)
+        if metrics_port is not None:
+            from reir_ingestion.metrics import ADDRESS, Prometheus
+
+            metrics = Prometheus()
+            port = metrics.serve(metrics_port)
+            opened_sinks.callback(metrics.close)
+            messages().print(f"metrics: http://{ADDRESS}:{port}/metrics")
+            sinks.append(metrics)
+        yield sinks
+
+
+def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:
+    """Compare, print what differs and what mends it, and exit with 1 when something does."""
+    from reir.search import check_gallery
+    from reir_ingestion.verify import verify
+
+    with opened(store) as held:
+        check_gallery(held, gallery)
+        report = verify(source, gallery, held, held.live_version(gallery))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        screen = output()
+        screen.print(report.table())
+        for kind, uris in report.examples.items():
+            for uri in uris:
+                screen.print(f"  {kind}: {shown_photo(uri)}", markup=False, soft_wrap=True)
+        for line in report.mends(source.text, _store_option(store)):
+            screen.print(f"Mend it:  {line}", markup=False, soft_wrap=True)
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
 def next_steps(
     report: IndexReport, store: str | None = None, num_instances: int = 0
 ) -> Iterator[str]:
@@ -94,7 +188,7 @@ def next_steps(
     from reir.store import is_embedded
 
     name = report.gallery
-    where = f" --store {shlex.quote(store)}" if store else ""
+    where = _store_option(store)
     if report.num_failed:
         yield f"Why photos failed:  reir failures {name}{where}"
     if report.kept_versions:
@@ -111,6 +205,10 @@ def next_steps(
     yield f'Search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
 
 
+def _store_option(store: str | None) -> str:
+    return f" --store {shlex.quote(store)}" if store else ""
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Say on Ctrl-C that nothing is lost."""
@@ -125,6 +223,7 @@ def _stoppable() -> Iterator[None]:
 def _progress_bar() -> Iterator[Callable[[Progress], None]]:
     """Photos done, rate, time left and failures, on standard error."""
     from rich import progress as bars
+    from rich.text import Text
 
     columns = (
         bars.TextColumn("photos"),
@@ -134,7 +233,17 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[failures]}"),
     )
-    with bars.Progress(*columns, console=messages()) as bar:
+
+    class WithStages(bars.Progress):
+        """One line for the photos, and one below it for what each stage could do alone."""
+
+        stages = ""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            yield Text(self.stages, style="dim")
+
+    with WithStages(*columns, console=messages()) as bar:
         task = bar.add_task("photos", total=None, rate="", failures="")
 
         def show(now: Progress) -> None:
@@ -145,5 +254,6 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
                 rate=f"{bar.tasks[0].speed or 0:.1f} photos/s",
                 failures=f"[red]{now.failed:,} failed" if now.failed else "",
             )
+            bar.stages = "  ".join(f"{stage} {rate:,.0f}/s" for stage, rate in now.rates.items())
 
         yield show

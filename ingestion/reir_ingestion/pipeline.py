@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,12 +33,19 @@ from reir.errors import (
     ImageFailure,
 )
 from reir.models.seams import InstanceEncoder, RgbImage
+from reir.near_duplicates import LookAlikes
 from reir.records import ImageRecord, IndexedImage, Instances
-from reir.store.contract import InstanceStore, VersionSpec
+from reir.sinks import Sink
+from reir.store.contract import LEDGER_LAYOUT, InstanceStore, VersionSpec
+from reir.store.duplicates import remove_images
+from reir.tiling import TiledEncoder, Tiling
+from reir_ingestion.contents import Contents
+from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.loading import Loaded, Task, is_settled, load
 from reir_ingestion.readahead import Bounds, ReadAhead
-from reir_ingestion.report import IndexReport, Outcome, Progress, Tally
+from reir_ingestion.report import BatchTimes, IndexReport, Outcome, Progress, Tally
 from reir_ingestion.sources import Source, open_source
+from reir_ingestion.verify import damaged_images
 from reir_ingestion.writer import Writer, patiently
 
 LEDGER_CHUNK = 512
@@ -66,7 +74,7 @@ def num_cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """How to index; none but `at_least_px` changes what is stored.
+    """How to index; none but `tiling` and `at_least_px` changes what is stored.
 
     Attributes:
         batch_size: images that the model takes at once and the store writes at once.
@@ -75,8 +83,11 @@ class IndexOptions:
             not gain from several cores, so the cores are shared out among the batches.
         prune: delete images of the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
+        repair: index images anew whose instances are not all in the store.
+        tiling: how large photos are cut; None sees every photo as a whole.
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode`.
         encoder_spec: where the encoder was found; kept with a version that is made.
+        max_failures: stop when more images fail than this; None goes on to the end.
 
     Raises:
         ConfigError: a number is below 1.
@@ -87,8 +98,11 @@ class IndexOptions:
     num_encoders: int = min(MAX_THREADS, num_cores())
     prune: bool = False
     retry_failed: bool = False
+    repair: bool = False
+    tiling: Tiling | None = None
     at_least_px: int | None = None
     encoder_spec: str = ""
+    max_failures: FailureLimit | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -106,6 +120,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
     *,
     options: IndexOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> IndexReport:
     """Bring a gallery up to date with a source.
 
@@ -120,6 +135,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         encoder: the model; called from several threads at once.
         options: see `IndexOptions`.
         progress: called from several threads, one at a time.
+        sinks: get the records of the run, in the same way; the caller closes them.
 
     Raises:
         SourceError: the source does not exist or holds no image.
@@ -127,34 +143,51 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         StoreUnavailable: the store could not be reached for half a minute.
         SchemaMismatch: the version exists with another dimension.
         CheckpointError: the model refused very many images in a row, or lost count.
+        TooManyFailures: more images failed than `max_failures` allows.
     """
     options = options or IndexOptions()
     found = source if isinstance(source, Source) else open_source(source)
+    if options.tiling is not None:
+        encoder = TiledEncoder(encoder, options.tiling)
     version, live = _open_version(store, gallery, encoder, options)
-    run = _Run(found, gallery, version, store, encoder, options, Tally(progress))
-    run.add_and_change()
-    missing = run.find_missing()
-    removed = run.remove(missing) if options.prune else 0
+    tally = Tally(progress, sinks)
+    contents, budget = Contents(store, gallery, version), FailureBudget(options.max_failures)
+    run = _Run(found, gallery, version, store, encoder, options, tally, contents, budget)
+    names = {"gallery": gallery, "version": version, "source": found.text}
+    tally.tell("start", **names, num_encoders=options.num_encoders)
+    try:
+        end = run.bring_up_to_date()
+    except BaseException as error:
+        tally.tell("stopped", error=f"{type(error).__name__}: {error}")
+        raise
     if live != version:
         store.promote(gallery, version)
     num_images = {each.name: each.num_images for each in store.versions(gallery)}
-    return IndexReport(
+    report = IndexReport(
         gallery=gallery,
         version=version,
         num_images=num_images.pop(version),
         kept_versions=num_images,
-        missing=len(missing) - removed,
-        removed=removed,
-        **run.tally.counts(),
+        **end,
+        **tally.counts(),
     )
+    tally.tell("end", report=report.to_dict())
+    return report
 
 
-def version_settings(encoder: InstanceEncoder, at_least_px: int | None = None) -> Settings:
-    """Return what beside the weights decides which instances an image has."""
-    settings = {"num_candidates": encoder.num_candidates}
+def version_settings(
+    encoder: InstanceEncoder, at_least_px: int | None = None, tiling: Tiling | None = None
+) -> Settings:
+    """Return what beside the weights decides which instances an image has, and how it is kept."""
+    settings: dict[str, str | int | float | bool] = {
+        "num_candidates": encoder.num_candidates,
+        "layout": LEDGER_LAYOUT,
+    }
     if encoder.masks:
         settings["masks"] = True
-    return settings if at_least_px is None else settings | {"at_least_px": at_least_px}
+    if at_least_px is not None:
+        settings["at_least_px"] = at_least_px
+    return settings if tiling is None else settings | tiling.settings
 
 
 def version_name(digest: str, settings: Settings) -> str:
@@ -196,7 +229,7 @@ def _open_version(
     store: InstanceStore, gallery: str, encoder: InstanceEncoder, options: IndexOptions
 ) -> tuple[str, str]:
     """Return the version to write, created if absent, and the live one, which may be the same."""
-    settings = version_settings(encoder, options.at_least_px)
+    settings = version_settings(encoder, options.at_least_px, options.tiling)
     version = version_name(encoder.digest, settings)
     spec = VersionSpec(
         dim=encoder.dim, digest=encoder.digest, settings=settings, encoder=options.encoder_spec
@@ -219,10 +252,17 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Done:
-    """A batch for the store: what is to be written, and ledger rows that only change their time."""
+    """A batch for the store.
+
+    Attributes:
+        rows: what is to be written.
+        touched: ledger rows that only change their time.
+        listed_s: Unix times at which the images were listed.
+    """
 
     rows: list[_Row]
     touched: list[ImageRecord]
+    listed_s: list[float]
 
 
 @dataclass
@@ -236,7 +276,19 @@ class _Run:
     encoder: InstanceEncoder
     options: IndexOptions
     tally: Tally
+    contents: Contents
+    budget: FailureBudget
     refused_in_a_row: int = 0
+
+    def bring_up_to_date(self) -> dict[str, int]:
+        """Do the job; returns what is known at its end, as `IndexReport` names it."""
+        if self.options.repair:
+            self.remove(damaged_images(self.store, self.gallery, self.version))
+        self.add_and_change()
+        self.remove_leftovers()
+        missing, look_alikes = self.review()
+        removed = self.remove(missing) if self.options.prune else 0
+        return {"missing": len(missing) - removed, "removed": removed, "look_alikes": look_alikes}
 
     def add_and_change(self) -> None:
         """Index every image of the source that is new, has changed or is to be tried again."""
@@ -254,11 +306,12 @@ class _Run:
             Bounds(options.num_readers, 2 * options.batch_size, MAX_AHEAD_BYTES),
         )
         encoding = ReadAhead(
-            _batches(iter(reading), options.batch_size, MAX_BATCH_BYTES),
+            map(self._claim, _batches(iter(reading), options.batch_size, MAX_BATCH_BYTES)),
             self._encode,
             lambda _: 0,
             Bounds(options.num_encoders, options.num_encoders + 1),
         )
+        self.tally.queues.update(decoded=reading.num_waiting, encoded=encoding.num_waiting)
         with (
             self._counting(),
             _cores_shared(options.num_encoders),
@@ -270,11 +323,27 @@ class _Run:
                 self._check_refusals(done.rows)
                 writer.put(done)
 
-    def find_missing(self) -> list[str]:
-        """Ids of the gallery's images whose file is gone from the source."""
+    def review(self) -> tuple[list[str], int]:
+        """Go through the ledger once more.
+
+        Returns:
+            Ids of the images whose file is gone from the source, and how many of the others look
+            like another one.
+        """
+        missing: list[str] = []
+        alike = LookAlikes()
         with self.tally.stage("list"):
-            rows = self.store.iter_images(self.gallery, self.version)
-            return [row.image_id for row in rows if self.source.has_lost(row.uri)]
+            for row in self.store.iter_images(self.gallery, self.version):
+                if self.source.has_lost(row.uri):
+                    missing.append(row.image_id)
+                else:
+                    alike.add(row)
+            return missing, sum(map(len, alike.groups()))
+
+    def remove_leftovers(self) -> None:
+        """Delete what runs that were cut short left of images whose file is gone since."""
+        unfinished = self.store.unfinished_images(self.gallery, self.version)
+        self.remove([key for key, uri in unfinished if self.source.has_lost(uri)])
 
     def remove(self, image_ids: Sequence[str]) -> int:
         """Delete images from the gallery; returns how many were there."""
@@ -282,7 +351,7 @@ class _Run:
             image_ids[start : start + LEDGER_CHUNK]
             for start in range(0, len(image_ids), LEDGER_CHUNK)
         )
-        delete = partial(self.store.delete_images, self.gallery, self.version)
+        delete = partial(remove_images, self.store, self.gallery, self.version)
         with self.tally.stage("store"):
             return sum(patiently(partial(delete, chunk)) for chunk in chunks)
 
@@ -293,8 +362,9 @@ class _Run:
         while True:
             with self.tally.stage("list"):
                 tasks = {}
+                listed_s = time.time()
                 for file in islice(files, LEDGER_CHUNK):
-                    task = Task(file, file.uri, None)
+                    task = Task(file, file.uri, None, listed_s)
                     tasks[task.image_id] = task
                 ledger = patiently(partial(look_up, list(tasks)))
             if not tasks:
@@ -308,17 +378,25 @@ class _Run:
             for row in settled:
                 del tasks[row.image_id]
             for image_id, task in tasks.items():
-                yield Task(task.file, task.uri, ledger.get(image_id))
+                yield replace(task, known=ledger.get(image_id))
+
+    def _claim(self, batch: Sequence[Loaded]) -> list[Loaded]:
+        """Find the duplicates of a batch, which are not encoded."""
+        with self.tally.stage("list"):
+            return patiently(partial(self.contents.claim, batch))
 
     def _encode(self, batch: Sequence[Loaded]) -> _Done:
         images = [each.pixels for each in batch if each.pixels is not None]
         with self.tally.stage("encode"):
             answers = iter(encode_each(self.encoder, images))
-        done = _Done([], [])
+        done = _Done([], [], [each.task.listed_s for each in batch])
         for each in batch:
             known = each.task.known
             if each.is_as_before and known is not None:
                 done.touched.append(replace(known, mtime_ns=each.task.file.mtime_ns))
+                continue
+            if each.same_as:
+                done.rows.append(_Row(each.duplicate(), known))
                 continue
             answer = each.error or next(answers)
             image = each.indexed(answer) if isinstance(answer, Instances) else each.failed(answer)
@@ -328,7 +406,7 @@ class _Run:
     def _check_refusals(self, rows: Sequence[_Row]) -> None:
         """Stop when so many images were refused that the fault must be the model's."""
         for record in (row.image.record for row in rows):
-            if record.status == "indexed":
+            if record.holds_instances:
                 self.refused_in_a_row = 0
             elif record.reason == ImageFailure.NOT_ENCODED:
                 self.refused_in_a_row += 1
@@ -340,16 +418,18 @@ class _Run:
                 )
 
     def _write(self, done: _Done) -> None:
-        fresh = [row.image for row in done.rows if row.image.record != row.known]
+        images, known = [row.image for row in done.rows], [row.known for row in done.rows]
         mtimes_ns = {record.image_id: record.mtime_ns for record in done.touched}
+        started_s = time.perf_counter()
         with self.tally.stage("store"):
-            if fresh:
-                patiently(partial(self.store.upsert_images, self.gallery, self.version, fresh))
+            records = self.contents.write(images, known)
             if mtimes_ns:
                 patiently(partial(self.store.touch_images, self.gallery, self.version, mtimes_ns))
-        outcomes: list[Outcome] = ["new" if row.known is None else "changed" for row in done.rows]
-        self.tally.written([row.image.record for row in done.rows], outcomes)
+        outcomes: list[Outcome] = ["new" if before is None else "changed" for before in known]
+        times = BatchTimes(done.listed_s, time.perf_counter() - started_s)
+        self.tally.written(records, outcomes, times)
         self.tally.skipped(done.touched, read=True)
+        self.budget.spend(records, self.tally.total)
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
