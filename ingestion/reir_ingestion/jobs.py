@@ -3,8 +3,11 @@
     listing            one task; a block for every few hundred files, so no process holds them all
     ledger look-up     a few tasks; what is unchanged ends here
     read and decode    as many tasks as there are CPUs for
+    find duplicates    one task, which asks the keeper
     encode             a pool of actors, which grows and shrinks; each loads its model once
-    store              tasks that write; one at a time into an embedded store
+    store              tasks that have the keeper write; one at a time into an embedded store
+
+The keeper is one actor that knows what the whole run has to know, see `stages.Keeper`.
 
 A block is one `Parcel`: a batch, and what the stages counted of it so far. A block that was made
 twice, since a process died, is counted once, and writing it twice changes nothing. Ray Data holds
@@ -18,9 +21,10 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +46,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from reir.errors import ConfigError, ReirError
 from reir.models.seams import InstanceEncoder
+from reir.sinks import Record, Sink
 from reir.store import VersionSpec, default_location, is_embedded, open_store
 from reir_ingestion.actors import cluster
+from reir_ingestion.loading import Loaded
 from reir_ingestion.parcels import (
     EncodeParcel,
     Parcel,
@@ -52,15 +58,22 @@ from reir_ingestion.parcels import (
     read_parcel,
     worker_store,
 )
-from reir_ingestion.pipeline import ShowProgress, as_source, index_with, version_spec
+from reir_ingestion.pipeline import (
+    ShowProgress,
+    as_source,
+    cut_as_asked,
+    index_with,
+    version_spec,
+)
 from reir_ingestion.report import IndexReport, Tally
 from reir_ingestion.sources import Source
 from reir_ingestion.stages import (
     MAX_AHEAD_BYTES,
+    Encoded,
     IndexOptions,
     Job,
+    Keeper,
     num_cores,
-    write,
 )
 
 LOOK_UPS = 2
@@ -125,6 +138,7 @@ def index_on_ray(  # noqa: PLR0913 - the whole job; all but its four parts are b
     options: IndexOptions | None = None,
     workers: Workers | None = None,
     progress: ShowProgress | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> IndexReport:
     """Bring a gallery up to date with a source, with Ray Data; otherwise as `pipeline.index`.
 
@@ -140,6 +154,7 @@ def index_on_ray(  # noqa: PLR0913 - the whole job; all but its four parts are b
         options: see `IndexOptions`.
         workers: see `Workers`.
         progress: called from one thread.
+        sinks: likewise; of what is skipped unread they hear at the end.
 
     Raises:
         ConfigError: an option or the gallery's name is not allowed, the store is of one process
@@ -154,9 +169,12 @@ def index_on_ray(  # noqa: PLR0913 - the whole job; all but its four parts are b
         closing(open_store(place)) as store,
     ):
         pool = _pool(workers or Workers())
+        load = functools.partial(_load, load, options)
         run = functools.partial(run_on_ray, location=place, load=load, pool=pool)
         spec = _spec_of(load, options, pool)
-        return index_with(run, found, gallery, store, spec, options=options, progress=progress)
+        return index_with(
+            run, found, gallery, store, spec, options=options, progress=progress, sinks=sinks
+        )
 
 
 def run_on_ray(
@@ -174,13 +192,23 @@ def run_on_ray(
     Returns:
         What was counted; every image once, however often its batch was made.
     """
-    board = None if live.on_progress is None else ray.remote(num_cpus=0)(Board).remote()
-    sink = StoreSink(job, location, board)
     # An embedded store listens on this machine only.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     place = here if is_embedded(location) else None
-    with _settings(pool), _shown(board, live):
-        _encoded(job, location, load, pool, place).write_datasink(
+    keeper = (
+        ray.remote(KeeperActor)
+        .options(
+            num_cpus=0,
+            max_concurrency=2 + WRITERS,
+            max_restarts=-1,
+            max_task_retries=-1,
+            **({"label_selector": place} if place else {}),
+        )
+        .remote(job, location)
+    )
+    sink = StoreSink(keeper)
+    with _settings(pool), _shown(keeper, live):
+        _encoded(job, location, load, pool, place, keeper).write_datasink(
             sink,
             concurrency=1 if is_embedded(location) else WRITERS,
             ray_remote_args={"num_cpus": 0} | ({"label_selector": place} if place else {}),
@@ -188,12 +216,13 @@ def run_on_ray(
     return sink.tally
 
 
-def _encoded(
+def _encoded(  # noqa: PLR0913 - one by one is clearer than a bag
     job: Job,
     location: str,
     load: Callable[[], InstanceEncoder],
     pool: Pool,
     place: dict[str, str] | None,
+    keeper: Any,
 ) -> Dataset:
     """The stages before the last; differing arguments keep Ray Data from fusing two of them."""
     one_parcel: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -210,7 +239,14 @@ def _encoded(
     photos = tasks.map_batches(
         read_parcel, fn_kwargs={"job": job}, num_cpus=1, max_calls=READS_A_WORKER, **one_parcel
     )
-    return photos.map_batches(
+    claimed = photos.map_batches(
+        claim_parcel,
+        fn_kwargs={"keeper": keeper},
+        compute=TaskPoolStrategy(1),
+        num_cpus=0,
+        **one_parcel,
+    )
+    return claimed.map_batches(
         EncodeParcel,
         fn_constructor_args=(load,),
         compute=ActorPoolStrategy(min_size=1, max_size=pool.most, initial_size=pool.first),
@@ -242,31 +278,89 @@ class Listing(Datasource):  # type: ignore[misc]  # Ray has no types
         return [ReadTask(lambda: list_parcels(job), unknown)]
 
 
+class KeeperActor:
+    """`Keeper` in a process of its own, and what it has to tell the driver.
+
+    A keeper that died starts anew, and knows what is in the store. Equal photos that were under
+    way may then both be encoded.
+    """
+
+    def __init__(self, job: Job, location: str) -> None:
+        self._keeper = Keeper(job, worker_store(location))
+        self._written, self._records = Tally(), _Kept()
+
+    def claim(self, batch: Sequence[Loaded]) -> list[Loaded]:
+        """See `Keeper.claim`."""
+        return self._keeper.claim(batch, Tally())
+
+    def write(self, encoded: Encoded, tally: Tally) -> Tally:
+        """Write a batch; returns what all stages counted of it."""
+        tally.sinks = (self._records,)
+        self._keeper.write(encoded, tally)
+        self._written.add(tally)
+        return tally
+
+    def take(self) -> tuple[Tally, list[Record]]:
+        """Return what was counted and told since the last call."""
+        return self._written.take(), self._records.take()
+
+
+class _Kept:
+    """A sink that keeps its records until they are taken."""
+
+    def __init__(self) -> None:
+        self._records: deque[Record] = deque()
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+        self._records.append(record)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def take(self) -> list[Record]:
+        """Return the records so far, and forget them."""
+        return [self._records.popleft() for _ in range(len(self._records))]
+
+
+def claim_parcel(block: pa.Table, *, keeper: Any) -> pa.Table:
+    """Photos -> photos, of which the duplicates have lost their pixels."""
+    parcel = Parcel.unpacked(block)
+    # the keeper needs to know that there are pixels, not which
+    light = [
+        each if each.pixels is None else replace(each, pixels=each.pixels[:1, :1].copy())
+        for each in parcel.items
+    ]
+    with parcel.tally.stage("list"), _our_errors():
+        claimed = ray.get(keeper.claim.remote(light))
+    items = [
+        replace(each, pixels=None, same_as=answer.same_as) if answer.same_as else each
+        for each, answer in zip(parcel.items, claimed, strict=True)
+    ]
+    return Parcel(items, parcel.tally).packed()
+
+
 class StoreSink(Datasink[Tally]):  # type: ignore[misc]  # Ray has no types
-    """Writes encoded batches through `InstanceStore`.
+    """Has the keeper write encoded batches.
 
     Args:
-        job: what is written.
-        location: of the store.
-        board: told of each batch; None when nobody looks.
+        keeper: handle of a `KeeperActor`.
 
     Attributes:
         tally: after the run, what all its tasks counted.
     """
 
-    def __init__(self, job: Job, location: str, board: Any | None) -> None:
-        self._job, self._location, self._board = job, location, board
+    def __init__(self, keeper: Any) -> None:
+        self._keeper = keeper
         self.tally = Tally()
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Tally:  # noqa: ARG002 - of a contract
-        """Write in a worker; returns what was counted of these blocks by all stages."""
-        store, total = worker_store(self._location), Tally()
+        """Returns what was counted of these blocks by all stages."""
+        total = Tally()
         for block in blocks:
             parcel = Parcel.unpacked(block)
-            write(self._job, store, parcel.items, parcel.tally)
-            total.add(parcel.tally)
-            if self._board is not None:
-                self._board.add.remote(parcel.tally)
+            with _our_errors():
+                total.add(ray.get(self._keeper.write.remote(parcel.items, parcel.tally)))
         return total
 
     def on_write_complete(self, write_result: WriteResult[Tally]) -> None:
@@ -275,25 +369,10 @@ class StoreSink(Datasink[Tally]):  # type: ignore[misc]  # Ray has no types
             self.tally.add(tally)
 
 
-class Board:
-    """Where tasks say what they have written, for whoever watches."""
-
-    def __init__(self) -> None:
-        self._tally = Tally()
-
-    def add(self, tally: Tally) -> None:
-        """A batch is in the store."""
-        self._tally.add(tally)
-
-    def take(self) -> Tally:
-        """Return what was added since the last call."""
-        return self._tally.take()
-
-
 @contextmanager
-def _shown(board: Any | None, live: Tally) -> Iterator[None]:
-    """Bring `live` up to date from the board, now and then and at the end."""
-    if board is None:
+def _shown(keeper: Any, live: Tally) -> Iterator[None]:
+    """Bring `live` and its sinks up to date, now and then and at the end, if anybody looks."""
+    if live.on_progress is None and not live.sinks:
         yield
         return
     stop = threading.Event()
@@ -303,9 +382,12 @@ def _shown(board: Any | None, live: Tally) -> Iterator[None]:
         while not stopped:
             stopped = stop.wait(PROGRESS_S)
             try:
-                live.add(ray.get(board.take.remote()))
+                tally, records = ray.get(keeper.take.remote())
             except RayError:  # the cluster is gone; the run itself says so
                 return
+            live.add(tally)
+            for record in records:
+                live.pass_on(record)
 
     thread = threading.Thread(target=watch, name="reir-progress", daemon=True)
     thread.start()
@@ -314,6 +396,10 @@ def _shown(board: Any | None, live: Tally) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _load(load: Callable[[], InstanceEncoder], options: IndexOptions) -> InstanceEncoder:
+    return cut_as_asked(load(), options)
 
 
 def _spec_of(load: Callable[[], InstanceEncoder], options: IndexOptions, pool: Pool) -> VersionSpec:
@@ -369,6 +455,7 @@ def _settings(pool: Pool) -> Iterator[None]:
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # byte: so every row, a whole batch, is a block of its own
     context.enable_progress_bars = False
+    context.execution_options.preserve_order = True  # of equal photos the first is encoded
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     context.max_consecutive_actor_init_deaths = LOST_ENCODERS

@@ -13,15 +13,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from reir.errors import GalleryNotFound
 from reir.models.seams import InstanceEncoder
-from reir.store.contract import InstanceStore, VersionSpec
+from reir.near_duplicates import LookAlikes
+from reir.sinks import Sink
+from reir.store.contract import LEDGER_LAYOUT, InstanceStore, VersionSpec
+from reir.store.duplicates import remove_images
+from reir.tiling import TiledEncoder, Tiling
 from reir_ingestion import stages
 from reir_ingestion.report import IndexReport, Progress, Tally
 from reir_ingestion.sources import Source, open_source
 from reir_ingestion.stages import IndexOptions, Job
 from reir_ingestion.threads import run_in_threads
+from reir_ingestion.verify import damaged_images
 from reir_ingestion.writer import patiently
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "Runner",
     "ShowProgress",
     "as_source",
+    "cut_as_asked",
     "index",
     "index_with",
     "version_name",
@@ -55,6 +62,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
     *,
     options: IndexOptions | None = None,
     progress: ShowProgress | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> IndexReport:
     """Bring a gallery up to date with a source, within this process.
 
@@ -69,6 +77,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         encoder: the model; called from several threads at once.
         options: see `IndexOptions`.
         progress: called from several threads, one at a time.
+        sinks: get the records of the run, in the same way; the caller closes them.
 
     Raises:
         SourceError: the source does not exist or holds no image.
@@ -76,8 +85,10 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         StoreUnavailable: the store could not be reached for half a minute.
         SchemaMismatch: the version exists with another dimension.
         CheckpointError: the model refused very many images in a row, or lost count.
+        TooManyFailures: more images failed than `max_failures` allows.
     """
     options = options or IndexOptions()
+    encoder = cut_as_asked(encoder, options)
     return index_with(
         partial(run_in_threads, store=store, encoder=encoder),
         as_source(source),
@@ -86,6 +97,7 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         version_spec(encoder, options),
         options=options,
         progress=progress,
+        sinks=sinks,
     )
 
 
@@ -98,6 +110,7 @@ def index_with(  # noqa: PLR0913 - see `index`
     *,
     options: IndexOptions,
     progress: ShowProgress | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> IndexReport:
     """Bring a gallery up to date with a source; `run` does the stages. See `index`.
 
@@ -109,26 +122,35 @@ def index_with(  # noqa: PLR0913 - see `index`
         spec: of the encoder, as `version_spec` gives it.
         options: see `IndexOptions`.
         progress: called from several threads, one at a time.
+        sinks: likewise; see `index`.
     """
     version = version_name(spec.digest, spec.settings)
     live = _open_version(store, gallery, version, spec)
-    job, tally = Job(source, gallery, version, options), Tally(progress)
-    with _counting(source, tally):
-        tally = run(job, tally)
-    missing = _find_missing(job, store, tally)
-    removed = _remove(job, store, missing, tally) if options.prune else 0
+    job, tally = Job(source, gallery, version, options), Tally(progress, sinks)
+    names = {"gallery": gallery, "version": version, "source": source.text}
+    tally.tell("start", **names, num_encoders=options.num_encoders)
+    try:
+        end = _bring_up_to_date(run, job, store, tally)
+    except BaseException as error:
+        tally.tell("stopped", error=f"{type(error).__name__}: {error}")
+        raise
     if live != version:
         store.promote(gallery, version)
     num_images = {each.name: each.num_images for each in store.versions(gallery)}
-    return IndexReport(
+    report = IndexReport(
         gallery=gallery,
         version=version,
         num_images=num_images.pop(version),
         kept_versions=num_images,
-        missing=len(missing) - removed,
-        removed=removed,
-        **tally.counts(),
+        **end,
     )
+    tally.tell("end", report=report.to_dict())
+    return report
+
+
+def cut_as_asked(encoder: InstanceEncoder, options: IndexOptions) -> InstanceEncoder:
+    """Return an encoder that sees large photos in tiles, if the options say so."""
+    return encoder if options.tiling is None else TiledEncoder(encoder, options.tiling)
 
 
 def as_source(source: Source | str | Path) -> Source:
@@ -141,17 +163,24 @@ def version_spec(encoder: InstanceEncoder, options: IndexOptions) -> VersionSpec
     return VersionSpec(
         dim=encoder.dim,
         digest=encoder.digest,
-        settings=version_settings(encoder, options.at_least_px),
+        settings=version_settings(encoder, options.at_least_px, options.tiling),
         encoder=options.encoder_spec,
     )
 
 
-def version_settings(encoder: InstanceEncoder, at_least_px: int | None = None) -> Settings:
-    """Return what beside the weights decides which instances an image has."""
-    settings = {"num_candidates": encoder.num_candidates}
+def version_settings(
+    encoder: InstanceEncoder, at_least_px: int | None = None, tiling: Tiling | None = None
+) -> Settings:
+    """Return what beside the weights decides which instances an image has, and how it is kept."""
+    settings: dict[str, str | int | float | bool] = {
+        "num_candidates": encoder.num_candidates,
+        "layout": LEDGER_LAYOUT,
+    }
     if encoder.masks:
         settings["masks"] = True
-    return settings if at_least_px is None else settings | {"at_least_px": at_least_px}
+    if at_least_px is not None:
+        settings["at_least_px"] = at_least_px
+    return settings if tiling is None else settings | tiling.settings
 
 
 def version_name(digest: str, settings: Settings) -> str:
@@ -170,18 +199,43 @@ def _open_version(store: InstanceStore, gallery: str, version: str, spec: Versio
         return version
 
 
-def _find_missing(job: Job, store: InstanceStore, tally: Tally) -> list[str]:
-    """Ids of the gallery's images whose file is gone from the source."""
+def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally) -> dict[str, Any]:
+    """Do the job; returns what was counted and found, as `IndexReport` names it."""
+    if job.options.repair:
+        _remove(job, store, damaged_images(store, job.gallery, job.version), tally)
+    with _counting(job.source, tally):
+        counted = run(job, tally)
+    unfinished = store.unfinished_images(job.gallery, job.version)
+    _remove(job, store, [key for key, uri in unfinished if job.source.has_lost(uri)], counted)
+    missing, look_alikes = _review(job, store, counted)
+    removed = _remove(job, store, missing, counted) if job.options.prune else 0
+    found = {"missing": len(missing) - removed, "removed": removed, "look_alikes": look_alikes}
+    return found | counted.counts()
+
+
+def _review(job: Job, store: InstanceStore, tally: Tally) -> tuple[list[str], int]:
+    """Go through the ledger once more.
+
+    Returns:
+        Ids of the images whose file is gone from the source, and how many of the others look like
+        another one.
+    """
+    missing: list[str] = []
+    alike = LookAlikes()
     with tally.stage("list"):
-        rows = store.iter_images(job.gallery, job.version)
-        return [row.image_id for row in rows if job.source.has_lost(row.uri)]
+        for row in store.iter_images(job.gallery, job.version):
+            if job.source.has_lost(row.uri):
+                missing.append(row.image_id)
+            else:
+                alike.add(row)
+        return missing, sum(map(len, alike.groups()))
 
 
 def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], tally: Tally) -> int:
     """Delete images from the gallery; returns how many were there."""
     size = stages.LEDGER_CHUNK
     chunks = (image_ids[start : start + size] for start in range(0, len(image_ids), size))
-    delete = partial(store.delete_images, job.gallery, job.version)
+    delete = partial(remove_images, store, job.gallery, job.version)
     with tally.stage("store"):
         return sum(patiently(partial(delete, chunk)) for chunk in chunks)
 

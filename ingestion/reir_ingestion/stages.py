@@ -1,4 +1,4 @@
-"""The stages of indexing: list, look up in the ledger, read and decode, encode, write.
+"""The stages of indexing: list, look up in the ledger, read, find duplicates, encode, write.
 
 Each is a function of a `Job` and a batch, and counts what it did in a tally. None of them knows
 what runs it: `threads.py` overlaps them within this process, `jobs.py` spreads them over a cluster.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,11 @@ from reir.errors import CheckpointError, ConfigError, ImageError, ImageFailure
 from reir.models.seams import InstanceEncoder, RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
 from reir.store.contract import InstanceStore
+from reir.tiling import Tiling
+from reir_ingestion.contents import Contents
+from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.loading import Loaded, Task, is_settled, load
-from reir_ingestion.report import Outcome, Tally
+from reir_ingestion.report import BatchTimes, Outcome, Tally
 from reir_ingestion.sources import Source, SourceFile
 from reir_ingestion.writer import patiently
 
@@ -48,7 +52,7 @@ def num_cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """How to index; none but `at_least_px` changes what is stored.
+    """How to index; none but `tiling` and `at_least_px` changes what is stored.
 
     Attributes:
         batch_size: images that the model takes at once and the store writes at once.
@@ -58,8 +62,11 @@ class IndexOptions:
             among the batches.
         prune: delete images of the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
+        repair: index images anew whose instances are not all in the store.
+        tiling: how large photos are cut; None sees every photo as a whole.
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode`.
         encoder_spec: where the encoder was found; kept with a version that is made.
+        max_failures: stop when more images fail than this; None goes on to the end.
 
     Raises:
         ConfigError: a number is below 1.
@@ -70,8 +77,11 @@ class IndexOptions:
     num_encoders: int = min(MAX_THREADS, num_cores())
     prune: bool = False
     retry_failed: bool = False
+    repair: bool = False
+    tiling: Tiling | None = None
     at_least_px: int | None = None
     encoder_spec: str = ""
+    max_failures: FailureLimit | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -107,10 +117,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch for the store: what is to be written, and ledger rows that only change their time."""
+    """A batch for the store.
+
+    Attributes:
+        rows: what is to be written.
+        touched: ledger rows that only change their time.
+        listed_s: Unix times at which the images were listed.
+    """
 
     rows: list[Row]
     touched: list[ImageRecord]
+    listed_s: list[float]
 
 
 def listed(job: Job, tally: Tally) -> Iterator[list[SourceFile]]:
@@ -132,7 +149,9 @@ def look_up(
     Raises:
         StoreUnavailable: the store could not be reached for half a minute.
     """
-    tasks = {task.image_id: task for task in (Task(file, file.uri, None) for file in files)}
+    listed_s = time.time()
+    found = (Task(file, file.uri, None, listed_s) for file in files)
+    tasks = {task.image_id: task for task in found}
     with tally.stage("list"):
         ledger = patiently(partial(store.get_images, job.gallery, job.version, list(tasks)))
     settled = [
@@ -184,11 +203,14 @@ def encode(encoder: InstanceEncoder, batch: Sequence[Loaded], tally: Tally) -> E
     images = [each.pixels for each in batch if each.pixels is not None]
     with tally.stage("encode"):
         answers = iter(encode_each(encoder, images))
-    encoded = Encoded([], [])
+    encoded = Encoded([], [], [each.task.listed_s for each in batch])
     for each in batch:
         known = each.task.known
         if each.is_as_before and known is not None:
             encoded.touched.append(replace(known, mtime_ns=each.task.file.mtime_ns))
+            continue
+        if each.same_as:
+            encoded.rows.append(Row(each.duplicate(), known))
             continue
         answer = each.error or next(answers)
         image = each.indexed(answer) if isinstance(answer, Instances) else each.failed(answer)
@@ -238,7 +260,7 @@ class Refusals:
             CheckpointError: `MAX_REFUSED_IN_A_ROW` images were refused without a sound one between.
         """
         for record in (row.image.record for row in encoded.rows):
-            if record.status == "indexed":
+            if record.holds_instances:
                 self._in_a_row = 0
             elif record.reason == ImageFailure.NOT_ENCODED:
                 self._in_a_row += 1
@@ -251,20 +273,44 @@ class Refusals:
         return encoded
 
 
-def write(job: Job, store: InstanceStore, encoded: Encoded, tally: Tally) -> None:
-    """Write a batch: instances, then ledger rows. Doing it twice changes nothing.
+class Keeper:
+    """What one place has to know of a whole run: who holds which content, and how many failed.
 
-    Raises:
-        StoreUnavailable: the store could not be reached for half a minute.
-        StoreError: the store refused the batch.
+    Every method may be called from any thread.
     """
-    fresh = [row.image for row in encoded.rows if row.image.record != row.known]
-    mtimes_ns = {record.image_id: record.mtime_ns for record in encoded.touched}
-    with tally.stage("store"):
-        if fresh:
-            patiently(partial(store.upsert_images, job.gallery, job.version, fresh))
-        if mtimes_ns:
-            patiently(partial(store.touch_images, job.gallery, job.version, mtimes_ns))
-    outcomes: list[Outcome] = ["new" if row.known is None else "changed" for row in encoded.rows]
-    tally.written([row.image.record for row in encoded.rows], outcomes)
-    tally.skipped(encoded.touched, read=True)
+
+    def __init__(self, job: Job, store: InstanceStore) -> None:
+        self._job, self._store = job, store
+        self._contents = Contents(store, job.gallery, job.version)
+        self._budget = FailureBudget(job.options.max_failures)
+
+    def claim(self, batch: Sequence[Loaded], tally: Tally) -> list[Loaded]:
+        """Find the duplicates of a batch, which are not encoded; they lose their pixels.
+
+        Raises:
+            StoreUnavailable: the store could not be reached for half a minute.
+        """
+        with tally.stage("list"):
+            return patiently(partial(self._contents.claim, batch))
+
+    def write(self, encoded: Encoded, tally: Tally) -> None:
+        """Write a batch: instances, then ledger rows. Doing it twice changes nothing.
+
+        Raises:
+            StoreUnavailable: the store could not be reached for half a minute.
+            StoreError: the store refused the batch.
+            TooManyFailures: more images failed than `max_failures` allows.
+        """
+        images, known = [row.image for row in encoded.rows], [row.known for row in encoded.rows]
+        mtimes_ns = {record.image_id: record.mtime_ns for record in encoded.touched}
+        touch = partial(self._store.touch_images, self._job.gallery, self._job.version, mtimes_ns)
+        started_s = time.perf_counter()
+        with tally.stage("store"):
+            records = self._contents.write(images, known)
+            if mtimes_ns:
+                patiently(touch)
+        outcomes: list[Outcome] = ["new" if before is None else "changed" for before in known]
+        times = BatchTimes(encoded.listed_s, time.perf_counter() - started_s)
+        tally.written(records, outcomes, times)
+        tally.skipped(encoded.touched, read=True)
+        self._budget.spend(records, tally.total)

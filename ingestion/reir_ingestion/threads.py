@@ -19,7 +19,16 @@ from reir.store.contract import InstanceStore
 from reir_ingestion import stages
 from reir_ingestion.readahead import Bounds, ReadAhead
 from reir_ingestion.report import Tally
-from reir_ingestion.stages import Job, Refusals, batches, encode, listed, loader, look_up, write
+from reir_ingestion.stages import (
+    Job,
+    Keeper,
+    Refusals,
+    batches,
+    encode,
+    listed,
+    loader,
+    look_up,
+)
 from reir_ingestion.writer import Writer
 
 
@@ -34,7 +43,7 @@ def run_in_threads(
         store: where instances and ledger go.
         encoder: the model; called from several threads at once.
     """
-    options = job.options
+    options, keeper = job.options, Keeper(job, store)
     reading = ReadAhead(
         (task for files in listed(job, tally) for task in look_up(job, store, files, tally)),
         loader(job, tally),
@@ -42,15 +51,16 @@ def run_in_threads(
         Bounds(options.num_readers, 2 * options.batch_size, stages.MAX_AHEAD_BYTES),
     )
     encoding = ReadAhead(
-        batches(iter(reading), options.batch_size),
+        (keeper.claim(batch, tally) for batch in batches(iter(reading), options.batch_size)),
         partial(encode, encoder, tally=tally),
         lambda _: 0,
         Bounds(options.num_encoders, options.num_encoders + 1),
     )
+    tally.queues.update(decoded=reading.num_waiting, encoded=encoding.num_waiting)
     refusals = Refusals()
     with (
         cores_shared(options.num_encoders),
-        Writer(partial(write, job, store, tally=tally)) as writer,
+        Writer(partial(keeper.write, tally=tally)) as writer,
         reading,
         encoding,
     ):

@@ -31,24 +31,24 @@ def patiently(
     *,
     pauses_s: Sequence[float] = RETRY_AFTER_S,
     sleep: Callable[[float], None] = time.sleep,
-    error: type[Exception] = StoreUnavailable,
+    passing: type[Exception] = StoreUnavailable,
 ) -> Answer:
-    """Return `call()`, tried again after each pause while the store cannot be reached.
+    """Return `call()`, tried again after each pause while what it needs cannot be reached.
 
     Args:
         call: what to do.
-        pauses_s: seconds to wait between attempts.
+        pauses_s: after each failed attempt.
         sleep: waits.
-        error: what `call` raises when another attempt may succeed.
+        passing: the error that another attempt may mend; without more, an unreachable store.
 
     Raises:
-        StoreUnavailable: or `error`, still after the last pause.
+        Exception: the error that may pass has not, after the last pause; or any other.
     """
     for pause_s in pauses_s:
         try:
             return call()
-        except error as failure:
-            logger.warning("%s; next attempt in %g s", failure, pause_s)
+        except passing as error:
+            logger.warning("%s; next attempt in %g s", error, pause_s)
             sleep(pause_s)
     return call()
 

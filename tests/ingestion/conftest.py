@@ -1,4 +1,4 @@
-"""A memory store, a folder of photos, and a bucket on an S3 server of this machine."""
+"""Stores, a folder of photos, and a bucket on an S3 server of this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reir.store import InstanceStore, open_store
 from reir.store.memory import MemoryStore
 from reir.testing.s3 import Bucket, local_s3
 from reir_ingestion.testing import write_scenes
@@ -16,6 +17,19 @@ from reir_ingestion.testing import write_scenes
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
+
+
+@pytest.fixture(params=["memory", "lite", pytest.param("server", marks=pytest.mark.milvus)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InstanceStore]:
+    """Each kind of store in turn, without a gallery `g`."""
+    locations = {"memory": "memory:", "lite": str(tmp_path / "store")}
+    if request.param == "server":
+        locations["server"] = request.getfixturevalue("milvus_uri")
+    store = open_store(locations[request.param])
+    if "g" in store.galleries():
+        store.drop_gallery("g")
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def row(reason: str = "", num_instances: int = 0) -> ImageRecord:
 def report(**changes: Any) -> IndexReport:
     counts = Tally().counts() | {"seconds": 2.0, "peak_rss_bytes": 50 * 2**20} | changes
     fixed = {"gallery": "pets", "version": "abc", "num_images": 7, "kept_versions": {}}
-    return IndexReport(**{**fixed, "missing": 0, "removed": 0, **counts})
+    return IndexReport(**{**fixed, "missing": 0, "removed": 0, "look_alikes": 0, **counts})
 
 
 def test_every_image_is_counted_once() -> None:

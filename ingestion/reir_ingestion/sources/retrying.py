@@ -25,7 +25,7 @@ def reading(call: Callable[[], Answer]) -> Answer:
         ImageError: UNREACHABLE after the last attempt.
     """
     try:
-        return patiently(call, pauses_s=RETRY_AFTER_S, error=Unreachable)
+        return patiently(call, pauses_s=RETRY_AFTER_S, passing=Unreachable)
     except Unreachable as error:
         attempts = len(RETRY_AFTER_S) + 1
         raise ImageError(ImageFailure.UNREACHABLE, f"{error} ({attempts} attempts)") from error
@@ -38,7 +38,7 @@ def listing(call: Callable[[], Answer], what: str) -> Answer:
         SourceError: the part still could not be reached, or was refused.
     """
     try:
-        return patiently(call, pauses_s=RETRY_AFTER_S, error=Unreachable)
+        return patiently(call, pauses_s=RETRY_AFTER_S, passing=Unreachable)
     except Unreachable as error:
         raise SourceError(
             f"{what} cannot be listed: {error} ({len(RETRY_AFTER_S) + 1} attempts); check the "

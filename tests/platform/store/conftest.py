@@ -16,7 +16,6 @@ from reir.store.lite_server import LiteServer
 from reir.store.memory import MemoryStore
 from reir.store.milvus import MilvusStore
 from reir.store.mirror import Mirror
-from reir.testing.milvus_server import milvus_server
 
 DIM = 8
 
@@ -77,17 +76,6 @@ def lite_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusStore
     store = _open_lite(tmp_path_factory.mktemp("lite"))
     yield store
     store.close()
-
-
-@pytest.fixture(scope="session")
-def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real server: REIR_TEST_MILVUS, or one started for these tests."""
-    if running := os.environ.get("REIR_TEST_MILVUS"):
-        yield running
-        return
-    pytest.importorskip("milvus", reason="pip install reir-platform[milvus-server]")
-    with milvus_server(tmp_path_factory.mktemp("milvus")) as server:
-        yield server.uri
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,220 @@
+"""What surrounds a job fails: the disk is full, cannot be written, may not be, or the clock jumps.
+
+Under true conditions where the machine can: a small file system of its own needs the right to
+mount one, the right of another user needs root. Without, limits and modes of files do.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reir.images import canonical_uri, image_id
+from reir.store import open_store
+from reir.store.memory import MemoryStore
+from reir.testing import FakeEncoder
+from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.testing import stored_rows, write_scenes
+
+NOBODY = 65_534
+IS_ROOT = os.geteuid() == 0
+
+CHILD = """
+import sys, reir.checkpoint
+from reir import cli
+from reir.testing import FakeEncoder
+reir.checkpoint.load_encoder = lambda _: FakeEncoder()
+sys.exit(cli.run(["index", sys.argv[1], "--gallery", "g", "--batch-size", "4", "--json"]))
+"""
+
+
+def run_index(
+    photos: Path, store: Path, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`reir index` in a process of its own, which calls `before` first."""
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(photos)],
+        env={**os.environ, "REIR_STORE": str(store), "COLUMNS": "10000"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        preexec_fn=before,
+    )
+
+
+def fresh_rows(folder: Path) -> dict[str, object]:
+    store = MemoryStore()
+    index(folder, "g", store, FakeEncoder())
+    return stored_rows(store, "g")
+
+
+def rows_of(location: Path) -> dict[str, object]:
+    store = open_store(str(location))
+    try:
+        return stored_rows(store, "g")
+    finally:
+        store.close()
+
+
+def stop_server(store: Path) -> None:
+    """Wait until the embedded server has gone, so that its file system can be taken away."""
+    from reir.store.lite_child import SERVER_LOCK
+    from reir.store.locks import is_locked
+
+    record = store / "server.json"
+    if record.exists():
+        import json
+
+        os.kill(json.loads(record.read_text())["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while is_locked(store / SERVER_LOCK) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if not IS_ROOT or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a small file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_after_it_the_same_command_goes_on(
+    photos: Path, small_disk: Path
+) -> None:
+    store = small_disk / "store"
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(7 * 2**20))
+    try:
+        done = run_index(photos, store)
+        assert done.returncode == 1, done.stdout
+        assert "Traceback" not in done.stderr
+        assert "No space left" in done.stderr
+        filler.unlink()
+        done = run_index(photos, store)
+        assert done.returncode == 0, done.stderr
+        assert rows_of(store) == fresh_rows(photos)
+    finally:
+        stop_server(store)
+
+
+def test_a_disk_that_fills_up_under_way(photos: Path, small_disk: Path) -> None:
+    store = small_disk / "store"
+    try:
+        assert run_index(photos, store).returncode == 0
+        write_scenes(photos / "more", 40, seed=5)
+        filler = small_disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            except OSError:
+                pass
+        done = run_index(photos, store)
+        assert done.returncode == 1, done.stdout
+        assert "Traceback" not in done.stderr
+        assert "No space left" in done.stderr
+        filler.unlink()
+        done = run_index(photos, store)
+        assert done.returncode == 0, done.stderr
+        assert rows_of(store) == fresh_rows(photos)
+    finally:
+        stop_server(store)
+
+
+def test_a_limit_on_the_size_of_files_is_told(photos: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    done = run_index(photos, tmp_path / "store", limit)
+    stop_server(tmp_path / "store")
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr or "see " in done.stderr
+    done = run_index(photos, tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    assert rows_of(tmp_path / "store") == fresh_rows(photos)
+
+
+def test_a_disk_that_is_read_only_is_told(photos: Path, small_disk: Path) -> None:
+    store = small_disk / "store"
+    assert run_index(photos, store).returncode == 0
+    stop_server(store)
+    remount(small_disk, "ro")
+    done = run_index(photos, store)
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    assert "Read-only file system" in done.stderr
+    assert str(store) in done.stderr
+    remount(small_disk, "rw")
+    assert run_index(photos, store).returncode == 0
+    stop_server(store)
+
+
+def test_a_store_that_belongs_to_somebody_else_is_told(photos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert run_index(photos, store).returncode == 0
+    stop_server(store)
+    store.chmod(0o500)
+    for parent in (tmp_path, *list(tmp_path.parents)[:2]):
+        parent.chmod(0o755)
+    before = (lambda: os.setuid(NOBODY)) if IS_ROOT else None
+    done = run_index(photos, store, before)
+    store.chmod(0o700)
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    assert "Permission denied" in done.stderr
+    assert str(store) in done.stderr
+
+
+@pytest.mark.parametrize("years", [-60, 300], ids=["before 1970", "far ahead"])
+def test_files_from_the_future_or_the_past(store: MemoryStore, photos: Path, years: int) -> None:
+    path = photos / "000.png"
+    os.utime(path, ns=(0, years * 365 * 86_400 * 10**9))
+    assert index(photos, "g", store, FakeEncoder()).new == 20
+    again = index(photos, "g", store, FakeEncoder())
+    assert (again.unchanged, again.read) == (20, 0)
+    os.utime(path)  # the clock was set right
+    again = index(photos, "g", store, FakeEncoder())
+    assert (again.unchanged, again.read) == (20, 1)
+    key = image_id(canonical_uri(path))
+    row = store.get_images("g", store.live_version("g"), [key])[key]
+    assert row.mtime_ns == path.stat().st_mtime_ns
+
+
+def test_a_clock_that_jumps_back_while_the_job_runs(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_time, calls = time.time, []
+
+    def jumping() -> float:
+        calls.append(1)
+        return true_time() - 3600 * len(calls)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time_ns", lambda: int(jumping() * 1e9))
+    report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(batch_size=3))
+    assert calls
+    assert (report.new, report.num_failed) == (20, 0)
+    assert 0 <= report.seconds < 60
+    assert all(seconds >= 0 for seconds in report.stage_seconds.values())
+    assert index(photos, "g", store, FakeEncoder()).unchanged == 20
