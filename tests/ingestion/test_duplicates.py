@@ -237,7 +237,7 @@ def test_equal_photos_of_other_attributes_are_kept_apart(store: MemoryStore) -> 
     pixels = np.zeros((4, 4, 3), dtype=np.uint8)
 
     def loaded(name: str) -> Loaded:
-        file = SourceFile(f"/{name}.jpg", 1, 1)
+        file = SourceFile(f"file:///{name}.jpg", 1, 1)
         return Loaded(Task(file, file.uri, None), content_hash(b"x"), pixels, 4, 4)
 
     (instances,) = FakeEncoder().encode_images([pixels])

@@ -111,7 +111,7 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
         return read_bytes(path)
 
     monkeypatch.setattr(loading, "READ_AGAIN_AFTER_S", (0.0, 0.01))
-    monkeypatch.setattr(loading, "read_bytes", note)
+    monkeypatch.setattr(local, "read_bytes", note)
     report = index(photos, "g", store, FakeEncoder())
     assert (report.new, report.failed) == (20, {"unreadable": 1})
     assert sum("bad sector" in each for each in attempts) == 3
@@ -132,7 +132,7 @@ def test_a_file_server_that_comes_back_is_waited_for(
         return read_bytes(path)
 
     monkeypatch.setattr(loading, "READ_AGAIN_AFTER_S", (0.0,))
-    monkeypatch.setattr(loading, "read_bytes", flaky)
+    monkeypatch.setattr(local, "read_bytes", flaky)
     report = index(photos, "g", store, FakeEncoder())
     assert (report.new, report.num_failed) == (20, 0)
 

@@ -28,7 +28,8 @@ def report(**changes: Any) -> IndexReport:
 
 def test_every_image_is_counted_once() -> None:
     tally = Tally()
-    tally.written([row(num_instances=3), row("empty"), row()], ["new", "new", "changed"])
+    images = [row(num_instances=3, size_bytes=9), row("empty"), row(same_as="another")]
+    tally.written(images, ["new", "new", "changed"])
     tally.skipped([row(), row("empty"), row("truncated")])
     tally.skipped([row()], read=True)
     found = report(**tally.counts())
@@ -66,7 +67,8 @@ def test_counts_from_many_threads_add_up() -> None:
 
 def counted() -> Tally:
     tally = Tally()
-    tally.written([row(num_instances=3), row("empty"), row()], ["new", "new", "changed"])
+    images = [row(num_instances=3, size_bytes=9), row("empty"), row(same_as="another")]
+    tally.written(images, ["new", "new", "changed"])
     tally.skipped([row(), row("empty")], read=True)
     tally.not_listed("folder", OSError("no"))
     with tally.stage("decode"), tally.stage("store"):
@@ -76,10 +78,10 @@ def counted() -> Tally:
 
 def numbers(counts: dict[str, Any]) -> dict[str, Any]:
     """The counts without clock and memory, every number by a name of its own."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in counts.items():
         if isinstance(value, dict):
-            flat |= {f"{name}.{key}": number for key, number in value.items()}
+            flat |= {f"{name}.{key}": each for key, each in numbers(value).items()}
         elif name not in ("seconds", "peak_rss_bytes"):
             flat[name] = value
     return flat
