@@ -9,6 +9,7 @@ import datetime
 import decimal
 import math
 import threading
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from reir.errors import ConfigError, ImageError, ImageFailure, SourceError
 from reir_ingestion.sources.attributes import IMAGE_COLUMNS, BadRow, checked, image_column
-from reir_ingestion.sources.contract import OnError, Source, SourceFile
+from reir_ingestion.sources.contract import OnError, Source, SourceFile, Status
 from reir_ingestion.sources.held import HeldSource
 from reir_ingestion.sources.lists import ListSource
 from reir_ingestion.sources.places import Places
@@ -78,7 +79,8 @@ class ParquetSource(HeldSource):
                     on_error(f"{holder.uri}#{number}", error)
                     continue
                 uri = self.uri_of(holder, str(number))
-                yield SourceFile(uri, 0, holder.mtime_ns, attributes, number - 1)
+                status = holder.size_bytes, holder.mtime_ns
+                yield SourceFile(uri, *status, attributes, offset=number - 1)
 
     def read(self, file: SourceFile) -> bytes:
         """The bytes in a row.
@@ -88,8 +90,8 @@ class ParquetSource(HeldSource):
         """
         holder = self.holder_of(file)
         try:
-            cells = _cells(self.places, holder, self.image_column, file.mtime_ns)
-            cell = cells.at(file.offset)
+            status = Status(file.size_bytes, file.mtime_ns)
+            cell = _cells(self.places, holder, self.image_column, status).at(file.offset)
         except (pa.ArrowException, OSError, SourceError) as error:
             raise ImageError(ImageFailure.UNREADABLE, f"{holder}: {error}") from error
         return cell_bytes(cell, file.uri)
@@ -119,8 +121,9 @@ def open_parquet(text: str, tables: Source, places: Places, column: str) -> Sour
 class _Cells:
     """One column of an open table, by row."""
 
-    def __init__(self, table: pq.ParquetFile, column: str) -> None:
-        self._table = table
+    def __init__(self, file: IO[bytes], column: str) -> None:
+        weakref.finalize(self, file.close)
+        self._table = table = pq.ParquetFile(file)
         self._column = column
         if column not in table.schema_arrow.names:
             raise OSError(f"there is no column {column!a}")
@@ -143,9 +146,9 @@ class _Cells:
 
 
 @lru_cache(maxsize=TABLES_OPEN)
-def _cells(places: Places, uri: str, column: str, mtime_ns: int) -> _Cells:  # noqa: ARG001
+def _cells(places: Places, uri: str, column: str, status: Status) -> _Cells:  # noqa: ARG001
     """Open a table, once while it does not change."""
-    return _Cells(pq.ParquetFile(places.open(uri)), column)
+    return _Cells(places.open(uri), column)
 
 
 def bytes_column(schema: pa.Schema, wanted: str) -> str | None:
