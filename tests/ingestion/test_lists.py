@@ -317,6 +317,16 @@ def test_the_life_of_a_gallery_from_a_list(store: MemoryStore, photos: Path) -> 
     assert run() == (0, 0, 5, 0, 0, 1)  # the broken line may have named any of the others
 
 
+def test_one_source_serves_two_runs(store: MemoryStore, photos: Path) -> None:
+    options = IndexOptions(prune=True)
+    path = write(photos / "list.txt", "000.png", "001.jpg")
+    source = open_source(path)
+    assert index(source, "g", store, FakeEncoder(), options=options).new == 2
+    write(path, "001.jpg", "002.png")
+    report = index(source, "g", store, FakeEncoder(), options=options)
+    assert (report.new, report.unchanged, report.removed, report.num_images) == (1, 1, 1, 2)
+
+
 def test_a_list_in_a_bucket(bucket: Bucket) -> None:
     one = bucket.put("photos/a b.jpg".replace(" ", "_"), b"123")
     bucket.put("list.jsonl", b'{"path": "photos/a_b.jpg", "n": 1}\n{"path": "/etc/x.jpg"}\n')

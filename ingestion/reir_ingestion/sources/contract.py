@@ -50,8 +50,8 @@ class SourceFile:
 
     Attributes:
         uri: canonical URI, the name under which the image is kept.
-        size_bytes: with `mtime_ns` what tells a changed file from an old one; for the row of a
-            table that of the table; 0 when it leads nowhere.
+        size_bytes: with `mtime_ns` what tells a changed file from an old one; 0 when it leads
+            nowhere, and for the row of a table.
         mtime_ns: time of the last change, of the archive or table for an image within one; 0 when
             it leads nowhere, `UNKNOWN_TIME_NS` when the place does not tell.
         attributes: user columns.

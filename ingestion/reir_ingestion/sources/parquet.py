@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from reir.errors import ConfigError, ImageError, ImageFailure, SourceError
 from reir_ingestion.sources.attributes import IMAGE_COLUMNS, BadRow, checked, image_column
-from reir_ingestion.sources.contract import OnError, Source, SourceFile, Status
+from reir_ingestion.sources.contract import OnError, Source, SourceFile
 from reir_ingestion.sources.held import HeldSource
 from reir_ingestion.sources.lists import ListSource
 from reir_ingestion.sources.places import Places
@@ -79,8 +79,7 @@ class ParquetSource(HeldSource):
                     on_error(f"{holder.uri}#{number}", error)
                     continue
                 uri = self.uri_of(holder, str(number))
-                status = holder.size_bytes, holder.mtime_ns
-                yield SourceFile(uri, *status, attributes, offset=number - 1)
+                yield SourceFile(uri, 0, self.time_of(holder), attributes, number - 1)
 
     def read(self, file: SourceFile) -> bytes:
         """The bytes in a row.
@@ -90,8 +89,8 @@ class ParquetSource(HeldSource):
         """
         holder = self.holder_of(file)
         try:
-            status = Status(file.size_bytes, file.mtime_ns)
-            cell = _cells(self.places, holder, self.image_column, status).at(file.offset)
+            cells = _cells(self.places, holder, self.image_column, file.mtime_ns)
+            cell = cells.at(file.offset)
         except (pa.ArrowException, OSError, SourceError) as error:
             raise ImageError(ImageFailure.UNREADABLE, f"{holder}: {error}") from error
         return cell_bytes(cell, file.uri)
@@ -146,7 +145,7 @@ class _Cells:
 
 
 @lru_cache(maxsize=TABLES_OPEN)
-def _cells(places: Places, uri: str, column: str, status: Status) -> _Cells:  # noqa: ARG001
+def _cells(places: Places, uri: str, column: str, mtime_ns: int) -> _Cells:  # noqa: ARG001
     """Open a table, once while it does not change."""
     return _Cells(places.open(uri), column)
 
