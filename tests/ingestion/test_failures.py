@@ -16,6 +16,7 @@ from reir.testing import FakeEncoder
 from reir_ingestion import failures, loading
 from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.sources import local
 
 FAILS_TO_READ = Path("/proc/self/mem")
 """A regular file whose first byte gives a true EIO on Linux."""

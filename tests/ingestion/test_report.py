@@ -13,10 +13,15 @@ from reir.records import ImageRecord
 from reir_ingestion.report import IndexReport, Progress, Tally
 
 
-def row(reason: str = "", num_instances: int = 0) -> ImageRecord:
+def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
     status: Any = "failed" if reason else "indexed"
     return ImageRecord(
-        image_id="x", uri="file:///x", status=status, reason=reason, num_instances=num_instances
+        image_id="x",
+        uri="file:///x",
+        status=status,
+        reason=reason,
+        num_instances=num_instances,
+        **others,
     )
 
 

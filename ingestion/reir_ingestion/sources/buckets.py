@@ -65,6 +65,7 @@ class BucketSource:
             SourceError: a folder cannot be listed, also after retries.
         """
         del on_error  # a bucket is listed whole or not at all
+        self.__dict__.pop("_listed", None)  # of an earlier run
         if not self.pattern:
             (status,) = listing(partial(self.objects.statuses, [self.root.uri]), self.root.uri)
             yield SourceFile(self.root.uri, *(status or NOWHERE))

@@ -50,10 +50,10 @@ class SourceFile:
 
     Attributes:
         uri: canonical URI, the name under which the image is kept.
-        size_bytes: 0 when it leads nowhere, or the listing does not tell.
-        mtime_ns: with `size_bytes` what tells a changed file from an old one: the time of the last
-            change, of the archive or table for an image within one; 0 when it leads nowhere,
-            `UNKNOWN_TIME_NS` when the place does not tell.
+        size_bytes: with `mtime_ns` what tells a changed file from an old one; 0 when it leads
+            nowhere, and for the row of a table.
+        mtime_ns: time of the last change, of the archive or table for an image within one; 0 when
+            it leads nowhere, `UNKNOWN_TIME_NS` when the place does not tell.
         attributes: user columns.
         offset: where the image lies in its archive (a byte) or table (a row).
     """

@@ -53,6 +53,7 @@ class HeldSource(ABC):
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
         """The images, file by file; a damaged file counts as far as it can be read."""
+        self.__dict__.pop("_listed", None)  # of an earlier run
         for holder in self.holders.files(on_error):
             try:
                 yield from self.images(holder, on_error)
@@ -68,8 +69,19 @@ class HeldSource(ABC):
         holder = place.partition("#")[0]
         if kind != self.kind or "#" not in place:
             return False
-        listed, sound = self._listed
-        return self.holders.has_lost(holder) or (holder in sound and uri not in listed)
+        listed, sound, gone = self._listed
+        if holder in sound:
+            return uri not in listed
+        if holder not in gone:
+            gone[holder] = self.holders.has_lost(holder)
+        return gone[holder]
+
+    def time_of(self, holder: SourceFile) -> int:
+        """What stands for the time of the images in a file.
+
+        Its size goes in as nanoseconds, since a store may tell times in whole seconds only.
+        """
+        return holder.mtime_ns + holder.size_bytes
 
     def uri_of(self, holder: SourceFile, name: str) -> str:
         """Canonical URI of an image within a file."""
@@ -80,8 +92,8 @@ class HeldSource(ABC):
         return file.uri.removeprefix(f"{self.kind}+").partition("#")[0]
 
     @cached_property
-    def _listed(self) -> tuple[UriSet, set[str]]:
-        """What the files hold, and those of them that could be read to their end."""
+    def _listed(self) -> tuple[UriSet, set[str], dict[str, bool]]:
+        """What the files hold; those that could be read to their end; whether others are gone."""
         damaged: set[str] = set()
         sound: set[str] = set()
 
@@ -91,4 +103,4 @@ class HeldSource(ABC):
             for file in self.files(lambda part, _: damaged.add(part.partition("#")[0])):
                 yield file.uri
 
-        return UriSet(noted()), sound - damaged
+        return UriSet(noted()), sound - damaged, {}

@@ -56,6 +56,7 @@ class ListSource:
         Raises:
             SourceError: a list cannot be read, or a bucket that it names.
         """
+        self.__dict__.pop("_extent", None)  # of an earlier run
         return with_statuses(self._rows(on_error), self.places)
 
     def read(self, file: SourceFile) -> bytes:
@@ -80,10 +81,10 @@ class ListSource:
 
     def _rows(self, on_error: OnError) -> Iterator[Row]:
         for name in self.lists:
-            number = 0
+            number, form = 0, name.partition("?")[0]
             try:
                 with self.places.stream(name) as stream:
-                    for number, record in read_records(stream, name, self.image_column):
+                    for number, record in read_records(stream, form, self.image_column):
                         try:
                             yield self._row(record, name)
                         except (BadRow, SourceError, UnicodeError) as error:

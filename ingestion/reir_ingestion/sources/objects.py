@@ -89,7 +89,7 @@ class Objects:
         return split_uri(text).uri
 
     def beside(self, base: str, text: str) -> str:
-        """Canonical URI of what a list at `base` calls `text`, relative to its folder."""
+        """Return the canonical URI of `text`, relative to the folder of `base`."""
         name = split_uri(base)
         folder = name.key.rpartition("/")[0]
         return name._replace(key=normpath(f"{folder}/{text}").lstrip("/")).uri

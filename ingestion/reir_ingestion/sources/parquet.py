@@ -9,6 +9,7 @@ import datetime
 import decimal
 import math
 import threading
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ class ParquetSource(HeldSource):
                     on_error(f"{holder.uri}#{number}", error)
                     continue
                 uri = self.uri_of(holder, str(number))
-                yield SourceFile(uri, 0, holder.mtime_ns, attributes, number - 1)
+                yield SourceFile(uri, 0, self.time_of(holder), attributes, number - 1)
 
     def read(self, file: SourceFile) -> bytes:
         """The bytes in a row.
@@ -119,8 +120,9 @@ def open_parquet(text: str, tables: Source, places: Places, column: str) -> Sour
 class _Cells:
     """One column of an open table, by row."""
 
-    def __init__(self, table: pq.ParquetFile, column: str) -> None:
-        self._table = table
+    def __init__(self, file: IO[bytes], column: str) -> None:
+        weakref.finalize(self, file.close)
+        self._table = table = pq.ParquetFile(file)
         self._column = column
         if column not in table.schema_arrow.names:
             raise OSError(f"there is no column {column!a}")
@@ -145,7 +147,7 @@ class _Cells:
 @lru_cache(maxsize=TABLES_OPEN)
 def _cells(places: Places, uri: str, column: str, mtime_ns: int) -> _Cells:  # noqa: ARG001
     """Open a table, once while it does not change."""
-    return _Cells(pq.ParquetFile(places.open(uri)), column)
+    return _Cells(places.open(uri), column)
 
 
 def bytes_column(schema: pa.Schema, wanted: str) -> str | None:

@@ -127,7 +127,7 @@ class Places:
             SourceError: it cannot be reached, or refused.
         """
         with self.open(uri) as file:
-            if uri.endswith(".gz"):
+            if uri.partition("?")[0].endswith(".gz"):
                 with gzip.GzipFile(fileobj=file) as unpacked:
                     yield cast(IO[bytes], unpacked)
             else:

@@ -48,7 +48,7 @@ class TarSource(HeldSource):
                 for image in images:
                     uri = self.uri_of(holder, image.name)
                     yield SourceFile(
-                        uri, image.size_bytes, holder.mtime_ns, attributes, image.offset
+                        uri, image.size_bytes, self.time_of(holder), attributes, image.offset
                     )
 
     def read(self, file: SourceFile) -> bytes:
