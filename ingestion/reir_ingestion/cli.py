@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,7 +131,8 @@ def _on_ray(
 
     most, num_gpus = workers
     load = partial(load_encoder_spec, options.encoder_spec)
-    with _progress_bar() as progress:
+    # Ray prints what happens to its workers on standard output, which is for the answer.
+    with _progress_bar() as progress, redirect_stdout(sys.stderr):
         return index_on_ray(
             source,
             gallery,

@@ -76,7 +76,7 @@ def counted() -> Tally:
 
 def numbers(counts: dict[str, Any]) -> dict[str, Any]:
     """The counts without clock and memory, every number by a name of its own."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in counts.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": number for key, number in value.items()}
