@@ -200,7 +200,8 @@ def json_of(command: Sequence[str]) -> Figures:
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return {**json.loads(done.stdout[done.stdout.index("{") :]), "whole_seconds": seconds}
+    answer = done.stdout[("\n" + done.stdout).rindex("\n{") :]  # Ray may have printed before it
+    return {**json.loads(answer), "whole_seconds": seconds}
 
 
 def run_way(way: str, folder: Path, place: Path) -> Figures:

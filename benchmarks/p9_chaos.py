@@ -29,12 +29,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _report import write_report
 
@@ -46,6 +46,9 @@ from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import index
 from reir_ingestion.stages import IndexOptions
 from reir_ingestion.testing import ray_workers, stored_rows, write_scenes
+
+if TYPE_CHECKING:
+    from reir.testing.milvus_server import RunningServer
 
 TITLES = {"reader": "read_parcel", "encoder": "EncodeParcel", "writer": "Write"}
 """What Ray calls the processes of a role."""
@@ -96,6 +99,79 @@ def drive(arguments: argparse.Namespace) -> None:
     index_on_ray(source, gallery, location, load, options=options, workers=workers)
 
 
+class Lite:
+    """The embedded store, whose process is started again by whoever needs it.
+
+    Args:
+        location: folder of the store.
+    """
+
+    def __init__(self, location: Path) -> None:
+        self.location = str(location)
+
+    def kill(self) -> None:
+        """Kill its process, if there is one now."""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            record = json.loads((Path(self.location) / "server.json").read_text())
+            os.kill(record["pid"], signal.SIGKILL)
+
+
+class Milvus:
+    """A real server, which is started again as it was, as a supervisor would.
+
+    Args:
+        running: its process.
+    """
+
+    def __init__(self, running: RunningServer) -> None:
+        self.location, self._pid = running.uri, running.pid
+        entry = Path("/proc") / str(running.pid)
+        self._command = (entry / "cmdline").read_text().rstrip("\0").split("\0")
+        pairs = (entry / "environ").read_text().rstrip("\0").split("\0")
+        self._environment = dict(pair.split("=", 1) for pair in pairs)
+        self._folder = os.readlink(entry / "cwd")
+        self._restarted: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """Kill its process and start the next one."""
+        self.end()
+        self._restarted = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def end(self) -> None:
+        """Kill its process; returns when it is dead."""
+        if self._restarted is not None:
+            self._restarted.kill()
+            self._restarted.wait()
+            return
+        os.kill(self._pid, signal.SIGKILL)
+        state = Path("/proc") / str(self._pid) / "stat"
+        while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.05)
+
+
+@contextmanager
+def serving(work: Path, *, milvus: bool) -> Iterator[Lite | Milvus]:
+    """The store of the experiment; a real server ends with the block."""
+    if not milvus:
+        yield Lite(work / "store")
+        return
+    from reir.testing.milvus_server import milvus_server
+
+    (work / "milvus").mkdir()
+    with milvus_server(work / "milvus") as running:
+        server = Milvus(running)
+        try:
+            yield server
+        finally:
+            server.end()
+
+
 @dataclass
 class Chaos:
     """One experiment.
@@ -110,7 +186,7 @@ class Chaos:
 
     arguments: argparse.Namespace
     source: Path
-    server: Server
+    server: Lite | Milvus
     log: Path
     rng: random.Random
     kills: Counter[str] = field(default_factory=Counter)
@@ -192,22 +268,6 @@ class Chaos:
         store.close()
 
 
-@dataclass
-class Server:
-    """The store: an embedded one, whose users start its process."""
-
-    location: str
-
-    def kill(self) -> None:
-        """Kill its process, if there is one now."""
-        with suppress(FileNotFoundError, ProcessLookupError):
-            record = json.loads((Path(self.location) / "server.json").read_text())
-            os.kill(record["pid"], signal.SIGKILL)
-
-    def stop(self) -> None:
-        """It ends by itself."""
-
-
 def compare(
     store: InstanceStore, gallery: str, expected: dict[str, object], acknowledged: set[str]
 ) -> Counter[str]:
@@ -228,19 +288,18 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run the experiment and compare."""
     source = work / "photos"
     write_scenes(source, arguments.images, seed=arguments.seed)
-    server = Server(str(work / "store"))
-    chaos = Chaos(arguments, source, server, work / "encoded", random.Random(arguments.seed))
-    try:
+    sums: Counter[str] = Counter()
+    with serving(work, milvus=arguments.milvus) as server:
+        rng = random.Random(arguments.seed)
+        chaos = Chaos(arguments, source, server, work / "encoded", rng)
         chaos.run()
         store = open_store(server.location)
         index(source, "whole", store, FakeEncoder())
         expected = stored_rows(store, "whole")
-        sums: Counter[str] = Counter(dict.fromkeys(("missing", "incomplete", "duplicates"), 0))
         for gallery, acknowledged in chaos.acknowledged.items():
-            sums.update(compare(store, gallery, expected, acknowledged))
+            for name, count in compare(store, gallery, expected, acknowledged).items():
+                sums[name] += count
         store.close()
-    finally:
-        server.stop()
     photos = arguments.images * len(chaos.acknowledged)
     encoded = chaos.log.stat().st_size
     return {

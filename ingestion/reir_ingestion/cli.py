@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -217,7 +218,8 @@ def _run_on_ray(  # noqa: PLR0913 - all but the four parts are by name
     from reir.encoders import load_encoder_spec
     from reir_ingestion.jobs import Workers, index_on_ray
 
-    with _progress_bar() as progress:
+    # Ray prints what happens to its workers on standard output, which is for the answer.
+    with _progress_bar() as progress, redirect_stdout(sys.stderr):
         return index_on_ray(
             source,
             gallery,

@@ -462,16 +462,24 @@ def _settings(pool: Pool) -> Iterator[None]:
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=2 * MAX_AHEAD_BYTES * pool.most
     )
-    log = logging.getLogger("ray.data")
-    level = log.level
-    with DataContext.current(context), warnings.catch_warnings():
+    with _quiet(), DataContext.current(context), warnings.catch_warnings():
         # few batches, fewer than tasks may run: nothing to warn of
         warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
-        log.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray Data log what may be wrong, but not that it shows no progress of its own."""
+    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager

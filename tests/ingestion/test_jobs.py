@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ray import cloudpickle
 from ray.data import DataContext
 
 from reir.errors import CheckpointError, ConfigError, SourceError
-from reir.models.seams import InstanceEncoder, RgbImage
+from reir.models.seams import RgbImage
 from reir.records import Instances
 from reir.store import InstanceStore, open_store
 from reir.testing import FakeEncoder
@@ -57,11 +57,6 @@ class Broken(FakeEncoder):
         raise RuntimeError(f"device lost with {len(images)} images")
 
 
-class AnotherEncoder(FakeEncoder):
-    def __init__(self) -> None:
-        super().__init__(num_candidates=1)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
     # the classes of this file are in no package that a worker could import
@@ -97,11 +92,9 @@ def test_both_runners_do_the_same_to_a_gallery(
     hostile = write_hostile_files(folder, 20)
     options = IndexOptions(batch_size=7, prune=True)
 
-    def run_both(
-        load: Callable[[], InstanceEncoder] = FakeEncoder, options: IndexOptions = options
-    ) -> IndexReport:
-        here = index(folder, "here", store, load(), options=options)
-        there = index_on_ray(folder, "there", location, load, options=options)
+    def run_both() -> IndexReport:
+        here = index(folder, "here", store, FakeEncoder(), options=options)
+        there = index_on_ray(folder, "there", location, FakeEncoder, options=options)
         assert counts(there) == counts(here)
         assert there.stage_seconds.keys() == here.stage_seconds.keys()
         assert stored_rows(store, "there") == stored_rows(store, "here")
@@ -122,13 +115,11 @@ def test_both_runners_do_the_same_to_a_gallery(
     (info,) = store.versions("there")
     assert info.num_images + info.num_instances == len(stored_rows(store, "there"))
 
-    third = run_both(AnotherEncoder, IndexOptions(retry_failed=True))
-    assert third.kept_versions == {first.version: 46}
-
 
 def test_an_encoder_that_dies_does_its_batch_again(
     store: InstanceStore, location: str, photos: Path, tmp_path: Path
 ) -> None:
+    settings = pickle.dumps(DataContext.get_current())
     seen: list[Progress] = []
     load = partial(DiesOnce, tmp_path / "died")
     options = IndexOptions(batch_size=3)
@@ -138,6 +129,7 @@ def test_an_encoder_that_dies_does_its_batch_again(
     index(photos, "here", store, FakeEncoder())
     assert stored_rows(store, "there") == stored_rows(store, "here")
     assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (20, 20, 0)
+    assert pickle.dumps(DataContext.get_current()) == settings, "they are of the whole process"
 
 
 def test_a_model_that_refuses_everything_stops_the_job(
@@ -148,7 +140,9 @@ def test_a_model_that_refuses_everything_stops_the_job(
         index_on_ray(tmp_path / "many", "g", location, Broken)
 
 
-def test_what_cannot_work_is_told_at_once(location: str, photos: Path, tmp_path: Path) -> None:
+def test_what_cannot_work_is_told_at_once(
+    store: InstanceStore, location: str, photos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         index_on_ray(tmp_path / "none", "g", location, FakeEncoder)
     with pytest.raises(ConfigError, match="a store in memory is of one process"):
@@ -159,13 +153,7 @@ def test_what_cannot_work_is_told_at_once(location: str, photos: Path, tmp_path:
         Workers(most=0)
     with pytest.raises(ConfigError, match=r"num_gpus must be 0 or more, got -0.5"):
         Workers(num_gpus=-0.5)
-    assert not Path(location).exists() or not open_store(location).galleries()
-
-
-def test_settings_of_ray_data_are_as_before(location: str, photos: Path) -> None:
-    before = pickle.dumps(DataContext.get_current())
-    index_on_ray(photos, "g", location, FakeEncoder)
-    assert pickle.dumps(DataContext.get_current()) == before
+    assert store.galleries() == []
 
 
 def test_the_listing_comes_in_blocks_and_keeps_its_counts(
