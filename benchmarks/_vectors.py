@@ -111,7 +111,10 @@ def make_corpus(arguments: argparse.Namespace, count: int) -> Corpus:
         found += [instances.vectors for instances in encoder.encode_images(batch)]
     real = np.concatenate(found)[:count]
     vectors = np.concatenate([real, _mixtures(real, count - len(real), rng)])
-    print(f"{len(real):,} instance vectors of {arguments.photos} photos, {count:,} with mixtures")
+    print(
+        f"{len(real):,} instance vectors of {arguments.photos} photos, {count:,} with mixtures",
+        flush=True,
+    )
     return Corpus(
         vectors,
         _boxes(count, rng),
