@@ -137,7 +137,7 @@ def _boxes(count: int, rng: np.random.Generator) -> FloatArray:
     side = np.sqrt(10 ** rng.uniform(-3, 0, (count, 1)))
     corner = rng.random((count, 2)) * (1 - side)
     boxes = np.concatenate([corner, corner + side], axis=1)
-    return np.clip(boxes, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(boxes, 0, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)
