@@ -84,7 +84,7 @@ def faiss_arm(corpus: Corpus) -> Arm:
 
     def search(query_1D: FloatArray, _: Case) -> list[int]:
         faiss.omp_set_num_threads(1)
-        _, found = faiss.knn(query_1D, corpus.vectors, K, faiss.METRIC_INNER_PRODUCT)
+        found = faiss.knn(query_1D, corpus.vectors, K, faiss.METRIC_INNER_PRODUCT)[1]
         return [int(number) for number in found[0]]
 
     return Arm(search, filters=False)

@@ -111,7 +111,10 @@ def make_corpus(arguments: argparse.Namespace, count: int) -> Corpus:
         found += [instances.vectors for instances in encoder.encode_images(batch)]
     real = np.concatenate(found)[:count]
     vectors = np.concatenate([real, _mixtures(real, count - len(real), rng)])
-    print(f"{len(real):,} instance vectors of {arguments.photos} photos, {count:,} with mixtures")
+    print(
+        f"{len(real):,} instance vectors of {arguments.photos} photos, {count:,} with mixtures",
+        flush=True,
+    )
     return Corpus(
         vectors,
         _boxes(count, rng),
@@ -134,7 +137,7 @@ def _boxes(count: int, rng: np.random.Generator) -> FloatArray:
     side = np.sqrt(10 ** rng.uniform(-3, 0, (count, 1)))
     corner = rng.random((count, 2)) * (1 - side)
     boxes = np.concatenate([corner, corner + side], axis=1)
-    return np.clip(boxes, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(boxes, 0, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)

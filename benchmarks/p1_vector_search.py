@@ -1,14 +1,15 @@
 """P1 and P2: time and recall of vector search, with and without filters, beside plain Milvus.
 
-    python benchmarks/p1_vector_search.py [--million]
+    python benchmarks/p1_vector_search.py
+    python benchmarks/p1_vector_search.py --million
 
 Per size, interleaved, one query at a time, the ten best: our embedded store; plain `MilvusClient`
 searches of Milvus Lite on the same vectors with a FLAT and with an HNSW index; and a full scan by
 faiss on one thread, which is the truth. A way that is slow is asked fewer queries, 20 at least.
 `p1_vector_search_server.py` does the same with a real server.
 
-`--million` adds a million instances: written to our reader's files alone, since filling Milvus Lite
-with as many takes the better part of an hour; plain Milvus Lite is not measured there.
+`--million` measures a million instances instead, in our reader alone: its files are written without
+Milvus Lite, and plain Milvus Lite, which takes long to fill, is left out.
 
 Filters keep 50, 10, 1 and 0.1 % of the instances, once by an attribute of their photo and once by
 the size of their box. A ratio compares our median with that of the faster plain index.
@@ -153,11 +154,11 @@ def run_first_search(directory: Path, dim: int) -> None:
     print(json.dumps(figures))
 
 
-def summary(figures: dict[str, Any], largest: str, count: int) -> dict[str, Any]:
+def summary(figures: dict[str, Any], size: str, count: int) -> dict[str, Any]:
     """Least recall of our own searches, and memory a million instances at the largest size."""
     recalls = [value for key, value in figures.items() if key.endswith(".ours.recall")]
     per_million = {
-        f"p1.{name}_per_million": round(figures[f"p1.{largest}.ours.{name}"] * MILLION / count, 1)
+        f"p1.{name}_per_million": round(figures[f"p1.{size}.ours.{name}"] * MILLION / count, 1)
         for name in ("own_mib", "mapped_mib", "reader_disk_mib")
     }
     return {"p2.min_recall": min(recalls), **per_million}
@@ -179,13 +180,14 @@ def main() -> None:
     count = MILLION if arguments.million else sizes[-1]
     corpus = make_corpus(arguments, count)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        figures = embedded(work, corpus, sizes, arguments.budget_s)
         if arguments.million:
-            figures |= million(work, corpus, arguments.budget_s)
-    figures |= summary(figures, "1m" if arguments.million else f"{count // 1000}k", count)
+            figures = million(Path(folder), corpus, arguments.budget_s)
+        else:
+            figures = embedded(Path(folder), corpus, sizes, arguments.budget_s)
+    size = "1m" if arguments.million else f"{count // 1000}k"
+    figures |= summary(figures, size, count)
     print_figures(figures)
-    write_report("p1_vector_search", figures)
+    write_report("p1_million" if arguments.million else "p1_vector_search", figures)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/scale_plan.py [--instances 1e9]
 
-Reads benchmarks/results/, measures nothing. Each line of the plan stands in docs/scale.md with its
-formula. Prices and the load are assumptions of the command line, not measurements.
+Reads benchmarks/results/, measures nothing, and writes both tables of docs/scale.md, where each
+line of the plan has its formula. Prices and the load are assumptions of the command line.
 """
 
 from __future__ import annotations
@@ -15,32 +15,45 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from _report import RESULTS, write_report
+from _report import RESULTS, ROOT, write_report
 
 GIB = 2**30
 DIM = 256
 FLOAT_BYTES = 4 * DIM
-SOURCES = ("p1_vector_search", "p1_vector_search_server", "p1_quantisation", "indexing")
+SIZES = {"10k": 1e4, "30k": 3e4, "100k": 1e5, "1m": 1e6}
+SOURCES = (
+    "p1_vector_search",
+    "p1_million",
+    "p1_vector_search_server",
+    "p1_quantisation",
+    "indexing",
+)
 
 
 def measured() -> dict[str, Any]:
-    """Figures of all sources under their keys, and the cores that indexing had."""
+    """Figures of all sources under their keys, and the cores that each had.
+
+    Raises:
+        SystemExit: a source has not been measured.
+    """
     figures: dict[str, Any] = {}
     for name in SOURCES:
-        report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            raise SystemExit(f"no {path.name} in benchmarks/results: measure it first")
+        report = json.loads(path.read_text(encoding="utf-8"))
         figures |= report["figures"] | {f"{name}.cores": report["machine"]["cores"]}
     return figures
 
 
 def by_size(figures: Mapping[str, Any], prefix: str, key: str) -> tuple[list[float], list[float]]:
     """Sizes and values of `<prefix><size>.<key>` at all sizes measured, smallest first."""
-    sizes = {"10k": 1e4, "30k": 3e4, "100k": 1e5, "1m": 1e6}
-    found = [
-        (n, figures[name])
-        for size, n in sizes.items()
-        if (name := f"{prefix}{size}.{key}") in figures
-    ]
-    return [n for n, _ in found], [float(value) for _, value in found]
+    found = {
+        count: float(figures[f"{prefix}{size}.{key}"])
+        for size, count in SIZES.items()
+        if f"{prefix}{size}.{key}" in figures
+    }
+    return list(found), list(found.values())
 
 
 def slope(points: tuple[list[float], list[float]]) -> float:
@@ -96,6 +109,48 @@ def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
     }
 
 
+COLUMNS = {
+    "embedded, ms": "p1.{}.ours.p50_ms",
+    "plain Lite FLAT, ms": "p1.{}.lite_flat.p50_ms",
+    "plain Lite HNSW, ms": "p1.{}.lite_hnsw.p50_ms",
+    "server, ms": "p1.server_{}.ours.p50_ms",
+    "server CPU a query, ms": "p1.server_{}.ours.cpu_ms",
+    "first search of a process, ms": "p1.{}.ours.first_search_ms",
+    "own memory of a reader, MiB": "p1.{}.ours.own_mib",
+    "shared by all readers, MiB": "p1.{}.ours.mapped_mib",
+    "embedded store on disk, MiB": "p1.{}.ours.disk_mib",
+    "server memory, MiB": "p1.server_{}.anon_mib",
+    "server on disk, MiB": "p1.server_{}.disk_mib",
+}
+
+
+def measured_table(figures: Mapping[str, Any]) -> str:
+    """What was measured at each size, as Markdown."""
+    head = ["instances", *(f"{count:,.0f}" for count in SIZES.values())]
+    lines = [head, ["---", *("--:" for _ in SIZES)]]
+    for label, key in COLUMNS.items():
+        lines.append([label, *(str(figures.get(key.format(size), "")) for size in SIZES)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plan_table(figures: Mapping[str, Any]) -> str:
+    """The plan's lines, as Markdown."""
+    lines = [f"| `{key.removeprefix('scale.')}` | {value:,} |" for key, value in figures.items()]
+    return "\n".join(["| line | value |", "|---|--:|", *lines])
+
+
+def write_page(tables: Mapping[str, str]) -> None:
+    """Put the tables between their marks in docs/scale.md."""
+    path = ROOT / "docs" / "scale.md"
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -115,10 +170,12 @@ def main() -> None:
     parser.add_argument("--node-price", type=number, default=2.0, help="assumed, an hour")
     parser.add_argument("--core-price", type=number, default=0.04, help="assumed, an hour")
     options = parser.parse_args()
-    figures = plan(measured(), options)
+    found = measured()
+    figures = plan(found, options)
     for key, value in figures.items():
         print(f"{key:32} {value:,}")
     write_report("scale_plan", figures)
+    write_page({"measured": measured_table(found), "plan": plan_table(figures)})
 
 
 if __name__ == "__main__":

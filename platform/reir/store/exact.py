@@ -57,7 +57,7 @@ class Selection:
             return faiss.knn(queries_QW, self.rows, limit, faiss.METRIC_INNER_PRODUCT)
         scores = np.empty((len(queries_QW), limit), dtype=np.float32)
         rows = np.empty((len(queries_QW), limit), dtype=np.int64)
-        faiss.knn_inner_products_by_idx(
+        faiss.knn_inner_products_by_idx(  # type: ignore[attr-defined]
             faiss.swig_ptr(queries_QW),
             faiss.swig_ptr(self.rows),
             faiss.swig_ptr(self.kept),

@@ -235,7 +235,7 @@ class Journal:
         except RowFileDamagedError as error:
             raise JournalDamagedError(str(error)) from error
         rows = table[end_row - sum(image.num_instances for image in puts) :]
-        if zlib.crc32(rows) != rows_checksum:
+        if zlib.crc32(rows.data) != rows_checksum:
             raise JournalDamagedError(f"{self.path} has a bad checksum of its rows to {end_row}")
         return Frame(Change(puts, rows, tuple(said["delete"])), table, offset + len(data))
 
@@ -269,7 +269,7 @@ def live_changes(journal: Journal) -> Iterator[Change]:
 def _encode(change: Change, end_row: int) -> bytes:
     puts = [[each.image_id, each.uri, each.num_instances, each.attributes] for each in change.puts]
     text = json.dumps({"put": puts, "delete": list(change.deletes)}).encode()
-    rows_checksum = zlib.crc32(np.ascontiguousarray(change.rows))
+    rows_checksum = zlib.crc32(np.ascontiguousarray(change.rows).data)
     head = _HEADER.pack(_FRAME_MAGIC, len(text), end_row, rows_checksum)
     return head + _CHECKSUM.pack(zlib.crc32(text, zlib.crc32(head))) + text
 

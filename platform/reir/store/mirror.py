@@ -63,8 +63,10 @@ class Mirror:
 
     def close(self) -> None:
         """Close every journal."""
-        for each in (*self._followers.values(), *self._writers.values()):
-            each.close()
+        for follower in self._followers.values():
+            follower.close()
+        for writer in self._writers.values():
+            writer.close()
         self._followers.clear()
         self._writers.clear()
 

@@ -39,7 +39,7 @@ class RowFile:
 
     def write(self, first: int, rows_NW: FloatArray) -> None:
         """Write rows from number `first` on; one writer at a time."""
-        data = memoryview(np.ascontiguousarray(rows_NW, dtype=np.float32)).cast("B")
+        data = np.ascontiguousarray(rows_NW, dtype=np.float32).data.cast("B")
         steps = -(-(first + len(rows_NW)) // _STEP_ROWS)
         if os.fstat(self._file).st_size < self._bytes(steps * _STEP_ROWS):
             os.ftruncate(self._file, self._bytes(steps * _STEP_ROWS))

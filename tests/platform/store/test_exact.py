@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reir.errors import GalleryNotFound, SchemaMismatch
-from reir.records import FloatArray, IndexedImage
+from reir.records import FloatArray, IndexedImage, JsonValue
 from reir.store import columns, follower
 from reir.store.exact import ExactIndex
 from reir.store.filters import parse
@@ -190,18 +190,19 @@ def test_a_search_is_of_one_moment(journal: Journal, make_image: MakeImage) -> N
 
 def test_a_column_grows_with_the_index(journal: Journal, make_image: MakeImage) -> None:
     index = ExactIndex(DIM)
-    values = [True, 1, 1.5, "1", None, 1.0, "x", 2]
+    values: list[JsonValue] = [True, 1, 1.5, "1", None, 1.0, "x", 2]
+    kept_by: dict[str, Callable[[JsonValue], bool]] = {
+        "attr.k == 1": lambda v: v == 1 and not isinstance(v, bool | str),
+        "attr.k == true": lambda v: v is True,
+        "attr.k >= 1.5": lambda v: isinstance(v, int | float) and v >= 1.5,
+        'attr.k in ["1", "x"]': lambda v: isinstance(v, str),
+        "x1 >= 0": lambda _: True,
+    }
     for number, value in enumerate(values):
         journal.append(put_change([make_image(str(number), 2, attributes={"k": value})], DIM))
         for frame in list(journal.read())[-1:]:
             index.apply(frame)
-        for where, kept in {
-            "attr.k == 1": lambda v: v == 1 and not isinstance(v, bool | str),
-            "attr.k == true": lambda v: v is True,
-            "attr.k >= 1.5": lambda v: isinstance(v, int | float) and v >= 1.5,
-            'attr.k in ["1", "x"]': lambda v: isinstance(v, str),
-            "x1 >= 0": lambda _: True,
-        }.items():
+        for where, kept in kept_by.items():
             hits = index.select(parse(where)).search(query(), 100)[0]
             wanted = [str(n) for n, v in enumerate(values[: number + 1]) if kept(v)]
             assert sorted(hit.image_id for hit in hits) == sorted(wanted * 2), where

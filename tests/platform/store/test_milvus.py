@@ -275,10 +275,13 @@ def test_a_reader_sees_the_old_photo_or_the_new_never_a_mixture(
         for n, image in enumerate(states)
     ]
     writer = open_lite(Path(store._connection.address))
+
+    def replace() -> None:
+        for n in range(1, 40):
+            writer.upsert_images("g", "v1", [states[n % 2]])
+
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(
-            lambda: [writer.upsert_images("g", "v1", [states[n % 2]]) for n in range(1, 40)]
-        )
+        writing = pool.submit(replace)
         searches = 0
         while not writing.done():
             (hits,) = store.search("g", "v1", query(), 99, where='image_id == "a"')
