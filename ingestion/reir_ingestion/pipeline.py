@@ -168,7 +168,9 @@ def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
         version=version,
         num_images=num_images.pop(version),
         kept_versions=num_images,
-        **end,
+        missing=end.missing,
+        removed=end.removed,
+        look_alikes=end.look_alikes,
         **tally.counts(),
     )
     tally.tell("end", report=report.to_dict())
@@ -265,6 +267,15 @@ class _Done:
     listed_s: list[float]
 
 
+@dataclass(frozen=True)
+class _End:
+    """What only the end of a run knows; see `IndexReport`."""
+
+    missing: int
+    removed: int
+    look_alikes: int
+
+
 @dataclass
 class _Run:
     """One indexing run: what its steps share."""
@@ -280,15 +291,15 @@ class _Run:
     budget: FailureBudget
     refused_in_a_row: int = 0
 
-    def bring_up_to_date(self) -> dict[str, int]:
-        """Do the job; returns what is known at its end, as `IndexReport` names it."""
+    def bring_up_to_date(self) -> _End:
+        """Do the job."""
         if self.options.repair:
             self.remove(damaged_images(self.store, self.gallery, self.version))
         self.add_and_change()
         self.remove_leftovers()
         missing, look_alikes = self.review()
         removed = self.remove(missing) if self.options.prune else 0
-        return {"missing": len(missing) - removed, "removed": removed, "look_alikes": look_alikes}
+        return _End(len(missing) - removed, removed, look_alikes)
 
     def add_and_change(self) -> None:
         """Index every image of the source that is new, has changed or is to be tried again."""

@@ -94,7 +94,7 @@ class Tiling:
     def _places(self, length_px: int, side_px: int) -> list[int]:
         """Where the tiles begin, evenly spread."""
         last = max(length_px - side_px, 0)
-        return np.linspace(0, last, self._count(length_px, side_px)).round().astype(int).tolist()
+        return [round(place) for place in np.linspace(0, last, self._count(length_px, side_px))]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def test_small_things_in_a_large_photo_are_found_once() -> None:
         ("green", (420, 420, 450, 450)),
         ("magenta", (300, 100, 580, 380)),  # larger than a tile
     ]
-    image = draw_scene((600, 600), shapes)  # type: ignore[arg-type]
+    image = draw_scene((600, 600), shapes)
     wanted = np.array([box for _, box in shapes]) / 600
     (plain,) = large_only_of(image)
     (found,) = TiledEncoder(Seen(), SMALL).encode_images([image])
@@ -112,8 +112,8 @@ def instances(*given: tuple[tuple[float, ...], float, int]) -> Instances:
     return Instances(
         boxes=np.array([box for box, _, _ in given]).reshape(-1, 4),
         objectness=np.array([score for _, score, _ in given]),
-        vectors=np.eye(16)[[axis for _, _, axis in given]].reshape(-1, 16),
-        image_vector=np.ones(16),
+        vectors=np.eye(16, dtype=np.float32)[[axis for _, _, axis in given]].reshape(-1, 16),
+        image_vector=np.ones(16, dtype=np.float32),
     )
 
 

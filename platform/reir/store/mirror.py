@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from reir.errors import FREE_SPACE, StoreError
 from reir.records import FloatArray, IndexedImage
 from reir.store.contract import InstanceRow
 from reir.store.filters import Filter
@@ -86,6 +88,9 @@ class Mirror:
             return
         except JournalDamagedError:
             path.unlink()
+        except OSError as error:
+            hint = f"; {FREE_SPACE}" if error.errno == errno.ENOSPC else ""
+            raise StoreError(f"journal {path} cannot be written: {error.strerror}{hint}") from error
 
     def _prepare(self, collection: str, source: Source) -> int:
         """Write the journal if it is missing; returns the dimension of its vectors."""
