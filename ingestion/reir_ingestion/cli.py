@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from reir.sinks import Sink
+    from reir.store.contract import InstanceStore
+    from reir.tiling import Tiling
     from reir_ingestion.report import IndexReport, Progress
     from reir_ingestion.sources import Source as OpenSource
 
@@ -64,6 +66,14 @@ Verify = Annotated[
 Repair = Annotated[
     bool, typer.Option("--repair", help="Index photos anew that the store has lost parts of.")
 ]
+Tile = Annotated[
+    bool | None,
+    typer.Option(
+        "--tile/--no-tile",
+        help="See large photos in tiles too: finds smaller things, takes several times as long; "
+        "without either, as the gallery was indexed before.",
+    ),
+]
 Events = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Append one JSON line a batch to this file.")
 ]
@@ -92,6 +102,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     max_failures: MaxFailures = None,
     verify: Verify = False,
     repair: Repair = False,
+    tile: Tile = None,
     events: Events = None,
     metrics_port: MetricsPort = None,
     report_to: ReportTo = None,
@@ -117,6 +128,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             prune=prune,
             retry_failed=retry_failed,
             repair=repair,
+            tiling=_tiling(held, gallery, tile),
             encoder_spec=spec,
             max_failures=limit,
         )
@@ -136,6 +148,18 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     screen.print(report.table())
     for line in next_steps(report, store, sizes[report.version]):
         screen.print(line, markup=False, soft_wrap=True)
+
+
+def _tiling(store: InstanceStore, gallery: str, wanted: bool | None) -> Tiling | None:
+    """How to cut large photos: as the option says, or else as the live version does."""
+    from reir.tiling import Tiling
+
+    versions = store.versions(gallery) if gallery in store.galleries() else []
+    live = next((each.spec.settings for each in versions if each.live), {})
+    known = Tiling.from_settings(live)
+    if wanted is None:
+        return known
+    return (known or Tiling()) if wanted else None
 
 
 @contextmanager
