@@ -19,7 +19,8 @@ SMALL = Tiling(above_px=200, side_px=200, overlap=0.25)
 
 
 @pytest.mark.parametrize(
-    ("size", "overlap"), product([(201, 50), (640, 480), (1000, 201), (777, 3000)], [0.0, 0.2, 0.5])
+    ("size", "overlap"),
+    list(product([(201, 50), (640, 480), (1000, 201), (777, 3000)], [0.0, 0.2, 0.5])),
 )
 def test_tiles_cover_the_photo_and_overlap(size: tuple[int, int], overlap: float) -> None:
     tiling = Tiling(above_px=200, side_px=200, overlap=overlap, max_tiles=1000)
