@@ -84,9 +84,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
         raise SystemExit("no real photos: set REIR_DATA to the folder that holds photos/images")
     dataset = read_photos(data / "photos").split("val")
     encoder = encoder_of(arguments)
-    tiling = Tiling(above_px=arguments.above_px, tile_px=arguments.tile_px)
+    tiling = Tiling(above_px=arguments.above_px, side_px=arguments.tile_px)
     ways = {"whole": encoder, "tiled": TiledEncoder(encoder, tiling)}
-    figures: dict[str, float | int] = {"tiling.tile_px": tiling.tile_px}
+    figures: dict[str, float | int] = {"tiling.side_px": tiling.side_px}
     for cells in arguments.cells:
         side_px = cells * CELL_PX
         found: dict[str, list[npt.NDArray[np.bool_]]] = defaultdict(list)
@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--cells", type=int, nargs="+", default=[3, 4, 6], help="photos a side")
-    parser.add_argument("--tile-px", type=int, default=Tiling().tile_px)
+    parser.add_argument("--tile-px", type=int, default=Tiling().side_px)
     parser.add_argument("--above-px", type=int, default=1)
     arguments = parser.parse_args()
     figures = measure(arguments)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from reir.sinks import Sink
     from reir.store import InstanceStore
+    from reir.tiling import Tiling
     from reir_ingestion.report import IndexReport, Progress
     from reir_ingestion.sources import Source as OpenSource
     from reir_ingestion.stages import IndexOptions
@@ -79,6 +80,14 @@ Verify = Annotated[
 ]
 Repair = Annotated[
     bool, typer.Option("--repair", help="Index photos anew that the store has lost parts of.")
+]
+Tile = Annotated[
+    bool | None,
+    typer.Option(
+        "--tile/--no-tile",
+        help="See large photos in tiles too: finds smaller things, takes several times as long; "
+        "without either, as the gallery was indexed before.",
+    ),
 ]
 Events = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Append one JSON line a batch to this file.")
@@ -132,6 +141,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     runner: RunnerOption = RunnerName.AUTO,
     num_workers: NumWorkers = None,
     num_gpus: NumGpus = None,
+    tile: Tile = None,
     events: Events = None,
     metrics_port: MetricsPort = None,
     report_to: ReportTo = None,
@@ -158,6 +168,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             prune=prune,
             retry_failed=retry_failed,
             repair=repair,
+            tiling=_tiling(held, gallery, tile),
             encoder_spec=named or stored_spec(held, gallery),
             max_failures=limit,
         )
@@ -230,6 +241,18 @@ def _run_on_ray(  # noqa: PLR0913 - all but the four parts are by name
             progress=progress,
             sinks=sinks,
         )
+
+
+def _tiling(store: InstanceStore, gallery: str, wanted: bool | None) -> Tiling | None:
+    """How to cut large photos: as the option says, or else as the live version does."""
+    from reir.tiling import Tiling
+
+    versions = store.versions(gallery) if gallery in store.galleries() else []
+    live = next((each.spec.settings for each in versions if each.live), {})
+    known = Tiling.from_settings(live)
+    if wanted is None:
+        return known
+    return (known or Tiling()) if wanted else None
 
 
 @contextmanager

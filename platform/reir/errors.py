@@ -23,6 +23,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
+FREE_SPACE = "free space on its disk; what was written stays, the same command goes on from there"
+"""What to do about a store whose disk is full."""
+
 
 class ReirError(Exception):
     """Root of the tree; catch this to catch everything the platform raises on purpose."""

@@ -11,8 +11,9 @@ the whole photo. What several views show is merged by box and vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Tiling:
 
     Attributes:
         above_px: photos with a longer side than this are tiled.
-        tile_px: side of a tile; larger where a photo would need more than `max_tiles`.
+        side_px: side of a tile; larger where a photo would need more than `max_tiles`.
         overlap: share of a tile's side that the next one covers too, at least.
         max_tiles: of one photo.
         times: a tiled photo keeps so many times the encoder's `num_candidates`.
@@ -47,7 +48,7 @@ class Tiling:
     """
 
     above_px: int = 1600
-    tile_px: int = 832
+    side_px: int = 832
     overlap: float = 0.2
     max_tiles: int = 64
     times: int = 4
@@ -56,7 +57,7 @@ class Tiling:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("above_px", "tile_px", "max_tiles", "times"):
+        for name in ("above_px", "side_px", "max_tiles", "times"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not 0 <= self.overlap < 1:
@@ -65,13 +66,20 @@ class Tiling:
     @property
     def settings(self) -> dict[str, int | float]:
         """The values under the names that a version keeps them by."""
-        return {f"tile_{name.removeprefix('tile_')}": value for name, value in asdict(self).items()}
+        return {f"tile_{name}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Tiling | None:
+        """The tiling that a version was made with, None where it was made without."""
+        if not cls().settings.keys() <= settings.keys():
+            return None
+        return cls(**{each.name: settings[f"tile_{each.name}"] for each in fields(cls)})
 
     def tiles(self, width_px: int, height_px: int) -> npt.NDArray[np.int64]:
         """(T, 4) xyxy of the tiles of a photo in pixels, row by row; none for a small one."""
         if max(width_px, height_px) <= self.above_px:
             return np.empty((0, 4), dtype=np.int64)
-        side_px = self.tile_px
+        side_px = self.side_px
         while self._count(width_px, side_px) * self._count(height_px, side_px) > self.max_tiles:
             side_px = math.ceil(side_px * 1.1)
         columns, rows = self._places(width_px, side_px), self._places(height_px, side_px)
@@ -94,7 +102,7 @@ class Tiling:
     def _places(self, length_px: int, side_px: int) -> list[int]:
         """Where the tiles begin, evenly spread."""
         last = max(length_px - side_px, 0)
-        return np.linspace(0, last, self._count(length_px, side_px)).round().astype(int).tolist()
+        return [round(place) for place in np.linspace(0, last, self._count(length_px, side_px))]
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from reir import cli
+from reir.models.seams import RgbImage
+from reir.records import Instances
 from reir.store import open_store
 from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import index
-from reir_ingestion.testing import write_scenes
+from reir_ingestion.testing import random_scene, write_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +195,28 @@ def test_a_large_embedded_gallery_is_told_of_the_server(
     monkeypatch.setattr("reir_ingestion.cli.SERVER_FROM_INSTANCES", 5)
     assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
     assert "--store http://HOST:19530" in capsys.readouterr().out
+
+
+def test_a_gallery_stays_tiled_until_told_otherwise(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(random_scene(random.Random(1))).resize((1800, 1350)).save(photos / "big.png")
+    shapes: list[tuple[int, ...]] = []
+
+    class Watching(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            shapes.extend(image.shape for image in images)
+            return super().encode_images(images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reir.checkpoint.load_encoder", lambda _: Watching())
+        reports = []
+        for option in (["--tile"], [], ["--no-tile"], []):
+            assert cli.run(["index", str(photos), "--gallery", "pets", "--json", *option]) == 0
+            reports.append(json.loads(capsys.readouterr().out))
+    tiled, again, plain, plain_again = reports
+    assert (832, 832, 3) in shapes
+    assert (again["version"], again["unchanged"]) == (tiled["version"], 7)
+    assert plain["version"] != tiled["version"]
+    assert (plain_again["version"], plain_again["unchanged"]) == (plain["version"], 7)
+    assert tiled["sizes"]["1281 to 2560"]["images"] == 1

@@ -15,14 +15,15 @@ from reir.records import Instances
 from reir.testing import FakeEncoder, draw_scene
 from reir.tiling import VIEWS_AT_ONCE, TiledEncoder, Tiling
 
-SMALL = Tiling(above_px=200, tile_px=200, overlap=0.25)
+SMALL = Tiling(above_px=200, side_px=200, overlap=0.25)
 
 
 @pytest.mark.parametrize(
-    ("size", "overlap"), product([(201, 50), (640, 480), (1000, 201), (777, 3000)], [0.0, 0.2, 0.5])
+    ("size", "overlap"),
+    list(product([(201, 50), (640, 480), (1000, 201), (777, 3000)], [0.0, 0.2, 0.5])),
 )
 def test_tiles_cover_the_photo_and_overlap(size: tuple[int, int], overlap: float) -> None:
-    tiling = Tiling(above_px=200, tile_px=200, overlap=overlap, max_tiles=1000)
+    tiling = Tiling(above_px=200, side_px=200, overlap=overlap, max_tiles=1000)
     tiles = tiling.tiles(*size)
     seen = np.zeros(size[::-1], dtype=int)
     for x1, y1, x2, y2 in tiles:
@@ -84,7 +85,7 @@ def test_small_things_in_a_large_photo_are_found_once() -> None:
         ("green", (420, 420, 450, 450)),
         ("magenta", (300, 100, 580, 380)),  # larger than a tile
     ]
-    image = draw_scene((600, 600), shapes)  # type: ignore[arg-type]
+    image = draw_scene((600, 600), shapes)
     wanted = np.array([box for _, box in shapes]) / 600
     (plain,) = large_only_of(image)
     (found,) = TiledEncoder(Seen(), SMALL).encode_images([image])
@@ -112,13 +113,13 @@ def instances(*given: tuple[tuple[float, ...], float, int]) -> Instances:
     return Instances(
         boxes=np.array([box for box, _, _ in given]).reshape(-1, 4),
         objectness=np.array([score for _, score, _ in given]),
-        vectors=np.eye(16)[[axis for _, _, axis in given]].reshape(-1, 16),
-        image_vector=np.ones(16),
+        vectors=np.eye(16, dtype=np.float32)[[axis for _, _, axis in given]].reshape(-1, 16),
+        image_vector=np.ones(16, dtype=np.float32),
     )
 
 
 def test_equal_boxes_of_two_views_are_one_when_their_vectors_are_alike() -> None:
-    tiling = Tiling(above_px=50, tile_px=60, overlap=0.2, times=4)
+    tiling = Tiling(above_px=50, side_px=60, overlap=0.2, times=4)
     image = np.zeros((60, 100, 3), dtype=np.uint8)
     assert tiling.tiles(100, 60).tolist() == [[0, 0, 60, 60], [40, 0, 100, 60]]
     middle = (0.45, 0.2, 0.55, 0.8)
@@ -134,7 +135,7 @@ def test_equal_boxes_of_two_views_are_one_when_their_vectors_are_alike() -> None
 
 
 def test_no_more_are_kept_than_are_told_and_few_views_are_encoded_at_once() -> None:
-    tiling = Tiling(above_px=10, tile_px=20, overlap=0.0, times=3)
+    tiling = Tiling(above_px=10, side_px=20, overlap=0.0, times=3)
     image = np.zeros((100, 100, 3), dtype=np.uint8)
     views = [instances(((0.2, 0.2, 0.8, 0.8), 0.5 + n / 100, n % 16)) for n in range(26)]
     encoder = TiledEncoder(Scripted(views), tiling)
@@ -149,15 +150,17 @@ def test_no_more_are_kept_than_are_told_and_few_views_are_encoded_at_once() -> N
 def test_settings_name_every_value_and_wrong_ones_are_refused() -> None:
     assert SMALL.settings == {
         "tile_above_px": 200,
-        "tile_px": 200,
+        "tile_side_px": 200,
         "tile_overlap": 0.25,
         "tile_max_tiles": 64,
         "tile_times": 4,
         "tile_same_iou": 0.5,
         "tile_same_similarity": 0.5,
     }
-    with pytest.raises(ConfigError, match="tile_px must be 1 or more, got 0"):
-        Tiling(tile_px=0)
+    assert Tiling.from_settings({"num_candidates": 30, **SMALL.settings}) == SMALL
+    assert Tiling.from_settings({"num_candidates": 30, "layout": 2}) is None
+    with pytest.raises(ConfigError, match="side_px must be 1 or more, got 0"):
+        Tiling(side_px=0)
     with pytest.raises(ConfigError, match=r"overlap must be at least 0 and below 1, got 1.0"):
         Tiling(overlap=1.0)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from reir.errors import FREE_SPACE, StoreError
 from reir.records import FloatArray, IndexedImage
 from reir.store.contract import InstanceRow
 from reir.store.filters import Filter
@@ -82,12 +84,16 @@ class Mirror:
 
     def _append(self, collection: str, dim: int, change: Change) -> None:
         """Add a change; a journal that is missing or damaged is left for a reader to write anew."""
+        path = self._path(collection)
         try:
             self._writer(collection, dim).append(change)
         except FileNotFoundError:
             return
         except JournalDamagedError:
-            Journal.remove(self._path(collection))
+            Journal.remove(path)
+        except OSError as error:
+            hint = f"; {FREE_SPACE}" if error.errno == errno.ENOSPC else ""
+            raise StoreError(f"journal {path} cannot be written: {error.strerror}{hint}") from error
 
     def _writer(self, collection: str, dim: int) -> Journal:
         """The journal as it is now, kept open so that no write has to find its end again."""
