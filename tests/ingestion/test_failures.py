@@ -105,9 +105,9 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
         read_bytes(photos / "bad sector.jpg")
     assert caught.value.reason == ImageFailure.UNREADABLE
     assert os.strerror(errno.EIO) in caught.value.detail
-    attempts: list[str] = []
+    attempts: list[Path] = []
 
-    def note(path: str) -> bytes:
+    def note(path: Path) -> bytes:
         attempts.append(path)
         return read_bytes(path)
 
@@ -115,7 +115,7 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
     monkeypatch.setattr(local, "read_bytes", note)
     report = index(photos, "g", store, FakeEncoder())
     assert (report.new, report.failed) == (20, {"unreadable": 1})
-    assert sum("bad sector" in each for each in attempts) == 3
+    assert sum("bad sector" in str(each) for each in attempts) == 3
     (photos / "bad sector.jpg").unlink()
     (photos / "bad sector.jpg").write_bytes(next(photos.glob("*.png")).read_bytes())
     assert index(photos, "g", store, FakeEncoder()).changed == 1
@@ -124,9 +124,9 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
 def test_a_file_server_that_comes_back_is_waited_for(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: set[str] = set()
+    seen: set[Path] = set()
 
-    def flaky(path: str) -> bytes:
+    def flaky(path: Path) -> bytes:
         if path not in seen:
             seen.add(path)
             raise ImageUnreachable(ImageFailure.UNREADABLE, "stale file handle")
