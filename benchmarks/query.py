@@ -11,13 +11,12 @@ and whether both name the same best ten instances.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from _indexing import encoder_of, link_photos, parser_of
+from _indexing import encoder_of, expressions, link_photos, parser_of
 from _report import write_report
 from pymilvus import MilvusClient
 
@@ -27,21 +26,11 @@ from reir.store import InstanceStore, open_store
 from reir.store.lite_server import LiteServer
 from reir.store.names import instances_collection
 from reir.store.table import VECTOR
-from reir.testing import data_dir
 from reir_ingestion.pipeline import index
 
 GALLERY = "photos"
 STAGES = ("text", "search", "rank")
 K = 10
-
-
-def expressions(count: int) -> list[str]:
-    """The first expressions of the real photos, alternately from both ends of the file."""
-    data = data_dir()
-    assert data is not None
-    content = json.loads((data / "photos" / "expressions.json").read_text(encoding="utf-8"))
-    texts = [each["expression"] for each in content["expressions"]]
-    return texts[:: max(1, len(texts) // count)][:count]
 
 
 def measure(

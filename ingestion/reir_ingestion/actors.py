@@ -59,7 +59,7 @@ def ray_runner(
         first = next(waiting, None)
         if first is None:
             return
-        with _cluster(num_workers, threads):
+        with cluster(num_workers * threads):
             _check_room(num_workers, use_gpu)
             make = ray.remote(ShardEncoder).options(
                 num_cpus=threads,
@@ -120,8 +120,12 @@ def _address() -> str:
 
 
 @contextmanager
-def _cluster(num_workers: int, threads: int) -> Iterator[None]:
-    """Use the Ray that runs, or start one here and stop it at the end."""
+def cluster(num_cpus: int) -> Iterator[None]:
+    """Use the Ray that runs, or join the cluster of `RAY_ADDRESS`, or start one here and stop it.
+
+    Args:
+        num_cpus: CPUs to count with on this machine, if that is more than it has.
+    """
     if ray.is_initialized():
         yield
         return
@@ -129,7 +133,7 @@ def _cluster(num_workers: int, threads: int) -> Iterator[None]:
     # A cluster has its own number of CPUs, and refuses to be told.
     options: dict[str, Any] = {}
     if _address() == LOCAL:
-        cpus = max(os.cpu_count() or 1, num_workers * threads)
+        cpus = max(os.cpu_count() or 1, num_cpus)
         options = {"num_cpus": cpus, "include_dashboard": False}
     ray.init(address=_address(), log_to_driver=False, **options)
     try:

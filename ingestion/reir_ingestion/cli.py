@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,10 +24,19 @@ from reir.cli_common import (
     opened,
     output,
     print_json,
+    shown_photo,
 )
+from reir_ingestion.runners import RunnerName
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from reir.sinks import Sink
+    from reir.store import InstanceStore
+    from reir.tiling import Tiling
     from reir_ingestion.report import IndexReport, Progress
+    from reir_ingestion.sources import Source as OpenSource
+    from reir_ingestion.stages import IndexOptions
 
 SERVER_FROM_INSTANCES = 50_000
 
@@ -33,7 +46,76 @@ reir index ~/Pictures --gallery photos
 
 reir index '~/Pictures/2026/**/*.jpg' --gallery photos --prune
 
-reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble"""
+reir index s3://bucket/2026 --gallery photos
+
+reir index products.jsonl --gallery shop
+
+reir index ~/Pictures --gallery photos --encoder owlv2:google/owlv2-base-patch16-ensemble
+
+RAY_ADDRESS=auto reir index /data/photos --store http://milvus:19530 --num-gpus 0.5"""
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Folder, image file, or quoted pattern: 'photos/**/*.jpg', here or below "
+        "s3://BUCKET/ or gs://BUCKET/. Or what names or holds images: a list (.jsonl, .csv, "
+        ".tsv, .txt), WebDataset archives (.tar), a table (.parquet)."
+    ),
+]
+Target = Annotated[str, typer.Option(help="Gallery to fill; made when absent.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Photos a batch.")]
+Prune = Annotated[
+    bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
+]
+MaxFailures = Annotated[
+    str | None, typer.Option(metavar="N|N%", help="Stop when more photos fail than this.")
+]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Only compare SOURCE, ledger and store; exit 1 if not equal."),
+]
+Repair = Annotated[
+    bool, typer.Option("--repair", help="Index photos anew that the store has lost parts of.")
+]
+Tile = Annotated[
+    bool | None,
+    typer.Option(
+        "--tile/--no-tile",
+        help="See large photos in tiles too: finds smaller things, takes several times as long; "
+        "without either, as the gallery was indexed before.",
+    ),
+]
+Events = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Append one JSON line a batch to this file.")
+]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65_535, help="Serve Prometheus metrics while it runs.")
+]
+ReportTo = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the final report as JSON.")
+]
+ImageColumn = Annotated[
+    str, typer.Option(help="Column of a list or table that has the images; default: by its name.")
+]
+AllowHttp = Annotated[
+    bool, typer.Option("--allow-http", help="Fetch what a list names by http:// or https://.")
+]
+AllowPrivate = Annotated[
+    bool, typer.Option("--allow-private", help="With --allow-http: private addresses, too.")
+]
+RunnerOption = Annotated[
+    RunnerName, typer.Option(help="Threads of this process, or Ray Data; auto: what suits.")
+]
+NumWorkers = Annotated[
+    int | None, typer.Option(min=1, help="Encoders on Ray, at most; default: what fits.")
+]
+NumGpus = Annotated[
+    float | None, typer.Option(min=0, help="GPUs of one encoder on Ray; 0.5 lets two share one.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,42 +124,61 @@ def register(app: typer.Typer) -> None:
 
 
 def index(  # noqa: PLR0913, every argument is an option of the command
-    source: Annotated[
-        str, typer.Argument(help="Folder, image file, or quoted pattern: 'photos/**/*.jpg'.")
-    ],
-    gallery: Annotated[
-        str, typer.Option(help="Gallery to fill; made when absent.")
-    ] = DEFAULT_GALLERY,
+    source: Source,
+    gallery: Target = DEFAULT_GALLERY,
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos a batch.")] = 16,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
-    ] = False,
+    batch_size: BatchSize = 16,
+    prune: Prune = False,
+    retry_failed: RetryFailed = False,
+    max_failures: MaxFailures = None,
+    verify: Verify = False,
+    repair: Repair = False,
+    image_column: ImageColumn = "",
+    allow_http: AllowHttp = False,
+    allow_private: AllowPrivate = False,
+    runner: RunnerOption = RunnerName.AUTO,
+    num_workers: NumWorkers = None,
+    num_gpus: NumGpus = None,
+    tile: Tile = None,
+    events: Events = None,
+    metrics_port: MetricsPort = None,
+    report_to: ReportTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
-    from reir.encoders import load_encoder_spec, stored_spec
-    from reir_ingestion.pipeline import IndexOptions
-    from reir_ingestion.pipeline import index as run
-    from reir_ingestion.sources import open_source
+    from reir.encoders import stored_spec
+    from reir_ingestion.failures import FailureLimit
+    from reir_ingestion.sources import SourceOptions, open_source
+    from reir_ingestion.stages import IndexOptions
 
-    found = open_source(source)  # a wrong name is told before the model is loaded
+    reach = SourceOptions(
+        allow_http=allow_http, allow_private=allow_private, image_column=image_column
+    )
+    found = open_source(source, reach)  # a wrong name is told before the model is loaded
+    if verify:
+        _verify(found, gallery, store, as_json=as_json)
+        return
     named = chosen_encoder(checkpoint, encoder)
-    with _stoppable(), opened(store) as held:
-        spec = named or stored_spec(held, gallery)
+    limit = None if max_failures is None else FailureLimit.parse(max_failures)
+    with _stoppable(), _sinks(events, metrics_port) as sinks, opened(store) as held:
         options = IndexOptions(
-            batch_size=batch_size, prune=prune, retry_failed=retry_failed, encoder_spec=spec
+            batch_size=batch_size,
+            prune=prune,
+            retry_failed=retry_failed,
+            repair=repair,
+            tiling=_tiling(held, gallery, tile),
+            encoder_spec=named or stored_spec(held, gallery),
+            max_failures=limit,
         )
-        with messages().status("loading the model"):
-            model = load_encoder_spec(spec)
-        with _progress_bar() as progress:
-            report = run(found, gallery, held, model, options=options, progress=progress)
+        run = partial(_run_here, store=held)
+        if _is_for_ray(runner, found):
+            run = partial(_run_on_ray, store=store, most=num_workers, num_gpus=num_gpus)
+        report = run(found, gallery, options, sinks)
         sizes = {each.name: each.num_instances for each in held.versions(gallery)}
+    if report_to is not None:
+        report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     if as_json:
         print_json(report.to_dict())
         return
@@ -87,6 +188,116 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         screen.print(line, markup=False, soft_wrap=True)
 
 
+def _is_for_ray(runner: RunnerName, source: OpenSource) -> bool:
+    """Choose the runner, and say which and why."""
+    from reir_ingestion.runners import choose_runner
+
+    choice = choose_runner(runner, source)
+    messages().print(str(choice))
+    return choice.name is RunnerName.RAY
+
+
+def _run_here(
+    source: OpenSource,
+    gallery: str,
+    options: IndexOptions,
+    sinks: Sequence[Sink],
+    *,
+    store: InstanceStore,
+) -> IndexReport:
+    from reir.encoders import load_encoder_spec
+    from reir_ingestion.pipeline import index
+
+    with messages().status("loading the model"):
+        encoder = load_encoder_spec(options.encoder_spec)
+    with _progress_bar() as progress:
+        return index(
+            source, gallery, store, encoder, options=options, progress=progress, sinks=sinks
+        )
+
+
+def _run_on_ray(  # noqa: PLR0913 - all but the four parts are by name
+    source: OpenSource,
+    gallery: str,
+    options: IndexOptions,
+    sinks: Sequence[Sink],
+    *,
+    store: str | None,
+    most: int | None,
+    num_gpus: float | None,
+) -> IndexReport:
+    from reir.encoders import load_encoder_spec
+    from reir_ingestion.jobs import Workers, index_on_ray
+
+    # Ray prints what happens to its workers on standard output, which is for the answer.
+    with _progress_bar() as progress, redirect_stdout(sys.stderr):
+        return index_on_ray(
+            source,
+            gallery,
+            store,
+            partial(load_encoder_spec, options.encoder_spec),
+            options=options,
+            workers=Workers(most=most, num_gpus=num_gpus),
+            progress=progress,
+            sinks=sinks,
+        )
+
+
+def _tiling(store: InstanceStore, gallery: str, wanted: bool | None) -> Tiling | None:
+    """How to cut large photos: as the option says, or else as the live version does."""
+    from reir.tiling import Tiling
+
+    versions = store.versions(gallery) if gallery in store.galleries() else []
+    live = next((each.spec.settings for each in versions if each.live), {})
+    known = Tiling.from_settings(live)
+    if wanted is None:
+        return known
+    return (known or Tiling()) if wanted else None
+
+
+@contextmanager
+def _sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]]:
+    """Open what gets the records of the run."""
+    from reir.sinks import JsonLines
+
+    with ExitStack() as opened_sinks:
+        sinks: list[Sink] = []
+        if events is not None:
+            sinks.append(JsonLines(events))
+            opened_sinks.callback(sinks[-1].close)
+        if metrics_port is not None:
+            from reir_ingestion.metrics import ADDRESS, Prometheus
+
+            metrics = Prometheus()
+            port = metrics.serve(metrics_port)
+            opened_sinks.callback(metrics.close)
+            messages().print(f"metrics: http://{ADDRESS}:{port}/metrics")
+            sinks.append(metrics)
+        yield sinks
+
+
+def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:
+    """Compare, print what differs and what mends it, and exit with 1 when something does."""
+    from reir.search import check_gallery
+    from reir_ingestion.verify import verify
+
+    with opened(store) as held:
+        check_gallery(held, gallery)
+        report = verify(source, gallery, held, held.live_version(gallery))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        screen = output()
+        screen.print(report.table())
+        for kind, uris in report.examples.items():
+            for uri in uris:
+                screen.print(f"  {kind}: {shown_photo(uri)}", markup=False, soft_wrap=True)
+        for line in report.mends(source.text, _store_option(store)):
+            screen.print(f"Mend it:  {line}", markup=False, soft_wrap=True)
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
 def next_steps(
     report: IndexReport, store: str | None = None, num_instances: int = 0
 ) -> Iterator[str]:
@@ -94,7 +305,7 @@ def next_steps(
     from reir.store import is_embedded
 
     name = report.gallery
-    where = f" --store {shlex.quote(store)}" if store else ""
+    where = _store_option(store)
     if report.num_failed:
         yield f"Why photos failed:  reir failures {name}{where}"
     if report.kept_versions:
@@ -111,6 +322,10 @@ def next_steps(
     yield f'Search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
 
 
+def _store_option(store: str | None) -> str:
+    return f" --store {shlex.quote(store)}" if store else ""
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Say on Ctrl-C that nothing is lost."""
@@ -125,6 +340,7 @@ def _stoppable() -> Iterator[None]:
 def _progress_bar() -> Iterator[Callable[[Progress], None]]:
     """Photos done, rate, time left and failures, on standard error."""
     from rich import progress as bars
+    from rich.text import Text
 
     columns = (
         bars.TextColumn("photos"),
@@ -134,7 +350,17 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[failures]}"),
     )
-    with bars.Progress(*columns, console=messages()) as bar:
+
+    class WithStages(bars.Progress):
+        """One line for the photos, and one below it for what each stage could do alone."""
+
+        stages = ""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            yield Text(self.stages, style="dim")
+
+    with WithStages(*columns, console=messages()) as bar:
         task = bar.add_task("photos", total=None, rate="", failures="")
 
         def show(now: Progress) -> None:
@@ -145,5 +371,6 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
                 rate=f"{bar.tasks[0].speed or 0:.1f} photos/s",
                 failures=f"[red]{now.failed:,} failed" if now.failed else "",
             )
+            bar.stages = "  ".join(f"{stage} {rate:,.0f}/s" for stage, rate in now.rates.items())
 
         yield show

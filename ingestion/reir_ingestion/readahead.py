@@ -97,6 +97,11 @@ class ReadAhead(Generic[Item, Result]):
         self._stop()
         self._pool.shutdown(wait=True)
 
+    def num_waiting(self) -> int:
+        """How many results wait for the consumer."""
+        with self._changed:
+            return len(self._results)
+
     def __iter__(self) -> Iterator[Result]:
         """Yield the results in the order of the items."""
         while True:

@@ -7,6 +7,7 @@ import resource
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,19 @@ from typing import Any, Literal
 from rich.table import Table
 
 from reir.records import ImageRecord
+from reir.sinks import Record, Sink
 
 Outcome = Literal["new", "changed", "unchanged"]
 Stage = Literal["list", "read", "decode", "encode", "store"]
 STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
+
+_OF_THIS_PROCESS = frozenset(
+    {"on_progress", "sinks", "queues", "_total", "_told_s", "_started_s", "_lock"}
+)
+"""State of a tally that neither travels to another process nor adds up."""
+
+MAX_WARNINGS = 20
+"""So many parts that cannot be listed are named; all are counted."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +42,13 @@ class Progress:
         done: images whose state is in the ledger.
         total: images in the source; None until the listing has ended.
         failed: images among `done` that could not be indexed.
+        rates: stage -> images a second of its busy time, of stages that were busy.
     """
 
     done: int
     total: int | None
     failed: int
+    rates: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +66,17 @@ class IndexReport:
         unchanged: indexed earlier, left as they are.
         failed: reason -> images that cannot be indexed, also those known from earlier runs.
         failed_before: how many of `failed` were known and not tried again.
-        unlisted_folders: folders of the source that could not be listed; their images are left as
-            they are.
+        unlisted: folders, archives and lines of the source that could not be listed; their images
+            are left as they are.
+        duplicates: images among the new, changed and unchanged whose content another one held
+            when they were looked at.
+        look_alikes: images of the gallery that look like another one, but are not equal to it.
         missing: images of the gallery whose file is gone from the source; still searchable.
         removed: such images that were deleted from the gallery.
         instances: instances written by this run.
         read: files that this run had to open.
+        read_bytes: their size.
+        sizes: longer side of the photos that were indexed -> how many, and their instances.
         seconds: wall time.
         stage_seconds: stage -> busy seconds, summed over threads; stages overlap.
         peak_rss_bytes: the most memory this process has held.
@@ -74,11 +91,15 @@ class IndexReport:
     unchanged: int
     failed: Mapping[str, int]
     failed_before: int
-    unlisted_folders: int
+    unlisted: int
+    duplicates: int
+    look_alikes: int
     missing: int
     removed: int
     instances: int
     read: int
+    read_bytes: int
+    sizes: Mapping[str, Mapping[str, int]]
     seconds: float
     stage_seconds: Mapping[str, float]
     peak_rss_bytes: int
@@ -125,18 +146,43 @@ class IndexReport:
         yield "failed", f"{self.num_failed:,}", known
         for reason, count in sorted(self.failed.items()):
             yield f"  {reason}", f"{count:,}", ""
-        if self.unlisted_folders:
-            yield "folders not listed", f"{self.unlisted_folders:,}", "no permission, or vanished"
+        if self.unlisted:
+            yield "not listed", f"{self.unlisted:,}", "folders or lines; see the warnings"
+        if self.duplicates:
+            yield "duplicates", f"{self.duplicates:,}", "of the same content; encoded once"
+        if self.look_alikes:
+            yield "look alike", f"{self.look_alikes:,}", "of the whole gallery"
         if self.missing:
             yield "gone from source", f"{self.missing:,}", "kept; --prune removes them"
         if self.removed:
             yield "removed", f"{self.removed:,}", "gone from source"
         yield "instances written", f"{self.instances:,}", ""
+        for size, counts in self.sizes.items():
+            instances = f"{counts['instances']:,} instances"
+            yield f"  photos of {size} px", f"{counts['images']:,}", instances
         rate = f"{self.images_per_s:,.1f} images/s" if self.read else ""
         yield "time", f"{self.seconds:,.1f} s", rate
         busy = ", ".join(f"{name} {self.stage_seconds[name]:.1f}" for name in STAGES)
         yield "busy seconds", f"{sum(self.stage_seconds.values()):,.1f}", busy
         yield "peak memory", f"{self.peak_rss_bytes / 2**20:,.0f} MiB", "this process"
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """When a batch went which way.
+
+    Attributes:
+        listed_s: Unix times at which its images were listed.
+        store_s: how long the store took.
+    """
+
+    listed_s: Sequence[float] = ()
+    store_s: float = 0.0
+
+    @property
+    def freshness_s(self) -> float:
+        """From the first listing to now, when the batch can be searched; never negative."""
+        return max(time.time() - min(self.listed_s, default=time.time()), 0.0)
 
 
 def peak_rss_bytes() -> int:
@@ -149,21 +195,37 @@ def peak_rss_bytes() -> int:
 class Tally:
     """Counts of a run under way; every method may be called from any thread.
 
+    It can be pickled: what arrives elsewhere has the counts, and a clock of its own.
+
     Attributes:
         on_progress: told after each change, from whichever thread made it, one at a time.
+        sinks: get one record for each change, in the same way; see `reir_ingestion.metrics`.
+        queues: name -> how many results wait in it, asked when a record is made.
     """
 
     on_progress: Callable[[Progress], None] | None = None
+    sinks: Sequence[Sink] = ()
+    queues: dict[str, Callable[[], int]] = field(default_factory=dict)
     _total: int | None = None
     _outcomes: Counter[Outcome] = field(default_factory=Counter)
     _failed: Counter[str] = field(default_factory=Counter)
     _failed_before: int = 0
-    _unlisted_folders: int = 0
+    _unlisted: int = 0
+    _duplicates: int = 0
     _read: int = 0
+    _read_bytes: int = 0
     _instances: int = 0
+    _sizes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _told_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     _seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     _started_s: float = field(default_factory=time.perf_counter)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def total(self) -> int | None:
+        """Images in the source, None until the listing has ended."""
+        with self._lock:
+            return self._total
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
@@ -181,12 +243,15 @@ class Tally:
         with self._lock:
             self._total = total
             self._report_progress()
+            self.tell("listed", total=total)
 
-    def not_listed(self, folder: str, error: OSError) -> None:
-        """A folder of the source could not be listed."""
-        logger.warning("folder %r cannot be listed: %s", folder, error.strerror)
+    def not_listed(self, part: str, error: Exception) -> None:
+        """A folder, an archive or a line of the source could not be listed."""
         with self._lock:
-            self._unlisted_folders += 1
+            self._unlisted += 1
+            if self._unlisted <= MAX_WARNINGS:
+                said = getattr(error, "strerror", None) or error
+                logger.warning("%s cannot be listed: %s", ascii(part), said)
 
     def skipped(self, known: Sequence[ImageRecord], *, read: bool = False) -> None:
         """These ledger rows stay as they are.
@@ -199,17 +264,78 @@ class Tally:
             for record in known:
                 self._settle(record, "unchanged")
             self._failed_before += sum(record.status == "failed" for record in known)
-            self._read += len(known) * read
+            if read:
+                self._note_read(known)
             self._report_progress()
+            if known:
+                self.tell("skipped", images=len(known), read=read)
 
-    def written(self, records: Sequence[ImageRecord], outcomes: Sequence[Outcome]) -> None:
-        """These ledger rows are in the store; the outcome counts for those that are indexed."""
+    def written(
+        self,
+        records: Sequence[ImageRecord],
+        outcomes: Sequence[Outcome],
+        times: BatchTimes | None = None,
+    ) -> None:
+        """These ledger rows are in the store.
+
+        Args:
+            records: the rows.
+            outcomes: one a row; it counts for those that are indexed.
+            times: of the batch.
+        """
         with self._lock:
             for record, outcome in zip(records, outcomes, strict=True):
                 self._settle(record, outcome)
-            self._read += len(records)
+                if record.holds_instances:
+                    size = size_bucket(record)
+                    self._sizes[size, "images"] += 1
+                    self._sizes[size, "instances"] += record.num_instances
+            self._note_read(records)
             self._instances += sum(record.num_instances for record in records)
             self._report_progress()
+            if records:
+                self.tell("batch", **_batch_figures(records, outcomes, times or BatchTimes()))
+
+    def tell(self, event: str, **figures: Any) -> None:
+        """Give all sinks a record of this moment."""
+        if not self.sinks:
+            return
+        with self._lock:
+            spent_s = {name: self._seconds[name] - self._told_s[name] for name in STAGES}
+            self._told_s = dict(self._seconds)
+            record = {
+                "event": event,
+                "time": time.time(),
+                **figures,
+                "stage_seconds": spent_s,
+                "queues": {name: waiting() for name, waiting in self.queues.items()},
+            }
+            self.pass_on(record)
+
+    def pass_on(self, record: Record) -> None:
+        """Give all sinks a record that is already made."""
+        with self._lock:
+            for sink in self.sinks:
+                sink.write(record)
+
+    def add(self, other: Tally) -> None:
+        """Add what another tally counted, for example one that came from a worker."""
+        with self._lock:
+            for name, theirs in other._counted().items():
+                if isinstance(theirs, dict):
+                    ours = getattr(self, name)
+                    for key, count in theirs.items():
+                        ours[key] = ours.get(key, 0) + count
+                else:
+                    setattr(self, name, getattr(self, name) + theirs)
+            self._report_progress()
+
+    def take(self) -> Tally:
+        """Return what was counted so far as a tally of its own, and count from zero again."""
+        with self._lock:
+            taken = Tally._of(self._counted())
+            vars(self).update(Tally()._counted())
+        return taken
 
     def counts(self) -> dict[str, Any]:
         """Return the counts as `IndexReport` names them."""
@@ -220,21 +346,80 @@ class Tally:
                 "unchanged": self._outcomes["unchanged"],
                 "failed": dict(sorted(self._failed.items())),
                 "failed_before": self._failed_before,
-                "unlisted_folders": self._unlisted_folders,
+                "unlisted": self._unlisted,
+                "duplicates": self._duplicates,
                 "instances": self._instances,
                 "read": self._read,
+                "read_bytes": self._read_bytes,
+                "sizes": self._sizes_by_name(),
                 "seconds": time.perf_counter() - self._started_s,
                 "stage_seconds": dict(self._seconds),
                 "peak_rss_bytes": peak_rss_bytes(),
             }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the counters alone."""
+        with self._lock:
+            return Tally._of, (self._counted(),)
+
+    @staticmethod
+    def _of(counted: dict[str, Any]) -> Tally:
+        tally = Tally()
+        vars(tally).update(counted)
+        return tally
+
+    def _counted(self) -> dict[str, Any]:
+        """The counters: all that is not of this process."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
+
+    def _sizes_by_name(self) -> dict[str, dict[str, int]]:
+        found = [size for size in SIZES if (size, "images") in self._sizes]
+        return {size: {each: self._sizes[size, each] for each in _OF_A_SIZE} for size in found}
+
+    def _note_read(self, records: Sequence[ImageRecord]) -> None:
+        self._read += len(records)
+        self._read_bytes += sum(record.size_bytes for record in records)
 
     def _settle(self, record: ImageRecord, outcome: Outcome) -> None:
         if record.status == "failed":
             self._failed[record.reason] += 1
         else:
             self._outcomes[outcome] += 1
+            self._duplicates += bool(record.same_as)
 
     def _report_progress(self) -> None:
         if self.on_progress is not None:
             failed = sum(self._failed.values())
-            self.on_progress(Progress(sum(self._outcomes.values()) + failed, self._total, failed))
+            done = sum(self._outcomes.values()) + failed
+            rates = {
+                name: self._read / spent_s for name, spent_s in self._seconds.items() if spent_s
+            }
+            self.on_progress(Progress(done, self._total, failed, rates))
+
+
+SIZES = ("up to 640", "641 to 1280", "1281 to 2560", "2561 to 5120", "over 5120")
+"""Buckets of the longer side of a photo, in pixels."""
+_OF_A_SIZE = ("images", "instances")
+_SIZE_LIMITS_PX = (640, 1280, 2560, 5120)
+
+
+def size_bucket(record: ImageRecord) -> str:
+    """Return the one of `SIZES` that a photo belongs to."""
+    return SIZES[bisect_left(_SIZE_LIMITS_PX, max(record.width_px, record.height_px))]
+
+
+def _batch_figures(
+    records: Sequence[ImageRecord], outcomes: Sequence[Outcome], times: BatchTimes
+) -> dict[str, Any]:
+    """What the record of a batch says beside what every record says."""
+    pairs = zip(records, outcomes, strict=True)
+    return {
+        "images": len(records),
+        "outcomes": Counter(outcome for row, outcome in pairs if row.status == "indexed"),
+        "failures": Counter(row.reason for row in records if row.status == "failed"),
+        "duplicates": sum(bool(row.same_as) for row in records),
+        "instances": sum(row.num_instances for row in records),
+        "bytes": sum(row.size_bytes for row in records),
+        "store_seconds": times.store_s,
+        "freshness_seconds": times.freshness_s,
+    }

@@ -200,3 +200,33 @@ def _kinds() -> Iterator[_Maker]:
 
 
 _KINDS: tuple[_Maker, ...] = tuple(_kinds())
+
+
+def ray_workers(driver: int, title: str) -> list[int]:
+    """Return the ids of the processes that a driver's own Ray runs and whose title holds `title`.
+
+    Ray gives every worker the name of what it runs for a title. Linux only.
+    """
+    processes = {
+        int(entry.name): entry for entry in Path("/proc").iterdir() if entry.name.isdigit()
+    }
+    parents = {pid: _parent(entry) for pid, entry in processes.items()}
+
+    def descends(pid: int) -> bool:
+        return pid == driver or (pid in parents and descends(parents[pid]))
+
+    return sorted(pid for pid in processes if descends(pid) and title in _title(processes[pid]))
+
+
+def _parent(entry: Path) -> int:
+    try:
+        return int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:  # it has ended meanwhile
+        return 0
+
+
+def _title(entry: Path) -> str:
+    try:
+        return (entry / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""

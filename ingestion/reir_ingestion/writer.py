@@ -31,16 +31,23 @@ def patiently(
     *,
     pauses_s: Sequence[float] = RETRY_AFTER_S,
     sleep: Callable[[float], None] = time.sleep,
+    passing: type[Exception] = StoreUnavailable,
 ) -> Answer:
-    """Return `call()`, tried again after each pause while the store cannot be reached.
+    """Return `call()`, tried again after each pause while what it needs cannot be reached.
+
+    Args:
+        call: what to do.
+        pauses_s: after each failed attempt.
+        sleep: waits.
+        passing: the error that another attempt may mend; without more, an unreachable store.
 
     Raises:
-        StoreUnavailable: it still could not be reached after the last pause.
+        Exception: the error that may pass has not, after the last pause; or any other.
     """
     for pause_s in pauses_s:
         try:
             return call()
-        except StoreUnavailable as error:
+        except passing as error:
             logger.warning("%s; next attempt in %g s", error, pause_s)
             sleep(pause_s)
     return call()

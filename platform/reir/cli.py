@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.text import Text
 
 import reir
-from reir import cli_doctor, cli_galleries, cli_search, eval_cli
+from reir import cli_doctor, cli_duplicates, cli_galleries, cli_search, eval_cli
 from reir.cli_common import messages, printable
 from reir.errors import ConfigError, QueryError, ReirError
 
@@ -69,7 +69,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for core in (cli_search, eval_cli, cli_doctor, cli_galleries):
+    for core in (cli_search, eval_cli, cli_doctor, cli_galleries, cli_duplicates):
         core.register(app)
     for entry in sorted(entry_points(group=APPS), key=lambda entry: entry.name):
         _register(app, entry)

@@ -185,11 +185,7 @@ def failures(
     A summary by reason comes last; `reir index` tries a photo again when it has changed.
     """
     with opened(store) as held:
-        if version is None:
-            _versions(held, gallery)
-            version = held.live_version(gallery)
-        else:
-            _check_version(held, gallery, version)
+        version = chosen_version(held, gallery, version)
         failed = list(held.iter_images(gallery, version, status="failed"))
     reasons = dict(Counter(record.reason for record in failed).most_common())
     if as_json:
@@ -224,6 +220,19 @@ def _versions(store: InstanceStore, gallery: str) -> list[VersionInfo]:
 
     check_gallery(store, gallery)
     return store.versions(gallery)
+
+
+def chosen_version(store: InstanceStore, gallery: str, version: str | None) -> str:
+    """Return the version that an option names, which is the live one where it names none.
+
+    Raises:
+        GalleryNotFound: there is no such gallery or version; the message names the others.
+    """
+    if version is None:
+        _versions(store, gallery)
+        return store.live_version(gallery)
+    _check_version(store, gallery, version)
+    return version
 
 
 def _check_version(store: InstanceStore, gallery: str, version: str) -> None:

@@ -4,7 +4,9 @@
     ├── ConfigError            a setting is wrong: fix the value that the message names
     ├── DataError              an annotation file or a gallery source cannot be used
     │   ├── SourceError        the source to index does not exist or holds nothing
+    │   ├── TooManyFailures    more images of a job failed than its limit allows
     │   └── ImageError         one image cannot be decoded; `reason` is the class for the ledger
+    │       └── ImageUnreachable   its bytes could not be had just now: try again
     ├── QueryError             the request cannot be answered as written (`field` names the part)
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        the checkpoint directory is incomplete or does not fit
@@ -20,6 +22,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any
+
+FREE_SPACE = "free space on its disk; what was written stays, the same command goes on from there"
+"""What to do about a store whose disk is full."""
 
 
 class ReirError(Exception):
@@ -47,6 +52,7 @@ class ImageFailure(StrEnum):
     TOO_LARGE = "too_large"
     UNREADABLE = "unreadable"
     MISSING = "missing"
+    UNREACHABLE = "unreachable"
     UNSUPPORTED = "unsupported"
     NOT_ENCODED = "not_encoded"
 
@@ -66,6 +72,14 @@ class ImageError(DataError):
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.detail}"
+
+
+class ImageUnreachable(ImageError):
+    """The bytes of one image could not be had just now; another attempt may get them."""
+
+
+class TooManyFailures(DataError):
+    """More images of a job failed than its limit allows; what was written stays."""
 
 
 class QueryError(ReirError):

@@ -8,6 +8,7 @@ Knows Pillow and file paths, no model, no store. All functions are safe to call 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from reir.errors import ImageError, ImageFailure, SourceError
+from reir.errors import ImageError, ImageFailure, ImageUnreachable, SourceError
 from reir.image_formats import ImageFormat, is_cut_within_magic, sniff
 from reir.models.seams import RgbImage
 
@@ -63,6 +64,20 @@ _READER_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+)
+# What the system says of a disk or a file server that may answer the next time.
+_PASSING = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EAGAIN,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.ENOTCONN,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
 )
 _QUIET_MODULES = r"PIL\."
 _QUIET = ("ignore", None, UserWarning, re.compile(_QUIET_MODULES), 0)
@@ -147,6 +162,7 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
     Raises:
         ImageError: MISSING (also a broken link), UNREADABLE (no permission, a folder, a device) or
             TOO_LARGE.
+        ImageUnreachable: the disk or the file server failed, which may pass.
     """
     try:
         # a pipe would block the first plain open for ever
@@ -165,7 +181,9 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
         raise ImageError(ImageFailure.MISSING, f"{_shown(path)} does not exist") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(ImageFailure.UNREADABLE, f"{_shown(path)}: {reason}") from error
+        passing = isinstance(error, OSError) and error.errno in _PASSING
+        kind = ImageUnreachable if passing else ImageError
+        raise kind(ImageFailure.UNREADABLE, f"{_shown(path)}: {reason}") from error
 
 
 def canonical_uri(path: str | Path) -> str:

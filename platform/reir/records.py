@@ -142,6 +142,9 @@ class ImageRecord:
         reason: an `ImageFailure` value, empty when indexed.
         detail: for a person, empty when indexed.
         attributes: user columns, filterable.
+        same_as: image id of the photo that holds the instances of this content; empty unless this
+            is a duplicate, which has none of its own.
+        perceptual_hash: 16 hex digits, alike for photos that look alike; empty when not computed.
     """
 
     image_id: str
@@ -156,6 +159,13 @@ class ImageRecord:
     reason: str = ""
     detail: str = ""
     attributes: Attributes = field(default_factory=dict)
+    same_as: str = ""
+    perceptual_hash: str = ""
+
+    @property
+    def holds_instances(self) -> bool:
+        """Whether the instances of this content are stored under this photo."""
+        return self.status == "indexed" and not self.same_as
 
     def __post_init__(self) -> None:
         """Check that status and the fields that explain it agree."""
@@ -166,26 +176,35 @@ class ImageRecord:
                 f"a failed image needs a reason and an indexed one has none, "
                 f"got status={self.status!r} reason={self.reason!r}"
             )
+        if self.same_as and (self.status != "indexed" or self.num_instances):
+            raise ValueError(
+                f"a duplicate is indexed and has 0 instances, "
+                f"got status={self.status!r} num_instances={self.num_instances}"
+            )
 
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """One image on its way into the store: its ledger row and, unless it failed, its instances."""
+    """One image on its way into the store: its ledger row and the instances that it holds.
+
+    A failed image and a duplicate hold none.
+    """
 
     record: ImageRecord
     instances: Instances | None
 
     def __post_init__(self) -> None:
-        """A failed image has no instances; an indexed one has as many as its row says."""
+        """An image that holds instances has as many as its row says, any other has none."""
         found = 0 if self.instances is None else len(self.instances)
         if self.record.num_instances != found:
             raise ValueError(
                 f"ledger row of {self.record.image_id} says {self.record.num_instances} "
                 f"instances, got {found}"
             )
-        if (self.record.status == "indexed") != (self.instances is not None):
+        if self.record.holds_instances != (self.instances is not None):
+            kind = "a duplicate" if self.record.same_as else self.record.status
             raise ValueError(
-                f"image {self.record.image_id} is {self.record.status} but instances are "
+                f"image {self.record.image_id} is {kind} but instances are "
                 f"{'absent' if self.instances is None else 'present'}"
             )
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from reir import cli
+from reir.models.seams import RgbImage
+from reir.records import Instances
+from reir.store import open_store
 from reir.testing import FakeEncoder
-from reir_ingestion.testing import write_scenes
+from reir_ingestion.pipeline import index
+from reir_ingestion.testing import random_scene, write_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +94,57 @@ def test_a_wrong_source_is_told_before_anything_is_loaded(
     assert not (tmp_path / "store").exists()
 
 
+def test_the_runner_is_told_and_gets_what_was_typed(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = pytest.importorskip("reir_ingestion.jobs")
+    given: list[Any] = []
+
+    def instead(source: Any, gallery: str, location: Any, load: Any, **options: Any) -> Any:
+        given.append((location, options["workers"], options["options"].batch_size))
+        with closing(open_store(location)) as store:
+            return index(source, gallery, store, load(), progress=options["progress"])
+
+    monkeypatch.setattr(jobs, "index_on_ray", instead)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.run(["index", str(photos), "--runner", "local"]) == 0
+    assert "runner: this process (asked for)" in capsys.readouterr().err
+    assert given == []
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    typed = ["--num-workers", "3", "--num-gpus", "0.5", "--batch-size", "9", "--json"]
+    assert cli.run(["index", str(photos), *typed]) == 0
+    shown = capsys.readouterr()
+    assert "runner: Ray Data (RAY_ADDRESS is head:6379)" in shown.err
+    assert json.loads(shown.out)["unchanged"] == 6
+    assert given == [(os.environ["REIR_STORE"], jobs.Workers(most=3, num_gpus=0.5), 9)]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_shipped_model_indexes_on_ray(photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from reir.cli import main; main()", "index", str(photos)]
+    done = subprocess.run(
+        [*command, "--gallery", "ray", "--runner", "ray", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["new"], report["failed"]) == (6, {"not_an_image": 1})
+    assert report["instances"] > 0
+    here = subprocess.run(
+        [*command, "--gallery", "ray", "--runner", "local", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    second = json.loads(here.stdout)
+    assert (second["version"], second["unchanged"], second["read"]) == (report["version"], 6, 0)
+
+
 CHILD = """
 import os, reir.checkpoint, signal, sys, time
 from reir import cli
@@ -134,3 +195,28 @@ def test_a_large_embedded_gallery_is_told_of_the_server(
     monkeypatch.setattr("reir_ingestion.cli.SERVER_FROM_INSTANCES", 5)
     assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
     assert "--store http://HOST:19530" in capsys.readouterr().out
+
+
+def test_a_gallery_stays_tiled_until_told_otherwise(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(random_scene(random.Random(1))).resize((1800, 1350)).save(photos / "big.png")
+    shapes: list[tuple[int, ...]] = []
+
+    class Watching(FakeEncoder):
+        def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+            shapes.extend(image.shape for image in images)
+            return super().encode_images(images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reir.checkpoint.load_encoder", lambda _: Watching())
+        reports = []
+        for option in (["--tile"], [], ["--no-tile"], []):
+            assert cli.run(["index", str(photos), "--gallery", "pets", "--json", *option]) == 0
+            reports.append(json.loads(capsys.readouterr().out))
+    tiled, again, plain, plain_again = reports
+    assert (832, 832, 3) in shapes
+    assert (again["version"], again["unchanged"]) == (tiled["version"], 7)
+    assert plain["version"] != tiled["version"]
+    assert (plain_again["version"], plain_again["unchanged"]) == (plain["version"], 7)
+    assert tiled["sizes"]["1281 to 2560"]["images"] == 1

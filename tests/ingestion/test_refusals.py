@@ -18,8 +18,9 @@ from reir.models.seams import RgbImage
 from reir.records import IndexedImage, Instances
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
-from reir_ingestion import pipeline
-from reir_ingestion.pipeline import IndexOptions, encode_each, index
+from reir_ingestion import contents, stages
+from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.stages import encode_each
 from reir_ingestion.testing import random_scene
 from reir_ingestion.writer import patiently
 
@@ -76,7 +77,7 @@ def test_encode_each_matches_one_by_one() -> None:
 def test_a_model_that_refuses_everything_stops_the_job(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "MAX_REFUSED_IN_A_ROW", 10)
+    monkeypatch.setattr(stages, "MAX_REFUSED_IN_A_ROW", 10)
 
     class Broken(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
@@ -98,7 +99,7 @@ def test_a_model_that_loses_count_stops_the_job(store: MemoryStore, photos: Path
 def test_a_store_that_comes_back_is_waited_for(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "patiently", partial(patiently, pauses_s=(0.0,)))
+    monkeypatch.setattr(contents, "patiently", partial(patiently, pauses_s=(0.0,)))
     upsert, calls = store.upsert_images, []
 
     def flaky(gallery: str, version: str, images: Sequence[IndexedImage]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,22 +13,28 @@ from reir.records import ImageRecord
 from reir_ingestion.report import IndexReport, Progress, Tally
 
 
-def row(reason: str = "", num_instances: int = 0) -> ImageRecord:
+def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
     status: Any = "failed" if reason else "indexed"
     return ImageRecord(
-        image_id="x", uri="file:///x", status=status, reason=reason, num_instances=num_instances
+        image_id="x",
+        uri="file:///x",
+        status=status,
+        reason=reason,
+        num_instances=num_instances,
+        **others,
     )
 
 
 def report(**changes: Any) -> IndexReport:
     counts = Tally().counts() | {"seconds": 2.0, "peak_rss_bytes": 50 * 2**20} | changes
     fixed = {"gallery": "pets", "version": "abc", "num_images": 7, "kept_versions": {}}
-    return IndexReport(**{**fixed, "missing": 0, "removed": 0, **counts})
+    return IndexReport(**{**fixed, "missing": 0, "removed": 0, "look_alikes": 0, **counts})
 
 
 def test_every_image_is_counted_once() -> None:
     tally = Tally()
-    tally.written([row(num_instances=3), row("empty"), row()], ["new", "new", "changed"])
+    images = [row(num_instances=3, size_bytes=9), row("empty"), row(same_as="another")]
+    tally.written(images, ["new", "new", "changed"])
     tally.skipped([row(), row("empty"), row("truncated")])
     tally.skipped([row()], read=True)
     found = report(**tally.counts())
@@ -63,6 +70,53 @@ def test_counts_from_many_threads_add_up() -> None:
     assert counts["stage_seconds"]["store"] == 0
 
 
+def counted() -> Tally:
+    tally = Tally()
+    images = [row(num_instances=3, size_bytes=9), row("empty"), row(same_as="another")]
+    tally.written(images, ["new", "new", "changed"])
+    tally.skipped([row(), row("empty")], read=True)
+    tally.not_listed("folder", OSError("no"))
+    with tally.stage("decode"), tally.stage("store"):
+        pass
+    return tally
+
+
+def numbers(counts: dict[str, Any]) -> dict[str, Any]:
+    """The counts without clock and memory, every number by a name of its own."""
+    flat: dict[str, Any] = {}
+    for name, value in counts.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": each for key, each in numbers(value).items()}
+        elif name not in ("seconds", "peak_rss_bytes"):
+            flat[name] = value
+    return flat
+
+
+def test_tallies_of_other_processes_add_up_count_by_count() -> None:
+    one = counted()
+    sent = pickle.loads(pickle.dumps(one))
+    assert numbers(sent.counts()) == numbers(one.counts())
+    assert sum(value == 0 for value in numbers(one.counts()).values()) == 3  # stages not entered
+    sent.add(one)
+    assert numbers(sent.counts()) == {k: 2 * v for k, v in numbers(one.counts()).items()}
+    assert numbers(one.counts()) == numbers(pickle.loads(pickle.dumps(one)).counts())
+
+
+def test_what_is_taken_is_counted_once() -> None:
+    seen: list[Progress] = []
+    tally, total = counted(), Tally(seen.append)
+    expected = numbers(tally.counts())
+    taken = tally.take()
+    assert numbers(taken.counts()) == expected
+    assert numbers(tally.counts()) == numbers(Tally().counts())
+    tally.written([row()], ["new"])
+    assert numbers(taken.counts()) == expected
+    for each in (taken, tally):
+        total.add(each)
+    assert total.counts()["new"] == expected["new"] + 1
+    assert [each.done for each in seen] == [5, 6]
+
+
 def test_rate() -> None:
     assert report(read=10, seconds=4.0).images_per_s == 2.5
     assert report(read=0, seconds=0.0).images_per_s == 0.0
@@ -90,8 +144,6 @@ def test_the_table_shows_what_there_is_and_nothing_else() -> None:
     assert "1,234" in plain
     for absent in ("gone from source", "removed", "not listed", "known before"):
         assert absent not in plain
-    full = shown(
-        report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted_folders=1)
-    )
+    full = shown(report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted=1))
     for present in ("empty", "3 known before", "--prune removes them", "removed", "not listed"):
         assert present in full

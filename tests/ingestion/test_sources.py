@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reir.errors import SourceError
-from reir.images import canonical_uri
-from reir_ingestion import sources
-from reir_ingestion.sources import Source, open_source
+from reir.images import canonical_uri, path_of_uri
+from reir_ingestion.sources import SourceFile, local, open_source, patterns
+from reir_ingestion.sources.contract import Source
 
 
 def make(root: Path, *names: str | bytes) -> None:
@@ -25,7 +25,12 @@ def make(root: Path, *names: str | bytes) -> None:
 
 def listed(source: Source) -> list[str]:
     """Paths below the root, as listed."""
+    assert isinstance(source, local.LocalSource)
     return [os.fsdecode(os.path.relpath(path, source.root)) for path in source.paths()]
+
+
+def path_of(file: SourceFile) -> str:
+    return os.fspath(path_of_uri(file.uri))
 
 
 def test_a_folder_is_listed_in_order_by_ending_and_without_hidden_names(tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_odd_names_survive(tmp_path: Path) -> None:
     names = [b"new\nline.jpg", b"caf\xe9.jpg", b"\xff\xfe/\x80.png", "写真.webp".encode()]
     make(tmp_path, *names)
     files = list(open_source(tmp_path).files())
-    found = {os.path.relpath(os.fsencode(file.path), os.fsencode(tmp_path)) for file in files}
+    found = {os.path.relpath(os.fsencode(path_of(file)), os.fsencode(tmp_path)) for file in files}
     assert found == set(names)
     assert all(file.size_bytes == 1 for file in files)
 
@@ -70,7 +75,7 @@ def test_what_leads_nowhere_is_listed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     files = list(open_source(tmp_path).files())
-    assert [Path(file.path).name for file in files] == ["broken.jpg", "loop.jpg", "pipe.jpg"]
+    assert [Path(path_of(file)).name for file in files] == ["broken.jpg", "loop.jpg", "pipe.jpg"]
     assert all((file.size_bytes, file.mtime_ns) == (0, 0) for file in files)
 
 
@@ -93,7 +98,7 @@ def test_a_link_to_a_file_is_an_image(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     os.symlink(tmp_path / "elsewhere" / "1.bin", tmp_path / "photos" / "x.jpg")
     (file,) = open_source(tmp_path / "photos").files()
-    assert file.path == str(tmp_path / "photos" / "x.jpg")
+    assert path_of(file) == str(tmp_path / "photos" / "x.jpg")
     assert file.size_bytes == 1
 
 
@@ -144,16 +149,16 @@ def test_a_glob_does_not_walk_where_nothing_can_match(
 ) -> None:
     make(tmp_path, *TREE)
     scanned: list[str] = []
-    scan = sources._scan
+    scan = local._scan
 
-    def note(folder: bytes) -> sources._Entries:
+    def note(folder: bytes, endings: tuple[str, ...]) -> local._Entries:
         scanned.append(os.path.relpath(os.fsdecode(folder), tmp_path))
-        return scan(folder)
+        return scan(folder, endings)
 
-    monkeypatch.setattr(sources, "_scan", note)
+    monkeypatch.setattr(local, "_scan", note)
     source = open_source(tmp_path / "a*/*.jpg")
     scanned.clear()
-    list(source.paths())
+    list(source.uris())
     assert scanned == [".", "a", "ab"]
 
 
@@ -165,16 +170,16 @@ PATTERNS = st.lists(st.sampled_from([b"a", b"*", b"?b", b"**"]), max_size=4).map
 def test_no_folder_is_left_out_above_a_match(
     parts: tuple[bytes, ...], pattern: tuple[bytes, ...]
 ) -> None:
-    if sources._matches(parts, pattern):
+    if patterns.matches(parts, pattern):
         above = [parts[:length] for length in range(len(parts))]
-        assert all(sources._may_lie_below(folder, pattern) for folder in above)
+        assert all(patterns.may_lie_below(folder, pattern) for folder in above)
 
 
 def test_a_single_file_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, ".scan.bin")
     monkeypatch.chdir(tmp_path)
     (file,) = open_source(".scan.bin").files()
-    assert file.path == str(tmp_path / ".scan.bin")
+    assert path_of(file) == str(tmp_path / ".scan.bin")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,7 @@ def test_what_cannot_be_reached_is_not_lost(
     def refuse(path: bytes) -> os.stat_result:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("reir_ingestion.sources.os.lstat", refuse)
+    monkeypatch.setattr("reir_ingestion.sources.local.os.lstat", refuse)
     assert not source.has_lost(canonical_uri(tmp_path / "a" / "2.jpg"))
 
 
@@ -239,11 +244,12 @@ def test_a_folder_that_cannot_be_listed_counts_as_empty(
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr("reir_ingestion.sources.os.scandir", refuse)
-    failures: list[tuple[str, OSError]] = []
+    monkeypatch.setattr("reir_ingestion.sources.local.os.scandir", refuse)
+    failures: list[tuple[str, Exception]] = []
     source = open_source(tmp_path)
     (file,) = source.files(lambda folder, error: failures.append((folder, error)))
-    assert file.path == str(tmp_path / "1.jpg")
+    assert path_of(file) == str(tmp_path / "1.jpg")
     ((folder, error),) = failures
     assert folder == str(tmp_path / "a")
+    assert isinstance(error, OSError)
     assert error.strerror == "Permission denied"

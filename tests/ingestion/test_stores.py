@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from reir.images import canonical_uri, image_id
-from reir.store import InstanceStore, open_store
+from reir.store import InstanceStore
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.testing import stored_rows, write_hostile_files, write_scenes
-
-
-@pytest.fixture(params=["memory", "lite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InstanceStore]:
-    store = open_store("memory:" if request.param == "memory" else str(tmp_path / "store"))
-    yield store
-    store.close()
 
 
 def fresh_rows(folder: Path) -> dict[str, object]:
@@ -30,7 +20,8 @@ def fresh_rows(folder: Path) -> dict[str, object]:
     return stored_rows(store, "g")
 
 
-def test_the_life_of_a_gallery(store: InstanceStore, tmp_path: Path) -> None:
+def test_the_life_of_a_gallery(any_store: InstanceStore, tmp_path: Path) -> None:
+    store = any_store
     folder = tmp_path / "photos"
     paths = write_scenes(folder, 24)
     hostile = write_hostile_files(folder, 20)
@@ -49,10 +40,11 @@ def test_the_life_of_a_gallery(store: InstanceStore, tmp_path: Path) -> None:
     assert (touched.unchanged, touched.instances) == (29, 0)
     assert stored_rows(store, "g") == fresh_rows(folder)
 
-    paths[0].write_bytes(paths[5].read_bytes())
+    others = write_scenes(tmp_path / "others", 2, seed=9)
+    paths[0].write_bytes(others[0].read_bytes())
     paths[1].unlink()
     paths[2].write_bytes(b"")
-    Path(hostile[0].path).write_bytes(paths[6].read_bytes())
+    Path(hostile[0].path).write_bytes(others[1].read_bytes())
     write_scenes(folder / "more", 3, seed=8)
     third = index(folder, "g", store, FakeEncoder(), options=options)
     assert (third.new, third.changed, third.removed, third.num_images) == (3, 2, 1, 46)
@@ -66,7 +58,10 @@ def test_the_life_of_a_gallery(store: InstanceStore, tmp_path: Path) -> None:
     assert store.live_version("g") == other.version
 
 
-def test_photos_are_found_as_soon_as_they_are_indexed(store: InstanceStore, tmp_path: Path) -> None:
+def test_photos_are_found_as_soon_as_they_are_indexed(
+    any_store: InstanceStore, tmp_path: Path
+) -> None:
+    store = any_store
     write_scenes(tmp_path / "photos", 10)
     encoder = FakeEncoder()
     index(tmp_path / "photos", "g", store, encoder)

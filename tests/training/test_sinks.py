@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from reir_training.sinks import JsonLines, Sink, TensorBoard, figures, scalars
+from reir.sinks import JsonLines, Sink
+from reir_training.sinks import TensorBoard, figures, scalars
 
 START = {"event": "start", "time": 1.0}
 PROGRESS = {

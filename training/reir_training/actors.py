@@ -11,8 +11,9 @@ import numpy as np
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from reir.sinks import Record
 from reir_training.clare_data import Arrays
-from reir_training.sinks import Record, figures
+from reir_training.sinks import figures
 
 MOST_READERS = 8
 """Actors that load steps for one training worker; Ray starts more than one when steps run out."""

@@ -28,12 +28,13 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from reir.errors import ReirError
+from reir.sinks import JsonLines, Record, Sink
 from reir_training.actors import Prometheus, stream_steps
 from reir_training.config import PRESETS, CommonConfig
 from reir_training.engine import Best, RunState, save_state, start_engine
 from reir_training.loop import Averaged, Position, TrainLoop
 from reir_training.plan import Epoch, plan
-from reir_training.sinks import JsonLines, Record, Sink, TensorBoard
+from reir_training.sinks import TensorBoard
 from reir_training.storage import Storage, open_storage
 from reir_training.tasks import AnyTask, NumWorkers, make_task, shares_evenly
 

@@ -1,4 +1,4 @@
-"""Where the figures of a run go. All sinks take the same records, those of `metrics.jsonl`.
+"""The records of a training, those of `metrics.jsonl`, and TensorBoard as a sink for them.
 
 {"event": "start", "time": ...}
 {"event": "progress", ...}    the fields of `loop.Progress`
@@ -7,43 +7,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
-Record = Mapping[str, Any]
+from reir.sinks import Record
+
 NO_FIGURES = ("event", "epoch", "best_epoch", "losses")
-
-
-class Sink(Protocol):
-    """Takes the records of a run."""
-
-    def write(self, record: Record) -> None:
-        """Take one record."""
-        ...
-
-    def close(self) -> None:
-        """Write what is not yet written."""
-        ...
-
-
-class JsonLines:
-    """One line a record, behind those of earlier starts."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
-
-    def write(self, record: Record) -> None:
-        """Take one record."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class TensorBoard:

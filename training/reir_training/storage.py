@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyarrow import ArrowException
 from pyarrow.fs import FileSystem, FileType, LocalFileSystem, copy_files
 
 from reir.errors import ConfigError
+from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
 
 MARKER = ".reir-write-test"
 
@@ -62,8 +62,7 @@ def open_storage(uri: str) -> Storage:
     """Return the storage at `uri`.
 
     Args:
-        uri: "s3://bucket/path", "gs://bucket/path" or a folder. Options follow a "?", such as
-            "endpoint_override=..."; credentials come from the environment (AWS_*, GOOGLE_*).
+        uri: a folder, or a bucket as `reir.object_storage.open_filesystem` takes it.
 
     Raises:
         ConfigError: there is no such kind of storage, or an option is not known.
@@ -71,10 +70,9 @@ def open_storage(uri: str) -> Storage:
     if "://" not in uri:
         return Storage(LocalFileSystem(), str(Path(uri).absolute()))
     try:
-        filesystem, path = FileSystem.from_uri(uri)
-    except (ArrowException, OSError) as error:
+        return Storage(*open_filesystem(uri))
+    except STORAGE_ERRORS as error:
         raise ConfigError(_named(uri, error)) from error
-    return Storage(filesystem, path.rstrip("/"))
 
 
 def checked_storage(uri: str) -> Storage:
@@ -86,16 +84,13 @@ def checked_storage(uri: str) -> Storage:
     storage = open_storage(uri)
     try:
         storage.check()
-    except (ArrowException, OSError) as error:
+    except STORAGE_ERRORS as error:
         raise ConfigError(_named(uri, error)) from error
     return storage
 
 
 def _named(uri: str, error: Exception) -> str:
-    """Name a storage in a message; what stands before an @ or after a ? may be a secret."""
-    scheme, separator, rest = uri.partition("?")[0].rpartition("://")
-    place = scheme + separator + rest.rpartition("@")[2]
     return (
-        f"storage {place!r} cannot be used: {error}; it takes s3://bucket/path, gs://bucket/path "
-        "or a folder that can be written"
+        f"storage {without_secrets(uri)!r} cannot be used: {error}; it takes s3://bucket/path, "
+        "gs://bucket/path or a folder that can be written"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from pymilvus import DataType
 
 from reir.errors import GalleryNotFound
 from reir.store import checks, rows
@@ -27,6 +29,7 @@ class Catalogue:
     def __init__(self, connection: MilvusConnection) -> None:
         """Use a connection."""
         self._connection = connection
+        self._ledger_columns: dict[str, Mapping[str, DataType]] = {}
 
     def instances(self, gallery: str, version: str) -> Table:
         """Instances of a version, existing or not."""
@@ -36,7 +39,7 @@ class Catalogue:
     def images(self, gallery: str, version: str) -> Table:
         """Ledger of a version, existing or not."""
         name = images_collection(gallery, version)
-        return Table(self._connection, name, "image_id", rows.IMAGE_COLUMNS)
+        return Table(self._connection, name, "image_id", self._columns_of_ledger(name))
 
     def version_keys(self) -> Iterator[VersionKey]:
         """All versions of all galleries."""
@@ -105,6 +108,17 @@ class Catalogue:
             num_failed=images.count(f"status == {quote('failed')}"),
             num_instances=self.instances(gallery, version).count(),
         )
+
+    def _columns_of_ledger(self, name: str) -> Mapping[str, DataType]:
+        """Those of `rows.IMAGE_COLUMNS` that a ledger has: an earlier release made it with less."""
+        if name not in self._ledger_columns:
+            found = Table(self._connection, name, "image_id", {}).describe()
+            if found is None:
+                return rows.IMAGE_COLUMNS
+            present = {each["name"] for each in found["fields"]}
+            columns = {each: kind for each, kind in rows.IMAGE_COLUMNS.items() if each in present}
+            self._ledger_columns[name] = columns
+        return self._ledger_columns[name]
 
     @contextlib.contextmanager
     def errors_of(self, gallery: str, version: str) -> Iterator[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -13,7 +15,7 @@ import grpc  # type: ignore[import-untyped]
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from reir.errors import GalleryNotFound, StoreError, StoreUnavailable
+from reir.errors import FREE_SPACE, GalleryNotFound, StoreError, StoreUnavailable
 from reir.store.lite_server import LiteServer
 
 CALL_TIMEOUT_S = 60.0
@@ -149,7 +151,8 @@ class MilvusConnection:
         if _status(error) in _DENIED:
             hint = "set REIR_MILVUS_TOKEN to user:password or to an API key"
             return StoreError(f"store at {self.address} refuses access: {error}; {hint}")
-        return StoreError(f"store at {self.address} refused {method}: {error}")
+        hint = f"; {FREE_SPACE}" if os.strerror(errno.ENOSPC) in str(error) else ""
+        return StoreError(f"store at {self.address} refused {method}: {error}{hint}")
 
 
 def _status(error: Exception) -> object:

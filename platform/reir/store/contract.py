@@ -9,11 +9,15 @@ store is in use must not be visible in any answer; the congruence suite holds th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, MaskRle
+
+LEDGER_LAYOUT = 2
+"""Goes up with the columns of the ledger and is part of a version's settings: a gallery of an
+earlier release stays readable, and the next indexing run builds a new version beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,8 @@ class InstanceStore(Protocol):
 
         Replaces whatever is stored under the same image ids (also where the new image has fewer
         instances). Returns when the rows are durable against a killed process and searchable.
+        Embedded, a search sees the whole batch or nothing of it; on a server, new instances are
+        seen before those that go are gone.
 
         Raises:
             SchemaMismatch: a vector's dimension differs from the version's.
@@ -157,6 +163,29 @@ class InstanceStore(Protocol):
         self, gallery: str, version: str, *, status: str | None = None
     ) -> Iterator[ImageRecord]:
         """All ledger rows in the order of image_id, optionally of one status; streams."""
+        ...
+
+    def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:
+        """(image id, uri) of every image whose first write was cut short, in the order of the id.
+
+        No other method knows them, but some of their instances may be stored; writing the image
+        again or deleting it mends that.
+        """
+        ...
+
+    def find_content(
+        self, gallery: str, version: str, hashes: Collection[str]
+    ) -> dict[str, list[ImageRecord]]:
+        """Ledger rows of the indexed images that have one of these contents, by content hash.
+
+        Duplicates are among them; each list is in the order of image_id.
+        """
+        ...
+
+    def get_indexed(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, IndexedImage]:
+        """The images that exist as they were written: with vectors, image vector and masks."""
         ...
 
     def get_instances(

@@ -1,6 +1,6 @@
 """Evaluates a filter tree over numpy columns: the reference meaning of a filter."""
 
-# Shapes: N instances, I images
+# Shapes: N instances
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Column:
     """Values of one field.
 
     Attributes:
-        values: (N,) float32 for number fields, else objects; with `index` (I,) one an image.
-        index: (N,) the row of `values` for each instance, or None if there is one value each.
+        values: (N,) float32 for number fields, else objects; with `index` any number of them.
+        index: (N,) the place in `values` for each instance, or None if there is one value each.
     """
 
     values: npt.NDArray[Any]
-    index: npt.NDArray[np.int64] | None = None
+    index: npt.NDArray[np.int32] | None = None
 
     def expand(self, mask: Mask) -> Mask:
         """Return the mask over instances for one over `values`."""

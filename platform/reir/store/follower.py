@@ -12,7 +12,7 @@ from reir.store.checks import check_dim
 from reir.store.contract import InstanceRow
 from reir.store.exact import ExactIndex
 from reir.store.filters import Filter
-from reir.store.journal import Journal, JournalDamagedError, live_frames
+from reir.store.journal import FIRST_FRAME, Journal, JournalDamagedError, live_changes
 from reir.store.locks import FileLock
 
 COMPACT_ABOVE_ROWS = 4096
@@ -38,7 +38,7 @@ class JournalFollower:
         self._mutex = threading.Lock()
         self._journal: Journal | None = None
         self._index = ExactIndex(1)
-        self._offset = 0
+        self._offset = FIRST_FRAME
 
     def search(
         self, queries: FloatArray, limit: int, tree: Filter | None, version: str
@@ -47,7 +47,8 @@ class JournalFollower:
         with self._mutex:
             self._refresh()
             check_dim(queries.shape[1], self._index.dim, version)
-            return self._index.search(queries, limit, tree)
+            selection = self._index.select(tree)
+        return selection.search(queries, limit)
 
     def close(self) -> None:
         """Close the journal; a later search opens it again."""
@@ -85,7 +86,7 @@ class JournalFollower:
     def _drop(self) -> None:
         if self._journal is not None:
             self._journal.close()
-        self._journal, self._index, self._offset = None, ExactIndex(1), 0
+        self._journal, self._index, self._offset = None, ExactIndex(1), FIRST_FRAME
 
     def _compact(self) -> bool:
         """Rewrite the journal without what was replaced, unless a writer is busy just now."""
@@ -93,5 +94,5 @@ class JournalFollower:
             journal = self._journal
             if journal is None or not lock.acquire() or not journal.is_current:
                 return False
-            Journal.create(self._path, live_frames(journal))
+            Journal.create(self._path, self._index.dim, live_changes(journal))
             return True

@@ -1,24 +1,30 @@
 """The journal of one version: what was written to the embedded store, in order, for its readers.
 
-Readers in any process follow the file and so answer from memory without asking the store. The
-store of record is Milvus Lite: a journal that is missing or damaged is written anew from it.
+Readers in any process follow the journal and so answer without asking the store. The store of
+record is Milvus Lite: a journal that is missing or damaged is written anew from it.
 
-The file is a row of frames, appended under the version's write lock:
+It is two files. The rows file (`reir.store.rowfile`) holds the numbers, one row of 5 + D an
+instance, and is mapped by every reader. The journal itself names it and is a row of frames,
+appended under the version's write lock:
 
-    magic, length of the text, length of the numbers, checksum of both | JSON text | float32 numbers
+    magic, D, token of the rows file
+    magic, length of the text, end of the rows, checksum of the rows, checksum of the rest | JSON
 
-A frame either puts images (numbers: one row of 5 + D an instance: box, objectness, vector) or
-deletes them. A writer killed in the middle of a frame leaves a tail that readers do not touch and
-the next writer cuts off. As with the log of Milvus Lite, what was written survives a killed
-process but not always a power cut.
+A frame either puts images, whose rows are the last ones before its end of the rows, or deletes
+them. Rows are written before their frame, so a writer killed in between leaves rows that nobody
+reads and the next writer overwrites; killed in the middle of a frame it leaves a tail that readers
+do not touch and the next writer cuts off. As with the log of Milvus Lite, what was written survives
+a killed process but not always a power cut.
 """
 
-# Shapes: N instances of a frame, D vector dimension
+# Shapes: N instances of a frame, W = 5 + D for vectors of dimension D, R rows up to a frame's end
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,16 +35,23 @@ from typing import Any
 import numpy as np
 
 from reir.records import Attributes, FloatArray, IndexedImage, Instances
+from reir.store.rowfile import RowFile, RowFileDamagedError
 
 NUM_COLUMNS = 5
 """Numbers before the vector: x1, y1, x2, y2, objectness."""
 
+_START = struct.Struct("<4sI8s")
+FIRST_FRAME = _START.size
+"""Offset of the first frame."""
+
 _HEADER = struct.Struct("<4sIQI")
-_MAGIC = b"rjn1"
+_CHECKSUM = struct.Struct("<I")
+_MAGIC = b"rjn2"
+_FRAME_MAGIC = b"frm2"
 
 
 class JournalDamagedError(Exception):
-    """A whole frame does not match its checksum: the journal has to be written anew."""
+    """A whole frame or its rows do not match their checksum: the journal has to be written anew."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +65,18 @@ class JournalImage:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One change.
+class Change:
+    """What one frame is to say.
 
     Attributes:
         puts: images that replace what was there under their ids.
+        rows: (N, W) float32, the instances of `puts` in order.
         deletes: ids of images that went.
-        rows: (N, 5 + D) float32, the instances of `puts` in order.
-        end: offset in the file after this frame.
     """
 
-    puts: tuple[JournalImage, ...]
-    deletes: tuple[str, ...]
+    puts: Sequence[JournalImage]
     rows: FloatArray
-    end: int
+    deletes: Sequence[str] = ()
 
     def parts(self) -> Iterator[tuple[JournalImage, FloatArray]]:
         """Each image that was put, with its rows."""
@@ -75,27 +86,66 @@ class Frame:
             start += image.num_instances
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A change as it was read.
+
+    Attributes:
+        change: what it says.
+        table: (R, W) all rows of the file up to the last of this change; mapped, not read.
+        end: offset in the journal after this frame.
+    """
+
+    change: Change
+    table: FloatArray
+    end: int
+
+
 class Journal:
-    """One open journal file; use one object a thread."""
+    """One open journal; use one object a thread."""
 
     def __init__(self, path: Path, dim: int) -> None:
         """Open an existing journal of vectors of dimension `dim`.
 
         Raises:
             FileNotFoundError: there is none.
+            JournalDamagedError: it is not one of this dimension, or its rows file is missing.
         """
         self.path = path
-        self._width = NUM_COLUMNS + dim
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._end = 0
+        self._end, self._end_row = FIRST_FRAME, 0
+        while True:
+            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._rows = self._open_rows(dim)
+            except (FileNotFoundError, JournalDamagedError) as error:
+                replaced = not self.is_current  # between the opening of the one and of the other
+                os.close(self._file)
+                if not replaced:
+                    raise JournalDamagedError(f"{path} has no rows: {error}") from error
+            else:
+                return
 
     @staticmethod
-    def create(path: Path, frames: Iterable[bytes] = ()) -> None:
-        """Write a journal with these frames in the place of `path`, at once or not at all."""
+    def create(path: Path, dim: int, changes: Iterable[Change] = ()) -> None:
+        """Write a journal of these changes in the place of `path`, at once or not at all.
+
+        The caller holds the version's write lock.
+        """
+        token = secrets.token_hex(4)
         temporary = path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.writelines(frames)
+        temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()))
+        _rows_path(path, token).touch()
+        with contextlib.closing(Journal(temporary, dim)) as journal:
+            for change in changes:
+                journal.append(change)
         temporary.replace(path)
+        _remove_rows(path, but=token)
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Delete the journal and its rows; readers keep what they have open."""
+        path.unlink(missing_ok=True)
+        _remove_rows(path)
 
     @property
     def is_current(self) -> bool:
@@ -104,94 +154,124 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Bytes in the journal, rows not counted."""
         return os.fstat(self._file).st_size
 
-    def append(self, frame: bytes) -> None:
-        """Add a frame; the caller holds the version's write lock.
+    def append(self, change: Change) -> None:
+        """Add a change; the caller holds the version's write lock.
 
         Raises:
             JournalDamagedError: what is there cannot be read.
         """
-        while (end := self._next_end(self._end)) is not None:
-            self._end = end
+        self._find_end()
+        if len(change.rows):
+            self._rows.write(self._end_row, change.rows)
+        end_row = self._end_row + len(change.rows)
+        frame = _encode(change, end_row)
         os.ftruncate(self._file, self._end)
         written = 0
         while written < len(frame):
             written += os.pwrite(self._file, frame[written:], self._end + written)
-        self._end += len(frame)
+        self._end, self._end_row = self._end + len(frame), end_row
 
-    def read(self, offset: int = 0) -> Iterator[Frame]:
+    def read(self, offset: int = FIRST_FRAME) -> Iterator[Frame]:
         """Frames from `offset` on, as far as they are whole.
 
         Raises:
-            JournalDamagedError: a frame does not match its checksum.
+            JournalDamagedError: a frame or its rows do not match their checksum.
         """
-        while (end := self._next_end(offset)) is not None:
-            yield self._frame(offset, end)
-            offset = end
+        data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
+        start = 0
+        while (end := self._next_end(data[start:], offset + start)) is not None:
+            yield self._frame(data[start : start + end], offset + start)
+            start += end
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
+        """Close the files; tables that were read stay valid. A second call does nothing."""
         if self._file >= 0:
             os.close(self._file)
+            self._rows.close()
             self._file = -1
 
-    def _next_end(self, offset: int) -> int | None:
-        """End of the frame at `offset`, None when there is no whole one."""
-        header = os.pread(self._file, _HEADER.size, offset)
-        if len(header) < _HEADER.size:
+    def _open_rows(self, dim: int) -> RowFile:
+        start = os.pread(self._file, _START.size, 0)
+        if len(start) < _START.size or start[: len(_MAGIC)] != _MAGIC:
+            raise JournalDamagedError(f"{self.path} does not begin as a journal")
+        _, found_dim, token = _START.unpack(start)
+        if found_dim != dim:
+            raise JournalDamagedError(f"{self.path} has dimension {found_dim}, wanted {dim}")
+        return RowFile(_rows_path(self.path, token.decode("ascii", "replace")), NUM_COLUMNS + dim)
+
+    def _find_end(self) -> None:
+        """Go on to the end of the last whole frame; other writers may have added some."""
+        while True:
+            header = os.pread(self._file, _HEADER.size, self._end)
+            length = self._next_end(memoryview(header), self._end, self.size - self._end)
+            if length is None:
+                return
+            self._end_row = int(_HEADER.unpack(header)[2])
+            self._end += length
+
+    def _next_end(self, data: memoryview, offset: int, available: int | None = None) -> int | None:
+        """Length of the frame that `data` begins with, None when there is no whole one."""
+        if len(data) < _HEADER.size:
             return None
-        magic, text_bytes, number_bytes, _ = _HEADER.unpack(header)
-        if magic != _MAGIC:
+        magic, text_bytes, _, _ = _HEADER.unpack_from(data)
+        if magic != _FRAME_MAGIC:
             raise JournalDamagedError(f"{self.path} has no frame at byte {offset}")
-        end = offset + _HEADER.size + int(text_bytes) + int(number_bytes)
-        return end if end <= self.size else None
+        length = _HEADER.size + _CHECKSUM.size + int(text_bytes)
+        return length if length <= (len(data) if available is None else available) else None
 
-    def _frame(self, offset: int, end: int) -> Frame:
-        data = os.pread(self._file, end - offset, offset)
-        _, text_bytes, _, checksum = _HEADER.unpack_from(data)
-        payload = memoryview(data)[_HEADER.size :]
-        if zlib.crc32(payload) != checksum:
+    def _frame(self, data: memoryview, offset: int) -> Frame:
+        _, _, end_row, rows_checksum = _HEADER.unpack_from(data)
+        head, text = data[: _HEADER.size], data[_HEADER.size + _CHECKSUM.size :]
+        (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
+        if zlib.crc32(text, zlib.crc32(head)) != checksum:
             raise JournalDamagedError(f"{self.path} has a bad checksum at byte {offset}")
-        text: dict[str, list[Any]] = json.loads(bytes(payload[:text_bytes]))
-        rows = np.frombuffer(payload[text_bytes:], dtype=np.float32).reshape(-1, self._width)
-        puts = tuple(JournalImage(*each) for each in text["put"])
-        return Frame(puts=puts, deletes=tuple(text["delete"]), rows=rows, end=end)
+        said: dict[str, list[Any]] = json.loads(bytes(text))
+        puts = tuple(JournalImage(*each) for each in said["put"])
+        try:
+            table = self._rows.view(end_row)
+        except RowFileDamagedError as error:
+            raise JournalDamagedError(str(error)) from error
+        rows = table[end_row - sum(image.num_instances for image in puts) :]
+        if zlib.crc32(rows.data) != rows_checksum:
+            raise JournalDamagedError(f"{self.path} has a bad checksum of its rows to {end_row}")
+        return Frame(Change(puts, rows, tuple(said["delete"])), table, offset + len(data))
 
 
-def put_frame(images: Iterable[IndexedImage]) -> bytes:
-    """Frame that puts these images."""
-    return encode_frame([(_journal_image(image), _rows(image.instances)) for image in images])
+def put_change(images: Iterable[IndexedImage], dim: int) -> Change:
+    """Change that puts these images, with vectors of dimension `dim`."""
+    batch = list(images)
+    blocks = [_rows(image.instances) for image in batch if image.instances is not None]
+    empty = np.empty((0, NUM_COLUMNS + dim), dtype=np.float32)
+    return Change([_journal_image(image) for image in batch], np.concatenate([empty, *blocks]))
 
 
-def delete_frame(image_ids: Sequence[str]) -> bytes:
-    """Frame that deletes these images."""
-    return encode_frame([], image_ids)
+def delete_change(image_ids: Sequence[str], dim: int) -> Change:
+    """Change that deletes these images."""
+    return Change([], np.empty((0, NUM_COLUMNS + dim), dtype=np.float32), image_ids)
 
 
-def encode_frame(
-    puts: Sequence[tuple[JournalImage, FloatArray]], deletes: Sequence[str] = ()
-) -> bytes:
-    """Frame of images with their (N, 5 + D) rows, and of ids that went."""
-    listed = [[each.image_id, each.uri, each.num_instances, each.attributes] for each, _ in puts]
-    text = json.dumps({"put": listed, "delete": list(deletes)}).encode()
-    payload = text + b"".join(rows.tobytes() for _, rows in puts)
-    checksum = zlib.crc32(payload)
-    return _HEADER.pack(_MAGIC, len(text), len(payload) - len(text), checksum) + payload
-
-
-def live_frames(journal: Journal) -> Iterator[bytes]:
-    """Frames that say the same as the whole journal without what was replaced or deleted."""
+def live_changes(journal: Journal) -> Iterator[Change]:
+    """Changes that say the same as the whole journal without what was replaced or deleted."""
     last: dict[str, int] = {}
     for frame in journal.read():
-        last.update({image.image_id: frame.end for image in frame.puts})
-        for image_id in frame.deletes:
+        last.update({image.image_id: frame.end for image in frame.change.puts})
+        for image_id in frame.change.deletes:
             last.pop(image_id, None)
     for frame in journal.read():
-        kept = [part for part in frame.parts() if last.get(part[0].image_id) == frame.end]
+        kept = [part for part in frame.change.parts() if last.get(part[0].image_id) == frame.end]
         if kept:
-            yield encode_frame(kept)
+            yield Change([image for image, _ in kept], np.concatenate([rows for _, rows in kept]))
+
+
+def _encode(change: Change, end_row: int) -> bytes:
+    puts = [[each.image_id, each.uri, each.num_instances, each.attributes] for each in change.puts]
+    text = json.dumps({"put": puts, "delete": list(change.deletes)}).encode()
+    rows_checksum = zlib.crc32(np.ascontiguousarray(change.rows).data)
+    head = _HEADER.pack(_FRAME_MAGIC, len(text), end_row, rows_checksum)
+    return head + _CHECKSUM.pack(zlib.crc32(text, zlib.crc32(head))) + text
 
 
 def _journal_image(image: IndexedImage) -> JournalImage:
@@ -199,7 +279,16 @@ def _journal_image(image: IndexedImage) -> JournalImage:
     return JournalImage(record.image_id, record.uri, record.num_instances, dict(record.attributes))
 
 
-def _rows(instances: Instances | None) -> FloatArray:
-    if instances is None:
-        return np.empty((0, 0), dtype=np.float32)
+def _rows(instances: Instances) -> FloatArray:
     return np.column_stack([instances.boxes, instances.objectness, instances.vectors])
+
+
+def _rows_path(path: Path, token: str) -> Path:
+    return path.with_suffix(f".{token}.rows")
+
+
+def _remove_rows(path: Path, but: str = "") -> None:
+    """Delete the rows files of a journal, those left by a writer that was killed too."""
+    for found in path.parent.glob(f"{path.stem}.*.rows"):
+        if not but or found != _rows_path(path, but):
+            found.unlink(missing_ok=True)

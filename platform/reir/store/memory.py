@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reir.records import FloatArray, ImageRecord, IndexedImage, MaskRle
+from reir.records import FloatArray, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.store.checks import (
     check_dim,
     check_images,
@@ -30,12 +30,17 @@ from reir.store.names import check_name
 
 @dataclass
 class _Version:
-    """Ledger rows, instances and masks of one version, by image id."""
+    """Ledger rows of one version, and what they hold as it was given and as rows, by image id."""
 
     spec: VersionSpec
     records: dict[str, ImageRecord] = field(default_factory=dict)
+    instances: dict[str, Instances | None] = field(default_factory=dict)
     rows: dict[str, list[InstanceRow]] = field(default_factory=dict)
-    masks: dict[str, tuple[MaskRle, ...]] = field(default_factory=dict)
+
+    def masks(self, image_id: str) -> tuple[MaskRle, ...]:
+        """Masks of an image's instances, none where the version keeps none."""
+        instances = self.instances.get(image_id)
+        return () if instances is None else instances.masks or ()
 
 
 class MemoryStore:
@@ -104,10 +109,12 @@ class MemoryStore:
         batch = latest_by_id(images)
         check_images(batch.values(), stored.spec.dim, version)
         for image_id, image in batch.items():
+            instances = image.instances
+            if instances is not None and not stored.spec.has_masks:
+                instances = replace(instances, masks=None)
+            stored.instances[image_id] = instances
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
-            masks = None if image.instances is None else image.instances.masks
-            stored.masks[image_id] = (masks or ()) if stored.spec.has_masks else ()
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before."""
@@ -120,7 +127,7 @@ class MemoryStore:
         stored = self._version(gallery, version)
         found = set(image_ids) & stored.records.keys()
         for image_id in found:
-            del stored.records[image_id], stored.rows[image_id], stored.masks[image_id]
+            del stored.records[image_id], stored.rows[image_id], stored.instances[image_id]
         return len(found)
 
     def get_images(
@@ -137,6 +144,32 @@ class MemoryStore:
         records = self._version(gallery, version).records
         return (records[each] for each in sorted(records) if status in (None, records[each].status))
 
+    def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:
+        """None: nothing outlives a write that was cut short."""
+        self._version(gallery, version)
+        return iter(())
+
+    def find_content(
+        self, gallery: str, version: str, hashes: Collection[str]
+    ) -> dict[str, list[ImageRecord]]:
+        """Ledger rows of the indexed images that have one of these contents, by content hash."""
+        found: dict[str, list[ImageRecord]] = {}
+        for record in self.iter_images(gallery, version, status="indexed"):
+            if record.content_hash in hashes:
+                found.setdefault(record.content_hash, []).append(record)
+        return found
+
+    def get_indexed(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, IndexedImage]:
+        """The images that exist as they were written: with vectors, image vector and masks."""
+        stored = self._version(gallery, version)
+        return {
+            each: IndexedImage(stored.records[each], stored.instances[each])
+            for each in image_ids
+            if each in stored.records
+        }
+
     def get_instances(
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
@@ -152,12 +185,11 @@ class MemoryStore:
         self, gallery: str, version: str, instance_ids: Sequence[str]
     ) -> dict[str, MaskRle]:
         """Masks of those instances that have one."""
-        masks = self._version(gallery, version).masks
-        images = {each: each.rpartition("#")[0] for each in instance_ids}
+        stored = self._version(gallery, version)
         known = {
             instance_id(image_id, number): mask
-            for image_id in set(images.values()) & masks.keys()
-            for number, mask in enumerate(masks[image_id])
+            for image_id in {each.rpartition("#")[0] for each in instance_ids}
+            for number, mask in enumerate(stored.masks(image_id))
         }
         return {each: known[each] for each in instance_ids if each in known}
 

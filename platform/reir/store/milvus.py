@@ -3,7 +3,9 @@
 Everything is found by its key, nothing by scanning. Before instances are written for the first
 time, or more of them than before, the image's ledger row notes how far their numbers will reach;
 after them, what lies beyond the new count is deleted, and the finished ledger row comes last. A
-writer that dies in between leaves a `reach` from which the next run of the batch cleans up.
+writer that dies in between leaves a `reach` from which the next run of the batch cleans up. Nothing
+is deleted before the images of the batch that only gained are finished: one of them may have taken
+over what another one loses (`reir.store.duplicates`).
 """
 
 # Shapes: Q queries, D vector dimension
@@ -13,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -25,15 +27,15 @@ from reir.store import checks, rows
 from reir.store.catalogue import Catalogue
 from reir.store.client import MilvusConnection
 from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
-from reir.store.filter_milvus import quote, render_milvus
+from reir.store.filter_milvus import quote, render_ids, render_milvus
 from reir.store.filters import parse
-from reir.store.journal import JournalImage, encode_frame
+from reir.store.journal import Change, JournalImage
 from reir.store.mirror import Mirror
 from reir.store.names import instances_collection
 from reir.store.rows import PENDING, StoredVersion
 from reir.store.table import Row, Table
 
-_FRAME_IMAGES = 256
+_CHANGE_IMAGES = 256
 
 
 class MilvusStore:
@@ -87,7 +89,7 @@ class MilvusStore:
                 properties = StoredVersion(spec, time.time_ns()).to_properties()
                 images.create(spec.dim, properties)
                 if self._mirror is not None:
-                    self._mirror.create(instances.name)
+                    self._mirror.create(instances.name, spec.dim)
                 instances.create(spec.dim, properties, rows.MASK_COLUMN if spec.has_masks else {})
             images.ensure_ready()
             instances.ensure_ready()
@@ -123,10 +125,12 @@ class MilvusStore:
             checks.check_images(batch.values(), dim, version)
             reach = _announce(ledger, batch, dim)
             instances.upsert(itertools.chain.from_iterable(map(to_rows, batch.values())))
-            instances.delete(_beyond(batch, reach))
             if self._mirror is not None:
                 self._mirror.put(instances.name, dim, batch.values())
-            ledger.upsert(rows.ledger_row(image, dim) for image in batch.values())
+            beyond = {each: list(_beyond(image, reach[each])) for each, image in batch.items()}
+            ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if not beyond[each])
+            instances.delete(itertools.chain.from_iterable(beyond.values()))
+            ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if beyond[each])
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before."""
@@ -166,6 +170,38 @@ class MilvusStore:
         pages = self._catalogue.images(gallery, version).pages(condition)
         return map(rows.record_from_row, pages)
 
+    def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:
+        """(image id, uri) of every image whose first write was cut short."""
+        self._catalogue.spec(gallery, version)
+        pages = self._catalogue.images(gallery, version).pages(f"status == {quote(PENDING)}")
+        return ((row["image_id"], row["uri"]) for row in pages)
+
+    def find_content(
+        self, gallery: str, version: str, hashes: Collection[str]
+    ) -> dict[str, list[ImageRecord]]:
+        """Ledger rows of the indexed images that have one of these contents, by content hash."""
+        self._catalogue.spec(gallery, version)
+        found: dict[str, list[ImageRecord]] = {}
+        if not hashes:
+            return found
+        wanted = f"status == {quote('indexed')} and {render_ids('content_hash', hashes)}"
+        for row in self._catalogue.images(gallery, version).pages(wanted):
+            found.setdefault(row["content_hash"], []).append(rows.record_from_row(row))
+        return found
+
+    def get_indexed(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, IndexedImage]:
+        """The images that exist as they were written: with vectors, image vector and masks."""
+        ledger, instances = self._tables(gallery, version)
+        with self._catalogue.errors_of(gallery, version):
+            images = _finished(ledger.get(image_ids, ["*"]))
+            found = instances.get(_instance_ids(images, "num_instances"), ["*"])
+        return {
+            each: rows.image_from_rows(row, _stored(found, {each: row}))
+            for each, row in images.items()
+        }
+
     def get_instances(
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
@@ -177,11 +213,7 @@ class MilvusStore:
             ids = _instance_ids(images, "num_instances")
             found = instances.get(ids, columns, consistency="Session")
         return {
-            each: [
-                rows.instance_from_row(found[key])
-                for key in _instance_ids({each: images[each]}, "num_instances")
-                if key in found
-            ]
+            each: [rows.instance_from_row(row) for row in _stored(found, {each: images[each]})]
             for each in image_ids
             if each in images
         }
@@ -216,7 +248,7 @@ class MilvusStore:
                 instances_collection(gallery, version),
                 lambda: (
                     self._catalogue.spec(gallery, version).dim,
-                    self._frames(gallery, version),
+                    self._changes(gallery, version),
                 ),
                 (queries, limit, tree),
                 version,
@@ -272,13 +304,15 @@ class MilvusStore:
             checks.check_dim(found, dim, version)
             self._dims[gallery, version] = dim
 
-    def _frames(self, gallery: str, version: str) -> Iterator[bytes]:
-        """The whole version as journal frames, read from Milvus."""
+    def _changes(self, gallery: str, version: str) -> Iterator[Change]:
+        """The whole version as changes of an empty journal, read from Milvus."""
         images = self.iter_images(gallery, version, status="indexed")
-        while chunk := list(itertools.islice(images, _FRAME_IMAGES)):
+        while chunk := list(itertools.islice(images, _CHANGE_IMAGES)):
             ids = [record.image_id for record in chunk]
             found = self.get_instances(gallery, version, ids, with_vectors=True)
-            yield encode_frame([_journal_part(each, found[each.image_id]) for each in chunk])
+            puts = [_journal_image(each, len(found[each.image_id])) for each in chunk]
+            rows = [_journal_row(row) for each in chunk for row in found[each.image_id]]
+            yield Change(puts, np.array(rows, dtype=np.float32))
 
 
 def _announce(ledger: Table, batch: Mapping[str, IndexedImage], dim: int) -> dict[str, int]:
@@ -296,11 +330,10 @@ def _announce(ledger: Table, batch: Mapping[str, IndexedImage], dim: int) -> dic
     return reach
 
 
-def _beyond(batch: Mapping[str, IndexedImage], reach: Mapping[str, int]) -> Iterator[str]:
-    """Ids of instances that may be stored of these images but are no longer theirs."""
-    for image_id, image in batch.items():
-        for number in range(image.record.num_instances, reach[image_id]):
-            yield checks.instance_id(image_id, number)
+def _beyond(image: IndexedImage, reach: int) -> Iterator[str]:
+    """Ids of instances that may be stored of this image but are no longer its own."""
+    for number in range(image.record.num_instances, reach):
+        yield checks.instance_id(image.record.image_id, number)
 
 
 def _finished(found: Mapping[str, Row]) -> dict[str, Row]:
@@ -317,14 +350,15 @@ def _instance_ids(found: Mapping[str, Row], count: str) -> list[str]:
     ]
 
 
-def _journal_part(
-    record: ImageRecord, instances: Sequence[InstanceRow]
-) -> tuple[JournalImage, FloatArray]:
-    image = JournalImage(record.image_id, record.uri, len(instances), record.attributes)
-    numbers = [[*each.box, each.objectness, *_vector(each)] for each in instances]
-    return image, np.array(numbers, dtype=np.float32)
+def _journal_image(record: ImageRecord, num_instances: int) -> JournalImage:
+    return JournalImage(record.image_id, record.uri, num_instances, record.attributes)
 
 
-def _vector(row: InstanceRow) -> list[float]:
+def _stored(found: Mapping[str, Row], images: Mapping[str, Row]) -> list[Row]:
+    """Those of the `found` instances that are of these images, in the order of their number."""
+    return [found[key] for key in _instance_ids(images, "num_instances") if key in found]
+
+
+def _journal_row(row: InstanceRow) -> FloatArray:
     assert row.vector is not None, "asked for with its vector"
-    return [float(value) for value in row.vector]
+    return np.array([*row.box, row.objectness, *row.vector], dtype=np.float32)

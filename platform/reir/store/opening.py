@@ -64,7 +64,7 @@ def _open_directory(directory: Path) -> InstanceStore:
     from reir.store.milvus import MilvusStore
     from reir.store.mirror import Mirror
 
-    if directory.exists() and not directory.is_dir():
+    if os.path.exists(directory) and not os.path.isdir(directory):  # no error without permission
         raise ConfigError(f"store location {str(directory)!r} is a file; give one of {_ALLOWED}")
     server = LiteServer(directory)
     return MilvusStore(MilvusConnection(server), Mirror(directory / "reader"))

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from pymilvus import DataType
 
-from reir.records import ImageRecord, IndexedImage, Instances, MaskRle
+from reir.records import FloatArray, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.store.checks import instance_id
 from reir.store.contract import InstanceRow, VersionSpec
 
@@ -34,16 +34,16 @@ IMAGE_COLUMNS = {
     "reason": DataType.VARCHAR,
     "detail": DataType.VARCHAR,
     "attributes": DataType.JSON,
+    "same_as": DataType.VARCHAR,
+    "perceptual_hash": DataType.VARCHAR,
 }
 """Columns of the images collection; `reach` is above every instance number ever written."""
 
+CORNERS = ("x1", "y1", "x2", "y2")
 INSTANCE_COLUMNS = {
     "image_id": DataType.VARCHAR,
     "uri": DataType.VARCHAR,
-    "x1": DataType.FLOAT,
-    "y1": DataType.FLOAT,
-    "x2": DataType.FLOAT,
-    "y2": DataType.FLOAT,
+    **dict.fromkeys(CORNERS, DataType.FLOAT),
     "objectness": DataType.FLOAT,
     "area": DataType.FLOAT,
     "attributes": DataType.JSON,
@@ -77,7 +77,7 @@ class StoredVersion:
 
 
 def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
-    """Row of the images collection; a failed image has the zero vector."""
+    """Row of the images collection; an image that holds no instances has the zero vector."""
     vector = np.zeros(dim, np.float32) if image.instances is None else image.instances.image_vector
     row = {each: getattr(image.record, each) for each in _RECORD_FIELDS}
     return {
@@ -89,8 +89,30 @@ def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
 
 
 def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
-    """Ledger row from a row of the images collection."""
-    return ImageRecord(**{name: row[name] for name in _RECORD_FIELDS})
+    """Ledger row from a row of the images collection; one of an earlier release lacks columns."""
+    return ImageRecord(**{name: row[name] for name in _RECORD_FIELDS & row.keys()})
+
+
+def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> IndexedImage:
+    """The image as it was written, from whole rows of both collections."""
+    record = replace(record_from_row(ledger), num_instances=len(found))
+    if not record.holds_instances:
+        return IndexedImage(record, None)
+    image_vector = np.asarray(ledger["vector"], dtype=np.float32)
+    masks = tuple(mask for row in found if (mask := mask_from_row(row)) is not None)
+    instances = Instances(
+        boxes=_numbers([[row[corner] for corner in CORNERS] for row in found], 4),
+        objectness=np.array([row["objectness"] for row in found], dtype=np.float32),
+        vectors=_numbers([row["vector"] for row in found], len(image_vector)),
+        image_vector=image_vector,
+        masks=masks or None,
+    )
+    return IndexedImage(record, instances)
+
+
+def _numbers(rows: Sequence[Any], width: int) -> FloatArray:
+    """(N, width) float32, also where N is 0."""
+    return np.array(rows, dtype=np.float32).reshape(-1, width)
 
 
 def instance_rows(image: IndexedImage, *, with_masks: bool) -> list[dict[str, Any]]:
@@ -106,8 +128,8 @@ def instance_rows(image: IndexedImage, *, with_masks: bool) -> list[dict[str, An
 
 
 def mask_from_row(row: Mapping[str, Any]) -> MaskRle | None:
-    """Mask from a row of the instances collection with its column of masks."""
-    if not row[MASK]:
+    """Mask from a row of the instances collection, None where it has none."""
+    if not row.get(MASK):
         return None
     values = json.loads(row[MASK])
     return MaskRle(tuple(values["size"]), values["counts"])

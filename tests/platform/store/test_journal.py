@@ -1,4 +1,4 @@
-"""The journal file: frames, torn tails, damage, compaction."""
+"""The journal and its rows: frames, torn tails, damage, compaction."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 
 from reir.records import IndexedImage
 from reir.store.journal import (
+    FIRST_FRAME,
+    Change,
     Frame,
     Journal,
     JournalDamagedError,
-    delete_frame,
-    live_frames,
-    put_frame,
+    delete_change,
+    live_changes,
+    put_change,
 )
 
 DIM = 8
@@ -25,22 +27,36 @@ MakeImage = Callable[..., IndexedImage]
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    Journal.create(tmp_path / "j.journal")
+    Journal.create(tmp_path / "j.journal", DIM)
     return Journal(tmp_path / "j.journal", DIM)
 
 
+def put(*images: IndexedImage) -> Change:
+    return put_change(images, DIM)
+
+
+def delete(*image_ids: str) -> Change:
+    return delete_change(image_ids, DIM)
+
+
+def rows_file(journal: Journal) -> Path:
+    (found,) = journal.path.parent.glob("*.rows")
+    return found
+
+
 def contents(frames: list[Frame]) -> list[tuple[list[str], list[str]]]:
-    return [([put.image_id for put in frame.puts], list(frame.deletes)) for frame in frames]
+    changes = [frame.change for frame in frames]
+    return [([put.image_id for put in each.puts], list(each.deletes)) for each in changes]
 
 
 def test_frames_come_back_in_order(journal: Journal, make_image: MakeImage) -> None:
     image = make_image("é", 3, attributes={"a": None, "b": 2.5})
-    journal.append(put_frame([image, make_image("b", 0)]))
-    journal.append(delete_frame(["b", "c"]))
+    journal.append(put(image, make_image("b", 0)))
+    journal.append(delete("b", "c"))
     frames = list(journal.read())
     assert contents(frames) == [(["é", "b"], []), ([], ["b", "c"])]
-    put, rows = next(frames[0].parts())
-    assert (put.uri, put.num_instances, put.attributes) == (
+    first, rows = next(frames[0].change.parts())
+    assert (first.uri, first.num_instances, first.attributes) == (
         image.record.uri,
         3,
         {"a": None, "b": 2.5},
@@ -57,21 +73,28 @@ def test_an_empty_journal_has_no_frames(journal: Journal) -> None:
 
 
 def test_a_torn_tail_is_skipped_and_then_cut_off(journal: Journal, make_image: MakeImage) -> None:
-    first, second = put_frame([make_image("a")]), put_frame([make_image("b")])
-    journal.append(first)
-    for torn in range(1, len(second)):
-        journal.path.write_bytes(first + second[:torn])
+    journal.append(put(make_image("a")))
+    first = journal.size
+    journal.append(put(make_image("b")))
+    whole = journal.path.read_bytes()
+    for torn in range(first + 1, len(whole)):
+        journal.path.write_bytes(whole[:torn])
         assert contents(list(journal.read())) == [(["a"], [])]
-    Journal(journal.path, DIM).append(delete_frame(["a"]))
-    assert contents(list(journal.read())) == [(["a"], []), ([], ["a"])]
+    last = make_image("c", 2)
+    Journal(journal.path, DIM).append(put(last))
+    frames = list(journal.read())
+    assert contents(frames) == [(["a"], []), (["c"], [])]
+    assert last.instances is not None
+    np.testing.assert_array_equal(frames[1].table[-2:, 5:], last.instances.vectors)
+    assert len(frames[1].table) == 5, "the rows of the torn frame were overwritten"
 
 
 def test_damage_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImage) -> None:
-    frame = put_frame([make_image("a", 1)])
-    journal.append(frame)
-    journal.append(delete_frame(["b"]))
+    journal.append(put(make_image("a", 1)))
+    first = journal.size
+    journal.append(delete("b"))
     whole = journal.path.read_bytes()
-    for position in range(len(frame)):
+    for position in range(FIRST_FRAME, first):
         journal.path.write_bytes(
             whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :]
         )
@@ -82,9 +105,51 @@ def test_damage_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImag
         assert found == [], "a length that points beyond the file reads as a torn tail"
 
 
+def test_damage_of_the_rows_is_noticed(journal: Journal, make_image: MakeImage) -> None:
+    journal.append(put(make_image("a", 2)))
+    rows = rows_file(journal)
+    with rows.open("r+b") as file:
+        file.seek(60)
+        file.write(b"?")
+    with pytest.raises(JournalDamagedError, match="checksum of its rows"):
+        list(journal.read())
+    with rows.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(JournalDamagedError, match="ends before row 2"):
+        list(Journal(journal.path, DIM).read())
+    rows.unlink()
+    with pytest.raises(JournalDamagedError, match="has no rows"):
+        Journal(journal.path, DIM)
+
+
+@pytest.mark.parametrize("start", [b"", b"rjn1" + bytes(40), b"rjn2" + bytes(12)])
+def test_another_format_or_dimension_counts_as_damage(journal: Journal, start: bytes) -> None:
+    journal.path.write_bytes(start)
+    with pytest.raises(JournalDamagedError):
+        Journal(journal.path, DIM)
+
+
+def test_many_rows_are_one_mapped_table(journal: Journal, make_image: MakeImage) -> None:
+    """More rows than the file grows by at a time; older tables stay as they are."""
+    images = [make_image(str(number), 400) for number in range(60)]
+    for image in images:
+        journal.append(put(image))
+    frames = list(journal.read())
+    table = frames[-1].table
+    assert table.shape == (24_000, 5 + DIM)
+    assert not table.flags.writeable
+    assert all(np.shares_memory(frame.table, table) for frame in frames)
+    wanted = [image.instances.vectors for image in images if image.instances]
+    np.testing.assert_array_equal(table[:, 5:], np.concatenate(wanted))
+    Journal.remove(journal.path)
+    np.testing.assert_array_equal(table[:, 5:], np.concatenate(wanted))
+    assert list(journal.path.parent.iterdir()) == []
+
+
 def test_replacing_the_file_is_noticed(journal: Journal) -> None:
     assert journal.is_current
-    Journal.create(journal.path)
+    Journal.create(journal.path, DIM)
+    assert len(list(journal.path.parent.iterdir())) == 2, "old rows are gone"
     assert not journal.is_current
     again = Journal(journal.path, DIM)
     journal.path.unlink()
@@ -97,19 +162,22 @@ def test_compaction_keeps_what_is_live(journal: Journal, make_image: MakeImage) 
     for seed in range(40):
         names = [str(name) for name in rng.choice(list("abcdefgh"), 3, replace=False)]
         if seed % 4 == 3:
-            journal.append(delete_frame(names))
+            journal.append(delete(*names))
             for name in names:
                 state.pop(name, None)
             continue
         images = [make_image(name, int(rng.integers(4)), seed=seed) for name in names]
-        journal.append(put_frame(images))
+        journal.append(put(*images))
         for image in images:
             assert image.instances is not None
             state[image.record.image_id] = image.instances.vectors.tobytes()
-    size = journal.size
-    Journal.create(journal.path, live_frames(journal))
+    *_, last = journal.read()
+    Journal.create(journal.path, DIM, live_changes(journal))
     compacted = Journal(journal.path, DIM)
-    kept = [part for frame in compacted.read() for part in frame.parts()]
-    assert {put.image_id: rows[:, 5:].tobytes() for put, rows in kept} == state
+    frames = list(compacted.read())
+    kept = [part for frame in frames for part in frame.change.parts()]
+    assert {image.image_id: rows[:, 5:].tobytes() for image, rows in kept} == state
     assert len(kept) == len(state)
-    assert compacted.size < size
+    assert len(frames[-1].table) == sum(image.num_instances for image, _ in kept)
+    assert len(frames[-1].table) < len(last.table)
+    assert compacted.size < journal.size

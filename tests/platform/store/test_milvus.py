@@ -264,7 +264,35 @@ def test_threads_that_share_a_store_survive_the_kill_of_its_server(
     store.close()
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_a_reader_sees_the_old_photo_or_the_new_never_a_mixture(
+    store: MilvusStore, make_image: MakeImage, open_lite: OpenLite
+) -> None:
+    """While another holder of the store replaces a photo again and again."""
+    states = [make_image("a", 2 + 3 * n, seed=n, attributes={"n": n}) for n in range(2)]
+    store.upsert_images("g", "v1", [make_image("b", 4), states[0]])
+    wanted = [
+        {(f"a#{number}", n) for number in range(image.record.num_instances)}
+        for n, image in enumerate(states)
+    ]
+    writer = open_lite(Path(store._connection.address))
+
+    def replace() -> None:
+        for n in range(1, 40):
+            writer.upsert_images("g", "v1", [states[n % 2]])
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(replace)
+        searches = 0
+        while not writing.done():
+            (hits,) = store.search("g", "v1", query(), 99, where='image_id == "a"')
+            assert {(hit.instance_id, hit.attributes["n"]) for hit in hits} in wanted
+            searches += 1
+        writing.result()
+    assert searches > 20
+    writer.close()
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "rows missing", "rows damaged"])
 @pytest.mark.parametrize("by", ["reader", "writer"])
 def test_a_journal_is_written_anew_from_the_store(
     store: MilvusStore, make_image: MakeImage, harm: str, by: str
@@ -272,12 +300,16 @@ def test_a_journal_is_written_anew_from_the_store(
     images = [make_image("a", 3, attributes={"k": 1}), make_image("b", 2), make_image("c", 0)]
     store.upsert_images("g", "v1", images[:2])
     journal = Path(store._connection.address) / "reader" / "g__v1__instances.journal"
-    if harm == "missing":
-        journal.unlink()
+    (rows,) = journal.parent.glob("g__v1__instances.*.rows")
+    harmed = rows if harm.startswith("rows") else journal
+    if harm.endswith("missing"):
+        harmed.unlink()
     else:
-        data = bytearray(journal.read_bytes())
+        data = bytearray(harmed.read_bytes())
         data[0] ^= 0xFF
-        journal.write_bytes(data)
+        harmed.write_bytes(data)
+    assert store._mirror is not None
+    store._mirror.close()  # as another process would find it
     if by == "reader":
         assert len(store.search("g", "v1", query(), 9)[0]) == 5
     store.upsert_images("g", "v1", images[2:])

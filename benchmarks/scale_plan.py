@@ -1,0 +1,182 @@
+"""The plan for many instances, computed from what the other benchmarks measured.
+
+    python benchmarks/scale_plan.py [--instances 1e9]
+
+Reads benchmarks/results/, measures nothing, and writes both tables of docs/scale.md, where each
+line of the plan has its formula. Prices and the load are assumptions of the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from _report import RESULTS, ROOT, write_report
+
+GIB = 2**30
+DIM = 256
+FLOAT_BYTES = 4 * DIM
+SIZES = {"10k": 1e4, "30k": 3e4, "100k": 1e5, "1m": 1e6}
+SOURCES = (
+    "p1_vector_search",
+    "p1_million",
+    "p1_vector_search_server",
+    "p1_quantisation",
+    "indexing",
+)
+
+
+def measured() -> dict[str, Any]:
+    """Figures of all sources under their keys, and the cores that each had.
+
+    Raises:
+        SystemExit: a source has not been measured.
+    """
+    figures: dict[str, Any] = {}
+    for name in SOURCES:
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            raise SystemExit(f"no {path.name} in benchmarks/results: measure it first")
+        report = json.loads(path.read_text(encoding="utf-8"))
+        figures |= report["figures"] | {f"{name}.cores": report["machine"]["cores"]}
+    return figures
+
+
+def by_size(figures: Mapping[str, Any], prefix: str, key: str) -> tuple[list[float], list[float]]:
+    """Sizes and values of `<prefix><size>.<key>` at all sizes measured, smallest first."""
+    found = {
+        count: float(figures[f"{prefix}{size}.{key}"])
+        for size, count in SIZES.items()
+        if f"{prefix}{size}.{key}" in figures
+    }
+    return list(found), list(found.values())
+
+
+def slope(points: tuple[list[float], list[float]]) -> float:
+    """Least-squares growth of a value with the number of instances."""
+    return float(np.polyfit(*points, 1)[0])
+
+
+def per_decade(points: tuple[list[float], list[float]]) -> tuple[float, float]:
+    """A value as (start, growth per factor of ten): what search of a graph takes."""
+    growth, start = np.polyfit(np.log10(points[0]), points[1], 1)
+    return float(start), float(growth)
+
+
+def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The plan's lines; the names are those of docs/scale.md."""
+    count = options.instances
+    photos = count / options.per_photo
+    graph_bytes = slope(by_size(figures, "p1.server_", "anon_mib")) * 2**20
+    disk_bytes = slope(by_size(figures, "p1.server_", "disk_mib")) * 2**20
+    code_bytes = figures["p1.quantised.int8.bytes"]
+    int8_bytes = graph_bytes - FLOAT_BYTES + code_bytes
+    start, growth = per_decade(by_size(figures, "p1.server_", "ours.cpu_ms"))
+    shards = math.ceil(count / options.shard)
+    query_ms = shards * (start + growth * math.log10(options.shard))
+    cores = options.qps * query_ms / 1e3 / options.busy
+    usable_bytes = options.node_gib * GIB * options.fill
+    nodes = {
+        name: max(math.ceil(count * each / usable_bytes), math.ceil(cores / options.node_cores))
+        for name, each in (("float", graph_bytes), ("int8", int8_bytes))
+    }
+    core_hours = photos / figures["index.images_per_s"] * figures["indexing.cores"] / 3600
+    scan_ms = slope(by_size(figures, "p1.", "ours.p50_ms"))
+    return {
+        "scale.instances": count,
+        "scale.photos": round(photos),
+        "scale.exact_ms_per_million": round(scan_ms * 1e6, 1),
+        "scale.exact_limit": round(options.exact_ms / scan_ms),
+        "scale.bytes_float": round(graph_bytes),
+        "scale.bytes_int8": round(int8_bytes),
+        "scale.memory_gib_float": round(count * graph_bytes / GIB),
+        "scale.memory_gib_int8": round(count * int8_bytes / GIB),
+        "scale.disk_gib": round(count * disk_bytes / GIB),
+        "scale.shards": shards,
+        "scale.cpu_ms_a_query": round(query_ms, 1),
+        "scale.cores": math.ceil(cores),
+        "scale.nodes_float": nodes["float"],
+        "scale.nodes_int8": nodes["int8"],
+        "scale.monthly_cost_float": round(nodes["float"] * options.node_price * 730),
+        "scale.monthly_cost_int8": round(nodes["int8"] * options.node_price * 730),
+        "scale.index_core_hours": round(core_hours),
+        "scale.index_cost": round(core_hours * options.core_price),
+        "scale.gpu_rate_for_a_week": round(photos / (7 * 24 * 3600), 1),
+    }
+
+
+COLUMNS = {
+    "embedded, ms": "p1.{}.ours.p50_ms",
+    "plain Lite FLAT, ms": "p1.{}.lite_flat.p50_ms",
+    "plain Lite HNSW, ms": "p1.{}.lite_hnsw.p50_ms",
+    "server, ms": "p1.server_{}.ours.p50_ms",
+    "server CPU a query, ms": "p1.server_{}.ours.cpu_ms",
+    "first search of a process, ms": "p1.{}.ours.first_search_ms",
+    "own memory of a reader, MiB": "p1.{}.ours.own_mib",
+    "shared by all readers, MiB": "p1.{}.ours.mapped_mib",
+    "embedded store on disk, MiB": "p1.{}.ours.disk_mib",
+    "server memory, MiB": "p1.server_{}.anon_mib",
+    "server on disk, MiB": "p1.server_{}.disk_mib",
+}
+
+
+def measured_table(figures: Mapping[str, Any]) -> str:
+    """What was measured at each size, as Markdown."""
+    head = ["instances", *(f"{count:,.0f}" for count in SIZES.values())]
+    lines = [head, ["---", *("--:" for _ in SIZES)]]
+    for label, key in COLUMNS.items():
+        lines.append([label, *(str(figures.get(key.format(size), "")) for size in SIZES)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plan_table(figures: Mapping[str, Any]) -> str:
+    """The plan's lines, as Markdown."""
+    lines = [f"| `{key.removeprefix('scale.')}` | {value:,} |" for key, value in figures.items()]
+    return "\n".join(["| line | value |", "|---|--:|", *lines])
+
+
+def write_page(tables: Mapping[str, str]) -> None:
+    """Put the tables between their marks in docs/scale.md."""
+    path = ROOT / "docs" / "scale.md"
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    number = float
+    parser.add_argument("--instances", type=number, default=1e9)
+    parser.add_argument("--per-photo", type=number, default=30)
+    parser.add_argument("--shard", type=number, default=1e6, help="instances of one graph")
+    parser.add_argument(
+        "--exact-ms", type=number, default=100, help="what an exact search may take"
+    )
+    parser.add_argument("--qps", type=number, default=100, help="load to be carried")
+    parser.add_argument("--busy", type=number, default=0.5, help="share of a core that is planned")
+    parser.add_argument("--node-gib", type=number, default=256)
+    parser.add_argument("--node-cores", type=number, default=32)
+    parser.add_argument("--fill", type=number, default=0.7, help="share of a node's memory")
+    parser.add_argument("--node-price", type=number, default=2.0, help="assumed, an hour")
+    parser.add_argument("--core-price", type=number, default=0.04, help="assumed, an hour")
+    options = parser.parse_args()
+    found = measured()
+    figures = plan(found, options)
+    for key, value in figures.items():
+        print(f"{key:32} {value:,}")
+    write_report("scale_plan", figures)
+    write_page({"measured": measured_table(found), "plan": plan_table(figures)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Which contents a version holds, or is about to: so that equal photos are encoded once.
+
+Images pass in the order of the listing. The first of a content is encoded and holds the instances;
+later ones, of this run or of any other, become duplicates of it. Photos of equal content but other
+attributes are kept apart: a filter has to find each by its own. Knows the store's contract.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from reir.records import ImageRecord, IndexedImage
+from reir.store.contract import InstanceStore
+from reir.store.duplicates import hand_over
+from reir_ingestion.loading import Loaded
+from reir_ingestion.writer import patiently
+
+ASK_ALWAYS_ABOVE = 2_000_000
+"""Ledger rows from which on asking the store for each batch beats reading all rows at the start."""
+
+_Key = tuple[str, str]
+"""Content hash, and attributes as JSON."""
+_Holding = tuple[str, str]
+"""Content hash, and id of the image that held it."""
+
+
+class SeenHashes:
+    """A Bloom filter of content hashes: says "surely new" or "maybe seen", in 16 MiB at any size.
+
+    Of 10 million hashes 4 in 1,000 new ones are taken for maybe seen. The bits of a sha256 are as
+    good as random, so they are the hash functions.
+    """
+
+    _BITS = 27
+    _WORDS = 4
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._bits = bytearray(1 << (self._BITS - 3))
+
+    def add(self, content_hash: str) -> None:
+        """Note a sha256 in hex."""
+        for place in self._places(content_hash):
+            self._bits[place >> 3] |= 1 << (place & 7)
+
+    def __contains__(self, content_hash: str) -> bool:
+        """Whether it may have been added."""
+        return all(
+            self._bits[place >> 3] >> (place & 7) & 1 for place in self._places(content_hash)
+        )
+
+    def _places(self, content_hash: str) -> list[int]:
+        mask = (1 << self._BITS) - 1
+        return [int(content_hash[8 * i : 8 * i + 8], 16) & mask for i in range(self._WORDS)]
+
+
+class Contents:
+    """Gives every content of a run one holder; every method may be called from any thread."""
+
+    def __init__(self, store: InstanceStore, gallery: str, version: str) -> None:
+        """Nothing is read from the store before the first image with pixels."""
+        self._store = store
+        self._place = gallery, version
+        self._lock = threading.Lock()
+        # all below are guarded by `_lock`
+        self._seen: SeenHashes | None = None
+        self._ask_always = False
+        self._in_flight: dict[_Key, str] = {}
+        self._leaving: set[str] = set()
+        self._joined: set[str] = set()
+        self._heirs: dict[_Holding, str] = {}
+        self._refused: dict[str, ImageRecord] = {}
+
+    def claim(self, batch: Sequence[Loaded]) -> list[Loaded]:
+        """Return the batch with every duplicate named as such, and without its pixels.
+
+        Batches have to come in the order in which they will be written.
+        """
+        with self._lock:
+            stored = self._stored(each.content_hash for each in batch if each.pixels is not None)
+            return [self._claimed(each, stored) for each in batch]
+
+    def write(
+        self, images: Sequence[IndexedImage], known: Sequence[ImageRecord | None]
+    ) -> list[ImageRecord]:
+        """Write a batch that has passed `claim`, waiting for a store that cannot be reached.
+
+        Args:
+            images: the batch.
+            known: ledger row of an earlier run for each image, None where it is new.
+
+        Returns:
+            The ledger rows as they are now. A duplicate of a photo that the model has refused has
+            failed as that did.
+        """
+        leaving = {
+            before.image_id: before.content_hash
+            for image, before in zip(images, known, strict=True)
+            if before is not None and _loses_content(before, image.record.content_hash)
+        }
+        shared = self._shared(leaving, images)
+        records: list[ImageRecord] = []
+        part: list[tuple[IndexedImage, ImageRecord | None]] = []
+        for image, before in zip(images, known, strict=True):
+            key = image.record.image_id
+            if key in shared:  # what comes before it in the batch may be what takes over
+                records += self._write_part(part)
+                part = []
+                self._hand_over(key, leaving[key])
+            part.append((image, before))
+        return records + self._write_part(part)
+
+    def _shared(
+        self, leaving: Mapping[str, str], images: Iterable[IndexedImage]
+    ) -> Collection[str]:
+        """Those that leave a content which another image has too, or is about to have."""
+        if not leaving:
+            return ()
+        stored = patiently(partial(self._store.find_content, *self._place, set(leaving.values())))
+        coming = {image.record.content_hash for image in images}
+        return {
+            key
+            for key, content_hash in leaving.items()
+            if content_hash in coming
+            or any(row.image_id != key for row in stored.get(content_hash, ()))
+        }
+
+    def _hand_over(self, image_id: str, content_hash: str) -> None:
+        heirs = patiently(partial(hand_over, self._store, *self._place, [image_id]))
+        if image_id in heirs:
+            with self._lock:
+                self._heirs[content_hash, image_id] = heirs[image_id]
+
+    def _write_part(
+        self, part: Sequence[tuple[IndexedImage, ImageRecord | None]]
+    ) -> list[ImageRecord]:
+        with self._lock:
+            settled = [(self._settled(image), before) for image, before in part]
+        fresh = [image for image, before in settled if image.record != before]
+        if fresh:
+            patiently(partial(self._store.upsert_images, *self._place, fresh))
+        with self._lock:
+            for image, _ in settled:
+                self._written(image.record)
+        return [image.record for image, _ in settled]
+
+    def _written(self, record: ImageRecord) -> None:
+        self._leaving.discard(record.image_id)
+        if self._in_flight.get(_key(record)) == record.image_id:
+            del self._in_flight[_key(record)]
+
+    def _claimed(self, loaded: Loaded, stored: dict[_Key, list[ImageRecord]]) -> Loaded:
+        known = loaded.task.known
+        if known is not None and _loses_content(known, loaded.content_hash):
+            self._leaving.add(known.image_id)
+        if loaded.pixels is None:
+            return loaded
+        key = _key(loaded.record)
+        holder = self._in_flight.get(key) or self._holder(stored.get(key, ()))
+        if holder in (None, loaded.task.image_id):
+            self._in_flight[key] = loaded.task.image_id
+            self._seen_hashes().add(loaded.content_hash)
+            return loaded
+        self._joined.add(holder)
+        return replace(loaded, pixels=None, same_as=holder)
+
+    def _holder(self, rows: Collection[ImageRecord]) -> str | None:
+        """Who of these holds the content, if it will not be lost.
+
+        One that is about to get another content will do, when a duplicate is there to take over.
+        """
+        staying = {row.image_id for row in rows} - self._leaving
+        for row in sorted(rows, key=lambda row: row.image_id in self._leaving):
+            if row.holds_instances and (staying or row.image_id in self._joined):
+                return row.image_id
+        return None
+
+    def _stored(self, hashes: Iterable[str]) -> dict[_Key, list[ImageRecord]]:
+        """Ledger rows of these contents, which may be none; asks the store only where needed."""
+        found: dict[_Key, list[ImageRecord]] = {}
+        wanted = {each for each in hashes if self._may_be_stored(each)}
+        if wanted:
+            for rows in self._store.find_content(*self._place, wanted).values():
+                for row in rows:
+                    found.setdefault(_key(row), []).append(row)
+        return found
+
+    def _may_be_stored(self, content_hash: str) -> bool:
+        return content_hash in self._seen_hashes() or self._ask_always
+
+    def _seen_hashes(self) -> SeenHashes:
+        if self._seen is None:
+            seen = SeenHashes()
+            gallery, version = self._place
+            sizes = {each.name: each.num_images for each in self._store.versions(gallery)}
+            self._ask_always = sizes[version] > ASK_ALWAYS_ABOVE
+            if not self._ask_always:
+                for record in self._store.iter_images(gallery, version, status="indexed"):
+                    seen.add(record.content_hash)
+            self._seen = seen
+        return self._seen
+
+    def _settled(self, image: IndexedImage) -> IndexedImage:
+        """The image as it has to be written now: its holder may have changed since the claim."""
+        record = image.record
+        while heir := self._heirs.get((record.content_hash, record.same_as)):
+            record = replace(record, same_as=heir)
+        cause = self._refused.get(record.same_as)
+        if cause is not None:
+            record = replace(
+                record, status="failed", same_as="", reason=cause.reason, detail=cause.detail
+            )
+            return IndexedImage(record, None)
+        if record.status == "failed" and self._in_flight.get(_key(record)) == record.image_id:
+            self._refused[record.image_id] = record
+        return IndexedImage(record, image.instances)
+
+
+def _loses_content(known: ImageRecord, content_hash: str) -> bool:
+    """Whether an image that the ledger has as indexed is about to get another content."""
+    return known.status == "indexed" and known.content_hash != content_hash
+
+
+def _key(record: ImageRecord) -> _Key:
+    return record.content_hash, json.dumps(dict(record.attributes), sort_keys=True)

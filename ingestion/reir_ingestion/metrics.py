@@ -1,0 +1,129 @@
+"""The records of an indexing run as Prometheus metrics, and as lines of a file.
+
+Every record has `event`, `time` (Unix seconds), `stage_seconds` (busy seconds of each stage since
+the last record, summed over threads) and `queues` (results that wait for the next stage). Events:
+
+    start      gallery, version, source, num_encoders
+    listed     total: images in the source
+    skipped    images, read: whether their files had to be opened to find them unchanged
+    batch      images, outcomes, failures by reason, duplicates, instances, bytes, store_seconds,
+               freshness_seconds: from the listing of the first image to its being searchable
+    end        report: what `IndexReport.to_dict` says
+    stopped    error: why the run ended early
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from reir.errors import ConfigError
+from reir.sinks import Record
+
+ADDRESS = "127.0.0.1"
+LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+FRESHNESS_BUCKETS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Prometheus:
+    """A sink that keeps the metrics of one run in a registry of its own."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.registry = CollectorRegistry()
+        self._images = self._counter("images_total", "Images by what became of them.", "outcome")
+        self._failures = self._counter("failures_total", "Images that failed.", "reason")
+        self._duplicates = self._counter("duplicates_total", "Images that another one equals.")
+        self._instances = self._counter("instances_total", "Instances written.")
+        self._bytes = self._counter("read_bytes_total", "Size of the files of written images.")
+        self._busy = self._counter(
+            "stage_busy_seconds_total", "Time that a stage was busy, over threads.", "stage"
+        )
+        self._waiting = self._gauge("queue_items", "Results that wait for a stage.", "queue")
+        self._total = self._gauge("source_images", "Images in the source.")
+        self._share = self._gauge("encoder_busy_ratio", "Share of time the encoders were busy.")
+        self._latency = self._histogram(
+            "store_latency_seconds", "Time to write a batch.", LATENCY_BUCKETS_S
+        )
+        self._freshness = self._histogram(
+            "freshness_seconds", "From the listing of a file to searchable.", FRESHNESS_BUCKETS_S
+        )
+        self._num_encoders, self._last_s = 1, 0.0
+        self._close: Callable[[], None] = lambda: None
+
+    def serve(self, port: int) -> int:
+        """Answer `GET /metrics` on this machine's loopback; returns the port.
+
+        Args:
+            port: to listen on; 0 takes a free one.
+
+        Raises:
+            ConfigError: the port is taken or not allowed.
+        """
+        try:
+            server, thread = start_http_server(port, ADDRESS, self.registry)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"metrics port {port} cannot be used on {ADDRESS} ({error}); name another, "
+                f"or 0 for any that is free"
+            ) from error
+
+        def close() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._close = close
+        return int(server.server_port)
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+        self._note_time(record)
+        match record["event"]:
+            case "start":
+                self._num_encoders = record["num_encoders"]
+            case "listed":
+                self._total.set(record["total"])
+            case "skipped":
+                self._images.labels("unchanged").inc(record["images"])
+            case "batch":
+                self._note_batch(record)
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._close()
+
+    def _note_batch(self, record: Record) -> None:
+        for outcome, number in record["outcomes"].items():
+            self._images.labels(outcome).inc(number)
+        for reason, number in record["failures"].items():
+            self._images.labels("failed").inc(number)
+            self._failures.labels(reason).inc(number)
+        self._duplicates.inc(record["duplicates"])
+        self._instances.inc(record["instances"])
+        self._bytes.inc(record["bytes"])
+        self._latency.observe(record["store_seconds"])
+        self._freshness.observe(record["freshness_seconds"])
+
+    def _note_time(self, record: Record) -> None:
+        for stage, seconds in record["stage_seconds"].items():
+            self._busy.labels(stage).inc(seconds)
+        for queue, waiting in record["queues"].items():
+            self._waiting.labels(queue).set(waiting)
+        passed_s = record["time"] - self._last_s
+        if self._last_s and passed_s > 0:  # the clock may have been set back
+            busy = record["stage_seconds"]["encode"] / (passed_s * self._num_encoders)
+            self._share.set(min(busy, 1.0))
+        self._last_s = record["time"]
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"reir_index_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"reir_index_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        options: dict[str, Any] = {"buckets": buckets, "registry": self.registry}
+        return Histogram(f"reir_index_{name}", text, **options)

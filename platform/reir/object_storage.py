@@ -1,0 +1,29 @@
+"""Opening object storage by URI through pyarrow, for those apps that have pyarrow installed."""
+
+from __future__ import annotations
+
+from pyarrow import ArrowException
+from pyarrow.fs import FileSystem
+
+STORAGE_ERRORS = (ArrowException, OSError)
+"""What pyarrow raises when a storage cannot be used."""
+
+
+def open_filesystem(uri: str) -> tuple[FileSystem, str]:
+    """Return the file system that a URI names, and the path within it.
+
+    Args:
+        uri: "s3://bucket/path" or "gs://bucket/path". Options follow a "?", such as
+            "endpoint_override=..."; credentials come from the environment (AWS_*, GOOGLE_*).
+
+    Raises:
+        ArrowException, OSError: there is no such kind of storage, or an option is not known.
+    """
+    filesystem, path = FileSystem.from_uri(uri)
+    return filesystem, path.rstrip("/")
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI for a message; what stands before an @ or after a ? may be a secret."""
+    scheme, separator, rest = uri.partition("?")[0].rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]

@@ -1,0 +1,77 @@
+"""Photos of equal content in one version: who holds the instances, and who inherits them.
+
+The first photo of a content holds its instances; every later one has a ledger row that names it
+(`ImageRecord.same_as`) and none of its own. Before a holder goes, or gets another content, one of
+its duplicates takes over: instances and image vector are written under its name in the batch that
+takes them from the holder, without a model. Works on any store by its contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from reir.records import ImageRecord, IndexedImage
+from reir.store.contract import InstanceStore
+
+
+def remove_images(
+    store: InstanceStore, gallery: str, version: str, image_ids: Sequence[str]
+) -> int:
+    """Delete images, after their duplicates have taken over; returns how many ledger rows went."""
+    hand_over(store, gallery, version, image_ids)
+    return store.delete_images(gallery, version, image_ids)
+
+
+def hand_over(
+    store: InstanceStore, gallery: str, version: str, leaving: Collection[str]
+) -> dict[str, str]:
+    """Give what each of these images holds to the first of its duplicates that stays.
+
+    What was the holder is a duplicate itself afterwards. A search sees the instances under the one
+    name or under the other (embedded; on a server under both for the moment of the write). Cut
+    short, it is done again by the next call.
+
+    Args:
+        store: where.
+        gallery: name.
+        version: name.
+        leaving: image ids; those without a duplicate, or unknown, are left as they are.
+
+    Returns:
+        Image id -> id of the image that holds its content now, of those that have a duplicate.
+    """
+    known = store.get_images(gallery, version, list(leaving))
+    holders = {key: row for key, row in known.items() if row.holds_instances and row.content_hash}
+    found = store.find_content(gallery, version, {row.content_hash for row in holders.values()})
+    heirs = {
+        key: staying
+        for key, row in holders.items()
+        if (staying := _staying(found.get(row.content_hash, ()), key, leaving))
+    }
+    batch = [
+        image
+        for key, whole in store.get_indexed(gallery, version, list(heirs)).items()
+        for image in _handed_over(whole, heirs[key])
+    ]
+    if batch:
+        store.upsert_images(gallery, version, batch)
+    done_before = {key: row.same_as for key, row in known.items() if row.same_as}
+    return done_before | {key: staying[0].image_id for key, staying in heirs.items()}
+
+
+def _staying(
+    rows: Collection[ImageRecord], holder: str, leaving: Collection[str]
+) -> list[ImageRecord]:
+    """The duplicates of a holder that do not leave with it, by name of the file."""
+    found = [row for row in rows if row.same_as == holder and row.image_id not in leaving]
+    return sorted(found, key=lambda row: row.uri)
+
+
+def _handed_over(holder: IndexedImage, heirs: Sequence[ImageRecord]) -> Iterator[IndexedImage]:
+    """The rows of a group after its first heir has taken over."""
+    first, *others = heirs
+    number = holder.record.num_instances
+    yield IndexedImage(replace(first, same_as="", num_instances=number), holder.instances)
+    for row in (holder.record, *others):
+        yield IndexedImage(replace(row, same_as=first.image_id, num_instances=0), None)

@@ -1,0 +1,157 @@
+"""Listing and reading buckets, on an S3 server of this machine."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import FileSystem
+
+from reir.errors import ImageError, ImageFailure, SourceError
+from reir.object_storage import open_filesystem
+from reir.store.memory import MemoryStore
+from reir.testing import FakeEncoder
+from reir.testing.s3 import Bucket
+from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.sources import Source, SourceFile, objects, open_source, retrying
+
+
+def keys(source: Source) -> list[str]:
+    return [uri.split("/", 4)[4] for uri in source.uris()]
+
+
+TREE = ("1.jpg", "2.PNG", "a/3.jpg", "a/b/4.jpg", "ab/5.jpg", "notes.txt", ".h.jpg", "a/.t/6.jpg")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["1.jpg", "2.PNG", "a/3.jpg", "a/b/4.jpg", "ab/5.jpg"]),
+        ("a", ["a/3.jpg", "a/b/4.jpg"]),
+        ("a/", ["a/3.jpg", "a/b/4.jpg"]),
+        ("**/*.jpg", ["1.jpg", "a/3.jpg", "a/b/4.jpg", "ab/5.jpg"]),
+        ("a*/*.jpg", ["a/3.jpg", "ab/5.jpg"]),
+        ("a/b/4.jpg", ["a/b/4.jpg"]),
+    ],
+)
+def test_prefixes_globs_and_objects(bucket: Bucket, pattern: str, expected: list[str]) -> None:
+    for key in TREE:
+        bucket.put(key)
+    assert keys(open_source(bucket.source(pattern))) == expected
+
+
+def test_an_object_comes_with_its_size_time_and_canonical_uri(bucket: Bucket) -> None:
+    bucket.put("a b/caf\u00e9 100%.jpg", b"12345")
+    source = open_source(bucket.source("a%20b"))
+    (file,) = source.files()
+    assert file.uri == f"s3://{bucket.name}/{bucket.prefix}/a%20b/caf%C3%A9%20100%25.jpg"
+    assert file.size_bytes == 5
+    assert file.mtime_ns > 1.6e18
+    assert source.read(file) == b"12345"
+    assert "endpoint" not in file.uri
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(file) == b"12345"
+    assert again == source
+
+
+def test_what_holds_nothing_is_named(bucket: Bucket) -> None:
+    bucket.put("texts/readme.txt")
+    for key, said in (("none", "nothing lies below"), ("texts", "holds no image")):
+        with pytest.raises(SourceError, match=said) as caught:
+            open_source(bucket.source(key))
+        assert key in str(caught.value)
+    with pytest.raises(SourceError, match="nothing lies below 's3://no-such-bucket-of-reir/x'"):
+        open_source(f"s3://no-such-bucket-of-reir/x{bucket.options}")
+
+
+def test_lost_is_what_is_gone_from_the_part_that_is_covered(bucket: Bucket) -> None:
+    uris = [bucket.put(key) for key in ("a/1.jpg", "a/b/2.jpg", "ab/3.jpg")]
+    folder, glob = open_source(bucket.source("a")), open_source(bucket.source("a/*.jpg"))
+    bucket.delete("a/1.jpg")
+    bucket.delete("a/b/2.jpg")
+    bucket.put("a/9.jpg")
+    assert [folder.has_lost(uri) for uri in uris] == [True, True, False]
+    assert [glob.has_lost(uri) for uri in uris] == [True, False, False]
+    assert not folder.has_lost("file:///a/1.jpg")
+
+
+def test_a_missing_object_has_its_reason(bucket: Bucket) -> None:
+    uri = bucket.put("1.jpg")
+    source = open_source(bucket.source())
+    with pytest.raises(ImageError) as caught:
+        source.read(SourceFile(uri.replace("1.jpg", "2.jpg"), 1, 1))
+    assert caught.value.reason is ImageFailure.MISSING
+
+
+def test_a_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "RETRY_AFTER_S", ())  # the client of S3 tries for seconds itself
+    away = "?endpoint_override=http://127.0.0.1:9&scheme=http&region=us-east-1"
+    with pytest.raises(SourceError, match=r"s3://bucket/photos cannot be listed: .*1 attempts"):
+        open_source(f"s3://bucket/photos{away}")
+
+
+class Flaky:
+    """A file system that fails some times before it works."""
+
+    def __init__(self, filesystem: FileSystem, said: str, failures: int) -> None:
+        self.filesystem, self.said, self.failures, self.calls = filesystem, said, failures, 0
+
+    def open_input_file(self, path: str) -> object:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise OSError(self.said)
+        return self.filesystem.open_input_file(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "failures", "reason", "calls"),
+    [
+        ("AWS Error NETWORK_CONNECTION during HeadObject operation", 2, None, 3),
+        ("AWS Error SLOW_DOWN during HeadObject operation", 9, ImageFailure.UNREACHABLE, 3),
+        ("AWS Error ACCESS_DENIED during HeadObject operation", 9, ImageFailure.UNREADABLE, 1),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    failures: int,
+    reason: ImageFailure | None,
+    calls: int,
+) -> None:
+    monkeypatch.setattr(retrying, "RETRY_AFTER_S", (0.0, 0.0))
+    bucket.put("1.jpg", b"12")
+    source = open_source(bucket.source())
+    (file,) = source.files()
+    flaky = Flaky(open_filesystem(bucket.source())[0], said, failures)
+    monkeypatch.setattr(objects, "_filesystem", lambda *_: flaky)
+    if reason is None:
+        assert source.read(file) == b"12"
+    else:
+        with pytest.raises(ImageError) as caught:
+            source.read(file)
+        assert caught.value.reason is reason
+        assert said in caught.value.detail
+    assert flaky.calls == calls
+
+
+def test_the_life_of_a_gallery_in_a_bucket(
+    bucket: Bucket, photos: Path, store: MemoryStore
+) -> None:
+    names = sorted(path.name for path in photos.iterdir())
+    for name in names:
+        bucket.put(f"p/{name}", (photos / name).read_bytes())
+    bucket.put("p/bad.jpg", b"no image")
+    options = IndexOptions(prune=True)
+
+    def run() -> tuple[int, int, int, int, int]:
+        done = index(bucket.source("p"), "g", store, FakeEncoder(), options=options)
+        return done.new, done.changed, done.unchanged, done.num_failed, done.removed
+
+    assert run() == (20, 0, 0, 1, 0)
+    assert run() == (0, 0, 20, 1, 0)
+    bucket.put(f"p/{names[0]}", (photos / names[1]).read_bytes())
+    bucket.delete(f"p/{names[2]}")
+    bucket.put("p/renamed.png", (photos / names[2]).read_bytes())
+    assert run() == (1, 1, 18, 1, 1)

@@ -1,0 +1,178 @@
+"""Indexing on a real Ray: the rows, the counts and the errors of the run within one process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray.data import DataContext
+
+from reir.errors import CheckpointError, ConfigError, SourceError
+from reir.models.seams import RgbImage
+from reir.records import Instances
+from reir.store import InstanceStore, open_store
+from reir.testing import FakeEncoder
+from reir_ingestion import stages
+from reir_ingestion.jobs import Listing, Workers, index_on_ray
+from reir_ingestion.parcels import Parcel, list_parcels
+from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.report import IndexReport, Progress
+from reir_ingestion.sources import open_source
+from reir_ingestion.stages import Job
+from reir_ingestion.testing import stored_rows, write_hostile_files, write_scenes
+
+pytestmark = pytest.mark.ray
+
+OF_ONE_RUN = {"gallery", "seconds", "stage_seconds", "peak_rss_bytes"}
+
+
+class DiesOnce(FakeEncoder):
+    """Kills its process at the first photos that any process is given."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__()
+        self._mark = mark
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        try:
+            self._mark.touch(exist_ok=False)
+        except FileExistsError:
+            return super().encode_images(images)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
+
+
+class Broken(FakeEncoder):
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        raise RuntimeError(f"device lost with {len(images)} images")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    # the classes of this file are in no package that a worker could import
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def store(location: str) -> Iterator[InstanceStore]:
+    store = open_store(location)
+    yield store
+    store.close()
+
+
+def counts(report: IndexReport) -> dict[str, Any]:
+    return {name: value for name, value in asdict(report).items() if name not in OF_ONE_RUN}
+
+
+def test_both_runners_do_the_same_to_a_gallery(
+    store: InstanceStore, location: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    paths = write_scenes(folder, 24)
+    hostile = write_hostile_files(folder, 20)
+    options = IndexOptions(batch_size=7, prune=True)
+
+    def run_both() -> IndexReport:
+        here = index(folder, "here", store, FakeEncoder(), options=options)
+        there = index_on_ray(folder, "there", location, FakeEncoder, options=options)
+        assert counts(there) == counts(here)
+        assert there.stage_seconds.keys() == here.stage_seconds.keys()
+        assert stored_rows(store, "there") == stored_rows(store, "here")
+        return there
+
+    first = run_both()
+    assert (first.new, first.num_listed, first.num_images) == (29, 44, 44)
+    assert all(first.stage_seconds.values())
+
+    os.utime(paths[3], ns=(1, 10**18))
+    paths[0].write_bytes(paths[5].read_bytes())
+    paths[1].unlink()
+    paths[2].write_bytes(b"")
+    Path(hostile[0].path).write_bytes(paths[6].read_bytes())
+    write_scenes(folder / "more", 3, seed=8)
+    second = run_both()
+    assert (second.new, second.changed, second.removed, second.num_images) == (3, 2, 1, 46)
+    (info,) = store.versions("there")
+    assert info.num_images + info.num_instances == len(stored_rows(store, "there"))
+
+
+def test_an_encoder_that_dies_does_its_batch_again(
+    store: InstanceStore, location: str, photos: Path, tmp_path: Path
+) -> None:
+    settings = pickle.dumps(DataContext.get_current())
+    seen: list[Progress] = []
+    load = partial(DiesOnce, tmp_path / "died")
+    options = IndexOptions(batch_size=3)
+    report = index_on_ray(photos, "there", location, load, options=options, progress=seen.append)
+    assert (tmp_path / "died").exists()
+    assert (report.new, report.read, report.num_images) == (20, 20, 20)
+    index(photos, "here", store, FakeEncoder())
+    assert stored_rows(store, "there") == stored_rows(store, "here")
+    assert (seen[-1].done, seen[-1].total, seen[-1].failed) == (20, 20, 0)
+    assert pickle.dumps(DataContext.get_current()) == settings, "they are of the whole process"
+
+
+def test_a_model_that_refuses_everything_stops_the_job(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path / "many", stages.MAX_REFUSED_IN_A_ROW)
+    with pytest.raises(CheckpointError, match=r"refused 100 images in a row.*device lost"):
+        index_on_ray(tmp_path / "many", "g", location, Broken)
+
+
+def test_what_cannot_work_is_told_at_once(
+    store: InstanceStore, location: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        index_on_ray(tmp_path / "none", "g", location, FakeEncoder)
+    with pytest.raises(ConfigError, match="a store in memory is of one process"):
+        index_on_ray(photos, "g", "memory:", FakeEncoder)
+    with pytest.raises(ConfigError, match=r"--num-gpus 2: this machine has 0 GPUs"):
+        index_on_ray(photos, "g", location, FakeEncoder, workers=Workers(num_gpus=2))
+    with pytest.raises(ConfigError, match="num_workers must be 1 or more, got 0"):
+        Workers(most=0)
+    with pytest.raises(ConfigError, match=r"num_gpus must be 0 or more, got -0.5"):
+        Workers(num_gpus=-0.5)
+    assert store.galleries() == []
+
+
+def test_the_listing_comes_in_blocks_and_keeps_its_counts(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "LEDGER_CHUNK", 8)
+    closed = photos / "zz"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if os.fsdecode(path) == str(closed):
+            raise PermissionError(13, "no permission")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    job = Job(open_source(photos), "g", "v", IndexOptions())
+    parcels = [Parcel.unpacked(block) for block in list_parcels(job)]
+    assert [len(each.items) for each in parcels] == [8, 8, 4, 0]
+    assert sum(each.tally.counts()["unlisted"] for each in parcels) == 1
+    (task,) = Listing(job).get_read_tasks(1)
+    assert [len(Parcel.unpacked(block).items) for block in task()] == [8, 8, 4, 0]
