@@ -15,8 +15,8 @@ from reir_ingestion.sources.patterns import ANY_DEPTH, has_magic, split_pattern
 if TYPE_CHECKING:
     from reir_ingestion.sources.places import Places
 
-LIST_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-LIST_ENDINGS += tuple(f"{ending}.gz" for ending in LIST_ENDINGS)
+_PLAIN_LISTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+LIST_ENDINGS = (*_PLAIN_LISTS, *(f"{ending}.gz" for ending in _PLAIN_LISTS))
 ARCHIVE_ENDING = ".tar"
 TABLE_ENDING = ".parquet"
 
