@@ -51,7 +51,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         typer.Argument(
             help="Folder, image file, or quoted pattern: 'photos/**/*.jpg', here or below "
             "s3://BUCKET/ or gs://BUCKET/. Or what names or holds images: a list (.jsonl, .csv, "
-            ".tsv, .txt), WebDataset archives (.tar), a table (.parquet)."
+            ".tsv, .txt), WebDataset archives (.tar), a table (.parquet, .lance)."
         ),
     ],
     gallery: Annotated[
