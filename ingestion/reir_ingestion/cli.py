@@ -60,7 +60,7 @@ Source = Annotated[
     typer.Argument(
         help="Folder, image file, or quoted pattern: 'photos/**/*.jpg', here or below "
         "s3://BUCKET/ or gs://BUCKET/. Or what names or holds images: a list (.jsonl, .csv, "
-        ".tsv, .txt), WebDataset archives (.tar), a table (.parquet)."
+        ".tsv, .txt), WebDataset archives (.tar), a table (.parquet, .lance)."
     ),
 ]
 Target = Annotated[str, typer.Option(help="Gallery to fill; made when absent.")]

@@ -141,7 +141,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
         return resolve(host, port, *args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(http.socket, "getaddrinfo", once)
+    monkeypatch.setattr(socket, "getaddrinfo", once)
     url = site.put("/1.jpg", b"x").replace("127.0.0.1", "rebound.example")
     assert WEB.read(url, 10) == b"x"
     assert list(answers) == ["10.0.0.1"]

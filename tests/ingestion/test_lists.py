@@ -8,6 +8,7 @@ import pickle
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -232,7 +233,8 @@ def test_listing_streams(tmp_path: Path) -> None:
         first = next(files)
         assert first.uri == canonical_uri(tmp_path / "photos" / "0000000.jpg")
         assert opened[0].tell() < path.stat().st_size / 100
-        assert sum(1 for _ in watched.uris()) == MANY_ROWS
+        assert sum(1 for _ in islice(files, MANY_ROWS // 20)) == MANY_ROWS // 20
+        assert opened[0].tell() < path.stat().st_size / 10
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from reir.errors import SourceError
 from reir.images import canonical_uri, path_of_uri
+from reir.store.memory import MemoryStore
+from reir.testing import FakeEncoder
+from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import SourceFile, local, open_source, patterns
 from reir_ingestion.sources.contract import Source
+from reir_ingestion.testing import write_scenes
 
 
 def make(root: Path, *names: str | bytes) -> None:
@@ -253,3 +257,41 @@ def test_a_folder_that_cannot_be_listed_counts_as_empty(
     assert folder == str(tmp_path / "a")
     assert isinstance(error, OSError)
     assert error.strerror == "Permission denied"
+
+
+def test_paths_up_to_four_kib_are_indexed_and_longer_ones_are_named(tmp_path: Path) -> None:
+    segment = "\u5199\u771f" * 20  # 120 bytes
+    here = os.open(tmp_path, os.O_RDONLY)
+    length = len(os.fsencode(tmp_path))
+    deepest = 0
+    while length < 4300:
+        os.mkdir(segment, dir_fd=here)
+        below = os.open(segment, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+        length += 121
+        if length + len("/1.jpg") < 4096:
+            deepest = length
+            with os.fdopen(os.open("1.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+                file.write(b"x")
+    os.close(here)
+    failures: list[str] = []
+    source = open_source(tmp_path)
+    files = list(source.files(lambda part, _: failures.append(part)))
+    assert max(len(os.fsencode(path_of(file))) for file in files) == deepest + len("/1.jpg") > 3900
+    assert all(source.read(file) == b"x" for file in files)
+    assert len(failures) == 1
+    assert len(os.fsencode(failures[0])) > 4095
+    store = MemoryStore()
+    assert index(tmp_path, "g", store, FakeEncoder()).failed == {"not_an_image": len(files)}
+
+
+def test_one_image_and_then_none(tmp_path: Path) -> None:
+    (path,) = write_scenes(tmp_path, 1)
+    store = MemoryStore()
+    assert index(tmp_path, "g", store, FakeEncoder()).new == 1
+    path.unlink()
+    with pytest.raises(SourceError, match="holds no image"):  # an unmounted disk looks like this
+        index(tmp_path, "g", store, FakeEncoder(), options=IndexOptions(prune=True))
+    (info,) = store.versions("g")
+    assert info.num_images == 1

@@ -96,8 +96,12 @@ def test_a_bad_sidecar_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     source = open_source(tmp_path / "x.tar")
     files, said = listed(source)
     assert [file.uri[-5:] for file in files] == ["4.jpg", "6.jpg"]
-    expected = ("x.tar#1: '1.json' is no JSON", "x.tar#2: '2.json' holds no object but list")
-    expected += ("x.tar#3: column 'txt'", "x.tar#5: column 'n': inf")
+    expected = (
+        "x.tar#1: '1.json' is no JSON",
+        "x.tar#2: '2.json' holds no object but list",
+        "x.tar#3: column 'txt'",
+        "x.tar#5: column 'n': inf",
+    )
     assert all(text.startswith(start) for text, start in zip(said, expected, strict=True))
     assert not source.has_lost(files[0].uri.replace("4.jpg", "9.jpg"))
 

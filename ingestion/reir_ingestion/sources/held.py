@@ -36,12 +36,13 @@ class HeldSource(ABC):
     kind: ClassVar[str]
     """What stands before the "+" of a URI."""
 
-    read_errors: ClassVar[tuple[type[Exception], ...]]
-    """What a damaged file makes `images` raise."""
-
     @abstractmethod
     def images(self, holder: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
-        """The images that a file holds; what of it cannot be used goes to `on_error`."""
+        """The images that a file holds; what of it cannot be used goes to `on_error`.
+
+        Raises:
+            OSError, SourceError: from here on it cannot be read.
+        """
 
     @abstractmethod
     def read(self, file: SourceFile) -> bytes:
@@ -57,7 +58,7 @@ class HeldSource(ABC):
         for holder in self.holders.files(on_error):
             try:
                 yield from self.images(holder, on_error)
-            except (*self.read_errors, SourceError) as error:
+            except (OSError, SourceError) as error:
                 on_error(holder.uri, error)
 
     def has_lost(self, uri: str) -> bool:

@@ -15,10 +15,11 @@ from reir_ingestion.sources.patterns import ANY_DEPTH, has_magic, split_pattern
 if TYPE_CHECKING:
     from reir_ingestion.sources.places import Places
 
-LIST_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-LIST_ENDINGS += tuple(f"{ending}.gz" for ending in LIST_ENDINGS)
+_PLAIN_LISTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+LIST_ENDINGS = (*_PLAIN_LISTS, *(f"{ending}.gz" for ending in _PLAIN_LISTS))
 ARCHIVE_ENDING = ".tar"
 TABLE_ENDING = ".parquet"
+LANCE_ENDING = ".lance"
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -78,6 +79,11 @@ def _shown(text: str) -> str:
 
 def _open(text: str, options: SourceOptions) -> tuple[Source, str]:
     """The source, and what it looks for, in words."""
+    path = Path(text).expanduser()
+    if path.suffix == LANCE_ENDING and path.is_dir():
+        from reir_ingestion.sources.lance import open_lance
+
+        return open_lance(text, path, options.image_column), "rows"
     name = _name(text)
     if name.startswith(WEB):
         return _lists(text, options)

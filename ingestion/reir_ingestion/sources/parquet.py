@@ -63,7 +63,6 @@ class ParquetSource(HeldSource):
     image_column: str = ""
 
     kind: ClassVar[str] = "parquet"
-    read_errors: ClassVar[tuple[type[Exception], ...]] = (OSError,)
 
     def images(self, holder: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
         """The rows of a table; those whose columns cannot be used go to `on_error`.

@@ -30,13 +30,12 @@ class TarSource(HeldSource):
     """The images in archives; one has changed when its archive has and its bytes have."""
 
     kind = "tar"
-    read_errors = (tarfile.TarError, OSError, EOFError)
 
     def images(self, holder: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
         """The images of an archive, a sample at a time.
 
         Raises:
-            tarfile.TarError: it is damaged, or compressed.
+            OSError: it is damaged, or compressed.
         """
         with self.places.stream(holder.uri) as stream:
             for key, members in groupby(_members(stream), lambda member: member.key):
@@ -79,11 +78,18 @@ def _members(stream: IO[bytes]) -> Iterator[_Member]:
     """The images and sidecars of an archive, in its order.
 
     Raises:
-        tarfile.TarError: it is damaged, or compressed.
+        OSError: it is damaged, or compressed.
     """
+    try:
+        yield from _found(stream)
+    except (tarfile.TarError, EOFError) as error:
+        raise OSError(str(error)) from error
+
+
+def _found(stream: IO[bytes]) -> Iterator[_Member]:
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (found := archive.next()) is not None:
-            archive.members.clear()  # it keeps all that it has seen
+            archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
             name = found.name.rpartition("/")[2].lower()
             if not found.isreg() or name.startswith("."):
                 continue
