@@ -152,7 +152,9 @@ class Table:
             filter=condition,
             anns_field=VECTOR,
             output_fields=[self._key, *self._columns],
-            search_params=self._connection.capabilities.search_params(limit),
+            search_params=self._connection.capabilities.search_params(
+                limit, filtered=bool(condition)
+            ),
             consistency_level="Session",
         )
 
