@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from _indexing import encoder_of, expressions, real_photos
 
-from reir.images import read_image
+from reir.images import image_id, read_image
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances
-from reir.store import InstanceStore, VersionSpec
+from reir.store import InstanceRow, InstanceStore, VersionSpec
 
 GALLERY, VERSION = "vectors", "v1"
 K = 10
@@ -77,11 +77,11 @@ class Corpus:
 
 def indexed_image(first: int, vectors: FloatArray, boxes: FloatArray, tenant: int) -> IndexedImage:
     """An image whose instances are those from number `first` on."""
-    name = f"i{first:09}"
+    uri = f"file:///{first}.jpg"
     instances = Instances(boxes, np.ones(len(boxes), np.float32), vectors, vectors[0])
     record = ImageRecord(
-        image_id=name,
-        uri=f"file:///{name}.jpg",
+        image_id=image_id(uri),
+        uri=uri,
         status="indexed",
         num_instances=len(instances),
         attributes={"tenant": int(tenant)},
@@ -89,10 +89,10 @@ def indexed_image(first: int, vectors: FloatArray, boxes: FloatArray, tenant: in
     return IndexedImage(record, instances)
 
 
-def number_of(instance_id: str) -> int:
+def number_of(row: InstanceRow) -> int:
     """Number in the corpus of a stored instance."""
-    image_id, _, number = instance_id.partition("#")
-    return int(image_id[1:]) + int(number)
+    first = row.uri.removeprefix("file:///").removesuffix(".jpg")
+    return int(first) + int(row.instance_id.rpartition("#")[2])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +202,7 @@ def our_search(store: InstanceStore) -> Callable[[FloatArray, Case], list[int]]:
 
     def search(query_1D: FloatArray, case: Case) -> list[int]:
         (hits,) = store.search(GALLERY, VERSION, query_1D, K, where=case.where)
-        return [number_of(hit.instance_id) for hit in hits]
+        return [number_of(hit) for hit in hits]
 
     return search
 

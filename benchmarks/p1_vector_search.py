@@ -114,7 +114,7 @@ def million(work: Path, corpus: Corpus, budget_s: float) -> dict[str, Any]:
     def search(query_1D: FloatArray, case: Case) -> list[int]:
         tree = None if case.where is None else parse(case.where)
         (hits,) = mirror.search(collection, lambda: (dim, []), (query_1D, K, tree), VERSION)
-        return [number_of(hit.instance_id) for hit in hits]
+        return [number_of(hit) for hit in hits]
 
     arms = {"ours": Arm(search), "faiss": faiss_arm(corpus)}
     figures = measure(arms, corpus, budget_s, "1m")

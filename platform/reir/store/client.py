@@ -23,10 +23,10 @@ CONNECT_TIMEOUT_S = 10.0
 BACK_OFFS_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Waits between attempts while the connection fails; then `StoreUnavailable`."""
 
-EF_SEARCH = 256
-"""Breadth of HNSW search. On 30,000 vectors of 256 dimensions in 600 clusters, asked with queries
-from outside of them, recall@10 was 0.93 at 16, 0.999 at 32 and 1.0 from 128 on; on vectors without
-any structure 0.63 at 256. It costs 0.6 ms more than 128."""
+EF_SEARCH, EF_FILTERED = 256, 1024
+"""Breadth of HNSW search without and with a filter. On 30,000 instances, with text queries,
+recall@10 was 0.993 from 16 to 1024 without a filter; with filters that keep half, 0.993 and 0.997 at
+256, 0.995 and 1.0 at 1024, for 2 to 3 ms more. Twice the links (M 32) changed neither."""
 
 _CONNECT_FAILED = 2
 _NOT_FOUND = 100
@@ -56,9 +56,10 @@ class Capabilities:
     index_params: Mapping[str, int] = field(default_factory=dict)
     paging: Mapping[str, Any] = field(default_factory=lambda: {"reduce_stop_for_best": True})
 
-    def search_params(self, limit: int) -> dict[str, Any]:
+    def search_params(self, limit: int, *, filtered: bool) -> dict[str, Any]:
         """Parameters for a search of `limit` rows."""
-        return {"metric_type": "IP", "params": {"ef": max(EF_SEARCH, limit)}}
+        breadth = EF_FILTERED if filtered else EF_SEARCH
+        return {"metric_type": "IP", "params": {"ef": max(breadth, limit)}}
 
 
 LITE = Capabilities(index_type="FLAT", paging={"iterator": "True"})

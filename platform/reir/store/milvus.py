@@ -32,6 +32,7 @@ from reir.store.filters import parse
 from reir.store.journal import Change, JournalImage
 from reir.store.mirror import Mirror
 from reir.store.names import instances_collection
+from reir.store.planner import Planner
 from reir.store.rows import PENDING, StoredVersion
 from reir.store.table import Row, Table
 
@@ -56,6 +57,7 @@ class MilvusStore:
         self._catalogue = Catalogue(connection)
         self._mirror = mirror
         self._dims: dict[tuple[str, str], int] = {}
+        self._planner = Planner()
 
     def galleries(self) -> list[str]:
         """Names of all galleries, sorted."""
@@ -287,7 +289,7 @@ class MilvusStore:
             return []
         try:
             with self._catalogue.errors_of(gallery, version):
-                found = self._catalogue.instances(gallery, version).search(*query)
+                found = self._search_parts(self._catalogue.instances(gallery, version), *query)
         except StoreError:
             self._dims.clear()
             self._check_dim(gallery, version, query[0].shape[1])
@@ -295,6 +297,20 @@ class MilvusStore:
         return [
             [rows.instance_from_row(hit["entity"], float(hit["distance"])) for hit in hits]
             for hits in found
+        ]
+
+    def _search_parts(
+        self, table: Table, queries: FloatArray, limit: int, condition: str
+    ) -> list[list[Row]]:
+        """Hits of each query, best first, from as many searches as the planner wants."""
+        count = partial(table.count, consistency="Session")
+        parts = self._planner.parts(table.name, condition, count)
+        found = [table.search(queries, limit, part) for part in parts]
+        if len(found) == 1:
+            return list(found[0])
+        return [
+            sorted(itertools.chain(*hits), key=lambda hit: -hit["distance"])[:limit]
+            for hits in zip(*found, strict=True)
         ]
 
     def _check_dim(self, gallery: str, version: str, found: int) -> None:

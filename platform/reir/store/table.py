@@ -123,13 +123,13 @@ class Table:
                 return
             last = answer[-1][self._key]
 
-    def count(self, condition: str = "") -> int:
+    def count(self, condition: str = "", consistency: Consistency = "Strong") -> int:
         """Number of rows that meet a condition."""
         found = self._call(
             "query",
             filter=condition,
             output_fields=["count(*)"],
-            consistency_level="Strong",
+            consistency_level=consistency,
         )
         return int(found[0]["count(*)"])
 
@@ -152,7 +152,9 @@ class Table:
             filter=condition,
             anns_field=VECTOR,
             output_fields=[self._key, *self._columns],
-            search_params=self._connection.capabilities.search_params(limit),
+            search_params=self._connection.capabilities.search_params(
+                limit, filtered=bool(condition)
+            ),
             consistency_level="Session",
         )
 
