@@ -114,21 +114,21 @@ def test_further_expressions_contrast_with_the_target_they_name(tmp_path: Path) 
     num_texts = len(once.texts)
     order = torch.tensor([*range(num_texts), *reversed(range(num_texts))])
 
-    def repeated(**changes: torch.Tensor) -> ClareBatch:
+    def repeated(targets: torch.Tensor) -> ClareBatch:
         return replace(
             once,
             texts=[once.texts[i] for i in order.tolist()],
-            **{"text_target": once.text_target[order], "instance_key": once.instance_key[order]}
-            | changes,
+            text_target=targets,
+            instance_key=once.instance_key[order],
         )
 
     def clia(batch: ClareBatch) -> float:
-        return objective(batch, "clia")[1]["clia"]
+        return float(objective(batch, "clia")[1]["clia"])
 
     wanted = clia(once)
-    assert clia(repeated()) == pytest.approx(wanted, rel=1e-5)
-    wrong = torch.cat([once.text_target, once.text_target])
-    assert abs(clia(repeated(text_target=wrong)) - wanted) > 1e-3 * wanted
+    assert clia(repeated(once.text_target[order])) == pytest.approx(wanted, rel=1e-5)
+    swapped = torch.cat([once.text_target, once.text_target])
+    assert abs(clia(repeated(swapped)) - wanted) > 1e-3 * wanted
 
 
 def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
