@@ -25,8 +25,8 @@ BACK_OFFS_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 EF_SEARCH, EF_FILTERED = 256, 1024
 """Breadth of HNSW search without and with a filter. On 30,000 instances, with text queries,
-recall@10 was 0.993 from 16 to 1024 without a filter; with filters that keep half, 0.993 and 0.997 at
-256, 0.995 and 1.0 at 1024, for 2 to 3 ms more. Twice the links (M 32) changed neither."""
+recall@10 was 0.993 from 16 to 1024 without a filter; with filters that keep half, 0.993 and 0.997
+at 256, 0.995 and 1.0 at 1024, for 2 to 3 ms more. Twice the links (M 32) changed neither."""
 
 _CONNECT_FAILED = 2
 _NOT_FOUND = 100
