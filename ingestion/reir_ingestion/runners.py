@@ -90,7 +90,8 @@ def choose_runner(
         return Choice(RunnerName.RAY, f"{cores} cores and {LARGE_SOURCE:,} files or more")
     if (found := gpus()) > 1:
         return Choice(RunnerName.RAY, f"{found} GPUs")
-    return Choice(RunnerName.LOCAL, "one machine that one process can use up")
+    few = f"fewer than {MANY_CORES} cores or {LARGE_SOURCE:,} files, and no second GPU"
+    return Choice(RunnerName.LOCAL, few)
 
 
 def _num_cores() -> int:
