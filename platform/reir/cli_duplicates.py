@@ -72,8 +72,8 @@ def duplicates(  # noqa: PLR0913, every argument is an option of the command
     if limit and len(groups) > limit:
         screen.print(f"... and {len(groups) - limit:,} more; --limit 0 lists all", style="dim")
     more = sum(len(group.uris) - 1 for group in groups)
-    groups_of = "group" if len(groups) == 1 else "groups"
-    screen.print(f"{len(groups):,} {groups_of} of photos that {kind}: {more:,} more than one of each")
+    noun = "group" if len(groups) == 1 else "groups"
+    screen.print(f"{len(groups):,} {noun} of photos that {kind}: {more:,} more than one of each")
 
 
 def equal_groups(store: InstanceStore, gallery: str, version: str) -> Iterator[Group]:

@@ -282,6 +282,6 @@ def test_the_command_lists_equal_photos_and_those_that_look_alike(
     assert cli.run(["duplicates", "g"]) == 0
     shown = capsys.readouterr().out
     assert "copy.png" in shown
-    assert "1 groups of photos that are equal: 1 more than one of each" in shown
+    assert "1 group of photos that are equal: 1 more than one of each" in shown
     assert cli.run(["duplicates", "none"]) == 1
     assert "no gallery 'none'" in capsys.readouterr().err

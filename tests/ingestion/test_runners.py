@@ -23,12 +23,12 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("cores", "gpus", "address", "num_files", "expected", "why"),
     [
-        (2, 0, "", 20, LOCAL, "one machine"),
-        (2, 1, "", 20, LOCAL, "one machine"),
+        (2, 0, "", 20, LOCAL, "no second GPU"),
+        (2, 1, "", 20, LOCAL, "no second GPU"),
         (2, 2, "", 20, RAY, "2 GPUs"),
         (8, 0, "", 20, RAY, "8 cores and 20 files or more"),
-        (8, 0, "", 19, LOCAL, "one machine"),
-        (7, 0, "", 20, LOCAL, "one machine"),
+        (8, 0, "", 19, LOCAL, "no second GPU"),
+        (7, 0, "", 20, LOCAL, "no second GPU"),
         (2, 0, "head:6379", 1, RAY, "RAY_ADDRESS is head:6379"),
     ],
 )
