@@ -220,3 +220,20 @@ def test_a_gallery_stays_tiled_until_told_otherwise(
     assert plain["version"] != tiled["version"]
     assert (plain_again["version"], plain_again["unchanged"]) == (plain["version"], 7)
     assert tiled["sizes"]["1281 to 2560"]["images"] == 1
+
+
+def test_a_list_with_columns_and_a_bad_line(
+    photos: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = photos / "list.jsonl"
+    path.write_text('{"photo": "000.png", "shelf": 1}\n{"photo": "https://example.org/1.jpg"}\n')
+    command = ["index", str(path), "--gallery", "pets", "--image-column", "photo", "--json"]
+    assert cli.run(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["new"], report["unlisted"]) == (1, 1)
+    assert "line 2' cannot be listed" in caplog.text
+    assert "--allow-http" in caplog.text
+    for shelf, hits in ((1, 1), (2, 0)):
+        where = ["--where", f"attr.shelf == {shelf}", "--json"]
+        assert cli.run(["search", "the red box", "--gallery", "pets", *where]) == 0
+        assert len(json.loads(capsys.readouterr().out)["hits"]) == hits

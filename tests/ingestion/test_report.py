@@ -7,10 +7,11 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from reir.records import ImageRecord
-from reir_ingestion.report import IndexReport, Progress, Tally
+from reir_ingestion.report import MAX_WARNINGS, IndexReport, Progress, Tally
 
 
 def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
@@ -147,3 +148,14 @@ def test_the_table_shows_what_there_is_and_nothing_else() -> None:
     full = shown(report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted=1))
     for present in ("empty", "3 known before", "--prune removes them", "removed", "not listed"):
         assert present in full
+
+
+def test_parts_that_cannot_be_listed_are_counted_and_some_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tally = Tally()
+    for number in range(100):
+        tally.not_listed(f"list.jsonl line {number}\n", ValueError("no JSON"))
+    assert tally.counts()["unlisted"] == 100
+    assert len(caplog.messages) == MAX_WARNINGS
+    assert caplog.messages[0] == "'list.jsonl line 0\\n' cannot be listed: no JSON"
