@@ -55,6 +55,8 @@ TITLES = {"reader": "read_parcel", "encoder": "EncodeParcel", "writer": "Write"}
 
 ROLES = {"ray": ("reader", "encoder", "writer", "driver", "store"), "local": ("driver", "store")}
 NUM_ENCODERS = 2
+PHOTO_SCALE = 4
+"""640 x 480 pixels: more than may be under way at once, so that readers are there for long."""
 CATCH_S = 3.0
 """How long to look for a process of a role; a writer is there for moments only."""
 SHARE_OF_TIME = 0.7
@@ -287,7 +289,7 @@ def compare(
 def measure(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Run the experiment and compare."""
     source = work / "photos"
-    write_scenes(source, arguments.images, seed=arguments.seed)
+    write_scenes(source, arguments.images, seed=arguments.seed, scale=PHOTO_SCALE)
     sums: Counter[str] = Counter()
     with serving(work, milvus=arguments.milvus) as server:
         rng = random.Random(arguments.seed)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from PIL import Image
+from PIL.Image import Resampling
 
 from reir.errors import ImageFailure
 from reir.models.seams import RgbImage
@@ -49,14 +50,22 @@ def random_scene(rng: random.Random) -> RgbImage:
     return draw_scene((160, 120), shapes)
 
 
-def write_scenes(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Write photos `000.jpg`, `001.png`, ... that `FakeEncoder` can read; returns their paths."""
+def write_scenes(folder: Path, count: int, seed: int = 0, *, scale: int = 1) -> list[Path]:
+    """Write photos `000.jpg`, `001.png`, ... that `FakeEncoder` can read; returns their paths.
+
+    Args:
+        folder: created when absent.
+        count: how many.
+        seed: of the pictures.
+        scale: 160 x 120 pixels times this.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
         path = folder / f"{number:03}.{'jpg' if number % 2 else 'png'}"
-        Image.fromarray(random_scene(rng)).save(path)
+        image = Image.fromarray(random_scene(rng))
+        image.resize((image.width * scale, image.height * scale), Resampling.NEAREST).save(path)
         paths.append(path)
     return paths
 
