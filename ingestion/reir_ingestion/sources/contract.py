@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from reir.records import Attributes
 
@@ -65,6 +65,7 @@ class SourceFile:
     offset: int = 0
 
 
+@runtime_checkable
 class Source(Protocol):
     """A place to list images from and to read them."""
 

@@ -56,7 +56,6 @@ class ListSource:
         Raises:
             SourceError: a list cannot be read, or a bucket that it names.
         """
-        self.__dict__.pop("_extent", None)  # of an earlier run
         return with_statuses(self._rows(on_error), self.places)
 
     def read(self, file: SourceFile) -> bytes:
@@ -80,6 +79,7 @@ class ListSource:
         return Extent.of(self, self.lists)
 
     def _rows(self, on_error: OnError) -> Iterator[Row]:
+        self.__dict__.pop("_extent", None)  # of an earlier run
         for name in self.lists:
             number, form = 0, name.partition("?")[0]
             try:
