@@ -155,6 +155,8 @@ class Contents:
 
     def _claimed(self, loaded: Loaded, stored: dict[_Key, list[ImageRecord]]) -> Loaded:
         known = loaded.task.known
+        if loaded.stays_as_known:
+            return loaded
         if known is not None and _loses_content(known, loaded.content_hash):
             self._leaving.add(known.image_id)
         if loaded.pixels is None:

@@ -13,7 +13,7 @@ from functools import partial
 import imagehash
 from PIL import Image
 
-from reir.errors import ImageError, ImageUnreachable
+from reir.errors import ImageError, ImageFailure, ImageUnreachable
 from reir.images import content_hash, decode, image_id
 from reir.models.seams import RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
@@ -82,6 +82,17 @@ class Loaded:
     def is_as_before(self) -> bool:
         """Whether the content is that of the known ledger row."""
         return self.pixels is None and self.error is None and not self.same_as
+
+    @property
+    def stays_as_known(self) -> bool:
+        """Whether the image was indexed earlier and its place cannot be reached just now."""
+        known, error = self.task.known, self.error
+        return (
+            known is not None
+            and known.status == "indexed"
+            and error is not None
+            and error.reason == ImageFailure.UNREACHABLE
+        )
 
     @property
     def record(self) -> ImageRecord:

@@ -122,11 +122,13 @@ class Encoded:
     Attributes:
         rows: what is to be written.
         touched: ledger rows that only change their time.
+        unreached: failures of this run of images that stay as they were indexed earlier.
         listed_s: Unix times at which the images were listed.
     """
 
     rows: list[Row]
     touched: list[ImageRecord]
+    unreached: list[ImageRecord]
     listed_s: list[float]
 
 
@@ -203,11 +205,14 @@ def encode(encoder: InstanceEncoder, batch: Sequence[Loaded], tally: Tally) -> E
     images = [each.pixels for each in batch if each.pixels is not None]
     with tally.stage("encode"):
         answers = iter(encode_each(encoder, images))
-    encoded = Encoded([], [], [each.task.listed_s for each in batch])
+    encoded = Encoded([], [], [], [each.task.listed_s for each in batch])
     for each in batch:
         known = each.task.known
         if each.is_as_before and known is not None:
             encoded.touched.append(replace(known, mtime_ns=each.task.file.mtime_ns))
+            continue
+        if each.error is not None and each.stays_as_known:
+            encoded.unreached.append(each.failed(each.error).record)
             continue
         if each.same_as:
             encoded.rows.append(Row(each.duplicate(), known))
@@ -310,6 +315,8 @@ class Keeper:
             if mtimes_ns:
                 patiently(touch)
         outcomes: list[Outcome] = ["new" if before is None else "changed" for before in known]
+        records += encoded.unreached
+        outcomes += ["unchanged"] * len(encoded.unreached)
         times = BatchTimes(encoded.listed_s, time.perf_counter() - started_s)
         tally.written(records, outcomes, times)
         tally.skipped(encoded.touched, read=True)

@@ -46,7 +46,7 @@ class VerifyReport:
         num_images: ledger rows.
         num_instances: instances that the ledger and the store agree on.
         failed: images that cannot be indexed and are known as such; no difference.
-        unlisted_folders: folders of the source that could not be listed; no difference, but what
+        unlisted: folders of the source that could not be listed; no difference, but what
             lies in them was not compared.
         differences: kind -> how many images, or instances for orphans.
         examples: kind -> a few URIs.
@@ -58,7 +58,7 @@ class VerifyReport:
     num_images: int
     num_instances: int
     failed: int
-    unlisted_folders: int
+    unlisted: int
     differences: Mapping[Difference, int]
     examples: Mapping[Difference, Sequence[str]]
 
@@ -98,8 +98,8 @@ class VerifyReport:
         table.add_row("in the source", f"{self.listed:,}", "images")
         table.add_row("in the ledger", f"{self.num_images:,}", f"images, {self.failed:,} failed")
         table.add_row("in the store", f"{self.num_instances:,}", "instances, as the ledger says")
-        if self.unlisted_folders:
-            table.add_row("folders not listed", f"{self.unlisted_folders:,}", "not compared")
+        if self.unlisted:
+            table.add_row("not listed", f"{self.unlisted:,}", "not compared")
         for kind in DIFFERENCES:
             count = self.differences[kind]
             style = "red" if count else None
@@ -156,7 +156,7 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
         num_images=num_images,
         num_instances=present,
         failed=failed,
-        unlisted_folders=len(unlisted),
+        unlisted=len(unlisted),
         differences={kind: found.counts[kind] for kind in DIFFERENCES},
         examples=found.examples,
     )

@@ -17,6 +17,7 @@ from reir_ingestion import failures, loading
 from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import local
+from reir_ingestion.testing import stored_rows
 
 FAILS_TO_READ = Path("/proc/self/mem")
 """A regular file whose first byte gives a true EIO on Linux."""
@@ -136,6 +137,25 @@ def test_a_file_server_that_comes_back_is_waited_for(
     monkeypatch.setattr(local, "read_bytes", flaky)
     report = index(photos, "g", store, FakeEncoder())
     assert (report.new, report.num_failed) == (20, 0)
+
+
+def test_what_was_indexed_stays_while_its_place_cannot_be_reached(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(photos, "g", store, FakeEncoder())
+    before = stored_rows(store, "g")
+    changed = min(photos.iterdir())
+    os.utime(changed, ns=(1, 10**18))
+
+    def unreachable(_: object) -> bytes:
+        raise ImageError(ImageFailure.UNREACHABLE, "no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "read_bytes", unreachable)
+        report = index(photos, "g", store, FakeEncoder())
+    assert (report.unchanged, report.failed) == (19, {"unreachable": 1})
+    assert stored_rows(store, "g") == before
+    assert index(photos, "g", store, FakeEncoder()).unchanged == 20
 
 
 def test_what_will_not_pass_is_not_tried_again(
