@@ -111,7 +111,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
                 figures[f"{name}.recall_{size}_{way}"] = round(float(found_N[chosen].mean()), 4)
                 figures[f"{name}.num_{size}"] = int(chosen.sum())
             figures[f"{name}.instances_{way}"] = round(float(np.mean(stored[way])), 1)
-            figures[f"{name}.seconds_{way}"] = round(median(seconds[way]), 3)
         figures[f"{name}.cost"] = round(median(seconds["tiled"]) / median(seconds["whole"]), 2)
     return figures
 
