@@ -117,7 +117,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--cells", type=int, nargs="+", default=[3, 4, 6], help="photos a side")
+    parser.add_argument("--cells", type=int, nargs="+", default=[3, 6], help="photos a side")
     parser.add_argument("--tile-px", type=int, default=Tiling().side_px)
     parser.add_argument("--above-px", type=int, default=1)
     arguments = parser.parse_args()
