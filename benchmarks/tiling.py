@@ -111,14 +111,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
                 figures[f"{name}.recall_{size}_{way}"] = round(float(found_N[chosen].mean()), 4)
                 figures[f"{name}.num_{size}"] = int(chosen.sum())
             figures[f"{name}.instances_{way}"] = round(float(np.mean(stored[way])), 1)
-            figures[f"{name}.seconds_{way}"] = round(median(seconds[way]), 3)
         figures[f"{name}.cost"] = round(median(seconds["tiled"]) / median(seconds["whole"]), 2)
     return figures
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--cells", type=int, nargs="+", default=[3, 4, 6], help="photos a side")
+    parser.add_argument("--cells", type=int, nargs="+", default=[3, 6], help="photos a side")
     parser.add_argument("--tile-px", type=int, default=Tiling().side_px)
     parser.add_argument("--above-px", type=int, default=1)
     arguments = parser.parse_args()

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from reir_ingestion.stages import IndexOptions
 
 SERVER_FROM_INSTANCES = 50_000
+LARGE = ("2561 to 5120", "over 5120")
+"""Sizes of `reir_ingestion.report.SIZES` for which the command speaks of tiles."""
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -163,13 +165,15 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     named = chosen_encoder(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     with _stoppable(), _sinks(events, metrics_port) as sinks, opened(store) as held:
+        spec = named or stored_spec(held, gallery)
+        tiling = _tiling(held, gallery, tile)
         options = IndexOptions(
             batch_size=batch_size,
             prune=prune,
             retry_failed=retry_failed,
             repair=repair,
-            tiling=_tiling(held, gallery, tile),
-            encoder_spec=named or stored_spec(held, gallery),
+            tiling=tiling,
+            encoder_spec=spec,
             max_failures=limit,
         )
         run = partial(_run_here, store=held)
@@ -184,7 +188,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         return
     screen = output()
     screen.print(report.table())
-    for line in next_steps(report, store, sizes[report.version]):
+    for line in next_steps(report, store, sizes[report.version], tiled=tiling is not None):
         screen.print(line, markup=False, soft_wrap=True)
 
 
@@ -299,7 +303,7 @@ def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: boo
 
 
 def next_steps(
-    report: IndexReport, store: str | None = None, num_instances: int = 0
+    report: IndexReport, store: str | None = None, num_instances: int = 0, *, tiled: bool = False
 ) -> Iterator[str]:
     """Yield what the user may want to know or type after a run."""
     from reir.store import is_embedded
@@ -313,6 +317,12 @@ def next_steps(
         yield (
             f"Version {report.version} ({report.num_images:,} photos) is live; "
             f"kept to go back to: {kept}.  reir promote {name} VERSION{where}"
+        )
+    num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE)
+    if num_large and not tiled:
+        yield (
+            f"{num_large:,} photos are far larger than what the model sees at once: --tile finds "
+            f"smaller things in them, and takes many times as long for each."
         )
     if num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -288,6 +290,7 @@ class Keeper:
         self._job, self._store = job, store
         self._contents = Contents(store, job.gallery, job.version)
         self._budget = FailureBudget(job.options.max_failures)
+        self._one_at_a_time = threading.Lock()
 
     def claim(self, batch: Sequence[Loaded], tally: Tally) -> list[Loaded]:
         """Find the duplicates of a batch, which are not encoded; they lose their pixels.
@@ -310,7 +313,9 @@ class Keeper:
         mtimes_ns = {record.image_id: record.mtime_ns for record in encoded.touched}
         touch = partial(self._store.touch_images, self._job.gallery, self._job.version, mtimes_ns)
         started_s = time.perf_counter()
-        with tally.stage("store"):
+        # batches of new contents may be written side by side; what changes holders may not
+        changes = any(row.known is not None or row.image.record.same_as for row in encoded.rows)
+        with tally.stage("store"), self._one_at_a_time if changes else nullcontext():
             records = self._contents.write(images, known)
             if mtimes_ns:
                 patiently(touch)

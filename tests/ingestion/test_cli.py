@@ -197,6 +197,14 @@ def test_a_large_embedded_gallery_is_told_of_the_server(
     assert "--store http://HOST:19530" in capsys.readouterr().out
 
 
+def test_large_photos_are_told_of_tiles(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert "--tile" not in capsys.readouterr().out
+    Image.new("RGB", (2600, 40)).save(photos / "wide.png")
+    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert "1 photos are far larger" in capsys.readouterr().out
+
+
 def test_a_gallery_stays_tiled_until_told_otherwise(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
