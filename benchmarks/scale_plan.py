@@ -26,7 +26,7 @@ SOURCES = (
     "p1_million",
     "p1_vector_search_server",
     "p1_quantisation",
-    "indexing",
+    "p4_indexing",
 )
 
 
@@ -82,7 +82,7 @@ def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
         name: max(math.ceil(count * each / usable_bytes), math.ceil(cores / options.node_cores))
         for name, each in (("float", graph_bytes), ("int8", int8_bytes))
     }
-    core_hours = photos / figures["index.images_per_s"] * figures["indexing.cores"] / 3600
+    core_hours = photos / figures["p4.images_per_s_ours"] * figures["p4_indexing.cores"] / 3600
     scan_ms = slope(by_size(figures, "p1.", "ours.cpu_ms"))
     return {
         "scale.instances": count,
