@@ -116,7 +116,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, 1 + READERS), include_dashboard=False, log_to_driver=False
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, 1 + READERS),
+        include_dashboard=False,
+        log_to_driver=False,
     )
     with tempfile.TemporaryDirectory() as folder:
         save_scenes(folder, {"train": make_scenes(NUM_SCENES, 1, SIDE_PX)}, scope="photo")
