@@ -75,6 +75,7 @@ from reir_ingestion.stages import (
     Keeper,
     num_cores,
 )
+from reir_ingestion.threads import beside
 
 LOOK_UPS = 2
 WRITERS = 4
@@ -375,9 +376,8 @@ def _shown(keeper: Any, live: Tally) -> Iterator[None]:
     if live.on_progress is None and not live.sinks:
         yield
         return
-    stop = threading.Event()
 
-    def watch() -> None:
+    def watch(stop: threading.Event) -> None:
         stopped = False
         while not stopped:
             stopped = stop.wait(PROGRESS_S)
@@ -389,13 +389,8 @@ def _shown(keeper: Any, live: Tally) -> Iterator[None]:
             for record in records:
                 live.pass_on(record)
 
-    thread = threading.Thread(target=watch, name="reir-progress", daemon=True)
-    thread.start()
-    try:
+    with beside("reir-progress", watch):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _load(load: Callable[[], InstanceEncoder], options: IndexOptions) -> InstanceEncoder:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from reir_ingestion import stages
 from reir_ingestion.report import IndexReport, Progress, Tally
 from reir_ingestion.sources import Source, open_source
 from reir_ingestion.stages import IndexOptions, Job
-from reir_ingestion.threads import run_in_threads
+from reir_ingestion.threads import beside, run_in_threads
 from reir_ingestion.verify import damaged_images
 from reir_ingestion.writer import patiently
 
@@ -203,7 +202,7 @@ def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally)
     """Do the job; returns what was counted and found, as `IndexReport` names it."""
     if job.options.repair:
         _remove(job, store, damaged_images(store, job.gallery, job.version), tally)
-    with _counting(job.source, tally):
+    with beside("reir-count", partial(_count, job.source, tally)):
         counted = run(job, tally)
     unfinished = store.unfinished_images(job.gallery, job.version)
     _remove(job, store, [key for key, uri in unfinished if job.source.has_lost(uri)], counted)
@@ -240,23 +239,11 @@ def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], tally: Tal
         return sum(patiently(partial(delete, chunk)) for chunk in chunks)
 
 
-@contextmanager
-def _counting(source: Source, tally: Tally) -> Iterator[None]:
-    """Count the source in a thread meanwhile, so that progress has a total."""
-    stop = threading.Event()
-
-    def count() -> None:
-        total = 0
-        for _ in source.uris():
-            if stop.is_set():
-                return
-            total += 1
-        tally.listed(total)
-
-    thread = threading.Thread(target=count, name="reir-count", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _count(source: Source, tally: Tally, stop: threading.Event) -> None:
+    """Count the source, so that progress has a total."""
+    total = 0
+    for _ in source.uris():
+        if stop.is_set():
+            return
+        total += 1
+    tally.listed(total)

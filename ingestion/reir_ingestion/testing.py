@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import random
+import signal
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL.Image import Resampling
 
 from reir.errors import ImageFailure
 from reir.models.seams import RgbImage
+from reir.records import Instances
 from reir.store.contract import InstanceStore
-from reir.testing import PALETTE, draw_scene
+from reir.testing import PALETTE, FakeEncoder, draw_scene
 
 BOMB_SIDE_PX = 30_000
 ROWS_AT_ONCE = 256
@@ -81,6 +83,24 @@ def write_hostile_files(folder: Path, count: int, seed: int = 0) -> list[Hostile
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     return [_KINDS[i % len(_KINDS)](os.fsencode(folder), i, rng) for i in range(count)]
+
+
+class DiesOnce(FakeEncoder):
+    """Kills its process at the first photo that any process is given."""
+
+    def __init__(self, mark: Path) -> None:
+        """`mark` is the file that says that it has happened."""
+        super().__init__()
+        self._mark = mark
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Encode, or die."""
+        try:
+            self._mark.touch(exist_ok=False)
+        except FileExistsError:
+            return super().encode_images(images)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
 def stored_rows(store: InstanceStore, gallery: str) -> dict[str, object]:

@@ -10,7 +10,8 @@ All stages overlap and every queue between them is bounded, by images and by byt
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -67,6 +68,19 @@ def run_in_threads(
         for encoded in encoding:
             writer.put(refusals.check(encoded))
     return tally
+
+
+@contextmanager
+def beside(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `work` in a thread of its own meanwhile; its event is set when the block ends."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager

@@ -2,67 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
-from ray import cloudpickle
 
 from reir.errors import CheckpointError, ConfigError
 from reir.evaluate import Encoding, evaluate_reir
 from reir.models.clare_encoder import ClareEncoder
-from reir.models.seams import InstanceEncoder, RgbImage
-from reir.records import Instances
+from reir.models.seams import InstanceEncoder
 from reir.testing import FakeEncoder
 from reir.testing.photo_sets import draw_photo_set, random_scenes
 from reir.testing.tiny import tiny_tokenizer
 from reir.testing.tiny_clare import tiny_clare
 from reir_ingestion.actors import ray_runner
+from reir_ingestion.testing import DiesOnce
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def load_clare() -> InstanceEncoder:
     return ClareEncoder(tiny_clare(num_candidates=4), tiny_tokenizer(), "d" * 64)
 
 
-class DiesOnce(FakeEncoder):
-    """Kills its process at the first photo that any process is given."""
-
-    def __init__(self, mark: Path) -> None:
-        super().__init__()
-        self._mark = mark
-
-    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        try:
-            self._mark.touch(exist_ok=False)
-        except FileExistsError:
-            return super().encode_images(images)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("still alive")
-
-
 class AnotherEncoder(FakeEncoder):
     def __init__(self) -> None:
         super().__init__()
         self.digest = "e" * 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    # the classes of this file are in no package that a worker could import
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_workers_give_the_bits_of_one_process(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -13,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-from ray import cloudpickle
 from ray.data import DataContext
 
 from reir.errors import CheckpointError, ConfigError, SourceError
@@ -29,43 +25,16 @@ from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.report import IndexReport, Progress
 from reir_ingestion.sources import open_source
 from reir_ingestion.stages import Job
-from reir_ingestion.testing import stored_rows, write_hostile_files, write_scenes
+from reir_ingestion.testing import DiesOnce, stored_rows, write_hostile_files, write_scenes
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 OF_ONE_RUN = {"gallery", "seconds", "stage_seconds", "peak_rss_bytes"}
-
-
-class DiesOnce(FakeEncoder):
-    """Kills its process at the first photos that any process is given."""
-
-    def __init__(self, mark: Path) -> None:
-        super().__init__()
-        self._mark = mark
-
-    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        try:
-            self._mark.touch(exist_ok=False)
-        except FileExistsError:
-            return super().encode_images(images)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("still alive")
 
 
 class Broken(FakeEncoder):
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         raise RuntimeError(f"device lost with {len(images)} images")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    # the classes of this file are in no package that a worker could import
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    cloudpickle.unregister_pickle_by_value(module)
 
 
 @pytest.fixture
