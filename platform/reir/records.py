@@ -210,6 +210,38 @@ class IndexedImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """Another instance of a hit's photo that speaks for it.
+
+    Attributes:
+        instance_id: `<image_id>#<n>`.
+        box: xyxy in [0, 1] of the upright photo.
+        weight: its share of the re-ranker's attention, in [0, 1].
+    """
+
+    instance_id: str
+    box: tuple[float, float, float, float]
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Why a hit stands where it stands; given on request (`explain`).
+
+    Attributes:
+        dual_score: inner product of instance and query vector.
+        rerank_score: of the relation re-ranker; None where it did not run.
+        margin: score above that of the next hit; above the best instance left out for the last.
+        neighbours: the instances of the photo that the re-ranker looked at most, most first.
+    """
+
+    dual_score: float
+    rerank_score: float | None = None
+    margin: float | None = None
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """One instance returned for an expression.
 
@@ -217,10 +249,14 @@ class Hit:
         instance_id: `<image_id>#<n>`.
         image_id, uri: the photo.
         box: xyxy in [0, 1] of the upright photo.
-        score: inner product of instance and expression vector, higher is better.
+        score: what hits are ordered by: the re-ranker's where it ran, else the inner product of
+            instance and expression vector; higher is better.
         objectness: query-free confidence in [0, 1].
         attributes: user columns of the photo.
-        mask: pixels of the instance, where the gallery was indexed with masks.
+        mask: pixels of the instance, where the gallery was indexed with masks or it was localised.
+        presence: calibrated probability in [0, 1] that this is the described instance; None
+            without a calibration.
+        evidence: on request.
     """
 
     instance_id: str
@@ -231,6 +267,8 @@ class Hit:
     objectness: float
     attributes: Attributes = field(default_factory=dict)
     mask: MaskRle | None = None
+    presence: float | None = None
+    evidence: Evidence | None = None
 
     @property
     def area(self) -> float:
@@ -247,8 +285,14 @@ class SearchResult:
         expression: as asked.
         gallery, version: what was searched.
         hits: best first; at most `per_image` of each photo.
-        timings_ms: stage -> milliseconds (`text`, `search`, `rank`).
-        degraded: stages left out because their time budget was over.
+        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `localise`, `rank`).
+        degraded: stages left out because their time budget was over, or because they failed.
+        digest: of the checkpoint that made the vectors.
+        presence: calibrated probability in [0, 1] that the described instance is in the gallery;
+            None without a calibration.
+        equally_good: how many of the first hits cannot be told apart by their scores; 1 is a clear
+            answer, 0 none.
+        cursor: where the next page begins; empty when there is none.
     """
 
     expression: str
@@ -257,6 +301,10 @@ class SearchResult:
     hits: tuple[Hit, ...]
     timings_ms: Mapping[str, float]
     degraded: tuple[str, ...] = ()
+    digest: str = ""
+    presence: float | None = None
+    equally_good: int = 0
+    cursor: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the form that `reir search --json` prints."""

@@ -1,0 +1,171 @@
+"""`Backend`: what the HTTP interface asks for. One class keeps it, in process or over Ray Serve.
+
+The interface (`app.py`) knows requests, keys and pictures; the backend knows galleries and models.
+Every method raises the errors of `reir.errors`, and `Overloaded` where a queue is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from reir.errors import ReirError
+from reir.query import Query
+from reir.records import Attributes, FloatArray, ImageRecord, MaskRle, SearchResult
+from reir.store.contract import InstanceRow, VersionInfo
+
+Box = tuple[float, float, float, float]
+"""xyxy in [0, 1] of the upright photo."""
+
+
+class Overloaded(ReirError):
+    """A queue is full; try again after `retry_after_s`."""
+
+    def __init__(self, what: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(what, retry_after_s)
+        self.what, self.retry_after_s = what, retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.what} is full; try again in {self.retry_after_s:g} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """One box that answers an expression within one photo.
+
+    Attributes:
+        score: of box and expression, higher is better.
+        presence: calibrated probability that this is the described instance.
+        mask: where the checkpoint has a mask branch.
+    """
+
+    box: Box
+    score: float
+    presence: float
+    mask: MaskRle | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localisation:
+    """Where an expression is in one photo.
+
+    Attributes:
+        expression: as asked.
+        width_px, height_px: of the upright photo.
+        present: whether anything fits: the best presence reaches the checkpoint's threshold.
+        presence: calibrated probability that the described instance is in this photo.
+        boxes: best first.
+        timings_ms: stage -> milliseconds.
+    """
+
+    expression: str
+    width_px: int
+    height_px: int
+    present: bool
+    presence: float
+    boxes: tuple[Located, ...]
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryInfo:
+    """A gallery as `GET /v1/galleries` lists it.
+
+    Attributes:
+        live: name of the live version; empty where none is live.
+        loaded: whether this server has the checkpoint of the live version.
+        versions: oldest first.
+    """
+
+    name: str
+    live: str
+    loaded: bool
+    versions: tuple[VersionInfo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryImage:
+    """One photo of a gallery: its ledger row and its instances, without vectors."""
+
+    record: ImageRecord
+    instances: tuple[InstanceRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """Whether requests can be answered now.
+
+    Attributes:
+        ready: all checks hold.
+        checks: name ("store", "model", "version", ..) -> "ok", or what is wrong.
+    """
+
+    ready: bool
+    checks: Mapping[str, str]
+
+
+class Backend(Protocol):
+    """Galleries and models behind the HTTP interface."""
+
+    async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
+        """Answer queries to one gallery, in the order given.
+
+        Raises:
+            QueryError: a part of a query is wrong; `field` names it.
+            GalleryNotFound: no such gallery, or none of its versions is live.
+            StoreUnavailable: the store cannot be reached.
+            Overloaded: too many requests wait.
+        """
+        ...
+
+    async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
+        """(D,) vector of the instance of an encoded photo that fits a box best; None: the photo.
+
+        Raises:
+            ImageError: the bytes are no photo that can be decoded.
+            QueryError: no instance overlaps the box.
+        """
+        ...
+
+    async def localise(self, data: bytes, expression: str, k: int, *, masks: bool) -> Localisation:
+        """Find the instances of an encoded photo that fit an expression: plain REC, on pixels."""
+        ...
+
+    async def galleries(self) -> list[GalleryInfo]:
+        """All galleries, by name."""
+        ...
+
+    async def image(self, gallery: str, image_id: str) -> GalleryImage | None:
+        """One photo; None where the gallery has none under that id."""
+        ...
+
+    async def photo(self, gallery: str, image_id: str) -> bytes | None:
+        """The encoded bytes of a photo of a gallery; None where the gallery has no such photo.
+
+        Raises:
+            ImageError: the photo is known but its bytes cannot be had any more.
+        """
+        ...
+
+    async def add_image(
+        self, gallery: str, data: bytes, name: str, attributes: Attributes
+    ) -> ImageRecord:
+        """Keep an uploaded photo, index it, and return its ledger row when it can be found.
+
+        Raises:
+            ImageError: it cannot be decoded; nothing is kept.
+        """
+        ...
+
+    async def delete_image(self, gallery: str, image_id: str) -> bool:
+        """Delete a photo from a gallery; False where there was none."""
+        ...
+
+    async def readiness(self) -> Readiness:
+        """Check what an answer needs: store, model, and that they belong together."""
+        ...
+
+    async def about(self) -> Mapping[str, Any]:
+        """What the page shows of this server: checkpoint digest, whether there is a re-ranker..."""
+        ...
