@@ -2,12 +2,12 @@
 
     python benchmarks/train_feed.py [--steps 40] [--pairs 5] [--device cpu]
 
-A small model of CLARE's shape trains on generated scenes, first on batches that lie in memory, then
-on the same batches as `reir train` streams them: read, decoded, augmented and collated by Ray tasks
-on this machine's own cores. Both run in turn; `train.feed_ratio` is the median over the pairs of
-streamed throughput to throughput from memory, from the first step on. Starting a stream comes once
-an epoch and is told apart. `train.model_share` is the share of a streamed step in which the model
-works rather than waits for its batch.
+The small model of `train_scenes.py` trains on generated scenes, first on batches that lie in
+memory, then on the same batches as `reir train` streams them: read, decoded, augmented and collated
+by Ray actors on this machine's own cores. Both run in turn; `train.feed_ratio` is the median over
+the pairs of streamed throughput to throughput from memory, from the first step on. Starting a
+stream comes once a stage and is told apart. `train.model_share` is the share of a streamed step in
+which the model works rather than waits for its batch.
 """
 
 from __future__ import annotations
@@ -24,37 +24,17 @@ from statistics import median
 import ray
 import torch
 from _report import write_report
+from train_scenes import RECIPE, SHAPE, SIDE_PX
 
 from reir.testing.scenes import make_scenes, save_scenes
 from reir_training.actors import stream_steps
-from reir_training.augment import Augmentation
 from reir_training.clare_data import ClareBatch
 from reir_training.clare_task import ClareTask
-from reir_training.config import ClareSchedule, ClareTrainConfig, DataSource
+from reir_training.config import ClareTrainConfig
 from reir_training.jobs import READERS
 from reir_training.plan import Epoch
 
-NUM_SCENES, SIDE_PX = 400, 128
-SHAPE = {
-    "vision_width": 192,
-    "vision_layers": 6,
-    "vision_heads": 6,
-    "vision_mlp": 768,
-    "native_grid": 8,
-    "text_width": 128,
-    "text_layers": 2,
-    "text_heads": 4,
-    "text_mlp": 256,
-    "max_tokens": 20,
-    "dim": 128,
-    "num_queries": 50,
-    "encoder_layers": 3,
-    "decoder_layers": 3,
-    "num_heads": 4,
-    "ffn": 512,
-    "shortest_side_px": SIDE_PX,
-    "longest_side_px": SIDE_PX,
-}
+NUM_SCENES = 400
 
 
 @dataclass
@@ -68,12 +48,10 @@ class Pass:
 
 def settings(folder: Path, steps: int) -> ClareTrainConfig:
     """What is trained: both stages' losses are alike in cost, so stage 1 stands for both."""
+    optimisation = RECIPE["optimisation"] | {"steps_per_epoch": steps}
+    source = {"format": "photos", "path": folder}
     return ClareTrainConfig(
-        data=(DataSource(format="photos", path=folder),),
-        shape=SHAPE,
-        texts_per_photo=4,
-        augmentation=Augmentation(short_sides=(SIDE_PX,), long_side=SIDE_PX, crop_probability=0),
-        optimisation=ClareSchedule(photos_per_batch=16, precision="fp32", steps_per_epoch=steps),
+        **(RECIPE | {"data": [source], "shape": SHAPE, "optimisation": optimisation})
     )
 
 
