@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,12 @@ MOST_READERS = 8
 """Actors that load steps for one training worker; Ray starts more than one when steps run out."""
 
 
+BLOCK_BYTES, MOST_A_BLOCK = 16 * 2**20, 8
+"""Of the steps that are loaded and handed over together."""
+
+PROTOCOL = 5
+
+
 class _Reader:
     """Loads steps in an actor, so that the annotations that `load` carries are unpacked once.
 
@@ -30,13 +37,15 @@ class _Reader:
         self._load = load
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        # arrays differ in shape from step to step, so every step is a block of one row
-        arrays = self._load(int(batch["item"][0]))
-        return {name: value[None] for name, value in arrays.items()}
+        # arrays differ in shape from step to step, so a row is the bytes of a whole step
+        steps = [pickle.dumps(self._load(int(number)), PROTOCOL) for number in batch["item"]]
+        return {"step": np.array(steps, dtype=object)}
 
 
 def stream_steps(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
     """Yield what `load` returns for each step in [first, last), loaded ahead by Ray actors.
+
+    Ray's own work for a block is that of a small step, so small steps share one.
 
     Args:
         load: picklable function of the number of a step alone.
@@ -47,16 +56,25 @@ def stream_steps(load: Callable[[int], Arrays], first: int, last: int) -> Iterat
     """
     if first >= last:
         return
+    together = _steps_a_block(load(first))
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # blocks that are there from the start: reading them would wait for a CPU that readers hold
-    numbers = ray.data.from_items(list(range(first, last)), override_num_blocks=last - first)
-    steps = numbers.map_batches(
-        _Reader, fn_constructor_args=(load,), batch_size=1, concurrency=(1, MOST_READERS)
+    numbers = ray.data.from_items(
+        list(range(first, last)), override_num_blocks=-(-(last - first) // together)
     )
-    for batch in steps.iter_batches(batch_size=1, prefetch_batches=2):
-        yield {name: np.asarray(value[0]) for name, value in batch.items()}
+    blocks = numbers.map_batches(
+        _Reader, fn_constructor_args=(load,), batch_size=None, concurrency=(1, MOST_READERS)
+    )
+    for block in blocks.iter_batches(batch_size=None, prefetch_batches=2):
+        for step in block["step"]:
+            yield pickle.loads(step)
+
+
+def _steps_a_block(arrays: Arrays) -> int:
+    """Return how many steps like this one share a block."""
+    return min(max(BLOCK_BYTES // sum(value.nbytes for value in arrays.values()), 1), MOST_A_BLOCK)
 
 
 GAUGES = {
