@@ -51,7 +51,7 @@ class Rightmost(Reranker):
 
 def _by_place(photo: PhotoInstances, explain: bool) -> Reranked:
     num = len(photo.boxes)
-    attention = np.tile(photo.objectness / 2, (num, 1)) if explain else None
+    attention = np.tile(photo.objectness / np.float32(2), (num, 1)) if explain else None
     return Reranked(photo.boxes[:, 0] + 1, attention)
 
 
@@ -396,7 +396,7 @@ def test_presence_is_that_of_the_scores() -> None:
         [1 / (1 + np.exp(-5)), 1 / (1 + np.exp(-1)), 0.5], abs=1e-5
     )
     assert ids(ask(gallery, min_presence=0.6)) == ["img000#0", "img001#0"]
-    absent = ask(gallery, Term(expression="number 2"))
+    absent = ask(gallery, Term(expression="number 3"))
     assert not absent.found
     assert absent.hits
     assert absent.presence is not None
