@@ -137,8 +137,10 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT or values["digest"] != digest:
             return None  # of weights that were there before
-        for name in _MODELS:
+        for name, features in _MODELS.items():
             values[name] = Logistic(**_tuples(values[name]))
+            if values[name].features != features:
+                raise ValueError(f"{name} has features {values[name].features}, not {features}")
         return Calibration(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -154,7 +156,12 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
     return path
 
 
-_MODELS = ("gallery", "hit", "photo", "box")
+_MODELS = {
+    "gallery": GALLERY_FEATURES,
+    "hit": HIT_FEATURES,
+    "photo": PHOTO_FEATURES,
+    "box": BOX_FEATURES,
+}
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
