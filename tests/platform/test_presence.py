@@ -94,7 +94,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
 def test_other_features_are_refused(tmp_path: Path) -> None:
     other = Logistic(features=("score", "lead", "colour"), weights=(1, 2, 3), bias=0)
     save_calibration(tmp_path, replace(calibration(), box=other))
-    with pytest.raises(CheckpointError, match="box has features .*colour"):
+    with pytest.raises(CheckpointError, match=r"box has features .*colour"):
         load_calibration(tmp_path, "d")
 
 
