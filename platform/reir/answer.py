@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, takewhile, zip_longest
+from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
 from reir.clock import Clock
@@ -69,7 +69,7 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
             _result(draft, page, beyond, masks)
             for draft, (page, beyond) in zip(drafts, pages, strict=True)
         ]
-    results = await _localise(drafts, [page for page, _ in pages], results, stages, clock)
+    results = await _localise(drafts, results, stages, clock)
     return [
         replace(
             each,
@@ -413,23 +413,21 @@ async def _masks(
 
 
 async def _localise(
-    drafts: Sequence[_Draft],
-    pages: Sequence[Sequence[_Ranked]],
-    results: list[SearchResult],
-    stages: Stages,
-    clock: Clock,
+    drafts: Sequence[_Draft], results: list[SearchResult], stages: Stages, clock: Clock
 ) -> list[SearchResult]:
     """Refine boxes and masks of the first hits on their pixels."""
     place = {id(draft): number for number, draft in enumerate(drafts)}
     wanted = [draft for draft in drafts if draft.query.localise and results[place[id(draft)]].hits]
 
     async def work(able: Sequence[_Draft], timeout_s: float | None) -> list[list[Refined]]:
+        hits = [results[place[id(draft)]].hits[:LOCALISED_HITS] for draft in able]
         requests = [
-            _refinements(draft, pages[place[id(draft)]], results[place[id(draft)]].hits)
-            for draft in able
+            Refinement(image_id=hit.image_id, uri=hit.uri, box=hit.box)
+            for of_one in hits
+            for hit in of_one
         ]
-        refined = iter(await stages.localise(list(chain(*requests)), timeout_s))
-        return [list(islice(refined, len(of_one))) for of_one in requests]
+        refined = iter(await stages.localise(requests, timeout_s))
+        return [list(islice(refined, len(of_one))) for of_one in hits]
 
     if wanted and not stages.localises:
         for draft in wanted:
@@ -439,20 +437,6 @@ async def _localise(
             number = place[id(draft)]
             results[number] = _refined(results[number], refined)
     return results
-
-
-def _refinements(draft: _Draft, page: Sequence[_Ranked], hits: Sequence[Hit]) -> list[Refinement]:
-    scores = {each.row.instance_id: each.row.score for each in page}
-    return [
-        Refinement(
-            vector=draft.found.vector,
-            image_id=hit.image_id,
-            uri=hit.uri,
-            box=hit.box,
-            score=scores[hit.instance_id],
-        )
-        for hit in hits[:LOCALISED_HITS]
-    ]
 
 
 def _refined(result: SearchResult, refined: Sequence[Refined]) -> SearchResult:

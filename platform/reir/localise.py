@@ -1,9 +1,10 @@
 """Where an expression is in one photo, on its pixels.
 
 `locate` is plain REC: the photo is encoded, its instances are scored. `refine` looks at hits of a
-gallery again: a crop around the box is encoded at higher resolution, and what it shows in the place
-of the hit gives a closer box, and a mask where the encoder has them. Knows the encoder's seam; no
-store and no Ray.
+gallery again: a crop around the box is encoded at higher resolution, and the box is moved half way
+to what the crop shows in its place; from there comes a mask too, where the encoder has them. Taking
+the second box as it is made boxes worse, by score, overlap or objectness alike
+(`benchmarks/localise.py`). Knows the encoder's seam; no store and no Ray.
 """
 
 # Shapes: N instances of a photo or crop, D vector dimension, H x W pixels
@@ -23,17 +24,17 @@ from reir.presence import Calibration
 from reir.records import FloatArray, Instances, MaskRle
 from reir.stages import Box, Refined, Refinement
 
-CONTEXT = 1.0
-"""Margin around a box in a crop, in sides of the box: neighbours stay in the picture."""
+CONTEXT = 0.5
+"""Margin around a box in a crop, in sides of the box: what touches it stays in the picture."""
 
-LEAST_CROP = 0.25
+LEAST_CROP = 0.2
 """Of the photo's sides that a crop has."""
 
 SAME_IOU = 0.5
 """Overlap with the hit from which on an instance of the crop is the same."""
 
-BETTER = 0.02
-"""Score above the hit's own, seen in the whole photo, from which on the new box replaces it."""
+SECOND_LOOK = 0.5
+"""Share of the box in the crop; the rest is that of the first look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,16 +170,17 @@ def _crop(image: RgbImage, box: Box) -> _View:
 
 
 def _refined(request: Refinement, view: _View, seen: Instances) -> Refined:
-    """Choose what the crop shows in the place of the hit, if it fits better."""
+    """Move the box towards what the crop shows in its place, if anything."""
     corner, size = np.tile(view.frame[:2], 2), np.tile(view.frame[2:] - view.frame[:2], 2)
     boxes = np.clip(seen.boxes * size + corner, 0, 1)
-    same = elementwise_iou(np.array(request.box), boxes) >= SAME_IOU
-    scores = np.where(same, seen.vectors @ request.vector, -np.inf)
-    if not same.any() or scores.max() < request.score + BETTER:
+    first = np.array(request.box, dtype=np.float32)
+    iou = elementwise_iou(first, boxes)
+    if iou.max(initial=0.0) < SAME_IOU:
         return Refined(box=request.box)
-    best = int(scores.argmax())
+    best = int(iou.argmax())
+    box = SECOND_LOOK * boxes[best] + (1 - SECOND_LOOK) * first
     mask = None if seen.masks is None else _in_photo(seen.masks[best], view)
-    return Refined(box=_box(boxes[best]), mask=mask)
+    return Refined(box=_box(box.astype(np.float32)), mask=mask)
 
 
 def _in_photo(mask: MaskRle, view: _View) -> MaskRle:
