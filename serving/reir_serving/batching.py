@@ -55,6 +55,11 @@ class Batcher(Generic[Item, Answer]):
             self._task = loop.create_task(self._work_off())
         return await future
 
+    @property
+    def num_waiting(self) -> int:
+        """Items that are not worked on yet."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Let the thread end."""
         self._thread.shutdown(wait=False)
