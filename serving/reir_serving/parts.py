@@ -242,7 +242,7 @@ def _do_all(work: Sequence[Callable[[], Any]]) -> list[Any]:
     return [each() for each in work]
 
 
-def _ignore(_part: str, _size: int) -> None:
+def _ignore(_part: str, _size: int, _waiting: int) -> None:
     """Take note of nothing."""
 
 
@@ -257,7 +257,7 @@ class LocalParts:
         store: InstanceStore,
         encoders: Encoders,
         limits: Limits,
-        on_batch: Callable[[str, int], None] = _ignore,
+        on_batch: Callable[[str, int, int], None] = _ignore,
     ) -> None:
         """Search `store` with `encoders`.
 
@@ -265,7 +265,8 @@ class LocalParts:
             store: stays the caller's to close.
             encoders: of the galleries.
             limits: of photos, and of how many may wait.
-            on_batch: told the part ("text", "search") and size of each batch.
+            on_batch: told of each batch its part ("text", "search", "photo"), its size, and how
+                many calls wait for the next one.
         """
         self._store, self._encoders, self._limits = store, encoders, limits
         self._breaker = Breaker()
@@ -276,7 +277,9 @@ class LocalParts:
 
         self._text = Batcher(text.encode, largest=LARGEST_BATCH, on_batch=partial(on_batch, "text"))
         self._search = Batcher(search, largest=LARGEST_BATCH, on_batch=partial(on_batch, "search"))
-        self._photos: Batcher[Callable[[], Any], Any] = Batcher(_do_all, largest=1)
+        self._photos: Batcher[Callable[[], Any], Any] = Batcher(
+            _do_all, largest=1, on_batch=partial(on_batch, "photo")
+        )
 
     async def describe(self, spec: str) -> Model:
         """Load an encoder, and say what it is."""
