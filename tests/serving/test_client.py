@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 import reir
 from reir.client import Client
@@ -28,37 +26,13 @@ from reir.errors import (
     StoreUnavailable,
 )
 from reir.query import Term
-from reir_serving.app import create_app
 from reir_serving.backend import Overloaded
-from reir_serving.config import ServeConfig
 from reir_serving.keys import new_key
 
 
 @pytest.fixture
-def serve(backend: Any) -> Iterator[Any]:
-    """Serve the backend over real connections; returns the address."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(**fields: Any) -> str:
-        app = create_app(backend, ServeConfig(**fields))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-        bound = socket.create_server(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{bound.getsockname()[1]}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(10)
-
-
-@pytest.fixture
-def client(serve: Any) -> Iterator[Client]:
-    with Client(serve(), patience_s=0.0) as made:
+def client(serve: Any, backend: Any) -> Iterator[Client]:
+    with Client(serve(backend), patience_s=0.0) as made:
         yield made
 
 
@@ -149,10 +123,12 @@ def test_wrong_questions_raise_what_the_library_raises(client: Client) -> None:
     assert no_photo.value.reason == ImageFailure.NOT_AN_IMAGE
 
 
-def test_a_key_is_sent(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_sent(
+    serve: Any, backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = tmp_path / "keys.yaml"
     key = new_key(keys, read=("photos",), write=())
-    address = serve(keys_file=keys)
+    address = serve(backend, keys_file=keys)
     with Client(address) as anonymous, pytest.raises(AccessDenied, match="REIR_API_KEY"):
         anonymous.galleries()
     with Client(address, key=key) as known:
