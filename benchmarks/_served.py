@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -154,11 +154,21 @@ def _below(pid: int) -> list[tuple[int, str]]:
     return [(each, titles.get(each, "")) for each in found]
 
 
-def percent(part: float, whole: float) -> float:
-    """Return a share in percent, rounded."""
-    return round(100 * part / whole, 2) if whole else 0.0
+def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
+    """Wait until an address answers with 200.
 
-
-def flat(name: str, values: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Put a name in front of keys."""
-    return {f"{name}.{key}": value for key, value in dict(values).items()}
+    Raises:
+        RuntimeError: the process ended before.
+        TimeoutError: it does not within `START_TIMEOUT_S`.
+    """
+    until_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until_s:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}")
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"{url} does not answer after {START_TIMEOUT_S:g} s")
