@@ -1,8 +1,13 @@
-"""`reir demo`: a built-in gallery, indexed and asked, with the truth known; or own photos."""
+"""`reir demo`: a built-in gallery, indexed, asked and served, with the truth known; or own photos.
+
+The page is served by `reir serve`, started as a command: ingestion knows nothing of serving.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +27,9 @@ OWN_GALLERY = "demo-own"
 NUM_HITS = 4
 NUM_DRAWN = 6
 """Sentences on the contact sheet, spread over the examples."""
+NUM_OFFERED = 5
+"""Sentences that the page offers, besides one about something that is not there."""
+ABSENT = "the white refrigerator with magnets"
 RIGHT_IOU = 0.5
 
 
@@ -30,7 +38,7 @@ def register_demo(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-def demo(
+def demo(  # noqa: PLR0913, one argument an option
     photos: Annotated[
         Path | None, typer.Option(help="Folder of your own photos to ask about instead.")
     ] = None,
@@ -40,9 +48,13 @@ def demo(
     store: Annotated[
         str | None, typer.Option(help="Folder of the embedded store, or address of a server.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="Stay and serve the search page.")
+    ] = True,
+    port: Annotated[int, typer.Option(help="Of the search page.")] = 8000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and serve no page.")] = False,
 ) -> None:
-    """Index a built-in gallery and ask it sentences; works offline."""
+    """Index a built-in gallery, ask it sentences and serve the search page; works offline."""
     from reir.checkpoint import load_encoder
     from reir.config import reir_home
     from reir.search import open_gallery
@@ -62,11 +74,30 @@ def demo(
         options = IndexOptions(prune=True)
         report = index(open_source(str(folder)), name, opened, encoder, options=options)
         console.print(report.table())
+        offered: list[str] = []
         with closing(open_gallery(name, store=opened, encoder=encoder)) as gallery:
-            if built is None:
+            if built is not None:
+                offered = _answer(gallery, built.expressions, output, console, as_json=as_json)
+            elif not serve:
                 _ask(gallery, output, console)
-                return
-            _answer(gallery, built.expressions, output, console, as_json=as_json)
+    if serve and not as_json:
+        examples = reir_home() / "demo" / "examples.txt"
+        examples.parent.mkdir(parents=True, exist_ok=True)
+        examples.write_text("".join(f"{text}\n" for text in offered), encoding="utf-8")
+        raise typer.Exit(_serve(name, store, port, examples))
+
+
+def _serve(gallery: str, store: str | None, port: int, examples: Path) -> int:
+    """Serve the page until Ctrl-C and return the exit status of `reir serve`."""
+    reir = [sys.executable, "-c", "from reir.cli import main; main()"]
+    options = ["--gallery", gallery, "--port", str(port), "--examples", str(examples)]
+    if store is not None:
+        options += ["--store", store]
+    with subprocess.Popen([*reir, "serve", *options]) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # the terminal has told the server as well
+            return server.wait()
 
 
 def _answer(
@@ -76,8 +107,8 @@ def _answer(
     console: Console,
     *,
     as_json: bool,
-) -> None:
-    """Ask every example, compare with the truth, draw."""
+) -> list[str]:
+    """Ask every example, compare with the truth, draw; return what the page shall offer."""
     from reir.drawing import contact_sheets
 
     results = gallery.search_batch([e.text for e in expressions], k=NUM_HITS)
@@ -102,6 +133,8 @@ def _answer(
     if as_json:
         answers = [{"right": ok, **r.to_dict()} for r, ok in zip(results, right, strict=True)]
         typer.echo(json.dumps({"br1_50": br1, "sheet": str(output), "answers": answers}, indent=2))
+    known = [e.text for ok, e in zip(right, expressions, strict=True) if ok]
+    return [*known[:: max(len(known) // NUM_OFFERED, 1)][:NUM_OFFERED], ABSENT]
 
 
 def is_right(result: SearchResult, truth: DemoExpression) -> bool:

@@ -15,12 +15,15 @@ export function fillGalleries(galleries, wanted) {
   const first = galleries.find((each) => each.searchable);
   byId("no-gallery").hidden = first !== undefined;
   byId("ask").hidden = first === undefined && !wanted;
-  const chosen = wanted || first?.name || "";
-  select.value = chosen;
-  const live = galleries.find((each) => each.name === chosen)?.versions.find((each) => each.live);
+  return wanted || first?.name || "";
+}
+
+/** Show what the chosen gallery holds, and whether photos can be added to it. */
+export function showGallery(gallery) {
+  const live = gallery?.versions.find((each) => each.live);
   byId("holds").textContent = live
     ? `${count(live.num_images - live.num_failed, "photo")}, ${count(live.num_instances, "object")}` : "";
-  return chosen;
+  byId("add").hidden = gallery?.writable !== true;
 }
 
 /** Set every control to what a state says. */

@@ -4,7 +4,7 @@ import { call, photoForm } from "./api.js";
 import { cards, moveFocus, skeletons } from "./cards.js";
 import { remember, showChips } from "./chips.js";
 import { announce, byId, make } from "./dom.js";
-import { fillGalleries, readFilters, showFilters } from "./filters.js";
+import { fillGalleries, readFilters, showFilters, showGallery } from "./filters.js";
 import { showLocal } from "./local.js";
 import * as notices from "./notices.js";
 import { asksSomething, fromHash, NOTHING, numFilters, options, toHash, toRequest, withoutTerm, withTerm } from "./state.js";
@@ -19,7 +19,7 @@ const LEAST_TYPED = 3; // characters of a sentence that is searched for while it
 let state = NOTHING;
 let upload = null; // {file, box}: a photo of the user's; with a box, what is in it is searched for
 let shown = { hits: [], cursor: "" };
-let about = {};
+let galleries = [];
 let running = null; // AbortController of the request under way
 let typing = null;
 
@@ -45,11 +45,14 @@ function addTerm(kind, instance) {
   ask(withTerm(state, kind, instance.instance_id));
 }
 
+const thisGallery = () => galleries.find((each) => each.name === state.gallery);
+
 /** Bring the controls to what the state says. */
 function showState() {
   const sentence = byId("sentence");
   if (sentence.value.trim() !== state.sentence) sentence.value = state.sentence;
   showFilters(state);
+  showGallery(thisGallery());
   showChips(state, upload, {
     drop: (id) => ask(withoutTerm(state, id)),
     dropPhoto: () => bring(null),
@@ -118,8 +121,7 @@ function showStart() {
 function showHits(answer, more) {
   const grid = byId("grid");
   const hadFocus = grid.contains(document.activeElement);
-  const dropped = new Set(state.terms.filter((term) => term.kind === "not").map((term) => term.id));
-  const hits = answer.hits.filter((hit) => !dropped.has(hit.instance_id));
+  const { hits } = answer;
   const before = more ? shown.hits : [];
   shown = { hits: [...before, ...hits], cursor: answer.cursor };
   remember(hits);
@@ -159,7 +161,7 @@ function dropFilters() {
 }
 
 function openViewer(rank) {
-  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite: about.writes === true });
+  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite: thisGallery()?.writable === true });
 }
 
 /** Look into a photo of the user's, search with a part of it, or (null) go back to the gallery. */
@@ -173,12 +175,11 @@ function bring(photo) {
 async function start() {
   notices.clear();
   try {
-    const [found, galleries] = await Promise.all([call("v1/about"), call("v1/galleries")]);
-    about = found;
-    const chosen = fillGalleries(galleries.galleries, fromHash(location.hash).gallery);
-    state = { ...fromHash(location.hash), gallery: chosen };
+    const [about, listed] = await Promise.all([call("v1/about"), call("v1/galleries")]);
+    galleries = listed.galleries;
+    const asked = fromHash(location.hash);
+    state = { ...asked, gallery: fillGalleries(galleries, asked.gallery) };
     showExamples(about.examples ?? []);
-    byId("add").hidden = about.writes !== true;
     await run();
   } catch (error) {
     fail(error, start);

@@ -34,17 +34,18 @@ export function photoFrame({ source, marks = [], crop = null, alt = "", aspect =
 
 /**
  * A box to draw.
- * @param mark.box xyxy; mark.tone "hit", "other" or "found"; mark.label tag at its corner;
+ * @param mark.box xyxy; mark.tone "hit" or "other"; mark.label tag at its corner;
  *   mark.polygons outlines of its mask; mark.title for screen readers; mark.id into data-instance
  * @param mark.click, mark.enter make it a button: pressed; pointed at or focused
  */
-function markOf({ box: [x1, y1, x2, y2], tone = "hit", label = "", title = "", id = "", click, enter }) {
+function markOf({ box: [x1, y1, x2, y2], tone = "hit", label = "", title = "", id = "", clear = 1, click, enter }) {
   const tag = label && make("span", { class: "tag" }, label);
   const attributes = { class: `mark ${tone}`, "data-instance": id };
   const mark = click
     ? make("button", { ...attributes, type: "button", "aria-label": title, click, focus: enter, pointerenter: enter }, tag)
     : make("span", attributes, tag);
   Object.assign(mark.style, { left: share(x1), top: share(y1), width: share(x2 - x1), height: share(y2 - y1) });
+  mark.style.setProperty("--clear", String(clear));
   if (y1 < 0.07) mark.classList.add("at-top");
   if (x1 > 0.75) mark.classList.add("at-right");
   return mark;
@@ -57,9 +58,10 @@ function draw(canvas, image, marks) {
   canvas.replaceChildren(image, outlines(sorted), ...sorted.map(markOf));
 }
 
+/** One path a mask, whose holes stay open. */
 function outlines(marks) {
-  const shapes = marks.flatMap(({ polygons = [], tone = "hit", id = "" }) => polygons.map((points) =>
-    makeSvg("polygon", { points: points.map((point) => point.join(",")).join(" "), class: tone, "data-instance": id })));
+  const shapes = marks.filter(({ polygons }) => polygons?.length).map(({ polygons, tone = "hit" }) =>
+    makeSvg("path", { d: polygons.map((points) => `M${points.join("L")}Z`).join(""), "fill-rule": "evenodd", class: tone }));
   return makeSvg("svg", { class: "masks", viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" }, ...shapes);
 }
 

@@ -6,6 +6,9 @@ import { byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
 import { count, explain, fileName, percent, place, presence, score } from "./words.js";
 
+/** How clearly a box is drawn that is hardly an object: candidates outnumber what a person sees. */
+const FAINTEST = 0.12;
+
 export class Viewer {
   #hits = [];
   #at = 0;
@@ -70,7 +73,7 @@ export class Viewer {
           this.#instances.set(each.instance_id, { ...each, uri: hit.uri, thumbnail_url: hit.thumbnail_url });
         }
       }
-      byId("viewer-note").textContent = `${count(this.#instances.size, "object")} found in this photo. Point at one to search for more like it.`;
+      byId("viewer-note").textContent = `${count(this.#instances.size, "object")} indexed in this photo. Point at one to search for more like it.`;
     } catch (problem) {
       byId("viewer-note").textContent = `The other objects are not shown: ${explain(problem).title.toLowerCase()}.`;
     }
@@ -78,6 +81,7 @@ export class Viewer {
       const isHit = each.instance_id === hit.instance_id;
       return {
         ...markOf(each), tone: isHit ? "hit" : near.has(each.instance_id) ? "other near" : "other",
+        clear: isHit ? 1 : Math.max(FAINTEST, each.objectness),
         label: isHit ? String(this.#at + 1) : "More like this",
         title: `${isHit ? "The hit" : "Object"}, ${place(each.box)}, ${percent(each.area)} of the photo: more like this`,
         click: () => this.#use("more", each), enter: () => this.#choose(each.instance_id),
