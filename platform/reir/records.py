@@ -290,6 +290,8 @@ class SearchResult:
         digest: of the checkpoint that made the vectors.
         presence: calibrated probability in [0, 1] that the described instance is in the gallery;
             None without a calibration.
+        found: False where there is no hit, or `presence` is below the checkpoint's threshold: what
+            was described is not there, and the hits are only what comes nearest.
         equally_good: how many of the first hits cannot be told apart by their scores; 1 is a clear
             answer, 0 none.
         cursor: where the next page begins; empty when there is none.
@@ -303,6 +305,7 @@ class SearchResult:
     degraded: tuple[str, ...] = ()
     digest: str = ""
     presence: float | None = None
+    found: bool = True
     equally_good: int = 0
     cursor: str = ""
 

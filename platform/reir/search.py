@@ -1,45 +1,29 @@
-"""The whole query path: expression -> vector -> candidates -> grouped by image -> hits.
+"""A gallery open for searching: the query path of `reir.answer` with its stages in this process.
 
 Knows the store's contract and the encoder's seam; no model, no Ray and no command line.
 """
 
-# Shapes: Q expressions, D vector dimension
+# Shapes: N expressions, D vector dimension
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
+from reir.answer import answer, run_now
+from reir.clock import Costs
 from reir.encoders import TRAINED_KIND, EncoderSpec, load_encoder_spec, stored_spec
-from reir.errors import CheckpointError, GalleryNotFound, QueryError, SchemaMismatch, nearest_name
+from reir.errors import CheckpointError, GalleryNotFound, QueryError, nearest_name
 from reir.models.seams import InstanceEncoder
-from reir.records import FloatArray, Hit, MaskRle, SearchResult
-from reir.store.checks import MAX_LIMIT, no_version
-from reir.store.contract import InstanceRow, InstanceStore, VersionSpec
-from reir.text import validate_expression
-
-MAX_K = 1000
-"""Most hits of one expression, and most expressions of one batch."""
-
-_FIRST_ROWS, _ROWS_A_HIT = 32, 8
-"""What is read at first: enough for photos that put several instances before the next photo."""
-
-_GROWTH = 8
-"""How many times more is read where that was too little."""
-
-_ROWS_A_CALL = 200_000
-"""Most rows of one call of the store; a larger batch takes several."""
-
-_Range = tuple[str | None, str | None]
-"""Image ids: from the first, up to but without the second; None is no bound."""
+from reir.presence import Calibration
+from reir.query import MAX_K, Query, Term
+from reir.records import FloatArray, MaskRle, SearchResult
+from reir.retrieval import Retrieval, Retrieved, Retriever
+from reir.stages import Refined, Refinement, Reordered, Reordering
+from reir.store.contract import InstanceStore
 
 
 def open_gallery(
@@ -84,6 +68,42 @@ def open_gallery(
         return gallery
 
 
+class LocalStages:
+    """The stages of one gallery in this process; see `reir.stages.Stages`."""
+
+    reranks = localises = False
+
+    def __init__(
+        self, retriever: Retriever, encoder: InstanceEncoder, calibration: Calibration | None
+    ) -> None:
+        self.gallery = retriever.gallery
+        self.calibration = calibration
+        self.costs = Costs()
+        self._retriever, self._encoder = retriever, encoder
+
+    async def encode(self, expressions: Sequence[str]) -> FloatArray:
+        """(N, D) float32 unit vectors."""
+        return self._encoder.encode_expressions(expressions)
+
+    async def retrieve(self, requests: Sequence[Retrieval]) -> Sequence[Retrieved]:
+        """As `Retriever.retrieve`."""
+        return self._retriever.retrieve(requests)
+
+    async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
+        """As `Retriever.masks`."""
+        return self._retriever.masks(version, instance_ids)
+
+    async def rerank(
+        self, requests: Sequence[Reordering], timeout_s: float | None
+    ) -> Sequence[Sequence[Reordered]]:
+        raise NotImplementedError
+
+    async def localise(
+        self, requests: Sequence[Refinement], timeout_s: float | None
+    ) -> Sequence[Refined]:
+        raise NotImplementedError
+
+
 class Gallery:
     """A gallery open for searching; use it as a context manager, or call `close`.
 
@@ -95,7 +115,13 @@ class Gallery:
         owned: what `close` closes.
     """
 
-    def __init__(self, name: str, store: InstanceStore, encoder: InstanceEncoder) -> None:
+    def __init__(
+        self,
+        name: str,
+        store: InstanceStore,
+        encoder: InstanceEncoder,
+        calibration: Calibration | None = None,
+    ) -> None:
         """Search gallery `name` of a store with the expression vectors of `encoder`.
 
         Raises:
@@ -104,15 +130,13 @@ class Gallery:
         """
         self.name = name
         self.owned = ExitStack()
-        self._store = store
-        self._encoder = encoder
-        self._version, self._has_masks = "", False
-        self.refresh()
+        self._retriever = Retriever(store, name, encoder.digest, encoder.dim)
+        self._stages = LocalStages(self._retriever, encoder, calibration)
 
     @property
     def version(self) -> str:
         """Name of the version that was live at the last search or `refresh`."""
-        return self._version
+        return self._retriever.live
 
     def refresh(self) -> str:
         """Turn to the version that is live now and return its name; every search does so.
@@ -121,11 +145,7 @@ class Gallery:
             GalleryNotFound: the gallery is gone.
             SchemaMismatch: the version was built with another checkpoint.
         """
-        live = self._store.live_version(self.name)
-        if live != self._version:
-            spec = _checked_spec(self._store, self.name, live, self._encoder)
-            self._version, self._has_masks = live, spec.has_masks
-        return live
+        return self._retriever.refresh()
 
     def search(
         self, expression: str, k: int = 10, per_image: int = 1, where: str | None = None
@@ -166,46 +186,22 @@ class Gallery:
             raise QueryError(
                 "expressions", f"holds {len(expressions)}, at most {MAX_K} are allowed; split them"
             )
-        k, per_image = _count("k", k), _count("per_image", per_image)
-        texts = [validate_expression(expression) for expression in expressions]
-        if not texts:
-            return []
-        clock = _Clock()
-        with clock.stage("text"):
-            vectors_QD = self._encoder.encode_expressions(texts)
-        with clock.stage("search"):
-            version = self.refresh()
-        ranking = _Ranking(
-            store=self._store,
-            gallery=self.name,
-            version=version,
-            k=k,
-            per_image=per_image,
-            where=where,
-            clock=clock,
-        )
-        answers = ranking.best(vectors_QD)
-        masks = self._masks(answers, clock) if self._has_masks else {}
-        with clock.stage("rank"):
-            hits = [
-                tuple(_hit(row, masks.get(row.instance_id)) for row in rows) for rows in answers
+        return self.ask(
+            [
+                Query(terms=(Term(expression=each),), k=k, per_image=per_image, where=where)
+                for each in expressions
             ]
-        return [
-            SearchResult(
-                expression=expression,
-                gallery=self.name,
-                version=version,
-                hits=found,
-                timings_ms=dict(clock.ms),
-            )
-            for expression, found in zip(expressions, hits, strict=True)
-        ]
+        )
 
-    def _masks(self, answers: Sequence[Sequence[InstanceRow]], clock: _Clock) -> dict[str, MaskRle]:
-        """Return the masks of all hits, by instance id."""
-        wanted = {row.instance_id: None for rows in answers for row in rows}
-        with clock.stage("search"):
-            return self._store.get_masks(self.name, self._version, list(wanted))
+    def ask(self, queries: Sequence[Query]) -> list[SearchResult]:
+        """Answer queries with everything that they can say, in the order given.
+
+        Raises:
+            QueryError: a part of a query is wrong; `field` names it.
+            GalleryNotFound: the gallery is gone.
+            SchemaMismatch: the version that has become live was built with another checkpoint.
+        """
+        return run_now(answer(queries, self._stages))
 
     def close(self) -> None:
         """Close the store, if this gallery opened it."""
@@ -223,158 +219,6 @@ class Gallery:
     ) -> None:
         """Close it."""
         self.close()
-
-
-class _Clock:
-    """Milliseconds of each stage; a stage that comes again adds up."""
-
-    def __init__(self) -> None:
-        self.ms = {"text": 0.0, "search": 0.0, "rank": 0.0}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes."""
-        started_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.ms[name] += (time.perf_counter() - started_s) * 1e3
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ranking:
-    """One request to a version: how its rows become hits.
-
-    Attributes:
-        k: most hits of a query.
-        per_image: most hits of one image.
-        where: filter that every hit passes.
-    """
-
-    store: InstanceStore
-    gallery: str
-    version: str
-    k: int
-    per_image: int
-    where: str | None
-    clock: _Clock
-
-    def best(self, vectors_QD: FloatArray) -> list[list[InstanceRow]]:
-        """Return the hits of each query: exactly what grouping all rows in order would give.
-
-        Of images with at most n instances, k hits lie within the first
-        k + (n - per_image) * ((k - 1) // per_image) rows: 271 for the best 10 of 30 an image. That
-        worst case is rare, so less is read first, and more for the queries that need it.
-        """
-        answers: list[list[InstanceRow]] = [[] for _ in vectors_QD]
-        pending = list(range(len(vectors_QD)))
-        for limit in self._limits():
-            unsettled: list[int] = []
-            for queries in _chunks(pending, max(1, _ROWS_A_CALL // limit)):
-                pages = self._read(vectors_QD[queries], limit)
-                for query, rows in zip(queries, pages, strict=True):
-                    answers[query] = self._take(rows)
-                    if len(rows) == limit and not self._settled(answers[query], rows[-1]):
-                        unsettled.append(query)
-            pending = unsettled
-        for query in pending:
-            answers[query] = self._best_by_parts(vectors_QD[query : query + 1], (None, None))
-        return answers
-
-    def _limits(self) -> Iterator[int]:
-        """Yield the numbers of rows to try, up to the most that a store gives at once."""
-        limit = _FIRST_ROWS + _ROWS_A_HIT * self.k
-        while limit < MAX_LIMIT:
-            yield limit
-            limit *= _GROWTH
-        yield MAX_LIMIT
-
-    def _settled(self, hits: list[InstanceRow], last_read: InstanceRow) -> bool:
-        """Whether rows that were not read can change nothing, not even among equal scores."""
-        return len(hits) == self.k and hits[-1].score > last_read.score
-
-    def _best_by_parts(self, vector_1D: FloatArray, ids: _Range) -> list[InstanceRow]:
-        """Return the hits among a range of images, halving it while one read is too little.
-
-        Only where equal scores fill a whole read does the store choose among them.
-        """
-        (rows,) = self._read(vector_1D, MAX_LIMIT, ids)
-        hits = self._take(rows)
-        image_ids = sorted({row.image_id for row in rows})
-        if len(hits) == self.k or len(rows) < MAX_LIMIT or len(image_ids) < 2:
-            return hits
-        middle = image_ids[len(image_ids) // 2]
-        lower = self._best_by_parts(vector_1D, (ids[0], middle))
-        return self._take(lower + self._best_by_parts(vector_1D, (middle, ids[1])))
-
-    def _read(
-        self, vectors_QD: FloatArray, limit: int, ids: _Range = (None, None)
-    ) -> list[list[InstanceRow]]:
-        where = _within(self.where, ids)
-        with self.clock.stage("search"):
-            return self.store.search(self.gallery, self.version, vectors_QD, limit, where=where)
-
-    def _take(self, rows: list[InstanceRow]) -> list[InstanceRow]:
-        """Return the first `k` rows in order, at most `per_image` of each image."""
-        taken: list[InstanceRow] = []
-        of_image: Counter[str] = Counter()
-        with self.clock.stage("rank"):
-            for row in sorted(rows, key=_order):
-                if of_image[row.image_id] < self.per_image:
-                    of_image[row.image_id] += 1
-                    taken.append(row)
-                    if len(taken) == self.k:
-                        break
-        return taken
-
-
-def _order(row: InstanceRow) -> tuple[float, str, int]:
-    """Best score first; where equal, by image and then by the instance's number."""
-    return -row.score, row.image_id, int(row.instance_id.rpartition("#")[2])
-
-
-def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _within(where: str | None, ids: _Range) -> str | None:
-    """Return the filter `where`, narrowed to a range of image ids."""
-    first, end = ids
-    parts = [] if where is None else [f"({where})"]
-    parts += [] if first is None else [f"image_id >= {_quoted(first)}"]
-    parts += [] if end is None else [f"image_id < {_quoted(end)}"]
-    return " and ".join(parts) if first or end else where
-
-
-def _quoted(text: str) -> str:
-    """Return `text` as a string of the filter language."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _hit(row: InstanceRow, mask: MaskRle | None) -> Hit:
-    return Hit(
-        instance_id=row.instance_id,
-        image_id=row.image_id,
-        uri=row.uri,
-        box=row.box,
-        score=row.score,
-        objectness=row.objectness,
-        attributes=row.attributes,
-        mask=mask,
-    )
-
-
-def _count(field: str, value: int) -> int:
-    """Return `value` as a number of hits.
-
-    Raises:
-        QueryError: it is no whole number from 1 to `MAX_K`.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 1 <= int(value) <= MAX_K:
-        raise QueryError(field, f"must be a whole number from 1 to {MAX_K}, got {value!r}")
-    return int(value)
 
 
 def check_gallery(store: InstanceStore, name: str) -> None:
@@ -398,25 +242,3 @@ def _load_own(store: InstanceStore, gallery: str) -> InstanceEncoder:
             f"{error} (gallery '{gallery}' was indexed with {spec or 'the shipped checkpoint'}; "
             f"--encoder names where it is now)"
         ) from error
-
-
-def _checked_spec(
-    store: InstanceStore, gallery: str, version: str, encoder: InstanceEncoder
-) -> VersionSpec:
-    """Return a version's spec; refuse one whose vectors cannot be compared with the encoder's."""
-    specs = {each.name: each.spec for each in store.versions(gallery)}
-    if version not in specs:
-        raise no_version(gallery, version, specs)
-    spec = specs[version]
-    if (spec.digest, spec.dim) != (encoder.digest, encoder.dim):
-        raise SchemaMismatch(
-            f"version '{version}' of gallery '{gallery}' was built with checkpoint "
-            f"{_shown(spec.digest, spec.dim)}, the one in use is "
-            f"{_shown(encoder.digest, encoder.dim)}; `reir index SOURCE --gallery {gallery}` "
-            f"builds a version for this checkpoint, or name the other one with --encoder"
-        )
-    return spec
-
-
-def _shown(digest: str, dim: int) -> str:
-    return f"{digest[:12]} (dimension {dim})"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reir
-from reir import search
+from reir import ranking
 from reir.errors import FilterError, GalleryNotFound, QueryError, SchemaMismatch
 from reir.records import FloatArray, Hit, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.search import Gallery, open_gallery
@@ -206,7 +206,7 @@ def test_any_gallery_matches_reference_whatever_one_read_gives(
     fill(store, images)
     queries = TIED_VECTORS if tied else scattered(3, seed + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "MAX_LIMIT", max(most, max(counts, default=1) + 1))
+        patch.setattr(ranking, "MAX_LIMIT", max(most, max(counts, default=1) + 1))
         hits = Gallery("photos", store, TableEncoder(queries)).search("number 1", k, per_image).hits
     wanted = reference(images, queries[1], k, per_image)
     assert [hit.score for hit in hits] == pytest.approx([score for _, score in wanted], abs=1e-6)
@@ -225,7 +225,7 @@ def test_reading_by_parts_keeps_the_filter_and_odd_image_ids(
     ]
     store = MemoryStore()
     fill(store, images)
-    monkeypatch.setattr(search, "MAX_LIMIT", 6)
+    monkeypatch.setattr(ranking, "MAX_LIMIT", 6)
     gallery = Gallery("photos", store, TableEncoder())
     found = gallery.search("number 0", k=30, where="attr.parity == 0 or attr.parity == 7").hits
     wanted = reference(images, TIED_VECTORS[0], 30, 1, parity=0)
@@ -244,7 +244,7 @@ def test_batch_equals_single_searches_and_asks_once(monkeypatch: pytest.MonkeyPa
     singles = [gallery.search(each, k=4) for each in expressions]
     assert [each.hits for each in batch] == [each.hits for each in singles]
     assert [each.expression for each in batch] == expressions
-    monkeypatch.setattr(search, "_ROWS_A_CALL", 64 * 5)
+    monkeypatch.setattr(ranking, "_ROWS_A_CALL", 64 * 5)
     assert [each.hits for each in gallery.search_batch(expressions, k=4)] == [
         each.hits for each in batch
     ]
@@ -361,7 +361,7 @@ def test_a_gallery_that_goes_away_is_said_to_be_gone() -> None:
     store = MemoryStore()
     fill(store, [])
     gallery = Gallery("photos", store, TableEncoder())
-    gallery._store = MemoryStore()  # the same address, another content
+    gallery._retriever._store = MemoryStore()  # the same address, another content
     with pytest.raises(GalleryNotFound, match="photos"):
         gallery.search("number 0")
 

@@ -1,0 +1,404 @@
+"""The relation re-ranker: an expression and all instances of a photo -> corrected scores.
+
+It sees what the index holds of a photo (vectors, boxes, objectness) and no pixels. Every instance
+reads the words of the expression, then looks at the other instances of its photo, two times over.
+Which neighbours count is decided by what they are (their state) and by where they lie as seen from
+the instance: the words choose, for each head, the weights of a fixed list of pairwise features, so
+that "left of" turns into a preference for neighbours on one side. Next to the weighted mean a head
+passes on how many neighbours it found, which is what "second from the right" needs.
+
+What comes out is a correction, added to the score of the dual stream; before training it is 0.
+Knows torch, no store, no training loop and no device.
+"""
+
+# Shapes: E expressions, L tokens, C channels of the text tower, D dimension, P photos (each asked
+#         one expression), N instances a photo, W width, H heads, R heads of all layers, F features
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reir.models.seams import EncodedExpression
+from reir.records import FloatArray
+
+INSTANCE_FEATURES = 17
+PAIR_FEATURES = 18
+SCORE_SCALE = 5.0
+"""Brings inner products of the dual stream, and their differences, to the size of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerConfig:
+    """Every number that shapes the model.
+
+    Attributes:
+        dim: D, of instance and expression vectors.
+        text_width: C, of the text tower's token states.
+        width: W.
+        num_layers, num_heads: of the layers in which instances read words and look at each other.
+        dropout: in training.
+        words, geometry, neighbours: what the model may use; False takes it away (ablations).
+    """
+
+    dim: int = 256
+    text_width: int = 384
+    width: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    dropout: float = 0.2
+    words: bool = True
+    geometry: bool = True
+    neighbours: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that the heads can share the width.
+
+        Raises:
+            ValueError: `width` is no multiple of `num_heads`.
+        """
+        if self.num_heads < 1 or self.width % self.num_heads:
+            raise ValueError(f"num_heads must divide width={self.width}, got {self.num_heads}")
+
+
+@dataclass(frozen=True)
+class PhotoInstances:
+    """All instances of one photo, as the index holds them.
+
+    Attributes:
+        vectors: (N, D) unit length.
+        boxes: (N, 4) xyxy in [0, 1].
+        objectness: (N,) in [0, 1].
+    """
+
+    vectors: FloatArray
+    boxes: FloatArray
+    objectness: FloatArray
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """What the re-ranker says of one photo for one expression.
+
+    Attributes:
+        scores: (N,) dual-stream score plus correction; what candidates are ordered by.
+        attention: (N, N) share of its attention that each instance (row) pays to each (column),
+            mean over layers and heads; a row may sum to less than 1. None unless asked for.
+    """
+
+    scores: FloatArray
+    attention: FloatArray | None = None
+
+
+@dataclass
+class RerankInputs:
+    """P photos, each asked one of E expressions; padded, `valid` and `mask` say what is real.
+
+    Attributes:
+        vectors: (P, N, D).
+        boxes: (P, N, 4).
+        objectness: (P, N).
+        valid: (P, N) bool.
+        states: (E, L, C) token states.
+        mask: (E, L) bool.
+        queries: (E, D) what the dual stream scores instances with.
+        asked: (P,) the expression of each photo.
+    """
+
+    vectors: Tensor
+    boxes: Tensor
+    objectness: Tensor
+    valid: Tensor
+    states: Tensor
+    mask: Tensor
+    queries: Tensor
+    asked: Tensor
+
+    def to(self, device: torch.device | str) -> RerankInputs:
+        """Return the inputs on a device."""
+        return RerankInputs(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+class RerankOutput(NamedTuple):
+    """What the model says of P photos.
+
+    Attributes:
+        dual: (P, N) inner product of vector and query.
+        correction: (P, N), 0 on padding.
+        attention: (P, N, N) mean over layers and heads; None unless asked for.
+    """
+
+    dual: Tensor
+    correction: Tensor
+    attention: Tensor | None
+
+
+def ranks(values_PN: Tensor, valid_PN: Tensor) -> Tensor:
+    """(P, N) share of the photo's other instances that have a smaller value; of equals, none."""
+    smaller = (values_PN[:, None, :] < values_PN[:, :, None]) & valid_PN[:, None, :]
+    return smaller.sum(-1) / (valid_PN.sum(-1, keepdim=True) - 1).clamp(min=1)
+
+
+def instance_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
+    """(P, N, 17) place, size, order within the photo, and dual-stream score of each instance."""
+    boxes, valid = inputs.boxes, inputs.valid
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
+    cx, cy, area = (x1 + x2) / 2, (y1 + y2) / 2, w * h
+    best = dual_PN.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
+    order = [ranks(value, valid) for value in (cx, cy, area, dual_PN)]
+    scores = [dual_PN * SCORE_SCALE, (dual_PN - best) * SCORE_SCALE]
+    shape = [area.sqrt(), area.log() / 4, (w / h).log()]
+    parts = [x1, y1, x2, y2, cx, cy, w, *shape, inputs.objectness, *order, *scores]
+    return torch.stack(parts, dim=-1)
+
+
+def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
+    """(P, N, N, 18) how each instance (last but one axis) sees each other (last)."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+
+    def between(value: Tensor) -> Tensor:
+        return value[:, None, :] - value[:, :, None]
+
+    def overlap(low: Tensor, high: Tensor) -> Tensor:
+        end = torch.minimum(high[:, None, :], high[:, :, None])
+        return (end - torch.maximum(low[:, None, :], low[:, :, None])).clamp(min=0)
+
+    dx, dy = between(cx), between(cy)
+    shared, area = overlap(x1, x2) * overlap(y1, y2), w * h
+    union = area[:, None, :] + area[:, :, None] - shared
+    covers = [shared / union, shared / area[:, None, :], shared / area[:, :, None]]
+    gap_x = (dx.abs() - (w[:, None, :] + w[:, :, None]) / 2).clamp(min=0)
+    gap_y = (dy.abs() - (h[:, None, :] + h[:, :, None]) / 2).clamp(min=0)
+    sides = [dx, dy, (12 * dx).tanh(), (12 * dy).tanh()]
+    far = [dx.abs(), dy.abs(), (dx.square() + dy.square() + 1e-6).sqrt(), gap_x + gap_y]
+    sizes = [between(w.log()) / 2, between(h.log()) / 2]
+    order = [between(ranks(cx, valid_PN)), between(ranks(cy, valid_PN))]
+    itself = torch.eye(boxes.shape[1], device=boxes.device).expand_as(dx)
+    parts = [*sides, *far, *covers, *sizes, *order, torch.ones_like(dx), itself]
+    return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=-1)
+
+
+class Heads(nn.Module):
+    """(.., S, W) -> (.., H, S, W / H)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.linear, self.num_heads = nn.Linear(width, width), num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project and split."""
+        return torch.as_tensor(self.linear(x).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2))
+
+
+class ReadWords(nn.Module):
+    """Instances attend to the words of their expression."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.query, self.key, self.value = (Heads(config.width, config.num_heads) for _ in range(3))
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x_PNW: Tensor, words_ELW: Tensor, mask_EL: Tensor, asked_P: Tensor) -> Tensor:
+        """Return (P, N, W) what was read."""
+        query = self.query(self.norm(x_PNW))
+        key, value = self.key(words_ELW)[asked_P], self.value(words_ELW)[asked_P]
+        seen = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask_EL[asked_P][:, None, None, :]
+        )
+        return torch.as_tensor(self.out(seen.transpose(1, 2).flatten(2)))
+
+
+class SeeNeighbours(nn.Module):
+    """Instances look at the instances of their photo, or at none of them."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.query, self.key, self.value = (Heads(config.width, config.num_heads) for _ in range(3))
+        self.out = nn.Linear(config.width + config.num_heads, config.width)
+
+    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom.
+
+        Looking at nobody has the logit 0. `bias_PHNN` is very low on padding.
+        """
+        x = self.norm(x_PNW)
+        query, key = self.query(x), self.key(x)
+        logits = query @ key.mT / query.shape[-1] ** 0.5 + bias_PHNN
+        nobody = torch.zeros_like(logits[..., :1])
+        shares = torch.cat([logits, nobody], dim=-1).softmax(-1)[..., :-1]
+        mean = (shares @ self.value(x)).transpose(1, 2).flatten(2)
+        found = logits.sigmoid().sum(-1).log1p().transpose(1, 2)
+        return self.out(torch.cat([mean, found], dim=-1)), shares
+
+
+class RerankLayer(nn.Module):
+    """Read the words, look around, think."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.words = ReadWords(config) if config.words else None
+        self.neighbours = SeeNeighbours(config) if config.neighbours else None
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, 2 * config.width),
+            nn.GELU(),
+            nn.Linear(2 * config.width, config.width),
+        )
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_PNW: Tensor, words_ELW: Tensor, inputs: RerankInputs, bias_PHNN: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (P, N, W), and (P, N, N) attention to neighbours, mean over heads."""
+        if self.words is not None:
+            x_PNW = x_PNW + self.drop(self.words(x_PNW, words_ELW, inputs.mask, inputs.asked))
+        shares = torch.zeros_like(bias_PHNN)
+        if self.neighbours is not None:
+            seen, shares = self.neighbours(x_PNW, bias_PHNN)
+            x_PNW = x_PNW + self.drop(seen)
+        return x_PNW + self.drop(self.mlp(x_PNW)), shares.mean(1)
+
+
+class RelationBias(nn.Module):
+    """The words of an expression -> weights of the pairwise features, for each head."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        num = config.num_layers * config.num_heads
+        self.weigh = nn.Linear(config.width, num)
+        self.to_weights = nn.Parameter(torch.empty(num, config.width, PAIR_FEATURES))
+        nn.init.normal_(self.to_weights, std=config.width**-0.5)
+        self.always = nn.Parameter(torch.zeros(num, PAIR_FEATURES))
+        self.num_layers = config.num_layers
+
+    def forward(self, pairs: Tensor, words_ELW: Tensor, inputs: RerankInputs) -> tuple[Tensor, ...]:
+        """Return one (P, H, N, N) a layer."""
+        logits_ELR = self.weigh(words_ELW).masked_fill(~inputs.mask[..., None], -1e4)
+        read_ERW = logits_ELR.softmax(1).mT @ words_ELW
+        weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) + self.always
+        bias_PXR = pairs.flatten(1, 2) @ weights_ERF[inputs.asked].mT
+        num = pairs.shape[1]
+        bias_PRNN = bias_PXR.mT.unflatten(-1, (num, num))
+        bias_PRNN = bias_PRNN.masked_fill(~inputs.valid[:, None, None, :], -1e4)
+        return bias_PRNN.chunk(self.num_layers, dim=1)
+
+
+class Reranker(nn.Module):
+    """Corrects dual-stream scores by what stands around each instance."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.appearance = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(config.dim, width, bias=False)
+        )
+        self.geometry = nn.Sequential(
+            nn.Linear(INSTANCE_FEATURES, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.text = nn.Sequential(
+            nn.LayerNorm(config.text_width),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.text_width, width),
+        )
+        self.relation = RelationBias(config)
+        self.layers = nn.ModuleList(RerankLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.correct = nn.Linear(width, 1)
+        nn.init.normal_(self.appearance[1].weight, std=1.0)  # vectors have unit length
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)
+
+    def forward(self, inputs: RerankInputs, *, explain: bool = False) -> RerankOutput:
+        """Score the instances of P photos."""
+        dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.asked])
+        words = self.text(inputs.states)
+        x = self.appearance(inputs.vectors)
+        x = x + self.geometry(self._shown(instance_features(inputs, dual), 2))
+        pairs = self._shown(pair_features(inputs.boxes, dual, inputs.valid), 3)
+        shares = []
+        for layer, bias in zip(self.layers, self.relation(pairs, words, inputs), strict=True):
+            x, share = layer(x, words, inputs, bias)
+            shares.append(share)
+        correction = self.correct(self.norm(x))[..., 0].masked_fill(~inputs.valid, 0.0)
+        return RerankOutput(dual, correction, torch.stack(shares).mean(0) if explain else None)
+
+    def _shown(self, features: Tensor, num_others: int) -> Tensor:
+        """Take the geometry away where the model may not use it; all but the last few features."""
+        if self.config.geometry:
+            return features
+        keep = torch.arange(features.shape[-1], device=features.device)
+        return features * (keep >= features.shape[-1] - num_others)
+
+    def score(
+        self,
+        expressions: Sequence[EncodedExpression],
+        photos: Sequence[Sequence[PhotoInstances]],
+        *,
+        explain: bool = False,
+    ) -> list[list[Reranked]]:
+        """Score all instances of some photos for each expression.
+
+        Args:
+            expressions: E of them; `vector` is what the dual stream searched with.
+            photos: for each expression its photos; a photo may have no instance.
+            explain: give the attention too.
+
+        Returns:
+            For each expression one entry a photo, in the order given. What is said of a photo
+            depends on that photo and the expression alone.
+        """
+        flat = [photo for of_one in photos for photo in of_one]
+        if not flat:
+            return [[] for _ in photos]
+        asked = np.repeat(np.arange(len(photos)), [len(of_one) for of_one in photos])
+        with torch.inference_mode():
+            out = self(pad_inputs(expressions, flat, asked.tolist()), explain=explain)
+        scores = (out.dual + out.correction).numpy()
+        attention = None if out.attention is None else out.attention.numpy()
+        found = iter(
+            Reranked(scores[i, :n], None if attention is None else attention[i, :n, :n])
+            for i, n in enumerate(len(photo.boxes) for photo in flat)
+        )
+        return [[next(found) for _ in of_one] for of_one in photos]
+
+
+def pad_inputs(
+    expressions: Sequence[EncodedExpression], photos: Sequence[PhotoInstances], asked: Sequence[int]
+) -> RerankInputs:
+    """Bring expressions and photos to common lengths; at least one instance and one token long."""
+    num = max((len(photo.boxes) for photo in photos), default=0) or 1
+    longest = max((len(e.states) for e in expressions), default=0) or 1
+    dim, channels = len(expressions[0].vector), expressions[0].states.shape[1]
+    vectors = np.zeros((len(photos), num, dim), dtype=np.float32)
+    boxes = np.zeros((len(photos), num, 4), dtype=np.float32)
+    objectness = np.zeros((len(photos), num), dtype=np.float32)
+    valid = np.zeros((len(photos), num), dtype=bool)
+    states = np.zeros((len(expressions), longest, channels), dtype=np.float32)
+    mask = np.zeros((len(expressions), longest), dtype=bool)
+    for i, photo in enumerate(photos):
+        n = len(photo.boxes)
+        vectors[i, :n], boxes[i, :n], objectness[i, :n] = (
+            photo.vectors,
+            photo.boxes,
+            photo.objectness,
+        )
+        valid[i, :n] = True
+    for i, expression in enumerate(expressions):
+        states[i, : len(expression.states)] = expression.states
+        mask[i, : len(expression.states)] = True
+    arrays = (vectors, boxes, objectness, valid, states, mask)
+    queries = np.stack([expression.vector for expression in expressions]).astype(np.float32)
+    tensors = [torch.from_numpy(array) for array in (*arrays, queries)]
+    return RerankInputs(*tensors, torch.tensor(asked, dtype=torch.long))

@@ -1,0 +1,241 @@
+"""The working parts of the service in one process: models, store, and what is batched with them.
+
+`Parts` is what the service asks; `LocalParts` answers in this process. Deployments hold a
+`LocalParts` each and pass the same calls on (`deployments.py`). Knows no Ray and no HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from reir.encoders import load_encoder_spec
+from reir.errors import StoreUnavailable
+from reir.models.seams import InstanceEncoder
+from reir.presence import Calibration
+from reir.records import FloatArray, MaskRle
+from reir.retrieval import Retrieval, Retrieved, Retriever
+from reir.store import InstanceStore
+from reir_serving.batching import Batcher
+
+LARGEST_BATCH = 32
+LIVE_KNOWN_S = 0.25
+"""How long the live version of a gallery counts as known: a promotion is seen that much later."""
+
+DOWN_FOR_S = 1.0
+"""How long a store that did not answer is left alone; who asks meanwhile is told at once."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What the service knows of an encoder without having it.
+
+    Attributes:
+        spec: as `reir.encoders` takes it.
+        digest, dim: of its vectors.
+        masks: whether instances come with masks.
+        calibration: of its scores, None without one.
+    """
+
+    spec: str
+    digest: str
+    dim: int
+    masks: bool
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Rows that one call wants of a gallery.
+
+    Attributes:
+        pinned: version to search instead of the live one; empty for the live one.
+    """
+
+    gallery: str
+    digest: str
+    dim: int
+    requests: tuple[Retrieval, ...]
+    pinned: str = ""
+
+
+class Parts(Protocol):
+    """What the service asks of its parts, wherever they are.
+
+    Every method raises `Overloaded` where a queue is full, and the errors of `reir.errors`.
+    """
+
+    async def describe(self, spec: str) -> Model:
+        """Load the encoder that a spec names, and say what it is."""
+        ...
+
+    async def encode(self, spec: str, expressions: tuple[str, ...]) -> FloatArray:
+        """(N, D) vectors of expressions by the encoder that a spec names."""
+        ...
+
+    async def retrieve(self, wanted: Wanted) -> tuple[Retrieved, ...]:
+        """As `Retriever.retrieve`."""
+        ...
+
+    async def masks(
+        self, gallery: str, version: str, instance_ids: tuple[str, ...]
+    ) -> dict[str, MaskRle]:
+        """As `InstanceStore.get_masks`."""
+        ...
+
+
+class Encoders:
+    """Encoders by spec, each loaded when it is first needed; safe between threads."""
+
+    def __init__(self, load: Callable[[str], InstanceEncoder] = load_encoder_spec) -> None:
+        """Load with `load`."""
+        self._load = load
+        self._loaded: dict[str, InstanceEncoder] = {}
+        self._mutex = threading.Lock()
+
+    def get(self, spec: str) -> InstanceEncoder:
+        """Return the encoder that a spec names.
+
+        Raises:
+            ConfigError, CheckpointError: as `load_encoder_spec`.
+        """
+        with self._mutex:
+            if spec not in self._loaded:
+                self._loaded[spec] = self._load(spec)
+            return self._loaded[spec]
+
+
+class TextEncoder:
+    """Vectors of expressions: all of one encoder in one pass of its model."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        """Encode with the encoders that the specs of the calls name."""
+        self._encoders = encoders
+
+    def encode(self, calls: Sequence[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
+        """Return for each (spec, expressions) the (N, D) vectors."""
+        answers: list[FloatArray | None] = [None] * len(calls)
+        for spec in dict.fromkeys(spec for spec, _ in calls):
+            numbers = [number for number, call in enumerate(calls) if call[0] == spec]
+            texts = [text for number in numbers for text in calls[number][1]]
+            vectors = self._encoders.get(spec).encode_expressions(texts)
+            ends = np.cumsum([len(calls[number][1]) for number in numbers])[:-1]
+            for number, part in zip(numbers, np.split(vectors, ends), strict=True):
+                answers[number] = part
+        return [answer for answer in answers if answer is not None]
+
+
+class WatchingRetriever(Retriever):
+    """A retriever that knows the live version for a moment, and can be held at one version."""
+
+    def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
+        self.pinned = ""
+        self._known_until_s = 0.0
+        super().__init__(store, gallery, digest, dim)
+
+    def refresh(self) -> str:
+        """Return the version to search: the pinned one, or the one that was live just now."""
+        if self.pinned:
+            return self.pinned
+        now_s = time.monotonic()
+        if not self.live or now_s >= self._known_until_s:
+            super().refresh()
+            self._known_until_s = now_s + LIVE_KNOWN_S
+        return self.live
+
+
+class Searcher:
+    """Best rows of any gallery of one store: equal searches of a batch become one."""
+
+    def __init__(self, store: InstanceStore) -> None:
+        """Search in `store`."""
+        self._store = store
+        self._retrievers: dict[tuple[str, str], WatchingRetriever] = {}
+
+    def retrieve(self, calls: Sequence[Wanted]) -> list[tuple[Retrieved, ...]]:
+        """Answer calls, in the order given."""
+        answers: list[tuple[Retrieved, ...]] = [()] * len(calls)
+        for key in dict.fromkeys((c.gallery, c.digest, c.pinned) for c in calls):
+            numbers = [n for n, c in enumerate(calls) if (c.gallery, c.digest, c.pinned) == key]
+            found = iter(self._retrieve(calls[numbers[0]], [calls[n].requests for n in numbers]))
+            for number in numbers:
+                answers[number] = tuple(next(found) for _ in calls[number].requests)
+        return answers
+
+    def _retrieve(
+        self, call: Wanted, requests: Sequence[tuple[Retrieval, ...]]
+    ) -> Sequence[Retrieved]:
+        key = call.gallery, call.digest
+        if key not in self._retrievers:
+            self._retrievers[key] = WatchingRetriever(
+                self._store, call.gallery, call.digest, call.dim
+            )
+        retriever = self._retrievers[key]
+        retriever.pinned = call.pinned
+        return retriever.retrieve([each for of in requests for each in of])
+
+
+class Breaker:
+    """Spares a store that does not answer: after a failure nobody asks it for a moment.
+
+    A store's own client tries for seconds before it gives up; a queue of requests that each wait
+    as long would still be there when the store is back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start closed: calls pass."""
+        self._clock = clock
+        self._failure: StoreUnavailable | None = None
+        self._until_s = 0.0
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Do `work`, unless the store failed a moment ago.
+
+        Raises:
+            StoreUnavailable: `work` says so, or said so less than `DOWN_FOR_S` ago.
+        """
+        if self._failure is not None and self._clock() < self._until_s:
+            raise StoreUnavailable(self._failure.address, self._failure.detail)
+        try:
+            answer = work()
+        except StoreUnavailable as error:
+            self._failure, self._until_s = error, self._clock() + DOWN_FOR_S
+            raise
+        self._failure = None
+        return answer
+
+
+class LocalParts:
+    """All parts in this process; what works on models and store runs in threads, in batches."""
+
+    def __init__(
+        self,
+        store: InstanceStore,
+        encoders: Encoders,
+        on_batch: Callable[[str, int], None] = lambda part, size: None,
+    ) -> None:
+        """Search `store` with `encoders`.
+
+        Args:
+            store: stays the caller's to close.
+            encoders: of the galleries.
+            on_batch: told the part ("text", "search") and size of each batch.
+        """
+        self.store, self.encoders = store, encoders
+        self._breaker = Breaker()
+        text, searcher = TextEncoder(encoders), Searcher(store)
+        self._text = Batcher(
+            text.encode, largest=LARGEST_BATCH, on_batch=lambda size: on_batch("text", size)
+        )
+        self._search = Batcher(
+            lambda calls: self._breaker.call(lambda: searcher.retrieve(calls)),
+            largest=LARGEST_BATCH,
+            on_batch=lambda size: on_batch("search", size),
+        )
