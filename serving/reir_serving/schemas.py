@@ -291,4 +291,5 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str = ""
+    request_id: str = ""
     errors: list[dict[str, Any]] = Field(default_factory=list)
