@@ -94,6 +94,7 @@ class ServeConfig(StrictConfig):
         galleries: that are served; None serves all, those of later as well.
         encoder: as `reir.encoders` takes it; None takes the one that each gallery was indexed with.
         host, port: where HTTP is served.
+        examples: sentences that the page offers.
         keys_file: API keys; without it everyone may do everything, on a loopback address only.
         limits: see `Limits`.
         live: see `LiveSettings`.
@@ -110,6 +111,7 @@ class ServeConfig(StrictConfig):
     encoder: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
+    examples: tuple[str, ...] = ()
     keys_file: Path | None = None
     limits: Limits = Limits()
     live: LiveSettings = LiveSettings()
