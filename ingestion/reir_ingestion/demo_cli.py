@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -81,19 +82,19 @@ def demo(  # noqa: PLR0913, one argument an option
             elif not serve:
                 _ask(gallery, output, console)
     if serve and not as_json:
-        examples = reir_home() / "demo" / "examples.txt"
-        examples.parent.mkdir(parents=True, exist_ok=True)
-        examples.write_text("".join(f"{text}\n" for text in offered), encoding="utf-8")
-        raise typer.Exit(_serve(name, store, port, examples))
+        settings = {"galleries": [name], "port": port, "examples": offered}
+        raise typer.Exit(_serve(settings | ({"store": store} if store else {})))
 
 
-def _serve(gallery: str, store: str | None, port: int, examples: Path) -> int:
+def _serve(settings: Mapping[str, object]) -> int:
     """Serve the page until Ctrl-C and return the exit status of `reir serve`."""
+    from reir.config import reir_home
+
+    file = reir_home() / "demo" / "serve.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
     reir = [sys.executable, "-c", "from reir.cli import main; main()"]
-    options = ["--gallery", gallery, "--port", str(port), "--examples", str(examples)]
-    if store is not None:
-        options += ["--store", store]
-    with subprocess.Popen([*reir, "serve", *options]) as server:
+    with subprocess.Popen([*reir, "serve", "--config", str(file)]) as server:
         try:
             return server.wait()
         except KeyboardInterrupt:  # the terminal has told the server as well

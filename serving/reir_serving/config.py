@@ -94,14 +94,15 @@ class ServeConfig(StrictConfig):
         galleries: that are served; None serves all, those of later as well.
         encoder: as `reir.encoders` takes it; None takes the one that each gallery was indexed with.
         host, port: where HTTP is served.
+        uploads: folder of photos that are added online, None for `$REIR_HOME/uploads`; replicas on
+            several machines must share it.
         examples: sentences that the page offers.
         keys_file: API keys; without it everyone may do everything, on a loopback address only.
         limits: see `Limits`.
         live: see `LiveSettings`.
-        layout: "fused" puts text encoder, retriever and re-ranker into the ingress replica, "split"
-            gives each a deployment of its own; "auto" fuses on machines of few cores. Photos are
-            looked at in a deployment of their own in both.
-        ingress, text, retriever, reranker, localiser: replicas of each deployment.
+        layout: "fused" has each replica do everything, "split" gives text encoder, retriever and
+            localiser deployments of their own; "auto" fuses where there are few CPUs and no GPU.
+        ingress, text, retriever, localiser: replicas of each deployment.
         access_log: one JSON line a request, to this file; None writes it to standard error.
         drain_s: how long a replica that goes may finish what it has begun.
     """
@@ -111,6 +112,7 @@ class ServeConfig(StrictConfig):
     encoder: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
+    uploads: Path | None = None
     examples: tuple[str, ...] = ()
     keys_file: Path | None = None
     limits: Limits = Limits()
@@ -119,7 +121,6 @@ class ServeConfig(StrictConfig):
     ingress: Replicas = Replicas()
     text: Replicas = Replicas()
     retriever: Replicas = Replicas()
-    reranker: Replicas = Replicas()
     localiser: Replicas = Replicas(target_ongoing=1.0)
     access_log: Path | None = None
     drain_s: float = Field(20.0, gt=0)

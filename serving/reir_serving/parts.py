@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,13 +22,17 @@ from reir.models.seams import InstanceEncoder
 from reir.presence import Calibration
 from reir.records import FloatArray, MaskRle
 from reir.retrieval import Retrieval, Retrieved, Retriever
-from reir.store import InstanceStore
+from reir.store import InstanceStore, VersionSpec
+from reir_serving.backend import Box, Localisation, Overloaded
 from reir_serving.batching import Batcher
+from reir_serving.config import Limits
+from reir_serving.photos import Seen, see, vector_of
 
 LARGEST_BATCH = 32
 LIVE_KNOWN_S = 0.25
 """How long the live version of a gallery counts as known: a promotion is seen that much later."""
 
+PHOTO_RETRY_AFTER_S = 2.0
 DOWN_FOR_S = 1.0
 """How long a store that did not answer is left alone; who asks meanwhile is told at once."""
 
@@ -41,6 +47,7 @@ class Model:
         spec: as `reir.encoders` takes it.
         digest, dim: of its vectors.
         masks: whether instances come with masks.
+        reranks: whether its checkpoint has a re-ranker.
         calibration: of its scores, None without one.
     """
 
@@ -48,6 +55,7 @@ class Model:
     digest: str
     dim: int
     masks: bool
+    reranks: bool
     calibration: Calibration | None
 
 
@@ -88,6 +96,24 @@ class Parts(Protocol):
         self, gallery: str, version: str, instance_ids: tuple[str, ...]
     ) -> dict[str, MaskRle]:
         """As `InstanceStore.get_masks`."""
+        ...
+
+    async def see(self, spec: str, version: VersionSpec, data: bytes) -> Seen:
+        """Decode and encode a photo as indexing into a version does.
+
+        Raises:
+            ImageError: it cannot be decoded.
+        """
+        ...
+
+    async def look(self, spec: str, data: bytes, box: Box | None) -> FloatArray:
+        """As `Backend.vector_of`, with the encoder that a spec names."""
+        ...
+
+    async def localise(
+        self, spec: str, data: bytes, expression: str, k: int, *, masks: bool
+    ) -> Localisation:
+        """As `Backend.localise`, with the encoder that a spec names."""
         ...
 
 
@@ -137,7 +163,7 @@ class WatchingRetriever(Retriever):
 
     def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
         self.pinned = ""
-        self._known_until_s = 0.0
+        self._live_until_s = 0.0
         super().__init__(store, gallery, digest, dim)
 
     def refresh(self) -> str:
@@ -145,9 +171,9 @@ class WatchingRetriever(Retriever):
         if self.pinned:
             return self.pinned
         now_s = time.monotonic()
-        if not self.live or now_s >= self._known_until_s:
+        if not self.live or now_s >= self._live_until_s:
             super().refresh()
-            self._known_until_s = now_s + LIVE_KNOWN_S
+            self._live_until_s = now_s + LIVE_KNOWN_S
         return self.live
 
 
@@ -212,30 +238,87 @@ class Breaker:
         return answer
 
 
+def _do_all(work: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [each() for each in work]
+
+
+def _ignore(_part: str, _size: int) -> None:
+    """Take note of nothing."""
+
+
 class LocalParts:
-    """All parts in this process; what works on models and store runs in threads, in batches."""
+    """All parts in this process; what works on models and store runs in threads, in batches.
+
+    Photos are looked at one by one, in a thread of their own: a search never waits for one.
+    """
 
     def __init__(
         self,
         store: InstanceStore,
         encoders: Encoders,
-        on_batch: Callable[[str, int], None] = lambda part, size: None,
+        limits: Limits,
+        on_batch: Callable[[str, int], None] = _ignore,
     ) -> None:
         """Search `store` with `encoders`.
 
         Args:
             store: stays the caller's to close.
             encoders: of the galleries.
+            limits: of photos, and of how many may wait.
             on_batch: told the part ("text", "search") and size of each batch.
         """
-        self.store, self.encoders = store, encoders
+        self._store, self._encoders, self._limits = store, encoders, limits
         self._breaker = Breaker()
         text, searcher = TextEncoder(encoders), Searcher(store)
-        self._text = Batcher(
-            text.encode, largest=LARGEST_BATCH, on_batch=lambda size: on_batch("text", size)
+
+        def search(calls: Sequence[Wanted]) -> list[tuple[Retrieved, ...]]:
+            return self._breaker.call(lambda: searcher.retrieve(calls))
+
+        self._text = Batcher(text.encode, largest=LARGEST_BATCH, on_batch=partial(on_batch, "text"))
+        self._search = Batcher(search, largest=LARGEST_BATCH, on_batch=partial(on_batch, "search"))
+        self._photos: Batcher[Callable[[], Any], Any] = Batcher(_do_all, largest=1)
+
+    async def describe(self, spec: str) -> Model:
+        """Load an encoder, and say what it is."""
+        encoder = await asyncio.to_thread(self._encoders.get, spec)
+        return Model(
+            spec=spec,
+            digest=encoder.digest,
+            dim=encoder.dim,
+            masks=encoder.masks,
+            reranks=False,
+            calibration=None,
         )
-        self._search = Batcher(
-            lambda calls: self._breaker.call(lambda: searcher.retrieve(calls)),
-            largest=LARGEST_BATCH,
-            on_batch=lambda size: on_batch("search", size),
+
+    async def encode(self, spec: str, expressions: tuple[str, ...]) -> FloatArray:
+        """(N, D) vectors of expressions."""
+        return await self._text((spec, expressions))
+
+    async def retrieve(self, wanted: Wanted) -> tuple[Retrieved, ...]:
+        """Best rows."""
+        return await self._search(wanted)
+
+    async def masks(
+        self, gallery: str, version: str, instance_ids: tuple[str, ...]
+    ) -> dict[str, MaskRle]:
+        """Masks of those instances that have one."""
+        get = partial(self._store.get_masks, gallery, version, instance_ids)
+        return await asyncio.to_thread(self._breaker.call, get)
+
+    async def see(self, spec: str, version: VersionSpec, data: bytes) -> Seen:
+        """Decode and encode a photo as indexing into a version does."""
+        return await self._photo(
+            lambda: see(self._encoders.get(spec), version, data, self._limits.pixels)
         )
+
+    async def look(self, spec: str, data: bytes, box: Box | None) -> FloatArray:
+        """(D,) vector of the instance that fits a box best; None: of the photo."""
+        return await self._photo(
+            lambda: vector_of(self._encoders.get(spec), data, box, self._limits.pixels)
+        )
+
+    async def _photo(self, work: Callable[[], T]) -> T:
+        if self._photos.num_waiting >= self._limits.image_queue:
+            raise Overloaded("the queue of photos to look at", PHOTO_RETRY_AFTER_S)
+        answer: T = await self._photos(work)
+        return answer

@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from reir.errors import ImageError, ImageFailure
+import numpy as np
+
+from reir.boxes import pairwise_iou
+from reir.errors import ImageError, ImageFailure, QueryError
 from reir.images import canonical_uri, content_hash, decode, image_id, path_of_uri, read_bytes
 from reir.models.seams import InstanceEncoder
-from reir.records import Attributes, ImageRecord, IndexedImage, Instances
+from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
 from reir.store.duplicates import remove_images
 from reir.store.names import check_name
 from reir.tiling import TiledEncoder, Tiling
-from reir_serving.backend import GalleryImage
+from reir_serving.backend import Box, GalleryImage
 
 MAX_NAME_BYTES = 120
 _BUCKETS = ("s3://", "gs://")
@@ -57,6 +60,26 @@ def see(encoder: InstanceEncoder, spec: VersionSpec, data: bytes, max_pixels: in
     if not spec.has_masks:
         instances = replace(instances, masks=None)
     return Seen(photo.width_px, photo.height_px, instances)
+
+
+def vector_of(
+    encoder: InstanceEncoder, data: bytes, box: Box | None, max_pixels: int
+) -> FloatArray:
+    """(D,) vector of the instance of a photo that fits a box best; None: of the whole photo.
+
+    Raises:
+        ImageError: it cannot be decoded, or has more than `max_pixels`.
+        QueryError: no instance overlaps the box.
+    """
+    (instances,) = encoder.encode_images([decode(data, max_pixels=max_pixels).pixels])
+    if box is None:
+        return instances.image_vector
+    overlaps = pairwise_iou([box], instances.boxes)[0] if len(instances) else np.zeros(0)
+    if not overlaps.any():
+        raise QueryError(
+            "box", f"holds nothing that was recognised; the photo has {len(instances)} instances"
+        )
+    return np.asarray(instances.vectors[int(overlaps.argmax())])
 
 
 @dataclass(frozen=True)

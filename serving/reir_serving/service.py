@@ -22,7 +22,6 @@ from reir.presence import Calibration
 from reir.query import Query, Term
 from reir.records import Attributes, FloatArray, ImageRecord, MaskRle, SearchResult
 from reir.retrieval import Retrieval, Retrieved
-from reir.stages import Refined, Refinement, Reordered, Reordering
 from reir.store import InstanceStore, VersionInfo
 from reir.store.checks import no_version
 from reir_serving.backend import (
@@ -33,7 +32,7 @@ from reir_serving.backend import (
     Overloaded,
     Readiness,
 )
-from reir_serving.config import LiveSettings, ServeConfig
+from reir_serving.config import ServeConfig
 from reir_serving.parts import Breaker, Model, Parts, Wanted
 from reir_serving.photos import Photos
 
@@ -76,20 +75,6 @@ class GalleryStages:
     async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
         """Masks by instance id."""
         return await self._parts.masks(self.gallery, version, tuple(instance_ids))
-
-    async def rerank(
-        self, requests: Sequence[Reordering], timeout_s: float | None
-    ) -> Sequence[Sequence[Reordered]]:
-        """The re-ranker's order of the best photos."""
-        async with asyncio.timeout(timeout_s):
-            return await self._parts.rerank(self.model.spec, self.gallery, tuple(requests))
-
-    async def localise(
-        self, requests: Sequence[Refinement], timeout_s: float | None
-    ) -> Sequence[Refined]:
-        """Boxes and masks on pixels."""
-        async with asyncio.timeout(timeout_s):
-            return await self._parts.refine(self.model.spec, self.gallery, tuple(requests))
 
 
 class Service:
@@ -146,7 +131,7 @@ class Service:
         """Find the instances of a photo that fit an expression."""
         with self._admitted():
             spec = self._config.encoder or SHIPPED_KIND
-            return await self._parts.localise(spec, data, expression, k, masks)
+            return await self._parts.localise(spec, data, expression, k, masks=masks)
 
     async def galleries(self) -> list[GalleryInfo]:
         """All galleries that are served, by name."""
@@ -246,9 +231,7 @@ class Service:
         if stages is None:
             spec = self._config.encoder or await self._ask_store(lambda: self._own_spec(gallery))
             model = await self._parts.describe(spec)
-            stages = self._opened[gallery] = GalleryStages(
-                gallery, model, self._parts, self._costs
-            )
+            stages = self._opened[gallery] = GalleryStages(gallery, model, self._parts, self._costs)
         stages.pinned = self.live.pinned.get(gallery, "")
         return stages
 

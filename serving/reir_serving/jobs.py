@@ -1,0 +1,71 @@
+"""Ray and Serve around one application: started, kept up, drained."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+
+from reir_serving.config import LiveSettings, ServeConfig
+from reir_serving.deployments import APP, INGRESS, build_app
+
+LOCAL = "local"
+SYSTEM_CPUS = 1
+"""CPUs beyond those of the replicas that Ray is told of, so that one more replica always fits."""
+
+
+@contextmanager
+def serving(config: ServeConfig) -> Iterator[str]:
+    """Serve an application on the cluster of `RAY_ADDRESS`, or on a Ray started here.
+
+    Call `environment.apply` first. At the end requests under way are answered, then all stops; a
+    cluster that was there before goes on without the application.
+
+    Yields:
+        The address, once all replicas are ready.
+
+    Raises:
+        RuntimeError: a replica could not start; the message says why.
+    """
+    address = os.environ.get("RAY_ADDRESS") or LOCAL
+    options: dict[str, Any] = {}
+    if address == LOCAL:
+        options = {"num_cpus": num_cpus(config), "include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(build_app(config), name=APP, route_prefix="/")
+        yield f"http://{_shown(config.host)}:{config.port}/"
+    finally:
+        if address == LOCAL:
+            serve.shutdown()
+        else:
+            serve.delete(APP)
+        ray.shutdown()
+
+
+def reconfigure(config: ServeConfig, live: LiveSettings) -> None:
+    """Give a running application other live settings; no replica restarts."""
+    serve.run(build_app(config.model_copy(update={"live": live})), name=APP, route_prefix="/")
+
+
+def num_replicas() -> int:
+    """Return how many replicas answer HTTP just now."""
+    deployments = serve.status().applications[APP].deployments
+    return int(deployments[INGRESS].replica_states.get("RUNNING", 0))
+
+
+def num_cpus(config: ServeConfig) -> int:
+    """Return how many CPUs a Ray of this machine alone is told of: all, or what replicas need."""
+    parts = (config.ingress, config.text, config.retriever, config.localiser)
+    needed = sum(each.most * each.num_cpus for each in parts)
+    return max(os.cpu_count() or 1, int(needed) + SYSTEM_CPUS)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,54 @@
+"""Galleries of drawn scenes for tests of the service: small, instant, with right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reir.images import canonical_uri, content_hash, image_id
+from reir.records import ImageRecord, IndexedImage
+from reir.store import InstanceStore, VersionSpec
+from reir.testing import FakeEncoder, draw_scene
+
+SIZE_PX = (64, 48)
+SCENES = {
+    "red-left": [("red", (4, 8, 20, 40)), ("blue", (40, 8, 60, 40))],
+    "red-right": [("blue", (4, 8, 20, 40)), ("red", (40, 8, 60, 40))],
+    "green": [("green", (20, 10, 44, 40))],
+}
+"""Names of photos, and the shapes on them."""
+
+
+def draw(folder: Path, scene: str) -> Path:
+    """Draw one of `SCENES`; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{scene}.png"
+    Image.fromarray(draw_scene(SIZE_PX, SCENES[scene])).save(path)
+    return path
+
+
+def put(store: InstanceStore, gallery: str, photos: Sequence[Path], version: str = "v1") -> None:
+    """Index photos into a gallery as `reir index` would with the fake encoder; makes it live."""
+    encoder = FakeEncoder()
+    store.create_version(gallery, version, VersionSpec(dim=encoder.dim, digest=encoder.digest))
+    store.upsert_images(gallery, version, [_indexed(encoder, path) for path in photos])
+    store.promote(gallery, version)
+
+
+def _indexed(encoder: FakeEncoder, path: Path) -> IndexedImage:
+    (instances,) = encoder.encode_images([np.asarray(Image.open(path))])
+    uri = canonical_uri(path)
+    record = ImageRecord(
+        image_id=image_id(uri),
+        uri=uri,
+        status="indexed",
+        content_hash=content_hash(path.read_bytes()),
+        width_px=SIZE_PX[0],
+        height_px=SIZE_PX[1],
+        num_instances=len(instances),
+        attributes={"name": path.stem},
+    )
+    return IndexedImage(record, instances)
