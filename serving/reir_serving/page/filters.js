@@ -10,9 +10,8 @@ const CHOSEN = ["size", "across", "down"];
 export function fillGalleries(galleries, wanted) {
   const select = byId("gallery");
   select.replaceChildren(...galleries.map((each) =>
-    make("option", { value: each.name, disabled: !each.searchable },
-      each.searchable ? each.name : `${each.name} (not loaded)`)));
-  const first = galleries.find((each) => each.searchable);
+    make("option", { value: each.name, disabled: !each.live }, each.live ? each.name : `${each.name} (not ready)`)));
+  const first = galleries.find((each) => each.searchable) ?? galleries.find((each) => each.live);
   byId("no-gallery").hidden = first !== undefined;
   byId("ask").hidden = first === undefined && !wanted;
   return wanted || first?.name || "";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import shutil
@@ -9,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,16 +19,16 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.images import canonical_uri, content_hash, decode_image, image_id
+from reir.images import decode_image
 from reir.presence import Calibration, Logistic
-from reir.records import ImageRecord, IndexedImage
-from reir.store import InstanceStore, VersionSpec, open_store
+from reir.store import open_store
 from reir.testing import FakeEncoder, draw_scene
 from reir_serving.app import create_app
 from reir_serving.backend import Localisation, Located
 from reir_serving.config import ServeConfig
 from reir_serving.parts import Encoders, LocalParts, Model
 from reir_serving.service import Service
+from reir_serving.testing import put
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 GALLERY = "scenes"
@@ -83,7 +83,13 @@ class SceneParts(LocalParts):
         return replace(await super().describe(spec), calibration=CALIBRATION)
 
     async def localise(
-        self, spec: str, data: bytes, expression: str, k: int, *, masks: bool  # noqa: ARG002
+        self,
+        spec: str,
+        data: bytes,
+        expression: str,
+        k: int,
+        *,
+        masks: bool,  # noqa: ARG002
     ) -> Localisation:
         pixels = decode_image(data)
         (found,) = FakeEncoder().encode_images([pixels])
@@ -108,42 +114,26 @@ class SceneParts(LocalParts):
         )
 
 
-def index_scenes(store: InstanceStore, folder: Path) -> None:
-    """Draw the scenes and index them, as `reir index` would with the fake encoder."""
-    encoder = FakeEncoder()
-    store.create_version(GALLERY, "v1", VersionSpec(dim=encoder.dim, digest=encoder.digest))
-    for name, (size, shapes) in SCENES.items():
-        path = folder / name
-        path.write_bytes(png(name))
-        (instances,) = encoder.encode_images([draw_scene(size, shapes)])
-        uri = canonical_uri(path)
-        record = ImageRecord(
-            image_id=image_id(uri),
-            uri=uri,
-            status="indexed",
-            content_hash=content_hash(path.read_bytes()),
-            width_px=size[0],
-            height_px=size[1],
-            num_instances=len(instances),
-            attributes={"note": "<script>alert(2)</script>"} if name == HOSTILE else {},
-        )
-        store.upsert_images(GALLERY, "v1", [IndexedImage(record, instances)])
-    store.promote(GALLERY, "v1")
-
-
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server on a free port."""
     folder = tmp_path_factory.mktemp("scenes")
+    for name in SCENES:
+        (folder / name).write_bytes(png(name))
     store = open_store("memory:")
-    index_scenes(store, folder)
+    put(store, GALLERY, [folder / name for name in SCENES])
     config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
     parts = SceneParts(store, Encoders(lambda _: FakeEncoder()), config.limits)
     service = Service(config, store, parts, folder / "uploads")
     server = uvicorn.Server(
         uvicorn.Config(create_app(service, config), port=0, log_level="warning")
     )
-    thread = threading.Thread(target=server.run)
+
+    async def serve() -> None:
+        await service.warm_up()
+        await server.serve()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     while not server.started:
         assert thread.is_alive()
