@@ -75,14 +75,14 @@ def demo(  # noqa: PLR0913, one argument an option
         options = IndexOptions(prune=True)
         report = index(open_source(str(folder)), name, opened, encoder, options=options)
         console.print(report.table())
-        offered: list[str] = []
+        examples: list[str] = []
         with closing(open_gallery(name, store=opened, encoder=encoder)) as gallery:
             if built is not None:
-                offered = _answer(gallery, built.expressions, output, console, as_json=as_json)
+                examples = _answer(gallery, built.expressions, output, console, as_json=as_json)
             elif not serve:
                 _ask(gallery, output, console)
     if serve and not as_json:
-        settings = {"galleries": [name], "port": port, "examples": offered}
+        settings = {"galleries": [name], "port": port, "examples": examples}
         raise typer.Exit(_serve(settings | ({"store": store} if store else {})))
 
 
@@ -134,7 +134,12 @@ def _answer(
     if as_json:
         answers = [{"right": ok, **r.to_dict()} for r, ok in zip(results, right, strict=True)]
         typer.echo(json.dumps({"br1_50": br1, "sheet": str(output), "answers": answers}, indent=2))
-    known = [e.text for ok, e in zip(right, expressions, strict=True) if ok]
+    return offered(expressions, right)
+
+
+def offered(expressions: Sequence[DemoExpression], right: Sequence[bool]) -> list[str]:
+    """Return the sentences that the page offers: some that are answered right, and `ABSENT`."""
+    known = [each.text for ok, each in zip(right, expressions, strict=True) if ok]
     return [*known[:: max(len(known) // NUM_OFFERED, 1)][:NUM_OFFERED], ABSENT]
 
 

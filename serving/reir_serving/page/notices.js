@@ -89,5 +89,7 @@ export const say = (text, kind = "plain") => show(kind, make("p", {}, text));
 function show(kind, ...content) {
   clear();
   const alert = kind === "error" || kind === "key";
-  byId("notice").append(make("div", { class: `notice ${kind}`, role: alert ? "alert" : null }, ...content));
+  const notice = make("div", { class: `notice ${kind}`, role: alert ? "alert" : null }, ...content);
+  byId("notice").append(notice);
+  if (alert) notice.scrollIntoView({ block: "nearest" });
 }

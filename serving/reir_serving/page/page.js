@@ -14,6 +14,7 @@ import { count, degraded, timings } from "./words.js";
 
 const TYPING_MS = 300;
 const SLOW_MS = 2000;
+const TITLE = document.title;
 const LEAST_TYPED = 3; // characters of a sentence that is searched for while it is typed
 
 let state = NOTHING;
@@ -49,6 +50,7 @@ const thisGallery = () => galleries.find((each) => each.name === state.gallery);
 
 /** Bring the controls to what the state says. */
 function showState() {
+  document.title = state.sentence ? `${state.sentence} \u2013 REIR` : TITLE;
   const sentence = byId("sentence");
   if (sentence.value.trim() !== state.sentence) sentence.value = state.sentence;
   showFilters(state);
@@ -77,7 +79,7 @@ async function run({ more = false } = {}) {
     if (view === "local") showLocal(upload.file, answer, { similar: (box) => bring({ ...upload, box }) });
     else showHits(answer, more);
   } catch (error) {
-    if (error.name !== "AbortError") fail(error, () => run({ more }));
+    if (error.name !== "AbortError") fail(error, () => run({ more }), more);
   } finally {
     clearTimeout(slow);
     if (running === mine) busy(false);
@@ -102,20 +104,22 @@ function busy(is, first = false) {
   if (first && shown.hits.length === 0) byId("grid").replaceChildren(...skeletons(8));
 }
 
-function fail(error, retry) {
-  shown = { hits: [], cursor: "" };
-  byId("grid").replaceChildren();
-  byId("next").hidden = true;
-  announce("");
+/** Say what went wrong; hits stay where only their next page failed. */
+function fail(error, retry, keepsHits = false) {
+  if (!keepsHits) dropHits();
   notices.problem(error, retry);
 }
 
-function showStart() {
+function dropHits() {
   shown = { hits: [], cursor: "" };
   byId("grid").replaceChildren();
   byId("next").hidden = true;
-  busy(false);
   announce("");
+}
+
+function showStart() {
+  dropHits();
+  busy(false);
 }
 
 function showHits(answer, more) {
