@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile, zip_longest
+from itertools import chain, islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
 from reir.clock import Clock
 from reir.errors import QueryError
+from reir.models.seams import EncodedExpression
 from reir.paging import MAX_GIVEN, Cursor, Order, read_cursor
 from reir.presence import PHOTOS, Calibration
 from reir.query import Query, check_query
@@ -68,10 +69,14 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
             _result(draft, page, beyond, masks)
             for draft, (page, beyond) in zip(drafts, pages, strict=True)
         ]
-    results = await _localise(drafts, results, stages, clock)
-    told = {"gallery": stages.gallery, "timings_ms": dict(clock.ms)}
+    results = await _localise(drafts, [page for page, _ in pages], results, stages, clock)
     return [
-        replace(each, degraded=tuple(draft.degraded), **told)
+        replace(
+            each,
+            gallery=stages.gallery,
+            timings_ms=dict(clock.ms),
+            degraded=tuple(draft.degraded),
+        )
         for draft, each in zip(drafts, results, strict=True)
     ]
 
@@ -112,6 +117,7 @@ class _Draft:
         cursor: of the page before, None for the first page.
         reranks: whether the re-ranker is to order the best photos.
         calibration: where the query is one that it was made of.
+        words: of the expression that the re-ranker reads.
         found: what the store says.
         reordered: what the re-ranker says; None where it was not asked.
         degraded: stages left out.
@@ -122,6 +128,7 @@ class _Draft:
     cursor: Cursor | None
     reranks: bool
     calibration: Calibration | None
+    words: EncodedExpression | None = None
     found: Retrieved = field(init=False)
     reordered: Sequence[Reordered] | None = None
     degraded: list[str] = field(default_factory=list)
@@ -210,14 +217,18 @@ def _drafted(query: Query, stages: Stages) -> _Draft:
 
 async def _retrievals(drafts: Sequence[_Draft], stages: Stages) -> list[Retrieval]:
     """Return what each query asks of the store; all expressions are encoded at once."""
-    texts = [term.expression for draft in drafts for term in draft.query.terms if term.expression]
-    vectors = iter(await stages.encode(texts) if texts else ())
+    texts = {
+        term.expression: None for draft in drafts for term in draft.query.terms if term.expression
+    }
+    encoded = dict(zip(texts, await stages.encode(list(texts)), strict=True)) if texts else {}
+    for draft in drafts:
+        draft.words = encoded.get(draft.query.expression)
     return [
         Retrieval(
             parts=tuple(
                 Part(
                     weight=term.weight,
-                    vector=next(vectors) if term.expression else term.vector,
+                    vector=encoded[term.expression].vector if term.expression else term.vector,
                     instance_id=term.instance_id,
                 )
                 for term in draft.query.terms
@@ -280,9 +291,9 @@ async def _rerank(drafts: Sequence[_Draft], stages: Stages, clock: Clock) -> Non
 
 def _reordering(draft: _Draft) -> Reordering:
     query = draft.query
+    assert draft.words is not None, "only queries with an expression are re-ranked"
     return Reordering(
-        expression=query.expression,
-        vector=draft.found.vector,
+        expression=replace(draft.words, vector=draft.found.vector),
         version=draft.found.version,
         image_ids=draft.pool,
         where=query.where,
@@ -386,8 +397,8 @@ async def _masks(
     wanted: dict[str, dict[str, None]] = {}
     for draft, page in zip(drafts, pages, strict=True):
         if draft.found.has_masks and page:
-            ids = (each.row.instance_id for each in page)
-            wanted.setdefault(draft.found.version, {}).update(dict.fromkeys(ids))
+            of_page = (each.row.instance_id for each in page)
+            wanted.setdefault(draft.found.version, {}).update(dict.fromkeys(of_page))
     masks: dict[str, MaskRle] = {}
     for version, ids in wanted.items():
         with clock.stage("search"):
@@ -396,43 +407,52 @@ async def _masks(
 
 
 async def _localise(
-    drafts: Sequence[_Draft], results: list[SearchResult], stages: Stages, clock: Clock
+    drafts: Sequence[_Draft],
+    pages: Sequence[Sequence[_Ranked]],
+    results: list[SearchResult],
+    stages: Stages,
+    clock: Clock,
 ) -> list[SearchResult]:
     """Refine boxes and masks of the first hits on their pixels."""
-    asked = [
-        (number, draft)
-        for number, draft in enumerate(drafts)
-        if draft.query.localise and results[number].hits
-    ]
-    if not asked:
-        return results
-    number_of = {id(draft): number for number, draft in asked}
+    place = {id(draft): number for number, draft in enumerate(drafts)}
+    wanted = [draft for draft in drafts if draft.query.localise and results[place[id(draft)]].hits]
 
-    async def work(able: Sequence[_Draft], timeout_s: float | None) -> list[tuple[Refined, ...]]:
-        hits = [results[number_of[id(draft)]].hits[:LOCALISED_HITS] for draft in able]
+    async def work(able: Sequence[_Draft], timeout_s: float | None) -> list[list[Refined]]:
         requests = [
-            _refinement(draft, hit) for draft, of in zip(able, hits, strict=True) for hit in of
+            _refinements(draft, pages[place[id(draft)]], results[place[id(draft)]].hits)
+            for draft in able
         ]
-        refined = iter(await stages.localise(requests, timeout_s))
-        return [tuple(islice(refined, len(of))) for of in hits]
+        refined = iter(await stages.localise(list(chain(*requests)), timeout_s))
+        return [list(islice(refined, len(of_one))) for of_one in requests]
 
-    wanted = [draft for _, draft in asked]
-    for draft, refined in await _optional("localise", wanted, stages, clock, work):
-        number = number_of[id(draft)]
-        hits = results[number].hits
-        first = [
-            replace(hit, box=each.box, mask=each.mask or hit.mask)
-            for hit, each in zip(hits, refined, strict=False)
-        ]
-        results[number] = replace(results[number], hits=(*first, *hits[len(first) :]))
+    if wanted and not stages.localises:
+        for draft in wanted:
+            draft.degraded.append("localise")
+    elif wanted:
+        for draft, refined in await _optional("localise", wanted, stages, clock, work):
+            number = place[id(draft)]
+            results[number] = _refined(results[number], refined)
     return results
 
 
-def _refinement(draft: _Draft, hit: Hit) -> Refinement:
-    return Refinement(
-        expression=draft.query.expression,
-        vector=draft.found.vector,
-        image_id=hit.image_id,
-        uri=hit.uri,
-        box=hit.box,
-    )
+def _refinements(draft: _Draft, page: Sequence[_Ranked], hits: Sequence[Hit]) -> list[Refinement]:
+    scores = {each.row.instance_id: each.row.score for each in page}
+    return [
+        Refinement(
+            vector=draft.found.vector,
+            image_id=hit.image_id,
+            uri=hit.uri,
+            box=hit.box,
+            score=scores[hit.instance_id],
+        )
+        for hit in hits[:LOCALISED_HITS]
+    ]
+
+
+def _refined(result: SearchResult, refined: Sequence[Refined]) -> SearchResult:
+    """Return the answer with the first boxes and masks as they were seen on the pixels."""
+    first = [
+        replace(hit, box=each.box, mask=each.mask or hit.mask)
+        for hit, each in zip(result.hits, refined, strict=False)
+    ]
+    return replace(result, hits=(*first, *result.hits[len(first) :]))

@@ -1,6 +1,6 @@
 """Calibrated presence: how likely the described instance is there, from an answer's scores.
 
-Three logistic models over a few features: of a gallery, of one hit, and of one photo on pixels.
+Logistic models over a few features: of a gallery and one hit in it, of a photo and one box in it.
 They are fitted on held-out expressions, half of them with their photo taken away
 (`reir_training.calibration`), and kept as `calibration.json` beside the weights. Knows numpy only.
 """
@@ -22,7 +22,7 @@ PHOTOS = 10
 
 GALLERY_FEATURES = ("score", "lead", "spread", "size")
 HIT_FEATURES = ("score", "lead", "spread", "size")
-PHOTO_FEATURES = ("score", "lead", "spread")
+PHOTO_FEATURES = BOX_FEATURES = ("score", "lead", "spread")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ class Calibration:
 
     Attributes:
         digest: sha256 of the weights that the scores are of.
-        gallery, hit, photo: presence in a gallery, of a hit, in one photo.
+        gallery, hit: presence in a gallery, and of one hit.
+        photo, box: presence in one photo, and of one of its instances.
         threshold, photo_threshold: presence from which on an answer counts as found.
         tie_margin, rerank_tie_margin: hits whose scores (inner products; of the re-ranker) differ
             by no more cannot be told apart.
@@ -67,6 +68,7 @@ class Calibration:
     gallery: Logistic
     hit: Logistic
     photo: Logistic
+    box: Logistic
     threshold: float
     photo_threshold: float
     tie_margin: float
@@ -89,9 +91,13 @@ class Calibration:
         """Presence of one hit: its own score among those of the best photos."""
         return self.hit(hit_features(score, best, num_instances))
 
-    def of_photo(self, score: float, best: Sequence[float]) -> float:
-        """Presence of one instance of a photo, from the best scores within the photo."""
-        return self.photo(hit_features(score, best, 0)[:-1])
+    def of_photo(self, best: Sequence[float]) -> float:
+        """Presence in a photo, from the scores of its instances, best first."""
+        return self.photo(box_features(best[0], best))
+
+    def of_box(self, score: float, best: Sequence[float]) -> float:
+        """Presence of one instance of a photo, among the scores of all, best first."""
+        return self.box(box_features(score, best))
 
 
 def gallery_features(best: Sequence[float], num_instances: int) -> tuple[float, ...]:
@@ -113,6 +119,11 @@ def hit_features(score: float, best: Sequence[float], num_instances: int) -> tup
     return score, score - rival, spread, math.log10(1 + num_instances)
 
 
+def box_features(score: float, best: Sequence[float]) -> tuple[float, ...]:
+    """Return `PHOTO_FEATURES` of the best instance of a photo, or `BOX_FEATURES` of any."""
+    return hit_features(score, best, 0)[: len(BOX_FEATURES)]
+
+
 def load_calibration(folder: Path, digest: str) -> Calibration | None:
     """Read the calibration of a checkpoint; None where it has none, or one of other weights.
 
@@ -126,8 +137,9 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT or values["digest"] != digest:
             return None  # of weights that were there before
-        models = {name: Logistic(**_tuples(values.pop(name))) for name in _MODELS}
-        return Calibration(**values, **models)
+        for name in _MODELS:
+            values[name] = Logistic(**_tuples(values[name]))
+        return Calibration(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no calibration: {error!r}; delete it, or fit it anew with `reir calibrate`"
@@ -142,7 +154,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
     return path
 
 
-_MODELS = ("gallery", "hit", "photo")
+_MODELS = ("gallery", "hit", "photo", "box")
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

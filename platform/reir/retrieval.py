@@ -19,7 +19,7 @@ from reir.errors import GalleryNotFound, QueryError, SchemaMismatch
 from reir.paging import version_gone
 from reir.ranking import Ranking
 from reir.records import FloatArray, MaskRle
-from reir.store.checks import no_version
+from reir.store.checks import instance_id, no_version
 from reir.store.contract import InstanceRow, InstanceStore, VersionInfo
 
 SIZE_KNOWN_S = 60.0
@@ -237,14 +237,12 @@ class Retriever:
         if not wanted:
             return {}
         image_ids = sorted({each.rpartition("#")[0] for each in wanted})
-        found = self._store.get_instances(
-            self.gallery, request.version, image_ids, with_vectors=True
-        )
+        photos = self._store.get_photos(self.gallery, request.version, image_ids)
         vectors = {
-            row.instance_id: row.vector
-            for rows in found.values()
-            for row in rows
-            if row.instance_id in wanted and row.vector is not None
+            name: vector
+            for image_id, photo in photos.items()
+            for number, vector in enumerate(photo.vectors)
+            if (name := instance_id(image_id, number)) in wanted
         }
         if missing := sorted(wanted - vectors.keys()):
             raise QueryError(

@@ -3,24 +3,32 @@
 Knows the store's contract and the encoder's seam; no model, no Ray and no command line.
 """
 
-# Shapes: N expressions, D vector dimension
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from reir.answer import answer, run_now
 from reir.clock import Costs
-from reir.encoders import TRAINED_KIND, EncoderSpec, load_encoder_spec, stored_spec
+from reir.encoders import (
+    TRAINED_KIND,
+    EncoderSpec,
+    checkpoint_folder,
+    load_encoder_spec,
+    stored_spec,
+)
 from reir.errors import CheckpointError, GalleryNotFound, QueryError, nearest_name
-from reir.models.seams import InstanceEncoder
-from reir.presence import Calibration
+from reir.localise import PixelLocaliser
+from reir.models.reranker import Reranker
+from reir.models.seams import EncodedExpression, InstanceEncoder, encode_words
+from reir.presence import Calibration, load_calibration
 from reir.query import MAX_K, Query, Term
-from reir.records import FloatArray, MaskRle, SearchResult
+from reir.records import MaskRle, SearchResult
+from reir.reordering import Reorderer
 from reir.retrieval import Retrieval, Retrieved, Retriever
 from reir.stages import Refined, Refinement, Reordered, Reordering
 from reir.store.contract import InstanceStore
@@ -59,31 +67,60 @@ def open_gallery(
         check_gallery(store, name)  # before the checkpoint, which takes seconds to load
         if encoder is None and checkpoint is not None:
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
+        folder = None
         if encoder is None:
-            encoder = _load_own(store, name)
+            store.live_version(name)  # says so when none is
+            spec = stored_spec(store, name)
+            encoder, folder = _load_own(name, spec), checkpoint_folder(spec)
         elif isinstance(encoder, str):
+            folder = checkpoint_folder(encoder)
             encoder = load_encoder_spec(encoder)
-        gallery = Gallery(name, store, encoder)
+        companions = Companions() if folder is None else load_companions(folder, encoder.digest)
+        gallery = Gallery(name, store, encoder, companions)
         gallery.owned = owned.pop_all()
         return gallery
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What a checkpoint may hold besides its encoder."""
+
+    reranker: Reranker | None = None
+    calibration: Calibration | None = None
+
+
+def load_companions(folder: Path, digest: str) -> Companions:
+    """Load what lies in a checkpoint directory besides the encoder of this digest.
+
+    Raises:
+        CheckpointError: a file is damaged, or the re-ranker is of other weights.
+    """
+    from reir.checkpoint import load_reranker
+
+    return Companions(load_reranker(folder, digest), load_calibration(folder, digest))
 
 
 class LocalStages:
     """The stages of one gallery in this process; see `reir.stages.Stages`."""
 
-    reranks = localises = False
-
     def __init__(
-        self, retriever: Retriever, encoder: InstanceEncoder, calibration: Calibration | None
+        self,
+        encoder: InstanceEncoder,
+        retriever: Retriever,
+        reorderer: Reorderer | None,
+        localiser: PixelLocaliser,
+        calibration: Calibration | None,
     ) -> None:
         self.gallery = retriever.gallery
+        self.reranks, self.localises = reorderer is not None, True
         self.calibration = calibration
         self.costs = Costs()
-        self._retriever, self._encoder = retriever, encoder
+        self._encoder, self._retriever = encoder, retriever
+        self._reorderer, self._localiser = reorderer, localiser
 
-    async def encode(self, expressions: Sequence[str]) -> FloatArray:
-        """(N, D) float32 unit vectors."""
-        return self._encoder.encode_expressions(expressions)
+    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
+        """Vector of each expression, and its words where there is a re-ranker to read them."""
+        return encode_words(self._encoder, expressions, words=self.reranks)
 
     async def retrieve(self, requests: Sequence[Retrieval]) -> Sequence[Retrieved]:
         """As `Retriever.retrieve`."""
@@ -94,14 +131,17 @@ class LocalStages:
         return self._retriever.masks(version, instance_ids)
 
     async def rerank(
-        self, requests: Sequence[Reordering], timeout_s: float | None
+        self, requests: Sequence[Reordering], _: float | None, /
     ) -> Sequence[Sequence[Reordered]]:
-        raise NotImplementedError
+        """As `Reorderer.reorder`; a call in process cannot be cut short."""
+        assert self._reorderer is not None, "`reranks` says so"
+        return self._reorderer.reorder(requests)
 
     async def localise(
-        self, requests: Sequence[Refinement], timeout_s: float | None
+        self, requests: Sequence[Refinement], _: float | None, /
     ) -> Sequence[Refined]:
-        raise NotImplementedError
+        """As `Localiser.refine`; a call in process cannot be cut short."""
+        return self._localiser.refine(requests)
 
 
 class Gallery:
@@ -120,9 +160,11 @@ class Gallery:
         name: str,
         store: InstanceStore,
         encoder: InstanceEncoder,
-        calibration: Calibration | None = None,
+        companions: Companions | None = None,
     ) -> None:
         """Search gallery `name` of a store with the expression vectors of `encoder`.
+
+        Without `companions`, there is no re-ranking and no presence.
 
         Raises:
             GalleryNotFound: no such gallery, or none of its versions is live.
@@ -131,7 +173,15 @@ class Gallery:
         self.name = name
         self.owned = ExitStack()
         self._retriever = Retriever(store, name, encoder.digest, encoder.dim)
-        self._stages = LocalStages(self._retriever, encoder, calibration)
+        companions = companions or Companions()
+        reranker = companions.reranker
+        self._stages = LocalStages(
+            encoder=encoder,
+            retriever=self._retriever,
+            reorderer=None if reranker is None else Reorderer(store, name, reranker),
+            localiser=PixelLocaliser(encoder, companions.calibration),
+            calibration=companions.calibration,
+        )
 
     @property
     def version(self) -> str:
@@ -231,10 +281,8 @@ def check_gallery(store: InstanceStore, name: str) -> None:
         raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
 
 
-def _load_own(store: InstanceStore, gallery: str) -> InstanceEncoder:
-    """Load the encoder that the live version was indexed with."""
-    store.live_version(gallery)  # says so when none is
-    spec = stored_spec(store, gallery)
+def _load_own(gallery: str, spec: str) -> InstanceEncoder:
+    """Load the encoder that a gallery's live version was indexed with."""
     try:
         return load_encoder_spec(spec)
     except CheckpointError as error:

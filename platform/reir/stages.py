@@ -4,7 +4,7 @@ The library runs them in this process (`reir.search`), the service on deployment
 order in which they are asked is `reir.answer` in both.
 """
 
-# Shapes: N expressions, D vector dimension
+# Shapes: D vector dimension
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reir.clock import Costs
+from reir.models.seams import EncodedExpression
 from reir.presence import Calibration
 from reir.records import FloatArray, MaskRle, Neighbour
 from reir.retrieval import Retrieval, Retrieved
@@ -33,8 +34,7 @@ class Reordering:
     """What the re-ranker is asked: score all instances of some photos anew.
 
     Attributes:
-        expression: as encoders take it.
-        vector: (D,) of the whole query.
+        expression: its words, with the vector of the whole query.
         version: to read the instances from.
         image_ids: of the photos.
         where: filter that every row passes; the others are neighbours all the same.
@@ -43,8 +43,7 @@ class Reordering:
         neighbours: whether they are wanted too.
     """
 
-    expression: str
-    vector: FloatArray
+    expression: EncodedExpression
     version: str
     image_ids: tuple[str, ...]
     where: str | None = None
@@ -70,13 +69,19 @@ class Reordered:
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """What the localiser is asked: where exactly an instance is in its photo."""
+    """What the localiser is asked: where exactly an instance is in its photo.
 
-    expression: str
+    Attributes:
+        vector: (D,) of the query.
+        image_id, uri, box: the hit.
+        score: its inner product with the query.
+    """
+
     vector: FloatArray
     image_id: str
     uri: str
     box: Box
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +110,8 @@ class Stages(Protocol):
     calibration: Calibration | None
     costs: Costs
 
-    async def encode(self, expressions: Sequence[str]) -> FloatArray:
-        """(N, D) float32 unit vectors."""
+    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
+        """Vector of each expression, and its words where there is a re-ranker to read them."""
         ...
 
     async def retrieve(self, requests: Sequence[Retrieval]) -> Sequence[Retrieved]:
@@ -118,13 +123,13 @@ class Stages(Protocol):
         ...
 
     async def rerank(
-        self, requests: Sequence[Reordering], timeout_s: float | None
+        self, requests: Sequence[Reordering], timeout_s: float | None, /
     ) -> Sequence[Sequence[Reordered]]:
         """For each request the best rows of each photo, in any order."""
         ...
 
     async def localise(
-        self, requests: Sequence[Refinement], timeout_s: float | None
+        self, requests: Sequence[Refinement], timeout_s: float | None, /
     ) -> Sequence[Refined]:
         """For each request where the hit is."""
         ...

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reir import cli, cli_doctor, cli_search, search
+from reir import cli, cli_doctor, cli_search, query
 from reir.images import canonical_uri, image_id
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
@@ -197,7 +197,7 @@ def test_wrong_use_is_one_line_and_status_2(
 def test_counts_out_of_range_are_status_2(terminal: Terminal, option: str, value: str) -> None:
     terminal.run("search", "red", option, value, expect=2)
     assert option in terminal.error
-    assert cli_search.MAX_COUNT == search.MAX_K
+    assert cli_search.MAX_COUNT == query.MAX_K
 
 
 @pytest.mark.parametrize(

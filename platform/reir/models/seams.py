@@ -83,6 +83,16 @@ class TokenEncoder(InstanceEncoder, Protocol):
         ...
 
 
+def encode_words(
+    encoder: InstanceEncoder, expressions: Sequence[str], *, words: bool
+) -> list[EncodedExpression]:
+    """Encode expressions, with their words where those are wanted and the encoder gives them."""
+    if words and isinstance(encoder, TokenEncoder):
+        return encoder.encode_tokens(expressions)
+    none = np.empty((0, 0), dtype=np.float32)
+    return [EncodedExpression(each, none) for each in encoder.encode_expressions(expressions)]
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The instances of one photo under both ways of choosing them.

@@ -203,6 +203,12 @@ def test_get_of_unknown_images_is_empty(pair: Pair, make_image: MakeImage) -> No
         "attr.nothing == 1",
         "not (attr.nothing == 1)",
         "attr.tenant in []",
+        "cx < 0.5",
+        "cy >= 0.25 and height < 0.4",
+        "width > 0.2 or width == 0",
+        "neighbours == 0",
+        "neighbours > 1 and not (neighbours >= 3)",
+        "neighbours in [1, 3] and cx > 0.4",
     ],
 )
 def test_filters(filtered: Pair, where: str) -> None:
@@ -229,6 +235,7 @@ def filtered(
             [
                 make_image(
                     f"i{number:02}",
+                    1 + number % 4,
                     attributes={
                         **(
                             {}
