@@ -27,18 +27,19 @@ from reir_serving.problems import of_http, of_platform, of_validation, problem
 from reir_serving.routes import galleries, images, operation, search
 
 
-def create_app(backend: Backend, config: ServeConfig) -> FastAPI:
+def create_app(backend: Backend, config: ServeConfig, metrics: Metrics | None = None) -> FastAPI:
     """Return the application; the caller serves it, with uvicorn or in Ray Serve.
 
     Args:
         backend: galleries and models.
         config: keys and limits; where to listen is the caller's business (`check_bind`).
+        metrics: that others count into as well; None for new ones.
 
     Raises:
         ConfigError: the file of keys cannot be used.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     app.state.site = Site(backend, config, metrics, PictureCache())
     for part in (search, galleries, images, operation):
         app.include_router(part.router)

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-def _ignore(size: int) -> None:
+def _ignore(_size: int, _waiting: int) -> None:
     """Take note of nothing."""
 
 
@@ -29,7 +29,7 @@ class Batcher(Generic[Item, Answer]):
         work: Callable[[list[Item]], Sequence[Answer]],
         *,
         largest: int,
-        on_batch: Callable[[int], None] = _ignore,
+        on_batch: Callable[[int, int], None] = _ignore,
     ) -> None:
         """Have `work` answer items together.
 
@@ -37,7 +37,7 @@ class Batcher(Generic[Item, Answer]):
             work: items -> one answer each, in the order given. Where it raises, each item of the
                 batch is tried again alone, so that a bad one fails nobody else.
             largest: most items of a batch.
-            on_batch: told the size of each batch.
+            on_batch: told the size of each batch, and how many items wait for the next one.
         """
         self._work = work
         self._largest = largest
@@ -69,7 +69,7 @@ class Batcher(Generic[Item, Answer]):
             while self._waiting:
                 batch = self._next_batch()
                 if batch:
-                    self._on_batch(len(batch))
+                    self._on_batch(len(batch), len(self._waiting))
                     await self._answer(batch)
         finally:
             self._task = None

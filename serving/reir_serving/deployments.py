@@ -28,6 +28,8 @@ from reir.store import VersionSpec, open_store
 from reir_serving.app import create_app
 from reir_serving.backend import Box, Localisation, Overloaded
 from reir_serving.config import Layout, LiveSettings, Replicas, ServeConfig
+from reir_serving.logs import open_logs
+from reir_serving.metrics import Metrics
 from reir_serving.parts import Encoders, LocalParts, Model, Wanted
 from reir_serving.photos import Seen
 from reir_serving.service import RETRY_AFTER_S, Service
@@ -77,9 +79,10 @@ class Ingress:
 
     def __init__(self, values: dict[str, Any], parts: dict[str, Any] | None = None) -> None:
         config = load_config(ServeConfig, values)
+        open_logs(config.access_log)
         store = open_store(config.store)
-        local = LocalParts(store, Encoders(), config.limits)
-        self._config, self._is_warm = config, False
+        self._config, self._is_warm, self._metrics = config, False, Metrics()
+        local = LocalParts(store, Encoders(), config.limits, self._metrics.note_batch)
         self._service = Service(
             config,
             store,
@@ -89,7 +92,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return what answers HTTP."""
-        return create_app(self._service, self._config)
+        return create_app(self._service, self._config, self._metrics)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take other settings; Serve calls it before the replica counts as ready, too."""

@@ -1,17 +1,27 @@
-"""Metrics of one replica for Prometheus; no label holds a name or a text of a user."""
+"""Metrics for Prometheus; no label holds a name or a text of a user.
+
+Where `PROMETHEUS_MULTIPROC_DIR` names a folder, all processes that share it count together, and
+each tells of all: so it does not matter which replica is asked. Counts of processes that have gone
+stay; what is a matter of the moment goes with its process.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from reir.records import SearchResult
 
 LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
+
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Metrics:
@@ -38,9 +48,16 @@ class Metrics:
         self._degraded = self._counter("degraded_total", "Answers without a stage.", "stage")
         self._problems = self._counter("problems_total", "Requests refused or failed.", "problem")
         self._writes = self._counter("writes_total", "Photos added and deleted.", "action")
-        self.in_flight = Gauge(
-            "reir_serve_in_flight_requests", "Requests being answered.", registry=self.registry
+        self._parts = Histogram(
+            "reir_serve_part_batch",
+            "Calls that a part of the service worked on together.",
+            ["part"],
+            buckets=BATCH_BUCKETS,
+            registry=self.registry,
         )
+        self._waiting = self._gauge("part_waiting", "Calls that wait for a part.", "part")
+        self.in_flight = self._gauge("in_flight_requests", "Requests being answered.")
+        self._gauge("replicas", "Processes that answer requests.").set(1)
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -70,9 +87,20 @@ class Metrics:
             for stage in result.degraded:
                 self._degraded.labels(stage).inc()
 
+    def note_batch(self, part: str, size: int, waiting: int) -> None:
+        """Count a batch of a part of the service, and note how many calls wait for the next."""
+        self._parts.labels(part).observe(size)
+        self._waiting.labels(part).set(waiting)
+
     def text(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+        """Return all metrics in Prometheus's text format, those of all processes that share."""
+        folder = os.environ.get(SHARED)
+        if folder is None:
+            return generate_latest(self.registry)
+        _forget_the_dead(Path(folder))
+        everyone = CollectorRegistry()
+        multiprocess.MultiProcessCollector(everyone)
+        return generate_latest(everyone)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"reir_serve_{name}", text, labels, registry=self.registry)
@@ -80,3 +108,20 @@ class Metrics:
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         options: dict[str, Any] = {"buckets": LATENCY_BUCKETS_S, "registry": self.registry}
         return Histogram(f"reir_serve_{name}", text, labels, **options)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(
+            f"reir_serve_{name}",
+            text,
+            labels,
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove what processes that have gone said of the moment."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if not Path("/proc", pid).exists():
+            multiprocess.mark_process_dead(int(pid), str(folder))

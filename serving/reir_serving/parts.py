@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -29,8 +30,9 @@ from reir_serving.config import Limits
 from reir_serving.photos import Seen, see, vector_of
 
 LARGEST_BATCH = 32
-LIVE_KNOWN_S = 0.25
-"""How long the live version of a gallery counts as known: a promotion is seen that much later."""
+LIVE_KNOWN_S, LIVE_TRUSTED_S = 0.25, 1.0
+"""How long the live version of a gallery counts as known, and how long it is searched while it is
+asked for again: a promotion is seen that much later."""
 
 PHOTO_RETRY_AFTER_S = 2.0
 DOWN_FOR_S = 1.0
@@ -159,22 +161,34 @@ class TextEncoder:
 
 
 class WatchingRetriever(Retriever):
-    """A retriever that knows the live version for a moment, and can be held at one version."""
+    """A retriever that can be held at one version, and seldom waits to hear which one is live.
+
+    What was heard less than `LIVE_KNOWN_S` ago is taken as it is, what was heard less than
+    `LIVE_TRUSTED_S` ago as well while a thread asks again; only after a pause a search waits.
+    """
 
     def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
         self.pinned = ""
-        self._live_until_s = 0.0
+        self._heard_s = -LIVE_TRUSTED_S
+        self._asker = ThreadPoolExecutor(1)
+        self._asking: Future[None] | None = None
         super().__init__(store, gallery, digest, dim)
 
     def refresh(self) -> str:
-        """Return the version to search: the pinned one, or the one that was live just now."""
+        """Return the version to search."""
         if self.pinned:
             return self.pinned
-        now_s = time.monotonic()
-        if not self.live or now_s >= self._live_until_s:
-            super().refresh()
-            self._live_until_s = now_s + LIVE_KNOWN_S
+        age_s = time.monotonic() - self._heard_s
+        if age_s > LIVE_KNOWN_S and (self._asking is None or self._asking.done()):
+            self._asking = self._asker.submit(self._ask)
+        if age_s > LIVE_TRUSTED_S and self._asking is not None:
+            self._asking.result()
         return self.live
+
+    def _ask(self) -> None:
+        asked_s = time.monotonic()
+        super().refresh()
+        self._heard_s = asked_s
 
 
 class Searcher:
@@ -242,7 +256,7 @@ def _do_all(work: Sequence[Callable[[], Any]]) -> list[Any]:
     return [each() for each in work]
 
 
-def _ignore(_part: str, _size: int) -> None:
+def _ignore(_part: str, _size: int, _waiting: int) -> None:
     """Take note of nothing."""
 
 
@@ -257,7 +271,7 @@ class LocalParts:
         store: InstanceStore,
         encoders: Encoders,
         limits: Limits,
-        on_batch: Callable[[str, int], None] = _ignore,
+        on_batch: Callable[[str, int, int], None] = _ignore,
     ) -> None:
         """Search `store` with `encoders`.
 
@@ -265,7 +279,8 @@ class LocalParts:
             store: stays the caller's to close.
             encoders: of the galleries.
             limits: of photos, and of how many may wait.
-            on_batch: told the part ("text", "search") and size of each batch.
+            on_batch: told of each batch its part ("text", "search", "photo"), its size, and how
+                many calls wait for the next one.
         """
         self._store, self._encoders, self._limits = store, encoders, limits
         self._breaker = Breaker()
@@ -276,7 +291,9 @@ class LocalParts:
 
         self._text = Batcher(text.encode, largest=LARGEST_BATCH, on_batch=partial(on_batch, "text"))
         self._search = Batcher(search, largest=LARGEST_BATCH, on_batch=partial(on_batch, "search"))
-        self._photos: Batcher[Callable[[], Any], Any] = Batcher(_do_all, largest=1)
+        self._photos: Batcher[Callable[[], Any], Any] = Batcher(
+            _do_all, largest=1, on_batch=partial(on_batch, "photo")
+        )
 
     async def describe(self, spec: str) -> Model:
         """Load an encoder, and say what it is."""

@@ -58,7 +58,13 @@ class View:
 
 def etag(record: ImageRecord, view: View) -> str:
     """Return what names a picture: it changes with the photo's content and with what is drawn."""
-    what = (record.image_id, record.content_hash, view.width_px, tuple(view.boxes), tuple(view.labels))
+    what = (
+        record.image_id,
+        record.content_hash,
+        view.width_px,
+        tuple(view.boxes),
+        tuple(view.labels),
+    )
     return f'"{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"'
 
 

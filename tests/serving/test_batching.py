@@ -42,12 +42,12 @@ async def ask_while_busy(gate: Gate, batcher: Batcher[int, int], items: Sequence
 
 
 def test_what_arrives_meanwhile_is_the_next_batch() -> None:
-    gate, sizes = Gate(), []
-    batcher = Batcher(gate.work, largest=3, on_batch=sizes.append)
+    gate, told = Gate(), []
+    batcher = Batcher(gate.work, largest=3, on_batch=lambda *sizes: told.append(sizes))
     answers = asyncio.run(ask_while_busy(gate, batcher, [1, 2, 3, 4, 5]))
     assert answers == [2, 4, 6, 8, 10]
     assert gate.batches == [[1], [2, 3, 4], [5]]
-    assert sizes == [1, 3, 1]
+    assert told == [(1, 0), (3, 1), (1, 0)]
 
 
 def test_a_bad_item_fails_alone() -> None:
