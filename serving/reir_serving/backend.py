@@ -7,12 +7,14 @@ Every method raises the errors of `reir.errors`, and `Overloaded` where a queue 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reir.errors import ReirError
 from reir.query import Query
-from reir.records import Attributes, FloatArray, ImageRecord, MaskRle, SearchResult
+from reir.records import Attributes, FloatArray, ImageRecord, SearchResult
+from reir.records import Localisation as Localisation
+from reir.records import Located as Located
 from reir.store.contract import InstanceRow, VersionInfo
 
 Box = tuple[float, float, float, float]
@@ -28,44 +30,6 @@ class Overloaded(ReirError):
 
     def __str__(self) -> str:
         return f"{self.what} is full; try again in {self.retry_after_s:g} s"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Located:
-    """One box that answers an expression within one photo.
-
-    Attributes:
-        score: of box and expression, higher is better.
-        presence: calibrated probability that this is the described instance.
-        mask: where the checkpoint has a mask branch.
-    """
-
-    box: Box
-    score: float
-    presence: float
-    mask: MaskRle | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Localisation:
-    """Where an expression is in one photo.
-
-    Attributes:
-        expression: as asked.
-        width_px, height_px: of the upright photo.
-        present: whether anything fits: the best presence reaches the checkpoint's threshold.
-        presence: calibrated probability that the described instance is in this photo.
-        boxes: best first.
-        timings_ms: stage -> milliseconds.
-    """
-
-    expression: str
-    width_px: int
-    height_px: int
-    present: bool
-    presence: float
-    boxes: tuple[Located, ...]
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +166,27 @@ def backend(tmp_path: Path) -> PlainBackend:
     return made
 
 
+@pytest.fixture
+def pair() -> bytes:
+    """A red box on the left of a blue one, as PNG."""
+    return png(("red", (10, 20, 40, 60)), ("blue", (70, 20, 110, 60)))
+
+
+@pytest.fixture
+def green_box() -> bytes:
+    return png(("green", (30, 10, 90, 70)))
+
+
+@pytest.fixture
+def magenta_box() -> bytes:
+    return png(("magenta", (20, 20, 60, 60)))
+
+
 MakeClient = Callable[..., TestClient]
 
 
 @pytest.fixture
-def client_of(backend: PlainBackend) -> Iterator[MakeClient]:
+def client_of(backend: PlainBackend) -> MakeClient:
     """Make clients of an application with the fields of `ServeConfig` that are named."""
 
     def make(**fields: Any) -> TestClient:
