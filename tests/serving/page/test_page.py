@@ -58,6 +58,26 @@ def test_a_search_says_what_it_found(page: Page) -> None:
     assert page.locator("#summary").get_attribute("aria-live") == "polite"
 
 
+def test_masks_and_what_was_left_out_are_shown(page: Page) -> None:
+    """The fake encoder has neither: a mask and a stage that was left out are put into the answer."""
+
+    def change(route: Route) -> None:
+        answer = route.fetch().json()
+        polygons = [[[0.1, 0.2], [0.3, 0.2], [0.3, 0.8]]]
+        answer["hits"][0]["mask"] = {"size": SIZE, "counts": "runs", "polygons": polygons}
+        answer["degraded"] = ["rerank"]
+        route.fulfill(json=answer)
+
+    page.route("**/v1/search", change)
+    frame = search(page, "the red one on the left").first.locator(".frame")
+    assert drawn_box(frame, ".masks") == pytest.approx([0, 0, 1, 1], abs=0.005)
+    shape = frame.locator(".masks path").evaluate(
+        "p => { const b = p.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]; }"
+    )
+    assert shape == pytest.approx([0.1, 0.2, 0.3, 0.8])
+    expect(page.locator("#summary")).to_contain_text("Answered without: neighbours.")
+
+
 def test_an_example_and_the_way_back(page: Page) -> None:
     page.get_by_role("button", name="the blue one").click()
     answered(page)
