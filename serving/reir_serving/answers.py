@@ -79,12 +79,13 @@ def localize_answer(found: Localisation, request_id: str) -> Json:
     }
 
 
-def gallery_answer(gallery: GalleryInfo) -> Json:
+def gallery_answer(gallery: GalleryInfo, *, writable: bool) -> Json:
     """Return `GalleryOut`."""
     return {
         "name": gallery.name,
         "live": gallery.live,
         "searchable": gallery.loaded,
+        "writable": writable,
         "versions": [_version(version) for version in gallery.versions],
     }
 

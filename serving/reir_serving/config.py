@@ -96,6 +96,7 @@ class ServeConfig(StrictConfig):
         host, port: where HTTP is served.
         uploads: folder of photos that are added online, None for `$REIR_HOME/uploads`; replicas on
             several machines must share it.
+        examples: sentences that the page offers.
         keys_file: API keys; without it everyone may do everything, on a loopback address only.
         limits: see `Limits`.
         live: see `LiveSettings`.
@@ -112,6 +113,7 @@ class ServeConfig(StrictConfig):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
     uploads: Path | None = None
+    examples: tuple[str, ...] = ()
     keys_file: Path | None = None
     limits: Limits = Limits()
     live: LiveSettings = LiveSettings()

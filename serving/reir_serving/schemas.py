@@ -228,11 +228,17 @@ class VersionOut(Answer):
 
 
 class GalleryOut(Answer):
-    """One gallery; `searchable` where this server can answer questions to it."""
+    """One gallery.
+
+    Attributes:
+        searchable: whether this server can answer questions to it.
+        writable: whether the key may add and delete photos.
+    """
 
     name: str
     live: str
     searchable: bool
+    writable: bool
     versions: list[VersionOut]
 
 

@@ -58,6 +58,7 @@ async def about(asked: Asked) -> Response:
     own: dict[str, Any] = {
         "release": reir.__version__,
         "keys_required": config.keys_file is not None,
+        "examples": config.examples,
         "writes": bool(asked.caller.write),
         "limits": {
             "body_bytes": config.limits.body_bytes,
