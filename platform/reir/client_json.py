@@ -42,6 +42,7 @@ def result_of(answer: Json) -> SearchResult:
         degraded=tuple(answer["degraded"]),
         digest=answer["checkpoint"],
         presence=answer["presence"],
+        found=answer["found"],
         equally_good=answer["equally_good"],
         cursor=answer["cursor"],
     )
