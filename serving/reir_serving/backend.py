@@ -16,6 +16,7 @@ from reir.records import Attributes, FloatArray, ImageRecord, SearchResult
 from reir.records import Localisation as Localisation
 from reir.records import Located as Located
 from reir.store.contract import InstanceRow, VersionInfo
+from reir_serving.config import LiveSettings
 
 Box = tuple[float, float, float, float]
 """xyxy in [0, 1] of the upright photo."""
@@ -70,7 +71,13 @@ class Readiness:
 
 
 class Backend(Protocol):
-    """Galleries and models behind the HTTP interface."""
+    """Galleries and models behind the HTTP interface.
+
+    Attributes:
+        live: settings that may change while it runs.
+    """
+
+    live: LiveSettings
 
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries to one gallery, in the order given.

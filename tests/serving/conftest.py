@@ -36,7 +36,7 @@ from reir_serving.backend import (
     Located,
     Readiness,
 )
-from reir_serving.config import ServeConfig
+from reir_serving.config import LiveSettings, ServeConfig
 
 LOCAL = "http://127.0.0.1:8000"
 MAX_PIXELS = 1_000_000
@@ -53,7 +53,7 @@ class PlainBackend:
 
     def __init__(self, folder: Path, store: InstanceStore) -> None:
         self.folder, self.store, self.encoder = folder, store, FakeEncoder()
-        self.ready = True
+        self.ready, self.live = True, LiveSettings()
         self.asked: list[Query] = []
         self.error: Exception | None = None
 

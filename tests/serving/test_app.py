@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reir_serving.config import LiveSettings
 from reir_serving.schemas import (
     BatchAnswer,
     GalleriesAnswer,
@@ -69,6 +70,14 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
     ]
     assert (query.min_presence, query.rerank, query.localise) == (0.2, False, True)
     assert (query.explain, query.budget_ms, query.where) == (True, 50, "area > 0.01")
+
+
+def test_a_request_without_a_number_of_hits_gets_that_of_the_live_settings(
+    client: TestClient, backend: Any
+) -> None:
+    backend.live = LiveSettings(k=1)
+    assert len(search(client)["hits"]) == 1
+    assert len(search(client, k=2)["hits"]) == 2
 
 
 def test_a_batch_is_answered_in_order(client: TestClient) -> None:
