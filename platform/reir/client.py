@@ -34,6 +34,7 @@ from reir.errors import (
     GalleryNotFound,
     ImageError,
     ImageFailure,
+    ImageNotFound,
     QueryError,
     ReirError,
     SchemaMismatch,
@@ -279,7 +280,7 @@ class Client:
         """Return the body of an answer, None where the image is not there."""
         try:
             return self._send(method, path, _Body())
-        except _NoImage:
+        except ImageNotFound:
             return None
 
     def _send(self, method: str, path: str, body: _Body, patience_s: float | None = None) -> bytes:
@@ -327,10 +328,6 @@ class Client:
         raise AssertionError("the last attempt returns or raises")
 
 
-class _NoImage(ServerError):
-    """The server has no such image."""
-
-
 def _error(url: str, status: int, data: bytes) -> ReirError:
     """Return the error of the platform that a problem stands for."""
     try:
@@ -344,7 +341,7 @@ def _error(url: str, status: int, data: bytes) -> ReirError:
         case "gallery-not-found":
             return GalleryNotFound(detail)
         case "image-not-found":
-            return _NoImage(detail)
+            return ImageNotFound(detail)
         case "schema-mismatch":
             return SchemaMismatch(detail)
         case "store-unavailable":

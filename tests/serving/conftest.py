@@ -19,7 +19,7 @@ from PIL import Image
 from reir.boxes import elementwise_iou
 from reir.errors import QueryError
 from reir.images import canonical_uri, content_hash, decode, image_id, path_of_uri, read_bytes
-from reir.query import Query
+from reir.query import Query, check_query
 from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, SearchResult
 from reir.search import Gallery
 from reir.store import VersionSpec
@@ -81,10 +81,11 @@ class PlainBackend:
         if self.error is not None:
             raise self.error
         self.asked += queries
+        checked = [check_query(query) for query in queries]
         opened = Gallery(gallery, self.store, self.encoder)
         return [
             opened.search(query.expression or "red", query.k, query.per_image, query.where)
-            for query in queries
+            for query in checked
         ]
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
