@@ -81,11 +81,11 @@ def be_fastapi(config: ServeConfig) -> None:
     import uvicorn
 
     from reir_serving.app import create_app
-    from reir_serving.parts import Encoders, LocalParts
+    from reir_serving.parts import LocalParts, Models
     from reir_serving.service import Service
 
     store = open_store(config.store)
-    service = Service(config, store, LocalParts(store, Encoders(), config.limits), Path("uploads"))
+    service = Service(config, store, LocalParts(store, Models(), config.limits), Path("uploads"))
     app = create_app(service, config)
     app.router.on_startup.append(service.warm_up)
     uvicorn.run(app, host=config.host, port=config.port, log_level="error", access_log=False)
