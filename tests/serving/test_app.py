@@ -51,7 +51,9 @@ def test_hits_are_grouped_by_photo_on_request(client: TestClient) -> None:
 
 
 def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
-    also = [{"expression": "the blue box", "weight": -0.5}, {"instance_id": "a#1"}]
+    like = search(client, k=1)["hits"][0]["instance_id"]
+    backend.asked.clear()
+    also = [{"expression": "the blue box", "weight": -0.5}, {"instance_id": like}]
     search(
         client,
         also=also,
@@ -59,17 +61,17 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
         rerank=False,
         localize=True,
         explain=True,
-        budget_ms=50,
+        budget_ms=5000,
         where="area > 0.01",
     )
     (query,) = backend.asked
     assert [(t.expression, t.instance_id, t.weight) for t in query.terms] == [
         ("the red box", "", 1.0),
         ("the blue box", "", -0.5),
-        ("", "a#1", 1.0),
+        ("", like, 1.0),
     ]
     assert (query.min_presence, query.rerank, query.localise) == (0.2, False, True)
-    assert (query.explain, query.budget_ms, query.where) == (True, 50, "area > 0.01")
+    assert (query.explain, query.budget_ms, query.where) == (True, 5000, "area > 0.01")
 
 
 def test_a_request_without_a_number_of_hits_gets_that_of_the_live_settings(

@@ -45,7 +45,9 @@ def test_the_client_finds_what_the_library_finds(client: Client, backend: Any) -
 
 
 def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> None:
-    also = [Term(expression="the blue box", weight=-0.5), Term(instance_id="a#1")]
+    like = client.search("the red box", "photos", k=1).hits[0].instance_id
+    backend.asked.clear()
+    also = [Term(expression="the blue box", weight=-0.5), Term(instance_id=like)]
     client.search("the red box", "photos", also=also, localise=True, explain=True, where="area > 0")
     (query,) = backend.asked
     assert query.terms[1:] == tuple(also)

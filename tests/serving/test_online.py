@@ -16,7 +16,7 @@ from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
 from reir_serving.access import TENANT
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Encoders, LocalParts
+from reir_serving.parts import Loaded, LocalParts, Models
 from reir_serving.photos import Photos, Seen, see
 from reir_serving.service import Service
 from reir_serving.testing import SCENES, draw, put
@@ -35,7 +35,7 @@ def lite(tmp_path: Path) -> Iterator[InstanceStore]:
 
 def service_of(store: InstanceStore, uploads: Path) -> Service:
     config = ServeConfig(store="memory:", galleries=("g",))
-    parts = LocalParts(store, Encoders(lambda _: FakeEncoder()), config.limits)
+    parts = LocalParts(store, Models(lambda _: Loaded(FakeEncoder())), config.limits)
     return Service(config, store, parts, uploads)
 
 
