@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reir.errors import Overloaded
 from reir_serving.access import EVERYBODY, NOBODY, Caller, is_loopback
 from reir_serving.config import Limits
 from reir_serving.keys import KeyRing
@@ -27,6 +29,7 @@ from reir_serving.problems import (
     TOO_MANY,
     TOO_SLOW,
     Refused,
+    of_platform,
     problem,
 )
 
@@ -36,6 +39,7 @@ OPEN = frozenset({"/v1/about"})
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "multipart/form-data"
+PHOTO_RETRY_S = 2.0
 
 
 class Gate:
@@ -50,6 +54,7 @@ class Gate:
     ) -> None:
         """Check keys with `keys`; None lets everyone in who is on this machine."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
+        self._num_held = 0
         self._rate = RateLimit(limits.rate_per_s, limits.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,14 +62,15 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, 0)
+        body, headers = _Body(receive, 0), Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith(FORM)
         try:
-            headers = Headers(scope=scope)
             if scope["path"].startswith(API):
                 self._admit(scope, headers, notes_of(scope))
-            body.limit_bytes = self._body_limit(headers)
-            async with asyncio.timeout(self._limits.request_s):
-                await self._app(scope, body.receive, send)
+            body.limit_bytes = self._body_limit(headers, is_form)
+            with self._held() if is_form else nullcontext():
+                async with asyncio.timeout(self._limits.request_s):
+                    await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
         except TimeoutError:
@@ -100,13 +106,27 @@ class Gate:
             )
         return caller
 
-    def _body_limit(self, headers: Headers) -> int:
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Count a photo that is held in memory.
+
+        Raises:
+            Refused: there are as many as this replica works on at a time.
+        """
+        if self._num_held >= self._limits.ongoing:
+            raise of_platform(Overloaded("the queue of photos", PHOTO_RETRY_S))
+        self._num_held += 1
+        try:
+            yield
+        finally:
+            self._num_held -= 1
+
+    def _body_limit(self, headers: Headers, is_form: bool) -> int:
         """Return how many bytes a request may have.
 
         Raises:
             Refused: it says itself that it has more.
         """
-        is_form = headers.get("content-type", "").lower().startswith(FORM)
         limit = self._limits.upload_bytes if is_form else self._limits.body_bytes
         sent = headers.get("content-length", "")
         if sent.isascii() and sent.isdigit() and int(sent[:20]) > limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,26 @@ def test_a_large_body_is_refused_before_it_is_read(client_of: Any) -> None:
     assert client.post("/v1/localize", files=files, data=data).status_code == 413
     files = {"image": ("p.png", b"x" * 3000, "image/png")}
     assert client.post("/v1/localize", files=files, data=data).status_code == 415
+
+
+def test_only_so_many_photos_are_held_at_a_time(
+    client_of: Any, backend: Any, monkeypatch: pytest.MonkeyPatch, pair: bytes
+) -> None:
+    client = client_of(limits=Limits(ongoing=1))
+    files = {"image": ("p.png", pair, "image/png")}
+    data = {"expression": "the red box"}
+    plain, inner = backend.localise, []
+
+    async def localise(*args: Any, **options: Any) -> Any:
+        second = TestClient(client.app, base_url=str(client.base_url))
+        ask = partial(second.post, "/v1/localize", files=files, data=data)
+        inner.append(await asyncio.to_thread(ask))
+        return await plain(*args, **options)
+
+    monkeypatch.setattr(backend, "localise", localise)
+    assert client.post("/v1/localize", files=files, data=data).status_code == 200
+    assert inner[0].status_code == 503
+    assert inner[0].headers["retry-after"] == "2"
 
 
 def test_a_slow_answer_is_given_up(
