@@ -207,3 +207,13 @@ def test_metrics_count_requests_stages_and_problems(client: TestClient) -> None:
     assert "reir_serve_batch_queries_sum 1.0" in text
     assert "reir_serve_in_flight_requests 1.0" in text  # this very one
     assert "the red box" not in text
+
+
+def test_the_page_is_served_from_the_package(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "'unsafe" not in page.headers["content-security-policy"]
+    script = client.get("/page/page.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    again = client.get("/page/page.js", headers={"If-None-Match": script.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
