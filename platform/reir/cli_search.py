@@ -63,19 +63,33 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REIR_SERVER",
+            metavar="URL",
+            help="Ask a server that `reir serve` runs; its key is taken from $REIR_API_KEY.",
+        ),
+    ] = None,
 ) -> None:
     """Find the object that a sentence describes.
 
     Prints photo, score and box, best first; boxes are in percent, from the upper left corner.
     """
     check_request(expression, where, draw)  # before the model, which takes seconds to load
-    named = chosen_encoder(checkpoint, encoder)
-    from reir.search import open_gallery
+    if server is not None:
+        from reir.client import Client
 
-    with messages().status("loading the model"):
-        opened = open_gallery(gallery, store=store, encoder=named)
-    with opened:
-        result = opened.search(expression, k, per_image, where)
+        with Client(server) as client:
+            result = client.search(expression, gallery, k=k, per_image=per_image, where=where)
+    else:
+        named = chosen_encoder(checkpoint, encoder)
+        from reir.search import open_gallery
+
+        with messages().status("loading the model"):
+            opened = open_gallery(gallery, store=store, encoder=named)
+        with opened:
+            result = opened.search(expression, k, per_image, where)
     if draw is not None:
         result.save_drawing(draw)
     if as_json:

@@ -10,6 +10,9 @@
     ├── QueryError             the request cannot be answered as written (`field` names the part)
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        the checkpoint directory is incomplete or does not fit
+    ├── ServerError            a server that `reir.Client` asked refused or failed
+    │   ├── ServerUnavailable  not reachable, or too busy for longer than the client waits
+    │   └── AccessDenied       it wants a key, or one that may do more
     └── StoreError             the store refused or failed
         ├── StoreUnavailable   not reachable: retry later, check the address
         ├── GalleryNotFound    no such gallery or version
@@ -105,6 +108,18 @@ class FilterError(QueryError):
 
 class CheckpointError(ReirError):
     """A checkpoint directory is incomplete, damaged or of the wrong kind."""
+
+
+class ServerError(ReirError):
+    """A server that `reir.Client` asked refused or failed; the message is the server's."""
+
+
+class ServerUnavailable(ServerError):
+    """A server cannot be reached, or was too busy for longer than the client waits."""
+
+
+class AccessDenied(ServerError):
+    """A server wants an API key, or one that may do more."""
 
 
 class StoreError(ReirError):

@@ -56,7 +56,7 @@ def create_app(backend: Backend, config: ServeConfig, metrics: Metrics | None = 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(of_http(error), request)
+    return problem(of_http(error, request), request)
 
 
 async def _refuse_validation(request: Request, error: Exception) -> Response:

@@ -24,13 +24,11 @@ class LiveSettings(StrictConfig):
     Attributes:
         k: hits of a request that does not say how many.
         budget_ms: of a request that names none; stages that would end later are left out.
-        rerank_photos: so many of the best photos go through the re-ranker.
         pinned: gallery -> version that it is held at, whatever is live; the others follow.
     """
 
     k: int = Field(10, ge=1, le=1000)
     budget_ms: float | None = Field(None, gt=0, le=60_000)
-    rerank_photos: int = Field(50, ge=1, le=1000)
     pinned: Mapping[str, str] = Field(default_factory=dict)
 
 
@@ -96,6 +94,7 @@ class ServeConfig(StrictConfig):
         host, port: where HTTP is served.
         uploads: folder of photos that are added online, None for `$REIR_HOME/uploads`; replicas on
             several machines must share it.
+        examples: sentences that the page offers.
         keys_file: API keys; without it everyone may do everything, on a loopback address only.
         limits: see `Limits`.
         live: see `LiveSettings`.
@@ -113,6 +112,7 @@ class ServeConfig(StrictConfig):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
     uploads: Path | None = None
+    examples: tuple[str, ...] = ()
     keys_file: Path | None = None
     limits: Limits = Limits()
     live: LiveSettings = LiveSettings()

@@ -36,7 +36,7 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_STORE_S = 2.0
 MAX_ERRORS = 20
 
-_SHOWN_CHARS = 200
+_SHOWN_CHARS, _SHOWN_VALUE = 200, 80
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +125,16 @@ def problem(refused: Refused, request: Request) -> Response:
     return Response(to_json(body), kind.status, headers, MEDIA_TYPE)
 
 
-def of_http(error: HTTPException) -> Refused:
+def of_http(error: HTTPException, request: Request) -> Refused:
     """Return what the framework refused (404, 405, a body that cannot be parsed) as ours."""
     if isinstance(error, Refused):
         return error
     status = HTTPStatus(error.status_code)
     kind = _OF_STATUS.get(status) or Kind("http-error", status.value, status.phrase)
-    return Refused(kind, str(error.detail), headers=error.headers)
+    said = str(error.detail)
+    if kind in (NOT_FOUND, WRONG_METHOD):
+        said = f"{request.method} {_shown(request.url.path)!a} is not served; see /openapi.json"
+    return Refused(kind, said, headers=error.headers)
 
 
 def of_validation(error: RequestValidationError, request: Request) -> Refused:
@@ -140,7 +143,12 @@ def of_validation(error: RequestValidationError, request: Request) -> Refused:
         return sent
     found = error.errors()
     errors = [
-        {"field": ".".join(map(str, each["loc"])), "detail": each["msg"], "kind": each["type"]}
+        {
+            "field": _field(each["loc"]),
+            "detail": each["msg"].removeprefix("Value error, "),
+            "value": repr(each.get("input"))[:_SHOWN_VALUE],
+            "kind": each["type"],
+        }
         for each in found[:MAX_ERRORS]
     ]
     said = "; ".join(f"{each['field']}: {each['detail']}" for each in errors[:3])
@@ -201,6 +209,12 @@ def no_image(gallery: str, image_id: str) -> Refused:
     return Refused(
         IMAGE_NOT_FOUND, f"gallery {gallery!a} has no image {_shown(image_id)!a}; search gives ids"
     )
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """Return the name of a field as the sender knows it."""
+    told = place[1:] if len(place) > 1 and place[0] in ("body", "query", "path") else place
+    return ".".join(map(str, told))
 
 
 def _shown(text: str) -> str:

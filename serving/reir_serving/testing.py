@@ -57,15 +57,16 @@ def put(  # noqa: PLR0913 - the place, and how it was made
 
 
 def _indexed(encoder: InstanceEncoder, path: Path) -> IndexedImage:
-    (instances,) = encoder.encode_images([np.asarray(Image.open(path))])
+    pixels = np.asarray(Image.open(path))
+    (instances,) = encoder.encode_images([pixels])
     uri = canonical_uri(path)
     record = ImageRecord(
         image_id=image_id(uri),
         uri=uri,
         status="indexed",
         content_hash=content_hash(path.read_bytes()),
-        width_px=SIZE_PX[0],
-        height_px=SIZE_PX[1],
+        width_px=pixels.shape[1],
+        height_px=pixels.shape[0],
         num_instances=len(instances),
         attributes={"name": path.stem},
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -24,6 +28,7 @@ from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder, draw_scene
 from reir_serving.app import create_app
 from reir_serving.backend import (
+    Backend,
     Box,
     GalleryImage,
     GalleryInfo,
@@ -31,7 +36,7 @@ from reir_serving.backend import (
     Located,
     Readiness,
 )
-from reir_serving.config import ServeConfig
+from reir_serving.config import LiveSettings, ServeConfig
 
 LOCAL = "http://127.0.0.1:8000"
 MAX_PIXELS = 1_000_000
@@ -48,7 +53,7 @@ class PlainBackend:
 
     def __init__(self, folder: Path, store: InstanceStore) -> None:
         self.folder, self.store, self.encoder = folder, store, FakeEncoder()
-        self.ready = True
+        self.ready, self.live = True, LiveSettings()
         self.asked: list[Query] = []
         self.error: Exception | None = None
 
@@ -86,7 +91,7 @@ class PlainBackend:
         (found,) = self.encoder.encode_images([decode(data, max_pixels=MAX_PIXELS).pixels])
         if box is None:
             return found.image_vector
-        overlap = elementwise_iou(found.boxes, np.tile(np.float32(box), (len(found), 1)))
+        overlap = elementwise_iou(found.boxes, np.tile(np.array(box, np.float32), (len(found), 1)))
         if not overlap.any():
             raise QueryError("box", f"no instance overlaps {box}")
         return np.asarray(found.vectors[int(overlap.argmax())])
@@ -166,11 +171,54 @@ def backend(tmp_path: Path) -> PlainBackend:
     return made
 
 
+@pytest.fixture
+def pair() -> bytes:
+    """A red box on the left of a blue one, as PNG."""
+    return png(("red", (10, 20, 40, 60)), ("blue", (70, 20, 110, 60)))
+
+
+@pytest.fixture
+def green_box() -> bytes:
+    return png(("green", (30, 10, 90, 70)))
+
+
+@pytest.fixture
+def magenta_box() -> bytes:
+    return png(("magenta", (20, 20, 60, 60)))
+
+
+@pytest.fixture
+def three_boxes() -> bytes:
+    return png(*(("magenta", (10 + 40 * n, 20, 30 + 40 * n, 60)) for n in range(3)))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Serve backends over real connections; returns the address of each."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(backend: Backend, **fields: Any) -> str:
+        app = create_app(backend, ServeConfig(**fields))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        bound = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10)
+
+
 MakeClient = Callable[..., TestClient]
 
 
 @pytest.fixture
-def client_of(backend: PlainBackend) -> Iterator[MakeClient]:
+def client_of(backend: PlainBackend) -> MakeClient:
     """Make clients of an application with the fields of `ServeConfig` that are named."""
 
     def make(**fields: Any) -> TestClient:

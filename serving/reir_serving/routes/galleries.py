@@ -26,7 +26,7 @@ ImageId = Annotated[str, Path(max_length=128, examples=["0123456789abcdef0123"])
 async def galleries(asked: Asked) -> Response:
     """List the galleries that the key may read."""
     found = [
-        gallery_answer(gallery)
+        gallery_answer(gallery, writable=asked.caller.may_write(gallery.name))
         for gallery in await asked.backend.galleries()
         if served(gallery.name, asked.caller, asked.site.config.galleries)
     ]
@@ -40,7 +40,7 @@ async def one_gallery(gallery: GalleryPath, asked: Asked) -> Response:
     found = [each for each in await asked.backend.galleries() if each.name == name]
     if not found:
         raise no_gallery(name)
-    return json_answer(gallery_answer(found[0]))
+    return json_answer(gallery_answer(found[0], writable=asked.caller.may_write(name)))
 
 
 @router.post("/{gallery}/images", status_code=201, response_model=ImageAdded)
