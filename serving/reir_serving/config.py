@@ -41,7 +41,7 @@ class Limits(StrictConfig):
         pixels: of an uploaded photo, before it is decoded.
         request_s: a request that takes longer is answered with 503.
         ongoing: requests that one replica works on at a time.
-        queued: requests that wait for a replica; beyond that they are answered 503 at once.
+        queued: requests that may wait in one replica besides; more are answered 503 at once.
         image_queue: requests with a photo to look at that may wait for the localiser.
         rate_per_s: requests a second of one key, in the long run; None is no limit.
         burst: requests that one key may send at once, beyond its rate.

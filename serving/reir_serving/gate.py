@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -22,6 +23,7 @@ from reir_serving.notes import Notes, notes_of
 from reir_serving.problems import (
     FORBIDDEN,
     NO_KEY,
+    OVERLOADED,
     TIMED_OUT,
     TOO_LARGE,
     TOO_MANY,
@@ -33,6 +35,9 @@ from reir_serving.problems import (
 API = "/v1/"
 OPEN = frozenset({"/v1/about"})
 """Paths of the API that need no key: the page asks there whether it needs one."""
+
+RETRY_AFTER_S = 1.0
+"""When a request that found no room should come again."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "multipart/form-data"
@@ -51,6 +56,7 @@ class Gate:
         """Check keys with `keys`; None lets everyone in who is on this machine."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
         self._rate = RateLimit(limits.rate_per_s, limits.burst)
+        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through or refuse it."""
@@ -64,7 +70,8 @@ class Gate:
                 self._admit(scope, headers, notes_of(scope))
             body.limit_bytes = self._body_limit(headers)
             async with asyncio.timeout(self._limits.request_s):
-                await self._app(scope, body.receive, send)
+                with self._place(scope["path"]):
+                    await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
         except TimeoutError:
@@ -86,6 +93,25 @@ class Gate:
             said = f"this key may send more in {wait_s:.1f} s"
             raise Refused(TOO_MANY, said, retry_after_s=wait_s)
 
+    @contextmanager
+    def _place(self, path: str) -> Iterator[None]:
+        """Count a request of the API while it is inside.
+
+        Raises:
+            Refused: as many as may be worked on and wait are inside already.
+        """
+        if not path.startswith(API):
+            yield
+            return
+        if self._inside >= self._limits.ongoing + self._limits.queued:
+            said = f"{self._inside} requests are worked on or wait; try again in a moment"
+            raise Refused(OVERLOADED, said, retry_after_s=RETRY_AFTER_S)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
     def _caller(self, headers: Headers, is_needed: bool) -> Caller:
         if self._keys is None:
             return EVERYBODY
@@ -95,6 +121,7 @@ class Gate:
                 return NOBODY
             raise Refused(
                 NO_KEY,
+                OVERLOADED,
                 "send a key of this server as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
                 headers={"WWW-Authenticate": "Bearer"},
             )

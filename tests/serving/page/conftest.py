@@ -26,7 +26,7 @@ from reir.testing import FakeEncoder, draw_scene
 from reir_serving.app import create_app
 from reir_serving.backend import Localisation, Located
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Loaded, LocalParts, Models, Model
+from reir_serving.parts import Loaded, LocalParts, Model, Models
 from reir_serving.service import Service
 from reir_serving.testing import put
 
