@@ -40,7 +40,7 @@ app()
 
 def make_gallery(folder: Path) -> None:
     """Make a checkpoint of random weights and an embedded store with the gallery `g`."""
-    save_checkpoint(folder / "tiny", tiny_model(), tiny_tokenizer())
+    save_checkpoint(folder / "tiny", tiny_model(), tiny_tokenizer(), {})
     store = open_store(str(folder / "store"))
     photos = [draw(folder / "photos", scene) for scene in SCENES]
     encoder = load_encoder(folder / "tiny")
