@@ -151,6 +151,11 @@ def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path) -> None:
         assert asked_for(url, 4.0) == []
         assert before[0] not in replicas(process.pid)
 
+        with reir.Client(url) as client:
+            client.add_image(draw(tmp_path / "mine", "green"), "g", attributes={"shelf": 3})
+            for _ in range(6):  # whichever replica is asked
+                assert client.search("green", "g", where="attr.shelf == 3").hits
+
         settings["live"] = {"k": 7, "budget_ms": 900}
         (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
         process.send_signal(signal.SIGHUP)
