@@ -34,10 +34,13 @@ from reir_serving.logs import open_logs
 from reir_serving.metrics import Metrics
 from reir_serving.parts import LocalParts, Model, Models, Wanted
 from reir_serving.photos import Seen
-from reir_serving.service import RETRY_AFTER_S, Service
+from reir_serving.service import Service
 
 APP, INGRESS = "reir", "ingress"
 FUSED_BELOW_CPUS = 8
+
+RETRY_AFTER_S = 1.0
+"""When a call that found the queue of a part full should come again."""
 
 ATTEMPTS = 3
 """A part whose replica died before it answered is asked again: no call changes anything."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reir.errors import Overloaded
 from reir_serving.access import EVERYBODY, NOBODY, Caller, is_loopback
 from reir_serving.config import Limits
 from reir_serving.keys import KeyRing
@@ -24,12 +24,12 @@ from reir_serving.notes import Notes, notes_of
 from reir_serving.problems import (
     FORBIDDEN,
     NO_KEY,
+    OVERLOADED,
     TIMED_OUT,
     TOO_LARGE,
     TOO_MANY,
     TOO_SLOW,
     Refused,
-    of_platform,
     problem,
 )
 
@@ -37,9 +37,11 @@ API = "/v1/"
 OPEN = frozenset({"/v1/about"})
 """Paths of the API that need no key: the page asks there whether it needs one."""
 
+RETRY_AFTER_S = 1.0
+"""When a request that found no room should come again."""
+
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "multipart/form-data"
-PHOTO_RETRY_S = 2.0
 
 
 class Gate:
@@ -54,8 +56,8 @@ class Gate:
     ) -> None:
         """Check keys with `keys`; None lets everyone in who is on this machine."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
-        self._num_held = 0
         self._rate = RateLimit(limits.rate_per_s, limits.burst)
+        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through or refuse it."""
@@ -68,8 +70,8 @@ class Gate:
             if scope["path"].startswith(API):
                 self._admit(scope, headers, notes_of(scope))
             body.limit_bytes = self._body_limit(headers, is_form)
-            with self._held() if is_form else nullcontext():
-                async with asyncio.timeout(self._limits.request_s):
+            async with asyncio.timeout(self._limits.request_s):
+                with self._place(scope["path"], is_form):
                     await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
@@ -92,6 +94,28 @@ class Gate:
             said = f"this key may send more in {wait_s:.1f} s"
             raise Refused(TOO_MANY, said, retry_after_s=wait_s)
 
+    @contextmanager
+    def _place(self, path: str, is_form: bool) -> Iterator[None]:
+        """Count a request of the API while it is inside.
+
+        Raises:
+            Refused: as many as may be worked on and wait are inside already; of those with a photo,
+                which is held in memory, as many as may be worked on.
+        """
+        if not path.startswith(API):
+            yield
+            return
+        inside, limits = self._inside.total(), self._limits
+        is_full = inside >= limits.ongoing + limits.queued
+        if is_full or (is_form and self._inside[is_form] >= limits.ongoing):
+            said = f"{inside} requests are worked on or wait; try again in a moment"
+            raise Refused(OVERLOADED, said, retry_after_s=RETRY_AFTER_S)
+        self._inside[is_form] += 1
+        try:
+            yield
+        finally:
+            self._inside[is_form] -= 1
+
     def _caller(self, headers: Headers, is_needed: bool) -> Caller:
         if self._keys is None:
             return EVERYBODY
@@ -105,21 +129,6 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return caller
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Count a photo that is held in memory.
-
-        Raises:
-            Refused: there are as many as this replica works on at a time.
-        """
-        if self._num_held >= self._limits.ongoing:
-            raise of_platform(Overloaded("the queue of photos", PHOTO_RETRY_S))
-        self._num_held += 1
-        try:
-            yield
-        finally:
-            self._num_held -= 1
 
     def _body_limit(self, headers: Headers, is_form: bool) -> int:
         """Return how many bytes a request may have.

@@ -1,14 +1,14 @@
 """`Service`: the backend of the HTTP interface, over parts that are here or elsewhere.
 
-It knows which galleries are served and with which encoder, how many requests may wait, and whether
-answers can be given; the work is that of the parts (`parts.py`). Knows no Ray and no HTTP.
+It knows which galleries are served, and with which encoder, and whether answers can be given; the
+work is that of the parts (`parts.py`). Knows no Ray and no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,6 @@ CANARY = Query(terms=(Term(expression="the thing in the middle"),), k=1)
 """What is asked of a gallery to see that it can answer."""
 
 WARM_UP_ROUNDS = 3
-RETRY_AFTER_S = 1.0
 
 T = TypeVar("T")
 
@@ -117,7 +116,6 @@ class Service:
         self._breaker = Breaker()
         self._opened: dict[str, GalleryStages] = {}
         self._costs = Costs()
-        self._waiting = 0
 
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries to one gallery, in the order given."""
@@ -126,28 +124,22 @@ class Service:
             query if query.budget_ms is not None else replace(query, budget_ms=budget_ms)
             for query in queries
         ]
-        with self._admitted():
-            stages = await self._stages(gallery)
-            try:
-                return await answer(asked, stages)
-            except SchemaMismatch:
-                if self._config.encoder is not None:
-                    raise
-            # a version of another checkpoint has become live: take its encoder
-            self._opened.pop(gallery, None)
-            return await answer(asked, await self._stages(gallery))
+        stages = await self._stages(gallery)
+        try:
+            return await answer(asked, stages)
+        except SchemaMismatch:
+            await self._reopened(gallery)
+        return await answer(asked, await self._stages(gallery))
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
         """(D,) vector of the instance of a photo that fits a box best; None: of the photo."""
-        with self._admitted():
-            stages = await self._stages(gallery)
-            return await self._parts.look(stages.model.spec, data, box)
+        stages = await self._stages(gallery)
+        return await self._parts.look(stages.model.spec, data, box)
 
     async def localise(self, data: bytes, expression: str, k: int, *, masks: bool) -> Localisation:
         """Find the instances of a photo that fit an expression."""
-        with self._admitted():
-            spec = self._config.encoder or SHIPPED_KIND
-            return await self._parts.localise(spec, data, expression, k, masks=masks)
+        spec = self._config.encoder or SHIPPED_KIND
+        return await self._parts.localise(spec, data, expression, k, masks=masks)
 
     async def galleries(self) -> list[GalleryInfo]:
         """All galleries that are served, by name."""
@@ -169,14 +161,13 @@ class Service:
         self, gallery: str, data: bytes, name: str, attributes: Attributes
     ) -> ImageRecord:
         """Keep an uploaded photo, index it, and return its ledger row when it can be found."""
-        with self._admitted():
-            stages = await self._stages(gallery)
-            version = await self._ask_store(lambda: self._version_info(gallery))
-            seen = await self._parts.see(stages.model.spec, version.spec, data)
-            place = gallery, version.name
-            return await self._ask_store(
-                lambda: self._photos.add(place, seen, data, name, attributes)
-            )
+        version = await self._ask_store(lambda: self._version_info(gallery))
+        model = (await self._stages(gallery)).model
+        if model.digest != version.spec.digest:
+            model = await self._reopened(gallery)
+        seen = await self._parts.see(model.spec, version.spec, data)
+        place = gallery, version.name
+        return await self._ask_store(lambda: self._photos.add(place, seen, data, name, attributes))
 
     async def delete_image(self, gallery: str, image_id: str) -> bool:
         """Delete a photo from a gallery; False where there was none."""
@@ -201,9 +192,9 @@ class Service:
 
     async def about(self) -> Mapping[str, Any]:
         """What the page shows of this server."""
-        models = {stages.model for stages in self._opened.values()}
+        models = [stages.model for stages in self._opened.values()]
         return {
-            "checkpoints": sorted(model.digest for model in models),
+            "checkpoints": sorted({model.digest for model in models}),
             "reranks": any(model.reranks for model in models),
             "masks": any(model.masks for model in models),
             "k": self.live.k,
@@ -251,21 +242,20 @@ class Service:
         stages.pinned = self.live.pinned.get(gallery, "")
         return stages
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count a request in, unless too many wait already.
+    async def _reopened(self, gallery: str) -> Model:
+        """Take the encoder of a version of another checkpoint that has become live.
 
         Raises:
-            Overloaded: there is no room.
+            SchemaMismatch: the encoder is the one that was asked for, and stays.
         """
-        limits = self._config.limits
-        if self._waiting >= limits.ongoing + limits.queued:
-            raise Overloaded("the queue of this server", RETRY_AFTER_S)
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
+        if self._config.encoder is not None:
+            raise SchemaMismatch(
+                f"gallery '{gallery}' has turned to another checkpoint than the one that is served "
+                f"({self._config.encoder}); `reir index SOURCE --gallery {gallery}` builds a "
+                f"version for that one, or serve without --encoder"
+            )
+        self._opened.pop(gallery, None)
+        return (await self._stages(gallery)).model
 
     async def _ask_store(self, work: Callable[[], T]) -> T:
         """Do what may wait for the store in a thread."""

@@ -251,7 +251,7 @@ def test_only_so_many_photos_are_held_at_a_time(
     monkeypatch.setattr(backend, "localise", localise)
     assert client.post("/v1/localize", files=files, data=data).status_code == 200
     assert inner[0].status_code == 503
-    assert inner[0].headers["retry-after"] == "2"
+    assert inner[0].headers["retry-after"] == "1"
 
 
 def test_a_slow_answer_is_given_up(

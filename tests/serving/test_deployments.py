@@ -40,7 +40,7 @@ app()
 
 def make_gallery(folder: Path) -> None:
     """Make a checkpoint of random weights and an embedded store with the gallery `g`."""
-    save_checkpoint(folder / "tiny", tiny_model(), tiny_tokenizer())
+    save_checkpoint(folder / "tiny", tiny_model(), tiny_tokenizer(), {})
     store = open_store(str(folder / "store"))
     photos = [draw(folder / "photos", scene) for scene in SCENES]
     encoder = load_encoder(folder / "tiny")
@@ -150,6 +150,11 @@ def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path) -> None:
         killer.start()
         assert asked_for(url, 4.0) == []
         assert before[0] not in replicas(process.pid)
+
+        with reir.Client(url) as client:
+            client.add_image(draw(tmp_path / "mine", "green"), "g", attributes={"shelf": 3})
+            for _ in range(6):  # whichever replica is asked
+                assert client.search("green", "g", where="attr.shelf == 3").hits
 
         settings["live"] = {"k": 7, "budget_ms": 900}
         (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))

@@ -26,7 +26,7 @@ from reir.testing import FakeEncoder, draw_scene
 from reir_serving.app import create_app
 from reir_serving.backend import Localisation, Located
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Encoders, LocalParts, Model
+from reir_serving.parts import Loaded, LocalParts, Model, Models
 from reir_serving.service import Service
 from reir_serving.testing import put
 
@@ -89,7 +89,7 @@ class SceneParts(LocalParts):
         expression: str,
         k: int,
         *,
-        masks: bool,  # noqa: ARG002
+        masks: bool,
     ) -> Localisation:
         pixels = decode_image(data)
         (found,) = FakeEncoder().encode_images([pixels])
@@ -123,7 +123,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = open_store("memory:")
     put(store, GALLERY, [folder / name for name in SCENES])
     config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
-    parts = SceneParts(store, Encoders(lambda _: FakeEncoder()), config.limits)
+    parts = SceneParts(store, Models(lambda _: Loaded(FakeEncoder())), config.limits)
     service = Service(config, store, parts, folder / "uploads")
     server = uvicorn.Server(
         uvicorn.Config(create_app(service, config), port=0, log_level="warning")
