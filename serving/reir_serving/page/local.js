@@ -8,7 +8,7 @@ import { count, percent, place, presence, score, timings } from "./words.js";
  * Show a photo with the boxes that fit, best first.
  * @param file Blob of the photo
  * @param answer of POST /v1/localize, or null while nothing has been asked
- * @param on.similar(box) searches the gallery for what is in a box
+ * @param on.similar(box) searches the gallery for things like what is in a box
  */
 export function showLocal(file, answer, on) {
   const boxes = answer?.boxes ?? [];
@@ -43,7 +43,7 @@ function boxList(boxes, on) {
     make("li", { pointerenter: () => highlight(number), focusin: () => highlight(number) },
       make("span", { class: "rank" }, String(number + 1)),
       make("span", {}, presence(each.presence).text, make("small", {}, `match ${score(each.score)}, ${place(each.box)}`)),
-      make("button", { type: "button", class: "quiet", click: () => on.similar(each.box) }, icon("more"), "Find in the gallery"))));
+      make("button", { type: "button", class: "quiet", click: () => on.similar(each.box) }, icon("more"), "Find similar"))));
 }
 
 function highlight(number) {

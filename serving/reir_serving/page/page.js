@@ -156,8 +156,9 @@ function showVerdict(answer) {
 
 function summary(answer) {
   const number = count(shown.hits.length, "hit");
-  const found = answer.found || shown.hits.length === 0 ? number : `Probably not there; ${number} nearest`;
-  return `${found}${answer.cursor ? ", more below" : ""} \u00b7 ${timings(answer.timings_ms)}.`;
+  const more = answer.cursor ? ", more below" : "";
+  const found = answer.found || shown.hits.length === 0 ? number + more : "Probably not there";
+  return `${found} \u00b7 ${timings(answer.timings_ms)}.`;
 }
 
 function dropFilters() {

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
@@ -68,6 +67,7 @@ CALIBRATION = Calibration(
     gallery=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
     hit=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
     photo=SURE,
+    box=SURE,
     threshold=0.5,
     photo_threshold=0.5,
     tie_margin=1e-4,
@@ -89,27 +89,24 @@ class SceneParts(LocalParts):
         expression: str,
         k: int,
         *,
-        masks: bool,  # noqa: ARG002
+        masks: bool,
     ) -> Localisation:
         pixels = decode_image(data)
         (found,) = FakeEncoder().encode_images([pixels])
-        scores = found.vectors @ FakeEncoder().encode_expressions([expression])[0]
-        order = np.argsort(-scores)[:k]
+        scores = (found.vectors @ FakeEncoder().encode_expressions([expression])[0]).tolist()
+        best = sorted(scores, reverse=True)
         boxes = [
-            Located(
-                box=tuple(found.boxes[n].tolist()),
-                score=float(scores[n]),
-                presence=CALIBRATION.of_photo(float(scores[n]), sorted(scores, reverse=True)),
-            )
-            for n in order
+            Located(box=(x1, y1, x2, y2), score=score, presence=CALIBRATION.of_box(score, best))
+            for score, (x1, y1, x2, y2) in zip(scores, found.boxes.tolist(), strict=True)
         ]
+        presence = CALIBRATION.of_photo(best)
         return Localisation(
             expression=expression,
             width_px=pixels.shape[1],
             height_px=pixels.shape[0],
-            present=boxes[0].presence >= CALIBRATION.photo_threshold,
-            presence=boxes[0].presence,
-            boxes=tuple(boxes),
+            present=presence >= CALIBRATION.photo_threshold,
+            presence=presence,
+            boxes=tuple(sorted(boxes, key=lambda each: -each.score)[:k]),
             timings_ms={"localise": 1.0},
         )
 

@@ -59,7 +59,7 @@ def test_a_search_says_what_it_found(page: Page) -> None:
 
 
 def test_masks_and_what_was_left_out_are_shown(page: Page) -> None:
-    """The fake encoder has neither: a mask and a stage that was left out are put into the answer."""
+    """The fake encoder has neither, so they are put into the answer."""
 
     def change(route: Route) -> None:
         answer = route.fetch().json()
@@ -197,7 +197,7 @@ def test_a_photo_dropped_in(page: Page) -> None:
     expect(page.locator("#local .mark.hit")).to_have_count(0)
     page.fill("#sentence", "the red one")
     page.press("#sentence", "Enter")
-    page.get_by_role("button", name="Find in the gallery").first.click()
+    page.get_by_role("button", name="Find similar").first.click()
     expect(page.locator(".card .name").first).to_have_text("red left.png")
     page.get_by_role("button", name=re.compile("^Remove: like")).click()
     expect(page.locator(".chip")).to_have_count(0)
