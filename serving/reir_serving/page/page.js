@@ -27,7 +27,7 @@ let typing = null;
 const viewer = new Viewer({
   more: (instance) => addTerm("more", instance),
   not: (instance) => addTerm("not", instance),
-  removed: () => run(),
+  removed: () => Promise.all([run(), countAgain()]),
   closed: (rank) => byId("grid").children[rank - 1]?.querySelector(".open")?.focus(),
 });
 
@@ -176,6 +176,16 @@ function bring(photo) {
   run();
 }
 
+/** Ask again what the galleries hold, after photos came or went. */
+async function countAgain() {
+  try {
+    galleries = (await call("v1/galleries")).galleries;
+  } catch {
+    return; // the old counts stay
+  }
+  showGallery(thisGallery());
+}
+
 /** Ask the server what it has; on trouble say so, and start again when asked to. */
 async function start() {
   notices.clear();
@@ -215,6 +225,10 @@ function listen() {
   byId("drop-filters").addEventListener("click", dropFilters);
   byId("gallery").addEventListener("change", (event) => ask({ gallery: event.target.value, terms: [] }));
   byId("next").addEventListener("click", () => run({ more: true }));
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the part of the address behind "#" is the search
+    sentence.focus();
+  });
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
     upload = null;
@@ -227,7 +241,7 @@ function listen() {
     run();
   });
   document.addEventListener("keydown", pressed);
-  uploadsInto({ look: (file) => bring({ file, box: null }), gallery: () => state.gallery });
+  uploadsInto({ look: (file) => bring({ file, box: null }), gallery: () => state.gallery, added: countAgain });
 }
 
 /** Keys of the page; the viewer has its own. */

@@ -5,10 +5,10 @@ import { byId } from "./dom.js";
 import * as notices from "./notices.js";
 import { count, explain } from "./words.js";
 
-/** Listen for photos. @param on.look(file) looks into one; on.gallery() is where others are added */
+/** Listen for photos. @param on.look(file) looks into one; on.gallery() gets others, then on.added() */
 export function uploadsInto(on) {
   choose("pick", "pick-file", ([file]) => on.look(file));
-  choose("add", "add-file", (files) => add(files, on.gallery()));
+  choose("add", "add-file", (files) => add(files, on.gallery()).then(on.added));
   window.addEventListener("paste", (event) => lookAt(event.clipboardData?.files, on));
   drops(on);
 }

@@ -71,8 +71,6 @@ export function explain(problem) {
       return { title: "This server asks for a key", advice: "Enter the API key that you were given." };
     case 403:
       return { title: "Your key does not allow this", advice: said };
-    case 404:
-      return { title: "That is not here any more", advice: said };
     case 413:
       return { title: "That file is too large", advice: said };
     case 400: case 415: case 422:
@@ -81,6 +79,8 @@ export function explain(problem) {
       return { title: "Too many requests at once", advice: "Your key may ask only so often." };
     case 503:
       return { title: "The server is busy", advice: said };
+    case 404: case 409:
+      return { title: problem.title, advice: said };
     default:
       return {
         title: "Something went wrong on the server",
