@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instances", type=int, default=70_000)
     parser.add_argument("--photos", type=int, default=64, help="real photos to encode")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--store", type=Path, default=None, help="kept for the next run")
+    parser.add_argument("--store", help="location; kept for the next run")
 
 
-def fill_gallery(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Write the gallery into a store, unless it is there; returns the store."""
-    location = arguments.store or folder / "store"
-    store = open_store(str(location))
+def fill_gallery(arguments: argparse.Namespace, folder: Path) -> str:
+    """Write the gallery into a store, unless it is there; returns the store's location."""
+    location: str = arguments.store or str(folder / "store")
+    store = open_store(location)
     try:
         if GALLERY not in store.galleries():
             encoder = encoder_of(arguments)
@@ -61,7 +61,7 @@ def fill_gallery(arguments: argparse.Namespace, folder: Path) -> Path:
         print(f"{info.num_instances:,} instances in {location}", flush=True)
     finally:
         store.close()
-    return Path(location)
+    return location
 
 
 def bodies(count: int, **options: object) -> list[dict[str, object]]:
@@ -95,7 +95,7 @@ class Server:
 
 @contextmanager
 def served(
-    store: Path, folder: Path, port: int, options: Mapping[str, Any] | None = None
+    store: str, folder: Path, port: int, options: Mapping[str, Any] | None = None
 ) -> Iterator[Server]:
     """Run `reir serve` over a store as a user does, until the block ends.
 
@@ -106,7 +106,7 @@ def served(
         options: settings of `ServeConfig`.
     """
     config = folder / "serve.yaml"
-    settings = {"store": str(store), "galleries": [GALLERY], "port": port, **(options or {})}
+    settings = {"store": store, "galleries": [GALLERY], "port": port, **(options or {})}
     settings.setdefault("access_log", str(folder / "access.log"))
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-c", _SERVE, "serve", "--config", str(config)]

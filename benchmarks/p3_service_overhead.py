@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.arm:
-        config = ServeConfig(store=str(arguments.store), galleries=(GALLERY,), port=arguments.port)
+        config = ServeConfig(store=arguments.store, galleries=(GALLERY,), port=arguments.port)
         {"fastapi": be_fastapi, "default": be_default}[arguments.arm](config)
         return
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -81,11 +81,11 @@ def be_fastapi(config: ServeConfig) -> None:
     import uvicorn
 
     from reir_serving.app import create_app
-    from reir_serving.parts import Encoders, LocalParts
+    from reir_serving.parts import LocalParts, Models
     from reir_serving.service import Service
 
     store = open_store(config.store)
-    service = Service(config, store, LocalParts(store, Encoders(), config.limits), Path("uploads"))
+    service = Service(config, store, LocalParts(store, Models(), config.limits), Path("uploads"))
     app = create_app(service, config)
     app.router.on_startup.append(service.warm_up)
     uvicorn.run(app, host=config.host, port=config.port, log_level="error", access_log=False)
@@ -100,10 +100,10 @@ def be_default(config: ServeConfig) -> None:
 
 
 @contextmanager
-def other(arm: str, store: Path, folder: Path) -> Iterator[str]:
+def other(arm: str, store: str, folder: Path) -> Iterator[str]:
     """Run one of the servers to compare with; yields its address."""
     port = free_port()
-    command = [sys.executable, __file__, "--arm", arm, "--store", str(store), "--port", str(port)]
+    command = [sys.executable, __file__, "--arm", arm, "--store", store, "--port", str(port)]
     with (
         (folder / f"{arm}.log").open("w") as log,
         subprocess.Popen(
@@ -159,7 +159,7 @@ def overhead(urls: dict[str, str], arguments: argparse.Namespace) -> dict[str, A
     return figures
 
 
-def against_floor(url: str, store: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def against_floor(url: str, store: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Ask the service and the floor each query in turn; medians, and the service's by stage."""
     encoder, vectors = encoder_of(arguments), all_vectors(store)
     texts = expressions(arguments.queries)
@@ -201,9 +201,9 @@ def _percentiles(name: str, times: list[float]) -> dict[str, float]:
     return {f"{name}.p{p}": round(float(np.percentile(times, p)), 2) for p in (50, 95, 99)}
 
 
-def all_vectors(location: Path) -> FloatArray:
+def all_vectors(location: str) -> FloatArray:
     """Read the (N, D) vectors of the gallery."""
-    store = open_store(str(location))
+    store = open_store(location)
     try:
         ids = [row.image_id for row in store.iter_images(GALLERY, VERSION)]
         parts = []

@@ -284,13 +284,14 @@ class Located:
     Attributes:
         box: xyxy in [0, 1] of the upright photo.
         score: of box and expression, higher is better.
-        presence: calibrated probability that this is the described instance.
+        presence: calibrated probability that this is the described instance; None without a
+            calibration.
         mask: where the checkpoint has a mask branch.
     """
 
     box: tuple[float, float, float, float]
     score: float
-    presence: float
+    presence: float | None
     mask: MaskRle | None = None
 
 
@@ -302,7 +303,8 @@ class Localisation:
         expression: as asked.
         width_px, height_px: of the upright photo.
         present: whether anything fits: the best presence reaches the checkpoint's threshold.
-        presence: calibrated probability that the described instance is in this photo.
+        presence: calibrated probability that the described instance is in this photo; None without
+            a calibration.
         boxes: best first.
         timings_ms: stage -> milliseconds.
     """
@@ -311,7 +313,7 @@ class Localisation:
     width_px: int
     height_px: int
     present: bool
-    presence: float
+    presence: float | None
     boxes: tuple[Located, ...]
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 

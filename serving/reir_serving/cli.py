@@ -203,4 +203,6 @@ def _overrides(replicas: str | None) -> list[str]:
     if not least.isdecimal() or not (most or least).isdecimal():
         raise ConfigError(f"--replicas {replicas!r} must read MIN:MAX or a number, as in 1:4")
     both = (f"least={least}", f"most={most or least}")
-    return [f"{part}.{each}" for part in ("ingress", "text", "retriever") for each in both]
+    return [
+        f"{part}.{each}" for part in ("ingress", "text", "retriever", "reranker") for each in both
+    ]

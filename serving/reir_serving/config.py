@@ -100,9 +100,10 @@ class ServeConfig(StrictConfig):
         keys_file: API keys; without it everyone may do everything, on a loopback address only.
         limits: see `Limits`.
         live: see `LiveSettings`.
-        layout: "fused" has each replica do everything, "split" gives text encoder, retriever and
-            localiser deployments of their own; "auto" fuses where there are few CPUs and no GPU.
-        ingress, text, retriever, localiser: replicas of each deployment.
+        layout: "fused" has each replica do everything, "split" gives text encoder, retriever,
+            re-ranker and localiser deployments of their own; "auto" fuses where there are few CPUs
+            and no GPU.
+        ingress, text, retriever, reranker, localiser: replicas of each deployment.
         access_log: one JSON line a request, to this file; None writes it to standard error.
         drain_s: how long a replica that goes may finish what it has begun.
     """
@@ -121,6 +122,7 @@ class ServeConfig(StrictConfig):
     ingress: Replicas = Replicas()
     text: Replicas = Replicas()
     retriever: Replicas = Replicas()
+    reranker: Replicas = Replicas()
     localiser: Replicas = Replicas(target_ongoing=1.0)
     access_log: Path | None = None
     drain_s: float = Field(20.0, gt=0)

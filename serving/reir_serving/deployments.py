@@ -1,7 +1,7 @@
 """The application on Ray Serve: thin shells around `LocalParts` and `Service`.
 
     fused    one deployment, `ingress`: HTTP and all parts in each replica
-    split    `ingress` for HTTP; `text`, `retriever` and `localiser` do the work
+    split    `ingress` for HTTP; `text`, `retriever`, `reranker` and `localiser` do the work
 
 A call from one replica to another costs some 3 ms on two slow cores, a whole search some 15
 (docs/serve.md), so small machines fuse. The same classes do the work in both.
@@ -11,7 +11,7 @@ A call from one replica to another costs some 3 ms on two slow cores, a whole se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,15 +22,17 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from reir.config import load_config, reir_home
+from reir.models.seams import EncodedExpression
 from reir.records import FloatArray, MaskRle
 from reir.retrieval import Retrieved
+from reir.stages import Refined, Refinement, Reordered, Reordering
 from reir.store import VersionSpec, open_store
 from reir_serving.app import create_app
 from reir_serving.backend import Box, Localisation, Overloaded
 from reir_serving.config import Layout, LiveSettings, Replicas, ServeConfig
 from reir_serving.logs import open_logs
 from reir_serving.metrics import Metrics
-from reir_serving.parts import Encoders, LocalParts, Model, Wanted
+from reir_serving.parts import LocalParts, Model, Models, Wanted
 from reir_serving.photos import Seen
 from reir_serving.service import RETRY_AFTER_S, Service
 
@@ -59,6 +61,7 @@ def build_app(args: ServeConfig) -> Any:
         for name, replicas in (
             ("text", args.text),
             ("retriever", args.retriever),
+            ("reranker", args.reranker),
             ("localiser", args.localiser),
         )
     }
@@ -82,7 +85,7 @@ class Ingress:
         open_logs(config.access_log)
         store = open_store(config.store)
         self._config, self._is_warm, self._metrics = config, False, Metrics()
-        local = LocalParts(store, Encoders(), config.limits, self._metrics.note_batch)
+        local = LocalParts(store, Models(), config.limits, self._metrics.note_batch)
         self._service = Service(
             config,
             store,
@@ -111,7 +114,7 @@ class Part:
 
     def __init__(self, values: dict[str, Any]) -> None:
         config = load_config(ServeConfig, values)
-        self._parts = LocalParts(open_store(config.store), Encoders(), config.limits)
+        self._parts = LocalParts(open_store(config.store), Models(), config.limits)
 
     async def ask(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Call a method of the parts."""
@@ -130,10 +133,14 @@ class RemoteParts:
         model: Model = await self._ask("text", "describe", spec)
         return model
 
-    async def encode(self, spec: str, expressions: tuple[str, ...]) -> FloatArray:
-        """(N, D) vectors of expressions."""
-        vectors: FloatArray = await self._ask("text", "encode", spec, expressions)
-        return vectors
+    async def encode(
+        self, spec: str, expressions: tuple[str, ...]
+    ) -> tuple[EncodedExpression, ...]:
+        """Vector of each expression, and its words for a re-ranker."""
+        encoded: tuple[EncodedExpression, ...] = await self._ask(
+            "text", "encode", spec, expressions
+        )
+        return encoded
 
     async def retrieve(self, wanted: Wanted) -> tuple[Retrieved, ...]:
         """Best rows."""
@@ -148,6 +155,20 @@ class RemoteParts:
             "retriever", "masks", gallery, version, instance_ids
         )
         return masks
+
+    async def rerank(
+        self, spec: str, gallery: str, requests: tuple[Reordering, ...]
+    ) -> tuple[Sequence[Reordered], ...]:
+        """The re-ranker's scores."""
+        found: tuple[Sequence[Reordered], ...] = await self._ask(
+            "reranker", "rerank", spec, gallery, requests
+        )
+        return found
+
+    async def refine(self, spec: str, requests: tuple[Refinement, ...]) -> tuple[Refined, ...]:
+        """Boxes and masks of hits, on their pixels."""
+        refined: tuple[Refined, ...] = await self._ask("localiser", "refine", spec, requests)
+        return refined
 
     async def see(self, spec: str, version: VersionSpec, data: bytes) -> Seen:
         """Decode and encode a photo as indexing into a version does."""

@@ -62,7 +62,7 @@ def num_replicas() -> int:
 
 def num_cpus(config: ServeConfig) -> int:
     """Return how many CPUs a Ray of this machine alone is told of: all, or what replicas need."""
-    parts = (config.ingress, config.text, config.retriever, config.localiser)
+    parts = (config.ingress, config.text, config.retriever, config.reranker, config.localiser)
     needed = sum(each.most * each.num_cpus for each in parts)
     return max(os.cpu_count() or 1, int(needed) + SYSTEM_CPUS)
 

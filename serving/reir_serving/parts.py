@@ -11,25 +11,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
-from reir.encoders import load_encoder_spec
+from reir.encoders import checkpoint_folder, load_encoder_spec
 from reir.errors import StoreUnavailable
-from reir.models.seams import InstanceEncoder
+from reir.localise import PixelLocaliser
+from reir.models.seams import EncodedExpression, InstanceEncoder, encode_words
 from reir.presence import Calibration
 from reir.records import FloatArray, MaskRle
+from reir.reordering import Reorderer
 from reir.retrieval import Retrieval, Retrieved, Retriever
+from reir.search import Companions, load_companions
+from reir.stages import Refined, Refinement, Reordered, Reordering
 from reir.store import InstanceStore, VersionSpec
 from reir_serving.backend import Box, Localisation, Overloaded
 from reir_serving.batching import Batcher
 from reir_serving.config import Limits
-from reir_serving.photos import Seen, see, vector_of
+from reir_serving.photos import Seen, locate, see, vector_of, without_masks
 
-LARGEST_BATCH = 32
+LARGEST_BATCH, RERANKED_AT_ONCE = 32, 4
 LIVE_KNOWN_S, LIVE_TRUSTED_S = 0.25, 1.0
 """How long the live version of a gallery counts as known, and how long it is searched while it is
 asked for again: a promotion is seen that much later."""
@@ -86,8 +89,10 @@ class Parts(Protocol):
         """Load the encoder that a spec names, and say what it is."""
         ...
 
-    async def encode(self, spec: str, expressions: tuple[str, ...]) -> FloatArray:
-        """(N, D) vectors of expressions by the encoder that a spec names."""
+    async def encode(
+        self, spec: str, expressions: tuple[str, ...]
+    ) -> tuple[EncodedExpression, ...]:
+        """Vector of each expression by the encoder that a spec names; its words for a re-ranker."""
         ...
 
     async def retrieve(self, wanted: Wanted) -> tuple[Retrieved, ...]:
@@ -98,6 +103,16 @@ class Parts(Protocol):
         self, gallery: str, version: str, instance_ids: tuple[str, ...]
     ) -> dict[str, MaskRle]:
         """As `InstanceStore.get_masks`."""
+        ...
+
+    async def rerank(
+        self, spec: str, gallery: str, requests: tuple[Reordering, ...]
+    ) -> tuple[Sequence[Reordered], ...]:
+        """As `Reorderer.reorder`, with the re-ranker of the checkpoint that a spec names."""
+        ...
+
+    async def refine(self, spec: str, requests: tuple[Refinement, ...]) -> tuple[Refined, ...]:
+        """As `PixelLocaliser.refine`."""
         ...
 
     async def see(self, spec: str, version: VersionSpec, data: bytes) -> Seen:
@@ -119,20 +134,39 @@ class Parts(Protocol):
         ...
 
 
-class Encoders:
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder, and what its checkpoint holds besides."""
+
+    encoder: InstanceEncoder
+    companions: Companions = field(default_factory=Companions)
+
+
+def load(spec: str) -> Loaded:
+    """Load the encoder that a spec names, with its companions.
+
+    Raises:
+        ConfigError, CheckpointError: as `load_encoder_spec` and `load_companions`.
+    """
+    encoder, folder = load_encoder_spec(spec), checkpoint_folder(spec)
+    companions = Companions() if folder is None else load_companions(folder, encoder.digest)
+    return Loaded(encoder, companions)
+
+
+class Models:
     """Encoders by spec, each loaded when it is first needed; safe between threads."""
 
-    def __init__(self, load: Callable[[str], InstanceEncoder] = load_encoder_spec) -> None:
+    def __init__(self, load: Callable[[str], Loaded] = load) -> None:
         """Load with `load`."""
         self._load = load
-        self._loaded: dict[str, InstanceEncoder] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._mutex = threading.Lock()
 
-    def get(self, spec: str) -> InstanceEncoder:
-        """Return the encoder that a spec names.
+    def get(self, spec: str) -> Loaded:
+        """Return what a spec names.
 
         Raises:
-            ConfigError, CheckpointError: as `load_encoder_spec`.
+            ConfigError, CheckpointError: it does not load.
         """
         with self._mutex:
             if spec not in self._loaded:
@@ -141,23 +175,26 @@ class Encoders:
 
 
 class TextEncoder:
-    """Vectors of expressions: all of one encoder in one pass of its model."""
+    """Vectors and words of expressions: all of one encoder in one pass of its model."""
 
-    def __init__(self, encoders: Encoders) -> None:
+    def __init__(self, models: Models) -> None:
         """Encode with the encoders that the specs of the calls name."""
-        self._encoders = encoders
+        self._models = models
 
-    def encode(self, calls: Sequence[tuple[str, tuple[str, ...]]]) -> list[FloatArray]:
-        """Return for each (spec, expressions) the (N, D) vectors."""
-        answers: list[FloatArray | None] = [None] * len(calls)
+    def encode(
+        self, calls: Sequence[tuple[str, tuple[str, ...]]]
+    ) -> list[tuple[EncodedExpression, ...]]:
+        """Return for each (spec, expressions) the encoded expressions."""
+        answers: list[tuple[EncodedExpression, ...]] = [()] * len(calls)
         for spec in dict.fromkeys(spec for spec, _ in calls):
             numbers = [number for number, call in enumerate(calls) if call[0] == spec]
             texts = [text for number in numbers for text in calls[number][1]]
-            vectors = self._encoders.get(spec).encode_expressions(texts)
-            ends = np.cumsum([len(calls[number][1]) for number in numbers])[:-1]
-            for number, part in zip(numbers, np.split(vectors, ends), strict=True):
-                answers[number] = part
-        return [answer for answer in answers if answer is not None]
+            loaded = self._models.get(spec)
+            words = loaded.companions.reranker is not None
+            encoded = iter(encode_words(loaded.encoder, texts, words=words))
+            for number in numbers:
+                answers[number] = tuple(islice(encoded, len(calls[number][1])))
+        return answers
 
 
 class WatchingRetriever(Retriever):
@@ -269,46 +306,51 @@ class LocalParts:
     def __init__(
         self,
         store: InstanceStore,
-        encoders: Encoders,
+        models: Models,
         limits: Limits,
         on_batch: Callable[[str, int, int], None] = _ignore,
     ) -> None:
-        """Search `store` with `encoders`.
+        """Search `store` with `models`.
 
         Args:
             store: stays the caller's to close.
-            encoders: of the galleries.
+            models: of the galleries.
             limits: of photos, and of how many may wait.
             on_batch: told of each batch its part ("text", "search", "photo"), its size, and how
                 many calls wait for the next one.
         """
-        self._store, self._encoders, self._limits = store, encoders, limits
+        self._store, self._models, self._limits = store, models, limits
         self._breaker = Breaker()
-        text, searcher = TextEncoder(encoders), Searcher(store)
+        text, searcher = TextEncoder(models), Searcher(store)
 
         def search(calls: Sequence[Wanted]) -> list[tuple[Retrieved, ...]]:
             return self._breaker.call(lambda: searcher.retrieve(calls))
 
         self._text = Batcher(text.encode, largest=LARGEST_BATCH, on_batch=partial(on_batch, "text"))
         self._search = Batcher(search, largest=LARGEST_BATCH, on_batch=partial(on_batch, "search"))
+        self._rerank = Batcher(
+            self._reorder, largest=RERANKED_AT_ONCE, on_batch=partial(on_batch, "rerank")
+        )
         self._photos: Batcher[Callable[[], Any], Any] = Batcher(
             _do_all, largest=1, on_batch=partial(on_batch, "photo")
         )
 
     async def describe(self, spec: str) -> Model:
         """Load an encoder, and say what it is."""
-        encoder = await asyncio.to_thread(self._encoders.get, spec)
+        loaded = await asyncio.to_thread(self._models.get, spec)
         return Model(
             spec=spec,
-            digest=encoder.digest,
-            dim=encoder.dim,
-            masks=encoder.masks,
-            reranks=False,
-            calibration=None,
+            digest=loaded.encoder.digest,
+            dim=loaded.encoder.dim,
+            masks=loaded.encoder.masks,
+            reranks=loaded.companions.reranker is not None,
+            calibration=loaded.companions.calibration,
         )
 
-    async def encode(self, spec: str, expressions: tuple[str, ...]) -> FloatArray:
-        """(N, D) vectors of expressions."""
+    async def encode(
+        self, spec: str, expressions: tuple[str, ...]
+    ) -> tuple[EncodedExpression, ...]:
+        """Vector of each expression, and its words for a re-ranker."""
         return await self._text((spec, expressions))
 
     async def retrieve(self, wanted: Wanted) -> tuple[Retrieved, ...]:
@@ -322,19 +364,59 @@ class LocalParts:
         get = partial(self._store.get_masks, gallery, version, instance_ids)
         return await asyncio.to_thread(self._breaker.call, get)
 
+    async def rerank(
+        self, spec: str, gallery: str, requests: tuple[Reordering, ...]
+    ) -> tuple[Sequence[Reordered], ...]:
+        """The re-ranker's scores."""
+        return await self._rerank((spec, gallery, requests))
+
+    async def refine(self, spec: str, requests: tuple[Refinement, ...]) -> tuple[Refined, ...]:
+        """Boxes and masks of hits, on their pixels."""
+        return await self._look(lambda: tuple(self._localiser(spec).refine(requests)))
+
     async def see(self, spec: str, version: VersionSpec, data: bytes) -> Seen:
         """Decode and encode a photo as indexing into a version does."""
-        return await self._photo(
-            lambda: see(self._encoders.get(spec), version, data, self._limits.pixels)
+        return await self._look(
+            lambda: see(self._models.get(spec).encoder, version, data, self._limits.pixels)
         )
 
     async def look(self, spec: str, data: bytes, box: Box | None) -> FloatArray:
         """(D,) vector of the instance that fits a box best; None: of the photo."""
-        return await self._photo(
-            lambda: vector_of(self._encoders.get(spec), data, box, self._limits.pixels)
+        return await self._look(
+            lambda: vector_of(self._models.get(spec).encoder, data, box, self._limits.pixels)
         )
 
-    async def _photo(self, work: Callable[[], T]) -> T:
+    async def localise(
+        self, spec: str, data: bytes, expression: str, k: int, *, masks: bool
+    ) -> Localisation:
+        """Where an expression is in a photo."""
+        found = await self._look(
+            lambda: locate(self._localiser(spec), data, expression, k, self._limits.pixels)
+        )
+        return found if masks else without_masks(found)
+
+    def _localiser(self, spec: str) -> PixelLocaliser:
+        loaded = self._models.get(spec)
+        return PixelLocaliser(loaded.encoder, loaded.companions.calibration)
+
+    def _reorder(
+        self, calls: Sequence[tuple[str, str, tuple[Reordering, ...]]]
+    ) -> list[tuple[Sequence[Reordered], ...]]:
+        """Answer calls of the re-ranker, those to one gallery together."""
+        answers: list[tuple[Sequence[Reordered], ...]] = [()] * len(calls)
+        for spec, gallery in dict.fromkeys((spec, gallery) for spec, gallery, _ in calls):
+            reranker = self._models.get(spec).companions.reranker
+            assert reranker is not None, "`Model.reranks` says so"
+            reorderer = Reorderer(self._store, gallery, reranker)
+            numbers = [n for n, call in enumerate(calls) if call[:2] == (spec, gallery)]
+            requests = [each for number in numbers for each in calls[number][2]]
+            found = iter(self._breaker.call(partial(reorderer.reorder, requests)))
+            for number in numbers:
+                answers[number] = tuple(islice(found, len(calls[number][2])))
+        return answers
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        """Do what looks at a photo, when those before it are done."""
         if self._photos.num_waiting >= self._limits.image_queue:
             raise Overloaded("the queue of photos to look at", PHOTO_RETRY_AFTER_S)
         answer: T = await self._photos(work)

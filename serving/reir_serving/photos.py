@@ -15,15 +15,18 @@ from urllib.parse import quote
 import numpy as np
 
 from reir.boxes import pairwise_iou
+from reir.clock import Clock
 from reir.errors import ImageError, ImageFailure, QueryError
 from reir.images import canonical_uri, content_hash, decode, image_id, path_of_uri, read_bytes
+from reir.localise import PixelLocaliser
 from reir.models.seams import InstanceEncoder
 from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
 from reir.store.duplicates import remove_images
 from reir.store.names import check_name
+from reir.text import validate_expression
 from reir.tiling import TiledEncoder, Tiling
-from reir_serving.backend import Box, GalleryImage
+from reir_serving.backend import Box, GalleryImage, Localisation, Located
 
 MAX_NAME_BYTES = 120
 _BUCKETS = ("s3://", "gs://")
@@ -80,6 +83,40 @@ def vector_of(
             "box", f"holds nothing that was recognised; the photo has {len(instances)} instances"
         )
     return np.asarray(instances.vectors[int(overlaps.argmax())])
+
+
+def locate(
+    localiser: PixelLocaliser, data: bytes, expression: str, k: int, max_pixels: int
+) -> Localisation:
+    """Find the instances of a photo that fit an expression.
+
+    Raises:
+        ImageError: it cannot be decoded, or has more than `max_pixels`.
+        QueryError: the expression is none.
+    """
+    clock = Clock("decode", "localise")
+    text = validate_expression(expression)
+    with clock.stage("decode"):
+        photo = decode(data, max_pixels=max_pixels)
+    with clock.stage("localise"):
+        (found,) = localiser.locate(photo.pixels, [text], k)
+    return Localisation(
+        expression=expression,
+        width_px=photo.width_px,
+        height_px=photo.height_px,
+        present=found.present,
+        presence=found.presence,
+        boxes=tuple(
+            Located(box=each.box, score=each.score, presence=each.presence, mask=each.mask)
+            for each in found.instances
+        ),
+        timings_ms=dict(clock.ms),
+    )
+
+
+def without_masks(found: Localisation) -> Localisation:
+    """Return where something is without its masks, which are large."""
+    return replace(found, boxes=tuple(replace(each, mask=None) for each in found.boxes))
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class LocatedOut(Answer):
 
     box: Box
     score: float
-    presence: float
+    presence: float | None
     mask: MaskOut | None = None
 
 
@@ -209,7 +209,7 @@ class LocalizeAnswer(Answer):
     width_px: int
     height_px: int
     present: bool
-    presence: float
+    presence: float | None
     boxes: list[LocatedOut]
     timings_ms: dict[str, float]
     request_id: str

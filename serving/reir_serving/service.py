@@ -18,10 +18,12 @@ from reir.clock import Costs
 from reir.encoders import SHIPPED_KIND, stored_spec
 from reir.errors import GalleryNotFound, ReirError, SchemaMismatch, StoreError, nearest_name
 from reir.images import DEFAULT_MAX_BYTES
+from reir.models.seams import EncodedExpression
 from reir.presence import Calibration
 from reir.query import Query, Term
 from reir.records import Attributes, FloatArray, ImageRecord, MaskRle, SearchResult
 from reir.retrieval import Retrieval, Retrieved
+from reir.stages import Refined, Refinement, Reordered, Reordering
 from reir.store import InstanceStore, VersionInfo
 from reir.store.checks import no_version
 from reir_serving.backend import (
@@ -56,8 +58,8 @@ class GalleryStages:
         self.costs = costs
         self._parts = parts
 
-    async def encode(self, expressions: Sequence[str]) -> FloatArray:
-        """(N, D) float32 unit vectors."""
+    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
+        """Vector of each expression, and its words for a re-ranker."""
         return await self._parts.encode(self.model.spec, tuple(expressions))
 
     async def retrieve(self, requests: Sequence[Retrieval]) -> Sequence[Retrieved]:
@@ -75,6 +77,20 @@ class GalleryStages:
     async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
         """Masks by instance id."""
         return await self._parts.masks(self.gallery, version, tuple(instance_ids))
+
+    async def rerank(
+        self, requests: Sequence[Reordering], timeout_s: float | None, /
+    ) -> Sequence[Sequence[Reordered]]:
+        """The re-ranker's scores of the best photos."""
+        async with asyncio.timeout(timeout_s):
+            return await self._parts.rerank(self.model.spec, self.gallery, tuple(requests))
+
+    async def localise(
+        self, requests: Sequence[Refinement], timeout_s: float | None, /
+    ) -> Sequence[Refined]:
+        """Boxes and masks of hits, on their pixels."""
+        async with asyncio.timeout(timeout_s):
+            return await self._parts.refine(self.model.spec, tuple(requests))
 
 
 class Service:

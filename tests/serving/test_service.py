@@ -23,12 +23,13 @@ from reir_serving.parts import (
     LIVE_KNOWN_S,
     LIVE_TRUSTED_S,
     Breaker,
-    Encoders,
+    Loaded,
     LocalParts,
+    Models,
     TextEncoder,
 )
 from reir_serving.service import Service
-from reir_serving.testing import SCENES, draw, put
+from reir_serving.testing import SCENES, SIZE_PX, draw, put
 
 T = TypeVar("T")
 Make = Callable[..., Service]
@@ -48,7 +49,7 @@ def make(tmp_path: Path, store: MemoryStore) -> Make:
 
     def made(over: InstanceStore = store, **options: object) -> Service:
         config = ServeConfig.model_validate({"store": "memory:", **options})
-        parts = LocalParts(over, Encoders(lambda _: FakeEncoder()), config.limits)
+        parts = LocalParts(over, Models(lambda _: Loaded(FakeEncoder())), config.limits)
         return Service(config, over, parts, tmp_path / "uploads")
 
     return made
@@ -166,8 +167,8 @@ def test_a_version_of_another_checkpoint_takes_its_own_encoder_along(
             self.digest = "newer"
 
     config = ServeConfig(store="memory:")
-    encoders = Encoders(lambda spec: Newer() if spec == "newer" else FakeEncoder())
-    service = Service(config, store, LocalParts(store, encoders, config.limits), tmp_path)
+    models = Models(lambda spec: Loaded(Newer() if spec == "newer" else FakeEncoder()))
+    service = Service(config, store, LocalParts(store, models, config.limits), tmp_path)
     assert search(service, "the green one").version == "v1"
 
     images = store.get_indexed("g", "v1", [row.image_id for row in store.iter_images("g", "v1")])
@@ -259,6 +260,30 @@ def test_an_instance_of_another_photo_is_a_query(service: Service, tmp_path: Pat
     assert not np.array_equal(vector, whole)
     with pytest.raises(QueryError, match="nothing that was recognised; the photo has 2"):
         run(service.vector_of("g", data, (0.45, 0.0, 0.5, 0.05)))
+
+
+def test_an_expression_is_found_in_an_uploaded_photo(service: Service, tmp_path: Path) -> None:
+    data = draw(tmp_path / "mine", "red-left").read_bytes()
+    found = run(service.localise(data, "the blue one", 5, masks=False))
+    assert (found.width_px, found.height_px, found.present) == (*SIZE_PX, True)
+    assert [round(x * SIZE_PX[0]) for x in found.boxes[0].box[::2]] == [40, 60]
+    assert len(found.boxes) == 2
+    assert {"decode", "localise"} <= found.timings_ms.keys()
+    with pytest.raises(QueryError, match="expression"):
+        run(service.localise(data, " ", 5, masks=False))
+
+
+def test_photos_beyond_their_queue_are_refused(make: Make, tmp_path: Path) -> None:
+    service = make(limits={"image_queue": 1})
+    data = draw(tmp_path / "mine", "green").read_bytes()
+
+    async def flood() -> list[Any]:
+        calls = [service.localise(data, "the green one", 1, masks=False) for _ in range(6)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    refused = [each for each in run(flood()) if isinstance(each, Overloaded)]
+    assert 1 <= len(refused) < 6
+    assert "photos" in str(refused[0])
 
 
 class AwayStore(MemoryStore):
@@ -354,15 +379,15 @@ def test_expressions_of_several_encoders_go_to_their_own() -> None:
 
     made: list[str] = []
 
-    def load(spec: str) -> FakeEncoder:
+    def load(spec: str) -> Loaded:
         made.append(spec)
-        return Other() if spec == "other" else FakeEncoder()
+        return Loaded(Other() if spec == "other" else FakeEncoder())
 
-    text = TextEncoder(Encoders(load))
+    text = TextEncoder(Models(load))
     calls = [("one", ("red", "blue")), ("other", ("red",)), ("one", ("green",)), ("one", ())]
     one, other, more, none = text.encode(calls)
     expected = FakeEncoder().encode_expressions(["red", "blue", "green"])
-    assert np.array_equal(np.concatenate([one, more]), expected)
-    assert np.array_equal(other, -expected[:1])
-    assert none.shape == (0, 16)
+    assert np.array_equal([each.vector for each in (*one, *more)], expected)
+    assert np.array_equal(other[0].vector, -expected[0])
+    assert none == ()
     assert sorted(made) == ["one", "other"]

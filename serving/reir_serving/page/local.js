@@ -28,13 +28,13 @@ export function showLocal(file, answer, on) {
 
 function verdict(answer) {
   if (!answer) return [make("h2", {}, "Your photo"), make("p", {}, "Now describe one object in it, above.")];
+  const likely = presence(answer.presence);
   if (!answer.present) {
     return [make("h2", {}, "Nothing in it fits"),
-      make("p", {}, `The chance that \u201c${answer.expression}\u201d is in this photo is ${percent(answer.presence)}.`,
+      make("p", {}, likely && `The chance that \u201c${answer.expression}\u201d is in this photo is ${percent(answer.presence)}.`,
         answer.boxes.length > 0 && " The nearest are drawn in grey.")];
   }
-  const likely = presence(answer.presence);
-  return [make("h2", {}, make("span", { class: `likely ${likely.level}` }, likely.text)),
+  return [make("h2", {}, likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "Found"),
     make("p", {}, `\u201c${answer.expression}\u201d: best box of ${answer.boxes.length}.`)];
 }
 
@@ -42,7 +42,7 @@ function boxList(boxes, on) {
   return make("ol", { id: "local-list" }, ...boxes.map((each, number) =>
     make("li", { pointerenter: () => highlight(number), focusin: () => highlight(number) },
       make("span", { class: "rank" }, String(number + 1)),
-      make("span", {}, presence(each.presence).text, make("small", {}, `match ${score(each.score)}, ${place(each.box)}`)),
+      make("span", {}, presence(each.presence)?.text ?? "", make("small", {}, `match ${score(each.score)}, ${place(each.box)}`)),
       make("button", { type: "button", class: "quiet", click: () => on.similar(each.box) }, icon("more"), "Find similar"))));
 }
 

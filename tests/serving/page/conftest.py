@@ -18,14 +18,13 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.images import decode_image
 from reir.presence import Calibration, Logistic
+from reir.search import Companions
 from reir.store import open_store
 from reir.testing import FakeEncoder, draw_scene
 from reir_serving.app import create_app
-from reir_serving.backend import Localisation, Located
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Encoders, LocalParts, Model
+from reir_serving.parts import Loaded, LocalParts, Models
 from reir_serving.service import Service
 from reir_serving.testing import put
 
@@ -76,41 +75,6 @@ CALIBRATION = Calibration(
 )
 
 
-class SceneParts(LocalParts):
-    """The parts with the fake encoder, whose scores are calibrated here."""
-
-    async def describe(self, spec: str) -> Model:
-        return replace(await super().describe(spec), calibration=CALIBRATION)
-
-    async def localise(
-        self,
-        spec: str,
-        data: bytes,
-        expression: str,
-        k: int,
-        *,
-        masks: bool,
-    ) -> Localisation:
-        pixels = decode_image(data)
-        (found,) = FakeEncoder().encode_images([pixels])
-        scores = (found.vectors @ FakeEncoder().encode_expressions([expression])[0]).tolist()
-        best = sorted(scores, reverse=True)
-        boxes = [
-            Located(box=(x1, y1, x2, y2), score=score, presence=CALIBRATION.of_box(score, best))
-            for score, (x1, y1, x2, y2) in zip(scores, found.boxes.tolist(), strict=True)
-        ]
-        presence = CALIBRATION.of_photo(best)
-        return Localisation(
-            expression=expression,
-            width_px=pixels.shape[1],
-            height_px=pixels.shape[0],
-            present=presence >= CALIBRATION.photo_threshold,
-            presence=presence,
-            boxes=tuple(sorted(boxes, key=lambda each: -each.score)[:k]),
-            timings_ms={"localise": 1.0},
-        )
-
-
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server on a free port."""
@@ -120,7 +84,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = open_store("memory:")
     put(store, GALLERY, [folder / name for name in SCENES])
     config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
-    parts = SceneParts(store, Encoders(lambda _: FakeEncoder()), config.limits)
+    loaded = Loaded(FakeEncoder(), Companions(calibration=CALIBRATION))
+    parts = LocalParts(store, Models(lambda _: loaded), config.limits)
     service = Service(config, store, parts, folder / "uploads")
     server = uvicorn.Server(
         uvicorn.Config(create_app(service, config), port=0, log_level="warning")
