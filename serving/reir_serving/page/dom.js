@@ -27,6 +27,10 @@ function set(element, attributes) {
   }
 }
 
+/** Make a button that submits nothing. */
+export const button = (attributes, ...children) =>
+  make("button", { type: "button", ...attributes }, ...children);
+
 /** The element of the page with an id. */
 export const byId = (id) => document.getElementById(id);
 
