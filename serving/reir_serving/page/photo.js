@@ -37,6 +37,7 @@ export function photoFrame({ source, marks = [], crop = null, alt = "", aspect =
  * A box to draw.
  * @param mark.box xyxy; mark.tone "hit" or "other"; mark.label tag at its corner;
  *   mark.polygons outlines of its mask; mark.title for screen readers; mark.id into data-instance
+ * @param mark.clear how clearly an "other" one is drawn until it is pointed at, in [0, 1]
  * @param mark.click, mark.enter make it a button: pressed; pointed at or focused
  */
 function drawMark({ box: [x1, y1, x2, y2], tone = "hit", ...mark }) {
