@@ -45,69 +45,6 @@ def resized(mask: BoolMask, size_px: tuple[int, int]) -> BoolMask:
     return moved
 
 
-def outlines(rle: MaskRle, longest_px: int = 256) -> list[list[tuple[float, float]]]:
-    """Return closed outlines of a mask, to be drawn or filled by the even-odd rule.
-
-    Args:
-        rle: the mask.
-        longest_px: a larger mask is made smaller first, so that an outline stays short.
-
-    Returns:
-        One list of (x, y) in [0, 1] of the photo for each part and each hole.
-    """
-    mask = decode(rle)
-    if (shrink := max(mask.shape) / longest_px) > 1:
-        mask = resized(mask, tuple(max(1, round(side / shrink)) for side in mask.shape))
-    height, width = mask.shape
-    follow = _border(mask)
-    loops = []
-    while follow:
-        corner, _ = first, _ = next(iter(follow.items()))
-        points: list[tuple[float, float]] = []
-        while not points or corner != first:
-            after = follow[corner].pop()
-            if not follow[corner]:
-                del follow[corner]
-            middle = ((corner[0] + after[0]) / 2 / width, (corner[1] + after[1]) / 2 / height)
-            points.append(middle)
-            corner = after
-        loops.append(_without_straight(points))
-    return loops
-
-
-_Corner = tuple[int, int]
-
-
-def _border(mask: BoolMask) -> dict[_Corner, list[_Corner]]:
-    """Return the sides of pixels between inside and outside, by the (x, y) that each begins at.
-
-    The inside lies to the right of every side, so that they join to closed loops.
-    """
-    wide = np.pad(mask, 1)
-    inside = wide[1:-1, 1:-1]
-    sides = (
-        (wide[:-2, 1:-1], (0, 0), (1, 0)),  # from the corner of the pixel, to the next one
-        (wide[1:-1, 2:], (1, 0), (1, 1)),
-        (wide[2:, 1:-1], (1, 1), (0, 1)),
-        (wide[1:-1, :-2], (0, 1), (0, 0)),
-    )
-    follow: dict[_Corner, list[_Corner]] = {}
-    for beside, begin, end in sides:
-        for y, x in np.argwhere(inside & ~beside).tolist():
-            follow.setdefault((x + begin[0], y + begin[1]), []).append((x + end[0], y + end[1]))
-    return follow
-
-
-def _without_straight(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Leave out points on the line between the ones before and after."""
-    kept = []
-    for number, (x, y) in enumerate(points):
-        (x1, y1), (x2, y2) = points[number - 1], points[(number + 1) % len(points)]
-        if abs((x - x1) * (y2 - y) - (y - y1) * (x2 - x)) > 1e-12:
-            kept.append((x, y))
-    return kept
-
-
 def area_px(rle: MaskRle) -> int:
     """Return the number of pixels of the mask."""
     return int(coco.area({"size": list(rle.size), "counts": rle.counts}))

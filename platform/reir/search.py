@@ -92,11 +92,15 @@ class Companions:
 def load_companions(folder: Path, digest: str) -> Companions:
     """Load what lies in a checkpoint directory besides the encoder of this digest.
 
-    Raises:
-        CheckpointError: a file is damaged, or the re-ranker is of other weights.
-    """
-    from reir.checkpoint import load_reranker
+    Nothing is taken from a directory of other weights.
 
+    Raises:
+        CheckpointError: a file is damaged, or the re-ranker was trained on other weights.
+    """
+    from reir.checkpoint import load_reranker, read_config
+
+    if read_config(folder).get("digest") != digest:
+        return Companions()
     return Companions(load_reranker(folder, digest), load_calibration(folder, digest))
 
 
@@ -152,6 +156,7 @@ class Gallery:
 
     Attributes:
         name: of the gallery.
+        stages: what a query goes through.
         owned: what `close` closes.
     """
 
@@ -175,7 +180,7 @@ class Gallery:
         self._retriever = Retriever(store, name, encoder.digest, encoder.dim)
         companions = companions or Companions()
         reranker = companions.reranker
-        self._stages = LocalStages(
+        self.stages = LocalStages(
             encoder=encoder,
             retriever=self._retriever,
             reorderer=None if reranker is None else Reorderer(store, name, reranker),
@@ -251,7 +256,7 @@ class Gallery:
             GalleryNotFound: the gallery is gone.
             SchemaMismatch: the version that has become live was built with another checkpoint.
         """
-        return run_now(answer(queries, self._stages))
+        return run_now(answer(queries, self.stages))
 
     def close(self) -> None:
         """Close the store, if this gallery opened it."""

@@ -13,7 +13,9 @@ from PIL import Image
 
 from reir import cli, cli_doctor, cli_search, query
 from reir.images import canonical_uri, image_id
+from reir.presence import Calibration, Logistic
 from reir.records import ImageRecord, IndexedImage
+from reir.search import Companions
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir.testing import FakeEncoder, draw_scene
 
@@ -147,7 +149,18 @@ def test_search_json_is_the_result(terminal: Terminal, photos: Path) -> None:
     assert hit["uri"] == canonical_uri(photos / "three.png")
     assert hit["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
     assert found.pop("timings_ms").keys() == {"text", "search", "rank"}
-    assert found == {"expression": "Green", "gallery": "photos", "version": "v2", "degraded": []}
+    assert found == {
+        "expression": "Green",
+        "gallery": "photos",
+        "version": "v2",
+        "degraded": [],
+        "digest": ENCODER.digest,
+        "presence": None,
+        "found": True,
+        "equally_good": 1,
+        "cursor": found["cursor"],
+    }
+    assert found["cursor"]
 
 
 def test_search_groups_and_filters(terminal: Terminal, photos: Path) -> None:
@@ -173,6 +186,67 @@ def test_search_draws_the_hits(terminal: Terminal, tmp_path: Path) -> None:
     colours = Image.open(picture).convert("RGB").getcolors(1 << 20)
     assert colours is not None
     assert (220, 20, 20) in {colour for _, colour in colours}
+
+
+def test_search_takes_more_like_this_and_not_that(terminal: Terminal) -> None:
+    def names(*options: str) -> list[str]:
+        found = terminal.json("search", *options, "--gallery", "photos")
+        return [Path(hit["uri"]).name for hit in found["hits"]]
+
+    best = terminal.json("search", "green", "--gallery", "photos", "-k", "1")["hits"][0]
+    assert names("--like", best["instance_id"]) == ["two [bold].png", "one.png"]
+    assert names("red", "--not", "left")[0] == "two [bold].png"
+    assert names("red", "--like", best["instance_id"])
+    terminal.refused("search", expect=2)
+    assert "give an EXPRESSION, --like or both" in terminal.error
+    terminal.refused("search", "--not", "red", expect=2)
+    terminal.refused("search", "--like", "nothing#0", "--gallery", "photos", expect=2)
+
+
+def test_search_explains(terminal: Terminal) -> None:
+    lines = terminal.run("search", "red", "--gallery", "photos", "--explain").splitlines()
+    assert lines[0].split()[-4:] == ["dual", "re-rank", "margin", "neighbours"]
+    assert lines[1].split()[-4] == lines[1].split()[1]
+    assert lines[1].split()[-3] == "-"
+
+
+def test_search_refines_boxes_on_their_pixels(terminal: Terminal) -> None:
+    found = terminal.json("search", "green", "--gallery", "photos", "-k", "1", "--localise")
+    assert found["degraded"] == []
+    assert "localise" in found["timings_ms"]
+    assert found["hits"][0]["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
+
+
+def test_search_says_when_it_is_not_there(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_score = Logistic(
+        features=("score", "lead", "spread", "size"), weights=(20, 0, 0, 0), bias=-18
+    )
+    in_photo = Logistic(features=("score", "lead", "spread"), weights=(1, 0, 0), bias=0)
+    calibration = Calibration(
+        digest=ENCODER.digest,
+        gallery=by_score,
+        hit=by_score,
+        photo=in_photo,
+        box=in_photo,
+        threshold=0.5,
+        photo_threshold=0.5,
+        tie_margin=0.0,
+        rerank_tie_margin=0.0,
+        about={},
+    )
+    monkeypatch.setattr(
+        "reir.search.load_companions", lambda *_: Companions(calibration=calibration)
+    )
+    there = terminal.run("search", "red left tall", "--gallery", "photos").splitlines()
+    assert there[0].split()[:3] == ["#", "score", "presence"]
+    assert there[1].split()[2].endswith("%")
+    absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
+    assert absent[0].startswith("Not found: with a probability of 100 % it is not there")
+    options = ("--gallery", "photos", "--min-presence", "0.5")
+    assert len(terminal.json("search", "red left tall", *options)["hits"]) == 1
+    assert terminal.json("search", "purple", *options)["hits"] == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from reir.errors import (
     ServerUnavailable,
     StoreUnavailable,
 )
-from reir.query import Term
+from reir.query import Query, Term
 from reir_serving.backend import Overloaded
 from reir_serving.keys import new_key
 
@@ -56,6 +57,22 @@ def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> Non
         client.search(
             "x", "photos", also=[Term(vector=backend.encoder.encode_expressions(["x"])[0])]
         )
+
+
+def test_whole_queries_are_asked(client: Client, backend: Any) -> None:
+    like = Term(instance_id=client.search("the red box", "photos", k=1).hits[0].instance_id)
+    words, unlike = Term(expression="the red box"), Term(expression="a cat", weight=-0.5)
+    backend.asked.clear()
+    queries = [
+        Query(terms=(like, words, unlike), k=3, where="area > 0", localise=True),
+        Query(terms=(unlike, like), per_image=2, explain=True),
+    ]
+    assert len(client.ask(queries, "photos")) == 2
+    first, second = backend.asked
+    assert first == replace(queries[0], terms=(words, like, unlike))
+    assert second == replace(queries[1], terms=(like, unlike))
+    with pytest.raises(QueryError, match="of weight 1"):
+        client.ask([Query(terms=(unlike,))], "photos")
 
 
 def test_batches_and_similar(client: Client, backend: Any, pair: bytes, tmp_path: Path) -> None:

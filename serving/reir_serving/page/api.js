@@ -1,4 +1,4 @@
-// Requests to the server that this page came from. Knows keys and errors, nothing of what is shown.
+// Requests to the server that this page came from. Knows keys and errors, not what is shown.
 
 const KEY = "reir-key";
 
@@ -28,10 +28,15 @@ export async function call(path, { json, form, method, signal } = {}) {
   const headers = {};
   if (json !== undefined) headers["Content-Type"] = "application/json";
   const body = json === undefined ? form : JSON.stringify(json);
-  const response = await send(path, { method: method ?? (body ? "POST" : "GET"), headers, body, signal });
+  const verb = method ?? (body ? "POST" : "GET");
+  const response = await send(path, { method: verb, headers, body, signal });
   const text = await response.text();
   return text ? JSON.parse(text) : null;
 }
+
+/** Path of one photo of a gallery, or with an empty id of all. */
+export const imagePath = (gallery, id = "") =>
+  `v1/galleries/${encodeURIComponent(gallery)}/images${id && `/${encodeURIComponent(id)}`}`;
 
 /** A form with a photo, as every endpoint that takes one wants it. */
 export function photoForm(file, fields = {}) {
@@ -42,7 +47,8 @@ export function photoForm(file, fields = {}) {
 }
 
 /**
- * Load a picture and return its <img>, decoded. With a key it is fetched, as an <img> has no header.
+ * Load a picture and return its <img>, decoded.
+ * With a key it is fetched: the request of an <img> itself carries none.
  * @param source address, or a Blob
  */
 export async function loadImage(source, signal) {

@@ -1,7 +1,7 @@
 // What a search has beside its sentence: instances to be like or unlike, and a photo to look in.
 
-import { call } from "./api.js";
-import { byId, icon, make } from "./dom.js";
+import { call, imagePath } from "./api.js";
+import { button, byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
 import { fileName } from "./words.js";
 
@@ -19,17 +19,25 @@ export function remember(instances) {
  * @param on.drop(id), on.dropPhoto()
  */
 export function showChips({ gallery, terms }, upload, on) {
-  const photo = upload && chip(upload.box ? "like" : "in photo", upload.file.name || "photo",
-    thumbnail(upload.file, upload.box), on.dropPhoto);
-  byId("chips").replaceChildren(...[photo, ...terms.map((term) => termChip(gallery, term, on))].filter(Boolean));
+  const chips = terms.map((term) => termChip(gallery, term, on));
+  if (upload) {
+    const { file, box } = upload;
+    const word = box ? "like" : "in photo";
+    chips.unshift(chip(word, file.name || "photo", thumbnail(file, box), on.dropPhoto));
+  }
+  byId("chips").replaceChildren(...chips);
 }
 
 function termChip(gallery, { kind, id }, on) {
   const known = seen.get(id);
   const made = chip(NAMES[kind], known ? fileName(known.uri) : "an object",
-    known && thumbnail(known.thumbnail_url, known.box), () => on.drop(id));
+    known ? thumbnail(known.thumbnail_url, known.box) : null, () => on.drop(id));
   made.classList.add(kind);
-  if (!known) look(gallery, id).then((found) => found && made.replaceWith(termChip(gallery, { kind, id }, on)));
+  if (!known) {
+    look(gallery, id).then((found) => {
+      if (found) made.replaceWith(termChip(gallery, { kind, id }, on));
+    });
+  }
   return made;
 }
 
@@ -37,8 +45,8 @@ function termChip(gallery, { kind, id }, on) {
 async function look(gallery, id) {
   const imageId = id.slice(0, id.lastIndexOf("#"));
   try {
-    const photo = await call(`v1/galleries/${encodeURIComponent(gallery)}/images/${encodeURIComponent(imageId)}`);
-    remember(photo.instances.map((each) => ({ ...each, uri: photo.uri, thumbnail_url: photo.thumbnail_url })));
+    const { instances, uri, thumbnail_url } = await call(imagePath(gallery, imageId));
+    remember(instances.map((each) => ({ ...each, uri, thumbnail_url })));
   } catch {
     return false; // the chip stays nameless; the search itself says what is wrong
   }
@@ -46,8 +54,9 @@ async function look(gallery, id) {
 }
 
 function chip(word, name, picture, drop) {
-  return make("li", { class: "chip" }, picture, make("span", {}, make("b", {}, word), " ", name),
-    make("button", { type: "button", class: "drop", "aria-label": `Remove: ${word} ${name}`, click: drop }, icon("close")));
+  return make("li", { class: "chip" }, picture,
+    make("span", {}, make("b", {}, word), " ", name),
+    button({ class: "drop", "aria-label": `Remove: ${word} ${name}`, click: drop }, icon("close")));
 }
 
 const thumbnail = (source, box) =>

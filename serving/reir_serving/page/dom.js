@@ -1,13 +1,14 @@
 // Elements without HTML strings: whatever a server or a file name holds, it is shown as text.
 
 /**
- * Make an element. Text children become text nodes; null and false are left out.
- * Attributes: functions are listeners ("click"), true is an empty attribute, null and false none.
+ * Make an element. Text children become text nodes.
+ * Attributes: functions are listeners ("click"), true is an empty attribute.
+ * Children and attributes that are undefined, null or false are left out.
  */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   set(element, attributes);
-  element.append(...children.flat().filter((child) => child !== null && child !== false));
+  element.append(...children.filter(isGiven));
   return element;
 }
 
@@ -19,13 +20,19 @@ export function makeSvg(tag, attributes = {}, ...children) {
   return element;
 }
 
+const isGiven = (value) => value !== undefined && value !== null && value !== false;
+
 function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== null && value !== false) element.setAttribute(name, String(value));
+    else if (isGiven(value)) element.setAttribute(name, String(value));
   }
 }
+
+/** Make a button that submits nothing. */
+export const button = (attributes, ...children) =>
+  make("button", { type: "button", ...attributes }, ...children);
 
 /** The element of the page with an id. */
 export const byId = (id) => document.getElementById(id);

@@ -1,6 +1,6 @@
 // The answer to a sentence within one photo that the user brought: plain grounding, on its pixels.
 
-import { announce, byId, icon, make } from "./dom.js";
+import { announce, button, byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
 import { count, percent, place, presence, score, timings } from "./words.js";
 
@@ -8,7 +8,7 @@ import { count, percent, place, presence, score, timings } from "./words.js";
  * Show a photo with the boxes that fit, best first.
  * @param file Blob of the photo
  * @param answer of POST /v1/localize, or null while nothing has been asked
- * @param on.similar(box) searches the gallery for what is in a box
+ * @param on.similar(box) searches the gallery for things like what is in a box
  */
 export function showLocal(file, answer, on) {
   const boxes = answer?.boxes ?? [];
@@ -27,23 +27,28 @@ export function showLocal(file, answer, on) {
 }
 
 function verdict(answer) {
-  if (!answer) return [make("h2", {}, "Your photo"), make("p", {}, "Now describe one object in it, above.")];
-  if (!answer.present) {
-    return [make("h2", {}, "Nothing in it fits"),
-      make("p", {}, `The chance that \u201c${answer.expression}\u201d is in this photo is ${percent(answer.presence)}.`,
-        answer.boxes.length > 0 && " The nearest are drawn in grey.")];
+  if (!answer) {
+    return [make("h2", {}, "Your photo"), make("p", {}, "Now describe one object in it, above.")];
   }
   const likely = presence(answer.presence);
-  return [make("h2", {}, make("span", { class: `likely ${likely.level}` }, likely.text)),
-    make("p", {}, `\u201c${answer.expression}\u201d: best box of ${answer.boxes.length}.`)];
+  const quoted = `\u201c${answer.expression}\u201d`;
+  if (answer.present) {
+    const title = likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "Found";
+    return [make("h2", {}, title),
+      make("p", {}, `${quoted}: best box of ${answer.boxes.length}.`)];
+  }
+  return [make("h2", {}, "Nothing in it fits"), make("p", {},
+    likely && `The chance that ${quoted} is in this photo is ${percent(answer.presence)}.`,
+    answer.boxes.length > 0 && " The nearest are drawn in grey.")];
 }
 
 function boxList(boxes, on) {
-  return make("ol", { id: "local-list" }, ...boxes.map((each, number) =>
+  return make("ol", { id: "local-list", role: "list" }, ...boxes.map(({ box, ...found }, number) =>
     make("li", { pointerenter: () => highlight(number), focusin: () => highlight(number) },
       make("span", { class: "rank" }, String(number + 1)),
-      make("span", {}, presence(each.presence).text, make("small", {}, `match ${score(each.score)}, ${place(each.box)}`)),
-      make("button", { type: "button", class: "quiet", click: () => on.similar(each.box) }, icon("more"), "Find in the gallery"))));
+      make("span", {}, presence(found.presence)?.text ?? "",
+        make("small", {}, `match ${score(found.score)}, ${place(box)}`)),
+      button({ class: "quiet", click: () => on.similar(box) }, icon("more"), "Find similar"))));
 }
 
 function highlight(number) {
@@ -54,6 +59,7 @@ function highlight(number) {
 
 function summary(answer) {
   if (!answer) return "Photo loaded. Describe one object in it.";
-  const found = answer.present ? `${count(answer.boxes.length, "box", "boxes")} in your photo` : "Nothing in your photo fits";
+  const boxes = `${count(answer.boxes.length, "box", "boxes")} in your photo`;
+  const found = answer.present ? boxes : "Nothing in your photo fits";
   return `${found} \u00b7 ${timings(answer.timings_ms)}`;
 }

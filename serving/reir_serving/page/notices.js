@@ -1,7 +1,7 @@
 // What the page says besides hits: what went wrong, what is slow, what is not there, what is tied.
 
 import { setKey } from "./api.js";
-import { byId, make } from "./dom.js";
+import { button, byId, make } from "./dom.js";
 import { explain, percent } from "./words.js";
 
 const LONGEST_WAIT_S = 60;
@@ -17,16 +17,17 @@ export function clear() {
 export function problem(error, retry) {
   if (error.status === 401) return askKey(retry);
   const { title, advice } = explain(error);
-  const button = make("button", { type: "button", click: retry }, "Try again");
-  show("error", make("h2", {}, title), advice && make("p", {}, advice), button);
-  if ([429, 503].includes(error.status) && error.retryAfter) waitAndRetry(error.retryAfter, button, retry);
+  const again = button({ click: retry }, "Try again");
+  show("error", make("h2", {}, title), advice && make("p", {}, advice), again);
+  const isBusy = [429, 503].includes(error.status);
+  if (isBusy && error.retryAfter) waitAndRetry(error.retryAfter, again, retry);
 }
 
-function waitAndRetry(seconds, button, retry) {
+function waitAndRetry(seconds, again, retry) {
   let left = Math.min(Math.ceil(seconds), LONGEST_WAIT_S);
   const note = make("p", { class: "wait" });
-  button.before(note);
-  button.textContent = "Try now";
+  again.before(note);
+  again.textContent = "Try now";
   const tick = () => {
     note.textContent = `Trying again in ${left} s.`;
     if (left-- <= 0) retry();
@@ -36,7 +37,9 @@ function waitAndRetry(seconds, button, retry) {
 }
 
 function askKey(retry) {
-  const field = make("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
+  const field = make("input", {
+    type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true,
+  });
   const submit = (event) => {
     event.preventDefault();
     setKey(field.value.trim());
@@ -44,37 +47,39 @@ function askKey(retry) {
   };
   setKey(null); // the one that was sent, if any, did not do
   show("key", make("h2", {}, "This server asks for a key"),
-    make("form", { submit }, make("label", { for: "key" }, "API key"), field, make("button", { type: "submit" }, "Use this key")),
+    make("form", { submit }, make("label", { for: "key" }, "API key"), field,
+      make("button", { type: "submit" }, "Use this key")),
     make("p", {}, "It is kept until you close this tab, and sent to this server alone."));
   field.focus();
 }
 
 /** Say that an answer takes its time. */
 export function slow() {
-  show("slow", make("p", {}, "Still looking. Large galleries and a server that has just started take a few seconds."));
+  say("Still looking. A large gallery, or a server just started, takes some seconds.", "slow");
 }
 
 /** Say that nothing matches what was asked, filters included. */
 export function empty(hasFilters, dropFilters) {
-  show("empty", make("h2", {}, "No object matches"),
-    make("p", {}, hasFilters ? "The filters may be too narrow." : "This gallery has no object to compare with."),
-    hasFilters && make("button", { type: "button", click: dropFilters }, "Drop the filters"));
+  const why = hasFilters ? "The filters may be too narrow." : "This gallery holds no object.";
+  show("empty", make("h2", {}, "No object matches"), make("p", {}, why),
+    hasFilters && button({ click: dropFilters }, "Drop the filters"));
 }
 
 /** Say that what was described is probably not there; the nearest hits stay behind a button. */
 export function notFound(what, likely, disclose) {
-  const button = make("button", {
-    type: "button", "aria-expanded": "false", "aria-controls": "grid",
+  const closed = "Show the nearest anyway";
+  const toggle = button({
+    "aria-expanded": "false", "aria-controls": "grid",
     click: () => {
-      const open = button.getAttribute("aria-expanded") === "false";
-      button.setAttribute("aria-expanded", String(open));
-      button.textContent = open ? "Hide the nearest" : "Show the nearest anyway";
+      const open = toggle.getAttribute("aria-expanded") === "false";
+      toggle.setAttribute("aria-expanded", String(open));
+      toggle.textContent = open ? "Hide the nearest" : closed;
       disclose(open);
     },
-  }, "Show the nearest anyway");
+  }, closed);
   const chance = likely === null ? "" : ` The chance that it is there is ${percent(likely)}.`;
   show("not-found", make("h2", {}, `Probably not ${what}`),
-    make("p", {}, `Nothing fits the description well enough.${chance}`), button);
+    make("p", {}, `Nothing fits the description well enough.${chance}`), toggle);
 }
 
 /** Say that so many first hits cannot be told apart. */

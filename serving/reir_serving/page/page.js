@@ -3,11 +3,13 @@
 import { call, photoForm } from "./api.js";
 import { cards, moveFocus, skeletons } from "./cards.js";
 import { remember, showChips } from "./chips.js";
-import { announce, byId, make } from "./dom.js";
+import { announce, button, byId, make } from "./dom.js";
 import { fillGalleries, readFilters, showFilters, showGallery } from "./filters.js";
 import { showLocal } from "./local.js";
 import * as notices from "./notices.js";
-import { asksSomething, fromHash, NOTHING, numFilters, options, toHash, toRequest, withoutTerm, withTerm } from "./state.js";
+import {
+  asksSomething, fromHash, NOTHING, numFilters, options, toHash, toRequest, withoutTerm, withTerm,
+} from "./state.js";
 import { uploadsInto } from "./uploads.js";
 import { Viewer } from "./viewer.js";
 import { count, degraded, timings } from "./words.js";
@@ -15,6 +17,8 @@ import { count, degraded, timings } from "./words.js";
 const TYPING_MS = 300;
 const SLOW_MS = 2000;
 const TITLE = document.title;
+const NUM_BOXES = 5; // of a photo of the user's
+const NUM_EXAMPLES = 6;
 const LEAST_TYPED = 3; // characters of a sentence that is searched for while it is typed
 
 let state = NOTHING;
@@ -24,10 +28,11 @@ let galleries = [];
 let running = null; // AbortController of the request under way
 let typing = null;
 
+const more = (instance) => addTerm("more", instance);
+const not = (instance) => addTerm("not", instance);
 const viewer = new Viewer({
-  more: (instance) => addTerm("more", instance),
-  not: (instance) => addTerm("not", instance),
-  removed: () => run(),
+  more, not,
+  removed: () => Promise.all([run(), countAgain()]),
   closed: (rank) => byId("grid").children[rank - 1]?.querySelector(".open")?.focus(),
 });
 
@@ -62,24 +67,24 @@ function showState() {
 }
 
 /** Answer the state, or the next page of it; a request under way is given up. */
-async function run({ more = false } = {}) {
+async function run({ next = false } = {}) {
   running?.abort();
   const mine = running = new AbortController();
-  if (!more) showState();
+  if (!next) showState();
   notices.clear();
   const view = upload && !upload.box ? "local" : asksSomething(state) || upload ? "hits" : "start";
   document.body.dataset.view = view;
   if (view === "start") return showStart();
   if (view === "local" && !state.sentence) return showLocal(upload.file, null, {});
   const slow = setTimeout(notices.slow, SLOW_MS);
-  busy(true, view === "hits" && !more);
+  busy(true, view === "hits" && !next);
   try {
-    const answer = await request(view, more ? shown.cursor : "", mine.signal);
+    const answer = await request(view, next ? shown.cursor : "", mine.signal);
     notices.clear();
-    if (view === "local") showLocal(upload.file, answer, { similar: (box) => bring({ ...upload, box }) });
-    else showHits(answer, more);
+    if (view === "hits") showHits(answer, next);
+    else showLocal(upload.file, answer, { similar: (box) => bring({ ...upload, box }) });
   } catch (error) {
-    if (error.name !== "AbortError") fail(error, () => run({ more }), more);
+    if (error.name !== "AbortError") fail(error, () => run({ next }), next);
   } finally {
     clearTimeout(slow);
     if (running === mine) busy(false);
@@ -88,11 +93,13 @@ async function run({ more = false } = {}) {
 
 function request(view, cursor, signal) {
   if (view === "local") {
-    return call("v1/localize", { form: photoForm(upload.file, { expression: state.sentence, k: 5, masks: true }), signal });
+    const fields = { expression: state.sentence, k: NUM_BOXES, masks: true };
+    return call("v1/localize", { form: photoForm(upload.file, fields), signal });
   }
   if (upload) {
     const body = { ...options(state, cursor), box: upload.box, expression: state.sentence || null };
-    return call("v1/search/similar", { form: photoForm(upload.file, { request: JSON.stringify(body) }), signal });
+    const form = photoForm(upload.file, { request: JSON.stringify(body) });
+    return call("v1/search/similar", { form, signal });
   }
   const [path, json] = toRequest(state, cursor);
   return call(path, { json, signal });
@@ -122,22 +129,22 @@ function showStart() {
   busy(false);
 }
 
-function showHits(answer, more) {
+function showHits(answer, isNext) {
   const grid = byId("grid");
   const hadFocus = grid.contains(document.activeElement);
   const { hits } = answer;
-  const before = more ? shown.hits : [];
+  const before = isNext ? shown.hits : [];
   shown = { hits: [...before, ...hits], cursor: answer.cursor };
   remember(hits);
   const made = cards(hits, {
     first: before.length + 1, tied: answer.equally_good,
-    on: { open: openViewer, more: (hit) => addTerm("more", hit), not: (hit) => addTerm("not", hit) },
+    on: { open: openViewer, more, not },
   });
-  if (more) grid.append(...made);
+  if (isNext) grid.append(...made);
   else grid.replaceChildren(...made);
-  if (more || hadFocus) made[0]?.querySelector(".open").focus();
+  if (isNext || hadFocus) made[0]?.querySelector(".open").focus();
   byId("next").hidden = !answer.cursor;
-  if (!more) showVerdict(answer);
+  if (!isNext) showVerdict(answer);
   announce([summary(answer), degraded(answer.degraded)].filter(Boolean).join(" "));
 }
 
@@ -156,8 +163,9 @@ function showVerdict(answer) {
 
 function summary(answer) {
   const number = count(shown.hits.length, "hit");
-  const found = answer.found || shown.hits.length === 0 ? number : `Probably not there; ${number} nearest`;
-  return `${found}${answer.cursor ? ", more below" : ""} \u00b7 ${timings(answer.timings_ms)}.`;
+  const rest = answer.cursor ? ", more below" : "";
+  const found = answer.found || shown.hits.length === 0 ? number + rest : "Probably not there";
+  return `${found} \u00b7 ${timings(answer.timings_ms)}.`;
 }
 
 function dropFilters() {
@@ -165,7 +173,8 @@ function dropFilters() {
 }
 
 function openViewer(rank) {
-  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite: thisGallery()?.writable === true });
+  const mayWrite = thisGallery()?.writable === true;
+  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite });
 }
 
 /** Look into a photo of the user's, search with a part of it, or (null) go back to the gallery. */
@@ -173,6 +182,16 @@ function bring(photo) {
   upload = photo;
   if (photo) byId("sentence").focus();
   run();
+}
+
+/** Ask again what the galleries hold, after photos came or went. */
+async function countAgain() {
+  try {
+    galleries = (await call("v1/galleries")).galleries;
+  } catch {
+    return; // the old counts stay
+  }
+  showGallery(thisGallery());
 }
 
 /** Ask the server what it has; on trouble say so, and start again when asked to. */
@@ -192,8 +211,8 @@ async function start() {
 
 function showExamples(sentences) {
   byId("examples").hidden = sentences.length === 0;
-  byId("example-list").replaceChildren(...sentences.slice(0, 6).map((text) =>
-    make("li", {}, make("button", { type: "button", click: () => ask({ sentence: text }) }, text))));
+  byId("example-list").replaceChildren(...sentences.slice(0, NUM_EXAMPLES).map((text) =>
+    make("li", {}, button({ click: () => ask({ sentence: text }) }, text))));
 }
 
 function listen() {
@@ -212,8 +231,14 @@ function listen() {
   byId("filters").addEventListener("change", () => ask(readFilters()));
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("drop-filters").addEventListener("click", dropFilters);
-  byId("gallery").addEventListener("change", (event) => ask({ gallery: event.target.value, terms: [] }));
-  byId("next").addEventListener("click", () => run({ more: true }));
+  byId("gallery").addEventListener("change", ({ target }) => {
+    ask({ gallery: target.value, terms: [] });
+  });
+  byId("next").addEventListener("click", () => run({ next: true }));
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the part of the address behind "#" is the search
+    sentence.focus();
+  });
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
     upload = null;
@@ -226,7 +251,9 @@ function listen() {
     run();
   });
   document.addEventListener("keydown", pressed);
-  uploadsInto({ look: (file) => bring({ file, box: null }), gallery: () => state.gallery });
+  uploadsInto({
+    look: (file) => bring({ file, box: null }), gallery: () => state.gallery, added: countAgain,
+  });
 }
 
 /** Keys of the page; the viewer has its own. */
@@ -242,8 +269,8 @@ function pressed(event) {
     const id = event.target.closest(".card")?.dataset.instance;
     const hit = shown.hits.find((each) => each.instance_id === id);
     if (moveFocus(byId("grid"), event.key)) event.preventDefault();
-    else if (hit && event.key === "m") addTerm("more", hit);
-    else if (hit && event.key === "n") addTerm("not", hit);
+    else if (hit && event.key === "m") more(hit);
+    else if (hit && event.key === "n") not(hit);
   }
 }
 

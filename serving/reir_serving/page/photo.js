@@ -2,14 +2,15 @@
 // Boxes are xyxy in [0, 1] of the photo and become shares of it, so they fit at every size.
 
 import { loadImage } from "./api.js";
-import { make, makeSvg } from "./dom.js";
+import { button, make, makeSvg } from "./dom.js";
 
-const share = (value) => `${(100 * value).toFixed(3)}%`;
+/** Share of a frame that a box may take for the frame to be filled around it. */
+const MOST_FILLED = 0.9;
 
 /**
  * Show a photo once it has loaded.
  * @param source address or Blob
- * @param marks of boxes, see `markOf`; or a promise of them
+ * @param marks of boxes, see `drawMark`; or a promise of them
  * @param crop a box: fill the frame around it where it fits in, instead of showing the whole photo
  * @param alt what a screen reader says
  * @param aspect width / height of the frame; null takes the photo's own
@@ -36,47 +37,58 @@ export function photoFrame({ source, marks = [], crop = null, alt = "", aspect =
  * A box to draw.
  * @param mark.box xyxy; mark.tone "hit" or "other"; mark.label tag at its corner;
  *   mark.polygons outlines of its mask; mark.title for screen readers; mark.id into data-instance
+ * @param mark.clear how clearly an "other" one is drawn until it is pointed at, in [0, 1]
  * @param mark.click, mark.enter make it a button: pressed; pointed at or focused
  */
-function markOf({ box: [x1, y1, x2, y2], tone = "hit", label = "", title = "", id = "", clear = 1, click, enter }) {
-  const tag = label && make("span", { class: "tag" }, label);
-  const attributes = { class: `mark ${tone}`, "data-instance": id };
-  const mark = click
-    ? make("button", { ...attributes, type: "button", "aria-label": title, click, focus: enter, pointerenter: enter }, tag)
+function drawMark({ box: [x1, y1, x2, y2], tone = "hit", ...mark }) {
+  const tag = mark.label && make("span", { class: "tag" }, mark.label);
+  const attributes = { class: `mark ${tone}`, "data-instance": mark.id };
+  const { click, enter } = mark;
+  const listeners = { click, focus: enter, pointerenter: enter };
+  const drawn = click ? button({ ...attributes, "aria-label": mark.title, ...listeners }, tag)
     : make("span", attributes, tag);
-  Object.assign(mark.style, { left: share(x1), top: share(y1), width: share(x2 - x1), height: share(y2 - y1) });
-  mark.style.setProperty("--clear", String(clear));
-  if (y1 < 0.07) mark.classList.add("at-top");
-  if (x1 > 0.75) mark.classList.add("at-right");
-  return mark;
+  place(drawn, [x1, y1, x2 - x1, y2 - y1]);
+  drawn.style.setProperty("--clear", String(mark.clear ?? 1));
+  if (y1 < 0.07) drawn.classList.add("at-top");
+  if (x1 > 0.75) drawn.classList.add("at-right");
+  return drawn;
 }
 
-/** Put image, masks and boxes onto the canvas; smaller boxes lie on top, so that all can be reached. */
+/** Give an element its place in its parent: left, top, width, height as shares. */
+function place(element, sides) {
+  const [left, top, width, height] = sides.map((side) => `${(100 * side).toFixed(3)}%`);
+  Object.assign(element.style, { left, top, width, height });
+}
+
+/** Put image, masks and boxes onto the canvas, smaller boxes on top, so that all can be reached. */
 function draw(canvas, image, marks) {
   const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
   const sorted = [...marks].sort((a, b) => area(b) - area(a));
-  canvas.replaceChildren(image, outlines(sorted), ...sorted.map(markOf));
+  canvas.replaceChildren(image, outlines(sorted), ...sorted.map(drawMark));
 }
 
 /** One path a mask, whose holes stay open. */
 function outlines(marks) {
-  const shapes = marks.filter(({ polygons }) => polygons?.length).map(({ polygons, tone = "hit" }) =>
-    makeSvg("path", { d: polygons.map((points) => `M${points.join("L")}Z`).join(""), "fill-rule": "evenodd", class: tone }));
-  return makeSvg("svg", { class: "masks", viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" }, ...shapes);
+  const line = (points) => `M${points.join("L")}Z`;
+  const shapes = marks.filter(({ polygons }) => polygons?.length).map((mark) => makeSvg("path", {
+    d: mark.polygons.map(line).join(""), "fill-rule": "evenodd", class: mark.tone ?? "hit",
+  }));
+  return makeSvg("svg", {
+    class: "masks", viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true",
+  }, ...shapes);
 }
 
-/** Size and place the canvas, whose sides are as `ratio`, in a frame whose sides are as `aspect`. */
+/** Size and place a canvas with sides as `ratio` in a frame with sides as `aspect`. */
 function lay(canvas, ratio, aspect, crop) {
   const [wide, high] = [ratio / aspect, aspect / ratio]; // of the side that overflows when filled
   const needs = crop && (wide > 1 ? crop[2] - crop[0] : crop[3] - crop[1]);
-  const fills = crop !== null && needs * Math.max(wide, high) <= 0.9;
+  const fills = crop !== null && needs * Math.max(wide, high) <= MOST_FILLED;
   const width = fills ? Math.max(wide, 1) : Math.min(wide, 1);
   const height = fills ? Math.max(high, 1) : Math.min(high, 1);
-  const middle = crop ? [(crop[0] + crop[2]) / 2, (crop[1] + crop[3]) / 2] : [0.5, 0.5];
-  Object.assign(canvas.style, {
-    width: share(width), height: share(height), left: share(offset(width, middle[0])), top: share(offset(height, middle[1])),
-  });
+  const [x, y] = crop ? [(crop[0] + crop[2]) / 2, (crop[1] + crop[3]) / 2] : [0.5, 0.5];
+  place(canvas, [start(width, x), start(height, y), width, height]);
 }
 
-/** Start of a side, in frames: the middle of the crop in the middle, without a gap at either end. */
-const offset = (side, middle) => side <= 1 ? (1 - side) / 2 : Math.min(0, Math.max(1 - side, 0.5 - middle * side));
+/** Start of a side, in frames: what is at `middle` of it in the middle, no gap at either end. */
+const start = (side, middle) =>
+  side <= 1 ? (1 - side) / 2 : Math.min(0, Math.max(1 - side, 0.5 - middle * side));

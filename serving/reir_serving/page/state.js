@@ -12,12 +12,15 @@ export const CHOICES = {
 };
 
 export const NOTHING = Object.freeze({
-  gallery: "", sentence: "", terms: [], size: "", across: "", down: "", presence: 0, where: "", perPhoto: 1,
+  gallery: "", sentence: "", terms: [],
+  size: "", across: "", down: "", presence: 0, where: "", perPhoto: 1,
 });
 
-/** The filters of a state that are not at rest. */
+const FILTERS = ["size", "across", "down", "presence", "where", "perPhoto"];
+
+/** How many filters of a state are not at rest. */
 export const numFilters = (state) =>
-  ["size", "across", "down", "presence", "where", "perPhoto"].filter((name) => state[name] !== NOTHING[name]).length;
+  FILTERS.filter((name) => state[name] !== NOTHING[name]).length;
 
 /** Whether there is anything to search for. */
 export const asksSomething = (state) =>
@@ -53,7 +56,8 @@ export function withTerm(state, kind, id) {
 }
 
 /** A state without the term of an instance. */
-export const withoutTerm = (state, id) => ({ ...state, terms: state.terms.filter((term) => term.id !== id) });
+export const withoutTerm = (state, id) =>
+  ({ ...state, terms: state.terms.filter((term) => term.id !== id) });
 
 /** Options that every kind of search shares. */
 export function options(state, cursor = "") {

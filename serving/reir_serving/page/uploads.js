@@ -1,14 +1,18 @@
 // Photos that the user brings: dropped, pasted or chosen, to look into or to add to the gallery.
 
-import { call, photoForm } from "./api.js";
+import { call, imagePath, photoForm } from "./api.js";
 import { byId } from "./dom.js";
 import * as notices from "./notices.js";
 import { count, explain } from "./words.js";
 
-/** Listen for photos. @param on.look(file) looks into one; on.gallery() is where others are added */
+/**
+ * Listen for photos.
+ * @param on.look(file) looks into one
+ * @param on.gallery() names the gallery that others are added to, then on.added()
+ */
 export function uploadsInto(on) {
   choose("pick", "pick-file", ([file]) => on.look(file));
-  choose("add", "add-file", (files) => add(files, on.gallery()));
+  choose("add", "add-file", (files) => add(files, on.gallery()).then(on.added));
   window.addEventListener("paste", (event) => lookAt(event.clipboardData?.files, on));
   drops(on);
 }
@@ -56,7 +60,7 @@ async function add(files, gallery) {
   for (const [number, file] of files.entries()) {
     notices.say(`Adding photo ${number + 1} of ${files.length} \u2026`);
     try {
-      const added = await call(`v1/galleries/${encodeURIComponent(gallery)}/images`, { form: photoForm(file) });
+      const added = await call(imagePath(gallery), { form: photoForm(file) });
       objects += added.num_instances;
     } catch (problem) {
       const { title, advice } = explain(problem);
@@ -64,6 +68,7 @@ async function add(files, gallery) {
     }
   }
   button.disabled = false;
-  const done = `${count(files.length - failed.length, "photo")} added to \u201c${gallery}\u201d, with ${count(objects, "object")} that can be found now.`;
+  const photos = `${count(files.length - failed.length, "photo")} added to \u201c${gallery}\u201d`;
+  const done = `${photos}, with ${count(objects, "object")} that can be found now.`;
   notices.say([done, ...failed].join(" "), failed.length ? "error" : "plain");
 }

@@ -1,8 +1,8 @@
 // The dialog with one photo of the gallery: the hit, and everything else that was found in it.
 
-import { call, hasKey } from "./api.js";
+import { call, hasKey, imagePath } from "./api.js";
 import { markOf } from "./cards.js";
-import { byId, icon, make } from "./dom.js";
+import { button, byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
 import { count, explain, fileName, percent, place, presence, score } from "./words.js";
 
@@ -62,31 +62,43 @@ export class Viewer {
     this.#choose(hit.instance_id);
   }
 
-  /** Promise of all boxes of the hit's photo; of the hit's alone where the others cannot be had. */
+  /** Promise of all boxes of the hit's photo; of the hit's alone where the others are not had. */
   async #marks(hit) {
+    const note = await this.#lookUp(hit);
+    if (hit !== this.#hits[this.#at]) return []; // another photo is shown by now
+    byId("viewer-note").textContent = note;
     const near = new Set(hit.evidence?.neighbours.map((each) => each.instance_id) ?? []);
+    return [...this.#instances.values()].map((each) =>
+      this.#mark(each, each.instance_id === hit.instance_id, near.has(each.instance_id)));
+  }
+
+  /** Take in the other instances of a hit's photo; returns what is to be said of them. */
+  async #lookUp({ image_id, uri, thumbnail_url }) {
+    const instances = this.#instances;
     try {
-      const photo = await call(imagePath(this.#gallery, hit.image_id));
-      if (hit !== this.#hits[this.#at]) return [];
+      const photo = await call(imagePath(this.#gallery, image_id));
       for (const each of photo.instances) {
-        if (!this.#instances.has(each.instance_id)) {
-          this.#instances.set(each.instance_id, { ...each, uri: hit.uri, thumbnail_url: hit.thumbnail_url });
-        }
+        const known = instances.get(each.instance_id);
+        instances.set(each.instance_id, known ?? { ...each, uri, thumbnail_url });
       }
-      byId("viewer-note").textContent = `${count(this.#instances.size, "object")} indexed in this photo. Point at one to search for more like it.`;
     } catch (problem) {
-      byId("viewer-note").textContent = `The other objects are not shown: ${explain(problem).title.toLowerCase()}.`;
+      return `The other objects are not shown: ${explain(problem).title.toLowerCase()}.`;
     }
-    return [...this.#instances.values()].map((each) => {
-      const isHit = each.instance_id === hit.instance_id;
-      return {
-        ...markOf(each), tone: isHit ? "hit" : near.has(each.instance_id) ? "other near" : "other",
-        clear: isHit ? 1 : Math.max(FAINTEST, each.objectness),
-        label: isHit ? String(this.#at + 1) : "More like this",
-        title: `${isHit ? "The hit" : "Object"}, ${place(each.box)}, ${percent(each.area)} of the photo: more like this`,
-        click: () => this.#use("more", each), enter: () => this.#choose(each.instance_id),
-      };
-    });
+    const number = count(instances.size, "object");
+    return `${number} indexed in this photo. Point at one to search for more like it.`;
+  }
+
+  #mark(instance, isHit, isNear) {
+    const where = `${place(instance.box)}, ${percent(instance.area)} of the photo`;
+    return {
+      ...markOf(instance),
+      tone: isHit ? "hit" : isNear ? "other near" : "other",
+      clear: isHit || isNear ? 1 : Math.max(FAINTEST, instance.objectness),
+      label: isHit ? String(this.#at + 1) : "More like this",
+      title: `${isHit ? "The hit" : "Object"}, ${where}: more like this`,
+      click: () => this.#use("more", instance),
+      enter: () => this.#choose(instance.instance_id),
+    };
   }
 
   /** Tell of one instance beside the photo. */
@@ -100,21 +112,25 @@ export class Viewer {
     const isHit = id === hit.instance_id;
     byId("viewer-side").replaceChildren(
       ...(isHit ? verdict(hit) : [make("h3", {}, "Another object in this photo")]),
-      facts([["Place", place(instance.box)], ["Size", `${percent(instance.area)} of the photo`],
-        ["Is an object", percent(instance.objectness)]]),
+      facts([
+        ["Place", place(instance.box)],
+        ["Size", `${percent(instance.area)} of the photo`],
+        ["Is an object", percent(instance.objectness)],
+      ]),
       make("div", { class: "actions" },
-        make("button", { type: "button", click: () => this.#use("more", instance) }, icon("more"), "More like this"),
-        make("button", { type: "button", click: () => this.#use("not", instance) }, icon("not"), "Not this")),
-      ...(isHit && hit.evidence ? why(hit.evidence) : []),
+        button({ click: () => this.#use("more", instance) }, icon("more"), "More like this"),
+        button({ click: () => this.#use("not", instance) }, icon("not"), "Not this")),
+      ...(isHit && hit.evidence ? [why(hit.evidence)] : []),
       ...attributesOf(hit),
       this.#photoActions(hit));
   }
 
   #photoActions(hit) {
-    // A link cannot carry the key, so with one there is none.
-    const link = !hasKey() && make("a", { href: hit.image_url, target: "_blank", rel: "noopener" }, "Full picture");
-    const remove = this.#mayWrite && make("button", { type: "button", class: "danger", click: (event) => this.#remove(hit, event.currentTarget) }, "Delete photo");
-    return make("div", { class: "photo-actions" }, link, remove);
+    const link = { href: hit.image_url, target: "_blank", rel: "noopener" };
+    const remove = (event) => this.#remove(hit, event.currentTarget);
+    return make("div", { class: "photo-actions" },
+      !hasKey() && make("a", link, "Full picture"), // a link cannot carry the key
+      this.#mayWrite && button({ class: "danger", click: remove }, "Delete photo"));
   }
 
   /** Delete after a second press, so that one slip deletes nothing. */
@@ -155,23 +171,24 @@ export class Viewer {
   }
 }
 
-const imagePath = (gallery, id) => `v1/galleries/${encodeURIComponent(gallery)}/images/${encodeURIComponent(id)}`;
-
 function verdict(hit) {
   const likely = presence(hit.presence);
-  return [
-    make("h3", {}, likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "The hit"),
-    facts([["Match", score(hit.score)], ...(likely ? [["Chance that this is it", percent(hit.presence)]] : [])]),
-  ];
+  const rows = [["Match", score(hit.score)]];
+  if (likely) rows.push(["Chance that this is it", percent(hit.presence)]);
+  const title = likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "The hit";
+  return [make("h3", {}, title), facts(rows)];
 }
 
 function why(evidence) {
-  const lines = [["By the sentence alone", score(evidence.dual_score)]];
-  if (evidence.rerank_score !== null) lines.push(["With its neighbours", score(evidence.rerank_score)]);
-  if (evidence.margin !== null) lines.push(["Ahead of the next by", score(evidence.margin)]);
+  const rows = [["By the sentence alone", score(evidence.dual_score)]];
+  if (evidence.rerank_score !== null) {
+    rows.push(["With its neighbours", score(evidence.rerank_score)]);
+  }
+  if (evidence.margin !== null) rows.push(["Ahead of the next by", score(evidence.margin)]);
   const near = evidence.neighbours.length;
-  return [make("details", { class: "why" }, make("summary", {}, "Why it stands here"), facts(lines),
-    near > 0 && make("p", {}, `${count(near, "neighbour")} counted; ${near === 1 ? "its outline is" : "their outlines are"} dashed.`))];
+  const note = `${count(near, "neighbour")} counted, drawn with dashes.`;
+  return make("details", { class: "why" }, make("summary", {}, "Why it stands here"),
+    facts(rows), near > 0 && make("p", {}, note));
 }
 
 function attributesOf(hit) {
@@ -179,4 +196,5 @@ function attributesOf(hit) {
   return known.length ? [facts(known.map(([name, value]) => [name, String(value)]))] : [];
 }
 
-const facts = (rows) => make("dl", {}, ...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+const facts = (rows) => make("dl", {}, ...rows.map(([name, value]) =>
+  make("div", {}, make("dt", {}, name), make("dd", {}, value))));

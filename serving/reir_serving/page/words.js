@@ -54,7 +54,8 @@ export function timings(ms) {
   const whole = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
   const parts = Object.entries(ms).filter(([, value]) => value > 0);
   const total = parts.reduce((sum, [, value]) => sum + value, 0);
-  return `${whole(total)} ms: ${parts.map(([name, value]) => `${stage(name)} ${whole(value)}`).join(", ")}`;
+  const named = parts.map(([name, value]) => `${stage(name)} ${whole(value)}`);
+  return `${whole(total)} ms: ${named.join(", ")}`;
 }
 
 /** What was left out of an answer, as a sentence; empty where nothing was. */
@@ -66,13 +67,14 @@ export function explain(problem) {
   const said = sentence(problem.detail || problem.title);
   switch (problem.status) {
     case 0:
-      return { title: "The server does not answer", advice: "Check that \u201creir serve\u201d is still running and that you are connected." };
+      return {
+        title: "The server does not answer",
+        advice: "Check that \u201creir serve\u201d still runs and that you are connected.",
+      };
     case 401:
-      return { title: "This server asks for a key", advice: "Enter the API key that you were given." };
+      return { title: "This server asks for a key", advice: "Enter the one you were given." };
     case 403:
       return { title: "Your key does not allow this", advice: said };
-    case 404:
-      return { title: "That is not here any more", advice: said };
     case 413:
       return { title: "That file is too large", advice: said };
     case 400: case 415: case 422:
@@ -81,11 +83,12 @@ export function explain(problem) {
       return { title: "Too many requests at once", advice: "Your key may ask only so often." };
     case 503:
       return { title: "The server is busy", advice: said };
-    default:
-      return {
-        title: "Something went wrong on the server",
-        advice: [said, problem.requestId && `Tell its owner the request id ${problem.requestId}.`].filter(Boolean).join(" "),
-      };
+    case 404: case 409:
+      return { title: problem.title, advice: said };
+    default: {
+      const name = problem.requestId && `Tell its owner the request id ${problem.requestId}.`;
+      return { title: "Something went wrong on the server", advice: `${said} ${name}`.trim() };
+    }
   }
 }
 

@@ -13,20 +13,18 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.images import decode_image
 from reir.presence import Calibration, Logistic
+from reir.search import Companions
 from reir.store import open_store
 from reir.testing import FakeEncoder, draw_scene
 from reir_serving.app import create_app
-from reir_serving.backend import Localisation, Located
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Loaded, LocalParts, Model, Models
+from reir_serving.parts import Loaded, LocalParts, Models
 from reir_serving.service import Service
 from reir_serving.testing import put
 
@@ -68,50 +66,13 @@ CALIBRATION = Calibration(
     gallery=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
     hit=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
     photo=SURE,
+    box=SURE,
     threshold=0.5,
     photo_threshold=0.5,
     tie_margin=1e-4,
     rerank_tie_margin=1e-4,
     about={},
 )
-
-
-class SceneParts(LocalParts):
-    """The parts with the fake encoder, whose scores are calibrated here."""
-
-    async def describe(self, spec: str) -> Model:
-        return replace(await super().describe(spec), calibration=CALIBRATION)
-
-    async def localise(
-        self,
-        spec: str,
-        data: bytes,
-        expression: str,
-        k: int,
-        *,
-        masks: bool,
-    ) -> Localisation:
-        pixels = decode_image(data)
-        (found,) = FakeEncoder().encode_images([pixels])
-        scores = found.vectors @ FakeEncoder().encode_expressions([expression])[0]
-        order = np.argsort(-scores)[:k]
-        boxes = [
-            Located(
-                box=tuple(found.boxes[n].tolist()),
-                score=float(scores[n]),
-                presence=CALIBRATION.of_photo(float(scores[n]), sorted(scores, reverse=True)),
-            )
-            for n in order
-        ]
-        return Localisation(
-            expression=expression,
-            width_px=pixels.shape[1],
-            height_px=pixels.shape[0],
-            present=boxes[0].presence >= CALIBRATION.photo_threshold,
-            presence=boxes[0].presence,
-            boxes=tuple(boxes),
-            timings_ms={"localise": 1.0},
-        )
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +84,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = open_store("memory:")
     put(store, GALLERY, [folder / name for name in SCENES])
     config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
-    parts = SceneParts(store, Models(lambda _: Loaded(FakeEncoder())), config.limits)
+    loaded = Loaded(FakeEncoder(), Companions(calibration=CALIBRATION))
+    parts = LocalParts(store, Models(lambda _: loaded), config.limits)
     service = Service(config, store, parts, folder / "uploads")
     server = uvicorn.Server(
         uvicorn.Config(create_app(service, config), port=0, log_level="warning")

@@ -9,8 +9,11 @@ from .conftest import GALLERY, Opened, answered, drop, search
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
-    page.locator("body").press("/")
     expect(page.locator("#sentence")).to_be_focused()
+    page.locator("#sentence").blur()
+    page.keyboard.press("/")
+    expect(page.locator("#sentence")).to_be_focused()
+    expect(page.locator("#sentence")).to_have_value("")
     page.keyboard.type("the orange one")
     page.keyboard.press("Enter")
     cards = answered(page)

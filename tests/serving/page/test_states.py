@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from reir.testing import draw_scene
 
-from .conftest import GALLERY, HOSTILE, SIZE, Opened, answered, hit_names, search
+from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Opened, answered, hit_names, search
 
 
 def refusing(status: int, **headers: str) -> Callable[[Route], None]:
@@ -136,13 +136,15 @@ def test_hostile_names_are_only_text(page: Page) -> None:
 def test_photos_are_added_and_deleted(page: Page) -> None:
     out = io.BytesIO()
     Image.fromarray(draw_scene(SIZE, [("purple", (100, 100, 300, 300))])).save(out, "PNG")
-    added = {"name": "new purple.png", "mimeType": "image/png", "buffer": out.getvalue()}
-    broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
-    page.set_input_files("#add-file", [added, broken])  # type: ignore[list-item]
+    added = FilePayload(name="new purple.png", mimeType="image/png", buffer=out.getvalue())
+    broken = FilePayload(name="broken.png", mimeType="image/png", buffer=b"no picture")
+    expect(page.locator("#holds")).to_contain_text(f"{len(SCENES)} photos")
+    page.set_input_files("#add-file", [added, broken])
     expect(page.locator("#notice")).to_contain_text(
         "1 photo added to \u201cscenes\u201d, with 1 object"
     )
     expect(page.locator("#notice")).to_contain_text("broken.png: ")
+    expect(page.locator("#holds")).to_contain_text(f"{len(SCENES) + 1} photos")
     cards = search(page, "the purple one")
     expect(cards.first.locator(".name")).to_have_text("new purple.png")
     cards.first.locator(".open").click()
