@@ -205,6 +205,8 @@ def _drafted(query: Query, stages: Stages) -> _Draft:
             "min_presence",
             "needs a single expression and a checkpoint with a calibration.json; leave it out",
         )
+    if cursor is not None and cursor.order == "pool" and not stages.reranks:
+        raise QueryError("cursor", "goes on in the order of a re-ranker that is gone; leave it out")
     wanted = checked.rerank and stages.reranks and checked.expression != ""
     return _Draft(
         said=query.expression,
@@ -260,6 +262,7 @@ async def _optional(
     able = [draft for draft, ms in left if ms is None or ms > usual_ms]
     limits = [ms for _, ms in left if ms is not None and ms > usual_ms]
     done: Sequence[T] = ()
+    failed = False
     started_ms = clock.elapsed_ms
     if able:
         try:
@@ -269,10 +272,13 @@ async def _optional(
             if any(draft.last_order == "pool" for draft in able):
                 raise
             logger.warning("stage %s left out: %r", name, error)
-        stages.costs.note(name, (clock.elapsed_ms - started_ms) / len(able))
+            failed = not isinstance(error, TimeoutError)
+        if not failed:
+            stages.costs.note(name, (clock.elapsed_ms - started_ms) / len(able))
     answered = list(zip(able, done, strict=bool(done)))
+    names = {id(draft) for draft, _ in answered}
     for draft in drafts:
-        if not any(draft is each for each, _ in answered):
+        if id(draft) not in names:
             draft.degraded.append(name)
     return answered
 
