@@ -29,8 +29,9 @@ from reir.models.reranker import (
 from reir_training.assemble import parameter_groups
 from reir_training.batches import MATCH_IOU
 from reir_training.cache import FrozenCache
+from reir_training.card import write_rerank_card
 from reir_training.config import RerankSettings, TrainConfig
-from reir_training.examples import TrainPhoto, describe
+from reir_training.examples import VAL, TrainPhoto, describe
 from reir_training.plan import Epoch, Stage
 from reir_training.rerank_data import RerankData
 
@@ -169,7 +170,8 @@ class RerankTask:
         self.objective = RerankObjective(self.model)
         self._maker = GroupMaker(self.data, settings)
         draw = np.random.default_rng(seed).random(len(photos))
-        self.held_out = draw < settings.held_out
+        trained = np.array([photo.split != VAL for photo in photos])
+        self.held_out = trained & (draw < settings.held_out)
         owners = np.array([each.photo for each in self.data.askings])
         self._rows = np.flatnonzero(~self.held_out[owners])
 
@@ -208,10 +210,11 @@ class RerankTask:
         for name in (CONFIG, WEIGHTS, TOKENIZER):
             shutil.copyfile(self._init / name, folder / name)
         save_reranker(folder, self.model, self.data.digest, about)
+        write_rerank_card(folder, self._init, about)
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of the data it was made from."""
-        return describe(self._photos)
+        return describe(self._photos) | {"rerank_held_out": int(self.held_out.sum())}
 
 
 def validate_reranker(
