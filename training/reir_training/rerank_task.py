@@ -124,6 +124,20 @@ class GroupMaker:
         return RerankBatch(inputs, torch.from_numpy(slots), torch.from_numpy(kept))
 
 
+def rerank_data(
+    config: TrainConfig, photos: Sequence[TrainPhoto], *, cache: Path, init: Path
+) -> RerankData:
+    """What a run is trained on; computed where it is not yet beside the cache."""
+    return RerankData(
+        cache,
+        init,
+        photos,
+        FrozenCache(cache),
+        generated_per_photo=config.rerank.generated_per_photo,
+        seed=config.optimisation.seed,
+    )
+
+
 class RerankTask:
     """Trains on what the frozen dual stream says of the photos and expressions of a run.
 
@@ -148,14 +162,7 @@ class RerankTask:
         self._config, self._photos, self._init = config, photos, init
         self._rank, self._world_size = rank, world_size
         settings, seed = config.rerank, config.optimisation.seed
-        self.data = RerankData(
-            cache,
-            init,
-            photos,
-            FrozenCache(cache),
-            generated_per_photo=settings.generated_per_photo,
-            seed=seed,
-        )
+        self.data = rerank_data(config, photos, cache=cache, init=init)
         torch.manual_seed(seed)
         self.model = Reranker(
             RerankerConfig(
@@ -165,6 +172,9 @@ class RerankTask:
                 num_layers=settings.num_layers,
                 num_heads=settings.num_heads,
                 dropout=settings.dropout,
+                words=settings.words,
+                geometry=settings.geometry,
+                neighbours=settings.neighbours,
             )
         )
         self.objective = RerankObjective(self.model)
