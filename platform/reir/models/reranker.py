@@ -280,13 +280,14 @@ class RelationBias(nn.Module):
         self.to_weights = nn.Parameter(torch.empty(num, config.width, PAIR_FEATURES))
         nn.init.normal_(self.to_weights, std=config.width**-0.5)
         self.always = nn.Parameter(torch.zeros(num, PAIR_FEATURES))
-        self.num_layers = config.num_layers
+        self.num_layers, self.words = config.num_layers, float(config.words)
 
     def forward(self, pairs: Tensor, words_ELW: Tensor, inputs: RerankInputs) -> tuple[Tensor, ...]:
         """Return one (P, H, N, N) a layer."""
         logits_ELR = self.weigh(words_ELW).masked_fill(~inputs.mask[..., None], -1e4)
         read_ERW = logits_ELR.softmax(1).mT @ words_ELW
-        weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) + self.always
+        weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) * self.words
+        weights_ERF = weights_ERF + self.always
         bias_PXR = pairs.flatten(1, 2) @ weights_ERF[inputs.asked].mT
         num = pairs.shape[1]
         bias_PRNN = bias_PXR.mT.unflatten(-1, (num, num))
