@@ -207,6 +207,8 @@ class RerankSettings(StrictConfig):
     num_heads: int = Field(4, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     words: bool = True
+    match: bool = True
+    start: bool = True
     geometry: bool = True
     neighbours: bool = True
     rivals: int = Field(6, ge=0)

@@ -184,6 +184,11 @@ class RerankData:
     ) -> None:
         model, tokenizer = load_model(checkpoint)
         self.digest = weights_digest(checkpoint)
+        experts = [more.shared for more in model.text.members]
+        self.projection = (
+            torch.cat([expert.weight for expert in experts]),
+            torch.cat([expert.bias for expert in experts]),
+        )
         encoder = ClareNanoEncoder(model, tokenizer, self.digest)
         self.askings = askings_of(photos, cache, generated_per_photo, seed)
         texts = [a.text for a in self.askings]

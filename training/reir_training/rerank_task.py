@@ -173,10 +173,13 @@ class RerankTask:
                 num_heads=settings.num_heads,
                 dropout=settings.dropout,
                 words=settings.words,
+                match=settings.match,
                 geometry=settings.geometry,
                 neighbours=settings.neighbours,
             )
         )
+        if settings.start:
+            self.model.start_from(*self.data.projection)
         self.objective = RerankObjective(self.model)
         self._maker = GroupMaker(self.data, settings)
         draw = np.random.default_rng(seed).random(len(photos))

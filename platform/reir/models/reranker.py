@@ -30,6 +30,7 @@ from reir.records import FloatArray
 
 INSTANCE_FEATURES = 17
 PAIR_FEATURES = 18
+MATCH_POOLS = 4
 SCORE_SCALE = 5.0
 """Brings inner products of the dual stream, and their differences, to the size of the others."""
 
@@ -54,6 +55,7 @@ class RerankerConfig:
     num_heads: int = 4
     dropout: float = 0.2
     words: bool = True
+    match: bool = True
     geometry: bool = True
     neighbours: bool = True
 
@@ -295,6 +297,31 @@ class RelationBias(nn.Module):
         return bias_PRNN.chunk(self.num_layers, dim=1)
 
 
+class Match(nn.Module):
+    """How well words fit an instance, and the best instance of its photo (late interaction).
+
+    A sentence names other things than its instance. A few learned weightings of the words say which
+    of them are looked for where: in the instance, or anywhere in the photo.
+    """
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(config.width, MATCH_POOLS)
+
+    def forward(self, x_PNW: Tensor, words_ELW: Tensor, inputs: RerankInputs) -> Tensor:
+        """Return (P, N, 12): own fit, best fit in the photo, sum of each word's best fit."""
+        fits_PNL = x_PNW @ words_ELW[inputs.asked].mT
+        logits_ELQ = self.weigh(words_ELW).masked_fill(~inputs.mask[..., None], -1e4)
+        shares_PLQ = logits_ELQ.softmax(1)[inputs.asked]
+        padding = ~inputs.valid[..., None]
+        own_PNQ = fits_PNL @ shares_PLQ
+        best_PQ = own_PNQ.masked_fill(padding, -1e4).amax(1)
+        each_PL = fits_PNL.masked_fill(padding, -1e4).amax(1)
+        cover_PQ = (each_PL[:, None] @ shares_PLQ)[:, 0]
+        photo = torch.cat([best_PQ, cover_PQ], dim=-1)[:, None].expand(-1, own_PNQ.shape[1], -1)
+        return torch.cat([own_PNQ, photo], dim=-1)
+
+
 class Reranker(nn.Module):
     """Corrects dual-stream scores by what stands around each instance."""
 
@@ -308,32 +335,48 @@ class Reranker(nn.Module):
         self.geometry = nn.Sequential(
             nn.Linear(INSTANCE_FEATURES, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.text = nn.Sequential(
-            nn.LayerNorm(config.text_width),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.text_width, width),
-        )
+        self.text = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.text_width, width))
         self.relation = RelationBias(config)
         self.layers = nn.ModuleList(RerankLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
-        self.correct = nn.Linear(width, 1)
+        self.match = Match(config) if config.match else None
+        self.correct = nn.Linear(width + 3 * MATCH_POOLS * config.match, 1)
         nn.init.normal_(self.appearance[1].weight, std=1.0)  # vectors have unit length
+        nn.init.normal_(self.text[1].weight, std=1.0)  # and so have states, as they come in
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)
 
     def forward(self, inputs: RerankInputs, *, explain: bool = False) -> RerankOutput:
         """Score the instances of P photos."""
         dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.asked])
-        words = self.text(inputs.states)
-        x = self.appearance(inputs.vectors)
-        x = x + self.geometry(self._shown(instance_features(inputs, dual), 2))
+        words = self.text(F.normalize(inputs.states, dim=-1))
+        looks = self.appearance(inputs.vectors)
+        x = looks + self.geometry(self._shown(instance_features(inputs, dual), 2))
         pairs = self._shown(pair_features(inputs.boxes, dual, inputs.valid), 3)
         shares = []
         for layer, bias in zip(self.layers, self.relation(pairs, words, inputs), strict=True):
             x, share = layer(x, words, inputs, bias)
             shares.append(share)
-        correction = self.correct(self.norm(x))[..., 0].masked_fill(~inputs.valid, 0.0)
+        x = self.norm(x)
+        if self.match is not None:
+            x = torch.cat([x, self.match(looks, words, inputs)], dim=-1)
+        correction = self.correct(x)[..., 0].masked_fill(~inputs.valid, 0.0)
         return RerankOutput(dual, correction, torch.stack(shares).mean(0) if explain else None)
+
+    @torch.no_grad()
+    def start_from(self, weight_DC: Tensor, bias_D: Tensor) -> None:
+        """Start with words and instances in one space, in which the dual stream compares them.
+
+        Args:
+            weight_DC, bias_D: of the last layer of its text stream. What matters most of it is
+                shared out between the two projections.
+        """
+        left, scale, right = torch.linalg.svd(weight_DC, full_matrices=False)
+        kept = slice(self.config.width)
+        root = scale[kept].sqrt()
+        self.appearance[1].weight.copy_(root[:, None] * left[:, kept].T)
+        self.text[1].weight.copy_(root[:, None] * right[kept])
+        self.text[1].bias.copy_((left[:, kept].T @ bias_D) / root)
 
     def _shown(self, features: Tensor, num_others: int) -> Tensor:
         """Take the geometry away where the model may not use it; all but the last few features."""
