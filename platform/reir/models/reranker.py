@@ -372,11 +372,11 @@ class Reranker(nn.Module):
                 shared out between the two projections.
         """
         left, scale, right = torch.linalg.svd(weight_DC, full_matrices=False)
-        kept = slice(self.config.width)
-        root = scale[kept].sqrt()
-        self.appearance[1].weight.copy_(root[:, None] * left[:, kept].T)
-        self.text[1].weight.copy_(root[:, None] * right[kept])
-        self.text[1].bias.copy_((left[:, kept].T @ bias_D) / root)
+        num = min(self.config.width, len(scale))
+        root, left = scale[:num].sqrt(), left[:, :num]
+        self.appearance[1].weight[:num] = root[:, None] * left.T
+        self.text[1].weight[:num] = root[:, None] * right[:num]
+        self.text[1].bias[:num] = left.T @ bias_D / root
 
     def _shown(self, features: Tensor, num_others: int) -> Tensor:
         """Take the geometry away where the model may not use it; all but the last few features."""
