@@ -134,6 +134,7 @@ def rerank_data(
         photos,
         FrozenCache(cache),
         generated_per_photo=config.rerank.generated_per_photo,
+        vector_dropout=config.rerank.vector_dropout,
         seed=config.optimisation.seed,
     )
 
