@@ -162,7 +162,7 @@ def instance_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
 
 
 def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
-    """(P, N, N, 18) how each instance (last but one axis) sees each other (last)."""
+    """(P, 18, N, N) how each instance (last but one axis) sees each other (last)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
@@ -186,7 +186,7 @@ def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
     order = [between(ranks(cx, valid_PN)), between(ranks(cy, valid_PN))]
     itself = torch.eye(boxes.shape[1], device=boxes.device).expand_as(dx)
     parts = [*sides, *far, *covers, *sizes, *order, torch.ones_like(dx), itself]
-    return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=-1)
+    return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=1)
 
 
 class Heads(nn.Module):
@@ -290,9 +290,7 @@ class RelationBias(nn.Module):
         read_ERW = logits_ELR.softmax(1).mT @ words_ELW
         weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) * self.words
         weights_ERF = weights_ERF + self.always
-        bias_PXR = pairs.flatten(1, 2) @ weights_ERF[inputs.asked].mT
-        num = pairs.shape[1]
-        bias_PRNN = bias_PXR.mT.unflatten(-1, (num, num))
+        bias_PRNN = (weights_ERF[inputs.asked] @ pairs.flatten(2)).unflatten(-1, pairs.shape[2:])
         bias_PRNN = bias_PRNN.masked_fill(~inputs.valid[:, None, None, :], -1e4)
         return bias_PRNN.chunk(self.num_layers, dim=1)
 
@@ -378,12 +376,10 @@ class Reranker(nn.Module):
         self.text[1].weight[:num] = root[:, None] * right[:num]
         self.text[1].bias[:num] = left.T @ bias_D / root
 
-    def _shown(self, features: Tensor, num_others: int) -> Tensor:
-        """Take the geometry away where the model may not use it; all but the last few features."""
-        if self.config.geometry:
-            return features
-        keep = torch.arange(features.shape[-1], device=features.device)
-        return features * (keep >= features.shape[-1] - num_others)
+    def _shown(self, num_features: int, num_others: int) -> Tensor:
+        """(F,) 1, or 0 for geometry where the model may not use it: all but the last features."""
+        number = torch.arange(num_features, device=self.correct.weight.device)
+        return ((number >= num_features - num_others) | self.config.geometry).float()
 
     def score(
         self,
