@@ -327,28 +327,27 @@ class Reranker(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.appearance = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(config.dim, width, bias=False)
-        )
+        self.drop = nn.Dropout(config.dropout)
+        self.appearance = nn.Linear(config.dim, width, bias=False)
         self.geometry = nn.Sequential(
             nn.Linear(INSTANCE_FEATURES, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.text = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.text_width, width))
+        self.text = nn.Linear(config.text_width, width)
         self.relation = RelationBias(config)
         self.layers = nn.ModuleList(RerankLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
         self.match = Match(config) if config.match else None
         self.correct = nn.Linear(width + 3 * MATCH_POOLS * config.match, 1)
-        nn.init.normal_(self.appearance[1].weight, std=1.0)  # vectors have unit length
-        nn.init.normal_(self.text[1].weight, std=1.0)  # and so have states, as they come in
+        nn.init.normal_(self.appearance.weight, std=1.0)  # vectors have unit length
+        nn.init.normal_(self.text.weight, std=1.0)  # and so have states, as they come in
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)
 
     def forward(self, inputs: RerankInputs, *, explain: bool = False) -> RerankOutput:
         """Score the instances of P photos."""
         dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.asked])
-        words = self.text(F.normalize(inputs.states, dim=-1))
-        looks = self.appearance(inputs.vectors)
+        words = self.text(self.drop(F.normalize(inputs.states, dim=-1)))
+        looks = self.appearance(self.drop(inputs.vectors))
         x = looks + self.geometry(self._shown(instance_features(inputs, dual), 2))
         pairs = self._shown(pair_features(inputs.boxes, dual, inputs.valid), 3)
         shares = []
@@ -372,9 +371,9 @@ class Reranker(nn.Module):
         left, scale, right = torch.linalg.svd(weight_DC, full_matrices=False)
         num = min(self.config.width, len(scale))
         root, left = scale[:num].sqrt(), left[:, :num]
-        self.appearance[1].weight[:num] = root[:, None] * left.T
-        self.text[1].weight[:num] = root[:, None] * right[:num]
-        self.text[1].bias[:num] = left.T @ bias_D / root
+        self.appearance.weight[:num] = root[:, None] * left.T
+        self.text.weight[:num] = root[:, None] * right[:num]
+        self.text.bias[:num] = left.T @ bias_D / root
 
     def _shown(self, num_features: int, num_others: int) -> Tensor:
         """(F,) 1, or 0 for geometry where the model may not use it: all but the last features."""
