@@ -30,6 +30,9 @@ from reir.records import FloatArray
 
 INSTANCE_FEATURES = 17
 PAIR_FEATURES = 18
+NOT_PLACES, NOT_PAIRS = 2, 3
+"""The last features of either kind, which are scores and no geometry."""
+
 MATCH_POOLS = 4
 SCORE_SCALE = 5.0
 """Brings inner products of the dual stream, and their differences, to the size of the others."""
@@ -348,8 +351,11 @@ class Reranker(nn.Module):
         dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.asked])
         words = self.text(self.drop(F.normalize(inputs.states, dim=-1)))
         looks = self.appearance(self.drop(inputs.vectors))
-        x = looks + self.geometry(self._shown(instance_features(inputs, dual), 2))
-        pairs = self._shown(pair_features(inputs.boxes, dual, inputs.valid), 3)
+        places = instance_features(inputs, dual)
+        pairs = pair_features(inputs.boxes, dual, inputs.valid)
+        if not self.config.geometry:
+            places[..., :-NOT_PLACES], pairs[:, :-NOT_PAIRS] = 0, 0
+        x = looks + self.geometry(places)
         shares = []
         for layer, bias in zip(self.layers, self.relation(pairs, words, inputs), strict=True):
             x, share = layer(x, words, inputs, bias)
@@ -374,11 +380,6 @@ class Reranker(nn.Module):
         self.appearance.weight[:num] = root[:, None] * left.T
         self.text.weight[:num] = root[:, None] * right[:num]
         self.text.bias[:num] = left.T @ bias_D / root
-
-    def _shown(self, num_features: int, num_others: int) -> Tensor:
-        """(F,) 1, or 0 for geometry where the model may not use it: all but the last features."""
-        number = torch.arange(num_features, device=self.correct.weight.device)
-        return ((number >= num_features - num_others) | self.config.geometry).float()
 
     def score(
         self,
