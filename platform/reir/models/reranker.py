@@ -192,16 +192,9 @@ def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
     return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=1)
 
 
-class Heads(nn.Module):
-    """(.., S, W) -> (.., H, S, W / H)."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.linear, self.num_heads = nn.Linear(width, width), num_heads
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project and split."""
-        return torch.as_tensor(self.linear(x).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2))
+def split_heads(x: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(.., S, parts * W) -> for each part (.., H, S, W / H)."""
+    return x.unflatten(-1, (num_parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
 
 
 class ReadWords(nn.Module):
@@ -209,18 +202,21 @@ class ReadWords(nn.Module):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
+        self.num_heads = config.num_heads
         self.norm = nn.LayerNorm(config.width)
-        self.query, self.key, self.value = (Heads(config.width, config.num_heads) for _ in range(3))
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x_PNW: Tensor, words_ELW: Tensor, mask_EL: Tensor, asked_P: Tensor) -> Tensor:
         """Return (P, N, W) what was read."""
-        query = self.query(self.norm(x_PNW))
-        key, value = self.key(words_ELW)[asked_P], self.value(words_ELW)[asked_P]
-        seen = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask_EL[asked_P][:, None, None, :]
-        )
-        return torch.as_tensor(self.out(seen.transpose(1, 2).flatten(2)))
+        (query,) = split_heads(self.query(self.norm(x_PNW)), 1, self.num_heads)
+        key, value = split_heads(self.key_value(words_ELW), 2, self.num_heads)
+        hidden_PL = ~mask_EL[asked_P]
+        logits = query @ key[asked_P].mT / query.shape[-1] ** 0.5
+        shares = logits.masked_fill(hidden_PL[:, None, None, :], -1e4).softmax(-1)
+        seen = (shares @ value[asked_P]).transpose(1, 2).flatten(2)
+        return torch.as_tensor(self.out(seen))
 
 
 class SeeNeighbours(nn.Module):
@@ -228,8 +224,9 @@ class SeeNeighbours(nn.Module):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
+        self.num_heads = config.num_heads
         self.norm = nn.LayerNorm(config.width)
-        self.query, self.key, self.value = (Heads(config.width, config.num_heads) for _ in range(3))
+        self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width + config.num_heads, config.width)
 
     def forward(self, x_PNW: Tensor, bias_PHNN: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,12 +234,11 @@ class SeeNeighbours(nn.Module):
 
         Looking at nobody has the logit 0. `bias_PHNN` is very low on padding.
         """
-        x = self.norm(x_PNW)
-        query, key = self.query(x), self.key(x)
+        query, key, value = split_heads(self.qkv(self.norm(x_PNW)), 3, self.num_heads)
         logits = query @ key.mT / query.shape[-1] ** 0.5 + bias_PHNN
         nobody = torch.zeros_like(logits[..., :1])
         shares = torch.cat([logits, nobody], dim=-1).softmax(-1)[..., :-1]
-        mean = (shares @ self.value(x)).transpose(1, 2).flatten(2)
+        mean = (shares @ value).transpose(1, 2).flatten(2)
         found = logits.sigmoid().sum(-1).log1p().transpose(1, 2)
         return self.out(torch.cat([mean, found], dim=-1)), shares
 
