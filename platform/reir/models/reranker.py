@@ -279,7 +279,7 @@ class RelationBias(nn.Module):
         num = config.num_layers * config.num_heads
         self.weigh = nn.Linear(config.width, num)
         self.to_weights = nn.Parameter(torch.empty(num, config.width, PAIR_FEATURES))
-        nn.init.normal_(self.to_weights, std=config.width**-0.5)
+        nn.init.normal_(self.to_weights, std=0.3 * config.width**-0.5)
         self.always = nn.Parameter(torch.zeros(num, PAIR_FEATURES))
         self.num_layers, self.words = config.num_layers, float(config.words)
 
@@ -332,6 +332,7 @@ class Reranker(nn.Module):
             nn.Linear(INSTANCE_FEATURES, width), nn.GELU(), nn.Linear(width, width)
         )
         self.text = nn.Linear(config.text_width, width)
+        self.norm_words = nn.LayerNorm(width)
         self.relation = RelationBias(config)
         self.layers = nn.ModuleList(RerankLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
@@ -352,9 +353,9 @@ class Reranker(nn.Module):
         if not self.config.geometry:
             places[..., :-NOT_PLACES], pairs[:, :-NOT_PAIRS] = 0, 0
         x = looks + self.geometry(places)
-        shares = []
-        for layer, bias in zip(self.layers, self.relation(pairs, words, inputs), strict=True):
-            x, share = layer(x, words, inputs, bias)
+        read, shares = self.norm_words(words), []
+        for layer, bias in zip(self.layers, self.relation(pairs, read, inputs), strict=True):
+            x, share = layer(x, read, inputs, bias)
             shares.append(share)
         x = self.norm(x)
         if self.match is not None:
