@@ -195,7 +195,8 @@ class RerankSettings(StrictConfig):
     """The relation re-ranker of `clare-nano`, and what its stage draws.
 
     Attributes:
-        width, num_layers, num_heads, dropout, words, geometry, neighbours: as in `RerankerConfig`.
+        width, num_layers, num_heads, dropout, words, match, geometry, neighbours: as in
+            `RerankerConfig`.
         rivals: other photos that each long expression is ranked against, drawn among those which
             the dual stream confuses most with the right one.
         generated_per_photo: generated expressions a photo; 0 turns them off.
@@ -210,7 +211,6 @@ class RerankSettings(StrictConfig):
     dropout: float = Field(0.2, ge=0, lt=1)
     words: bool = True
     match: bool = True
-    start: bool = True
     geometry: bool = True
     neighbours: bool = True
     rivals: int = Field(6, ge=0)

@@ -165,22 +165,15 @@ class RerankTask:
         settings, seed = config.rerank, config.optimisation.seed
         self.data = rerank_data(config, photos, cache=cache, init=init)
         torch.manual_seed(seed)
+        shape = settings.model_dump(include=set(RerankerConfig.__dataclass_fields__))
         self.model = Reranker(
             RerankerConfig(
                 dim=self.data.texts.vectors.shape[1],
                 text_width=self.data.texts[0].states.shape[1],
-                width=settings.width,
-                num_layers=settings.num_layers,
-                num_heads=settings.num_heads,
-                dropout=settings.dropout,
-                words=settings.words,
-                match=settings.match,
-                geometry=settings.geometry,
-                neighbours=settings.neighbours,
+                **shape,
             )
         )
-        if settings.start:
-            self.model.start_from(*self.data.projection)
+        self.model.start_from(*self.data.projection)
         self.objective = RerankObjective(self.model)
         self._maker = GroupMaker(self.data, settings)
         draw = np.random.default_rng(seed).random(len(photos))

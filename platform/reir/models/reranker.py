@@ -48,7 +48,8 @@ class RerankerConfig:
         width: W.
         num_layers, num_heads: of the layers in which instances read words and look at each other.
         dropout: in training.
-        words, geometry, neighbours: what the model may use; False takes it away (ablations).
+        words, match, geometry, neighbours: what the model may use; False takes it away, for
+            ablations: reading words, how well they fit, all geometry, all other instances.
     """
 
     dim: int = 256

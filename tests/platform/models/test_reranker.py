@@ -137,7 +137,7 @@ def test_what_is_taken_away_is_not_used(what: str) -> None:
         ),
     }[what]
     for used in (True, False):
-        model = trained(**{what: used})
+        model = trained(**{what: used}, match=False)
         ((plain,),) = model.score([asked], [[one]])
         ((other,),) = model.score([changed[1]], [[changed[0]]])
         gap = abs(plain.scores[0] - other.scores[0])
