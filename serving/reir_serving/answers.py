@@ -12,8 +12,8 @@ from urllib.parse import quote
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from reir.outlines import outlines
 from reir.records import Evidence, Hit, MaskRle, SearchResult
-from reir.rle import outlines
 from reir.store.contract import InstanceRow, VersionInfo
 from reir_serving.backend import GalleryImage, GalleryInfo, Localisation
 
