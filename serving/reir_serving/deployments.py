@@ -123,6 +123,10 @@ class Part:
         """Call a method of the parts."""
         return await getattr(self._parts, name)(*args, **options)
 
+    async def check_health(self) -> None:
+        """Ask the models that are loaded."""
+        await self._parts.check_health()
+
 
 class RemoteParts:
     """Parts that are deployments of their own; see `Parts`."""

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from reir.errors import ReirError
 from reir_serving.config import LiveSettings, ServeConfig
 from reir_serving.deployments import APP, INGRESS, build_app
 
@@ -30,7 +31,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
         The address, once all replicas are ready.
 
     Raises:
-        RuntimeError: a replica could not start; the message says why.
+        ReirError: a replica could not start; the message says why.
     """
     address = os.environ.get("RAY_ADDRESS") or LOCAL
     options: dict[str, Any] = {}
@@ -39,7 +40,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(build_app(config), name=APP, route_prefix="/")
+        with _told_plainly():
+            serve.run(build_app(config), name=APP, route_prefix="/")
         yield f"http://{_shown(config.host)}:{config.port}/"
     finally:
         if address == LOCAL:
@@ -65,6 +67,18 @@ def num_cpus(config: ServeConfig) -> int:
     parts = (config.ingress, config.text, config.retriever, config.reranker, config.localiser)
     needed = sum(each.most * each.num_cpus for each in parts)
     return max(os.cpu_count() or 1, int(needed) + SYSTEM_CPUS)
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Raise why a replica could not start, without the traceback that Serve puts around it."""
+    try:
+        yield
+    except RuntimeError as error:
+        ours = [line for line in str(error).splitlines() if line.startswith("reir.errors.")]
+        if not ours:
+            raise
+        raise ReirError(f"the service does not start: {ours[-1].partition(': ')[2]}") from error
 
 
 def _shown(host: str) -> str:
