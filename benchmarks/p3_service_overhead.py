@@ -21,6 +21,7 @@ and an exact search of the raw vectors (faiss), called directly, in turn with th
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
@@ -86,9 +87,17 @@ def be_fastapi(config: ServeConfig) -> None:
 
     store = open_store(config.store)
     service = Service(config, store, LocalParts(store, Models(), config.limits), Path("uploads"))
-    app = create_app(service, config)
-    app.router.on_startup.append(service.warm_up)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="error", access_log=False)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, config), port=config.port, log_level="error", access_log=False
+        )
+    )
+
+    async def serve() -> None:
+        await service.warm_up()
+        await server.serve()
+
+    asyncio.run(serve())
 
 
 def be_default(config: ServeConfig) -> None:

@@ -7,6 +7,7 @@ work is that of the parts (`parts.py`). Knows no Ray and no HTTP.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,14 @@ from typing import Any, TypeVar
 from reir.answer import answer
 from reir.clock import Costs
 from reir.encoders import SHIPPED_KIND, stored_spec
-from reir.errors import GalleryNotFound, ReirError, SchemaMismatch, StoreError, nearest_name
+from reir.errors import (
+    GalleryNotFound,
+    ReirError,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+    nearest_name,
+)
 from reir.images import DEFAULT_MAX_BYTES
 from reir.models.seams import EncodedExpression
 from reir.presence import Calibration
@@ -35,15 +43,16 @@ from reir_serving.backend import (
     Readiness,
 )
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Breaker, Model, Parts, Wanted
+from reir_serving.parts import CANARY, Breaker, Model, Parts, Wanted
 from reir_serving.photos import Photos
 
-CANARY = Query(terms=(Term(expression="the thing in the middle"),), k=1)
+ASKED = Query(terms=(Term(expression=CANARY),), k=1)
 """What is asked of a gallery to see that it can answer."""
 
 WARM_UP_ROUNDS = 3
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class GalleryStages:
@@ -184,7 +193,7 @@ class Service:
             return Readiness(ready=False, checks={"store": str(error)})
         for name in self._config.galleries or [each for each in self._opened if each in names]:
             try:
-                await answer([CANARY], await self._stages(name))
+                await answer([ASKED], await self._stages(name))
                 checks[f"gallery {name}"] = "ok"
             except ReirError as error:
                 checks[f"gallery {name}"] = str(error)
@@ -204,14 +213,19 @@ class Service:
     async def warm_up(self) -> None:
         """Open what is served and answer a few queries, so that the first user finds all loaded.
 
+        A store that is away is waited for by nobody: what it holds is opened when it is asked for.
+
         Raises:
             ReirError: a gallery that was named cannot be served.
         """
-        names = self._config.galleries or await self._ask_store(self._live_names)
-        for name in names:
-            stages = await self._stages(name)
-            for _ in range(WARM_UP_ROUNDS):
-                await answer([CANARY], stages)
+        try:
+            names = self._config.galleries or await self._ask_store(self._live_names)
+            for name in names:
+                stages = await self._stages(name)
+                for _ in range(WARM_UP_ROUNDS):
+                    await answer([ASKED], stages)
+        except StoreUnavailable as error:
+            logger.warning("nothing is loaded yet: %s", error)
 
     async def check_health(self) -> None:
         """Ask the canary query of an open gallery.
@@ -226,7 +240,7 @@ class Service:
         if stages is None:
             return
         with suppress(StoreError, Overloaded):
-            await answer([CANARY], stages)
+            await answer([ASKED], stages)
 
     async def _stages(self, gallery: str) -> GalleryStages:
         """Return the stages of a gallery; opens it at its first use.
