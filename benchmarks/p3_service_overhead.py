@@ -62,7 +62,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.arm:
-        config = ServeConfig(store=arguments.store, galleries=(GALLERY,), port=arguments.port)
+        config = ServeConfig(
+            store=arguments.store,
+            galleries=(GALLERY,),
+            port=arguments.port,
+            access_log=Path(os.devnull),
+        )
         {"fastapi": be_fastapi, "default": be_default}[arguments.arm](config)
         return
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -82,9 +87,11 @@ def be_fastapi(config: ServeConfig) -> None:
     import uvicorn
 
     from reir_serving.app import create_app
+    from reir_serving.logs import open_logs
     from reir_serving.parts import LocalParts, Models
     from reir_serving.service import Service
 
+    open_logs(config.access_log)
     store = open_store(config.store)
     service = Service(config, store, LocalParts(store, Models(), config.limits), Path("uploads"))
     server = uvicorn.Server(
