@@ -278,6 +278,47 @@ class Hit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Located:
+    """One box that answers an expression within one photo.
+
+    Attributes:
+        box: xyxy in [0, 1] of the upright photo.
+        score: of box and expression, higher is better.
+        presence: calibrated probability that this is the described instance; None without a
+            calibration.
+        mask: where the checkpoint has a mask branch.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    presence: float | None
+    mask: MaskRle | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localisation:
+    """Where an expression is in one photo.
+
+    Attributes:
+        expression: as asked.
+        width_px, height_px: of the upright photo.
+        present: whether anything fits: the best presence reaches the checkpoint's threshold.
+        presence: calibrated probability that the described instance is in this photo; None without
+            a calibration.
+        boxes: best first.
+        timings_ms: stage -> milliseconds.
+    """
+
+    expression: str
+    width_px: int
+    height_px: int
+    present: bool
+    presence: float | None
+    boxes: tuple[Located, ...]
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchResult:
     """The answer to one expression: hits, best first, and how they came about.
 

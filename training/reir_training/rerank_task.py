@@ -29,8 +29,9 @@ from reir.models.reranker import (
 from reir_training.assemble import parameter_groups
 from reir_training.batches import MATCH_IOU
 from reir_training.cache import FrozenCache
+from reir_training.card import write_rerank_card
 from reir_training.config import RerankSettings, TrainConfig
-from reir_training.examples import TrainPhoto, describe
+from reir_training.examples import VAL, TrainPhoto, describe
 from reir_training.plan import Epoch, Stage
 from reir_training.rerank_data import RerankData
 
@@ -123,6 +124,21 @@ class GroupMaker:
         return RerankBatch(inputs, torch.from_numpy(slots), torch.from_numpy(kept))
 
 
+def rerank_data(
+    config: TrainConfig, photos: Sequence[TrainPhoto], *, cache: Path, init: Path
+) -> RerankData:
+    """What a run is trained on; computed where it is not yet beside the cache."""
+    return RerankData(
+        cache,
+        init,
+        photos,
+        FrozenCache(cache),
+        generated_per_photo=config.rerank.generated_per_photo,
+        vector_dropout=config.rerank.vector_dropout,
+        seed=config.optimisation.seed,
+    )
+
+
 class RerankTask:
     """Trains on what the frozen dual stream says of the photos and expressions of a run.
 
@@ -147,29 +163,22 @@ class RerankTask:
         self._config, self._photos, self._init = config, photos, init
         self._rank, self._world_size = rank, world_size
         settings, seed = config.rerank, config.optimisation.seed
-        self.data = RerankData(
-            cache,
-            init,
-            photos,
-            FrozenCache(cache),
-            generated_per_photo=settings.generated_per_photo,
-            seed=seed,
-        )
+        self.data = rerank_data(config, photos, cache=cache, init=init)
         torch.manual_seed(seed)
+        shape = settings.model_dump(include=set(RerankerConfig.__dataclass_fields__))
         self.model = Reranker(
             RerankerConfig(
                 dim=self.data.texts.vectors.shape[1],
                 text_width=self.data.texts[0].states.shape[1],
-                width=settings.width,
-                num_layers=settings.num_layers,
-                num_heads=settings.num_heads,
-                dropout=settings.dropout,
+                **shape,
             )
         )
+        self.model.start_from(*self.data.projection)
         self.objective = RerankObjective(self.model)
         self._maker = GroupMaker(self.data, settings)
         draw = np.random.default_rng(seed).random(len(photos))
-        self.held_out = draw < settings.held_out
+        trained = np.array([photo.split != VAL for photo in photos])
+        self.held_out = trained & (draw < settings.held_out)
         owners = np.array([each.photo for each in self.data.askings])
         self._rows = np.flatnonzero(~self.held_out[owners])
 
@@ -208,10 +217,11 @@ class RerankTask:
         for name in (CONFIG, WEIGHTS, TOKENIZER):
             shutil.copyfile(self._init / name, folder / name)
         save_reranker(folder, self.model, self.data.digest, about)
+        write_rerank_card(folder, self._init, about)
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of the data it was made from."""
-        return describe(self._photos)
+        return describe(self._photos) | {"rerank_held_out": int(self.held_out.sum())}
 
 
 def validate_reranker(
