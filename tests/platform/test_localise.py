@@ -76,9 +76,9 @@ def path(tmp_path: Path) -> Path:
 
 def test_expressions_find_their_boxes() -> None:
     red, blue = PixelLocaliser(ENCODER).locate(SCENE, ["the red one", "a blue thing"], k=1)
-    assert red.instances[0].box == pytest.approx((0.05, 0.1, 0.15, 0.9))
-    assert blue.instances[0].box == pytest.approx((0.75, 0.2, 0.85, 0.4))
-    assert (red.present, red.presence, red.instances[0].presence) == (True, None, None)
+    assert red.boxes[0].box == pytest.approx((0.05, 0.1, 0.15, 0.9))
+    assert blue.boxes[0].box == pytest.approx((0.75, 0.2, 0.85, 0.4))
+    assert (red.present, red.presence, red.boxes[0].presence) == (True, None, None)
 
 
 def test_presence_decides_whether_it_is_there() -> None:
@@ -86,12 +86,12 @@ def test_presence_decides_whether_it_is_there() -> None:
     red, purple = localiser.locate(SCENE, ["red", "purple"])
     assert red.present
     assert not purple.present
-    assert purple.presence == purple.instances[0].presence
-    assert [each.score for each in red.instances] == sorted(
-        (each.score for each in red.instances), reverse=True
+    assert purple.presence == purple.boxes[0].presence
+    assert [each.score for each in red.boxes] == sorted(
+        (each.score for each in red.boxes), reverse=True
     )
     (empty,) = localiser.locate(np.full((50, 50, 3), 128, np.uint8), ["red"])
-    assert (empty.instances, empty.presence, empty.present) == ((), 0.0, False)
+    assert (empty.boxes, empty.presence, empty.present) == ((), 0.0, False)
 
 
 def test_a_box_moves_half_way_to_what_the_crop_shows_and_takes_its_mask(path: Path) -> None:
