@@ -369,7 +369,7 @@ def _equally_good(page: Sequence[_Ranked], calibration: Calibration | None) -> i
     if not page:
         return 0
     first = page[0]
-    margin = calibration.margin(first.order == "pool") if calibration else 0.0
+    margin = calibration.tie_margin if calibration else 0.0
     near = takewhile(
         lambda each: each.order == first.order and first.score - each.score <= margin, page
     )

@@ -61,7 +61,7 @@ def calibrated(**values: float) -> Calibration:
         features=("score", "lead", "spread", "size"), weights=(10, 0, 0, 0), bias=-5
     )
     in_photo = Logistic(features=("score", "lead", "spread"), weights=(10, 0, 0), bias=-5)
-    known = {"threshold": 0.9, "photo_threshold": 0.9, "tie_margin": 0.0, "rerank_tie_margin": 0.0}
+    known = {"threshold": 0.9, "photo_threshold": 0.9, "tie_margin": 0.0}
     return Calibration(
         digest="table",
         gallery=by_score,

@@ -233,7 +233,6 @@ def test_search_says_when_it_is_not_there(
         threshold=0.5,
         photo_threshold=0.5,
         tie_margin=0.0,
-        rerank_tie_margin=0.0,
         about={},
     )
     monkeypatch.setattr(

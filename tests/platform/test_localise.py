@@ -59,7 +59,6 @@ def in_photo(threshold: float) -> Calibration:
         threshold=0.5,
         photo_threshold=threshold,
         tie_margin=0,
-        rerank_tie_margin=0,
         about={},
     )
 

@@ -40,7 +40,6 @@ def calibration() -> Calibration:
         threshold=0.4,
         photo_threshold=0.5,
         tie_margin=0.01,
-        rerank_tie_margin=0.02,
         about={"photos": 3},
     )
 
@@ -71,7 +70,6 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     assert found.of_hit(0.6, BEST, 99) == pytest.approx(logistic(4)((0.6, -0.3, 0.3, 2.0)))
     assert found.of_photo(BEST) == pytest.approx(logistic(3)((0.9, 0.3, 0.3)))
     assert found.of_box(0.3, BEST) == pytest.approx(logistic(3)((0.3, -0.6, 0.3)))
-    assert (found.margin(reranked=False), found.margin(reranked=True)) == (0.01, 0.02)
     assert (found.is_found(0.4), found.is_found(0.39), found.is_found(None)) == (True, False, False)
 
 
