@@ -161,9 +161,13 @@ class _Draft:
         """Scores of the best photos, for the calibration."""
         return [row.score for row in self.found.photos[:PHOTOS]]
 
-    def left_ms(self, clock: Clock) -> float | None:
-        """What is left of the budget; None without one, or where a page cannot do without."""
-        if self.query.budget_ms is None or self.last_order == "pool":
+    def needs(self, stage: str) -> bool:
+        """Whether an optional stage is none here: the page goes on within its order."""
+        return stage == "rerank" and self.last_order == "pool"
+
+    def left_ms(self, stage: str, clock: Clock) -> float | None:
+        """What is left of the budget for a stage; None for as long as it takes."""
+        if self.query.budget_ms is None or self.needs(stage):
             return None
         return self.query.budget_ms - clock.elapsed_ms
 
@@ -255,21 +259,23 @@ async def _optional(
     """Run a stage for the queries that have time for it; name it in `degraded` of the others.
 
     The time it will take is what it usually took. A failure leaves it out too, but for a page that
-    goes on within its order.
+    needs it.
     """
     usual_ms = stages.costs.usual_ms(name) * len(drafts)
-    left = [(draft, draft.left_ms(clock)) for draft in drafts]
+    left = [(draft, draft.left_ms(name, clock)) for draft in drafts]
     able = [draft for draft, ms in left if ms is None or ms > usual_ms]
     limits = [ms for _, ms in left if ms is not None and ms > usual_ms]
     done: Sequence[T] = ()
     failed = False
     started_ms = clock.elapsed_ms
+    if len(able) < len(drafts):
+        stages.costs.note_left_out(name)
     if able:
         try:
             with clock.stage(name):
                 done = await work(able, min(limits) / 1e3 if limits else None)
         except Exception as error:
-            if any(draft.last_order == "pool" for draft in able):
+            if any(draft.needs(name) for draft in able):
                 raise
             logger.warning("stage %s left out: %r", name, error)
             failed = not isinstance(error, TimeoutError)
