@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from reir import cli, cli_doctor, cli_search, query
-from reir.images import canonical_uri, image_id
+from reir.images import canonical_uri, image_id, path_of_uri
 from reir.presence import Calibration, Logistic
 from reir.records import ImageRecord, IndexedImage
 from reir.search import Companions
@@ -191,7 +191,7 @@ def test_search_draws_the_hits(terminal: Terminal, tmp_path: Path) -> None:
 def test_search_takes_more_like_this_and_not_that(terminal: Terminal) -> None:
     def names(*options: str) -> list[str]:
         found = terminal.json("search", *options, "--gallery", "photos")
-        return [Path(hit["uri"]).name for hit in found["hits"]]
+        return [path_of_uri(hit["uri"]).name for hit in found["hits"]]
 
     best = terminal.json("search", "green", "--gallery", "photos", "-k", "1")["hits"][0]
     assert sorted(names("--like", best["instance_id"])) == ["one.png", "two [bold].png"]
