@@ -62,7 +62,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.arm:
-        config = ServeConfig(store=arguments.store, galleries=(GALLERY,), port=arguments.port)
+        config = ServeConfig(
+            store=arguments.store,
+            galleries=(GALLERY,),
+            port=arguments.port,
+            access_log=Path(os.devnull),
+        )
         {"fastapi": be_fastapi, "default": be_default}[arguments.arm](config)
         return
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -82,9 +87,11 @@ def be_fastapi(config: ServeConfig) -> None:
     import uvicorn
 
     from reir_serving.app import create_app
+    from reir_serving.logs import open_logs
     from reir_serving.parts import LocalParts, Models
     from reir_serving.service import Service
 
+    open_logs(config.access_log)
     store = open_store(config.store)
     service = Service(config, store, LocalParts(store, Models(), config.limits), Path("uploads"))
     server = uvicorn.Server(
@@ -161,8 +168,9 @@ def overhead(urls: dict[str, str], arguments: argparse.Namespace) -> dict[str, A
                 ratio = per_s("ours", kind, connections) / per_s(arm, kind, connections)
                 figures[f"p3.vs_{arm}.{kind}.c{connections}"] = round(ratio, 3)
     figures["p3.vs_default"] = figures["p3.vs_default.noop.c8"]
-    full = [figures[f"p3.vs_fastapi.full.c{connections}"] for connections in CONCURRENCIES]
-    figures["p3.vs_fastapi"] = min(full)
+    figures["p3.vs_fastapi"] = min(
+        figures[f"p3.vs_fastapi.full.c{connections}"] for connections in CONCURRENCIES
+    )
     times = [figures[f"p3.{arm}.full.c1.p50_ms"] for arm in ("ours", "fastapi")]
     figures["p3.added_ms"] = round(times[0] - times[1], 2)
     return figures

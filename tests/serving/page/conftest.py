@@ -128,7 +128,7 @@ class Opened:
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: self.said.append(f"dialog {dialog.message}"))
-        self.page.on("request", self.sent.append)
+        self.page.on("request", lambda request: self.sent.append(request))
 
     def close(self) -> None:
         """End the tab; apart from failed requests that a test wanted, nothing went wrong in it."""

@@ -106,7 +106,7 @@ def test_a_key_is_asked_for_and_sent(opened: Opened) -> None:
 
 def test_a_slow_answer_is_announced(page: Page) -> None:
     held: list[Route] = []
-    page.route("**/v1/search", held.append)
+    page.route("**/v1/search", lambda route: held.append(route))
     page.fill("#sentence", "the blue one")
     page.press("#sentence", "Enter")
     expect(page.locator(".skeleton").first).to_be_visible()
