@@ -201,9 +201,9 @@ class Service:
 
     async def about(self) -> Mapping[str, Any]:
         """What the page shows of this server."""
-        models = {stages.model for stages in self._opened.values()}
+        models = [stages.model for stages in self._opened.values()]
         return {
-            "checkpoints": sorted(model.digest for model in models),
+            "checkpoints": sorted({model.digest for model in models}),
             "reranks": any(model.reranks for model in models),
             "masks": any(model.masks for model in models),
             "k": self.live.k,
