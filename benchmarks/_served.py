@@ -107,7 +107,7 @@ def served(
     """
     config = folder / "serve.yaml"
     settings = {"store": store, "galleries": [GALLERY], "port": port, **(options or {})}
-    settings.setdefault("access_log", str(folder / "access.log"))
+    settings.setdefault("access_log", os.devnull)
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-c", _SERVE, "serve", "--config", str(config)]
     with (folder / "serve.log").open("w") as log:

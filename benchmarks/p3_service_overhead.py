@@ -21,6 +21,7 @@ and an exact search of the raw vectors (faiss), called directly, in turn with th
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
@@ -61,7 +62,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.arm:
-        config = ServeConfig(store=arguments.store, galleries=(GALLERY,), port=arguments.port)
+        config = ServeConfig(
+            store=arguments.store,
+            galleries=(GALLERY,),
+            port=arguments.port,
+            access_log=Path(os.devnull),
+        )
         {"fastapi": be_fastapi, "default": be_default}[arguments.arm](config)
         return
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -81,14 +87,24 @@ def be_fastapi(config: ServeConfig) -> None:
     import uvicorn
 
     from reir_serving.app import create_app
+    from reir_serving.logs import open_logs
     from reir_serving.parts import LocalParts, Models
     from reir_serving.service import Service
 
+    open_logs(config.access_log)
     store = open_store(config.store)
     service = Service(config, store, LocalParts(store, Models(), config.limits), Path("uploads"))
-    app = create_app(service, config)
-    app.router.on_startup.append(service.warm_up)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="error", access_log=False)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service, config), port=config.port, log_level="error", access_log=False
+        )
+    )
+
+    async def serve() -> None:
+        await service.warm_up()
+        await server.serve()
+
+    asyncio.run(serve())
 
 
 def be_default(config: ServeConfig) -> None:

@@ -93,6 +93,14 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REIR_SERVER",
+            metavar="URL",
+            help="Ask a server that `reir serve` runs; its key is taken from $REIR_API_KEY.",
+        ),
+    ] = None,
 ) -> None:
     """Find the object that a sentence describes.
 
@@ -113,13 +121,19 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     check_query(query)  # before the model, which takes seconds to load
     if draw is not None:
         _check_picture(draw)
-    named = chosen_encoder(checkpoint, encoder)
-    from reir.search import open_gallery
+    if server is not None:
+        from reir.client import Client
 
-    with messages().status("loading the model"):
-        opened = open_gallery(gallery, store=store, encoder=named)
-    with opened:
-        (result,) = opened.ask([query])
+        with Client(server) as client:
+            (result,) = client.ask([query], gallery)
+    else:
+        named = chosen_encoder(checkpoint, encoder)
+        from reir.search import open_gallery
+
+        with messages().status("loading the model"):
+            opened = open_gallery(gallery, store=store, encoder=named)
+        with opened:
+            (result,) = opened.ask([query])
     if draw is not None:
         result.save_drawing(draw)
     if as_json:

@@ -34,6 +34,7 @@ from reir.errors import (
     GalleryNotFound,
     ImageError,
     ImageFailure,
+    ImageNotFound,
     QueryError,
     ReirError,
     SchemaMismatch,
@@ -41,7 +42,7 @@ from reir.errors import (
     ServerUnavailable,
     StoreUnavailable,
 )
-from reir.query import Term
+from reir.query import Query, Term
 from reir.records import Attributes, ImageRecord, Localisation, SearchResult
 from reir.store.contract import InstanceRow
 
@@ -128,6 +129,15 @@ class Client:
         """
         asked = {"gallery": gallery, "expression": expression, **_options(options)}
         return result_of(self._json("POST", "/v1/search", asked))
+
+    def ask(self, queries: Sequence[Query], gallery: str = "default") -> list[SearchResult]:
+        """Answer queries, one request each; what `reir.search.Gallery.ask` is for a library.
+
+        Raises:
+            QueryError: a part is out of range; or no term of weight 1 has an expression or an
+                instance, or one has a vector, which a server does not take.
+        """
+        return [result_of(self._json("POST", *_request(query, gallery))) for query in queries]
 
     def search_batch(
         self,
@@ -279,7 +289,7 @@ class Client:
         """Return the body of an answer, None where the image is not there."""
         try:
             return self._send(method, path, _Body())
-        except _NoImage:
+        except ImageNotFound:
             return None
 
     def _send(self, method: str, path: str, body: _Body, patience_s: float | None = None) -> bytes:
@@ -327,10 +337,6 @@ class Client:
         raise AssertionError("the last attempt returns or raises")
 
 
-class _NoImage(ServerError):
-    """The server has no such image."""
-
-
 def _error(url: str, status: int, data: bytes) -> ReirError:
     """Return the error of the platform that a problem stands for."""
     try:
@@ -344,7 +350,7 @@ def _error(url: str, status: int, data: bytes) -> ReirError:
         case "gallery-not-found":
             return GalleryNotFound(detail)
         case "image-not-found":
-            return _NoImage(detail)
+            return ImageNotFound(detail)
         case "schema-mismatch":
             return SchemaMismatch(detail)
         case "store-unavailable":
@@ -377,6 +383,21 @@ def _options(options: SearchOptions) -> Json:
     if "also" in told:
         told["also"] = [_term(term) for term in told["also"]]
     return told
+
+
+def _request(query: Query, gallery: str) -> tuple[str, Json]:
+    """Return path and body for a query: its first wanted term leads, the others follow."""
+    wanted = [term for term in query.terms if term.weight == 1 and term.vector is None]
+    leading = next((term for term in wanted if term.expression), next(iter(wanted), None))
+    if leading is None:
+        raise QueryError("terms", f"need one of weight 1 with words or an instance: {query.terms}")
+    names = ("k", "per_image", "where", "min_presence", "rerank", "explain", "budget_ms", "cursor")
+    told: Json = {name: getattr(query, name) for name in names}
+    also = [_term(term) for term in query.terms if term is not leading]
+    told |= {"gallery": gallery, "localize": query.localise, "also": also}
+    if leading.expression:
+        return "/v1/search", {**told, "expression": leading.expression}
+    return "/v1/search/similar", {**told, "instance_id": leading.instance_id}
 
 
 def _term(term: Term) -> Json:

@@ -23,11 +23,19 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryStatus:
-    """A gallery of a server; `searchable` where it can answer questions to it now."""
+    """A gallery of a server.
+
+    Attributes:
+        live: name of the live version; empty where none is live.
+        searchable: whether the server can answer questions to it.
+        writable: whether the key may add and delete photos.
+        versions: oldest first.
+    """
 
     name: str
     live: str
     searchable: bool
+    writable: bool
     versions: tuple[VersionInfo, ...]
 
 
@@ -42,6 +50,7 @@ def result_of(answer: Json) -> SearchResult:
         degraded=tuple(answer["degraded"]),
         digest=answer["checkpoint"],
         presence=answer["presence"],
+        found=answer["found"],
         equally_good=answer["equally_good"],
         cursor=answer["cursor"],
     )
@@ -87,14 +96,15 @@ def localisation_of(answer: Json) -> Localisation:
 
 def gallery_of(told: Json) -> GalleryStatus:
     """Return a `GalleryOut`."""
-    versions = (
-        VersionInfo(
-            spec=VersionSpec(dim=each.pop("dim"), digest=each.pop("checkpoint")),
-            **each,
-        )
-        for each in told["versions"]
-    )
-    return GalleryStatus(**{**told, "versions": tuple(versions)})
+    names = ("name", "live", "searchable", "writable")
+    versions = tuple(map(_version, told["versions"]))
+    return GalleryStatus(**{name: told[name] for name in names}, versions=versions)
+
+
+def _version(told: Json) -> VersionInfo:
+    names = ("name", "live", "num_images", "num_failed", "num_instances")
+    spec = VersionSpec(dim=told["dim"], digest=told["checkpoint"])
+    return VersionInfo(**{name: told[name] for name in names}, spec=spec)
 
 
 def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:

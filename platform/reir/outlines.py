@@ -100,5 +100,5 @@ def _distances(
     along, offsets = end_2 - start_2, points_P2 - start_2
     length = float(np.hypot(*along))
     if length == 0:
-        return np.hypot(offsets[:, 0], offsets[:, 1])
-    return np.abs(along[0] * offsets[:, 1] - along[1] * offsets[:, 0]) / length
+        return np.asarray(np.hypot(offsets[:, 0], offsets[:, 1]))
+    return np.asarray(np.abs(along[0] * offsets[:, 1] - along[1] * offsets[:, 0]) / length)

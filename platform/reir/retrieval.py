@@ -22,7 +22,7 @@ from reir.records import FloatArray, MaskRle
 from reir.store.checks import instance_id, no_version
 from reir.store.contract import InstanceRow, InstanceStore, VersionInfo
 
-SIZE_KNOWN_S = 60.0
+SIZE_KNOWN_S = 600.0
 """How long the number of instances counts as known; it is only read by the calibration."""
 
 _LEAST_LENGTH = 1e-3

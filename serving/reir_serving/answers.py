@@ -22,9 +22,6 @@ Json = dict[str, Any]
 THUMBNAIL_PX = 400
 """Width of the thumbnails that answers name."""
 
-FOUND_FROM = 0.5
-"""Presence from which on the described instance counts as found, in a gallery."""
-
 
 def json_answer(value: Json, status: int = 200) -> Response:
     """Return an answer of plain values; a number that is not finite becomes null."""
@@ -39,7 +36,6 @@ def json_answer(value: Json, status: int = 200) -> Response:
 def search_answer(result: SearchResult, request_id: str, by_image: bool) -> Json:
     """Return `SearchAnswer`."""
     hits = [_hit(hit, result) for hit in result.hits]
-    found = bool(hits) and (result.presence is None or result.presence >= FOUND_FROM)
     return {
         "gallery": result.gallery,
         "version": result.version,
@@ -48,7 +44,7 @@ def search_answer(result: SearchResult, request_id: str, by_image: bool) -> Json
         "hits": hits,
         "images": _by_image(hits) if by_image else None,
         "presence": result.presence,
-        "found": found,
+        "found": result.found,
         "equally_good": result.equally_good,
         "timings_ms": {stage: round(ms, 3) for stage, ms in result.timings_ms.items()},
         "degraded": list(result.degraded),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import signal
 import socket
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -102,7 +103,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
         messages().print(f"wrote {build}; `serve run {build}`, or put it into a RayService")
         return
     _check(wanted)
-    _serve(wanted, as_json=as_json)
+    _serve(wanted, config, as_json=as_json)
 
 
 def serve_file(config: ServeConfig) -> str:
@@ -115,6 +116,7 @@ def serve_file(config: ServeConfig) -> str:
         "import_path": IMPORT_PATH,
         "route_prefix": "/",
         "args": values,
+        "deployments": [{"name": "ingress", "user_config": config.live.model_dump(mode="json")}],
     }
     http = {"host": config.host, "port": config.port}
     return yaml.safe_dump({"http_options": http, "applications": [application]}, sort_keys=False)
@@ -167,28 +169,41 @@ def _check_gallery(store: InstanceStore, name: str, encoder: str | None) -> None
         Retriever(store, name, model.digest, model.dim)
 
 
-def _serve(config: ServeConfig, *, as_json: bool) -> None:
+def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
+    """Serve until SIGINT or SIGTERM; SIGHUP has the section `live` of the file read again."""
     from reir_serving import environment
 
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: signals.put(number))
     with TemporaryDirectory(prefix="reir-serve-") as folder:
         environment.apply(Path(folder))
         from reir_serving.jobs import serving
 
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        with messages().status("starting"):
-            server = serving(config)
-            address = server.__enter__()
-        try:
+        with ExitStack() as running:
+            with messages().status("starting"):
+                address = running.enter_context(serving(config))
             if as_json:
                 print_json({"address": address, "pid": os.getpid()})
             else:
                 typer.echo(f"ready: {address}  (Ctrl-C ends)")
-            stop.wait()
+            while signals.get() == signal.SIGHUP:
+                _reload(config, file)
             messages().print("answering what is under way")
-        finally:
-            server.__exit__(None, None, None)
+
+
+def _reload(config: ServeConfig, file: Path | None) -> None:
+    """Apply the section `live` of the config file as it is now."""
+    from reir.config import load_config
+    from reir_serving.config import ServeConfig
+    from reir_serving.jobs import reconfigure
+
+    try:
+        reconfigure(config, load_config(ServeConfig, file).live)
+    except ConfigError as error:  # what runs goes on as it is
+        messages().print(f"not changed: {error}")
+    else:
+        messages().print("live settings read again")
 
 
 def _overrides(replicas: str | None) -> list[str]:

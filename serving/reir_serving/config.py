@@ -24,13 +24,11 @@ class LiveSettings(StrictConfig):
     Attributes:
         k: hits of a request that does not say how many.
         budget_ms: of a request that names none; stages that would end later are left out.
-        rerank_photos: so many of the best photos go through the re-ranker.
         pinned: gallery -> version that it is held at, whatever is live; the others follow.
     """
 
     k: int = Field(10, ge=1, le=1000)
     budget_ms: float | None = Field(None, gt=0, le=60_000)
-    rerank_photos: int = Field(50, ge=1, le=1000)
     pinned: Mapping[str, str] = Field(default_factory=dict)
 
 
@@ -43,7 +41,7 @@ class Limits(StrictConfig):
         pixels: of an uploaded photo, before it is decoded.
         request_s: a request that takes longer is answered with 503.
         ongoing: requests that one replica works on at a time.
-        queued: requests that wait for a replica; beyond that they are answered 503 at once.
+        queued: requests that may wait in one replica besides; more are answered 503 at once.
         image_queue: requests with a photo to look at that may wait for the localiser.
         rate_per_s: requests a second of one key, in the long run; None is no limit.
         burst: requests that one key may send at once, beyond its rate.
@@ -54,7 +52,7 @@ class Limits(StrictConfig):
     pixels: int = Field(50_000_000, ge=1)
     request_s: float = Field(30.0, gt=0)
     ongoing: int = Field(16, ge=1)
-    queued: int = Field(64, ge=0)
+    queued: int = Field(32, ge=0)
     image_queue: int = Field(8, ge=0)
     rate_per_s: float | None = Field(None, gt=0)
     burst: int = Field(50, ge=1)

@@ -11,7 +11,7 @@ A call from one replica to another costs some 3 ms on two slow cores, a whole se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -34,10 +34,13 @@ from reir_serving.logs import open_logs
 from reir_serving.metrics import Metrics
 from reir_serving.parts import LocalParts, Model, Models, Wanted
 from reir_serving.photos import Seen
-from reir_serving.service import RETRY_AFTER_S, Service
+from reir_serving.service import Service
 
 APP, INGRESS = "reir", "ingress"
 FUSED_BELOW_CPUS = 8
+
+RETRY_AFTER_S = 1.0
+"""When a call that found the queue of a part full should come again."""
 
 ATTEMPTS = 3
 """A part whose replica died before it answered is asked again: no call changes anything."""
@@ -68,11 +71,16 @@ def build_app(args: ServeConfig) -> Any:
     return ingress.bind(values, parts)
 
 
-def layout_of(config: ServeConfig) -> Layout:
-    """Return the layout that is meant: on a machine of few CPUs and no GPU "auto" is "fused"."""
+def layout_of(config: ServeConfig, resources: Mapping[str, float] | None = None) -> Layout:
+    """Return the layout that is meant: "auto" is "fused" where there are few CPUs and no GPU.
+
+    Args:
+        config: says "auto", or decides.
+        resources: as Ray counts them; None asks the cluster.
+    """
     if config.layout != "auto":
         return config.layout
-    found = ray.cluster_resources() if ray.is_initialized() else {}
+    found = ray.cluster_resources() if resources is None else resources
     small = found.get("CPU", 0) < FUSED_BELOW_CPUS and not found.get("GPU", 0)
     return "fused" if small else "split"
 
@@ -119,6 +127,10 @@ class Part:
     async def ask(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Call a method of the parts."""
         return await getattr(self._parts, name)(*args, **options)
+
+    async def check_health(self) -> None:
+        """Ask the models that are loaded."""
+        await self._parts.check_health()
 
 
 class RemoteParts:

@@ -53,12 +53,8 @@ def settings(folder: Path) -> dict[str, str]:
 
 
 def apply(folder: Path) -> None:
-    """Set the variables in this process, whose children inherit them; makes the folders.
-
-    Call it before Ray is imported.
-    """
+    """Set the variables in this process, whose children inherit them; before Ray is imported."""
     os.environ.update(settings(folder))
-    Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(parents=True, exist_ok=True)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -22,6 +24,7 @@ from reir_serving.notes import Notes, notes_of
 from reir_serving.problems import (
     FORBIDDEN,
     NO_KEY,
+    OVERLOADED,
     TIMED_OUT,
     TOO_LARGE,
     TOO_MANY,
@@ -33,6 +36,9 @@ from reir_serving.problems import (
 API = "/v1/"
 OPEN = frozenset({"/v1/about"})
 """Paths of the API that need no key: the page asks there whether it needs one."""
+
+RETRY_AFTER_S = 1.0
+"""When a request that found no room should come again."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "multipart/form-data"
@@ -51,20 +57,22 @@ class Gate:
         """Check keys with `keys`; None lets everyone in who is on this machine."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
         self._rate = RateLimit(limits.rate_per_s, limits.burst)
+        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, 0)
+        body, headers = _Body(receive, 0), Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith(FORM)
         try:
-            headers = Headers(scope=scope)
             if scope["path"].startswith(API):
                 self._admit(scope, headers, notes_of(scope))
-            body.limit_bytes = self._body_limit(headers)
+            body.limit_bytes = self._body_limit(headers, is_form)
             async with asyncio.timeout(self._limits.request_s):
-                await self._app(scope, body.receive, send)
+                with self._place(scope["path"], is_form):
+                    await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
         except TimeoutError:
@@ -86,6 +94,28 @@ class Gate:
             said = f"this key may send more in {wait_s:.1f} s"
             raise Refused(TOO_MANY, said, retry_after_s=wait_s)
 
+    @contextmanager
+    def _place(self, path: str, is_form: bool) -> Iterator[None]:
+        """Count a request of the API while it is inside.
+
+        Raises:
+            Refused: as many as may be worked on and wait are inside already; of those with a photo,
+                which is held in memory, as many as may be worked on.
+        """
+        if not path.startswith(API):
+            yield
+            return
+        inside, limits = self._inside.total(), self._limits
+        is_full = inside >= limits.ongoing + limits.queued
+        if is_full or (is_form and self._inside[is_form] >= limits.ongoing):
+            said = f"{inside} requests are worked on or wait; try again in a moment"
+            raise Refused(OVERLOADED, said, retry_after_s=RETRY_AFTER_S)
+        self._inside[is_form] += 1
+        try:
+            yield
+        finally:
+            self._inside[is_form] -= 1
+
     def _caller(self, headers: Headers, is_needed: bool) -> Caller:
         if self._keys is None:
             return EVERYBODY
@@ -100,13 +130,12 @@ class Gate:
             )
         return caller
 
-    def _body_limit(self, headers: Headers) -> int:
+    def _body_limit(self, headers: Headers, is_form: bool) -> int:
         """Return how many bytes a request may have.
 
         Raises:
             Refused: it says itself that it has more.
         """
-        is_form = headers.get("content-type", "").lower().startswith(FORM)
         limit = self._limits.upload_bytes if is_form else self._limits.body_bytes
         sent = headers.get("content-length", "")
         if sent.isascii() and sent.isdigit() and int(sent[:20]) > limit:

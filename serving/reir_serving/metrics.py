@@ -31,6 +31,8 @@ class Metrics:
 
     def __init__(self) -> None:
         """Start at zero."""
+        if folder := os.environ.get(SHARED):
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self.registry = CollectorRegistry()
         self._requests = self._counter(
             "requests_total", "Requests answered.", "method", "route", "status"

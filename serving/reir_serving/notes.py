@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ class Notes:
     more: dict[str, Any] = field(default_factory=dict)
 
 
-def put_notes(scope: dict[str, Any], notes: Notes) -> None:
+def put_notes(scope: MutableMapping[str, Any], notes: Notes) -> None:
     """Attach notes to a request."""
     scope[_SCOPE_KEY] = notes
 

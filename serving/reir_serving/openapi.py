@@ -61,9 +61,8 @@ def _document(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> dict[str, Any
     )
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    _, found = models_json_schema(
-        [(model, "validation") for model in (Problem, *extra)], ref_template=_PLACE
-    )
+    models: tuple[type[BaseModel], ...] = (Problem, *extra)
+    _, found = models_json_schema([(model, "validation") for model in models], ref_template=_PLACE)
     schemas.update(found["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

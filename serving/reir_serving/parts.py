@@ -41,6 +41,9 @@ PHOTO_RETRY_AFTER_S = 2.0
 DOWN_FOR_S = 1.0
 """How long a store that did not answer is left alone; who asks meanwhile is told at once."""
 
+CANARY = "the thing in the middle"
+"""What is asked to see that models answer."""
+
 T = TypeVar("T")
 
 
@@ -161,6 +164,11 @@ class Models:
         self._load = load
         self._loaded: dict[str, Loaded] = {}
         self._mutex = threading.Lock()
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Specs of those that are loaded."""
+        return tuple(self._loaded)
 
     def get(self, spec: str) -> Loaded:
         """Return what a spec names.
@@ -394,6 +402,11 @@ class LocalParts:
             lambda: locate(self._localiser(spec), data, expression, k, self._limits.pixels)
         )
         return found if masks else without_masks(found)
+
+    async def check_health(self) -> None:
+        """Encode an expression with every model that is loaded; raises whatever prevents that."""
+        for spec in self._models.loaded:
+            await self.encode(spec, (CANARY,))
 
     def _localiser(self, spec: str) -> PixelLocaliser:
         loaded = self._models.get(spec)

@@ -22,11 +22,12 @@ from reir.localise import PixelLocaliser
 from reir.models.seams import InstanceEncoder
 from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
-from reir.store.duplicates import remove_images
+from reir.store.duplicates import hand_over, remove_images
 from reir.store.names import check_name
 from reir.text import validate_expression
 from reir.tiling import TiledEncoder, Tiling
-from reir_serving.backend import Box, GalleryImage, Localisation, Located
+from reir_serving.access import TENANT
+from reir_serving.backend import Box, GalleryImage, Localisation
 
 MAX_NAME_BYTES = 120
 _BUCKETS = ("s3://", "gs://")
@@ -100,16 +101,11 @@ def locate(
         photo = decode(data, max_pixels=max_pixels)
     with clock.stage("localise"):
         (found,) = localiser.locate(photo.pixels, [text], k)
-    return Localisation(
+    return replace(
+        found,
         expression=expression,
         width_px=photo.width_px,
         height_px=photo.height_px,
-        present=found.present,
-        presence=found.presence,
-        boxes=tuple(
-            Located(box=each.box, score=each.score, presence=each.presence, mask=each.mask)
-            for each in found.instances
-        ),
         timings_ms=dict(clock.ms),
     )
 
@@ -167,7 +163,9 @@ class Photos:
     ) -> ImageRecord:
         """Keep a photo and write its instances; returns when it can be found.
 
-        The same bytes under the same name are the same photo: adding them again replaces it.
+        The same bytes under the same name are the same photo: adding them again replaces it, but
+        not that of another tenant. Of bytes that the gallery holds already, with equal attributes,
+        there is only a row of the ledger, as after indexing.
 
         Args:
             place: gallery and version.
@@ -177,21 +175,40 @@ class Photos:
             attributes: filterable.
         """
         gallery, version = place
-        digest = content_hash(data)
-        uri = canonical_uri(self._keep(gallery, digest, name, data))
+        uri = canonical_uri(self._keep(gallery, data, name, attributes))
         record = ImageRecord(
             image_id=image_id(uri),
             uri=uri,
             status="indexed",
-            content_hash=digest,
+            content_hash=content_hash(data),
             size_bytes=len(data),
             width_px=seen.width_px,
             height_px=seen.height_px,
             num_instances=len(seen.instances),
             attributes=attributes,
         )
-        self.store.upsert_images(gallery, version, [IndexedImage(record, seen.instances)])
-        return record
+        hand_over(self.store, gallery, version, [record.image_id])  # what had it as its holder
+        holder = self._holder(gallery, version, record)
+        image = IndexedImage(record, seen.instances)
+        if holder is not None:
+            duplicate = replace(record, num_instances=0, same_as=holder.image_id)
+            image = IndexedImage(duplicate, None)
+        self.store.upsert_images(gallery, version, [image])
+        return image.record
+
+    def _holder(self, gallery: str, version: str, record: ImageRecord) -> ImageRecord | None:
+        """Return the photo that holds the content of another one with equal attributes."""
+        found = self.store.find_content(gallery, version, {record.content_hash})
+        return next(
+            (
+                row
+                for row in found.get(record.content_hash, ())
+                if row.holds_instances
+                and row.image_id != record.image_id
+                and dict(row.attributes) == dict(record.attributes)
+            ),
+            None,
+        )
 
     def delete(self, gallery: str, version: str, image_id: str) -> bool:
         """Delete a photo from a gallery, and its bytes if they were uploaded; False if unknown."""
@@ -203,10 +220,12 @@ class Photos:
             path_of_uri(record.uri).unlink(missing_ok=True)
         return gone > 0
 
-    def _keep(self, gallery: str, digest: str, name: str, data: bytes) -> Path:
+    def _keep(self, gallery: str, data: bytes, name: str, attributes: Attributes) -> Path:
         """Write the bytes under a name that tells nothing of this machine; whole or not at all."""
         shown = quote(Path(name).name, safe=" ()-,")[-MAX_NAME_BYTES:].lstrip(".%") or "photo"
-        path = self.uploads / check_name("gallery", gallery) / digest[:16] / shown
+        of_tenant = str(attributes.get(TENANT, "")).encode()
+        folder = content_hash(data) if not of_tenant else content_hash(of_tenant + b"/" + data)
+        path = self.uploads / check_name("gallery", gallery) / folder[:16] / shown
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(data)

@@ -49,7 +49,7 @@ class TermIn(Request):
 class Options(Request):
     """What every kind of search can be told."""
 
-    k: int = Field(10, ge=1, le=MAX_K, description="Most hits.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Most hits; a server may default to others.")
     per_image: int = Field(1, ge=1, le=MAX_K, description="Most hits of one photo.")
     where: str | None = Field(
         None,

@@ -1,14 +1,15 @@
 """`Service`: the backend of the HTTP interface, over parts that are here or elsewhere.
 
-It knows which galleries are served and with which encoder, how many requests may wait, and whether
-answers can be given; the work is that of the parts (`parts.py`). Knows no Ray and no HTTP.
+It knows which galleries are served, and with which encoder, and whether answers can be given; the
+work is that of the parts (`parts.py`). Knows no Ray and no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,14 @@ from typing import Any, TypeVar
 from reir.answer import answer
 from reir.clock import Costs
 from reir.encoders import SHIPPED_KIND, stored_spec
-from reir.errors import GalleryNotFound, ReirError, SchemaMismatch, StoreError, nearest_name
+from reir.errors import (
+    GalleryNotFound,
+    ReirError,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+    nearest_name,
+)
 from reir.images import DEFAULT_MAX_BYTES
 from reir.models.seams import EncodedExpression
 from reir.presence import Calibration
@@ -35,16 +43,16 @@ from reir_serving.backend import (
     Readiness,
 )
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Breaker, Model, Parts, Wanted
+from reir_serving.parts import CANARY, Breaker, Model, Parts, Wanted
 from reir_serving.photos import Photos
 
-CANARY = Query(terms=(Term(expression="the thing in the middle"),), k=1)
+ASKED = Query(terms=(Term(expression=CANARY),), k=1)
 """What is asked of a gallery to see that it can answer."""
 
 WARM_UP_ROUNDS = 3
-RETRY_AFTER_S = 1.0
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class GalleryStages:
@@ -117,7 +125,6 @@ class Service:
         self._breaker = Breaker()
         self._opened: dict[str, GalleryStages] = {}
         self._costs = Costs()
-        self._waiting = 0
 
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries to one gallery, in the order given."""
@@ -126,28 +133,22 @@ class Service:
             query if query.budget_ms is not None else replace(query, budget_ms=budget_ms)
             for query in queries
         ]
-        with self._admitted():
-            stages = await self._stages(gallery)
-            try:
-                return await answer(asked, stages)
-            except SchemaMismatch:
-                if self._config.encoder is not None:
-                    raise
-            # a version of another checkpoint has become live: take its encoder
-            self._opened.pop(gallery, None)
-            return await answer(asked, await self._stages(gallery))
+        stages = await self._stages(gallery)
+        try:
+            return await answer(asked, stages)
+        except SchemaMismatch:
+            await self._reopened(gallery)
+        return await answer(asked, await self._stages(gallery))
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
         """(D,) vector of the instance of a photo that fits a box best; None: of the photo."""
-        with self._admitted():
-            stages = await self._stages(gallery)
-            return await self._parts.look(stages.model.spec, data, box)
+        stages = await self._stages(gallery)
+        return await self._parts.look(stages.model.spec, data, box)
 
     async def localise(self, data: bytes, expression: str, k: int, *, masks: bool) -> Localisation:
         """Find the instances of a photo that fit an expression."""
-        with self._admitted():
-            spec = self._config.encoder or SHIPPED_KIND
-            return await self._parts.localise(spec, data, expression, k, masks=masks)
+        spec = self._config.encoder or SHIPPED_KIND
+        return await self._parts.localise(spec, data, expression, k, masks=masks)
 
     async def galleries(self) -> list[GalleryInfo]:
         """All galleries that are served, by name."""
@@ -169,14 +170,13 @@ class Service:
         self, gallery: str, data: bytes, name: str, attributes: Attributes
     ) -> ImageRecord:
         """Keep an uploaded photo, index it, and return its ledger row when it can be found."""
-        with self._admitted():
-            stages = await self._stages(gallery)
-            version = await self._ask_store(lambda: self._version_info(gallery))
-            seen = await self._parts.see(stages.model.spec, version.spec, data)
-            place = gallery, version.name
-            return await self._ask_store(
-                lambda: self._photos.add(place, seen, data, name, attributes)
-            )
+        version = await self._ask_store(lambda: self._version_info(gallery))
+        model = (await self._stages(gallery)).model
+        if model.digest != version.spec.digest:
+            model = await self._reopened(gallery)
+        seen = await self._parts.see(model.spec, version.spec, data)
+        place = gallery, version.name
+        return await self._ask_store(lambda: self._photos.add(place, seen, data, name, attributes))
 
     async def delete_image(self, gallery: str, image_id: str) -> bool:
         """Delete a photo from a gallery; False where there was none."""
@@ -193,7 +193,7 @@ class Service:
             return Readiness(ready=False, checks={"store": str(error)})
         for name in self._config.galleries or [each for each in self._opened if each in names]:
             try:
-                await answer([CANARY], await self._stages(name))
+                await answer([ASKED], await self._stages(name))
                 checks[f"gallery {name}"] = "ok"
             except ReirError as error:
                 checks[f"gallery {name}"] = str(error)
@@ -213,14 +213,19 @@ class Service:
     async def warm_up(self) -> None:
         """Open what is served and answer a few queries, so that the first user finds all loaded.
 
+        A store that is away is waited for by nobody: what it holds is opened when it is asked for.
+
         Raises:
             ReirError: a gallery that was named cannot be served.
         """
-        names = self._config.galleries or await self._ask_store(self._live_names)
-        for name in names:
-            stages = await self._stages(name)
-            for _ in range(WARM_UP_ROUNDS):
-                await answer([CANARY], stages)
+        try:
+            names = self._config.galleries or await self._ask_store(self._live_names)
+            for name in names:
+                stages = await self._stages(name)
+                for _ in range(WARM_UP_ROUNDS):
+                    await answer([ASKED], stages)
+        except StoreUnavailable as error:
+            logger.warning("nothing is loaded yet: %s", error)
 
     async def check_health(self) -> None:
         """Ask the canary query of an open gallery.
@@ -235,7 +240,7 @@ class Service:
         if stages is None:
             return
         with suppress(StoreError, Overloaded):
-            await answer([CANARY], stages)
+            await answer([ASKED], stages)
 
     async def _stages(self, gallery: str) -> GalleryStages:
         """Return the stages of a gallery; opens it at its first use.
@@ -251,21 +256,20 @@ class Service:
         stages.pinned = self.live.pinned.get(gallery, "")
         return stages
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count a request in, unless too many wait already.
+    async def _reopened(self, gallery: str) -> Model:
+        """Take the encoder of a version of another checkpoint that has become live.
 
         Raises:
-            Overloaded: there is no room.
+            SchemaMismatch: the encoder is the one that was asked for, and stays.
         """
-        limits = self._config.limits
-        if self._waiting >= limits.ongoing + limits.queued:
-            raise Overloaded("the queue of this server", RETRY_AFTER_S)
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
+        if self._config.encoder is not None:
+            raise SchemaMismatch(
+                f"gallery '{gallery}' has turned to another checkpoint than the one that is served "
+                f"({self._config.encoder}); `reir index SOURCE --gallery {gallery}` builds a "
+                f"version for that one, or serve without --encoder"
+            )
+        self._opened.pop(gallery, None)
+        return (await self._stages(gallery)).model
 
     async def _ask_store(self, work: Callable[[], T]) -> T:
         """Do what may wait for the store in a thread."""

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from reir.images import canonical_uri, content_hash, image_id
+from reir.models.seams import InstanceEncoder
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec
 from reir.testing import FakeEncoder, draw_scene
@@ -30,15 +31,32 @@ def draw(folder: Path, scene: str) -> Path:
     return path
 
 
-def put(store: InstanceStore, gallery: str, photos: Sequence[Path], version: str = "v1") -> None:
-    """Index photos into a gallery as `reir index` would with the fake encoder; makes it live."""
-    encoder = FakeEncoder()
-    store.create_version(gallery, version, VersionSpec(dim=encoder.dim, digest=encoder.digest))
+def put(  # noqa: PLR0913 - the place, and how it was made
+    store: InstanceStore,
+    gallery: str,
+    photos: Sequence[Path],
+    version: str = "v1",
+    encoder: InstanceEncoder | None = None,
+    spec: str = "",
+) -> None:
+    """Index photos into a gallery as `reir index` would, and make the version live.
+
+    Args:
+        store: where.
+        gallery: name.
+        photos: files.
+        version: name.
+        encoder: None is the fake one.
+        spec: by which a search loads the encoder.
+    """
+    encoder = encoder or FakeEncoder()
+    made = VersionSpec(dim=encoder.dim, digest=encoder.digest, encoder=spec)
+    store.create_version(gallery, version, made)
     store.upsert_images(gallery, version, [_indexed(encoder, path) for path in photos])
     store.promote(gallery, version)
 
 
-def _indexed(encoder: FakeEncoder, path: Path) -> IndexedImage:
+def _indexed(encoder: InstanceEncoder, path: Path) -> IndexedImage:
     pixels = np.asarray(Image.open(path))
     (instances,) = encoder.encode_images([pixels])
     uri = canonical_uri(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 from reir.errors import ConfigError, FilterError
 from reir_serving import keys as keys_module
 from reir_serving.access import Caller, check_bind
+from reir_serving.backend import Readiness
 from reir_serving.config import Limits
 from reir_serving.keys import KeyRing, new_key, revoke_key
 from reir_serving.limits import RateLimit
@@ -43,6 +45,22 @@ def test_without_a_key_nothing_of_the_api_answers(client_of: Any, key_file: Path
     for place in ("/healthz", "/readyz", "/metrics", "/v1/about", "/openapi.json"):
         assert client.get(place).status_code == 200
     assert client.get("/v1/about").json()["writes"] is False
+
+
+def test_readiness_names_nothing_to_everyone(
+    client_of: Any, backend: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_key(key_file, read=("photos",), write=())
+
+    async def readiness() -> Readiness:
+        checks = {"store": "ok", "gallery a": "ok", "gallery b": "store at 10.1.2.3 is away"}
+        return Readiness(ready=False, checks=checks)
+
+    monkeypatch.setattr(backend, "readiness", readiness)
+    assert client_of().get("/readyz").json()["checks"]["gallery b"].endswith("away")
+    told = client_of(keys_file=key_file).get("/readyz").json()
+    assert told["checks"] == {"store": "ok", "gallery": "failing"}
+    assert "10.1.2.3" not in str(told)
 
 
 def test_a_key_sees_its_galleries_only(client_of: Any, key_file: Path, pair: bytes) -> None:
@@ -214,6 +232,26 @@ def test_a_large_body_is_refused_before_it_is_read(client_of: Any) -> None:
     assert client.post("/v1/localize", files=files, data=data).status_code == 413
     files = {"image": ("p.png", b"x" * 3000, "image/png")}
     assert client.post("/v1/localize", files=files, data=data).status_code == 415
+
+
+def test_only_so_many_photos_are_held_at_a_time(
+    client_of: Any, backend: Any, monkeypatch: pytest.MonkeyPatch, pair: bytes
+) -> None:
+    client = client_of(limits=Limits(ongoing=1))
+    files = {"image": ("p.png", pair, "image/png")}
+    data = {"expression": "the red box"}
+    plain, inner = backend.localise, []
+
+    async def localise(*args: Any, **options: Any) -> Any:
+        second = TestClient(client.app, base_url=str(client.base_url))
+        ask = partial(second.post, "/v1/localize", files=files, data=data)
+        inner.append(await asyncio.to_thread(ask))
+        return await plain(*args, **options)
+
+    monkeypatch.setattr(backend, "localise", localise)
+    assert client.post("/v1/localize", files=files, data=data).status_code == 200
+    assert inner[0].status_code == 503
+    assert inner[0].headers["retry-after"] == "1"
 
 
 def test_a_slow_answer_is_given_up(

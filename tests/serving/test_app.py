@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reir_serving.config import LiveSettings
 from reir_serving.schemas import (
     BatchAnswer,
     GalleriesAnswer,
@@ -50,7 +51,9 @@ def test_hits_are_grouped_by_photo_on_request(client: TestClient) -> None:
 
 
 def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
-    also = [{"expression": "the blue box", "weight": -0.5}, {"instance_id": "a#1"}]
+    like = search(client, k=1)["hits"][0]["instance_id"]
+    backend.asked.clear()
+    also = [{"expression": "the blue box", "weight": -0.5}, {"instance_id": like}]
     search(
         client,
         also=also,
@@ -58,17 +61,25 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
         rerank=False,
         localize=True,
         explain=True,
-        budget_ms=50,
+        budget_ms=5000,
         where="area > 0.01",
     )
     (query,) = backend.asked
     assert [(t.expression, t.instance_id, t.weight) for t in query.terms] == [
         ("the red box", "", 1.0),
         ("the blue box", "", -0.5),
-        ("", "a#1", 1.0),
+        ("", like, 1.0),
     ]
     assert (query.min_presence, query.rerank, query.localise) == (0.2, False, True)
-    assert (query.explain, query.budget_ms, query.where) == (True, 50, "area > 0.01")
+    assert (query.explain, query.budget_ms, query.where) == (True, 5000, "area > 0.01")
+
+
+def test_a_request_without_a_number_of_hits_gets_that_of_the_live_settings(
+    client: TestClient, backend: Any
+) -> None:
+    backend.live = LiveSettings(k=1)
+    assert len(search(client)["hits"]) == 1
+    assert len(search(client, k=2)["hits"]) == 2
 
 
 def test_a_batch_is_answered_in_order(client: TestClient) -> None:
@@ -196,3 +207,13 @@ def test_metrics_count_requests_stages_and_problems(client: TestClient) -> None:
     assert "reir_serve_batch_queries_sum 1.0" in text
     assert "reir_serve_in_flight_requests 1.0" in text  # this very one
     assert "the red box" not in text
+
+
+def test_the_page_is_served_from_the_package(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "'unsafe" not in page.headers["content-security-policy"]
+    script = client.get("/page/page.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    again = client.get("/page/page.js", headers={"If-None-Match": script.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 import reir
 from reir.client import Client
@@ -27,38 +26,14 @@ from reir.errors import (
     ServerUnavailable,
     StoreUnavailable,
 )
-from reir.query import Term
-from reir_serving.app import create_app
+from reir.query import Query, Term
 from reir_serving.backend import Overloaded
-from reir_serving.config import ServeConfig
 from reir_serving.keys import new_key
 
 
 @pytest.fixture
-def serve(backend: Any) -> Iterator[Any]:
-    """Serve the backend over real connections; returns the address."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(**fields: Any) -> str:
-        app = create_app(backend, ServeConfig(**fields))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-        bound = socket.create_server(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{bound.getsockname()[1]}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(10)
-
-
-@pytest.fixture
-def client(serve: Any) -> Iterator[Client]:
-    with Client(serve(), patience_s=0.0) as made:
+def client(serve: Any, backend: Any) -> Iterator[Client]:
+    with Client(serve(backend), patience_s=0.0) as made:
         yield made
 
 
@@ -71,7 +46,9 @@ def test_the_client_finds_what_the_library_finds(client: Client, backend: Any) -
 
 
 def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> None:
-    also = [Term(expression="the blue box", weight=-0.5), Term(instance_id="a#1")]
+    like = client.search("the red box", "photos", k=1).hits[0].instance_id
+    backend.asked.clear()
+    also = [Term(expression="the blue box", weight=-0.5), Term(instance_id=like)]
     client.search("the red box", "photos", also=also, localise=True, explain=True, where="area > 0")
     (query,) = backend.asked
     assert query.terms[1:] == tuple(also)
@@ -80,6 +57,22 @@ def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> Non
         client.search(
             "x", "photos", also=[Term(vector=backend.encoder.encode_expressions(["x"])[0])]
         )
+
+
+def test_whole_queries_are_asked(client: Client, backend: Any) -> None:
+    like = Term(instance_id=client.search("the red box", "photos", k=1).hits[0].instance_id)
+    words, unlike = Term(expression="the red box"), Term(expression="a cat", weight=-0.5)
+    backend.asked.clear()
+    queries = [
+        Query(terms=(like, words, unlike), k=3, where="area > 0", localise=True),
+        Query(terms=(unlike, like), per_image=2, explain=True),
+    ]
+    assert len(client.ask(queries, "photos")) == 2
+    first, second = backend.asked
+    assert first == replace(queries[0], terms=(words, like, unlike))
+    assert second == replace(queries[1], terms=(like, unlike))
+    with pytest.raises(QueryError, match="of weight 1"):
+        client.ask([Query(terms=(unlike,))], "photos")
 
 
 def test_batches_and_similar(client: Client, backend: Any, pair: bytes, tmp_path: Path) -> None:
@@ -149,10 +142,12 @@ def test_wrong_questions_raise_what_the_library_raises(client: Client) -> None:
     assert no_photo.value.reason == ImageFailure.NOT_AN_IMAGE
 
 
-def test_a_key_is_sent(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_sent(
+    serve: Any, backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = tmp_path / "keys.yaml"
     key = new_key(keys, read=("photos",), write=())
-    address = serve(keys_file=keys)
+    address = serve(backend, keys_file=keys)
     with Client(address) as anonymous, pytest.raises(AccessDenied, match="REIR_API_KEY"):
         anonymous.galleries()
     with Client(address, key=key) as known:

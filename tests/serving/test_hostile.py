@@ -181,7 +181,7 @@ def test_bytes_that_are_no_photo_are_refused(client: TestClient, data: bytes, st
 
 @pytest.mark.parametrize(
     "attributes",
-    ["", "[]", "{", '{"a": {"b": 1}}', '{"a": [1]}', '{"a": NaN}', '{"a": 1e999}', "[" * 9000],
+    ["[]", "{", '{"a": {"b": 1}}', '{"a": [1]}', '{"a": NaN}', '{"a": 1e999}', "[" * 9000],
     ids=lambda each: each[:14],
 )
 def test_attributes_that_no_filter_could_read_are_refused(

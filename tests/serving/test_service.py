@@ -183,21 +183,6 @@ def test_a_version_of_another_checkpoint_takes_its_own_encoder_along(
         search(make(encoder="clare-nano"), "the green one")
 
 
-def test_requests_beyond_the_queue_are_refused_at_once(make: Make) -> None:
-    service = make(limits={"ongoing": 2, "queued": 1})
-
-    async def flood() -> list[list[SearchResult] | BaseException]:
-        calls = [service.search("g", [ask("the green one")]) for _ in range(10)]
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    answers = run(flood())
-    refused = [each for each in answers if isinstance(each, Overloaded)]
-    assert len(refused) == 7
-    assert refused[0].retry_after_s > 0
-    assert sum(isinstance(each, list) for each in answers) == 3
-    assert first(search(service, "the green one")) == "green.png"
-
-
 def test_a_default_budget_holds_for_requests_without_one(service: Service) -> None:
     service.live = LiveSettings(budget_ms=1000)
     assert first(search(service, "the green one")) == "green.png"

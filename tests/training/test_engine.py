@@ -37,7 +37,7 @@ class Net(nn.Module):
         self.frozen = nn.Linear(7, 5).requires_grad_(False)
         self.one, self.two = nn.Linear(5, 11), nn.Linear(11, 3)
 
-    def forward(self, batch: Tensor, stage: str) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Tensor, stage: str) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """Return the loss of rows of seven inputs and three targets."""
         out = self.two(self.one(self.frozen(batch[:, :7])).tanh())
         loss = ((out - batch[:, 7:]) ** 2).mean()
@@ -63,11 +63,11 @@ class Rows:
             for part, rate, decay in ((net.one, 1e-2, 0.1), (net.two, 1e-3, 0.0))
         ]
 
-    def steps(self, stage: Stage) -> int:
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
         """Six."""
         return STEPS
 
-    def batches(self, epoch: Epoch, first: int) -> Iterator[Tensor]:
+    def batches(self, epoch: Epoch, first: int) -> Iterator[Tensor]:  # noqa: ARG002 - one epoch
         """Shares of the rows of each step."""
         for step in range(first, STEPS):
             shares = rows_of(step).chunk(self._world_size * self._parts)

@@ -14,15 +14,17 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from reir.boxes import elementwise_iou
 from reir.checkpoint import load_model, weights_digest
-from reir.models.clare_nano import ClareNano
+from reir.models.clare_nano import ClareNano, RelationLayer
 from reir.models.nano_encoder import ClareNanoEncoder
 from reir.models.reranker import PhotoInstances
 from reir.models.seams import EncodedExpression, TokenEncoder
@@ -34,6 +36,7 @@ from reir_training.examples import VAL, TrainPhoto
 
 Ints = npt.NDArray[np.int64]
 Arrays = dict[str, np.ndarray]
+FIELDS = ("vectors", "boxes", "objectness", "valid")
 PHOTO_BATCH, TEXT_PART, QUERY_CHUNK = 16, 1024, 256
 NUM_RIVALS = 48
 """Photos kept for each expression: those with the best wrong answers of the dual stream."""
@@ -169,7 +172,9 @@ class RerankData:
         photos: of the run.
         cache: output of the frozen part of these photos.
         generated_per_photo: expressions generated a photo.
-        seed: of their draw.
+        vector_dropout: of the visual stream while it encodes the photos. It was trained on them, so
+            without dropout it is surer of them than of photos that it has never seen.
+        seed: of every draw.
     """
 
     def __init__(  # noqa: PLR0913 - one by one is clearer than a bag
@@ -180,10 +185,16 @@ class RerankData:
         cache: FrozenCache,
         *,
         generated_per_photo: int,
+        vector_dropout: float,
         seed: int,
     ) -> None:
         model, tokenizer = load_model(checkpoint)
         self.digest = weights_digest(checkpoint)
+        experts = [more.shared for more in model.text.members]
+        self.projection = (
+            torch.cat([expert.weight for expert in experts]),
+            torch.cat([expert.bias for expert in experts]),
+        )
         encoder = ClareNanoEncoder(model, tokenizer, self.digest)
         self.askings = askings_of(photos, cache, generated_per_photo, seed)
         texts = [a.text for a in self.askings]
@@ -193,29 +204,28 @@ class RerankData:
         folder = root / f"rerank-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         self.texts = TextTable(folder, encoder, list(table))
-        self.worlds = tuple(
-            self._world(
-                folder,
-                model,
-                photos,
-                cache,
-                np.array([table[text] for text in asked[mirrored]]),
-                mirrored=mirrored,
+        self.worlds: list[World] = []
+        for mirrored, spoken in enumerate(asked):
+            name = f"{'mirrored' if mirrored else 'plain'}_{vector_dropout:g}"
+            encode = partial(encode_photos, model, cache, bool(mirrored), vector_dropout, seed)
+            found = _kept(folder / f"photos_{name}.npz", encode)
+            rows = np.array([table[text] for text in spoken])
+            self.worlds.append(
+                self._world(
+                    found, photos, rows, folder / f"rivals_{name}.npz", mirrored=bool(mirrored)
+                )
             )
-            for mirrored in (False, True)
-        )
 
-    def _world(  # noqa: PLR0913 - one by one is clearer than a bag
+    def _world(
         self,
-        folder: Path,
-        model: ClareNano,
+        found: Arrays,
         photos: Sequence[TrainPhoto],
-        cache: FrozenCache,
         texts: Ints,
+        rivals: Path,
         *,
         mirrored: bool,
     ) -> World:
-        """Encode the photos and compare them with what is asked of them."""
+        """Compare encoded photos with what is asked of them; rivals are kept in a file."""
         owners = np.array([each.photo for each in self.askings])
         targets = np.array([photos[each.photo].boxes[each.box] for each in self.askings])
         if mirrored:
@@ -223,33 +233,37 @@ class RerankData:
             targets = np.stack([1 - x2, y1, 1 - x1, y2], axis=-1)
         trained = np.array([photo.split != VAL for photo in photos])
 
-        def rivals() -> Arrays:
+        def hardest() -> Arrays:
             valid, asked = found["valid"] & trained[:, None], self.texts.vectors[texts]
             return {"rivals": hardest_photos(found["vectors"], valid, asked, owners)}
 
-        name = "mirrored" if mirrored else "plain"
-        found = _kept(
-            folder / f"photos_{name}.npz", lambda: encode_photos(model, cache, mirrored=mirrored)
-        )
         return World(
             **found,
-            **_kept(folder / f"rivals_{name}.npz", rivals),
+            **_kept(rivals, hardest),
             texts=texts,
             overlap=elementwise_iou(found["boxes"][owners], targets[:, None]).astype(np.float32),
         )
 
 
-def encode_photos(model: ClareNano, cache: FrozenCache, *, mirrored: bool) -> Arrays:
+def encode_photos(
+    model: ClareNano, cache: FrozenCache, mirrored: bool, dropout: float, seed: int
+) -> Arrays:
     """Vectors, boxes, objectness and `valid` of all photos of a cache, as in `World`."""
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    model.eval()
+    torch.manual_seed(seed + mirrored)
+    model.visual.train()
+    for part in model.visual.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = dropout
+        elif isinstance(part, RelationLayer):
+            part.dropout = dropout
     for start in range(0, len(cache), PHOTO_BATCH):
         batch = cache.batch(range(start, min(start + PHOTO_BATCH, len(cache))))
         batch = batch.mirrored() if mirrored else batch
         with torch.inference_mode():
             out = model.visual(batch)
         values = (out.vectors, out.boxes, batch.objectness, batch.valid)
-        for name, value in zip(("vectors", "boxes", "objectness", "valid"), values, strict=True):
+        for name, value in zip(FIELDS, values, strict=True):
             parts[name].append(value.numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from reir.models.reranker import (
     RerankInputs,
     pad_inputs,
 )
+from reir.models.seams import EncodedExpression
 from reir_training.assemble import parameter_groups
 from reir_training.batches import MATCH_IOU
 from reir_training.cache import FrozenCache
+from reir_training.card import write_rerank_card
 from reir_training.config import RerankSettings, TrainConfig
-from reir_training.examples import TrainPhoto, describe
+from reir_training.examples import VAL, TrainPhoto, describe
 from reir_training.plan import Epoch, Stage
 from reir_training.rerank_data import RerankData
 
@@ -104,7 +106,7 @@ class GroupMaker:
         for m, row in enumerate(rows):
             each, side = self._data.askings[row], int(rng.integers(2))
             world = self._data.worlds[side]
-            texts.append(self._data.texts[int(world.texts[row])])
+            texts.append(self._noisy(self._data.texts[int(world.texts[row])], rng))
             overlap.append(world.overlap[row])
             found = {OWN: (side, each.photo)}
             if each.sided:
@@ -121,6 +123,27 @@ class GroupMaker:
         num = inputs.valid.shape[1]
         kept = np.stack(overlap)[:, :num]
         return RerankBatch(inputs, torch.from_numpy(slots), torch.from_numpy(kept))
+
+    def _noisy(self, text: EncodedExpression, rng: np.random.Generator) -> EncodedExpression:
+        """The expression with a random direction added to its vector."""
+        noise = rng.normal(size=text.vector.shape) * len(text.vector) ** -0.5
+        vector = text.vector + self._settings.query_noise * noise
+        return replace(text, vector=(vector / np.linalg.norm(vector)).astype(np.float32))
+
+
+def rerank_data(
+    config: TrainConfig, photos: Sequence[TrainPhoto], *, cache: Path, init: Path
+) -> RerankData:
+    """What a run is trained on; computed where it is not yet beside the cache."""
+    return RerankData(
+        cache,
+        init,
+        photos,
+        FrozenCache(cache),
+        generated_per_photo=config.rerank.generated_per_photo,
+        vector_dropout=config.rerank.vector_dropout,
+        seed=config.optimisation.seed,
+    )
 
 
 class RerankTask:
@@ -147,29 +170,22 @@ class RerankTask:
         self._config, self._photos, self._init = config, photos, init
         self._rank, self._world_size = rank, world_size
         settings, seed = config.rerank, config.optimisation.seed
-        self.data = RerankData(
-            cache,
-            init,
-            photos,
-            FrozenCache(cache),
-            generated_per_photo=settings.generated_per_photo,
-            seed=seed,
-        )
+        self.data = rerank_data(config, photos, cache=cache, init=init)
         torch.manual_seed(seed)
+        shape = settings.model_dump(include=set(RerankerConfig.__dataclass_fields__))
         self.model = Reranker(
             RerankerConfig(
                 dim=self.data.texts.vectors.shape[1],
                 text_width=self.data.texts[0].states.shape[1],
-                width=settings.width,
-                num_layers=settings.num_layers,
-                num_heads=settings.num_heads,
-                dropout=settings.dropout,
+                **shape,
             )
         )
+        self.model.start_from(*self.data.projection)
         self.objective = RerankObjective(self.model)
         self._maker = GroupMaker(self.data, settings)
         draw = np.random.default_rng(seed).random(len(photos))
-        self.held_out = draw < settings.held_out
+        trained = np.array([photo.split != VAL for photo in photos])
+        self.held_out = trained & (draw < settings.held_out)
         owners = np.array([each.photo for each in self.data.askings])
         self._rows = np.flatnonzero(~self.held_out[owners])
 
@@ -208,10 +224,11 @@ class RerankTask:
         for name in (CONFIG, WEIGHTS, TOKENIZER):
             shutil.copyfile(self._init / name, folder / name)
         save_reranker(folder, self.model, self.data.digest, about)
+        write_rerank_card(folder, self._init, about)
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of the data it was made from."""
-        return describe(self._photos)
+        return describe(self._photos) | {"rerank_held_out": int(self.held_out.sum())}
 
 
 def validate_reranker(

@@ -24,8 +24,9 @@ from reir_training.assemble import start_model
 from reir_training.cache import build_cache
 from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.leakage import training_photos
+from reir_training.rerank_task import rerank_data
 from reir_training.storage import checked_storage
-from reir_training.tasks import NumWorkers, check_shares, check_stage
+from reir_training.tasks import RERANK, NumWorkers, check_shares, check_stage
 
 POLL_S = 1.0
 Run = TypeVar("Run", bound=CommonConfig)
@@ -82,6 +83,10 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         cache = None
         if isinstance(config, TrainConfig):
             cache = _cache(config, output, init, bars).resolve()
+            if stage == RERANK:
+                assert init is not None
+                bars.add_task("dual stream", total=None, note="photos and expressions")
+                rerank_data(config, training_photos(config), cache=cache, init=init)
         _log_start(output / METRICS)
         if home is not None:
             home.push(output / METRICS)

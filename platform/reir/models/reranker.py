@@ -30,6 +30,11 @@ from reir.records import FloatArray
 
 INSTANCE_FEATURES = 17
 PAIR_FEATURES = 18
+NOT_PLACES, NOT_PAIRS = 2, 3
+"""The last features of either kind, which are scores and no geometry."""
+
+MATCH_POOLS = 4
+MAX_LOGIT = 30.0
 SCORE_SCALE = 5.0
 """Brings inner products of the dual stream, and their differences, to the size of the others."""
 
@@ -44,7 +49,8 @@ class RerankerConfig:
         width: W.
         num_layers, num_heads: of the layers in which instances read words and look at each other.
         dropout: in training.
-        words, geometry, neighbours: what the model may use; False takes it away (ablations).
+        words, match, geometry, neighbours: what the model may use; False takes it away, for
+            ablations: reading words, how well they fit, all geometry, all other instances.
     """
 
     dim: int = 256
@@ -54,6 +60,7 @@ class RerankerConfig:
     num_heads: int = 4
     dropout: float = 0.2
     words: bool = True
+    match: bool = True
     geometry: bool = True
     neighbours: bool = True
 
@@ -141,8 +148,10 @@ class RerankOutput(NamedTuple):
 
 def ranks(values_PN: Tensor, valid_PN: Tensor) -> Tensor:
     """(P, N) share of the photo's other instances that have a smaller value; of equals, none."""
-    smaller = (values_PN[:, None, :] < values_PN[:, :, None]) & valid_PN[:, None, :]
-    return smaller.sum(-1) / (valid_PN.sum(-1, keepdim=True) - 1).clamp(min=1)
+    smaller = (values_PN[:, None, :] < values_PN[:, :, None]).float()
+    real = valid_PN.float()
+    # a product, since torch sums short rows of booleans ten times slower
+    return (smaller @ real[..., None])[..., 0] / (real.sum(-1, keepdim=True) - 1).clamp(min=1)
 
 
 def instance_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
@@ -160,7 +169,7 @@ def instance_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
 
 
 def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
-    """(P, N, N, 18) how each instance (last but one axis) sees each other (last)."""
+    """(P, 18, N, N) how each instance (last but one axis) sees each other (last)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
@@ -184,19 +193,17 @@ def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
     order = [between(ranks(cx, valid_PN)), between(ranks(cy, valid_PN))]
     itself = torch.eye(boxes.shape[1], device=boxes.device).expand_as(dx)
     parts = [*sides, *far, *covers, *sizes, *order, torch.ones_like(dx), itself]
-    return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=-1)
+    return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=1)
 
 
-class Heads(nn.Module):
-    """(.., S, W) -> (.., H, S, W / H)."""
+def split_heads(x: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(.., S, parts * W) -> for each part (.., H, S, W / H)."""
+    return x.unflatten(-1, (num_parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
 
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.linear, self.num_heads = nn.Linear(width, width), num_heads
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Project and split."""
-        return torch.as_tensor(self.linear(x).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2))
+def exp_of(logits: Tensor) -> Tensor:
+    """Exponentials that can be summed in float32; torch's softmax is slow on rows this short."""
+    return logits.clamp(-MAX_LOGIT, MAX_LOGIT).exp()
 
 
 class ReadWords(nn.Module):
@@ -204,17 +211,20 @@ class ReadWords(nn.Module):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
+        self.num_heads = config.num_heads
         self.norm = nn.LayerNorm(config.width)
-        self.query, self.key, self.value = (Heads(config.width, config.num_heads) for _ in range(3))
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x_PNW: Tensor, words_ELW: Tensor, mask_EL: Tensor, asked_P: Tensor) -> Tensor:
         """Return (P, N, W) what was read."""
-        query = self.query(self.norm(x_PNW))
-        key, value = self.key(words_ELW)[asked_P], self.value(words_ELW)[asked_P]
-        seen = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask_EL[asked_P][:, None, None, :]
-        )
+        (query,) = split_heads(self.query(self.norm(x_PNW)), 1, self.num_heads)
+        key, value = split_heads(self.key_value(words_ELW), 2, self.num_heads)
+        key = key / query.shape[-1] ** 0.5
+        likes = exp_of(query @ key[asked_P].mT)
+        real_PHL1 = mask_EL[asked_P].float()[:, None, :, None]
+        seen = likes @ (value[asked_P] * real_PHL1) / (likes @ real_PHL1)
         return torch.as_tensor(self.out(seen.transpose(1, 2).flatten(2)))
 
 
@@ -223,22 +233,22 @@ class SeeNeighbours(nn.Module):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
+        self.num_heads = config.num_heads
         self.norm = nn.LayerNorm(config.width)
-        self.query, self.key, self.value = (Heads(config.width, config.num_heads) for _ in range(3))
+        self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width + config.num_heads, config.width)
 
-    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom.
+    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom, padding to be ignored.
 
-        Looking at nobody has the logit 0. `bias_PHNN` is very low on padding.
+        Looking at nobody has the logit 0, which is the 1 in the sum.
         """
-        x = self.norm(x_PNW)
-        query, key = self.query(x), self.key(x)
-        logits = query @ key.mT / query.shape[-1] ** 0.5 + bias_PHNN
-        nobody = torch.zeros_like(logits[..., :1])
-        shares = torch.cat([logits, nobody], dim=-1).softmax(-1)[..., :-1]
-        mean = (shares @ self.value(x)).transpose(1, 2).flatten(2)
-        found = logits.sigmoid().sum(-1).log1p().transpose(1, 2)
+        query, key, value = split_heads(self.qkv(self.norm(x_PNW)), 3, self.num_heads)
+        likes = exp_of(query @ (key / query.shape[-1] ** 0.5).mT + bias_PHNN)
+        real_PHN1 = valid_PN.float()[:, None, :, None]
+        shares = likes / (1 + likes @ real_PHN1)
+        mean = (shares @ (value * real_PHN1)).transpose(1, 2).flatten(2)
+        found = (likes / (1 + likes) @ real_PHN1)[..., 0].log1p().transpose(1, 2)
         return self.out(torch.cat([mean, found], dim=-1)), shares
 
 
@@ -260,14 +270,14 @@ class RerankLayer(nn.Module):
     def forward(
         self, x_PNW: Tensor, words_ELW: Tensor, inputs: RerankInputs, bias_PHNN: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return (P, N, W), and (P, N, N) attention to neighbours, mean over heads."""
+        """Return (P, N, W), and (P, H, N, N) attention to neighbours, padding to be ignored."""
         if self.words is not None:
             x_PNW = x_PNW + self.drop(self.words(x_PNW, words_ELW, inputs.mask, inputs.asked))
         shares = torch.zeros_like(bias_PHNN)
         if self.neighbours is not None:
-            seen, shares = self.neighbours(x_PNW, bias_PHNN)
+            seen, shares = self.neighbours(x_PNW, bias_PHNN, inputs.valid)
             x_PNW = x_PNW + self.drop(seen)
-        return x_PNW + self.drop(self.mlp(x_PNW)), shares.mean(1)
+        return x_PNW + self.drop(self.mlp(x_PNW)), shares
 
 
 class RelationBias(nn.Module):
@@ -278,20 +288,43 @@ class RelationBias(nn.Module):
         num = config.num_layers * config.num_heads
         self.weigh = nn.Linear(config.width, num)
         self.to_weights = nn.Parameter(torch.empty(num, config.width, PAIR_FEATURES))
-        nn.init.normal_(self.to_weights, std=config.width**-0.5)
+        nn.init.normal_(self.to_weights, std=0.3 * config.width**-0.5)
         self.always = nn.Parameter(torch.zeros(num, PAIR_FEATURES))
-        self.num_layers = config.num_layers
+        self.num_layers, self.words = config.num_layers, float(config.words)
 
     def forward(self, pairs: Tensor, words_ELW: Tensor, inputs: RerankInputs) -> tuple[Tensor, ...]:
         """Return one (P, H, N, N) a layer."""
         logits_ELR = self.weigh(words_ELW).masked_fill(~inputs.mask[..., None], -1e4)
         read_ERW = logits_ELR.softmax(1).mT @ words_ELW
-        weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) + self.always
-        bias_PXR = pairs.flatten(1, 2) @ weights_ERF[inputs.asked].mT
-        num = pairs.shape[1]
-        bias_PRNN = bias_PXR.mT.unflatten(-1, (num, num))
-        bias_PRNN = bias_PRNN.masked_fill(~inputs.valid[:, None, None, :], -1e4)
+        weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) * self.words
+        weights_ERF = weights_ERF + self.always
+        bias_PRNN = (weights_ERF[inputs.asked] @ pairs.flatten(2)).unflatten(-1, pairs.shape[2:])
         return bias_PRNN.chunk(self.num_layers, dim=1)
+
+
+class Match(nn.Module):
+    """How well words fit an instance, and the best instance of its photo (late interaction).
+
+    A sentence names other things than its instance. A few learned weightings of the words say which
+    of them are looked for where: in the instance, or anywhere in the photo.
+    """
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(config.width, MATCH_POOLS)
+
+    def forward(self, x_PNW: Tensor, words_ELW: Tensor, inputs: RerankInputs) -> Tensor:
+        """Return (P, N, 12): own fit, best fit in the photo, sum of each word's best fit."""
+        fits_PNL = x_PNW @ words_ELW[inputs.asked].mT
+        logits_ELQ = self.weigh(words_ELW).masked_fill(~inputs.mask[..., None], -1e4)
+        shares_PLQ = logits_ELQ.softmax(1)[inputs.asked]
+        padding = ~inputs.valid[..., None]
+        own_PNQ = fits_PNL @ shares_PLQ
+        best_PQ = own_PNQ.masked_fill(padding, -1e4).amax(1)
+        each_PL = fits_PNL.masked_fill(padding, -1e4).amax(1)
+        cover_PQ = (each_PL[:, None] @ shares_PLQ)[:, 0]
+        photo = torch.cat([best_PQ, cover_PQ], dim=-1)[:, None].expand(-1, own_PNQ.shape[1], -1)
+        return torch.cat([own_PNQ, photo], dim=-1)
 
 
 class Reranker(nn.Module):
@@ -301,45 +334,60 @@ class Reranker(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.appearance = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(config.dim, width, bias=False)
-        )
+        self.drop = nn.Dropout(config.dropout)
+        self.appearance = nn.Linear(config.dim, width, bias=False)
         self.geometry = nn.Sequential(
             nn.Linear(INSTANCE_FEATURES, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.text = nn.Sequential(
-            nn.LayerNorm(config.text_width),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.text_width, width),
-        )
+        self.text = nn.Linear(config.text_width, width)
+        self.norm_words = nn.LayerNorm(width)
         self.relation = RelationBias(config)
         self.layers = nn.ModuleList(RerankLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
-        self.correct = nn.Linear(width, 1)
-        nn.init.normal_(self.appearance[1].weight, std=1.0)  # vectors have unit length
+        self.match = Match(config) if config.match else None
+        self.correct = nn.Linear(width + 3 * MATCH_POOLS * config.match, 1)
+        nn.init.normal_(self.appearance.weight, std=1.0)  # vectors have unit length
+        nn.init.normal_(self.text.weight, std=1.0)  # and so have states, as they come in
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)
 
     def forward(self, inputs: RerankInputs, *, explain: bool = False) -> RerankOutput:
         """Score the instances of P photos."""
         dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.asked])
-        words = self.text(inputs.states)
-        x = self.appearance(inputs.vectors)
-        x = x + self.geometry(self._shown(instance_features(inputs, dual), 2))
-        pairs = self._shown(pair_features(inputs.boxes, dual, inputs.valid), 3)
-        shares = []
-        for layer, bias in zip(self.layers, self.relation(pairs, words, inputs), strict=True):
-            x, share = layer(x, words, inputs, bias)
+        words = self.text(self.drop(F.normalize(inputs.states, dim=-1)))
+        looks = self.appearance(self.drop(inputs.vectors))
+        places = instance_features(inputs, dual)
+        pairs = pair_features(inputs.boxes, dual, inputs.valid)
+        if not self.config.geometry:
+            places[..., :-NOT_PLACES], pairs[:, :-NOT_PAIRS] = 0, 0
+        x = looks + self.geometry(places)
+        read, shares = self.norm_words(words), []
+        for layer, bias in zip(self.layers, self.relation(pairs, read, inputs), strict=True):
+            x, share = layer(x, read, inputs, bias)
             shares.append(share)
-        correction = self.correct(self.norm(x))[..., 0].masked_fill(~inputs.valid, 0.0)
-        return RerankOutput(dual, correction, torch.stack(shares).mean(0) if explain else None)
+        x = self.norm(x)
+        if self.match is not None:
+            x = torch.cat([x, self.match(looks, words, inputs)], dim=-1)
+        correction = self.correct(x)[..., 0].masked_fill(~inputs.valid, 0.0)
+        attention = None
+        if explain:
+            attention = torch.stack(shares).mean((0, 2)) * inputs.valid[:, None]
+        return RerankOutput(dual, correction, attention)
 
-    def _shown(self, features: Tensor, num_others: int) -> Tensor:
-        """Take the geometry away where the model may not use it; all but the last few features."""
-        if self.config.geometry:
-            return features
-        keep = torch.arange(features.shape[-1], device=features.device)
-        return features * (keep >= features.shape[-1] - num_others)
+    @torch.no_grad()
+    def start_from(self, weight_DC: Tensor, bias_D: Tensor) -> None:
+        """Start with words and instances in one space, in which the dual stream compares them.
+
+        Args:
+            weight_DC, bias_D: of the last layer of its text stream. What matters most of it is
+                shared out between the two projections.
+        """
+        left, scale, right = torch.linalg.svd(weight_DC, full_matrices=False)
+        num = min(self.config.width, len(scale))
+        root, left = scale[:num].sqrt(), left[:, :num]
+        self.appearance.weight[:num] = root[:, None] * left.T
+        self.text.weight[:num] = root[:, None] * right[:num]
+        self.text.bias[:num] = left.T @ bias_D / root
 
     def score(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, File, Form, Query, UploadFile
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1", tags=["images"])
 MIN_WIDTH_PX, MAX_WIDTH_PX = 16, 4096
 MAX_DRAWN = 100
 MAX_BOXES = 100
-_PICTURES = {
+_PICTURES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture.",
         "content": {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -17,7 +19,9 @@ from reir_serving.context import Asked
 from reir_serving.problems import NOT_READY, RETRY_STORE_S, Refused
 
 router = APIRouter(tags=["operation"])
+logger = logging.getLogger(__name__)
 
+OK = "ok"
 PAGE_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -38,11 +42,21 @@ async def healthz() -> Response:
 async def readyz(asked: Asked) -> Response:
     """Say whether requests can be answered now: store, model, and that they fit."""
     found = await asked.backend.readiness()
-    checks = dict(found.checks)
+    checks = _told(found.checks, to_everyone=asked.site.config.keys_file is not None)
     if not found.ready:
-        wrong = ", ".join(name for name, said in checks.items() if said != "ok") or "starting"
+        logger.warning("not ready: %s", dict(found.checks))
+        wrong = ", ".join(name for name, said in checks.items() if said != OK) or "starting"
         raise Refused(NOT_READY, f"not ready: {wrong}", retry_after_s=RETRY_STORE_S, checks=checks)
     return json_answer({"status": "ready", "checks": checks})
+
+
+def _told(checks: Mapping[str, str], *, to_everyone: bool) -> dict[str, str]:
+    """Return what may be told of checks: where keys are asked for, no name and no address."""
+    if not to_everyone:
+        return dict(checks)
+    kinds = {name: name.partition(" ")[0] for name in checks}
+    failing = {kinds[name] for name, said in checks.items() if said != OK}
+    return {kind: "failing" if kind in failing else OK for kind in kinds.values()}
 
 
 @router.get("/metrics", response_class=Response)

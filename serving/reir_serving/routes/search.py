@@ -106,7 +106,7 @@ async def _all_answered(
 def _query(asked: Context, body: Options, terms: Sequence[Term]) -> Query:
     return Query(
         terms=tuple(terms),
-        k=body.k,
+        k=body.k if "k" in body.model_fields_set else asked.backend.live.k,
         per_image=body.per_image,
         where=asked.caller.narrowed(body.where),
         min_presence=body.min_presence,
