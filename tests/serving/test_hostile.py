@@ -51,6 +51,7 @@ def refused(answer: Any, status: int) -> dict[str, Any]:
         ({"expression": "x" * 200_000}, "expression"),
         ({"expression": ["the red box"]}, "expression"),
         ({"min_presence": 1.5}, "min_presence"),
+        ({"min_presence": 0.5}, "min_presence"),  # the fake encoder's scores are not calibrated
         ({"budget_ms": 0}, "budget_ms"),
         ({"where": "area >"}, "filter"),
         ({"where": "1 == 1 or true"}, "filter"),
