@@ -110,6 +110,7 @@ def served(
     settings.setdefault("access_log", os.devnull)
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-c", _SERVE, "serve", "--config", str(config)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is ended ends it too
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

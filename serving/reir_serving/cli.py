@@ -85,6 +85,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Answer searches over HTTP and on a web page, until Ctrl-C."""
     from reir.config import load_config
+    from reir_serving.access import check_bind
     from reir_serving.config import ServeConfig
 
     given = {
@@ -98,6 +99,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
     values = load_config(ServeConfig, config).model_dump(mode="json", exclude_unset=True)
     told = values | {name: value for name, value in given.items() if value is not None}
     wanted = load_config(ServeConfig, told, _overrides(replicas))
+    check_bind(wanted.host, wanted.keys_file)
     if build is not None:
         build.write_text(serve_file(wanted), encoding="utf-8")
         messages().print(f"wrote {build}; `serve run {build}`, or put it into a RayService")
@@ -126,13 +128,10 @@ def _check(config: ServeConfig) -> None:
     """Refuse what could not be served, before Ray starts.
 
     Raises:
-        ConfigError: the address needs keys, or the port is taken.
+        ConfigError: the port is taken.
         GalleryNotFound: a gallery is not there, or has no live version.
         SchemaMismatch: it was indexed with another checkpoint than the one given.
     """
-    from reir_serving.access import check_bind
-
-    check_bind(config.host, config.keys_file)
     check_port(config.host, config.port)
     with opened(config.store) as store:
         for name in config.galleries or ():

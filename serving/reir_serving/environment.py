@@ -17,7 +17,9 @@ SWITCHES: Mapping[str, str] = {
     # A request whose replica died before it said anything goes to another one. All requests may be
     # sent twice: searches change nothing, and photos are added and deleted under the same id.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_HAPROXY_RETRIES": "10",
+    # A dead replica has the fewest connections, so it would get every attempt until it is left out.
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     # A request can only be sent again while HAProxy holds all of it.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",

@@ -101,7 +101,7 @@ class Metrics:
             return generate_latest(self.registry)
         _forget_the_dead(Path(folder))
         everyone = CollectorRegistry()
-        multiprocess.MultiProcessCollector(everyone)
+        multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -126,4 +126,4 @@ def _forget_the_dead(folder: Path) -> None:
     for file in folder.glob("gauge_live*_*.db"):
         pid = file.stem.rpartition("_")[2]
         if not Path("/proc", pid).exists():
-            multiprocess.mark_process_dead(int(pid), str(folder))
+            multiprocess.mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call]

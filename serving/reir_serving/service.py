@@ -219,8 +219,7 @@ class Service:
             ReirError: a gallery that was named cannot be served.
         """
         try:
-            names = self._config.galleries or await self._ask_store(self._live_names)
-            for name in names:
+            for name in self._config.galleries or await self._ask_store(self._live_names):
                 stages = await self._stages(name)
                 for _ in range(WARM_UP_ROUNDS):
                     await answer([ASKED], stages)
@@ -250,7 +249,9 @@ class Service:
         """
         stages = self._opened.get(gallery)
         if stages is None:
-            spec = self._config.encoder or await self._ask_store(lambda: self._own_spec(gallery))
+            spec = self._config.encoder
+            if spec is None:
+                spec = await self._ask_store(lambda: self._own_spec(gallery))
             model = await self._parts.describe(spec)
             stages = self._opened[gallery] = GalleryStages(gallery, model, self._parts, self._costs)
         stages.pinned = self.live.pinned.get(gallery, "")
@@ -280,9 +281,9 @@ class Service:
         wanted = self._config.galleries
         return [name for name in self._store.galleries() if wanted is None or name in wanted]
 
-    def _live_names(self) -> list[str]:
+    def _live_names(self) -> tuple[str, ...]:
         """Those of them that have a live version."""
-        return [info.name for info in self._galleries() if info.live]
+        return tuple(info.name for info in self._galleries() if info.live)
 
     def _galleries(self) -> list[GalleryInfo]:
         found = []

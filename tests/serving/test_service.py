@@ -97,7 +97,7 @@ def test_concurrent_searches_answer_as_lone_ones_do(service: Service) -> None:
 
 
 def test_a_wrong_query_fails_alone(service: Service) -> None:
-    async def together() -> list[list[SearchResult] | BaseException]:
+    async def together() -> Any:
         good = service.search("g", [ask("the green one")])
         bad = service.search("g", [ask("the green one", where="nonsense > 1")])
         return await asyncio.gather(good, bad, return_exceptions=True)
