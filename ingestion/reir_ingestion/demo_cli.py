@@ -1,14 +1,20 @@
-"""`reir demo`: a built-in gallery, indexed and asked, with the truth known; or own photos."""
+"""`reir demo`: a built-in gallery, indexed, asked and served, with the truth known; or own photos.
+
+The page is served by `reir serve`, started as a command: ingestion knows nothing of serving.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +28,9 @@ OWN_GALLERY = "demo-own"
 NUM_HITS = 4
 NUM_DRAWN = 6
 """Sentences on the contact sheet, spread over the examples."""
+NUM_OFFERED = 5
+"""Sentences that the page offers, besides one about something that is not there."""
+ABSENT = "the white refrigerator with magnets"
 RIGHT_IOU = 0.5
 
 
@@ -30,7 +39,7 @@ def register_demo(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-def demo(
+def demo(  # noqa: PLR0913, one argument an option
     photos: Annotated[
         Path | None, typer.Option(help="Folder of your own photos to ask about instead.")
     ] = None,
@@ -40,9 +49,13 @@ def demo(
     store: Annotated[
         str | None, typer.Option(help="Folder of the embedded store, or address of a server.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="Stay and serve the search page.")
+    ] = True,
+    port: Annotated[int, typer.Option(help="Of the search page.")] = 8000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and serve no page.")] = False,
 ) -> None:
-    """Index a built-in gallery and ask it sentences; works offline."""
+    """Index a built-in gallery, ask it sentences and serve the search page; works offline."""
     from reir.checkpoint import load_encoder
     from reir.config import reir_home
     from reir.search import open_gallery
@@ -62,11 +75,30 @@ def demo(
         options = IndexOptions(prune=True)
         report = index(open_source(str(folder)), name, opened, encoder, options=options)
         console.print(report.table())
+        examples: list[str] = []
         with closing(open_gallery(name, store=opened, encoder=encoder)) as gallery:
-            if built is None:
+            if built is not None:
+                examples = _answer(gallery, built.expressions, output, console, as_json=as_json)
+            elif not serve:
                 _ask(gallery, output, console)
-                return
-            _answer(gallery, built.expressions, output, console, as_json=as_json)
+    if serve and not as_json:
+        settings = {"galleries": [name], "port": port, "examples": examples}
+        raise typer.Exit(_serve(settings | ({"store": store} if store else {})))
+
+
+def _serve(settings: Mapping[str, object]) -> int:
+    """Serve the page until Ctrl-C and return the exit status of `reir serve`."""
+    from reir.config import reir_home
+
+    file = reir_home() / "demo" / "serve.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+    reir = [sys.executable, "-c", "from reir.cli import main; main()"]
+    with subprocess.Popen([*reir, "serve", "--config", str(file)]) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # the terminal has told the server as well
+            return server.wait()
 
 
 def _answer(
@@ -76,8 +108,8 @@ def _answer(
     console: Console,
     *,
     as_json: bool,
-) -> None:
-    """Ask every example, compare with the truth, draw."""
+) -> list[str]:
+    """Ask every example, compare with the truth, draw; return what the page shall offer."""
     from reir.drawing import contact_sheets
 
     results = gallery.search_batch([e.text for e in expressions], k=NUM_HITS)
@@ -102,6 +134,13 @@ def _answer(
     if as_json:
         answers = [{"right": ok, **r.to_dict()} for r, ok in zip(results, right, strict=True)]
         typer.echo(json.dumps({"br1_50": br1, "sheet": str(output), "answers": answers}, indent=2))
+    return offered(expressions, right)
+
+
+def offered(expressions: Sequence[DemoExpression], right: Sequence[bool]) -> list[str]:
+    """Return the sentences that the page offers: some that are answered right, and `ABSENT`."""
+    known = [each.text for ok, each in zip(right, expressions, strict=True) if ok]
+    return [*known[:: max(len(known) // NUM_OFFERED, 1)][:NUM_OFFERED], ABSENT]
 
 
 def is_right(result: SearchResult, truth: DemoExpression) -> bool:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from reir.client import Client as Client
     from reir.models.seams import InstanceEncoder
     from reir.search import Gallery
     from reir.store import InstanceStore
 
-__all__ = ["__version__", "open"]
+__all__ = ["Client", "__version__", "open"]
 __version__ = "0.1.0"
 
 
@@ -30,3 +31,12 @@ def open(  # noqa: A001, `reir.open("gallery")` reads as what it does
     from reir.search import open_gallery
 
     return open_gallery(gallery, store=store, encoder=encoder, checkpoint=checkpoint)
+
+
+def __getattr__(name: str) -> object:
+    """Import `Client` when it is asked for."""
+    if name == "Client":
+        from reir.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,8 @@
 """Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`.
 
+A relation re-ranker lies beside them as `reranker.json` and `reranker.safetensors`, float32; it
+names the digest of the model whose vectors it was trained on, and works with no other.
+
 The sha256 of the weights file is the digest that names a model revision. The published CLARE is
 kept as it was trained, `clare-nano` in float16 with its word embeddings in int8 and a scale a row
 (they are frozen in training, and make up two fifths of the model). Only safetensors are read, never
@@ -28,9 +31,11 @@ from reir.models.seams import InstanceEncoder
 
 if TYPE_CHECKING:
     from reir.models.clare import Clare
+    from reir.models.reranker import Reranker
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+RERANKER_CONFIG, RERANKER_WEIGHTS = "reranker.json", "reranker.safetensors"
 FORMAT = 1
 NANO, PUBLISHED = "clare-nano", "clare"
 MODELS = (NANO, PUBLISHED)
@@ -143,6 +148,66 @@ def load_clare(folder: Path) -> tuple[Clare, Tokenizer]:
         model = Clare.from_dict(config["model_config"])
         model.load_state_dict(load_file(folder / WEIGHTS))
     return model, tokenizer
+
+
+def save_reranker(folder: Path, reranker: Reranker, digest: str, about: Mapping[str, Any]) -> None:
+    """Write a re-ranker into the checkpoint directory of the model that it was trained on.
+
+    Args:
+        folder: of the checkpoint; nothing else in it changes.
+        reranker: any device.
+        digest: of that model.
+        about: JSON values kept under "training" (data, steps, metrics).
+    """
+    from dataclasses import asdict
+
+    save_file(
+        {k: v.float().cpu().contiguous() for k, v in reranker.state_dict().items()},
+        folder / RERANKER_WEIGHTS,
+    )
+    config = {
+        "format": FORMAT,
+        "digest": digest,
+        "model_config": asdict(reranker.config),
+        "training": dict(about),
+    }
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / RERANKER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_reranker(folder: Path | None = None, digest: str | None = None) -> Reranker | None:
+    """Load the re-ranker of a checkpoint in eval mode; None where it has none.
+
+    Args:
+        folder: checkpoint directory; None takes the one shipped with the package.
+        digest: of the model whose vectors are to be ranked; None reads it from the checkpoint.
+
+    Raises:
+        CheckpointError: it was trained on the vectors of another model, or does not load.
+    """
+    from reir.models.reranker import Reranker, RerankerConfig
+
+    folder = Path(folder) if folder is not None else SHIPPED
+    if not (folder / RERANKER_WEIGHTS).is_file():
+        return None
+    expected = digest or weights_digest(folder)
+    try:
+        config = json.loads((folder / RERANKER_CONFIG).read_text(encoding="utf-8"))
+        trained_on = config["digest"]
+        reranker = Reranker(RerankerConfig(**config["model_config"]))
+        reranker.load_state_dict(load_file(folder / RERANKER_WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the re-ranker in {folder} does not load: {str(error).splitlines()[0]}; "
+            f"{RERANKER_WEIGHTS} and {RERANKER_CONFIG} must come from one `reir train` run"
+        ) from error
+    if trained_on != expected:
+        raise CheckpointError(
+            f"the re-ranker in {folder} was trained on vectors of checkpoint {trained_on[:12]}, "
+            f"the one in use is {expected[:12]}; train one with `reir train --stage rerank "
+            f"--init {folder}`, or delete {RERANKER_WEIGHTS}"
+        )
+    return reranker.eval().requires_grad_(False)
 
 
 def _config_of(folder: Path, kind: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,8 @@ from reir.cli_common import (
 from reir.errors import ConfigError
 
 if TYPE_CHECKING:
-    from reir.records import SearchResult
+    from reir.query import Query, Term
+    from reir.records import Evidence, SearchResult
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -33,9 +35,33 @@ reir search "the red mug left of the laptop" --gallery photos
 
 reir search "a dog" -k 20 --per-image 3 --draw dogs.png
 
-reir search "the largest boat" --where "area > 0.1" --json"""
+reir search "the largest boat" --where "area > 0.1 and cx < 0.5" --json
+
+reir search "a mug" --not "a cup of coffee" --like 6f0c1d#3 --explain"""
 
 MAX_COUNT = 1000
+NOT_WEIGHT = -0.5
+"""Of what is not wanted; as heavy as what is wanted, it would take the search somewhere else."""
+
+Like = Annotated[
+    list[str] | None,
+    typer.Option(help="Alike this instance of the gallery; repeatable.", metavar="INSTANCE_ID"),
+]
+Unlike = Annotated[
+    list[str] | None,
+    typer.Option("--not", help="Not like this; repeatable.", metavar="EXPRESSION"),
+]
+MinPresence = Annotated[
+    float, typer.Option(min=0, max=1, help="Leave out hits that are less likely right.")
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REIR_SERVER",
+        metavar="URL",
+        help="Ask a server that `reir serve` runs; its key is taken from $REIR_API_KEY.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,8 +71,8 @@ def register(app: typer.Typer) -> None:
 
 def search(  # noqa: PLR0913, every argument is an option of the command
     expression: Annotated[
-        str, typer.Argument(metavar="EXPRESSION", help="Describes one object, in quotes.")
-    ],
+        str | None, typer.Argument(metavar="EXPRESSION", help="Describes one object, in quotes.")
+    ] = None,
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = DEFAULT_GALLERY,
     k: Annotated[int, typer.Option("-k", min=1, max=MAX_COUNT, help="Most hits.")] = 10,
     per_image: Annotated[
@@ -56,6 +82,18 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         str | None,
         typer.Option(help="Filter: 'area > 0.05 and attr.camera == \"X100\"'.", metavar="FILTER"),
     ] = None,
+    like: Like = None,
+    unlike: Unlike = None,
+    min_presence: MinPresence = 0.0,
+    rerank: Annotated[
+        bool, typer.Option(help="Let the relation re-ranker order the best photos.")
+    ] = True,
+    localise: Annotated[
+        bool, typer.Option("--localise", help="Refine the first boxes on their pixels.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of every hit why it stands there.")
+    ] = False,
     draw: Annotated[
         Path | None, typer.Option(help="Write the hits as a picture.", metavar="PICTURE")
     ] = None,
@@ -63,19 +101,31 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
+    server: Server = None,
 ) -> None:
     """Find the object that a sentence describes.
 
     Prints photo, score and box, best first; boxes are in percent, from the upper left corner.
     """
-    check_request(expression, where, draw)  # before the model, which takes seconds to load
-    named = chosen_encoder(checkpoint, encoder)
-    from reir.search import open_gallery
+    from reir.query import Query, check_query
 
-    with messages().status("loading the model"):
-        opened = open_gallery(gallery, store=store, encoder=named)
-    with opened:
-        result = opened.search(expression, k, per_image, where)
+    query = Query(
+        terms=query_terms(expression, like or [], unlike or []),
+        k=k,
+        per_image=per_image,
+        where=where,
+        min_presence=min_presence,
+        rerank=rerank,
+        localise=localise,
+        explain=explain,
+    )
+    check_query(query)  # before the model, which takes seconds to load
+    if draw is not None:
+        _check_picture(draw)
+    if server is not None:
+        result = _ask_server(server, query, gallery)
+    else:
+        result = _ask_here(query, gallery, store, chosen_encoder(checkpoint, encoder))
     if draw is not None:
         result.save_drawing(draw)
     if as_json:
@@ -86,21 +136,37 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         output().print(Text(f"picture: {draw}"))
 
 
-def check_request(expression: str, where: str | None, draw: Path | None) -> None:
-    """Refuse what cannot be answered.
+def _ask_server(server: str, query: Query, gallery: str) -> SearchResult:
+    from reir.client import Client
+
+    with Client(server) as client:
+        return client.ask([query], gallery)[0]
+
+
+def _ask_here(query: Query, gallery: str, store: str | None, encoder: str | None) -> SearchResult:
+    from reir.search import open_gallery
+
+    with messages().status("loading the model"):
+        opened = open_gallery(gallery, store=store, encoder=encoder)
+    with opened:
+        return opened.ask([query])[0]
+
+
+def query_terms(
+    expression: str | None, like: Sequence[str], unlike: Sequence[str]
+) -> tuple[Term, ...]:
+    """Return what is looked for.
 
     Raises:
-        QueryError: the expression or the filter is wrong.
-        ConfigError: the picture cannot be written.
+        ConfigError: there is nothing but what is not wanted.
     """
-    from reir.store.filters import parse
-    from reir.text import validate_expression
+    from reir.query import Term
 
-    validate_expression(expression)
-    if where is not None:
-        parse(where)
-    if draw is not None:
-        _check_picture(draw)
+    if expression is None and not like:
+        raise ConfigError("nothing to look for: give an EXPRESSION, --like or both")
+    wanted = [] if expression is None else [Term(expression=expression)]
+    wanted += [Term(instance_id=each) for each in like]
+    return (*wanted, *(Term(expression=each, weight=NOT_WEIGHT) for each in unlike))
 
 
 def _check_picture(path: Path) -> None:
@@ -118,18 +184,53 @@ def _check_picture(path: Path) -> None:
 
 def as_table(result: SearchResult) -> RenderableType:
     """Return the answer for a terminal: a line a hit, then what was searched and how fast."""
-    table = new_table("#", "score", "photo", "x %", "y %", "area", right=("#", "score", "area"))
+    if not result.hits:
+        return _footer(result)
+    calibrated = result.presence is not None
+    explained = result.hits[0].evidence is not None
+    numbers = ("#", "score", "presence", "area", "dual", "re-rank", "margin")
+    table = new_table(
+        *("#", "score", *(["presence"] if calibrated else []), "photo", "x %", "y %", "area"),
+        *(["dual", "re-rank", "margin", "neighbours"] if explained else []),
+        right=numbers,
+    )
     for rank, hit in enumerate(result.hits, 1):
         x1, y1, x2, y2 = (round(100 * side) for side in hit.box)
         table.add_row(
             str(rank),
             f"{hit.score:#.3g}",
+            *([_percent(hit.presence)] if calibrated else []),
             photo_text(hit.uri),
             f"{x1}-{x2}",
             f"{y1}-{y2}",
             f"{100 * hit.area:.1f} %",
+            *(_evidence(hit.evidence) if hit.evidence else []),
         )
-    return Group(table, "", _footer(result)) if result.hits else _footer(result)
+    return Group(*_headline(result), table, "", _footer(result))
+
+
+def _headline(result: SearchResult) -> list[RenderableType]:
+    """Say what the hits do not: that it is not there, or that several are as good."""
+    if not result.found and result.presence is not None:
+        absent = _percent(1 - result.presence)
+        said = f"Not found: with a probability of {absent} it is not there. What comes nearest:"
+        return [Text(said, style="bold"), ""]
+    if result.equally_good > 1:
+        return [Text(f"The first {result.equally_good} are equally good.", style="bold"), ""]
+    return []
+
+
+def _percent(probability: float | None) -> str:
+    return "-" if probability is None else f"{100 * probability:.0f} %"
+
+
+def _evidence(evidence: Evidence) -> list[str]:
+    numbers = (evidence.dual_score, evidence.rerank_score, evidence.margin)
+    near = ", ".join(
+        f"#{each.instance_id.rpartition('#')[2]} {_percent(each.weight)}"
+        for each in evidence.neighbours
+    )
+    return [*("-" if each is None else f"{each:#.3g}" for each in numbers), near or "-"]
 
 
 def _footer(result: SearchResult) -> Text:

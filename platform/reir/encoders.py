@@ -81,6 +81,22 @@ def load_encoder_spec(spec: str | EncoderSpec) -> InstanceEncoder:
         raise ConfigError(f"encoder {parsed} needs more packages ({said}); {EXTRA}") from error
 
 
+def checkpoint_folder(spec: str) -> Path | None:
+    """Return the checkpoint directory of a spec, where re-ranker and calibration lie too.
+
+    None for frozen public models, which have neither.
+
+    Raises:
+        ConfigError: the spec cannot be parsed.
+    """
+    from reir.checkpoint import SHIPPED
+
+    parsed = parse_encoder_spec(spec)
+    if parsed.kind == SHIPPED_KIND:
+        return SHIPPED
+    return Path(parsed.source) if parsed.kind in (TRAINED_KIND, MASKS_KIND) else None
+
+
 def stored_spec(store: InstanceStore, gallery: str) -> str:
     """Return the encoder spec of a gallery's live version; empty where there is none."""
     if gallery not in store.galleries():

@@ -10,6 +10,11 @@
     ├── QueryError             the request cannot be answered as written (`field` names the part)
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        the checkpoint directory is incomplete or does not fit
+    ├── Overloaded             a queue is full: try again after `retry_after_s`
+    ├── ServerError            a server that `reir.Client` asked refused or failed
+    │   ├── ServerUnavailable  not reachable, or too busy for longer than the client waits
+    │   ├── AccessDenied       it wants a key, or one that may do more
+    │   └── ImageNotFound      its gallery has no such image
     └── StoreError             the store refused or failed
         ├── StoreUnavailable   not reachable: retry later, check the address
         ├── GalleryNotFound    no such gallery or version
@@ -105,6 +110,39 @@ class FilterError(QueryError):
 
 class CheckpointError(ReirError):
     """A checkpoint directory is incomplete, damaged or of the wrong kind."""
+
+
+class Overloaded(ReirError):
+    """A queue is full.
+
+    Attributes:
+        what: the queue.
+        retry_after_s: when to try again.
+    """
+
+    def __init__(self, what: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(what, retry_after_s)
+        self.what = what
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.what} is full; try again in {self.retry_after_s} s"
+
+
+class ServerError(ReirError):
+    """A server that `reir.Client` asked refused or failed; the message is the server's."""
+
+
+class ServerUnavailable(ServerError):
+    """A server cannot be reached, or was too busy for longer than the client waits."""
+
+
+class AccessDenied(ServerError):
+    """A server wants an API key, or one that may do more."""
+
+
+class ImageNotFound(ServerError):
+    """A gallery of a server has no such image."""
 
 
 class StoreError(ReirError):

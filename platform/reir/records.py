@@ -278,6 +278,47 @@ class Hit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Located:
+    """One box that answers an expression within one photo.
+
+    Attributes:
+        box: xyxy in [0, 1] of the upright photo.
+        score: of box and expression, higher is better.
+        presence: calibrated probability that this is the described instance; None without a
+            calibration.
+        mask: where the checkpoint has a mask branch.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    presence: float | None
+    mask: MaskRle | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localisation:
+    """Where an expression is in one photo.
+
+    Attributes:
+        expression: as asked.
+        width_px, height_px: of the upright photo.
+        present: whether anything fits: the best presence reaches the checkpoint's threshold.
+        presence: calibrated probability that the described instance is in this photo; None without
+            a calibration.
+        boxes: best first.
+        timings_ms: stage -> milliseconds.
+    """
+
+    expression: str
+    width_px: int
+    height_px: int
+    present: bool
+    presence: float | None
+    boxes: tuple[Located, ...]
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchResult:
     """The answer to one expression: hits, best first, and how they came about.
 
@@ -290,6 +331,8 @@ class SearchResult:
         digest: of the checkpoint that made the vectors.
         presence: calibrated probability in [0, 1] that the described instance is in the gallery;
             None without a calibration.
+        found: False where there is no hit, or `presence` is below the checkpoint's threshold: what
+            was described is not there, and the hits are only what comes nearest.
         equally_good: how many of the first hits cannot be told apart by their scores; 1 is a clear
             answer, 0 none.
         cursor: where the next page begins; empty when there is none.
@@ -303,6 +346,7 @@ class SearchResult:
     degraded: tuple[str, ...] = ()
     digest: str = ""
     presence: float | None = None
+    found: bool = True
     equally_good: int = 0
     cursor: str = ""
 

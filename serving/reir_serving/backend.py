@@ -7,65 +7,19 @@ Every method raises the errors of `reir.errors`, and `Overloaded` where a queue 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from reir.errors import ReirError
+from reir.errors import Overloaded as Overloaded
 from reir.query import Query
-from reir.records import Attributes, FloatArray, ImageRecord, MaskRle, SearchResult
+from reir.records import Attributes, FloatArray, ImageRecord, SearchResult
+from reir.records import Localisation as Localisation
+from reir.records import Located as Located
 from reir.store.contract import InstanceRow, VersionInfo
+from reir_serving.config import LiveSettings
 
 Box = tuple[float, float, float, float]
 """xyxy in [0, 1] of the upright photo."""
-
-
-class Overloaded(ReirError):
-    """A queue is full; try again after `retry_after_s`."""
-
-    def __init__(self, what: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(what, retry_after_s)
-        self.what, self.retry_after_s = what, retry_after_s
-
-    def __str__(self) -> str:
-        return f"{self.what} is full; try again in {self.retry_after_s:g} s"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Located:
-    """One box that answers an expression within one photo.
-
-    Attributes:
-        score: of box and expression, higher is better.
-        presence: calibrated probability that this is the described instance.
-        mask: where the checkpoint has a mask branch.
-    """
-
-    box: Box
-    score: float
-    presence: float
-    mask: MaskRle | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Localisation:
-    """Where an expression is in one photo.
-
-    Attributes:
-        expression: as asked.
-        width_px, height_px: of the upright photo.
-        present: whether anything fits: the best presence reaches the checkpoint's threshold.
-        presence: calibrated probability that the described instance is in this photo.
-        boxes: best first.
-        timings_ms: stage -> milliseconds.
-    """
-
-    expression: str
-    width_px: int
-    height_px: int
-    present: bool
-    presence: float
-    boxes: tuple[Located, ...]
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +60,13 @@ class Readiness:
 
 
 class Backend(Protocol):
-    """Galleries and models behind the HTTP interface."""
+    """Galleries and models behind the HTTP interface.
+
+    Attributes:
+        live: settings that may change while it runs.
+    """
+
+    live: LiveSettings
 
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries to one gallery, in the order given.

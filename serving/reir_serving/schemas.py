@@ -49,7 +49,7 @@ class TermIn(Request):
 class Options(Request):
     """What every kind of search can be told."""
 
-    k: int = Field(10, ge=1, le=MAX_K, description="Most hits.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Most hits; a server may default to others.")
     per_image: int = Field(1, ge=1, le=MAX_K, description="Most hits of one photo.")
     where: str | None = Field(
         None,
@@ -198,7 +198,7 @@ class LocatedOut(Answer):
 
     box: Box
     score: float
-    presence: float
+    presence: float | None
     mask: MaskOut | None = None
 
 
@@ -209,7 +209,7 @@ class LocalizeAnswer(Answer):
     width_px: int
     height_px: int
     present: bool
-    presence: float
+    presence: float | None
     boxes: list[LocatedOut]
     timings_ms: dict[str, float]
     request_id: str
@@ -228,11 +228,17 @@ class VersionOut(Answer):
 
 
 class GalleryOut(Answer):
-    """One gallery; `searchable` where this server can answer questions to it."""
+    """One gallery.
+
+    Attributes:
+        searchable: whether this server can answer questions to it.
+        writable: whether the key may add and delete photos.
+    """
 
     name: str
     live: str
     searchable: bool
+    writable: bool
     versions: list[VersionOut]
 
 
@@ -291,4 +297,5 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str = ""
+    request_id: str = ""
     errors: list[dict[str, Any]] = Field(default_factory=list)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reir import cli, cli_doctor, cli_search, search
-from reir.images import canonical_uri, image_id
+from reir import cli, cli_doctor, cli_search, query
+from reir.images import canonical_uri, image_id, path_of_uri
+from reir.presence import Calibration, Logistic
 from reir.records import ImageRecord, IndexedImage
+from reir.search import Companions
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir.testing import FakeEncoder, draw_scene
 
@@ -147,7 +149,18 @@ def test_search_json_is_the_result(terminal: Terminal, photos: Path) -> None:
     assert hit["uri"] == canonical_uri(photos / "three.png")
     assert hit["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
     assert found.pop("timings_ms").keys() == {"text", "search", "rank"}
-    assert found == {"expression": "Green", "gallery": "photos", "version": "v2", "degraded": []}
+    assert found == {
+        "expression": "Green",
+        "gallery": "photos",
+        "version": "v2",
+        "degraded": [],
+        "digest": ENCODER.digest,
+        "presence": None,
+        "found": True,
+        "equally_good": 1,
+        "cursor": found["cursor"],
+    }
+    assert found["cursor"]
 
 
 def test_search_groups_and_filters(terminal: Terminal, photos: Path) -> None:
@@ -175,6 +188,66 @@ def test_search_draws_the_hits(terminal: Terminal, tmp_path: Path) -> None:
     assert (220, 20, 20) in {colour for _, colour in colours}
 
 
+def test_search_takes_more_like_this_and_not_that(terminal: Terminal) -> None:
+    def names(*options: str) -> list[str]:
+        found = terminal.json("search", *options, "--gallery", "photos")
+        return [path_of_uri(hit["uri"]).name for hit in found["hits"]]
+
+    best = terminal.json("search", "green", "--gallery", "photos", "-k", "1")["hits"][0]
+    assert sorted(names("--like", best["instance_id"])) == ["one.png", "two [bold].png"]
+    assert names("red", "--not", "left")[0] == "two [bold].png"
+    assert names("red", "--like", best["instance_id"])
+    terminal.refused("search", expect=2)
+    assert "give an EXPRESSION, --like or both" in terminal.error
+    terminal.refused("search", "--not", "red", expect=2)
+    terminal.refused("search", "--like", "nothing#0", "--gallery", "photos", expect=2)
+
+
+def test_search_explains(terminal: Terminal) -> None:
+    lines = terminal.run("search", "red", "--gallery", "photos", "--explain").splitlines()
+    assert lines[0].split()[-4:] == ["dual", "re-rank", "margin", "neighbours"]
+    assert lines[1].split()[-4] == lines[1].split()[1]
+    assert lines[1].split()[-3] == "-"
+
+
+def test_search_refines_boxes_on_their_pixels(terminal: Terminal) -> None:
+    found = terminal.json("search", "green", "--gallery", "photos", "-k", "1", "--localise")
+    assert found["degraded"] == []
+    assert "localise" in found["timings_ms"]
+    assert found["hits"][0]["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
+
+
+def test_search_says_when_it_is_not_there(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_score = Logistic(
+        features=("score", "lead", "spread", "size"), weights=(20, 0, 0, 0), bias=-18
+    )
+    in_photo = Logistic(features=("score", "lead", "spread"), weights=(1, 0, 0), bias=0)
+    calibration = Calibration(
+        digest=ENCODER.digest,
+        gallery=by_score,
+        hit=by_score,
+        photo=in_photo,
+        box=in_photo,
+        threshold=0.5,
+        photo_threshold=0.5,
+        tie_margin=0.0,
+        about={},
+    )
+    monkeypatch.setattr(
+        "reir.search.load_companions", lambda *_: Companions(calibration=calibration)
+    )
+    there = terminal.run("search", "red left tall", "--gallery", "photos").splitlines()
+    assert there[0].split()[:3] == ["#", "score", "presence"]
+    assert there[1].split()[3] == "%"
+    absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
+    assert absent[0].startswith("Not found: with a probability of 100 % it is not there")
+    options = ("--gallery", "photos", "--min-presence", "0.5")
+    assert len(terminal.json("search", "red left tall", *options)["hits"]) == 1
+    assert terminal.json("search", "purple", *options)["hits"] == []
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -197,7 +270,7 @@ def test_wrong_use_is_one_line_and_status_2(
 def test_counts_out_of_range_are_status_2(terminal: Terminal, option: str, value: str) -> None:
     terminal.run("search", "red", option, value, expect=2)
     assert option in terminal.error
-    assert cli_search.MAX_COUNT == search.MAX_K
+    assert cli_search.MAX_COUNT == query.MAX_K
 
 
 @pytest.mark.parametrize(

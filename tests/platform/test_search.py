@@ -15,40 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reir
-from reir import search
+from reir import ranking
 from reir.errors import FilterError, GalleryNotFound, QueryError, SchemaMismatch
 from reir.records import FloatArray, Hit, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.search import Gallery, open_gallery
 from reir.store import InstanceRow, InstanceStore, VersionSpec, open_store
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder, draw_scene
-
-DIM = 4
-# Halves and ones: unit vectors whose inner products are exact, so that equal means equal.
-TIED_VECTORS = np.array(
-    [*np.eye(DIM), *-np.eye(DIM), *np.array(list(np.ndindex(2, 2, 2, 2))) - 0.5], dtype=np.float32
-)
-
-
-class TableEncoder:
-    """Looks expression vectors up; no images."""
-
-    dim = DIM
-    digest = "table"
-    num_candidates = 30
-    masks = False
-
-    def __init__(self, vectors: FloatArray = TIED_VECTORS) -> None:
-        self.vectors = vectors
-        self.calls: list[list[str]] = []
-
-    def encode_images(self, images: Sequence[object]) -> list[Instances]:
-        raise NotImplementedError(f"not needed for {len(images)} images")
-
-    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """The vector of 'number 3' is row 3 of the table."""
-        self.calls.append(list(expressions))
-        return self.vectors[[int(each.split()[1]) for each in expressions]]
+from reir.testing.tables import DIM, TIED_VECTORS, TableEncoder, fill, images_of, indexed
 
 
 class CountingStore(MemoryStore):
@@ -76,43 +50,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InstanceSt
     opened = open_store("memory:" if request.param == "memory" else str(tmp_path / "store"))
     yield opened
     opened.close()
-
-
-def indexed(image_id: str, vectors: FloatArray) -> IndexedImage:
-    """An image whose instances have these vectors, one box beside the other."""
-    num = len(vectors)
-    edges = np.linspace(0, 1, num + 1, dtype=np.float32)
-    boxes = np.stack([edges[:-1], 0 * edges[1:], edges[1:], 0 * edges[1:] + 1], axis=1)
-    record = ImageRecord(
-        image_id=image_id,
-        uri=f"file:///photos/{image_id}.jpg",
-        status="indexed",
-        num_instances=num,
-        attributes={"parity": ord(image_id[-1]) % 2},
-    )
-    objectness = np.linspace(1, 0.5, num, dtype=np.float32)
-    whole = np.ones(vectors.shape[1], dtype=np.float32)
-    instances = Instances(boxes, objectness, vectors, whole)
-    return IndexedImage(record, instances)
-
-
-def images_of(vectors: FloatArray, counts: Sequence[int]) -> list[IndexedImage]:
-    """Share vectors out to images: the first takes counts[0], and so on."""
-    parts = np.split(vectors, np.cumsum(counts))[:-1]
-    return [indexed(f"img{number:03d}", part) for number, part in enumerate(parts)]
-
-
-def fill(
-    store: InstanceStore,
-    images: Sequence[IndexedImage],
-    *,
-    version: str = "v1",
-    spec: VersionSpec | None = None,
-) -> None:
-    spec = spec or VersionSpec(dim=DIM, digest="table")
-    store.create_version("photos", version, spec)
-    store.upsert_images("photos", version, images[::-1])  # the order of writing must not count
-    store.promote("photos", version)
 
 
 def drawn(pool: FloatArray, num: int, seed: int) -> FloatArray:
@@ -206,7 +143,7 @@ def test_any_gallery_matches_reference_whatever_one_read_gives(
     fill(store, images)
     queries = TIED_VECTORS if tied else scattered(3, seed + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "MAX_LIMIT", max(most, max(counts, default=1) + 1))
+        patch.setattr(ranking, "MAX_LIMIT", max(most, max(counts, default=1) + 1))
         hits = Gallery("photos", store, TableEncoder(queries)).search("number 1", k, per_image).hits
     wanted = reference(images, queries[1], k, per_image)
     assert [hit.score for hit in hits] == pytest.approx([score for _, score in wanted], abs=1e-6)
@@ -225,7 +162,7 @@ def test_reading_by_parts_keeps_the_filter_and_odd_image_ids(
     ]
     store = MemoryStore()
     fill(store, images)
-    monkeypatch.setattr(search, "MAX_LIMIT", 6)
+    monkeypatch.setattr(ranking, "MAX_LIMIT", 6)
     gallery = Gallery("photos", store, TableEncoder())
     found = gallery.search("number 0", k=30, where="attr.parity == 0 or attr.parity == 7").hits
     wanted = reference(images, TIED_VECTORS[0], 30, 1, parity=0)
@@ -244,7 +181,7 @@ def test_batch_equals_single_searches_and_asks_once(monkeypatch: pytest.MonkeyPa
     singles = [gallery.search(each, k=4) for each in expressions]
     assert [each.hits for each in batch] == [each.hits for each in singles]
     assert [each.expression for each in batch] == expressions
-    monkeypatch.setattr(search, "_ROWS_A_CALL", 64 * 5)
+    monkeypatch.setattr(ranking, "_ROWS_A_CALL", 64 * 5)
     assert [each.hits for each in gallery.search_batch(expressions, k=4)] == [
         each.hits for each in batch
     ]
@@ -361,7 +298,7 @@ def test_a_gallery_that_goes_away_is_said_to_be_gone() -> None:
     store = MemoryStore()
     fill(store, [])
     gallery = Gallery("photos", store, TableEncoder())
-    gallery._store = MemoryStore()  # the same address, another content
+    gallery._retriever._store = MemoryStore()  # the same address, another content
     with pytest.raises(GalleryNotFound, match="photos"):
         gallery.search("number 0")
 

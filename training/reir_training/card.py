@@ -19,6 +19,7 @@ NANO_LIMITS = """\
 English; 30 instances a photo; trained on a few thousand everyday photos of the 80 COCO classes, so
 other things are found by likeness at best. Text in photos is not read. Faces are not recognised.
 """
+RERANK_TITLE = "## Relation re-ranker"
 CLARE_LIMITS = "English, and what the training photos show. Text in photos is not read.\n"
 
 
@@ -42,6 +43,37 @@ def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:
         f"| vision and text tower | {towers} |\n| everything else | random weights |\n"
     )
     _write(folder, about["preset"], sources, "", about, CLARE_LIMITS)
+
+
+def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write README.md of a checkpoint that got a re-ranker: that of its dual stream, and a section.
+
+    Args:
+        folder: of the new checkpoint.
+        source: folder of the checkpoint whose dual stream is re-ranked.
+        about: as `save_reranker` keeps it.
+    """
+    card = source / CARD
+    before = card.read_text(encoding="utf-8").split(f"\n{RERANK_TITLE}")[0] if card.exists() else ""
+    metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
+    (folder / CARD).write_text(
+        f"""\
+{before}
+{RERANK_TITLE}
+
+Corrects the scores of the best photos from the vectors and boxes of all their instances and the
+words of the expression. Trained on the frozen dual stream: {about["expressions"]} written
+expressions of {about["photos"]} photos and some generated ones, as they are and mirrored,
+{about["steps"]} steps of {about["settings"]["optimisation"]["photos_per_batch"]} expressions.
+{about["rerank_held_out"]} of these photos were left out and chose the epoch. On them, in percent
+(`dual_*` without it; the dual stream was trained on these photos):
+
+| figure | value |
+|---|---|
+{metrics}
+""",
+        encoding="utf-8",
+    )
 
 
 def _write(  # noqa: PLR0913 - the parts of one text

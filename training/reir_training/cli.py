@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reir_training.config import CommonConfig
     from reir_training.dry_run import DryRun
 
-STAGES = ("grounding", "clia", "all")
+STAGES = ("grounding", "clia", "all", "rerank")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,9 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
     preset: Annotated[
         str, typer.Option(help="Model to train: clare-nano, clare-base or clare-large.")
     ] = "clare-nano",
-    stage: Annotated[str, typer.Option(help="grounding, clia or all (both).")] = "all",
+    stage: Annotated[
+        str, typer.Option(help="grounding, clia, all (both), or rerank (needs --init).")
+    ] = "all",
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
     num_workers: Annotated[
         str, typer.Option(help="Ray Train workers; 2:8 for as many as there is room for.")

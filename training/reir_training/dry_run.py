@@ -29,7 +29,14 @@ from reir_training.examples import VAL
 from reir_training.leakage import training_photos
 from reir_training.memory import Memory, memory_of
 from reir_training.plan import Epoch, plan
-from reir_training.tasks import AnyTask, NumWorkers, check_shares, make_task, shares_evenly
+from reir_training.tasks import (
+    RERANK,
+    AnyTask,
+    NumWorkers,
+    check_shares,
+    make_task,
+    shares_evenly,
+)
 
 WARM_UP, MEASURED = 1, 5
 
@@ -113,9 +120,11 @@ def dry_run(  # noqa: PLR0913 - one by one is clearer than a bag
     """Return what a run with these arguments will take; see `run.run` for them.
 
     Raises:
-        ConfigError: the workers cannot share the photos of a step, the plan is empty, or there is
-            no GPU where one is asked for.
+        ConfigError: the workers cannot share the photos of a step, the plan is empty, the
+            stage needs none, or there is no GPU where one is asked for.
     """
+    if stage == RERANK:
+        raise ConfigError(f"stage {stage!r} takes minutes; run it without --dry-run")
     check_shares(config.optimisation, num_workers)
     workers = _most(config, num_workers)
     epochs = plan(config.optimisation, stage)
@@ -124,7 +133,7 @@ def dry_run(  # noqa: PLR0913 - one by one is clearer than a bag
     if use_gpu and not torch.cuda.is_available():
         raise ConfigError("--gpu: this machine has no GPU that torch can use; leave --gpu out")
     torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
-    with _task(preset, config, init, workers) as (task, train_photos):
+    with _task(preset, config, stage, init, workers) as (task, train_photos):
         task.objective.to("cuda" if use_gpu else "cpu")
         parts = _parts(task)
         stages = _stages(task, config, epochs, train_photos)
@@ -160,7 +169,7 @@ def _most(config: CommonConfig, num_workers: NumWorkers) -> int:
 
 @contextmanager
 def _task(
-    preset: str, config: CommonConfig, init: Path | None, workers: int
+    preset: str, config: CommonConfig, stage: str, init: Path | None, workers: int
 ) -> Iterator[tuple[AnyTask, int]]:
     """The task with the batches of one of `workers`, and how many photos are trained on.
 
@@ -172,13 +181,13 @@ def _task(
     photos = training_photos(config)
     train = [photo for photo in photos if photo.split != VAL]
     if not isinstance(config, TrainConfig):
-        yield make_task(preset, config, init=init), len(train)
+        yield make_task(preset, config, stage=stage, init=init), len(train)
         return
     # the frozen part of a single step's photos only: of all of them it takes minutes to hours
     few = train[: settings.photos_per_batch]
     with tempfile.TemporaryDirectory() as folder:
         cache = build_cache(Path(folder), start_model(config, init)[0], few)
-        yield make_task(preset, config, init=init, cache=cache, photos=few), len(train)
+        yield make_task(preset, config, stage=stage, init=init, cache=cache, photos=few), len(train)
 
 
 def _parts(task: AnyTask) -> tuple[Part, ...]:

@@ -67,7 +67,7 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
         config: of the run, of the kind that the preset takes.
         output: gets `checkpoint/`, `metrics.jsonl` and Ray's states; all workers must see it.
         cache: folder of the frozen part's output, already built; for `clare-nano` only.
-        stage: "grounding", "clia" or "all".
+        stage: "grounding", "clia", "all" (both) or "rerank".
         init: checkpoint directory to start from.
         num_workers: Ray Train workers.
         use_gpu: one GPU a worker.
@@ -184,6 +184,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
     task = make_task(
         job["preset"],
         config,
+        stage=job["stage"],
         init=Path(job["init"]) if job["init"] else None,
         cache=Path(job["cache"]) if job["cache"] else None,
         rank=rank,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia"]
+Stage = Literal["grounding", "clia", "rerank"]
 FINAL_RATE = 0.02
 STEP_AT, STEP_TO = 0.8, 0.1
 
@@ -24,14 +24,15 @@ class Epoch:
 
 
 def plan(settings: Schedule, stage: str) -> list[Epoch]:
-    """Epochs of `stage` ("grounding", "clia" or "all") in order."""
+    """Epochs of `stage` in order; "all" is "grounding" and "clia", the dual stream's."""
     lengths: dict[Stage, int] = {
         "grounding": settings.grounding_epochs,
         "clia": settings.clia_epochs,
+        "rerank": settings.rerank_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():
-        if stage in (name, "all"):
+        if stage == name or (stage == "all" and name != "rerank"):
             first = len(out)
             out.extend(Epoch(first + i, name, first, length) for i in range(length))
     return out

@@ -24,8 +24,9 @@ from reir_training.assemble import start_model
 from reir_training.cache import build_cache
 from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.leakage import training_photos
+from reir_training.rerank_task import rerank_data
 from reir_training.storage import checked_storage
-from reir_training.tasks import NumWorkers, check_shares
+from reir_training.tasks import RERANK, NumWorkers, check_shares, check_stage
 
 POLL_S = 1.0
 Run = TypeVar("Run", bound=CommonConfig)
@@ -48,19 +49,21 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         preset: name of the model.
         config: of the run, of the kind that the preset takes; kept as `config.yaml`.
         output: folder of the run.
-        stage: "grounding", "clia" or "all".
+        stage: "grounding", "clia", "all" (both) or "rerank".
         init: checkpoint to start from; None for the start weights.
         num_workers: Ray Train workers.
         use_gpu: one GPU a worker.
         storage: URI of a bucket or folder that keeps the states, and a copy of the rest.
 
     Raises:
-        ConfigError: the workers cannot share the photos of a step, or the storage cannot be used.
+        ConfigError: the workers cannot share the photos of a step, the stage is not for this model,
+            or the storage cannot be used.
     """
     from reir_training.jobs import METRICS, train
 
     config = absolute(config)
     check_shares(config.optimisation, num_workers)
+    check_stage(preset, stage, init)
     home = checked_storage(storage) if storage else None
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config))
@@ -80,6 +83,10 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         cache = None
         if isinstance(config, TrainConfig):
             cache = _cache(config, output, init, bars).resolve()
+            if stage == RERANK:
+                assert init is not None
+                bars.add_task("dual stream", total=None, note="photos and expressions")
+                rerank_data(config, training_photos(config), cache=cache, init=init)
         _log_start(output / METRICS)
         if home is not None:
             home.push(output / METRICS)

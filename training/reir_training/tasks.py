@@ -11,8 +11,10 @@ from reir_training.config import ClareTrainConfig, CommonConfig, Schedule, Train
 from reir_training.examples import TrainPhoto
 from reir_training.leakage import training_photos
 from reir_training.nano_task import NanoTask
+from reir_training.rerank_task import RerankTask
 
-AnyTask = NanoTask | ClareTask
+AnyTask = NanoTask | ClareTask | RerankTask
+RERANK = "rerank"
 NumWorkers = int | tuple[int, int]
 """Ray Train workers: so many, or as many as there is room for from the first to the second."""
 
@@ -21,6 +23,7 @@ def make_task(  # noqa: PLR0913 - one by one is clearer than a bag
     preset: str,
     config: CommonConfig,
     *,
+    stage: str,
     init: Path | None,
     cache: Path | None = None,
     photos: Sequence[TrainPhoto] | None = None,
@@ -33,6 +36,7 @@ def make_task(  # noqa: PLR0913 - one by one is clearer than a bag
     Args:
         preset: name of the model; `config` is of its kind.
         config: of the run.
+        stage: of the run; "rerank" trains another model than the others.
         init: checkpoint directory to start from.
         cache: folder of the frozen part's output; for `clare-nano` only.
         photos: of `clare-nano`, in the order of the cache; None for all of the run's.
@@ -42,9 +46,26 @@ def make_task(  # noqa: PLR0913 - one by one is clearer than a bag
     if isinstance(config, TrainConfig):
         assert cache is not None
         known = training_photos(config) if photos is None else photos
+        if stage == RERANK:
+            assert init is not None
+            return RerankTask(
+                config, known, cache=cache, init=init, rank=rank, world_size=world_size
+            )
         return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
     assert isinstance(config, ClareTrainConfig)
     return ClareTask(preset, config, init=init, rank=rank, world_size=world_size, stream=stream)
+
+
+def check_stage(preset: str, stage: str, init: Path | None) -> None:
+    """Refuse to train a re-ranker of a model that has none, or of no trained model.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if stage == RERANK and preset != "clare-nano":
+        raise ConfigError(f"stage {RERANK!r} is for clare-nano, not for {preset!r}")
+    if stage == RERANK and init is None:
+        raise ConfigError(f"stage {RERANK!r} needs --init: the checkpoint whose hits are re-ranked")
 
 
 def parse_num_workers(text: str) -> NumWorkers:

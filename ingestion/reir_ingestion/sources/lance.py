@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from reir.attributes import BadRow, checked
 from reir.errors import ConfigError, ImageError, ImageFailure, SourceError
 from reir.images import canonical_uri, path_of_uri
-from reir_ingestion.sources.attributes import BadRow, checked
 from reir_ingestion.sources.contract import OnError, SourceFile, ignore_error
 from reir_ingestion.sources.held import HeldSource
 from reir_ingestion.sources.parquet import (

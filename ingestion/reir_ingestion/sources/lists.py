@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
+from reir.attributes import BadRow, checked
 from reir.errors import SourceError
 from reir.records import Attributes
-from reir_ingestion.sources.attributes import IMAGE_COLUMNS, BadRow, checked, image_column
+from reir_ingestion.sources.attributes import IMAGE_COLUMNS, image_column
 from reir_ingestion.sources.contract import OnError, SourceFile, ignore_error
 from reir_ingestion.sources.listed import UriSet
 from reir_ingestion.sources.places import Places

@@ -20,8 +20,9 @@ from typing import IO, Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reir.attributes import BadRow, checked
 from reir.errors import ConfigError, ImageError, ImageFailure, SourceError
-from reir_ingestion.sources.attributes import IMAGE_COLUMNS, BadRow, checked, image_column
+from reir_ingestion.sources.attributes import IMAGE_COLUMNS, image_column
 from reir_ingestion.sources.contract import OnError, Source, SourceFile
 from reir_ingestion.sources.held import HeldSource
 from reir_ingestion.sources.lists import ListSource

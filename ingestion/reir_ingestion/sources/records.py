@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from reir_ingestion.sources.attributes import BadRow, image_column, typed
+from reir.attributes import BadRow
+from reir_ingestion.sources.attributes import image_column, typed
 
 MAX_LINE_BYTES = 1024**2
 """Longer lines are passed over, never held."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, NamedTuple
 
+from reir.attributes import BadRow, checked
 from reir.records import Attributes
-from reir_ingestion.sources.attributes import BadRow, checked, flat
+from reir_ingestion.sources.attributes import flat
 from reir_ingestion.sources.contract import IMAGE_ENDINGS, OnError, SourceFile
 from reir_ingestion.sources.held import HeldSource
 from reir_ingestion.sources.places import MAX_NAME_CHARS

@@ -378,7 +378,10 @@ class TextStream(nn.Module):
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Return (N, D) unit vectors; `mask_NL` is 1 on real tokens."""
-        states_NLC = self.tower(ids_NL, mask_NL)
+        return self.pool(self.tower(ids_NL, mask_NL), mask_NL)
+
+    def pool(self, states_NLC: Tensor, mask_NL: Tensor) -> Tensor:
+        """(N, L, C) token states -> (N, D) unit vectors."""
         logits_NLM = self.weigh(states_NLC).masked_fill(mask_NL[..., None] == 0, -1e4)
         pooled_NMC = self.drop(torch.einsum("nlm,nlc->nmc", logits_NLM.softmax(1), states_NLC))
         parts = [

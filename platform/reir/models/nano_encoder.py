@@ -1,10 +1,10 @@
 """`ClareNanoEncoder`: a trained `clare-nano` behind the `InstanceEncoder` seam."""
 
-# Shapes: B photos, K candidates, N texts, L tokens, D dimension
+# Shapes: B photos, K candidates, N texts, L tokens, C channels, D dimension
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reir.models.candidates import extract_candidates, prepare_frozen
 from reir.models.clare_nano import ClareNano, VisualOutput
-from reir.models.seams import RgbImage
+from reir.models.seams import EncodedExpression, RgbImage
 from reir.records import FloatArray, Instances
 from reir.text import normalise_expression
 
@@ -117,11 +117,29 @@ class ClareNanoEncoder:
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given."""
         vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
+        for rows, encoded, _, _ in self._text_batches(expressions):
+            vectors[rows] = encoded
+        return vectors
+
+    def encode_tokens(self, expressions: Sequence[str]) -> list[EncodedExpression]:
+        """Vector and token states of each expression, in the order given."""
+        found: dict[int, EncodedExpression] = {}
+        for rows, vectors, states, lengths in self._text_batches(expressions):
+            for i, row in enumerate(rows):
+                found[row] = EncodedExpression(vectors[i], states[i, : lengths[i]])
+        return [found[row] for row in range(len(expressions))]
+
+    def _text_batches(
+        self, expressions: Sequence[str]
+    ) -> Iterator[tuple[list[int], FloatArray, FloatArray, list[int]]]:
+        """Yield rows, (n, D) vectors, (n, L, C) states and lengths; like lengths go together."""
         by_length = sorted(range(len(expressions)), key=lambda i: len(expressions[i]))
         for start in range(0, len(by_length), TEXT_BATCH):
             rows = by_length[start : start + TEXT_BATCH]
             texts = [expressions[i] for i in rows]
             ids_NL, mask_NL = tokenise(self._tokenizer, texts, self._model.config.max_tokens)
             with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
-                vectors[rows] = self._model.text(ids_NL, mask_NL).float().numpy()
-        return vectors
+                states = self._model.text.tower(ids_NL, mask_NL)
+                vectors = self._model.text.pool(states, mask_NL)
+            lengths: list[int] = mask_NL.sum(1).tolist()
+            yield rows, vectors.float().numpy(), states.float().numpy(), lengths

@@ -1,9 +1,10 @@
 """`InstanceEncoder`: the seam between models and everything that indexes or searches.
 
 `ExpressionChooser` is what an encoder may be besides: evaluation asks for it, no index ever does.
+`TokenEncoder` is another: the relation re-ranker reads the words that it gives.
 """
 
-# Shapes: N texts, D vector dimension, H x W pixels
+# Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
 
 from __future__ import annotations
 
@@ -57,6 +58,39 @@ class InstanceEncoder(Protocol):
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given."""
         ...
+
+
+@dataclass(frozen=True)
+class EncodedExpression:
+    """An expression as the re-ranker reads it, from one pass of the text tower.
+
+    Attributes:
+        vector: (D,) float32 unit vector, as `encode_expressions` gives it; a search that adds terms
+            to the expression puts the sum here.
+        states: (L, C) float32 states of its tokens, padding left out.
+    """
+
+    vector: FloatArray
+    states: FloatArray
+
+
+@runtime_checkable
+class TokenEncoder(InstanceEncoder, Protocol):
+    """An encoder that gives the states of single tokens too."""
+
+    def encode_tokens(self, expressions: Sequence[str]) -> list[EncodedExpression]:
+        """Vector and token states of each expression, in the order given."""
+        ...
+
+
+def encode_words(
+    encoder: InstanceEncoder, expressions: Sequence[str], *, words: bool
+) -> list[EncodedExpression]:
+    """Encode expressions, with their words where those are wanted and the encoder gives them."""
+    if words and isinstance(encoder, TokenEncoder):
+        return encoder.encode_tokens(expressions)
+    none = np.empty((0, 0), dtype=np.float32)
+    return [EncodedExpression(each, none) for each in encoder.encode_expressions(expressions)]
 
 
 @dataclass(frozen=True)

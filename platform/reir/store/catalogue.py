@@ -30,6 +30,7 @@ class Catalogue:
         """Use a connection."""
         self._connection = connection
         self._ledger_columns: dict[str, Mapping[str, DataType]] = {}
+        self._derived: dict[tuple[str, str], bool] = {}
 
     def instances(self, gallery: str, version: str) -> Table:
         """Instances of a version, existing or not."""
@@ -108,6 +109,20 @@ class Catalogue:
             num_failed=images.count(f"status == {quote('failed')}"),
             num_instances=self.instances(gallery, version).count(),
         )
+
+    def has_derived(self, gallery: str, version: str) -> bool:
+        """Whether the instances have `rows.DERIVED_COLUMNS`: an earlier release made none."""
+        if (gallery, version) not in self._derived:
+            found = self.instances(gallery, version).describe()
+            if found is None:
+                return True
+            present = {each["name"] for each in found["fields"]}
+            self._derived[gallery, version] = present >= rows.DERIVED_COLUMNS.keys()
+        return self._derived[gallery, version]
+
+    def forget(self, gallery: str, version: str) -> None:
+        """Take back what was remembered of a version that goes."""
+        self._derived.pop((gallery, version), None)
 
     def _columns_of_ledger(self, name: str) -> Mapping[str, DataType]:
         """Those of `rows.IMAGE_COLUMNS` that a ledger has: an earlier release made it with less."""

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from reir.records import FloatArray
-from reir.store.filter_numpy import Column, objects
-from reir.store.filters import NUMBER_FIELDS, Field
+from reir.store.filter_numpy import Column, box_values, objects
+from reir.store.filters import BOX_FIELDS, NEIGHBOURS, NUMBER_FIELDS, Field
 from reir.store.journal import JournalImage
 
 MAX_COLUMNS = 32
 """Columns kept at a time; filters may name any number of attributes."""
 
-_PLACES = {"x1": 0, "y1": 1, "x2": 2, "y2": 3, "objectness": 4}
+_OBJECTNESS = 4
 
 
 class GrowingArray:
@@ -83,22 +83,45 @@ class ColumnCache:
         if field not in self._columns:
             if len(self._columns) == MAX_COLUMNS:
                 del self._columns[next(iter(self._columns))]
-            numeric = not field.attribute and field.name in NUMBER_FIELDS
-            self._columns[field] = _Numbers(field.name) if numeric else _Codes(field)
+            self._columns[field] = _column(field)
         return self._columns[field].extend(rows_NW, images)
 
 
+def _column(field: Field) -> _Extendable:
+    if field.attribute or field.name not in NUMBER_FIELDS:
+        return _Codes(field)
+    return _Neighbours() if field.name == NEIGHBOURS else _Numbers(field.name)
+
+
+class _Neighbours:
+    """How many other instances the photo of every row has."""
+
+    def __init__(self) -> None:
+        self._values = GrowingArray(np.float32)
+        self._num_images = 0
+
+    def extend(self, _: FloatArray, images: Sequence[Placed]) -> Column:
+        counts = [each.image.num_instances for each in images[self._num_images :]]
+        self._num_images = len(images)
+        self._values.append(np.repeat(np.array(counts, dtype=np.float32) - 1, counts))
+        return Column(self._values.view)
+
+
 class _Numbers:
-    """One number of every row."""
+    """One number of every row, from its own numbers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._values = GrowingArray(np.float32)
 
     def extend(self, rows_NW: FloatArray, _: Sequence[Placed]) -> Column:
-        fresh = rows_NW[len(self._values) :]
-        self._values.append(areas(fresh) if self._name == "area" else fresh[:, _PLACES[self._name]])
+        self._values.append(self._of(rows_NW[len(self._values) :]))
         return Column(self._values.view)
+
+    def _of(self, rows_NW: FloatArray) -> FloatArray:
+        if self._name in BOX_FIELDS:
+            return box_values(self._name, rows_NW)
+        return areas(rows_NW) if self._name == "area" else rows_NW[:, _OBJECTNESS]
 
 
 class _Codes:

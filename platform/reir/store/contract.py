@@ -79,6 +79,43 @@ class InstanceRow:
     attributes: Attributes = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredPhoto:
+    """All instances of one photo as arrays, in the order of their number.
+
+    Attributes:
+        image_id, uri, attributes: of the photo.
+        boxes: (N, 4) float32.
+        objectness: (N,) float32.
+        vectors: (N, D) float32. None of the three may be written to.
+    """
+
+    image_id: str
+    uri: str
+    attributes: Attributes
+    boxes: FloatArray
+    objectness: FloatArray
+    vectors: FloatArray
+
+    def __len__(self) -> int:
+        """Return the number of instances."""
+        return len(self.objectness)
+
+    def row(self, number: int, score: float = 0.0) -> InstanceRow:
+        """Return one instance as a row, without its vector."""
+        x1, y1, x2, y2 = self.boxes[number]
+        return InstanceRow(
+            instance_id=f"{self.image_id}#{number}",
+            image_id=self.image_id,
+            uri=self.uri,
+            box=(float(x1), float(y1), float(x2), float(y2)),
+            objectness=float(self.objectness[number]),
+            area=float((x2 - x1) * (y2 - y1)),
+            score=score,
+            attributes=self.attributes,
+        )
+
+
 class InstanceStore(Protocol):
     """Galleries, versions, ledger and vector search.
 
@@ -192,6 +229,15 @@ class InstanceStore(Protocol):
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
         """All instances of the images that exist, each list in the order of the instance number."""
+        ...
+
+    def get_photos(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, StoredPhoto]:
+        """Those of the images that have instances, as a search just now would see them.
+
+        What the re-ranker reads: fast, and the whole photo or nothing of it.
+        """
         ...
 
     def get_masks(

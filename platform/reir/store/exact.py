@@ -8,7 +8,7 @@ of them, and many processes share one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from reir.records import FloatArray
 from reir.store.checks import instance_id
 from reir.store.columns import ColumnCache, GrowingArray, Placed, areas
-from reir.store.contract import InstanceRow
+from reir.store.contract import InstanceRow, StoredPhoto
 from reir.store.filter_numpy import Column, evaluate
 from reir.store.filters import Field, Filter
 from reir.store.journal import NUM_COLUMNS, Frame
@@ -136,6 +136,23 @@ class ExactIndex:
         elif self.num_dead:
             kept = np.flatnonzero(self._alive.view)
         return Selection(self._rows, kept, self._images, self._image_of.view)
+
+    def photos(self, image_ids: Iterable[str]) -> dict[str, StoredPhoto]:
+        """Those of the images that have instances; nothing is copied."""
+        found: dict[str, StoredPhoto] = {}
+        for image_id in image_ids:
+            placed = self._current.get(image_id)
+            if placed is not None and placed.image.num_instances:
+                rows = self._rows[placed.start : placed.stop]
+                found[image_id] = StoredPhoto(
+                    image_id=image_id,
+                    uri=placed.image.uri,
+                    attributes=dict(placed.image.attributes),
+                    boxes=rows[:, : NUM_COLUMNS - 1],
+                    objectness=rows[:, NUM_COLUMNS - 1],
+                    vectors=rows[:, NUM_COLUMNS:],
+                )
+        return found
 
     def _column(self, field: Field) -> Column:
         return self._columns.get(field, self._rows, self._images)

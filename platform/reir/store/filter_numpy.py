@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,7 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reir.records import FloatArray
+from reir.store.contract import InstanceRow, StoredPhoto
 from reir.store.filters import (
+    BOX_FIELDS,
+    NEIGHBOURS,
+    STRING_FIELDS,
     And,
     Comparison,
     Field,
@@ -83,6 +89,51 @@ def objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+def row_column(rows: Sequence[InstanceRow], field: Field) -> Column:
+    """Return the values of one field for rows, which are all instances of their photos."""
+    if field.attribute:
+        return Column(objects([row.attributes.get(field.name) for row in rows]))
+    if field.name in STRING_FIELDS:
+        return Column(objects([getattr(row, field.name) for row in rows]))
+    if field.name == NEIGHBOURS:
+        counts = Counter(row.image_id for row in rows)
+        return Column(np.array([counts[row.image_id] - 1 for row in rows], dtype=np.float32))
+    if field.name in BOX_FIELDS:
+        boxes = np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4)
+        return Column(box_values(field.name, boxes))
+    return Column(np.array([getattr(row, field.name) for row in rows], dtype=np.float32))
+
+
+def photo_column(photo: StoredPhoto, field: Field) -> Column:
+    """Return the values of one field for the instances of a photo."""
+    if not field.attribute and field.name in BOX_FIELDS:
+        return Column(box_values(field.name, photo.boxes))
+    if not field.attribute and field.name == "objectness":
+        return Column(photo.objectness)
+    if not field.attribute and field.name == "area":
+        sides = photo.boxes[:, 2:] - photo.boxes[:, :2]
+        return Column(sides[:, 0] * sides[:, 1])
+    if not field.attribute and field.name == NEIGHBOURS:
+        return Column(np.full(len(photo), len(photo) - 1, dtype=np.float32))
+    value = photo.attributes.get(field.name) if field.attribute else getattr(photo, field.name)
+    return Column(objects([value]), np.zeros(len(photo), dtype=np.int32))
+
+
+def box_values(name: str, boxes_N4: FloatArray) -> FloatArray:
+    """(N,) float32 of one of `BOX_FIELDS`, computed in float32 wherever it is computed."""
+    x1, y1, x2, y2 = boxes_N4[:, 0], boxes_N4[:, 1], boxes_N4[:, 2], boxes_N4[:, 3]
+    match name:
+        case "cx":
+            return np.asarray((x1 + x2) / 2, dtype=np.float32)
+        case "cy":
+            return np.asarray((y1 + y2) / 2, dtype=np.float32)
+        case "width":
+            return np.asarray(x2 - x1, dtype=np.float32)
+        case "height":
+            return np.asarray(y2 - y1, dtype=np.float32)
+    return boxes_N4[:, ("x1", "y1", "x2", "y2").index(name)]
 
 
 def _any(masks: list[Mask], length: int) -> Mask:

@@ -1,6 +1,7 @@
 """The filter language: text -> expression tree.
 
     area > 0.05 and not (uri startswith "file:///raw/") and attr.camera in ["X100", "GR"]
+    cx < 0.5 and height >= 0.3 and neighbours > 2
 
 Fields are those of an instance (`FIELDS`) and, written `attr.NAME`, the user's attributes of its
 image. The tree is evaluated in numpy by `reir.store.filter_numpy` and written for a Milvus server
@@ -24,7 +25,13 @@ MAX_DEPTH = 16
 MAX_INT = 2**63 - 1
 MAX_FLOAT = 3.4e38
 
-NUMBER_FIELDS = ("area", "objectness", "x1", "x2", "y1", "y2")
+NEIGHBOURS = "neighbours"
+"""Number of other instances in the photo, whatever they are."""
+
+BOX_FIELDS = ("cx", "cy", "height", "width", "x1", "x2", "y1", "y2")
+"""Corners, centre and sides, in shares of the photo."""
+
+NUMBER_FIELDS = ("area", "objectness", NEIGHBOURS, *BOX_FIELDS)
 STRING_FIELDS = ("image_id", "uri")
 FIELDS = (*STRING_FIELDS, *NUMBER_FIELDS)
 
@@ -91,6 +98,16 @@ class Or:
 
 
 Filter = Comparison | In | StartsWith | Not | And | Or
+
+
+def fields_of(tree: Filter) -> set[Field]:
+    """Return the fields that a filter names."""
+    match tree:
+        case Not(operand):
+            return fields_of(operand)
+        case And(operands) | Or(operands):
+            return set().union(*map(fields_of, operands))
+    return {tree.field}
 
 
 def parse(text: str) -> Filter:

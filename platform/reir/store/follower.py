@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reir.records import FloatArray
 from reir.store.checks import check_dim
-from reir.store.contract import InstanceRow
+from reir.store.contract import InstanceRow, StoredPhoto
 from reir.store.exact import ExactIndex
 from reir.store.filters import Filter
 from reir.store.journal import FIRST_FRAME, Journal, JournalDamagedError, live_changes
@@ -49,6 +49,12 @@ class JournalFollower:
             check_dim(queries.shape[1], self._index.dim, version)
             selection = self._index.select(tree)
         return selection.search(queries, limit)
+
+    def photos(self, image_ids: Sequence[str]) -> dict[str, StoredPhoto]:
+        """Those of the images that have instances."""
+        with self._mutex:
+            self._refresh()
+            return self._index.photos(image_ids)
 
     def close(self) -> None:
         """Close the journal; a later search opens it again."""

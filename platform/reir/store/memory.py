@@ -22,9 +22,9 @@ from reir.store.checks import (
     no_live_version,
     no_version,
 )
-from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
-from reir.store.filter_numpy import Column, evaluate, objects
-from reir.store.filters import NUMBER_FIELDS, Field, parse
+from reir.store.contract import InstanceRow, StoredPhoto, VersionInfo, VersionSpec
+from reir.store.filter_numpy import evaluate, row_column
+from reir.store.filters import parse
 from reir.store.names import check_name
 
 
@@ -181,6 +181,26 @@ class MemoryStore:
             if each in rows
         }
 
+    def get_photos(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, StoredPhoto]:
+        """Those of the images that have instances."""
+        stored = self._version(gallery, version)
+        found: dict[str, StoredPhoto] = {}
+        for image_id in image_ids:
+            instances = stored.instances.get(image_id)
+            if instances is not None and len(instances):
+                record = stored.records[image_id]
+                found[image_id] = StoredPhoto(
+                    image_id=image_id,
+                    uri=record.uri,
+                    attributes=dict(record.attributes),
+                    boxes=instances.boxes,
+                    objectness=instances.objectness,
+                    vectors=instances.vectors,
+                )
+        return found
+
     def get_masks(
         self, gallery: str, version: str, instance_ids: Sequence[str]
     ) -> dict[str, MaskRle]:
@@ -208,7 +228,7 @@ class MemoryStore:
         check_dim(queries.shape[1], stored.spec.dim, version)
         rows = [row for image_rows in stored.rows.values() for row in image_rows]
         if where is not None:
-            mask = evaluate(parse(where), lambda field: _column(rows, field))
+            mask = evaluate(parse(where), lambda field: row_column(rows, field))
             rows = [row for row, kept in zip(rows, mask, strict=True) if kept]
         if not rows:
             return [[] for _ in queries]
@@ -257,16 +277,3 @@ def _vector(row: InstanceRow) -> FloatArray:
 def _best(rows: list[InstanceRow], scores_N: FloatArray, limit: int) -> list[InstanceRow]:
     order = np.argsort(-scores_N, kind="stable")[:limit]
     return [replace(rows[i], score=float(scores_N[i]), vector=None) for i in order]
-
-
-def _column(rows: list[InstanceRow], field: Field) -> Column:
-    corners = ("x1", "y1", "x2", "y2")
-    if field.attribute:
-        values = [row.attributes.get(field.name) for row in rows]
-    elif field.name in corners:
-        values = [row.box[corners.index(field.name)] for row in rows]
-    else:
-        values = [getattr(row, field.name) for row in rows]
-    if not field.attribute and field.name in NUMBER_FIELDS:
-        return Column(np.array(values, dtype=np.float32))
-    return Column(objects(values))

@@ -21,16 +21,16 @@ from functools import partial
 
 import numpy as np
 
-from reir.errors import StoreError
+from reir.errors import FilterError, StoreError
 from reir.records import FloatArray, ImageRecord, IndexedImage, MaskRle
 from reir.store import checks, rows
 from reir.store.catalogue import Catalogue
 from reir.store.client import MilvusConnection
-from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+from reir.store.contract import InstanceRow, StoredPhoto, VersionInfo, VersionSpec
 from reir.store.filter_milvus import quote, render_ids, render_milvus
-from reir.store.filters import parse
+from reir.store.filters import Filter, fields_of, parse
 from reir.store.journal import Change, JournalImage
-from reir.store.mirror import Mirror
+from reir.store.mirror import Mirror, Source
 from reir.store.names import instances_collection
 from reir.store.planner import Planner
 from reir.store.rows import PENDING, StoredVersion
@@ -92,7 +92,8 @@ class MilvusStore:
                 images.create(spec.dim, properties)
                 if self._mirror is not None:
                     self._mirror.create(instances.name, spec.dim)
-                instances.create(spec.dim, properties, rows.MASK_COLUMN if spec.has_masks else {})
+                masks = rows.MASK_COLUMN if spec.has_masks else {}
+                instances.create(spec.dim, properties, {**rows.DERIVED_COLUMNS, **masks})
             images.ensure_ready()
             instances.ensure_ready()
 
@@ -123,7 +124,12 @@ class MilvusStore:
         batch = checks.latest_by_id(images)
         with self._writing(gallery, version):
             spec = self._catalogue.spec(gallery, version)
-            dim, to_rows = spec.dim, partial(rows.instance_rows, with_masks=spec.has_masks)
+            dim = spec.dim
+            to_rows = partial(
+                rows.instance_rows,
+                with_masks=spec.has_masks,
+                with_derived=self._catalogue.has_derived(gallery, version),
+            )
             checks.check_images(batch.values(), dim, version)
             reach = _announce(ledger, batch, dim)
             instances.upsert(itertools.chain.from_iterable(map(to_rows, batch.values())))
@@ -220,6 +226,16 @@ class MilvusStore:
             if each in images
         }
 
+    def get_photos(
+        self, gallery: str, version: str, image_ids: Sequence[str]
+    ) -> dict[str, StoredPhoto]:
+        """Those of the images that have instances."""
+        if self._mirror is not None:
+            name = instances_collection(gallery, version)
+            return self._mirror.photos(name, self._source(gallery, version), image_ids)
+        found = self.get_instances(gallery, version, image_ids, with_vectors=True)
+        return {each: rows.photo_from_instances(of_it) for each, of_it in found.items() if of_it}
+
     def get_masks(
         self, gallery: str, version: str, instance_ids: Sequence[str]
     ) -> dict[str, MaskRle]:
@@ -246,16 +262,10 @@ class MilvusStore:
         queries = checks.check_queries(vectors, limit)
         tree = None if where is None else parse(where)
         if self._mirror is not None:
-            return self._mirror.search(
-                instances_collection(gallery, version),
-                lambda: (
-                    self._catalogue.spec(gallery, version).dim,
-                    self._changes(gallery, version),
-                ),
-                (queries, limit, tree),
-                version,
-            )
-        condition = "" if tree is None else render_milvus(tree)
+            name = instances_collection(gallery, version)
+            query = (queries, limit, tree)
+            return self._mirror.search(name, self._source(gallery, version), query, version)
+        condition = "" if tree is None else self._condition(gallery, version, tree)
         return self._search_server(gallery, version, (queries, limit, condition))
 
     def close(self) -> None:
@@ -267,6 +277,7 @@ class MilvusStore:
     def _drop(self, gallery: str, version: str) -> None:
         images, instances = self._tables(gallery, version)
         with self._writing(gallery, version):
+            self._catalogue.forget(gallery, version)
             instances.drop()
             images.drop()
             if self._mirror is not None:
@@ -280,6 +291,19 @@ class MilvusStore:
         if self._mirror is None:
             return contextlib.nullcontext()
         return self._mirror.writing(instances_collection(gallery, version))
+
+    def _condition(self, gallery: str, version: str, tree: Filter) -> str:
+        """The filter as the server takes it, if the version has what it names."""
+        derived = rows.DERIVED_COLUMNS.keys() & {
+            field.name for field in fields_of(tree) if not field.attribute
+        }
+        if derived and not self._catalogue.has_derived(gallery, version):
+            raise FilterError(
+                "filter",
+                f"names {', '.join(sorted(derived))}, which version '{version}' of an earlier "
+                f"release does not have; `reir index` into a new version adds it",
+            )
+        return render_milvus(tree)
 
     def _search_server(
         self, gallery: str, version: str, query: tuple[FloatArray, int, str]
@@ -319,6 +343,13 @@ class MilvusStore:
             dim = self._catalogue.spec(gallery, version).dim
             checks.check_dim(found, dim, version)
             self._dims[gallery, version] = dim
+
+    def _source(self, gallery: str, version: str) -> Source:
+        """Where a journal is written anew from."""
+        return lambda: (
+            self._catalogue.spec(gallery, version).dim,
+            self._changes(gallery, version),
+        )
 
     def _changes(self, gallery: str, version: str) -> Iterator[Change]:
         """The whole version as changes of an empty journal, read from Milvus."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reir.errors import FREE_SPACE, StoreError
 from reir.records import FloatArray, IndexedImage
-from reir.store.contract import InstanceRow
+from reir.store.contract import InstanceRow, StoredPhoto
 from reir.store.filters import Filter
 from reir.store.follower import JournalFollower
 from reir.store.journal import Change, Journal, JournalDamagedError, delete_change, put_change
@@ -62,6 +62,12 @@ class Mirror:
     ) -> list[list[InstanceRow]]:
         """Search the version exactly; `query` is vectors, limit and filter."""
         return self._follower(collection, source).search(*query, version)
+
+    def photos(
+        self, collection: str, source: Source, image_ids: Sequence[str]
+    ) -> dict[str, StoredPhoto]:
+        """Those of the images that have instances."""
+        return self._follower(collection, source).photos(image_ids)
 
     def close(self) -> None:
         """Close every journal."""

@@ -14,7 +14,9 @@ from pymilvus import DataType
 
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.store.checks import instance_id
-from reir.store.contract import InstanceRow, VersionSpec
+from reir.store.contract import InstanceRow, StoredPhoto, VersionSpec
+from reir.store.filter_numpy import box_values
+from reir.store.filters import NEIGHBOURS
 
 PENDING = "pending"
 """Status of a ledger row whose image is being written for the first time; never shown."""
@@ -49,6 +51,10 @@ INSTANCE_COLUMNS = {
     "attributes": DataType.JSON,
 }
 INSTANCE_FIELDS = ["instance_id", *INSTANCE_COLUMNS]
+
+DERIVED_COLUMNS = dict.fromkeys(("cx", "cy", "width", "height", NEIGHBOURS), DataType.FLOAT)
+"""Of the instances collection, for filters only: Milvus does not calculate with two columns. The
+versions of an earlier release lack them."""
 
 MASK = "mask"
 MASK_COLUMN = {MASK: DataType.VARCHAR}
@@ -115,16 +121,44 @@ def _numbers(rows: Sequence[Any], width: int) -> FloatArray:
     return np.array(rows, dtype=np.float32).reshape(-1, width)
 
 
-def instance_rows(image: IndexedImage, *, with_masks: bool) -> list[dict[str, Any]]:
-    """Rows of the instances collection, with the column of masks or without it."""
+def instance_rows(
+    image: IndexedImage, *, with_masks: bool, with_derived: bool
+) -> list[dict[str, Any]]:
+    """Rows of the instances collection, with the columns that the version has."""
     if image.instances is None:
         return []
     found = [_instance_row(image.record, image.instances, i) for i in range(len(image.instances))]
+    if with_derived:
+        _derive(found, image.instances)
     if with_masks:
         masks = image.instances.masks or [None] * len(found)
         for row, mask in zip(found, masks, strict=True):
             row[MASK] = "" if mask is None else json.dumps(asdict(mask))
     return found
+
+
+def photo_from_instances(found: Sequence[InstanceRow]) -> StoredPhoto:
+    """A photo from all its instances, which have their vectors."""
+    return StoredPhoto(
+        image_id=found[0].image_id,
+        uri=found[0].uri,
+        attributes=found[0].attributes,
+        boxes=np.array([row.box for row in found], dtype=np.float32),
+        objectness=np.array([row.objectness for row in found], dtype=np.float32),
+        vectors=np.array([row.vector for row in found], dtype=np.float32),
+    )
+
+
+def _derive(found: Sequence[dict[str, Any]], instances: Instances) -> None:
+    """Add the derived columns to the rows of a photo."""
+    for name in DERIVED_COLUMNS:
+        values = (
+            [float(len(found) - 1)] * len(found)
+            if name == NEIGHBOURS
+            else box_values(name, instances.boxes).tolist()
+        )
+        for row, value in zip(found, values, strict=True):
+            row[name] = value
 
 
 def mask_from_row(row: Mapping[str, Any]) -> MaskRle | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from reir.errors import FilterError, GalleryNotFound, QueryError, SchemaMismatch, StoreError
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceRow, InstanceStore, VersionSpec, table
+from reir.store.checks import instance_id
+from reir.store.filter_numpy import evaluate, photo_column
+from reir.store.filters import parse
 from reir.store.memory import MemoryStore
 
 DIM = 8
@@ -55,6 +59,14 @@ class Pair:
             for row, other in zip(found[image_id], rows, strict=True):
                 assert_same_row(row, other)
         assert self.store.versions(self.gallery) == self.twin.versions(self.gallery)
+        photos = self.store.get_photos(self.gallery, V, [*ids, "unknown"])
+        assert set(photos) == {image_id for image_id, rows in wanted.items() if rows}
+        for image_id, photo in photos.items():
+            assert len(photo) == len(photo.vectors) == len(photo.boxes) == len(wanted[image_id])
+            for number, (row, vector) in enumerate(
+                zip(wanted[image_id], photo.vectors, strict=True)
+            ):
+                assert_same_row(replace(photo.row(number), vector=vector), row)
 
     def check_search(self, queries: FloatArray, limit: int, where: str | None = None) -> None:
         """Hits agree; among equal scores at the end either may be returned."""
@@ -203,11 +215,23 @@ def test_get_of_unknown_images_is_empty(pair: Pair, make_image: MakeImage) -> No
         "attr.nothing == 1",
         "not (attr.nothing == 1)",
         "attr.tenant in []",
+        "cx < 0.5",
+        "cy >= 0.25 and height < 0.4",
+        "width > 0.2 or width == 0",
+        "neighbours == 0",
+        "neighbours > 1 and not (neighbours >= 3)",
+        "neighbours in [1, 3] and cx > 0.4",
     ],
 )
 def test_filters(filtered: Pair, where: str) -> None:
     filtered.check_search(queries(), 7, where)
     filtered.check_search(queries(1), 1000, where)
+    (hits,) = filtered.store.search(filtered.gallery, V, queries(1), 1000, where=where)
+    names = [f"i{number:02}" for number in range(40)]
+    for image_id, photo in filtered.store.get_photos(filtered.gallery, V, names).items():
+        mask = evaluate(parse(where), partial(photo_column, photo))
+        kept = {instance_id(image_id, number) for number in np.flatnonzero(mask).tolist()}
+        assert kept == {hit.instance_id for hit in hits if hit.image_id == image_id}
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +253,7 @@ def filtered(
             [
                 make_image(
                     f"i{number:02}",
+                    1 + number % 4,
                     attributes={
                         **(
                             {}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reir.boxes import xyxy_to_cxcywh
 from reir.errors import FilterError
 from reir.records import Attributes, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
@@ -188,6 +189,12 @@ def column(field: Field) -> Column:
         return Column(np.concatenate([each.areas for each in instances]))
     if field.name == "objectness":
         return Column(np.concatenate([each.objectness for each in instances]))
+    if field.name == "neighbours":
+        return Column(np.zeros(len(instances), dtype=np.float32))
+    if field.name in ("cx", "cy", "width", "height"):
+        name = {"width": "w", "height": "h"}.get(field.name, field.name)
+        boxes = xyxy_to_cxcywh(np.concatenate([each.boxes for each in instances]))
+        return Column(boxes[:, ("cx", "cy", "w", "h").index(name)])
     corner = ("x1", "y1", "x2", "y2").index(field.name)
     return Column(np.concatenate([each.boxes for each in instances])[:, corner])
 

@@ -1,0 +1,125 @@
+"""What the benchmarks of the service share: load from `wrk`, and the server under test.
+
+`wrk` is a load generator in C (Debian package of that name), so that it takes little of the cores
+that the server is measured on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SCRIPT = Path(__file__).with_name("_load.lua")
+TIMEOUT_S = 30
+OPEN_CONNECTIONS = 96
+"""Of a load at a fixed rate; a server that is late by more than as many requests slows it down."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came back of one load.
+
+    Attributes:
+        seconds: how long it lasted.
+        p50_ms, p95_ms, p99_ms, max_ms: of a load at a fixed rate, of the answers with status 2xx
+            only, from the moment that the request was due; else of all.
+        broken: connections that failed: connect, read or write.
+        timeouts: requests without an answer for `TIMEOUT_S`.
+        statuses: status -> answers; "no-retry-after" counts refusals that lack that header.
+    """
+
+    seconds: float
+    requests: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    broken: int
+    timeouts: int
+    statuses: Mapping[str, int]
+
+    @property
+    def good(self) -> int:
+        """Answers with status 2xx."""
+        return sum(count for status, count in self.statuses.items() if status.startswith("2"))
+
+    @property
+    def good_per_s(self) -> float:
+        """Answers with status 2xx a second."""
+        return self.good / self.seconds
+
+    @property
+    def unexplained(self) -> int:
+        """Failures that do not say when to try again: broken connections, other 5xx, no header."""
+        other = sum(
+            count
+            for status, count in self.statuses.items()
+            if status.startswith("5") and status != "503"
+        )
+        return self.broken + self.timeouts + other + self.statuses.get("no-retry-after", 0)
+
+    @property
+    def failed(self) -> int:
+        """Requests that were not answered with 2xx."""
+        refused = sum(
+            count for status, count in self.statuses.items() if not status.startswith(("2", "no"))
+        )
+        return self.broken + self.timeouts + refused
+
+
+def closed_load(
+    url: str, connections: int, seconds: float, bodies: Sequence[Mapping[str, object]] = ()
+) -> Answers:
+    """Have `connections` clients ask again as soon as they have their answer."""
+    return _wrk(url, 1, connections, seconds, bodies, 0.0)
+
+
+def open_load(
+    url: str, per_s: float, seconds: float, bodies: Sequence[Mapping[str, object]] = ()
+) -> Answers:
+    """Ask at a fixed rate, whatever the answers take."""
+    return _wrk(url, OPEN_CONNECTIONS, OPEN_CONNECTIONS, seconds, bodies, per_s)
+
+
+def _wrk(  # noqa: PLR0913
+    url: str,
+    threads: int,
+    connections: int,
+    seconds: float,
+    bodies: Sequence[Mapping[str, object]],
+    per_s: float,
+) -> Answers:
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        sys.exit("this benchmark needs the load generator wrk: apt-get install wrk")
+    with _body_file(bodies) as file:
+        options = [f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
+        options += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), url, "--"]
+        done = subprocess.run(
+            [wrk, *options, file, str(per_s), str(threads)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
+    if not lines:
+        raise RuntimeError(f"wrk failed: {done.stdout}{done.stderr}")
+    return Answers(**json.loads(lines[0].removeprefix("FIGURES ")))
+
+
+@contextmanager
+def _body_file(bodies: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    if not bodies:
+        yield "-"
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "bodies"
+        path.write_text("".join(json.dumps(body) + "\n" for body in bodies), encoding="utf-8")
+        yield str(path)

@@ -1,0 +1,175 @@
+"""What the benchmarks of the service share: a gallery of many instances, and a server over it.
+
+The gallery: vectors as in `_vectors.py` with the digest of the shipped checkpoint, so that the
+service answers with its own text encoder. Queries are expressions that people wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _indexing import encoder_of, expressions
+from _vectors import make_corpus
+
+from reir.store import VersionSpec, open_store
+
+GALLERY, VERSION = "vectors", "v1"
+START_TIMEOUT_S = 120.0
+_UPSERT_IMAGES = 256
+_SERVE = "from reir.cli import build_app; from reir_serving.cli import register; import typer; "
+_SERVE += "app = typer.Typer(); app.callback()(lambda: None); register(app); app()"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark be told how large the gallery is, and where it may lie already."""
+    parser.add_argument("--instances", type=int, default=70_000)
+    parser.add_argument("--photos", type=int, default=64, help="real photos to encode")
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--store", help="location; kept for the next run")
+
+
+def fill_gallery(arguments: argparse.Namespace, folder: Path) -> str:
+    """Write the gallery into a store, unless it is there; returns the store's location."""
+    location: str = arguments.store or str(folder / "store")
+    store = open_store(location)
+    try:
+        if GALLERY not in store.galleries():
+            encoder = encoder_of(arguments)
+            corpus = make_corpus(arguments, arguments.instances)
+            store.create_version(
+                GALLERY, VERSION, VersionSpec(dim=encoder.dim, digest=encoder.digest)
+            )
+            images = corpus.images()
+            while batch := list(islice(images, _UPSERT_IMAGES)):
+                store.upsert_images(GALLERY, VERSION, batch)
+            store.promote(GALLERY, VERSION)
+        (info,) = store.versions(GALLERY)
+        print(f"{info.num_instances:,} instances in {location}", flush=True)
+    finally:
+        store.close()
+    return location
+
+
+def bodies(count: int, **options: object) -> list[dict[str, object]]:
+    """Requests to `/v1/search`."""
+    return [{"gallery": GALLERY, "expression": text, **options} for text in expressions(count)]
+
+
+@dataclass
+class Server:
+    """A running `reir serve`.
+
+    Attributes:
+        url: without a slash at the end.
+        process: of the command.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def get(self, path: str) -> Any:
+        """Return the JSON of an answer."""
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def replicas(self) -> list[int]:
+        """Return the process ids of the replicas that answer HTTP."""
+        return [
+            pid for pid, title in _below(self.process.pid) if "ServeReplica:reir:ingress" in title
+        ]
+
+
+@contextmanager
+def served(
+    store: str, folder: Path, port: int, options: Mapping[str, Any] | None = None
+) -> Iterator[Server]:
+    """Run `reir serve` over a store as a user does, until the block ends.
+
+    Args:
+        store: its location.
+        folder: for the log and the settings.
+        port: to serve on.
+        options: settings of `ServeConfig`.
+    """
+    config = folder / "serve.yaml"
+    settings = {"store": store, "galleries": [GALLERY], "port": port, **(options or {})}
+    settings.setdefault("access_log", os.devnull)
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-c", _SERVE, "serve", "--config", str(config)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is ended ends it too
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+        try:
+            yield Server(_ready(process, folder / "serve.log"), process)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _ready(process: subprocess.Popen[str], log: Path) -> str:
+    """Wait for the line that gives the address."""
+    assert process.stdout is not None
+    started_s = time.monotonic()
+    for line in process.stdout:
+        if line.startswith("ready: "):
+            print(f"ready after {time.monotonic() - started_s:.1f} s", flush=True)
+            return line.split()[1].rstrip("/")
+    raise RuntimeError(f"the server ended with {process.wait()}: {log.read_text()[-2000:]}")
+
+
+def _below(pid: int) -> list[tuple[int, str]]:
+    """Return process id and title of all processes below one."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            titles[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+            parents[int(entry.name)] = int(fields[1])
+        except OSError:
+            continue
+    found: list[int] = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return [(each, titles.get(each, "")) for each in found]
+
+
+def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
+    """Wait until an address answers with 200.
+
+    Raises:
+        RuntimeError: the process ended before.
+        TimeoutError: it does not within `START_TIMEOUT_S`.
+    """
+    until_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until_s:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}")
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"{url} does not answer after {START_TIMEOUT_S:g} s")

@@ -1,0 +1,74 @@
+"""Does a second look at a crop of the photo give a closer box than the first look at the whole?
+
+    python benchmarks/localise.py
+
+Long expressions of the held-out `val` photos, each asked of its own photo: the best instance of the
+whole photo, and what `PixelLocaliser.refine` makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+from _indexing import encoder_of, parser_of
+from _report import write_report
+
+from reir.boxes import elementwise_iou, to_normalised
+from reir.datasets.photos import read_photos
+from reir.images import canonical_uri, read_image
+from reir.localise import PixelLocaliser
+from reir.stages import Refinement
+from reir.testing import data_dir
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--expressions", type=int, default=300)
+    arguments: argparse.Namespace = parser.parse_args()
+    root = data_dir()
+    if root is None:
+        raise SystemExit("the shared photos are needed: set REIR_DATA")
+    folder = root / "photos"
+    dataset = read_photos(folder).split("val").of_kind("long").with_targets()
+    asked = dataset.expressions[:: max(1, len(dataset.expressions) // arguments.expressions)]
+    encoder = encoder_of(arguments)
+    localiser = PixelLocaliser(encoder)
+    requests, targets = [], []
+    for expression in asked:
+        photo = dataset.images_by_id[expression.image_id]
+        path = folder / "images" / photo.file_name
+        vector = encoder.encode_expressions([expression.text])[0]
+        (instances,) = encoder.encode_images([read_image(path)])
+        scores = instances.vectors @ vector
+        best = int(scores.argmax())
+        x1, y1, x2, y2 = instances.boxes[best].tolist()
+        requests.append(
+            Refinement(image_id=photo.image_id, uri=canonical_uri(path), box=(x1, y1, x2, y2))
+        )
+        box_px = dataset.instances_by_id[str(expression.instance_id)].box_xyxy_px
+        targets.append(to_normalised(box_px, photo.width_px, photo.height_px))
+    started_s = time.perf_counter()
+    refined = [localiser.refine([each])[0] for each in requests]
+    each_ms = 1e3 * (time.perf_counter() - started_s) / len(requests)
+    before = elementwise_iou(np.array([each.box for each in requests]), np.array(targets))
+    after = elementwise_iou(np.array([each.box for each in refined]), np.array(targets))
+    moved = np.array([a.box != b.box for a, b in zip(requests, refined, strict=True)])
+    figures = {
+        "localise.expressions": len(requests),
+        "localise.moved": round(float(moved.mean()), 4),
+        "localise.ms": round(each_ms, 1),
+    }
+    for name, iou in (("before", before), ("after", after)):
+        figures[f"localise.iou_{name}"] = round(100 * float(iou.mean()), 2)
+        for threshold in (0.5, 0.7, 0.9):
+            share = round(100 * float((iou >= threshold).mean()), 2)
+            figures[f"localise.p{round(100 * threshold)}_{name}"] = share
+    for key, value in figures.items():
+        print(f"{key:24} {value}")
+    write_report("localise", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""From the JSON of a server to the records of the library; `reir.client` is what uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from reir.records import (
+    Evidence,
+    Hit,
+    ImageRecord,
+    Localisation,
+    Located,
+    MaskRle,
+    Neighbour,
+    SearchResult,
+)
+from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+
+Json = dict[str, Any]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryStatus:
+    """A gallery of a server.
+
+    Attributes:
+        live: name of the live version; empty where none is live.
+        searchable: whether the server can answer questions to it.
+        writable: whether the key may add and delete photos.
+        versions: oldest first.
+    """
+
+    name: str
+    live: str
+    searchable: bool
+    writable: bool
+    versions: tuple[VersionInfo, ...]
+
+
+def result_of(answer: Json) -> SearchResult:
+    """Return a `SearchAnswer`."""
+    return SearchResult(
+        expression=answer["expression"],
+        gallery=answer["gallery"],
+        version=answer["version"],
+        hits=tuple(map(_hit, answer["hits"])),
+        timings_ms=answer["timings_ms"],
+        degraded=tuple(answer["degraded"]),
+        digest=answer["checkpoint"],
+        presence=answer["presence"],
+        found=answer["found"],
+        equally_good=answer["equally_good"],
+        cursor=answer["cursor"],
+    )
+
+
+def _hit(hit: Json) -> Hit:
+    names = ("instance_id", "image_id", "uri", "score", "objectness", "attributes", "presence")
+    told = hit["evidence"]
+    return Hit(
+        **{name: hit[name] for name in names},
+        box=_box(hit),
+        mask=_mask(hit["mask"]),
+        evidence=None
+        if told is None
+        else Evidence(
+            dual_score=told["dual_score"],
+            rerank_score=told["rerank_score"],
+            margin=told["margin"],
+            neighbours=tuple(
+                Neighbour(instance_id=each["instance_id"], box=_box(each), weight=each["weight"])
+                for each in told["neighbours"]
+            ),
+        ),
+    )
+
+
+def localisation_of(answer: Json) -> Localisation:
+    """Return a `LocalizeAnswer`."""
+    names = ("expression", "width_px", "height_px", "present", "presence", "timings_ms")
+    return Localisation(
+        **{name: answer[name] for name in names},
+        boxes=tuple(
+            Located(
+                box=_box(each),
+                score=each["score"],
+                presence=each["presence"],
+                mask=_mask(each["mask"]),
+            )
+            for each in answer["boxes"]
+        ),
+    )
+
+
+def gallery_of(told: Json) -> GalleryStatus:
+    """Return a `GalleryOut`."""
+    names = ("name", "live", "searchable", "writable")
+    versions = tuple(map(_version, told["versions"]))
+    return GalleryStatus(**{name: told[name] for name in names}, versions=versions)
+
+
+def _version(told: Json) -> VersionInfo:
+    names = ("name", "live", "num_images", "num_failed", "num_instances")
+    spec = VersionSpec(dim=told["dim"], digest=told["checkpoint"])
+    return VersionInfo(**{name: told[name] for name in names}, spec=spec)
+
+
+def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:
+    """Return an `ImageAnswer`."""
+    names = ("image_id", "uri", "status", "reason", "width_px", "height_px", "attributes")
+    record = ImageRecord(
+        **{name: told[name] for name in names}, num_instances=len(told["instances"])
+    )
+    rows = [
+        InstanceRow(
+            instance_id=each["instance_id"],
+            image_id=record.image_id,
+            uri=record.uri,
+            box=_box(each),
+            objectness=each["objectness"],
+            area=each["area"],
+            attributes=record.attributes,
+        )
+        for each in told["instances"]
+    ]
+    return record, rows
+
+
+def _box(told: Json) -> Box:
+    x1, y1, x2, y2 = told["box"]
+    return x1, y1, x2, y2
+
+
+def _mask(told: Json | None) -> MaskRle | None:
+    if told is None:
+        return None
+    height, width = told["size"]
+    return MaskRle((height, width), told["counts"])

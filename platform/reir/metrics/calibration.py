@@ -1,0 +1,64 @@
+"""How well probabilities tell two kinds apart, and how far they can be taken at their word."""
+
+# Shapes: R answers
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.floating]
+Labels = npt.NDArray[np.bool_]
+
+
+def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return how often a true answer scores above a false one; equal scores count half.
+
+    Args:
+        scores: (R,).
+        labels: (R,) whether each answer is true.
+
+    Raises:
+        ValueError: lengths differ, or there is only one kind.
+    """
+    values, true = _checked(scores, labels)
+    order, place = np.unique(values, return_inverse=True)
+    num_true = np.bincount(place[true], minlength=len(order))
+    num_false = np.bincount(place[~true], minlength=len(order))
+    false_below = np.cumsum(num_false) - num_false
+    wins = (num_true * (false_below + num_false / 2)).sum()
+    return float(wins / (num_true.sum() * num_false.sum()))
+
+
+def fpr_at_tpr(scores: npt.ArrayLike, labels: npt.ArrayLike, tpr: float = 0.9) -> float:
+    """Return the share of false answers that pass where at least `tpr` of the true ones do."""
+    values, true = _checked(scores, labels)
+    threshold = threshold_at_tpr(values, true, tpr)
+    return float((values[~true] >= threshold).mean())
+
+
+def threshold_at_tpr(scores: npt.ArrayLike, labels: npt.ArrayLike, tpr: float) -> float:
+    """Return the largest threshold that at least `tpr` of the true answers reach."""
+    values, true = _checked(scores, labels)
+    best_first = np.sort(values[true])[::-1]
+    return float(best_first[int(np.ceil(tpr * len(best_first))) - 1])
+
+
+def expected_calibration_error(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, num_bins: int = 15
+) -> float:
+    """Return the mean distance of probability and truth over bins of equal width, by their size."""
+    values, true = _checked(probabilities, labels)
+    bins = np.minimum((values * num_bins).astype(np.int64), num_bins - 1)
+    said = np.bincount(bins, weights=values, minlength=num_bins)
+    happened = np.bincount(bins, weights=true, minlength=num_bins)
+    return float(np.abs(said - happened).sum() / len(values))
+
+
+def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, Labels]:
+    values, true = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.bool_)
+    if values.ndim != 1 or values.shape != true.shape:
+        raise ValueError(f"scores and labels must be (R,), got {values.shape} and {true.shape}")
+    if true.all() or not true.any():
+        raise ValueError(f"both kinds are needed, got {int(true.sum())} true of {len(true)}")
+    return values, true

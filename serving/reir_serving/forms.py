@@ -1,0 +1,81 @@
+"""Requests that carry a photo, and the one that comes in two forms."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from reir.attributes import BadRow, checked
+from reir.errors import QueryError
+from reir.records import Attributes
+from reir_serving.problems import WRONG_TYPE, Refused
+from reir_serving.schemas import SimilarRequest
+
+JSON, FORM = "application/json", "multipart/form-data"
+
+Photo = Annotated[bytes, Field(json_schema_extra={"format": "binary"})]
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
+class SimilarForm(BaseModel):
+    """`POST /v1/search/similar` as a form.
+
+    Attributes:
+        image: the photo; None where the request came as JSON.
+        request: what else is asked, as JSON.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Photo | None
+    request: SimilarRequest
+
+
+async def read_similar(request: Request) -> SimilarForm:
+    """Read either form of the request.
+
+    Raises:
+        Refused: it is neither.
+        RequestValidationError: a field is wrong.
+    """
+    sent_as = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent_as == JSON:
+        return SimilarForm(image=None, request=_parsed(await request.body()))
+    if sent_as != FORM:
+        raise Refused(
+            WRONG_TYPE, f"content type {sent_as[:100]!a} is not taken here; send {JSON} or {FORM}"
+        )
+    async with request.form(max_files=1, max_fields=1) as form:
+        image, told = form.get("image"), form.get("request")
+        if not isinstance(image, UploadFile) or not isinstance(told, str) or len(form) != 2:
+            raise QueryError("image", "send the parts 'image' (a file) and 'request' (JSON)")
+        return SimilarForm(image=await image.read(), request=_parsed(told))
+
+
+def attributes_of(text: str) -> Attributes:
+    """Return the attributes of an uploaded photo from JSON.
+
+    Raises:
+        QueryError: it is no object of numbers, strings and booleans.
+    """
+    try:
+        return checked(_OBJECT.validate_json(text))
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise QueryError(
+            "attributes", f"must be a JSON object, got {text[:80]!a}: {said}"
+        ) from error
+    except BadRow as error:
+        raise QueryError("attributes", str(error)) from error
+
+
+def _parsed(text: bytes | str) -> SimilarRequest:
+    try:
+        return SimilarRequest.model_validate_json(text)
+    except ValidationError as error:
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(found) from error

@@ -1,0 +1,208 @@
+"""API keys: a file that holds their salted hashes, and the ring that a server checks them with.
+
+A key reads `reir_ID_SECRET`; the secret has 256 random bits, so one salted hash of it is as good as
+many. The file never holds it. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from reir.config import StrictConfig, dump_config, load_config
+from reir.errors import ConfigError, nearest_name
+from reir.store.names import check_name
+from reir_serving.access import EVERY, Caller
+
+CHECK_EVERY_S = 1.0
+"""How often a server looks whether the file has changed; a revoked key is refused from then on."""
+
+_TOKEN = re.compile(r"reir_([0-9a-f]{8})_([0-9a-f]{64})")
+_NO_SALT = "0" * 32
+
+GalleryNames = tuple[str, ...]
+
+logger = logging.getLogger(__name__)
+
+
+class KeyEntry(StrictConfig):
+    """One key, as the file holds it.
+
+    Attributes:
+        id: first part of the key, no secret.
+        salt, hash: hex; HMAC-SHA256 of the secret under the salt.
+        read, write: galleries, or "*" for all.
+        tenant: see `Caller.tenant`.
+        rate_per_s: requests a second in the long run; None takes the server's limit.
+        note: for whom it is.
+        created: ISO date.
+    """
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    read: GalleryNames = ()
+    write: GalleryNames = ()
+    tenant: str = ""
+    rate_per_s: float | None = Field(None, gt=0)
+    note: str = ""
+    created: str = ""
+
+    @field_validator("read", "write")
+    @classmethod
+    def _galleries(cls, names: GalleryNames) -> GalleryNames:
+        for name in names:
+            if name != EVERY:
+                _checked_name("gallery", name)
+        return names
+
+    @field_validator("tenant")
+    @classmethod
+    def _tenant(cls, name: str) -> str:
+        return _checked_name("tenant", name) if name else name
+
+    @property
+    def caller(self) -> Caller:
+        """Who sends requests under this key."""
+        return Caller(
+            key_id=self.id,
+            tenant=self.tenant,
+            read=self.read,
+            write=self.write,
+            rate_per_s=self.rate_per_s,
+        )
+
+
+class KeyFile(StrictConfig):
+    """The file of keys."""
+
+    keys: tuple[KeyEntry, ...] = ()
+
+
+def new_key(
+    path: Path, *, read: GalleryNames, write: GalleryNames, tenant: str = "", note: str = ""
+) -> str:
+    """Add a key to the file, which is made where there is none, and return it: the only time.
+
+    Raises:
+        ConfigError: a name is not allowed, or the file cannot be read or written.
+    """
+    held = load_config(KeyFile, path) if path.exists() else KeyFile()
+    taken = {entry.id for entry in held.keys}
+    key_id = next(each for each in iter(lambda: secrets.token_hex(4), "") if each not in taken)
+    secret, salt = secrets.token_hex(32), secrets.token_hex(16)
+    values = {
+        "id": key_id,
+        "salt": salt,
+        "hash": _hashed(salt, secret),
+        "read": read,
+        "write": write,
+        "tenant": tenant,
+        "note": note,
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    _save(path, KeyFile(keys=(*held.keys, load_config(KeyEntry, values))))
+    return f"reir_{key_id}_{secret}"
+
+
+def revoke_key(path: Path, key_id: str) -> None:
+    """Take a key out of the file.
+
+    Raises:
+        ConfigError: the file cannot be used, or has no such key.
+    """
+    held = load_config(KeyFile, path)
+    kept = tuple(entry for entry in held.keys if entry.id != key_id)
+    if len(kept) == len(held.keys):
+        known = [entry.id for entry in held.keys]
+        raise ConfigError(f"{path} has no key {key_id!r}{nearest_name(key_id, known)}")
+    _save(path, KeyFile(keys=kept))
+
+
+class KeyRing:
+    """The keys of a server; follows its file while it runs."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read the file.
+
+        Raises:
+            ConfigError: it cannot be read, or a line of it is wrong.
+        """
+        self._path, self._clock = path, clock
+        self._stamp = _stamp(path)
+        self._entries = _entries(path)
+        self._looked_s = clock()
+
+    def caller(self, token: str) -> Caller | None:
+        """Return who has this key; None for a key that is not on the ring.
+
+        The time that it takes says nothing of how much of a key is right.
+        """
+        self._follow()
+        found = _TOKEN.fullmatch(token)
+        key_id, secret = found.groups() if found else ("", "")
+        entry = self._entries.get(key_id)
+        salt, wanted = (entry.salt, entry.hash) if entry else (_NO_SALT, _NO_SALT * 2)
+        same = hmac.compare_digest(_hashed(salt, secret), wanted)
+        return entry.caller if entry is not None and same else None
+
+    def _follow(self) -> None:
+        """Read the file again when it has changed; a broken one changes nothing and is logged."""
+        now_s = self._clock()
+        if now_s - self._looked_s < CHECK_EVERY_S:
+            return
+        self._looked_s = now_s
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._entries = _entries(self._path)
+        except ConfigError as error:
+            logger.error("the keys stay as they were: %s", error)
+
+
+def _entries(path: Path) -> dict[str, KeyEntry]:
+    return {entry.id: entry for entry in load_config(KeyFile, path).keys}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What tells one state of a file from another; zeros where it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_ino
+
+
+def _save(path: Path, held: KeyFile) -> None:
+    """Write the file in one step, readable by its owner only."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(dump_config(held))
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _hashed(salt: str, secret: str) -> str:
+    return hmac.new(bytes.fromhex(salt), secret.encode(), hashlib.sha256).hexdigest()
+
+
+def _checked_name(kind: str, name: str) -> str:
+    try:
+        return check_name(kind, name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,87 @@
+"""The OpenAPI document: what FastAPI derives, plus problems, keys and examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+import reir
+from reir_serving.problems import MEDIA_TYPE
+from reir_serving.schemas import Problem
+
+_PLACE = "#/components/schemas/{model}"
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "search": {
+        "gallery": "photos",
+        "expression": "the red mug left of the laptop",
+        "k": 5,
+        "where": "area > 0.01",
+    },
+    "batch": {"gallery": "photos", "expressions": ["the red mug", "the dog that lies down"]},
+}
+_DESCRIPTION = (
+    "Write a sentence about one object; get the photos and boxes where it is. Boxes are xyxy in "
+    "[0, 1] of the upright photo. Every error is a problem of RFC 9457."
+)
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, str]:
+    """Return the reference to a model, for routes that read their body themselves."""
+    return {"$ref": _PLACE.format(model=model.__name__)}
+
+
+def example(name: str) -> dict[str, Any]:
+    """Return the example of a request with JSON."""
+    return {"requestBody": {"content": {"application/json": {"example": _EXAMPLES[name]}}}}
+
+
+def publish(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> None:
+    """Have the application publish its document, made at the first request.
+
+    Args:
+        app: with all its routes.
+        extra: models that no route names in its signature.
+    """
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, extra)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> dict[str, Any]:
+    made = get_openapi(
+        title="REIR", version=reir.__version__, description=_DESCRIPTION, routes=app.routes
+    )
+    components = made.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    models: tuple[type[BaseModel], ...] = (Problem, *extra)
+    _, found = models_json_schema([(model, "validation") for model in models], ref_template=_PLACE)
+    schemas.update(found["$defs"])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    components["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, operations in made["paths"].items():
+        for operation in operations.values():
+            _complete(path, operation)
+    return made
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Give an operation its errors, and the keys that it takes."""
+    answers = operation["responses"]
+    answers.pop("422", None)
+    told = {"content": {MEDIA_TYPE: {"schema": schema_of(Problem)}}}
+    answers["4XX"] = {"description": "The request has to change.", **told}
+    answers["5XX"] = {"description": "Try again later.", **told}
+    if path.startswith("/v1/") and path != "/v1/about":
+        operation["security"] = [{"bearer": []}, {"header": []}, {}]

@@ -1,0 +1,92 @@
+// Requests to the server that this page came from. Knows keys and errors, not what is shown.
+
+const KEY = "reir-key";
+
+/** An answer that is an error: the fields of RFC 9457, or status 0 where no answer came. */
+export class Problem extends Error {
+  constructor({ status = 0, title = "", detail = "", errors = [], request_id = "" }, retryAfter) {
+    super(detail || title);
+    Object.assign(this, { status, title, detail, errors, requestId: request_id, retryAfter });
+  }
+}
+
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
+/** Keep the API key until the tab is closed; null forgets it. */
+export function setKey(key) {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+/**
+ * Send a request and return the JSON of its answer.
+ * @param path under the page's own address
+ * @param options.json body; options.form a FormData; options.method; options.signal
+ * @throws Problem, or the AbortError of the signal
+ */
+export async function call(path, { json, form, method, signal } = {}) {
+  const headers = {};
+  if (json !== undefined) headers["Content-Type"] = "application/json";
+  const body = json === undefined ? form : JSON.stringify(json);
+  const verb = method ?? (body ? "POST" : "GET");
+  const response = await send(path, { method: verb, headers, body, signal });
+  const text = await response.text();
+  return text ? JSON.parse(text) : null;
+}
+
+/** Path of one photo of a gallery, or with an empty id of all. */
+export const imagePath = (gallery, id = "") =>
+  `v1/galleries/${encodeURIComponent(gallery)}/images${id && `/${encodeURIComponent(id)}`}`;
+
+/** A form with a photo, as every endpoint that takes one wants it. */
+export function photoForm(file, fields = {}) {
+  const form = new FormData();
+  form.append("image", file, file.name || "photo");
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  return form;
+}
+
+/**
+ * Load a picture and return its <img>, decoded.
+ * With a key it is fetched: the request of an <img> itself carries none.
+ * @param source address, or a Blob
+ */
+export async function loadImage(source, signal) {
+  const blob = source instanceof Blob ? source
+    : hasKey() ? await (await send(source, { signal })).blob() : null;
+  const image = new Image();
+  const address = blob ? URL.createObjectURL(blob) : new URL(source, document.baseURI).href;
+  try {
+    image.src = address;
+    await image.decode();
+  } finally {
+    if (blob) URL.revokeObjectURL(address);
+  }
+  return image;
+}
+
+async function send(path, { headers = {}, ...options }) {
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers.Authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(new URL(path, document.baseURI), { headers, ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem({ title: "The server does not answer" });
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+async function problemOf(response) {
+  const retryAfter = Number(response.headers.get("Retry-After")) || null;
+  let fields = {};
+  try {
+    fields = await response.json();
+  } catch {
+    // a proxy in between answers in its own form: the status says enough
+  }
+  const requestId = fields.request_id ?? response.headers.get("X-Request-ID") ?? "";
+  return new Problem({ ...fields, request_id: requestId, status: response.status }, retryAfter);
+}

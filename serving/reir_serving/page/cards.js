@@ -1,0 +1,79 @@
+// The grid of hits: one card each, in rank order.
+
+import { button, icon, make } from "./dom.js";
+import { photoFrame } from "./photo.js";
+import { fileName, presence, score } from "./words.js";
+
+const ASPECT = 4 / 3;
+
+/**
+ * Make the cards of some hits.
+ * @param hits of one page
+ * @param first rank of the first of them
+ * @param tied so many first hits are equally good
+ * @param on.open(rank), on.more(hit), on.not(hit)
+ */
+export function cards(hits, { first, tied, on }) {
+  const isTied = (rank) => tied > 1 && rank <= tied;
+  return hits.map((hit, n) => card(hit, first + n, isTied(first + n), on));
+}
+
+function card(hit, rank, isTied, on) {
+  const name = fileName(hit.uri);
+  return make("li", { class: "card", "data-instance": hit.instance_id },
+    opener(hit, rank, isTied, () => on.open(rank)),
+    caption(hit, isTied),
+    make("p", { class: "name", title: hit.uri }, name),
+    make("div", { class: "actions" },
+      button({ class: "quiet", title: "More like this (m)", click: () => on.more(hit) },
+        icon("more"), "More like this"),
+      button({ class: "quiet", title: "Not this (n)", click: () => on.not(hit) },
+        icon("not"), "Not this")));
+}
+
+/** The photo of a card, which opens it. */
+function opener(hit, rank, isTied, click) {
+  const said = [
+    `Hit ${rank}`, presence(hit.presence)?.text, `match ${score(hit.score)}`,
+    isTied && "equally good", fileName(hit.uri),
+  ];
+  const label = `${said.filter(Boolean).join(", ")}. Open the photo.`;
+  return button({ class: "open", "aria-label": label, click },
+    photoFrame({
+      source: hit.thumbnail_url, marks: [markOf(hit)], crop: hit.box, aspect: ASPECT,
+    }),
+    make("span", { class: "rank" }, String(rank)));
+}
+
+function caption(hit, isTied) {
+  const likely = presence(hit.presence);
+  const help = "How well the object matches; higher is better";
+  return make("p", { class: "caption" },
+    likely && make("span", { class: `likely ${likely.level}` }, likely.text),
+    make("span", { class: "score", title: help }, `match ${score(hit.score)}`),
+    isTied && make("span", { class: "tied" }, "tied"));
+}
+
+/** Box and mask of a hit as `photoFrame` draws them. */
+export const markOf = (hit) =>
+  ({ box: hit.box, id: hit.instance_id, polygons: hit.mask?.polygons ?? [] });
+
+/** Grey cards that stand where hits will be. */
+export function skeletons(number) {
+  const lines = () => ["frame", "line", "line short"].map((name) => make("span", { class: name }));
+  return Array.from({ length: number }, () =>
+    make("li", { class: "card skeleton", "aria-hidden": "true" }, ...lines()));
+}
+
+/** Move the focus from one card to the next by an arrow key; true where the key was one. */
+export function moveFocus(grid, key) {
+  const openers = [...grid.querySelectorAll(".open")];
+  const focused = document.activeElement.closest(".card");
+  const here = openers.findIndex((opener) => opener.closest(".card") === focused);
+  const tops = openers.map((opener) => opener.getBoundingClientRect().top);
+  const columns = Math.max(1, tops.filter((top) => top === tops[0]).length);
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+  if (step === undefined || here < 0) return false;
+  openers[Math.min(Math.max(here + step, 0), openers.length - 1)].focus();
+  return true;
+}

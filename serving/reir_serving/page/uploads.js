@@ -1,0 +1,74 @@
+// Photos that the user brings: dropped, pasted or chosen, to look into or to add to the gallery.
+
+import { call, imagePath, photoForm } from "./api.js";
+import { byId } from "./dom.js";
+import * as notices from "./notices.js";
+import { count, explain } from "./words.js";
+
+/**
+ * Listen for photos.
+ * @param on.look(file) looks into one
+ * @param on.gallery() names the gallery that others are added to, then on.added()
+ */
+export function uploadsInto(on) {
+  choose("pick", "pick-file", ([file]) => on.look(file));
+  choose("add", "add-file", (files) => add(files, on.gallery()).then(on.added));
+  window.addEventListener("paste", (event) => lookAt(event.clipboardData?.files, on));
+  drops(on);
+}
+
+function choose(button, input, use) {
+  byId(button).addEventListener("click", () => byId(input).click());
+  byId(input).addEventListener("change", ({ target }) => {
+    const files = [...target.files];
+    target.value = ""; // so that the same file can be chosen again
+    if (files.length) use(files);
+  });
+}
+
+function drops(on) {
+  let depth = 0; // of enter over leave: every child of the page fires both
+  const dragging = (by) => {
+    depth = by ? Math.max(0, depth + by) : 0;
+    document.body.classList.toggle("dragging", depth > 0);
+  };
+  const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
+  window.addEventListener("dragenter", (event) => holdsFiles(event) && dragging(1));
+  window.addEventListener("dragleave", (event) => holdsFiles(event) && dragging(-1));
+  window.addEventListener("dragover", (event) => holdsFiles(event) && event.preventDefault());
+  window.addEventListener("drop", (event) => {
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    dragging(0);
+    lookAt(event.dataTransfer.files, on);
+  });
+}
+
+function lookAt(files, on) {
+  if (!files?.length) return;
+  const photo = [...files].find((file) => file.type.startsWith("image/"));
+  if (photo) on.look(photo);
+  else notices.say(`\u201c${files[0].name}\u201d is no photo. Bring a JPEG, PNG or WebP.`, "error");
+}
+
+/** Add photos one by one and say what became of each. */
+async function add(files, gallery) {
+  const button = byId("add");
+  button.disabled = true;
+  const failed = [];
+  let objects = 0;
+  for (const [number, file] of files.entries()) {
+    notices.say(`Adding photo ${number + 1} of ${files.length} \u2026`);
+    try {
+      const added = await call(imagePath(gallery), { form: photoForm(file) });
+      objects += added.num_instances;
+    } catch (problem) {
+      const { title, advice } = explain(problem);
+      failed.push(`${file.name}: ${advice || title}`);
+    }
+  }
+  button.disabled = false;
+  const photos = `${count(files.length - failed.length, "photo")} added to \u201c${gallery}\u201d`;
+  const done = `${photos}, with ${count(objects, "object")} that can be found now.`;
+  notices.say([done, ...failed].join(" "), failed.length ? "error" : "plain");
+}

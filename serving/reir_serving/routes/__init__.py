@@ -1,0 +1,1 @@
+"""The endpoints, one module a subject; `reir_serving.app` puts them together."""

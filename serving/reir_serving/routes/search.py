@@ -1,0 +1,129 @@
+"""Search: by expression, in batches, and by what is similar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from reir.errors import QueryError
+from reir.query import Query, Term
+from reir_serving.access import named_images
+from reir_serving.answers import Json, json_answer, search_answer
+from reir_serving.context import Asked, Context
+from reir_serving.forms import JSON, SimilarForm, read_similar
+from reir_serving.openapi import example, schema_of
+from reir_serving.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    Options,
+    SearchAnswer,
+    SearchRequest,
+    SimilarRequest,
+    TermIn,
+)
+
+router = APIRouter(tags=["search"])
+
+_SIMILAR_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {
+                "schema": schema_of(SimilarRequest),
+                "example": {"gallery": "photos", "instance_id": "0123456789abcdef0123#4"},
+            },
+            "multipart/form-data": {"schema": schema_of(SimilarForm)},
+        },
+    }
+}
+
+
+@router.post("/v1/search", response_model=SearchAnswer, openapi_extra=example("search"))
+async def search(body: SearchRequest, asked: Asked) -> Response:
+    """Find the instances that an expression describes, best first."""
+    terms = (Term(expression=body.expression), *_terms(body.also))
+    return json_answer(await _answered(asked, body.gallery, body, terms))
+
+
+@router.post("/v1/search/batch", response_model=BatchAnswer, openapi_extra=example("batch"))
+async def search_batch(body: BatchRequest, asked: Asked) -> Response:
+    """Answer several expressions with the same options at once; cheaper than one by one."""
+    if body.cursor:
+        raise QueryError("cursor", "belongs to one expression; ask for its next page by itself")
+    gallery = asked.readable(body.gallery)
+    queries = [
+        _query(asked, body, (Term(expression=expression),)) for expression in body.expressions
+    ]
+    return json_answer({"answers": await _all_answered(asked, gallery, body, queries)})
+
+
+@router.post("/v1/search/similar", response_model=SearchAnswer, openapi_extra=_SIMILAR_BODY)
+async def search_similar(request: Request, asked: Asked) -> Response:
+    """Find instances like one of the gallery, or like one in a photo that is sent along.
+
+    An expression may be added, and terms with a negative weight: "like this, but not that".
+    """
+    form = await read_similar(request)
+    body = form.request
+    gallery = asked.readable(body.gallery)
+    if form.image is None:
+        if body.instance_id is None:
+            raise QueryError("instance_id", "is missing; name an instance, or send a photo")
+        if body.box is not None:
+            raise QueryError("box", "is a part of a photo that is sent; an instance has its own")
+        like = Term(instance_id=body.instance_id)
+    else:
+        if body.instance_id is not None:
+            raise QueryError("instance_id", "cannot be given beside a photo; send it under `also`")
+        like = Term(vector=await asked.backend.vector_of(gallery, form.image, body.box))
+    told = (Term(expression=body.expression),) if body.expression is not None else ()
+    return json_answer(await _answered(asked, gallery, body, (like, *told, *_terms(body.also))))
+
+
+async def _answered(asked: Context, gallery: str, body: Options, terms: Sequence[Term]) -> Json:
+    gallery = asked.readable(gallery)
+    query = _query(asked, body, terms)
+    (answer,) = await _all_answered(asked, gallery, body, [query])
+    return answer
+
+
+async def _all_answered(
+    asked: Context, gallery: str, body: Options, queries: Sequence[Query]
+) -> list[Json]:
+    if asked.caller.tenant:
+        for image_id in sorted(set().union(*map(named_images, queries))):
+            await asked.image(gallery, image_id)
+    results = await asked.backend.search(gallery, queries)
+    asked.site.metrics.note_results(results)
+    by_image = body.group_by == "image"
+    return [search_answer(result, asked.notes.request_id, by_image) for result in results]
+
+
+def _query(asked: Context, body: Options, terms: Sequence[Term]) -> Query:
+    return Query(
+        terms=tuple(terms),
+        k=body.k if "k" in body.model_fields_set else asked.backend.live.k,
+        per_image=body.per_image,
+        where=asked.caller.narrowed(body.where),
+        min_presence=body.min_presence,
+        rerank=body.rerank,
+        localise=body.localize,
+        explain=body.explain,
+        budget_ms=body.budget_ms,
+        cursor=body.cursor,
+    )
+
+
+def _terms(also: Sequence[TermIn]) -> tuple[Term, ...]:
+    return tuple(
+        Term(
+            expression=term.expression or "",
+            instance_id=term.instance_id or "",
+            weight=term.weight,
+        )
+        for term in also
+    )

@@ -1,0 +1,206 @@
+"""One browser and one server for all tests of the page: the real service, over drawn scenes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
+
+from reir.presence import Calibration, Logistic
+from reir.search import Companions
+from reir.store import open_store
+from reir.testing import FakeEncoder, draw_scene
+from reir_serving.app import create_app
+from reir_serving.config import ServeConfig
+from reir_serving.parts import Loaded, LocalParts, Models
+from reir_serving.service import Service
+from reir_serving.testing import put
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+GALLERY = "scenes"
+EXAMPLES = ("the blue one", "the red one on the left")
+SIZE, WIDE = (640, 480), (960, 320)
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+RED_LEFT, RED_RIGHT, RED_WIDE = (40, 120, 200, 400), (420, 100, 600, 300), (700, 60, 900, 200)
+NUM_ORANGE = 15
+"""More than a page of hits."""
+
+Scene = tuple[tuple[int, int], list[tuple[str, tuple[int, int, int, int]]]]
+SCENES: dict[str, Scene] = {
+    "red left.png": (SIZE, [("red", RED_LEFT), ("blue", (400, 150, 600, 380))]),
+    "red right.png": (SIZE, [("red", RED_RIGHT), ("green", (60, 200, 180, 420))]),
+    "red wide.png": (WIDE, [("red", RED_WIDE), ("yellow", (50, 50, 150, 200))]),
+    "cyan one.png": (SIZE, [("cyan", (100, 100, 260, 260))]),
+    "cyan two.png": (SIZE, [("cyan", (100, 100, 260, 260)), ("red", (500, 300, 540, 340))]),
+    HOSTILE: (SIZE, [("magenta", (200, 100, 460, 380))]),
+} | {
+    f"orange {n:02d}.png": (SIZE, [("orange", (40 + 20 * n, 100, 140 + 20 * n, 220))])
+    for n in range(NUM_ORANGE)
+}
+
+
+def png(name: str) -> bytes:
+    size, shapes = SCENES[name]
+    out = io.BytesIO()
+    Image.fromarray(draw_scene(size, shapes)).save(out, "PNG")
+    return out.getvalue()
+
+
+SURE = Logistic(features=("score", "lead", "spread"), weights=(20.0, 0.0, 0.0), bias=-12.0)
+"""Of a score of 0.9: 0.998; of 0.3: 0.002."""
+
+CALIBRATION = Calibration(
+    digest=FakeEncoder().digest,
+    gallery=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
+    hit=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
+    photo=SURE,
+    box=SURE,
+    threshold=0.5,
+    photo_threshold=0.5,
+    tie_margin=1e-4,
+    about={},
+)
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server on a free port."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for name in SCENES:
+        (folder / name).write_bytes(png(name))
+    store = open_store("memory:")
+    put(store, GALLERY, [folder / name for name in SCENES])
+    config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
+    loaded = Loaded(FakeEncoder(), Companions(calibration=CALIBRATION))
+    parts = LocalParts(store, Models(lambda _: loaded), config.limits)
+    service = Service(config, store, parts, folder / "uploads")
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(service, config), port=0, log_level="warning")
+    )
+
+    async def serve() -> None:
+        await service.warm_up()
+        await server.serve()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class Opened:
+    """A tab of the page, and what its console said."""
+
+    def __init__(self, browser: Browser, address: str, **context: Any) -> None:
+        self.context = browser.new_context(base_url=address, **context)
+        self.context.set_default_timeout(5000)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.sent: list[Request] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.said.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self.sent.append(request))
+
+    def close(self) -> None:
+        """End the tab; apart from failed requests that a test wanted, nothing went wrong in it."""
+        self.context.close()
+        wrong = [text for text in self.said if not text.startswith("Failed to load resource")]
+        assert wrong == []
+
+    def asked(self, path: str) -> list[dict[str, Any]]:
+        """JSON bodies of the requests to one endpoint."""
+        return [r.post_data_json or {} for r in self.sent if urlsplit(r.url).path == path]
+
+
+@pytest.fixture
+def opened(browser: Browser, address: str) -> Iterator[Opened]:
+    tab = Opened(browser, address, viewport={"width": 1280, "height": 860})
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
+def page(opened: Opened) -> Page:
+    opened.page.goto("/")
+    expect(opened.page.locator("#gallery")).to_have_value(GALLERY)
+    return opened.page
+
+
+def search(page: Page, sentence: str) -> Locator:
+    """Ask a sentence and return the cards, once their photos are there."""
+    page.fill("#sentence", sentence)
+    page.press("#sentence", "Enter")
+    return answered(page)
+
+
+def answered(page: Page) -> Locator:
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    expect(page.locator(".card:not(.skeleton) .frame[data-state=loading]")).to_have_count(0)
+    return page.locator(".card")
+
+
+def hit_names(page: Page) -> list[str]:
+    return page.locator(".card .name").all_inner_texts()
+
+
+def drawn_box(frame: Locator, mark: str = ".mark") -> list[float]:
+    """Where a mark lies on its picture, xyxy in [0, 1], measured on the screen."""
+    found: list[float] = frame.evaluate(
+        """(frame, mark) => {
+            const photo = frame.querySelector("img").getBoundingClientRect();
+            const box = frame.querySelector(mark).getBoundingClientRect();
+            const x = (side) => (side - photo.left) / photo.width;
+            const y = (side) => (side - photo.top) / photo.height;
+            return [x(box.left), y(box.top), x(box.right), y(box.bottom)];
+        }""",
+        mark,
+    )
+    return found
+
+
+def shares(box_px: tuple[int, int, int, int], size: tuple[int, int]) -> list[float]:
+    return [side / of for side, of in zip(box_px, size * 2, strict=True)]
+
+
+DROP = """([name, data]) => {
+    const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+    const dragged = new DataTransfer();
+    dragged.items.add(new File([bytes], name, { type: "image/png" }));
+    for (const type of ["dragenter", "dragover", "drop"]) {
+        document.body.dispatchEvent(new DragEvent(type, {
+            bubbles: true, cancelable: true, dataTransfer: dragged }));
+    }
+}"""
+
+
+def drop(page: Page, name: str) -> None:
+    page.evaluate(DROP, [name, base64.b64encode(png(name)).decode()])
+    expect(page.locator("#local .frame")).to_have_attribute("data-state", "shown")

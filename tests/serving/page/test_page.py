@@ -1,0 +1,200 @@
+"""The web page in a real browser: searching, hits, the viewer, terms, filters, own photos."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from .conftest import (
+    RED_LEFT,
+    RED_WIDE,
+    SIZE,
+    WIDE,
+    Opened,
+    answered,
+    drawn_box,
+    drop,
+    hit_names,
+    search,
+    shares,
+)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "name", "box_px", "size"),
+    [
+        ("the red one on the left", "red left.png", RED_LEFT, SIZE),
+        ("the red one on the right", "red wide.png", RED_WIDE, WIDE),
+    ],
+)
+def test_the_box_is_drawn_where_the_object_is(
+    page: Page, sentence: str, name: str, box_px: tuple[int, int, int, int], size: tuple[int, int]
+) -> None:
+    cards = search(page, sentence)
+    card = cards.filter(has_text=name)
+    frame = card.locator(".frame")
+    assert drawn_box(frame) == pytest.approx(shares(box_px, size), abs=0.01)
+    # the photo keeps its sides, and all of the box is within the frame
+    shape = frame.locator("img").evaluate("i => [i.clientWidth, i.clientHeight]")
+    assert shape[0] / shape[1] == pytest.approx(size[0] / size[1], rel=0.02)
+    inside = frame.evaluate(
+        """frame => { const [f, b] = [frame, frame.querySelector(".mark")]
+            .map((e) => e.getBoundingClientRect());
+            return b.left >= f.left && b.top >= f.top && b.right <= f.right
+                && b.bottom <= f.bottom; }"""
+    )
+    assert inside
+
+
+def test_a_search_says_what_it_found(page: Page) -> None:
+    cards = search(page, "the red one on the left")
+    assert hit_names(page)[0] == "red left.png"
+    expect(cards.first.locator(".likely")).to_have_text("Very likely")
+    expect(cards.first.locator(".rank")).to_have_text("1")
+    expect(page.locator("#summary")).to_contain_text(re.compile(r"^\d+ hits .* ms: reading"))
+    assert page.locator("#summary").get_attribute("aria-live") == "polite"
+
+
+def test_masks_and_what_was_left_out_are_shown(page: Page) -> None:
+    """The fake encoder has neither, so they are put into the answer."""
+
+    def change(route: Route) -> None:
+        answer = route.fetch().json()
+        polygons = [[[0.1, 0.2], [0.3, 0.2], [0.3, 0.8]]]
+        answer["hits"][0]["mask"] = {"size": SIZE, "counts": "runs", "polygons": polygons}
+        answer["degraded"] = ["rerank"]
+        route.fulfill(json=answer)
+
+    page.route("**/v1/search", change)
+    frame = search(page, "the red one on the left").first.locator(".frame")
+    assert drawn_box(frame, ".masks") == pytest.approx([0, 0, 1, 1], abs=0.005)
+    shape = frame.locator(".masks path").evaluate(
+        "p => { const b = p.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]; }"
+    )
+    assert shape == pytest.approx([0.1, 0.2, 0.3, 0.8])
+    expect(page.locator("#summary")).to_contain_text("Answered without: neighbours.")
+
+
+def test_an_example_and_the_way_back(page: Page) -> None:
+    page.get_by_role("button", name="the blue one").click()
+    answered(page)
+    assert hit_names(page)[0] == "red left.png"
+    assert parse_qs(urlsplit(page.url).fragment)["sentence"] == ["the blue one"]
+    search(page, "the green one")
+    assert hit_names(page)[0] == "red right.png"
+    page.go_back()
+    expect(page.locator("#sentence")).to_have_value("the blue one")
+    expect(page.locator(".name").first).to_have_text("red left.png")
+    page.reload()
+    expect(page.locator(".name").first).to_have_text("red left.png")
+
+
+def test_typing_searches_and_only_the_last_answer_counts(opened: Opened, page: Page) -> None:
+    held: list[Route] = []
+
+    def hold_first(route: Route) -> None:
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    page.route("**/v1/search", hold_first)
+    page.locator("#sentence").press_sequentially("the green one", delay=1)
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
+    page.locator("#sentence").fill("the blue one")
+    expect(page.locator(".name").first).to_have_text("red left.png")
+    assert opened.asked("/v1/search")[-1]["expression"] == "the blue one"
+    assert held[0].request.failure == "net::ERR_ABORTED"
+
+
+def test_a_hit_opens_with_all_that_is_in_its_photo(opened: Opened, page: Page) -> None:
+    search(page, "the red one on the left").first.locator(".open").click()
+    viewer = page.get_by_role("dialog", name="red left.png")
+    marks = viewer.locator(".mark")
+    expect(marks).to_have_count(2)
+    stage = viewer.locator(".frame")
+    assert drawn_box(stage, ".mark.hit") == pytest.approx(shares(RED_LEFT, SIZE), abs=0.01)
+    other = shares((400, 150, 600, 380), SIZE)
+    assert drawn_box(stage, ".mark.other") == pytest.approx(other, abs=0.01)
+    expect(viewer.locator("#viewer-side")).to_contain_text("Very likely")
+    viewer.locator(".mark.other").hover()
+    expect(viewer.locator("#viewer-side")).to_contain_text("Another object")
+    viewer.locator(".mark.other").click()
+    expect(viewer).to_be_hidden()
+    expect(page.locator(".chip")).to_contain_text("like red left.png")
+    expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
+    (asked,) = opened.asked("/v1/search/similar")
+    assert asked["instance_id"].endswith("#0")
+    assert asked["expression"] == "the red one on the left"
+
+
+def test_more_like_this_and_not_this(opened: Opened, page: Page) -> None:
+    cards = search(page, "the red one")
+    first, second = (cards.nth(n).get_attribute("data-instance") for n in (0, 1))
+    cards.nth(1).get_by_role("button", name="Not this").click()
+    expect(page.locator(f'.card[data-instance="{second}"]')).to_have_count(0)
+    cards = answered(page)
+    page.locator(f'.card[data-instance="{first}"]').get_by_role("button", name="More like").click()
+    expect(page.locator(".chip")).to_have_count(2)
+    answered(page)
+    last = opened.asked("/v1/search/similar")[-1]
+    assert last["instance_id"] == first
+    assert last["also"] == [{"instance_id": second, "weight": -0.5}]
+    page.reload()
+    expect(page.locator(".chip.not .frame")).to_have_attribute("data-state", "shown")
+    for chip in page.get_by_role("button", name=re.compile("^Remove")).all()[::-1]:
+        chip.click()
+    expect(page.locator(".chip")).to_have_count(0)
+    expect(page.locator(f'.card[data-instance="{second}"]')).to_have_count(1)
+
+
+def test_filters(opened: Opened, page: Page) -> None:
+    search(page, "the red one")
+    page.get_by_text("Filters", exact=True).click()
+    page.get_by_text("Right", exact=True).click()
+    expect(page.locator("#num-filters")).to_have_text("(1)")
+    answered(page)
+    assert "red left.png" not in hit_names(page)[:2]
+    page.fill("#where", "area < 0.02")
+    page.press("#where", "Enter")
+    expect(page.locator("#num-filters")).to_have_text("(2)")
+    answered(page)
+    assert hit_names(page)[0] == "cyan two.png"
+    assert opened.asked("/v1/search")[-1]["where"] == "(cx > 0.5) and (area < 0.02)"
+    page.get_by_role("button", name="Drop the filters").click()
+    answered(page)
+    assert opened.asked("/v1/search")[-1]["where"] is None
+
+
+def test_the_next_page(page: Page) -> None:
+    cards = search(page, "the orange one")
+    assert cards.count() == 12
+    page.get_by_role("button", name="Show more").click()
+    expect(page.locator(".card .open").nth(12)).to_be_focused()
+    answered(page)
+    assert cards.nth(12).locator(".rank").inner_text() == "13"
+    ids = [card.get_attribute("data-instance") for card in cards.all()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_photo_dropped_in(page: Page) -> None:
+    drop(page, "red left.png")
+    expect(page.locator("#local")).to_contain_text("describe one object in it")
+    page.fill("#sentence", "the red one")
+    page.press("#sentence", "Enter")
+    expect(page.locator("#local .mark")).to_have_count(2)
+    frame = page.locator("#local .frame")
+    assert drawn_box(frame, ".mark.hit") == pytest.approx(shares(RED_LEFT, SIZE), abs=0.01)
+    expect(page.locator("#local-list li").first).to_contain_text("Very likely")
+    page.fill("#sentence", "the zeppelin")
+    page.press("#sentence", "Enter")
+    expect(page.locator("#local")).to_contain_text("Nothing in it fits")
+    expect(page.locator("#local .mark.hit")).to_have_count(0)
+    page.fill("#sentence", "the red one")
+    page.press("#sentence", "Enter")
+    page.get_by_role("button", name="Find similar").first.click()
+    expect(page.locator(".card .name").first).to_have_text("red left.png")
+    page.get_by_role("button", name=re.compile("^Remove: like")).click()
+    expect(page.locator(".chip")).to_have_count(0)

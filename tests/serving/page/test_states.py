@@ -1,0 +1,154 @@
+"""The web page where things are not as hoped: absent, tied, refused, down, slow, hostile."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+from playwright.sync_api import FilePayload, Page, Route, expect
+
+from reir.testing import draw_scene
+
+from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Opened, answered, hit_names, search
+
+
+def refusing(status: int, **headers: str) -> Callable[[Route], None]:
+    """Answer the first request with a problem, the others as the server does."""
+    left = [status]
+
+    def answer(route: Route) -> None:
+        if not left:
+            route.continue_()
+            return
+        body = {"type": "/problems/x", "title": "Refused", "detail": "said <b>so</b>"}
+        route.fulfill(status=left.pop(), headers=headers, json={**body, "status": status})
+
+    return answer
+
+
+def test_a_wrong_condition_is_explained(page: Page) -> None:
+    search(page, "the red one")
+    page.get_by_text("Filters", exact=True).click()
+    page.fill("#where", "colour = red")
+    page.press("#where", "Enter")
+    notice = page.get_by_role("alert")
+    expect(notice).to_contain_text("The server cannot work with that")
+    expect(notice).to_contain_text("colour")
+    page.fill("#where", "")
+    page.press("#where", "Enter")
+    answered(page)
+    assert hit_names(page)
+
+
+def test_what_is_not_there(page: Page) -> None:
+    search(page, "the zeppelin")
+    expect(page.locator("#notice")).to_contain_text("Probably not in \u201cscenes\u201d")
+    expect(page.locator("#grid")).to_be_hidden()
+    page.get_by_role("button", name="Show the nearest anyway").click()
+    expect(page.locator("#grid.nearest .card").first).to_be_visible()
+    search(page, "the blue one")
+    expect(page.locator("#notice")).to_be_empty()
+    expect(page.locator("#grid")).not_to_have_class("nearest")
+
+
+def test_equally_good_answers(page: Page) -> None:
+    cards = search(page, "the cyan one")
+    expect(page.locator("#notice")).to_contain_text("2 equally good")
+    expect(cards.locator(".tied")).to_have_count(2)
+
+
+def test_the_server_is_down(opened: Opened, page: Page) -> None:
+    search(page, "the red one")
+    opened.context.set_offline(True)
+    page.fill("#sentence", "the blue one")
+    page.press("#sentence", "Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    opened.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".name").first).to_have_text("red left.png")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_when_it_said(page: Page, status: int) -> None:
+    page.route("**/v1/search", refusing(status, **{"Retry-After": "1"}))
+    page.fill("#sentence", "the blue one")
+    page.press("#sentence", "Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Trying again in 1 s")
+    expect(page.locator(".name").first).to_have_text("red left.png")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_failing_server_is_asked_again_by_hand(page: Page) -> None:
+    page.route("**/v1/search", refusing(500))
+    search(page, "the blue one")
+    expect(page.get_by_role("alert")).to_contain_text("Something went wrong")
+    expect(page.get_by_role("alert")).to_contain_text("Said <b>so</b>.")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".name").first).to_have_text("red left.png")
+
+
+def test_a_key_is_asked_for_and_sent(opened: Opened) -> None:
+    page = opened.page
+    page.route("**/v1/galleries", refusing(401))
+    page.goto("/")
+    page.get_by_label("API key").fill("let-me-in")
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.locator("#gallery")).to_have_value(GALLERY)
+    search(page, "the blue one")
+    expect(page.locator(".card .frame[data-state=shown]").first).to_be_visible()
+    late = [r for r in opened.sent if "/v1/images/" in r.url or r.url.endswith("/v1/search")]
+    assert late
+    assert {r.headers.get("authorization") for r in late} == {"Bearer let-me-in"}
+    assert page.evaluate("localStorage.length") == 0
+
+
+def test_a_slow_answer_is_announced(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/v1/search", lambda route: held.append(route))
+    page.fill("#sentence", "the blue one")
+    page.press("#sentence", "Enter")
+    expect(page.locator(".skeleton").first).to_be_visible()
+    expect(page.locator(".notice.slow")).to_be_visible()
+    held[0].continue_()
+    expect(page.locator(".name").first).to_have_text("red left.png")
+    expect(page.locator(".notice.slow")).to_have_count(0)
+
+
+def test_hostile_names_are_only_text(page: Page) -> None:
+    cards = search(page, "the magenta one")
+    expect(cards.first.locator(".name")).to_have_text(HOSTILE)
+    cards.first.locator(".open").click()
+    viewer = page.locator("#viewer")
+    expect(viewer.locator("#viewer-title")).to_have_text(HOSTILE)
+    expect(viewer.locator("dd", has_text=HOSTILE.removesuffix(".png"))).to_be_visible()
+    page.keyboard.press("m")
+    expect(page.locator(".chip")).to_contain_text(HOSTILE)
+    page.goto(
+        "/#gallery=%3Cb%3Enone&sentence=%3Cimg%20src%3Dx%20onerror%3Dalert(3)%3E&size=%3Cb%3E"
+    )
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("<b>none")
+    assert page.locator("img[onerror], main b b, .notice script").count() == 0
+
+
+def test_photos_are_added_and_deleted(page: Page) -> None:
+    out = io.BytesIO()
+    Image.fromarray(draw_scene(SIZE, [("purple", (100, 100, 300, 300))])).save(out, "PNG")
+    added = FilePayload(name="new purple.png", mimeType="image/png", buffer=out.getvalue())
+    broken = FilePayload(name="broken.png", mimeType="image/png", buffer=b"no picture")
+    expect(page.locator("#holds")).to_contain_text(f"{len(SCENES)} photos")
+    page.set_input_files("#add-file", [added, broken])
+    expect(page.locator("#notice")).to_contain_text(
+        "1 photo added to \u201cscenes\u201d, with 1 object"
+    )
+    expect(page.locator("#notice")).to_contain_text("broken.png: ")
+    expect(page.locator("#holds")).to_contain_text(f"{len(SCENES) + 1} photos")
+    cards = search(page, "the purple one")
+    expect(cards.first.locator(".name")).to_have_text("new purple.png")
+    cards.first.locator(".open").click()
+    page.get_by_role("button", name="Delete photo").click()
+    expect(page.locator("#viewer")).to_be_visible()
+    page.get_by_role("button", name="Really delete it?").click()
+    expect(page.locator(".name", has_text="new purple.png")).to_have_count(0)

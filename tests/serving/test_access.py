@@ -1,0 +1,310 @@
+"""Keys, scopes, tenants, rates, sizes, times and headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from reir.errors import ConfigError, FilterError
+from reir_serving import keys as keys_module
+from reir_serving.access import Caller, check_bind
+from reir_serving.backend import Readiness
+from reir_serving.config import Limits
+from reir_serving.keys import KeyRing, new_key, revoke_key
+from reir_serving.limits import RateLimit
+
+ASKED = {"gallery": "photos", "expression": "the red box"}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+def test_without_a_key_nothing_of_the_api_answers(client_of: Any, key_file: Path) -> None:
+    key = new_key(key_file, read=("photos",), write=())
+    client = client_of(keys_file=key_file)
+    for wrong in ({}, bearer("nonsense"), bearer(key[:-1] + "x"), bearer(key.upper())):
+        answer = client.post("/v1/search", json=ASKED, headers=wrong)
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["type"] == "/problems/no-key"
+    assert client.post("/v1/search", json=ASKED, headers=bearer(key)).status_code == 200
+    assert client.post("/v1/search", json=ASKED, headers={"X-API-Key": key}).status_code == 200
+    for place in ("/healthz", "/readyz", "/metrics", "/v1/about", "/openapi.json"):
+        assert client.get(place).status_code == 200
+    assert client.get("/v1/about").json()["writes"] is False
+
+
+def test_readiness_names_nothing_to_everyone(
+    client_of: Any, backend: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_key(key_file, read=("photos",), write=())
+
+    async def readiness() -> Readiness:
+        checks = {"store": "ok", "gallery a": "ok", "gallery b": "store at 10.1.2.3 is away"}
+        return Readiness(ready=False, checks=checks)
+
+    monkeypatch.setattr(backend, "readiness", readiness)
+    assert client_of().get("/readyz").json()["checks"]["gallery b"].endswith("away")
+    told = client_of(keys_file=key_file).get("/readyz").json()
+    assert told["checks"] == {"store": "ok", "gallery": "failing"}
+    assert "10.1.2.3" not in str(told)
+
+
+def test_a_key_sees_its_galleries_only(client_of: Any, key_file: Path, pair: bytes) -> None:
+    reader = new_key(key_file, read=("photos",), write=())
+    writer = new_key(key_file, read=(), write=("other",))
+    client = client_of(keys_file=key_file)
+    listed = client.get("/v1/galleries", headers=bearer(reader)).json()["galleries"]
+    assert [each["name"] for each in listed] == ["photos"]
+    for place in (
+        "/v1/galleries/other",
+        "/v1/galleries/other/images/x",
+        "/v1/images/x?gallery=other",
+    ):
+        hidden, missing = (
+            client.get(place.replace("other", name), headers=bearer(reader))
+            for name in ("other", "never")
+        )
+        assert (hidden.status_code, missing.status_code) == (404, 404)
+        assert hidden.json()["detail"] == missing.json()["detail"].replace("never", "other")
+    files = {"image": ("p.png", pair, "image/png")}
+    add = "/v1/galleries/{}/images"
+    assert client.post(add.format("photos"), files=files, headers=bearer(reader)).status_code == 403
+    assert client.post(add.format("other"), files=files, headers=bearer(reader)).status_code == 404
+    assert client.post(add.format("other"), files=files, headers=bearer(writer)).status_code == 201
+
+
+def test_a_tenant_sees_its_own_photos_only(
+    client_of: Any, key_file: Path, pair: bytes, magenta_box: bytes
+) -> None:
+    everyone = bearer(new_key(key_file, read=("*",), write=("*",)))
+    acme = bearer(new_key(key_file, read=(), write=("photos",), tenant="acme"))
+    client = client_of(keys_file=key_file)
+    red = client.post("/v1/search", json=ASKED | {"k": 1}, headers=everyone).json()["hits"][0]
+    own = client.post("/v1/search", json=ASKED, headers=acme).json()["hits"]
+    assert {hit["attributes"]["tenant"] for hit in own} == {"acme"}
+
+    for where in ("area > 0", "area > 0 or area < 1", 'attr.tenant == "other" or area > 0'):
+        hits = client.post("/v1/search", json=ASKED | {"where": where}, headers=acme).json()["hits"]
+        assert {hit["attributes"]["tenant"] for hit in hits} == {"acme"}
+    out = client.post("/v1/search", json=ASKED | {"where": "area > 0) or (area > 0"}, headers=acme)
+    assert out.status_code == 422
+
+    assert client.get(red["image_url"], headers=acme).status_code == 404
+    row = f"/v1/galleries/photos/images/{red['image_id']}"
+    assert client.get(row, headers=acme).status_code == 404
+    assert client.delete(row, headers=acme).status_code == 404
+    like = {"gallery": "photos", "instance_id": red["instance_id"]}
+    assert client.post("/v1/search/similar", json=like, headers=acme).status_code == 404
+
+    files = {"image": ("m.png", magenta_box, "image/png")}
+    place = "/v1/galleries/photos/images"
+    claimed = {"attributes": '{"tenant": "other"}'}
+    assert client.post(place, files=files, data=claimed, headers=acme).status_code == 422
+    added = client.post(place, files=files, headers=acme).json()
+    kept = client.get(f"{place}/{added['image_id']}", headers=acme).json()
+    assert kept["attributes"]["tenant"] == "acme"
+
+
+def test_a_tenants_filter_cannot_be_closed() -> None:
+    caller = Caller(key_id="a", tenant="acme", read=("*",))
+    assert caller.narrowed(None) == 'attr.tenant == "acme"'
+    with pytest.raises(FilterError):
+        caller.narrowed("area > 0) or (area > 0")
+
+
+def test_the_file_holds_no_key_and_is_the_owners(key_file: Path) -> None:
+    key = new_key(key_file, read=("*",), write=())
+    text = key_file.read_text()
+    assert key not in text
+    assert key.rpartition("_")[2] not in text
+    assert key_file.stat().st_mode & 0o077 == 0
+
+
+def test_a_revoked_key_is_refused_while_the_server_runs(
+    client_of: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)
+    key = new_key(key_file, read=("*",), write=())
+    client = client_of(keys_file=key_file)
+    assert client.get("/v1/galleries", headers=bearer(key)).status_code == 200
+    second = new_key(key_file, read=("*",), write=())
+    assert client.get("/v1/galleries", headers=bearer(second)).status_code == 200
+    revoke_key(key_file, key.split("_")[1])
+    assert client.get("/v1/galleries", headers=bearer(key)).status_code == 401
+    with pytest.raises(ConfigError, match="has no key"):
+        revoke_key(key_file, key.split("_")[1])
+
+
+def test_a_broken_file_keeps_the_keys_that_were(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)
+    key = new_key(key_file, read=("*",), write=())
+    ring = KeyRing(key_file)
+    key_file.write_text("keys: [{id: 1}]")
+    assert ring.caller(key) is not None
+    assert "the keys stay as they were" in caplog.text
+    with pytest.raises(ConfigError):
+        KeyRing(key_file)
+
+
+def test_names_of_galleries_and_tenants_are_checked(key_file: Path) -> None:
+    for wrong in ({"read": ("a b",)}, {"read": ("x",), "tenant": 'a" or true'}):
+        with pytest.raises(ConfigError, match="is not allowed"):
+            new_key(key_file, **{"write": (), **wrong})  # type: ignore[arg-type]
+    assert not key_file.exists()
+
+
+def test_a_rate_is_kept_for_each_key(client_of: Any, key_file: Path) -> None:
+    first, second = (new_key(key_file, read=("*",), write=()) for _ in range(2))
+    client = client_of(keys_file=key_file, limits=Limits(rate_per_s=0.5, burst=2))
+    codes = [client.get("/v1/galleries", headers=bearer(first)).status_code for _ in range(3)]
+    assert codes == [200, 200, 429]
+    answer = client.get("/v1/galleries", headers=bearer(first))
+    assert 1 <= int(answer.headers["retry-after"]) <= 2
+    assert answer.json()["type"] == "/problems/rate-limited"
+    assert client.get("/v1/galleries", headers=bearer(second)).status_code == 200
+
+
+def test_a_bucket_fills_with_time() -> None:
+    limit = RateLimit(2.0, burst=1)
+    assert limit.take("a", None, 10.0) == 0.0
+    assert limit.take("a", None, 10.0) == pytest.approx(0.5)
+    assert limit.take("a", None, 10.5) == 0.0
+    assert limit.take("b", 0.1, 10.0) == 0.0
+    assert limit.take("b", 0.1, 11.0) == pytest.approx(9.0)
+    assert RateLimit(None, 1).take("a", None, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    check_bind(host, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_any_other_address_needs_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match="reir keys new"):
+        check_bind(host, None)
+    check_bind(host, Path("keys.yaml"))
+
+
+def test_without_keys_pages_of_elsewhere_are_refused(client: TestClient, pair: bytes) -> None:
+    place = "/v1/galleries/photos/images"
+    files = {"image": ("p.png", pair, "image/png")}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:9"):
+        answer = client.post(place, files=files, headers={"Origin": origin})
+        assert answer.status_code == 403
+    for host in ("evil.example", "127.0.0.1.evil.example", "[", ""):
+        assert client.get("/v1/galleries", headers={"Host": host}).status_code == 403
+    own = {"Origin": "http://127.0.0.1:8000"}
+    assert client.post(place, files=files, headers=own).status_code == 201
+
+
+def test_a_large_body_is_refused_before_it_is_read(client_of: Any) -> None:
+    client = client_of(limits=Limits(body_bytes=2048, upload_bytes=4096))
+    told = {"Content-Type": "application/json", "Content-Length": str(10**12)}
+    answer = client.post("/v1/search", content=b"{}", headers=told)
+    assert answer.status_code == 413
+    assert answer.json()["type"] == "/problems/too-large"
+
+    def chunks() -> Any:
+        for _ in range(100):
+            yield b" " * 100
+
+    told = {"Content-Type": "application/json"}
+    assert client.post("/v1/search", content=chunks(), headers=told).status_code == 413
+    files = {"image": ("p.png", b"x" * 5000, "image/png")}
+    data = {"expression": "x"}
+    assert client.post("/v1/localize", files=files, data=data).status_code == 413
+    files = {"image": ("p.png", b"x" * 3000, "image/png")}
+    assert client.post("/v1/localize", files=files, data=data).status_code == 415
+
+
+def test_only_so_many_photos_are_held_at_a_time(
+    client_of: Any, backend: Any, monkeypatch: pytest.MonkeyPatch, pair: bytes
+) -> None:
+    client = client_of(limits=Limits(ongoing=1))
+    files = {"image": ("p.png", pair, "image/png")}
+    data = {"expression": "the red box"}
+    plain, inner = backend.localise, []
+
+    async def localise(*args: Any, **options: Any) -> Any:
+        second = TestClient(client.app, base_url=str(client.base_url))
+        ask = partial(second.post, "/v1/localize", files=files, data=data)
+        inner.append(await asyncio.to_thread(ask))
+        return await plain(*args, **options)
+
+    monkeypatch.setattr(backend, "localise", localise)
+    assert client.post("/v1/localize", files=files, data=data).status_code == 200
+    assert inner[0].status_code == 503
+    assert inner[0].headers["retry-after"] == "1"
+
+
+def test_a_slow_answer_is_given_up(
+    client_of: Any, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(backend, "search", never)
+    answer = client_of(limits=Limits(request_s=0.05)).post("/v1/search", json=ASKED)
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "/problems/timed-out"
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_a_request_id_is_kept_if_it_is_sane(client: TestClient) -> None:
+    sent = client.get("/healthz", headers={"X-Request-Id": "trace-0123456789"})
+    assert sent.headers["x-request-id"] == "trace-0123456789"
+    for odd in ("short", "x" * 200, "a b c d e f g h", "<script>alert(1)</script>"):
+        assert client.get("/healthz", headers={"X-Request-Id": odd}).headers["x-request-id"] != odd
+
+
+def test_every_answer_has_the_security_headers(client: TestClient) -> None:
+    for place in ("/healthz", "/nowhere", "/v1/galleries"):
+        headers = client.get(place).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+
+
+def test_logs_hold_templates_and_no_expression(
+    client_of: Any, key_file: Path, pair: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = new_key(key_file, read=(), write=("*",))
+    client = client_of(keys_file=key_file)
+    with caplog.at_level(logging.INFO, logger="reir_serving"):
+        client.post("/v1/search", json=ASKED, headers=bearer(key))
+        client.get("/v1/images/x?gallery=photos", headers=bearer(key))
+        files = {"image": ("p.png", pair, "image/png")}
+        added = client.post("/v1/galleries/photos/images", files=files, headers=bearer(key))
+        client.delete(added.headers["location"], headers=bearer(key))
+    own = [each for each in caplog.records if each.name.startswith("reir_serving.a")]
+    lines = [json.loads(each.getMessage()) for each in own]
+    access = [line for line in lines if line["log"] == "access"]
+    audit = [line for line in lines if line["log"] == "audit"]
+    assert [line["route"] for line in access[:2]] == ["/v1/search", "/v1/images/{image_id}"]
+    assert (access[1]["status"], access[1]["problem"]) == (404, "image-not-found")
+    assert {line["key"] for line in lines} == {key.split("_")[1]}
+    assert [line["action"] for line in audit] == ["add", "delete"]
+    assert audit[0]["request_id"] == added.headers["x-request-id"]
+    assert "red box" not in caplog.text
+    assert key not in caplog.text

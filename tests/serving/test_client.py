@@ -1,0 +1,219 @@
+"""`reir.Client` against a server of this process, and against one that misbehaves."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reir
+from reir.client import Client
+from reir.errors import (
+    AccessDenied,
+    ConfigError,
+    GalleryNotFound,
+    ImageError,
+    ImageFailure,
+    QueryError,
+    SchemaMismatch,
+    ServerError,
+    ServerUnavailable,
+    StoreUnavailable,
+)
+from reir.query import Query, Term
+from reir_serving.backend import Overloaded
+from reir_serving.keys import new_key
+
+
+@pytest.fixture
+def client(serve: Any, backend: Any) -> Iterator[Client]:
+    with Client(serve(backend), patience_s=0.0) as made:
+        yield made
+
+
+def test_the_client_finds_what_the_library_finds(client: Client, backend: Any) -> None:
+    assert reir.Client is Client
+    local = reir.open("photos", store=backend.store, encoder=backend.encoder)
+    here, there = local.search("the red box", k=2), client.search("the red box", "photos", k=2)
+    assert there.hits == here.hits
+    assert (there.gallery, there.version, there.expression) == ("photos", "v1", "the red box")
+
+
+def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> None:
+    like = client.search("the red box", "photos", k=1).hits[0].instance_id
+    backend.asked.clear()
+    also = [Term(expression="the blue box", weight=-0.5), Term(instance_id=like)]
+    client.search("the red box", "photos", also=also, localise=True, explain=True, where="area > 0")
+    (query,) = backend.asked
+    assert query.terms[1:] == tuple(also)
+    assert (query.localise, query.explain, query.where) == (True, True, "area > 0")
+    with pytest.raises(QueryError, match="cannot hold a vector"):
+        client.search(
+            "x", "photos", also=[Term(vector=backend.encoder.encode_expressions(["x"])[0])]
+        )
+
+
+def test_whole_queries_are_asked(client: Client, backend: Any) -> None:
+    like = Term(instance_id=client.search("the red box", "photos", k=1).hits[0].instance_id)
+    words, unlike = Term(expression="the red box"), Term(expression="a cat", weight=-0.5)
+    backend.asked.clear()
+    queries = [
+        Query(terms=(like, words, unlike), k=3, where="area > 0", localise=True),
+        Query(terms=(unlike, like), per_image=2, explain=True),
+    ]
+    assert len(client.ask(queries, "photos")) == 2
+    first, second = backend.asked
+    assert first == replace(queries[0], terms=(words, like, unlike))
+    assert second == replace(queries[1], terms=(like, unlike))
+    with pytest.raises(QueryError, match="of weight 1"):
+        client.ask([Query(terms=(unlike,))], "photos")
+
+
+def test_batches_and_similar(client: Client, backend: Any, pair: bytes, tmp_path: Path) -> None:
+    first, second = client.search_batch(["the red box", "the green box"], "photos", k=1)
+    assert first.hits[0].image_id != second.hits[0].image_id
+    client.similar(first.hits[0].instance_id, "photos", expression="but blue")
+    assert backend.asked[-1].terms[0].instance_id == first.hits[0].instance_id
+    (tmp_path / "a b.png").write_bytes(pair)
+    for like in (pair, tmp_path / "a b.png"):
+        client.similar(like, "photos", box=(0.5, 0.2, 1.0, 0.8), k=1)
+        assert backend.asked[-1].terms[0].vector is not None
+
+
+def test_photos_are_added_shown_and_deleted(client: Client, magenta_box: bytes) -> None:
+    added = client.add_image(magenta_box, "photos", {"year": 2024})
+    (hit,) = client.search("the magenta box", "photos", where="attr.year == 2024").hits
+    assert hit.image_id == added.image_id
+    found = client.image(added.image_id, "photos")
+    assert found is not None
+    record, rows = found
+    assert (record.width_px, rows[0].instance_id) == (120, hit.instance_id)
+    assert client.picture(added.image_id, "photos") == magenta_box
+    small = client.picture(added.image_id, "photos", width=40, boxes=True)
+    assert small is not None
+    assert small.startswith(b"\xff\xd8")
+    assert client.delete_image(added.image_id, "photos")
+    assert not client.delete_image(added.image_id, "photos")
+    assert client.image(added.image_id, "photos") is None
+    assert client.picture(added.image_id, "photos") is None
+
+
+def test_localisation_and_galleries(client: Client, pair: bytes) -> None:
+    found = client.localise(pair, "the blue box", k=1)
+    assert found.boxes[0].box[0] == pytest.approx(70 / 120, abs=0.01)
+    assert [each.name for each in client.galleries()] == ["other", "photos"]
+    assert client.galleries()[1].versions[0].spec.dim == 16
+    assert client.ready()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StoreUnavailable("x", "y"), StoreUnavailable),
+        (SchemaMismatch("differ"), SchemaMismatch),
+        (Overloaded("the queue"), ServerUnavailable),
+        (RuntimeError("bug"), ServerError),
+        (QueryError("k", "is odd"), QueryError),
+    ],
+    ids=lambda each: each.__name__ if isinstance(each, type) else "",
+)
+def test_problems_become_the_errors_of_the_library(
+    client: Client, backend: Any, error: Exception, expected: type[Exception]
+) -> None:
+    backend.error = error
+    with pytest.raises(expected):
+        client.search("the red box", "photos")
+
+
+def test_wrong_questions_raise_what_the_library_raises(client: Client) -> None:
+    with pytest.raises(GalleryNotFound):
+        client.search("the red box", "none")
+    with pytest.raises(QueryError) as wrong:
+        client.search("the red box", "photos", k=5000)
+    assert wrong.value.field == "k"
+    with pytest.raises(ImageError) as no_photo:
+        client.localise(b"<svg/>", "the red box")
+    assert no_photo.value.reason == ImageFailure.NOT_AN_IMAGE
+
+
+def test_a_key_is_sent(
+    serve: Any, backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys.yaml"
+    key = new_key(keys, read=("photos",), write=())
+    address = serve(backend, keys_file=keys)
+    with Client(address) as anonymous, pytest.raises(AccessDenied, match="REIR_API_KEY"):
+        anonymous.galleries()
+    with Client(address, key=key) as known:
+        assert [each.name for each in known.galleries()] == ["photos"]
+        with pytest.raises(AccessDenied):
+            known.add_image(b"x", "photos")
+    monkeypatch.setenv("REIR_API_KEY", key)
+    with Client(address) as from_environment:
+        assert from_environment.search("the red box", "photos").hits
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Answers 503 twice, then 200; closes the connection after each answer without saying so."""
+
+    protocol_version = "HTTP/1.1"
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        body = b'{"galleries": []}'
+        busy = type(self).asked <= 2
+        self.send_response(503 if busy else 200)
+        if busy:
+            self.send_header("Retry-After", "3")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def moody() -> Iterator[str]:
+    Moody.asked = 0
+    with HTTPServer(("127.0.0.1", 0), Moody) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_busy_server_is_asked_again_when_it_said(moody: str) -> None:
+    waited: list[float] = []
+    with Client(moody, patience_s=10.0, sleep=waited.append) as client:
+        assert client.galleries() == []
+        assert waited == [3.0, 3.0]
+        assert client.galleries() == []  # over the connection that the server has closed
+
+
+def test_patience_ends(moody: str) -> None:
+    with (
+        Client(moody, patience_s=2.0, sleep=lambda _: None) as client,
+        pytest.raises(ServerError, match="503"),
+    ):
+        client.galleries()
+    assert Moody.asked == 1
+
+
+def test_a_server_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    client = Client(f"http://127.0.0.1:{port}")
+    assert not client.ready()
+    with pytest.raises(ServerUnavailable, match="reir serve"):
+        client.galleries()
+    with pytest.raises(ConfigError, match="must read http"):
+        Client("ftp://x")

@@ -1,0 +1,151 @@
+"""Adding and deleting one photo while others search, on Milvus Lite and over real connections."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reir.client import Client
+from reir.store import InstanceStore, open_store
+from reir.store.memory import MemoryStore
+from reir.testing import FakeEncoder
+from reir_serving.access import TENANT
+from reir_serving.config import ServeConfig
+from reir_serving.parts import Loaded, LocalParts, Models
+from reir_serving.photos import Photos, Seen, see
+from reir_serving.service import Service
+from reir_serving.testing import SCENES, draw, put
+
+ROUNDS = 4
+VISIBLE_WITHIN_S = 1.0
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Iterator[InstanceStore]:
+    store = open_store(str(tmp_path / "store"))
+    put(store, "g", [draw(tmp_path / "photos", scene) for scene in SCENES])
+    yield store
+    store.close()
+
+
+def service_of(store: InstanceStore, uploads: Path) -> Service:
+    config = ServeConfig(store="memory:", galleries=("g",))
+    parts = LocalParts(store, Models(lambda _: Loaded(FakeEncoder())), config.limits)
+    return Service(config, store, parts, uploads)
+
+
+class Watcher(threading.Thread):
+    """Searches without a pause, and notes how many instances of new photos each answer holds."""
+
+    def __init__(self, address: str, known: set[str]) -> None:
+        super().__init__(daemon=True)
+        self.address, self.known = address, known
+        self.seen: list[tuple[float, int]] = []
+        self.stop = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with Client(self.address) as client:
+                while not self.stop.is_set():
+                    asked_s = time.monotonic()
+                    hits = client.search("the magenta box", "g", k=50, per_image=50).hits
+                    self.seen.append((asked_s, sum(h.image_id not in self.known for h in hits)))
+        except Exception as error:  # noqa: BLE001, told by the test
+            self.error = error
+
+
+def test_a_photo_is_there_as_a_whole_or_not_at_all(
+    lite: InstanceStore, serve: Any, tmp_path: Path, three_boxes: bytes
+) -> None:
+    address = serve(service_of(lite, tmp_path / "uploads"))
+    with Client(address) as client:
+        known = {hit.image_id for hit in client.search("box", "g", k=50, per_image=50).hits}
+        watcher = Watcher(address, known)
+        watcher.start()
+        for _ in range(ROUNDS):
+            added = client.add_image(three_boxes, "g")
+            added_s = time.monotonic()
+            found = client.search("the magenta box", "g", k=50, per_image=50).hits
+            assert sum(hit.image_id == added.image_id for hit in found) == 3
+            assert time.monotonic() - added_s < VISIBLE_WITHIN_S
+            assert client.delete_image(added.image_id, "g")
+            deleted_s = time.monotonic()
+            found = client.search("the magenta box", "g", k=50, per_image=50).hits
+            assert not any(hit.image_id == added.image_id for hit in found)
+            assert time.monotonic() - deleted_s < VISIBLE_WITHIN_S
+        watcher.stop.set()
+        watcher.join(10)
+    assert watcher.error is None
+    counts = {count for _, count in watcher.seen}
+    assert counts <= {0, 3}
+    assert len(watcher.seen) > ROUNDS
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    store = MemoryStore()
+    put(store, "g", [draw(tmp_path / "photos", "green")])
+    return Photos(store, tmp_path / "uploads", 10**7)
+
+
+def seen(photos: Photos, data: bytes) -> Seen:
+    (version,) = photos.store.versions("g")
+    return see(FakeEncoder(), version.spec, data, 10**7)
+
+
+def test_bytes_that_the_gallery_holds_get_a_row_only(photos: Photos, pair: bytes) -> None:
+    look = seen(photos, pair)
+    first = photos.add(("g", "v1"), look, pair, "a.png", {"x": 1})
+    again = photos.add(("g", "v1"), look, pair, "a.png", {"x": 1})
+    assert again == first
+    assert first.num_instances == 2
+    other = photos.add(("g", "v1"), look, pair, "b.png", {"x": 1})
+    assert (other.same_as, other.num_instances) == (first.image_id, 0)
+    shown = photos.get("g", "v1", other.image_id)
+    assert shown is not None
+    assert len(shown.instances) == 2
+    changed = photos.add(("g", "v1"), look, pair, "a.png", {"x": 2})
+    assert (changed.image_id, changed.num_instances) == (first.image_id, 2)
+    heir = photos.store.get_images("g", "v1", [other.image_id])[other.image_id]
+    assert (heir.same_as, heir.num_instances) == ("", 2)
+
+
+def test_a_deleted_photo_is_in_no_version(photos: Photos, pair: bytes) -> None:
+    look = seen(photos, pair)
+    photos.store.create_version("g", "v0", photos.store.versions("g")[0].spec)
+    places = [("g", "v0"), ("g", "v1")]
+    added = {photos.add(place, look, pair, "a.png", {}).image_id for place in places}
+    (image_id,) = added
+    assert photos.delete("g", "v1", image_id)
+    assert not photos.delete("g", "v1", image_id)
+    for gallery, version in places:
+        assert photos.store.get_images(gallery, version, [image_id]) == {}
+
+
+def test_a_tenant_does_not_replace_anothers_photo(photos: Photos, pair: bytes) -> None:
+    look = seen(photos, pair)
+    one = photos.add(("g", "v1"), look, pair, "a.png", {TENANT: "one"})
+    two = photos.add(("g", "v1"), look, pair, "a.png", {TENANT: "two"})
+    assert one.image_id != two.image_id
+    assert two.same_as == ""
+    assert photos.delete("g", "v1", one.image_id)
+    assert photos.read("g", "v1", one.image_id) is None
+    assert photos.read("g", "v1", two.image_id) == pair
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.png", "/etc/passwd", "", ".hidden", "a\0b", "\u202e.png"]
+)
+def test_a_name_leads_nowhere_else(photos: Photos, pair: bytes, name: str) -> None:
+    added = photos.add(("g", "v1"), seen(photos, pair), pair, name, {TENANT: "../../.."})
+    (kept,) = [path for path in photos.uploads.rglob("*") if path.is_file()]
+    assert kept.read_bytes() == pair
+    assert photos.read("g", "v1", added.image_id) == pair
+    assert photos.delete("g", "v1", added.image_id)
+    assert not kept.exists()

@@ -1,0 +1,100 @@
+"""The interface against its own OpenAPI document: requests that a property tester makes up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from reir_serving.app import create_app
+from reir_serving.config import ServeConfig
+
+LOCAL = "http://127.0.0.1:8000"
+
+
+def check_all(application: Any, examples: int, real_names: bool) -> None:
+    """Send made-up requests to every operation; no 5xx, nothing that the document does not say.
+
+    A filter, a cursor or an expression has a grammar of its own, so that not all that fits the
+    schema is taken. With `real_names` the gallery is one that there is: a wrong name is mended too.
+    """
+    left_out = [positive_data_acceptance] + [negative_data_rejection] * real_names
+    schema = schemathesis.openapi.from_asgi("/openapi.json", application)
+    bounded = settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    num_operations = 0
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+        operation = found.ok()
+        num_operations += 1
+
+        @bounded
+        @given(case=operation.as_strategy())
+        def send(case: Any) -> None:
+            if real_names:
+                _name_gallery(case)
+            case.call_and_validate(base_url=LOCAL, excluded_checks=left_out)
+
+        send()
+    assert num_operations >= 14
+
+
+def _name_gallery(case: Any) -> None:
+    for part in (case.body, case.path_parameters, case.query):
+        if isinstance(part, dict) and "gallery" in part:
+            part["gallery"] = "photos"
+
+
+@pytest.fixture
+def application(backend: Any) -> Any:
+    return create_app(backend, ServeConfig())
+
+
+@pytest.mark.parametrize("real_names", [False, True], ids=["any names", "real names"])
+def test_made_up_requests_keep_to_the_document(application: Any, real_names: bool) -> None:
+    check_all(application, 12, real_names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real_names", [False, True], ids=["any names", "real names"])
+def test_many_made_up_requests_keep_to_the_document(application: Any, real_names: bool) -> None:
+    check_all(application, 300, real_names)
+
+
+def test_the_document_has_examples_problems_and_keys(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    search = document["paths"]["/v1/search"]["post"]
+    assert search["requestBody"]["content"]["application/json"]["example"]["expression"]
+    assert "application/problem+json" in search["responses"]["4XX"]["content"]
+    assert "Problem" in document["components"]["schemas"]
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    assert {"bearer": []} in search["security"]
+    similar = document["paths"]["/v1/search/similar"]["post"]["requestBody"]["content"]
+    assert set(similar) == {"application/json", "multipart/form-data"}
+
+
+def test_every_reference_of_the_document_is_there(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    known = document["components"]["schemas"]
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            place = node.get("$ref", "#/components/schemas/Problem")
+            assert place.rpartition("/")[2] in known, place
+            node = list(node.values())
+        if isinstance(node, list):
+            for each in node:
+                walk(each)
+
+    walk(document)

@@ -1,0 +1,378 @@
+"""The backend without Ray and without HTTP: answers, galleries, photos online, health, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from reir.errors import GalleryNotFound, ImageError, QueryError, SchemaMismatch, StoreUnavailable
+from reir.images import canonical_uri, image_id
+from reir.query import Query, Term
+from reir.records import SearchResult
+from reir.store import InstanceStore, VersionSpec
+from reir.store.memory import MemoryStore
+from reir.testing import FakeEncoder
+from reir_serving.backend import Overloaded
+from reir_serving.config import LiveSettings, ServeConfig
+from reir_serving.parts import (
+    LIVE_KNOWN_S,
+    LIVE_TRUSTED_S,
+    Breaker,
+    Loaded,
+    LocalParts,
+    Models,
+    TextEncoder,
+)
+from reir_serving.service import Service
+from reir_serving.testing import SCENES, SIZE_PX, draw, put
+
+T = TypeVar("T")
+Make = Callable[..., Service]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MemoryStore:
+    """A store that holds the gallery `g`."""
+    store = MemoryStore()
+    put(store, "g", [draw(tmp_path / "photos", scene) for scene in SCENES])
+    return store
+
+
+@pytest.fixture
+def make(tmp_path: Path, store: MemoryStore) -> Make:
+    """Return what makes a service; options are those of `ServeConfig`."""
+
+    def made(over: InstanceStore = store, **options: object) -> Service:
+        config = ServeConfig.model_validate({"store": "memory:", **options})
+        parts = LocalParts(over, Models(lambda _: Loaded(FakeEncoder())), config.limits)
+        return Service(config, over, parts, tmp_path / "uploads")
+
+    return made
+
+
+@pytest.fixture
+def service(make: Make) -> Service:
+    return make()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+def ask(expression: str, **options: Any) -> Query:
+    return Query(terms=(Term(expression=expression),), **options)
+
+
+def search(service: Service, expression: str, gallery: str = "g", **options: Any) -> SearchResult:
+    (result,) = run(service.search(gallery, [ask(expression, **options)]))
+    return result
+
+
+def first(result: SearchResult) -> str:
+    return result.hits[0].uri.rpartition("/")[2]
+
+
+def test_an_answer_names_version_and_checkpoint(service: Service) -> None:
+    result = search(service, "the red one on the left")
+    assert first(result) == "red-left.png"
+    assert (result.gallery, result.version, result.digest) == ("g", "v1", FakeEncoder().digest)
+    assert {"text", "search", "rank"} <= result.timings_ms.keys()
+
+
+def test_concurrent_searches_answer_as_lone_ones_do(service: Service) -> None:
+    texts = ["the red one on the left", "the green one", "the red one on the right"] * 5
+
+    async def together() -> list[list[SearchResult]]:
+        return await asyncio.gather(*(service.search("g", [ask(text)]) for text in texts))
+
+    lone = {text: search(service, text).hits for text in set(texts)}
+    for text, (result,) in zip(texts, run(together()), strict=True):
+        assert result.expression == text
+        assert [hit.instance_id for hit in result.hits] == [h.instance_id for h in lone[text]]
+
+
+def test_a_wrong_query_fails_alone(service: Service) -> None:
+    async def together() -> Any:
+        good = service.search("g", [ask("the green one")])
+        bad = service.search("g", [ask("the green one", where="nonsense > 1")])
+        return await asyncio.gather(good, bad, return_exceptions=True)
+
+    good, bad = run(together())
+    assert isinstance(good, list)
+    assert first(good[0]) == "green.png"
+    assert isinstance(bad, QueryError)
+
+
+def test_only_the_named_galleries_are_served(
+    make: Make, store: MemoryStore, tmp_path: Path
+) -> None:
+    put(store, "other", [draw(tmp_path / "other", "green")])
+    service = make(galleries=["g"])
+    assert [info.name for info in run(service.galleries())] == ["g"]
+    with pytest.raises(GalleryNotFound, match="no gallery 'other' is served here: g"):
+        search(service, "the green one", gallery="other")
+    with pytest.raises(GalleryNotFound, match="no gallery 'nope'"):
+        search(make(), "the green one", gallery="nope")
+
+
+def test_a_gallery_counts_as_loaded_once_it_was_opened(service: Service) -> None:
+    (before,) = run(service.galleries())
+    run(service.warm_up())
+    (after,) = run(service.galleries())
+    assert (before.live, before.loaded, after.loaded) == ("v1", False, True)
+
+
+def test_a_promotion_counts_within_a_moment(
+    service: Service, store: MemoryStore, tmp_path: Path
+) -> None:
+    assert search(service, "the green one").version == "v1"
+    put(store, "g", [draw(tmp_path / "new", "green")], version="v2")
+    run(asyncio.sleep(LIVE_KNOWN_S))
+    search(service, "the green one")  # has the live version asked for, and does not wait for it
+    run(asyncio.sleep(0.05))
+    assert search(service, "the green one").version == "v2"
+    assert len(search(service, "the green one").hits) == 1
+
+
+def test_after_a_pause_a_promotion_counts_at_once(
+    service: Service, store: MemoryStore, tmp_path: Path
+) -> None:
+    assert search(service, "the green one").version == "v1"
+    put(store, "g", [draw(tmp_path / "new", "green")], version="v2")
+    run(asyncio.sleep(LIVE_TRUSTED_S))
+    assert search(service, "the green one").version == "v2"
+
+
+def test_a_gallery_can_be_held_at_a_version_while_it_runs(
+    service: Service, store: MemoryStore, tmp_path: Path
+) -> None:
+    put(store, "g", [draw(tmp_path / "new", "green")], version="v2")
+    service.live = LiveSettings(pinned={"g": "v1"})
+    assert search(service, "the green one").version == "v1"
+    service.live = LiveSettings()
+    assert search(service, "the green one").version == "v2"
+
+
+def test_a_version_of_another_checkpoint_takes_its_own_encoder_along(
+    make: Make, store: MemoryStore, tmp_path: Path
+) -> None:
+    class Newer(FakeEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.digest = "newer"
+
+    config = ServeConfig(store="memory:")
+    models = Models(lambda spec: Loaded(Newer() if spec == "newer" else FakeEncoder()))
+    service = Service(config, store, LocalParts(store, models, config.limits), tmp_path)
+    assert search(service, "the green one").version == "v1"
+
+    images = store.get_indexed("g", "v1", [row.image_id for row in store.iter_images("g", "v1")])
+    spec = VersionSpec(dim=FakeEncoder.dim, digest="newer", encoder="newer")
+    store.create_version("g", "v2", spec)
+    store.upsert_images("g", "v2", list(images.values()))
+    store.promote("g", "v2")
+    run(asyncio.sleep(LIVE_TRUSTED_S))
+    assert search(service, "the green one").digest == "newer"
+
+    with pytest.raises(SchemaMismatch, match="reir index SOURCE --gallery g"):
+        search(make(encoder="clare-nano"), "the green one")
+
+
+def test_a_default_budget_holds_for_requests_without_one(service: Service) -> None:
+    service.live = LiveSettings(budget_ms=1000)
+    assert first(search(service, "the green one")) == "green.png"
+
+
+def test_a_photo_is_added_found_shown_and_deleted(service: Service, tmp_path: Path) -> None:
+    data = draw(tmp_path / "mine", "red-left").read_bytes()
+    before = len(search(service, "the red one", k=100).hits)
+    record = run(service.add_image("g", data, "../mine.png", {"shelf": 3}))
+    assert record.uri.endswith("/mine.png")
+    assert "uploads/g/" in record.uri
+    assert len(search(service, "the red one", k=100).hits) == before + 1
+    (hit,) = search(service, "the red one", where="attr.shelf == 3").hits
+    assert hit.image_id == record.image_id
+    shown = run(service.image("g", record.image_id))
+    assert shown is not None
+    assert len(shown.instances) == record.num_instances == 2
+    assert run(service.photo("g", record.image_id)) == data
+
+    again = run(service.add_image("g", data, "mine.png", {}))
+    assert again.image_id == record.image_id
+    assert run(service.delete_image("g", record.image_id))
+    assert not run(service.delete_image("g", record.image_id))
+    assert run(service.photo("g", record.image_id)) is None
+    assert list((tmp_path / "uploads").rglob("*.png")) == []
+    assert len(search(service, "the red one", k=100).hits) == before
+
+
+def test_what_is_no_photo_leaves_nothing(service: Service, tmp_path: Path) -> None:
+    with pytest.raises(ImageError):
+        run(service.add_image("g", b"no photo", "a.png", {}))
+    assert not (tmp_path / "uploads").exists()
+
+
+def test_deleting_a_photo_of_a_folder_leaves_its_file(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "photos" / "green.png"
+    key = image_id(canonical_uri(path))
+    assert run(service.delete_image("g", key))
+    assert run(service.image("g", key)) is None
+    assert path.exists()
+
+
+def test_a_photo_whose_file_is_gone_is_known_but_not_shown(
+    service: Service, tmp_path: Path
+) -> None:
+    path = tmp_path / "photos" / "green.png"
+    path.unlink()
+    assert run(service.image("g", image_id(canonical_uri(path)))) is not None
+    with pytest.raises(ImageError, match="does not exist"):
+        run(service.photo("g", image_id(canonical_uri(path))))
+
+
+def test_an_instance_of_another_photo_is_a_query(service: Service, tmp_path: Path) -> None:
+    data = draw(tmp_path / "mine", "red-left").read_bytes()
+    vector = run(service.vector_of("g", data, (0.0, 0.1, 0.4, 0.9)))
+    query = Query(terms=(Term(vector=vector),))
+    (result,) = run(service.search("g", [query]))
+    assert first(result) == "red-left.png"
+    whole = run(service.vector_of("g", data, None))
+    assert not np.array_equal(vector, whole)
+    with pytest.raises(QueryError, match="nothing that was recognised; the photo has 2"):
+        run(service.vector_of("g", data, (0.45, 0.0, 0.5, 0.05)))
+
+
+def test_an_expression_is_found_in_an_uploaded_photo(service: Service, tmp_path: Path) -> None:
+    data = draw(tmp_path / "mine", "red-left").read_bytes()
+    found = run(service.localise(data, "the blue one", 5, masks=False))
+    assert (found.width_px, found.height_px, found.present) == (*SIZE_PX, True)
+    assert [round(x * SIZE_PX[0]) for x in found.boxes[0].box[::2]] == [40, 60]
+    assert len(found.boxes) == 2
+    assert {"decode", "localise"} <= found.timings_ms.keys()
+    with pytest.raises(QueryError, match="expression"):
+        run(service.localise(data, " ", 5, masks=False))
+
+
+def test_photos_beyond_their_queue_are_refused(make: Make, tmp_path: Path) -> None:
+    service = make(limits={"image_queue": 1})
+    data = draw(tmp_path / "mine", "green").read_bytes()
+
+    async def flood() -> list[Any]:
+        calls = [service.localise(data, "the green one", 1, masks=False) for _ in range(6)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    refused = [each for each in run(flood()) if isinstance(each, Overloaded)]
+    assert 1 <= len(refused) < 6
+    assert "photos" in str(refused[0])
+
+
+class AwayStore(MemoryStore):
+    """A store that can go away."""
+
+    away = False
+    calls = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("search", "live_version", "galleries"):
+            type(self).calls += 1
+            if type(self).away:
+                raise StoreUnavailable("milvus:19530", "connection refused")
+        return super().__getattribute__(name)
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> type[AwayStore]:
+    """A class of stores of its own, whose store is there."""
+    return type("Away", (AwayStore,), {})
+
+
+def test_a_store_that_comes_back_is_used_again(
+    make: Make, away: type[AwayStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir_serving.parts.DOWN_FOR_S", 0.05)
+    store = away()
+    put(store, "g", [draw(tmp_path / "photos", "green")])
+    service = make(store)
+    run(service.warm_up())
+    away.away = True
+    with pytest.raises(StoreUnavailable, match="milvus:19530"):
+        search(service, "the green one")
+    readiness = run(service.readiness())
+    assert not readiness.ready
+    assert "milvus:19530" in readiness.checks["store"]
+    run(service.check_health())  # a new process would not bring the store back
+    away.away = False
+    run(asyncio.sleep(0.1))
+    assert first(search(service, "the green one")) == "green.png"
+    assert run(service.readiness()).ready
+
+
+def test_a_store_that_is_away_is_asked_once_a_moment() -> None:
+    clock, calls = [0.0], []
+
+    def fail() -> None:
+        calls.append(clock[0])
+        raise StoreUnavailable("milvus:19530", "connection refused")
+
+    breaker = Breaker(clock=lambda: clock[0])
+    for clock[0] in (0.0, 0.2, 0.9, 1.1, 1.2):
+        with pytest.raises(StoreUnavailable, match="milvus:19530"):
+            breaker.call(fail)
+    assert calls == [0.0, 1.1]
+    clock[0] = 5.0
+    assert breaker.call(lambda: 1) == 1
+    clock[0] = 5.1
+    with pytest.raises(StoreUnavailable):
+        breaker.call(fail)
+
+
+def test_readiness_names_the_gallery_that_cannot_be_searched(
+    make: Make, store: MemoryStore
+) -> None:
+    store.create_version("empty", "v1", VersionSpec(dim=16, digest="x"))
+    readiness = run(make(galleries=["g", "empty"]).readiness())
+    assert not readiness.ready
+    assert readiness.checks["store"] == readiness.checks["gallery g"] == "ok"
+    assert (
+        "reir promote" in readiness.checks["gallery empty"]
+        or "live" in (readiness.checks["gallery empty"])
+    )
+
+
+def test_a_broken_model_is_ill_health(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make()
+    run(service.warm_up())
+    run(service.check_health())
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(FakeEncoder, "encode_expressions", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(service.check_health())
+
+
+def test_expressions_of_several_encoders_go_to_their_own() -> None:
+    class Other(FakeEncoder):
+        def encode_expressions(self, expressions: Any) -> Any:
+            return -super().encode_expressions(expressions)
+
+    made: list[str] = []
+
+    def load(spec: str) -> Loaded:
+        made.append(spec)
+        return Loaded(Other() if spec == "other" else FakeEncoder())
+
+    text = TextEncoder(Models(load))
+    calls = [("one", ("red", "blue")), ("other", ("red",)), ("one", ("green",)), ("one", ())]
+    one, other, more, none = text.encode(calls)
+    expected = FakeEncoder().encode_expressions(["red", "blue", "green"])
+    assert np.array_equal([each.vector for each in (*one, *more)], expected)
+    assert np.array_equal(other[0].vector, -expected[0])
+    assert none == ()
+    assert sorted(made) == ["one", "other"]
