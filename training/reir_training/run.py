@@ -56,8 +56,7 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         storage: URI of a bucket or folder that keeps the states, and a copy of the rest.
 
     Raises:
-        ConfigError: the workers cannot share the photos of a step, the stage is not for this model,
-            or the storage cannot be used.
+        ConfigError: the workers cannot share the photos of a step, or stage or storage do not fit.
     """
     from reir_training.jobs import METRICS, train
 
