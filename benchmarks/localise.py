@@ -45,13 +45,7 @@ def main() -> None:
         best = int(scores.argmax())
         x1, y1, x2, y2 = instances.boxes[best].tolist()
         requests.append(
-            Refinement(
-                vector=vector,
-                image_id=photo.image_id,
-                uri=canonical_uri(path),
-                box=(x1, y1, x2, y2),
-                score=float(scores[best]),
-            )
+            Refinement(image_id=photo.image_id, uri=canonical_uri(path), box=(x1, y1, x2, y2))
         )
         box_px = dataset.instances_by_id[str(expression.instance_id)].box_xyxy_px
         targets.append(to_normalised(box_px, photo.width_px, photo.height_px))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, takewhile, zip_longest
+from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
 from reir.clock import Clock
@@ -69,7 +69,7 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
             _result(draft, page, beyond, masks)
             for draft, (page, beyond) in zip(drafts, pages, strict=True)
         ]
-    results = await _localise(drafts, [page for page, _ in pages], results, stages, clock)
+    results = await _localise(drafts, results, stages, clock)
     return [
         replace(
             each,
@@ -161,9 +161,13 @@ class _Draft:
         """Scores of the best photos, for the calibration."""
         return [row.score for row in self.found.photos[:PHOTOS]]
 
-    def left_ms(self, clock: Clock) -> float | None:
-        """What is left of the budget; None without one, or where a page cannot do without."""
-        if self.query.budget_ms is None or self.last_order == "pool":
+    def needs(self, stage: str) -> bool:
+        """Whether an optional stage is none here: the page goes on within its order."""
+        return stage == "rerank" and self.last_order == "pool"
+
+    def left_ms(self, stage: str, clock: Clock) -> float | None:
+        """What is left of the budget for a stage; None for as long as it takes."""
+        if self.query.budget_ms is None or self.needs(stage):
             return None
         return self.query.budget_ms - clock.elapsed_ms
 
@@ -255,21 +259,23 @@ async def _optional(
     """Run a stage for the queries that have time for it; name it in `degraded` of the others.
 
     The time it will take is what it usually took. A failure leaves it out too, but for a page that
-    goes on within its order.
+    needs it.
     """
     usual_ms = stages.costs.usual_ms(name) * len(drafts)
-    left = [(draft, draft.left_ms(clock)) for draft in drafts]
+    left = [(draft, draft.left_ms(name, clock)) for draft in drafts]
     able = [draft for draft, ms in left if ms is None or ms > usual_ms]
     limits = [ms for _, ms in left if ms is not None and ms > usual_ms]
     done: Sequence[T] = ()
     failed = False
     started_ms = clock.elapsed_ms
+    if len(able) < len(drafts):
+        stages.costs.note_left_out(name)
     if able:
         try:
             with clock.stage(name):
                 done = await work(able, min(limits) / 1e3 if limits else None)
         except Exception as error:
-            if any(draft.last_order == "pool" for draft in able):
+            if any(draft.needs(name) for draft in able):
                 raise
             logger.warning("stage %s left out: %r", name, error)
             failed = not isinstance(error, TimeoutError)
@@ -369,7 +375,7 @@ def _equally_good(page: Sequence[_Ranked], calibration: Calibration | None) -> i
     if not page:
         return 0
     first = page[0]
-    margin = calibration.margin(first.order == "pool") if calibration else 0.0
+    margin = calibration.tie_margin if calibration else 0.0
     near = takewhile(
         lambda each: each.order == first.order and first.score - each.score <= margin, page
     )
@@ -413,23 +419,21 @@ async def _masks(
 
 
 async def _localise(
-    drafts: Sequence[_Draft],
-    pages: Sequence[Sequence[_Ranked]],
-    results: list[SearchResult],
-    stages: Stages,
-    clock: Clock,
+    drafts: Sequence[_Draft], results: list[SearchResult], stages: Stages, clock: Clock
 ) -> list[SearchResult]:
     """Refine boxes and masks of the first hits on their pixels."""
     place = {id(draft): number for number, draft in enumerate(drafts)}
     wanted = [draft for draft in drafts if draft.query.localise and results[place[id(draft)]].hits]
 
     async def work(able: Sequence[_Draft], timeout_s: float | None) -> list[list[Refined]]:
+        hits = [results[place[id(draft)]].hits[:LOCALISED_HITS] for draft in able]
         requests = [
-            _refinements(draft, pages[place[id(draft)]], results[place[id(draft)]].hits)
-            for draft in able
+            Refinement(image_id=hit.image_id, uri=hit.uri, box=hit.box)
+            for of_one in hits
+            for hit in of_one
         ]
-        refined = iter(await stages.localise(list(chain(*requests)), timeout_s))
-        return [list(islice(refined, len(of_one))) for of_one in requests]
+        refined = iter(await stages.localise(requests, timeout_s))
+        return [list(islice(refined, len(of_one))) for of_one in hits]
 
     if wanted and not stages.localises:
         for draft in wanted:
@@ -439,20 +443,6 @@ async def _localise(
             number = place[id(draft)]
             results[number] = _refined(results[number], refined)
     return results
-
-
-def _refinements(draft: _Draft, page: Sequence[_Ranked], hits: Sequence[Hit]) -> list[Refinement]:
-    scores = {each.row.instance_id: each.row.score for each in page}
-    return [
-        Refinement(
-            vector=draft.found.vector,
-            image_id=hit.image_id,
-            uri=hit.uri,
-            box=hit.box,
-            score=scores[hit.instance_id],
-        )
-        for hit in hits[:LOCALISED_HITS]
-    ]
 
 
 def _refined(result: SearchResult, refined: Sequence[Refined]) -> SearchResult:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 REMEMBERED = 33
 """Durations that a running median is taken of."""
 
+LEAST_KNOWN = 3
+"""Durations without which nothing is known: the first one loads and warms up."""
+
 
 class Clock:
     """Milliseconds of each stage since it was made; a stage that comes again adds up.
@@ -54,7 +57,12 @@ class Costs:
         """Remember how long a stage took for one query."""
         self._seen[stage].append(ms)
 
+    def note_left_out(self, stage: str) -> None:
+        """Forget the oldest duration, so that a stage that was slow is tried again some time."""
+        if seen := self._seen[stage]:
+            seen.popleft()
+
     def usual_ms(self, stage: str) -> float:
         """What a stage costs one query; 0 while nothing is known."""
-        seen = self._seen.get(stage)
-        return statistics.median(tuple(seen)) if seen else 0.0
+        seen = tuple(self._seen[stage])
+        return statistics.median(seen) if len(seen) >= LEAST_KNOWN else 0.0

@@ -1,9 +1,10 @@
 """Where an expression is in one photo, on its pixels.
 
 `locate` is plain REC: the photo is encoded, its instances are scored. `refine` looks at hits of a
-gallery again: a crop around the box is encoded at higher resolution, and what it shows in the place
-of the hit gives a closer box, and a mask where the encoder has them. Knows the encoder's seam; no
-store and no Ray.
+gallery again: a crop around the box is encoded at higher resolution, and the box is moved half way
+to what the crop shows in its place; from there comes a mask too, where the encoder has them. Taking
+the second box as it is made boxes worse, by score, overlap or objectness alike
+(`benchmarks/localise.py`). Knows the encoder's seam; no store and no Ray.
 """
 
 # Shapes: N instances of a photo or crop, D vector dimension, H x W pixels
@@ -20,51 +21,20 @@ from reir.boxes import elementwise_iou
 from reir.images import decode_image, path_of_uri, read_bytes
 from reir.models.seams import InstanceEncoder, RgbImage
 from reir.presence import Calibration
-from reir.records import FloatArray, Instances, MaskRle
+from reir.records import FloatArray, Instances, Localisation, Located, MaskRle
 from reir.stages import Box, Refined, Refinement
 
-CONTEXT = 1.0
-"""Margin around a box in a crop, in sides of the box: neighbours stay in the picture."""
+CONTEXT = 0.5
+"""Margin around a box in a crop, in sides of the box: what touches it stays in the picture."""
 
-LEAST_CROP = 0.25
+LEAST_CROP = 0.2
 """Of the photo's sides that a crop has."""
 
 SAME_IOU = 0.5
 """Overlap with the hit from which on an instance of the crop is the same."""
 
-BETTER = 0.02
-"""Score above the hit's own, seen in the whole photo, from which on the new box replaces it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocatedInstance:
-    """One instance of a photo, for one expression.
-
-    Attributes:
-        score: inner product of instance and expression vector.
-        presence: calibrated probability that it is the described one; None without a calibration.
-        mask: where the encoder gives them.
-    """
-
-    box: Box
-    score: float
-    presence: float | None
-    mask: MaskRle | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Located:
-    """The answer to one expression in one photo.
-
-    Attributes:
-        instances: best first.
-        presence: that the described instance is in the photo; None without a calibration.
-        present: False where nothing is there, or `presence` is below the threshold.
-    """
-
-    instances: tuple[LocatedInstance, ...]
-    presence: float | None
-    present: bool
+SECOND_LOOK = 0.5
+"""Share of the box in the crop; the rest is that of the first look."""
 
 
 def photo_at(uri: str) -> RgbImage:
@@ -89,8 +59,8 @@ class PixelLocaliser:
         """See with `encoder`; `photo` gives the pixels of a photo by its URI."""
         self._encoder, self._calibration, self._photo = encoder, calibration, photo
 
-    def locate(self, image: RgbImage, expressions: Sequence[str], k: int = 5) -> list[Located]:
-        """Find the best `k` instances of one photo for each expression.
+    def locate(self, image: RgbImage, expressions: Sequence[str], k: int = 5) -> list[Localisation]:
+        """Find the best `k` instances of one photo for each expression; without timings.
 
         Args:
             image: (H, W, 3) uint8, upright.
@@ -98,10 +68,23 @@ class PixelLocaliser:
             k: most instances.
         """
         (instances,) = self._encoder.encode_images([image])
-        return [
-            self._located(instances, vector, k)
-            for vector in self._encoder.encode_expressions(expressions)
-        ]
+        height_px, width_px = image.shape[:2]
+        vectors = self._encoder.encode_expressions(expressions)
+        answers = []
+        for expression, vector in zip(expressions, vectors, strict=True):
+            boxes, best = self._boxes(instances, vector, k)
+            presence = self._presence(best)
+            answers.append(
+                Localisation(
+                    expression=expression,
+                    width_px=width_px,
+                    height_px=height_px,
+                    present=bool(boxes) and self._is_there(presence),
+                    presence=presence,
+                    boxes=boxes,
+                )
+            )
+        return answers
 
     def refine(self, requests: Sequence[Refinement]) -> list[Refined]:
         """Look at hits again, each in a crop of its photo.
@@ -115,30 +98,35 @@ class PixelLocaliser:
         seen = self._encoder.encode_images([view.pixels for view in views])
         return [_refined(*each) for each in zip(requests, views, seen, strict=True)]
 
-    def _located(self, instances: Instances, vector_D: FloatArray, k: int) -> Located:
+    def _boxes(
+        self, instances: Instances, vector_D: FloatArray, k: int
+    ) -> tuple[tuple[Located, ...], list[float]]:
+        """Return the best instances for a query, and the scores of all, best first."""
         scores = instances.vectors @ vector_D
         order = np.argsort(-scores, kind="stable")
         best = scores[order].tolist()
-        found = tuple(
-            LocatedInstance(
+        calibration = self._calibration
+        boxes = tuple(
+            Located(
                 box=_box(instances.boxes[number]),
-                score=float(scores[number]),
-                presence=self._presence(float(scores[number]), best),
+                score=score,
+                presence=None if calibration is None else calibration.of_box(score, best),
                 mask=None if instances.masks is None else instances.masks[number],
             )
-            for number in order[:k].tolist()
+            for number, score in zip(order[:k].tolist(), best, strict=False)
         )
-        if not found:
-            absent = None if self._calibration is None else 0.0
-            return Located(instances=(), presence=absent, present=False)
-        if self._calibration is None:
-            return Located(instances=found, presence=None, present=True)
-        presence = self._calibration.of_photo(best)
-        present = presence >= self._calibration.photo_threshold
-        return Located(instances=found, presence=presence, present=present)
+        return boxes, best
 
-    def _presence(self, score: float, best: Sequence[float]) -> float | None:
-        return None if self._calibration is None else self._calibration.of_box(score, best)
+    def _presence(self, best: Sequence[float]) -> float | None:
+        if self._calibration is None:
+            return None
+        return self._calibration.of_photo(best) if best else 0.0
+
+    def _is_there(self, presence: float | None) -> bool:
+        """Whether a photo of this presence counts as showing it."""
+        if presence is None or self._calibration is None:
+            return True
+        return presence >= self._calibration.photo_threshold
 
 
 @dataclass(frozen=True)
@@ -169,16 +157,17 @@ def _crop(image: RgbImage, box: Box) -> _View:
 
 
 def _refined(request: Refinement, view: _View, seen: Instances) -> Refined:
-    """Choose what the crop shows in the place of the hit, if it fits better."""
+    """Move the box towards what the crop shows in its place, if anything."""
     corner, size = np.tile(view.frame[:2], 2), np.tile(view.frame[2:] - view.frame[:2], 2)
     boxes = np.clip(seen.boxes * size + corner, 0, 1)
-    same = elementwise_iou(np.array(request.box), boxes) >= SAME_IOU
-    scores = np.where(same, seen.vectors @ request.vector, -np.inf)
-    if not same.any() or scores.max() < request.score + BETTER:
+    first = np.array(request.box, dtype=np.float32)
+    iou = elementwise_iou(first, boxes)
+    if iou.max(initial=0.0) < SAME_IOU:
         return Refined(box=request.box)
-    best = int(scores.argmax())
+    best = int(iou.argmax())
+    box = SECOND_LOOK * boxes[best] + (1 - SECOND_LOOK) * first
     mask = None if seen.masks is None else _in_photo(seen.masks[best], view)
-    return Refined(box=_box(boxes[best]), mask=mask)
+    return Refined(box=_box(box.astype(np.float32)), mask=mask)
 
 
 def _in_photo(mask: MaskRle, view: _View) -> MaskRle:

@@ -59,8 +59,7 @@ class Calibration:
         gallery, hit: presence in a gallery, and of one hit.
         photo, box: presence in one photo, and of one of its instances.
         threshold, photo_threshold: presence from which on an answer counts as found.
-        tie_margin, rerank_tie_margin: hits whose scores (inner products; of the re-ranker) differ
-            by no more cannot be told apart.
+        tie_margin: hits whose scores differ by no more cannot be told apart.
         about: what it was fitted on, and how well it did on the rest.
     """
 
@@ -72,16 +71,11 @@ class Calibration:
     threshold: float
     photo_threshold: float
     tie_margin: float
-    rerank_tie_margin: float
     about: Mapping[str, Any]
 
     def is_found(self, presence: float | None) -> bool:
         """Whether an answer of this presence counts as found."""
         return presence is not None and presence >= self.threshold
-
-    def margin(self, reranked: bool) -> float:
-        """The margin within which the order of two hits tells nothing."""
-        return self.rerank_tie_margin if reranked else self.tie_margin
 
     def of_gallery(self, best: Sequence[float], num_instances: int) -> float:
         """Presence in a gallery, from the scores of its best photos, best first."""
@@ -137,8 +131,10 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT or values["digest"] != digest:
             return None  # of weights that were there before
-        for name in _MODELS:
+        for name, features in _MODELS.items():
             values[name] = Logistic(**_tuples(values[name]))
+            if values[name].features != features:
+                raise ValueError(f"{name} has features {values[name].features}, not {features}")
         return Calibration(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -154,7 +150,12 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
     return path
 
 
-_MODELS = ("gallery", "hit", "photo", "box")
+_MODELS = {
+    "gallery": GALLERY_FEATURES,
+    "hit": HIT_FEATURES,
+    "photo": PHOTO_FEATURES,
+    "box": BOX_FEATURES,
+}
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Protocol
 from reir.clock import Costs
 from reir.models.seams import EncodedExpression
 from reir.presence import Calibration
-from reir.records import FloatArray, MaskRle, Neighbour
+from reir.records import MaskRle, Neighbour
 from reir.retrieval import Retrieval, Retrieved
 from reir.store.contract import InstanceRow
 
@@ -69,19 +69,11 @@ class Reordered:
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """What the localiser is asked: where exactly an instance is in its photo.
+    """What the localiser is asked: where exactly the instance of a hit is in its photo."""
 
-    Attributes:
-        vector: (D,) of the query.
-        image_id, uri, box: the hit.
-        score: its inner product with the query.
-    """
-
-    vector: FloatArray
     image_id: str
     uri: str
     box: Box
-    score: float
 
 
 @dataclass(frozen=True, kw_only=True)

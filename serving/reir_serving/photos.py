@@ -27,7 +27,7 @@ from reir.store.names import check_name
 from reir.text import validate_expression
 from reir.tiling import TiledEncoder, Tiling
 from reir_serving.access import TENANT
-from reir_serving.backend import Box, GalleryImage, Localisation, Located
+from reir_serving.backend import Box, GalleryImage, Localisation
 
 MAX_NAME_BYTES = 120
 _BUCKETS = ("s3://", "gs://")
@@ -101,16 +101,11 @@ def locate(
         photo = decode(data, max_pixels=max_pixels)
     with clock.stage("localise"):
         (found,) = localiser.locate(photo.pixels, [text], k)
-    return Localisation(
+    return replace(
+        found,
         expression=expression,
         width_px=photo.width_px,
         height_px=photo.height_px,
-        present=found.present,
-        presence=found.presence,
-        boxes=tuple(
-            Located(box=each.box, score=each.score, presence=each.presence, mask=each.mask)
-            for each in found.instances
-        ),
         timings_ms=dict(clock.ms),
     )
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reir.answer import answer, run_now
+from reir.clock import REMEMBERED, Costs
 from reir.errors import QueryError
 from reir.models.reranker import PhotoInstances, Reranked, Reranker, RerankerConfig
 from reir.models.seams import EncodedExpression
@@ -61,7 +62,7 @@ def calibrated(**values: float) -> Calibration:
         features=("score", "lead", "spread", "size"), weights=(10, 0, 0, 0), bias=-5
     )
     in_photo = Logistic(features=("score", "lead", "spread"), weights=(10, 0, 0), bias=-5)
-    known = {"threshold": 0.9, "photo_threshold": 0.9, "tie_margin": 0.0, "rerank_tie_margin": 0.0}
+    known = {"threshold": 0.9, "photo_threshold": 0.9, "tie_margin": 0.0}
     return Calibration(
         digest="table",
         gallery=by_score,
@@ -341,7 +342,8 @@ def test_a_page_after_one_without_the_reranker_does_without_it_too() -> None:
 
 def test_a_stage_that_usually_takes_longer_than_what_is_left_is_left_out() -> None:
     gallery = gallery_of(scattered(30, 4), [3] * 10, Companions(Rightmost()))
-    gallery.stages.costs.note("rerank", 60_000)
+    for _ in range(3):
+        gallery.stages.costs.note("rerank", 60_000)
     late, in_time = gallery.ask(
         [
             Query(terms=(FIRST,), budget_ms=1000, localise=False),
@@ -351,6 +353,35 @@ def test_a_stage_that_usually_takes_longer_than_what_is_left_is_left_out() -> No
     assert (late.degraded, in_time.degraded) == (("rerank",), ())
     assert ids(late) == ids(ask(gallery, rerank=False))
     assert ids(in_time) != ids(late)
+
+
+def test_a_stage_that_was_slow_is_tried_again() -> None:
+    gallery = gallery_of(scattered(30, 4), [3] * 10, Companions(Rightmost()))
+    for _ in range(5):
+        gallery.stages.costs.note("rerank", 60_000)
+    said = [ask(gallery, budget_ms=1000).degraded for _ in range(4)]
+    assert said == [("rerank",), ("rerank",), ("rerank",), ()]
+
+
+def test_costs_are_a_running_median() -> None:
+    costs = Costs()
+    costs.note_left_out("rerank")
+    for ms in (900, 1, 2):
+        assert costs.usual_ms("rerank") == 0
+        costs.note("rerank", ms)
+    assert costs.usual_ms("rerank") == 2
+    for _ in range(REMEMBERED):
+        costs.note("rerank", 7)
+    assert costs.usual_ms("rerank") == 7
+    assert costs.usual_ms("localise") == 0
+
+
+def test_a_page_within_the_rerankers_order_does_without_pictures() -> None:
+    gallery = gallery_of(scattered(30, 4), [3] * 10, Companions(Rightmost()))
+    cursor = ask(gallery, k=2).cursor
+    second = ask(gallery, k=2, cursor=cursor, localise=True, budget_ms=1e-6)
+    assert second.degraded == ("localise",)
+    assert ids(second) == ids(ask(gallery, k=4))[2:]
 
 
 def test_pictures_that_cannot_be_read_leave_the_boxes_as_they_are() -> None:

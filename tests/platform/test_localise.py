@@ -59,14 +59,12 @@ def in_photo(threshold: float) -> Calibration:
         threshold=0.5,
         photo_threshold=threshold,
         tie_margin=0,
-        rerank_tie_margin=0,
         about={},
     )
 
 
-def refinement(path: Path, expression: str, box: tuple[float, float, float, float]) -> Refinement:
-    vector = ENCODER.encode_expressions([expression])[0]
-    return Refinement(vector=vector, image_id="a", uri=canonical_uri(path), box=box, score=0.5)
+def refinement(path: Path, box: tuple[float, float, float, float]) -> Refinement:
+    return Refinement(image_id="a", uri=canonical_uri(path), box=box)
 
 
 @pytest.fixture
@@ -77,9 +75,9 @@ def path(tmp_path: Path) -> Path:
 
 def test_expressions_find_their_boxes() -> None:
     red, blue = PixelLocaliser(ENCODER).locate(SCENE, ["the red one", "a blue thing"], k=1)
-    assert red.instances[0].box == pytest.approx((0.05, 0.1, 0.15, 0.9))
-    assert blue.instances[0].box == pytest.approx((0.75, 0.2, 0.85, 0.4))
-    assert (red.present, red.presence, red.instances[0].presence) == (True, None, None)
+    assert red.boxes[0].box == pytest.approx((0.05, 0.1, 0.15, 0.9))
+    assert blue.boxes[0].box == pytest.approx((0.75, 0.2, 0.85, 0.4))
+    assert (red.present, red.presence, red.boxes[0].presence) == (True, None, None)
 
 
 def test_presence_decides_whether_it_is_there() -> None:
@@ -87,37 +85,31 @@ def test_presence_decides_whether_it_is_there() -> None:
     red, purple = localiser.locate(SCENE, ["red", "purple"])
     assert red.present
     assert not purple.present
-    assert purple.presence == purple.instances[0].presence
-    assert [each.score for each in red.instances] == sorted(
-        (each.score for each in red.instances), reverse=True
+    assert purple.presence == purple.boxes[0].presence
+    assert [each.score for each in red.boxes] == sorted(
+        (each.score for each in red.boxes), reverse=True
     )
     (empty,) = localiser.locate(np.full((50, 50, 3), 128, np.uint8), ["red"])
-    assert (empty.instances, empty.presence, empty.present) == ((), 0.0, False)
+    assert (empty.boxes, empty.presence, empty.present) == ((), 0.0, False)
 
 
-def test_a_crop_gives_a_closer_box_and_its_mask(path: Path) -> None:
-    (found,) = PixelLocaliser(Sharper()).refine(
-        [refinement(path, "blue", (0.71, 0.16, 0.89, 0.44))]
-    )
-    assert found.box == pytest.approx((0.75, 0.2, 0.85, 0.4), abs=1e-6)
+def test_a_box_moves_half_way_to_what_the_crop_shows_and_takes_its_mask(path: Path) -> None:
+    (found,) = PixelLocaliser(Sharper()).refine([refinement(path, (0.73, 0.18, 0.87, 0.42))])
+    assert found.box == pytest.approx((0.74, 0.19, 0.86, 0.41), abs=1e-6)
     assert found.mask is not None
     assert found.mask.size == (200, 400)
     np.testing.assert_array_equal(rle.decode(found.mask)[40:80, 300:340], True)
     assert rle.area_px(found.mask) == 40 * 40
 
 
-def test_the_old_box_stays_where_the_crop_shows_nothing_better(path: Path) -> None:
-    box = (0.71, 0.16, 0.89, 0.44)
+def test_the_old_box_stays_where_the_crop_shows_nothing_there(path: Path) -> None:
     localiser = PixelLocaliser(Sharper())
-    better = replace(refinement(path, "blue", box), score=1.0)
-    elsewhere = refinement(path, "blue", (0.5, 0.5, 0.6, 0.6))
-    assert [each.box for each in localiser.refine([better, elsewhere])] == [
-        box,
-        (0.5, 0.5, 0.6, 0.6),
-    ]
+    empty, beside = (0.45, 0.5, 0.55, 0.6), (0.78, 0.1, 0.98, 0.5)
+    found = localiser.refine([refinement(path, empty), refinement(path, beside)])
+    assert [each.box for each in found] == [empty, beside]
     assert localiser.refine([]) == []
 
 
 def test_a_photo_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
-        PixelLocaliser(ENCODER).refine([refinement(tmp_path / "b.png", "blue", (0, 0, 1, 1))])
+        PixelLocaliser(ENCODER).refine([refinement(tmp_path / "b.png", (0, 0, 1, 1))])

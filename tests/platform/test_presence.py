@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import reir
 from reir.errors import CheckpointError
 from reir.presence import (
     FILE,
+    GALLERY_FEATURES,
     Calibration,
     Logistic,
     box_features,
@@ -24,7 +27,7 @@ BEST = [0.9, 0.6, 0.3]
 
 
 def logistic(num: int) -> Logistic:
-    return Logistic(features=tuple("abcd"[:num]), weights=(1.0, 2.0, 3.0, 4.0)[:num], bias=-1.0)
+    return Logistic(features=GALLERY_FEATURES[:num], weights=(1.0, 2.0, 3.0, 4.0)[:num], bias=-1.0)
 
 
 def calibration() -> Calibration:
@@ -37,7 +40,6 @@ def calibration() -> Calibration:
         threshold=0.4,
         photo_threshold=0.5,
         tie_margin=0.01,
-        rerank_tie_margin=0.02,
         about={"photos": 3},
     )
 
@@ -64,11 +66,10 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     save_calibration(tmp_path, calibration())
     found = load_calibration(tmp_path, "d")
     assert found == calibration()
-    assert found.of_gallery(BEST, 99) == logistic(4)((0.9, 0.3, 0.3, 2.0))
-    assert found.of_hit(0.6, BEST, 99) == logistic(4)((0.6, -0.3, 0.3, 2.0))
-    assert found.of_photo(BEST) == logistic(3)((0.9, 0.3, 0.3))
-    assert found.of_box(0.3, BEST) == logistic(3)((0.3, -0.6, 0.3))
-    assert (found.margin(reranked=False), found.margin(reranked=True)) == (0.01, 0.02)
+    assert found.of_gallery(BEST, 99) == pytest.approx(logistic(4)((0.9, 0.3, 0.3, 2.0)))
+    assert found.of_hit(0.6, BEST, 99) == pytest.approx(logistic(4)((0.6, -0.3, 0.3, 2.0)))
+    assert found.of_photo(BEST) == pytest.approx(logistic(3)((0.9, 0.3, 0.3)))
+    assert found.of_box(0.3, BEST) == pytest.approx(logistic(3)((0.3, -0.6, 0.3)))
     assert (found.is_found(0.4), found.is_found(0.39), found.is_found(None)) == (True, False, False)
 
 
@@ -86,6 +87,24 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(CheckpointError, match=r"calibration\.json is no calibration.*delete it"):
         load_calibration(tmp_path, "d")
+
+
+def test_other_features_are_refused(tmp_path: Path) -> None:
+    other = Logistic(features=("score", "lead", "colour"), weights=(1, 2, 3), bias=0)
+    save_calibration(tmp_path, replace(calibration(), box=other))
+    with pytest.raises(CheckpointError, match=r"box has features .*colour"):
+        load_calibration(tmp_path, "d")
+
+
+def test_the_shipped_checkpoint_is_calibrated() -> None:
+    folder = Path(reir.__file__).parent / "checkpoints" / "clare-nano"
+    config = json.loads((folder / "config.json").read_text())
+    found = load_calibration(folder, config["digest"])
+    assert found is not None
+    sure, unsure = [0.9, 0.5, 0.4], [0.3, 0.29, 0.29]
+    assert found.of_gallery(sure, 3000) > found.threshold > found.of_gallery(unsure, 3000)
+    assert found.of_hit(0.9, sure, 3000) > 0.5 > found.of_hit(0.5, sure, 3000)
+    assert found.of_box(0.9, sure) > found.of_box(0.4, sure)
 
 
 def test_an_unknown_value_is_refused(tmp_path: Path) -> None:

@@ -194,7 +194,6 @@ def fit_calibration(
         threshold=round(threshold_at_tpr(presence, whole.labels, KEPT_TPR), 4),
         photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, KEPT_TPR), 4),
         tie_margin=tie_margin(scored),
-        rerank_tie_margin=0.0,
         about={
             **about,
             "photos": len(scored.counts),

@@ -34,6 +34,7 @@ NOT_PLACES, NOT_PAIRS = 2, 3
 """The last features of either kind, which are scores and no geometry."""
 
 MATCH_POOLS = 4
+MAX_LOGIT = 30.0
 SCORE_SCALE = 5.0
 """Brings inner products of the dual stream, and their differences, to the size of the others."""
 
@@ -147,8 +148,10 @@ class RerankOutput(NamedTuple):
 
 def ranks(values_PN: Tensor, valid_PN: Tensor) -> Tensor:
     """(P, N) share of the photo's other instances that have a smaller value; of equals, none."""
-    smaller = (values_PN[:, None, :] < values_PN[:, :, None]) & valid_PN[:, None, :]
-    return smaller.sum(-1) / (valid_PN.sum(-1, keepdim=True) - 1).clamp(min=1)
+    smaller = (values_PN[:, None, :] < values_PN[:, :, None]).float()
+    real = valid_PN.float()
+    # a product, since torch sums short rows of booleans ten times slower
+    return (smaller @ real[..., None])[..., 0] / (real.sum(-1, keepdim=True) - 1).clamp(min=1)
 
 
 def instance_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
@@ -198,6 +201,11 @@ def split_heads(x: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]
     return x.unflatten(-1, (num_parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
 
 
+def exp_of(logits: Tensor) -> Tensor:
+    """Exponentials that can be summed in float32; torch's softmax is slow on rows this short."""
+    return logits.clamp(-MAX_LOGIT, MAX_LOGIT).exp()
+
+
 class ReadWords(nn.Module):
     """Instances attend to the words of their expression."""
 
@@ -213,11 +221,11 @@ class ReadWords(nn.Module):
         """Return (P, N, W) what was read."""
         (query,) = split_heads(self.query(self.norm(x_PNW)), 1, self.num_heads)
         key, value = split_heads(self.key_value(words_ELW), 2, self.num_heads)
-        hidden_PL = ~mask_EL[asked_P]
-        logits = query @ key[asked_P].mT / query.shape[-1] ** 0.5
-        shares = logits.masked_fill(hidden_PL[:, None, None, :], -1e4).softmax(-1)
-        seen = (shares @ value[asked_P]).transpose(1, 2).flatten(2)
-        return torch.as_tensor(self.out(seen))
+        key = key / query.shape[-1] ** 0.5
+        likes = exp_of(query @ key[asked_P].mT)
+        real_PHL1 = mask_EL[asked_P].float()[:, None, :, None]
+        seen = likes @ (value[asked_P] * real_PHL1) / (likes @ real_PHL1)
+        return torch.as_tensor(self.out(seen.transpose(1, 2).flatten(2)))
 
 
 class SeeNeighbours(nn.Module):
@@ -230,17 +238,17 @@ class SeeNeighbours(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width + config.num_heads, config.width)
 
-    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom.
+    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom, padding to be ignored.
 
-        Looking at nobody has the logit 0. `bias_PHNN` is very low on padding.
+        Looking at nobody has the logit 0, which is the 1 in the sum.
         """
         query, key, value = split_heads(self.qkv(self.norm(x_PNW)), 3, self.num_heads)
-        logits = query @ key.mT / query.shape[-1] ** 0.5 + bias_PHNN
-        nobody = torch.zeros_like(logits[..., :1])
-        shares = torch.cat([logits, nobody], dim=-1).softmax(-1)[..., :-1]
-        mean = (shares @ value).transpose(1, 2).flatten(2)
-        found = logits.sigmoid().sum(-1).log1p().transpose(1, 2)
+        likes = exp_of(query @ (key / query.shape[-1] ** 0.5).mT + bias_PHNN)
+        real_PHN1 = valid_PN.float()[:, None, :, None]
+        shares = likes / (1 + likes @ real_PHN1)
+        mean = (shares @ (value * real_PHN1)).transpose(1, 2).flatten(2)
+        found = (likes / (1 + likes) @ real_PHN1)[..., 0].log1p().transpose(1, 2)
         return self.out(torch.cat([mean, found], dim=-1)), shares
 
 
@@ -262,14 +270,14 @@ class RerankLayer(nn.Module):
     def forward(
         self, x_PNW: Tensor, words_ELW: Tensor, inputs: RerankInputs, bias_PHNN: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return (P, N, W), and (P, N, N) attention to neighbours, mean over heads."""
+        """Return (P, N, W), and (P, H, N, N) attention to neighbours, padding to be ignored."""
         if self.words is not None:
             x_PNW = x_PNW + self.drop(self.words(x_PNW, words_ELW, inputs.mask, inputs.asked))
         shares = torch.zeros_like(bias_PHNN)
         if self.neighbours is not None:
-            seen, shares = self.neighbours(x_PNW, bias_PHNN)
+            seen, shares = self.neighbours(x_PNW, bias_PHNN, inputs.valid)
             x_PNW = x_PNW + self.drop(seen)
-        return x_PNW + self.drop(self.mlp(x_PNW)), shares.mean(1)
+        return x_PNW + self.drop(self.mlp(x_PNW)), shares
 
 
 class RelationBias(nn.Module):
@@ -291,7 +299,6 @@ class RelationBias(nn.Module):
         weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) * self.words
         weights_ERF = weights_ERF + self.always
         bias_PRNN = (weights_ERF[inputs.asked] @ pairs.flatten(2)).unflatten(-1, pairs.shape[2:])
-        bias_PRNN = bias_PRNN.masked_fill(~inputs.valid[:, None, None, :], -1e4)
         return bias_PRNN.chunk(self.num_layers, dim=1)
 
 
@@ -362,7 +369,10 @@ class Reranker(nn.Module):
         if self.match is not None:
             x = torch.cat([x, self.match(looks, words, inputs)], dim=-1)
         correction = self.correct(x)[..., 0].masked_fill(~inputs.valid, 0.0)
-        return RerankOutput(dual, correction, torch.stack(shares).mean(0) if explain else None)
+        attention = None
+        if explain:
+            attention = torch.stack(shares).mean((0, 2)) * inputs.valid[:, None]
+        return RerankOutput(dual, correction, attention)
 
     @torch.no_grad()
     def start_from(self, weight_DC: Tensor, bias_D: Tensor) -> None:

@@ -70,7 +70,6 @@ CALIBRATION = Calibration(
     threshold=0.5,
     photo_threshold=0.5,
     tie_margin=1e-4,
-    rerank_tie_margin=1e-4,
     about={},
 )
 
