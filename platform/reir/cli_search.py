@@ -26,7 +26,7 @@ from reir.cli_common import (
 from reir.errors import ConfigError
 
 if TYPE_CHECKING:
-    from reir.query import Term
+    from reir.query import Query, Term
     from reir.records import Evidence, SearchResult
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -53,6 +53,14 @@ Unlike = Annotated[
 ]
 MinPresence = Annotated[
     float, typer.Option(min=0, max=1, help="Leave out hits that are less likely right.")
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REIR_SERVER",
+        metavar="URL",
+        help="Ask a server that `reir serve` runs; its key is taken from $REIR_API_KEY.",
+    ),
 ]
 
 
@@ -93,14 +101,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            envvar="REIR_SERVER",
-            metavar="URL",
-            help="Ask a server that `reir serve` runs; its key is taken from $REIR_API_KEY.",
-        ),
-    ] = None,
+    server: Server = None,
 ) -> None:
     """Find the object that a sentence describes.
 
@@ -122,18 +123,9 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     if draw is not None:
         _check_picture(draw)
     if server is not None:
-        from reir.client import Client
-
-        with Client(server) as client:
-            (result,) = client.ask([query], gallery)
+        result = _ask_server(server, query, gallery)
     else:
-        named = chosen_encoder(checkpoint, encoder)
-        from reir.search import open_gallery
-
-        with messages().status("loading the model"):
-            opened = open_gallery(gallery, store=store, encoder=named)
-        with opened:
-            (result,) = opened.ask([query])
+        result = _ask_here(query, gallery, store, chosen_encoder(checkpoint, encoder))
     if draw is not None:
         result.save_drawing(draw)
     if as_json:
@@ -142,6 +134,22 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     output().print(as_table(result))
     if draw is not None:
         output().print(Text(f"picture: {draw}"))
+
+
+def _ask_server(server: str, query: Query, gallery: str) -> SearchResult:
+    from reir.client import Client
+
+    with Client(server) as client:
+        return client.ask([query], gallery)[0]
+
+
+def _ask_here(query: Query, gallery: str, store: str | None, encoder: str | None) -> SearchResult:
+    from reir.search import open_gallery
+
+    with messages().status("loading the model"):
+        opened = open_gallery(gallery, store=store, encoder=encoder)
+    with opened:
+        return opened.ask([query])[0]
 
 
 def query_terms(

@@ -211,11 +211,17 @@ class Photos:
         )
 
     def delete(self, gallery: str, version: str, image_id: str) -> bool:
-        """Delete a photo from a gallery, and its bytes if they were uploaded; False if unknown."""
+        """Delete a photo from a gallery, and its bytes if they were uploaded; False if unknown.
+
+        It goes from the other versions too, so that no promotion brings it back; from the one that
+        is searched last, so that the call can be repeated after an error.
+        """
         record = self.store.get_images(gallery, version, [image_id]).get(image_id)
         if record is None:
             return False
-        gone = remove_images(self.store, gallery, version, [image_id])
+        others = (each.name for each in self.store.versions(gallery) if each.name != version)
+        for name in (*others, version):
+            gone = remove_images(self.store, gallery, name, [image_id])
         if record.uri.startswith(canonical_uri(self.uploads / gallery) + "/"):
             path_of_uri(record.uri).unlink(missing_ok=True)
         return gone > 0

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from reir.errors import (
     CheckpointError,
+    ConfigError,
     GalleryNotFound,
     ImageError,
     ImageFailure,
@@ -189,7 +190,7 @@ def of_platform(error: ReirError) -> Refused:
     if isinstance(error, StoreError):
         said = "the store cannot be reached just now; try again later"
         return Refused(STORE_UNAVAILABLE, said, retry_after_s=RETRY_STORE_S)
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | ConfigError):
         said = "the checkpoint of this gallery cannot be loaded; its operator has to look"
         return Refused(NOT_READY, said, retry_after_s=60.0)
     return Refused(INTERNAL, f"it is logged under {error.__class__.__name__}")
@@ -212,9 +213,9 @@ def no_image(gallery: str, image_id: str) -> Refused:
 
 
 def _field(place: Sequence[int | str]) -> str:
-    """Return the name of a field as the sender knows it."""
+    """Return the name of a field as the sender knows it; it may be any text that JSON can hold."""
     told = place[1:] if len(place) > 1 and place[0] in ("body", "query", "path") else place
-    return ".".join(map(str, told))
+    return _shown(".".join(map(str, told)).encode("utf-8", "backslashreplace").decode())
 
 
 def _shown(text: str) -> str:

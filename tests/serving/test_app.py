@@ -57,7 +57,6 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
     search(
         client,
         also=also,
-        min_presence=0.2,
         rerank=False,
         localize=True,
         explain=True,
@@ -70,7 +69,7 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
         ("the blue box", "", -0.5),
         ("", like, 1.0),
     ]
-    assert (query.min_presence, query.rerank, query.localise) == (0.2, False, True)
+    assert (query.rerank, query.localise) == (False, True)
     assert (query.explain, query.budget_ms, query.where) == (True, 5000, "area > 0.01")
 
 

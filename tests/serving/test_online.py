@@ -116,6 +116,18 @@ def test_bytes_that_the_gallery_holds_get_a_row_only(photos: Photos, pair: bytes
     assert (heir.same_as, heir.num_instances) == ("", 2)
 
 
+def test_a_deleted_photo_is_in_no_version(photos: Photos, pair: bytes) -> None:
+    look = seen(photos, pair)
+    photos.store.create_version("g", "v0", photos.store.versions("g")[0].spec)
+    places = [("g", "v0"), ("g", "v1")]
+    added = {photos.add(place, look, pair, "a.png", {}).image_id for place in places}
+    (image_id,) = added
+    assert photos.delete("g", "v1", image_id)
+    assert not photos.delete("g", "v1", image_id)
+    for gallery, version in places:
+        assert photos.store.get_images(gallery, version, [image_id]) == {}
+
+
 def test_a_tenant_does_not_replace_anothers_photo(photos: Photos, pair: bytes) -> None:
     look = seen(photos, pair)
     one = photos.add(("g", "v1"), look, pair, "a.png", {TENANT: "one"})

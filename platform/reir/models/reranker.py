@@ -146,33 +146,41 @@ class RerankOutput(NamedTuple):
     attention: Tensor | None
 
 
-def ranks(values_PN: Tensor, valid_PN: Tensor) -> Tensor:
-    """(P, N) share of the photo's other instances that have a smaller value; of equals, none."""
-    smaller = (values_PN[:, None, :] < values_PN[:, :, None]).float()
-    real = valid_PN.float()
+def ranks(values: Tensor, valid_PN: Tensor) -> Tensor:
+    """(P, V, N) share of the photo's other instances with a smaller value; of equals, none."""
+    smaller = (values[..., None, :] < values[..., :, None]).float()
+    real_PN = valid_PN.float()
     # a product, since torch sums short rows of booleans ten times slower
-    return (smaller @ real[..., None])[..., 0] / (real.sum(-1, keepdim=True) - 1).clamp(min=1)
+    counts = (smaller @ real_PN[:, None, :, None])[..., 0]
+    return counts / (real_PN.sum(-1) - 1).clamp(min=1)[:, None, None]
 
 
-def instance_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
-    """(P, N, 17) place, size, order within the photo, and dual-stream score of each instance."""
-    boxes, valid = inputs.boxes, inputs.valid
+def centres(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x and y of the centres, width and height, each (P, N)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
-    cx, cy, area = (x1 + x2) / 2, (y1 + y2) / 2, w * h
-    best = dual_PN.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
-    order = [ranks(value, valid) for value in (cx, cy, area, dual_PN)]
+    return (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
+
+
+def order_features(inputs: RerankInputs, dual_PN: Tensor) -> Tensor:
+    """(P, 4, N) order from left, from above, by area and by score, in [0, 1]."""
+    cx, cy, w, h = centres(inputs.boxes)
+    return ranks(torch.stack([cx, cy, w * h, dual_PN], dim=1), inputs.valid)
+
+
+def instance_features(inputs: RerankInputs, dual_PN: Tensor, order_P4N: Tensor) -> Tensor:
+    """(P, N, 17) place, size, order within the photo, and dual-stream score of each instance."""
+    cx, cy, w, h = centres(inputs.boxes)
+    best = dual_PN.masked_fill(~inputs.valid, -1.0).amax(-1, keepdim=True)
     scores = [dual_PN * SCORE_SCALE, (dual_PN - best) * SCORE_SCALE]
-    shape = [area.sqrt(), area.log() / 4, (w / h).log()]
-    parts = [x1, y1, x2, y2, cx, cy, w, *shape, inputs.objectness, *order, *scores]
-    return torch.stack(parts, dim=-1)
+    shape = [(w * h).sqrt(), (w * h).log() / 4, (w / h).log()]
+    places = [*inputs.boxes.unbind(-1), cx, cy, w, *shape]
+    return torch.stack([*places, inputs.objectness, *order_P4N.unbind(1), *scores], dim=-1)
 
 
-def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
+def pair_features(boxes: Tensor, dual_PN: Tensor, order_P4N: Tensor) -> Tensor:
     """(P, 18, N, N) how each instance (last but one axis) sees each other (last)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    w, h = (x2 - x1).clamp(min=1e-3), (y2 - y1).clamp(min=1e-3)
-    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    cx, cy, w, h = centres(boxes)
 
     def between(value: Tensor) -> Tensor:
         return value[:, None, :] - value[:, :, None]
@@ -190,7 +198,7 @@ def pair_features(boxes: Tensor, dual_PN: Tensor, valid_PN: Tensor) -> Tensor:
     sides = [dx, dy, (12 * dx).tanh(), (12 * dy).tanh()]
     far = [dx.abs(), dy.abs(), (dx.square() + dy.square() + 1e-6).sqrt(), gap_x + gap_y]
     sizes = [between(w.log()) / 2, between(h.log()) / 2]
-    order = [between(ranks(cx, valid_PN)), between(ranks(cy, valid_PN))]
+    order = [between(order_P4N[:, 0]), between(order_P4N[:, 1])]
     itself = torch.eye(boxes.shape[1], device=boxes.device).expand_as(dx)
     parts = [*sides, *far, *covers, *sizes, *order, torch.ones_like(dx), itself]
     return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=1)
@@ -245,11 +253,12 @@ class SeeNeighbours(nn.Module):
         """
         query, key, value = split_heads(self.qkv(self.norm(x_PNW)), 3, self.num_heads)
         likes = exp_of(query @ (key / query.shape[-1] ** 0.5).mT + bias_PHNN)
-        real_PHN1 = valid_PN.float()[:, None, :, None]
-        shares = likes / (1 + likes @ real_PHN1)
-        mean = (shares @ (value * real_PHN1)).transpose(1, 2).flatten(2)
+        real_PHN1 = valid_PN.float()[:, None, :, None].expand_as(value[..., :1])
+        seen = likes @ torch.cat([value * real_PHN1, real_PHN1], dim=-1)
+        total = 1 + seen[..., -1:]
+        mean = (seen[..., :-1] / total).transpose(1, 2).flatten(2)
         found = (likes / (1 + likes) @ real_PHN1)[..., 0].log1p().transpose(1, 2)
-        return self.out(torch.cat([mean, found], dim=-1)), shares
+        return self.out(torch.cat([mean, found], dim=-1)), likes / total
 
 
 class RerankLayer(nn.Module):
@@ -356,8 +365,9 @@ class Reranker(nn.Module):
         dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.asked])
         words = self.text(self.drop(F.normalize(inputs.states, dim=-1)))
         looks = self.appearance(self.drop(inputs.vectors))
-        places = instance_features(inputs, dual)
-        pairs = pair_features(inputs.boxes, dual, inputs.valid)
+        order = order_features(inputs, dual)
+        places = instance_features(inputs, dual, order)
+        pairs = pair_features(inputs.boxes, dual, order)
         if not self.config.geometry:
             places[..., :-NOT_PLACES], pairs[:, :-NOT_PAIRS] = 0, 0
         x = looks + self.geometry(places)

@@ -52,7 +52,7 @@ const stage = (name) => STAGES[name] ?? name;
 /** "24 ms: reading 9, search 14, ranking 1". */
 export function timings(ms) {
   const whole = (value) => (value < 10 ? value.toFixed(1) : Math.round(value).toString());
-  const parts = Object.entries(ms).filter(([, value]) => value > 0);
+  const parts = Object.entries(ms).filter(([, value]) => value >= 0.05);
   const total = parts.reduce((sum, [, value]) => sum + value, 0);
   const named = parts.map(([name, value]) => `${stage(name)} ${whole(value)}`);
   return `${whole(total)} ms: ${named.join(", ")}`;

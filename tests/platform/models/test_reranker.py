@@ -162,8 +162,7 @@ def test_nothing_to_rank() -> None:
 
 def test_pairs_see_sides_and_cover() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.8, 0.0, 1.0, 0.2], [0.0, 0.0, 0.1, 0.2]]])
-    valid = torch.tensor([[True, True, True]])
-    pairs = pair_features(boxes, torch.zeros(1, 3), valid)[0]
+    pairs = pair_features(boxes, torch.zeros(1, 3), torch.zeros(1, 4, 3))[0]
     assert pairs[0, 0, 1] == pytest.approx(0.8)  # dx: the second lies right of the first
     assert pairs[0, 1, 0] == pytest.approx(-0.8)
     assert pairs[1, 0, 1] == 0  # dy
@@ -175,8 +174,9 @@ def test_pairs_see_sides_and_cover() -> None:
 def test_ranks_match_reference() -> None:
     values = torch.tensor([[3.0, 1.0, 2.0, 2.0, -5.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
     valid = torch.tensor([[True, True, True, True, False], [True, False, False, False, False]])
-    torch.testing.assert_close(ranks(values, valid)[0, :4], torch.tensor([1.0, 0.0, 1 / 3, 1 / 3]))
-    assert ranks(values, valid)[1, 0] == 0
+    found = ranks(values[:, None], valid)[:, 0]
+    torch.testing.assert_close(found[0, :4], torch.tensor([1.0, 0.0, 1 / 3, 1 / 3]))
+    assert found[1, 0] == 0
 
 
 def test_heads_must_share_the_width() -> None:

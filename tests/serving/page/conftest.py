@@ -137,7 +137,7 @@ class Opened:
 
     def asked(self, path: str) -> list[dict[str, Any]]:
         """JSON bodies of the requests to one endpoint."""
-        return [r.post_data_json for r in self.sent if urlsplit(r.url).path == path]
+        return [r.post_data_json or {} for r in self.sent if urlsplit(r.url).path == path]
 
 
 @pytest.fixture
