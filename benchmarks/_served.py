@@ -28,7 +28,7 @@ from _vectors import make_corpus
 from reir.store import VersionSpec, open_store
 
 GALLERY, VERSION = "vectors", "v1"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 _UPSERT_IMAGES = 256
 _SERVE = "from reir.cli import build_app; from reir_serving.cli import register; import typer; "
 _SERVE += "app = typer.Typer(); app.callback()(lambda: None); register(app); app()"

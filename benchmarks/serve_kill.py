@@ -50,7 +50,7 @@ OUTAGE_INSTANCES = 2_000
 _STORE_SERVER = """
 import sys
 from milvus_lite.adapter.grpc.server import start_server_in_thread
-start_server_in_thread(sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]), max_workers=4)
+kept = start_server_in_thread(sys.argv[1], "127.0.0.1", int(sys.argv[2]), max_workers=4)
 print("ready", flush=True)
 sys.stdin.read()
 """

@@ -169,7 +169,7 @@ def _check_gallery(store: InstanceStore, name: str, encoder: str | None) -> None
 
 
 def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP has the section `live` of the file read again."""
+    """Serve until a signal says to end; SIGHUP has the section `live` of a file read again."""
     from reir_serving import environment
 
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -186,12 +186,12 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
                 print_json({"address": address, "pid": os.getpid()})
             else:
                 typer.echo(f"ready: {address}  (Ctrl-C ends)")
-            while signals.get() == signal.SIGHUP:
+            while signals.get() == signal.SIGHUP and file is not None:
                 _reload(config, file)
             messages().print("answering what is under way")
 
 
-def _reload(config: ServeConfig, file: Path | None) -> None:
+def _reload(config: ServeConfig, file: Path) -> None:
     """Apply the section `live` of the config file as it is now."""
     from reir.config import load_config
     from reir_serving.config import ServeConfig

@@ -91,7 +91,7 @@ class Ingress:
     def __init__(self, values: dict[str, Any], parts: dict[str, Any] | None = None) -> None:
         config = load_config(ServeConfig, values)
         open_logs(config.access_log)
-        store = open_store(config.store)
+        store = open_store(config.store, patient=False)
         self._config, self._is_warm, self._metrics = config, False, Metrics()
         local = LocalParts(store, Models(), config.limits, self._metrics.note_batch)
         self._service = Service(
@@ -122,7 +122,7 @@ class Part:
 
     def __init__(self, values: dict[str, Any]) -> None:
         config = load_config(ServeConfig, values)
-        self._parts = LocalParts(open_store(config.store), Models(), config.limits)
+        self._parts = LocalParts(open_store(config.store, patient=False), Models(), config.limits)
 
     async def ask(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Call a method of the parts."""

@@ -324,8 +324,8 @@ class LocalParts:
             store: stays the caller's to close.
             models: of the galleries.
             limits: of photos, and of how many may wait.
-            on_batch: told of each batch its part ("text", "search", "photo"), its size, and how
-                many calls wait for the next one.
+            on_batch: told of each batch its part ("text", "search", "rerank", "photo"), its size,
+                and how many calls wait for the next one.
         """
         self._store, self._models, self._limits = store, models, limits
         self._breaker = Breaker()

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 BACK_OFFS_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Waits between attempts while the connection fails; then `StoreUnavailable`."""
+
+SHORT_BACK_OFFS_S = (0.05, 0.2)
+"""For a service, which has somebody waiting and says when to try again."""
 
 EF_SEARCH, EF_FILTERED = 256, 1024
 """Breadth of HNSW search without and with a filter. On 30,000 instances, with text queries,
@@ -69,13 +72,20 @@ SERVER = Capabilities(index_type="HNSW", index_params={"M": 16, "efConstruction"
 class MilvusConnection:
     """Calls `MilvusClient` methods; reconnects, and restarts an embedded server that died."""
 
-    def __init__(self, backend: LiteServer | str, token: str = "") -> None:
+    def __init__(
+        self,
+        backend: LiteServer | str,
+        token: str = "",
+        back_offs_s: Sequence[float] = BACK_OFFS_S,
+    ) -> None:
         """Prepare a connection; the first call makes it.
 
         Args:
             backend: an embedded server, or the URI of a real one.
             token: for a real server with access control.
+            back_offs_s: waits between attempts.
         """
+        self._back_offs_s = back_offs_s
         self._backend = backend
         self._token = token
         self._client: MilvusClient | None = None
@@ -95,7 +105,7 @@ class MilvusConnection:
             StoreUnavailable: not reachable, after all retries.
             StoreError: Milvus refused the call.
         """
-        for back_off_s in (*BACK_OFFS_S, None):
+        for back_off_s in (*self._back_offs_s, None):
             client = None
             try:
                 client = self._connected()

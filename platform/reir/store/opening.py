@@ -25,12 +25,13 @@ def is_embedded(location: str | None = None) -> bool:
     return place != "memory:" and "://" not in place
 
 
-def open_store(location: str | None = None) -> InstanceStore:
+def open_store(location: str | None = None, *, patient: bool = True) -> InstanceStore:
     """Open a store; nothing is contacted before its first use.
 
     Args:
         location: "memory:" for this process only; a directory for the embedded store; the address
             of a Milvus server (access token in $REIR_MILVUS_TOKEN); None for the default.
+        patient: try for some seconds to reach it; a service has somebody waiting, and does not.
 
     Raises:
         ConfigError: the location is none of these.
@@ -42,24 +43,25 @@ def open_store(location: str | None = None) -> InstanceStore:
 
         return MemoryStore()
     if "://" in place:
-        return _open_server(place)
+        return _open_server(place, patient)
     if not place.strip() or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) or "\0" in place:
         raise ConfigError(f"store location {place!r} is not one of {_ALLOWED}")
-    return _open_directory(Path(place).expanduser().resolve())
+    return _open_directory(Path(place).expanduser().resolve(), patient)
 
 
-def _open_server(address: str) -> InstanceStore:
-    from reir.store.client import MilvusConnection
+def _open_server(address: str, patient: bool) -> InstanceStore:
+    from reir.store.client import BACK_OFFS_S, SHORT_BACK_OFFS_S, MilvusConnection
     from reir.store.milvus import MilvusStore
 
     if not _SERVER.fullmatch(address):
         raise ConfigError(f"store location {address!r} is not one of {_ALLOWED}")
     uri = re.sub(r"^tcp://", "http://", address)
-    return MilvusStore(MilvusConnection(uri, os.environ.get("REIR_MILVUS_TOKEN", "")))
+    token = os.environ.get("REIR_MILVUS_TOKEN", "")
+    return MilvusStore(MilvusConnection(uri, token, BACK_OFFS_S if patient else SHORT_BACK_OFFS_S))
 
 
-def _open_directory(directory: Path) -> InstanceStore:
-    from reir.store.client import MilvusConnection
+def _open_directory(directory: Path, patient: bool) -> InstanceStore:
+    from reir.store.client import BACK_OFFS_S, SHORT_BACK_OFFS_S, MilvusConnection
     from reir.store.lite_server import LiteServer
     from reir.store.milvus import MilvusStore
     from reir.store.mirror import Mirror
@@ -67,4 +69,6 @@ def _open_directory(directory: Path) -> InstanceStore:
     if os.path.exists(directory) and not os.path.isdir(directory):  # no error without permission
         raise ConfigError(f"store location {str(directory)!r} is a file; give one of {_ALLOWED}")
     server = LiteServer(directory)
-    return MilvusStore(MilvusConnection(server), Mirror(directory / "reader"))
+    back_offs_s = BACK_OFFS_S if patient else SHORT_BACK_OFFS_S
+    connection = MilvusConnection(server, back_offs_s=back_offs_s)
+    return MilvusStore(connection, Mirror(directory / "reader"))

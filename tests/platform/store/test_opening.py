@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from reir.errors import ConfigError, StoreUnavailable
 from reir.store import client, default_location, open_store
+from reir.store.client import BACK_OFFS_S
 from reir.store.memory import MemoryStore
 from reir.store.milvus import MilvusStore
 
@@ -67,4 +70,15 @@ def test_a_server_that_is_not_there_is_named(scheme: str, monkeypatch: pytest.Mo
     store = open_store(f"{scheme}://127.0.0.1:1")
     with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1 is not reachable"):
         store.galleries()
+    store.close()
+
+
+def test_who_has_somebody_waiting_gives_up_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    store = open_store(f"http://127.0.0.1:{port}", patient=False)
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=str(port)):
+        store.galleries()
+    assert time.monotonic() - started_s < sum(BACK_OFFS_S)
     store.close()
