@@ -122,7 +122,7 @@ class Schedule(StrictConfig):
 
     grounding_epochs: int = Field(1, ge=0)
     clia_epochs: int = Field(8, ge=0)
-    rerank_epochs: int = Field(4, ge=0)
+    rerank_epochs: int = Field(2, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -202,23 +202,20 @@ class RerankSettings(StrictConfig):
         generated_per_photo: generated expressions a photo; 0 turns them off.
         vector_dropout: of the dual stream's visual part when it encodes the training photos, which
             it has seen before: at .5 it is as unsure of them as of new ones.
-        query_noise: length of a random vector that is added to each expression vector, which is
-            unit length; the dual stream has seen the expressions too.
         held_out: share of the training photos that chooses the best epoch and is not trained on.
     """
 
     width: int = Field(64, ge=8)
     num_layers: int = Field(2, ge=1, le=8)
     num_heads: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
     words: bool = True
     match: bool = True
     geometry: bool = True
     neighbours: bool = True
-    rivals: int = Field(5, ge=0)
+    rivals: int = Field(4, ge=0)
     generated_per_photo: int = Field(2, ge=0)
     vector_dropout: float = Field(0.5, ge=0, lt=1)
-    query_noise: float = Field(0.5, ge=0)
     held_out: float = Field(0.1, gt=0, lt=1)
 
 

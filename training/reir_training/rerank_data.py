@@ -271,13 +271,14 @@ def encode_photos(
 def hardest_photos(
     vectors: FloatArray, valid: npt.NDArray[np.bool_], asked: FloatArray, owners: Ints
 ) -> Ints:
-    """(M, 48) photos by their best candidate, without the expression's own."""
+    """(M, 48) photos by their best valid candidate, without the expression's own."""
     num, width, dim = vectors.shape
     flat, out = vectors.reshape(-1, dim), []
     hidden = np.where(valid, 0, -4).astype(np.float32)
+    most = min(NUM_RIVALS, int(valid.any(axis=1).sum()) - 1)
     for start in range(0, len(asked), QUERY_CHUNK):
         scores = (asked[start : start + QUERY_CHUNK] @ flat.T).reshape(-1, num, width) + hidden
         best = scores.max(-1)
         best[np.arange(len(best)), owners[start : start + QUERY_CHUNK]] = -9
-        out.append(np.argsort(-best, axis=1)[:, : min(NUM_RIVALS, num - 1)])
+        out.append(np.argsort(-best, axis=1)[:, :most])
     return np.concatenate(out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from reir.models.reranker import (
     RerankInputs,
     pad_inputs,
 )
-from reir.models.seams import EncodedExpression
 from reir_training.assemble import parameter_groups
 from reir_training.batches import MATCH_IOU
 from reir_training.cache import FrozenCache
@@ -106,7 +105,7 @@ class GroupMaker:
         for m, row in enumerate(rows):
             each, side = self._data.askings[row], int(rng.integers(2))
             world = self._data.worlds[side]
-            texts.append(self._noisy(self._data.texts[int(world.texts[row])], rng))
+            texts.append(self._data.texts[int(world.texts[row])])
             overlap.append(world.overlap[row])
             found = {OWN: (side, each.photo)}
             if each.sided:
@@ -123,12 +122,6 @@ class GroupMaker:
         num = inputs.valid.shape[1]
         kept = np.stack(overlap)[:, :num]
         return RerankBatch(inputs, torch.from_numpy(slots), torch.from_numpy(kept))
-
-    def _noisy(self, text: EncodedExpression, rng: np.random.Generator) -> EncodedExpression:
-        """The expression with a random direction added to its vector."""
-        noise = rng.normal(size=text.vector.shape) * len(text.vector) ** -0.5
-        vector = text.vector + self._settings.query_noise * noise
-        return replace(text, vector=(vector / np.linalg.norm(vector)).astype(np.float32))
 
 
 def rerank_data(

@@ -56,8 +56,7 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         storage: URI of a bucket or folder that keeps the states, and a copy of the rest.
 
     Raises:
-        ConfigError: the workers cannot share the photos of a step, the stage is not for this model,
-            or the storage cannot be used.
+        ConfigError: the workers cannot share the photos of a step, or stage or storage do not fit.
     """
     from reir_training.jobs import METRICS, train
 
@@ -82,11 +81,7 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
     ) as bars:
         cache = None
         if isinstance(config, TrainConfig):
-            cache = _cache(config, output, init, bars).resolve()
-            if stage == RERANK:
-                assert init is not None
-                bars.add_task("dual stream", total=None, note="photos and expressions")
-                rerank_data(config, training_photos(config), cache=cache, init=init)
+            cache = _cache(config, output, stage, init, bars).resolve()
         _log_start(output / METRICS)
         if home is not None:
             home.push(output / METRICS)
@@ -126,14 +121,20 @@ def absolute(config: Run) -> Run:
     return config.model_copy(update=changes)
 
 
-def _cache(config: TrainConfig, output: Path, init: Path | None, bars: Progress) -> Path:
-    """Build the output of the frozen part; returns its folder."""
+def _cache(
+    config: TrainConfig, output: Path, stage: str, init: Path | None, bars: Progress
+) -> Path:
+    """Build the output of what the stage leaves frozen; returns its folder."""
     root = config.cache or output / "cache"
     photos = training_photos(config)
     model, _ = start_model(config, init)
     task = bars.add_task("frozen part", total=len(photos), note="photos")
     folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
     bars.update(task, completed=len(photos))
+    if stage == RERANK:
+        assert init is not None
+        bars.add_task("dual stream", total=None, note="photos and expressions")
+        rerank_data(config, photos, cache=folder, init=init)
     return folder
 
 
