@@ -464,6 +464,7 @@ def pad_inputs(
     for i, expression in enumerate(expressions):
         states[i, : len(expression.states)] = expression.states
         mask[i, : len(expression.states)] = True
+    queries = np.stack([expression.vector for expression in expressions]).astype(np.float32)
     return RerankInputs(
         vectors=torch.from_numpy(vectors),
         boxes=torch.from_numpy(boxes),
@@ -471,6 +472,6 @@ def pad_inputs(
         valid=torch.from_numpy(valid),
         states=torch.from_numpy(states),
         mask=torch.from_numpy(mask),
-        queries=torch.from_numpy(np.stack([each.vector for each in expressions])),
+        queries=torch.from_numpy(queries),
         asked=torch.tensor(asked, dtype=torch.long),
     )
