@@ -253,7 +253,7 @@ class SeeNeighbours(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width + config.num_heads, config.width)
 
-    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Looked]:
         """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom, padding to be ignored.
 
         Looking at nobody has the logit 0, which is the 1 in the sum.
