@@ -254,7 +254,7 @@ class SeeNeighbours(nn.Module):
         self.out = nn.Linear(config.width + config.num_heads, config.width)
 
     def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Looked]:
-        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom, padding to be ignored.
+        """Return (P, N, W) what was seen, and of whom how much.
 
         Looking at nobody has the logit 0, which is the 1 in the sum.
         """
