@@ -65,8 +65,8 @@ Corrects the scores of the best photos from the vectors and boxes of all their i
 words of the expression. Trained on the frozen dual stream: {about["expressions"]} written
 expressions of {about["photos"]} photos and some generated ones, as they are and mirrored,
 {about["steps"]} steps of {about["settings"]["optimisation"]["photos_per_batch"]} expressions.
-{about["rerank_held_out"]} of these photos were left out and chose the epoch. On them, in percent
-(`dual_*` without it; the dual stream was trained on these photos):
+{about["rerank_held_out"]} of these photos were left out. On them, in percent (`dual_*` without it;
+the dual stream was trained on these photos):
 
 | figure | value |
 |---|---|
