@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from torch import nn
 from reir.boxes import elementwise_iou
 from reir.checkpoint import load_model, weights_digest
 from reir.models.clare_nano import ClareNano, RelationLayer
+from reir.models.more import MixtureOfRelationExperts
 from reir.models.nano_encoder import ClareNanoEncoder
 from reir.models.reranker import PhotoInstances
 from reir.models.seams import EncodedExpression, TokenEncoder
@@ -35,7 +37,7 @@ from reir_training.cache import FrozenCache
 from reir_training.examples import VAL, TrainPhoto
 
 Ints = npt.NDArray[np.int64]
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 FIELDS = ("vectors", "boxes", "objectness", "valid")
 PHOTO_BATCH, TEXT_PART, QUERY_CHUNK = 16, 1024, 256
 NUM_RIVALS = 48
@@ -109,7 +111,7 @@ class TextTable:
         for start in range(0, len(texts), TEXT_PART):
             part = _kept(
                 folder / f"texts_{start}.npz",
-                lambda start=start: _encode_texts(encoder, texts[start : start + TEXT_PART]),
+                partial(_encode_texts, encoder, texts[start : start + TEXT_PART]),
             )
             self.vectors[start : start + TEXT_PART] = part["vectors"]
             self._states += np.split(part["states"], np.cumsum(part["lengths"])[:-1])
@@ -132,9 +134,9 @@ def _encode_texts(encoder: TokenEncoder, texts: Sequence[str]) -> Arrays:
 def _kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """Arrays by name that are computed once and kept in a file."""
     if not path.exists():
-        partial = path.with_name(f"partial_{path.name}")
-        np.savez(partial, **make())
-        partial.rename(path)
+        unfinished = path.with_name(f"unfinished_{path.name}")
+        np.savez(unfinished, **make())
+        unfinished.rename(path)
     with np.load(path) as file:
         return dict(file)
 
@@ -190,7 +192,8 @@ class RerankData:
     ) -> None:
         model, tokenizer = load_model(checkpoint)
         self.digest = weights_digest(checkpoint)
-        experts = [more.shared for more in model.text.members]
+        members = [m for m in model.text.members if isinstance(m, MixtureOfRelationExperts)]
+        experts = [member.shared for member in members]
         self.projection = (
             torch.cat([expert.weight for expert in experts]),
             torch.cat([expert.bias for expert in experts]),

@@ -232,7 +232,7 @@ def validate_reranker(
     rows = [m for m, a in enumerate(data.askings) if held_out[a.photo] and a.kind == "long"]
     if not rows:
         return {}
-    photos = [world.photo(i) for i in kept]
+    photos = [world.photo(i) for i in kept.tolist()]
     texts = [data.texts[int(world.texts[m])] for m in rows]
     own = np.searchsorted(kept, [data.askings[m].photo for m in rows])
     owner_J = np.repeat(np.arange(len(photos)), [len(photo.boxes) for photo in photos])
@@ -245,7 +245,7 @@ def validate_reranker(
     model.eval()
     scores = {"dual_": dual, "": reranked_scores(model, texts, photos, own)}
     model.train(was_training)
-    out = {}
+    out: dict[str, float] = {}
     for name, values in scores.items():
         out |= {f"{name}br{k}_50": found_at(values, fits, k).mean() for k in (1, 5, 10)}
         out[f"{name}rec_long"] = found_in_photo(values, fits, inside).mean()

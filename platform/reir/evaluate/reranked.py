@@ -65,7 +65,7 @@ def reranked_scores(
 def found_at(scores_MJ: FloatArray, fits_MJ: npt.NDArray[np.bool_], k: int) -> FloatArray:
     """(M,) 1 where one of the best k instances fits: definition B of BR@k."""
     top = np.argsort(-scores_MJ, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(fits_MJ, top, 1).any(axis=1).astype(np.float32)
+    return np.asarray(np.take_along_axis(fits_MJ, top, 1).any(axis=1), dtype=np.float32)
 
 
 def found_in_photo(

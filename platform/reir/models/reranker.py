@@ -179,34 +179,29 @@ def instance_features(inputs: RerankInputs, dual_PN: Tensor, order_P4N: Tensor) 
 
 def pair_features(boxes: Tensor, dual_PN: Tensor, order_P4N: Tensor) -> Tensor:
     """(P, 18, N, N) how each instance (last but one axis) sees each other (last)."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
     cx, cy, w, h = centres(boxes)
-
-    def between(value: Tensor) -> Tensor:
-        return value[:, None, :] - value[:, :, None]
-
-    def overlap(low: Tensor, high: Tensor) -> Tensor:
-        end = torch.minimum(high[:, None, :], high[:, :, None])
-        return (end - torch.maximum(low[:, None, :], low[:, :, None])).clamp(min=0)
-
-    dx, dy = between(cx), between(cy)
-    shared, area = overlap(x1, x2) * overlap(y1, y2), w * h
-    union = area[:, None, :] + area[:, :, None] - shared
-    covers = [shared / union, shared / area[:, None, :], shared / area[:, :, None]]
-    gap_x = (dx.abs() - (w[:, None, :] + w[:, :, None]) / 2).clamp(min=0)
-    gap_y = (dy.abs() - (h[:, None, :] + h[:, :, None]) / 2).clamp(min=0)
-    sides = [dx, dy, (12 * dx).tanh(), (12 * dy).tanh()]
-    far = [dx.abs(), dy.abs(), (dx.square() + dy.square() + 1e-6).sqrt(), gap_x + gap_y]
-    sizes = [between(w.log()) / 2, between(h.log()) / 2]
-    order = [between(order_P4N[:, 0]), between(order_P4N[:, 1])]
-    itself = torch.eye(boxes.shape[1], device=boxes.device).expand_as(dx)
-    parts = [*sides, *far, *covers, *sizes, *order, torch.ones_like(dx), itself]
-    return torch.stack([*parts, between(dual_PN) * SCORE_SCALE], dim=1)
+    values = [cx, cy, w.log() / 2, h.log() / 2, *order_P4N[:, :2].unbind(1), dual_PN * SCORE_SCALE]
+    stacked = torch.stack(values, dim=1)
+    between = stacked[..., None, :] - stacked[..., :, None]
+    shift = between[:, :2]
+    low, high = boxes[..., :2].mT, boxes[..., 2:].mT
+    common = torch.minimum(high[..., None, :], high[..., :, None])
+    common = common - torch.maximum(low[..., None, :], low[..., :, None])  # below 0: a gap
+    both, apart = common.clamp(min=0), (-common).clamp(min=0)
+    shared, gaps = both[:, 0] * both[:, 1], apart[:, 0] + apart[:, 1]
+    own, other = (w * h)[:, :, None].expand_as(shared), (w * h)[:, None, :].expand_as(shared)
+    covers = shared[:, None] / torch.stack([own + other - shared, other, own], dim=1)
+    distance = (shift[:, 0].square() + shift[:, 1].square() + 1e-6).sqrt()
+    itself = torch.eye(boxes.shape[1], device=boxes.device).expand_as(gaps)
+    sides = [shift, (12 * shift).tanh(), shift.abs(), distance[:, None], gaps[:, None]]
+    others = [torch.ones_like(gaps)[:, None], itself[:, None], between[:, 6:]]
+    return torch.cat([*sides, covers, between[:, 2:6], *others], dim=1)
 
 
 def split_heads(x: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """(.., S, parts * W) -> for each part (.., H, S, W / H)."""
-    return x.unflatten(-1, (num_parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
+    parts = x.reshape(*x.shape[:-1], num_parts, num_heads, -1)
+    return parts.transpose(-4, -2).unbind(-3)
 
 
 def exp_of(logits: Tensor) -> Tensor:
@@ -236,6 +231,18 @@ class ReadWords(nn.Module):
         return torch.as_tensor(self.out(seen.transpose(1, 2).flatten(2)))
 
 
+class Looked(NamedTuple):
+    """Attention to neighbours before it is shared out.
+
+    Attributes:
+        likes: (P, H, N, N), padding to be ignored.
+        total: (P, H, N, 1) their sum and that of nobody.
+    """
+
+    likes: Tensor
+    total: Tensor
+
+
 class SeeNeighbours(nn.Module):
     """Instances look at the instances of their photo, or at none of them."""
 
@@ -246,8 +253,8 @@ class SeeNeighbours(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width + config.num_heads, config.width)
 
-    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (P, N, W) what was seen, and (P, H, N, N) how much of whom, padding to be ignored.
+    def forward(self, x_PNW: Tensor, bias_PHNN: Tensor, valid_PN: Tensor) -> tuple[Tensor, Looked]:
+        """Return (P, N, W) what was seen, and of whom how much.
 
         Looking at nobody has the logit 0, which is the 1 in the sum.
         """
@@ -258,7 +265,7 @@ class SeeNeighbours(nn.Module):
         total = 1 + seen[..., -1:]
         mean = (seen[..., :-1] / total).transpose(1, 2).flatten(2)
         found = (likes / (1 + likes) @ real_PHN1)[..., 0].log1p().transpose(1, 2)
-        return self.out(torch.cat([mean, found], dim=-1)), likes / total
+        return self.out(torch.cat([mean, found], dim=-1)), Looked(likes, total)
 
 
 class RerankLayer(nn.Module):
@@ -278,15 +285,15 @@ class RerankLayer(nn.Module):
 
     def forward(
         self, x_PNW: Tensor, words_ELW: Tensor, inputs: RerankInputs, bias_PHNN: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return (P, N, W), and (P, H, N, N) attention to neighbours, padding to be ignored."""
+    ) -> tuple[Tensor, Looked]:
+        """Return (P, N, W), and how much each instance looked at each other."""
         if self.words is not None:
             x_PNW = x_PNW + self.drop(self.words(x_PNW, words_ELW, inputs.mask, inputs.asked))
-        shares = torch.zeros_like(bias_PHNN)
+        looked = Looked(torch.zeros_like(bias_PHNN), torch.ones_like(bias_PHNN[..., :1]))
         if self.neighbours is not None:
-            seen, shares = self.neighbours(x_PNW, bias_PHNN, inputs.valid)
+            seen, looked = self.neighbours(x_PNW, bias_PHNN, inputs.valid)
             x_PNW = x_PNW + self.drop(seen)
-        return x_PNW + self.drop(self.mlp(x_PNW)), shares
+        return x_PNW + self.drop(self.mlp(x_PNW)), looked
 
 
 class RelationBias(nn.Module):
@@ -307,8 +314,8 @@ class RelationBias(nn.Module):
         read_ERW = logits_ELR.softmax(1).mT @ words_ELW
         weights_ERF = torch.einsum("erw,rwf->erf", read_ERW, self.to_weights) * self.words
         weights_ERF = weights_ERF + self.always
-        bias_PRNN = (weights_ERF[inputs.asked] @ pairs.flatten(2)).unflatten(-1, pairs.shape[2:])
-        return bias_PRNN.chunk(self.num_layers, dim=1)
+        bias_PRX = weights_ERF[inputs.asked] @ pairs.flatten(2)
+        return bias_PRX.reshape(len(pairs), -1, *pairs.shape[2:]).chunk(self.num_layers, dim=1)
 
 
 class Match(nn.Module):
@@ -371,17 +378,18 @@ class Reranker(nn.Module):
         if not self.config.geometry:
             places[..., :-NOT_PLACES], pairs[:, :-NOT_PAIRS] = 0, 0
         x = looks + self.geometry(places)
-        read, shares = self.norm_words(words), []
+        read, looks_at = self.norm_words(words), []
         for layer, bias in zip(self.layers, self.relation(pairs, read, inputs), strict=True):
-            x, share = layer(x, read, inputs, bias)
-            shares.append(share)
+            x, looked = layer(x, read, inputs, bias)
+            looks_at.append(looked)
         x = self.norm(x)
         if self.match is not None:
             x = torch.cat([x, self.match(looks, words, inputs)], dim=-1)
         correction = self.correct(x)[..., 0].masked_fill(~inputs.valid, 0.0)
         attention = None
         if explain:
-            attention = torch.stack(shares).mean((0, 2)) * inputs.valid[:, None]
+            shares = torch.stack([likes / total for likes, total in looks_at])
+            attention = shares.mean((0, 2)) * inputs.valid[:, None]
         return RerankOutput(dual, correction, attention)
 
     @torch.no_grad()
@@ -456,7 +464,14 @@ def pad_inputs(
     for i, expression in enumerate(expressions):
         states[i, : len(expression.states)] = expression.states
         mask[i, : len(expression.states)] = True
-    arrays = (vectors, boxes, objectness, valid, states, mask)
     queries = np.stack([expression.vector for expression in expressions]).astype(np.float32)
-    tensors = [torch.from_numpy(array) for array in (*arrays, queries)]
-    return RerankInputs(*tensors, torch.tensor(asked, dtype=torch.long))
+    return RerankInputs(
+        vectors=torch.from_numpy(vectors),
+        boxes=torch.from_numpy(boxes),
+        objectness=torch.from_numpy(objectness),
+        valid=torch.from_numpy(valid),
+        states=torch.from_numpy(states),
+        mask=torch.from_numpy(mask),
+        queries=torch.from_numpy(queries),
+        asked=torch.tensor(asked, dtype=torch.long),
+    )
