@@ -190,7 +190,7 @@ def test_a_photo_dropped_in(page: Page) -> None:
     expect(page.locator("#local-list li").first).to_contain_text("Very likely")
     page.fill("#sentence", "the zeppelin")
     page.press("#sentence", "Enter")
-    expect(page.locator("#local")).to_contain_text("Nothing in it fits")
+    expect(page.locator("#local")).to_contain_text("Probably not in it")
     expect(page.locator("#local .mark.hit")).to_have_count(0)
     page.fill("#sentence", "the red one")
     page.press("#sentence", "Enter")
