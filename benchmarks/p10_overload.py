@@ -2,7 +2,7 @@
 
     python benchmarks/p10_overload.py
 
-Saturation is what 32 clients get that ask again as soon as they have their answer. Then requests
+Saturation is what 12 clients get that ask again as soon as they have their answer. Then requests
 come at 1, 2, 4 and 8 times that rate, whatever the answers take (`_load.lua`).
 
     p10.goodput_4x     answered a second at 4 times saturation, over the most at any load
@@ -25,7 +25,7 @@ from _served import add_arguments, bodies, fill_gallery, served
 from reir_serving.environment import free_port
 
 TIMES = (1, 2, 4, 8)
-CLIENTS = 32
+CLIENTS = 12
 
 
 def main() -> None:

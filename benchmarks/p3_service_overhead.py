@@ -44,11 +44,13 @@ from _served import GALLERY, VERSION, add_arguments, bodies, fill_gallery, serve
 
 from reir.records import FloatArray
 from reir.store import open_store
-from reir_serving.config import ServeConfig
+from reir_serving.config import Limits, ServeConfig
 from reir_serving.environment import free_port
 
 CONCURRENCIES = (1, 8, 32)
 ARMS = ("ours", "fastapi", "default")
+LIMITS = Limits(queued=64)
+"""Of all servers: nobody is refused, also not of the most that ask at a time."""
 K = 10
 
 
@@ -66,6 +68,7 @@ def main() -> None:
             store=arguments.store,
             galleries=(GALLERY,),
             port=arguments.port,
+            limits=LIMITS,
             access_log=Path(os.devnull),
         )
         {"fastapi": be_fastapi, "default": be_default}[arguments.arm](config)
@@ -73,7 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         store = fill_gallery(arguments, folder)
-        urls = {"ours": stack.enter_context(served(store, folder, free_port())).url}
+        options = {"limits": LIMITS.model_dump(mode="json")}
+        urls = {"ours": stack.enter_context(served(store, folder, free_port(), options)).url}
         for arm in ARMS[1:]:
             urls[arm] = stack.enter_context(other(arm, store, folder))
         figures = overhead(urls, arguments) | against_floor(urls["ours"], store, arguments)

@@ -40,8 +40,8 @@ class Limits(StrictConfig):
         upload_bytes: of a request with a photo.
         pixels: of an uploaded photo, before it is decoded.
         request_s: a request that takes longer is answered with 503.
-        ongoing: requests that one replica works on at a time.
-        queued: requests that may wait in one replica besides; more are answered 503 at once.
+        ongoing: searches, uploads and deletions that one replica works on at a time.
+        queued: those that may wait in one replica besides; more are answered 503 at once.
         image_queue: requests with a photo to look at that may wait for the localiser.
         rate_per_s: requests a second of one key, in the long run; None is no limit.
         burst: requests that one key may send at once, beyond its rate.
@@ -51,8 +51,8 @@ class Limits(StrictConfig):
     upload_bytes: int = Field(32 * MIB, ge=1024)
     pixels: int = Field(50_000_000, ge=1)
     request_s: float = Field(30.0, gt=0)
-    ongoing: int = Field(16, ge=1)
-    queued: int = Field(32, ge=0)
+    ongoing: int = Field(8, ge=1)
+    queued: int = Field(8, ge=0)
     image_queue: int = Field(8, ge=0)
     rate_per_s: float | None = Field(None, gt=0)
     burst: int = Field(50, ge=1)

@@ -71,7 +71,7 @@ class Gate:
                 self._admit(scope, headers, notes_of(scope))
             body.limit_bytes = self._body_limit(headers, is_form)
             async with asyncio.timeout(self._limits.request_s):
-                with self._place(scope["path"], is_form):
+                with self._place(scope, is_form):
                     await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
@@ -95,14 +95,14 @@ class Gate:
             raise Refused(TOO_MANY, said, retry_after_s=wait_s)
 
     @contextmanager
-    def _place(self, path: str, is_form: bool) -> Iterator[None]:
-        """Count a request of the API while it is inside.
+    def _place(self, scope: Scope, is_form: bool) -> Iterator[None]:
+        """Count a request of the API while it is inside; one that only reads costs little.
 
         Raises:
             Refused: as many as may be worked on and wait are inside already; of those with a photo,
                 which is held in memory, as many as may be worked on.
         """
-        if not path.startswith(API):
+        if not scope["path"].startswith(API) or scope["method"] in SAFE_METHODS:
             yield
             return
         inside, limits = self._inside.total(), self._limits

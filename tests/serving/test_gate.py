@@ -15,10 +15,10 @@ from reir_serving.notes import Notes, put_notes
 NUM = 6
 
 
-def scope_of(path: str) -> dict[str, Any]:
+def scope_of(path: str, method: str) -> dict[str, Any]:
     scope: dict[str, Any] = {
         "type": "http",
-        "method": "POST",
+        "method": method,
         "path": path,
         "query_string": b"",
         "headers": [(b"host", b"127.0.0.1")],
@@ -27,7 +27,9 @@ def scope_of(path: str) -> dict[str, Any]:
     return scope
 
 
-async def statuses(path: str, limits: Limits) -> list[tuple[int, bytes | None]]:
+async def statuses(
+    path: str, limits: Limits, method: str = "POST"
+) -> list[tuple[int, bytes | None]]:
     """Send requests of which none ends before all have come; status and Retry-After of each."""
     go_on = asyncio.Event()
 
@@ -46,7 +48,7 @@ async def statuses(path: str, limits: Limits) -> list[tuple[int, bytes | None]]:
         async def send(message: Any) -> None:
             started.append(message)
 
-        await gate(scope_of(path), receive, send)
+        await gate(scope_of(path, method), receive, send)
         return started[0]["status"], dict(started[0]["headers"]).get(b"retry-after")
 
     calls = [asyncio.create_task(ask()) for _ in range(NUM)]
@@ -67,6 +69,11 @@ def test_requests_beyond_the_queue_are_told_when_to_come_again() -> None:
     refused = [each for each in answers if each[0] != 200]
     assert len(refused) == NUM - 3
     assert all(status == 503 and after == b"1" for status, after in refused)
+
+
+def test_what_only_reads_always_finds_room() -> None:
+    answers = asyncio.run(statuses("/v1/galleries", Limits(ongoing=1, queued=0), "GET"))
+    assert answers == [(200, None)] * NUM
 
 
 def test_health_and_metrics_always_find_room() -> None:

@@ -37,7 +37,7 @@ function verdict(answer) {
     return [make("h2", {}, title),
       make("p", {}, `${quoted}: best box of ${answer.boxes.length}.`)];
   }
-  return [make("h2", {}, "Nothing in it fits"), make("p", {},
+  return [make("h2", {}, "Probably not in it"), make("p", {},
     likely && `The chance that ${quoted} is in this photo is ${percent(answer.presence)}.`,
     answer.boxes.length > 0 && " The nearest are drawn in grey.")];
 }
@@ -60,6 +60,6 @@ function highlight(number) {
 function summary(answer) {
   if (!answer) return "Photo loaded. Describe one object in it.";
   const boxes = `${count(answer.boxes.length, "box", "boxes")} in your photo`;
-  const found = answer.present ? boxes : "Nothing in your photo fits";
+  const found = answer.present ? boxes : "Probably not in your photo";
   return `${found} \u00b7 ${timings(answer.timings_ms)}`;
 }

@@ -5,14 +5,17 @@ const PRESENCE = [
   [0.8, "sure", "Very likely"],
   [0.5, "sure", "Likely"],
   [0.2, "maybe", "Possible"],
-  [0, "unsure", "Unlikely"],
 ];
 
-/** {level, text} of a calibrated probability; null where there is none. */
+/**
+ * {level, text} of a calibrated probability; null where there is none.
+ * A small one is given as it is: among many alike, the right hit has one too.
+ */
 export function presence(value) {
   if (value === null || value === undefined) return null;
-  const [, level, text] = PRESENCE.find(([least]) => value >= least) ?? PRESENCE.at(-1);
-  return { level, text };
+  const known = PRESENCE.find(([least]) => value >= least);
+  return known ? { level: known[1], text: known[2] }
+    : { level: "unsure", text: `Chance ${percent(value)}` };
 }
 
 export const percent = (share) => {
