@@ -219,7 +219,8 @@ class Service:
             ReirError: a gallery that was named cannot be served.
         """
         try:
-            for name in self._config.galleries or await self._ask_store(self._live_names):
+            names = self._config.galleries or await self._ask_store(self._live_names)
+            for name in names:
                 stages = await self._stages(name)
                 for _ in range(WARM_UP_ROUNDS):
                     await answer([ASKED], stages)

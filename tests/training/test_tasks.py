@@ -47,7 +47,9 @@ def views(folder: Path, num_workers: int, parts: int) -> dict[tuple[int, float],
     seen: list[tuple[int, Tensor]] = []
 
     def of(rank: int) -> Iterator[int]:
-        task = make_task("clare-base", config, init=None, rank=rank, world_size=num_workers)
+        task = make_task(
+            "clare-base", config, stage="clia", init=None, rank=rank, world_size=num_workers
+        )
         for batch in task.batches(Epoch(0, "clia", 0, 1), 0):
             assert isinstance(batch, ClareBatch)
             yield len(batch.pixels)

@@ -70,15 +70,7 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         home.push(output / "config.yaml")
         home.pull(output / METRICS)
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    ) as bars:
+    with _progress(console) as bars:
         cache = None
         if isinstance(config, TrainConfig):
             cache = _cache(config, output, stage, init, bars).resolve()
@@ -102,6 +94,19 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
             home.pull(checkpoint)
     console.print(f"checkpoint: {checkpoint}")
     return checkpoint
+
+
+def _progress(console: Console) -> Progress:
+    """Return the bars of a run, each with a note and the time that is left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def absolute(config: Run) -> Run:
