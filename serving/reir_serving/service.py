@@ -219,7 +219,8 @@ class Service:
             ReirError: a gallery that was named cannot be served.
         """
         try:
-            names = self._config.galleries or await self._ask_store(self._live_names)
+            live = await self._ask_store(self._live_names)
+            names = self._config.galleries or live
             for name in names:
                 stages = await self._stages(name)
                 for _ in range(WARM_UP_ROUNDS):
