@@ -107,7 +107,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"reir {reir.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["serch"], ["search", "-k"], ["--nothing"]])
+@pytest.mark.parametrize("arguments", [["serch"], ["search", "--no-such-option"], ["--nothing"]])
 def test_wrong_commands_are_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
