@@ -1,4 +1,8 @@
-"""One browser and one server for all tests of the page: the real service, over drawn scenes."""
+"""A browser and a server for the tests of the page: the real service, over drawn scenes.
+
+Both end with their module: a browser that is driven from this thread has an event loop running in
+it, beside which no other test could start one.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +78,7 @@ CALIBRATION = Calibration(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server on a free port."""
     folder = tmp_path_factory.mktemp("scenes")
@@ -105,7 +109,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs chromium on the PATH")
