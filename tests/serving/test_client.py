@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import reir
-from reir.client import Client
+from reir.client import FIRST_PAUSE_S, Client
 from reir.errors import (
     AccessDenied,
     ConfigError,
@@ -160,7 +160,10 @@ def test_a_key_is_sent(
 
 
 class Moody(BaseHTTPRequestHandler):
-    """Answers 503 twice, then 200; closes the connection after each answer without saying so."""
+    """Answers 503, then 404 as a proxy without a server does, then 200.
+
+    It closes the connection after each answer without saying so.
+    """
 
     protocol_version = "HTTP/1.1"
     asked = 0
@@ -168,9 +171,9 @@ class Moody(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         type(self).asked += 1
         body = b'{"galleries": []}'
-        busy = type(self).asked <= 2
-        self.send_response(503 if busy else 200)
-        if busy:
+        status = {1: 503, 2: 404}.get(type(self).asked, 200)
+        self.send_response(status)
+        if status == 503:
             self.send_header("Retry-After", "3")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -195,7 +198,7 @@ def test_a_busy_server_is_asked_again_when_it_said(moody: str) -> None:
     waited: list[float] = []
     with Client(moody, patience_s=10.0, sleep=waited.append) as client:
         assert client.galleries() == []
-        assert waited == [3.0, 3.0]
+        assert waited == [3.0, 2 * FIRST_PAUSE_S]
         assert client.galleries() == []  # over the connection that the server has closed
 
 
