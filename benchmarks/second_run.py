@@ -4,9 +4,13 @@
 
 The photos are small drawings, each of other bytes, and the encoder makes 30 random vectors of 256
 numbers from the pixels: the store holds what a real model would give it, and the first run costs
-next to nothing but reading and storing. So the share is an upper bound: with a real model the first
-run takes many times longer, the second exactly as long. Each run opens the embedded store anew, and
-a few photos more show what a run with little to do costs.
+next to nothing but reading and storing. What the shipped model takes for a photo is measured on
+real ones, alone, and added to the first run for every photo; the second run never asks the model.
+Each run opens the embedded store anew, and a few photos more show what a run with little to do
+costs.
+
+    index.second_run_ratio         second run over the first one with the shipped model's time
+    index.second_run_ratio_bound   the same without it: no model could be faster
 """
 
 from __future__ import annotations
@@ -21,9 +25,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from _indexing import encoder_of, parser_of, real_photos
 from _report import write_report
 from PIL import Image
 
+from reir.images import read_image
 from reir.models.seams import RgbImage
 from reir.records import FloatArray, Instances
 from reir.store import open_store
@@ -33,6 +39,7 @@ from reir_ingestion.report import IndexReport
 DIM = 256
 NUM_INSTANCES = 30
 FOLDERS = 100
+BATCH = 32
 
 
 class RandomEncoder:
@@ -82,6 +89,18 @@ def run(folder: Path, store_folder: Path) -> tuple[float, IndexReport]:
     return time.perf_counter() - started, report
 
 
+def model_seconds(arguments: argparse.Namespace) -> float:
+    """Seconds that the model takes for a photo."""
+    encoder = encoder_of(arguments)
+    photos = [read_image(path) for path in real_photos(arguments.photos)]
+    batches = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
+    encoder.encode_images(batches[0])
+    started = time.perf_counter()
+    for batch in batches:
+        encoder.encode_images(batch)
+    return (time.perf_counter() - started) / len(photos)
+
+
 def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]:
     """Time the first run, some second ones, and one with a few photos more."""
     folder, store_folder = work / "photos", work / "store"
@@ -100,24 +119,27 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]
     if report.new != arguments.more:
         raise SystemExit(f"{arguments.more} photos were new, the run saw {report.new}")
     print(f"{arguments.more} photos more: {more_s:.2f} s")
+    model_s = model_seconds(arguments)
+    second_s = median(again_s)
     return {
         "index.second_run_images": arguments.images,
         "index.second_run_instances": first.instances,
         "index.first_run_seconds": round(first_s, 2),
-        "index.second_run_seconds": round(median(again_s), 2),
-        "index.second_run_ratio": round(median(again_s) / first_s, 4),
+        "index.second_run_seconds": round(second_s, 2),
+        "index.model_seconds_a_photo": round(model_s, 4),
+        "index.second_run_ratio": round(second_s / (first_s + arguments.images * model_s), 4),
+        "index.second_run_ratio_bound": round(second_s / first_s, 4),
         "index.more_images": arguments.more,
         "index.more_seconds": round(more_s, 2),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3, help="second runs; the median counts")
     parser.add_argument("--more", type=int, default=100, help="photos added at the end")
+    parser.add_argument("--photos", type=int, default=64, help="real ones, to time the model")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, Path(folder))
