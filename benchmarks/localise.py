@@ -15,7 +15,7 @@ import numpy as np
 from _indexing import encoder_of, parser_of
 from _report import write_report
 
-from reir.boxes import elementwise_iou, to_normalised
+from reir.boxes import elementwise_iou
 from reir.datasets.photos import read_photos
 from reir.images import canonical_uri, read_image
 from reir.localise import PixelLocaliser
@@ -47,8 +47,7 @@ def main() -> None:
         requests.append(
             Refinement(image_id=photo.image_id, uri=canonical_uri(path), box=(x1, y1, x2, y2))
         )
-        box_px = dataset.instances_by_id[str(expression.instance_id)].box_xyxy_px
-        targets.append(to_normalised(box_px, photo.width_px, photo.height_px))
+        targets.append(dataset.true_box(expression))
     started_s = time.perf_counter()
     refined = [localiser.refine([each])[0] for each in requests]
     each_ms = 1e3 * (time.perf_counter() - started_s) / len(requests)

@@ -138,12 +138,7 @@ def ask(
     """Texts, expression vectors (M, D), true photo (M,) and IoU with every box (M, J)."""
     texts = [e.text for e in dataset.expressions]
     own = np.array([gallery.row_of[e.image_id] for e in dataset.expressions])
-    targets = []
-    for e in dataset.expressions:
-        image = dataset.images_by_id[e.image_id]
-        assert e.instance_id is not None
-        box = np.asarray(dataset.instances_by_id[e.instance_id].box_xyxy_px)
-        targets.append(box / ([image.width_px, image.height_px] * 2))
+    targets = [dataset.true_box(each) for each in dataset.expressions]
     vectors = []
     for i in range(0, len(texts), 128):
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -67,12 +67,7 @@ def successes(
     """(M, 4) success at 1, 5, 10 and in the photo, without and with; and (M,) the photo."""
     row_of = {image.image_id: i for i, image in enumerate(dataset.images)}
     own = np.array([row_of[e.image_id] for e in dataset.expressions])
-    targets = []
-    for e in dataset.expressions:
-        image = dataset.images_by_id[e.image_id]
-        assert e.instance_id is not None
-        box = np.asarray(dataset.instances_by_id[e.instance_id].box_xyxy_px)
-        targets.append(box / ([image.width_px, image.height_px] * 2))
+    targets = [dataset.true_box(each) for each in dataset.expressions]
     owner = np.repeat(np.arange(len(photos)), [len(photo.boxes) for photo in photos])
     inside = owner[None] == own[:, None]
     boxes = np.concatenate([photo.boxes for photo in photos])

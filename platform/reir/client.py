@@ -13,10 +13,10 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 from urllib.parse import quote, urlencode, urlsplit
 
 from reir.client_json import (
@@ -74,7 +74,7 @@ class _Body:
     media_type: str = ""
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Asks a server; use it as a context manager, or call `close`. For one thread at a time.
 
     A server that is busy or cannot reach its store is asked again, when it said, for `patience_s`.
@@ -265,16 +265,7 @@ class Client:
         """Close the connection; the next request opens another."""
         self._connection.close()
 
-    def __enter__(self) -> Self:
-        """Return this client."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
 

@@ -6,11 +6,9 @@ Knows the store's contract and the encoder's seam; no model, no Ray and no comma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from reir.answer import answer, run_now
 from reir.clock import Costs
@@ -148,7 +146,7 @@ class LocalStages:
         return self._localiser.refine(requests)
 
 
-class Gallery:
+class Gallery(AbstractContextManager["Gallery"]):
     """A gallery open for searching; use it as a context manager, or call `close`.
 
     Every search asks the store for the live version, so that a promotion counts from the next
@@ -262,16 +260,7 @@ class Gallery:
         """Close the store, if this gallery opened it."""
         self.owned.close()
 
-    def __enter__(self) -> Self:
-        """Return this gallery."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
+from reir.boxes import to_normalised
 from reir.errors import DataError, nearest_name
 from reir.records import MaskRle
 
@@ -123,6 +124,19 @@ class ReferringDataset:
     def instances_by_id(self) -> Mapping[str, ReferringInstance]:
         """Instance id -> instance."""
         return {instance.instance_id: instance for instance in self.instances}
+
+    def true_box(self, expression: Expression) -> tuple[float, float, float, float]:
+        """Return what an expression describes: xyxy in [0, 1] of its photo.
+
+        Raises:
+            DataError: it describes nothing in its photo.
+        """
+        if expression.instance_id is None:
+            raise DataError(f"expression {expression.expression_id!r} has no instance")
+        image = self.images_by_id[expression.image_id]
+        box_px = self.instances_by_id[expression.instance_id].box_xyxy_px
+        x1, y1, x2, y2 = to_normalised(box_px, image.width_px, image.height_px).tolist()
+        return x1, y1, x2, y2
 
     def split(self, name: str) -> ReferringDataset:
         """Return the photos of one split with what belongs to them.

@@ -57,6 +57,13 @@ def test_views_choose_expressions_and_keep_the_gallery() -> None:
     assert len(dataset().of_kind("short").images) == 2
 
 
+def test_the_true_box_is_in_shares_of_the_photo() -> None:
+    first, *_, nothing = dataset().expressions
+    assert dataset().true_box(first) == (0.01, 0.02, 0.1, 0.2)
+    with pytest.raises(DataError, match="expression '4' has no instance"):
+        dataset().true_box(nothing)
+
+
 def test_a_dataset_may_be_empty() -> None:
     assert not ReferringDataset(source="x", images=(), instances=(), expressions=()).splits
 
