@@ -56,7 +56,7 @@ class RandomEncoder:
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """No sentence is asked here."""
-        raise NotImplementedError
+        raise NotImplementedError(f"not needed for {len(expressions)} expressions")
 
     def _encode(self, image: RgbImage) -> Instances:
         rng = np.random.default_rng(image[:2].ravel())

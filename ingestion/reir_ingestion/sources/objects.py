@@ -22,7 +22,6 @@ from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
 from reir_ingestion.sources.contract import Status
 from reir_ingestion.sources.retrying import Answer, Unreachable, reading
 
-SCHEMES = ("s3", "gs")
 STREAM_BUFFER_BYTES = 1024**2
 
 _URI = re.compile(
