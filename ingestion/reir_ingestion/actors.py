@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 LOCAL = "local"
 RETRIES = 3
+IDLE_MS = 60_000
+"""How long a worker of a Ray started here may be idle. Ray's own second is less than a stage waits
+for its turn on a small machine, and a new worker costs seconds of CPU."""
+
 SHARDS_A_WORKER = 2
 """One that is encoded and one that waits, so that no worker waits for the driver."""
 
@@ -134,7 +138,8 @@ def cluster(num_cpus: int) -> Iterator[None]:
     options: dict[str, Any] = {}
     if _address() == LOCAL:
         cpus = max(os.cpu_count() or 1, num_cpus)
-        options = {"num_cpus": cpus, "include_dashboard": False}
+        kept = {"idle_worker_killing_time_threshold_ms": IDLE_MS}
+        options = {"num_cpus": cpus, "include_dashboard": False, "_system_config": kept}
     ray.init(address=_address(), log_to_driver=False, **options)
     try:
         yield

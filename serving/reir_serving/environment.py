@@ -23,6 +23,9 @@ SWITCHES: Mapping[str, str] = {
     # A request can only be sent again while HAProxy holds all of it.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    # A line of log for each request, parsed in Python on the cores that should answer; what is
+    # counted there our own metrics count as well.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # HAProxy leaves out a replica that goes within this time.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Models compute on one thread a replica; more replicas use more cores.
