@@ -14,7 +14,6 @@ a random order of the candidates. `--quarter` cuts stage 2 to a quarter, which a
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -49,8 +48,8 @@ SHAPE = {
     "dim": 128,
     "num_queries": 12,
     "encoder_layers": 1,
-    "decoder_layers": 6,  # what is around an instance reaches its vector from the second on
-    "num_heads": 8,
+    "decoder_layers": 3,
+    "num_heads": 4,
     "num_points": 1,
     "ffn": 256,
     "num_candidates": 8,
@@ -65,16 +64,16 @@ RECIPE: dict[str, Any] = {
     "augmentation": {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0},
     "optimisation": {
         "photos_per_batch": 12,
-        "steps_per_epoch": 310,
+        "steps_per_epoch": 400,
         "grounding_epochs": 1,
-        "clia_epochs": 8,
+        "clia_epochs": 10,
         "learning_rate": 1e-3,
         "tower_factor": 1.0,
         "weight_decay": 0.05,
         "warmup_steps": 100,
         "decay": "cosine",
         "max_gradient_norm": 1.0,
-        "save_every_steps": 1000,
+        "save_every_steps": 400,
         "precision": "fp32",
     },
 }
@@ -104,7 +103,6 @@ def train(stage: str, config: Path, output: Path, init: Path | None) -> Trained:
     """Run one stage as a user would."""
     command = [str(Path(sys.executable).with_name("reir")), "train", "--preset", "clare-base"]
     command += ["--stage", stage, "--data", str(config), "--output", str(output)]
-    command += ["--num-workers", str(os.cpu_count() or 1)]  # faster than threads, on small tensors
     command += ["--init", str(init)] if init else []
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)

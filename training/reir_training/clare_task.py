@@ -142,6 +142,8 @@ class ClareTask:
         for number, arrays in zip(due, self._arrays, strict=False):
             self._next = (epoch.stage, number + 1)
             yield ClareBatch.from_arrays(arrays)
+        if due.stop == epoch.epochs_of_stage * steps:
+            next(self._arrays, None)  # left open, a stream would be closed when Ray is gone
 
     def _loader(self, stage: Stage) -> Callable[[int], Arrays]:
         """Function of a number of a batch, over all epochs of the stage."""
