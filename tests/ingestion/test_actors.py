@@ -17,7 +17,7 @@ from reir.testing import FakeEncoder
 from reir.testing.photo_sets import draw_photo_set, random_scenes
 from reir.testing.tiny import tiny_tokenizer
 from reir.testing.tiny_clare import tiny_clare
-from reir_ingestion.actors import ray_runner
+from reir_ingestion.actors import IDLE_MS, ray_runner
 from reir_ingestion.testing import DiesOnce
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -84,7 +84,15 @@ def test_gpus_that_are_not_there_are_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "options"),
     [
-        ("", {"address": "local", "num_cpus": 64, "include_dashboard": False}),
+        (
+            "",
+            {
+                "address": "local",
+                "num_cpus": 64,
+                "include_dashboard": False,
+                "_system_config": {"idle_worker_killing_time_threshold_ms": IDLE_MS},
+            },
+        ),
         ("cluster:6379", {"address": "cluster:6379"}),
     ],
     ids=["alone", "cluster"],
