@@ -76,10 +76,12 @@ def test_a_step_is_the_same_views_however_it_is_shared(tmp_path: Path) -> None:
 def test_the_epochs_of_a_stage_take_their_steps_from_one_stream(tmp_path: Path) -> None:
     config = load_config(ClareTrainConfig, tiny_training(tmp_path, clia_epochs=2))
     opened: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
 
     def stream(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
         opened.append((first, last))
-        return load_here(load, first, last)
+        yield from load_here(load, first, last)
+        ended.append((first, last))
 
     def seen(task: ClareTask, number: int, first: int = 0) -> list[Tensor]:
         return [batch.pixels for batch in task.batches(Epoch(number, "clia", 0, 2), first)]
@@ -88,9 +90,11 @@ def test_the_epochs_of_a_stage_take_their_steps_from_one_stream(tmp_path: Path) 
         return ClareTask("clare-base", config, init=None, rank=0, world_size=1, stream=stream)
 
     whole, steps = make(), config.optimisation.steps_per_epoch
-    epochs = [seen(whole, 0), seen(whole, 1)]
+    epochs = [seen(whole, 0)]
+    assert not ended
+    epochs.append(seen(whole, 1))
     assert [len(each) for each in epochs] == [steps, steps]
-    assert opened == [(0, 2 * steps)]
+    assert opened == ended == [(0, 2 * steps)]
     again = seen(make(), 1, first=1)
     assert opened[1:] == [(steps + 1, 2 * steps)]
     assert all(torch.equal(a, b) for a, b in zip(again, epochs[1][1:], strict=True))
