@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+from reir_serving.environment import SWITCHES
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "api.md"
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 WRITTEN = "localhost:8000"
 
@@ -62,3 +66,11 @@ def test_the_curl_of_the_page_runs(place: str, backend: Any) -> None:
         if done.stdout:
             json.loads(done.stdout)
     assert Path("desk-boxes.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_the_variables_for_kuberay_are_those_of_the_command() -> None:
+    text = (DOCS / "serve.md").read_text(encoding="utf-8")
+    (body,) = [body for _, body in BLOCK.findall(text) if body.startswith("env:")]
+    listed = {each["name"]: each["value"] for each in yaml.safe_load(body)["env"]}
+    ours = {name: value for name, value in SWITCHES.items() if name.startswith("RAY_SERVE_")}
+    assert ours.items() <= listed.items()
