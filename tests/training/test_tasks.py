@@ -73,6 +73,23 @@ def test_a_step_is_the_same_views_however_it_is_shared(tmp_path: Path) -> None:
         assert all(torch.equal(shared[key], alone[key]) for key in alone)
 
 
+@pytest.mark.parametrize(("given", "text_rate"), [({}, 0.0025), ({"text_tower_factor": 0.1}, 0.001)])
+def test_towers_and_offsets_learn_at_their_own_rates(
+    tmp_path: Path, given: dict[str, float], text_rate: float
+) -> None:
+    settings = {"learning_rate": 0.01, "tower_factor": 0.25, **given}
+    config = load_config(ClareTrainConfig, tiny_training(tmp_path, **settings))
+    task = ClareTask("clare-base", config, init=None, rank=0, world_size=1)
+    rates = {id(p): group["lr"] for group in task.groups() for p in group["params"]}
+    assert all(group["base_lr"] == group["lr"] for group in task.groups())
+    parameters = dict(task.objective.named_parameters())
+    assert rates.keys() == {id(parameter) for parameter in parameters.values()}
+    for name, parameter in parameters.items():
+        slow = 0.0025 if "model.vision." in name or ".sampling_offsets." in name else 0.01
+        expected = text_rate if "model.language." in name else slow
+        assert rates[id(parameter)] == pytest.approx(expected), name
+
+
 def test_the_epochs_of_a_stage_take_their_steps_from_one_stream(tmp_path: Path) -> None:
     config = load_config(ClareTrainConfig, tiny_training(tmp_path, clia_epochs=2))
     opened: list[tuple[int, int]] = []

@@ -34,7 +34,8 @@ from reir_training.sampling import Sampler
 from reir_training.validate import validate_encoder
 
 SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
-SLOW_PARTS = ("model.vision.", "model.language.", ".sampling_offsets.")
+TEXT_TOWER, SLOW = "model.language.", "slow"
+SLOW_PARTS = ("model.vision.", ".sampling_offsets.")
 UNKNOWN_WORD, END = "<unk>", "</s>"
 Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
 """(load, first, last) -> what `load` gives for each step in [first, last), in order."""
@@ -106,21 +107,26 @@ class ClareTask:
         return self._config.optimisation.photos_per_batch
 
     def groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: pretrained towers and sampling offsets learn slower."""
+        """Optimiser groups: text tower, what else learns slower (vision tower, offsets), the rest."""
         settings = self._config.optimisation
-        parameters = dict(self.objective.named_parameters())
-        slow_names = {name for name in parameters if any(part in name for part in SLOW_PARTS)}
-        slow = [parameters[name] for name in parameters if name in slow_names]
-        fast = [parameters[name] for name in parameters if name not in slow_names]
-        rates = (settings.learning_rate * settings.tower_factor, settings.learning_rate)
+        members: dict[str, list[Tensor]] = {TEXT_TOWER: [], SLOW: [], "": []}
+        for name, parameter in self.objective.named_parameters():
+            slow = SLOW if any(part in name for part in SLOW_PARTS) else ""
+            members[TEXT_TOWER if TEXT_TOWER in name else slow].append(parameter)
+        text_factor = settings.text_tower_factor
+        factors = {
+            TEXT_TOWER: settings.tower_factor if text_factor is None else text_factor,
+            SLOW: settings.tower_factor,
+            "": 1.0,
+        }
         return [
             {
-                "params": members,
-                "lr": rate,
-                "base_lr": rate,
+                "params": parameters,
+                "lr": settings.learning_rate * factors[part],
+                "base_lr": settings.learning_rate * factors[part],
                 "weight_decay": settings.weight_decay,
             }
-            for rate, members in zip(rates, (slow, fast), strict=True)
+            for part, parameters in members.items()
         ]
 
     def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both

@@ -157,6 +157,8 @@ class ClareSchedule(Schedule):
     Attributes:
         steps_per_epoch: steps between two validations.
         tower_factor: learning rate of the pretrained towers, and of sampling offsets, relative.
+        text_tower_factor: that of the text tower; None takes `tower_factor`. Towers without
+            pretrained weights want a high rate for pixels and a low one for words.
     """
 
     grounding_epochs: int = Field(30, ge=0)
@@ -165,6 +167,7 @@ class ClareSchedule(Schedule):
     photos_per_batch: int = Field(32, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
     tower_factor: float = Field(0.1, ge=0)
+    text_tower_factor: float | None = Field(None, ge=0)
     warmup_steps: int = Field(200, ge=1)
     decay: Literal["cosine", "step"] = "step"
     max_gradient_norm: float = Field(0.1, gt=0)
