@@ -73,7 +73,9 @@ def test_a_step_is_the_same_views_however_it_is_shared(tmp_path: Path) -> None:
         assert all(torch.equal(shared[key], alone[key]) for key in alone)
 
 
-@pytest.mark.parametrize(("given", "text_rate"), [({}, 0.0025), ({"text_tower_factor": 0.1}, 0.001)])
+@pytest.mark.parametrize(
+    ("given", "text_rate"), [({}, 0.0025), ({"text_tower_factor": 0.1}, 0.001)]
+)
 def test_towers_and_offsets_learn_at_their_own_rates(
     tmp_path: Path, given: dict[str, float], text_rate: float
 ) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordLevelTrainer
+from torch import Tensor
 
 from reir.checkpoint import TOKENIZER, load_clare, read_tokenizer, save_checkpoint
 from reir.datasets.coco_classes import COCO_CLASSES
@@ -107,7 +108,7 @@ class ClareTask:
         return self._config.optimisation.photos_per_batch
 
     def groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups: text tower, what else learns slower (vision tower, offsets), the rest."""
+        """Optimiser groups: the text tower, what else learns slower, the rest."""
         settings = self._config.optimisation
         members: dict[str, list[Tensor]] = {TEXT_TOWER: [], SLOW: [], "": []}
         for name, parameter in self.objective.named_parameters():
