@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, 1 + READERS),
+        num_cpus=max((os.cpu_count() or 1) - 1, READERS),  # `reir train` holds one to train on
         include_dashboard=False,
         log_to_driver=False,
     )
