@@ -70,7 +70,7 @@ RECIPE: dict[str, Any] = {
         "clia_epochs": 8,
         "learning_rate": 1e-3,
         "tower_factor": 1.0,
-        "text_tower_factor": 0.1,  # at the rate of the rest it never learns which side is named
+        "text_tower_factor": 0.1,  # at the rate of the rest it stays with the subject
         "weight_decay": 0.05,
         "warmup_steps": 100,
         "decay": "cosine",

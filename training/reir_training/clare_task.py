@@ -35,7 +35,7 @@ from reir_training.sampling import Sampler
 from reir_training.validate import validate_encoder
 
 SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
-TEXT_TOWER, SLOW = "model.language.", "slow"
+TEXT_TOWER = "model.language."
 SLOW_PARTS = ("model.vision.", ".sampling_offsets.")
 UNKNOWN_WORD, END = "<unk>", "</s>"
 Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
@@ -110,24 +110,24 @@ class ClareTask:
     def groups(self) -> list[dict[str, Any]]:
         """Optimiser groups: the text tower, what else learns slower, the rest."""
         settings = self._config.optimisation
-        members: dict[str, list[Tensor]] = {TEXT_TOWER: [], SLOW: [], "": []}
-        for name, parameter in self.objective.named_parameters():
-            slow = SLOW if any(part in name for part in SLOW_PARTS) else ""
-            members[TEXT_TOWER if TEXT_TOWER in name else slow].append(parameter)
         text_factor = settings.text_tower_factor
         factors = {
-            TEXT_TOWER: settings.tower_factor if text_factor is None else text_factor,
-            SLOW: settings.tower_factor,
-            "": 1.0,
+            "text": settings.tower_factor if text_factor is None else text_factor,
+            "slow": settings.tower_factor,
+            "rest": 1.0,
         }
+        members: dict[str, list[Tensor]] = {group: [] for group in factors}
+        for name, parameter in self.objective.named_parameters():
+            members[_group_of(name)].append(parameter)
+        rates = {group: settings.learning_rate * factor for group, factor in factors.items()}
         return [
             {
-                "params": parameters,
-                "lr": settings.learning_rate * factors[part],
-                "base_lr": settings.learning_rate * factors[part],
+                "params": members[group],
+                "lr": rate,
+                "base_lr": rate,
                 "weight_decay": settings.weight_decay,
             }
-            for part, parameters in members.items()
+            for group, rate in rates.items()
         ]
 
     def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both
@@ -176,6 +176,13 @@ class ClareTask:
         towers = self._config.towers
         named = Path(towers).name if towers and Path(towers).exists() else towers
         return {"preset": self._preset, "towers": named, **describe(self._photos)}
+
+
+def _group_of(name: str) -> str:
+    """Which optimiser group a parameter belongs to."""
+    if TEXT_TOWER in name:
+        return "text"
+    return "slow" if any(part in name for part in SLOW_PARTS) else "rest"
 
 
 def _load(
