@@ -18,7 +18,7 @@ from reir_serving.config import ServeConfig
 from reir_serving.context import Site
 from reir_serving.envelope import Envelope
 from reir_serving.forms import SimilarForm
-from reir_serving.gate import Gate
+from reir_serving.gate import Gate, Places
 from reir_serving.keys import KeyRing
 from reir_serving.metrics import Metrics
 from reir_serving.openapi import publish
@@ -48,7 +48,8 @@ def create_app(backend: Backend, config: ServeConfig, metrics: Metrics | None = 
     app.add_exception_handler(RequestValidationError, _refuse_validation)
     app.add_exception_handler(ReirError, _refuse_platform)
     keys = KeyRing(config.keys_file) if config.keys_file else None
-    app.add_middleware(Gate, keys=keys, limits=config.limits)
+    app.state.places = places = Places(config.limits)
+    app.add_middleware(Gate, keys=keys, limits=config.limits, places=places)
     app.add_middleware(Envelope, metrics=metrics)
     publish(app, (SimilarForm,))
     return app

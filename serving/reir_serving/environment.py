@@ -26,6 +26,8 @@ SWITCHES: Mapping[str, str] = {
     # A line of log for each request, parsed in Python on the cores that should answer; what is
     # counted there our own metrics count as well.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # What finds no room is refused before Ray has spent anything on it.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reir_serving.early:middlewares",
     # HAProxy leaves out a replica that goes within this time.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Models compute on one thread a replica; more replicas use more cores.

@@ -44,6 +44,47 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "multipart/form-data"
 
 
+class Places:
+    """Counts the requests of the API that are inside; those that only read cost little."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Have room for as many as may be worked on and wait."""
+        self._limits = limits
+        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
+
+    def is_full(self, scope: Scope, headers: Headers) -> bool:
+        """Whether there is no room for this request.
+
+        Of those with a photo, which is held in memory, there is room for as many as may be worked
+        on.
+        """
+        if not _needs_place(scope):
+            return False
+        if self._inside.total() >= self._limits.ongoing + self._limits.queued:
+            return True
+        return _is_form(headers) and self._inside[True] >= self._limits.ongoing
+
+    @contextmanager
+    def take(self, scope: Scope, headers: Headers) -> Iterator[None]:
+        """Count a request while it is inside.
+
+        Raises:
+            Refused: there is no room.
+        """
+        if self.is_full(scope, headers):
+            said = f"{self._inside.total()} requests are worked on or wait; try again in a moment"
+            raise Refused(OVERLOADED, said, retry_after_s=RETRY_AFTER_S)
+        if not _needs_place(scope):
+            yield
+            return
+        is_form = _is_form(headers)
+        self._inside[is_form] += 1
+        try:
+            yield
+        finally:
+            self._inside[is_form] -= 1
+
+
 class Gate:
     """Lets requests of the API through to the routes; all others pass with their limits."""
 
@@ -52,12 +93,12 @@ class Gate:
         app: ASGIApp,
         keys: KeyRing | None,
         limits: Limits,
+        places: Places,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check keys with `keys`; None lets everyone in who is on this machine."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
-        self._rate = RateLimit(limits.rate_per_s, limits.burst)
-        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
+        self._rate, self._places = RateLimit(limits.rate_per_s, limits.burst), places
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through or refuse it."""
@@ -65,13 +106,12 @@ class Gate:
             await self._app(scope, receive, send)
             return
         body, headers = _Body(receive, 0), Headers(scope=scope)
-        is_form = headers.get("content-type", "").lower().startswith(FORM)
         try:
             if scope["path"].startswith(API):
                 self._admit(scope, headers, notes_of(scope))
-            body.limit_bytes = self._body_limit(headers, is_form)
+            body.limit_bytes = self._body_limit(headers)
             async with asyncio.timeout(self._limits.request_s):
-                with self._place(scope, is_form):
+                with self._places.take(scope, headers):
                     await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
@@ -94,28 +134,6 @@ class Gate:
             said = f"this key may send more in {wait_s:.1f} s"
             raise Refused(TOO_MANY, said, retry_after_s=wait_s)
 
-    @contextmanager
-    def _place(self, scope: Scope, is_form: bool) -> Iterator[None]:
-        """Count a request of the API while it is inside; one that only reads costs little.
-
-        Raises:
-            Refused: as many as may be worked on and wait are inside already; of those with a photo,
-                which is held in memory, as many as may be worked on.
-        """
-        if not scope["path"].startswith(API) or scope["method"] in SAFE_METHODS:
-            yield
-            return
-        inside, limits = self._inside.total(), self._limits
-        is_full = inside >= limits.ongoing + limits.queued
-        if is_full or (is_form and self._inside[is_form] >= limits.ongoing):
-            said = f"{inside} requests are worked on or wait; try again in a moment"
-            raise Refused(OVERLOADED, said, retry_after_s=RETRY_AFTER_S)
-        self._inside[is_form] += 1
-        try:
-            yield
-        finally:
-            self._inside[is_form] -= 1
-
     def _caller(self, headers: Headers, is_needed: bool) -> Caller:
         if self._keys is None:
             return EVERYBODY
@@ -130,13 +148,13 @@ class Gate:
             )
         return caller
 
-    def _body_limit(self, headers: Headers, is_form: bool) -> int:
+    def _body_limit(self, headers: Headers) -> int:
         """Return how many bytes a request may have.
 
         Raises:
             Refused: it says itself that it has more.
         """
-        limit = self._limits.upload_bytes if is_form else self._limits.body_bytes
+        limit = self._limits.upload_bytes if _is_form(headers) else self._limits.body_bytes
         sent = headers.get("content-length", "")
         if sent.isascii() and sent.isdigit() and int(sent[:20]) > limit:
             raise _too_large(limit)
@@ -176,6 +194,15 @@ def _too_large(limit_bytes: int) -> Refused:
     # what is not read would be taken for the next request of this connection
     said = f"the body has more than {limit_bytes} bytes, which is the limit of this server"
     return Refused(TOO_LARGE, said, headers={"Connection": "close"})
+
+
+def _needs_place(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.startswith(API) and scope["method"] not in SAFE_METHODS
+
+
+def _is_form(headers: Headers) -> bool:
+    return headers.get("content-type", "").lower().startswith(FORM)
 
 
 def _token(headers: Headers) -> str:

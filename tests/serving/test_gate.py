@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from reir_serving.config import Limits
-from reir_serving.gate import Gate
+from reir_serving.gate import Gate, Places
 from reir_serving.notes import Notes, put_notes
 
 NUM = 6
@@ -40,7 +40,7 @@ async def statuses(
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    gate = Gate(app, None, limits)
+    gate = Gate(app, None, limits, Places(limits))
 
     async def ask() -> tuple[int, bytes | None]:
         started: list[Any] = []
