@@ -43,7 +43,7 @@ SHAPE = {
     "native_grid": 8,
     "text_width": 128,
     "text_layers": 2,
-    "text_heads": 16,  # words find their nouns far sooner than with 4
+    "text_heads": 32,  # words find their nouns far sooner than with 4
     "text_mlp": 256,
     "max_tokens": 18,
     "dim": 128,
@@ -61,11 +61,13 @@ SHAPE = {
 }
 RECIPE: dict[str, Any] = {
     "texts_per_photo": 6,
+    "expressions_per_instance": 2,
     "denoising": False,
+    "loss": {"clia_auxiliary": 0.25},  # the first layers cannot know what is around an instance
     "augmentation": {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0},
     "optimisation": {
         "photos_per_batch": 12,
-        "steps_per_epoch": 340,
+        "steps_per_epoch": 440,
         "grounding_epochs": 1,
         "clia_epochs": 8,
         "learning_rate": 1e-3,
