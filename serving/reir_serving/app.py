@@ -1,7 +1,7 @@
 """`create_app`: the HTTP interface over a `Backend`.
 
-A request passes `Envelope` (id, headers, log, metrics), then `Gate` (key, rate, size, time), then
-one of the routes; every error on its way becomes a problem.
+A request passes `Entrance` (is there room?), `Envelope` (id, headers, log, metrics), `Gate` (key,
+rate, size, time), then one of the routes; every error on its way becomes a problem.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from reir.errors import ReirError
 from reir_serving.backend import Backend
 from reir_serving.config import ServeConfig
 from reir_serving.context import Site
+from reir_serving.door import Door, Entrance
 from reir_serving.envelope import Envelope
 from reir_serving.forms import SimilarForm
-from reir_serving.gate import Gate, Places
+from reir_serving.gate import Gate
 from reir_serving.keys import KeyRing
 from reir_serving.metrics import Metrics
 from reir_serving.openapi import publish
@@ -48,9 +49,10 @@ def create_app(backend: Backend, config: ServeConfig, metrics: Metrics | None = 
     app.add_exception_handler(RequestValidationError, _refuse_validation)
     app.add_exception_handler(ReirError, _refuse_platform)
     keys = KeyRing(config.keys_file) if config.keys_file else None
-    app.state.places = places = Places(config.limits)
-    app.add_middleware(Gate, keys=keys, limits=config.limits, places=places)
+    app.state.door = Door(config.limits, metrics)
+    app.add_middleware(Gate, keys=keys, limits=config.limits)
     app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(Entrance, door=app.state.door)
     publish(app, (SimilarForm,))
     return app
 

@@ -30,7 +30,7 @@ from reir.store import VersionSpec, open_store
 from reir_serving.app import create_app
 from reir_serving.backend import Box, Localisation, Overloaded
 from reir_serving.config import Layout, LiveSettings, Replicas, ServeConfig
-from reir_serving.early import stand_before
+from reir_serving.early import stand_at
 from reir_serving.logs import open_logs
 from reir_serving.metrics import Metrics
 from reir_serving.parts import LocalParts, Model, Models, Wanted
@@ -105,7 +105,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return what answers HTTP."""
         app = create_app(self._service, self._config, self._metrics)
-        stand_before(app)
+        stand_at(app.state.door)
         return app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -1,23 +1,23 @@
 """What Ray Serve puts before each replica: a request that finds no room is refused at once.
 
 Ray's own part of a request (its metadata, metrics, a task that watches for the client to leave)
-costs ten times what our refusal does, and under overload most requests are refused. Named by
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's proxies load it too, and pass everything on.
+costs far more than a refusal. Named by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's own
+proxies load it too, hold no application and pass everything on.
 """
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_of_this_process: list[Starlette] = []
+from reir_serving.door import Door
+
+_of_this_process: list[Door] = []
 
 
-def stand_before(app: Starlette) -> None:
-    """Refuse from now on what this application has no room for; a process holds one."""
-    _of_this_process[:] = [app]
+def stand_at(door: Door) -> None:
+    """Refuse from now on what finds no room behind this door; a process has one."""
+    _of_this_process[:] = [door]
 
 
 def middlewares() -> list[Middleware]:
@@ -26,16 +26,16 @@ def middlewares() -> list[Middleware]:
 
 
 class RefuseEarly:
-    """Gives requests without a place to our application, past Ray; it refuses them."""
+    """Sends requests away that find no room; all others, and what is no request, go to Ray."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Pass all others on to `app`, which is Ray's."""
+        """Pass on to `app`, which is Ray's; it calls ours in turn, which counts who is inside."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        app: ASGIApp = self._app
-        for own in _of_this_process:
-            if scope["type"] == "http" and own.state.places.is_full(scope, Headers(scope=scope)):
-                app = own
-        await app(scope, receive, send)
+        for door in _of_this_process:
+            if scope["type"] == "http" and door.is_full(scope):
+                await door.refuse(scope, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The outermost layer: request id, security headers, access log and metrics of every answer.
+"""Around all that is let in: request id, security headers, access log and metrics of every answer.
 
 Plain ASGI, since a layer of Starlette's own kind costs a task and a queue for each request.
 """
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reir_serving.logs import ACCESS, log_line
-from reir_serving.metrics import Metrics
+from reir_serving.metrics import UNKNOWN_ROUTE, Metrics
 from reir_serving.notes import Notes, put_notes
 from reir_serving.problems import INTERNAL, Refused, problem
 
@@ -28,7 +28,7 @@ _CONTENT_POLICY = (
     "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-_SECURITY = [
+SECURITY_HEADERS = [
     (b"content-security-policy", _CONTENT_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -53,7 +53,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        notes = Notes(_request_id(Headers(scope=scope).get("x-request-id", "")))
+        notes = Notes(request_id_of(Headers(scope=scope)))
         put_notes(scope, notes)
         started_s = time.perf_counter()
         self._metrics.in_flight.inc()
@@ -61,7 +61,7 @@ class Envelope:
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 notes.status = message["status"]
-                own = [*_SECURITY, (b"x-request-id", notes.request_id.encode())]
+                own = [*SECURITY_HEADERS, (b"x-request-id", notes.request_id.encode())]
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
@@ -79,7 +79,7 @@ class Envelope:
 
     def _note(self, scope: Scope, notes: Notes, seconds: float) -> None:
         """Count and log a request under the template of its path, which holds no names."""
-        route = getattr(scope.get("route"), "path", "") or "unknown"
+        route = getattr(scope.get("route"), "path", "") or UNKNOWN_ROUTE
         status = notes.status or CLIENT_GONE
         self._metrics.note_request(scope["method"], route, status, seconds)
         if notes.problem:
@@ -97,6 +97,7 @@ class Envelope:
         )
 
 
-def _request_id(sent: str) -> str:
+def request_id_of(headers: Headers) -> str:
     """Return the id that the client gave, if it can be written anywhere, or a new one."""
+    sent = headers.get("x-request-id", "")
     return sent if _SANE_ID.fullmatch(sent) else secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""The layer before the routes: who may ask at all, how often, how much and for how long.
+"""The layer before the routes: who may ask, how often, how much and for how long.
 
 What it refuses costs nothing: no body has been read and no route looked for.
 """
@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -24,7 +22,6 @@ from reir_serving.notes import Notes, notes_of
 from reir_serving.problems import (
     FORBIDDEN,
     NO_KEY,
-    OVERLOADED,
     TIMED_OUT,
     TOO_LARGE,
     TOO_MANY,
@@ -37,52 +34,8 @@ API = "/v1/"
 OPEN = frozenset({"/v1/about"})
 """Paths of the API that need no key: the page asks there whether it needs one."""
 
-RETRY_AFTER_S = 1.0
-"""When a request that found no room should come again."""
-
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "multipart/form-data"
-
-
-class Places:
-    """Counts the requests of the API that are inside; those that only read cost little."""
-
-    def __init__(self, limits: Limits) -> None:
-        """Have room for as many as may be worked on and wait."""
-        self._limits = limits
-        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
-
-    def is_full(self, scope: Scope, headers: Headers) -> bool:
-        """Whether there is no room for this request.
-
-        Of those with a photo, which is held in memory, there is room for as many as may be worked
-        on.
-        """
-        if not _needs_place(scope):
-            return False
-        if self._inside.total() >= self._limits.ongoing + self._limits.queued:
-            return True
-        return _is_form(headers) and self._inside[True] >= self._limits.ongoing
-
-    @contextmanager
-    def take(self, scope: Scope, headers: Headers) -> Iterator[None]:
-        """Count a request while it is inside.
-
-        Raises:
-            Refused: there is no room.
-        """
-        if self.is_full(scope, headers):
-            said = f"{self._inside.total()} requests are worked on or wait; try again in a moment"
-            raise Refused(OVERLOADED, said, retry_after_s=RETRY_AFTER_S)
-        if not _needs_place(scope):
-            yield
-            return
-        is_form = _is_form(headers)
-        self._inside[is_form] += 1
-        try:
-            yield
-        finally:
-            self._inside[is_form] -= 1
 
 
 class Gate:
@@ -93,12 +46,11 @@ class Gate:
         app: ASGIApp,
         keys: KeyRing | None,
         limits: Limits,
-        places: Places,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check keys with `keys`; None lets everyone in who is on this machine."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
-        self._rate, self._places = RateLimit(limits.rate_per_s, limits.burst), places
+        self._rate = RateLimit(limits.rate_per_s, limits.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through or refuse it."""
@@ -111,8 +63,7 @@ class Gate:
                 self._admit(scope, headers, notes_of(scope))
             body.limit_bytes = self._body_limit(headers)
             async with asyncio.timeout(self._limits.request_s):
-                with self._places.take(scope, headers):
-                    await self._app(scope, body.receive, send)
+                await self._app(scope, body.receive, send)
         except Refused as refused:
             await problem(refused, Request(scope))(scope, receive, send)
         except TimeoutError:
@@ -154,7 +105,7 @@ class Gate:
         Raises:
             Refused: it says itself that it has more.
         """
-        limit = self._limits.upload_bytes if _is_form(headers) else self._limits.body_bytes
+        limit = self._limits.upload_bytes if is_form(headers) else self._limits.body_bytes
         sent = headers.get("content-length", "")
         if sent.isascii() and sent.isdigit() and int(sent[:20]) > limit:
             raise _too_large(limit)
@@ -196,12 +147,8 @@ def _too_large(limit_bytes: int) -> Refused:
     return Refused(TOO_LARGE, said, headers={"Connection": "close"})
 
 
-def _needs_place(scope: Scope) -> bool:
-    path: str = scope["path"]
-    return path.startswith(API) and scope["method"] not in SAFE_METHODS
-
-
-def _is_form(headers: Headers) -> bool:
+def is_form(headers: Headers) -> bool:
+    """Whether a request comes with files, photos that is."""
     return headers.get("content-type", "").lower().startswith(FORM)
 
 

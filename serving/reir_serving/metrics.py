@@ -21,6 +21,9 @@ LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
 
 
+UNKNOWN_ROUTE = "unknown"
+"""Label of requests that reached no route."""
+
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -69,6 +72,11 @@ class Metrics:
     def note_problem(self, problem: str) -> None:
         """Count a refusal or failure by its kind."""
         self._problems.labels(problem).inc()
+
+    def note_refusals(self, method: str, status: int, problem: str, count: int) -> None:
+        """Count requests that were refused before anybody looked at what they want."""
+        self._requests.labels(method, UNKNOWN_ROUTE, str(status)).inc(count)
+        self._problems.labels(problem).inc(count)
 
     def note_write(self, action: str) -> None:
         """Count an added or deleted photo."""

@@ -110,20 +110,26 @@ def problem(refused: Refused, request: Request) -> Response:
     """Return the answer to a refused request."""
     kind, notes = refused.kind, notes_of(request.scope)
     notes.problem = kind.name
-    body: dict[str, Any] = {
+    headers = {"Cache-Control": "no-store", **(refused.headers or {})}
+    if refused.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(refused.retry_after_s)))
+    return Response(problem_body(refused, notes.request_id), kind.status, headers, MEDIA_TYPE)
+
+
+def problem_body(refused: Refused, request_id: str) -> bytes:
+    """Return the problem details as JSON."""
+    kind = refused.kind
+    details: dict[str, Any] = {
         "type": f"/problems/{kind.name}",
         "title": kind.title,
         "status": kind.status,
         "detail": refused.detail,
-        "instance": f"/requests/{notes.request_id}",
-        "request_id": notes.request_id,
+        "instance": f"/requests/{request_id}",
+        "request_id": request_id,
         "errors": refused.errors,
         **refused.more,
     }
-    headers = {"Cache-Control": "no-store", **(refused.headers or {})}
-    if refused.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(refused.retry_after_s)))
-    return Response(to_json(body), kind.status, headers, MEDIA_TYPE)
+    return to_json(details)
 
 
 def of_http(error: HTTPException, request: Request) -> Refused:

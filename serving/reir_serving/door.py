@@ -1,0 +1,122 @@
+"""The way in: how many requests of the API are inside, and the answer when there is no room.
+
+Under overload most requests are refused, on the cores that should answer the others. So a refusal
+reads no body, looks for no route and is counted and logged with others of its second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from reir_serving.config import Limits
+from reir_serving.envelope import SECURITY_HEADERS, request_id_of
+from reir_serving.gate import API, SAFE_METHODS, is_form
+from reir_serving.logs import ACCESS, log_line
+from reir_serving.metrics import Metrics
+from reir_serving.problems import MEDIA_TYPE, OVERLOADED, Refused, problem_body
+
+RETRY_AFTER_S = 1
+"""When a request that found no room should come again."""
+
+TELL_EVERY_S = 1.0
+"""How often refusals are counted and logged."""
+
+_NO_ROOM = Refused(
+    OVERLOADED, "as many requests as may come in are worked on or wait; try again in a moment"
+)
+_ID = "{request_id}"
+_BODY = problem_body(_NO_ROOM, _ID)
+_HEADERS = [
+    *SECURITY_HEADERS,
+    (b"content-type", MEDIA_TYPE.encode()),
+    (b"cache-control", b"no-store"),
+    (b"retry-after", str(RETRY_AFTER_S).encode()),
+]
+
+
+class Door:
+    """Counts requests while they are inside; those that only read cost little and always enter."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        """Have room for as many as may be worked on and wait."""
+        self._limits, self._metrics = limits, metrics
+        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
+        self._refused: Counter[str] = Counter()  # method -> how many, not told of yet
+
+    def is_full(self, scope: Scope) -> bool:
+        """Whether there is no room for this request.
+
+        Of those with a photo, which is held in memory, there is room for as many as may be worked
+        on.
+        """
+        if not _needs_room(scope):
+            return False
+        if self._inside.total() >= self._limits.ongoing + self._limits.queued:
+            return True
+        return self._inside[True] >= self._limits.ongoing and is_form(Headers(scope=scope))
+
+    @contextmanager
+    def inside(self, scope: Scope) -> Iterator[None]:
+        """Count a request as long as it is worked on."""
+        if not _needs_room(scope):
+            yield
+            return
+        has_form = is_form(Headers(scope=scope))
+        self._inside[has_form] += 1
+        try:
+            yield
+        finally:
+            self._inside[has_form] -= 1
+
+    async def refuse(self, scope: Scope, send: Send) -> None:
+        """Answer 503, and when to come again."""
+        if not self._refused:
+            asyncio.get_running_loop().call_later(TELL_EVERY_S, self.tell)
+        self._refused[scope["method"]] += 1
+        request_id = request_id_of(Headers(scope=scope)).encode()
+        body = _BODY.replace(_ID.encode(), request_id)
+        headers = [
+            *_HEADERS,
+            (b"x-request-id", request_id),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        start = {"type": "http.response.start", "status": OVERLOADED.status, "headers": headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": body})
+
+    def tell(self) -> None:
+        """Count and log what was refused since the last time."""
+        for method, count in self._refused.items():
+            self._metrics.note_refusals(method, OVERLOADED.status, OVERLOADED.name, count)
+        refused = self._refused.total()
+        log_line(ACCESS, status=OVERLOADED.status, problem=OVERLOADED.name, requests=refused)
+        self._refused.clear()
+
+
+class Entrance:
+    """The outermost layer of the application: through the door, or away."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        """Let requests in to `app`."""
+        self._app, self._door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._door.is_full(scope):
+            await self._door.refuse(scope, send)
+        else:
+            with self._door.inside(scope):
+                await self._app(scope, receive, send)
+
+
+def _needs_room(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.startswith(API) and scope["method"] not in SAFE_METHODS
