@@ -1,14 +1,13 @@
 """What the relation re-ranker adds to the dual stream on held-out photos, and what it costs.
 
-    python benchmarks/rerank.py [--checkpoint DIR] [--photo-shares 0 .25 .5 .75 1]
+    python benchmarks/rerank.py [--checkpoint DIR]
 
 Gallery: all photos of split "val"; queries: long expressions; the best 50 photos of the dual stream
 are re-ranked from what the index holds of them. Definition B of BR@k at IoU .5; REC is the top box
 within the expression's own photo. Gains are in percentage points, with 95 % intervals by bootstrap
 over photos of the difference between both answers to the same query. The cost is that of one
 query's 50 photos with 30 instances each, on one core: time that passed, and CPU time, which other
-work on the machine lengthens less. `--photo-shares` first shows what each value of `photo_share`
-would give, from which the one of the checkpoint was chosen.
+work on the machine lengthens less.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +80,6 @@ def successes(
     return without, with_it, own
 
 
-def with_share(reranker: Reranker, share: float) -> Reranker:
-    """The same weights under another `photo_share`."""
-    other = Reranker(replace(reranker.config, photo_share=share))
-    other.load_state_dict(reranker.state_dict())
-    return other.eval().requires_grad_(False)
-
-
 def cost_ms(
     reranker: Reranker, text: EncodedExpression, photos: Sequence[PhotoInstances]
 ) -> tuple[list[float], list[float]]:
@@ -106,7 +97,6 @@ def cost_ms(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--photo-shares", type=float, nargs="*", default=[])
     args = parser.parse_args()
     root = data_dir()
     if root is None:
@@ -121,9 +111,6 @@ def main() -> None:
     for kind in ("short", "long"):
         asked = dataset.of_kind(kind)
         texts = encoder.encode_tokens([e.text for e in asked.expressions])
-        for share in args.photo_shares if kind == "long" else ():
-            _, found, _ = successes(with_share(reranker, share), texts, photos, asked)
-            print(f"photo_share {share:4.2f}  BR@1/5/10, REC", (100 * found.mean(0)).round(2))
         without, with_it, own = successes(reranker, texts, photos, asked)
         gains = bootstrap_intervals(with_it - without, clusters=own)
         names = [*(f"br{k}" for k in KS), "rec"] if kind == "long" else ["rec_short"]

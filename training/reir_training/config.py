@@ -198,8 +198,8 @@ class RerankSettings(StrictConfig):
     """The relation re-ranker of `clare-nano`, and what its stage draws.
 
     Attributes:
-        width, num_layers, num_heads, dropout, photo_share, words, match, geometry, neighbours: as
-            in `RerankerConfig`.
+        width, num_layers, num_heads, dropout, words, match, geometry, neighbours: as in
+            `RerankerConfig`.
         rivals: other photos that each long expression is ranked against, drawn among those which
             the dual stream confuses most with the right one.
         generated_per_photo: generated expressions a photo; 0 turns them off.
@@ -212,7 +212,6 @@ class RerankSettings(StrictConfig):
     num_layers: int = Field(2, ge=1, le=8)
     num_heads: int = Field(4, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
-    photo_share: float = Field(1.0, ge=0, le=1)
     words: bool = True
     match: bool = True
     geometry: bool = True

@@ -49,8 +49,6 @@ class RerankerConfig:
         width: W.
         num_layers, num_heads: of the layers in which instances read words and look at each other.
         dropout: in training.
-        photo_share: of what the correction adds to a photo's best score, the share by which the
-            photo moves among other photos; chosen on held-out photos, takes no part in training.
         words, match, geometry, neighbours: what the model may use; False takes it away, for
             ablations: reading words, how well they fit, all geometry, all other instances.
     """
@@ -61,7 +59,6 @@ class RerankerConfig:
     num_layers: int = 2
     num_heads: int = 4
     dropout: float = 0.2
-    photo_share: float = 1.0
     words: bool = True
     match: bool = True
     geometry: bool = True
@@ -71,12 +68,10 @@ class RerankerConfig:
         """Check that the heads can share the width.
 
         Raises:
-            ValueError: `width` is no multiple of `num_heads`, or `photo_share` no share.
+            ValueError: `width` is no multiple of `num_heads`.
         """
         if self.num_heads < 1 or self.width % self.num_heads:
             raise ValueError(f"num_heads must divide width={self.width}, got {self.num_heads}")
-        if not 0 <= self.photo_share <= 1:
-            raise ValueError(f"photo_share must lie in [0, 1], got {self.photo_share}")
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,7 @@ class Reranked:
     """What the re-ranker says of one photo for one expression.
 
     Attributes:
-        scores: (N,) dual-stream score plus correction, less what a photo may not gain by it
-            (`photo_share`); what candidates are ordered by.
+        scores: (N,) dual-stream score plus correction; what candidates are ordered by.
         attention: (N, N) share of its attention that each instance (row) pays to each (column),
             mean over layers and heads; a row may sum to less than 1. None unless asked for.
     """
@@ -398,14 +392,6 @@ class Reranker(nn.Module):
             attention = shares.mean((0, 2)) * inputs.valid[:, None]
         return RerankOutput(dual, correction, attention)
 
-    def _scores(self, out: RerankOutput, valid_PN: Tensor) -> Tensor:
-        """(P, N) what candidates of all photos are ordered by."""
-        scores = out.dual + out.correction
-        before, after = (
-            x.masked_fill(~valid_PN, -MAX_LOGIT).amax(-1, keepdim=True) for x in (out.dual, scores)
-        )
-        return scores - (1 - self.config.photo_share) * (after - before)
-
     @torch.no_grad()
     def start_from(self, weight_DC: Tensor, bias_D: Tensor) -> None:
         """Start with words and instances in one space, in which the dual stream compares them.
@@ -444,9 +430,8 @@ class Reranker(nn.Module):
             return [[] for _ in photos]
         asked = np.repeat(np.arange(len(photos)), [len(of_one) for of_one in photos])
         with torch.inference_mode():
-            inputs = pad_inputs(expressions, flat, asked.tolist())
-            out = self(inputs, explain=explain)
-            scores = self._scores(out, inputs.valid).numpy()
+            out = self(pad_inputs(expressions, flat, asked.tolist()), explain=explain)
+        scores = (out.dual + out.correction).numpy()
         attention = None if out.attention is None else out.attention.numpy()
         found = iter(
             Reranked(scores[i, :n], None if attention is None else attention[i, :n, :n])

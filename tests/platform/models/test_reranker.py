@@ -97,23 +97,6 @@ def test_all_at_once_equals_one_by_one() -> None:
             np.testing.assert_allclose(one.attention, alone.attention, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_photo_moves_among_photos_by_its_share_of_the_correction(share: float) -> None:
-    whole, model = trained(), trained(photo_share=share)
-    for asked, photos in zip(EXPRESSIONS, PHOTOS, strict=True):
-        (all_of_it,), (found,) = whole.score([asked], [photos]), model.score([asked], [photos])
-        for one, other, of_photo in zip(all_of_it, found, photos, strict=True):
-            if not len(of_photo.boxes):
-                continue
-            before = (of_photo.vectors @ asked.vector).max()
-            gain = one.scores.max() - before
-            assert abs(gain) > 1e-3, "else this tests nothing"
-            assert other.scores.max() - before == pytest.approx(share * gain, abs=1e-5)
-            np.testing.assert_allclose(
-                other.scores - other.scores.max(), one.scores - one.scores.max(), atol=1e-5
-            )
-
-
 def test_what_stands_in_the_padding_changes_nothing() -> None:
     model = trained()
     inputs = pad_inputs(EXPRESSIONS, [photo(3, 0), photo(6, 1)], [0, 1])
