@@ -92,11 +92,12 @@ class Door:
 
     def tell(self) -> None:
         """Count and log what was refused since the last time."""
-        for method, count in self._refused.items():
+        refused, self._refused = self._refused, Counter()  # first: the next one starts a new count
+        for method, count in refused.items():
             self._metrics.note_refusals(method, OVERLOADED.status, OVERLOADED.name, count)
-        refused = self._refused.total()
-        log_line(ACCESS, status=OVERLOADED.status, problem=OVERLOADED.name, requests=refused)
-        self._refused.clear()
+        log_line(
+            ACCESS, status=OVERLOADED.status, problem=OVERLOADED.name, requests=refused.total()
+        )
 
 
 class Entrance:
