@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,7 +28,7 @@ from _report import write_report
 from train_scenes import RECIPE, SHAPE, SIDE_PX
 
 from reir.testing.scenes import make_scenes, save_scenes
-from reir_training.actors import stream_steps
+from reir_training.actors import Readers, stream_steps
 from reir_training.clare_data import ClareBatch
 from reir_training.clare_task import ClareTask
 from reir_training.config import ClareTrainConfig
@@ -59,9 +60,8 @@ class Trainer:
     """Steps of the task on one device."""
 
     def __init__(self, config: ClareTrainConfig, device: torch.device) -> None:
-        self.task = ClareTask(
-            "clare-base", config, init=None, rank=0, world_size=1, stream=stream_steps
-        )
+        stream = partial(stream_steps, readers=Readers(cpus=1, most=1))
+        self.task = ClareTask("clare-base", config, init=None, rank=0, world_size=1, stream=stream)
         self._device = device
         self.task.objective.to(device).train()
         self._optimiser = torch.optim.AdamW(self.task.groups())

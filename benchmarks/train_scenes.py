@@ -67,9 +67,9 @@ RECIPE: dict[str, Any] = {
     "augmentation": {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0},
     "optimisation": {
         "photos_per_batch": 12,
-        "steps_per_epoch": 245,
+        "steps_per_epoch": 250,
         "grounding_epochs": 1,
-        "clia_epochs": 15,
+        "clia_epochs": 16,
         "learning_rate": 1e-3,
         "tower_factor": 1.0,
         "text_tower_factor": 0.1,  # at the rate of the rest it stays with the subject

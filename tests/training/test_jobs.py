@@ -9,9 +9,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import ray
 from pyarrow.fs import FileSelector
@@ -21,12 +25,13 @@ from reir.checkpoint import load_encoder, read_config
 from reir.config import load_config
 from reir.errors import ConfigError
 from reir.testing.tiny_clare import tiny_training
+from reir_training.actors import readers_of, stream_steps
+from reir_training.checks import NumWorkers
 from reir_training.config import ClareTrainConfig
 from reir_training.engine import read_state
 from reir_training.jobs import EvenPolicy, _our_errors, _start_ray
 from reir_training.run import run
 from reir_training.storage import open_storage
-from reir_training.tasks import NumWorkers
 
 
 @pytest.fixture
@@ -165,6 +170,33 @@ def test_a_mistake_within_a_worker_is_told_as_such() -> None:
         raise died_of(ConfigError("zero_stage=2"))
     with pytest.raises(ray.train.WorkerGroupError), _our_errors():
         raise died_of(RuntimeError("disk full"))
+
+
+def wait_a_moment(step: int) -> dict[str, npt.NDArray[np.generic]]:
+    time.sleep(0.2)
+    return {"step": np.array([step])}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "readers"),
+    [(3, 2, (0.5, 1)), (4, 3, (0.3333, 1)), (96, 8, (1, 8)), (13, 4, (1, 2)), (2, 2, (0, 1))],
+)
+def test_readers_share_what_training_leaves(
+    cpus: float, workers: int, readers: tuple[float, int]
+) -> None:
+    assert readers_of(cpus, workers) == readers
+
+
+@pytest.mark.ray
+def test_a_worker_whose_readers_never_end_keeps_no_other_from_its_steps() -> None:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        load = partial(stream_steps, wait_a_moment, 0, 10_000, readers=readers_of(3, 2))
+        with closing(load()) as first, closing(load()) as second:
+            assert [int(next(first)["step"][0]) for _ in range(3)] == [0, 1, 2]
+            assert [int(next(second)["step"][0]) for _ in range(3)] == [0, 1, 2]
+    finally:
+        ray.shutdown()
 
 
 def test_a_cluster_is_joined_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

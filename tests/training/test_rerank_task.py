@@ -14,11 +14,11 @@ from reir.errors import ConfigError
 from reir.testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir.text import swap_left_right
 from reir_training.cache import FrozenCache
+from reir_training.checks import check_stage
 from reir_training.config import TrainConfig
 from reir_training.examples import TrainPhoto, Written
 from reir_training.plan import Epoch, plan
 from reir_training.rerank_task import MIRROR, NONE, OWN, RerankBatch, RerankTask
-from reir_training.tasks import check_stage
 
 NUM_PHOTOS, NUM_CANDIDATES, RIVALS = 16, 5, 3
 EPOCH = Epoch(0, "rerank", 0, 1)

@@ -12,11 +12,12 @@ from torch import Tensor
 from reir.config import load_config
 from reir.errors import ConfigError
 from reir.testing.tiny_clare import tiny_training
+from reir_training.checks import NumWorkers, check_shares, parse_num_workers
 from reir_training.clare_data import Arrays, ClareBatch
 from reir_training.clare_task import ClareTask, load_here
 from reir_training.config import ClareTrainConfig, Schedule
 from reir_training.plan import Epoch
-from reir_training.tasks import NumWorkers, check_shares, make_task, parse_num_workers
+from reir_training.tasks import make_task
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
     """Train from the start weights, or from a checkpoint, to a checkpoint directory."""
     from reir.config import load_config
     from reir.errors import ConfigError, nearest_name
+    from reir_training.checks import parse_num_workers
     from reir_training.config import PRESETS
     from reir_training.run import run
-    from reir_training.tasks import parse_num_workers
 
     for what, value, known in (("preset", preset, tuple(PRESETS)), ("stage", stage, STAGES)):
         if value not in known:

@@ -23,20 +23,14 @@ import torch.distributed as dist
 from reir.errors import ConfigError
 from reir_training.assemble import start_model
 from reir_training.cache import build_cache
+from reir_training.checks import RERANK, NumWorkers, check_shares, shares_evenly
 from reir_training.config import CommonConfig, TrainConfig
 from reir_training.engine import start_engine
 from reir_training.examples import VAL
 from reir_training.leakage import training_photos
 from reir_training.memory import Memory, memory_of
 from reir_training.plan import Epoch, plan
-from reir_training.tasks import (
-    RERANK,
-    AnyTask,
-    NumWorkers,
-    check_shares,
-    make_task,
-    shares_evenly,
-)
+from reir_training.tasks import AnyTask, make_task
 
 WARM_UP, MEASURED = 1, 5
 

@@ -20,13 +20,9 @@ from rich.progress import (
 )
 
 from reir.config import dump_config
-from reir_training.assemble import start_model
-from reir_training.cache import build_cache
+from reir_training.checks import RERANK, NumWorkers, check_shares, check_stage
 from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
-from reir_training.leakage import training_photos
-from reir_training.rerank_task import rerank_data
-from reir_training.storage import checked_storage
-from reir_training.tasks import RERANK, NumWorkers, check_shares, check_stage
+from reir_training.storage import METRICS, checked_storage
 
 POLL_S = 1.0
 Run = TypeVar("Run", bound=CommonConfig)
@@ -58,7 +54,7 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
     Raises:
         ConfigError: the workers cannot share the photos of a step, or stage or storage do not fit.
     """
-    from reir_training.jobs import METRICS, train
+    from reir_training.jobs import train
 
     config = absolute(config)
     check_shares(config.optimisation, num_workers)
@@ -130,6 +126,11 @@ def _cache(
     config: TrainConfig, output: Path, stage: str, init: Path | None, bars: Progress
 ) -> Path:
     """Build the output of what the stage leaves frozen; returns its folder."""
+    from reir_training.assemble import start_model
+    from reir_training.cache import build_cache
+    from reir_training.leakage import training_photos
+    from reir_training.rerank_task import rerank_data
+
     root = config.cache or output / "cache"
     photos = training_photos(config)
     model, _ = start_model(config, init)

@@ -1,4 +1,4 @@
-"""A second home of a run: a bucket or a shared folder, by URI, through pyarrow."""
+"""What a run keeps, and a second home for it: a bucket or a shared folder, through pyarrow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pyarrow.fs import FileSystem, FileType, LocalFileSystem, copy_files
 from reir.errors import ConfigError
 from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
 
+METRICS, CHECKPOINT, TENSORBOARD = "metrics.jsonl", "checkpoint", "tensorboard"
 MARKER = ".reir-write-test"
 
 
