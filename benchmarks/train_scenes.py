@@ -62,12 +62,13 @@ SHAPE = {
 RECIPE: dict[str, Any] = {
     "texts_per_photo": 6,
     "expressions_per_instance": 2,
+    "look_alikes_from": 0.5,
     "denoising": False,
     "loss": {"clia_auxiliary": 0.25},  # the first layers cannot know what is around an instance
     "augmentation": {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0},
     "optimisation": {
         "photos_per_batch": 12,
-        "steps_per_epoch": 250,
+        "steps_per_epoch": 260,
         "grounding_epochs": 1,
         "clia_epochs": 16,
         "learning_rate": 1e-3,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -36,6 +37,7 @@ from reir_training.augment import (
     text_in,
 )
 from reir_training.examples import TrainPhoto
+from reir_training.look_alikes import LookAlikes
 from reir_training.sampling import Sampler, Step, TaskStream
 
 DETECTION, GROUNDING = "detection", "grounding"
@@ -156,13 +158,31 @@ class ClareData:
         """The tasks that there are samples of."""
         return tuple(name for name, samples in self._samples.items() if samples)
 
-    def sampler(self, tasks: Sequence[str]) -> Sampler:
-        """Steps of these tasks in turn."""
+    def sampler(self, tasks: Sequence[str], alike_from: int | None = None) -> Sampler:
+        """Steps of these tasks in turn.
+
+        Args:
+            tasks: names.
+            alike_from: batch of a task from which on photos in a batch are look-alikes; None
+                leaves all batches to chance.
+        """
         streams = []
         for name in tasks:
             wide = [self._photos[s.photo].is_wide for s in self._samples[name]]
-            streams.append(TaskStream(name, wide, self._batch_size, self._seed))
+            stream = partial(TaskStream, name, wide, self._batch_size, self._seed)
+            if alike_from is not None:
+                look_alikes = self._look_alikes(self._samples[name])
+                stream = partial(stream, look_alikes=look_alikes, alike_from=alike_from)
+            streams.append(stream())
         return Sampler(streams)
+
+    def _look_alikes(self, samples: Sequence[Sample]) -> LookAlikes:
+        photos = [self._photos[sample.photo] for sample in samples]
+        texts = [
+            [said.text for said in photo.expressions if said.box in sample.boxes]
+            for photo, sample in zip(photos, samples, strict=True)
+        ]
+        return LookAlikes(texts, [photo.gallery for photo in photos])
 
     def load(self, step: Step, rank: int = 0, *, per_instance: int = 1) -> Arrays:
         """Decode, draw views and collect one worker's part of a step.

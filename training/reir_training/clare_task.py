@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -144,19 +145,24 @@ class ClareTask:
         done = (epoch.number - epoch.first_of_stage) * steps
         due = range(done + first * parts, done + steps)
         if self._next != (epoch.stage, due.start):
-            last = max(due.stop, epoch.epochs_of_stage * steps)
-            self._arrays = self._stream(self._loader(epoch.stage), due.start, last)
+            of_stage = epoch.epochs_of_stage * steps
+            load = self._loader(epoch.stage, of_stage)
+            self._arrays = self._stream(load, due.start, max(due.stop, of_stage))
         for number, arrays in zip(due, self._arrays, strict=False):
             self._next = (epoch.stage, number + 1)
             yield ClareBatch.from_arrays(arrays)
         if due.stop == epoch.epochs_of_stage * steps:
             next(self._arrays, None)  # left open, a stream would be closed when Ray is gone
 
-    def _loader(self, stage: Stage) -> Callable[[int], Arrays]:
-        """Function of a number of a batch, over all epochs of the stage."""
-        sampler = self._data.sampler((GROUNDING,) if stage == "clia" else self._data.tasks)
-        parts = self._config.optimisation.accumulate_steps
-        per_instance = self._config.expressions_per_instance if stage == "clia" else 1
+    def _loader(self, stage: Stage, num_batches: int) -> Callable[[int], Arrays]:
+        """Function of a number of a batch, of all `num_batches` of the stage."""
+        parts, share = self._config.optimisation.accumulate_steps, self._config.look_alikes_from
+        if stage == "clia":
+            alike_from = None if share == 1 else math.ceil(share * num_batches / parts)
+            sampler = self._data.sampler((GROUNDING,), alike_from)
+            per_instance = self._config.expressions_per_instance
+        else:
+            sampler, per_instance = self._data.sampler(self._data.tasks), 1
         place = (self._rank, self._world_size, parts)
         return partial(_load, self._data, sampler, place, per_instance)
 

@@ -250,6 +250,8 @@ class ClareTrainConfig(CommonConfig):
         texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
         expressions_per_instance: so many expressions of each asked instance does stage 2 contrast;
             the published recipe takes one.
+        look_alikes_from: share of stage 2 after which a batch holds photos of one gallery of which
+            the same words are said, told apart by close reading alone; 1, as published, for never.
         loss: weights of its parts.
         denoising: train with denoising queries.
         checkpoint_activations: compute layers twice rather than keep what they computed.
@@ -262,6 +264,7 @@ class ClareTrainConfig(CommonConfig):
     augmentation: Augmentation = Augmentation()
     texts_per_photo: int = Field(1, ge=1)
     expressions_per_instance: int = Field(1, ge=1)
+    look_alikes_from: float = Field(1.0, ge=0, le=1)
     loss: ClareLossWeights = ClareLossWeights()
     denoising: bool = True
     checkpoint_activations: bool = False

@@ -51,6 +51,8 @@ class TrainPhoto:
         near_misses: captions that are wrong by one word.
         crowded: classes with a crowd annotation.
         is_wide: wider than high.
+        gallery: within which an expression is true of one instance: the smallest split of the data
+            set that holds the photo.
         masks: N masks or None, where they were read; else empty.
     """
 
@@ -64,6 +66,7 @@ class TrainPhoto:
     near_misses: tuple[str, ...] = ()
     crowded: frozenset[str] = frozenset()
     is_wide: bool = False
+    gallery: str = ""
     masks: tuple[MaskRle | None, ...] = ()
 
 
@@ -129,7 +132,8 @@ def photos_of(
         instances[instance.image_id].append(instance)
     for expression in dataset.expressions:
         expressions[expression.image_id].append(expression)
-    photos = []
+    photos, splits = [], sorted(dataset.splits, key=lambda name: -len(dataset.splits[name]))
+    gallery_of = {each: name for name in splits for each in dataset.splits[name]}
     for image_id, use in use_of_photos(dataset).items():
         if image_id in without:
             continue
@@ -141,6 +145,7 @@ def photos_of(
                 _boxed(image, instances[image_id], asked),
                 path=source.path / source.images / image.file_name,
                 split=use,
+                gallery=f"{source.path}:{gallery_of.get(image_id, '')}",
                 captions=tuple(captions[image_id]),
                 near_misses=tuple(near_misses[image_id]),
             )

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reir.errors import ConfigError
-
-Rows = npt.NDArray[np.int64]
+from reir_training.look_alikes import LookAlikes, Rows
 
 
 class TaskStream:
@@ -29,16 +28,29 @@ class TaskStream:
         is_wide: (S,) bool, whether the photo of a sample is wider than high.
         batch_size: samples a batch, over all workers.
         seed: of the orders.
+        look_alikes: make up the batches of every epoch that begins with batch `alike_from` or
+            later; None leaves all batches to chance.
+        alike_from: see `look_alikes`.
 
     Raises:
         ConfigError: there is no sample at all.
     """
 
-    def __init__(self, name: str, is_wide: Sequence[bool], batch_size: int, seed: int) -> None:
+    def __init__(  # noqa: PLR0913 - the last two are by name
+        self,
+        name: str,
+        is_wide: Sequence[bool],
+        batch_size: int,
+        seed: int,
+        *,
+        look_alikes: LookAlikes | None = None,
+        alike_from: int = 0,
+    ) -> None:
         if not len(is_wide):
             raise ConfigError(f"task {name!r} has no samples; add data for it or leave it out")
         self.name, self.batch_size = name, batch_size
         self._seed = seed
+        self._look_alikes, self._alike_from = look_alikes, alike_from
         shapes = np.asarray(is_wide, dtype=bool)
         self._buckets = [rows for rows in map(np.flatnonzero, (shapes, ~shapes)) if len(rows)]
         self._drawn: tuple[int, npt.NDArray[np.int64]] | None = None
@@ -63,9 +75,12 @@ class TaskStream:
     def _draw(self, epoch: int) -> npt.NDArray[np.int64]:
         """(batches, batch_size) samples of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
+        alike = epoch * self.batches_per_epoch >= self._alike_from
         batches = []
         for rows in self._buckets:
             order = rng.permutation(rows)
+            if self._look_alikes is not None and alike:
+                order = self._look_alikes.grouped(order, self.batch_size)
             missing = -len(order) % self.batch_size
             filled = np.concatenate([order, rng.choice(rows, missing)])
             batches.append(filled.reshape(-1, self.batch_size))
