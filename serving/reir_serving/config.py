@@ -52,7 +52,7 @@ class Limits(StrictConfig):
     pixels: int = Field(50_000_000, ge=1)
     request_s: float = Field(30.0, gt=0)
     ongoing: int = Field(8, ge=1)
-    queued: int = Field(12, ge=0)
+    queued: int = Field(8, ge=0)
     image_queue: int = Field(8, ge=0)
     rate_per_s: float | None = Field(None, gt=0)
     burst: int = Field(50, ge=1)
