@@ -108,6 +108,6 @@ def _literal(field: Field, value: Value) -> str:
         case int() if field.attribute:
             return str(value)
         case _ if field.attribute:
-            return repr(float(value))
+            return repr(float(value) + 0.0)
         case _:
-            return repr(float(np.float32(value)))
+            return repr(float(np.float32(value)) + 0.0)  # -0.0 is in no list of Lite's that has 0.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reir.boxes import xyxy_to_cxcywh
@@ -268,6 +268,7 @@ def _selected_by_milvus(store: MilvusStore, tree: Filter) -> list[str]:
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(tree=TREES)
+@example(tree=In(AREA, (-0.0,)))
 def test_milvus_lite_selects_what_numpy_selects(lite: MilvusStore, tree: Filter) -> None:
     assert _selected_by_milvus(lite, tree) == selected(tree)
 
