@@ -62,7 +62,7 @@ SHAPE = {
 RECIPE: dict[str, Any] = {
     "texts_per_photo": 6,
     "expressions_per_instance": 2,
-    "look_alikes_from": 0.5,
+    "look_alikes_from": 0.5925,  # after the fifth time that all scenes have come
     "denoising": False,
     "loss": {"clia_auxiliary": 0.25},  # the first layers cannot know what is around an instance
     "augmentation": {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0},

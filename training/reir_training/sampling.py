@@ -21,15 +21,14 @@ class TaskStream:
     """Batches of one task, epoch after epoch, each epoch in another order.
 
     Within an epoch every sample comes once, apart from the few that fill up the last batch of each
-    shape.
+    shape, and from the epoch in which look-alikes begin.
 
     Args:
         name: of the task.
         is_wide: (S,) bool, whether the photo of a sample is wider than high.
         batch_size: samples a batch, over all workers.
         seed: of the orders.
-        look_alikes: make up the batches of every epoch that begins with batch `alike_from` or
-            later; None leaves all batches to chance.
+        look_alikes: make up the batches from `alike_from` on; None leaves all to chance.
         alike_from: see `look_alikes`.
 
     Raises:
@@ -53,7 +52,7 @@ class TaskStream:
         self._look_alikes, self._alike_from = look_alikes, alike_from
         shapes = np.asarray(is_wide, dtype=bool)
         self._buckets = [rows for rows in map(np.flatnonzero, (shapes, ~shapes)) if len(rows)]
-        self._drawn: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._drawn: tuple[tuple[int, bool], npt.NDArray[np.int64]] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -63,24 +62,24 @@ class TaskStream:
     def batch(self, number: int) -> Rows:
         """Samples of batch `number`, which counts on over the epochs."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        rows: Rows = self._order(epoch)[place]
+        alike = self._look_alikes is not None and number >= self._alike_from
+        rows: Rows = self._order(epoch, alike)[place]
         return rows
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _order(self, epoch: int, alike: bool) -> npt.NDArray[np.int64]:
         """The last epoch drawn is kept, since its batches are asked for one by one."""
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, self._draw(epoch)
+        if self._drawn is None or self._drawn[0] != (epoch, alike):
+            self._drawn = (epoch, alike), self._draw(epoch, self._look_alikes if alike else None)
         return self._drawn[1]
 
-    def _draw(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _draw(self, epoch: int, look_alikes: LookAlikes | None) -> npt.NDArray[np.int64]:
         """(batches, batch_size) samples of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
-        alike = epoch * self.batches_per_epoch >= self._alike_from
         batches = []
         for rows in self._buckets:
             order = rng.permutation(rows)
-            if self._look_alikes is not None and alike:
-                order = self._look_alikes.grouped(order, self.batch_size)
+            if look_alikes is not None:
+                order = look_alikes.grouped(order, self.batch_size)
             missing = -len(order) % self.batch_size
             filled = np.concatenate([order, rng.choice(rows, missing)])
             batches.append(filled.reshape(-1, self.batch_size))
