@@ -190,11 +190,14 @@ def test_readers_share_what_training_leaves(
 @pytest.mark.ray
 def test_a_worker_whose_readers_never_end_keeps_no_other_from_its_steps() -> None:
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    before = set(threading.enumerate())
     try:
         load = partial(stream_steps, wait_a_moment, 0, 10_000, readers=readers_of(3, 2))
         with closing(load()) as first, closing(load()) as second:
             assert [int(next(first)["step"][0]) for _ in range(3)] == [0, 1, 2]
             assert [int(next(second)["step"][0]) for _ in range(3)] == [0, 1, 2]
+        # a thread that asks Ray for a block after its end would end this process
+        assert set(threading.enumerate()) <= before
     finally:
         ray.shutdown()
 

@@ -105,5 +105,5 @@ def test_killed_trainings_have_the_losses_and_weights_of_one_left_alone(tmp_path
 @pytest.mark.slow
 def test_a_training_that_ends_before_the_kill_is_told(tmp_path: Path) -> None:
     training = Training(tmp_path, {"data": []})
-    with pytest.raises(RuntimeError, match=r"ended with 1(.|\n)*data"):
+    with pytest.raises(RuntimeError, match=r"ended with 2(.|\n)*data"):
         run_killed(training, "trainer", (1, 1))

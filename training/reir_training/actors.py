@@ -123,9 +123,12 @@ def stream_steps(
         num_cpus=readers.cpus,
         concurrency=(1, readers.most),
     )
-    for block in blocks.iter_batches(batch_size=None, prefetch_batches=2):
-        for step in block["step"]:
-            yield pickle.loads(step)
+    # by hand: threads of `iter_batches` outlive a stream that is closed early, and one that asks
+    # for a block once Ray is shut down ends the whole process
+    for bundle in blocks.iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            for step in ray.get(entry.ref)["step"]:
+                yield pickle.loads(step.as_buffer())
 
 
 def _steps_a_block(arrays: Arrays) -> int:
