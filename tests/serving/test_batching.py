@@ -82,9 +82,31 @@ def test_calls_that_were_given_up_are_not_worked_on() -> None:
     assert gate.batches == [[1], [3]]
 
 
+async def ask_one(batcher: Batcher[int, int], item: int) -> int:
+    return await batcher(item)
+
+
 def test_it_goes_on_after_a_pause() -> None:
     async def ask() -> list[int]:
         batcher = Batcher(doubled, largest=8)
         return [await batcher(1), await batcher(2)]
 
     assert asyncio.run(ask()) == [2, 4]
+
+
+def test_work_that_loses_an_answer_fails_its_calls() -> None:
+    async def ask() -> list[int | BaseException]:
+        batcher = Batcher(lambda items: doubled(items)[1:], largest=8)
+        return await asyncio.gather(*map(batcher, [1, 2]), return_exceptions=True)
+
+    assert all(isinstance(answer, ValueError) for answer in asyncio.run(ask()))
+
+
+def test_the_thread_ends_with_its_batcher() -> None:
+    before = set(threading.enumerate())
+    batcher = Batcher(doubled, largest=8)
+    assert asyncio.run(ask_one(batcher, 1)) == 2
+    (thread,) = set(threading.enumerate()) - before
+    del batcher
+    thread.join(10)
+    assert not thread.is_alive()
