@@ -2,6 +2,7 @@
 
     python benchmarks/p4_indexing.py                                       50 minutes on two cores
     python benchmarks/p4_indexing.py --images 20000 --rounds 1 --many 0    90 minutes more
+    python benchmarks/p4_indexing.py --rounds 0                            memory alone; 20 minutes
 
 Ways to fill a gallery with the same photos by the same model in the same kind of store:
 
@@ -13,7 +14,7 @@ Ways to fill a gallery with the same photos by the same model in the same kind o
 Each run is a process of its own with a store of its own, and is timed from its start to its end.
 The ways take turns; ratios are medians over the rounds. `bare` is the model alone on photos that
 are decoded already, over the batches of `ours`. Files beyond those that there are, are copies with
-bytes of their own. At last `ours` alone: its memory on few photos and on many.
+bytes of their own. At last `ours` alone: its memory on few photos and on many (`p4_memory.json`).
 """
 
 from __future__ import annotations
@@ -275,7 +276,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=2_300, help="photos of each timed run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of the timed runs; 0: none")
     parser.add_argument("--few", type=int, default=2_000, help="photos of the small memory run")
     parser.add_argument("--many", type=int, default=20_000, help="of the large one; 0: neither")
     parser.add_argument("--child", nargs=3, metavar=("WAY", "FOLDER", "STORE"))
@@ -286,15 +287,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        folder = repeat_photos(work / "photos", arguments.images)
-        figures = compete(folder, work, arguments.images, arguments.rounds)
+        if arguments.rounds:
+            folder = repeat_photos(work / "photos", arguments.images)
+            repeated = arguments.images > len(real_photos())
+            figures = compete(folder, work, arguments.images, arguments.rounds)
+            report("p4_indexing_repeated" if repeated else "p4_indexing", figures)
         if arguments.many:
-            figures |= grow(work, arguments.few, arguments.many)
+            report("p4_memory", grow(work, arguments.few, arguments.many))
+
+
+def report(name: str, figures: Figures) -> None:
     figures = dict(rounded(figures))
     for key, value in figures.items():
         print(f"{key:32} {value}")
-    repeated = arguments.images > len(real_photos())
-    write_report("p4_indexing_repeated" if repeated else "p4_indexing", figures)
+    write_report(name, figures)
 
 
 if __name__ == "__main__":
