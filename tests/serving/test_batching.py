@@ -17,6 +17,10 @@ def doubled(items: Sequence[int]) -> list[int]:
     return [2 * item for item in items]
 
 
+def one_too_few(items: Sequence[int]) -> list[int]:
+    return doubled(items)[1:]
+
+
 class Gate:
     """Work that waits until it is let through."""
 
@@ -96,7 +100,7 @@ def test_it_goes_on_after_a_pause() -> None:
 
 def test_work_that_loses_an_answer_fails_its_calls() -> None:
     async def ask() -> list[int | BaseException]:
-        batcher = Batcher(lambda items: doubled(items)[1:], largest=8)
+        batcher = Batcher(one_too_few, largest=8)
         return await asyncio.gather(*map(batcher, [1, 2]), return_exceptions=True)
 
     assert all(isinstance(answer, ValueError) for answer in asyncio.run(ask()))
