@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,13 @@ from _vectors import Case, Corpus, K
 from pymilvus import DataType, MilvusClient
 
 from reir.records import FloatArray
-from reir.store.table import VECTOR
+from reir.store.client import MilvusConnection
+from reir.store.table import VECTOR, Table
 
 _INSERT_ROWS = 2_000
 _HNSW = {"M": 16, "efConstruction": 200}
 _TIMEOUT_S = 600.0
-_HANDOVER_S = 3.0
-"""What a server takes to search a finished index instead of the rows."""
+_SETTLE_S = 3600.0
 
 
 class PlainMilvus:
@@ -24,28 +23,23 @@ class PlainMilvus:
 
     def __init__(self, uri: str, name: str, index_type: str) -> None:
         """Connect; the collection is made by the first `fill`."""
+        self._uri = uri
         self._client = MilvusClient(uri, timeout=_TIMEOUT_S)
         self._name = name
         self._index_type = index_type
 
     def fill(self, corpus: Corpus, start: int) -> None:
-        """Insert the instances from number `start` on and wait until they are indexed."""
+        """Insert the instances from number `start` on."""
         if not self._client.has_collection(self._name):
             self._create(corpus.vectors.shape[1])
         for first in range(start, len(corpus), _INSERT_ROWS):
             self._client.insert(self._name, _rows(corpus, first))
-        self.settle(self._name)
+        self._client.flush(self._name, timeout=_TIMEOUT_S)
 
-    def settle(self, collection: str) -> None:
-        """Wait until all rows of a collection are sealed and indexed, and searched by the index."""
-        self._client.flush(collection, timeout=_TIMEOUT_S)
-        deadline = time.monotonic() + _TIMEOUT_S
-        while time.monotonic() < deadline:
-            state: Any = self._client.describe_index(collection, VECTOR)
-            if not int(state["pending_index_rows"]):
-                break
-            time.sleep(0.5)
-        time.sleep(_HANDOVER_S)
+    def settle(self) -> None:
+        """Wait until a server has sealed all rows and searches them by the index."""
+        if not Table(MilvusConnection(self._uri), self._name, "id", {}).settle(_SETTLE_S):
+            raise SystemExit(f"not indexed within {_SETTLE_S:g} s")
 
     def searching(self, ef: int) -> Callable[[FloatArray, Case], list[int]]:
         """Search of breadth `ef`: query (1, D) and case -> numbers of the hits."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reir.errors import GalleryNotFound
+from reir.errors import GalleryNotFound, StoreError, StoreUnavailable
 from reir.models.seams import InstanceEncoder
 from reir.near_duplicates import LookAlikes
 from reir.sinks import Sink
@@ -44,6 +45,11 @@ __all__ = [
 
 Settings = Mapping[str, str | int | float | bool]
 ShowProgress = Callable[[Progress], None]
+
+SETTLE_S = 600.0
+"""How long a run waits for a server to index the last of what it wrote."""
+
+logger = logging.getLogger(__name__)
 
 Runner = Callable[[Job, Tally], Tally]
 """Takes a job through all stages and returns what was counted.
@@ -209,7 +215,27 @@ def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally)
     missing, look_alikes = _review(job, store, counted)
     removed = _remove(job, store, missing, counted) if job.options.prune else 0
     found = {"missing": len(missing) - removed, "removed": removed, "look_alikes": look_alikes}
+    if counted.counts()["instances"]:
+        _settle(job, store, counted)
     return found | counted.counts()
+
+
+def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
+    """Wait until all is searched by an index that lasts, so that a version goes live with it."""
+    try:
+        with tally.stage("store"):
+            done = patiently(partial(store.settle, job.gallery, job.version, SETTLE_S))
+    except StoreUnavailable:
+        raise
+    except StoreError as error:  # an account may be allowed to write, and not this
+        logger.warning("whether the last instances are indexed is not known: %s", error)
+        return
+    if not done:
+        logger.warning(
+            "after %g s the server has not indexed the last instances; until it has, searches "
+            "may miss a few of them",
+            SETTLE_S,
+        )
 
 
 def _review(job: Job, store: InstanceStore, tally: Tally) -> tuple[list[str], int]:

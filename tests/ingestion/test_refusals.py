@@ -124,3 +124,37 @@ def test_a_store_that_refuses_stops_the_job(
     with pytest.raises(StoreError, match="disk full"):
         index(photos, "g", store, FakeEncoder(), options=IndexOptions(batch_size=2))
     assert threading.active_count() == threads
+
+
+def test_a_store_that_is_still_building_its_index_is_a_warning(
+    store: MemoryStore,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[float] = []
+
+    def unsettled(_gallery: str, _version: str, within_s: float) -> bool:
+        asked.append(within_s)
+        return False
+
+    monkeypatch.setattr(store, "settle", unsettled)
+    index(photos, "g", store, FakeEncoder())
+    assert asked == [600.0]
+    assert "has not indexed the last instances" in caplog.text
+    index(photos, "g", store, FakeEncoder())
+    assert asked == [600.0], "nothing was written"
+
+
+def test_a_store_that_does_not_let_settle_is_a_warning(
+    store: MemoryStore,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise StoreError("permission denied")
+
+    monkeypatch.setattr(store, "settle", refuse)
+    assert index(photos, "g", store, FakeEncoder()).new == 20
+    assert "permission denied" in caplog.text

@@ -176,6 +176,23 @@ class InstanceStore(Protocol):
         """
         ...
 
+    def settle(self, gallery: str, version: str, within_s: float) -> bool:
+        """Have all rows searched by the index that they are going to keep.
+
+        A Milvus server searches fresh rows by an interim index, which misses some of the best; it
+        makes the lasting one when rows are sealed, which takes it minutes if nobody asks for it.
+        Other stores have nothing to do.
+
+        Args:
+            gallery: name.
+            version: name.
+            within_s: how long to wait.
+
+        Returns:
+            Whether it is done. If not, the server goes on by itself.
+        """
+        ...
+
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before; nothing else changes.
 

@@ -116,6 +116,11 @@ class MemoryStore:
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
 
+    def settle(self, gallery: str, version: str, within_s: float) -> bool:  # noqa: ARG002 - of a contract
+        """Nothing to do: every search is exact."""
+        self._version(gallery, version)
+        return True
+
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before."""
         records = self._version(gallery, version).records

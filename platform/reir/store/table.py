@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from pymilvus import DataType, MilvusClient
+from pymilvus.client.types import SegmentState
 
 from reir.errors import GalleryNotFound
 from reir.store.client import MilvusConnection
@@ -17,6 +19,10 @@ PAGE_ROWS = 4096
 
 VECTOR = "vector"
 _MAX_KEY_BYTES = 1024
+_INDEXED_ROWS = 1024
+"""Rows of a segment from which on a server gives it an index; it scans smaller ones."""
+
+_SETTLE_POLL_S = 0.5
 _MAX_TEXT_BYTES = 65_535
 
 Row = dict[str, Any]
@@ -83,6 +89,36 @@ class Table:
             # Loading waits for the index; waiting here too would cost half a second more.
             self._call("create_index", index_params=parameters, sync=False)
         self._call("load_collection")
+
+    def settle(self, within_s: float) -> bool:
+        """Seal all rows of a server and wait until it searches them by their index.
+
+        Between the end of the build and its use a server lets some 15 seconds pass.
+        """
+        deadline_s = time.monotonic() + within_s
+        self._call("flush")
+        while not self._is_settled():
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(_SETTLE_POLL_S)
+        return True
+
+    def _is_settled(self) -> bool:
+        """Whether every segment that is stored is searched, and by an index if it is to have one.
+
+        Segments that only note deletions have no rows, and none is searched.
+        """
+        searched = {
+            each.segment_id: bool(each.index_id)
+            for each in self._call("list_loaded_segments")
+            if each.state == SegmentState.Sealed
+        }
+        return all(
+            searched.get(each.segment_id, False)
+            or (each.segment_id in searched and each.num_rows < _INDEXED_ROWS)
+            for each in self._call("list_persistent_segments")
+            if each.num_rows and each.level_name != "L0"
+        )
 
     def drop(self) -> None:
         """Drop the collection; does nothing when there is none."""
