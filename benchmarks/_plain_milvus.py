@@ -37,8 +37,8 @@ class PlainMilvus:
         self._client.flush(self._name, timeout=_TIMEOUT_S)
 
     def settle(self) -> None:
-        """Wait until a server has sealed all rows and searches them by the index."""
-        if not Table(MilvusConnection(self._uri), self._name, "id", {}).settle(_SETTLE_S):
+        """Wait until a server searches all rows, which are sealed, by the index."""
+        if not Table(MilvusConnection(self._uri), self._name, "id", {}).settle(0, _SETTLE_S):
             raise SystemExit(f"not indexed within {_SETTLE_S:g} s")
 
     def searching(self, ef: int) -> Callable[[FloatArray, Case], list[int]]:

@@ -4,8 +4,8 @@
     python benchmarks/p1_vector_search_server.py                                    10 minutes
     python benchmarks/p1_vector_search_server.py --sizes 10000 30000 100000 1000000    an hour
 
-As `p1_vector_search.py`. Our store and the plain searches have a server each, on this machine, which
-share its cores with the client. `anon_mib` and `disk_mib` are of the server of our store.
+As `p1_vector_search.py`. Our store and the plain searches have a server each, on this machine, and
+both share its cores with the client. `anon_mib` and `disk_mib` are of the server of our store.
 After each size all rows are indexed before the first search; `growing` is how many of the best are
 found before that.
 """
@@ -72,7 +72,7 @@ def on_servers(
         figures[f"p1.server_{size}.growing.recall"] = recall_now(search, part)
         plain.fill(part, filled)
         plain.settle()
-        if not store.settle(GALLERY, VERSION, SETTLE_S):
+        if not store.settle(GALLERY, VERSION, fresh=count - filled, within_s=SETTLE_S):
             raise SystemExit(f"not indexed within {SETTLE_S:g} s")
         filled = count
         arms = {"ours": Arm(search, mine.pid), "faiss": faiss_arm(part)}

@@ -215,16 +215,19 @@ def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally)
     missing, look_alikes = _review(job, store, counted)
     removed = _remove(job, store, missing, counted) if job.options.prune else 0
     found = {"missing": len(missing) - removed, "removed": removed, "look_alikes": look_alikes}
-    if counted.counts()["instances"]:
-        _settle(job, store, counted)
+    _settle(job, store, counted)
     return found | counted.counts()
 
 
 def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
-    """Wait until all is searched by an index that lasts, so that a version goes live with it."""
+    """Wait until all is searched as well as it will be, so that a version goes live like that."""
+    fresh = tally.counts()["instances"]
+    if not fresh:
+        return
+    settle = partial(store.settle, job.gallery, job.version, fresh=fresh, within_s=SETTLE_S)
     try:
         with tally.stage("store"):
-            done = patiently(partial(store.settle, job.gallery, job.version, SETTLE_S))
+            done = patiently(settle)
     except StoreUnavailable:
         raise
     except StoreError as error:  # an account may be allowed to write, and not this

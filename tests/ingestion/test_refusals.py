@@ -132,18 +132,18 @@ def test_a_store_that_is_still_building_its_index_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    asked: list[float] = []
+    asked: list[tuple[int, float]] = []
 
-    def unsettled(_gallery: str, _version: str, within_s: float) -> bool:
-        asked.append(within_s)
+    def unsettled(_gallery: str, _version: str, *, fresh: int, within_s: float) -> bool:
+        asked.append((fresh, within_s))
         return False
 
     monkeypatch.setattr(store, "settle", unsettled)
-    index(photos, "g", store, FakeEncoder())
-    assert asked == [600.0]
+    written = index(photos, "g", store, FakeEncoder()).instances
+    assert asked == [(written, 600.0)]
     assert "has not indexed the last instances" in caplog.text
     index(photos, "g", store, FakeEncoder())
-    assert asked == [600.0], "nothing was written"
+    assert len(asked) == 1, "nothing was written"
 
 
 def test_a_store_that_does_not_let_settle_is_a_warning(
@@ -152,7 +152,7 @@ def test_a_store_that_does_not_let_settle_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def refuse(*_: object) -> bool:
+    def refuse(*_: object, **__: object) -> bool:
         raise StoreError("permission denied")
 
     monkeypatch.setattr(store, "settle", refuse)

@@ -176,16 +176,17 @@ class InstanceStore(Protocol):
         """
         ...
 
-    def settle(self, gallery: str, version: str, within_s: float) -> bool:
-        """Have all rows searched by the index that they are going to keep.
+    def settle(self, gallery: str, version: str, *, fresh: int, within_s: float) -> bool:
+        """Have all instances searched as well as they are going to be.
 
-        A Milvus server searches fresh rows by an interim index, which misses some of the best; it
-        makes the lasting one when rows are sealed, which takes it minutes if nobody asks for it.
-        Other stores have nothing to do.
+        A Milvus server searches fresh ones by an interim index, if they are many, which misses some
+        of the best; it makes the lasting one when they are sealed, which may take it hours if
+        nobody asks for it. Other stores have nothing to do.
 
         Args:
             gallery: name.
             version: name.
+            fresh: instances written lately.
             within_s: how long to wait.
 
         Returns:

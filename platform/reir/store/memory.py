@@ -116,7 +116,14 @@ class MemoryStore:
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
 
-    def settle(self, gallery: str, version: str, within_s: float) -> bool:  # noqa: ARG002 - of a contract
+    def settle(
+        self,
+        gallery: str,
+        version: str,
+        *,
+        fresh: int,  # noqa: ARG002 - of a contract
+        within_s: float,  # noqa: ARG002
+    ) -> bool:
         """Nothing to do: every search is exact."""
         self._version(gallery, version)
         return True

@@ -140,13 +140,13 @@ class MilvusStore:
             instances.delete(itertools.chain.from_iterable(beyond.values()))
             ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if beyond[each])
 
-    def settle(self, gallery: str, version: str, within_s: float) -> bool:
+    def settle(self, gallery: str, version: str, *, fresh: int, within_s: float) -> bool:
         """Have all rows searched by the server's lasting index; embedded, nothing to do."""
         self._catalogue.spec(gallery, version)
         if self._mirror is not None:
             return True
         with self._catalogue.errors_of(gallery, version):
-            return self._catalogue.instances(gallery, version).settle(within_s)
+            return self._catalogue.instances(gallery, version).settle(fresh, within_s)
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
         """Note new file times of images whose content is as before."""

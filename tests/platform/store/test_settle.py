@@ -28,7 +28,7 @@ def test_settled_rows_are_searched_as_before(
     for each in (store, twin):
         each.create_version(gallery, "v1", SPEC)
         each.upsert_images(gallery, "v1", images)
-    assert store.settle(gallery, "v1", within_s=120.0)
+    assert store.settle(gallery, "v1", fresh=80, within_s=120.0)
     queries = np.random.default_rng(1).standard_normal((3, DIM)).astype(np.float32)
     found, wanted = (each.search(gallery, "v1", queries, 9) for each in (store, twin))
     ids = [[row.instance_id for row in rows] for rows in found]
@@ -37,20 +37,30 @@ def test_settled_rows_are_searched_as_before(
 
 def test_an_unknown_version_cannot_be_settled(store: InstanceStore) -> None:
     with pytest.raises(GalleryNotFound, match="nowhere"):
-        store.settle("nowhere", "v1", within_s=1.0)
+        store.settle("nowhere", "v1", fresh=1, within_s=1.0)
 
 
 @pytest.mark.milvus
 def test_a_server_is_waited_for_until_it_searches_by_its_index(
     server_store: MilvusStore, make_image: MakeImage
 ) -> None:
+    def segments() -> list[tuple[int, bool]]:
+        name = instances_collection("settled", "v1")
+        found = server_store._connection.call("list_loaded_segments", collection_name=name)
+        return [(each.num_rows, bool(each.index_id)) for each in found]
+
+    def write(start: int, stop: int) -> int:
+        images = [make_image(f"i{number:04}", 20) for number in range(start, stop)]
+        server_store.upsert_images("settled", "v1", images)
+        return 20 * len(images)
+
+    def settle(fresh: int, within_s: float = 120.0) -> bool:
+        return server_store.settle("settled", "v1", fresh=fresh, within_s=within_s)
+
     server_store.create_version("settled", "v1", SPEC)
-    images = [make_image(f"i{number:04}", 20) for number in range(150)]
-    server_store.upsert_images("settled", "v1", images)
-    assert not server_store.settle("settled", "v1", within_s=0.0), "is it not asynchronous?"
-    assert server_store.settle("settled", "v1", within_s=120.0)
-    name = instances_collection("settled", "v1")
-    searched = server_store._connection.call("list_loaded_segments", collection_name=name)
-    assert sum(each.num_rows for each in searched) == 3000
-    assert all(each.index_id for each in searched)
+    assert settle(write(0, 200))
+    assert segments() == [], "few rows are left to be scanned"
+    assert not settle(write(200, 300), within_s=0.0), "is it not asynchronous?"
+    assert settle(0)
+    assert segments() == [(6000, True)]
     server_store.drop_gallery("settled")
