@@ -46,7 +46,7 @@ class ClareNanoEncoder:
     """Encodes photos and expressions; thread-safe, since nothing is written after construction.
 
     Args:
-        model: trained model; is put into eval mode.
+        model: trained model; is put into the form in which it runs, and cannot be trained after.
         tokenizer: of the text tower, without padding or truncation.
         digest: sha256 of the weights file.
         num_candidates: instances kept of a photo; None takes the checkpoint's own number.
@@ -72,6 +72,7 @@ class ClareNanoEncoder:
         self._num_candidates = num_candidates or model.config.num_candidates
         self._dtype = fast_dtype()
         prepare_frozen(model, self._dtype)
+        model.text.tower.keep_products_in(self._dtype)
 
     @property
     def dim(self) -> int:

@@ -57,6 +57,16 @@ class SentenceTower(nn.Module):
             for _ in range(num_layers)
         )
 
+    def keep_products_in(self, dtype: torch.dtype) -> None:
+        """Keep the weights of matrix products in the type in which autocast multiplies them.
+
+        The results are the same to the bit; without it every pass of a single text spends a fifth
+        of its time on casting. Not for training.
+        """
+        for layer in self.layers:
+            for part in (layer.self_attn, layer.linear1, layer.linear2):
+                part.to(dtype)
+
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Return (N, L, C) states of the last layer; `mask_NL` is 1 on real tokens."""
         x_NLC = self.words(ids_NL) + self.positions[: ids_NL.shape[1]]

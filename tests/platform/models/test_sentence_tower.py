@@ -58,6 +58,16 @@ def test_padding_changes_no_state() -> None:
             torch.testing.assert_close(alone[0], together[row, :length], rtol=1e-4, atol=1e-4)
 
 
+def test_products_kept_in_bf16_change_no_bit() -> None:
+    tower, ids, mask = tower_of(bert(3)), *texts()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        cast_each_time = tower(ids, mask)
+        tower.keep_products_in(torch.bfloat16)
+        assert tower.layers[0].linear1.weight.dtype == torch.bfloat16
+        assert tower.norm.weight.dtype == torch.float32
+        assert torch.equal(tower(ids, mask), cast_each_time)
+
+
 def test_training_reaches_every_weight() -> None:
     tower = tower_of(bert(2)).train()
     tower(*texts()).square().mean().backward()
