@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from pyarrow.fs import FileSystem
 
 from reir.errors import ImageError, ImageFailure, SourceError
@@ -15,6 +17,7 @@ from reir.testing import FakeEncoder
 from reir.testing.s3 import Bucket
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import Source, SourceFile, objects, open_source, retrying
+from reir_ingestion.sources.s3_pages import Page, S3Pages
 
 
 def keys(source: Source) -> list[str]:
@@ -89,6 +92,72 @@ def test_a_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     away = "?endpoint_override=http://127.0.0.1:9&scheme=http&region=us-east-1"
     with pytest.raises(SourceError, match=r"s3://bucket/photos cannot be listed: .*1 attempts"):
         open_source(f"s3://bucket/photos{away}")
+
+
+def test_a_folder_of_many_pages_is_listed_as_it_streams_in(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    page = S3Pages.page
+
+    def counted(pages: S3Pages, name: str, prefix: str, token: str | None) -> Page:
+        asked.append(token)
+        return page(pages, name, prefix, token)
+
+    monkeypatch.setattr(S3Pages, "page", counted)
+    wanted = [f"{number:05}.jpg" for number in range(2050)]
+    for name in wanted:
+        bucket.put(f"many/{name}")
+    listed = open_source(bucket.source("many")).uris()
+    assert next(listed).endswith("00000.jpg")
+    early = len(asked)
+    names = ["00000.jpg", *(uri.rpartition("/")[2] for uri in listed)]
+    assert names == wanted
+    assert asked[early - 1] is None, "the first file needs one page"
+    assert len(asked) == early + 2
+    assert None not in asked[early:]
+
+
+def test_odd_keys_are_listed_once(bucket: Bucket) -> None:
+    for key in ("odd/", "odd//double.jpg", "odd/a//b/deep.jpg", "odd/ space .jpg", "odd/x/"):
+        bucket.put(key)
+    source = open_source(bucket.source("odd"))
+    assert keys(source) == ["odd/%20space%20.jpg", "odd//double.jpg", "odd/a//b/deep.jpg"]
+    for file in source.files():
+        assert not source.has_lost(file.uri)
+
+
+class Refusing:
+    """A client of S3 that answers some calls with an error before it works."""
+
+    def __init__(self, client: Any, statuses: list[int]) -> None:
+        self.client, self.statuses = client, statuses
+
+    def list_objects_v2(self, **asked: Any) -> Any:
+        if self.statuses:
+            status = self.statuses.pop(0)
+            answer = {"Error": {"Code": "Odd"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(answer, "ListObjectsV2")
+        return self.client.list_objects_v2(**asked)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [([503, 429], None), ([503] * 3, "3 attempts"), ([403], "cannot be listed: .*ListObjectsV2")],
+)
+def test_pages_that_may_come_later_are_asked_for_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, statuses: list[int], said: str | None
+) -> None:
+    monkeypatch.setattr(retrying, "RETRY_AFTER_S", (0.0, 0.0))
+    bucket.put("1.jpg")
+    source = open_source(bucket.source())
+    pages = objects._pages("", bucket.name, bucket.options.removeprefix("?"))
+    monkeypatch.setattr(pages, "_client", Refusing(pages._client, list(statuses)))
+    if said is None:
+        assert keys(source) == ["1.jpg"]
+    else:
+        with pytest.raises(SourceError, match=said):
+            list(source.uris())
 
 
 class Flaky:

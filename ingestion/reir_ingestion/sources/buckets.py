@@ -1,7 +1,7 @@
 """The image files of a bucket: `s3://bucket/prefix`, a glob below it, or one object.
 
-Listing goes folder by folder, so what one folder holds is the most that sits in memory. Whether an
-image has changed is told by size and time.
+Listing goes folder by folder, of S3 in pages of a thousand; of Google's storage, what one folder
+holds is the most that sits in memory. Whether an image has changed is told by size and time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from urllib.parse import unquote_to_bytes
 
-from pyarrow.fs import FileInfo, FileType
-
 from reir.errors import SourceError
 from reir.images import DEFAULT_MAX_BYTES
 from reir.object_storage import without_secrets
@@ -22,7 +20,6 @@ from reir_ingestion.sources.contract import (
     NOWHERE,
     OnError,
     SourceFile,
-    Status,
     ignore_error,
 )
 from reir_ingestion.sources.listed import UriSet
@@ -73,17 +70,15 @@ class BucketSource:
         waiting: deque[Parts] = deque([()])
         while waiting:
             parts = waiting.popleft()
-            folder = self._below(parts)
-            infos = listing(partial(self.objects.folder, folder), folder.uri)
-            infos.sort(key=lambda info: str(info.path))
-            for info in infos:
-                if self._is_wanted(parts, info):
-                    uri = self._below((*parts, _name(info))).uri
-                    yield SourceFile(uri, *Status(info.size, info.mtime_ns))
-            folders = [_name(info) for info in infos if info.type == FileType.Directory]
-            below = [(*parts, name) for name in folders if not name.startswith(b".")]
+            folders: list[Parts] = []
+            for name, status in self.objects.folder(self._below(parts)):
+                below = (*parts, name.encode())
+                if status is not None and self._is_wanted(below):
+                    yield SourceFile(self._below(below).uri, *status)
+                elif status is None and not name.startswith("."):
+                    folders.append(below)
             waiting.extendleft(
-                each for each in reversed(below) if may_lie_below(each, self.pattern)
+                each for each in reversed(folders) if may_lie_below(each, self.pattern)
             )
 
     def uris(self, on_error: OnError = ignore_error) -> Iterator[str]:
@@ -121,16 +116,13 @@ class BucketSource:
         parts = tuple(unquote_to_bytes(uri.removeprefix(above)).split(b"/"))
         return matches(parts, self.pattern) and is_listed(parts[-1], self.endings)
 
-    def _is_wanted(self, parts: Parts, info: FileInfo) -> bool:
-        if info.type != FileType.File:
-            return False
-        name = _name(info)
-        return is_listed(name, self.endings) and matches((*parts, name), self.pattern)
+    def _is_wanted(self, parts: Parts) -> bool:
+        return is_listed(parts[-1], self.endings) and matches(parts, self.pattern)
 
     def _below(self, parts: Parts) -> ObjectName:
-        """The folder or object at these segments below the root."""
-        segments = [self.root.key, *(part.decode() for part in parts)]
-        return self.root._replace(key="/".join(filter(None, segments)))
+        """The folder or object at these segments below the root; a segment may be empty."""
+        above = [self.root.key] if self.root.key else []
+        return self.root._replace(key="/".join([*above, *(part.decode() for part in parts)]))
 
 
 def open_bucket(text: str, endings: tuple[str, ...]) -> BucketSource:
@@ -147,13 +139,9 @@ def open_bucket(text: str, endings: tuple[str, ...]) -> BucketSource:
         return BucketSource(text, name, (), endings, objects)
     root, pattern = split_pattern(key) if has_magic(key) else (key, (ANY_DEPTH,))
     found = BucketSource(text, name._replace(key=root.decode()), pattern, endings, objects)
-    if not listing(partial(objects.folder, found.root), found.root.uri):
+    if next(objects.folder(found.root), None) is None:
         raise SourceError(
             f"source {without_secrets(text)!a} does not exist: nothing lies below "
             f"{found.root.uri!a}"
         )
     return found
-
-
-def _name(info: FileInfo) -> bytes:
-    return str(info.base_name).encode()

@@ -1,4 +1,4 @@
-"""Objects of buckets by URI: looked up, listed folder by folder, and read, through pyarrow.
+"""Objects of buckets by URI: looked up, listed folder by folder, and read.
 
 Credentials come from the environment (AWS_*, GOOGLE_*) or from the machine's role. Errors that may
 pass are told from those that will not.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from posixpath import normpath
@@ -20,7 +20,8 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from reir.errors import ImageError, ImageFailure, SourceError
 from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
 from reir_ingestion.sources.contract import Status
-from reir_ingestion.sources.retrying import Answer, Unreachable, reading
+from reir_ingestion.sources.retrying import Answer, Unreachable, listing, reading
+from reir_ingestion.sources.s3_pages import Entry, S3Pages
 
 STREAM_BUFFER_BYTES = 1024**2
 
@@ -109,16 +110,32 @@ class Objects:
             found |= zip((name.uri for name in asked), infos, strict=True)
         return [_status(found[name.uri]) for name in names]
 
-    def folder(self, name: ObjectName) -> list[FileInfo]:
-        """What lies directly in a folder, which need not exist.
+    def folder(self, name: ObjectName) -> Iterator[Entry]:
+        """What lies directly in a folder, which need not exist, in the order of the names.
+
+        Of S3 a page at a time: files and folders take turns, each in their order. Elsewhere pyarrow
+        hands over the whole folder.
 
         Raises:
-            Unreachable: another attempt may succeed.
-            OSError: refused.
+            SourceError: it cannot be listed, also after retries.
         """
+        if name.scheme != "s3":
+            yield from listing(partial(self._whole_folder, name), name.uri)
+            return
+        pages = _pages(self.login, name.bucket, self.options)
+        prefix, token = f"{name.key}/" if name.key else "", None
+        while True:
+            page = listing(partial(pages.page, name.bucket, prefix, token), name.uri)
+            yield from page.entries
+            token = page.token
+            if token is None:
+                return
+
+    def _whole_folder(self, name: ObjectName) -> list[Entry]:
         selector = FileSelector(_path(name), allow_not_found=True)
         filesystem = self._filesystem(name.scheme, name.bucket)
-        return list(_asked(partial(filesystem.get_file_info, selector), name.uri))
+        infos = _asked(partial(filesystem.get_file_info, selector), name.uri)
+        return sorted(Entry(str(info.base_name), _status(info)) for info in infos)
 
     def open(self, uri: str) -> IO[bytes]:
         """Open an object for reading at any place.
@@ -161,6 +178,12 @@ class Objects:
 
     def _filesystem(self, scheme: str, bucket: str) -> FileSystem:
         return _filesystem(scheme, self.login, bucket, self.options)
+
+
+@lru_cache(maxsize=64)
+def _pages(login: str, bucket: str, options: str) -> S3Pages:
+    """What lists a bucket of S3, one a process."""
+    return S3Pages(_filesystem("s3", login, bucket, options))
 
 
 @lru_cache(maxsize=64)
