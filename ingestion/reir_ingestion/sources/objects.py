@@ -32,7 +32,7 @@ _URI = re.compile(
 )
 _FINAL = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH|NOT_FOUND|INVALID_|SIGNATURE"
-    r"|HTTP (?:status|response code) 4(?!08|29)"
+    r"|HTTP (?:status|response code) 4(?!08|29)|Empty path component"
 )
 """Of an answer that another attempt would not change."""
 
@@ -97,18 +97,24 @@ class Objects:
     def statuses(self, uris: Sequence[str]) -> list[Status | None]:
         """Size and time of objects, None for those that do not exist; all of one bucket at once.
 
+        Keys with an empty segment (`a//b`) cannot be looked up, only listed; they get None.
+
         Raises:
             Unreachable: another attempt may succeed.
             OSError: refused.
         """
         names = [split_uri(uri) for uri in uris]
-        found: dict[str, FileInfo] = {}
+        found: dict[str, Status | None] = {}
         for bucket in dict.fromkeys((name.scheme, name.bucket) for name in names):
-            asked = [name for name in names if (name.scheme, name.bucket) == bucket]
+            asked = [
+                name
+                for name in names
+                if (name.scheme, name.bucket) == bucket and "//" not in name.key
+            ]
             look_up = self._filesystem(*bucket).get_file_info
-            infos = _asked(partial(look_up, [_path(name) for name in asked]), asked[0].uri)
-            found |= zip((name.uri for name in asked), infos, strict=True)
-        return [_status(found[name.uri]) for name in names]
+            infos = _asked(partial(look_up, [_path(name) for name in asked]), names[0].uri)
+            found |= zip((name.uri for name in asked), map(_status, infos), strict=True)
+        return [found.get(name.uri) for name in names]
 
     def folder(self, name: ObjectName) -> Iterator[Entry]:
         """What lies directly in a folder, which need not exist, in the order of the names.
