@@ -16,7 +16,14 @@ from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
 from reir.testing.s3 import Bucket
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.sources import Source, SourceFile, objects, open_source, retrying
+from reir_ingestion.sources import (
+    Source,
+    SourceFile,
+    objects,
+    open_source,
+    retrying,
+    s3_pages,
+)
 from reir_ingestion.sources.s3_pages import Page, S3Pages
 
 
@@ -105,7 +112,8 @@ def test_a_folder_of_many_pages_is_listed_as_it_streams_in(
         return page(pages, name, prefix, token)
 
     monkeypatch.setattr(S3Pages, "page", counted)
-    wanted = [f"{number:05}.jpg" for number in range(1001)]
+    monkeypatch.setattr(s3_pages, "PAGE_OBJECTS", 10)
+    wanted = [f"{number:05}.jpg" for number in range(25)]
     for name in wanted:
         bucket.put(f"many/{name}")
     listed = open_source(bucket.source("many")).uris()
@@ -114,8 +122,19 @@ def test_a_folder_of_many_pages_is_listed_as_it_streams_in(
     names = ["00000.jpg", *(uri.rpartition("/")[2] for uri in listed)]
     assert names == wanted
     assert asked[early - 1] is None, "the first file needs one page"
-    assert len(asked) == early + 1
+    assert len(asked) == early + 2
     assert None not in asked[early:]
+
+
+def test_pages_and_whole_folders_say_the_same(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_pages, "PAGE_OBJECTS", 2)
+    for key in TREE:
+        bucket.put(key)
+    name = objects.split_uri(bucket.source()[: -len(bucket.options) - 1])
+    found = objects.Objects("", bucket.options.removeprefix("?"))
+    assert sorted(found.folder(name)) == found._whole_folder(name)
 
 
 def test_odd_keys_are_listed_once(bucket: Bucket) -> None:

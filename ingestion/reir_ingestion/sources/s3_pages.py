@@ -19,6 +19,9 @@ from pyarrow.fs import S3FileSystem
 from reir_ingestion.sources.contract import Status
 from reir_ingestion.sources.retrying import Unreachable
 
+PAGE_OBJECTS = 1000
+"""Most of one page; no server gives more."""
+
 _MAY_PASS = (408, 429)
 _GONE = 404
 
@@ -56,7 +59,7 @@ class S3Pages:
         more = {} if token is None else {"ContinuationToken": token}
         try:
             answer = self._client.list_objects_v2(
-                Bucket=bucket, Prefix=prefix, Delimiter="/", **more
+                Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=PAGE_OBJECTS, **more
             )
         except ClientError as error:
             return _refused(error)
