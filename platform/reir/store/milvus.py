@@ -94,8 +94,8 @@ class MilvusStore:
                     self._mirror.create(instances.name, spec.dim)
                 masks = rows.MASK_COLUMN if spec.has_masks else {}
                 instances.create(spec.dim, properties, {**rows.DERIVED_COLUMNS, **masks})
-            images.ensure_ready()
-            instances.ensure_ready()
+            images.ensure_ready(searched=False)
+            instances.ensure_ready(searched=True)
 
     def promote(self, gallery: str, version: str) -> None:
         """Make `version` live with one atomic alias switch."""

@@ -79,16 +79,21 @@ class Table:
             properties=dict(properties),
         )
 
-    def ensure_ready(self) -> None:
-        """Index and load the collection as far as that is still to be done."""
+    def ensure_ready(self, *, searched: bool) -> None:
+        """Index and load the collection as far as that is still to be done.
+
+        Args:
+            searched: by vector; else Milvus wants an index all the same, and gets one that costs
+                nothing.
+        """
         if not self._call("list_indexes"):
             capabilities = self._connection.capabilities
             parameters = MilvusClient.prepare_index_params()
             parameters.add_index(
                 VECTOR,
-                index_type=capabilities.index_type,
+                index_type=capabilities.index_type if searched else "FLAT",
                 metric_type="IP",
-                params=dict(capabilities.index_params),
+                params=dict(capabilities.index_params) if searched else {},
             )
             # Loading waits for the index; waiting here too would cost half a second more.
             self._call("create_index", index_params=parameters, sync=False)
