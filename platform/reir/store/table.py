@@ -122,14 +122,17 @@ class Table:
         return True
 
     def _is_settled(self) -> bool:
-        """Whether every segment that gets an index is searched by it."""
-        searched = {each.segment_id for each in self._call("list_loaded_segments") if each.index_id}
-        stored = {
-            each.segment_id
-            for each in self._call("list_persistent_segments")
-            if each.num_rows >= _INDEXED_ROWS and each.level_name != "L0"  # of deletions
-        }
-        return stored <= searched
+        """Whether segments of all rows are searched, by an index where they are to have one.
+
+        Not whether each stored segment is: where some were merged, the old ones are searched until
+        the index of the new one is built, which is as well.
+        """
+        searched = self._call("list_loaded_segments")
+        stored = self._call("list_persistent_segments")
+        indexed = all(each.index_id for each in searched if each.num_rows >= _INDEXED_ROWS)
+        return indexed and sum(each.num_rows for each in searched) >= sum(
+            each.num_rows for each in stored
+        )
 
     def drop(self) -> None:
         """Drop the collection; does nothing when there is none."""
