@@ -73,9 +73,12 @@ def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
     disk_bytes = slope(by_size(figures, "p1.server_", "disk_mib")) * 2**20
     code_bytes = figures["p1.quantised.int8.bytes"]
     int8_bytes = graph_bytes - FLOAT_BYTES + code_bytes
-    start, growth = per_decade(by_size(figures, "p1.server_", "ours.cpu_ms"))
+    taken = by_size(figures, "p1.server_", "ours.cpu_ms")
+    start, growth = per_decade(taken)
+    request_ms = taken[1][0]
     shards = math.ceil(count / options.shard)
-    query_ms = shards * (start + growth * math.log10(options.shard))
+    walk_ms = start + growth * math.log10(options.shard) - request_ms
+    query_ms = request_ms + shards * walk_ms
     cores = options.qps * query_ms / 1e3 / options.busy
     usable_bytes = options.node_gib * GIB * options.fill
     nodes = {
@@ -134,8 +137,14 @@ def measured_table(figures: Mapping[str, Any]) -> str:
 
 def plan_table(figures: Mapping[str, Any]) -> str:
     """The plan's lines, as Markdown."""
-    lines = [f"| `{key.removeprefix('scale.')}` | {value:,} |" for key, value in figures.items()]
+    lines = [
+        f"| `{key.removeprefix('scale.')}` | {_said(value)} |" for key, value in figures.items()
+    ]
     return "\n".join(["| line | value |", "|---|--:|", *lines])
+
+
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,}"
 
 
 def write_page(tables: Mapping[str, str]) -> None:
@@ -176,7 +185,7 @@ def main() -> None:
         raise SystemExit(f"no plan: {', '.join(missing)} not in benchmarks/results")
     figures = plan(found, options)
     for key, value in figures.items():
-        print(f"{key:32} {value:,}")
+        print(f"{key:32} {_said(value)}")
     write_report("scale_plan", figures)
     write_page({"plan": plan_table(figures)})
 
