@@ -44,6 +44,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import WriteResult
 from ray.exceptions import RayError, RayTaskError
 
+from reir.cores import num_cores
 from reir.errors import ConfigError, ReirError
 from reir.models.seams import InstanceEncoder
 from reir.sinks import Record, Sink
@@ -73,7 +74,6 @@ from reir_ingestion.stages import (
     IndexOptions,
     Job,
     Keeper,
-    num_cores,
 )
 from reir_ingestion.threads import beside
 

@@ -21,6 +21,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from reir.cores import num_cores
 from reir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,19 +86,13 @@ def choose_runner(
         return Choice(RunnerName.LOCAL, "Ray is not installed")
     if address := os.environ.get("RAY_ADDRESS"):
         return Choice(RunnerName.RAY, f"RAY_ADDRESS is {address}")
-    cores = _num_cores() if cores is None else cores
+    cores = num_cores() if cores is None else cores
     if cores >= MANY_CORES and _is_large(source):
         return Choice(RunnerName.RAY, f"{cores} cores and {LARGE_SOURCE:,} files or more")
     if (found := gpus()) > 1:
         return Choice(RunnerName.RAY, f"{found} GPUs")
     few = f"fewer than {MANY_CORES} cores or {LARGE_SOURCE:,} files, and no second GPU"
     return Choice(RunnerName.LOCAL, few)
-
-
-def _num_cores() -> int:
-    from reir_ingestion.stages import num_cores
-
-    return num_cores()
 
 
 def _is_large(source: Source) -> bool:

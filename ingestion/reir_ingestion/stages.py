@@ -9,7 +9,6 @@ on from there. Knows the store and the model by their contracts only.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
+from reir.cores import num_cores
 from reir.errors import CheckpointError, ConfigError, ImageError, ImageFailure
 from reir.models.seams import InstanceEncoder, RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
@@ -45,11 +45,6 @@ MAX_REFUSED_IN_A_ROW = 100
 MAX_THREADS = 4
 
 logger = logging.getLogger(__name__)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +17,7 @@ import typer
 from rich.text import Text
 
 from reir.cli_common import AsJson, Checkpoint, Store, messages, opened, output, print_json
+from reir.cores import num_cores
 from reir.encoders import SHIPPED_KIND
 from reir.errors import ConfigError, ReirError, StoreError
 
@@ -33,7 +32,6 @@ DISTRIBUTION = "reir-platform"
 APP_EXTRAS = ("ingestion", "training", "serving")
 OLDEST_PYTHON = (3, 11)
 LITTLE_DISK_BYTES, NO_DISK_BYTES = 2 * 2**30, 200 * 2**20
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def examine(location: str | None, checkpoint: Path | None) -> Iterator[Check]:
     """Yield one check after the other, the quick ones first."""
     yield _python(sys.version_info[:2])
     yield _torch()
-    yield _threads(num_cpus())
+    yield _threads(num_cores())
     yield _disk(_nearest_folder(location))
     yield from map(_app, APP_EXTRAS)
     encoder, check = _load(checkpoint)
@@ -116,15 +114,6 @@ def _torch() -> Check:
         return Check("torch", "fail", f"does not import: {error}", advice)
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
     return Check("torch", "ok", f"{torch.__version__}, {device}")
-
-
-def num_cpus() -> int:
-    """Number of processors that this process may use, by affinity and by the container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with suppress(OSError, ValueError):  # no cgroup, or no quota ("max")
-        quota, period = map(int, CPU_QUOTA.read_text().split())
-        return max(1, min(allowed or 1, -(-quota // period)))
-    return allowed or 1
 
 
 def _threads(cpus: int) -> Check:

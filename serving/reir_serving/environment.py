@@ -10,6 +10,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from reir.cores import num_cores
+
 SWITCHES: Mapping[str, str] = {
     # HAProxy in place of Serve's own proxy: several times the throughput.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -30,7 +32,7 @@ SWITCHES: Mapping[str, str] = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reir_serving.early:middlewares",
     # HAProxy leaves out a replica that goes within this time.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    # Models compute on one thread a replica; more replicas use more cores.
+    # Models compute on one thread a replica, unless a call is alone (`sharing.py`).
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,7 +45,7 @@ def settings(folder: Path) -> dict[str, str]:
     Args:
         folder: of this server alone: HAProxy's files, and the figures of all its processes.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     wanted = {
         **SWITCHES,
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cores // 4))),

@@ -31,6 +31,7 @@ from reir_serving.backend import Box, Localisation, Overloaded
 from reir_serving.batching import Batcher
 from reir_serving.config import Limits
 from reir_serving.photos import Seen, locate, see, vector_of, without_masks
+from reir_serving.sharing import SharedCores
 
 LARGEST_BATCH, RERANKED_AT_ONCE = 32, 4
 LIVE_KNOWN_S, LIVE_TRUSTED_S = 0.25, 1.0
@@ -334,13 +335,18 @@ class LocalParts:
         def search(calls: Sequence[Wanted]) -> list[tuple[Retrieved, ...]]:
             return self._breaker.call(lambda: searcher.retrieve(calls))
 
-        self._text = Batcher(text.encode, largest=LARGEST_BATCH, on_batch=partial(on_batch, "text"))
-        self._search = Batcher(search, largest=LARGEST_BATCH, on_batch=partial(on_batch, "search"))
+        among = SharedCores().among
+        self._text = Batcher(
+            among(text.encode), largest=LARGEST_BATCH, on_batch=partial(on_batch, "text")
+        )
+        self._search = Batcher(
+            among(search), largest=LARGEST_BATCH, on_batch=partial(on_batch, "search")
+        )
         self._rerank = Batcher(
-            self._reorder, largest=RERANKED_AT_ONCE, on_batch=partial(on_batch, "rerank")
+            among(self._reorder), largest=RERANKED_AT_ONCE, on_batch=partial(on_batch, "rerank")
         )
         self._photos: Batcher[Callable[[], Any], Any] = Batcher(
-            _do_all, largest=1, on_batch=partial(on_batch, "photo")
+            among(_do_all), largest=1, on_batch=partial(on_batch, "photo")
         )
 
     async def describe(self, spec: str) -> Model:

@@ -437,12 +437,3 @@ def test_doctor_judges_python_disk_and_apps(
     monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
     assert cli_doctor._app("training").status == "ok"
     assert cli_doctor._app("serving").detail == "not installed: no-such-thing"
-
-
-@pytest.mark.parametrize(("quota", "most"), [("50000 100000", 1), ("max 100000", 10_000)])
-def test_the_containers_quota_limits_the_cpus(
-    quota: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(cli_doctor, "CPU_QUOTA", tmp_path / "cpu.max")
-    assert 1 <= cli_doctor.num_cpus() <= most
