@@ -337,7 +337,9 @@ class LocalParts:
 
         among = SharedCores().among
         self._text = Batcher(
-            among(text.encode), largest=LARGEST_BATCH, on_batch=partial(on_batch, "text")
+            among(text.encode, gains=True),
+            largest=LARGEST_BATCH,
+            on_batch=partial(on_batch, "text"),
         )
         self._search = Batcher(
             among(search), largest=LARGEST_BATCH, on_batch=partial(on_batch, "search")

@@ -17,10 +17,16 @@ def threads_of(calls: list[str]) -> list[int]:
 
 
 def test_a_lone_call_has_all_cores_and_a_batch_one() -> None:
-    run = SharedCores(most=3).among(threads_of)
+    run = SharedCores(most=3).among(threads_of, gains=True)
     with ThreadPoolExecutor(1) as pool:
         found = [pool.submit(run, calls).result() for calls in (["a"], ["a", "b"], ["a"])]
     assert found == [[3], [1, 1], [3]]
+
+
+def test_what_gains_nothing_has_one_core() -> None:
+    run = SharedCores(most=3).among(threads_of)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run, ["a"]).result() == [1]
 
 
 def test_calls_beside_each_other_have_one_core_each() -> None:
@@ -32,12 +38,12 @@ def test_calls_beside_each_other_have_one_core_each() -> None:
         return threads_of(calls)
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        first = one.submit(cores.among(wait), ["a"])
+        first = one.submit(cores.among(wait, gains=True), ["a"])
         assert inside.wait(30)
-        second = other.submit(cores.among(threads_of), ["b"]).result()
+        second = other.submit(cores.among(threads_of, gains=True), ["b"]).result()
         leave.set()
         assert (first.result(), second) == ([3], [1]), "threads are not taken away under way"
-        assert other.submit(cores.among(threads_of), ["b"]).result() == [3]
+        assert other.submit(cores.among(threads_of, gains=True), ["b"]).result() == [3]
 
 
 def test_work_that_fails_is_no_longer_under_way() -> None:
@@ -48,5 +54,5 @@ def test_work_that_fails_is_no_longer_under_way() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(ValueError, match="no"):
-            pool.submit(cores.among(fail), ["a"]).result()
-        assert pool.submit(cores.among(threads_of), ["a"]).result() == [3]
+            pool.submit(cores.among(fail, gains=True), ["a"]).result()
+        assert pool.submit(cores.among(threads_of, gains=True), ["a"]).result() == [3]
