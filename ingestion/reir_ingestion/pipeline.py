@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reir.errors import GalleryNotFound, StoreError, StoreUnavailable
+from reir.errors import GalleryNotFound, StoreError
 from reir.models.seams import InstanceEncoder
 from reir.near_duplicates import LookAlikes
 from reir.sinks import Sink
@@ -228,9 +228,7 @@ def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
     try:
         with tally.stage("store"):
             done = patiently(settle)
-    except StoreUnavailable:
-        raise
-    except StoreError as error:  # an account may be allowed to write, and not this
+    except StoreError as error:  # all is written; an account may be allowed that, and not this
         logger.warning("whether the last instances are indexed is not known: %s", error)
         return
     if not done:
