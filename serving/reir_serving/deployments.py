@@ -11,7 +11,6 @@ A call from one replica to another costs some 3 ms on two slow cores, a whole se
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -50,10 +49,6 @@ ATTEMPTS = 3
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 SPARE_REQUESTS = 64
 """What a replica takes beyond requests to be answered: health, metrics, the page, refusals."""
-
-SWITCH_S = 1e-4
-"""How long a thread may keep Python's lock while others wait. A model gives it up at every step and
-wants it back; while hundreds of requests a second are refused it waited up to 5 ms for each."""
 
 T = TypeVar("T")
 
@@ -96,7 +91,6 @@ class Ingress:
 
     def __init__(self, values: dict[str, Any], parts: dict[str, Any] | None = None) -> None:
         config = load_config(ServeConfig, values)
-        sys.setswitchinterval(SWITCH_S)
         open_logs(config.access_log)
         store = open_store(config.store, patient=False)
         self._config, self._is_warm, self._metrics = config, False, Metrics()

@@ -7,6 +7,7 @@ reads no body, looks for no route and is counted and logged with others of its s
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ RETRY_AFTER_S = 1
 
 TELL_EVERY_S = 1.0
 """How often refusals are counted and logged."""
+
+SWITCH_S = 1e-4
+"""How long a thread may keep Python's lock while others wait, as long as requests are refused. The
+models' threads give it up at every step, and the loop that refuses may else keep it for 5 ms. A
+fifth fewer answers come where nothing is refused, so it is not for always."""
 
 _NO_ROOM = Refused(
     OVERLOADED, "as many requests as may come in are worked on or wait; try again in a moment"
@@ -48,6 +54,7 @@ class Door:
         self._limits, self._metrics = limits, metrics
         self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
         self._refused: Counter[str] = Counter()  # method -> how many, not told of yet
+        self._switch_s = sys.getswitchinterval()
 
     def is_full(self, scope: Scope) -> bool:
         """Whether there is no room for this request.
@@ -78,6 +85,7 @@ class Door:
         """Answer 503, and when to come again."""
         if not self._refused:
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self.tell)
+            sys.setswitchinterval(SWITCH_S)
         self._refused[scope["method"]] += 1
         request_id = request_id_of(Headers(scope=scope)).encode()
         body = _BODY.replace(_ID.encode(), request_id)
@@ -92,6 +100,7 @@ class Door:
 
     def tell(self) -> None:
         """Count and log what was refused since the last time."""
+        sys.setswitchinterval(self._switch_s)  # until the next one
         refused, self._refused = self._refused, Counter()  # first: the next one starts a new count
         for method, count in refused.items():
             self._metrics.note_refusals(method, OVERLOADED.status, OVERLOADED.name, count)

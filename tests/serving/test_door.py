@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reir_serving import early
 from reir_serving.config import Limits
-from reir_serving.door import Door, Entrance
+from reir_serving.door import SWITCH_S, Door, Entrance
 from reir_serving.metrics import SHARED, Metrics
 
 NUM = 6
@@ -152,6 +153,21 @@ def test_refusals_of_a_second_are_counted_and_logged_together(
     assert (sample.labels, sample.value) == ({"problem": "overloaded"}, 2)
     (sample,) = families["reir_serve_requests"].samples
     assert (sample.labels["status"], sample.value) == ("503", 2)
+
+
+def test_pythons_lock_changes_hands_sooner_while_requests_are_refused() -> None:
+    before = sys.getswitchinterval()
+    door = Door(Limits(ongoing=1, queued=0), Metrics())
+
+    async def send(_: Any) -> None:
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+
+    async def refuse() -> None:
+        await door.refuse(SEARCH, send)
+        door.tell()
+
+    asyncio.run(refuse())
+    assert sys.getswitchinterval() == pytest.approx(before)
 
 
 def test_what_finds_no_room_never_reaches_ray() -> None:
