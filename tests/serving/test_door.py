@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,10 +27,13 @@ SEARCH = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No door of another test, no figures of another process."""
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No door of another test, no figures of another process, and none of a door's settings."""
     monkeypatch.setattr(early, "_of_this_process", [])
     monkeypatch.delenv(SHARED, raising=False)
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
 
 
 def scope_of(path: str, method: str) -> dict[str, Any]:
@@ -157,6 +161,7 @@ def test_refusals_of_a_second_are_counted_and_logged_together(
 
 def test_pythons_lock_changes_hands_sooner_while_requests_are_refused() -> None:
     before = sys.getswitchinterval()
+    assert before > 10 * SWITCH_S
     door = Door(Limits(ongoing=1, queued=0), Metrics())
 
     async def send(_: Any) -> None:
