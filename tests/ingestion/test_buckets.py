@@ -134,7 +134,8 @@ def test_pages_and_whole_folders_say_the_same(
         bucket.put(key)
     name = objects.split_uri(bucket.source()[: -len(bucket.options) - 1])
     found = objects.Objects("", bucket.options.removeprefix("?"))
-    assert sorted(found.folder(name)) == found._whole_folder(name)
+    paged = sorted(found.folder(name), key=lambda entry: entry.name)
+    assert paged == found._whole_folder(name)
 
 
 def test_odd_keys_are_listed_once(bucket: Bucket) -> None:

@@ -141,7 +141,8 @@ class Objects:
         selector = FileSelector(_path(name), allow_not_found=True)
         filesystem = self._filesystem(name.scheme, name.bucket)
         infos = _asked(partial(filesystem.get_file_info, selector), name.uri)
-        return sorted(Entry(str(info.base_name), _status(info)) for info in infos)
+        found = (Entry(str(info.base_name), _status(info)) for info in infos)
+        return sorted(found, key=lambda entry: entry.name)  # a file and a folder may share a name
 
     def open(self, uri: str) -> IO[bytes]:
         """Open an object for reading at any place.
