@@ -100,6 +100,15 @@ MetricsPort = Annotated[
 ReportTo = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write the final report as JSON.")
 ]
+BulkImport = Annotated[
+    str,
+    typer.Option(
+        metavar="STORAGE",
+        help="New photos into a Milvus server by files, which takes it a third of the time: a "
+        "folder in the server's own storage, such as s3://milvus-bucket/import. A run that is "
+        "killed does some thousand photos again.",
+    ),
+]
 ImageColumn = Annotated[
     str, typer.Option(help="Column of a list or table that has the images; default: by its name.")
 ]
@@ -144,6 +153,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     num_workers: NumWorkers = None,
     num_gpus: NumGpus = None,
     tile: Tile = None,
+    bulk_import: BulkImport = "",
     events: Events = None,
     metrics_port: MetricsPort = None,
     report_to: ReportTo = None,
@@ -151,6 +161,8 @@ def index(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
     from reir.encoders import stored_spec
+    from reir.store import default_location, is_embedded
+    from reir.store.checks import no_import
     from reir_ingestion.failures import FailureLimit
     from reir_ingestion.sources import SourceOptions, open_source
     from reir_ingestion.stages import IndexOptions
@@ -162,6 +174,8 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     if verify:
         _verify(found, gallery, store, as_json=as_json)
         return
+    if bulk_import and is_embedded(store):
+        raise no_import(store or default_location())
     named = chosen_encoder(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     with _stoppable(), _sinks(events, metrics_port) as sinks, opened(store) as held:
@@ -175,6 +189,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             tiling=tiling,
             encoder_spec=spec,
             max_failures=limit,
+            bulk_import=bulk_import,
         )
         run = partial(_run_here, store=held)
         if _is_for_ray(runner, found):

@@ -61,9 +61,23 @@ class SeenHashes:
 class Contents:
     """Gives every content of a run one holder; every method may be called from any thread."""
 
-    def __init__(self, store: InstanceStore, gallery: str, version: str) -> None:
-        """Nothing is read from the store before the first image with pixels."""
+    def __init__(
+        self, store: InstanceStore, gallery: str, version: str, *, bulk_import: str = ""
+    ) -> None:
+        """Nothing is read from the store before the first image with pixels.
+
+        Args:
+            store: where.
+            gallery: name.
+            version: name.
+            bulk_import: storage for `InstanceStore.import_images`; without it images are upserted.
+        """
         self._store = store
+        self._put = (
+            partial(store.import_images, storage=bulk_import)
+            if bulk_import
+            else store.upsert_images
+        )
         self._place = gallery, version
         self._lock = threading.Lock()
         # all below are guarded by `_lock`
@@ -142,7 +156,7 @@ class Contents:
             settled = [(self._settled(image), before) for image, before in part]
         fresh = [image for image, before in settled if image.record != before]
         if fresh:
-            patiently(partial(self._store.upsert_images, *self._place, fresh))
+            patiently(partial(self._put, *self._place, fresh))
         with self._lock:
             for image, _ in settled:
                 self._written(image.record)

@@ -54,6 +54,7 @@ from reir_ingestion.loading import Loaded
 from reir_ingestion.parcels import (
     EncodeParcel,
     Parcel,
+    joined_parcels,
     list_parcels,
     look_up_parcel,
     read_parcel,
@@ -207,7 +208,8 @@ def run_on_ray(
         )
         .remote(job, location)
     )
-    sink = StoreSink(keeper)
+    options = job.options
+    sink = StoreSink(keeper, max(1, options.images_a_write // options.batch_size))
     with _settings(pool), _shown(keeper, live):
         _encoded(job, location, load, pool, place, keeper).write_datasink(
             sink,
@@ -346,20 +348,26 @@ class StoreSink(Datasink[Tally]):  # type: ignore[misc]  # Ray has no types
 
     Args:
         keeper: handle of a `KeeperActor`.
+        parcels_a_write: batches that are written together, at least.
 
     Attributes:
         tally: after the run, what all its tasks counted.
     """
 
-    def __init__(self, keeper: Any) -> None:
+    def __init__(self, keeper: Any, parcels_a_write: int) -> None:
         self._keeper = keeper
+        self._parcels_a_write = parcels_a_write
         self.tally = Tally()
+
+    @property
+    def min_rows_per_write(self) -> int | None:
+        """A parcel is a row."""
+        return self._parcels_a_write
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Tally:  # noqa: ARG002 - of a contract
         """Returns what was counted of these blocks by all stages."""
         total = Tally()
-        for block in blocks:
-            parcel = Parcel.unpacked(block)
+        for parcel in joined_parcels(map(Parcel.unpacked, blocks), self._parcels_a_write):
             with _our_errors():
                 total.add(ray.get(self._keeper.write.remote(parcel.items, parcel.tally)))
         return total

@@ -17,7 +17,7 @@ import pyarrow as pa
 from reir.models.seams import InstanceEncoder
 from reir.store import InstanceStore, open_store
 from reir_ingestion.report import Tally
-from reir_ingestion.stages import Job, Refusals, batches, encode, listed, loader, look_up
+from reir_ingestion.stages import Encoded, Job, Refusals, batches, encode, listed, loader, look_up
 
 _PARCEL = "parcel"
 
@@ -93,6 +93,16 @@ class EncodeParcel:
         parcel = Parcel.unpacked(block)
         encoded = encode(self._encoder, parcel.items, parcel.tally)
         return Parcel(self._refusals.check(encoded), parcel.tally).packed()
+
+
+def joined_parcels(parcels: Iterable[Parcel], at_least: int) -> Iterator[Parcel]:
+    """Join so many parcels of encoded batches to one; the last may be of fewer."""
+    remaining = iter(parcels)
+    while found := list(islice(remaining, at_least)):
+        tally = Tally()
+        for parcel in found:
+            tally.add(parcel.tally)
+        yield Parcel(functools.reduce(Encoded.plus, (each.items for each in found)), tally)
 
 
 @functools.lru_cache(maxsize=1)

@@ -221,9 +221,11 @@ def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally)
 
 def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
     """Wait until all is searched as well as it will be, so that a version goes live like that."""
-    fresh = tally.counts()["instances"]
-    if not fresh:
+    written = tally.counts()["instances"]
+    if not written:
         return
+    # what was imported is sealed; how much was not, the store can tell where nothing was replaced
+    fresh = 0 if job.options.bulk_import else written
     settle = partial(store.settle, job.gallery, job.version, fresh=fresh, within_s=SETTLE_S)
     try:
         with tally.stage("store"):

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 
 from reir.cores import num_cores
@@ -42,6 +42,9 @@ MAX_BATCH_BYTES = 128 * 1024**2
 MAX_REFUSED_IN_A_ROW = 100
 """So many images that the model cannot encode, one after another, are the model's fault."""
 
+IMPORT_IMAGES = 3_200
+"""Images of one bulk import: some 100,000 instances, which cost Milvus one segment."""
+
 MAX_THREADS = 4
 
 logger = logging.getLogger(__name__)
@@ -64,6 +67,8 @@ class IndexOptions:
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode`.
         encoder_spec: where the encoder was found; kept with a version that is made.
         max_failures: stop when more images fail than this; None goes on to the end.
+        bulk_import: storage by which new images reach a Milvus server, `IMPORT_IMAGES` at a time,
+            which are the unit of restart then; see `InstanceStore.import_images`.
 
     Raises:
         ConfigError: a number is below 1.
@@ -79,6 +84,7 @@ class IndexOptions:
     at_least_px: int | None = None
     encoder_spec: str = ""
     max_failures: FailureLimit | None = None
+    bulk_import: str = ""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -86,6 +92,11 @@ class IndexOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")
+
+    @property
+    def images_a_write(self) -> int:
+        """Images that are written together, about."""
+        return IMPORT_IMAGES if self.bulk_import else 1
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,15 @@ class Encoded:
     touched: list[ImageRecord]
     unreached: list[ImageRecord]
     listed_s: list[float]
+
+    def plus(self, other: Encoded) -> Encoded:
+        """Return both as one batch."""
+        return Encoded(
+            self.rows + other.rows,
+            self.touched + other.touched,
+            self.unreached + other.unreached,
+            self.listed_s + other.listed_s,
+        )
 
 
 def listed(job: Job, tally: Tally) -> Iterator[list[SourceFile]]:
@@ -283,7 +303,9 @@ class Keeper:
 
     def __init__(self, job: Job, store: InstanceStore) -> None:
         self._job, self._store = job, store
-        self._contents = Contents(store, job.gallery, job.version)
+        self._contents = Contents(
+            store, job.gallery, job.version, bulk_import=job.options.bulk_import
+        )
         self._budget = FailureBudget(job.options.max_failures)
         self._one_at_a_time = threading.Lock()
 
@@ -304,16 +326,16 @@ class Keeper:
             StoreError: the store refused the batch.
             TooManyFailures: more images failed than `max_failures` allows.
         """
-        images, known = [row.image for row in encoded.rows], [row.known for row in encoded.rows]
         mtimes_ns = {record.image_id: record.mtime_ns for record in encoded.touched}
         touch = partial(self._store.touch_images, self._job.gallery, self._job.version, mtimes_ns)
         started_s = time.perf_counter()
-        # batches of new contents may be written side by side; what changes holders may not
-        changes = any(row.known is not None or row.image.record.same_as for row in encoded.rows)
-        with tally.stage("store"), self._one_at_a_time if changes else nullcontext():
-            records = self._contents.write(images, known)
+        parts = self._parts(encoded.rows)
+        with tally.stage("store"):
+            records = [record for part in parts for record in self._write(part)]
             if mtimes_ns:
-                patiently(touch)
+                with self._one_at_a_time:
+                    patiently(touch)
+        known = [row.known for part in parts for row in part]
         outcomes: list[Outcome] = ["new" if before is None else "changed" for before in known]
         records += encoded.unreached
         outcomes += ["unchanged"] * len(encoded.unreached)
@@ -321,3 +343,34 @@ class Keeper:
         tally.written(records, outcomes, times)
         tally.skipped(encoded.touched, read=True)
         self._budget.spend(records, tally.total)
+
+    def _parts(self, rows: list[Row]) -> list[list[Row]]:
+        """What is written together: all, but an import must not hold up whoever changes holders."""
+        if not self._job.options.bulk_import:
+            return [rows]
+        fresh, others = [], []
+        for row in rows:
+            (others if _changes_holders(row) else fresh).append(row)
+        return [fresh, others]
+
+    def _write(self, rows: list[Row]) -> list[ImageRecord]:
+        # batches of new contents may be written side by side; what changes holders may not
+        with self._one_at_a_time if any(map(_changes_holders, rows)) else nullcontext():
+            return self._contents.write([row.image for row in rows], [row.known for row in rows])
+
+
+def _changes_holders(row: Row) -> bool:
+    """Whether writing it may change who holds the instances of a content."""
+    return row.known is not None or bool(row.image.record.same_as)
+
+
+def gathered(encoded: Iterable[Encoded], num_images: int) -> Iterator[Encoded]:
+    """Join batches until each has so many rows, or is the last."""
+    held: list[Encoded] = []
+    for each in encoded:
+        held.append(each)
+        if sum(len(each.rows) for each in held) >= num_images:
+            yield reduce(Encoded.plus, held)
+            held = []
+    if held:
+        yield reduce(Encoded.plus, held)

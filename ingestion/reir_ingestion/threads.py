@@ -26,6 +26,7 @@ from reir_ingestion.stages import (
     Refusals,
     batches,
     encode,
+    gathered,
     listed,
     loader,
     look_up,
@@ -65,8 +66,9 @@ def run_in_threads(
         reading,
         encoding,
     ):
-        for encoded in encoding:
-            writer.put(refusals.check(encoded))
+        checked = map(refusals.check, encoding)
+        for encoded in gathered(checked, options.images_a_write):
+            writer.put(encoded)
     return tally
 
 

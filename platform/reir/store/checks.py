@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reir.errors import GalleryNotFound, QueryError, SchemaMismatch, StoreError
+from reir.errors import ConfigError, GalleryNotFound, QueryError, SchemaMismatch, StoreError
 from reir.records import FloatArray, IndexedImage
 from reir.store.contract import VersionSpec
 
@@ -118,3 +118,8 @@ def live_stays(gallery: str, version: str) -> StoreError:
         f"version '{version}' of gallery '{gallery}' is live and cannot be dropped; "
         f"promote another version first"
     )
+
+
+def no_import(address: str) -> ConfigError:
+    """Return the error for a bulk import into another store than a server."""
+    return ConfigError(f"bulk import needs a Milvus server; the store is {address}")

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,9 @@ _CONNECT_FAILED = 2
 _NOT_FOUND = 100
 _ALIAS_NOT_FOUND = 1600
 _NOT_LOADED = 101
+_NEVER_AGAIN = {"timeout": None, "retry_times": 0}
+"""What keeps pymilvus from another attempt of its own: within a timeout it would try again."""
+
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
@@ -105,7 +108,22 @@ class MilvusConnection:
             StoreUnavailable: not reachable, after all retries.
             StoreError: Milvus refused the call.
         """
-        for back_off_s in (*self._back_offs_s, None):
+        return self._call(method, arguments, (*self._back_offs_s, None))
+
+    def call_once(self, method: str, **arguments: Any) -> Any:
+        """As `call`, without a second attempt: for what must not happen twice."""
+        return self._call(method, {**arguments, **_NEVER_AGAIN}, (None,))
+
+    def close(self) -> None:
+        """Close the connection, and the hold on an embedded server."""
+        self._disconnect(self._client)
+        if isinstance(self._backend, LiteServer):
+            self._backend.close()
+
+    def _call(
+        self, method: str, arguments: dict[str, Any], back_offs_s: Sequence[float | None]
+    ) -> Any:
+        for back_off_s in back_offs_s:
             client = None
             try:
                 client = self._connected()
@@ -121,21 +139,16 @@ class MilvusConnection:
                 time.sleep(back_off_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def close(self) -> None:
-        """Close the connection, and the hold on an embedded server."""
-        self._disconnect(self._client)
-        if isinstance(self._backend, LiteServer):
-            self._backend.close()
-
     def _call_once(self, client: MilvusClient, method: str, arguments: dict[str, Any]) -> Any:
+        arguments = {"timeout": CALL_TIMEOUT_S, **arguments}
         try:
-            return getattr(client, method)(**arguments, timeout=CALL_TIMEOUT_S)
+            return _bound(client, method)(**arguments)
         except MilvusException as error:
             if error.code != _NOT_LOADED or "collection_name" not in arguments:
                 raise
         # A restarted embedded server has its collections on disk but not loaded.
         client.load_collection(arguments["collection_name"], timeout=CALL_TIMEOUT_S)
-        return getattr(client, method)(**arguments, timeout=CALL_TIMEOUT_S)
+        return _bound(client, method)(**arguments)
 
     def _connected(self) -> MilvusClient:
         with self._mutex:
@@ -164,6 +177,14 @@ class MilvusConnection:
             return StoreError(f"store at {self.address} refuses access: {error}; {hint}")
         hint = f"; {FREE_SPACE}" if os.strerror(errno.ENOSPC) in str(error) else ""
         return StoreError(f"store at {self.address} refused {method}: {error}{hint}")
+
+
+def _bound(client: MilvusClient, method: str) -> Callable[..., Any]:
+    """The method; those about imports are only in what stands behind the client."""
+    found: Callable[..., Any] = getattr(client, method, None) or getattr(
+        client._get_connection(), method
+    )
+    return found
 
 
 def _status(error: Exception) -> object:

@@ -19,6 +19,7 @@ from reir.store.checks import (
     latest_by_id,
     live_stays,
     no_gallery,
+    no_import,
     no_live_version,
     no_version,
 )
@@ -115,6 +116,17 @@ class MemoryStore:
             stored.instances[image_id] = instances
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
+
+    def import_images(
+        self,
+        gallery: str,
+        version: str,
+        images: Sequence[IndexedImage],  # noqa: ARG002 - of a contract
+        storage: str,  # noqa: ARG002
+    ) -> None:
+        """Refused: nothing reads files here."""
+        self._version(gallery, version)
+        raise no_import("memory:")
 
     def settle(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -120,6 +120,36 @@ class MilvusStore:
 
     def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
         """Write a batch of images: instances first, ledger rows last."""
+        _, instances = self._tables(gallery, version)
+        self._write(gallery, version, images, instances.upsert)
+
+    def import_images(
+        self, gallery: str, version: str, images: Sequence[IndexedImage], storage: str
+    ) -> None:
+        """Write a batch of which the new images reach the server by a file in its storage."""
+        if self._mirror is not None:
+            raise checks.no_import(self._connection.address)
+        from reir.store.imports import IMPORT_FROM_ROWS, import_rows
+
+        ledger, instances = self._tables(gallery, version)
+        batch = checks.latest_by_id(images)
+        with self._catalogue.errors_of(gallery, version):
+            known = ledger.get(batch)
+        new = [batch[image_id] for image_id in batch if image_id not in known]
+        if sum(image.record.num_instances for image in new) >= IMPORT_FROM_ROWS:
+            by_file = partial(import_rows, instances, storage=storage)
+            self._write(gallery, version, new, by_file)
+            batch = {image_id: batch[image_id] for image_id in batch if image_id in known}
+        self.upsert_images(gallery, version, list(batch.values()))
+
+    def _write(
+        self,
+        gallery: str,
+        version: str,
+        images: Sequence[IndexedImage],
+        put: Callable[[Iterator[Row]], None],
+    ) -> None:
+        """Write a batch whose instances the server gets by `put`."""
         ledger, instances = self._tables(gallery, version)
         batch = checks.latest_by_id(images)
         with self._writing(gallery, version):
@@ -131,8 +161,10 @@ class MilvusStore:
                 with_derived=self._catalogue.has_derived(gallery, version),
             )
             checks.check_images(batch.values(), dim, version)
-            reach = _announce(ledger, batch, dim)
-            instances.upsert(itertools.chain.from_iterable(map(to_rows, batch.values())))
+            stored = ledger.get(batch, ["*"])
+            self._await_imports(instances, stored)
+            reach = _announce(ledger, batch, stored, dim)
+            put(itertools.chain.from_iterable(map(to_rows, batch.values())))
             if self._mirror is not None:
                 self._mirror.put(instances.name, dim, batch.values())
             beyond = {each: list(_beyond(image, reach[each])) for each, image in batch.items()}
@@ -161,6 +193,7 @@ class MilvusStore:
         with self._writing(gallery, version):
             dim = self._catalogue.spec(gallery, version).dim
             found = ledger.get(image_ids)
+            self._await_imports(instances, found)
             instances.delete(_instance_ids(found, "reach"))
             if self._mirror is not None:
                 self._mirror.delete(instances.name, dim, list(found))
@@ -291,6 +324,16 @@ class MilvusStore:
             if self._mirror is not None:
                 self._mirror.drop(instances.name)
 
+    def _await_imports(self, instances: Table, stored: Mapping[str, Row]) -> None:
+        """If the first write of any of these images was cut short, wait for what it began.
+
+        An import goes on without the one who asked for it, and what it brings would be there beside
+        what is written meanwhile.
+        """
+        unfinished = any(row["status"] == PENDING for row in stored.values())
+        if unfinished and self._mirror is None:
+            instances.await_imports()
+
     def _tables(self, gallery: str, version: str) -> tuple[Table, Table]:
         """Ledger and instances of a version."""
         return self._catalogue.images(gallery, version), self._catalogue.instances(gallery, version)
@@ -370,9 +413,10 @@ class MilvusStore:
             yield Change(puts, np.array(rows, dtype=np.float32))
 
 
-def _announce(ledger: Table, batch: Mapping[str, IndexedImage], dim: int) -> dict[str, int]:
+def _announce(
+    ledger: Table, batch: Mapping[str, IndexedImage], stored: Mapping[str, Row], dim: int
+) -> dict[str, int]:
     """Note in the ledger how far the instance numbers of a batch will reach; returns that."""
-    stored = ledger.get(batch, ["*"])
     rising: list[Row] = []
     reach: dict[str, int] = {}
     for image_id, image in batch.items():

@@ -1,0 +1,228 @@
+"""Bulk import into a real Milvus server, and the files that it reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pymilvus import DataType
+
+from reir.errors import ConfigError, StoreError
+from reir.records import IndexedImage
+from reir.store import InstanceStore, VersionSpec
+from reir.store.imports import import_rows
+from reir.store.memory import MemoryStore
+from reir.store.milvus import MilvusStore
+from reir.store.names import instances_collection
+from reir.testing.s3 import Bucket, local_s3
+
+DIM = 8
+SPEC = VersionSpec(dim=DIM, digest="d")
+PER_IMAGE = 25
+NUM_IMAGES = 220
+
+MakeImage = Callable[..., IndexedImage]
+on_a_server = [
+    pytest.mark.milvus,
+    pytest.mark.skipif("REIR_TEST_MILVUS" in os.environ, reason="has to share disks with Milvus"),
+]
+
+
+def images(make_image: MakeImage, start: int = 0, seed: int = 0) -> list[IndexedImage]:
+    return [
+        make_image(f"i{number:04}", PER_IMAGE, seed, {"site": number % 3})
+        for number in range(start, start + NUM_IMAGES)
+    ]
+
+
+def num_rows(store: MilvusStore, gallery: str) -> int:
+    """Rows that the server counts, those of equal key too."""
+    return store._catalogue.instances(gallery, "v1").count()
+
+
+@pytest.fixture
+def server_gallery(server_store: MilvusStore, request: pytest.FixtureRequest) -> Iterator[str]:
+    name = f"i{os.getpid()}-{abs(hash(request.node.nodeid)) % 10**9}"
+    server_store.create_version(name, "v1", SPEC)
+    yield name
+    server_store.drop_gallery(name)
+
+
+def answers(store: InstanceStore, gallery: str, where: str | None) -> list[list[str]]:
+    queries = np.random.default_rng(1).standard_normal((3, DIM)).astype(np.float32)
+    found = store.search(gallery, "v1", queries, 9, where=where)
+    return [[row.instance_id for row in rows] for rows in found]
+
+
+class TestOnAServer:
+    pytestmark = on_a_server
+
+    def test_imported_images_are_as_if_upserted(
+        self,
+        server_store: MilvusStore,
+        server_gallery: str,
+        make_image: MakeImage,
+        tmp_path: Path,
+    ) -> None:
+        twin = MemoryStore()
+        twin.create_version("g", "v1", SPEC)
+        written = images(make_image)
+        twin.upsert_images("g", "v1", written)
+        server_store.import_images(server_gallery, "v1", written, str(tmp_path))
+        assert list(tmp_path.iterdir()) == [], "the file is left"
+        for where in (None, "attr.site == 1", "cx < 0.5 and neighbours > 2"):
+            assert answers(server_store, server_gallery, where) == answers(twin, "g", where)
+        ids = [each.record.image_id for each in written]
+        read, expected = (
+            each.get_indexed(name, "v1", ids)
+            for each, name in ((server_store, server_gallery), (twin, "g"))
+        )
+        assert [each.record for each in read.values()] == [e.record for e in expected.values()]
+        for image_id, image in expected.items():
+            assert image.instances is not None
+            instances = read[image_id].instances
+            assert instances is not None
+            assert np.array_equal(instances.vectors, image.instances.vectors)
+            assert np.array_equal(instances.boxes, image.instances.boxes)
+
+    def test_what_is_known_is_replaced_and_what_is_new_is_added(
+        self,
+        server_store: MilvusStore,
+        server_gallery: str,
+        make_image: MakeImage,
+        tmp_path: Path,
+    ) -> None:
+        first = images(make_image)
+        server_store.import_images(server_gallery, "v1", first, str(tmp_path))
+        changed = images(make_image, seed=1)[:10]
+        batch = [*changed, *images(make_image, start=NUM_IMAGES)]
+        server_store.import_images(server_gallery, "v1", batch, str(tmp_path))
+        assert num_rows(server_store, server_gallery) == 2 * NUM_IMAGES * PER_IMAGE
+        found = server_store.get_indexed(server_gallery, "v1", ["i0003"])["i0003"]
+        assert found.record == changed[3].record
+
+    def test_an_import_whose_owner_was_killed_leaves_nothing_twice(
+        self,
+        server_store: MilvusStore,
+        server_gallery: str,
+        milvus_uri: str,
+        make_image: MakeImage,
+        tmp_path: Path,
+    ) -> None:
+        script = tmp_path / "writer.py"
+        script.write_text(_WRITER)
+        for delay_s in (0.0, 1.0):  # before the server has read the file, and after
+            start = int(delay_s) * NUM_IMAGES
+            arguments = [milvus_uri, server_gallery, str(start), str(tmp_path / "files")]
+            with subprocess.Popen([sys.executable, str(script), *arguments]) as process:
+                began = _imports(server_store, server_gallery)
+                while _imports(server_store, server_gallery) == began:
+                    assert process.poll() is None, "ended before its import began"
+                    time.sleep(0.05)
+                time.sleep(delay_s)
+                process.send_signal(signal.SIGKILL)
+            assert not server_store.get_images(server_gallery, "v1", [f"i{start:04}"])
+            server_store.upsert_images(server_gallery, "v1", images(make_image, start))
+            wanted = start + NUM_IMAGES
+            assert num_rows(server_store, server_gallery) == wanted * PER_IMAGE
+
+    def test_storage_that_is_not_the_servers_is_named(
+        self, server_store: MilvusStore, server_gallery: str, make_image: MakeImage
+    ) -> None:
+        with local_s3("elsewhere") as bucket:
+            place = f"s3://{bucket.name}/import{bucket.options}"
+            with pytest.raises(StoreError, match=r"itself uses, got s3://elsewhere/import$"):
+                server_store.import_images(server_gallery, "v1", images(make_image), place)
+            assert parquet_files(bucket) == []
+
+
+def parquet_files(bucket: Bucket) -> list[str]:
+    found = bucket.client.list_objects_v2(Bucket=bucket.name).get("Contents", ())
+    return [each["Key"] for each in found if each["Key"].endswith(".parquet")]
+
+
+def _imports(store: MilvusStore, gallery: str) -> int:
+    name = instances_collection(gallery, "v1")
+    tasks = store._connection.call("list_bulk_insert_tasks", limit=0, collection_name=name)
+    return len(tasks)
+
+
+_WRITER = """
+import sys
+sys.path[:0] = SYS_PATH
+from reir.store import open_store
+from test_imports import images
+from conftest import _make_image
+
+uri, gallery, start, storage = sys.argv[1:]
+open_store(uri).import_images(gallery, "v1", images(_make_image, int(start)), storage)
+""".replace("SYS_PATH", json.dumps([str(Path(__file__).parent)]))
+
+
+def test_only_a_server_imports(store: InstanceStore, gallery: str, make_image: MakeImage) -> None:
+    if isinstance(store, MilvusStore) and store._mirror is None:
+        pytest.skip("this is one")
+    store.create_version(gallery, "v1", SPEC)
+    with pytest.raises(ConfigError, match="bulk import needs a Milvus server; the store is "):
+        store.import_images(gallery, "v1", [make_image("a")], "somewhere")
+    assert not store.get_images(gallery, "v1", ["a"])
+
+
+class _Reader:
+    """Stands for a table of a server that reads what it is given."""
+
+    name, key = "reir_inst_x_v1", "instance_id"
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+        self.file = ""
+        self.content: list[dict[str, Any]] = []
+        self.present: list[str] = []
+
+    def stored_columns(self) -> list[tuple[str, DataType]]:
+        return [
+            ("instance_id", DataType.VARCHAR),
+            ("area", DataType.FLOAT),
+            ("attributes", DataType.JSON),
+            ("vector", DataType.FLOAT_VECTOR),
+        ]
+
+    def import_file(self, file: str) -> None:
+        self.file, self.content = file, pq.read_table(self._read(file)).to_pylist()
+
+    def await_present(self, ids: list[str]) -> None:
+        self.present = ids
+
+
+def test_a_file_in_a_bucket_is_named_as_the_server_knows_it() -> None:
+    row = {"instance_id": "a#0", "area": 0.5, "attributes": {"é": 1}, "vector": np.ones(2, "f4")}
+    with local_s3("milvus-bucket") as bucket:
+
+        def read(key: str) -> io.BytesIO:
+            found = bucket.client.get_object(Bucket=bucket.name, Key=key)
+            return io.BytesIO(found["Body"].read())
+
+        table = _Reader(read)
+        import_rows(table, iter([row]), f"s3://milvus-bucket/some/folder{bucket.options}")  # type: ignore[arg-type]
+        assert parquet_files(bucket) == []
+    assert table.file.startswith("some/folder/reir_inst_x_v1-")
+    assert table.content == [{**row, "attributes": json.dumps({"é": 1}), "vector": [1.0, 1.0]}]
+    assert table.present == ["a#0"]
+
+
+def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    with pytest.raises(StoreError, match=rf"cannot write a file for bulk import into {place}: "):
+        import_rows(_Reader(open), iter([]), str(place))  # type: ignore[arg-type]
