@@ -348,7 +348,8 @@ class Keeper:
         """What is written together: all, but an import must not hold up whoever changes holders."""
         if not self._job.options.bulk_import:
             return [rows]
-        fresh, others = [], []
+        fresh: list[Row] = []
+        others: list[Row] = []
         for row in rows:
             (others if _changes_holders(row) else fresh).append(row)
         return [fresh, others]
