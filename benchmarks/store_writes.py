@@ -6,6 +6,7 @@
 The same random instances each time, under keys of their own:
 
     ours_N        `upsert_images` by N threads, batch by batch as `reir index` has them
+    ours_import   `import_images` by 4 threads as `--bulk-import` has them, until all is searched
     upsert        the same rows by the client's upsert, one large call after the other; no ledger
     insert        likewise by its insert, which replaces nothing and so may write a row twice
     bulk_import   one file a column, written here and read by the server; likewise
@@ -35,6 +36,7 @@ from reir.store import VersionSpec, open_store, rows
 from reir.store.names import instances_collection
 from reir.store.table import PAGE_ROWS
 from reir.testing.milvus_server import RunningServer, milvus_server
+from reir_ingestion.stages import IMPORT_IMAGES
 
 DIM = 256
 WRITERS = (1, 4, 8)
@@ -72,6 +74,16 @@ def ours(server: RunningServer, batches: Sequence[list[IndexedImage]], writers: 
     store.close()
 
 
+def ours_by_file(
+    server: RunningServer, batches: Sequence[list[IndexedImage]], storage: Path
+) -> None:
+    store = open_store(server.uri)
+    with ThreadPoolExecutor(WRITERS[1]) as pool:
+        put = partial(store.import_images, GALLERY, VERSION, storage=str(storage))
+        list(pool.map(put, batches))
+    store.close()
+
+
 def in_pages(write: Callable[..., Any], collection: str, found: list[dict[str, Any]]) -> None:
     for start in range(0, len(found), PAGE_ROWS):
         write(collection, found[start : start + PAGE_ROWS])
@@ -99,6 +111,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=2_000, help="of each way")
     parser.add_argument("--per-image", type=int, default=30)
     parser.add_argument("--batch", type=int, default=32, help="photos of one batch")
+    parser.add_argument("--imports", type=int, default=4, help="of so many photos as --bulk-import")
     asked = parser.parse_args()
     num_rows = asked.photos * asked.per_image
     figures: dict[str, Any] = {"store_writes.rows": num_rows}
@@ -111,6 +124,13 @@ def main() -> None:
             ours(server, batches[:1], 1)  # warm
             run = partial(ours, server, batches, writers)
             figures |= measured(server, f"ours_{writers}", num_rows, run)
+        imported = [
+            some_images((len(WRITERS) + 4) * asked.photos + at, IMPORT_IMAGES, asked.per_image)
+            for at in range(0, asked.imports * IMPORT_IMAGES, IMPORT_IMAGES)
+        ]
+        run = partial(ours_by_file, server, imported, Path(name) / "import")
+        num_imported = len(imported) * IMPORT_IMAGES * asked.per_image
+        figures |= measured(server, "ours_import", num_imported, run)
         client = MilvusClient(server.uri)
         collection = instances_collection(GALLERY, VERSION)
         for number, way in enumerate(("upsert", "insert", "bulk_import"), len(WRITERS)):

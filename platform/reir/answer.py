@@ -353,7 +353,7 @@ def _hit(draft: _Draft, ranked: _Ranked, after: _Ranked | None, mask: MaskRle | 
         box=row.box,
         score=ranked.score,
         objectness=row.objectness,
-        attributes=row.attributes,
+        attributes=dict(row.attributes),  # the caller's own
         mask=mask,
         presence=presence,
         evidence=_evidence(ranked, after) if draft.query.explain else None,

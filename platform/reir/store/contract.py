@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, MaskRle
 
@@ -64,9 +64,12 @@ class VersionInfo:
     num_instances: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class InstanceRow:
-    """One stored instance; `score` is set by `search` (inner product) and 0.0 otherwise."""
+class InstanceRow(NamedTuple):
+    """One stored instance; `score` is set by `search` (inner product) and 0.0 otherwise.
+
+    A tuple, since a search makes hundreds of them. Nobody changes `attributes`, which the rows of a
+    photo share.
+    """
 
     instance_id: str
     image_id: str
@@ -74,9 +77,9 @@ class InstanceRow:
     box: tuple[float, float, float, float]
     objectness: float
     area: float
+    attributes: Attributes
     score: float = 0.0
     vector: FloatArray | None = None
-    attributes: Attributes = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

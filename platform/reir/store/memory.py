@@ -200,7 +200,7 @@ class MemoryStore:
         """All instances of the images that exist, each list in the order of the number."""
         rows = self._version(gallery, version).rows
         return {
-            each: [row if with_vectors else replace(row, vector=None) for row in rows[each]]
+            each: [row if with_vectors else row._replace(vector=None) for row in rows[each]]
             for each in image_ids
             if each in rows
         }
@@ -300,4 +300,4 @@ def _vector(row: InstanceRow) -> FloatArray:
 
 def _best(rows: list[InstanceRow], scores_N: FloatArray, limit: int) -> list[InstanceRow]:
     order = np.argsort(-scores_N, kind="stable")[:limit]
-    return [replace(rows[i], score=float(scores_N[i]), vector=None) for i in order]
+    return [rows[i]._replace(score=float(scores_N[i]), vector=None) for i in order]

@@ -66,7 +66,7 @@ class Pair:
             for number, (row, vector) in enumerate(
                 zip(wanted[image_id], photo.vectors, strict=True)
             ):
-                assert_same_row(replace(photo.row(number), vector=vector), row)
+                assert_same_row(photo.row(number)._replace(vector=vector), row)
 
     def check_search(self, queries: FloatArray, limit: int, where: str | None = None) -> None:
         """Hits agree; among equal scores at the end either may be returned."""
