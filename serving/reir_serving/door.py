@@ -44,6 +44,7 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"retry-after", str(RETRY_AFTER_S).encode()),
 ]
+_STATUS_LINE = b"HTTP/1.1 %d Service Unavailable" % OVERLOADED.status
 
 
 class Door:
@@ -53,7 +54,9 @@ class Door:
         """Have room for as many as may be worked on and wait."""
         self._limits, self._metrics = limits, metrics
         self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
-        self._refused: Counter[str] = Counter()  # method -> how many, not told of yet
+        self._untold: Counter[str] = (
+            Counter()
+        )  # method -> how many were refused and not told of yet
         self._switch_s = sys.getswitchinterval()
 
     def is_full(self, scope: Scope) -> bool:
@@ -83,25 +86,34 @@ class Door:
 
     async def refuse(self, scope: Scope, send: Send) -> None:
         """Answer 503, and when to come again."""
-        if not self._refused:
-            asyncio.get_running_loop().call_later(TELL_EVERY_S, self.tell)
-            sys.setswitchinterval(SWITCH_S)
-        self._refused[scope["method"]] += 1
-        request_id = request_id_of(Headers(scope=scope)).encode()
-        body = _BODY.replace(_ID.encode(), request_id)
-        headers = [
-            *_HEADERS,
-            (b"x-request-id", request_id),
-            (b"content-length", str(len(body)).encode()),
-        ]
+        headers, body = self._refused(scope)
         start = {"type": "http.response.start", "status": OVERLOADED.status, "headers": headers}
         await send(start)
         await send({"type": "http.response.body", "body": body})
 
+    def refusal(self, scope: Scope, *, keep_alive: bool) -> bytes:
+        """Return the same answer as it goes over the wire."""
+        headers, body = self._refused(scope)
+        if not keep_alive:
+            headers.append((b"connection", b"close"))
+        lines = [_STATUS_LINE, *(b"%s: %s" % header for header in headers), b"", body]
+        return b"\r\n".join(lines)
+
+    def _refused(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Count a refusal; returns its headers and its body."""
+        if not self._untold:
+            asyncio.get_running_loop().call_later(TELL_EVERY_S, self.tell)
+            sys.setswitchinterval(SWITCH_S)
+        self._untold[scope["method"]] += 1
+        request_id = request_id_of(Headers(scope=scope)).encode()
+        body = _BODY.replace(_ID.encode(), request_id)
+        length = str(len(body)).encode()
+        return [*_HEADERS, (b"x-request-id", request_id), (b"content-length", length)], body
+
     def tell(self) -> None:
         """Count and log what was refused since the last time."""
         sys.setswitchinterval(self._switch_s)  # until the next one
-        refused, self._refused = self._refused, Counter()  # first: the next one starts a new count
+        refused, self._untold = self._untold, Counter()  # first: the next one starts a new count
         for method, count in refused.items():
             self._metrics.note_refusals(method, OVERLOADED.status, OVERLOADED.name, count)
         log_line(

@@ -1,14 +1,19 @@
 """What Ray Serve puts before each replica: a request that finds no room is refused at once.
 
 Ray's own part of a request (its metadata, metrics, a task that watches for the client to leave)
-costs far more than a refusal. Named by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's own
-proxies load it too, hold no application and pass everything on.
+costs far more than a refusal, and so does uvicorn's way to an application and back. Named by
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's own proxies load it too, hold no application
+and pass everything on.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import uvicorn.config
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from reir_serving.door import Door
 
@@ -21,7 +26,8 @@ def stand_at(door: Door) -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve asks for when it starts to listen."""
+    """What Ray Serve asks for when it starts to listen, by uvicorn's own choice of a protocol."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{RefusingProtocol.__name__}"
     return [Middleware(RefuseEarly)]
 
 
@@ -39,3 +45,25 @@ class RefuseEarly:
                 await door.refuse(scope, send)
                 return
         await self._app(scope, receive, send)
+
+
+class RefusingProtocol(HttpToolsProtocol):
+    """Sends requests away that find no room before uvicorn starts a task for them.
+
+    Should uvicorn start its tasks in another way some day, `RefuseEarly` is there.
+    """
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        scope: Any = cycle.scope  # uvicorn has types of its own for what ASGI calls by these names
+        for door in _of_this_process:
+            if door.is_full(scope):
+                self._refuse(cycle, door.refusal(scope, keep_alive=cycle.keep_alive))
+                return
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, cycle: RequestResponseCycle, answer: bytes) -> None:
+        self.transport.write(answer)
+        cycle.response_started = cycle.response_complete = True  # the body is read and forgotten
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()

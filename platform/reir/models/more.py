@@ -43,9 +43,9 @@ class MixtureOfRelationExperts(nn.Module):
     def forward(self, text_NC: Tensor) -> Tensor:
         """Return (N, D) expression vectors, not normalised."""
         unit_NC = nn.functional.normalize(text_NC, dim=-1)
-        shared_ND = self.shared(unit_NC)
+        shared_ND: Tensor = self.shared(unit_NC)
         if not self.num_experts:
-            return torch.as_tensor(shared_ND)
+            return shared_ND
         gates_NE = self.router(unit_NC).softmax(-1)
         top = gates_NE.topk(self.top_k, dim=-1)
         gates_NE = torch.zeros_like(gates_NE).scatter(-1, top.indices, top.values)

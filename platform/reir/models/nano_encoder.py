@@ -4,15 +4,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from reir.models.candidates import extract_candidates, prepare_frozen
-from reir.models.clare_nano import ClareNano, VisualOutput
+from reir.models.clare_nano import ClareNano, TextStream, VisualOutput
 from reir.models.seams import EncodedExpression, RgbImage
 from reir.records import FloatArray, Instances
 from reir.text import normalise_expression
@@ -40,6 +41,19 @@ def fast_dtype() -> torch.dtype:
     """bf16 where the CPU multiplies it in hardware, else float32."""
     supported = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if supported else torch.float32
+
+
+class _Text(nn.Module):
+    """Token ids and mask -> token states, and the vectors made of them."""
+
+    def __init__(self, text: TextStream) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, L, C) and (N, D)."""
+        states_NLC = self.text.tower(ids_NL, mask_NL)
+        return states_NLC, self.text.pool(states_NLC, mask_NL)
 
 
 class ClareNanoEncoder:
@@ -73,6 +87,7 @@ class ClareNanoEncoder:
         self._dtype = fast_dtype()
         prepare_frozen(model, self._dtype)
         model.text.tower.keep_products_in(self._dtype)
+        self._text = self._in_one_call(_Text(model.text).eval())
 
     @property
     def dim(self) -> int:
@@ -130,6 +145,25 @@ class ClareNanoEncoder:
                 found[row] = EncodedExpression(vectors[i], states[i, : lengths[i]])
         return [found[row] for row in range(len(expressions))]
 
+    def _in_one_call(self, text: _Text) -> torch.jit.ScriptModule:
+        """Have torch itself run the text stream, for the same numbers to the bit.
+
+        Python would ask for its lock after each of some hundred operations, and in a service
+        another thread often has it. Torch advises `torch.compile` in its stead, which needs a
+        compiler on the user's machine.
+        """
+        ids_NL = torch.tensor([[1, 1, 1], [1, 1, 0]])
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", self._dtype, self._half, cache_enabled=False),
+            warnings.catch_warnings(action="ignore", category=DeprecationWarning),
+        ):
+            traced: object = torch.jit.trace(  # type: ignore[no-untyped-call]
+                text, (ids_NL, (ids_NL > 0).long()), check_trace=False
+            )
+        assert isinstance(traced, torch.jit.ScriptModule)
+        return traced
+
     def _text_batches(
         self, expressions: Sequence[str]
     ) -> Iterator[tuple[list[int], FloatArray, FloatArray, list[int]]]:
@@ -139,8 +173,12 @@ class ClareNanoEncoder:
             rows = by_length[start : start + TEXT_BATCH]
             texts = [expressions[i] for i in rows]
             ids_NL, mask_NL = tokenise(self._tokenizer, texts, self._model.config.max_tokens)
-            with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
-                states = self._model.text.tower(ids_NL, mask_NL)
-                vectors = self._model.text.pool(states, mask_NL)
+            with (
+                torch.inference_mode(),
+                torch.autocast("cpu", self._dtype, self._half),
+                # the first calls would be spent on rewriting it, for nothing
+                torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+            ):
+                states, vectors = self._text(ids_NL, mask_NL)
             lengths: list[int] = mask_NL.sum(1).tolist()
             yield rows, vectors.float().numpy(), states.float().numpy(), lengths

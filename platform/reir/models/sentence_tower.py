@@ -69,12 +69,12 @@ class SentenceTower(nn.Module):
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Return (N, L, C) states of the last layer; `mask_NL` is 1 on real tokens."""
-        x_NLC = self.words(ids_NL) + self.positions[: ids_NL.shape[1]]
+        x_NLC: Tensor = self.words(ids_NL) + self.positions[: ids_NL.shape[1]]
         x_NLC = self.drop(self.norm(x_NLC))
         padding_NL = mask_NL == 0
         for layer in self.layers:
             x_NLC = layer(x_NLC, src_key_padding_mask=padding_NL)
-        return torch.as_tensor(x_NLC)
+        return x_NLC
 
 
 def from_bert(

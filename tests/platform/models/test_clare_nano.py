@@ -241,3 +241,23 @@ def test_score_starts_at_the_clia_bias() -> None:
     assert text.shape == (1, 32)
     assert scale.item() == pytest.approx(10)
     assert bias.item() == -10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_text_stream_in_one_call_gives_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.models.nano_encoder.fast_dtype", lambda: dtype)
+    model = tiny_model()
+    encoder = ClareNanoEncoder(model, TOKENS, "digest")
+    batches = [["dog"], ["the red dog", "dog"], ["the dog on the left"] * 5, [*WORDS, ""]]
+    for batch in batches:
+        texts = sorted(batch, key=len)  # the order in which they are encoded
+        ids, mask = tokenise(TOKENS, texts, model.config.max_tokens)
+        with torch.inference_mode(), torch.autocast("cpu", dtype, dtype != torch.float32):
+            states = model.text.tower(ids, mask)
+            vectors = model.text.pool(states, mask)
+        for row, found in enumerate(encoder.encode_tokens(texts)):
+            assert torch.equal(torch.from_numpy(found.vector), vectors[row].float())
+            length = int(mask[row].sum())
+            assert torch.equal(torch.from_numpy(found.states), states[row, :length].float())
