@@ -7,7 +7,6 @@ reads no body, looks for no route and is counted and logged with others of its s
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +26,6 @@ RETRY_AFTER_S = 1
 
 TELL_EVERY_S = 1.0
 """How often refusals are counted and logged."""
-
-SWITCH_S = 1e-4
-"""How long a thread may keep Python's lock while others wait, as long as requests are refused. The
-models' threads give it up at every step, and the loop that refuses may else keep it for 5 ms. A
-fifth fewer answers come where nothing is refused, so it is not for always."""
 
 _NO_ROOM = Refused(
     OVERLOADED, "as many requests as may come in are worked on or wait; try again in a moment"
@@ -57,7 +51,6 @@ class Door:
         self._untold: Counter[str] = (
             Counter()
         )  # method -> how many were refused and not told of yet
-        self._switch_s = sys.getswitchinterval()
 
     def is_full(self, scope: Scope) -> bool:
         """Whether there is no room for this request.
@@ -103,7 +96,6 @@ class Door:
         """Count a refusal; returns its headers and its body."""
         if not self._untold:
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self.tell)
-            sys.setswitchinterval(SWITCH_S)
         self._untold[scope["method"]] += 1
         request_id = request_id_of(Headers(scope=scope)).encode()
         body = _BODY.replace(_ID.encode(), request_id)
@@ -112,7 +104,6 @@ class Door:
 
     def tell(self) -> None:
         """Count and log what was refused since the last time."""
-        sys.setswitchinterval(self._switch_s)  # until the next one
         refused, self._untold = self._untold, Counter()  # first: the next one starts a new count
         for method, count in refused.items():
             self._metrics.note_refusals(method, OVERLOADED.status, OVERLOADED.name, count)

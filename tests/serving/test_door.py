@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -19,22 +20,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reir_serving import early
 from reir_serving.config import Limits
-from reir_serving.door import SWITCH_S, Door, Entrance
+from reir_serving.door import Door, Entrance
 from reir_serving.metrics import SHARED, Metrics
 
 NUM = 6
-PYTHONS_SWITCH_S = 0.005
 SEARCH = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No door of another test, no figures of another process, and none of a door's settings."""
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No door of another test, no figures of another process."""
     monkeypatch.setattr(early, "_of_this_process", [])
     monkeypatch.delenv(SHARED, raising=False)
-    sys.setswitchinterval(PYTHONS_SWITCH_S)  # a test whose loop ended early may have left a door's
-    yield
-    sys.setswitchinterval(PYTHONS_SWITCH_S)
 
 
 def scope_of(path: str, method: str) -> dict[str, Any]:
@@ -160,20 +157,6 @@ def test_refusals_of_a_second_are_counted_and_logged_together(
     assert (sample.labels["status"], sample.value) == ("503", 2)
 
 
-def test_pythons_lock_changes_hands_sooner_while_requests_are_refused() -> None:
-    door = Door(Limits(ongoing=1, queued=0), Metrics())
-
-    async def send(_: Any) -> None:
-        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
-
-    async def refuse() -> None:
-        await door.refuse(SEARCH, send)
-        door.tell()
-
-    asyncio.run(refuse())
-    assert sys.getswitchinterval() == pytest.approx(PYTHONS_SWITCH_S)
-
-
 def test_what_finds_no_room_never_reaches_ray() -> None:
     door = Door(Limits(ongoing=1, queued=0), Metrics())
     early.stand_at(door)
@@ -194,3 +177,86 @@ def test_what_is_no_request_goes_to_ray() -> None:
     early.stand_at(Door(Limits(ongoing=1, queued=0), Metrics()))
     with before(saying("Ray's")) as client:  # starts and ends a lifespan
         assert client.get("/").text == "Ray's"
+
+
+Talk = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def connected(app: ASGIApp) -> AsyncIterator[Talk]:
+    """A connection to a server that speaks as a replica of Ray Serve does."""
+    config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    config.load()
+    assert config.http_protocol_class is early.RefusingProtocol
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+    yield reader, writer
+    writer.close()
+    server.should_exit = True
+    await running
+
+
+async def answer_to(talk: Talk, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send a request in pieces; returns status, headers and body of the answer."""
+    reader, writer = talk
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:-2])
+    body = await reader.readexactly(int(headers["content-length"]))
+    return int(head[0].split()[1]), headers, body
+
+
+POST = (
+    b"POST /v1/search HTTP/1.1\r\nhost: x\r\nx-request-id: from-the-client\r\n%s"
+    b"content-length: 8\r\n\r\n"
+)
+
+
+@pytest.fixture
+def replica(monkeypatch: pytest.MonkeyPatch) -> ASGIApp:
+    """An application behind all that Ray Serve puts before it."""
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")
+    early.middlewares()
+    return early.RefuseEarly(saying("Ray's"))
+
+
+def test_a_refusal_is_written_at_once_and_the_connection_goes_on(replica: ASGIApp) -> None:
+    door = Door(Limits(ongoing=1, queued=0), Metrics())
+    early.stand_at(door)
+
+    async def talk() -> None:
+        async with connected(replica) as line:
+            with door.inside(SEARCH):
+                for _ in range(2):
+                    status, headers, body = await answer_to(line, POST % b"", b'{"a"', b": 1}")
+                    assert (status, headers["retry-after"]) == (503, "1")
+                    assert headers["content-type"] == "application/problem+json"
+                    assert json.loads(body)["request_id"] == "from-the-client"
+                status, _, body = await answer_to(line, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (status, body) == (200, b"Ray's"), "reading needs no room"
+            status, _, body = await answer_to(line, POST % b"", b'{"a": 1}')
+            assert (status, body) == (200, b"Ray's"), "there is room again"
+
+    asyncio.run(talk())
+
+
+def test_a_refusal_closes_a_connection_that_is_not_to_be_kept(replica: ASGIApp) -> None:
+    door = Door(Limits(ongoing=1, queued=0), Metrics())
+    early.stand_at(door)
+
+    async def talk() -> None:
+        async with connected(replica) as line:
+            with door.inside(SEARCH):
+                status, headers, _ = await answer_to(
+                    line, POST % b"connection: close\r\n", b'{"a": 1}'
+                )
+            assert (status, headers["connection"]) == (503, "close")
+            assert await line[0].read() == b""
+
+    asyncio.run(talk())
