@@ -361,8 +361,8 @@ class StoreSink(Datasink[Tally]):  # type: ignore[misc]  # Ray has no types
 
     @property
     def min_rows_per_write(self) -> int | None:
-        """A parcel is a row."""
-        return self._parcels_a_write
+        """A parcel is a row; None leaves it to Ray."""
+        return self._parcels_a_write if self._parcels_a_write > 1 else None
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> Tally:  # noqa: ARG002 - of a contract
         """Returns what was counted of these blocks by all stages."""

@@ -9,6 +9,7 @@ waits for its end first (`Table.await_imports`).
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
 from pymilvus import DataType
 
-from reir.errors import StoreError
+from reir.errors import StoreError, StoreUnavailable
 from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
 from reir.store.table import PAGE_ROWS, Row, Table
 
@@ -34,6 +35,9 @@ _ARROW_TYPES = {
     DataType.FLOAT: pa.float32(),
     DataType.FLOAT_VECTOR: pa.list_(pa.float32()),
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 def import_rows(table: Table, rows: Iterable[Row], storage: str) -> None:
@@ -53,6 +57,8 @@ def import_rows(table: Table, rows: Iterable[Row], storage: str) -> None:
     with _staged(table, _noting(rows, table.key, keys), storage) as file:
         try:
             table.import_file(file)
+        except StoreUnavailable:
+            raise
         except StoreError as error:
             raise StoreError(
                 f"{error}; bulk import needs a folder of the storage that the Milvus server "
@@ -81,7 +87,10 @@ def _staged(table: Table, rows: Iterable[Row], storage: str) -> Iterator[str]:
     try:
         yield path.partition("/")[2] if has_bucket else path
     finally:
-        filesystem.delete_file(path)
+        try:
+            filesystem.delete_file(path)
+        except STORAGE_ERRORS as error:  # what it brought is in the server
+            logger.warning("%s is left behind: %s", without_secrets(path), error)
 
 
 def _opened(storage: str) -> tuple[FileSystem, str, bool]:

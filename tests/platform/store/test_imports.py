@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from pymilvus import DataType
 
-from reir.errors import ConfigError, StoreError
+from reir.errors import ConfigError, StoreError, StoreUnavailable
 from reir.records import IndexedImage
 from reir.store import InstanceStore, VersionSpec
 from reir.store.imports import import_rows
@@ -219,6 +219,28 @@ def test_a_file_in_a_bucket_is_named_as_the_server_knows_it() -> None:
     assert table.file.startswith("some/folder/reir_inst_x_v1-")
     assert table.content == [{**row, "attributes": json.dumps({"é": 1}), "vector": [1.0, 1.0]}]
     assert table.present == ["a#0"]
+
+
+def test_a_server_that_goes_away_is_no_fault_of_the_storage(tmp_path: Path) -> None:
+    def gone(_: str) -> None:
+        raise StoreUnavailable("milvus:19530", "connection refused")
+
+    with pytest.raises(StoreUnavailable, match="connection refused"):
+        import_rows(_Reader(gone), iter([]), str(tmp_path))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_deleted_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_and_delete(file: str) -> io.BytesIO:
+        content = Path(file).read_bytes()
+        Path(file).unlink()
+        return io.BytesIO(content)
+
+    table = _Reader(read_and_delete)
+    import_rows(table, iter([]), str(tmp_path))  # type: ignore[arg-type]
+    assert f"{table.file} is left behind" in caplog.text
 
 
 def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
