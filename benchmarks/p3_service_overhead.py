@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import os
 import subprocess
@@ -38,7 +37,7 @@ from typing import Any
 import faiss
 import numpy as np
 from _indexing import encoder_of, expressions, parser_of
-from _load import Answers, closed_load
+from _load import Answers, Line, closed_load
 from _report import write_report
 from _served import GALLERY, VERSION, add_arguments, bodies, fill_gallery, served, wait_for
 
@@ -185,7 +184,7 @@ def against_floor(url: str, store: str, arguments: argparse.Namespace) -> dict[s
     encoder, vectors = encoder_of(arguments), all_vectors(store)
     texts = expressions(arguments.queries)
     faiss.omp_set_num_threads(1)
-    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    line = Line(url.removeprefix("http://"))
     floor: list[float] = []
     whole: list[float] = []
     stages: dict[str, list[float]] = {}
@@ -199,16 +198,16 @@ def against_floor(url: str, store: str, arguments: argparse.Namespace) -> dict[s
     def ask_service(text: str) -> None:
         body = json.dumps({"gallery": GALLERY, "expression": text, "k": K, "rerank": False})
         started_s = time.perf_counter()
-        connection.request("POST", "/v1/search", body, {"Content-Type": "application/json"})
-        answer = json.load(connection.getresponse())
+        answer = line.post("/v1/search", body.encode())
         whole.append((time.perf_counter() - started_s) * 1e3)
-        for stage, ms in answer["timings_ms"].items():
+        for stage, ms in json.loads(answer)["timings_ms"].items():
             stages.setdefault(stage, []).append(ms)
 
     ways = (ask_floor, ask_service)
     for number, text in enumerate([*texts[:10], *texts]):
         for way in ways[:: 1 if number % 2 else -1]:
             way(text)
+    line.close()
     figures: dict[str, Any] = {"query.instances": len(vectors), "query.queries": len(texts)}
     for name, times in {"": whole, "_floor": floor}.items():
         figures |= _percentiles(f"query.ms{name}", times[10:])
