@@ -161,8 +161,6 @@ def index(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Make photos searchable; run it again at any time to bring the gallery up to date."""
     from reir.encoders import stored_spec
-    from reir.store import default_location, is_embedded
-    from reir.store.checks import no_import
     from reir_ingestion.failures import FailureLimit
     from reir_ingestion.sources import SourceOptions, open_source
     from reir_ingestion.stages import IndexOptions
@@ -174,8 +172,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     if verify:
         _verify(found, gallery, store, as_json=as_json)
         return
-    if bulk_import and is_embedded(store):
-        raise no_import(store or default_location())
+    _check_import(bulk_import, store)
     named = chosen_encoder(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     with _stoppable(), _sinks(events, metrics_port) as sinks, opened(store) as held:
@@ -205,6 +202,15 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     screen.print(report.table())
     for line in next_steps(report, store, sizes[report.version], tiled=tiling is not None):
         screen.print(line, markup=False, soft_wrap=True)
+
+
+def _check_import(bulk_import: str, store: str | None) -> None:
+    """Refuse an embedded store before the model is loaded."""
+    from reir.store import default_location, is_embedded
+    from reir.store.checks import no_import
+
+    if bulk_import and is_embedded(store):
+        raise no_import(store or default_location())
 
 
 def _is_for_ray(runner: RunnerName, source: OpenSource) -> bool:
