@@ -102,7 +102,7 @@ def joined_parcels(parcels: Iterable[Parcel], at_least: int) -> Iterator[Parcel]
         tally = Tally()
         for parcel in found:
             tally.add(parcel.tally)
-        yield Parcel(functools.reduce(Encoded.plus, (each.items for each in found)), tally)
+        yield Parcel(Encoded.joined([each.items for each in found]), tally)
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from itertools import islice
 
 from reir.cores import num_cores
@@ -139,13 +139,14 @@ class Encoded:
     unreached: list[ImageRecord]
     listed_s: list[float]
 
-    def plus(self, other: Encoded) -> Encoded:
-        """Return both as one batch."""
+    @staticmethod
+    def joined(parts: Sequence[Encoded]) -> Encoded:
+        """Return several batches as one."""
         return Encoded(
-            self.rows + other.rows,
-            self.touched + other.touched,
-            self.unreached + other.unreached,
-            self.listed_s + other.listed_s,
+            [row for part in parts for row in part.rows],
+            [record for part in parts for record in part.touched],
+            [record for part in parts for record in part.unreached],
+            [each_s for part in parts for each_s in part.listed_s],
         )
 
 
@@ -371,7 +372,7 @@ def gathered(encoded: Iterable[Encoded], num_images: int) -> Iterator[Encoded]:
     for each in encoded:
         held.append(each)
         if sum(len(each.rows) for each in held) >= num_images:
-            yield reduce(Encoded.plus, held)
+            yield Encoded.joined(held)
             held = []
     if held:
-        yield reduce(Encoded.plus, held)
+        yield Encoded.joined(held)

@@ -219,6 +219,14 @@ POST = (
 
 
 @pytest.fixture
+def door() -> Door:
+    """The door of this process, with room for one."""
+    door = Door(Limits(ongoing=1, queued=0), Metrics())
+    early.stand_at(door)
+    return door
+
+
+@pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> ASGIApp:
     """An application behind all that Ray Serve puts before it."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")
@@ -226,10 +234,9 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> ASGIApp:
     return early.RefuseEarly(saying("Ray's"))
 
 
-def test_a_refusal_is_written_at_once_and_the_connection_goes_on(replica: ASGIApp) -> None:
-    door = Door(Limits(ongoing=1, queued=0), Metrics())
-    early.stand_at(door)
-
+def test_a_refusal_is_written_at_once_and_the_connection_goes_on(
+    replica: ASGIApp, door: Door
+) -> None:
     async def talk() -> None:
         async with connected(replica) as line:
             with door.inside(SEARCH):
@@ -246,10 +253,7 @@ def test_a_refusal_is_written_at_once_and_the_connection_goes_on(replica: ASGIAp
     asyncio.run(talk())
 
 
-def test_a_refusal_closes_a_connection_that_is_not_to_be_kept(replica: ASGIApp) -> None:
-    door = Door(Limits(ongoing=1, queued=0), Metrics())
-    early.stand_at(door)
-
+def test_a_refusal_closes_a_connection_that_is_not_to_be_kept(replica: ASGIApp, door: Door) -> None:
     async def talk() -> None:
         async with connected(replica) as line:
             with door.inside(SEARCH):

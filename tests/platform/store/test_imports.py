@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,36 @@ def images(make_image: MakeImage, start: int = 0, seed: int = 0) -> list[Indexed
     ]
 
 
-def num_rows(store: MilvusStore, gallery: str) -> int:
-    """Rows that the server counts, those of equal key too."""
-    return store._catalogue.instances(gallery, "v1").count()
+@dataclass(frozen=True)
+class Target:
+    """A gallery of a server, and a folder that both see."""
+
+    store: MilvusStore
+    gallery: str
+    storage: Path
+
+    def put(self, images: Sequence[IndexedImage]) -> None:
+        self.store.import_images(self.gallery, "v1", images, str(self.storage))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the server counts, those of equal key too."""
+        return self.store._catalogue.instances(self.gallery, "v1").count()
+
+    @property
+    def num_imports(self) -> int:
+        name = instances_collection(self.gallery, "v1")
+        call = self.store._connection.call
+        return len(call("list_bulk_insert_tasks", limit=0, collection_name=name))
 
 
 @pytest.fixture
-def server_gallery(server_store: MilvusStore, request: pytest.FixtureRequest) -> Iterator[str]:
+def target(
+    server_store: MilvusStore, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Target]:
     name = f"i{os.getpid()}-{abs(hash(request.node.nodeid)) % 10**9}"
     server_store.create_version(name, "v1", SPEC)
-    yield name
+    yield Target(server_store, name, tmp_path)
     server_store.drop_gallery(name)
 
 
@@ -69,24 +90,20 @@ class TestOnAServer:
     pytestmark = on_a_server
 
     def test_imported_images_are_as_if_upserted(
-        self,
-        server_store: MilvusStore,
-        server_gallery: str,
-        make_image: MakeImage,
-        tmp_path: Path,
+        self, target: Target, make_image: MakeImage
     ) -> None:
         twin = MemoryStore()
         twin.create_version("g", "v1", SPEC)
         written = images(make_image)
         twin.upsert_images("g", "v1", written)
-        server_store.import_images(server_gallery, "v1", written, str(tmp_path))
-        assert list(tmp_path.iterdir()) == [], "the file is left"
+        target.put(written)
+        assert list(target.storage.iterdir()) == [], "the file is left"
         for where in (None, "attr.site == 1", "cx < 0.5 and neighbours > 2"):
-            assert answers(server_store, server_gallery, where) == answers(twin, "g", where)
+            assert answers(target.store, target.gallery, where) == answers(twin, "g", where)
         ids = [each.record.image_id for each in written]
         read, expected = (
             each.get_indexed(name, "v1", ids)
-            for each, name in ((server_store, server_gallery), (twin, "g"))
+            for each, name in ((target.store, target.gallery), (twin, "g"))
         )
         assert [each.record for each in read.values()] == [e.record for e in expected.values()]
         for image_id, image in expected.items():
@@ -97,65 +114,50 @@ class TestOnAServer:
             assert np.array_equal(instances.boxes, image.instances.boxes)
 
     def test_what_is_known_is_replaced_and_what_is_new_is_added(
-        self,
-        server_store: MilvusStore,
-        server_gallery: str,
-        make_image: MakeImage,
-        tmp_path: Path,
+        self, target: Target, make_image: MakeImage
     ) -> None:
         first = images(make_image)
-        server_store.import_images(server_gallery, "v1", first, str(tmp_path))
+        target.put(first)
         changed = images(make_image, seed=1)[:10]
         batch = [*changed, *images(make_image, start=NUM_IMAGES)]
-        server_store.import_images(server_gallery, "v1", batch, str(tmp_path))
-        assert num_rows(server_store, server_gallery) == 2 * NUM_IMAGES * PER_IMAGE
-        found = server_store.get_indexed(server_gallery, "v1", ["i0003"])["i0003"]
+        target.put(batch)
+        assert target.num_rows == 2 * NUM_IMAGES * PER_IMAGE
+        found = target.store.get_indexed(target.gallery, "v1", ["i0003"])["i0003"]
         assert found.record == changed[3].record
 
     def test_an_import_whose_owner_was_killed_leaves_nothing_twice(
-        self,
-        server_store: MilvusStore,
-        server_gallery: str,
-        milvus_uri: str,
-        make_image: MakeImage,
-        tmp_path: Path,
+        self, target: Target, milvus_uri: str, make_image: MakeImage
     ) -> None:
-        script = tmp_path / "writer.py"
+        script = target.storage / "writer.py"
         script.write_text(_WRITER)
         for delay_s in (0.0, 1.0):  # before the server has read the file, and after
             start = int(delay_s) * NUM_IMAGES
-            arguments = [milvus_uri, server_gallery, str(start), str(tmp_path / "files")]
+            arguments = [milvus_uri, target.gallery, str(start), str(target.storage / "files")]
             with subprocess.Popen([sys.executable, str(script), *arguments]) as process:
-                began = _imports(server_store, server_gallery)
-                while _imports(server_store, server_gallery) == began:
+                began = target.num_imports
+                while target.num_imports == began:
                     assert process.poll() is None, "ended before its import began"
                     time.sleep(0.05)
                 time.sleep(delay_s)
                 process.send_signal(signal.SIGKILL)
-            assert not server_store.get_images(server_gallery, "v1", [f"i{start:04}"])
-            server_store.upsert_images(server_gallery, "v1", images(make_image, start))
+            assert not target.store.get_images(target.gallery, "v1", [f"i{start:04}"])
+            target.store.upsert_images(target.gallery, "v1", images(make_image, start))
             wanted = start + NUM_IMAGES
-            assert num_rows(server_store, server_gallery) == wanted * PER_IMAGE
+            assert target.num_rows == wanted * PER_IMAGE
 
     def test_storage_that_is_not_the_servers_is_named(
-        self, server_store: MilvusStore, server_gallery: str, make_image: MakeImage
+        self, target: Target, make_image: MakeImage
     ) -> None:
         with local_s3("elsewhere") as bucket:
             place = f"s3://{bucket.name}/import{bucket.options}"
             with pytest.raises(StoreError, match=r"itself uses, got s3://elsewhere/import$"):
-                server_store.import_images(server_gallery, "v1", images(make_image), place)
+                target.store.import_images(target.gallery, "v1", images(make_image), place)
             assert parquet_files(bucket) == []
 
 
 def parquet_files(bucket: Bucket) -> list[str]:
     found = bucket.client.list_objects_v2(Bucket=bucket.name).get("Contents", ())
     return [each["Key"] for each in found if each["Key"].endswith(".parquet")]
-
-
-def _imports(store: MilvusStore, gallery: str) -> int:
-    name = instances_collection(gallery, "v1")
-    tasks = store._connection.call("list_bulk_insert_tasks", limit=0, collection_name=name)
-    return len(tasks)
 
 
 _WRITER = """
