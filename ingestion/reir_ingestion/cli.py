@@ -104,7 +104,7 @@ BulkImport = Annotated[
     str,
     typer.Option(
         metavar="STORAGE",
-        help="New photos into a Milvus server by files, which takes it a third of the time: a "
+        help="New photos into a Milvus server by files instead of upserts: a "
         "folder in the server's own storage, such as s3://milvus-bucket/import. A run that is "
         "killed does some thousand photos again.",
     ),

@@ -1,6 +1,6 @@
 """New rows into a Milvus server by a file, which it reads from its own storage.
 
-A server takes such files in several times as fast as upserts, but inserts without a look at the
+A server takes such files in with less work than upserts, but inserts without a look at the
 keys: what it holds already it holds twice afterwards. So only rows that are surely new come this
 way, no import is started twice, and whoever writes rows that an earlier import may still bring
 waits for its end first (`Table.await_imports`).
