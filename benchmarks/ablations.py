@@ -22,8 +22,6 @@ from quality import KS, ask, encode_gallery, found, in_photo
 
 from reir.checkpoint import SHIPPED, load_model
 from reir.datasets.photos import read_photos
-from reir.models.candidates import prepare_frozen
-from reir.models.nano_encoder import fast_dtype
 from reir.testing import data_dir
 
 RECIPE = ROOT / "training" / "recipes" / "nano.yaml"
@@ -61,7 +59,6 @@ def with_candidates(num: int) -> dict[str, float]:
     root = data_dir()
     assert root is not None
     model, tokenizer = load_model(SHIPPED)
-    prepare_frozen(model, fast_dtype())
     held_out = read_photos(root / "photos").split("val")
     gallery = encode_gallery(model, held_out, root / "photos" / "images", num)
     out: dict[str, float] = {}

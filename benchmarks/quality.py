@@ -30,9 +30,9 @@ from reir.datasets.photos import read_human_expressions, read_photos
 from reir.datasets.records import ReferringDataset
 from reir.images import read_image
 from reir.metrics.bootstrap import bootstrap_intervals
-from reir.models.candidates import extract_candidates, prepare_frozen
+from reir.models.candidates import CandidateExtractor
 from reir.models.clare_nano import ClareNano
-from reir.models.nano_encoder import tokenise
+from reir.models.nano_encoder import fast_dtype, tokenise
 from reir.models.sentence_tower import SentenceTower, from_bert
 from reir.testing import data_dir
 from reir_training.start_weights import minilm_files
@@ -54,10 +54,11 @@ class Gallery:
 
 
 def encode_gallery(model: ClareNano, dataset: ReferringDataset, folder: Path, num: int) -> Gallery:
+    extract = CandidateExtractor(model.eval(), fast_dtype())
     parts: list[tuple[Floats, Floats, Floats]] = []
     photo: list[int] = []
     for row, image in enumerate(dataset.images):
-        batch = extract_candidates(model, [read_image(folder / image.file_name)], num)
+        batch = extract([read_image(folder / image.file_name)], num)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             out = model.visual(batch)
         n = int(batch.valid.sum())
@@ -157,7 +158,6 @@ def main() -> None:
         raise SystemExit("the shared photos are needed: set REIR_DATA")
     folder = root / "photos"
     model, tokenizer = load_model(args.checkpoint)
-    prepare_frozen(model, torch.bfloat16)
     num = args.num_candidates or model.config.num_candidates
     held_out = read_photos(folder).split("val")
     gallery = encode_gallery(model, held_out, folder / "images", num)

@@ -130,16 +130,14 @@ def _load_owlv2(source: str) -> InstanceEncoder:
 
 
 def _load_siglip_crops(source: str) -> InstanceEncoder:
-    from functools import partial
-
     from reir.checkpoint import SHIPPED, load_model, weights_digest
-    from reir.models.candidates import prepare_frozen, propose
+    from reir.models.candidates import CandidateExtractor
     from reir.models.nano_encoder import fast_dtype
     from reir.models.siglip_crops import Detector, load_siglip_crops
 
     shipped, _ = load_model(SHIPPED)
-    prepare_frozen(shipped, fast_dtype())
-    detector = Detector(partial(propose, shipped), weights_digest(SHIPPED))
+    extractor = CandidateExtractor(shipped, fast_dtype())
+    detector = Detector(extractor.propose, weights_digest(SHIPPED))
     return load_siglip_crops(source, detector, **_placed())
 
 

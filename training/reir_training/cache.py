@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reir.images import read_image
-from reir.models.candidates import extract_candidates, prepare_frozen
+from reir.models.candidates import CandidateExtractor
 from reir.models.clare_nano import CandidateBatch, ClareNano
 from reir.models.nano_encoder import fast_dtype
 from reir_training.examples import TrainPhoto
@@ -94,14 +94,12 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     counter = folder / "done.json"
     done = json.loads(counter.read_text()) if counter.exists() else 0
-    frozen = copy.deepcopy(
-        model
-    )  # its crop network is rounded to bf16, which the model must not be
-    prepare_frozen(frozen, fast_dtype())
+    # a copy, since its frozen part is rounded to bf16
+    extract = CandidateExtractor(copy.deepcopy(model), fast_dtype())
     arrays: dict[str, np.ndarray] = {}
     for start in range(done, len(photos), BATCH):
         part = photos[start : start + BATCH]
-        batch = extract_candidates(frozen, [read_image(p.path) for p in part])
+        batch = extract([read_image(p.path) for p in part])
         values = {k: _stored(k, v) for k, v in batch.tensors().items()}
         arrays = arrays or _open(folder, values, len(photos))
         for name, value in values.items():

@@ -10,21 +10,24 @@ a batch: the same photo alone gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from reir.models.clare_nano import COLOUR_GRID, SCENE_GRID, CandidateBatch, ClareNano
+from reir.models.mobilenet import CHANNELS
+from reir.models.one_call import OneCall
+from reir.models.resizing import resize
 from reir.models.seams import RgbImage
-from reir.models.yolox import Candidates, letterbox, select_candidates
+from reir.models.yolox import Candidates, YoloxOutput, letterbox, select_candidates
 
 Part = TypeVar("Part", bound=nn.Module)
 
-FINE_PIXELS, COARSE_PIXELS = 8 * 128**2, 60 * 128**2
+FINE_PIXELS, COARSE_PIXELS = 8 * 96**2, 60 * 128**2
 """What goes at once through the fine part of the crop network, whose maps must fit into the caches,
 and through its coarse part, where many crops share the reading of large weights."""
 
@@ -37,58 +40,97 @@ def channels_last(part: Part) -> Part:
     return part
 
 
-def prepare_frozen(model: ClareNano, dtype: torch.dtype) -> None:
-    """Bring detector and crop network into the form in which they run."""
-    model.eval()
-    channels_last(model.detector.to(dtype))
-    channels_last(model.crop_network.to(dtype))
-
-
-def extract_candidates(
-    model: ClareNano, images: Sequence[RgbImage], num_candidates: int | None = None
-) -> CandidateBatch:
-    """Run the frozen part on B photos of any sizes.
+class CandidateExtractor:
+    """The frozen part of a `ClareNano`, in the form in which it runs; thread-safe.
 
     Args:
-        model: in eval mode; its crop network may be in bf16.
-        images: upright RGB photos.
-        num_candidates: K; None takes the model's own. Fewer found are padded with `valid` False.
-
-    Returns:
-        The batch, without gradients.
+        model: its detector and crop network are put into that form, and cannot be trained after.
+        dtype: in which they compute.
     """
-    num = num_candidates or model.config.num_candidates
-    with torch.inference_mode():
-        found = propose(model, images, num)
-        photos = [Image.fromarray(image) for image in images]
-        crops = [
-            cut(photo, c.boxes.numpy(), model.config.crop_px, model.config.crop_margin)
-            for photo, c in zip(photos, found, strict=True)
-        ]
-        looks = _maps(model, torch.cat(crops)).mean((2, 3)).float()
-        scene = _scenes(model, photos)
-    return CandidateBatch(
-        boxes=_padded([c.boxes for c in found], num),
-        objectness=_padded([c.scores for c in found], num),
-        class_scores=_padded([c.class_scores * _objectness(c) for c in found], num),
-        detector=_padded([c.class_features.float() for c in found], num),
-        colours=_padded([_colours(each) for each in crops], num),
-        crops=_padded(torch.split(looks, [len(c) for c in found]), num),
-        scene=scene,
-        aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
-        valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
-    )
 
+    def __init__(self, model: ClareNano, dtype: torch.dtype) -> None:
+        self._config, self._dtype = model.config, dtype
+        for part in model.frozen_parts():
+            channels_last(part.to(dtype).eval().requires_grad_(False))
+        self._detector, self._network = model.detector, model.crop_network
+        self._crop_passes = cache(self._passes)
 
-def propose(model: ClareNano, images: Sequence[RgbImage], num_candidates: int) -> list[Candidates]:
-    """Best `num_candidates` instances of each photo by objectness after NMS."""
-    config = model.config
-    squares, scales = zip(*(letterbox(i, config.detector_px) for i in images), strict=True)
-    batch = torch.stack(squares).to(_dtype(model)).contiguous(memory_format=torch.channels_last)
-    sizes = [(i.shape[0], i.shape[1]) for i in images]
-    return select_candidates(
-        model.detector(batch), scales, sizes, num_candidates, nms_iou=config.nms_iou
-    )
+    def __call__(
+        self, images: Sequence[RgbImage], num_candidates: int | None = None
+    ) -> CandidateBatch:
+        """Return what there is in B photos of any sizes, without gradients.
+
+        Args:
+            images: upright RGB photos.
+            num_candidates: K; None takes the model's own. Fewer found are padded, not `valid`.
+        """
+        num, config = num_candidates or self._config.num_candidates, self._config
+        found = self.propose(images, num)
+        with torch.inference_mode():
+            crops = [
+                cut(image, c.boxes.numpy(), config.crop_px, config.crop_margin)
+                for image, c in zip(images, found, strict=True)
+            ]
+            looks = self._maps(torch.cat(crops)).mean((2, 3)).float()
+            return CandidateBatch(
+                boxes=_padded([c.boxes for c in found], num),
+                objectness=_padded([c.scores for c in found], num),
+                class_scores=_padded([c.class_scores * _objectness(c) for c in found], num),
+                detector=_padded([c.class_features.float() for c in found], num),
+                colours=_padded([_colours(each) for each in crops], num),
+                crops=_padded(torch.split(looks, [len(c) for c in found]), num),
+                scene=self._scenes(images),
+                aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
+                valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
+            )
+
+    def propose(self, images: Sequence[RgbImage], num_candidates: int) -> list[Candidates]:
+        """Return the best `num_candidates` instances of each photo by objectness after NMS."""
+        side_px = self._config.detector_px
+        squares, scales = zip(*(letterbox(image, side_px) for image in images), strict=True)
+        sizes = [(i.shape[0], i.shape[1]) for i in images]
+        with torch.inference_mode():
+            batch = self._channels_last(torch.stack(squares))
+            found = YoloxOutput(*self._detect(batch))
+            return select_candidates(
+                found, scales, sizes, num_candidates, nms_iou=self._config.nms_iou
+            )
+
+    @cached_property
+    def _detect(self) -> OneCall:
+        side_px = self._config.detector_px
+        return OneCall(self._detector, self._channels_last(torch.zeros(1, 3, side_px, side_px)))
+
+    def _passes(self, side_px: int) -> tuple[OneCall, OneCall]:
+        """Both parts of the crop network for squares of a size, on which their padding depends."""
+        fine, coarse = self._network.fine, self._network.coarse
+        square = self._channels_last(torch.zeros(1, 3, side_px, side_px))
+        with torch.inference_mode():
+            maps = fine(square)
+        return OneCall(fine, square), OneCall(coarse, maps)
+
+    def _scenes(self, images: Sequence[RgbImage]) -> Tensor:
+        """(B, S, 1280) features of each whole photo and of a grid over it."""
+        side_px = self._config.scene_px
+        squares = [resize(image, side_px, side_px) for image in images]
+        maps = self._maps(torch.stack(squares)).float()
+        grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
+        return torch.cat([maps.mean((2, 3))[:, None], grid], dim=1)
+
+    def _maps(self, squares: Tensor) -> Tensor:
+        """(N, 1280, s/32, s/32) of (N, s, s, 3) uint8 crops or photos."""
+        side_px = squares.shape[1]
+        if not len(squares):
+            return torch.empty(0, CHANNELS, side_px // 32, side_px // 32)
+        fine, coarse = self._crop_passes(side_px)
+        parts = []
+        for some in torch.split(squares, max(1, FINE_PIXELS // side_px**2)):
+            parts.append(fine(some.permute(0, 3, 1, 2).to(self._dtype).div_(127.5).sub_(1)))
+        some_maps = torch.split(torch.cat(parts), max(1, COARSE_PIXELS // side_px**2))
+        return torch.cat([coarse(maps) for maps in some_maps])
+
+    def _channels_last(self, images: Tensor) -> Tensor:
+        return images.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _objectness(found: Candidates) -> Tensor:
@@ -96,56 +138,34 @@ def _objectness(found: Candidates) -> Tensor:
     return (found.scores / found.class_scores.amax(-1).clamp(min=1e-9))[:, None]
 
 
-def _scenes(model: ClareNano, photos: Sequence[Image.Image]) -> Tensor:
-    """(B, S, 1280) features of each whole photo and of a grid over it."""
-    everything = np.array([[0, 0, 1, 1]], dtype=np.float32)
-    squares = torch.cat([cut(photo, everything, model.config.scene_px, 0.0) for photo in photos])
-    maps = _maps(model, squares).float()
-    grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
-    return torch.cat([maps.mean((2, 3))[:, None], grid], dim=1)
-
-
-def cut(photo: Image.Image, boxes: np.ndarray, side_px: int, margin: float) -> torch.Tensor:
+def cut(photo: RgbImage, boxes: np.ndarray, side_px: int, margin: float) -> Tensor:
     """(N, side_px, side_px, 3) uint8 crops, stretched to a square.
 
     Args:
         photo: upright RGB.
-        boxes: (N, 4) xyxy in [0, 1].
+        boxes: (N, 4) xyxy in [0, 1]; cut at whole pixels.
         side_px: of the crops.
         margin: share of the box side added on each side, within the photo.
     """
-    width, height = photo.size
-    out = np.zeros((len(boxes), side_px, side_px, 3), dtype=np.uint8)
-    for i, (x1, y1, x2, y2) in enumerate(boxes.astype(np.float64)):
-        dx, dy = (x2 - x1) * margin, (y2 - y1) * margin
-        left, top = max(x1 - dx, 0) * width, max(y1 - dy, 0) * height
-        right, bottom = min(x2 + dx, 1) * width, min(y2 + dy, 1) * height
-        area = (left, top, max(right, left + 1e-3), max(bottom, top + 1e-3))
-        area = (*area[:2], min(area[2], width), min(area[3], height))
-        out[i] = np.asarray(photo.resize((side_px, side_px), Image.Resampling.BILINEAR, box=area))
-    return torch.from_numpy(out)
-
-
-def _maps(model: ClareNano, squares: Tensor) -> Tensor:
-    """(N, 1280, s/32, s/32) of (N, s, s, 3) uint8 crops or photos."""
-    network, area = model.crop_network, squares.shape[1] ** 2
-    fine = []
-    for some in torch.split(squares, max(1, FINE_PIXELS // area)):
-        pixels = some.permute(0, 3, 1, 2).to(_dtype(model)).div(127.5).sub(1)
-        fine.append(network.fine(pixels))
-    some_maps = torch.split(torch.cat(fine), max(1, COARSE_PIXELS // area))
-    return torch.cat([network.coarse(maps) for maps in some_maps])
-
-
-def _dtype(model: ClareNano) -> torch.dtype:
-    return next(model.crop_network.parameters()).dtype
+    height, width = photo.shape[:2]
+    sizes_px = np.array([width, height] * 2)
+    grow = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64) * margin
+    edges = np.concatenate([boxes[:, :2] - grow, boxes[:, 2:] + grow], axis=1).clip(0, 1)
+    edges_px = np.rint(edges * sizes_px).astype(np.int64)
+    first = edges_px[:, :2].clip(max=sizes_px[:2] - 1)
+    last = np.maximum(edges_px[:, 2:], first + 1)
+    crops = torch.empty(len(boxes), side_px, side_px, 3, dtype=torch.uint8)
+    for crop, (x1, y1), (x2, y2) in zip(crops, first.tolist(), last.tolist(), strict=True):
+        crop.copy_(resize(photo[y1:y2, x1:x2], side_px, side_px))
+    return crops
 
 
 def _colours(crops: Tensor) -> Tensor:
     """(N, 4, 4, 3) mean RGB in [0, 1] of a grid over each crop."""
     side = crops.shape[1] // COLOUR_GRID
-    cells = crops.float().view(-1, COLOUR_GRID, side, COLOUR_GRID, side, 3)
-    return cells.mean(dim=(2, 4)) / 255
+    rows = crops.view(-1, COLOUR_GRID, side, COLOUR_GRID * side * 3).sum(2, dtype=torch.int32)
+    cells = rows.view(-1, COLOUR_GRID, COLOUR_GRID, side, 3).sum(3)
+    return cells.float() / (255 * side**2)
 
 
 def _padded(parts: Sequence[Tensor], num: int) -> Tensor:

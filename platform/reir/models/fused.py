@@ -7,40 +7,58 @@ on any other device, the two run one after the other, with the same result.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 Activation = Literal["relu6", "silu"]
-_ONEDNN: dict[str, tuple[str, list[float]]] = {
-    "relu6": ("hardtanh", [0.0, 6.0]),
-    "silu": ("swish", []),
-}
+
+# torch.jit.trace cannot pass the operator its list of numbers, a scripted function can
+_FUSED = torch.jit.CompilationUnit("""
+def relu6(x: Tensor, weight: Tensor, bias: Optional[Tensor],
+          padding: List[int], stride: List[int], groups: int):
+    limits: List[Optional[number]] = [0.0, 6.0]
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, stride, [1, 1], groups, "hardtanh", limits, None)
+
+def silu(x: Tensor, weight: Tensor, bias: Optional[Tensor],
+         padding: List[int], stride: List[int], groups: int):
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, stride, [1, 1], groups, "swish", [], None)
+""")
 
 
-def conv_activation(
-    conv: nn.Conv2d, x: Tensor, padding: tuple[int, int], activation: Activation
-) -> Tensor:
-    """Return `activation(conv(x))`.
+class Convolution(NamedTuple):
+    """A convolution without dilation, which pads both sides alike.
 
-    Args:
-        conv: without dilation; its own padding is not used.
-        x: (N, C, H, W).
+    Attributes:
+        weight: (C_out, C / groups, height, width).
+        bias: (C_out,).
+        stride: of both axes.
         padding: cells added above and below, and left and right.
-        activation: what follows the convolution.
+        groups: of channels.
     """
-    if _can_fuse(x):
-        name, scalars = _ONEDNN[activation]
-        stride, groups = list(conv.stride), conv.groups
-        fused = torch.ops.mkldnn._convolution_pointwise
-        return torch.as_tensor(
-            fused(x, conv.weight, conv.bias, padding, stride, [1, 1], groups, name, scalars, None)
-        )
-    y = F.conv2d(x, conv.weight, conv.bias, conv.stride, padding, groups=conv.groups)
-    return F.relu6(y, inplace=True) if activation == "relu6" else F.silu(y, inplace=True)
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: int
+    padding: tuple[int, int]
+    groups: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C_out, ...)."""
+        return F.conv2d(x, *self[:4], groups=self.groups)
+
+    def activated(self, x: Tensor, activation: Activation) -> Tensor:
+        """Return the activation of what it makes of x."""
+        if _can_fuse(x):
+            weight, bias, stride, padding, groups = self
+            fused = getattr(_FUSED, activation)
+            return torch.as_tensor(fused(x, weight, bias, list(padding), [stride, stride], groups))
+        y = self(x)
+        return F.relu6(y, inplace=True) if activation == "relu6" else F.silu(y, inplace=True)
 
 
 def _can_fuse(x: Tensor) -> bool:
@@ -48,12 +66,16 @@ def _can_fuse(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.numel() > 0
         and not torch.is_grad_enabled()
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _multiplies_bf16()))
+        and x.dtype in _FUSED_TYPES
     )
 
 
-@cache
-def _multiplies_bf16() -> bool:
-    """False on CPUs (AVX2 alone) for which oneDNN has no bf16 and refuses it."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _fused_types() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return ()
+    # on CPUs with AVX2 alone oneDNN has no bf16 and refuses it
+    halves = (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
+    return (torch.float32, *halves)
+
+
+_FUSED_TYPES = _fused_types()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.models.fused import conv_activation
+from reir.models.fused import Convolution
 
 CHANNELS = 1280
 # (expansion, output channels, number of blocks, stride of the first block)
@@ -40,17 +40,21 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
-        x, padding = self.padded(x)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        x, convolution = self.evened(x)
+        return convolution(x)
 
-    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the input with the cells added that differ by side, and the padding still due."""
+    def evened(self, x: Tensor) -> tuple[Tensor, Convolution]:
+        """Return an input and a convolution of it that pads both sides alike, for the same."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        top, bottom = same_padding(x.shape[2], kernel, stride)
-        left, right = same_padding(x.shape[3], kernel, stride)
-        if top == bottom and left == right:
-            return x, (top, left)
-        return F.pad(x, (left, right, top, bottom)), (0, 0)
+        top, bottom = same_padding(int(x.shape[2]), kernel, stride)
+        left, right = same_padding(int(x.shape[3]), kernel, stride)
+        weight, padding = self.weight, (top, left)
+        if self.groups > 1:
+            # zeros before the kernel of a single channel cost less than another copy of the maps
+            weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)
+        elif (top, left) != (bottom, right):
+            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+        return x, Convolution(weight, self.bias, stride, padding, self.groups)
 
 
 def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -70,8 +74,8 @@ class ConvReLU6(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) -> (N, c_out, ceil(H / stride), ceil(W / stride))."""
-        x, padding = self.conv.padded(x)
-        return conv_activation(self.conv, x, padding, "relu6")
+        x, convolution = self.conv.evened(x)
+        return convolution.activated(x, "relu6")
 
 
 class InvertedResidual(nn.Module):
@@ -115,14 +119,15 @@ class MobileNetV2(nn.Module):
         Returns:
             (N, 1280, H/32, W/32), sides rounded up; the mean over cells is the usual vector.
         """
-        return self.coarse(self.fine(images))
-
-    def fine(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 32, H/8, W/8): few channels, large maps."""
-        y: Tensor = self.blocks[:FINE_BLOCKS](self.stem(images))
+        y: Tensor = self.coarse(self.fine(images))
         return y
 
-    def coarse(self, maps: Tensor) -> Tensor:
-        """(N, 32, H/8, W/8) -> (N, 1280, H/32, W/32): many channels, small maps."""
-        y: Tensor = self.head(self.blocks[FINE_BLOCKS:](maps))
-        return y
+    @property
+    def fine(self) -> nn.Sequential:
+        """First part, (N, 3, H, W) -> (N, 32, H/8, W/8): few channels, large maps."""
+        return nn.Sequential(self.stem, *list(self.blocks)[:FINE_BLOCKS])
+
+    @property
+    def coarse(self) -> nn.Sequential:
+        """Second part, (N, 32, H/8, W/8) -> (N, 1280, H/32, W/32): many channels, small maps."""
+        return nn.Sequential(*list(self.blocks)[FINE_BLOCKS:], self.head)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,8 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from reir.models.candidates import extract_candidates, prepare_frozen
+from reir.models.candidates import CandidateExtractor
 from reir.models.clare_nano import ClareNano, TextStream, VisualOutput
+from reir.models.one_call import OneCall
 from reir.models.seams import EncodedExpression, RgbImage
 from reir.records import FloatArray, Instances
 from reir.text import normalise_expression
@@ -85,9 +85,12 @@ class ClareNanoEncoder:
         self._tokenizer, self._digest = tokenizer, digest
         self._num_candidates = num_candidates or model.config.num_candidates
         self._dtype = fast_dtype()
-        prepare_frozen(model, self._dtype)
+        self._extract = CandidateExtractor(model, self._dtype)
         model.text.tower.keep_products_in(self._dtype)
-        self._text = self._in_one_call(_Text(model.text).eval())
+        for part in model.visual.modules():
+            if isinstance(part, nn.Linear):
+                part.to(self._dtype)  # as autocast would at every pass, for the same bits
+        self._text = self._text_in_one_call()
 
     @property
     def dim(self) -> int:
@@ -112,7 +115,7 @@ class ClareNanoEncoder:
         return out
 
     def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
-        batch = extract_candidates(self._model, images, self._num_candidates)
+        batch = self._extract(images, self._num_candidates)
         with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
             visual: VisualOutput = self._model.visual(batch)
         counts = batch.valid.sum(1).tolist()
@@ -145,24 +148,10 @@ class ClareNanoEncoder:
                 found[row] = EncodedExpression(vectors[i], states[i, : lengths[i]])
         return [found[row] for row in range(len(expressions))]
 
-    def _in_one_call(self, text: _Text) -> torch.jit.ScriptModule:
-        """Have torch itself run the text stream, for the same numbers to the bit.
-
-        Python would ask for its lock after each of some hundred operations, and in a service
-        another thread often has it. Torch advises `torch.compile` in its stead, which needs a
-        compiler on the user's machine.
-        """
+    def _text_in_one_call(self) -> OneCall:
         ids_NL = torch.tensor([[1, 1, 1], [1, 1, 0]])
-        with (
-            torch.no_grad(),
-            torch.autocast("cpu", self._dtype, self._half, cache_enabled=False),
-            warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-        ):
-            traced: object = torch.jit.trace(  # type: ignore[no-untyped-call]
-                text, (ids_NL, (ids_NL > 0).long()), check_trace=False
-            )
-        assert isinstance(traced, torch.jit.ScriptModule)
-        return traced
+        with torch.autocast("cpu", self._dtype, self._half, cache_enabled=False):
+            return OneCall(_Text(self._model.text).eval(), ids_NL, (ids_NL > 0).long())
 
     def _text_batches(
         self, expressions: Sequence[str]
@@ -173,12 +162,7 @@ class ClareNanoEncoder:
             rows = by_length[start : start + TEXT_BATCH]
             texts = [expressions[i] for i in rows]
             ids_NL, mask_NL = tokenise(self._tokenizer, texts, self._model.config.max_tokens)
-            with (
-                torch.inference_mode(),
-                torch.autocast("cpu", self._dtype, self._half),
-                # the first calls would be spent on rewriting it, for nothing
-                torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
-            ):
+            with torch.autocast("cpu", self._dtype, self._half):
                 states, vectors = self._text(ids_NL, mask_NL)
             lengths: list[int] = mask_NL.sum(1).tolist()
             yield rows, vectors.float().numpy(), states.float().numpy(), lengths

@@ -2,7 +2,7 @@
 
 Batch norm is folded into the convolutions, so every block is `Conv2d(bias=True)` and SiLU, and
 training starts from folded weights. Submodules are declared in the order in which they run; the
-weight loader relies on it. Knows torch, numpy and Pillow, and no file, device or query.
+weight loader relies on it. Knows torch and numpy, and no file, device or query.
 """
 
 
@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from reir.models.fused import conv_activation
+from reir.models.fused import Convolution
+from reir.models.resizing import resize
 
 STRIDES = (8, 16, 32)
 INPUT_SIDE_PX = 416
@@ -32,8 +33,7 @@ NMS_POOL = 1000  # candidates that enter NMS; the rest cannot reach the first fe
 MIN_SIDE_PX = 1.0  # thinner boxes, in network pixels, are slivers left over from clipping
 
 
-@dataclass(frozen=True)
-class YoloxOutput:
+class YoloxOutput(NamedTuple):
     """What the detector says of a batch, before any selection.
 
     Attributes:
@@ -41,14 +41,12 @@ class YoloxOutput:
         objectness: (B, A) float32 in [0, 1].
         class_scores: (B, A, K) float32 in [0, 1], not multiplied by objectness.
         class_features: (B, A, C) what the class scores are read from, per anchor.
-        features: three neck maps, (B, 64, S/8, S/8), (B, 128, S/16, S/16), (B, 256, S/32, S/32).
     """
 
     boxes_xyxy_px: Tensor
     objectness: Tensor
     class_scores: Tensor
     class_features: Tensor
-    features: tuple[Tensor, Tensor, Tensor]
 
     @property
     def scores(self) -> Tensor:
@@ -93,8 +91,9 @@ class ConvSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H/stride, W/stride)."""
-        side = self.conv.kernel_size[0] // 2
-        return conv_activation(self.conv, x, (side, side), "silu")
+        conv, side = self.conv, self.conv.kernel_size[0] // 2
+        convolution = Convolution(conv.weight, conv.bias, conv.stride[0], (side, side), conv.groups)
+        return convolution.activated(x, "silu")
 
 
 def depthwise(c_in: int, c_out: int, *, stride: int = 1) -> nn.Sequential:
@@ -138,7 +137,10 @@ class CspStage(nn.Module):
 
 
 class Focus(nn.Module):
-    """Stem: every 2x2 patch becomes four groups of channels, then one 3x3 convolution."""
+    """Stem: every 2x2 patch becomes four groups of channels, then one 3x3 convolution.
+
+    Computed as what it equals, one 6x6 convolution of stride 2.
+    """
 
     def __init__(self, c_out: int) -> None:
         super().__init__()
@@ -146,10 +148,11 @@ class Focus(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, c_out, S/2, S/2)."""
-        top, bottom = images[..., ::2, :], images[..., 1::2, :]
-        patches = (top[..., ::2], bottom[..., ::2], top[..., 1::2], bottom[..., 1::2])
-        y: Tensor = self.conv(torch.cat(patches, dim=1))
-        return y
+        # from group, channel, y, x, where the group is the place in the patch, first by column
+        inner = self.conv.conv
+        parts = inner.weight.reshape(-1, 2, 2, 3, 3, 3).permute(0, 3, 4, 2, 5, 1)
+        wide = Convolution(parts.reshape(-1, 3, 6, 6), inner.bias, 2, (2, 2))
+        return wide.activated(images, "silu")
 
 
 class SpatialPyramidPool(nn.Module):
@@ -320,7 +323,6 @@ class YoloxNano(nn.Module):
             objectness=objectness[..., 0].sigmoid(),
             class_scores=logits.sigmoid(),
             class_features=class_features,
-            features=features,
         )
 
 
@@ -347,10 +349,10 @@ def letterbox(image: npt.NDArray[np.uint8], size: int = INPUT_SIDE_PX) -> tuple[
     height, width = image.shape[:2]
     scale = min(size / width, size / height)
     width_px, height_px = max(int(width * scale), 1), max(int(height * scale), 1)
-    resized = Image.fromarray(image).resize((width_px, height_px), Image.Resampling.BILINEAR)
-    square = np.full((3, size, size), PADDING_VALUE, dtype=np.float32)
-    square[:, :height_px, :width_px] = np.asarray(resized)[:, :, ::-1].transpose(2, 0, 1)
-    return torch.from_numpy(square), scale
+    square = torch.full((3, size, size), PADDING_VALUE, dtype=torch.float32)
+    resized = resize(image, height_px, width_px)
+    square[:, :height_px, :width_px] = resized.flip(2).permute(2, 0, 1)
+    return square, scale
 
 
 def select_candidates(

@@ -184,8 +184,9 @@ class InstanceStore(Protocol):
     ) -> None:
         """Write a large batch of images as `upsert_images`, most of it by a file.
 
-        A Milvus server takes a file in with less work than upserts, some 20 seconds later. Images that
-        the ledger knows, finished or not, and batches of few instances are upserted all the same.
+        A Milvus server takes a file in with less work than upserts, some 20 seconds later. Images
+        that the ledger knows, finished or not, and batches of few instances are upserted all the
+        same.
 
         Args:
             gallery: name.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from reir.models.candidates import cut, extract_candidates, propose
+from reir.models.candidates import CandidateExtractor, cut
 from reir.models.clare_nano import ClareNano
 from reir.models.nano_encoder import ClareNanoEncoder
 from reir.models.seams import RgbImage
@@ -89,10 +88,9 @@ def test_a_number_of_candidates_below_one_is_refused(number: int) -> None:
 
 
 def test_padding_is_zero_and_marked() -> None:
-    model = tiny_model()
-    batch = extract_candidates(model, SCENES, 200)
-    with torch.inference_mode():
-        counts = [len(c) for c in propose(model, SCENES, 200)]
+    extract = CandidateExtractor(tiny_model(), torch.float32)
+    batch = extract(SCENES, 200)
+    counts = [len(c) for c in extract.propose(SCENES, 200)]
     assert batch.valid.sum(1).tolist() == counts
     assert min(counts) < 200
     for name in ("boxes", "objectness", "class_scores", "detector", "colours", "crops"):
@@ -113,7 +111,7 @@ def halves() -> RgbImage:
 
 def test_crops_show_the_box() -> None:
     boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]], dtype=np.float32)
-    left, right = cut(Image.fromarray(halves()), boxes, 16, 0.0).numpy()
+    left, right = cut(halves(), boxes, 16, 0.0).numpy()
     # the column at the border blends over into the other half
     assert (left[:, :-1] == (255, 0, 0)).all()
     assert (right[:, 1:] == (0, 0, 255)).all()
@@ -121,7 +119,7 @@ def test_crops_show_the_box() -> None:
 
 def test_a_margin_shows_the_surroundings_within_the_photo() -> None:
     box = np.array([[0, 0, 0.5, 1]], dtype=np.float32)
-    (crop,) = cut(Image.fromarray(halves()), box, 16, 0.5).numpy()
+    (crop,) = cut(halves(), box, 16, 0.5).numpy()
     assert (crop[:, :8] == (255, 0, 0)).all()
     assert (crop[:, -4:] == (0, 0, 255)).all()
 
@@ -131,18 +129,18 @@ def test_a_margin_shows_the_surroundings_within_the_photo() -> None:
     [(0.5, 0.5, 0.5, 0.5), (1, 1, 1, 1), (0, 0, 0, 0), (0.999999, 0, 1, 1), (0, 0, 1, 1)],
 )
 def test_boxes_at_the_limits_are_cut(box: tuple[float, ...]) -> None:
-    crops = cut(Image.fromarray(halves()), np.array([box], dtype=np.float32), 16, 0.1)
+    crops = cut(halves(), np.array([box], dtype=np.float32), 16, 0.1)
     assert crops.shape == (1, 16, 16, 3)
 
 
 def test_no_boxes_give_no_crops() -> None:
-    assert cut(Image.fromarray(halves()), np.zeros((0, 4), np.float32), 16, 0.1).shape[0] == 0
+    assert cut(halves(), np.zeros((0, 4), np.float32), 16, 0.1).shape[0] == 0
 
 
 def test_colours_of_candidates_equal_the_means_of_their_crops() -> None:
     model = tiny_model()
-    batch = extract_candidates(model, SCENES[:1])
-    photo, config = Image.fromarray(SCENES[0]), model.config
+    batch = CandidateExtractor(model, torch.float32)(SCENES[:1])
+    photo, config = SCENES[0], model.config
     crops = cut(photo, batch.boxes[0].numpy(), config.crop_px, config.crop_margin).numpy()
     side = config.crop_px // 4
     for k in range(int(batch.valid[0].sum())):

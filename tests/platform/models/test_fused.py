@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reir.models.fused import Activation, conv_activation
+from reir.models.fused import Activation, Convolution
 
 STEPS = {"relu6": F.relu6, "silu": F.silu}
 
@@ -24,7 +24,8 @@ def test_equals_convolution_then_activation(
     x = 4 * torch.randn(num, 8, 9, 7).to(dtype)
     with torch.inference_mode():
         expected = STEPS[activation](conv(x))
-        found = conv_activation(conv, x, (1, 1), activation)
+        convolution = Convolution(conv.weight, conv.bias, stride, (1, 1), groups)
+        found = convolution.activated(x, activation)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     if num:
@@ -33,6 +34,7 @@ def test_equals_convolution_then_activation(
 
 def test_gradients_flow_in_training() -> None:
     conv = nn.Conv2d(3, 4, 1)
-    total = conv_activation(conv, torch.randn(2, 3, 5, 5), (0, 0), "silu").sum()
+    convolution = Convolution(conv.weight, conv.bias, 1, (0, 0))
+    total = convolution.activated(torch.randn(2, 3, 5, 5), "silu").sum()
     (gradient,) = torch.autograd.grad(total, [conv.weight])
     assert gradient.abs().sum() > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from reir.models.candidates import propose
+from reir.models.candidates import CandidateExtractor
 from reir.models.pretrained import Pretrained, load_pretrained
 from reir.models.seams import RgbImage
 from reir.models.siglip_crops import (
@@ -153,10 +152,9 @@ def test_batches_equal_photos_alone(parts: Pretrained) -> None:
 
 
 def test_the_candidates_of_clare_nano_will_do(parts: Pretrained) -> None:
-    detector = Detector(partial(propose, tiny_model()), "digest")
-    encoder = SiglipCropsEncoder(parts, detector, num_candidates=4)
-    with torch.inference_mode():
-        wanted = propose(tiny_model(), PHOTOS, 4)
+    extractor = CandidateExtractor(tiny_model(), torch.float32)
+    encoder = SiglipCropsEncoder(parts, Detector(extractor.propose, "digest"), num_candidates=4)
+    wanted = extractor.propose(PHOTOS, 4)
     for found, candidates in zip(encoder.encode_images(PHOTOS), wanted, strict=True):
         np.testing.assert_allclose(found.boxes, candidates.boxes)
         assert len(found) > 0

@@ -44,13 +44,11 @@ def random_output(num_images: int, num_anchors: int, seed: int, *, levels: int =
     if levels:
         objectness = (objectness * levels).floor() / levels
         classes = torch.ones_like(classes) / 2
-    empty = torch.zeros(0)
     return YoloxOutput(
         boxes_xyxy_px=torch.cat((centre - half, centre + half), dim=2),
         objectness=objectness,
         class_scores=classes,
         class_features=torch.rand(num_images, num_anchors, 64, generator=rng),
-        features=(empty, empty, empty),
     )
 
 
@@ -185,8 +183,6 @@ def test_shapes_and_ranges(detector: YoloxNano, images: torch.Tensor) -> None:
     assert output.objectness.shape == (3, anchors)
     assert output.class_scores.shape == (3, anchors, 80)
     assert output.class_features.shape == (3, anchors, 64)
-    shapes = [tuple(x.shape) for x in output.features]
-    assert shapes == [(3, 64, 12, 12), (3, 128, 6, 6), (3, 256, 3, 3)]
     assert 0 <= output.scores.min() <= output.scores.max() <= 1
 
 
@@ -253,12 +249,13 @@ def test_letterbox_puts_the_image_top_left_on_grey(height: int, width: int) -> N
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     tensor, scale = letterbox(image, 64)
     wide, high = max(int(width * scale), 1), max(int(height * scale), 1)
-    resized = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
+    pillow = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
+    resized = np.asarray(pillow).astype(np.float32)
     assert tensor.shape == (3, 64, 64)
     assert tensor.dtype == torch.float32
     assert scale == pytest.approx(64 / max(height, width))
     for bgr, rgb in ((0, 2), (1, 1), (2, 0)):
-        assert np.array_equal(tensor[bgr, :high, :wide].numpy(), resized[:, :, rgb])
+        assert np.abs(tensor[bgr, :high, :wide].numpy() - resized[:, :, rgb]).max() <= 1
     assert (tensor[:, high:] == 114).all()
     assert (tensor[:, :, wide:] == 114).all()
 
