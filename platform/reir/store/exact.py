@@ -1,7 +1,8 @@
 """Exact search over all instances of a version, one thread, filters included.
 
 The vectors are those of the journal's rows file, searched where they lie: a process holds no copy
-of them, and many processes share one.
+of them, and many processes share one. What each holds is a byte for every number of them, which
+tells which few rows a query has to look at (`codes.py`).
 """
 
 # Shapes: Q queries, N instances, D vector dimension, W = 5 + D, M instances that a search considers
@@ -17,15 +18,18 @@ import numpy.typing as npt
 
 from reir.records import FloatArray
 from reir.store.checks import instance_id
+from reir.store.codes import Coded, Codes
 from reir.store.columns import ColumnCache, GrowingArray, Placed, areas
 from reir.store.contract import InstanceRow, StoredPhoto
 from reir.store.filter_numpy import Column, evaluate
 from reir.store.filters import Field, Filter
 from reir.store.journal import NUM_COLUMNS, Frame
 
-_TOGETHER_FROM = 4
-"""So many queries are multiplied with all rows as one matrix: with 8 of them and 70,000 rows that
-takes 6 ms for 15. Three are as fast one by one, a single one 2.5 times as fast."""
+_TOGETHER_FROM = 12
+"""So many queries are multiplied with all rows as one matrix."""
+
+_CODED_FROM = 8_192
+"""Rows below which their codes save nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Selection:
 
     Attributes:
         rows: (N, W) of the journal, replaced instances too.
-        kept: (M,) the rows to consider, None for all.
+        coded: their codes.
+        kept: (M,) the rows to consider in ascending order, None for all.
         images: every image there is or was.
         image_of: (N,) the number of each row's image.
     """
 
     rows: FloatArray
+    coded: Coded
     kept: npt.NDArray[np.int64] | None
     images: Sequence[Placed]
     image_of: npt.NDArray[np.int32]
@@ -52,25 +58,52 @@ class Selection:
         # The numbers before the vector take part with weight 0: cheaper than a second file.
         queries_QW = np.zeros((len(queries), self.rows.shape[1]), dtype=np.float32)
         queries_QW[:, NUM_COLUMNS:] = queries
-        scores, rows = self._best(queries_QW, min(limit, num_kept))
-        return [self._hits(*each) for each in zip(scores, rows, strict=True)]
-
-    def _best(self, queries_QW: FloatArray, limit: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        limit = min(limit, num_kept)
         faiss.omp_set_num_threads(1)  # of this thread; two were 4 to 6 times slower when busy
+        if len(queries) < _TOGETHER_FROM:
+            found = [self._nearest(queries_QW[i : i + 1], limit) for i in range(len(queries))]
+        else:
+            found = [*zip(*self._best(queries_QW, self.kept, limit), strict=True)]
+        return [self._hits(*each) for each in found]
+
+    def _nearest(
+        self, query_1W: FloatArray, limit: int
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Best scores and rows of one query, among rows that their codes propose if they may."""
+        num_rows, kept = len(self.rows), self.kept
+        num = 2 * limit + num_rows // 1000
+        if kept is not None:
+            num = num * num_rows // len(kept)
+        while num_rows >= _CODED_FROM and num <= num_rows // 8 and query_1W.any():
+            proposed, beyond = self.coded.best(query_1W[0, NUM_COLUMNS:], num)
+            if kept is not None:
+                proposed = np.intersect1d(proposed, kept, assume_unique=True)
+            if len(proposed) >= limit:
+                (scores,), (rows,) = self._best(query_1W, proposed, limit)
+                if scores[-1] > beyond:
+                    return scores, rows
+            num *= 8
+        (scores,), (rows,) = self._best(query_1W, kept, limit)
+        return scores, rows
+
+    def _best(
+        self, queries_QW: FloatArray, kept: npt.NDArray[np.int64] | None, limit: int
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """(Q, limit) best scores and rows, among `kept` ones; None for all."""
         # of the process, and only about speed; faiss compares it with queries x numbers
         faiss.cvar.distance_compute_blas_threshold = _TOGETHER_FROM * self.rows.shape[1]
-        if self.kept is None:
+        if kept is None:
             return faiss.knn(queries_QW, self.rows, limit, faiss.METRIC_INNER_PRODUCT)
         scores = np.empty((len(queries_QW), limit), dtype=np.float32)
         rows = np.empty((len(queries_QW), limit), dtype=np.int64)
         faiss.knn_inner_products_by_idx(  # type: ignore[attr-defined]
             faiss.swig_ptr(queries_QW),
             faiss.swig_ptr(self.rows),
-            faiss.swig_ptr(self.kept),
+            faiss.swig_ptr(kept),
             self.rows.shape[1],
             len(queries_QW),
             len(self.rows),
-            len(self.kept),
+            len(kept),
             limit,
             faiss.swig_ptr(scores),
             faiss.swig_ptr(rows),
@@ -105,6 +138,7 @@ class ExactIndex:
         self.num_dead = 0
         """Rows of instances that were replaced or deleted."""
         self._rows: FloatArray = np.empty((0, NUM_COLUMNS + dim), dtype=np.float32)
+        self._codes = Codes(dim)
         self._image_of = GrowingArray(np.int32)
         self._alive = GrowingArray(np.bool_)
         self._images: list[Placed] = []
@@ -129,6 +163,7 @@ class ExactIndex:
             start = placed.stop
         self._image_of.append(np.repeat(numbers, [each.num_instances for each in change.puts]))
         self._alive.append(np.ones(len(change.rows), dtype=np.bool_))
+        self._codes.append(change.rows[:, NUM_COLUMNS:])
         self._rows = frame.table
 
     def select(self, tree: Filter | None) -> Selection:
@@ -138,7 +173,7 @@ class ExactIndex:
             kept = np.flatnonzero(evaluate(tree, self._column) & self._alive.view)
         elif self.num_dead:
             kept = np.flatnonzero(self._alive.view)
-        return Selection(self._rows, kept, self._images, self._image_of.view)
+        return Selection(self._rows, self._codes.now, kept, self._images, self._image_of.view)
 
     def photos(self, image_ids: Iterable[str]) -> dict[str, StoredPhoto]:
         """Those of the images that have instances; nothing is copied."""

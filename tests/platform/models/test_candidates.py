@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reir.models.candidates import CandidateExtractor, cut
 from reir.models.clare_nano import ClareNano
 from reir.models.nano_encoder import ClareNanoEncoder
 from reir.models.seams import RgbImage
+from reir.models.yolox import letterbox, select_candidates
 from reir.records import Instances
 from reir.testing import draw_scene
 from reir.testing.tiny import tiny_model, tiny_tokenizer
@@ -87,6 +91,35 @@ def test_a_number_of_candidates_below_one_is_refused(number: int) -> None:
         ClareNanoEncoder(tiny_model(), tiny_tokenizer(), "digest", num_candidates=number)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_in_one_call_give_the_same_bits(dtype: torch.dtype) -> None:
+    model = tiny_model()
+    extract = CandidateExtractor(model, dtype)
+    squares, scales = zip(*(letterbox(s, model.config.detector_px) for s in SCENES), strict=True)
+    sizes = [(s.shape[0], s.shape[1]) for s in SCENES]
+    with torch.inference_mode():
+        pixels = torch.stack(squares).to(dtype).contiguous(memory_format=torch.channels_last)
+        wanted = select_candidates(model.detector(pixels), scales, sizes, 6)
+        batch = extract(SCENES, 6)
+        for i, (scene, candidates) in enumerate(zip(SCENES, wanted, strict=True)):
+            assert torch.equal(batch.boxes[i, : len(candidates)], candidates.boxes)
+            boxes = candidates.boxes.numpy()
+            crops = cut(scene, boxes, model.config.crop_px, model.config.crop_margin)
+            looks = model.crop_network(crops.permute(0, 3, 1, 2).to(dtype).div(127.5).sub(1))
+            found = batch.crops[i, : len(candidates)]
+            # a batch of another size may be summed in another order
+            tolerance = 1e-4 if dtype == torch.float32 else 0.05
+            torch.testing.assert_close(found, looks.mean((2, 3)).float(), rtol=0.02, atol=tolerance)
+
+
+def test_photos_that_may_not_be_written_to_are_read(encoder: ClareNanoEncoder) -> None:
+    locked = SCENES[0].copy()
+    locked.flags.writeable = False
+    with warnings.catch_warnings(action="error"):
+        (found,) = encoder.encode_images([locked])
+    assert_same(found, encoder.encode_images(SCENES[:1])[0])
+
+
 def test_padding_is_zero_and_marked() -> None:
     extract = CandidateExtractor(tiny_model(), torch.float32)
     batch = extract(SCENES, 200)
@@ -131,6 +164,16 @@ def test_a_margin_shows_the_surroundings_within_the_photo() -> None:
 def test_boxes_at_the_limits_are_cut(box: tuple[float, ...]) -> None:
     crops = cut(halves(), np.array([box], dtype=np.float32), 16, 0.1)
     assert crops.shape == (1, 16, 16, 3)
+
+
+def test_crops_equal_what_pillow_makes_of_the_same_pixels() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    boxes = np.array([[0.25, 0.1, 0.75, 0.6], [0.4, 0.5, 0.5, 0.6]], dtype=np.float32)
+    areas = [(24, 5, 96, 65), (47, 49, 61, 61)]  # a tenth more on each side, whole pixels
+    for crop, (x1, y1, x2, y2) in zip(cut(photo, boxes, 32, 0.1).numpy(), areas, strict=True):
+        part = Image.fromarray(photo[y1:y2, x1:x2])
+        wanted = np.asarray(part.resize((32, 32), Image.Resampling.BILINEAR))
+        assert np.abs(crop.astype(int) - wanted).max() <= 1
 
 
 def test_no_boxes_give_no_crops() -> None:

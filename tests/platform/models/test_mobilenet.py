@@ -97,9 +97,12 @@ def test_matches_a_slow_evaluation(network: MobileNetV2, height: int, width: int
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (6, 7), (9, 8)])
-def test_same_conv_matches_reference(height: int, width: int, kernel: int, stride: int) -> None:
+@pytest.mark.parametrize("each_channel", [False, True])
+def test_same_conv_matches_reference(
+    height: int, width: int, kernel: int, stride: int, each_channel: bool
+) -> None:
     torch.manual_seed(0)
-    layer = SameConv(4, 6, kernel, stride=stride)
+    layer = SameConv(4, 4, kernel, stride=stride, groups=4 if each_channel else 1)
     x = torch.randn(1, 4, height, width)
     assert layer.bias is not None
     expected = slow_conv(
@@ -107,7 +110,7 @@ def test_same_conv_matches_reference(height: int, width: int, kernel: int, strid
         layer.weight.detach().double().numpy(),
         layer.bias.detach().double().numpy(),
         stride,
-        each_channel=False,
+        each_channel=each_channel,
     )
     np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, atol=1e-5)
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from reir.models.yolox import (
     NMS_POOL,
+    Focus,
     YoloxNano,
     YoloxOutput,
     decode_boxes,
@@ -184,6 +185,16 @@ def test_shapes_and_ranges(detector: YoloxNano, images: torch.Tensor) -> None:
     assert output.class_scores.shape == (3, anchors, 80)
     assert output.class_features.shape == (3, anchors, 64)
     assert 0 <= output.scores.min() <= output.scores.max() <= 1
+
+
+def test_the_stem_sees_patches_of_two_by_two_as_groups_of_channels() -> None:
+    torch.manual_seed(0)
+    stem, images = Focus(16), torch.randn(2, 3, 12, 20)
+    top, bottom = images[..., ::2, :], images[..., 1::2, :]
+    patches = (top[..., ::2], bottom[..., ::2], top[..., 1::2], bottom[..., 1::2])
+    with torch.inference_mode():
+        expected = stem.conv(torch.cat(patches, dim=1))
+        torch.testing.assert_close(stem(images), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 96, 96), (1, 1, 96, 96), (1, 3, 100, 96)])
