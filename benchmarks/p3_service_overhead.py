@@ -10,7 +10,9 @@ Three servers over one gallery, with one process that answers each, asked in tur
 
 A no-op is `GET /healthz`: every layer, and no work. A full query is `POST /v1/search` without the
 re-ranker. The floor is what no service can do without: the text model's forward of one expression
-and an exact search of the raw vectors (faiss), called directly, in turn with the service.
+and an exact search of the raw vectors (faiss), called directly. Service and floor take turns after
+every `BLOCK` queries; after each query they would drive each other's data out of the caches, and
+their waiting threads would take each other's cores.
 
     p3.vs_default     no-op requests a second against `default`, at 8 connections
     p3.vs_fastapi     full queries a second against `fastapi`, least of all concurrencies
@@ -51,6 +53,7 @@ ARMS = ("ours", "fastapi", "default")
 LIMITS = Limits(queued=64)
 """Of all servers: nobody is refused, also not of the most that ask at a time."""
 K = 10
+BLOCK = 20
 
 
 def main() -> None:
@@ -180,7 +183,7 @@ def overhead(urls: dict[str, str], arguments: argparse.Namespace) -> dict[str, A
 
 
 def against_floor(url: str, store: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ask the service and the floor each query in turn; medians, and the service's by stage."""
+    """Ask the service and the floor the same queries; medians, and the service's by stage."""
     encoder, vectors = encoder_of(arguments), all_vectors(store)
     texts = expressions(arguments.queries)
     faiss.omp_set_num_threads(1)
@@ -204,16 +207,18 @@ def against_floor(url: str, store: str, arguments: argparse.Namespace) -> dict[s
             stages.setdefault(stage, []).append(ms)
 
     ways = (ask_floor, ask_service)
-    for number, text in enumerate([*texts[:10], *texts]):
+    blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+    for number, block in enumerate([blocks[0], *blocks]):
         for way in ways[:: 1 if number % 2 else -1]:
-            way(text)
+            for text in block:
+                way(text)
     line.close()
     figures: dict[str, Any] = {"query.instances": len(vectors), "query.queries": len(texts)}
     for name, times in {"": whole, "_floor": floor}.items():
-        figures |= _percentiles(f"query.ms{name}", times[10:])
+        figures |= _percentiles(f"query.ms{name}", times[BLOCK:])
     for stage, times in stages.items():
-        figures |= _percentiles(f"query.ms_{stage}", times[10:])
-    figures["query.floor_ratio"] = round(median(whole[10:]) / median(floor[10:]), 3)
+        figures |= _percentiles(f"query.ms_{stage}", times[BLOCK:])
+    figures["query.floor_ratio"] = round(median(whole[BLOCK:]) / median(floor[BLOCK:]), 3)
     return figures
 
 

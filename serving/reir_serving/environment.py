@@ -25,6 +25,8 @@ SWITCHES: Mapping[str, str] = {
     # A request can only be sent again while HAProxy holds all of it.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    # One that is only slow, because another one starts beside it, stays in.
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
     # A line of log for each request, parsed in Python on the cores that should answer; what is
     # counted there our own metrics count as well.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
