@@ -10,8 +10,10 @@ rows that are left out are left out for sure.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import faiss
 import numpy as np
@@ -60,9 +62,7 @@ class Coded:
         rounded = np.rint(turned * scale)
         scores = np.full(num, -np.inf, dtype=np.float32)
         rows = np.full(num, -1, dtype=np.int64)
-        scanner = _quantizer(len(query)).select_InvertedListScanner(  # type: ignore[attr-defined]
-            faiss.METRIC_INNER_PRODUCT, None, True, None, False
-        )
+        scanner = _scanner(len(query))
         scanner.set_query(faiss.swig_ptr(rounded))
         scanner.set_list(0, 0)
         found = faiss.swig_ptr(scores), faiss.swig_ptr(rows)
@@ -112,6 +112,22 @@ def _rotation(dim: int) -> FloatArray:
     return np.asarray(np.linalg.qr(drawn)[0], dtype=np.float32)
 
 
+def _scanner(dim: int) -> Any:
+    """Return faiss' scanner of codes, one for each thread, since it remembers its query.
+
+    faiss leaves it to nobody to give one back, so that a new one for each query would be a leak.
+    """
+    known: dict[int, Any] = _OF_THREAD.__dict__.setdefault("scanners", {})
+    if dim not in known:
+        known[dim] = _quantizer(dim).select_InvertedListScanner(
+            faiss.METRIC_INNER_PRODUCT, None, True, None, False
+        )
+    return known[dim]
+
+
+_OF_THREAD = threading.local()
+
+
 @cache
-def _quantizer(dim: int) -> faiss.ScalarQuantizer:
+def _quantizer(dim: int) -> Any:
     return faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_8bit_direct_signed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +87,22 @@ def test_what_was_taken_before_stays_as_it_is() -> None:
     assert np.array_equal(before.codes, copy)
     assert len(codes.now.codes) == 5_500
     assert codes.now.error > before.error
+
+
+def test_searches_leave_no_memory_behind() -> None:
+    codes = Codes(256)
+    codes.append(unit(0, 50, 256))
+    now, (query,) = codes.now, unit(1, 1, 256)
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    sizes = []
+    for _ in range(4):
+        for _ in range(5_000):
+            now.best(query, 5)
+        sizes.append(resident_bytes())
+    assert sizes[-1] - sizes[0] < 2**20
 
 
 @pytest.mark.parametrize("make", KINDS, ids=NAMES)
