@@ -49,7 +49,8 @@ from reir_serving.photos import Photos
 ASKED = Query(terms=(Term(expression=CANARY),), k=1)
 """What is asked of a gallery to see that it can answer."""
 
-WARM_UP_ROUNDS = 3
+WARM_UP_ROUNDS = 8
+"""The embedded store's reader codes some rows at each search (`reir.store.codes`)."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

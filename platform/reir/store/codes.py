@@ -34,7 +34,7 @@ _SLACK = 1e-5
 
 @dataclass(frozen=True)
 class Coded:
-    """The codes of rows as they were at one moment; read in any thread.
+    """The codes of the first rows as they were at one moment; read in any thread.
 
     Attributes:
         codes: (N, D).
@@ -83,16 +83,21 @@ class Codes:
         self._bytes = GrowingArray(np.uint8)
         self._error = self._longest = 0.0
 
-    def append(self, vectors: FloatArray) -> None:
-        """Add (n, D) vectors."""
-        for start in range(0, len(vectors), _AT_ONCE):
-            turned = vectors[start : start + _AT_ONCE] @ _rotation(self._dim)
-            scale = _scale(self._dim)
-            levels = np.rint(turned * scale).clip(-_LARGEST, _LARGEST)
-            meant = levels / scale
-            self._error = max(self._error, float(np.linalg.norm(turned - meant, axis=1).max()))
-            self._longest = max(self._longest, float(np.linalg.norm(meant, axis=1).max()))
-            self._bytes.append((levels + _ZERO).astype(np.uint8).ravel())
+    def __len__(self) -> int:
+        """Rows that have a code."""
+        return len(self._bytes) // self._dim
+
+    def follow(self, vectors: FloatArray) -> None:
+        """Code the next rows of (N, D) vectors, `_AT_ONCE` of them at most: some 25 ms of work."""
+        fresh = vectors[len(self) : len(self) + _AT_ONCE]
+        if not len(fresh):
+            return
+        turned, scale = fresh @ _rotation(self._dim), _scale(self._dim)
+        levels = np.rint(turned * scale).clip(-_LARGEST, _LARGEST)
+        meant = levels / scale
+        self._error = max(self._error, float(np.linalg.norm(turned - meant, axis=1).max()))
+        self._longest = max(self._longest, float(np.linalg.norm(meant, axis=1).max()))
+        self._bytes.append((levels + _ZERO).astype(np.uint8).ravel())
 
     @property
     def now(self) -> Coded:

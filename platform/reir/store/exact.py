@@ -31,6 +31,10 @@ _TOGETHER_FROM = 12
 _CODED_FROM = 8_192
 """Rows below which their codes save nothing."""
 
+_CODED_AFTER = 2
+"""Searches of which a process with a single question may have so many; their codes would cost it
+more than they save."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -38,7 +42,7 @@ class Selection:
 
     Attributes:
         rows: (N, W) of the journal, replaced instances too.
-        coded: their codes.
+        coded: codes of the first of them.
         kept: (M,) the rows to consider in ascending order, None for all.
         images: every image there is or was.
         image_of: (N,) the number of each row's image.
@@ -71,11 +75,14 @@ class Selection:
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """Best scores and rows of one query, among rows that their codes propose if they may."""
         num_rows, kept = len(self.rows), self.kept
+        num_coded = len(self.coded.codes)
+        fresh = np.arange(num_coded, num_rows)
         num = 2 * limit + num_rows // 1000
         if kept is not None:
             num = num * num_rows // len(kept)
-        while num_rows >= _CODED_FROM and num <= num_rows // 8 and query_1W.any():
+        while num_coded >= _CODED_FROM and num + len(fresh) <= num_rows // 8 and query_1W.any():
             proposed, beyond = self.coded.best(query_1W[0, NUM_COLUMNS:], num)
+            proposed = np.concatenate([proposed, fresh])
             if kept is not None:
                 proposed = np.intersect1d(proposed, kept, assume_unique=True)
             if len(proposed) >= limit:
@@ -139,6 +146,7 @@ class ExactIndex:
         """Rows of instances that were replaced or deleted."""
         self._rows: FloatArray = np.empty((0, NUM_COLUMNS + dim), dtype=np.float32)
         self._codes = Codes(dim)
+        self._num_searches = 0
         self._image_of = GrowingArray(np.int32)
         self._alive = GrowingArray(np.bool_)
         self._images: list[Placed] = []
@@ -163,11 +171,13 @@ class ExactIndex:
             start = placed.stop
         self._image_of.append(np.repeat(numbers, [each.num_instances for each in change.puts]))
         self._alive.append(np.ones(len(change.rows), dtype=np.bool_))
-        self._codes.append(change.rows[:, NUM_COLUMNS:])
         self._rows = frame.table
 
     def select(self, tree: Filter | None) -> Selection:
-        """The instances that a filter keeps."""
+        """The instances that a filter keeps; for a search."""
+        self._num_searches += 1
+        if self._num_searches > _CODED_AFTER and len(self._rows) >= _CODED_FROM:
+            self._codes.follow(self._rows[:, NUM_COLUMNS:])
         kept = None
         if tree is not None:
             kept = np.flatnonzero(evaluate(tree, self._column) & self._alive.view)

@@ -58,8 +58,8 @@ NAMES = ["spread", "crowded", "one-sided", "lengths", "equal"]
 @pytest.mark.parametrize("dim", [1, 8, 256, 300])
 def test_no_other_row_exceeds_the_bound(make: Callable[[int], FloatArray], dim: int) -> None:
     vectors, codes = make(dim), Codes(dim)
-    for start in range(0, NUM, 700):
-        codes.append(vectors[start : start + 700])
+    for end in range(700, NUM + 700, 700):
+        codes.follow(vectors[:end])
     for query in [*unit(7, 10, dim), vectors[11], -3 * vectors[50]]:
         for num in (1, 30, 500):
             rows, bound = codes.now.best(query, num)
@@ -72,7 +72,7 @@ def test_no_other_row_exceeds_the_bound(make: Callable[[int], FloatArray], dim: 
 
 def test_the_bound_is_close_on_unit_vectors() -> None:
     codes, vectors = Codes(256), unit(0, NUM, 256)
-    codes.append(vectors)
+    codes.follow(vectors)
     for query in unit(7, 10, 256):
         rows, bound = codes.now.best(query, 200)
         assert bound < np.sort(vectors @ query)[-20], "a search for 20 would look at all rows"
@@ -80,10 +80,11 @@ def test_the_bound_is_close_on_unit_vectors() -> None:
 
 
 def test_what_was_taken_before_stays_as_it_is() -> None:
-    codes = Codes(8)
-    codes.append(unit(0, 500, 8))
+    codes, vectors = Codes(8), unit(0, 5_500, 8)
+    vectors[500:] *= 3
+    codes.follow(vectors[:500])
     before, copy = codes.now, codes.now.codes.copy()
-    codes.append(3 * unit(1, 5_000, 8))
+    codes.follow(vectors)
     assert np.array_equal(before.codes, copy)
     assert len(codes.now.codes) == 5_500
     assert codes.now.error > before.error
@@ -91,7 +92,7 @@ def test_what_was_taken_before_stays_as_it_is() -> None:
 
 def test_searches_leave_no_memory_behind() -> None:
     codes = Codes(256)
-    codes.append(unit(0, 50, 256))
+    codes.follow(unit(0, 50, 256))
     now, (query,) = codes.now, unit(1, 1, 256)
 
     def resident_bytes() -> int:
@@ -107,12 +108,16 @@ def test_searches_leave_no_memory_behind() -> None:
 
 @pytest.mark.parametrize("make", KINDS, ids=NAMES)
 @pytest.mark.parametrize("share", [None, 0.9, 0.2, 0.002])
+@pytest.mark.parametrize("num_coded", [NUM, NUM - 100, NUM // 2])
 def test_searches_give_the_same_bits_with_and_without_codes(
-    make: Callable[[int], FloatArray], share: float | None, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[int], FloatArray],
+    share: float | None,
+    num_coded: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dim = 64
     vectors, codes = make(dim), Codes(dim)
-    codes.append(vectors)
+    codes.follow(vectors[:num_coded])
     rows = np.zeros((NUM, NUM_COLUMNS + dim), dtype=np.float32)
     rows[:, NUM_COLUMNS:] = vectors
     kept = None

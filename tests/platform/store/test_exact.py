@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reir.errors import GalleryNotFound, SchemaMismatch
 from reir.records import FloatArray, IndexedImage, JsonValue
-from reir.store import columns, follower
+from reir.store import codes, columns, exact, follower
 from reir.store.exact import ExactIndex
 from reir.store.filters import parse
 from reir.store.follower import JournalFollower
@@ -93,6 +95,35 @@ def test_matches_the_slow_search(
     np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
     assert len({hit.instance_id for hit in hits}) == len(hits)
     assert len(index) == sum(image.record.num_instances for image in images.values())
+
+
+def test_rows_are_found_before_and_after_they_have_codes(
+    journal: Journal, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "_CODED_FROM", 100)
+    monkeypatch.setattr(codes, "_AT_ONCE", 40)
+    asked: list[int] = []
+    best = codes.Coded.best
+
+    def counted(coded: codes.Coded, *args: Any) -> tuple[npt.NDArray[np.int64], float]:
+        asked.append(len(coded.codes))
+        return best(coded, *args)
+
+    monkeypatch.setattr(codes.Coded, "best", counted)
+    images: dict[str, IndexedImage] = {}
+    index = ExactIndex(DIM)
+    for step in range(80):
+        name = str(step % 60)  # the last ones replace the first
+        images[name] = make_image(name, 10, seed=step)
+        journal.append(put_change([images[name]], DIM))
+        for frame in list(journal.read())[-1:]:
+            index.apply(frame)
+        (hits,) = index.select(None).search(query(step), 2)
+        wanted = slow_scores(images, query(step)[0], "area >= 0")[:2]
+        np.testing.assert_allclose([hit.score for hit in hits], wanted, atol=1e-5)
+    assert len(asked) > 20
+    assert 100 <= min(asked) < max(asked) == 800
+    assert min(asked) % 40 == 0
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.99, 1.0])
