@@ -7,6 +7,7 @@ on any other device, the two run one after the other, with the same result.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 Activation = Literal["relu6", "silu"]
 
 # torch.jit.trace cannot pass the operator its list of numbers, a scripted function can
-_FUSED = torch.jit.CompilationUnit("""
+_SOURCE = """
 def relu6(x: Tensor, weight: Tensor, bias: Optional[Tensor],
           padding: List[int], stride: List[int], groups: int):
     limits: List[Optional[number]] = [0.0, 6.0]
@@ -27,7 +28,7 @@ def silu(x: Tensor, weight: Tensor, bias: Optional[Tensor],
          padding: List[int], stride: List[int], groups: int):
     return torch.ops.mkldnn._convolution_pointwise(
         x, weight, bias, padding, stride, [1, 1], groups, "swish", [], None)
-""")
+"""
 
 
 class Convolution(NamedTuple):
@@ -55,7 +56,7 @@ class Convolution(NamedTuple):
         """Return the activation of what it makes of x."""
         if _can_fuse(x):
             weight, bias, stride, padding, groups = self
-            fused = getattr(_FUSED, activation)
+            fused = getattr(_compiled(), activation)
             return torch.as_tensor(fused(x, weight, bias, list(padding), [stride, stride], groups))
         y = self(x)
         return F.relu6(y, inplace=True) if activation == "relu6" else F.silu(y, inplace=True)
@@ -79,3 +80,8 @@ def _fused_types() -> tuple[torch.dtype, ...]:
 
 
 _FUSED_TYPES = _fused_types()
+
+
+@cache
+def _compiled() -> torch.jit.CompilationUnit:
+    return torch.jit.CompilationUnit(_SOURCE)  # fails where torch has no oneDNN
