@@ -12,7 +12,8 @@ A no-op is `GET /healthz`: every layer, and no work. A full query is `POST /v1/s
 re-ranker. The floor is what no service can do without: the text model's forward of one expression
 and an exact search of the raw vectors (faiss), called directly. Service and floor take turns after
 every `BLOCK` queries; after each query they would drive each other's data out of the caches, and
-their waiting threads would take each other's cores.
+their waiting threads would take each other's cores. The other servers, which are busy with
+themselves also when nobody asks them, have ended by then.
 
     p3.vs_default     no-op requests a second against `default`, at 8 connections
     p3.vs_fastapi     full queries a second against `fastapi`, least of all concurrencies
@@ -75,14 +76,17 @@ def main() -> None:
         )
         {"fastapi": be_fastapi, "default": be_default}[arguments.arm](config)
         return
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = fill_gallery(arguments, folder)
         options = {"limits": LIMITS.model_dump(mode="json")}
-        urls = {"ours": stack.enter_context(served(store, folder, free_port(), options)).url}
-        for arm in ARMS[1:]:
-            urls[arm] = stack.enter_context(other(arm, store, folder))
-        figures = overhead(urls, arguments) | against_floor(urls["ours"], store, arguments)
+        with served(store, folder, free_port(), options) as server:
+            urls = {"ours": server.url}
+            with ExitStack() as others:
+                for arm in ARMS[1:]:
+                    urls[arm] = others.enter_context(other(arm, store, folder))
+                figures = overhead(urls, arguments)
+            figures |= against_floor(server.url, store, arguments)
     for key, value in figures.items():
         print(f"{key:36} {value}")
     print(f"figures in {write_report('p3_service_overhead', figures).name}")
