@@ -184,7 +184,7 @@ def rate_of(
         list(pool.map(encoder.encode_images, parts))
         rounds = ceil(BARE_S / (time.perf_counter() - started_s))
         started_s = time.perf_counter()
-        list(pool.map(encoder.encode_images, parts * rounds))
+        list(pool.map(encoder.encode_images, [*parts] * rounds))
         return rounds * sum(map(len, parts)) / (time.perf_counter() - started_s)
 
 
