@@ -10,6 +10,7 @@ part, under the digest of the dual stream.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -198,7 +199,8 @@ class RerankData:
             torch.cat([expert.weight for expert in experts]),
             torch.cat([expert.bias for expert in experts]),
         )
-        encoder = ClareNanoEncoder(model, tokenizer, self.digest)
+        # a copy, since the encoder puts it into another form, and its visual part is run here
+        encoder = ClareNanoEncoder(copy.deepcopy(model), tokenizer, self.digest)
         self.askings = askings_of(photos, cache, generated_per_photo, seed)
         texts = [a.text for a in self.askings]
         asked = (texts, [swap_left_right(text) for text in texts])
