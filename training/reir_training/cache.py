@@ -60,6 +60,7 @@ def fingerprint(model: ClareNano, photos: Sequence[TrainPhoto]) -> str:
     """Name of the cache: sha256 over photos, input settings and frozen weights, 16 hex digits."""
     config = asdict(model.config)
     inputs = {k: v for k, v in config.items() if k.endswith("_px") or k in _INPUT_SETTINGS}
+    inputs["extraction"] = _EXTRACTION
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for part in model.frozen_parts():
         for name, value in part.state_dict().items():
@@ -71,6 +72,9 @@ def fingerprint(model: ClareNano, photos: Sequence[TrainPhoto]) -> str:
 
 
 _INPUT_SETTINGS = ("num_candidates", "nms_iou", "crop_margin")
+
+_EXTRACTION = 2
+"""Counts up when `CandidateExtractor` gives other numbers for the same photo and weights."""
 
 
 def build_cache(
