@@ -50,7 +50,8 @@ ASKED = Query(terms=(Term(expression=CANARY),), k=1)
 """What is asked of a gallery to see that it can answer."""
 
 WARM_UP_ROUNDS = 8
-"""The embedded store's reader codes some rows at each search (`reir.store.codes`)."""
+"""Enough for the codes of some 80,000 rows: the embedded store's reader makes a part of them at
+each search (`reir.store.codes`)."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

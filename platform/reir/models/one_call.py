@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_TRACING = threading.Lock()
+"""What warnings are shown is a matter of the whole process: one at a time changes it."""
 
 
 class OneCall:
@@ -23,7 +27,7 @@ class OneCall:
     """
 
     def __init__(self, module: nn.Module, *example: Tensor) -> None:
-        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
             self._traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
                 module, example, check_trace=False
             )
