@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import astuple, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from reir.errors import QueryError
 from reir.query import Query
@@ -21,8 +20,7 @@ re-ranker; the inner product beyond the photos that the re-ranker saw."""
 _ORDERS: tuple[Order, ...] = ("dual", "pool", "rest")
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """The last hit of a page.
 
     Attributes:
@@ -42,7 +40,7 @@ class Cursor:
     given: int
 
     def __str__(self) -> str:
-        text = json.dumps(astuple(self)).encode()
+        text = json.dumps(tuple(self)).encode()
         return base64.urlsafe_b64encode(text).decode("ascii").rstrip("=")
 
 
@@ -58,7 +56,7 @@ def read_cursor(query: Query) -> Cursor | None:
         padded = query.cursor + "=" * (-len(query.cursor) % 4)
         values = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         cursor = Cursor(*values)
-        kinds = tuple(map(type, astuple(cursor)))
+        kinds = tuple(map(type, cursor))
     except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise QueryError("cursor", f"{query.cursor[:40]!r} is none; {_ADVICE}") from error
     whole = kinds == (str, str, str, float, str, int, int) and cursor.order in _ORDERS

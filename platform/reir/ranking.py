@@ -8,8 +8,10 @@ Knows the store's contract and nothing of models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import attrgetter
 
 from reir.clock import Clock
 from reir.records import FloatArray
@@ -28,31 +30,37 @@ _ROWS_A_CALL = 200_000
 _Range = tuple[str | None, str | None]
 """Image ids: from the first, up to but without the second; None is no bound."""
 
-Place = tuple[float, str, int]
-"""Where a row stands: best score first; where equal, by image and then by instance number."""
-
 
 def instance_number(instance_id: str) -> int:
     """Return n of `<image_id>#<n>`."""
     return int(instance_id.rpartition("#")[2])
 
 
-def place(row: InstanceRow) -> Place:
-    """Return the sort key of a row by its score."""
-    return -row.score, row.image_id, instance_number(row.instance_id)
-
-
 def best_of_each_photo(rows: Iterable[InstanceRow], most: int, per_image: int) -> list[InstanceRow]:
-    """Return the first `most` rows in order of their place, at most `per_image` of each photo."""
+    """Return the first `most` of rows, at most `per_image` of each photo.
+
+    Args:
+        rows: best score first; of equal scores, the order is by image and then by instance number.
+        most: rows wanted; what comes after the last of them is not looked at.
+        per_image: most rows of one photo.
+    """
     taken: list[InstanceRow] = []
     of_image: Counter[str] = Counter()
-    for row in sorted(rows, key=place):
-        if of_image[row.image_id] < per_image:
-            of_image[row.image_id] += 1
-            taken.append(row)
-            if len(taken) == most:
-                break
+    for _, equal in groupby(rows, key=_score):
+        for row in sorted(equal, key=_among_equal):
+            if of_image[row.image_id] < per_image:
+                of_image[row.image_id] += 1
+                taken.append(row)
+                if len(taken) == most:
+                    return taken
     return taken
+
+
+_score = attrgetter("score")
+
+
+def _among_equal(row: InstanceRow) -> tuple[str, int]:
+    return row.image_id, instance_number(row.instance_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +129,18 @@ class Ranking:
         if len(hits) == self.most or len(rows) < MAX_LIMIT or len(image_ids) < 2:
             return hits
         middle = image_ids[len(image_ids) // 2]
-        lower = self._best_by_parts(vector_1D, (ids[0], middle))
-        return self._take(lower + self._best_by_parts(vector_1D, (middle, ids[1])))
+        parts = [(ids[0], middle), (middle, ids[1])]
+        found = (self._best_by_parts(vector_1D, part) for part in parts)
+        return self._take(sorted(chain.from_iterable(found), key=_score, reverse=True))
 
     def _read(
         self, vectors_QD: FloatArray, limit: int, ids: _Range = (None, None)
-    ) -> list[list[InstanceRow]]:
+    ) -> Sequence[Sequence[InstanceRow]]:
         where = _within(self.where, ids)
         with self.clock.stage("search"):
             return self.store.search(self.gallery, self.version, vectors_QD, limit, where=where)
 
-    def _take(self, rows: list[InstanceRow]) -> list[InstanceRow]:
+    def _take(self, rows: Sequence[InstanceRow]) -> list[InstanceRow]:
         """Return the hits among rows."""
         with self.clock.stage("rank"):
             kept = (row for row in rows if row.instance_id not in self.without)

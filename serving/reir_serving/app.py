@@ -18,7 +18,6 @@ from reir_serving.config import ServeConfig
 from reir_serving.context import Site
 from reir_serving.door import Door, Entrance
 from reir_serving.envelope import Envelope
-from reir_serving.forms import SimilarForm
 from reir_serving.gate import Gate
 from reir_serving.keys import KeyRing
 from reir_serving.metrics import Metrics
@@ -53,7 +52,7 @@ def create_app(backend: Backend, config: ServeConfig, metrics: Metrics | None = 
     app.add_middleware(Gate, keys=keys, limits=config.limits)
     app.add_middleware(Envelope, metrics=metrics)
     app.add_middleware(Entrance, door=app.state.door)
-    publish(app, (SimilarForm,))
+    publish(app, search.BODIES)
     return app
 
 

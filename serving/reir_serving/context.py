@@ -97,8 +97,13 @@ class Context:
         )
 
 
-async def _context(request: Request) -> Context:
+def context_of(request: Request) -> Context:
+    """Return the context of a request."""
     return Context(request.app.state.site, notes_of(request.scope))
+
+
+async def _context(request: Request) -> Context:  # FastAPI calls what is not async in a thread
+    return context_of(request)
 
 
 Asked = Annotated[Context, Depends(_context)]

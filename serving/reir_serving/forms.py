@@ -1,8 +1,12 @@
-"""Requests that carry a photo, and the one that comes in two forms."""
+"""Bodies of requests: JSON, photos, and the one request that comes in two forms.
+
+Searches read their body here: through a parameter of FastAPI's the same takes .3 ms of a core
+longer, a thirtieth of a whole answer.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -18,6 +22,7 @@ from reir_serving.schemas import SimilarRequest
 JSON, FORM = "application/json", "multipart/form-data"
 
 Photo = Annotated[bytes, Field(json_schema_extra={"format": "binary"})]
+M = TypeVar("M", bound=BaseModel)
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
@@ -35,6 +40,18 @@ class SimilarForm(BaseModel):
     request: SimilarRequest
 
 
+async def read_json(request: Request, model: type[M]) -> M:
+    """Read a request that comes as JSON.
+
+    Raises:
+        Refused: it comes as something else.
+        RequestValidationError: a field is wrong.
+    """
+    if (sent_as := _media_type(request)) != JSON:
+        raise _not_taken(sent_as, JSON)
+    return _parsed(await request.body(), model)
+
+
 async def read_similar(request: Request) -> SimilarForm:
     """Read either form of the request.
 
@@ -42,18 +59,16 @@ async def read_similar(request: Request) -> SimilarForm:
         Refused: it is neither.
         RequestValidationError: a field is wrong.
     """
-    sent_as = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    sent_as = _media_type(request)
     if sent_as == JSON:
-        return SimilarForm(image=None, request=_parsed(await request.body()))
+        return SimilarForm(image=None, request=_parsed(await request.body(), SimilarRequest))
     if sent_as != FORM:
-        raise Refused(
-            WRONG_TYPE, f"content type {sent_as[:100]!a} is not taken here; send {JSON} or {FORM}"
-        )
+        raise _not_taken(sent_as, f"{JSON} or {FORM}")
     async with request.form(max_files=1, max_fields=1) as form:
         image, told = form.get("image"), form.get("request")
         if not isinstance(image, UploadFile) or not isinstance(told, str) or len(form) != 2:
             raise QueryError("image", "send the parts 'image' (a file) and 'request' (JSON)")
-        return SimilarForm(image=await image.read(), request=_parsed(told))
+        return SimilarForm(image=await image.read(), request=_parsed(told, SimilarRequest))
 
 
 def attributes_of(text: str) -> Attributes:
@@ -73,9 +88,17 @@ def attributes_of(text: str) -> Attributes:
         raise QueryError("attributes", str(error)) from error
 
 
-def _parsed(text: bytes | str) -> SimilarRequest:
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _not_taken(sent_as: str, taken: str) -> Refused:
+    return Refused(WRONG_TYPE, f"content type {sent_as[:100]!a} is not taken here; send {taken}")
+
+
+def _parsed(text: bytes | str, model: type[M]) -> M:
     try:
-        return SimilarRequest.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
         found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
         raise RequestValidationError(found) from error

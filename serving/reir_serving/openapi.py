@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,15 +15,6 @@ from reir_serving.problems import MEDIA_TYPE
 from reir_serving.schemas import Problem
 
 _PLACE = "#/components/schemas/{model}"
-_EXAMPLES: dict[str, dict[str, Any]] = {
-    "search": {
-        "gallery": "photos",
-        "expression": "the red mug left of the laptop",
-        "k": 5,
-        "where": "area > 0.01",
-    },
-    "batch": {"gallery": "photos", "expressions": ["the red mug", "the dog that lies down"]},
-}
 _DESCRIPTION = (
     "Write a sentence about one object; get the photos and boxes where it is. Boxes are xyxy in "
     "[0, 1] of the upright photo. Every error is a problem of RFC 9457."
@@ -30,13 +22,21 @@ _DESCRIPTION = (
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, str]:
-    """Return the reference to a model, for routes that read their body themselves."""
+    """Return the reference to a model."""
     return {"$ref": _PLACE.format(model=model.__name__)}
 
 
-def example(name: str) -> dict[str, Any]:
-    """Return the example of a request with JSON."""
-    return {"requestBody": {"content": {"application/json": {"example": _EXAMPLES[name]}}}}
+def body_of(model: type[BaseModel], example: Mapping[str, Any], **forms: Any) -> dict[str, Any]:
+    """Return what a route that reads its body itself says of it.
+
+    Args:
+        model: of the JSON.
+        example: of the JSON.
+        forms: models of other media types, by their names ("multipart/form-data").
+    """
+    told = {"application/json": {"schema": schema_of(model), "example": example}}
+    told |= {media_type: {"schema": schema_of(form)} for media_type, form in forms.items()}
+    return {"requestBody": {"required": True, "content": told}}
 
 
 def publish(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> None:

@@ -282,7 +282,7 @@ def test_a_cursor_cannot_ask_for_more_than_the_deepest_page() -> None:
     cursor = read_cursor(replace(query, cursor=gallery.ask([query])[0].cursor))
     assert cursor is not None
     with pytest.raises(QueryError, match="cursor"):
-        read_cursor(replace(query, cursor=str(replace(cursor, given=MAX_GIVEN + 1))))
+        read_cursor(replace(query, cursor=str(cursor._replace(given=MAX_GIVEN + 1))))
 
 
 # --- re-ranking --------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ class InstanceStore(Protocol):
         limit: int,
         *,
         where: str | None = None,
-    ) -> list[list[InstanceRow]]:
+    ) -> Sequence[Sequence[InstanceRow]]:
         """The `limit` instances of largest inner product for each query vector, best first.
 
         Args:

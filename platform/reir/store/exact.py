@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import faiss
 import numpy as np
@@ -55,7 +56,7 @@ class Selection:
     images: Sequence[Placed]
     image_of: npt.NDArray[np.int32]
 
-    def search(self, queries: FloatArray, limit: int) -> list[list[InstanceRow]]:
+    def search(self, queries: FloatArray, limit: int) -> Sequence[Sequence[InstanceRow]]:
         """The `limit` instances of largest inner product for each of the (Q, D) queries."""
         num_kept = len(self.rows) if self.kept is None else len(self.kept)
         if not num_kept or not len(queries):
@@ -69,7 +70,7 @@ class Selection:
             found = [self._nearest(queries_QW[i : i + 1], limit) for i in range(len(queries))]
         else:
             found = [*zip(*self._best(queries_QW, self.kept, limit), strict=True)]
-        return [self._hits(*each) for each in found]
+        return [Hits(self, *each) for each in found]
 
     def _nearest(
         self, query_1W: FloatArray, limit: int
@@ -119,19 +120,50 @@ class Selection:
         )
         return scores, rows
 
-    def _hits(self, scores: FloatArray, rows: npt.NDArray[np.int64]) -> list[InstanceRow]:
-        numbers = self.rows[rows, :NUM_COLUMNS]
-        boxes = map(tuple, numbers[:, :-1].tolist())
-        columns = (rows, self.image_of[rows], scores, areas(numbers), numbers[:, -1])
-        values = (each.tolist() for each in columns)
-        hits = []
-        for row, number, score, area, objectness, box in zip(*values, boxes, strict=True):
-            placed = self.images[number]
-            image = placed.image
-            name = instance_id(image.image_id, row - placed.start)
-            whose = name, image.image_id, image.uri
-            hits.append(InstanceRow(*whose, box, objectness, area, image.attributes, score))
-        return hits
+
+class Hits(Sequence[InstanceRow]):
+    """The rows that a search has found, best first; each is made when somebody looks at it.
+
+    Whoever wants one row of each photo reads many and looks at few of them.
+    """
+
+    def __init__(
+        self, selection: Selection, scores: FloatArray, rows: npt.NDArray[np.int64]
+    ) -> None:
+        """Take the (M,) best scores of a selection, and the numbers of their rows."""
+        numbers = selection.rows[rows, :NUM_COLUMNS]
+        self._images = selection.images
+        self._scores: list[float] = scores.tolist()
+        self._rows: list[int] = rows.tolist()
+        self._image_of: list[int] = selection.image_of[rows].tolist()
+        self._areas: list[float] = areas(numbers).tolist()
+        self._numbers: list[list[float]] = numbers.tolist()
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> InstanceRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[InstanceRow]: ...
+    def __getitem__(self, index: int | slice) -> InstanceRow | list[InstanceRow]:
+        """Make one row, or some."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        placed = self._images[self._image_of[index]]
+        image = placed.image
+        x1, y1, x2, y2, objectness = self._numbers[index]
+        return InstanceRow(
+            instance_id(image.image_id, self._rows[index] - placed.start),
+            image.image_id,
+            image.uri,
+            (x1, y1, x2, y2),
+            objectness,
+            self._areas[index],
+            image.attributes,
+            self._scores[index],
+        )
 
 
 class ExactIndex:

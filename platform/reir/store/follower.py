@@ -42,7 +42,7 @@ class JournalFollower:
 
     def search(
         self, queries: FloatArray, limit: int, tree: Filter | None, version: str
-    ) -> list[list[InstanceRow]]:
+    ) -> Sequence[Sequence[InstanceRow]]:
         """The `limit` instances of largest inner product for each of the (Q, D) queries."""
         with self._mutex:
             self._refresh()

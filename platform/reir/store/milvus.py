@@ -298,7 +298,7 @@ class MilvusStore:
         limit: int,
         *,
         where: str | None = None,
-    ) -> list[list[InstanceRow]]:
+    ) -> Sequence[Sequence[InstanceRow]]:
         """The `limit` instances of largest inner product for each query vector, best first."""
         queries = checks.check_queries(vectors, limit)
         tree = None if where is None else parse(where)

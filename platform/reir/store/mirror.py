@@ -59,7 +59,7 @@ class Mirror:
         source: Source,
         query: tuple[FloatArray, int, Filter | None],
         version: str,
-    ) -> list[list[InstanceRow]]:
+    ) -> Sequence[Sequence[InstanceRow]]:
         """Search the version exactly; `query` is vectors, limit and filter."""
         return self._follower(collection, source).search(*query, version)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,9 +12,9 @@ from reir.errors import QueryError
 from reir.query import Query, Term
 from reir_serving.access import named_images
 from reir_serving.answers import Json, json_answer, search_answer
-from reir_serving.context import Asked, Context
-from reir_serving.forms import JSON, SimilarForm, read_similar
-from reir_serving.openapi import example, schema_of
+from reir_serving.context import Context, context_of
+from reir_serving.forms import SimilarForm, read_json, read_similar
+from reir_serving.openapi import body_of
 from reir_serving.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -28,30 +27,39 @@ from reir_serving.schemas import (
 
 router = APIRouter(tags=["search"])
 
-_SIMILAR_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON: {
-                "schema": schema_of(SimilarRequest),
-                "example": {"gallery": "photos", "instance_id": "0123456789abcdef0123#4"},
-            },
-            "multipart/form-data": {"schema": schema_of(SimilarForm)},
-        },
-    }
-}
+_SEARCH = body_of(
+    SearchRequest,
+    {
+        "gallery": "photos",
+        "expression": "the red mug left of the laptop",
+        "k": 5,
+        "where": "area > 0.01",
+    },
+)
+_BATCH = body_of(
+    BatchRequest, {"gallery": "photos", "expressions": ["the red mug", "the dog that lies down"]}
+)
+_SIMILAR = body_of(
+    SimilarRequest,
+    {"gallery": "photos", "instance_id": "0123456789abcdef0123#4"},
+    **{"multipart/form-data": SimilarForm},
+)
+BODIES = (SearchRequest, BatchRequest, SimilarRequest, SimilarForm)
+"""What these routes read by themselves."""
 
 
-@router.post("/v1/search", response_model=SearchAnswer, openapi_extra=example("search"))
-async def search(body: SearchRequest, asked: Asked) -> Response:
+@router.post("/v1/search", response_model=SearchAnswer, openapi_extra=_SEARCH)
+async def search(request: Request) -> Response:
     """Find the instances that an expression describes, best first."""
+    body = await read_json(request, SearchRequest)
     terms = (Term(expression=body.expression), *_terms(body.also))
-    return json_answer(await _answered(asked, body.gallery, body, terms))
+    return json_answer(await _answered(context_of(request), body.gallery, body, terms))
 
 
-@router.post("/v1/search/batch", response_model=BatchAnswer, openapi_extra=example("batch"))
-async def search_batch(body: BatchRequest, asked: Asked) -> Response:
+@router.post("/v1/search/batch", response_model=BatchAnswer, openapi_extra=_BATCH)
+async def search_batch(request: Request) -> Response:
     """Answer several expressions with the same options at once; cheaper than one by one."""
+    asked, body = context_of(request), await read_json(request, BatchRequest)
     if body.cursor:
         raise QueryError("cursor", "belongs to one expression; ask for its next page by itself")
     gallery = asked.readable(body.gallery)
@@ -61,13 +69,13 @@ async def search_batch(body: BatchRequest, asked: Asked) -> Response:
     return json_answer({"answers": await _all_answered(asked, gallery, body, queries)})
 
 
-@router.post("/v1/search/similar", response_model=SearchAnswer, openapi_extra=_SIMILAR_BODY)
-async def search_similar(request: Request, asked: Asked) -> Response:
+@router.post("/v1/search/similar", response_model=SearchAnswer, openapi_extra=_SIMILAR)
+async def search_similar(request: Request) -> Response:
     """Find instances like one of the gallery, or like one in a photo that is sent along.
 
     An expression may be added, and terms with a negative weight: "like this, but not that".
     """
-    form = await read_similar(request)
+    asked, form = context_of(request), await read_similar(request)
     body = form.request
     gallery = asked.readable(body.gallery)
     if form.image is None:
