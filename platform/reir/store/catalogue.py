@@ -111,7 +111,7 @@ class Catalogue:
         )
 
     def has_derived(self, gallery: str, version: str) -> bool:
-        """Whether the instances have `rows.DERIVED_COLUMNS`: an earlier release made none."""
+        """Whether the instances have `rows.DERIVED_COLUMNS`."""
         if (gallery, version) not in self._derived:
             found = self.instances(gallery, version).describe()
             if found is None:

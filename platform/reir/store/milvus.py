@@ -90,10 +90,12 @@ class MilvusStore:
                 images.drop()  # left by a creation or a removal that was cut short
                 properties = StoredVersion(spec, time.time_ns()).to_properties()
                 images.create(spec.dim, properties)
-                if self._mirror is not None:
+                extra = rows.MASK_COLUMN if spec.has_masks else {}
+                if self._mirror is not None:  # it calculates what filters ask of a box
                     self._mirror.create(instances.name, spec.dim)
-                masks = rows.MASK_COLUMN if spec.has_masks else {}
-                instances.create(spec.dim, properties, {**rows.DERIVED_COLUMNS, **masks})
+                else:
+                    extra = {**rows.DERIVED_COLUMNS, **extra}
+                instances.create(spec.dim, properties, extra)
             images.ensure_ready(searched=False)
             instances.ensure_ready(searched=True)
 

@@ -53,8 +53,8 @@ INSTANCE_COLUMNS = {
 INSTANCE_FIELDS = ["instance_id", *INSTANCE_COLUMNS]
 
 DERIVED_COLUMNS = dict.fromkeys(("cx", "cy", "width", "height", NEIGHBOURS), DataType.FLOAT)
-"""Of the instances collection, for filters only: Milvus does not calculate with two columns. The
-versions of an earlier release lack them."""
+"""Of the instances collection on a server, for filters only: Milvus does not calculate with two
+columns. An embedded store needs none, and the versions of an earlier release lack them."""
 
 MASK = "mask"
 MASK_COLUMN = {MASK: DataType.VARCHAR}

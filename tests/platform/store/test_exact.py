@@ -219,6 +219,21 @@ def test_a_search_is_of_one_moment(journal: Journal, make_image: MakeImage) -> N
     assert sorted(int(hit.instance_id.partition("#")[2]) for hit in now) == list(range(401))
 
 
+def test_rows_of_a_search_are_a_sequence_that_later_changes_leave_alone(
+    journal: Journal, following: JournalFollower, make_image: MakeImage
+) -> None:
+    journal.append(put_change([make_image("a", 3), make_image("b", 2, seed=1)], DIM))
+    (found,) = following.search(query(), 4, None, "v")
+    journal.append(put_change([make_image("a", 1, seed=2)], DIM))
+    following.search(query(), 4, None, "v")
+    rows = list(found)
+    assert (len(found), found[-1], found[1:3]) == (4, rows[3], rows[1:3])
+    assert sorted((row.score for row in rows), reverse=True) == [row.score for row in rows]
+    assert {row.image_id for row in rows} == {"a", "b"}
+    with pytest.raises(IndexError):
+        found[4]
+
+
 def test_a_column_grows_with_the_index(journal: Journal, make_image: MakeImage) -> None:
     index = ExactIndex(DIM)
     values: list[JsonValue] = [True, 1, 1.5, "1", None, 1.0, "x", 2]

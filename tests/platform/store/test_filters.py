@@ -254,7 +254,9 @@ def server(server_store: MilvusStore) -> MilvusStore:
 def _filled(store: MilvusStore) -> MilvusStore:
     if "filters" in store.galleries():
         store.drop_gallery("filters")
-    store.create_version("filters", VERSION, VersionSpec(dim=2, digest="d"))
+    with pytest.MonkeyPatch.context() as as_on_a_server:  # with all columns, which Lite can filter
+        as_on_a_server.setattr(store, "_mirror", None)
+        store.create_version("filters", VERSION, VersionSpec(dim=2, digest="d"))
     store.upsert_images("filters", VERSION, IMAGES)
     return store
 
