@@ -16,6 +16,7 @@ from reir.outlines import outlines
 from reir.records import Evidence, Hit, MaskRle, SearchResult
 from reir.store.contract import InstanceRow, VersionInfo
 from reir_serving.backend import GalleryImage, GalleryInfo, Localisation
+from reir_serving.problems import JSON
 
 Json = dict[str, Any]
 
@@ -29,7 +30,7 @@ def json_answer(value: Json, status: int = 200) -> Response:
         to_json(value, inf_nan_mode="null"),
         status,
         {"Cache-Control": "no-store"},
-        "application/json",
+        JSON,
     )
 
 

@@ -21,6 +21,7 @@ from reir_serving.limits import RateLimit
 from reir_serving.notes import Notes, notes_of
 from reir_serving.problems import (
     FORBIDDEN,
+    FORM,
     NO_KEY,
     TIMED_OUT,
     TOO_LARGE,
@@ -35,7 +36,6 @@ OPEN = frozenset({"/v1/about"})
 """Paths of the API that need no key: the page asks there whether it needs one."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-FORM = "multipart/form-data"
 
 
 class Gate:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import reir
-from reir_serving.problems import MEDIA_TYPE
+from reir_serving.problems import JSON, MEDIA_TYPE
 from reir_serving.schemas import Problem
 
 _PLACE = "#/components/schemas/{model}"
@@ -34,7 +34,7 @@ def body_of(model: type[BaseModel], example: Mapping[str, Any], **forms: Any) ->
         example: of the JSON.
         forms: models of other media types, by their names ("multipart/form-data").
     """
-    told = {"application/json": {"schema": schema_of(model), "example": example}}
+    told = {JSON: {"schema": schema_of(model), "example": example}}
     told |= {media_type: {"schema": schema_of(form)} for media_type, form in forms.items()}
     return {"requestBody": {"required": True, "content": told}}
 

@@ -34,6 +34,7 @@ from reir_serving.backend import Overloaded
 from reir_serving.notes import notes_of
 
 MEDIA_TYPE = "application/problem+json"
+JSON, FORM = "application/json", "multipart/form-data"
 RETRY_STORE_S = 2.0
 MAX_ERRORS = 20
 
@@ -165,14 +166,20 @@ def of_validation(error: RequestValidationError, request: Request) -> Refused:
 
 def _not_taken(request: Request) -> Refused | None:
     """The refusal of a body that is neither JSON nor a form, None where it is one of them."""
-    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if sent in ("application/json", "multipart/form-data"):
+    sent = media_type(request)
+    if sent in (JSON, FORM):
         return None
-    return Refused(
-        WRONG_TYPE,
-        f"content type {_shown(sent)!a} is not taken here; send application/json, or "
-        f"multipart/form-data with a photo",
-    )
+    return wrong_type(sent, f"{JSON}, or {FORM} with a photo")
+
+
+def media_type(request: Request) -> str:
+    """Return what a request says its body is."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def wrong_type(sent: str, taken: str) -> Refused:
+    """Return the answer to a body of another media type than those that are taken."""
+    return Refused(WRONG_TYPE, f"content type {_shown(sent)!a} is not taken here; send {taken}")
 
 
 def of_platform(error: ReirError) -> Refused:

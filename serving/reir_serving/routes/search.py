@@ -15,6 +15,7 @@ from reir_serving.answers import Json, json_answer, search_answer
 from reir_serving.context import Context, context_of
 from reir_serving.forms import SimilarForm, read_json, read_similar
 from reir_serving.openapi import body_of
+from reir_serving.problems import FORM
 from reir_serving.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -42,7 +43,7 @@ _BATCH = body_of(
 _SIMILAR = body_of(
     SimilarRequest,
     {"gallery": "photos", "instance_id": "0123456789abcdef0123#4"},
-    **{"multipart/form-data": SimilarForm},
+    **{FORM: SimilarForm},
 )
 BODIES = (SearchRequest, BatchRequest, SimilarRequest, SimilarForm)
 """What these routes read by themselves."""
