@@ -164,6 +164,9 @@ class Case:
         return found if self.where is None else np.where(found >= 0, self.kept[found], -1)
 
 
+EVERYTHING = Case("all", None, "", np.arange(0))
+
+
 def cases_of(corpus: Corpus) -> list[Case]:
     """Without a filter, and 50, 10, 1 and 0.1 % by tenant and by the size of the box."""
     cases = [Case("all", None, "", np.arange(len(corpus)))]

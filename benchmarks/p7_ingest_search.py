@@ -26,10 +26,10 @@ import numpy as np
 from _indexing import parser_of
 from _report import write_report
 from _vectors import (
+    EVERYTHING,
     GALLERY,
     PER_IMAGE,
     VERSION,
-    Case,
     Corpus,
     add_arguments,
     fill,
@@ -42,7 +42,6 @@ from reir.store import InstanceStore, open_store
 from reir.testing.milvus_server import milvus_server
 
 WRITES_A_SECOND = 5
-EVERYTHING = Case("all", None, "", np.arange(0))
 
 
 class Child:

@@ -33,6 +33,11 @@ one by one with codes."""
 _CODED_FROM = 8_192
 """Rows below which their codes save nothing."""
 
+_CODES_A_ROW = 5
+"""Codes that are scanned in the time of one row that is looked at exactly: where a filter keeps
+fewer than a fifth, its rows alone take less time (100,000 rows: 2.3 for .8 ms where it keeps 10 %,
+1.8 for 2.3 where 20, 1.8 for 5.2 where 50)."""
+
 _CODED_AFTER = 2
 """Searches before a process begins to make codes: for a few questions they would cost more than
 they save."""
@@ -79,10 +84,11 @@ class Selection:
         num_rows, kept = len(self.rows), self.kept
         num_coded = len(self.coded.codes)
         fresh = np.arange(num_coded, num_rows)
-        num = 2 * limit + num_rows // 1000  # as a rule enough to beat the bound of the rest
-        if kept is not None:
-            num = num * num_rows // len(kept)
-        while num_coded >= _CODED_FROM and num + len(fresh) <= num_rows // 8 and query_1W.any():
+        num_kept = num_rows if kept is None else len(kept)
+        # as a rule enough to beat the bound of the rest
+        num = (2 * limit + num_rows // 1000) * num_rows // num_kept
+        is_worth_it = num_coded >= _CODED_FROM and num_coded // _CODES_A_ROW <= num_kept
+        while is_worth_it and num + len(fresh) <= num_rows // 8 and query_1W.any():
             proposed, beyond = self.coded.best(query_1W[0, NUM_COLUMNS:], num)
             proposed = np.concatenate([proposed, fresh])
             if kept is not None:

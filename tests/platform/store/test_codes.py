@@ -107,7 +107,7 @@ def test_searches_leave_no_memory_behind() -> None:
 
 
 @pytest.mark.parametrize("make", KINDS, ids=NAMES)
-@pytest.mark.parametrize("share", [None, 0.9, 0.2, 0.002])
+@pytest.mark.parametrize("share", [None, 0.9, 0.4, 0.002])
 @pytest.mark.parametrize("num_coded", [NUM, NUM - 100, NUM // 2])
 def test_searches_give_the_same_bits_with_and_without_codes(
     make: Callable[[int], FloatArray],
