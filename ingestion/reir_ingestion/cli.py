@@ -192,7 +192,6 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         if _is_for_ray(runner, found):
             run = partial(_run_on_ray, store=store, most=num_workers, num_gpus=num_gpus)
         report = run(found, gallery, options, sinks)
-        sizes = {each.name: each.num_instances for each in held.versions(gallery)}
     if report_to is not None:
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     if as_json:
@@ -200,7 +199,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         return
     screen = output()
     screen.print(report.table())
-    for line in next_steps(report, store, sizes[report.version], tiled=tiling is not None):
+    for line in next_steps(report, store, tiled=tiling is not None):
         screen.print(line, markup=False, soft_wrap=True)
 
 
@@ -324,7 +323,7 @@ def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: boo
 
 
 def next_steps(
-    report: IndexReport, store: str | None = None, num_instances: int = 0, *, tiled: bool = False
+    report: IndexReport, store: str | None = None, *, tiled: bool = False
 ) -> Iterator[str]:
     """Yield what the user may want to know or type after a run."""
     from reir.store import is_embedded
@@ -345,10 +344,10 @@ def next_steps(
             f"{num_large:,} photos are far larger than what the model sees at once: --tile finds "
             f"smaller things in them, and takes many times as long for each."
         )
-    if num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
+    if report.num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (
-            f"{num_instances:,} instances: from about {SERVER_FROM_INSTANCES:,} on a Milvus server "
-            f"is the better store.  reir index SOURCE --gallery {name} --store http://HOST:19530"
+            f"{report.num_instances:,} instances: from about {SERVER_FROM_INSTANCES:,} on a Milvus "
+            f"server is the better store.  reir index SOURCE --gallery {name} --store http://HOST:19530"
         )
     yield f'Search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
 

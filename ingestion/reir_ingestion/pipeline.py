@@ -141,12 +141,14 @@ def index_with(  # noqa: PLR0913 - see `index`
         raise
     if live != version:
         store.promote(gallery, version)
-    num_images = {each.name: each.num_images for each in store.versions(gallery)}
+    held = {each.name: each for each in store.versions(gallery)}
+    written = held.pop(version)
     report = IndexReport(
         gallery=gallery,
         version=version,
-        num_images=num_images.pop(version),
-        kept_versions=num_images,
+        num_images=written.num_images,
+        num_instances=written.num_instances,
+        kept_versions={each.name: each.num_images for each in held.values()},
         **end,
     )
     tally.tell("end", report=report.to_dict())

@@ -60,6 +60,7 @@ class IndexReport:
     Attributes:
         gallery, version: what was written.
         num_images: ledger rows of the version after the run, of all sources.
+        num_instances: instance rows of the version after the run.
         kept_versions: other versions of the gallery -> their ledger rows, oldest first.
         new: indexed for the first time.
         changed: indexed again, since the content changed or had failed.
@@ -85,6 +86,7 @@ class IndexReport:
     gallery: str
     version: str
     num_images: int
+    num_instances: int
     kept_versions: Mapping[str, int]
     new: int
     changed: int

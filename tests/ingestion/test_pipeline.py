@@ -309,6 +309,8 @@ def test_another_model_goes_live_only_when_all_is_done(store: MemoryStore, photo
     assert second.version != first.version
     assert store.live_version("g") == second.version
     assert second.kept_versions == {first.version: 20}
+    live = next(each for each in store.versions("g") if each.live)
+    assert second.num_instances == live.num_instances > 0
     assert second.num_images == 20
     again = index(photos, "g", store, FakeEncoder(30))
     assert (again.version, again.unchanged) == (first.version, 20)

@@ -28,7 +28,13 @@ def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
 
 def report(**changes: Any) -> IndexReport:
     counts = Tally().counts() | {"seconds": 2.0, "peak_rss_bytes": 50 * 2**20} | changes
-    fixed = {"gallery": "pets", "version": "abc", "num_images": 7, "kept_versions": {}}
+    fixed = {
+        "gallery": "pets",
+        "version": "abc",
+        "num_images": 7,
+        "num_instances": 30,
+        "kept_versions": {},
+    }
     return IndexReport(**{**fixed, "missing": 0, "removed": 0, "look_alikes": 0, **counts})
 
 
