@@ -277,7 +277,7 @@ def compare(
     found = stored_rows(store, gallery)
     (info,) = store.versions(gallery)
     lost = {key.partition("#")[0] for key in expected.keys() - found.keys()}
-    unseen = info.num_images + info.num_instances - len(found)
+    unseen = info.num_images + store.num_stored(gallery, info.name) - len(found)
     return Counter(
         missing=len(acknowledged & lost),
         incomplete=len(lost),

@@ -107,7 +107,7 @@ def stored_rows(store: InstanceStore, gallery: str) -> dict[str, object]:
     """Return every row of the live version: ledger rows by image id, instances by instance id.
 
     Two galleries with equal rows have equal ids, boxes and vectors, bit for bit. An instance
-    without a ledger row is not seen here; `VersionInfo.num_instances` counts it.
+    without a ledger row is not seen here; `InstanceStore.num_stored` counts it.
     """
     version = store.live_version(gallery)
     rows: dict[str, object] = {}

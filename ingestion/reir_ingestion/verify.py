@@ -147,8 +147,7 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
                 found.add("damaged", each.record.uri)
     for _, uri in store.unfinished_images(*place):
         found.add("unfinished", uri)
-    (stored,) = [each.num_instances for each in store.versions(gallery) if each.name == version]
-    found.counts["orphans"] = stored - present
+    found.counts["orphans"] = store.num_stored(*place) - present
     return VerifyReport(
         gallery=gallery,
         version=version,

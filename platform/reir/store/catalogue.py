@@ -97,17 +97,19 @@ class Catalogue:
         if self.live(gallery) is not None:
             self._connection.call("drop_alias", alias=live_alias(gallery))
 
-    def info(self, gallery: str, version: str, spec: VersionSpec, live: str | None) -> VersionInfo:
-        """Count what a version holds."""
+    def info(
+        self, gallery: str, version: str, spec: VersionSpec, *, live: bool, num_instances: int
+    ) -> VersionInfo:
+        """Count the images of a version."""
         images = self.images(gallery, version)
         pending = images.count(f"status == {quote(rows.PENDING)}")
         return VersionInfo(
             name=version,
             spec=spec,
-            live=version == live,
+            live=live,
             num_images=images.count() - pending,
             num_failed=images.count(f"status == {quote('failed')}"),
-            num_instances=self.instances(gallery, version).count(),
+            num_instances=num_instances,
         )
 
     def has_derived(self, gallery: str, version: str) -> bool:

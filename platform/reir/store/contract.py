@@ -53,7 +53,7 @@ class VersionInfo:
         live: whether the gallery's alias points to it.
         num_images: ledger rows, failed ones included.
         num_failed: ledger rows that failed.
-        num_instances: instance rows.
+        num_instances: instances that searches find.
     """
 
     name: str
@@ -132,6 +132,13 @@ class InstanceStore(Protocol):
 
     def versions(self, gallery: str) -> list[VersionInfo]:
         """Versions of a gallery, oldest first."""
+        ...
+
+    def num_stored(self, gallery: str, version: str) -> int:
+        """Instance rows that there are, those that belong to no image included.
+
+        Embedded this may take seconds, during which writers wait.
+        """
         ...
 
     def live_version(self, gallery: str) -> str:

@@ -56,6 +56,12 @@ class JournalFollower:
             self._refresh()
             return self._index.photos(image_ids)
 
+    def count(self) -> int:
+        """Number of instances."""
+        with self._mutex:
+            self._refresh()
+            return len(self._index)
+
     def close(self) -> None:
         """Close the journal; a later search opens it again."""
         with self._mutex:

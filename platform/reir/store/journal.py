@@ -180,11 +180,21 @@ class Journal:
         Raises:
             JournalDamagedError: a frame or its rows do not match their checksum.
         """
-        data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
-        start = 0
-        while (end := self._next_end(data[start:], offset + start)) is not None:
-            yield self._frame(data[start : start + end], offset + start)
-            start += end
+        return (self._frame(*each) for each in self._whole(offset))
+
+    def sizes(self) -> dict[str, int]:
+        """Instances of each image that there is now; the rows are not read.
+
+        Raises:
+            JournalDamagedError: a frame does not match its checksum.
+        """
+        found: dict[str, int] = {}
+        for data, offset in self._whole(FIRST_FRAME):
+            puts, deletes = self._said(data, offset)
+            found.update({image.image_id: image.num_instances for image in puts})
+            for image_id in deletes:
+                found.pop(image_id, None)
+        return found
 
     def close(self) -> None:
         """Close the files; tables that were read stay valid. A second call does nothing."""
@@ -222,14 +232,28 @@ class Journal:
         length = _HEADER.size + _CHECKSUM.size + int(text_bytes)
         return length if length <= (len(data) if available is None else available) else None
 
-    def _frame(self, data: memoryview, offset: int) -> Frame:
-        _, _, end_row, rows_checksum = _HEADER.unpack_from(data)
+    def _whole(self, offset: int) -> Iterator[tuple[memoryview, int]]:
+        """Bytes and offset of each whole frame from `offset` on."""
+        data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
+        start = 0
+        while (end := self._next_end(data[start:], offset + start)) is not None:
+            yield data[start : start + end], offset + start
+            start += end
+
+    def _said(
+        self, data: memoryview, offset: int
+    ) -> tuple[tuple[JournalImage, ...], tuple[str, ...]]:
+        """Images that a frame puts, and ids of those that it deletes."""
         head, text = data[: _HEADER.size], data[_HEADER.size + _CHECKSUM.size :]
         (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
         if zlib.crc32(text, zlib.crc32(head)) != checksum:
             raise JournalDamagedError(f"{self.path} has a bad checksum at byte {offset}")
         said: dict[str, list[Any]] = json.loads(bytes(text))
-        puts = tuple(JournalImage(*each) for each in said["put"])
+        return tuple(JournalImage(*each) for each in said["put"]), tuple(said["delete"])
+
+    def _frame(self, data: memoryview, offset: int) -> Frame:
+        puts, deletes = self._said(data, offset)
+        _, _, end_row, rows_checksum = _HEADER.unpack_from(data)
         try:
             table = self._rows.view(end_row)
         except RowFileDamagedError as error:
@@ -237,7 +261,7 @@ class Journal:
         rows = table[end_row - sum(image.num_instances for image in puts) :]
         if zlib.crc32(rows.data) != rows_checksum:
             raise JournalDamagedError(f"{self.path} has a bad checksum of its rows to {end_row}")
-        return Frame(Change(puts, rows, tuple(said["delete"])), table, offset + len(data))
+        return Frame(Change(puts, rows, deletes), table, offset + len(data))
 
 
 def put_change(images: Iterable[IndexedImage], dim: int) -> Change:

@@ -65,10 +65,14 @@ class MemoryStore:
                 live=self._live.get(gallery) == name,
                 num_images=len(version.records),
                 num_failed=sum(row.status == "failed" for row in version.records.values()),
-                num_instances=sum(map(len, version.rows.values())),
+                num_instances=self.num_stored(gallery, name),
             )
             for name, version in self._gallery(gallery).items()
         ]
+
+    def num_stored(self, gallery: str, version: str) -> int:
+        """Instance rows that there are."""
+        return sum(map(len, self._version(gallery, version).rows.values()))
 
     def live_version(self, gallery: str) -> str:
         """Name of the live version."""

@@ -69,7 +69,21 @@ class MilvusStore:
         known = self._catalogue.by_age(gallery)
         if not known:
             raise checks.no_gallery(gallery)
-        return [self._catalogue.info(gallery, name, spec, live) for name, spec in known.items()]
+        return [
+            self._catalogue.info(
+                gallery,
+                name,
+                spec,
+                live=name == live,
+                num_instances=self._num_instances(gallery, name),
+            )
+            for name, spec in known.items()
+        ]
+
+    def num_stored(self, gallery: str, version: str) -> int:
+        """Instance rows that Milvus holds, those that belong to no image included."""
+        self._catalogue.spec(gallery, version)
+        return self._catalogue.instances(gallery, version).count()
 
     def live_version(self, gallery: str) -> str:
         """Name of the live version."""
@@ -347,6 +361,17 @@ class MilvusStore:
         if self._mirror is None:
             return contextlib.nullcontext()
         return self._mirror.writing(instances_collection(gallery, version))
+
+    def _num_instances(self, gallery: str, version: str) -> int:
+        """Instances that searches find.
+
+        Milvus Lite would make a list of every vector that is not in a file yet, and let writers
+        wait meanwhile.
+        """
+        if self._mirror is None:
+            return self._catalogue.instances(gallery, version).count()
+        name = instances_collection(gallery, version)
+        return self._mirror.count(name, self._source(gallery, version))
 
     def _condition(self, gallery: str, version: str, tree: Filter) -> str:
         """The filter as the server takes it, if the version has what it names."""

@@ -69,6 +69,16 @@ class Mirror:
         """Those of the images that have instances."""
         return self._follower(collection, source).photos(image_ids)
 
+    def count(self, collection: str, source: Source) -> int:
+        """Number of instances; who does not search the version reads none of their numbers."""
+        if collection not in self._followers:
+            try:
+                with contextlib.closing(Journal(self._path(collection), source()[0])) as journal:
+                    return sum(journal.sizes().values())
+            except (FileNotFoundError, JournalDamagedError):
+                pass  # a follower writes it anew
+        return self._follower(collection, source).count()
+
     def close(self) -> None:
         """Close every journal."""
         for follower in self._followers.values():

@@ -59,6 +59,7 @@ class Pair:
             for row, other in zip(found[image_id], rows, strict=True):
                 assert_same_row(row, other)
         assert self.store.versions(self.gallery) == self.twin.versions(self.gallery)
+        assert self.store.num_stored(self.gallery, V) == self.twin.num_stored(self.gallery, V)
         photos = self.store.get_photos(self.gallery, V, [*ids, "unknown"])
         assert set(photos) == {image_id for image_id, rows in wanted.items() if rows}
         for image_id, photo in photos.items():

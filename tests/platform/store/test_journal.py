@@ -178,6 +178,7 @@ def test_compaction_keeps_what_is_live(journal: Journal, make_image: MakeImage) 
     kept = [part for frame in frames for part in frame.change.parts()]
     assert {image.image_id: rows[:, 5:].tobytes() for image, rows in kept} == state
     assert len(kept) == len(state)
+    assert journal.sizes() == {image.image_id: image.num_instances for image, _ in kept}
     assert len(frames[-1].table) == sum(image.num_instances for image, _ in kept)
     assert len(frames[-1].table) < len(last.table)
     assert compacted.size < journal.size
