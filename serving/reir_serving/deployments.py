@@ -11,6 +11,7 @@ A call from one replica to another costs some 3 ms on two slow cores, a whole se
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from reir import __version__
 from reir.config import load_config, reir_home
 from reir.models.seams import EncodedExpression
 from reir.records import FloatArray, MaskRle
@@ -242,7 +244,7 @@ def _deployment(shell: type, name: str, replicas: Replicas, config: ServeConfig)
         options["num_replicas"] = replicas.least
     else:
         options["autoscaling_config"] = _autoscaling(replicas)
-    return serve.deployment(
+    found = serve.deployment(
         shell,
         name=name,
         ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
@@ -252,6 +254,15 @@ def _deployment(shell: type, name: str, replicas: Replicas, config: ServeConfig)
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         **options,
     )
+    # Without a version of its own every serve.run draws one at random and replaces all replicas,
+    # also where nothing but `user_config` has changed, for which none has to restart.
+    return found.options(version=_version(config), _internal=True)
+
+
+def _version(config: ServeConfig) -> str:
+    """Name for all of the settings that a replica is started with."""
+    fixed = config.model_dump_json(exclude={"live"})
+    return hashlib.sha256(f"{__version__} {fixed}".encode()).hexdigest()[:16]
 
 
 def _autoscaling(replicas: Replicas) -> dict[str, Any]:

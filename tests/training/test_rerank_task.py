@@ -110,7 +110,8 @@ def test_worlds_hold_what_the_encoder_gives(task: RerankTask, folder: Path) -> N
     encoder = load_encoder(folder / "checkpoint")
     texts = [a.text for a in task.data.askings]
     ours = task.data.texts.vectors[task.data.worlds[0].texts]
-    np.testing.assert_allclose(ours, encoder.encode_expressions(texts), atol=1e-5)
+    # texts of other batches: in bf16 their sums are rounded in another order on CPUs with AMX
+    np.testing.assert_allclose(ours, encoder.encode_expressions(texts), atol=5e-3)
 
 
 def test_photos_of_val_are_neither_asked_nor_rivals(task: RerankTask) -> None:
