@@ -109,9 +109,11 @@ def test_the_described_instance_is_right_in_either_world(task: RerankTask) -> No
 def test_worlds_hold_what_the_encoder_gives(task: RerankTask, folder: Path) -> None:
     encoder = load_encoder(folder / "checkpoint")
     texts = [a.text for a in task.data.askings]
-    ours = task.data.texts.vectors[task.data.worlds[0].texts]
-    # texts of other batches: in bf16 their sums are rounded in another order on CPUs with AMX
-    np.testing.assert_allclose(ours, encoder.encode_expressions(texts), atol=5e-3)
+    # the same batches: on CPUs with AMX what bf16 gives depends on the batch
+    table = list(dict.fromkeys([*texts, *map(swap_left_right, texts)]))
+    vectors = encoder.encode_expressions(table)
+    np.testing.assert_allclose(task.data.texts.vectors, vectors, atol=1e-5)
+    assert [table[row] for row in task.data.worlds[0].texts] == texts
 
 
 def test_photos_of_val_are_neither_asked_nor_rivals(task: RerankTask) -> None:

@@ -369,7 +369,7 @@ class MilvusStore:
         wait meanwhile.
         """
         if self._mirror is None:
-            return self._catalogue.instances(gallery, version).count()
+            return self.num_stored(gallery, version)
         name = instances_collection(gallery, version)
         return self._mirror.count(name, self._source(gallery, version))
 
