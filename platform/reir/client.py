@@ -293,7 +293,7 @@ class Client(AbstractContextManager["Client"]):
             if status < 400:
                 return data
             wait_s = _seconds(headers.get("retry-after"), pause_s)
-            if not _is_busy(status, headers) or time.monotonic() + wait_s > end_s:
+            if status not in _BUSY or time.monotonic() + wait_s > end_s:
                 raise _error(self.url, status, data)
             self._sleep(wait_s)
             pause_s *= 2
@@ -326,16 +326,6 @@ class Client(AbstractContextManager["Client"]):
                         f"`reir serve` running there?"
                     ) from error
         raise AssertionError("the last attempt returns or raises")
-
-
-def _is_busy(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether the same request may be answered in a moment.
-
-    While the last replica is being replaced, HAProxy knows no path at all and says 404 by itself;
-    the server's own 404 is a problem.
-    """
-    is_problem = headers.get("content-type", "").startswith("application/problem+json")
-    return status in _BUSY or (status == 404 and not is_problem)
 
 
 def _error(url: str, status: int, data: bytes) -> ReirError:

@@ -29,7 +29,7 @@ class GalleryStatus:
         live: name of the live version; empty where none is live.
         searchable: whether the server can answer questions to it.
         writable: whether the key may add and delete photos.
-        versions: oldest first.
+        versions: oldest first; their counts are 0 where the key has a tenant, which is not told.
     """
 
     name: str
@@ -102,9 +102,9 @@ def gallery_of(told: Json) -> GalleryStatus:
 
 
 def _version(told: Json) -> VersionInfo:
-    names = ("name", "live", "num_images", "num_failed", "num_instances")
     spec = VersionSpec(dim=told["dim"], digest=told["checkpoint"])
-    return VersionInfo(**{name: told[name] for name in names}, spec=spec)
+    counts = {name: told[name] or 0 for name in ("num_images", "num_failed", "num_instances")}
+    return VersionInfo(name=told["name"], live=told["live"], spec=spec, **counts)
 
 
 def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:

@@ -9,14 +9,16 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from reir.errors import ConfigError, QueryError
+from reir.errors import ConfigError, FilterError, QueryError
 from reir.query import Query, Term
 from reir.records import Attributes, ImageRecord
-from reir.store.filters import parse
+from reir.store.filters import Field, fields_of, parse
 
 EVERY = "*"
 TENANT = "tenant"
 """Attribute of the photos of a tenant."""
+
+PLACE = Field("uri")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +55,25 @@ class Caller:
 
         Raises:
             FilterError: `where` cannot be parsed. Checked before it is put into another one, so
-                that no bracket in it can close ours.
+                that no bracket in it can close ours. Or it asks for places, which are not told
+                (`shown`).
         """
         if not self.tenant:
             return where
         own = f'attr.{TENANT} == "{self.tenant}"'
         if where is None:
             return own
-        parse(where)
+        if PLACE in fields_of(parse(where)):
+            raise FilterError(
+                "filter",
+                f"{where[:200]!r} asks for 'uri', which a key with a tenant cannot; use image_id, "
+                f"or attributes of your own, written attr.NAME",
+            )
         return f"{own} and ({where})"
+
+    def shown(self, uri: str) -> str:
+        """Return what the caller may know of a photo's place: a tenant the file's name alone."""
+        return uri.rpartition("/")[2] if self.tenant else uri
 
     def owned(self, attributes: Attributes) -> Attributes:
         """Return the attributes of a photo that the caller adds.

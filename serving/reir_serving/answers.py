@@ -12,9 +12,11 @@ from urllib.parse import quote
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from reir.language import seems_foreign
 from reir.outlines import outlines
 from reir.records import Evidence, Hit, MaskRle, SearchResult
 from reir.store.contract import InstanceRow, VersionInfo
+from reir_serving.access import Caller
 from reir_serving.backend import GalleryImage, GalleryInfo, Localisation
 from reir_serving.problems import JSON
 
@@ -34,14 +36,15 @@ def json_answer(value: Json, status: int = 200) -> Response:
     )
 
 
-def search_answer(result: SearchResult, request_id: str, by_image: bool) -> Json:
+def search_answer(result: SearchResult, request_id: str, by_image: bool, caller: Caller) -> Json:
     """Return `SearchAnswer`."""
-    hits = [_hit(hit, result) for hit in result.hits]
+    hits = [_hit(hit, result, caller) for hit in result.hits]
     return {
         "gallery": result.gallery,
         "version": result.version,
         "checkpoint": result.digest,
         "expression": result.expression,
+        "english": not seems_foreign(result.expression),
         "hits": hits,
         "images": _by_image(hits) if by_image else None,
         "presence": result.presence,
@@ -76,23 +79,23 @@ def localize_answer(found: Localisation, request_id: str) -> Json:
     }
 
 
-def gallery_answer(gallery: GalleryInfo, *, writable: bool) -> Json:
+def gallery_answer(gallery: GalleryInfo, caller: Caller) -> Json:
     """Return `GalleryOut`."""
     return {
         "name": gallery.name,
         "live": gallery.live,
         "searchable": gallery.loaded,
-        "writable": writable,
-        "versions": [_version(version) for version in gallery.versions],
+        "writable": caller.may_write(gallery.name),
+        "versions": [_version(version, caller) for version in gallery.versions],
     }
 
 
-def image_answer(gallery: str, image: GalleryImage) -> Json:
+def image_answer(gallery: str, image: GalleryImage, caller: Caller) -> Json:
     """Return `ImageAnswer`."""
     record = image.record
     return {
         "image_id": record.image_id,
-        "uri": record.uri,
+        "uri": caller.shown(record.uri),
         "status": record.status,
         "reason": record.reason,
         "width_px": record.width_px,
@@ -103,11 +106,11 @@ def image_answer(gallery: str, image: GalleryImage) -> Json:
     }
 
 
-def _hit(hit: Hit, result: SearchResult) -> Json:
+def _hit(hit: Hit, result: SearchResult, caller: Caller) -> Json:
     return {
         "instance_id": hit.instance_id,
         "image_id": hit.image_id,
-        "uri": hit.uri,
+        "uri": caller.shown(hit.uri),
         "box": hit.box,
         "score": hit.score,
         "presence": hit.presence,
@@ -164,13 +167,17 @@ def _instance(row: InstanceRow) -> Json:
     }
 
 
-def _version(version: VersionInfo) -> Json:
+def _version(version: VersionInfo, caller: Caller) -> Json:
+    """Return `VersionOut`; a tenant is not told how many photos there are of all."""
+    counts = {
+        "num_images": version.num_images,
+        "num_failed": version.num_failed,
+        "num_instances": version.num_instances,
+    }
     return {
         "name": version.name,
         "checkpoint": version.spec.digest,
         "dim": version.spec.dim,
         "live": version.live,
-        "num_images": version.num_images,
-        "num_failed": version.num_failed,
-        "num_instances": version.num_instances,
+        **(dict.fromkeys(counts) if caller.tenant else counts),
     }

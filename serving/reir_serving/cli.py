@@ -7,9 +7,7 @@ import os
 import queue
 import signal
 import socket
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +27,7 @@ from reir.errors import ConfigError
 if TYPE_CHECKING:
     from reir.store import InstanceStore
     from reir_serving.config import ServeConfig
+    from reir_serving.supervisor import Server
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -40,6 +39,7 @@ reir serve --gallery photos --build serve.yaml
 
 RAY_ADDRESS=auto reir serve --config serve-config.yaml"""
 
+STOP = (signal.SIGINT, signal.SIGTERM)
 IMPORT_PATH = "reir_serving.deployments:build_app"
 
 Galleries = Annotated[
@@ -169,40 +169,48 @@ def _check_gallery(store: InstanceStore, name: str, encoder: str | None) -> None
 
 
 def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
-    """Serve until a signal says to end; SIGHUP has the section `live` of a file read again."""
-    from reir_serving import environment
+    """Serve until a signal says to end; SIGHUP has the section `live` of a file read again.
 
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    Raises:
+        ReirError: it does not start, or has ended without being told to.
+        ModuleNotFoundError: it needs a package that is not installed.
+    """
+    from reir_serving.environment import own_folder
+    from reir_serving.supervisor import Report, Server, ready_address
+
+    heard: queue.SimpleQueue[int | Report] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: signals.put(number))
-    with TemporaryDirectory(prefix="reir-serve-") as folder:
-        environment.apply(Path(folder))
-        from reir_serving.jobs import serving
+        signal.signal(number, lambda number, _: heard.put(number))
+    with own_folder() as folder, Server(config, folder, heard.put) as server:
+        with messages().status("starting"):
+            event = heard.get()
+        if isinstance(event, int):
+            return  # nobody was answered yet, so nothing has to be finished
+        address = ready_address(event)
+        if as_json:
+            print_json({"address": address, "pid": os.getpid()})
+        else:
+            typer.echo(f"ready: {address}  (Ctrl-C ends)")
+        while (event := heard.get()) not in STOP:
+            if event == signal.SIGHUP and file is not None:
+                _reload(server, file)
+            elif isinstance(event, Report):
+                messages().print(event.said)
+            else:  # SIGHUP without a file: the terminal is closed
+                break
+        messages().print("answering what is under way")
+        server.stop(config.drain_s)
 
-        with ExitStack() as running:
-            with messages().status("starting"):
-                address = running.enter_context(serving(config))
-            if as_json:
-                print_json({"address": address, "pid": os.getpid()})
-            else:
-                typer.echo(f"ready: {address}  (Ctrl-C ends)")
-            while signals.get() == signal.SIGHUP and file is not None:
-                _reload(config, file)
-            messages().print("answering what is under way")
 
-
-def _reload(config: ServeConfig, file: Path) -> None:
+def _reload(server: Server, file: Path) -> None:
     """Apply the section `live` of the config file as it is now."""
     from reir.config import load_config
     from reir_serving.config import ServeConfig
-    from reir_serving.jobs import reconfigure
 
     try:
-        reconfigure(config, load_config(ServeConfig, file).live)
+        server.change(load_config(ServeConfig, file).live)
     except ConfigError as error:  # what runs goes on as it is
         messages().print(f"not changed: {error}")
-    else:
-        messages().print("live settings read again")
 
 
 def _overrides(replicas: str | None) -> list[str]:

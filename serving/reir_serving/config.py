@@ -23,12 +23,19 @@ class LiveSettings(StrictConfig):
 
     Attributes:
         k: hits of a request that does not say how many.
+        rerank: whether the re-ranker orders the best photos of a request that does not say.
         budget_ms: of a request that names none; stages that would end later are left out.
+        hits: that one request may ask for, over all its queries.
+        explained_hits: of a request that wants to know of every hit why it stands there; with that
+            a hit takes some four times the bytes.
         pinned: gallery -> version that it is held at, whatever is live; the others follow.
     """
 
     k: int = Field(10, ge=1, le=1000)
+    rerank: bool = False
     budget_ms: float | None = Field(None, gt=0, le=60_000)
+    hits: int = Field(10_000, ge=1)
+    explained_hits: int = Field(1_000, ge=1)
     pinned: Mapping[str, str] = Field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from reir.store.names import check_name
 from reir_serving.access import Caller, served
 from reir_serving.backend import Backend, GalleryImage
 from reir_serving.config import ServeConfig
+from reir_serving.keys import KeyRing
 from reir_serving.logs import AUDIT, log_line
 from reir_serving.metrics import Metrics
 from reir_serving.notes import Notes, notes_of
@@ -29,6 +30,7 @@ class Site:
     config: ServeConfig
     metrics: Metrics
     pictures: PictureCache
+    keys: KeyRing | None = None
 
 
 @dataclass(frozen=True, slots=True)

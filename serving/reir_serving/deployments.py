@@ -38,6 +38,7 @@ from reir_serving.metrics import Metrics
 from reir_serving.parts import LocalParts, Model, Models, Wanted
 from reir_serving.photos import Seen
 from reir_serving.service import Service
+from reir_serving.store_folder import folder_check
 
 APP, INGRESS = "reir", "ingress"
 FUSED_BELOW_CPUS = 8
@@ -94,9 +95,11 @@ class Ingress:
     def __init__(self, values: dict[str, Any], parts: dict[str, Any] | None = None) -> None:
         config = load_config(ServeConfig, values)
         open_logs(config.access_log)
+        check = folder_check(config.store)
+        check()
         store = open_store(config.store, patient=False)
         self._config, self._is_warm, self._metrics = config, False, Metrics()
-        local = LocalParts(store, Models(), config.limits, self._metrics.note_batch)
+        local = LocalParts(store, Models(), config.limits, self._metrics.note_batch, check)
         self._service = Service(
             config,
             store,
@@ -127,7 +130,10 @@ class Part:
 
     def __init__(self, values: dict[str, Any]) -> None:
         config = load_config(ServeConfig, values)
-        self._parts = LocalParts(open_store(config.store, patient=False), Models(), config.limits)
+        check = folder_check(config.store)
+        check()
+        store = open_store(config.store, patient=False)
+        self._parts = LocalParts(store, Models(), config.limits, check=check)
 
     async def ask(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Call a method of the parts."""

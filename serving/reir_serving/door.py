@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
@@ -84,9 +84,12 @@ class Door:
         await send(start)
         await send({"type": "http.response.body", "body": body})
 
-    def refusal(self, scope: Scope, *, keep_alive: bool) -> bytes:
-        """Return the same answer as it goes over the wire."""
+    def refusal(
+        self, scope: Scope, more: Iterable[tuple[bytes, bytes]] = (), *, keep_alive: bool
+    ) -> bytes:
+        """Return the same answer as it goes over the wire, with more headers."""
         headers, body = self._refused(scope)
+        headers += more
         if not keep_alive:
             headers.append((b"connection", b"close"))
         lines = [_STATUS_LINE, *(b"%s: %s" % header for header in headers), b"", body]

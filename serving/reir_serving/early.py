@@ -4,10 +4,14 @@ Ray's own part of a request (its metadata, metrics, a task that watches for the 
 costs far more than a refusal, and so does uvicorn's way to an application and back. Named by
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's own proxies load it too, hold no application
 and pass everything on.
+
+It also sees to it that replicas and proxy belong together (`environment.MARK`): the proxy of
+another server of this machine may still ask where a replica of its own was.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import uvicorn.config
@@ -16,6 +20,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from reir_serving.door import Door
+from reir_serving.environment import MARK
+from reir_serving.haproxy_settings import MARK_HEADER
+
+MISDIRECTED = b"HTTP/1.1 421 Misdirected Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+"""The answer to whoever is not the proxy of this server."""
 
 _of_this_process: list[Door] = []
 
@@ -53,11 +62,24 @@ class RefusingProtocol(HttpToolsProtocol):
     Should uvicorn start its tasks in another way some day, `RefuseEarly` is there.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        mark = os.environ.get(MARK, "").encode()
+        self._mark = (MARK_HEADER.encode(), mark) if mark else None
+        if self._mark and self._mark not in self.config.encoded_headers:
+            self.config.encoded_headers.append(self._mark)  # uvicorn puts these on every answer,
+            self.server_state.default_headers.append(self._mark)  # from the next second on
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope: Any = cycle.scope  # uvicorn has types of its own for what ASGI calls by these names
+        if self._mark and self._mark not in scope["headers"]:
+            cycle.keep_alive = False
+            self._refuse(cycle, MISDIRECTED)
+            return
         for door in _of_this_process:
             if door.is_full(scope):
-                self._refuse(cycle, door.refusal(scope, keep_alive=cycle.keep_alive))
+                more = (self._mark,) if self._mark else ()
+                self._refuse(cycle, door.refusal(scope, more, keep_alive=cycle.keep_alive))
                 return
         super()._start_asgi_task(cycle, app)
 

@@ -19,22 +19,25 @@ from reir.records import Attributes
 from reir_serving.problems import FORM, JSON, media_type, wrong_type
 from reir_serving.schemas import SimilarRequest
 
-Photo = Annotated[bytes, Field(json_schema_extra={"format": "binary"})]
+Photo = Annotated[
+    bytes,
+    Field(json_schema_extra={"format": "photo", "contentMediaType": "application/octet-stream"}),
+]
 M = TypeVar("M", bound=BaseModel)
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class SimilarForm(BaseModel):
-    """`POST /v1/search/similar` as a form.
+    """`POST /v1/search/similar` as a form, for its document.
 
     Attributes:
-        image: the photo; None where the request came as JSON.
+        image: the photo.
         request: what else is asked, as JSON.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    image: Photo | None
+    image: Photo
     request: SimilarRequest
 
 
@@ -50,8 +53,8 @@ async def read_json(request: Request, model: type[M]) -> M:
     return _parsed(await request.body(), model)
 
 
-async def read_similar(request: Request) -> SimilarForm:
-    """Read either form of the request.
+async def read_similar(request: Request) -> tuple[bytes | None, SimilarRequest]:
+    """Read either form of the request; returns the photo, if there is one, and what is asked.
 
     Raises:
         Refused: it is neither.
@@ -59,14 +62,14 @@ async def read_similar(request: Request) -> SimilarForm:
     """
     sent_as = media_type(request)
     if sent_as == JSON:
-        return SimilarForm(image=None, request=_parsed(await request.body(), SimilarRequest))
+        return None, _parsed(await request.body(), SimilarRequest)
     if sent_as != FORM:
         raise wrong_type(sent_as, f"{JSON} or {FORM}")
     async with request.form(max_files=1, max_fields=1) as form:
         image, told = form.get("image"), form.get("request")
         if not isinstance(image, UploadFile) or not isinstance(told, str) or len(form) != 2:
             raise QueryError("image", "send the parts 'image' (a file) and 'request' (JSON)")
-        return SimilarForm(image=await image.read(), request=_parsed(told, SimilarRequest))
+        return await image.read(), _parsed(told, SimilarRequest)
 
 
 def attributes_of(text: str) -> Attributes:

@@ -16,13 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reir_serving.access import EVERYBODY, NOBODY, Caller, is_loopback
 from reir_serving.config import Limits
-from reir_serving.keys import KeyRing
+from reir_serving.keys import KeyRing, KeysUnusable
 from reir_serving.limits import RateLimit
 from reir_serving.notes import Notes, notes_of
 from reir_serving.problems import (
     FORBIDDEN,
     FORM,
+    KEYS_UNUSABLE,
     NO_KEY,
+    RETRY_KEYS_S,
     TIMED_OUT,
     TOO_LARGE,
     TOO_MANY,
@@ -88,7 +90,13 @@ class Gate:
     def _caller(self, headers: Headers, is_needed: bool) -> Caller:
         if self._keys is None:
             return EVERYBODY
-        caller = self._keys.caller(_token(headers))
+        try:
+            caller = self._keys.caller(_token(headers))
+        except KeysUnusable as error:
+            if not is_needed:
+                return NOBODY
+            said = "the keys of this server cannot be checked; its operator has to look"
+            raise Refused(KEYS_UNUSABLE, said, retry_after_s=RETRY_KEYS_S) from error
         if caller is None:
             if not is_needed:
                 return NOBODY

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,18 +15,27 @@ from ray import serve
 from reir.errors import ReirError
 from reir_serving.config import LiveSettings, ServeConfig
 from reir_serving.deployments import APP, build_app, layout_of
+from reir_serving.draining import drain
+from reir_serving.environment import HOST, LOOPBACK
 
 LOCAL = "local"
+CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+"""What Ray Serve calls the actor that keeps replicas and HAProxy as they should be."""
+
 SYSTEM_CPUS = 1
 """CPUs beyond those of the replicas that Ray is told of, so that one more replica always fits."""
 
 
 @contextmanager
-def serving(config: ServeConfig) -> Iterator[str]:
+def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
     """Serve an application on the cluster of `RAY_ADDRESS`, or on a Ray started here.
 
-    Call `environment.apply` first. At the end requests under way are answered, then all stops; a
-    cluster that was there before goes on without the application.
+    Call `environment.apply` first. At the end requests under way are answered, for at most
+    `drain_s`, then all stops; a cluster that was there before goes on without the application.
+
+    Args:
+        config: what to serve.
+        folder: of this server alone; HAProxy's settings and Ray's files lie there.
 
     Yields:
         The address, once all replicas are ready.
@@ -36,19 +46,33 @@ def serving(config: ServeConfig) -> Iterator[str]:
     address = _address()
     options: dict[str, Any] = {}
     if address == LOCAL:
-        options = {"num_cpus": num_cpus(config), "include_dashboard": False}
+        own = {"include_dashboard": False, "_temp_dir": str(folder / "ray")}
+        options = {"num_cpus": num_cpus(config), **own}
+        os.environ[HOST] = config.host  # for HAProxy alone: what is behind it stays on this machine
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
-        serve.start(http_options={"host": config.host, "port": config.port})
+        host = LOOPBACK if address == LOCAL else config.host
+        serve.start(http_options={"host": host, "port": config.port})
         with _told_plainly():
             serve.run(build_app(_laid_out(config, address)), name=APP, route_prefix="/")
         yield f"http://{_shown(config.host)}:{config.port}/"
     finally:
         if address == LOCAL:
-            serve.shutdown()
+            _end(folder, config.drain_s)
         else:
             serve.delete(APP)
         ray.shutdown()
+
+
+def _end(folder: Path, within_s: float) -> None:
+    """Have requests under way answered, before Ray ends with all that it has started.
+
+    Serve's own shutdown kills HAProxy first, which cuts them. The controller goes before HAProxy
+    does: it would start another one.
+    """
+    with suppress(ValueError):  # Serve did not start
+        ray.kill(ray.get_actor(**CONTROLLER), no_restart=True)
+    drain(folder, within_s)
 
 
 def reconfigure(config: ServeConfig, live: LiveSettings) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import os
 import re
 import secrets
@@ -20,12 +21,16 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from reir.config import StrictConfig, dump_config, load_config
-from reir.errors import ConfigError, nearest_name
+from reir.errors import ConfigError, ReirError, nearest_name
 from reir.store.names import check_name
 from reir_serving.access import EVERY, Caller
 
 CHECK_EVERY_S = 1.0
 """How often a server looks whether the file has changed; a revoked key is refused from then on."""
+
+TRUSTED_S = 60.0
+"""How long the keys still count of a file that cannot be used any more: time enough to mend a slip,
+and no way to keep a key that was to be revoked."""
 
 _TOKEN = re.compile(r"reir_([0-9a-f]{8})_([0-9a-f]{64})")
 _NO_SALT = "0" * 32
@@ -129,8 +134,15 @@ def revoke_key(path: Path, key_id: str) -> None:
     _save(path, KeyFile(keys=kept))
 
 
+class KeysUnusable(ReirError):
+    """The file of keys cannot be used, and what it last held is too old: nobody can be let in."""
+
+
 class KeyRing:
-    """The keys of a server; follows its file while it runs."""
+    """The keys of a server; follows its file while it runs.
+
+    Where the file becomes unusable, the keys that it held count for `TRUSTED_S` and none after.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file.
@@ -142,13 +154,19 @@ class KeyRing:
         self._stamp = _stamp(path)
         self._entries = _entries(path)
         self._looked_s = clock()
+        self._problem, self._until_s, self._is_told = "", math.inf, False
 
     def caller(self, token: str) -> Caller | None:
         """Return who has this key; None for a key that is not on the ring.
 
         The time that it takes says nothing of how much of a key is right.
+
+        Raises:
+            KeysUnusable: the file cannot be used for `TRUSTED_S` now.
         """
         self._follow()
+        if self.is_expired:
+            raise KeysUnusable(self._problem)
         found = _TOKEN.fullmatch(token)
         key_id, secret = found.groups() if found else ("", "")
         entry = self._entries.get(key_id)
@@ -156,20 +174,45 @@ class KeyRing:
         same = hmac.compare_digest(_hashed(salt, secret), wanted)
         return entry.caller if entry is not None and same else None
 
+    @property
+    def is_expired(self) -> bool:
+        """Whether no key counts any more."""
+        return self._clock() >= self._until_s
+
+    def problem(self) -> str:
+        """Return why the file cannot be used just now; empty where it can."""
+        self._follow()
+        return self._problem
+
     def _follow(self) -> None:
-        """Read the file again when it has changed; a broken one changes nothing and is logged."""
+        """Read the file again when it has changed, and a broken one until it can be used."""
         now_s = self._clock()
         if now_s - self._looked_s < CHECK_EVERY_S:
             return
         self._looked_s = now_s
         stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        if stamp == self._stamp and not self._problem:
             return
         self._stamp = stamp
         try:
             self._entries = _entries(self._path)
         except ConfigError as error:
-            logger.error("the keys stay as they were: %s", error)
+            self._note(str(error), now_s)
+        else:
+            self._note("", now_s)
+
+    def _note(self, problem: str, now_s: float) -> None:
+        """Keep what is wrong with the file, and since when; log what is new of it."""
+        if problem and not self._problem:
+            self._until_s = now_s + TRUSTED_S
+            logger.error("the keys stay as they were for %.0f s: %s", TRUSTED_S, problem)
+        elif problem and self.is_expired and not self._is_told:
+            self._is_told = True
+            logger.error("no key counts until the file of keys can be used: %s", problem)
+        elif self._problem and not problem:
+            self._until_s, self._is_told = math.inf, False
+            logger.warning("the file of keys can be used again")
+        self._problem = problem
 
 
 def _entries(path: Path) -> dict[str, KeyEntry]:

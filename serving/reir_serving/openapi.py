@@ -26,36 +26,44 @@ def schema_of(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": _PLACE.format(model=model.__name__)}
 
 
-def body_of(model: type[BaseModel], example: Mapping[str, Any], **forms: Any) -> dict[str, Any]:
+def body_of(
+    model: type[BaseModel],
+    example: Mapping[str, Any],
+    narrower: Mapping[str, Any] | None = None,
+    **forms: Any,
+) -> dict[str, Any]:
     """Return what a route that reads its body itself says of it.
 
     Args:
         model: of the JSON.
         example: of the JSON.
+        narrower: what must hold of the JSON besides.
         forms: models of other media types, by their names ("multipart/form-data").
     """
-    told = {JSON: {"schema": schema_of(model), "example": example}}
+    schema = {**schema_of(model), **(narrower or {})}
+    told = {JSON: {"schema": schema, "example": example}}
     told |= {media_type: {"schema": schema_of(form)} for media_type, form in forms.items()}
     return {"requestBody": {"required": True, "content": told}}
 
 
-def publish(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> None:
+def publish(app: FastAPI, extra: tuple[type[BaseModel], ...], *, needs_key: bool) -> None:
     """Have the application publish its document, made at the first request.
 
     Args:
         app: with all its routes.
         extra: models that no route names in its signature.
+        needs_key: whether the API answers those only who have a key.
     """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, extra)
+            app.openapi_schema = _document(app, extra, needs_key)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _document(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> dict[str, Any]:
+def _document(app: FastAPI, extra: tuple[type[BaseModel], ...], needs_key: bool) -> dict[str, Any]:
     made = get_openapi(
         title="REIR", version=reir.__version__, description=_DESCRIPTION, routes=app.routes
     )
@@ -72,11 +80,11 @@ def _document(app: FastAPI, extra: tuple[type[BaseModel], ...]) -> dict[str, Any
     }
     for path, operations in made["paths"].items():
         for operation in operations.values():
-            _complete(path, operation)
+            _complete(path, operation, needs_key)
     return made
 
 
-def _complete(path: str, operation: dict[str, Any]) -> None:
+def _complete(path: str, operation: dict[str, Any], needs_key: bool) -> None:
     """Give an operation its errors, and the keys that it takes."""
     answers = operation["responses"]
     answers.pop("422", None)
@@ -84,4 +92,4 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     answers["4XX"] = {"description": "The request has to change.", **told}
     answers["5XX"] = {"description": "Try again later.", **told}
     if path.startswith("/v1/") and path != "/v1/about":
-        operation["security"] = [{"bearer": []}, {"header": []}, {}]
+        operation["security"] = [{"bearer": []}, {"header": []}, *([] if needs_key else [{}])]

@@ -268,6 +268,10 @@ class Searcher:
         return retriever.retrieve([each for of in requests for each in of])
 
 
+def _is_there() -> None:
+    """Find nothing wrong."""
+
+
 class Breaker:
     """Spares a store that does not answer: after a failure nobody asks it for a moment.
 
@@ -275,9 +279,18 @@ class Breaker:
     as long would still be there when the store is back.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start closed: calls pass."""
-        self._clock = clock
+    def __init__(
+        self,
+        check: Callable[[], None] = _is_there,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start closed: calls pass.
+
+        Args:
+            check: raises `StoreUnavailable` where there is no store to call.
+            clock: in seconds.
+        """
+        self._check, self._clock = check, clock
         self._failure: StoreUnavailable | None = None
         self._until_s = 0.0
 
@@ -290,12 +303,20 @@ class Breaker:
         if self._failure is not None and self._clock() < self._until_s:
             raise StoreUnavailable(self._failure.address, self._failure.detail)
         try:
-            answer = work()
+            answer = self._checked(work)
         except StoreUnavailable as error:
             self._failure, self._until_s = error, self._clock() + DOWN_FOR_S
             raise
         self._failure = None
         return answer
+
+    def _checked(self, work: Callable[[], T]) -> T:
+        self._check()
+        try:
+            return work()
+        except Exception:
+            self._check()  # the store may have gone meanwhile, which is then what went wrong
+            raise
 
 
 def _do_all(work: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -318,6 +339,7 @@ class LocalParts:
         models: Models,
         limits: Limits,
         on_batch: Callable[[str, int, int], None] = _ignore,
+        check: Callable[[], None] = _is_there,
     ) -> None:
         """Search `store` with `models`.
 
@@ -327,9 +349,10 @@ class LocalParts:
             limits: of photos, and of how many may wait.
             on_batch: told of each batch its part ("text", "search", "rerank", "photo"), its size,
                 and how many calls wait for the next one.
+            check: as for `Breaker`.
         """
         self._store, self._models, self._limits = store, models, limits
-        self._breaker = Breaker()
+        self._breaker = Breaker(check)
         text, searcher = TextEncoder(models), Searcher(store)
 
         def search(calls: Sequence[Wanted]) -> list[tuple[Retrieved, ...]]:

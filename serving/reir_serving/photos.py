@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -16,7 +17,7 @@ import numpy as np
 
 from reir.boxes import pairwise_iou
 from reir.clock import Clock
-from reir.errors import ImageError, ImageFailure, QueryError
+from reir.errors import ImageError, ImageFailure, QueryError, StoreFull
 from reir.images import canonical_uri, content_hash, decode, image_id, path_of_uri, read_bytes
 from reir.localise import PixelLocaliser
 from reir.models.seams import InstanceEncoder
@@ -30,6 +31,9 @@ from reir_serving.access import TENANT
 from reir_serving.backend import Box, GalleryImage, Localisation
 
 MAX_NAME_BYTES = 120
+ATTEMPTS = 100
+"""To make a file in a folder that others take away as soon as it is empty."""
+
 _BUCKETS = ("s3://", "gs://")
 
 
@@ -173,9 +177,26 @@ class Photos:
             data: the encoded photo.
             name: file name, for people.
             attributes: filterable.
+
+        Raises:
+            OSError, StoreFull: it cannot be written; nothing of it stays.
         """
+        path = self._place(place[0], data, name, attributes)
+        was_there = path.exists()
+        try:
+            _write(path, data)
+            return self._note(place, path, seen, data, attributes)
+        except (OSError, StoreFull):
+            if not was_there:
+                _discard(path)
+            raise
+
+    def _note(
+        self, place: tuple[str, str], path: Path, seen: Seen, data: bytes, attributes: Attributes
+    ) -> ImageRecord:
+        """Write a photo's instances and its ledger row."""
         gallery, version = place
-        uri = canonical_uri(self._keep(gallery, data, name, attributes))
+        uri = canonical_uri(path)
         record = ImageRecord(
             image_id=image_id(uri),
             uri=uri,
@@ -223,20 +244,47 @@ class Photos:
         for name in (*others, version):
             gone = remove_images(self.store, gallery, name, [image_id])
         if record.uri.startswith(canonical_uri(self.uploads / gallery) + "/"):
-            path_of_uri(record.uri).unlink(missing_ok=True)
+            _discard(path_of_uri(record.uri))
         return gone > 0
 
-    def _keep(self, gallery: str, data: bytes, name: str, attributes: Attributes) -> Path:
-        """Write the bytes under a name that tells nothing of this machine; whole or not at all."""
+    def _place(self, gallery: str, data: bytes, name: str, attributes: Attributes) -> Path:
+        """Return where a photo is kept: under a name that tells nothing of this machine."""
         shown = quote(Path(name).name, safe=" ()-,")[-MAX_NAME_BYTES:].lstrip(".%") or "photo"
         of_tenant = str(attributes.get(TENANT, "")).encode()
         folder = content_hash(data) if not of_tenant else content_hash(of_tenant + b"/" + data)
-        path = self.uploads / check_name("gallery", gallery) / folder[:16] / shown
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        return self.uploads / check_name("gallery", gallery) / folder[:16] / shown
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    descriptor, temporary = _temporary_file(path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        os.replace(file.name, path)
-        return path
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _discard(path: Path) -> None:
+    """Delete an uploaded photo, and the folders of photo and gallery where they are empty then."""
+    path.unlink(missing_ok=True)
+    for folder in (path.parent, path.parent.parent):
+        with suppress(OSError):  # not empty, or never made
+            folder.rmdir()
+
+
+def _temporary_file(folder: Path) -> tuple[int, str]:
+    """Open a new file in a folder that is made, and that `_discard` may take away meanwhile."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkstemp(dir=folder)
+        except (FileNotFoundError, FileExistsError):  # it was there, and is gone
+            if not left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _read_object(uri: str, max_bytes: int) -> bytes:

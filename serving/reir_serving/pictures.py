@@ -25,6 +25,9 @@ from reir_serving.backend import Box
 JPEG = "image/jpeg"
 JPEG_QUALITY = 85
 SENT_AS_THEY_ARE = {"JPEG": JPEG, "PNG": "image/png", "WebP": "image/webp", "GIF": "image/gif"}
+JPEG_SIDE_PX = 65_500
+"""The longest side that Pillow's JPEG library writes."""
+
 CACHE_BYTES = 64 * 2**20
 
 
@@ -41,7 +44,7 @@ class View:
     """How a photo is to be shown.
 
     Attributes:
-        width_px: at most; None for all that it has.
+        width_px: at most; None for all that it has, as far as a JPEG can hold it.
         boxes: to draw, the first on top; xyxy in [0, 1].
         labels: one a box.
     """
@@ -89,14 +92,21 @@ def render(data: bytes, record: ImageRecord, view: View, max_pixels: int) -> Pic
         longer = max(1.0, record.height_px / record.width_px)
         at_least_px = math.ceil(view.width_px * longer)
     photo = Image.fromarray(decode(data, max_pixels=max_pixels, at_least_px=at_least_px).pixels)
-    if view.width_px and photo.width > view.width_px:
-        height = max(1, round(photo.height * view.width_px / photo.width))
-        photo = photo.resize((view.width_px, height), Image.Resampling.LANCZOS)
+    photo = _fitted(photo, view.width_px or photo.width)
     if view.boxes:
         photo = draw_boxes(photo, view.boxes, view.labels)
     out = io.BytesIO()
     photo.save(out, "JPEG", quality=JPEG_QUALITY)
     return Picture(out.getvalue(), JPEG)
+
+
+def _fitted(photo: Image.Image, width_px: int) -> Image.Image:
+    """Return a photo at most so wide, and on no side longer than a JPEG can be."""
+    scale = min(1.0, width_px / photo.width, JPEG_SIDE_PX / max(photo.size))
+    if scale == 1:
+        return photo
+    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+    return photo.resize(size, Image.Resampling.LANCZOS)
 
 
 class PictureCache:

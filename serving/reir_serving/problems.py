@@ -6,6 +6,7 @@ address of the store, names of other galleries, a traceback) goes to the log.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from reir.errors import (
     ReirError,
     SchemaMismatch,
     StoreError,
+    StoreFull,
 )
 from reir_serving.backend import Overloaded
 from reir_serving.notes import notes_of
@@ -36,6 +38,7 @@ from reir_serving.notes import notes_of
 MEDIA_TYPE = "application/problem+json"
 JSON, FORM = "application/json", "multipart/form-data"
 RETRY_STORE_S = 2.0
+RETRY_KEYS_S = 10.0
 MAX_ERRORS = 20
 
 _SHOWN_CHARS, _SHOWN_VALUE = 200, 80
@@ -70,7 +73,9 @@ INTERNAL = Kind("internal", 500, "Internal error")
 OVERLOADED = Kind("overloaded", 503, "Too many requests wait")
 STORE_UNAVAILABLE = Kind("store-unavailable", 503, "The store cannot be reached")
 UNREACHABLE = Kind("image-unreachable", 503, "The photo cannot be read just now")
+KEYS_UNUSABLE = Kind("keys-unusable", 503, "API keys cannot be checked")
 NOT_READY = Kind("not-ready", 503, "Not ready")
+FULL = Kind("storage-full", 507, "No space is left")
 TIMED_OUT = Kind("timed-out", 503, "The answer took too long")
 
 _OF_STATUS = {
@@ -137,6 +142,8 @@ def of_http(error: HTTPException, request: Request) -> Refused:
     """Return what the framework refused (404, 405, a body that cannot be parsed) as ours."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error.__cause__, OSError) and is_full(error.__cause__):
+        return full()  # the framework could not keep the body of the request
     status = HTTPStatus(error.status_code)
     kind = _OF_STATUS.get(status) or Kind("http-error", status.value, status.phrase)
     said = str(error.detail)
@@ -199,6 +206,9 @@ def of_platform(error: ReirError) -> Refused:
             return no_gallery("")
         case SchemaMismatch():
             return Refused(MISMATCH, str(error))
+        case StoreFull():
+            logger.error("%s", error)
+            return full()
     logger.error("%s: %s", type(error).__name__, error)
     if isinstance(error, StoreError):
         said = "the store cannot be reached just now; try again later"
@@ -207,6 +217,17 @@ def of_platform(error: ReirError) -> Refused:
         said = "the checkpoint of this gallery cannot be loaded; its operator has to look"
         return Refused(NOT_READY, said, retry_after_s=60.0)
     return Refused(INTERNAL, f"it is logged under {error.__class__.__name__}")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no room for a file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full() -> Refused:
+    """Return the answer to a photo that there is no room for."""
+    said = "no space is left on a disk of this server; nothing was kept, its operator has to look"
+    return Refused(FULL, said)
 
 
 def no_gallery(name: str) -> Refused:

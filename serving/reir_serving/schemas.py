@@ -1,26 +1,70 @@
 """Requests and answers of the HTTP interface, version 1: what the page and `reir.Client` rely on.
 
-Boxes are xyxy in [0, 1] of the upright photo. Unknown fields of a request are refused.
+Boxes are xyxy in [0, 1] of the upright photo. Unknown fields of a request are refused, and so is a
+value of another type: `0` is no boolean. What a field may hold is what the library takes, by the
+library's own limits. Strings with a grammar of their own have a `format` that names it.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-MAX_EXPRESSION, MAX_FILTER, MAX_K, MAX_TERMS, MAX_BATCH = 2000, 8192, 1000, 16, 100
+from reir.query import MAX_K, MAX_TERMS, MAX_WEIGHT
+from reir.store.filters import MAX_LENGTH as MAX_FILTER
+from reir.text import DEFAULT_MAX_CHARS as MAX_EXPRESSION
+
+MAX_BATCH, MAX_CURSOR = 100, 2048
+MAX_ALSO = MAX_TERMS - 1
+"""Terms beside the first one."""
+
+
+def _whole(value: object) -> object:
+    """Return 5.0 as 5: JSON knows one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Box = tuple[float, float, float, float]
 Side = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
-GalleryName = Annotated[str, Field(min_length=1, max_length=255)]
+Weight = Annotated[
+    float,
+    Field(
+        ge=-MAX_WEIGHT,
+        le=MAX_WEIGHT,
+        allow_inf_nan=False,
+        description="Not 0.",
+        json_schema_extra={"anyOf": [{"exclusiveMinimum": 0}, {"exclusiveMaximum": 0}]},
+    ),
+]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_K)]
+GalleryName = Annotated[
+    str, Field(min_length=1, max_length=255, json_schema_extra={"format": "gallery"})
+]
+Expression = Annotated[
+    str, Field(max_length=MAX_EXPRESSION, json_schema_extra={"format": "expression"})
+]
+Where = Annotated[str, Field(max_length=MAX_FILTER, json_schema_extra={"format": "filter"})]
+InstanceId = Annotated[str, Field(max_length=255, json_schema_extra={"format": "instance-id"})]
 Scalar = str | int | float | bool | None
+
+_ONE_OF_BOTH: dict[str, Any] = {
+    "oneOf": [
+        {
+            "properties": {one: {"type": "string"}, other: {"type": "null"}},
+            "required": [one],
+        }
+        for one, other in (("expression", "instance_id"), ("instance_id", "expression"))
+    ]
+}
+_ALONE: dict[str, Any] = {"properties": {"also": {"maxItems": 0}}}
+_ANY_PRESENCE: dict[str, Any] = {"properties": {"min_presence": {"maximum": 0}}}
 
 
 class Request(BaseModel):
     """Of every request."""
 
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Answer(BaseModel):
@@ -35,8 +79,10 @@ class TermIn(Request):
     A negative weight says "not this".
     """
 
-    expression: str | None = Field(None, max_length=MAX_EXPRESSION)
-    instance_id: str | None = Field(None, max_length=255)
+    model_config = ConfigDict(json_schema_extra=_ONE_OF_BOTH)
+
+    expression: Expression | None = None
+    instance_id: InstanceId | None = None
     weight: Weight = 1.0
 
     @model_validator(mode="after")
@@ -49,43 +95,56 @@ class TermIn(Request):
 class Options(Request):
     """What every kind of search can be told."""
 
-    k: int = Field(10, ge=1, le=MAX_K, description="Most hits; a server may default to others.")
-    per_image: int = Field(1, ge=1, le=MAX_K, description="Most hits of one photo.")
-    where: str | None = Field(
+    k: Count = Field(10, description="Most hits; a server may default to others.")
+    per_image: Count = Field(1, description="Most hits of one photo.")
+    where: Where | None = Field(
         None,
-        max_length=MAX_FILTER,
         description="Filter over fields of the instance and attributes of its photo.",
         examples=['area > 0.05 and cx < 0.5 and attr.camera == "X100"'],
     )
     group_by: Literal["image"] | None = Field(None, description="Also give the hits by photo.")
-    min_presence: Side = Field(0.0, description="Leave out hits below this probability.")
-    rerank: bool = Field(True, description="Let the relation re-ranker order the best photos.")
+    min_presence: Side = Field(
+        0.0, description="Leave out hits below this probability; of a single expression only."
+    )
+    rerank: bool = Field(
+        False,
+        description="Let the relation re-ranker order the best photos; a server may default to it.",
+    )
     localize: bool = Field(False, description="Refine the first boxes on their pixels.")
     explain: bool = Field(False, description="Say of every hit why it stands there.")
     budget_ms: float | None = Field(
         None, gt=0, le=60_000, description="Stages that would end later are left out."
     )
-    cursor: str = Field("", max_length=2048, description="Of the page before.")
+    cursor: str = Field(
+        "",
+        max_length=MAX_CURSOR,
+        description="Of the page before.",
+        json_schema_extra={"format": "cursor"},
+    )
 
 
 class SearchRequest(Options):
     """`POST /v1/search`."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_ALONE, _ANY_PRESENCE]})
+
     gallery: GalleryName
-    expression: str = Field(
-        max_length=MAX_EXPRESSION,
-        description="Describes one object.",
-        examples=["the red mug left of the laptop"],
+    expression: Expression = Field(
+        description="Describes one object.", examples=["the red mug left of the laptop"]
     )
-    also: list[TermIn] = Field(default_factory=list, max_length=MAX_TERMS)
+    also: list[TermIn] = Field(default_factory=list, max_length=MAX_ALSO)
 
 
 class BatchRequest(Options):
     """`POST /v1/search/batch`: one answer an expression, in the order given."""
 
     gallery: GalleryName
-    expressions: list[Annotated[str, Field(max_length=MAX_EXPRESSION)]] = Field(
-        min_length=1, max_length=MAX_BATCH
+    expressions: list[Expression] = Field(min_length=1, max_length=MAX_BATCH)
+    cursor: str = Field(
+        "",
+        max_length=MAX_CURSOR,
+        description="Belongs to one expression: must be empty here.",
+        json_schema_extra={"maxLength": 0},
     )
 
 
@@ -97,10 +156,19 @@ class SimilarRequest(Options):
     """
 
     gallery: GalleryName
-    instance_id: str | None = Field(None, max_length=255)
+    instance_id: InstanceId | None = None
     box: tuple[Side, Side, Side, Side] | None = None
-    expression: str | None = Field(None, max_length=MAX_EXPRESSION)
-    also: list[TermIn] = Field(default_factory=list, max_length=MAX_TERMS)
+    expression: Expression | None = None
+    also: list[TermIn] = Field(
+        default_factory=list,
+        max_length=MAX_ALSO,
+        description=f"With `expression`, at most {MAX_ALSO - 1}.",
+    )
+    min_presence: Side = Field(
+        0.0,
+        description="Of a single expression only: must be 0 here.",
+        json_schema_extra={"maximum": 0},
+    )
 
 
 class MaskOut(Answer):
@@ -135,7 +203,11 @@ class EvidenceOut(Answer):
 
 
 class HitOut(Answer):
-    """One instance found."""
+    """One instance found.
+
+    Attributes:
+        uri: of the photo; for a key with a tenant, here and elsewhere, the name of the file alone.
+    """
 
     instance_id: str
     image_id: str
@@ -166,6 +238,7 @@ class SearchAnswer(Answer):
     """Hits, best first.
 
     Attributes:
+        english: False where the expression seems to be in another language, which no model knows.
         found: False where `presence` is below the checkpoint's threshold: it is not there.
         equally_good: so many first hits cannot be told apart.
         degraded: stages left out.
@@ -176,6 +249,7 @@ class SearchAnswer(Answer):
     version: str
     checkpoint: str
     expression: str
+    english: bool
     hits: list[HitOut]
     images: list[ImageHits] | None = None
     presence: float | None
@@ -216,15 +290,19 @@ class LocalizeAnswer(Answer):
 
 
 class VersionOut(Answer):
-    """One version of a gallery."""
+    """One version of a gallery.
+
+    Attributes:
+        num_images, num_failed, num_instances: null for a key with a tenant: they count all photos.
+    """
 
     name: str
     checkpoint: str
     dim: int
     live: bool
-    num_images: int
-    num_failed: int
-    num_instances: int
+    num_images: int | None
+    num_failed: int | None
+    num_instances: int | None
 
 
 class GalleryOut(Answer):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images import DEFAULT_MAX_BYTES
+from reir.models.nano_encoder import cpu_path
 from reir.models.seams import EncodedExpression
 from reir.presence import Calibration
 from reir.query import Query, Term
@@ -45,6 +47,7 @@ from reir_serving.backend import (
 from reir_serving.config import ServeConfig
 from reir_serving.parts import CANARY, Breaker, Model, Parts, Wanted
 from reir_serving.photos import Photos
+from reir_serving.store_folder import folder_check
 
 ASKED = Query(terms=(Term(expression=CANARY),), k=1)
 """What is asked of a gallery to see that it can answer."""
@@ -52,6 +55,9 @@ ASKED = Query(terms=(Term(expression=CANARY),), k=1)
 WARM_UP_ROUNDS = 8
 """Enough for the codes of some 80,000 rows: the embedded store's reader makes a part of them at
 each search (`reir.store.codes`)."""
+
+SLICE_QUERIES = 4
+"""Queries of one request that are answered together, before others get their turn."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -124,17 +130,35 @@ class Service:
         self.live = config.live
         self._config, self._store, self._parts = config, store, parts
         self._photos = Photos(store, uploads, DEFAULT_MAX_BYTES)
-        self._breaker = Breaker()
+        self._breaker = Breaker(folder_check(config.store))
         self._opened: dict[str, GalleryStages] = {}
         self._costs = Costs()
 
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
-        """Answer queries to one gallery, in the order given."""
-        budget_ms = self.live.budget_ms
-        asked = [
-            query if query.budget_ms is not None else replace(query, budget_ms=budget_ms)
-            for query in queries
-        ]
+        """Answer queries to one gallery, in the order given.
+
+        Many are answered a slice at a time, so that other requests get their turn in between; the
+        budget of each is that of the whole request.
+        """
+        started_s = time.monotonic()
+        answers: list[SearchResult] = []
+        for first in range(0, len(queries), SLICE_QUERIES):
+            gone_ms = 1e3 * (time.monotonic() - started_s)
+            asked = [
+                self._within_budget(each, gone_ms)
+                for each in queries[first : first + SLICE_QUERIES]
+            ]
+            answers += await self._answered(gallery, asked)
+        return answers
+
+    def _within_budget(self, query: Query, gone_ms: float) -> Query:
+        """Return a query with what is left of its budget, or of that of queries without one."""
+        budget_ms = self.live.budget_ms if query.budget_ms is None else query.budget_ms
+        left_ms = None if budget_ms is None else max(0.0, budget_ms - gone_ms)
+        return replace(query, budget_ms=left_ms)
+
+    async def _answered(self, gallery: str, asked: Sequence[Query]) -> list[SearchResult]:
+        """Answer queries together."""
         stages = await self._stages(gallery)
         try:
             return await answer(asked, stages)
@@ -205,6 +229,7 @@ class Service:
         """What the page shows of this server."""
         models = [stages.model for stages in self._opened.values()]
         return {
+            "cpu_path": cpu_path(),
             "checkpoints": sorted({model.digest for model in models}),
             "reranks": any(model.reranks for model in models),
             "masks": any(model.masks for model in models),

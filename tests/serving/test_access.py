@@ -17,8 +17,9 @@ from reir_serving import keys as keys_module
 from reir_serving.access import Caller, check_bind
 from reir_serving.backend import Readiness
 from reir_serving.config import Limits
-from reir_serving.keys import KeyRing, new_key, revoke_key
+from reir_serving.keys import TRUSTED_S, KeyRing, KeysUnusable, new_key, revoke_key
 from reir_serving.limits import RateLimit
+from reir_serving.schemas import GalleryOut
 
 ASKED = {"gallery": "photos", "expression": "the red box"}
 
@@ -59,7 +60,7 @@ def test_readiness_names_nothing_to_everyone(
     monkeypatch.setattr(backend, "readiness", readiness)
     assert client_of().get("/readyz").json()["checks"]["gallery b"].endswith("away")
     told = client_of(keys_file=key_file).get("/readyz").json()
-    assert told["checks"] == {"store": "ok", "gallery": "failing"}
+    assert told["checks"] == {"store": "ok", "gallery": "failing", "keys": "ok"}
     assert "10.1.2.3" not in str(told)
 
 
@@ -119,6 +120,36 @@ def test_a_tenant_sees_its_own_photos_only(
     assert kept["attributes"]["tenant"] == "acme"
 
 
+def test_a_tenant_learns_neither_places_nor_counts(
+    client_of: Any, key_file: Path, backend: Any, magenta_box: bytes
+) -> None:
+    acme = bearer(new_key(key_file, read=(), write=("photos",), tenant="acme"))
+    everyone = bearer(new_key(key_file, read=("*",), write=()))
+    client = client_of(keys_file=key_file)
+    files = {"image": ("m.png", magenta_box, "image/png")}
+    added = client.post("/v1/galleries/photos/images", files=files, headers=acme)
+    row = added.headers["location"]
+    found = client.post("/v1/search", json=ASKED | {"group_by": "image"}, headers=acme)
+    about = [
+        client.get(place, headers=acme) for place in ("/v1/galleries", "/v1/galleries/photos", row)
+    ]
+    hits = found.json()["hits"]
+    assert {hit["uri"] for hit in hits} == {"green.png", "m.png"}
+    for answer in (added, found, *about):
+        assert "file:" not in answer.text
+        assert str(backend._photos.uploads.parent) not in answer.text
+    (version,) = about[1].json()["versions"]
+    counts = ("num_images", "num_failed", "num_instances")
+    assert [version[name] for name in counts] == [None] * 3
+    GalleryOut.model_validate_json(about[1].content)
+    own = client.get(row, headers=everyone).json()["uri"]
+    for where in (f'uri == "{own}"', 'not (uri startswith "file:///srv")'):
+        asked = ASKED | {"where": where}
+        assert client.post("/v1/search", json=asked, headers=everyone).status_code == 200
+        refused = client.post("/v1/search", json=asked, headers=acme)
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "filter")
+
+
 def test_a_tenants_filter_cannot_be_closed() -> None:
     caller = Caller(key_id="a", tenant="acme", read=("*",))
     assert caller.narrowed(None) == 'attr.tenant == "acme"'
@@ -149,17 +180,61 @@ def test_a_revoked_key_is_refused_while_the_server_runs(
         revoke_key(key_file, key.split("_")[1])
 
 
-def test_a_broken_file_keeps_the_keys_that_were(
-    key_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("broken", ["keys: [{id: 1}]", "keys: [", "\0", None])
+def test_a_broken_file_keeps_its_keys_for_a_while_only(
+    key_file: Path, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
-    monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)
+    now_s = 0.0
     key = new_key(key_file, read=("*",), write=())
-    ring = KeyRing(key_file)
-    key_file.write_text("keys: [{id: 1}]")
+    whole = key_file.read_text()
+    ring = KeyRing(key_file, lambda: now_s)
+    if broken is None:
+        key_file.unlink()
+    else:
+        key_file.write_text(broken)
+    now_s = 2.0
     assert ring.caller(key) is not None
-    assert "the keys stay as they were" in caplog.text
+    assert ring.problem()
+    assert "the keys stay as they were for 60 s" in caplog.text
+    now_s += TRUSTED_S - 0.1
+    assert ring.caller(key) is not None
+    assert not ring.is_expired
+    now_s += 2.0
+    for _ in range(2):
+        with pytest.raises(KeysUnusable):
+            ring.caller(key)
+        now_s += 2.0
+    assert caplog.text.count("no key counts until") == 1
     with pytest.raises(ConfigError):
         KeyRing(key_file)
+    key_file.write_text(whole)
+    now_s += 2.0
+    assert ring.caller(key) is not None
+    assert (ring.problem(), ring.is_expired) == ("", False)
+
+
+def test_a_file_that_stays_broken_lets_nobody_in(
+    client_of: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr(keys_module, "TRUSTED_S", 0.0)
+    key = new_key(key_file, read=("*",), write=())
+    client = client_of(keys_file=key_file)
+    assert client.get("/readyz").json()["checks"]["keys"] == "ok"
+    whole = key_file.read_text()
+    key_file.write_text("keys: [")
+    answer = client.get("/v1/galleries", headers=bearer(key))
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "/problems/keys-unusable"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "keys.yaml" not in answer.text
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["checks"]["keys"]) == (503, "failing")
+    assert client.get("/v1/about", headers=bearer(key)).json()["writes"] is False
+    key_file.write_text(whole)
+    assert client.get("/v1/galleries", headers=bearer(key)).status_code == 200
+    assert client.get("/readyz").status_code == 200
 
 
 def test_names_of_galleries_and_tenants_are_checked(key_file: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reir.models.nano_encoder import cpu_path
 from reir_serving.config import LiveSettings
 from reir_serving.schemas import (
     BatchAnswer,
@@ -43,6 +44,11 @@ def test_a_search_finds_the_instance(client: TestClient) -> None:
     assert answer["images"] is None
 
 
+def test_an_answer_says_when_the_words_are_not_english(client: TestClient) -> None:
+    assert search(client)["english"] is True
+    assert search(client, "die rote Kiste neben der blauen")["english"] is False
+
+
 def test_hits_are_grouped_by_photo_on_request(client: TestClient) -> None:
     answer = search(client, per_image=3, group_by="image")
     groups = {each["image_id"]: len(each["hits"]) for each in answer["images"]}
@@ -57,7 +63,7 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
     search(
         client,
         also=also,
-        rerank=False,
+        rerank=True,
         localize=True,
         explain=True,
         budget_ms=5000,
@@ -69,7 +75,7 @@ def test_options_reach_the_backend(client: TestClient, backend: Any) -> None:
         ("the blue box", "", -0.5),
         ("", like, 1.0),
     ]
-    assert (query.rerank, query.localise) == (False, True)
+    assert (query.rerank, query.localise) == (True, True)
     assert (query.explain, query.budget_ms, query.where) == (True, 5000, "area > 0.01")
 
 
@@ -79,6 +85,41 @@ def test_a_request_without_a_number_of_hits_gets_that_of_the_live_settings(
     backend.live = LiveSettings(k=1)
     assert len(search(client)["hits"]) == 1
     assert len(search(client, k=2)["hits"]) == 2
+
+
+def test_the_reranker_is_off_unless_the_request_or_the_live_settings_ask_for_it(
+    client: TestClient, backend: Any
+) -> None:
+    backend.asked.clear()
+    search(client)
+    search(client, rerank=True)
+    backend.live = LiveSettings(rerank=True)
+    search(client)
+    search(client, rerank=False)
+    assert [query.rerank for query in backend.asked] == [False, True, True, False]
+
+
+def test_a_request_that_asks_for_too_much_is_told_the_limit(client_of: Any) -> None:
+    client = client_of()
+    asked = {"gallery": "photos", "expressions": ["the red box"] * 11, "k": 1000}
+    refused = client.post("/v1/search/batch", json=asked)
+    assert refused.status_code == 422
+    (wrong,) = refused.json()["errors"]
+    assert wrong["field"] == "k"
+    assert "11 queries ask for 11000 hits" in wrong["detail"]
+    assert "10000" in wrong["detail"]
+    asked["expressions"] = ["the red box"] * 2
+    assert client.post("/v1/search/batch", json=asked).status_code == 200
+    refused = client.post("/v1/search/batch", json={**asked, "explain": True})
+    assert refused.status_code == 422
+    assert "2000 hits with explain, one request may for 1000" in refused.json()["detail"]
+
+
+def test_the_limit_of_hits_may_change_while_it_runs(client: TestClient, backend: Any) -> None:
+    asked = {"gallery": "photos", "expression": "the red box", "k": 6}
+    assert client.post("/v1/search", json=asked).status_code == 200
+    backend.live = LiveSettings(hits=5)
+    assert client.post("/v1/search", json=asked).status_code == 422
 
 
 def test_a_batch_is_answered_in_order(client: TestClient) -> None:
@@ -194,6 +235,7 @@ def test_health_readiness_and_about(client: TestClient, backend: Any) -> None:
     assert int(answer.headers["retry-after"]) >= 1
     about = client.get("/v1/about").json()
     assert (about["keys_required"], about["writes"]) == (False, True)
+    assert about["cpu_path"] == cpu_path()
 
 
 def test_metrics_count_requests_stages_and_problems(client: TestClient) -> None:

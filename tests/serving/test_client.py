@@ -160,7 +160,7 @@ def test_a_key_is_sent(
 
 
 class Moody(BaseHTTPRequestHandler):
-    """Answers 503, then 404 as a proxy without a server does, then 200.
+    """Answers 503 and when to come again, then 429 without, then 200.
 
     It closes the connection after each answer without saying so.
     """
@@ -171,7 +171,7 @@ class Moody(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         type(self).asked += 1
         body = b'{"galleries": []}'
-        status = {1: 503, 2: 404}.get(type(self).asked, 200)
+        status = {1: 503, 2: 429}.get(type(self).asked, 200)
         self.send_response(status)
         if status == 503:
             self.send_header("Retry-After", "3")

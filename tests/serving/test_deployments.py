@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -133,7 +136,48 @@ def eventually(check: Any, within_s: float = 15.0) -> None:
         time.sleep(0.2)
 
 
-def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path) -> None:
+@contextmanager
+def asking_on_while(url: str) -> Iterator[list[str]]:
+    """Have clients ask from before the block until they are refused; yields what was cut."""
+    cut, asked = list[str](), threading.Barrier(len(TEXTS) + 1)
+
+    def client(text: str) -> None:
+        line = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        body = json.dumps({"gallery": "g", "expression": text, "k": 3})
+        for number in itertools.count():
+            try:
+                line.connect() if line.sock is None else None
+            except OSError:
+                return
+            try:
+                line.request("POST", "/v1/search", body, {"Content-Type": "application/json"})
+                answer = line.getresponse()
+                whole = json.loads(answer.read())
+                cut.extend([] if answer.status == 200 else [str(whole)])
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                cut.append(repr(error))
+                line.close()
+            if number == 0:
+                asked.wait()
+
+    threads = [threading.Thread(target=client, args=(text,)) for text in TEXTS]
+    for thread in threads:
+        thread.start()
+    asked.wait()
+    yield cut
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary directory for the server alone; paths of sockets below it must be short."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as name:
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path, temporary: Path) -> None:
     make_gallery(tmp_path)
     settings: dict[str, Any] = {
         "store": str(tmp_path / "store"),
@@ -171,7 +215,13 @@ def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path) -> None:
         assert replicas(process.pid) == running  # no restart for it
 
         assert "reir_serve_part_batch" in get(url, "/metrics")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(40) == 0
+        with asking_on_while(url) as cut:
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        assert process.wait(60) == 0
+    assert cut == []
+    assert list(temporary.iterdir()) == []
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert "Task " not in said
     with pytest.raises(OSError, match="refused"):
         get(url, "/healthz")

@@ -63,7 +63,15 @@ def refused(answer: Any, status: int) -> dict[str, Any]:
         ({"group_by": "gallery"}, "group_by"),
         ({"also": [{"weight": 1}]}, "also.0"),
         ({"also": [{"expression": "x", "weight": 99}]}, "also.0.weight"),
-        ({"also": [{"expression": "x"}] * 17}, "also"),
+        ({"also": [{"expression": "x"}] * 16}, "also"),
+        ({"expression": "x" * 513}, "expression"),
+        ({"explain": 0}, "explain"),
+        ({"rerank": "yes"}, "rerank"),
+        ({"k": True}, "k"),
+        ({"k": "5"}, "k"),
+        ({"k": 1.5}, "k"),
+        ({"min_presence": False}, "min_presence"),
+        ({"also": [{"expression": "x", "weight": "1"}]}, "also.0.weight"),
         ({"cursor": "x" * 3000}, "cursor"),
         ({"surprise": 1}, "surprise"),
     ],
@@ -115,12 +123,29 @@ def test_a_body_that_is_no_request_is_refused(client: TestClient, body: bytes) -
 
 def test_what_is_not_there_is_a_problem_too(client: TestClient) -> None:
     assert "/nowhere" in refused(client.get("/nowhere"), 404)["detail"]
-    wrong = client.get("/v1/search")
-    refused(wrong, 405)
-    assert wrong.headers["allow"] == "POST"
     refused(client.post("/v1/search", content=b"x", headers={"Content-Type": "text/xml"}), 415)
     refused(client.post("/v1/search/similar", content=b"x"), 415)
     refused(client.post("/v1/search", json=ASKED | {"gallery": "none"}), 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/search", "POST"),
+        ("/v1/galleries", "GET"),
+        ("/v1/galleries/photos/images", "POST"),
+        ("/v1/galleries/photos/images/x", "DELETE, GET"),
+        ("/v1/images/x", "GET"),
+        ("/", "GET"),
+    ],
+)
+@pytest.mark.parametrize("method", ["OPTIONS", "PUT", "TRACE"])
+def test_a_method_that_is_not_served_is_told_which_are(
+    client: TestClient, path: str, methods: str, method: str
+) -> None:
+    wrong = client.request(method, path)
+    refused(wrong, 405)
+    assert wrong.headers["allow"] == methods
 
 
 @pytest.mark.parametrize(

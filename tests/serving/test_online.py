@@ -14,6 +14,7 @@ from reir.client import Client
 from reir.store import InstanceStore, open_store
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
+from reir_serving import photos as photos_module
 from reir_serving.access import TENANT
 from reir_serving.config import ServeConfig
 from reir_serving.parts import Loaded, LocalParts, Models
@@ -137,6 +138,41 @@ def test_a_tenant_does_not_replace_anothers_photo(photos: Photos, pair: bytes) -
     assert photos.delete("g", "v1", one.image_id)
     assert photos.read("g", "v1", one.image_id) is None
     assert photos.read("g", "v1", two.image_id) == pair
+
+
+def test_a_deleted_upload_leaves_no_folder(photos: Photos, pair: bytes, green_box: bytes) -> None:
+    first, second = (
+        photos.add(("g", "v1"), seen(photos, data), data, "a.png", {}) for data in (pair, green_box)
+    )
+    assert len(list(photos.uploads.glob("*/*"))) == 2
+    photos.delete("g", "v1", first.image_id)
+    assert [path.name for path in photos.uploads.rglob("*.png")] == ["a.png"]
+    assert len(list(photos.uploads.glob("*/*"))) == 1
+    photos.delete("g", "v1", second.image_id)
+    assert list(photos.uploads.iterdir()) == []
+    again = photos.add(("g", "v1"), seen(photos, pair), pair, "a.png", {})
+    assert photos.read("g", "v1", again.image_id) == pair
+
+
+def test_photos_are_added_while_others_go_from_the_same_folder(photos: Photos, pair: bytes) -> None:
+    look, errors = seen(photos, pair), list[Exception]()
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(50):
+                path = photos._place("g", pair, "a.png", {})
+                photos_module._write(path, pair)
+                photos_module._discard(path)
+        except Exception as error:  # noqa: BLE001, told by the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert photos.add(("g", "v1"), look, pair, "a.png", {}).status == "indexed"
 
 
 @pytest.mark.parametrize(

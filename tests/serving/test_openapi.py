@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from reir.query import MAX_TERMS
+from reir.text import DEFAULT_MAX_CHARS
 from reir_serving.app import create_app
 from reir_serving.config import ServeConfig
+from reir_serving.keys import new_key
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -82,6 +86,28 @@ def test_the_document_has_examples_problems_and_keys(client: TestClient) -> None
     assert {"bearer": []} in search["security"]
     similar = document["paths"]["/v1/search/similar"]["post"]["requestBody"]["content"]
     assert set(similar) == {"application/json", "multipart/form-data"}
+
+
+def test_the_limits_of_the_document_are_those_of_the_library(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    asked = schemas["SearchRequest"]["properties"]
+    assert asked["expression"]["maxLength"] == DEFAULT_MAX_CHARS
+    assert asked["also"]["maxItems"] == MAX_TERMS - 1
+    assert f'maxlength="{DEFAULT_MAX_CHARS}"' in client.get("/").text
+    also = [{"expression": "blue"}] * (MAX_TERMS - 1)
+    text = "x" * DEFAULT_MAX_CHARS
+    full = {"gallery": "photos", "expression": text, "also": also, "k": 5.0}
+    assert client.post("/v1/search", json=full).status_code == 200
+    for more in ({"expression": text + "x"}, {"also": [*also, also[0]]}):
+        (wrong,) = client.post("/v1/search", json=full | more).json()["errors"]
+        assert wrong["kind"] in ("string_too_long", "too_long")  # refused by the schema itself
+
+
+def test_the_document_says_whether_a_key_is_needed(client_of: Any, tmp_path: Path) -> None:
+    new_key(tmp_path / "keys.yaml", read=("*",), write=())
+    for keys, needed in ((None, False), (tmp_path / "keys.yaml", True)):
+        document = client_of(keys_file=keys).get("/openapi.json").json()
+        assert ({} in document["paths"]["/v1/search"]["post"]["security"]) is not needed
 
 
 def test_every_reference_of_the_document_is_there(client: TestClient) -> None:

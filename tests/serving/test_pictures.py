@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from reir.errors import ImageError, ImageFailure
 from reir.records import ImageRecord
 from reir_serving.pictures import Picture, PictureCache, View, etag, render
+
+register_heif_opener()  # so that the tests can write HEIC
 
 RECORD = ImageRecord(image_id="a", uri="file:///a", status="indexed", width_px=400, height_px=800)
 BOX = (0.25, 0.25, 0.75, 0.75)
@@ -37,7 +41,7 @@ def test_types_that_browsers_show_are_sent_as_they_are(form: str, kind: str) -> 
     assert render(data, RECORD, View(), 10**6) == Picture(data, kind)
 
 
-@pytest.mark.parametrize("form", ["TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize("form", ["TIFF", "BMP", "PPM", "HEIF"])
 def test_other_types_are_sent_as_jpeg(form: str) -> None:
     assert opened(render(encoded(form, (64, 48)), RECORD, View(), 10**6)).size == (64, 48)
 
@@ -48,6 +52,19 @@ def test_a_width_is_kept_and_never_enlarged(form: str, width: int) -> None:
     shown = opened(render(encoded(form), RECORD, View(width_px=width), 10**6))
     wanted = min(width, 400)
     assert shown.size == (wanted, 2 * wanted)
+
+
+@pytest.mark.parametrize(("form", "size"), [("PNG", (65_535, 3)), ("TIFF", (3, 65_535))])
+@pytest.mark.parametrize("boxes", [[BOX], []])
+def test_a_photo_longer_than_a_jpeg_can_be_is_shown_smaller(
+    form: str, size: tuple[int, int], boxes: list[tuple[float, float, float, float]]
+) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", size).save(out, form)
+    view = View(width_px=None if boxes else 70_000, boxes=boxes, labels=["1"] * len(boxes))
+    record = replace(RECORD, width_px=size[0], height_px=size[1])
+    shown = opened(render(out.getvalue(), record, view, 10**6))
+    assert sorted(shown.size) == [3, 65_500]
 
 
 def test_a_large_photo_is_refused_from_its_header() -> None:

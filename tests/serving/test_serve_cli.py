@@ -140,8 +140,13 @@ def test_each_server_has_files_and_ports_of_its_own(
 ) -> None:
     one, other = environment.settings(tmp_path / "one"), environment.settings(tmp_path / "other")
     own = [name for name, value in one.items() if str(tmp_path) in value or name.endswith("_PORT")]
+    own.append(environment.MARK)
     assert {"RAY_SERVE_HAPROXY_SOCKET_PATH", "PROMETHEUS_MULTIPROC_DIR"} <= set(own)
     assert all(one[name] != other[name] for name in own)
+    least, most = (f"RAY_SERVE_DIRECT_INGRESS_{each}_HTTP_PORT" for each in ("MIN", "MAX"))
+    assert int(one[most]) <= int(other[least]) or int(other[most]) <= int(one[least])
+    assert "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT" in own, "Serve's own proxy has a port of its own"
+    (tmp_path / "one").mkdir()
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     environment.apply(tmp_path / "one")
     assert os.environ["OMP_NUM_THREADS"] == "4", "what is set stays"

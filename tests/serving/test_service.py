@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from reir_serving.parts import (
     Models,
     TextEncoder,
 )
-from reir_serving.service import Service
+from reir_serving.service import SLICE_QUERIES, Service
 from reir_serving.testing import SCENES, SIZE_PX, draw, put
 
 T = TypeVar("T")
@@ -310,6 +310,56 @@ def test_a_store_that_comes_back_is_used_again(
     run(asyncio.sleep(0.1))
     assert first(search(service, "the green one")) == "green.png"
     assert run(service.readiness()).ready
+
+
+def test_a_lone_search_gets_its_turn_between_slices_of_a_batch(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    begun = list[int]()
+    config = ServeConfig(store="memory:")
+
+    def note(part: str, _size: int, _waiting: int) -> None:
+        if part == "search":
+            begun.append(len(begun))
+
+    parts = LocalParts(store, Models(lambda _: Loaded(FakeEncoder())), config.limits, note)
+    service = Service(config, store, parts, tmp_path / "uploads")
+
+    async def both() -> int:
+        await service.search("g", [ask("the red one")])  # opens it
+        begun.clear()
+        batch = asyncio.create_task(service.search("g", [ask("the blue one")] * 40))
+        while not begun:
+            await asyncio.sleep(0.001)
+        await service.search("g", [ask("the red one")])
+        after_lone = len(begun)
+        answers = await batch
+        assert len(answers) == 40
+        assert len(begun) >= 40 // SLICE_QUERIES
+        return after_lone
+
+    assert run(both()) < 40 // SLICE_QUERIES  # the batch was not at its end
+
+
+def test_the_budget_of_a_batch_is_that_of_the_request(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, budgets = make(), list[float | None]()
+    whole = service._answered
+
+    async def answered(gallery: str, asked: Sequence[Query]) -> list[SearchResult]:
+        budgets.append(asked[0].budget_ms)
+        await asyncio.sleep(0.01)
+        return await whole(gallery, asked)
+
+    monkeypatch.setattr(service, "_answered", answered)
+    run(service.search("g", [ask("the red one", budget_ms=15.0)] * (3 * SLICE_QUERIES)))
+    first, second, third = budgets
+    assert first is not None
+    assert second is not None
+    assert first <= 15.0
+    assert second <= 5.0  # 10 ms later
+    assert third == 0.0
 
 
 def test_a_store_that_is_away_is_asked_once_a_moment() -> None:

@@ -21,7 +21,7 @@ export function fillGalleries(galleries, wanted) {
 /** Show what the chosen gallery holds, and whether photos can be added to it. */
 export function showGallery(gallery) {
   const live = gallery?.versions.find((each) => each.live);
-  byId("holds").textContent = live ? [
+  byId("holds").textContent = live && live.num_images !== null ? [
     count(live.num_images - live.num_failed, "photo"), count(live.num_instances, "object"),
   ].join(", ") : "";
   byId("add").hidden = gallery?.writable !== true;

@@ -16,6 +16,8 @@ import { count, degraded, timings } from "./words.js";
 
 const TYPING_MS = 300;
 const SLOW_MS = 2000;
+const ENGLISH_ONLY = "This does not read like English, the only language that the model knows.";
+const EVEN = 0.5; // below this presence, it is likelier not there than there
 const TITLE = document.title;
 const NUM_BOXES = 5; // of a photo of the user's
 const NUM_EXAMPLES = 6;
@@ -164,8 +166,11 @@ function showVerdict(answer) {
 function summary(answer) {
   const number = count(shown.hits.length, "hit");
   const rest = answer.cursor ? ", more below" : "";
-  const found = answer.found || shown.hits.length === 0 ? number + rest : "Probably not there";
-  return `${found} \u00b7 ${timings(answer.timings_ms)}.`;
+  const isDoubtful = shown.hits.length > 0 && answer.presence !== null && answer.presence < EVEN;
+  const doubt = isDoubtful ? ", but it may well not be there" : "";
+  const found = answer.found || shown.hits.length === 0 ? number + rest + doubt : "Probably not there";
+  const known = answer.english === false ? `${ENGLISH_ONLY} ` : "";
+  return `${known}${found} \u00b7 ${timings(answer.timings_ms)}.`;
 }
 
 function dropFilters() {
@@ -203,6 +208,7 @@ async function start() {
     const asked = fromHash(location.hash);
     state = { ...asked, gallery: fillGalleries(galleries, asked.gallery) };
     showExamples(about.examples ?? []);
+    byId("release").textContent = `REIR ${about.release}, models compute in ${about.cpu_path} on the server.`;
     await run();
   } catch (error) {
     fail(error, start);

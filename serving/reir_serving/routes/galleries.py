@@ -14,19 +14,35 @@ from reir_serving.answers import gallery_answer, image_answer, json_answer
 from reir_serving.context import Asked, Context
 from reir_serving.forms import attributes_of
 from reir_serving.problems import no_gallery, no_image
-from reir_serving.schemas import GalleriesAnswer, GalleryOut, ImageAdded, ImageAnswer
+from reir_serving.schemas import (
+    GalleriesAnswer,
+    GalleryName,
+    GalleryOut,
+    ImageAdded,
+    ImageAnswer,
+)
 
 router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
 
-GalleryPath = Annotated[str, Path(max_length=255, examples=["photos"])]
-ImageId = Annotated[str, Path(max_length=128, examples=["0123456789abcdef0123"])]
+GalleryPath = Annotated[GalleryName, Path(examples=["photos"])]
+Photograph = Annotated[
+    UploadFile, File(description="The photo.", json_schema_extra={"format": "photo"})
+]
+ImageId = Annotated[
+    str,
+    Path(
+        max_length=128,
+        examples=["0123456789abcdef0123"],
+        json_schema_extra={"format": "image-id"},
+    ),
+]
 
 
 @router.get("", response_model=GalleriesAnswer)
 async def galleries(asked: Asked) -> Response:
     """List the galleries that the key may read."""
     found = [
-        gallery_answer(gallery, writable=asked.caller.may_write(gallery.name))
+        gallery_answer(gallery, asked.caller)
         for gallery in await asked.backend.galleries()
         if served(gallery.name, asked.caller, asked.site.config.galleries)
     ]
@@ -40,20 +56,21 @@ async def one_gallery(gallery: GalleryPath, asked: Asked) -> Response:
     found = [each for each in await asked.backend.galleries() if each.name == name]
     if not found:
         raise no_gallery(name)
-    return json_answer(gallery_answer(found[0], writable=asked.caller.may_write(name)))
+    return json_answer(gallery_answer(found[0], asked.caller))
 
 
 @router.post("/{gallery}/images", status_code=201, response_model=ImageAdded)
 async def add_image(
     gallery: GalleryPath,
     asked: Asked,
-    image: Annotated[UploadFile, File(description="The photo.")],
+    image: Photograph,
     attributes: Annotated[
         str,
         Form(
             description="JSON object; filters read it as `attr.NAME`.",
             max_length=MAX_ATTRIBUTES_BYTES,
             examples=['{"camera": "X100"}'],
+            json_schema_extra={"format": "attributes"},
         ),
     ] = "{}",
 ) -> Response:
@@ -67,7 +84,7 @@ async def add_image(
         {
             "gallery": gallery,
             "image_id": record.image_id,
-            "uri": record.uri,
+            "uri": asked.caller.shown(record.uri),
             "num_instances": record.num_instances,
         },
         status=201,
@@ -79,7 +96,8 @@ async def add_image(
 @router.get("/{gallery}/images/{image_id}", response_model=ImageAnswer)
 async def one_image(gallery: GalleryPath, image_id: ImageId, asked: Asked) -> Response:
     """Give a photo's row of the ledger and all its instances."""
-    return json_answer(image_answer(gallery, await asked.image(gallery, image_id)))
+    found = await asked.image(gallery, image_id)
+    return json_answer(image_answer(gallery, found, asked.caller))
 
 
 @router.delete("/{gallery}/images/{image_id}", status_code=204)

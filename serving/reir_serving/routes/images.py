@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,8 +17,8 @@ from reir_serving.backend import GalleryImage
 from reir_serving.context import Asked, Context
 from reir_serving.pictures import Picture, View, etag, render
 from reir_serving.problems import IMAGE_NOT_FOUND, RETRY_STORE_S, UNREACHABLE, Refused, no_image
-from reir_serving.routes.galleries import ImageId
-from reir_serving.schemas import MAX_EXPRESSION, LocalizeAnswer
+from reir_serving.routes.galleries import ImageId, Photograph
+from reir_serving.schemas import Expression, GalleryName, InstanceId, LocalizeAnswer
 
 router = APIRouter(prefix="/v1", tags=["images"])
 
@@ -42,13 +42,13 @@ async def picture(  # noqa: PLR0913, every argument is one of the address
     request: Request,
     image_id: ImageId,
     asked: Asked,
-    gallery: Annotated[str, Query(max_length=255, examples=["photos"])],
+    gallery: Annotated[GalleryName, Query(examples=["photos"])],
     width: Annotated[
         int | None, Query(ge=MIN_WIDTH_PX, le=MAX_WIDTH_PX, description="At most so many pixels.")
     ] = None,
     boxes: Annotated[bool, Query(description="Draw all instances.")] = False,
     instance: Annotated[
-        list[str] | None, Query(max_length=MAX_DRAWN, description="Draw these, by id.")
+        list[InstanceId] | None, Query(max_length=MAX_DRAWN, description="Draw these, by id.")
     ] = None,
 ) -> Response:
     """Give the photo: whole, at most `width` pixels wide, with boxes drawn."""
@@ -69,10 +69,8 @@ async def picture(  # noqa: PLR0913, every argument is one of the address
 @router.post("/localize", response_model=LocalizeAnswer)
 async def localize(
     asked: Asked,
-    image: Annotated[UploadFile, File(description="The photo.")],
-    expression: Annotated[
-        str, Form(max_length=MAX_EXPRESSION, examples=["the red mug left of the laptop"])
-    ],
+    image: Photograph,
+    expression: Annotated[Expression, Form(examples=["the red mug left of the laptop"])],
     k: Annotated[int, Form(ge=1, le=MAX_BOXES, description="Most boxes.")] = 5,
     masks: Annotated[bool, Form(description="With masks, where the checkpoint has them.")] = False,
 ) -> Response:

@@ -40,11 +40,12 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(asked: Asked) -> Response:
-    """Say whether requests can be answered now: store, model, and that they fit."""
-    found = await asked.backend.readiness()
-    checks = _told(found.checks, to_everyone=asked.site.config.keys_file is not None)
-    if not found.ready:
-        logger.warning("not ready: %s", dict(found.checks))
+    """Say whether requests can be answered now: store, model, that they fit, and the keys."""
+    found, keys = await asked.backend.readiness(), asked.site.keys
+    own = {} if keys is None else {"keys": keys.problem() or OK}
+    checks = _told({**found.checks, **own}, to_everyone=keys is not None)
+    if not found.ready or (keys is not None and keys.is_expired):
+        logger.warning("not ready: %s", {**found.checks, **own})
         wrong = ", ".join(name for name, said in checks.items() if said != OK) or "starting"
         raise Refused(NOT_READY, f"not ready: {wrong}", retry_after_s=RETRY_STORE_S, checks=checks)
     return json_answer({"status": "ready", "checks": checks})

@@ -12,6 +12,7 @@ from reir.errors import QueryError
 from reir.query import Query, Term
 from reir_serving.access import named_images
 from reir_serving.answers import Json, json_answer, search_answer
+from reir_serving.config import LiveSettings
 from reir_serving.context import Context, context_of
 from reir_serving.forms import SimilarForm, read_json, read_similar
 from reir_serving.openapi import body_of
@@ -43,6 +44,10 @@ _BATCH = body_of(
 _SIMILAR = body_of(
     SimilarRequest,
     {"gallery": "photos", "instance_id": "0123456789abcdef0123#4"},
+    {
+        "required": ["instance_id"],
+        "properties": {"instance_id": {"type": "string"}, "box": {"type": "null"}},
+    },
     **{FORM: SimilarForm},
 )
 BODIES = (SearchRequest, BatchRequest, SimilarRequest, SimilarForm)
@@ -76,10 +81,9 @@ async def search_similar(request: Request) -> Response:
 
     An expression may be added, and terms with a negative weight: "like this, but not that".
     """
-    asked, form = context_of(request), await read_similar(request)
-    body = form.request
+    asked, (photo, body) = context_of(request), await read_similar(request)
     gallery = asked.readable(body.gallery)
-    if form.image is None:
+    if photo is None:
         if body.instance_id is None:
             raise QueryError("instance_id", "is missing; name an instance, or send a photo")
         if body.box is not None:
@@ -88,7 +92,7 @@ async def search_similar(request: Request) -> Response:
     else:
         if body.instance_id is not None:
             raise QueryError("instance_id", "cannot be given beside a photo; send it under `also`")
-        like = Term(vector=await asked.backend.vector_of(gallery, form.image, body.box))
+        like = Term(vector=await asked.backend.vector_of(gallery, photo, body.box))
     told = (Term(expression=body.expression),) if body.expression is not None else ()
     return json_answer(await _answered(asked, gallery, body, (like, *told, *_terms(body.also))))
 
@@ -106,20 +110,39 @@ async def _all_answered(
     if asked.caller.tenant:
         for image_id in sorted(set().union(*map(named_images, queries))):
             await asked.image(gallery, image_id)
+    _check_work(asked.backend.live, queries)
     results = await asked.backend.search(gallery, queries)
     asked.site.metrics.note_results(results)
     by_image = body.group_by == "image"
-    return [search_answer(result, asked.notes.request_id, by_image) for result in results]
+    told = asked.notes.request_id, by_image, asked.caller
+    return [search_answer(result, *told) for result in results]
+
+
+def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
+    """Refuse a request that asks for more hits than one may.
+
+    Raises:
+        QueryError: it does.
+    """
+    hits, explains = sum(query.k for query in queries), any(query.explain for query in queries)
+    most = min(live.hits, live.explained_hits) if explains else live.hits
+    if hits > most:
+        raise QueryError(
+            "k",
+            f"{len(queries)} queries ask for {hits} hits{' with explain' if explains else ''}, one "
+            f"request may for {most}; ask for fewer, or in several requests",
+        )
 
 
 def _query(asked: Context, body: Options, terms: Sequence[Term]) -> Query:
+    said, live = body.model_fields_set, asked.backend.live
     return Query(
         terms=tuple(terms),
-        k=body.k if "k" in body.model_fields_set else asked.backend.live.k,
+        k=body.k if "k" in said else live.k,
         per_image=body.per_image,
         where=asked.caller.narrowed(body.where),
         min_presence=body.min_presence,
-        rerank=body.rerank,
+        rerank=body.rerank if "rerank" in said else live.rerank,
         localise=body.localize,
         explain=body.explain,
         budget_ms=body.budget_ms,

@@ -1,0 +1,364 @@
+"""HAProxy as Ray Serve drives it, with our settings and our keeper, before replicas made here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPResponse
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from reir_serving import early, environment, haproxy_settings
+from reir_serving.config import Limits
+from reir_serving.door import Door
+from reir_serving.early import RefusingProtocol
+from reir_serving.environment import free_port
+from reir_serving.haproxy import pid_at
+from reir_serving.haproxy_settings import inner_socket, mended, problem
+from reir_serving.metrics import SHARED, Metrics
+from reir_serving.problems import NOT_READY, Refused, problem_body
+
+MARK = "f00d" * 8
+serve_haproxy = pytest.importorskip("ray.serve._private.haproxy")
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer how many bytes came, with two ids, as Ray and we do."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    ids = [(b"x-request-id", b"the-same-id"), (b"X-Request-ID", b"the-same-id")]
+    await send({"type": "http.response.start", "status": 200, "headers": ids})
+    await send({"type": "http.response.body", "body": json.dumps({"bytes": size}).encode()})
+
+
+@contextmanager
+def replica() -> Iterator[int]:
+    """A replica of this server; yields its port."""
+    port = free_port()
+    config = uvicorn.Config(app, port=port, http=RefusingProtocol, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started)
+    try:
+        yield port
+    finally:
+        server.force_exit = server.should_exit = True
+        thread.join(10)
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """Answers everything, as a replica of another server would."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(ConnectionError):
+            self.wfile.write(b"a foreign gallery")
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@contextmanager
+def stranger() -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), _Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def mortal() -> Iterator[int]:
+    """A replica that answers GET, and ends at the first other request."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    answer = f"HTTP/1.1 200 OK\r\n{haproxy_settings.MARK_HEADER}: {MARK}\r\nContent-Length: 0"
+
+    def answer_all(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while request := connection.recv(65_536):
+                if not request.startswith(b"GET"):
+                    listener.shutdown(socket.SHUT_RDWR)
+                    listener.close()
+                    return
+                connection.sendall(f"{answer}\r\n\r\n".encode())
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=answer_all, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of a server of this test alone; returns its folder."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in environment.settings(folder):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(early, "_of_this_process", [])
+    environment.apply(folder)
+    monkeypatch.setenv(environment.MARK, MARK)
+    monkeypatch.delenv(SHARED)
+    program = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    monkeypatch.setattr(serve_haproxy, "RAY_SERVE_HAPROXY_BINARY_PATH", program)
+    return folder
+
+
+def ray_api(folder: Path, ports: Sequence[int] | None, fallback: int = 0) -> Any:
+    """Ray's own driver of HAProxy, which knows of replicas at some ports; None of no application.
+
+    Args:
+        folder: for its files; the path of a socket must be short.
+        ports: of the replicas.
+        fallback: port of the proxy that Serve asks where it has no replica.
+    """
+    from ray.serve.config import HTTPOptions
+
+    config = serve_haproxy.HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=free_port()),
+        socket_path=str(folder / "admin.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        metrics_port=free_port(),
+        stats_port=free_port(),
+        maxconn=200,
+        retry_on=environment.SWITCHES["RAY_SERVE_HAPROXY_RETRY_ON"],
+        retries=int(environment.SWITCHES["RAY_SERVE_HAPROXY_RETRIES"]),
+        observe_error_limit=1,
+        metrics_enabled=False,
+        is_head=True,
+    )
+    api = serve_haproxy.HAProxyApi(config, config_file_path=str(folder / "haproxy.cfg"))
+    if ports is not None:
+        tell(api, ports, fallback)
+    return api
+
+
+def tell(api: Any, ports: Sequence[int], fallback: int = 0) -> None:
+    """Have Ray know of these replicas."""
+    servers = [serve_haproxy.ServerConfig(f"replica-{port}", "127.0.0.1", port) for port in ports]
+    backend = serve_haproxy.BackendConfig("http-reir", "/", servers=servers, app_name="reir")
+    if fallback:
+        backend.fallback_server = serve_haproxy.ServerConfig("proxy", "127.0.0.1", fallback)
+    api.set_backend_configs({"http-reir": backend})
+
+
+@asynccontextmanager
+async def running(api: Any) -> AsyncIterator[int]:
+    """Have Ray start HAProxy; yields the port that it serves."""
+    await api.start()
+    try:
+        yield api.cfg.frontend_port
+    finally:
+        await api.stop()
+
+
+def eventually(check: Callable[[], bool], within_s: float = 15.0) -> None:
+    until_s = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+
+
+def ask(port: int, method: str = "GET", body: bytes | None = None) -> tuple[HTTPResponse, bytes]:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request(method, "/v1/galleries", body)
+        answer = connection.getresponse()
+        return answer, answer.read()
+
+
+async def asked(port: int, method: str = "GET", body: bytes | None = None) -> Any:
+    return await asyncio.to_thread(ask, port, method, body)
+
+
+def check_not_ready(answer: HTTPResponse, body: bytes) -> None:
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert json.loads(body)["request_id"] == answer.headers["x-request-id"]
+
+
+def test_only_replicas_of_this_server_answer(own_server: Path) -> None:
+    async def check() -> None:
+        with stranger() as foreign, replica() as own:
+            api = ray_api(own_server, [foreign], fallback=foreign)
+            async with running(api) as port:
+                for _ in range(20):
+                    check_not_ready(*await asked(port))
+                tell(api, [own], fallback=foreign)
+                await api.reload()
+                answer, body = await asked(port, "POST", b"x" * 9)
+                assert (answer.status, json.loads(body)) == (200, {"bytes": 9})
+                photo = b"x" * 3_000_000  # more than HAProxy holds of a request
+                assert json.loads((await asked(port, "POST", photo))[1]) == {"bytes": len(photo)}
+                assert answer.headers.get_all("x-request-id") == ["the-same-id"]
+                assert haproxy_settings.MARK_HEADER not in answer.headers, "it stays a secret"
+
+    asyncio.run(check())
+
+
+def test_a_replica_that_has_no_room_is_believed(own_server: Path) -> None:
+    door = Door(Limits(ongoing=1, queued=0), Metrics())
+    scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
+    early.stand_at(door)
+
+    async def check() -> None:
+        with replica() as own, door.inside(scope):
+            async with running(ray_api(own_server, [own])) as port:
+                answer, body = await asked(port, "POST", b"{}")
+                assert answer.status == 503
+                assert json.loads(body)["type"] == "/problems/overloaded"
+
+    asyncio.run(check())
+
+
+def test_a_replica_takes_nothing_but_from_its_own_proxy() -> None:
+    with replica() as port:
+        answer, body = ask(port)
+        assert (answer.status, body) == (421, b"")
+
+
+def test_no_replica_yet_is_not_ready(own_server: Path) -> None:
+    async def check() -> None:
+        async with running(ray_api(own_server, None)) as port:
+            check_not_ready(*await asked(port))
+
+    asyncio.run(check())
+
+
+def test_the_last_replica_may_die_with_a_request_in_hand(own_server: Path) -> None:
+    """Also on a connection that had been used before, where HAProxy would just hang up."""
+
+    async def check() -> None:
+        with mortal() as own:
+            async with running(ray_api(own_server, [own])) as port:
+                await asyncio.to_thread(eventually, lambda: ask(port)[0].status == 200)
+                check_not_ready(*await asked(port, "DELETE"))
+
+    asyncio.run(check())
+
+
+def test_a_killed_haproxy_is_back_with_its_replicas_and_ray_may_still_change_them(
+    own_server: Path,
+) -> None:
+    async def check() -> None:
+        with replica() as first, replica() as second:
+            api = ray_api(own_server, [first])
+            async with running(api) as port:
+                inner = inner_socket(Path(api.cfg.socket_path))
+                before = pid_at(inner)
+                assert before is not None
+                assert before != api._proc.pid == await api._get_running_pid()
+                os.kill(before, signal.SIGKILL)
+                eventually(lambda: pid_at(inner) not in (None, before), within_s=5)
+                assert (await asked(port))[0].status == 200
+                assert await api.is_running()
+                tell(api, [second])
+                await api.reload()
+                await asyncio.to_thread(eventually, lambda: not api.has_alive_old_procs())
+                assert (await asked(port))[0].status == 200
+                stats = await api.get_all_stats()
+                assert set(stats["http-reir"]) == {f"replica-{second}", "nobody"}
+                last = pid_at(inner)
+            assert last is not None
+            eventually(lambda: not Path(f"/proc/{last}").exists())
+
+    asyncio.run(check())
+
+
+def test_what_trickles_in_reaches_no_replica(
+    own_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(port: int, start: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(start)
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    async def check() -> None:
+        with replica() as own:
+            async with running(ray_api(own_server, [own])) as port:
+                head = b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                starts = [head, head + b"Content-Length: 9\r\n\r\nx"]
+                calls = [asyncio.to_thread(said, port, start) for start in starts]
+                header, body = await asyncio.gather(*calls)
+        assert header == b""
+        status, _, rest = body.partition(b"\r\n")
+        assert status == b"HTTP/1.1 408 Request Timeout" or b" 408 " in status
+        assert b"application/problem+json" in rest
+
+    asyncio.run(check())
+
+
+def test_one_source_cannot_take_all_connections(own_server: Path) -> None:
+    def are_open(port: int, source: str, count: int) -> int:
+        """Connect from one address and send the start of a header; how many are left open."""
+        place = ("127.0.0.1", port)
+        mine = [socket.create_connection(place, 20, (source, 0)) for _ in range(count)]
+        connections.extend(mine)
+        time.sleep(1.0)
+        closed, _, _ = select.select(mine, [], [], 0)
+        return count - len(closed)
+
+    connections: list[socket.socket] = []
+
+    async def check() -> None:
+        async with running(ray_api(own_server, None)) as port:
+            assert await asyncio.to_thread(are_open, port, "127.0.0.1", 120) == 100
+            assert await asyncio.to_thread(are_open, port, "127.0.0.2", 20) == 20
+
+    asyncio.run(check())
+    for connection in connections:
+        connection.close()
+
+
+def test_what_haproxy_says_has_the_parts_of_every_problem() -> None:
+    said = problem(503, NOT_READY.name, NOT_READY.title, "x")
+    ours = json.loads(said.partition("'")[2].partition("'")[0])
+    assert ours.keys() == json.loads(problem_body(Refused(NOT_READY, "x"), "id")).keys()
+    assert (ours["type"], ours["title"]) == (f"/problems/{NOT_READY.name}", NOT_READY.title)
+
+
+def test_statistics_are_for_this_machine_alone(own_server: Path) -> None:
+    api = ray_api(own_server, None)
+    api._generate_config_file_internal()
+    config = (own_server / "haproxy.cfg").read_text()
+    assert f"bind *:{api.cfg.stats_port}" in config
+    binds = [line.split()[1] for line in mended(config).splitlines() if "bind" in line.split()[:1]]
+    assert len(binds) == 4
+    assert all(each.startswith(("127.0.0.1:", "unix@")) for each in binds)
+
+
+def test_haproxy_alone_serves_other_machines(own_server: Path) -> None:
+    api = ray_api(own_server, None)
+    api._generate_config_file_internal()
+    config = mended((own_server / "haproxy.cfg").read_text(), host="0.0.0.0")
+    assert f"bind 0.0.0.0:{api.cfg.frontend_port}\n" in config
+
+
+def test_settings_that_are_not_rays_are_refused() -> None:
+    with pytest.raises(ValueError, match="lack maxconn"):
+        mended("global\n")
+    with pytest.raises(ValueError, match="listen stats"):
+        mended("global\n    maxconn 9\n    stats socket x\ndefaults\n")

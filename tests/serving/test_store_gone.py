@@ -1,0 +1,79 @@
+"""The folder of an embedded store goes away while it is served, and comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from reir.errors import StoreUnavailable
+from reir.store import open_store
+from reir.testing import FakeEncoder
+from reir_serving.app import create_app
+from reir_serving.config import ServeConfig
+from reir_serving.deployments import Part
+from reir_serving.parts import Loaded, LocalParts, Models
+from reir_serving.service import Service
+from reir_serving.store_folder import folder_check
+from reir_serving.testing import draw, put
+
+LOCAL = "http://127.0.0.1:8000"
+ASKED = {"gallery": "g", "expression": "the green one"}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
+    """A client of the service over the gallery `g`, and the store's folder."""
+    folder = tmp_path / "store"
+    store = open_store(str(folder), patient=False)
+    put(store, "g", [draw(tmp_path / "photos", "green")])
+    config = ServeConfig(store=str(folder), galleries=("g",))
+    models = Models(lambda _: Loaded(FakeEncoder()))
+    parts = LocalParts(store, models, config.limits, check=folder_check(config.store))
+    service = Service(config, store, parts, tmp_path / "uploads")
+    yield TestClient(create_app(service, config), base_url=LOCAL), folder
+    store.close()
+
+
+def test_who_asks_is_told_to_come_again_and_nothing_is_made(
+    served: tuple[TestClient, Path], tmp_path: Path
+) -> None:
+    client, folder = served
+    assert client.post("/v1/search", json=ASKED).status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+    folder.rename(tmp_path / "elsewhere")
+    for _ in range(3):
+        refused = client.post("/v1/search", json=ASKED)
+        assert (refused.status_code, refused.json()["type"]) == (
+            503,
+            "/problems/store-unavailable",
+        )
+        assert int(refused.headers["Retry-After"]) >= 1
+        unready = client.get("/readyz")
+        assert unready.status_code == 503
+        assert int(unready.headers["Retry-After"]) >= 1
+        time.sleep(0.6)  # longer together than the store counts as away unasked
+    assert client.get("/v1/galleries").status_code == 503
+    assert not folder.exists()
+
+    (tmp_path / "elsewhere").rename(folder)
+    until_s = time.monotonic() + 10
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+    assert client.post("/v1/search", json=ASKED).json()["hits"]
+
+
+def test_a_replica_that_starts_meanwhile_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="put it back"):
+        Part({"store": str(tmp_path / "gone")})
+    assert not (tmp_path / "gone").exists()
+
+
+def test_of_a_server_no_folder_is_wanted() -> None:
+    folder_check("http://milvus:19530")()
+    folder_check("memory:")()
