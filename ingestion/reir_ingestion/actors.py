@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from reir.errors import ConfigError
+from reir.errors import ConfigError, ReirError, WorkersUnavailable
 from reir.evaluate.shards import EncodedShard, Runner, Shard, encode_shard
 from reir.models.seams import InstanceEncoder
+from reir_ingestion.threads import beside
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,11 @@ RETRIES = 3
 IDLE_MS = 60_000
 """How long a worker of a Ray started here may be idle. Ray's own second is less than a stage waits
 for its turn on a small machine, and a new worker costs seconds of CPU."""
+
+VITAL = frozenset({"raylet", "gcs_server"})
+"""Processes of Ray on this machine without which nothing goes on."""
+
+WATCH_S = 0.5
 
 SHARDS_A_WORKER = 2
 """One that is encoded and one that waits, so that no worker waits for the driver."""
@@ -129,6 +136,9 @@ def cluster(num_cpus: int) -> Iterator[None]:
 
     Args:
         num_cpus: CPUs to count with on this machine, if that is more than it has.
+
+    Raises:
+        WorkersUnavailable: Ray does not start, or the cluster does not answer.
     """
     if ray.is_initialized():
         yield
@@ -140,8 +150,64 @@ def cluster(num_cpus: int) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, num_cpus)
         kept = {"idle_worker_killing_time_threshold_ms": IDLE_MS}
         options = {"num_cpus": cpus, "include_dashboard": False, "_system_config": kept}
-    ray.init(address=_address(), log_to_driver=False, **options)
+    _start(options)
     try:
-        yield
+        with beside("reir-ray", _watch):
+            yield
     finally:
         ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    try:
+        ray.init(address=_address(), log_to_driver=False, **options)
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if _address() == LOCAL:
+            raise WorkersUnavailable(
+                f"Ray does not start on this machine: {said}. It needs some GB of free memory, and "
+                f"space in /dev/shm and in its temporary folder (RAY_TMPDIR, now "
+                f"{os.environ.get('RAY_TMPDIR', '/tmp')}), where it also writes why; or do without "
+                f"it: `reir index --runner local`"
+            ) from error
+        raise WorkersUnavailable(
+            f"the Ray cluster at RAY_ADDRESS {_address()} does not answer: {said}. Check the "
+            f"address with `ray status --address {_address()}`, or unset RAY_ADDRESS to use this "
+            f"machine"
+        ) from error
+
+
+def _watch(stop: threading.Event) -> None:
+    """Say in time that a process of Ray has died on this machine: Ray's own code then ends ours.
+
+    It does so from C++ some seconds later, with a page of its log and nothing that can be caught.
+    """
+    node = ray._private.worker._global_node
+    while node is not None and not stop.wait(WATCH_S):
+        dead = VITAL & {name for name, _ in node.dead_processes()}
+        if dead:
+            logger.error(
+                "Ray's process %s has died; the system ends processes like that when memory runs "
+                "out. What was written stays: the same command goes on from there, with fewer "
+                "workers (--num-workers) in less memory",
+                ", ".join(sorted(dead)),
+            )
+            logging.shutdown()
+            os._exit(1)
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """Raise what a stage raised on purpose as it was, and what Ray lost in plain words."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, ReirError):
+            raise error.cause from error
+        raise
+    except RayError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WorkersUnavailable(
+            f"Ray lost what the job ran on: {said} What was written stays, the same command goes "
+            f"on from there; when memory ran out, with fewer workers (--num-workers)"
+        ) from error

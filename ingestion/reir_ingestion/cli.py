@@ -24,6 +24,7 @@ from reir.cli_common import (
     opened,
     output,
     print_json,
+    several,
     shown_photo,
 )
 from reir_ingestion.runners import RunnerName
@@ -118,6 +119,10 @@ AllowHttp = Annotated[
 AllowPrivate = Annotated[
     bool, typer.Option("--allow-private", help="With --allow-http: private addresses, too.")
 ]
+FollowLinks = Annotated[
+    bool,
+    typer.Option("--follow-links", help="Also photos that links lead to outside of the folder."),
+]
 RunnerOption = Annotated[
     RunnerName, typer.Option(help="Threads of this process, or Ray Data; auto: what suits.")
 ]
@@ -149,6 +154,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     image_column: ImageColumn = "",
     allow_http: AllowHttp = False,
     allow_private: AllowPrivate = False,
+    follow_links: FollowLinks = False,
     runner: RunnerOption = RunnerName.AUTO,
     num_workers: NumWorkers = None,
     num_gpus: NumGpus = None,
@@ -166,7 +172,10 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     from reir_ingestion.stages import IndexOptions
 
     reach = SourceOptions(
-        allow_http=allow_http, allow_private=allow_private, image_column=image_column
+        allow_http=allow_http,
+        allow_private=allow_private,
+        image_column=image_column,
+        follow_links=follow_links,
     )
     found = open_source(source, reach)  # a wrong name is told before the model is loaded
     if verify:
@@ -196,10 +205,15 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     if as_json:
         print_json(report.to_dict())
-        return
+    else:
+        _show(report, store, tiled=tiling is not None)
+
+
+def _show(report: IndexReport, store: str | None, *, tiled: bool) -> None:
+    """Print what was done, and what to do next."""
     screen = output()
     screen.print(report.table())
-    for line in next_steps(report, store, tiled=tiling is not None):
+    for line in next_steps(report, store, tiled=tiled):
         screen.print(line, markup=False, soft_wrap=True)
 
 
@@ -327,22 +341,29 @@ def next_steps(
 ) -> Iterator[str]:
     """Yield what the user may want to know or type after a run."""
     from reir.store import is_embedded
+    from reir_ingestion.sources.local import LINKS_OUT
 
     name = report.gallery
     where = _store_option(store)
     if report.num_failed:
         yield f"Why photos failed:  reir failures {name}{where}"
-    if report.kept_versions:
-        kept = ", ".join(f"{each} ({n:,} photos)" for each, n in report.kept_versions.items())
+    if links := report.passed_over.get(LINKS_OUT):
         yield (
-            f"Version {report.version} ({report.num_images:,} photos) is live; "
+            f"Passed over {several(links, 'link')} out of the folder; --follow-links indexes what "
+            f"such links lead to"
+        )
+    if report.kept_versions:
+        sizes = report.kept_versions.items()
+        kept = ", ".join(f"{each} ({several(number, 'photo')})" for each, number in sizes)
+        yield (
+            f"Version {report.version} ({several(report.num_images, 'photo')}) is live; "
             f"kept to go back to: {kept}.  reir promote {name} VERSION{where}"
         )
     num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE)
     if num_large and not tiled:
         yield (
-            f"{num_large:,} photos are far larger than what the model sees at once: --tile finds "
-            f"smaller things in them, and takes many times as long for each."
+            f"{several(num_large, 'photo')} far larger than what the model sees at once: --tile "
+            f"finds smaller things there, and takes many times as long for each."
         )
     if report.num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (
@@ -382,7 +403,7 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
     )
 
     class WithStages(bars.Progress):
-        """One line for the photos, and one below it for what each stage could do alone."""
+        """One line for the photos, and one below it for how the work divides among the stages."""
 
         stages = ""
 
@@ -401,6 +422,6 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
                 rate=f"{bar.tasks[0].speed or 0:.1f} photos/s",
                 failures=f"[red]{now.failed:,} failed" if now.failed else "",
             )
-            bar.stages = "  ".join(f"{stage} {rate:,.0f}/s" for stage, rate in now.rates.items())
+            bar.stages = "  ".join(f"{stage} {share} %" for stage, share in now.percent.items())
 
         yield show

@@ -7,7 +7,7 @@ attributes are kept apart: a filter has to find each by its own. Knows the store
 
 from __future__ import annotations
 
-import json
+import hashlib
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,15 +15,16 @@ from functools import partial
 
 from reir.records import ImageRecord, IndexedImage
 from reir.store.contract import InstanceStore
-from reir.store.duplicates import hand_over
+from reir.store.duplicates import ContentKey, by_content, content_key, hand_over, merge_holders
 from reir_ingestion.loading import Loaded
 from reir_ingestion.writer import patiently
 
 ASK_ALWAYS_ABOVE = 2_000_000
 """Ledger rows from which on asking the store for each batch beats reading all rows at the start."""
 
-_Key = tuple[str, str]
-"""Content hash, and attributes as JSON."""
+_CHUNK = 512
+"""Contents that one look-up takes."""
+
 _Holding = tuple[str, str]
 """Content hash, and id of the image that held it."""
 
@@ -58,6 +59,44 @@ class SeenHashes:
         return [int(content_hash[8 * i : 8 * i + 8], 16) & mask for i in range(self._WORDS)]
 
 
+class HeldTwice:
+    """Finds contents that two runs, writing at the same time, may have stored both.
+
+    Args:
+        store: where.
+        gallery: name.
+        version: name.
+    """
+
+    def __init__(self, store: InstanceStore, gallery: str, version: str) -> None:
+        self._store = store
+        self._place = gallery, version
+        self._held = SeenHashes()
+        self._suspects: set[str] = set()
+
+    def look_at(self, rows: Sequence[ImageRecord]) -> None:
+        """Note ledger rows; every row of the version has to pass once."""
+        named = {row.same_as for row in rows if row.same_as}
+        holders = self._store.get_images(*self._place, list(named)) if named else {}
+        for row in rows:
+            if row.same_as:
+                holder = holders.get(row.same_as)
+                suspect = holder is None or not holder.holds_instances
+            else:
+                suspect = row.holds_instances and _digest(row) in self._held
+            if suspect:
+                self._suspects.add(row.content_hash)
+            elif row.holds_instances:
+                self._held.add(_digest(row))
+
+    def merge(self) -> int:
+        """Leave each such content to one image; returns how many others held it."""
+        hashes = sorted(self._suspects)
+        chunks = [hashes[start : start + _CHUNK] for start in range(0, len(hashes), _CHUNK)]
+        merge = partial(merge_holders, self._store, *self._place)
+        return sum(patiently(partial(merge, chunk)) for chunk in chunks)
+
+
 class Contents:
     """Gives every content of a run one holder; every method may be called from any thread."""
 
@@ -83,7 +122,7 @@ class Contents:
         # all below are guarded by `_lock`
         self._seen: SeenHashes | None = None
         self._ask_always = False
-        self._in_flight: dict[_Key, str] = {}
+        self._in_flight: dict[ContentKey, str] = {}
         self._leaving: set[str] = set()
         self._joined: set[str] = set()
         self._heirs: dict[_Holding, str] = {}
@@ -164,10 +203,10 @@ class Contents:
 
     def _written(self, record: ImageRecord) -> None:
         self._leaving.discard(record.image_id)
-        if self._in_flight.get(_key(record)) == record.image_id:
-            del self._in_flight[_key(record)]
+        if self._in_flight.get(content_key(record)) == record.image_id:
+            del self._in_flight[content_key(record)]
 
-    def _claimed(self, loaded: Loaded, stored: dict[_Key, list[ImageRecord]]) -> Loaded:
+    def _claimed(self, loaded: Loaded, stored: dict[ContentKey, list[ImageRecord]]) -> Loaded:
         known = loaded.task.known
         if loaded.stays_as_known:
             return loaded
@@ -175,7 +214,7 @@ class Contents:
             self._leaving.add(known.image_id)
         if loaded.pixels is None:
             return loaded
-        key = _key(loaded.record)
+        key = content_key(loaded.record)
         holder = self._in_flight.get(key) or self._holder(stored.get(key, ()))
         if holder in (None, loaded.task.image_id):
             self._in_flight[key] = loaded.task.image_id
@@ -195,15 +234,10 @@ class Contents:
                 return row.image_id
         return None
 
-    def _stored(self, hashes: Iterable[str]) -> dict[_Key, list[ImageRecord]]:
+    def _stored(self, hashes: Iterable[str]) -> dict[ContentKey, list[ImageRecord]]:
         """Ledger rows of these contents, which may be none; asks the store only where needed."""
-        found: dict[_Key, list[ImageRecord]] = {}
         wanted = {each for each in hashes if self._may_be_stored(each)}
-        if wanted:
-            for rows in self._store.find_content(*self._place, wanted).values():
-                for row in rows:
-                    found.setdefault(_key(row), []).append(row)
-        return found
+        return by_content(self._store.find_content(*self._place, wanted)) if wanted else {}
 
     def _may_be_stored(self, content_hash: str) -> bool:
         return content_hash in self._seen_hashes() or self._ask_always
@@ -231,15 +265,19 @@ class Contents:
                 record, status="failed", same_as="", reason=cause.reason, detail=cause.detail
             )
             return IndexedImage(record, None)
-        if record.status == "failed" and self._in_flight.get(_key(record)) == record.image_id:
+        if (
+            record.status == "failed"
+            and self._in_flight.get(content_key(record)) == record.image_id
+        ):
             self._refused[record.image_id] = record
         return IndexedImage(record, image.instances)
+
+
+def _digest(record: ImageRecord) -> str:
+    """A sha256 of content and attributes, in hex."""
+    return hashlib.sha256("".join(content_key(record)).encode()).hexdigest()
 
 
 def _loses_content(known: ImageRecord, content_hash: str) -> bool:
     """Whether an image that the ledger has as indexed is about to get another content."""
     return known.status == "indexed" and known.content_hash != content_hash
-
-
-def _key(record: ImageRecord) -> _Key:
-    return record.content_hash, json.dumps(dict(record.attributes), sort_keys=True)

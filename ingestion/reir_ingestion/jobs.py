@@ -42,14 +42,14 @@ from ray.data import (
 )
 from ray.data.block import BlockMetadata
 from ray.data.datasource import WriteResult
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from reir.cores import num_cores
-from reir.errors import ConfigError, ReirError
+from reir.errors import ConfigError
 from reir.models.seams import InstanceEncoder
 from reir.sinks import Record, Sink
 from reir.store import VersionSpec, default_location, is_embedded, open_store
-from reir_ingestion.actors import cluster
+from reir_ingestion.actors import cluster, our_errors
 from reir_ingestion.loading import Loaded
 from reir_ingestion.parcels import (
     EncodeParcel,
@@ -161,13 +161,14 @@ def index_on_ray(  # noqa: PLR0913 - the whole job; all but its four parts are b
     Raises:
         ConfigError: an option or the gallery's name is not allowed, the store is of one process
             only, or this machine lacks the GPUs.
+        WorkersUnavailable: Ray did not start, or was lost.
         ReirError: what a stage raised, see `pipeline.index`.
     """
     found, place = as_source(source), _shared_location(location)
     options = options or IndexOptions()
     with (
         cluster(num_cores() + _readers(num_cores())),
-        _our_errors(),
+        our_errors(),
         closing(open_store(place)) as store,
     ):
         pool = _pool(workers or Workers())
@@ -334,7 +335,7 @@ def claim_parcel(block: pa.Table, *, keeper: Any) -> pa.Table:
         each if each.pixels is None else replace(each, pixels=each.pixels[:1, :1].copy())
         for each in parcel.items
     ]
-    with parcel.tally.stage("list"), _our_errors():
+    with parcel.tally.stage("list"), our_errors():
         claimed = ray.get(keeper.claim.remote(light))
     items = [
         replace(each, pixels=None, same_as=answer.same_as) if answer.same_as else each
@@ -368,7 +369,7 @@ class StoreSink(Datasink[Tally]):  # type: ignore[misc]  # Ray has no types
         """Returns what was counted of these blocks by all stages."""
         total = Tally()
         for parcel in joined_parcels(map(Parcel.unpacked, blocks), self._parcels_a_write):
-            with _our_errors():
+            with our_errors():
                 total.add(ray.get(self._keeper.write.remote(parcel.items, parcel.tally)))
         return total
 
@@ -483,14 +484,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    """Raise what a stage raised on purpose as it was, without Ray's wrapping."""
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, ReirError):
-            raise error.cause from error
-        raise

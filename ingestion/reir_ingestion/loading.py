@@ -18,7 +18,7 @@ from reir.images import content_hash, decode, image_id
 from reir.models.seams import RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
 from reir_ingestion.report import Tally
-from reir_ingestion.sources.contract import UNKNOWN_TIME_NS, Source, SourceFile
+from reir_ingestion.sources.contract import NOWHERE, UNKNOWN_TIME_NS, Source, SourceFile
 from reir_ingestion.writer import patiently
 
 READ_AGAIN_AFTER_S = (0.1, 0.4, 1.6)
@@ -165,25 +165,48 @@ def load(
                 passing=ImageUnreachable,
             )
             digest = content_hash(data)
-    except ImageError as error:
-        return Loaded(task, error=error)
+    except (ImageError, MemoryError) as error:
+        return Loaded(task, error=_failure(error))
+    task = _found(task, len(data))
     known = task.known
-    if (
-        known is not None
-        and known.content_hash == digest
-        and known.attributes == task.file.attributes
-        and not (known.status == "failed" and retry_failed)
-    ):
+    if known is not None and _is_as_before(known, task.file, digest, retry_failed=retry_failed):
         return Loaded(task, digest)
     try:
         with tally.stage("decode"):
             image = decode(data, at_least_px=at_least_px)
             looks = perceptual_hash(image.pixels)
-    except ImageError as error:
-        return Loaded(task, digest, error=error)
+    except (ImageError, MemoryError) as error:
+        return Loaded(task, digest, error=_failure(error))
     return Loaded(
         task, digest, image.pixels, image.width_px, image.height_px, perceptual_hash=looks
     )
+
+
+def _is_as_before(known: ImageRecord, file: SourceFile, digest: str, *, retry_failed: bool) -> bool:
+    """Whether the ledger row says what reading gave, but for the time; only that is set anew."""
+    return (
+        known.content_hash == digest
+        and known.attributes == file.attributes
+        and file.size_bytes in (0, known.size_bytes)
+        and not (known.status == "failed" and retry_failed)
+    )
+
+
+def _found(task: Task, num_bytes: int) -> Task:
+    """The task with the size of a file that was gone when it was listed, and is there again.
+
+    Its time stays unknown, so the next run compares once more.
+    """
+    if (task.file.size_bytes, task.file.mtime_ns) != NOWHERE:
+        return task
+    return replace(task, file=replace(task.file, size_bytes=num_bytes))
+
+
+def _failure(error: ImageError | MemoryError) -> ImageError:
+    """What the ledger says: memory that runs out is the failure of the photo that needed it."""
+    if isinstance(error, ImageError):
+        return error
+    return ImageError(ImageFailure.TOO_LARGE, "this machine has too little memory for it")
 
 
 def perceptual_hash(pixels: RgbImage) -> str:

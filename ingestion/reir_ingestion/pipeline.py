@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from reir.store.contract import LEDGER_LAYOUT, InstanceStore, VersionSpec
 from reir.store.duplicates import remove_images
 from reir.tiling import TiledEncoder, Tiling
 from reir_ingestion import stages
+from reir_ingestion.contents import HeldTwice
 from reir_ingestion.report import IndexReport, Progress, Tally
 from reir_ingestion.sources import Source, open_source
+from reir_ingestion.sources.local import LocalSource
 from reir_ingestion.stages import IndexOptions, Job
 from reir_ingestion.threads import beside, run_in_threads
 from reir_ingestion.verify import damaged_images
@@ -214,11 +217,12 @@ def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally)
         counted = run(job, tally)
     unfinished = store.unfinished_images(job.gallery, job.version)
     _remove(job, store, [key for key, uri in unfinished if job.source.has_lost(uri)], counted)
-    missing, look_alikes = _review(job, store, counted)
+    missing, found = _review(job, store, counted)
     removed = _remove(job, store, missing, counted) if job.options.prune else 0
-    found = {"missing": len(missing) - removed, "removed": removed, "look_alikes": look_alikes}
+    if isinstance(job.source, LocalSource):
+        found["passed_over"] = dict(job.source.passed_over)
     _settle(job, store, counted)
-    return found | counted.counts()
+    return found | {"missing": len(missing) - removed, "removed": removed} | counted.counts()
 
 
 def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
@@ -243,22 +247,28 @@ def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
         )
 
 
-def _review(job: Job, store: InstanceStore, tally: Tally) -> tuple[list[str], int]:
-    """Go through the ledger once more.
+def _review(job: Job, store: InstanceStore, tally: Tally) -> tuple[list[str], dict[str, Any]]:
+    """Go through the ledger once more, and leave each content to one image.
+
+    Another run may have written at the same time. Whichever writes last finds here what both hold.
 
     Returns:
-        Ids of the images whose file is gone from the source, and how many of the others look like
-        another one.
+        Ids of the images whose file is gone from the source; and, as `IndexReport` names them, how
+        many of the others look like another one, and how many were merged.
     """
     missing: list[str] = []
-    alike = LookAlikes()
+    alike, held_twice = LookAlikes(), HeldTwice(store, job.gallery, job.version)
     with tally.stage("list"):
-        for row in store.iter_images(job.gallery, job.version):
-            if job.source.has_lost(row.uri):
-                missing.append(row.image_id)
-            else:
-                alike.add(row)
-        return missing, sum(map(len, alike.groups()))
+        rows = store.iter_images(job.gallery, job.version)
+        while chunk := list(islice(rows, stages.LEDGER_CHUNK)):
+            held_twice.look_at(chunk)
+            for row in chunk:
+                if job.source.has_lost(row.uri):
+                    missing.append(row.image_id)
+                else:
+                    alike.add(row)
+        merged = held_twice.merge()
+        return missing, {"look_alikes": sum(map(len, alike.groups())), "merged": merged}
 
 
 def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], tally: Tally) -> int:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from rich.table import Table
@@ -31,6 +32,9 @@ _OF_THIS_PROCESS = frozenset(
 MAX_WARNINGS = 20
 """So many parts that cannot be listed are named; all are counted."""
 
+MAX_KINDS = 8
+"""So many suffixes of files that are no photos are named."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,13 +46,20 @@ class Progress:
         done: images whose state is in the ledger.
         total: images in the source; None until the listing has ended.
         failed: images among `done` that could not be indexed.
-        rates: stage -> images a second of its busy time, of stages that were busy.
+        shares: stage -> its part of the time that all stages were busy; the parts add up to 1.
     """
 
     done: int
     total: int | None
     failed: int
-    rates: Mapping[Stage, float] = field(default_factory=dict, compare=False)
+    shares: Mapping[Stage, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def percent(self) -> Mapping[Stage, int]:
+        """The shares in whole percent, which add up to 100."""
+        ends = [round(100 * end) for end in accumulate(self.shares.values())]
+        parts = (end - start for start, end in pairwise([0, *ends]))
+        return dict(zip(self.shares, parts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +80,12 @@ class IndexReport:
         failed_before: how many of `failed` were known and not tried again.
         unlisted: folders, archives and lines of the source that could not be listed; their images
             are left as they are.
+        passed_over: suffix -> files of a folder that are no photos, as
+            `LocalSource.passed_over` names them.
         duplicates: images among the new, changed and unchanged whose content another one held
             when they were looked at.
+        merged: images that held a content which another one held too, since two runs wrote at the
+            same time; they are duplicates of that one now.
         look_alikes: images of the gallery that look like another one, but are not equal to it.
         missing: images of the gallery whose file is gone from the source; still searchable.
         removed: such images that were deleted from the gallery.
@@ -95,6 +110,7 @@ class IndexReport:
     failed_before: int
     unlisted: int
     duplicates: int
+    merged: int
     look_alikes: int
     missing: int
     removed: int
@@ -105,6 +121,7 @@ class IndexReport:
     seconds: float
     stage_seconds: Mapping[str, float]
     peak_rss_bytes: int
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_failed(self) -> int:
@@ -150,8 +167,13 @@ class IndexReport:
             yield f"  {reason}", f"{count:,}", ""
         if self.unlisted:
             yield "not listed", f"{self.unlisted:,}", "folders or lines; see the warnings"
+        if self.passed_over:
+            yield "passed over", f"{sum(self.passed_over.values()):,}", counted(self.passed_over)
         if self.duplicates:
             yield "duplicates", f"{self.duplicates:,}", "of the same content; encoded once"
+        if self.merged:
+            remark = "held twice, since two runs wrote at once; mended"
+            yield "merged", f"{self.merged:,}", remark
         if self.look_alikes:
             yield "look alike", f"{self.look_alikes:,}", "of the whole gallery"
         if self.missing:
@@ -167,6 +189,14 @@ class IndexReport:
         busy = ", ".join(f"{name} {self.stage_seconds[name]:.1f}" for name in STAGES)
         yield "busy seconds", f"{sum(self.stage_seconds.values()):,.1f}", busy
         yield "peak memory", f"{self.peak_rss_bytes / 2**20:,.0f} MiB", "this process"
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """Return ".mov 12, hidden 3 and 4 others": the most frequent first, `MAX_KINDS` of them."""
+    ordered = sorted(numbers.items(), key=lambda each: (-each[1], each[0]))
+    said = ", ".join(f"{name} {number:,}" for name, number in ordered[:MAX_KINDS])
+    rest = sum(number for _, number in ordered[MAX_KINDS:])
+    return f"{said} and {rest:,} others" if rest else said
 
 
 @dataclass(frozen=True)
@@ -393,10 +423,9 @@ class Tally:
         if self.on_progress is not None:
             failed = sum(self._failed.values())
             done = sum(self._outcomes.values()) + failed
-            rates = {
-                name: self._read / spent_s for name, spent_s in self._seconds.items() if spent_s
-            }
-            self.on_progress(Progress(done, self._total, failed, rates))
+            busy_s = sum(self._seconds.values())
+            shares = {name: spent_s / busy_s for name, spent_s in self._seconds.items() if busy_s}
+            self.on_progress(Progress(done, self._total, failed, shares))
 
 
 SIZES = ("up to 640", "641 to 1280", "1281 to 2560", "2561 to 5120", "over 5120")

@@ -256,7 +256,7 @@ def encode_each(
         return []
     try:
         return _checked(encoder.encode_images(images), len(images))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         if len(images) == 1:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             return [ImageError(ImageFailure.NOT_ENCODED, said)]

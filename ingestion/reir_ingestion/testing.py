@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, PngImagePlugin
 from PIL.Image import Resampling
 
 from reir.errors import ImageFailure
@@ -23,6 +24,8 @@ from reir.store.contract import InstanceStore
 from reir.testing import PALETTE, FakeEncoder, draw_scene
 
 BOMB_SIDE_PX = 30_000
+METADATA_BYTES = 8 * 1024**2
+"""What a small chunk of metadata unpacks to; a hostile one may go on to gigabytes."""
 ROWS_AT_ONCE = 256
 
 
@@ -124,6 +127,10 @@ def stored_rows(store: InstanceStore, gallery: str) -> dict[str, object]:
 
 def encoded(image: RgbImage, file_format: str) -> bytes:
     """Return the bytes of an image file."""
+    if file_format == "HEIF":
+        from pillow_heif import register_heif_opener  # Pillow cannot write it by itself
+
+        register_heif_opener()
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, file_format)
     return buffer.getvalue()
@@ -189,6 +196,34 @@ def _whole(file_format: str) -> Callable[[random.Random], bytes]:
     return lambda rng: encoded(random_scene(rng), file_format)
 
 
+def _grey_png(width_px: int, height_px: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width_px, height_px)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _heic_of_another_size(rng: random.Random) -> bytes:
+    """A HEIC that says 8 x 8 px before its pixels, which are more."""
+    plain = np.full((512, 512, 3), rng.randrange(256), dtype=np.uint8)
+    data = bytearray(encoded(plain, "HEIF"))
+    start = data.index(b"ispe") + 8
+    data[start : start + 8] = struct.pack(">II", 8, 8)
+    return bytes(data)
+
+
+def _png_with_long_text(rng: random.Random) -> bytes:
+    buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    text.add_text("comment", "0" * METADATA_BYTES, zip=True)
+    Image.fromarray(random_scene(rng)).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def _png_with_long_profile(rng: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(random_scene(rng)).save(buffer, "PNG", icc_profile=bytes(METADATA_BYTES))
+    return buffer.getvalue()
+
+
 def _locked(path: bytes) -> None:
     """A file without permissions; for root, whom those do not stop, a link to itself."""
     if os.geteuid() == 0:
@@ -213,8 +248,8 @@ def _kinds() -> Iterator[_Maker]:
     yield _file("bomb {}.png", "bomb", reason.TOO_LARGE, lambda _: png_header(side, side))
     yield _file("bomb {}.jpg", "bomb", reason.TOO_LARGE, lambda rng: jpeg_header(side, side, rng))
     yield _file("page {}.png", "wrong ending", reason.NOT_AN_IMAGE, lambda _: b"%PDF-1.7\n" * 50)
-    heic = b"\0\0\0\x18ftypheic" + bytes(64)
-    yield _file("phone {}.jpg", "wrong ending", reason.UNSUPPORTED, lambda _: heic)
+    jxl = b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(64)
+    yield _file("other {}.jpg", "wrong ending", reason.UNSUPPORTED, lambda _: jxl)
     yield _file("png {}.jpg", "wrong ending, sound", None, _whole("PNG"))
     yield _file("GIF {}.WEBP", "wrong ending, sound", None, _whole("GIF"))
     yield _special("locked", reason.UNREADABLE, _locked)
@@ -226,6 +261,13 @@ def _kinds() -> Iterator[_Maker]:
     yield _file(latin, "name in no UTF-8, sound", None, _whole("JPEG"))
     yield _file(os.fsdecode(b"\xff\xfe {}.png"), "name in no UTF-8", reason.EMPTY, lambda _: b"")
     yield _file("%20 #{}?.png", "name like a URI, sound", None, _whole("PNG"))
+    yield _file("phone {}.jpg", "wrong ending, sound", None, _whole("HEIF"))
+    yield _file("cut {}.heic", "truncated", reason.TRUNCATED, _cut("HEIF"))
+    yield _file("claim {}.heic", "bomb", reason.TOO_LARGE, _heic_of_another_size)
+    yield _file("line {}.png", "strip", reason.TOO_LARGE, lambda _: _grey_png(1, 10_000_000))
+    yield _file("strip {}.png", "strip", reason.TOO_LARGE, lambda _: _grey_png(60_000, 3))
+    yield _file("text {}.png", "metadata bomb", reason.TOO_LARGE, _png_with_long_text)
+    yield _file("colors {}.png", "metadata bomb", reason.TOO_LARGE, _png_with_long_profile)
 
 
 _KINDS: tuple[_Maker, ...] = tuple(_kinds())

@@ -1,6 +1,7 @@
 """`reir index --verify`: does the gallery say what the source holds, and the store what both say?
 
-Reads and compares; changes nothing, opens no image and needs no model.
+Reads and compares; opens no image and needs no model. It changes nothing but the copy of the
+instances that an embedded store keeps for its searches, which is written anew if it differs.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class VerifyReport:
             lies in them was not compared.
         differences: kind -> how many images, or instances for orphans.
         examples: kind -> a few URIs.
+        mended: images that searches saw otherwise than they are stored, until just now; no
+            difference.
     """
 
     gallery: str
@@ -61,6 +64,7 @@ class VerifyReport:
     unlisted: int
     differences: Mapping[Difference, int]
     examples: Mapping[Difference, Sequence[str]]
+    mended: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -100,6 +104,8 @@ class VerifyReport:
         table.add_row("in the store", f"{self.num_instances:,}", "instances, as the ledger says")
         if self.unlisted:
             table.add_row("not listed", f"{self.unlisted:,}", "not compared")
+        if self.mended:
+            table.add_row("mended", f"{self.mended:,}", "images that searches saw otherwise")
         for kind in DIFFERENCES:
             count = self.differences[kind]
             style = "red" if count else None
@@ -158,6 +164,7 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
         unlisted=len(unlisted),
         differences={kind: found.counts[kind] for kind in DIFFERENCES},
         examples=found.examples,
+        mended=store.compare_reader(*place),
     )
 
 

@@ -25,6 +25,7 @@ from urllib.parse import quote, unquote_to_bytes
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from reir.errors import ImageError, ImageFailure, ImageUnreachable, SourceError
 from reir.image_formats import ImageFormat, is_cut_within_magic, sniff
@@ -32,6 +33,11 @@ from reir.models.seams import RgbImage
 
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_BYTES = 512 * 1024**2
+MAX_SIDE_PX = 65_500
+"""The longest side that a JPEG can have, in which photos are shown."""
+MAX_ASPECT = 200
+"""Of the longer side to the shorter one. Resizing a strip needs memory by its length, not by its
+pixels, and no model sees anything in it."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -84,6 +90,8 @@ _QUIET = ("ignore", None, UserWarning, re.compile(_QUIET_MODULES), 0)
 
 # What they say of a valid file in a flavour that they do not read.
 _UNSUPPORTED_WORDS = ("unsupported", "not supported", "unknown pixel mode", "not available")
+# What they say of a small file that would unpack to a large one.
+_BOMB_WORDS = ("decompressed data too large", "too much memory used", "security limit")
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ def decode(
 
     Args:
         data: the whole file.
-        max_pixels: refuse larger images; read from the header, before any pixel is decoded.
+        max_pixels: refuse larger images, as well as those beyond `MAX_SIDE_PX` or `MAX_ASPECT`;
+            read from the header, before any pixel is decoded.
         at_least_px: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size while its longer
             side keeps at least so many pixels; several times faster for large photos. Normalised
             boxes are the same at every scale.
@@ -242,10 +251,11 @@ def _recognise(data: bytes) -> ImageFormat:
         raise ImageError(ImageFailure.EMPTY, "the file has 0 bytes")
     file_format = sniff(data)
     if file_format is None:
+        # no byte of it goes into the message: a list may name files that its reader must not see
         if is_cut_within_magic(data):
-            raise ImageError(ImageFailure.TRUNCATED, f"only {len(data)} bytes: {data!r}")
+            raise ImageError(ImageFailure.TRUNCATED, f"only {len(data)} bytes")
         raise ImageError(
-            ImageFailure.NOT_AN_IMAGE, f"{len(data)} bytes starting with {data[:12]!r}"
+            ImageFailure.NOT_AN_IMAGE, f"{len(data)} bytes that begin as no known image format does"
         )
     return file_format
 
@@ -267,11 +277,17 @@ def _open(data: bytes, file_format: ImageFormat, max_pixels: int) -> ImageFile.I
 
 
 def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
-    if size is not None and size[0] * size[1] > max_pixels:
-        raise ImageError(
-            ImageFailure.TOO_LARGE,
-            f"{size[0]} x {size[1]} px; the limit is {max_pixels / 1e6:g} million px (max_pixels)",
-        )
+    if size is None:
+        return
+    if size[0] * size[1] > max_pixels:
+        limit = f"the limit is {max_pixels / 1e6:g} million px (max_pixels)"
+    elif max(size) > MAX_SIDE_PX:
+        limit = f"no side may be longer than {MAX_SIDE_PX} px"
+    elif max(size) > MAX_ASPECT * min(size):
+        limit = f"no side may be longer than {MAX_ASPECT} times the other one"
+    else:
+        return
+    raise ImageError(ImageFailure.TOO_LARGE, f"{size[0]} x {size[1]} px; {limit}")
 
 
 def _quieten_readers() -> None:
@@ -288,15 +304,26 @@ def _failure(error: BaseException, file_format: ImageFormat, part: str) -> Image
     """Turn what a reader raised into the class of failure it stands for."""
     said = str(error) or type(error).__name__
     detail = f"{file_format.name} {part}: {said}"
+    if isinstance(error, MemoryError):
+        return ImageError(ImageFailure.TOO_LARGE, f"{detail}; this machine has too little memory")
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageError(ImageFailure.TOO_LARGE, detail)
+    if any(word in said.lower() for word in _BOMB_WORDS):
+        return ImageError(
+            ImageFailure.TOO_LARGE, f"{detail}; a small file that unpacks to a huge one"
+        )
     if any(word in said.lower() for word in _UNSUPPORTED_WORDS):
         return ImageError(ImageFailure.UNSUPPORTED, detail)
     return ImageError(ImageFailure.TRUNCATED, detail)
 
 
 def _draft(image: ImageFile.ImageFile, at_least_px: int) -> None:
-    """Have a JPEG decoded at the smallest of 1/1 ... 1/8 that keeps the longer side long enough."""
+    """Have a JPEG decoded at the smallest of 1/1 ... 1/8 that keeps the longer side long enough.
+
+    Other formats would give an embedded thumbnail, which may show something else.
+    """
+    if not isinstance(image, JpegImageFile):
+        return
     for divisor in (8, 4, 2):
         if (
             max(image.size) // divisor >= at_least_px

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import NodeDiedError, RayTaskError
 
-from reir.errors import CheckpointError, ConfigError
+from reir.errors import CheckpointError, ConfigError, WorkersUnavailable
 from reir.evaluate import Encoding, evaluate_reir
 from reir.models.clare_encoder import ClareEncoder
 from reir.models.seams import InstanceEncoder
@@ -17,7 +18,7 @@ from reir.testing import FakeEncoder
 from reir.testing.photo_sets import draw_photo_set, random_scenes
 from reir.testing.tiny import tiny_tokenizer
 from reir.testing.tiny_clare import tiny_clare
-from reir_ingestion.actors import IDLE_MS, ray_runner
+from reir_ingestion.actors import IDLE_MS, cluster, our_errors, ray_runner
 from reir_ingestion.testing import DiesOnce
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -100,7 +101,7 @@ def test_gpus_that_are_not_there_are_not_waited_for(tmp_path: Path) -> None:
 def test_only_a_cluster_that_is_named_is_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, options: dict[str, object]
 ) -> None:
-    class StopHereError(Exception):
+    class StopHereError(BaseException):
         pass
 
     def init(**given: object) -> None:
@@ -114,3 +115,35 @@ def test_only_a_cluster_that_is_named_is_joined(
     runner = ray_runner(FakeEncoder, num_workers=32, use_gpu=False, threads=2)
     with pytest.raises(StopHereError):
         evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(runner=runner))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "does not start on this machine: no room. It needs .* --runner local"),
+        ("cluster:1", "at RAY_ADDRESS cluster:1 does not answer: no room. .* unset RAY_ADDRESS"),
+    ],
+    ids=["alone", "cluster"],
+)
+def test_a_ray_that_does_not_start_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("no room\nand a page of C++")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(WorkersUnavailable, match=said) as caught, cluster(2):
+        pass
+    assert "C++" not in str(caught.value)
+
+
+def test_what_ray_lost_is_said_in_one_line() -> None:
+    lost = pytest.raises(WorkersUnavailable, match=r"Ray lost what the job ran on: .*died")
+    with lost as caught, our_errors():
+        raise NodeDiedError("the node died.\nand a page of C++")
+    assert "C++" not in str(caught.value)
+    bug = RayTaskError("read_parcel", "trace", ValueError("a bug"))
+    with pytest.raises(RayTaskError), our_errors():
+        raise bug

@@ -202,7 +202,7 @@ def test_large_photos_are_told_of_tiles(photos: Path, capsys: pytest.CaptureFixt
     assert "--tile" not in capsys.readouterr().out
     Image.new("RGB", (2600, 40)).save(photos / "wide.png")
     assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
-    assert "1 photos are far larger" in capsys.readouterr().out
+    assert "1 photo far larger than" in capsys.readouterr().out
 
 
 def test_a_gallery_stays_tiled_until_told_otherwise(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reir import cli
@@ -123,6 +124,12 @@ def test_a_disk_that_is_read_only_is_told(
         assert status == 1
         assert "Read-only file system" in said
         assert str(small_disk / name) in said
+    with closing(open_store(str(small_disk / "store"))) as held:
+        (gallery,) = held.galleries()
+        (version,) = held.versions(gallery)
+        zero = np.zeros((1, version.spec.dim), dtype=np.float32)
+        (hits,) = held.search(gallery, version.name, zero, 16_384)
+        assert len(hits) == version.num_instances > 0
 
 
 def test_a_store_that_belongs_to_somebody_else_is_told(tmp_path: Path) -> None:

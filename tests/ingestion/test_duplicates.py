@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import product
@@ -20,6 +22,7 @@ from reir.images import canonical_uri, content_hash, image_id, read_image
 from reir.models.seams import RgbImage
 from reir.records import ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec, open_store
+from reir.store.duplicates import merge_holders
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
 from reir_ingestion.contents import Contents, SeenHashes
@@ -293,3 +296,102 @@ def test_the_command_lists_equal_photos_and_those_that_look_alike(
     assert "1 group of photos that are equal: 1 more than one of each" in shown
     assert cli.run(["duplicates", "none"]) == 1
     assert "no gallery 'none'" in capsys.readouterr().err
+
+
+class Interrupted(FakeEncoder):
+    """Does something else before its first photo."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = [meanwhile]
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        while self._meanwhile:
+            self._meanwhile.pop()()
+        return super().encode_images(images)
+
+
+def overlapping(folder: Path) -> tuple[Path, Path]:
+    """Two folders of eight photos, of which five are equal."""
+    ours, theirs = folder / "ours", folder / "theirs"
+    paths = write_scenes(ours, 11)
+    theirs.mkdir()
+    for path in paths[3:]:
+        shutil.copy(path, theirs / f"copy-{path.name}")
+    for path in paths[8:]:
+        path.unlink()
+    return ours, theirs
+
+
+def assert_held_once(store: InstanceStore, folder: Path) -> None:
+    found = list(rows(store).values())
+    held = Counter(row.content_hash for row in found if row.holds_instances)
+    assert (len(found), len(held), set(held.values())) == (16, 11, {1})
+    (info,) = store.versions("g")
+    assert info.num_instances == sum(row.num_instances for row in found)
+    assert info.num_instances == store.num_stored("g", info.name)
+    assert verify(open_source(str(folder)), "g", store, info.name).is_sound
+
+
+def test_two_runs_at_the_same_time_leave_each_content_once(
+    any_store: InstanceStore, tmp_path: Path
+) -> None:
+    ours, theirs = overlapping(tmp_path)
+    encoder = Interrupted(lambda: index(theirs, "g", any_store, FakeEncoder()))
+    report = index(ours, "g", any_store, encoder, options=IndexOptions(num_encoders=1))
+    assert report.merged == 5
+    assert_held_once(any_store, tmp_path)
+
+
+def test_the_next_run_merges_what_two_runs_left_and_says_so(tmp_path: Path) -> None:
+    ours, theirs = overlapping(tmp_path)
+    store, other = MemoryStore(), MemoryStore()
+    index(ours, "g", store, FakeEncoder())
+    index(theirs, "g", other, FakeEncoder())
+    version = store.live_version("g")
+    copies = list(other.get_indexed("g", version, list(rows(other))).values())
+    store.upsert_images("g", version, copies)
+    report = index(ours, "g", store, FakeEncoder())
+    assert (report.unchanged, report.merged) == (8, 5)
+    assert ("merged", "5", "held twice, since two runs wrote at once; mended") in report._rows()
+    assert_held_once(store, tmp_path)
+    assert index(ours, "g", store, FakeEncoder()).merged == 0
+
+
+def test_a_duplicate_of_a_photo_that_was_merged_names_the_new_holder(tmp_path: Path) -> None:
+    """One run merged the photo away while another one was about to write the duplicate."""
+    first, second, third = (tmp_path / f"{name}.jpg" for name in "abc")
+    write_scenes(tmp_path / "one", 1)[0].rename(first)
+    shutil.copy(first, second)
+    store = MemoryStore()
+    index(tmp_path, "g", store, FakeEncoder())
+    shutil.copy(first, third)
+    late = replace(
+        rows(store)[key_of(second)],
+        image_id=key_of(third),
+        uri=canonical_uri(third),
+        same_as=key_of(second),
+    )
+    store.upsert_images("g", store.live_version("g"), [IndexedImage(late, None)])
+    index(tmp_path, "g", store, FakeEncoder())
+    assert holders(store, first, second, third) == ["a.jpg"] * 3
+
+
+def test_photos_of_equal_content_but_other_attributes_are_not_merged() -> None:
+    store, place = MemoryStore(), ("g", "v1")
+    encoder = FakeEncoder()
+    store.create_version(*place, VersionSpec(dim=encoder.dim, digest="d"))
+    (instances,) = encoder.encode_images([np.zeros((32, 32, 3), np.uint8)])
+    for name in ("x", "y"):
+        record = ImageRecord(
+            image_id=name,
+            uri=f"file:///{name}.jpg",
+            status="indexed",
+            content_hash="0" * 64,
+            num_instances=len(instances),
+            attributes={"album": name},
+        )
+        store.upsert_images(*place, [IndexedImage(record, instances)])
+    assert merge_holders(store, *place, {"0" * 64}) == 0
+    held = [row.holds_instances for row in store.iter_images(*place)]
+    assert held == [True, True]

@@ -16,7 +16,7 @@ from reir.testing import FakeEncoder
 from reir_ingestion import failures, loading
 from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.sources import local
+from reir_ingestion.sources import SourceOptions, local, open_source
 from reir_ingestion.testing import stored_rows
 
 FAILS_TO_READ = Path("/proc/self/mem")
@@ -114,7 +114,8 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
 
     monkeypatch.setattr(loading, "READ_AGAIN_AFTER_S", (0.0, 0.01))
     monkeypatch.setattr(local, "read_bytes", note)
-    report = index(photos, "g", store, FakeEncoder())
+    source = open_source(photos, SourceOptions(follow_links=True))
+    report = index(source, "g", store, FakeEncoder())
     assert (report.new, report.failed) == (20, {"unreadable": 1})
     assert sum("bad sector" in str(each) for each in attempts) == 3
     (photos / "bad sector.jpg").unlink()

@@ -41,10 +41,10 @@ print("unchanged", report.unchanged, flush=True)
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
     paths = [str(folder / "photos"), str(folder / "store")]
     command = [sys.executable, "-c", CHILD, *paths]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
         try:
             yield child
         finally:
@@ -89,3 +89,15 @@ def test_killed_workers_and_a_killed_driver_lose_and_repeat_nothing(tmp_path: Pa
     assert info.num_images == NUM_PHOTOS + 1
     assert info.num_images + store.num_stored("killed", info.name) == len(expected)
     store.close()
+
+
+def test_a_killed_raylet_is_told_in_plain_words(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "photos", NUM_PHOTOS)
+    with started(tmp_path, stderr=subprocess.PIPE) as child:
+        wait_until_done(child, 4)
+        kill_worker(child, "raylet/raylet")
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "Ray's process raylet has died" in said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said

@@ -20,7 +20,14 @@ from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
 from reir.testing.s3 import Bucket
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.sources import SourceFile, SourceOptions, open_source, records
+from reir_ingestion.sources import (
+    SourceFile,
+    SourceOptions,
+    objects,
+    open_source,
+    records,
+    retrying,
+)
 from reir_ingestion.sources.contract import Source
 from reir_ingestion.sources.listed import UriSet
 from reir_ingestion.sources.lists import ListSource
@@ -327,6 +334,22 @@ def test_one_source_serves_two_runs(store: MemoryStore, photos: Path) -> None:
     write(path, "001.jpg", "002.png")
     report = index(source, "g", store, FakeEncoder(), options=options)
     assert (report.new, report.unchanged, report.removed, report.num_images) == (1, 1, 1, 2)
+
+
+def test_a_bucket_that_cannot_be_reached_fails_its_rows_and_no_others(
+    photos: Path, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        def get_file_info(self, _: object) -> object:
+            raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation")
+
+        open_input_file = get_file_info
+
+    monkeypatch.setattr(retrying, "RETRY_AFTER_S", (0.0,))
+    monkeypatch.setattr(objects, "_filesystem", lambda *_: Silent())
+    (photos / "list.txt").write_text("000.png\ns3://silent/x.jpg\n001.jpg\n")
+    report = index(photos / "list.txt", "g", store, FakeEncoder())
+    assert (report.new, report.failed) == (2, {"unreachable": 1})
 
 
 def test_a_list_in_a_bucket(bucket: Bucket) -> None:

@@ -18,8 +18,9 @@ from reir.models.seams import RgbImage
 from reir.records import IndexedImage, Instances
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
-from reir_ingestion import contents, stages
+from reir_ingestion import contents, loading, stages
 from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.sources import local
 from reir_ingestion.stages import encode_each
 from reir_ingestion.testing import random_scene
 from reir_ingestion.writer import patiently
@@ -36,7 +37,7 @@ class PickyEncoder(FakeEncoder):
         return super().encode_images(images)
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, MemoryError])
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_a_photo_that_the_model_refuses_does_not_take_others_with_it(
     store: MemoryStore, photos: Path, error: type[Exception], batch_size: int
@@ -57,6 +58,23 @@ def test_a_photo_that_the_model_refuses_does_not_take_others_with_it(
     assert report.failed_before == 3
     report = index(photos, "g", store, FakeEncoder(), options=IndexOptions(retry_failed=True))
     assert (report.num_failed, report.changed) == (0, 3)
+
+
+@pytest.mark.parametrize("stage", ["read_bytes", "decode", "perceptual_hash"])
+def test_memory_that_runs_out_for_a_photo_is_its_failure_in_every_stage(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    module = local if stage == "read_bytes" else loading
+    works, calls = getattr(module, stage), iter(range(99))
+
+    def hungry(*given: object, **named: object) -> object:
+        if next(calls) == 3:
+            raise MemoryError
+        return works(*given, **named)
+
+    monkeypatch.setattr(module, stage, hungry)
+    report = index(photos, "g", store, FakeEncoder())
+    assert (report.new, report.failed) == (19, {"too_large": 1})
 
 
 def test_encode_each_matches_one_by_one() -> None:

@@ -35,7 +35,9 @@ def report(**changes: Any) -> IndexReport:
         "num_instances": 30,
         "kept_versions": {},
     }
-    return IndexReport(**{**fixed, "missing": 0, "removed": 0, "look_alikes": 0, **counts})
+    return IndexReport(
+        **{**fixed, "missing": 0, "removed": 0, "merged": 0, "look_alikes": 0, **counts}
+    )
 
 
 def test_every_image_is_counted_once() -> None:
@@ -58,6 +60,18 @@ def test_progress_is_told_after_each_change() -> None:
     tally.listed(4)
     tally.skipped([row("empty")])
     assert seen == [Progress(2, None, 1), Progress(2, 4, 1), Progress(3, 4, 2)]
+
+
+def test_the_shares_of_the_stages_add_up() -> None:
+    seen: list[Progress] = []
+    tally = Tally(seen.append)
+    tally._seconds |= {"list": 1.0, "read": 1.0, "decode": 1.0, "encode": 177.0}
+    tally.written([row()], ["new"])
+    (now,) = seen
+    assert sum(now.shares.values()) == pytest.approx(1)
+    assert now.percent == {"list": 1, "read": 0, "decode": 1, "encode": 98, "store": 0}
+    assert sum(now.percent.values()) == 100
+    assert Progress(0, None, 0).percent == {}
 
 
 def test_counts_from_many_threads_add_up() -> None:

@@ -15,7 +15,7 @@ from reir.images import canonical_uri, path_of_uri
 from reir.store.memory import MemoryStore
 from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.sources import SourceFile, local, open_source, patterns
+from reir_ingestion.sources import SourceFile, SourceOptions, local, open_source, patterns
 from reir_ingestion.sources.contract import Source
 from reir_ingestion.testing import write_scenes
 
@@ -25,6 +25,9 @@ def make(root: Path, *names: str | bytes) -> None:
         path = os.path.join(os.fsencode(root), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         Path(os.fsdecode(path)).write_bytes(b"x")
+
+
+FOLLOWING = SourceOptions(follow_links=True)
 
 
 def listed(source: Source) -> list[str]:
@@ -90,20 +93,48 @@ def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> Non
     os.symlink(tmp_path / "photos" / "real", tmp_path / "photos" / "a_second_way")
     os.symlink(tmp_path / "elsewhere", tmp_path / "photos" / "more")
     os.symlink(tmp_path / "photos", tmp_path / "elsewhere" / "back")
-    assert listed(open_source(tmp_path / "photos")) == [
+    assert listed(open_source(tmp_path / "photos", FOLLOWING)) == [
         "real/1.jpg",
         "more/2.jpg",
         "more/deep/3.jpg",
     ]
+    assert listed(open_source(tmp_path / "photos")) == ["real/1.jpg"]
 
 
 def test_a_link_to_a_file_is_an_image(tmp_path: Path) -> None:
-    make(tmp_path, "elsewhere/1.bin")
-    (tmp_path / "photos").mkdir()
+    make(tmp_path, "elsewhere/1.bin", "photos/.kept/2.bin")
     os.symlink(tmp_path / "elsewhere" / "1.bin", tmp_path / "photos" / "x.jpg")
-    (file,) = open_source(tmp_path / "photos").files()
-    assert path_of(file) == str(tmp_path / "photos" / "x.jpg")
-    assert file.size_bytes == 1
+    os.symlink(".kept/2.bin", tmp_path / "photos" / "y.jpg")
+    one, two = open_source(tmp_path / "photos", FOLLOWING).files()
+    assert path_of(one) == str(tmp_path / "photos" / "x.jpg")
+    assert (one.size_bytes, two.size_bytes) == (1, 1)
+
+
+def test_a_link_out_of_the_folder_is_passed_over_and_counted(tmp_path: Path) -> None:
+    make(tmp_path, "secret.jpg", "photos-2/a.jpg", "photos/in.jpg")
+    os.symlink(tmp_path / "secret.jpg", tmp_path / "photos" / "1.jpg")
+    os.symlink("../photos-2", tmp_path / "photos" / "2")
+    os.symlink("../photos-2/gone.jpg", tmp_path / "photos" / "3.jpg")
+    os.symlink("in.jpg", tmp_path / "photos" / "4.jpg")
+    os.symlink(tmp_path / "photos", tmp_path / "way in")
+    for root in (tmp_path / "photos", tmp_path / "way in", tmp_path / "photos" / "*"):
+        source = open_source(root)
+        assert listed(source) == ["4.jpg", "in.jpg"]
+        assert isinstance(source, local.LocalSource)
+        assert source.passed_over == {"links out of the folder": 3}
+
+
+def test_what_is_no_photo_is_counted_by_suffix(tmp_path: Path, store: MemoryStore) -> None:
+    write_scenes(tmp_path, 2)
+    make(tmp_path, "a.CR2", "b.cr2", "c/d.mov", "photo", ".hidden.jpg", ".thumbs/1.jpg", "x.\xe9")
+    report = index(tmp_path, "g", store, FakeEncoder())
+    expected = {".cr2": 2, ".mov": 1, "no suffix": 1, "hidden": 2, ".\\xe9": 1}
+    assert (report.new, report.passed_over) == (2, expected)
+    rows = {name: (value, remark) for name, value, remark in report._rows()}
+    assert rows["passed over"] == ("7", ".cr2 2, hidden 2, .\\xe9 1, .mov 1, no suffix 1")
+    assert index(tmp_path / "0*", "g", store, FakeEncoder()).passed_over == {}
+    with pytest.raises(SourceError, match=r"holds no image; .*passed over: \.mov 1"):
+        open_source(tmp_path / "c")
 
 
 TREE = (
@@ -155,9 +186,9 @@ def test_a_glob_does_not_walk_where_nothing_can_match(
     scanned: list[str] = []
     scan = local._scan
 
-    def note(folder: bytes, endings: tuple[str, ...]) -> local._Entries:
+    def note(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> local._Entries:
         scanned.append(os.path.relpath(os.fsdecode(folder), tmp_path))
-        return scan(folder, endings)
+        return scan(folder, endings, inside)
 
     monkeypatch.setattr(local, "_scan", note)
     source = open_source(tmp_path / "a*/*.jpg")

@@ -19,6 +19,7 @@ from reir.testing import FakeEncoder
 from reir.testing.s3 import Bucket
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import Source, SourceFile, open_source
+from reir_ingestion.verify import verify
 
 
 def archive(members: Mapping[str, bytes]) -> bytes:
@@ -119,12 +120,35 @@ def test_damaged_archives_are_named_and_read_as_far_as_they_go(tmp_path: Path) -
         *("1-cut.tar", "2-damaged.tar", "3-empty.tar", "4-packed.tar")
     ]
     assert "damaged at byte 3072" in said[1]
+    assert "it is compressed (gzip)" in said[3]
+    assert "unpack it to a plain .tar" in said[3]
     # the columns of the sample before the damage may lie behind it
     assert sum("2-damaged" in file.uri for file in files) == 1
     assert sum("5-good" in file.uri for file in files) == 4
     gone = canonical_uri(tmp_path)
     assert not source.has_lost(f"tar+{gone}/2-damaged.tar#3.jpg")
     assert source.has_lost(f"tar+{gone}/5-good.tar#9.jpg")
+
+
+def test_of_two_members_with_one_name_the_first_counts_and_the_other_is_named(
+    tmp_path: Path, photos: Path, store: MemoryStore
+) -> None:
+    one, two = ((photos / name).read_bytes() for name in ("000.png", "002.png"))
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("a.png", one), ("b.png", two), ("a.png", two + bytes(9))):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    source = open_source(path)
+    files, said = listed(source)
+    assert [file.uri.rpartition("#")[2] for file in files] == ["a.png", "b.png"]
+    assert source.read(files[0]) == one
+    assert said == ["x.tar#a.png: the archive has this name twice; the first counts"]
+    report = index(source, "g", store, FakeEncoder())
+    assert (report.new, report.unlisted) == (2, 1)
+    assert index(source, "g", store, FakeEncoder()).read == 0
+    assert verify(source, "g", store, store.live_version("g")).is_sound
 
 
 def test_what_is_gone_from_an_archive_or_with_it_is_lost(tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ import pytest
 from reir import cli
 from reir.images import canonical_uri, image_id
 from reir.store import InstanceStore, open_store
+from reir.store.memory import MemoryStore
 from reir.store.milvus import MilvusStore
+from reir.store.names import instances_collection
 from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.sources import open_source
+from reir_ingestion.sources import local, open_source
+from reir_ingestion.sources.contract import NOWHERE, Status
+from reir_ingestion.sources.local import status_of_file
 from reir_ingestion.testing import stored_rows, write_scenes
 from reir_ingestion.verify import DIFFERENCES, VerifyReport, verify
 
@@ -60,6 +64,25 @@ def test_differences_of_source_and_ledger(any_store: InstanceStore, photos: Path
     assert differences(any_store, photos) == {}
 
 
+@pytest.mark.parametrize("seen", [NOWHERE, Status(7, 7)], ids=["gone", "half written"])
+def test_a_file_that_was_not_whole_when_it_was_listed_is_mended_by_the_next_run(
+    store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch, seen: Status
+) -> None:
+    odd = photos / "003.jpg"
+
+    def status(path: bytes) -> Status:
+        return seen if os.fsdecode(path) == str(odd) else status_of_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "status_of_file", status)
+        assert index(photos, "g", store, FakeEncoder()).new == 20
+    assert differences(store, photos) == {"changed": 1}
+    assert list(compared(store, photos).mends("p")) == ["reir index p --gallery g"]
+    assert index(photos, "g", store, FakeEncoder()).num_failed == 0
+    assert differences(store, photos) == {}
+    assert index(photos, "g", store, FakeEncoder()).read == 0
+
+
 @pytest.fixture
 def lite(tmp_path: Path, photos: Path) -> MilvusStore:
     store = open_store(str(tmp_path / "store"))
@@ -87,6 +110,25 @@ def test_lost_instances_are_found_and_repaired(lite: MilvusStore, photos: Path) 
     assert (repaired.new, repaired.unchanged) == (2, 19)
     assert differences(lite, photos) == {}
     assert stored_rows(lite, "g") == expected
+    lite.close()
+
+
+def test_what_searches_read_is_compared_and_mended(
+    lite: MilvusStore, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = lite.live_version("g")
+    (image,) = lite.get_indexed("g", version, [key_of(photos / "003.jpg")]).values()
+    assert image.instances is not None
+    image.instances.vectors[0] *= -1
+    assert lite._mirror is not None
+    lite._mirror.put(instances_collection("g", version), image.instances.dim, [image])
+    report = compared(lite, photos)
+    assert (report.mended, report.is_sound) == (1, True)
+    assert compared(lite, photos).mended == 0
+    lite._mirror.put(instances_collection("g", version), image.instances.dim, [image])
+    command = ["index", str(photos), "--gallery", "g", "--verify"]
+    assert cli.run([*command, "--store", lite._connection.address]) == 0
+    assert "images that searches saw otherwise" in capsys.readouterr().out
     lite.close()
 
 

@@ -55,7 +55,7 @@ class ListSource:
         """The images in the order of the lists; lines that name none go to `on_error`.
 
         Raises:
-            SourceError: a list cannot be read, or a bucket that it names.
+            SourceError: a list cannot be read.
         """
         return with_statuses(self._rows(on_error), self.places)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reir.errors import SourceError
@@ -24,6 +24,9 @@ from reir_ingestion.sources.contract import (
 )
 from reir_ingestion.sources.patterns import Parts, is_listed, matches, may_lie_below
 
+HIDDEN, NO_SUFFIX, LINKS_OUT = "hidden", "no suffix", "links out of the folder"
+"""What stands for a suffix in `LocalSource.passed_over` where there is none to tell."""
+
 
 @dataclass(frozen=True)
 class LocalSource:
@@ -35,18 +38,30 @@ class LocalSource:
         pattern: segments that a path below `root` must match, `**` for any number of folders;
             empty when `root` is a file.
         endings: of the files that are listed, in lower case.
+        follow_links: also list what links lead to outside of `root`.
     """
 
     text: str
     root: bytes
     pattern: Parts
     endings: tuple[str, ...] = IMAGE_ENDINGS
+    follow_links: bool = False
+
+    @property
+    def passed_over(self) -> Mapping[str, int]:
+        """What the last full listing met and left out: suffix in lower case -> how many.
+
+        A hidden folder and a link out of the root count as one, whatever they hold.
+        """
+        found: Mapping[str, int] = self.__dict__.get("_passed_over", {})
+        return found
 
     def paths(self, on_error: OnError = ignore_error) -> Iterator[bytes]:
         """Absolute paths of the images, sorted within each folder, the folders depth first.
 
-        Hidden names are left out. Links to folders are followed after everything else; no folder
-        is listed twice, so links may form loops.
+        Hidden names are left out, and links that lead out of the root, unless `follow_links`.
+        Links to folders are followed after everything else; no folder is listed twice, so links
+        may form loops.
 
         Args:
             on_error: called for each folder that cannot be listed; it counts as empty.
@@ -55,12 +70,15 @@ class LocalSource:
             yield self.root
             return
         seen: set[tuple[int, int]] = set()
+        passed_over: Counter[str] = Counter()
+        inside = None if self.follow_links else os.path.realpath(self.root)
         waiting: deque[Parts] = deque([()])  # at its end the links
         while waiting:
             parts = waiting.popleft()
             path = os.path.join(self.root, *parts)
             try:
-                entries = _scan(path, self.endings) if _first_visit(path, seen) else _Entries()
+                first = _first_visit(path, seen)
+                entries = _scan(path, self.endings, inside) if first else _Entries()
             except OSError as error:
                 on_error(os.fsdecode(path), error)
                 continue
@@ -69,6 +87,12 @@ class LocalSource:
                     yield os.path.join(path, name)
             waiting.extendleft(self._worth_a_visit(parts, reversed(entries.folders)))
             waiting.extend(self._worth_a_visit(parts, entries.links))
+            passed_over.update(
+                _kind(name) for name in entries.others if matches((*parts, name), self.pattern)
+            )
+            if entries.links_out:
+                passed_over[LINKS_OUT] += entries.links_out
+        self.__dict__["_passed_over"] = passed_over
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
         """The images in the order of `paths`, with what tells a changed file from an old one."""
@@ -116,26 +140,46 @@ def _uri(path: bytes) -> str:
 
 @dataclass
 class _Entries:
-    """What is in a folder: names in order, hidden ones left out."""
+    """What is in a folder: names in order, and in no order those that are left out."""
 
     files: list[bytes] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
     links: list[bytes] = field(default_factory=list)
+    others: list[bytes] = field(default_factory=list)
+    links_out: int = 0
 
 
-def _scan(folder: bytes, endings: tuple[str, ...]) -> _Entries:
+def _scan(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> _Entries:
+    """What is in a folder; links that lead out of `inside` are counted only."""
     found = _Entries()
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
-                continue
-            if _is_folder(entry):
+                found.others.append(entry.name)
+            elif inside is not None and entry.is_symlink() and not _lies_in(inside, entry.path):
+                found.links_out += 1
+            elif _is_folder(entry):
                 (found.links if entry.is_symlink() else found.folders).append(entry.name)
             elif is_listed(entry.name, endings):
                 found.files.append(entry.name)
+            else:
+                found.others.append(entry.name)
     for names in (found.files, found.folders, found.links):
         names.sort()
     return found
+
+
+def _lies_in(folder: bytes, path: bytes) -> bool:
+    """Whether a path, all links followed, leads into a folder that is given without any."""
+    real = os.path.realpath(path)
+    return real == folder or real.startswith(folder.rstrip(b"/") + b"/")
+
+
+def _kind(name: bytes) -> str:
+    """What a name that is left out counts as: its suffix."""
+    if name.startswith(b"."):
+        return HIDDEN
+    return ascii(os.fsdecode(os.path.splitext(name)[1]).lower())[1:-1] or NO_SUFFIX
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

@@ -95,7 +95,7 @@ class Objects:
         return name._replace(key=normpath(f"{folder}/{text}").lstrip("/")).uri
 
     def statuses(self, uris: Sequence[str]) -> list[Status | None]:
-        """Size and time of objects, None for those that do not exist; all of one bucket at once.
+        """Size and time of objects of one bucket, None for those that do not exist.
 
         Keys with an empty segment (`a//b`) cannot be looked up, only listed; they get None.
 
@@ -104,16 +104,10 @@ class Objects:
             OSError: refused.
         """
         names = [split_uri(uri) for uri in uris]
-        found: dict[str, Status | None] = {}
-        for bucket in dict.fromkeys((name.scheme, name.bucket) for name in names):
-            asked = [
-                name
-                for name in names
-                if (name.scheme, name.bucket) == bucket and "//" not in name.key
-            ]
-            look_up = self._filesystem(*bucket).get_file_info
-            infos = _asked(partial(look_up, [_path(name) for name in asked]), names[0].uri)
-            found |= zip((name.uri for name in asked), map(_status, infos), strict=True)
+        asked = [name for name in names if "//" not in name.key]
+        look_up = self._filesystem(names[0].scheme, names[0].bucket).get_file_info
+        infos = _asked(partial(look_up, [_path(name) for name in asked]), names[0].uri)
+        found = dict(zip((name.uri for name in asked), map(_status, infos), strict=True))
         return [found.get(name.uri) for name in names]
 
     def folder(self, name: ObjectName) -> Iterator[Entry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reir.errors import SourceError
+from reir_ingestion.report import counted
 from reir_ingestion.sources.contract import BUCKETS, IMAGE_ENDINGS, WEB, Source
 from reir_ingestion.sources.local import LocalSource
 from reir_ingestion.sources.patterns import ANY_DEPTH, has_magic, split_pattern
@@ -32,11 +33,13 @@ class SourceOptions:
         allow_http: fetch images, and lists of them, from http:// and https:// addresses.
         allow_private: also from addresses of private networks and of this machine.
         image_column: of a table or list, the column with the images; found by itself when empty.
+        follow_links: of a folder or pattern, also list what links lead to outside of it.
     """
 
     allow_http: bool = False
     allow_private: bool = False
     image_column: str = ""
+    follow_links: bool = False
 
 
 def open_source(source: str | Path, options: SourceOptions | None = None) -> Source:
@@ -65,6 +68,8 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
 
     if next(found.uris(note), None) is None:
         said = "".join(problems)
+        if isinstance(found, LocalSource) and found.passed_over:
+            said = f"; passed over: {counted(found.passed_over)}{said}"
         raise SourceError(f"source {_shown(text)!a} holds no image; looked for {looked_for}{said}")
     return found
 
@@ -97,15 +102,15 @@ def _open(text: str, options: SourceOptions) -> tuple[Source, str]:
     if name.endswith(ARCHIVE_ENDING):
         from reir_ingestion.sources.tars import TarSource
 
-        archives = _files(text, (ARCHIVE_ENDING,))
+        archives = _files(text, (ARCHIVE_ENDING,), options)
         return TarSource(text, archives, _places(text, options)), "members that end like images"
     if name.endswith(TABLE_ENDING):
         from reir_ingestion.sources.parquet import open_parquet
 
-        tables = _files(text, (TABLE_ENDING,))
+        tables = _files(text, (TABLE_ENDING,), options)
         return open_parquet(text, tables, _places(text, options), options.image_column), "rows"
     looked_for = f"files ending in {' '.join(IMAGE_ENDINGS)} that are not hidden"
-    return _files(text, IMAGE_ENDINGS), looked_for
+    return _files(text, IMAGE_ENDINGS, options), looked_for
 
 
 def _name(text: str) -> str:
@@ -120,7 +125,7 @@ def _lists(text: str, options: SourceOptions) -> tuple[Source, str]:
 
     places = _places(text, options)
     on_web = text.lower().startswith(WEB)
-    lists = [places.uri_of(text, text)] if on_web else _files(text, LIST_ENDINGS).uris()
+    lists = [places.uri_of(text, text)] if on_web else _files(text, LIST_ENDINGS, options).uris()
     looked_for = "a path or an address in each line"
     return ListSource(text, tuple(lists), places, options.image_column), looked_for
 
@@ -139,25 +144,25 @@ def _places(text: str, options: SourceOptions) -> Places:
     return Places(web, name.login, name.options)
 
 
-def _files(text: str, endings: tuple[str, ...]) -> Source:
+def _files(text: str, endings: tuple[str, ...], options: SourceOptions) -> Source:
     """The files of a folder, a glob or a single name: images, or what holds or names them."""
     if text.startswith(BUCKETS):
         from reir_ingestion.sources.buckets import open_bucket
 
         return open_bucket(text, endings)
-    return _local_files(text, endings)
+    return _local_files(text, endings, follow_links=options.follow_links)
 
 
-def _local_files(text: str, endings: tuple[str, ...]) -> LocalSource:
+def _local_files(text: str, endings: tuple[str, ...], *, follow_links: bool) -> LocalSource:
     path = os.path.abspath(os.path.expanduser(text))
     if os.path.isdir(path):
-        return LocalSource(text, os.fsencode(path), (ANY_DEPTH,), endings)
+        return LocalSource(text, os.fsencode(path), (ANY_DEPTH,), endings, follow_links)
     if os.path.lexists(path):
         return LocalSource(text, os.fsencode(path), (), endings)
     if has_magic(os.fsencode(path)):
         root, pattern = split_pattern(os.fsencode(path))
         if os.path.isdir(root or b"/"):
-            return LocalSource(text, root or b"/", pattern, endings)
+            return LocalSource(text, root or b"/", pattern, endings, follow_links)
         raise SourceError(
             f"source {text!a} does not exist: there is no folder {os.fsdecode(root)!a}"
         )

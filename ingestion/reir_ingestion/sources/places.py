@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import IO, TYPE_CHECKING, cast
 from urllib.parse import quote, urljoin, urlsplit
 
 from reir.errors import ImageError, ImageFailure, SourceError
 from reir.images import DEFAULT_MAX_BYTES, canonical_uri, path_of_uri, read_bytes
-from reir_ingestion.sources.contract import BUCKETS, NOWHERE, WEB, Status
+from reir_ingestion.sources.contract import BUCKETS, NOWHERE, UNKNOWN_TIME_NS, WEB, Status
 from reir_ingestion.sources.http import Web
 from reir_ingestion.sources.local import status_of_file
 from reir_ingestion.sources.retrying import listing
@@ -27,6 +28,8 @@ MAX_NAME_CHARS = 8192
 """Of a path or an address; a URI has to fit into a column of the store."""
 
 _KEPT_IN_URLS = "%/:=&?#~+!$,;'@()*[]"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ class Places:
         return self._buckets.beside(base, text)
 
     def statuses(self, uris: Sequence[str]) -> list[Status]:
-        """Size and time of each; those of one kind are asked for at once.
+        """Size and time of each; those of one bucket, or of the web, are asked for at once.
+
+        What does not answer counts as unknown: reading, which is patient, finds the reason.
 
         Raises:
-            SourceError: a bucket cannot be reached, or refused.
+            SourceError: an address, and the web is not allowed.
         """
         found: dict[str, Status | None] = {}
         for uri in uris:
@@ -80,10 +85,20 @@ class Places:
                 found[uri] = status_of_file(os.fsencode(path_of_uri(uri)))
         if urls := [uri for uri in uris if uri.startswith(WEB)]:
             found |= zip(urls, self._allowed_web(urls[0]).statuses(urls), strict=True)
-        if keys := [uri for uri in uris if uri.startswith(BUCKETS)]:
-            asked = listing(lambda: self._buckets.statuses(keys), keys[0])
-            found |= zip(keys, asked, strict=True)
+        keys: dict[str, list[str]] = {}
+        for uri in uris:
+            if uri.startswith(BUCKETS):
+                keys.setdefault(uri.split("/")[2], []).append(uri)
+        for of_bucket in keys.values():
+            found |= zip(of_bucket, self._of_bucket(of_bucket), strict=True)
         return [found[uri] or NOWHERE for uri in uris]
+
+    def _of_bucket(self, uris: Sequence[str]) -> Sequence[Status | None]:
+        try:
+            return listing(partial(self._buckets.statuses, uris), uris[0])
+        except SourceError as error:
+            logger.warning("%s", error)
+            return [Status(0, UNKNOWN_TIME_NS)] * len(uris)
 
     def read(self, uri: str) -> bytes:
         """Return the bytes of a whole file.

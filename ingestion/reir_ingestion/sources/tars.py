@@ -23,6 +23,14 @@ from reir_ingestion.sources.places import MAX_NAME_CHARS
 
 MAX_SIDECAR_BYTES = 1024**2
 
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""What a compressed archive starts with, whatever its name says."""
+
 _SIDECARS = (".json", ".txt")
 
 
@@ -38,6 +46,7 @@ class TarSource(HeldSource):
         Raises:
             OSError: it is damaged, or compressed.
         """
+        seen: set[str] = set()
         with self.places.stream(holder.uri) as stream:
             for key, members in groupby(_members(stream), lambda member: member.key):
                 try:
@@ -47,6 +56,10 @@ class TarSource(HeldSource):
                     continue
                 for image in images:
                     uri = self.uri_of(holder, image.name)
+                    if image.name in seen:
+                        on_error(uri, BadRow("the archive has this name twice; the first counts"))
+                        continue
+                    seen.add(image.name)
                     yield SourceFile(
                         uri, image.size_bytes, self.time_of(holder), attributes, image.offset
                     )
@@ -88,6 +101,13 @@ def _members(stream: IO[bytes]) -> Iterator[_Member]:
 
 
 def _found(stream: IO[bytes]) -> Iterator[_Member]:
+    start = stream.read(max(map(len, _PACKED)))
+    if packing := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
+        raise tarfile.ReadError(
+            f"it is compressed ({packing}), so its members cannot be read one by one; unpack it "
+            f"to a plain .tar"
+        )
+    stream.seek(0)
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (found := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen

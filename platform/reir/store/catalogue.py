@@ -11,6 +11,7 @@ from reir.errors import GalleryNotFound
 from reir.store import checks, rows
 from reir.store.client import MilvusConnection
 from reir.store.contract import VersionInfo, VersionSpec
+from reir.store.damage import lost_ledger
 from reir.store.filter_milvus import quote
 from reir.store.names import (
     VersionKey,
@@ -40,7 +41,14 @@ class Catalogue:
     def images(self, gallery: str, version: str) -> Table:
         """Ledger of a version, existing or not."""
         name = images_collection(gallery, version)
-        return Table(self._connection, name, "image_id", self._columns_of_ledger(name))
+        columns = self._ledger_columns.get(name)
+        if columns is None:
+            columns = self._columns_of_ledger(gallery, version)
+        return Table(self._connection, name, "image_id", columns)
+
+    def drop_ledger(self, gallery: str, version: str) -> None:
+        """Drop the ledger of a version, damaged or not."""
+        Table(self._connection, images_collection(gallery, version), "image_id", {}).drop()
 
     def version_keys(self) -> Iterator[VersionKey]:
         """All versions of all galleries."""
@@ -48,6 +56,10 @@ class Catalogue:
             key = parse_instances_collection(collection)
             if key is not None:
                 yield key
+
+    def names(self, gallery: str) -> list[str]:
+        """Versions of a gallery, damaged ones too."""
+        return [key.version for key in self.version_keys() if key.gallery == gallery]
 
     def find(self, gallery: str, version: str) -> StoredVersion | None:
         """What was stored with a version when it was created, None if there is none."""
@@ -68,8 +80,7 @@ class Catalogue:
 
     def by_age(self, gallery: str) -> dict[str, VersionSpec]:
         """Versions of a gallery, oldest first; empty if there is no such gallery."""
-        names = [key.version for key in self.version_keys() if key.gallery == gallery]
-        found = [(name, self.find(gallery, name)) for name in names]
+        found = [(name, self.find(gallery, name)) for name in self.names(gallery)]
         present = [(name, stored) for name, stored in found if stored is not None]
         present.sort(key=lambda item: item[1].created_ns)
         return {name: stored.spec for name, stored in present}
@@ -125,17 +136,24 @@ class Catalogue:
     def forget(self, gallery: str, version: str) -> None:
         """Take back what was remembered of a version that goes."""
         self._derived.pop((gallery, version), None)
+        self._ledger_columns.pop(images_collection(gallery, version), None)
 
-    def _columns_of_ledger(self, name: str) -> Mapping[str, DataType]:
-        """Those of `rows.IMAGE_COLUMNS` that a ledger has: an earlier release made it with less."""
-        if name not in self._ledger_columns:
-            found = Table(self._connection, name, "image_id", {}).describe()
-            if found is None:
-                return rows.IMAGE_COLUMNS
-            present = {each["name"] for each in found["fields"]}
-            columns = {each: kind for each, kind in rows.IMAGE_COLUMNS.items() if each in present}
-            self._ledger_columns[name] = columns
-        return self._ledger_columns[name]
+    def _columns_of_ledger(self, gallery: str, version: str) -> Mapping[str, DataType]:
+        """Those of `rows.IMAGE_COLUMNS` that a ledger has: an earlier release made it with less.
+
+        Raises:
+            StoreDamaged: the version has instances but no ledger.
+        """
+        name = images_collection(gallery, version)
+        found = Table(self._connection, name, "image_id", {}).describe()
+        if found is None:
+            if self.find(gallery, version) is not None:
+                raise lost_ledger(self._connection.address, gallery, version)
+            return rows.IMAGE_COLUMNS
+        present = {each["name"] for each in found["fields"]}
+        columns = {each: kind for each, kind in rows.IMAGE_COLUMNS.items() if each in present}
+        self._ledger_columns[name] = columns
+        return columns
 
     @contextlib.contextmanager
     def errors_of(self, gallery: str, version: str) -> Iterator[None]:
@@ -143,4 +161,6 @@ class Catalogue:
         try:
             yield
         except GalleryNotFound as error:
+            self.forget(gallery, version)
+            self.images(gallery, version)  # says so if only the ledger is gone
             raise checks.no_version(gallery, version, self.by_age(gallery)) from error

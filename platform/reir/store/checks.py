@@ -123,3 +123,11 @@ def live_stays(gallery: str, version: str) -> StoreError:
 def no_import(address: str) -> ConfigError:
     """Return the error for a bulk import into another store than a server."""
     return ConfigError(f"bulk import needs a Milvus server; the store is {address}")
+
+
+def cannot_be_written(address: str, why: str) -> StoreError:
+    """Return the error for a change of a store in a folder that cannot be written."""
+    return StoreError(
+        f"store at {address} can be searched but not changed: its folder cannot be written "
+        f"({why}); make it writable, or name another one with --store"
+    )

@@ -15,7 +15,8 @@ import grpc  # type: ignore[import-untyped]
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from reir.errors import FREE_SPACE, GalleryNotFound, StoreError, StoreUnavailable
+from reir.errors import FREE_SPACE, GalleryNotFound, StoreError, StoreFull, StoreUnavailable
+from reir.store.damage import damage_said
 from reir.store.lite_server import LiteServer
 
 CALL_TIMEOUT_S = 60.0
@@ -98,7 +99,7 @@ class MilvusConnection:
     @property
     def address(self) -> str:
         """Where the store is, for a person."""
-        return self._backend if isinstance(self._backend, str) else str(self._backend.directory)
+        return self._backend if isinstance(self._backend, str) else str(self._backend.place)
 
     def call(self, method: str, **arguments: Any) -> Any:
         """Call a method of `MilvusClient`.
@@ -172,11 +173,15 @@ class MilvusConnection:
     def _refused(self, method: str, error: Exception) -> Exception:
         if getattr(error, "code", None) in (_NOT_FOUND, _ALIAS_NOT_FOUND):
             return GalleryNotFound(f"store at {self.address}: {error}")
+        damage = damage_said(self.address, getattr(error, "message", str(error)))
+        if damage is not None:
+            return damage
         if _status(error) in _DENIED:
             hint = "set REIR_MILVUS_TOKEN to user:password or to an API key"
             return StoreError(f"store at {self.address} refuses access: {error}; {hint}")
-        hint = f"; {FREE_SPACE}" if os.strerror(errno.ENOSPC) in str(error) else ""
-        return StoreError(f"store at {self.address} refused {method}: {error}{hint}")
+        if os.strerror(errno.ENOSPC) in str(error):
+            return StoreFull(f"store at {self.address} refused {method}: {error}; {FREE_SPACE}")
+        return StoreError(f"store at {self.address} refused {method}: {error}")
 
 
 def _bound(client: MilvusClient, method: str) -> Callable[..., Any]:

@@ -323,6 +323,17 @@ class InstanceStore(Protocol):
         """
         ...
 
+    def compare_reader(self, gallery: str, version: str) -> int:
+        """Compare what searches read with what is stored, bit by bit, and mend what differs.
+
+        An embedded store keeps a copy of all instances for its searches; others have none. Reads
+        everything.
+
+        Returns:
+            How many photos differed; all of them are mended.
+        """
+        ...
+
     def close(self) -> None:
         """Release connections and the child server, if this store started one."""
         ...

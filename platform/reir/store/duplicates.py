@@ -3,16 +3,63 @@
 The first photo of a content holds its instances; every later one has a ledger row that names it
 (`ImageRecord.same_as`) and none of its own. Before a holder goes, or gets another content, one of
 its duplicates takes over: instances and image vector are written under its name in the batch that
-takes them from the holder, without a model. Works on any store by its contract.
+takes them from the holder, without a model. Two runs that write at the same time may both hold a
+content; merging leaves it to one of them. Works on any store by its contract.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from reir.records import ImageRecord, IndexedImage
 from reir.store.contract import InstanceStore
+
+ContentKey = tuple[str, str]
+"""Content hash, and attributes as JSON: what one photo may hold for all others that are equal."""
+
+
+def content_key(record: ImageRecord) -> ContentKey:
+    """What an image shares with its duplicates."""
+    return record.content_hash, json.dumps(dict(record.attributes), sort_keys=True)
+
+
+def by_content(found: Mapping[str, Iterable[ImageRecord]]) -> dict[ContentKey, list[ImageRecord]]:
+    """The rows of `InstanceStore.find_content` by content and attributes."""
+    groups: defaultdict[ContentKey, list[ImageRecord]] = defaultdict(list)
+    for rows in found.values():
+        for row in rows:
+            groups[content_key(row)].append(row)
+    return dict(groups)
+
+
+def merge_holders(store: InstanceStore, gallery: str, version: str, hashes: Collection[str]) -> int:
+    """Leave each of these contents to the first of its holders, by the name of the file.
+
+    Every other image of equal content and attributes is a duplicate of that one afterwards. It is
+    looked at again until nothing is left to do, since another run may be merging too.
+
+    Args:
+        store: where.
+        gallery: name.
+        version: name.
+        hashes: of the contents; those with one holder that all duplicates name are left as they
+            are, and so are those without a holder.
+
+    Returns:
+        How many images held a content beside another one.
+    """
+    merged: set[str] = set()
+    while True:
+        groups = by_content(store.find_content(gallery, version, hashes))
+        astray = [each for rows in groups.values() for each in _astray(rows)]
+        if not astray:
+            return len(merged)
+        merged.update(row.image_id for row, _ in astray if row.holds_instances)
+        changed = (replace(row, same_as=holder, num_instances=0) for row, holder in astray)
+        store.upsert_images(gallery, version, [IndexedImage(each, None) for each in changed])
 
 
 def remove_images(
@@ -58,6 +105,17 @@ def hand_over(
         store.upsert_images(gallery, version, batch)
     done_before = {key: row.same_as for key, row in known.items() if row.same_as}
     return done_before | {key: staying[0].image_id for key, staying in heirs.items()}
+
+
+def _astray(rows: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, str]]:
+    """Rows of one content that do not name its first holder, and the id of that."""
+    holders = [row for row in rows if row.holds_instances]
+    if not holders:
+        return
+    first = min(holders, key=lambda row: row.uri).image_id
+    for row in rows:
+        if row.image_id != first and row.same_as != first:
+            yield row, first
 
 
 def _staying(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from reir.records import FloatArray
 from reir.store.checks import check_dim
@@ -17,24 +17,39 @@ from reir.store.locks import FileLock
 
 COMPACT_ABOVE_ROWS = 4096
 
-logger = logging.getLogger(__name__)
+
+class Upstream(Protocol):
+    """What stands behind a journal: the store of record."""
+
+    def prepare(self) -> int:
+        """Write the journal if it is missing, and return the dimension of its vectors.
+
+        Raises:
+            GalleryNotFound: there is no such version.
+        """
+        ...
+
+    def check(self) -> None:
+        """Compare the journal with the store, if nothing vouches for it.
+
+        Raises:
+            JournalDamagedError: it has other photos than the store.
+        """
+        ...
+
+    def mend(self, why: str) -> None:
+        """Write the journal anew, unless somebody has meanwhile, and say so."""
+        ...
 
 
 class JournalFollower:
     """Exact search over one version; each search sees all that was acknowledged before it."""
 
-    def __init__(self, path: Path, lock: Path, rebuild: Callable[[], int]) -> None:
-        """Follow the journal at `path`.
-
-        Args:
-            path: the journal.
-            lock: the version's write lock.
-            rebuild: writes the journal from the store of record if it is missing, and returns
-                the version's dimension; raises `GalleryNotFound` when there is no such version.
-        """
+    def __init__(self, path: Path, lock: Path, upstream: Upstream) -> None:
+        """Follow the journal at `path`; `lock` is the version's write lock."""
         self._path = path
         self._lock = lock
-        self._rebuild = rebuild
+        self._upstream = upstream
         self._mutex = threading.Lock()
         self._journal: Journal | None = None
         self._index = ExactIndex(1)
@@ -69,28 +84,31 @@ class JournalFollower:
 
     def _refresh(self) -> None:
         try:
-            self._catch_up()
+            if self._catch_up():
+                self._upstream.check()
         except JournalDamagedError as error:
-            logger.warning("%s; it is written anew from the store", error)
             self._drop()
-            self._path.unlink(missing_ok=True)
+            self._upstream.mend(str(error))
             self._catch_up()
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> bool:
+        """Read what is new; returns whether it is a journal that was not read before."""
         journal = self._journal
-        if journal is None or not journal.is_current:
+        is_new = journal is None or not journal.is_current
+        if journal is None or is_new:
             journal = self._open()
-        if journal.size == self._offset:
-            return
+        elif journal.size == self._offset:
+            return False
         for frame in journal.read(self._offset):
             self._index.apply(frame)
             self._offset = frame.end
         if self._index.num_dead > max(len(self._index), COMPACT_ABOVE_ROWS) and self._compact():
             self._catch_up()
+        return is_new
 
     def _open(self) -> Journal:
         self._drop()
-        dim = self._rebuild()
+        dim = self._upstream.prepare()
         self._journal = Journal(self._path, dim)
         self._index = ExactIndex(dim)
         return self._journal

@@ -23,7 +23,8 @@ from pymilvus import DataType
 
 from reir.errors import StoreError, StoreUnavailable
 from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
-from reir.store.table import PAGE_ROWS, Row, Table
+from reir.store.rows import Row
+from reir.store.table import PAGE_ROWS, Table
 
 IMPORT_FROM_ROWS = 5_000
 """Fewer rows are upserted: an import takes some 20 seconds, however few they are."""

@@ -7,14 +7,20 @@ It is two files. The rows file (`reir.store.rowfile`) holds the numbers, one row
 instance, and is mapped by every reader. The journal itself names it and is a row of frames,
 appended under the version's write lock:
 
-    magic, D, token of the rows file
+    magic, D, token of the rows file | end of the frames, end of the rows, checksum of both
     magic, length of the text, end of the rows, checksum of the rows, checksum of the rest | JSON
 
 A frame either puts images, whose rows are the last ones before its end of the rows, or deletes
 them. Rows are written before their frame, so a writer killed in between leaves rows that nobody
 reads and the next writer overwrites; killed in the middle of a frame it leaves a tail that readers
-do not touch and the next writer cuts off. As with the log of Milvus Lite, what was written survives
-a killed process but not always a power cut.
+do not touch and the next writer cuts off. Where the frames end is noted at the beginning, after
+each frame: a journal that ends before that was cut, and counts as damaged.
+
+As with the log of Milvus Lite, what was written survives a killed process but not always a power
+cut. So a third file, the stamp, tells since which start of the machine which file was written how
+far; a journal that it does not vouch for is compared with the store first (`reir.store.mirror`):
+
+    boot id, number of the journal's file, end of the frames, checksum
 """
 
 # Shapes: N instances of a frame, W = 5 + D for vectors of dimension D, R rows up to a frame's end
@@ -29,6 +35,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +48,18 @@ NUM_COLUMNS = 5
 """Numbers before the vector: x1, y1, x2, y2, objectness."""
 
 _START = struct.Struct("<4sI8s")
-FIRST_FRAME = _START.size
+_END = struct.Struct("<QQI")
+FIRST_FRAME = _START.size + _END.size
 """Offset of the first frame."""
 
 _HEADER = struct.Struct("<4sIQI")
 _CHECKSUM = struct.Struct("<I")
-_MAGIC = b"rjn2"
+_STAMP = struct.Struct("<36sQQI")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MAGIC = b"rjn3"
 _FRAME_MAGIC = b"frm2"
+_READS = 3
+"""Of the noted end: one beside a writer may see half of it."""
 
 
 class JournalDamagedError(Exception):
@@ -104,8 +116,8 @@ class Frame:
 class Journal:
     """One open journal; use one object a thread."""
 
-    def __init__(self, path: Path, dim: int) -> None:
-        """Open an existing journal of vectors of dimension `dim`.
+    def __init__(self, path: Path, dim: int, *, to_write: bool = False) -> None:
+        """Open an existing journal of vectors of dimension `dim`, to read it unless `to_write`.
 
         Raises:
             FileNotFoundError: there is none.
@@ -114,9 +126,9 @@ class Journal:
         self.path = path
         self._end, self._end_row = FIRST_FRAME, 0
         while True:
-            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._file = os.open(path, (os.O_RDWR if to_write else os.O_RDONLY) | os.O_CLOEXEC)
             try:
-                self._rows = self._open_rows(dim)
+                self._rows = self._open_rows(dim, to_write)
             except (FileNotFoundError, JournalDamagedError) as error:
                 replaced = not self.is_current  # between the opening of the one and of the other
                 os.close(self._file)
@@ -133,9 +145,10 @@ class Journal:
         """
         token = secrets.token_hex(4)
         temporary = path.with_suffix(".new")
-        temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()))
+        temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()) + _end(FIRST_FRAME, 0))
         _rows_path(path, token).touch()
-        with contextlib.closing(Journal(temporary, dim)) as journal:
+        with contextlib.closing(Journal(temporary, dim, to_write=True)) as journal:
+            journal.vouch()
             for change in changes:
                 journal.append(change)
         temporary.replace(path)
@@ -145,6 +158,7 @@ class Journal:
     def remove(path: Path) -> None:
         """Delete the journal and its rows; readers keep what they have open."""
         path.unlink(missing_ok=True)
+        path.with_suffix(".stamp").unlink(missing_ok=True)
         _remove_rows(path)
 
     @property
@@ -156,6 +170,27 @@ class Journal:
     def size(self) -> int:
         """Bytes in the journal, rows not counted."""
         return os.fstat(self._file).st_size
+
+    @property
+    def is_vouched(self) -> bool:
+        """Whether no power cut, and nobody with an older copy, can have taken frames from it."""
+        try:
+            data = self.path.with_suffix(".stamp").read_bytes()
+        except OSError:
+            return False
+        if len(data) != _STAMP.size or data != _stamp(*_STAMP.unpack(data)[:3]):
+            return False
+        boot, file, end, _ = _STAMP.unpack(data)
+        return (boot, file) == (_boot_id(), os.fstat(self._file).st_ino) and end <= self.size
+
+    def vouch(self) -> None:
+        """Note that all is there up to the noted end."""
+        data = _stamp(_boot_id(), os.fstat(self._file).st_ino, self._noted_end())
+        file = os.open(self.path.with_suffix(".stamp"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            os.pwrite(file, data, 0)
+        finally:
+            os.close(file)
 
     def append(self, change: Change) -> None:
         """Add a change; the caller holds the version's write lock.
@@ -173,12 +208,15 @@ class Journal:
         while written < len(frame):
             written += os.pwrite(self._file, frame[written:], self._end + written)
         self._end, self._end_row = self._end + len(frame), end_row
+        os.pwrite(self._file, _end(self._end, end_row), _START.size)
+        self.vouch()
 
     def read(self, offset: int = FIRST_FRAME) -> Iterator[Frame]:
         """Frames from `offset` on, as far as they are whole.
 
         Raises:
-            JournalDamagedError: a frame or its rows do not match their checksum.
+            JournalDamagedError: a frame or its rows do not match their checksum, or frames are
+                missing.
         """
         return (self._frame(*each) for each in self._whole(offset))
 
@@ -186,7 +224,7 @@ class Journal:
         """Instances of each image that there is now; the rows are not read.
 
         Raises:
-            JournalDamagedError: a frame does not match its checksum.
+            JournalDamagedError: a frame does not match its checksum, or frames are missing.
         """
         found: dict[str, int] = {}
         for data, offset in self._whole(FIRST_FRAME):
@@ -203,21 +241,24 @@ class Journal:
             self._rows.close()
             self._file = -1
 
-    def _open_rows(self, dim: int) -> RowFile:
+    def _open_rows(self, dim: int, to_write: bool) -> RowFile:
         start = os.pread(self._file, _START.size, 0)
         if len(start) < _START.size or start[: len(_MAGIC)] != _MAGIC:
-            raise JournalDamagedError(f"{self.path} does not begin as a journal")
+            raise JournalDamagedError(f"{self.path} does not begin as one of this release")
         _, found_dim, token = _START.unpack(start)
         if found_dim != dim:
             raise JournalDamagedError(f"{self.path} has dimension {found_dim}, wanted {dim}")
-        return RowFile(_rows_path(self.path, token.decode("ascii", "replace")), NUM_COLUMNS + dim)
+        path = _rows_path(self.path, token.decode("ascii", "replace"))
+        return RowFile(path, NUM_COLUMNS + dim, to_write=to_write)
 
     def _find_end(self) -> None:
         """Go on to the end of the last whole frame; other writers may have added some."""
+        noted = self._noted_end()
         while True:
             header = os.pread(self._file, _HEADER.size, self._end)
             length = self._next_end(memoryview(header), self._end, self.size - self._end)
             if length is None:
+                self._check_end(self._end, noted)
                 return
             self._end_row = int(_HEADER.unpack(header)[2])
             self._end += length
@@ -234,11 +275,25 @@ class Journal:
 
     def _whole(self, offset: int) -> Iterator[tuple[memoryview, int]]:
         """Bytes and offset of each whole frame from `offset` on."""
+        noted = self._noted_end()
         data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
         start = 0
         while (end := self._next_end(data[start:], offset + start)) is not None:
             yield data[start : start + end], offset + start
             start += end
+        self._check_end(offset + start, noted)
+
+    def _noted_end(self) -> int:
+        """Where the frames end, as the last writer has noted; a killed one may have written on."""
+        for _ in range(_READS):
+            data = os.pread(self._file, _END.size, _START.size)
+            if len(data) == _END.size and data == _end(*_END.unpack(data)[:2]):
+                return int(_END.unpack(data)[0])
+        raise JournalDamagedError(f"{self.path} has a bad checksum of its end")
+
+    def _check_end(self, found: int, noted: int) -> None:
+        if min(found, self.size) < noted:
+            raise JournalDamagedError(f"{self.path} ends at byte {found} of {noted}")
 
     def _said(
         self, data: memoryview, offset: int
@@ -296,6 +351,22 @@ def _encode(change: Change, end_row: int) -> bytes:
     rows_checksum = zlib.crc32(np.ascontiguousarray(change.rows).data)
     head = _HEADER.pack(_FRAME_MAGIC, len(text), end_row, rows_checksum)
     return head + _CHECKSUM.pack(zlib.crc32(text, zlib.crc32(head))) + text
+
+
+def _end(offset: int, row: int) -> bytes:
+    return _END.pack(offset, row, zlib.crc32(struct.pack("<QQ", offset, row)))
+
+
+def _stamp(boot: bytes, file: int, end: int) -> bytes:
+    checksum = zlib.crc32(struct.pack("<36sQQ", boot, file, end))
+    return _STAMP.pack(boot, file, end, checksum)
+
+
+@cache
+def _boot_id() -> bytes:
+    """Of this start of the machine; where there is none, of this process, so others compare."""
+    known = _BOOT_ID.read_bytes().strip() if _BOOT_ID.exists() else secrets.token_hex(18).encode()
+    return known[:36]
 
 
 def _journal_image(image: IndexedImage) -> JournalImage:

@@ -3,17 +3,22 @@
 Started by `reir.store.lite_server` as `python -m reir.store.lite_child DIRECTORY`. Two locks in the
 directory rule its life: it holds `server.lock` for as long as it lives, so there is never a second
 one; every client holds a share of `clients.lock`, and once nobody has for a while, it ends.
+
+A directory that is deleted and made anew, or moved away, has another `server.lock` under its path,
+or none: then the process ends at once, and touches nothing that its successor has written there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from reir.store.locks import FileLock
@@ -25,6 +30,7 @@ DATA = "milvus"
 
 _WAIT_FOR_PREDECESSOR_S = 5.0
 _POLL_S = 0.25
+_LOST_RECORD_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -42,37 +48,80 @@ def serve(directory: Path, idle_s: float) -> int:
         if not lock.acquire(timeout_s=_WAIT_FOR_PREDECESSOR_S):
             logger.error("another process serves %s", directory)
             return 1
-        record = directory / RECORD
-        record.unlink(missing_ok=True)
-        _serve_until_idle(directory, clients, stop, idle_s)
+        (directory / RECORD).unlink(missing_ok=True)  # of a predecessor that was killed
+        _serve_until_idle(directory, lock, clients, stop, idle_s)
     return 0
 
 
 def _serve_until_idle(
-    directory: Path, clients: FileLock, stop: threading.Event, idle_s: float
+    directory: Path, lock: FileLock, clients: FileLock, stop: threading.Event, idle_s: float
 ) -> None:
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
+    from reir.store.lite_files import guard
+
+    guard()
     # One worker: Milvus Lite does not guard a collection against two writers at a time.
     server, database, port = start_server_in_thread(
         str(directory / DATA), host="127.0.0.1", port=0, max_workers=1
     )
-    record = directory / RECORD
-    write_atomically(record, json.dumps({"pid": os.getpid(), "port": port}))
+    record = Record(directory / RECORD, port)
+    record.keep()
     logger.info("serving %s on 127.0.0.1:%d", directory, port)
     try:
-        _wait_until_idle(clients, stop, idle_s)
+        _wait_until_idle(record, lock, clients, stop, idle_s)
     finally:
-        record.unlink(missing_ok=True)
+        record.remove()
         server.stop(grace=5).wait()
-        database.close()
+        if lock.is_current:
+            database.close()
         logger.info("stopped serving %s", directory)
 
 
-def _wait_until_idle(clients: FileLock, stop: threading.Event, idle_s: float) -> None:
-    """Return, holding `clients` exclusively unless told to stop, when nobody uses the store."""
-    idle_for_s = 0.0
-    while not stop.wait(_POLL_S):
+class Record:
+    """Where this process answers, as clients find it."""
+
+    def __init__(self, path: Path, port: int) -> None:
+        """Nothing is written before `keep`."""
+        self._path = path
+        self._text = json.dumps({"pid": os.getpid(), "port": port, "started": time.time_ns()})
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it stands as this process has written it."""
+        try:
+            return self._path.read_text() == self._text
+        except OSError:
+            return False
+
+    def keep(self) -> None:
+        """Write it, unless it is there; one of a predecessor is replaced."""
+        if not self.is_there:
+            write_atomically(self._path, self._text)
+
+    def remove(self) -> None:
+        """Delete it, unless it is another's."""
+        if self.is_there:
+            self._path.unlink(missing_ok=True)
+
+
+def _wait_until_idle(
+    record: Record, lock: FileLock, clients: FileLock, stop: threading.Event, idle_s: float
+) -> None:
+    """Return when nobody uses the store, holding `clients` exclusively; at once when told to stop.
+
+    Also at once when the directory under the path is not the one that is served. What somebody has
+    done to the record meanwhile is mended, though not at once: it may be the first of the whole
+    directory to be deleted.
+    """
+    idle_for_s = lost_for_s = 0.0
+    while lock.is_current:
+        lost_for_s = 0.0 if record.is_there else lost_for_s + _POLL_S
+        if lost_for_s >= _LOST_RECORD_S:
+            with contextlib.suppress(OSError):  # the disk is full, or the directory just deleted
+                record.keep()
+        if stop.wait(_POLL_S):
+            return
         if not clients.acquire():
             idle_for_s = 0.0
             continue

@@ -5,7 +5,7 @@ as a process of its own, whoever comes later reads its address from the director
 server that died is replaced. It outlives its starter while others use the store, and ends by itself
 when nobody does. All of that rests on file locks, which a kill -9 releases too.
 
-    server.json    process id and port, written by the server once it answers
+    server.json    process id, port and time of start, written by the server once it answers
     server.lock    held by the server while it lives
     clients.lock   shared by every client while it has the store open
     start.lock     held while looking for a server or starting one
@@ -20,6 +20,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class Address:
 
     pid: int
     port: int
+    started: int = 0
 
     @property
     def uri(self) -> str:
@@ -63,17 +65,31 @@ class Address:
 class LiteServer:
     """A client's hold on the server of one directory."""
 
-    def __init__(self, directory: Path, *, idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        idle_s: float = IDLE_S,
+        copy: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
         """Take hold of `directory`, creating it; starts nothing yet.
+
+        Args:
+            directory: of the store.
+            idle_s: how long the server stays when nobody uses it.
+            copy: served instead of a directory that cannot be written, and deleted by `close`.
 
         Raises:
             StoreUnavailable: the directory cannot be written.
         """
-        self.directory = directory
+        self.place = directory
+        self.directory = directory if copy is None else Path(copy.name)
+        self._copy = copy
         self._idle_s = idle_s
+        self._process: subprocess.Popen[bytes] | None = None
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._hold = FileLock(directory / CLIENTS_LOCK)
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._hold = FileLock(self.directory / CLIENTS_LOCK)
         except OSError as error:
             raise StoreUnavailable(str(directory), f"cannot be written ({error})") from error
 
@@ -81,8 +97,10 @@ class LiteServer:
         """Return where the server answers, starting one when there is none.
 
         Raises:
-            StoreUnavailable: it does not start, or holds the directory but gives no address.
+            StoreUnavailable: it does not start, or holds the directory but gives no address; or
+                the directory is gone.
         """
+        self._renew_hold()
         deadline = time.monotonic() + _START_TIMEOUT_S
         if not self._hold.acquire(shared=True, timeout_s=_START_TIMEOUT_S):
             raise self._unavailable("the last server has been closing for too long")
@@ -105,8 +123,24 @@ class LiteServer:
         return is_locked(self.directory / SERVER_LOCK)
 
     def close(self) -> None:
-        """Give up the hold; the server ends by itself when nobody has one."""
+        """Give up the hold; the server ends by itself when nobody has one, that of a copy now."""
         self._hold.close()
+        if self._copy is not None:
+            if self._process is not None:
+                self._process.terminate()
+                self._process.wait()
+            self._copy.cleanup()
+
+    def _renew_hold(self) -> None:
+        """Hold the directory that is under the path now: it may have been made anew."""
+        if self._hold.is_current:
+            return
+        if not self.directory.is_dir():
+            raise StoreUnavailable(
+                str(self.place), "its folder is gone; put it back, or index into a new one"
+            )
+        self._hold.close()
+        self._hold = FileLock(self.directory / CLIENTS_LOCK)
 
     def _start(self) -> subprocess.Popen[bytes]:
         (self.directory / RECORD).unlink(missing_ok=True)
@@ -122,6 +156,7 @@ class LiteServer:
                 start_new_session=True,  # Ctrl-C in a terminal is for its clients
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
+        self._process = process
         _started[:] = [each for each in _started if each.poll() is None] + [process]
         return process
 
@@ -129,9 +164,9 @@ class LiteServer:
         """Return the address that a server has written, if any."""
         try:
             return Address(**json.loads((self.directory / RECORD).read_text()))
-        except FileNotFoundError:
+        except (OSError, ValueError, TypeError):  # none yet, or not whole: the server mends it
             return None
 
     def _unavailable(self, problem: str) -> StoreUnavailable:
         log = self.directory / "server.log"
-        return StoreUnavailable(str(self.directory), f"{problem}; see {log}")
+        return StoreUnavailable(str(self.place), f"{problem}; see {log}")

@@ -50,6 +50,14 @@ class FileLock:
         """Let go of the lock; does nothing when it is not held."""
         fcntl.flock(self._handle, fcntl.LOCK_UN)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is still the file under its path: not deleted, not replaced, not moved."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Let go of the lock and of the file; a second call does nothing."""
         if self._handle >= 0:

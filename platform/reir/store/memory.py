@@ -263,6 +263,11 @@ class MemoryStore:
         scores_QN = queries @ np.stack([_vector(row) for row in rows]).T
         return [_best(rows, scores_N, limit) for scores_N in scores_QN]
 
+    def compare_reader(self, gallery: str, version: str) -> int:
+        """Nothing to do: searches read what is stored."""
+        self._version(gallery, version)
+        return 0
+
     def close(self) -> None:
         """Do nothing: there is no connection."""
 

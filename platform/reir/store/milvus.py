@@ -19,9 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
-import numpy as np
-
-from reir.errors import FilterError, StoreError
+from reir.errors import FilterError, StoreDamaged, StoreError
 from reir.records import FloatArray, ImageRecord, IndexedImage, MaskRle
 from reir.store import checks, rows
 from reir.store.catalogue import Catalogue
@@ -29,14 +27,12 @@ from reir.store.client import MilvusConnection
 from reir.store.contract import InstanceRow, StoredPhoto, VersionInfo, VersionSpec
 from reir.store.filter_milvus import quote, render_ids, render_milvus
 from reir.store.filters import Filter, fields_of, parse
-from reir.store.journal import Change, JournalImage
+from reir.store.lite_source import LiteSource
 from reir.store.mirror import Mirror, Source
 from reir.store.names import instances_collection
 from reir.store.planner import Planner
-from reir.store.rows import PENDING, StoredVersion
-from reir.store.table import Row, Table
-
-_CHANGE_IMAGES = 256
+from reir.store.rows import PENDING, Row, StoredVersion
+from reir.store.table import Table
 
 
 class MilvusStore:
@@ -46,13 +42,21 @@ class MilvusStore:
     the server's time tick (about 0.2 s). Embedded, every process sees them at once.
     """
 
-    def __init__(self, connection: MilvusConnection, mirror: Mirror | None = None) -> None:
+    def __init__(
+        self,
+        connection: MilvusConnection,
+        mirror: Mirror | None = None,
+        *,
+        read_only: str = "",
+    ) -> None:
         """Use a connection.
 
         Args:
             connection: to Lite or to a server.
             mirror: given with Lite, whose own search is not used.
+            read_only: why the store cannot be written; whatever would change it is refused then.
         """
+        self._read_only = read_only
         self._connection = connection
         self._catalogue = Catalogue(connection)
         self._mirror = mirror
@@ -115,22 +119,26 @@ class MilvusStore:
 
     def promote(self, gallery: str, version: str) -> None:
         """Make `version` live with one atomic alias switch."""
+        self._check_writable()
         self._catalogue.spec(gallery, version)
         self._catalogue.promote(gallery, version)
 
     def drop_version(self, gallery: str, version: str) -> None:
-        """Delete a version that is not live."""
-        self._catalogue.spec(gallery, version)
+        """Delete a version that is not live; one that is damaged too."""
+        with contextlib.suppress(StoreDamaged):
+            self._catalogue.spec(gallery, version)
         if self._catalogue.live(gallery) == version:
             raise checks.live_stays(gallery, version)
         self._drop(gallery, version)
 
     def drop_gallery(self, gallery: str) -> None:
         """Delete a gallery with all its versions; from the first moment none of them is live."""
-        versions = self._catalogue.by_age(gallery)
+        self._check_writable()
+        versions = self._catalogue.names(gallery)
         if not versions:
             raise checks.no_gallery(gallery)
-        self._catalogue.retire(gallery)
+        with contextlib.suppress(StoreDamaged):  # then it goes with the version
+            self._catalogue.retire(gallery)
         for version in versions:
             self._drop(gallery, version)
 
@@ -210,7 +218,7 @@ class MilvusStore:
             dim = self._catalogue.spec(gallery, version).dim
             found = ledger.get(image_ids)
             self._await_imports(instances, found)
-            gone = _instance_ids(found, "reach")
+            gone = rows.instance_ids(found, "reach")
             instances.delete(gone)
             if self._mirror is not None:
                 self._mirror.delete(instances.name, dim, list(found))
@@ -264,9 +272,9 @@ class MilvusStore:
         ledger, instances = self._tables(gallery, version)
         with self._catalogue.errors_of(gallery, version):
             images = _finished(ledger.get(image_ids, ["*"]))
-            found = instances.get(_instance_ids(images, "num_instances"), ["*"])
+            found = instances.get(rows.instance_ids(images, "num_instances"), ["*"])
         return {
-            each: rows.image_from_rows(row, _stored(found, {each: row}))
+            each: rows.image_from_rows(row, rows.stored_of(found, {each: row}))
             for each, row in images.items()
         }
 
@@ -278,10 +286,10 @@ class MilvusStore:
         columns = [*rows.INSTANCE_FIELDS, "vector"] if with_vectors else rows.INSTANCE_FIELDS
         with self._catalogue.errors_of(gallery, version):
             images = _finished(ledger.get(image_ids, consistency="Session"))
-            ids = _instance_ids(images, "num_instances")
+            ids = rows.instance_ids(images, "num_instances")
             found = instances.get(ids, columns, consistency="Session")
         return {
-            each: [rows.instance_from_row(row) for row in _stored(found, {each: images[each]})]
+            each: [*map(rows.instance_from_row, rows.stored_of(found, {each: images[each]}))]
             for each in image_ids
             if each in images
         }
@@ -328,6 +336,13 @@ class MilvusStore:
         condition = "" if tree is None else self._condition(gallery, version, tree)
         return self._search_server(gallery, version, (queries, limit, condition))
 
+    def compare_reader(self, gallery: str, version: str) -> int:
+        """Compare what searches read with what is stored; returns how many photos were mended."""
+        if self._mirror is None:
+            return 0
+        name = instances_collection(gallery, version)
+        return self._mirror.compare(name, self._source(gallery, version))
+
     def close(self) -> None:
         """Release the connection; an embedded server ends by itself when nobody uses it."""
         if self._mirror is not None:
@@ -335,11 +350,11 @@ class MilvusStore:
         self._connection.close()
 
     def _drop(self, gallery: str, version: str) -> None:
-        images, instances = self._tables(gallery, version)
+        instances = self._catalogue.instances(gallery, version)
         with self._writing(gallery, version):
             self._catalogue.forget(gallery, version)
             instances.drop()
-            images.drop()
+            self._catalogue.drop_ledger(gallery, version)
             if self._mirror is not None:
                 self._mirror.drop(instances.name)
 
@@ -357,7 +372,12 @@ class MilvusStore:
         """Ledger and instances of a version."""
         return self._catalogue.images(gallery, version), self._catalogue.instances(gallery, version)
 
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise checks.cannot_be_written(self._connection.address, self._read_only)
+
     def _writing(self, gallery: str, version: str) -> AbstractContextManager[None]:
+        self._check_writable()
         if self._mirror is None:
             return contextlib.nullcontext()
         return self._mirror.writing(instances_collection(gallery, version))
@@ -426,21 +446,8 @@ class MilvusStore:
             self._dims[gallery, version] = dim
 
     def _source(self, gallery: str, version: str) -> Source:
-        """Where a journal is written anew from."""
-        return lambda: (
-            self._catalogue.spec(gallery, version).dim,
-            self._changes(gallery, version),
-        )
-
-    def _changes(self, gallery: str, version: str) -> Iterator[Change]:
-        """The whole version as changes of an empty journal, read from Milvus."""
-        images = self.iter_images(gallery, version, status="indexed")
-        while chunk := list(itertools.islice(images, _CHANGE_IMAGES)):
-            ids = [record.image_id for record in chunk]
-            found = self.get_instances(gallery, version, ids, with_vectors=True)
-            puts = [_journal_image(each, len(found[each.image_id])) for each in chunk]
-            rows = [_journal_row(row) for each in chunk for row in found[each.image_id]]
-            yield Change(puts, np.array(rows, dtype=np.float32))
+        """What a journal is compared with, and written anew from."""
+        return LiteSource(gallery, version, self._catalogue)
 
 
 def _announce(
@@ -468,26 +475,3 @@ def _beyond(image: IndexedImage, reach: int) -> Iterator[str]:
 def _finished(found: Mapping[str, Row]) -> dict[str, Row]:
     """Ledger rows without those of images that are still being written for the first time."""
     return {image_id: row for image_id, row in found.items() if row["status"] != PENDING}
-
-
-def _instance_ids(found: Mapping[str, Row], count: str) -> list[str]:
-    """Ids of the instances of these ledger rows, as many as the column `count` says."""
-    return [
-        checks.instance_id(image_id, number)
-        for image_id, row in found.items()
-        for number in range(row[count])
-    ]
-
-
-def _journal_image(record: ImageRecord, num_instances: int) -> JournalImage:
-    return JournalImage(record.image_id, record.uri, num_instances, record.attributes)
-
-
-def _stored(found: Mapping[str, Row], images: Mapping[str, Row]) -> list[Row]:
-    """Those of the `found` instances that are of these images, in the order of their number."""
-    return [found[key] for key in _instance_ids(images, "num_instances") if key in found]
-
-
-def _journal_row(row: InstanceRow) -> FloatArray:
-    assert row.vector is not None, "asked for with its vector"
-    return np.array([*row.box, row.objectness, *row.vector], dtype=np.float32)

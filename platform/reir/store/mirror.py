@@ -4,20 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from reir.errors import FREE_SPACE, StoreError
+import numpy as np
+
+from reir.errors import FREE_SPACE, StoreError, StoreFull
 from reir.records import FloatArray, IndexedImage
 from reir.store.contract import InstanceRow, StoredPhoto
 from reir.store.filters import Filter
 from reir.store.follower import JournalFollower
-from reir.store.journal import Change, Journal, JournalDamagedError, delete_change, put_change
+from reir.store.journal import (
+    Change,
+    Journal,
+    JournalDamagedError,
+    delete_change,
+    live_changes,
+    put_change,
+)
 from reir.store.locks import exclusive
+from reir.store.names import parse_instances_collection
 
-Source = Callable[[], tuple[int, Iterable[Change]]]
-"""Dimension of a version, and the changes that hold all of it, from the store of record."""
+logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """A version in the store of record, as far as its journal needs that."""
+
+    def dim(self) -> int:
+        """Dimension of its vectors."""
+        ...
+
+    def difference(self, holders: Set[str]) -> str:
+        """Say how photos that a journal has instances of differ from the stored; "" if not."""
+        ...
+
+    def unfinished(self) -> Set[str]:
+        """Photos whose last write was cut short: nobody knows how much of them there should be."""
+        ...
+
+    def changes(self) -> Iterable[Change]:
+        """The changes that hold all of it."""
+        ...
 
 
 class Mirror:
@@ -72,12 +106,28 @@ class Mirror:
     def count(self, collection: str, source: Source) -> int:
         """Number of instances; who does not search the version reads none of their numbers."""
         if collection not in self._followers:
-            try:
-                with contextlib.closing(Journal(self._path(collection), source()[0])) as journal:
-                    return sum(journal.sizes().values())
-            except (FileNotFoundError, JournalDamagedError):
-                pass  # a follower writes it anew
+            with contextlib.suppress(FileNotFoundError, JournalDamagedError):  # a follower mends it
+                upstream = self._upstream(collection, source)
+                with contextlib.closing(Journal(upstream.path, source.dim())) as journal:
+                    size = sum(journal.sizes().values())
+                upstream.check()
+                return size
         return self._follower(collection, source).count()
+
+    def compare(self, collection: str, source: Source) -> int:
+        """Compare the journal with the store bit by bit, and write it anew where they differ.
+
+        Returns:
+            How many photos differed.
+        """
+        upstream = self._upstream(collection, source)
+        if not upstream.differing():
+            return 0
+        with self.writing(collection):  # nobody writes now
+            differing = upstream.differing()
+            if differing:
+                upstream.rewrite(f"{differing} photos differ")
+        return differing
 
     def close(self) -> None:
         """Close every journal."""
@@ -91,11 +141,8 @@ class Mirror:
     def _follower(self, collection: str, source: Source) -> JournalFollower:
         with self._mutex:
             if collection not in self._followers:
-                self._followers[collection] = JournalFollower(
-                    self._path(collection),
-                    self._lock(collection),
-                    lambda: self._prepare(collection, source),
-                )
+                up = self._upstream(collection, source)
+                self._followers[collection] = JournalFollower(up.path, up.lock, up)
             return self._followers[collection]
 
     def _append(self, collection: str, dim: int, change: Change) -> None:
@@ -108,8 +155,10 @@ class Mirror:
         except JournalDamagedError:
             Journal.remove(path)
         except OSError as error:
-            hint = f"; {FREE_SPACE}" if error.errno == errno.ENOSPC else ""
-            raise StoreError(f"journal {path} cannot be written: {error.strerror}{hint}") from error
+            said = f"journal {path} cannot be written: {error.strerror}"
+            if error.errno == errno.ENOSPC:
+                raise StoreFull(f"{said}; {FREE_SPACE}") from error
+            raise StoreError(said) from error
 
     def _writer(self, collection: str, dim: int) -> Journal:
         """The journal as it is now, kept open so that no write has to find its end again."""
@@ -117,21 +166,98 @@ class Mirror:
         if journal is None or not journal.is_current:
             if journal is not None:
                 self._writers.pop(collection).close()
-            journal = self._writers[collection] = Journal(self._path(collection), dim)
+            journal = self._writers[collection] = Journal(
+                self._path(collection), dim, to_write=True
+            )
         return journal
 
-    def _prepare(self, collection: str, source: Source) -> int:
-        """Write the journal if it is missing; returns the dimension of its vectors."""
-        dim, changes = source()
-        path = self._path(collection)
-        if not path.exists():
-            with self.writing(collection):
-                if not path.exists():
-                    Journal.create(path, dim, changes)
-        return dim
+    def _upstream(self, collection: str, source: Source) -> _Upstream:
+        return _Upstream(collection, self._path(collection), self._lock(collection), source)
 
     def _path(self, collection: str) -> Path:
         return self._directory / f"{collection}.journal"
 
     def _lock(self, collection: str) -> Path:
         return self._directory / f"{collection}.lock"
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    """The store behind one journal; see `follower.Upstream`."""
+
+    collection: str
+    path: Path
+    lock: Path
+    source: Source
+
+    def prepare(self) -> int:
+        """Write the journal if it is missing; returns the dimension of its vectors."""
+        dim = self.source.dim()
+        if not self.path.exists():
+            with exclusive(self.lock):
+                if not self.path.exists():
+                    Journal.create(self.path, dim, self.source.changes())
+        return dim
+
+    def check(self) -> None:
+        """Compare the journal with the ledger, if nothing vouches for it.
+
+        A writer may be between the two just now, so they are compared under its lock.
+        """
+        with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
+            if journal.is_vouched:
+                return
+        with exclusive(self.lock):
+            self._check_photos()
+
+    def mend(self, why: str) -> None:
+        """Write the journal anew, unless somebody has meanwhile."""
+        with exclusive(self.lock):
+            try:
+                self._check_photos()
+            except (FileNotFoundError, JournalDamagedError):
+                self.rewrite(why)
+
+    def rewrite(self, why: str) -> None:
+        """Write the journal anew and say so; the caller holds the lock."""
+        Journal.create(self.path, self.source.dim(), self.source.changes())
+        key = parse_instances_collection(self.collection)
+        what = f"version {key.version} of gallery {key.gallery}" if key else self.collection
+        logger.warning(
+            "what searches read of %s did not match the store; it has been written anew (%s)",
+            what,
+            why,
+        )
+
+    def differing(self) -> int:
+        """Number of photos that are not the same, bit by bit, in journal and store."""
+        read: dict[str, int] = {}
+        with (
+            contextlib.suppress(FileNotFoundError, JournalDamagedError),
+            contextlib.closing(Journal(self.path, self.source.dim())) as journal,
+        ):
+            read.update(_checksums(live_changes(journal)))
+        stored = dict(_checksums(self.source.changes()))
+        unequal = {key for key, _ in read.items() ^ stored.items()}
+        return len(unequal - self.source.unfinished()) if unequal else 0
+
+    def _check_photos(self) -> None:
+        """Compare whole, and with the ledger; the caller holds the lock."""
+        with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
+            for _ in journal.read():  # compares all checksums
+                pass
+            holders = {image_id for image_id, size in journal.sizes().items() if size}
+            if difference := self.source.difference(holders):
+                raise JournalDamagedError(difference)
+            with contextlib.suppress(OSError):  # it will be compared again
+                journal.vouch()
+
+
+def _checksums(changes: Iterable[Change]) -> Iterator[tuple[str, int]]:
+    """Id of each photo with instances, and a checksum of all that a search may show of it."""
+    for change in changes:
+        for image, rows in change.parts():
+            if len(rows):
+                shown = json.dumps([image.uri, dict(image.attributes)], sort_keys=True)
+                numbers = zlib.crc32(np.ascontiguousarray(rows).data)
+                yield image.image_id, zlib.crc32(shown.encode(), numbers)

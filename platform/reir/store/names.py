@@ -16,6 +16,7 @@ MAX_NAME_LENGTH = 60
 _ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ESCAPES = {"-": "_m", "_": "_u"}
 _COLLECTION = re.compile(r"(.+?)__(.+)__instances")
+_LEDGER_ENDING = re.compile(r"__images$")
 
 
 class VersionKey(NamedTuple):
@@ -69,6 +70,11 @@ def parse_instances_collection(collection: str) -> VersionKey | None:
     except ConfigError:
         return None
     return key if ours else None
+
+
+def collection_key(collection: str) -> VersionKey | None:
+    """Return the version that a collection belongs to, its instances or its ledger."""
+    return parse_instances_collection(_LEDGER_ENDING.sub("__instances", collection))
 
 
 def _stem(gallery: str, version: str) -> str:

@@ -35,7 +35,7 @@ def open_store(location: str | None = None, *, patient: bool = True) -> Instance
 
     Raises:
         ConfigError: the location is none of these.
-        StoreUnavailable: the directory cannot be written.
+        StoreUnavailable: the directory is none yet and cannot be made.
     """
     place = default_location() if location is None else location
     if place == "memory:":
@@ -65,10 +65,13 @@ def _open_directory(directory: Path, patient: bool) -> InstanceStore:
     from reir.store.lite_server import LiteServer
     from reir.store.milvus import MilvusStore
     from reir.store.mirror import Mirror
+    from reir.store.read_only import light_copy, why_read_only
 
     if os.path.exists(directory) and not os.path.isdir(directory):  # no error without permission
         raise ConfigError(f"store location {str(directory)!r} is a file; give one of {_ALLOWED}")
-    server = LiteServer(directory)
+    read_only = why_read_only(directory)
+    copy = light_copy(directory) if read_only else None
+    server = LiteServer(directory, copy=copy)
     back_offs_s = BACK_OFFS_S if patient else SHORT_BACK_OFFS_S
     connection = MilvusConnection(server, back_offs_s=back_offs_s)
-    return MilvusStore(connection, Mirror(directory / "reader"))
+    return MilvusStore(connection, Mirror(server.directory / "reader"), read_only=read_only)

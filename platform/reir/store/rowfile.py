@@ -26,15 +26,15 @@ class RowFileDamagedError(Exception):
 class RowFile:
     """(N, W) float32 in a file; rows are written once and never changed."""
 
-    def __init__(self, path: Path, width: int) -> None:
-        """Open an existing file of rows of `width` numbers.
+    def __init__(self, path: Path, width: int, *, to_write: bool = False) -> None:
+        """Open an existing file of rows of `width` numbers, for reading only unless `to_write`.
 
         Raises:
             FileNotFoundError: there is none.
         """
         self.path = path
         self._width = width
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._file = os.open(path, (os.O_RDWR if to_write else os.O_RDONLY) | os.O_CLOEXEC)
         self._mapped: FloatArray = np.empty((0, width), dtype=np.float32)
 
     def write(self, first: int, rows_NW: FloatArray) -> None:

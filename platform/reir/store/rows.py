@@ -60,6 +60,8 @@ MASK = "mask"
 MASK_COLUMN = {MASK: DataType.VARCHAR}
 """Of the instances collection, in versions with masks only; a JSON text, empty for no mask."""
 
+Row = dict[str, Any]
+
 _RECORD_FIELDS = {each.name for each in fields(ImageRecord)}
 
 
@@ -114,6 +116,20 @@ def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]
         masks=masks or None,
     )
     return IndexedImage(record, instances)
+
+
+def instance_ids(images: Mapping[str, Mapping[str, Any]], count: str) -> list[str]:
+    """Ids of the instances of these ledger rows, as many as the column `count` says."""
+    return [
+        instance_id(image_id, number)
+        for image_id, row in images.items()
+        for number in range(row[count])
+    ]
+
+
+def stored_of(found: Mapping[str, Row], images: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Those of the `found` instances that are of these images, in the order of their number."""
+    return [found[key] for key in instance_ids(images, "num_instances") if key in found]
 
 
 def _numbers(rows: Sequence[Any], width: int) -> FloatArray:

@@ -12,6 +12,7 @@ from pymilvus import BulkInsertState, DataType, MilvusClient
 from reir.errors import GalleryNotFound, StoreError
 from reir.store.client import MilvusConnection
 from reir.store.filter_milvus import quote, render_ids
+from reir.store.rows import Row
 
 PAGE_ROWS = 4096
 """Rows a call, in either direction; Milvus returns at most 16,384."""
@@ -35,7 +36,6 @@ _IMPORT_ENDS = (
 _POLL_S = 0.5
 _MAX_TEXT_BYTES = 65_535
 
-Row = dict[str, Any]
 Consistency = Literal["Strong", "Session"]
 """Strong sees every write there is; Session those of this client, without waiting for others."""
 

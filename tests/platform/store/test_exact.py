@@ -28,17 +28,31 @@ MakeImage = Callable[..., IndexedImage]
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     Journal.create(tmp_path / "j.journal", DIM)
-    return Journal(tmp_path / "j.journal", DIM)
+    return Journal(tmp_path / "j.journal", DIM, to_write=True)
+
+
+class JournalAlone:
+    """An upstream that has nothing to compare a journal with."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def prepare(self) -> int:
+        if not self._path.exists():
+            raise GalleryNotFound("gone")
+        return DIM
+
+    def check(self) -> None:
+        pass
+
+    def mend(self, why: str) -> None:
+        raise AssertionError(why)
 
 
 @pytest.fixture
 def following(journal: Journal) -> JournalFollower:
-    def rebuild() -> int:
-        if not journal.path.exists():
-            raise GalleryNotFound("gone")
-        return DIM
-
-    return JournalFollower(journal.path, journal.path.with_suffix(".lock"), rebuild)
+    lock = journal.path.with_suffix(".lock")
+    return JournalFollower(journal.path, lock, JournalAlone(journal.path))
 
 
 def query(seed: int = 0) -> FloatArray:
@@ -76,7 +90,7 @@ def test_matches_the_slow_search(
 ) -> None:
     path = tmp_path_factory.mktemp("exact") / "j.journal"
     Journal.create(path, DIM)
-    journal = Journal(path, DIM)
+    journal = Journal(path, DIM, to_write=True)
     images: dict[str, IndexedImage] = {}
     for seed, (put, name, count) in enumerate(steps):
         if put:
@@ -183,7 +197,7 @@ def test_replaced_rows_are_compacted_away(
     monkeypatch.setattr(follower, "COMPACT_ABOVE_ROWS", 20)
     sizes = []
     for seed in range(30):
-        writer = Journal(journal.path, DIM)
+        writer = Journal(journal.path, DIM, to_write=True)
         images = [make_image("a", 3, seed=seed), make_image("b", 2, seed=seed)]
         writer.append(put_change(images, DIM))
         writer.close()

@@ -10,7 +10,6 @@ import pytest
 
 from reir.records import IndexedImage
 from reir.store.journal import (
-    FIRST_FRAME,
     Change,
     Frame,
     Journal,
@@ -21,6 +20,8 @@ from reir.store.journal import (
 )
 
 DIM = 8
+START = 16
+"""Bytes before the end that a journal notes; damage there shows when it is opened."""
 
 MakeImage = Callable[..., IndexedImage]
 
@@ -28,7 +29,7 @@ MakeImage = Callable[..., IndexedImage]
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     Journal.create(tmp_path / "j.journal", DIM)
-    return Journal(tmp_path / "j.journal", DIM)
+    return Journal(tmp_path / "j.journal", DIM, to_write=True)
 
 
 def put(*images: IndexedImage) -> Change:
@@ -73,15 +74,18 @@ def test_an_empty_journal_has_no_frames(journal: Journal) -> None:
 
 
 def test_a_torn_tail_is_skipped_and_then_cut_off(journal: Journal, make_image: MakeImage) -> None:
+    """As a writer leaves it that is killed in the middle of a frame, or before it notes its end."""
     journal.append(put(make_image("a")))
-    first = journal.size
+    before = journal.path.read_bytes()
     journal.append(put(make_image("b")))
-    whole = journal.path.read_bytes()
-    for torn in range(first + 1, len(whole)):
-        journal.path.write_bytes(whole[:torn])
+    after = before + journal.path.read_bytes()[len(before) :]
+    journal.path.write_bytes(after)
+    assert contents(list(journal.read())) == [(["a"], []), (["b"], [])]
+    for torn in range(len(before) + 1, len(after)):
+        journal.path.write_bytes(after[:torn])
         assert contents(list(journal.read())) == [(["a"], [])]
     last = make_image("c", 2)
-    Journal(journal.path, DIM).append(put(last))
+    Journal(journal.path, DIM, to_write=True).append(put(last))
     frames = list(journal.read())
     assert contents(frames) == [(["a"], []), (["c"], [])]
     assert last.instances is not None
@@ -91,18 +95,33 @@ def test_a_torn_tail_is_skipped_and_then_cut_off(journal: Journal, make_image: M
 
 def test_damage_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImage) -> None:
     journal.append(put(make_image("a", 1)))
-    first = journal.size
     journal.append(delete("b"))
     whole = journal.path.read_bytes()
-    for position in range(FIRST_FRAME, first):
-        journal.path.write_bytes(
-            whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :]
-        )
-        try:
-            found = contents(list(journal.read()))
-        except JournalDamagedError:
-            continue
-        assert found == [], "a length that points beyond the file reads as a torn tail"
+    for position in range(START, len(whole)):
+        data = bytearray(whole)
+        data[position] ^= 0xFF
+        journal.path.write_bytes(data)
+        with pytest.raises(JournalDamagedError):
+            list(journal.read())
+
+
+def test_a_cut_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImage) -> None:
+    """By readers from the beginning, by one that had read all of it, and by writers."""
+    journal.append(put(make_image("a", 1)))
+    journal.append(delete("b"))
+    whole = journal.path.read_bytes()
+    for length in range(START, len(whole)):
+        journal.path.write_bytes(whole[:length])
+        with pytest.raises(JournalDamagedError):
+            list(journal.read())
+        with pytest.raises(JournalDamagedError):
+            list(journal.read(len(whole)))
+        with pytest.raises(JournalDamagedError):
+            journal.append(delete("c"))
+        with pytest.raises(JournalDamagedError):
+            Journal(journal.path, DIM, to_write=True).append(delete("c"))
+        with pytest.raises(JournalDamagedError):
+            journal.sizes()
 
 
 def test_damage_of_the_rows_is_noticed(journal: Journal, make_image: MakeImage) -> None:
@@ -122,7 +141,9 @@ def test_damage_of_the_rows_is_noticed(journal: Journal, make_image: MakeImage) 
         Journal(journal.path, DIM)
 
 
-@pytest.mark.parametrize("start", [b"", b"rjn1" + bytes(40), b"rjn2" + bytes(12)])
+@pytest.mark.parametrize(
+    "start", [b"", b"rjn1" + bytes(40), b"rjn2" + bytes(40), b"rjn3" + bytes(12)]
+)
 def test_another_format_or_dimension_counts_as_damage(journal: Journal, start: bytes) -> None:
     journal.path.write_bytes(start)
     with pytest.raises(JournalDamagedError):
@@ -149,7 +170,7 @@ def test_many_rows_are_one_mapped_table(journal: Journal, make_image: MakeImage)
 def test_replacing_the_file_is_noticed(journal: Journal) -> None:
     assert journal.is_current
     Journal.create(journal.path, DIM)
-    assert len(list(journal.path.parent.iterdir())) == 2, "old rows are gone"
+    assert len(list(journal.path.parent.iterdir())) == 3, "old rows are gone"
     assert not journal.is_current
     again = Journal(journal.path, DIM)
     journal.path.unlink()

@@ -1,0 +1,56 @@
+"""An embedded store in a folder that cannot be written: a copy of little size is served instead.
+
+Milvus Lite writes when it opens a store: locks, a log, what it tidies up. It does so in the copy,
+in which all that is large is a link to the store. What others write to the store later is not seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from reir.errors import StoreUnavailable
+
+_LINKED = {".parquet", ".idx", ".rows", ".journal"}
+_COPIED_FOLDERS = ("milvus", "reader")
+
+
+def why_read_only(directory: Path) -> str:
+    """Why this process cannot write a store that is there, as the system says it; "" if it can."""
+    # `os.path` says False, without an error, where it may not look
+    if not os.path.isdir(directory / "milvus") or os.access(directory, os.W_OK, effective_ids=True):
+        return ""
+    is_disk = os.statvfs(directory).f_flag & os.ST_RDONLY
+    return os.strerror(errno.EROFS if is_disk else errno.EACCES)
+
+
+def light_copy(directory: Path) -> tempfile.TemporaryDirectory[str]:
+    """Copy a store to a temporary directory, with links in the place of large files.
+
+    Raises:
+        StoreUnavailable: a file cannot be read, or there is no room for the copy.
+    """
+    copy = tempfile.TemporaryDirectory(prefix="reir-read-only-", ignore_cleanup_errors=True)
+    try:
+        for name in _COPIED_FOLDERS:
+            if os.path.isdir(directory / name):
+                target = Path(copy.name) / name
+                shutil.copytree(directory / name, target, copy_function=_link_or_copy)
+        for folder, _, _ in os.walk(copy.name):  # `copytree` copies that one cannot be written
+            os.chmod(folder, 0o700)
+    except OSError as error:
+        copy.cleanup()
+        raise StoreUnavailable(
+            str(directory), f"cannot be written, nor copied to {copy.name} to be read: {error}"
+        ) from error
+    return copy
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if Path(source).suffix in _LINKED:
+        os.symlink(source, target)
+    else:
+        shutil.copyfile(source, target)

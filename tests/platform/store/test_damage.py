@@ -1,0 +1,339 @@
+"""An embedded store after damage: the same answers as before, or an error that says what to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reir import cli
+from reir.errors import StoreDamaged
+from reir.records import FloatArray, IndexedImage
+from reir.store import VersionSpec
+from reir.store.lite_child import RECORD
+from reir.store.lite_server import LiteServer
+from reir.store.locks import is_locked
+from reir.store.milvus import MilvusStore
+from reir.store.names import images_collection, instances_collection, live_alias
+
+DIM = 8
+SPEC = VersionSpec(dim=DIM, digest="d")
+SOUND = [f"s{number}" for number in range(40)]
+
+MakeImage = Callable[..., IndexedImage]
+OpenLite = Callable[[Path], MilvusStore]
+
+
+def query() -> FloatArray:
+    return np.random.default_rng(3).standard_normal((1, DIM)).astype(np.float32)
+
+
+def answers(store: MilvusStore, gallery: str = "g") -> dict[str, float]:
+    hits = store.search(gallery, store.live_version(gallery), query(), 16_384)[0]
+    return {hit.instance_id: round(hit.score, 5) for hit in hits}
+
+
+def end_server(directory: Path, number: signal.Signals) -> None:
+    """End it and wait for that: Lite then has its rows in files, or after a kill in its log."""
+    os.kill(json.loads((directory / RECORD).read_text())["pid"], number)
+    deadline = time.monotonic() + 20
+    while is_locked(directory / "server.lock"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def journal_of(directory: Path, gallery: str = "g") -> Path:
+    return directory / "reader" / f"{instances_collection(gallery, 'v1')}.journal"
+
+
+def collection_of(directory: Path, name: str) -> Path:
+    return directory / "milvus" / "collections" / name
+
+
+@pytest.fixture(scope="module")
+def template(
+    tmp_path_factory: pytest.TempPathFactory, make_image: MakeImage, open_lite: OpenLite
+) -> Path:
+    """A store of two galleries whose server has ended."""
+    directory = tmp_path_factory.mktemp("damage") / "store"
+    store = open_lite(directory)
+    for gallery in ("g", "other"):
+        store.create_version(gallery, "v1", SPEC)
+        store.promote(gallery, "v1")
+        for first in range(0, len(SOUND), 10):
+            store.upsert_images(gallery, "v1", [make_image(each) for each in SOUND[first:][:10]])
+        assert len(answers(store, gallery)) == 3 * len(SOUND)
+    store.close()
+    end_server(directory, signal.SIGTERM)
+    return directory
+
+
+@pytest.fixture
+def directory(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(directory: Path, open_lite: OpenLite) -> Iterator[MilvusStore]:
+    store = open_lite(directory)
+    yield store
+    store.close()
+
+
+def cut_to_half(journal: Path) -> None:
+    os.truncate(journal, journal.stat().st_size // 2)
+
+
+def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
+    store: MilvusStore,
+    directory: Path,
+    make_image: MakeImage,
+    open_lite: OpenLite,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = answers(store)
+    mirror, name = store._mirror, instances_collection("g", "v1")
+    assert mirror is not None
+    changes: list[tuple[Callable[[], object], str]] = [
+        (lambda: mirror.delete(name, DIM, ["s1", "s2"]), "2 photos were missing and 0 were"),
+        (lambda: mirror.put(name, DIM, [make_image("s")]), "0 photos were missing and 1 were"),
+        (lambda: cut_to_half(journal_of(directory)), "journal ends at byte"),
+    ]
+    for change, told in changes:
+        change()
+        journal_of(directory).with_suffix(".stamp").unlink()
+        another = open_lite(directory)
+        with caplog.at_level(logging.WARNING):
+            assert another.versions("g")[0].num_instances == len(expected)
+        assert answers(another) == expected
+        (record,) = caplog.records
+        assert record.getMessage().startswith("what searches read of version v1 of gallery g did")
+        assert told in record.getMessage()
+        caplog.clear()
+        another.close()
+
+
+def test_what_the_store_itself_has_lost_is_not_missing_in_the_journal(
+    store: MilvusStore, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else every process would write it anew; `--verify` tells of it."""
+    expected = {key: score for key, score in answers(store).items() if not key.startswith("s3#")}
+    _, instances = store._tables("g", "v1")
+    instances.delete([f"s3#{number}" for number in range(3)])
+    assert store._mirror is not None
+    store._mirror.delete(instances.name, DIM, ["s3"])
+    journal_of(directory).with_suffix(".stamp").unlink()
+    store._mirror.close()
+    assert answers(store) == expected
+    assert not caplog.records
+
+
+def test_every_bit_is_compared_with_the_store(
+    store: MilvusStore, directory: Path, make_image: MakeImage
+) -> None:
+    expected = answers(store)
+    assert store.compare_reader("g", "v1") == 0
+    assert store._mirror is not None
+    name = instances_collection("g", "v1")
+    store._mirror.put(name, DIM, [make_image("s3", seed=1), make_image("s7", seed=1)])
+    assert answers(store) != expected
+    assert store.compare_reader("g", "v1") == 2
+    assert answers(store) == expected
+
+
+def test_photos_that_a_killed_writer_had_not_finished_are_no_difference(
+    store: MilvusStore, directory: Path, caplog: pytest.LogCaptureFixture, open_lite: OpenLite
+) -> None:
+    """The journal has them, the ledger has not, and the next run writes them again."""
+    expected = answers(store)
+    ledger, _ = store._tables("g", "v1")
+    (row,) = ledger.get(["s5"], ["*"]).values()
+    ledger.upsert([{**row, "status": "pending"}])
+    journal_of(directory).with_suffix(".stamp").unlink()
+    another = open_lite(directory)
+    with caplog.at_level(logging.WARNING):
+        assert answers(another) == expected
+        assert journal_of(directory).with_suffix(".stamp").exists(), "it was compared"
+        assert another.compare_reader("g", "v1") == 0
+    assert not caplog.records
+    another.close()
+
+
+def flip_the_middle(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["rows", "schema", "ledger rows", "ledger"])
+def test_damage_of_the_store_is_refused_with_what_to_do(
+    store: MilvusStore, directory: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other gallery is not concerned, and what is said to do works."""
+    ledger = collection_of(directory, images_collection("g", "v1"))
+    instances = collection_of(directory, instances_collection("g", "v1"))
+    if what == "ledger":
+        shutil.rmtree(ledger)
+    elif what == "schema":
+        flip_the_middle(instances / "schema.json")
+    else:
+        (file,) = (instances if what == "rows" else ledger).glob("partitions/*/data/*.parquet")
+        flip_the_middle(file)
+    with pytest.raises(StoreDamaged) as caught:
+        answers(store)
+    told = str(caught.value)
+    assert told.startswith(f"version v1 of gallery g in the store at {directory} is damaged: ")
+    assert "`reir rm g`, then `reir index SOURCE --gallery g`" in told
+    assert "Milvus" not in told
+    assert len(answers(store, "other")) == 3 * len(SOUND)
+    assert cli.run(["rm", "g", "--yes", "--store", str(directory)]) == 0
+    assert capsys.readouterr().out == "Deleted gallery g (damaged).\n"
+    assert store.galleries() == ["other"]
+    store.create_version("g", "v1", SPEC)
+    store.promote("g", "v1")
+    assert answers(store) == {}
+
+
+def test_damaged_aliases_are_told_with_what_to_do(store: MilvusStore, directory: Path) -> None:
+    expected = answers(store)
+    store.close()
+    end_server(directory, signal.SIGKILL)
+    aliases = directory / "milvus" / "aliases.json"
+    text = aliases.read_text()
+    assert live_alias("g") in text
+    aliases.write_text(text.replace(live_alias("g"), live_alias("h")))
+    with pytest.raises(StoreDamaged, match=r"Delete milvus/aliases\.json .*`reir promote GALLERY"):
+        answers(store)
+    aliases.unlink()
+    aliases.with_name("aliases.json.sum").unlink()
+    assert [each.name for each in store.versions("g")] == ["v1"]
+    store.promote("g", "v1")
+    assert answers(store) == expected
+
+
+def test_a_log_that_a_killed_server_leaves_is_covered(
+    store: MilvusStore, directory: Path, make_image: MakeImage
+) -> None:
+    store.upsert_images("g", "v1", [make_image("new")])
+    expected = answers(store)
+    store.close()
+    end_server(directory, signal.SIGKILL)
+    (log,) = collection_of(directory, instances_collection("g", "v1")).glob("wal/wal_data*.arrow")
+    sound = log.read_bytes()
+    assert answers(store) == expected
+    store.close()
+    end_server(directory, signal.SIGKILL)
+    flip_the_middle(log)
+    with pytest.raises(StoreDamaged, match=log.name):
+        answers(store)
+    log.write_bytes(sound)
+    assert answers(store) == expected
+
+
+def test_a_folder_that_is_made_anew_is_reachable_at_once(
+    store: MilvusStore, directory: Path, make_image: MakeImage, open_lite: OpenLite
+) -> None:
+    """Also for who had the old one open; and the old server touches nothing of the new."""
+    assert answers(store)
+    old = json.loads((directory / RECORD).read_text())["pid"]
+    shutil.rmtree(directory)
+    fresh = open_lite(directory)
+    fresh.create_version("g", "v1", SPEC)
+    fresh.promote("g", "v1")
+    fresh.upsert_images("g", "v1", [make_image("new", 2)])
+    deadline = time.monotonic() + 20
+    while LiteServer(directory).is_running() and _is_running(old):
+        assert time.monotonic() < deadline, "the old server stays"
+        time.sleep(0.05)
+    assert json.loads((directory / RECORD).read_text())["pid"] != old
+    assert len(answers(fresh)) == len(answers(store)) == 2
+    fresh.close()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_a_record_that_is_lost_or_garbled_comes_back(
+    store: MilvusStore, directory: Path, open_lite: OpenLite
+) -> None:
+    expected = answers(store)
+    record = directory / RECORD
+    for harm in (record.unlink, lambda: record.write_text("{"), lambda: record.write_text("[1]")):
+        harm()
+        other = open_lite(directory)
+        assert answers(other) == expected
+        other.close()
+
+
+def stamps(directory: Path) -> dict[Path, tuple[int, int]]:
+    found = {path: path.stat() for path in directory.rglob("*")}
+    return {path: (each.st_size, each.st_mtime_ns) for path, each in found.items()}
+
+
+WITHOUT_OVERRIDE = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)  # permissions bind root too
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_store_that_cannot_be_written_is_searched(directory: Path) -> None:
+    """A copy of its small files serves; nothing in it changes."""
+    (directory / "server.log").unlink(missing_ok=True)
+    cut_to_half(journal_of(directory, "other"))
+    before = stamps(directory)
+    code = (
+        "import sys, json; sys.path.insert(0, sys.argv[2])\n"
+        "from reir.errors import StoreError; from reir.store import open_store\n"
+        "from test_damage import SPEC, answers\n"
+        "store = open_store(sys.argv[1])\n"
+        "print(json.dumps([answers(store), answers(store, 'other')]))\n"
+        "for change in (lambda: store.create_version('new', 'v1', SPEC),\n"
+        "    lambda: store.promote('g', 'v1'), lambda: store.drop_gallery('g'),\n"
+        "    lambda: store.upsert_images('g', 'v1', []),\n"
+        "    lambda: store.delete_images('g', 'v1', [])):\n"
+        "    try: change()\n"
+        "    except StoreError as error: print(error)\n"
+        "store.close()\n"
+    )
+    for path in [directory, *directory.rglob("*")]:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+    temporary = directory.parent / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", WITHOUT_OVERRIDE),
+            *(sys.executable, "-c", code, str(directory), str(Path(__file__).parent)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, *refusals = done.stdout.splitlines()
+    of_g, of_other = json.loads(found)
+    assert of_g == of_other
+    assert len(of_g) == 3 * len(SOUND)
+    assert "of gallery other did not match the store" in done.stderr
+    wanted = f"store at {directory} can be searched but not changed: its folder cannot be written "
+    assert [each.startswith(wanted) for each in refusals] == [True] * 5
+    assert stamps(directory) == before
+    assert list(temporary.glob("reir-*")) == []

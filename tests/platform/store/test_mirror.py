@@ -1,0 +1,212 @@
+"""Journals that do not say what the store does: noticed, written anew, and told."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Set
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reir.records import IndexedImage
+from reir.store.journal import _STAMP, _START, Change, _end, _stamp, put_change
+from reir.store.mirror import Mirror
+from reir.store.names import instances_collection
+
+DIM = 8
+NAME = instances_collection("g", "v1")
+
+MakeImage = Callable[..., IndexedImage]
+
+
+class Stored:
+    """A store of record of a few photos, which counts how often it is read."""
+
+    def __init__(self, images: Iterable[IndexedImage]) -> None:
+        self.images = {image.record.image_id: image for image in images}
+        self.cut_short: set[str] = set()
+        self.compared = 0
+
+    def dim(self) -> int:
+        return DIM
+
+    def difference(self, holders: Set[str]) -> str:
+        self.compared += 1
+        return "" if holders - self.cut_short == self.images.keys() else "others"
+
+    def unfinished(self) -> Set[str]:
+        return self.cut_short
+
+    def changes(self) -> Iterator[Change]:
+        yield put_change(self.images.values(), DIM)
+
+
+@pytest.fixture
+def stored(make_image: MakeImage) -> Stored:
+    return Stored(make_image(f"s{number}") for number in range(8))
+
+
+@pytest.fixture
+def journal(tmp_path: Path, stored: Stored) -> Path:
+    """Written photo by photo, by a process that has ended."""
+    mirror = Mirror(tmp_path)
+    with mirror.writing(NAME):
+        mirror.create(NAME, DIM)
+        for image in stored.images.values():
+            mirror.put(NAME, DIM, [image])
+    mirror.close()
+    return tmp_path / f"{NAME}.journal"
+
+
+def answers(mirror: Mirror, stored: Stored) -> dict[str, float]:
+    query = np.random.default_rng(3).standard_normal((1, DIM)).astype(np.float32)
+    hits = mirror.search(NAME, stored, (query, 999, None), "v1")[0]
+    return {hit.instance_id: round(hit.score, 5) for hit in hits}
+
+
+def cut_to_half(journal: Path) -> None:
+    os.truncate(journal, journal.stat().st_size // 2)
+
+
+def cut_to_nothing(journal: Path) -> None:
+    os.truncate(journal, journal.read_bytes().index(b"frm2"))
+
+
+def flip_a_length(journal: Path) -> None:
+    data = bytearray(journal.read_bytes())
+    data[data.index(b"frm2") + 7] ^= 0xFF
+    journal.write_bytes(data)
+
+
+def flip_a_row(journal: Path) -> None:
+    (rows,) = journal.parent.glob("*.rows")
+    with rows.open("r+b") as file:
+        file.seek(400)
+        file.write(b"?")
+
+
+def put_back_an_older_one(journal: Path) -> None:
+    """Whole by its own checksums, but the last frames are missing."""
+    data = bytearray(journal.read_bytes())
+    frames = [at for at in range(len(data)) if data[at : at + 4] == b"frm2"]
+    end_row = int.from_bytes(data[frames[3] + 8 : frames[3] + 16], "little")
+    data[_START.size : frames[0]] = _end(frames[4], end_row)
+    journal.write_bytes(data[: frames[4]])
+
+
+def cut_the_power(journal: Path) -> None:
+    """The last frames had not reached the disk, and neither had what vouches for them."""
+    put_back_an_older_one(journal)
+    state = journal.stat()
+    another_boot = b"0" * 36
+    journal.with_suffix(".stamp").write_bytes(_stamp(another_boot, state.st_ino, state.st_size))
+
+
+def lose_the_stamp(journal: Path) -> None:
+    put_back_an_older_one(journal)
+    journal.with_suffix(".stamp").unlink()
+
+
+def garble_the_stamp(journal: Path) -> None:
+    put_back_an_older_one(journal)
+    stamp = journal.with_suffix(".stamp")
+    boot, file, end, checksum = _STAMP.unpack(stamp.read_bytes())
+    stamp.write_bytes(_STAMP.pack(boot, file, end // 2, checksum))
+
+
+HARMS = (
+    cut_to_half,
+    cut_to_nothing,
+    flip_a_length,
+    flip_a_row,
+    put_back_an_older_one,
+    cut_the_power,
+    lose_the_stamp,
+    garble_the_stamp,
+)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_journal_that_lacks_something_is_mended_and_that_is_told(
+    stored: Stored,
+    journal: Path,
+    harm: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = answers(Mirror(journal.parent), stored)
+    assert len(expected) == 24
+    harm(journal)
+    mirror = Mirror(journal.parent)
+    with caplog.at_level(logging.WARNING):
+        if harm is not flip_a_row:  # who counts reads no row
+            assert mirror.count(NAME, stored) == 24
+        assert answers(mirror, stored) == expected
+    (told,) = [each.getMessage() for each in caplog.records]
+    assert told.startswith(
+        "what searches read of version v1 of gallery g did not match the store; "
+        "it has been written anew ("
+    )
+    assert answers(Mirror(journal.parent), stored) == expected
+    assert len(caplog.records) == 1
+
+
+def test_a_reader_notices_a_cut_of_what_it_has_open(stored: Stored, journal: Path) -> None:
+    mirror = Mirror(journal.parent)
+    expected = answers(mirror, stored)
+    cut_to_half(journal)
+    assert answers(mirror, stored) == expected
+    assert answers(Mirror(journal.parent), stored) == expected
+
+
+def test_a_journal_is_compared_only_when_nothing_vouches_for_it(
+    stored: Stored, journal: Path, make_image: MakeImage
+) -> None:
+    answers(Mirror(journal.parent), stored)
+    assert stored.compared == 0
+    journal.with_suffix(".stamp").unlink()
+    for _ in range(2):
+        answers(Mirror(journal.parent), stored)
+        assert stored.compared == 1
+    journal.write_bytes(journal.read_bytes())
+    copy = journal.with_suffix(".copy")
+    copy.write_bytes(journal.read_bytes())
+    copy.replace(journal)  # as a backup that is put back
+    answers(Mirror(journal.parent), stored)
+    assert stored.compared == 2
+    writer = Mirror(journal.parent)
+    with writer.writing(NAME):
+        writer.put(NAME, DIM, [make_image("new")])
+    answers(Mirror(journal.parent), stored)
+    assert stored.compared == 2
+
+
+def test_what_a_killed_writer_had_not_finished_is_no_difference(
+    stored: Stored, journal: Path, make_image: MakeImage, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Mirror(journal.parent)
+    with writer.writing(NAME):
+        writer.put(NAME, DIM, [make_image("unfinished")])
+    stored.cut_short.add("unfinished")
+    journal.with_suffix(".stamp").unlink()
+    mirror = Mirror(journal.parent)
+    assert len(answers(mirror, stored)) == 27
+    assert mirror.compare(NAME, stored) == 0
+    assert not caplog.records
+
+
+def test_every_bit_is_compared_when_asked(
+    stored: Stored, journal: Path, make_image: MakeImage
+) -> None:
+    mirror = Mirror(journal.parent)
+    expected = answers(mirror, stored)
+    assert mirror.compare(NAME, stored) == 0
+    mirror.put(NAME, DIM, [make_image("s3", seed=1), make_image("s7", attributes={"a": 1})])
+    mirror.delete(NAME, DIM, ["s5"])
+    assert mirror.compare(NAME, stored) == 3
+    assert answers(mirror, stored) == expected
+    assert mirror.compare(NAME, stored) == 0
+    cut_to_half(journal)
+    assert mirror.compare(NAME, stored) > 0
+    assert answers(mirror, stored) == expected
