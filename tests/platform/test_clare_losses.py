@@ -277,6 +277,19 @@ def test_false_negatives_by_hand(
     assert released.item() == pytest.approx(8 * math.log(2) / 2)
 
 
+@pytest.mark.parametrize(
+    ("logit", "loss"),
+    [(-1_000.0, 1_000.0), (-50_000.0, 50_000.0), (-60_000.0, 50_000.0), (-math.inf, 50_000.0)],
+)
+def test_scores_count_in_full_up_to_the_released_bound(logit: float, loss: float) -> None:
+    """The query of each photo that fits its expression scores `logit`, the others score as low."""
+    outputs, targets = two_photos((1, 2), (1, 2))
+    assert outputs.clia is not None
+    said = replace(outputs.clia, logits=torch.full((1, 2, 2, 2), logit))
+    losses = clare_losses(replace(outputs, clia=said), targets, PLAIN)
+    assert losses["clia"].item() == pytest.approx(loss)  # one match an expression
+
+
 def test_all_expressions_of_an_instance_share_its_queries() -> None:
     outputs, targets = two_photos((1, 2), (1, 2))
     assert outputs.clia is not None

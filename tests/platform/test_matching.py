@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from reir import matching
+from reir.losses import generalised_iou
 from reir.matching import (
     Targets,
+    cheapest_proposals,
     focal_cost,
     hungarian,
-    hungarian_cost,
     simota,
     simota_cost,
 )
@@ -390,12 +392,40 @@ def test_hungarian_is_the_best_of_all_assignments(seed: int, proposals: int, mos
     for photo in range(3):
         num = int(targets.valid[photo].sum())
         cost = slow_total(logits[photo], boxes[photo], targets.boxes_xyxy[photo, :num])
-        fast = hungarian_cost(logits, boxes, targets)[photo, :num].tolist()
-        assert [x for row in fast for x in row] == pytest.approx([x for row in cost for x in row])
+        found, where = (x[photo, :num].tolist() for x in cheapest_proposals(logits, boxes, targets))
+        for row, cheapest, whose in zip(cost, found, where, strict=True):
+            assert cheapest == pytest.approx(sorted(row)[: len(cheapest)])
+            assert cheapest == pytest.approx([row[a] for a in whose])
         pairs = [(g, a) for a, g in enumerate(assigned[photo].tolist()) if g >= 0]
         assert len(pairs) == len({g for g, _ in pairs}) == min(num, proposals)
         got = sum(cost[g][a] for g, a in pairs)
         assert got == pytest.approx(best_total(cost, proposals) if num else 0)
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_giou_is_taken_of_few_of_many_proposals(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same proposals as by all of them, also where the first look sees too few."""
+    logits, boxes, targets = random_case(5, layers=1, queries=3000, most=4)
+    logits, boxes = spread * logits[0, ..., 0], boxes[0]
+    taken: list[int] = []
+
+    def counted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        taken.append(b.shape[-2])
+        return generalised_iou(a, b)
+
+    monkeypatch.setattr(matching, "generalised_iou", counted)
+    monkeypatch.setattr(matching, "FIRST_SEEN", 40)
+    found, where = cheapest_proposals(logits, boxes, targets)
+    assert taken[0] == 40
+    assert sum(taken) < 3000
+    monkeypatch.setattr(matching, "FIRST_SEEN", 3000)
+    wanted, whose = cheapest_proposals(logits, boxes, targets)
+    for photo in range(len(logits)):
+        num = int(targets.valid[photo].sum())
+        torch.testing.assert_close(found[photo, :num], wanted[photo, :num])
+        assert torch.equal(where[photo, :num], whose[photo, :num])
 
 
 def test_hungarian_by_hand() -> None:

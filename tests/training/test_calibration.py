@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from reir.datasets import write_reircoco
 from reir.errors import DataError
 from reir.metrics import Gallery, Queries
+from reir.metrics.calibration import auroc
 from reir.presence import GALLERY_FEATURES, load_calibration
 from reir.testing import FakeEncoder
 from reir.testing.photo_sets import draw_photo_set, random_scenes
@@ -22,10 +24,12 @@ from reir_training.calibration import (
     Scored,
     Trials,
     crossed,
+    draw_galleries,
     fit,
     fit_calibration,
     gallery_trials,
     photo_trials,
+    tie_margin,
 )
 
 DIM = 16
@@ -96,6 +100,74 @@ def test_a_logistic_is_the_one_that_made_the_outcomes() -> None:
     assert found.weights == pytest.approx((2, -0.3), abs=0.1)
     assert found.bias == pytest.approx(-5, abs=0.25)
     assert np.abs(crossed(trials, ("a", "b")) - p).max() < 0.06
+
+
+def some_trials(seed: int) -> Trials:
+    """Trials of 30 photos; in odd photos outcomes follow the feature, in even ones its opposite."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(30), 6)
+    features = rng.normal(size=(len(groups), 2))
+    sign = np.where(groups % 2, 1, -1)
+    return Trials(
+        features, rng.random(len(groups)) < 1 / (1 + np.exp(-3 * sign * features[:, 0])), groups
+    )
+
+
+def test_a_probability_is_said_by_a_model_that_saw_none_of_its_half_of_the_photos() -> None:
+    trials = some_trials(0)
+    found = crossed(trials, ("a", "b"))
+    for row in range(len(trials.labels)):
+        others = trials.groups % 2 != trials.groups[row] % 2
+        model = fit(trials.rows(others), ("a", "b"))
+        assert found[row] == pytest.approx(model(trials.features[row].tolist()))
+    assert auroc(found, trials.labels) < 0.2  # each half learnt the opposite of what holds here
+
+
+def test_trials_of_galleries_equal_the_loop() -> None:
+    gallery, queries = drawn(24, 0.6)
+    scored = Scored(gallery, queries)
+    whole, hits = gallery_trials(scored, seed=3)
+    row = 0
+    for number, (expression, present, photos) in enumerate(draw_galleries(scored, seed=3)):
+        assert present == (queries.images[expression] in photos)
+        best = []
+        for photo in photos.tolist():
+            rows = np.flatnonzero(gallery.images == photo)
+            scores = gallery.vectors[rows] @ queries.vectors[expression]
+            right = photo == queries.images[expression] and int(scores.argmax()) == 0
+            best.append((float(scores.max()), right))
+        best = sorted(best, key=lambda each: -each[0])[:10]
+        scores_of_best = [score for score, _ in best]
+        spread, size = best[0][0] - float(np.mean(scores_of_best)), math.log10(1 + 3 * len(photos))
+        lead = best[0][0] - best[1][0]
+        np.testing.assert_allclose(
+            whole.features[number], (best[0][0], lead, spread, size), atol=1e-5
+        )
+        assert (whole.labels[number], whole.groups[number]) == (present, queries.images[expression])
+        for place, (score, right) in enumerate(best):
+            lead = score - best[0][0] if place else score - best[1][0]
+            np.testing.assert_allclose(hits.features[row], (score, lead, spread, size), atol=1e-5)
+            assert (hits.labels[row], hits.groups[row]) == (right, queries.images[expression])
+            row += 1
+    assert row == len(hits.labels)
+
+
+def test_hits_are_tied_up_to_the_largest_margin_that_tells_nothing() -> None:
+    scored = Scored(*drawn(120, 0.3))
+    decided = []
+    for m in range(len(scored.own)):
+        first, second = np.argsort(-scored.best[m], kind="stable")[:2]
+        if scored.right[m, first] or scored.right[m, second]:
+            margin = scored.best[m, first] - scored.best[m, second]
+            decided.append((float(margin), bool(scored.right[m, first])))
+    decided.sort()
+    tied = [
+        decided[num - 1][0]
+        for num in range(20, len(decided) + 1)
+        if sum(right for _, right in decided[:num]) / num < 0.6
+    ]
+    assert tied
+    assert tie_margin(scored) == pytest.approx(max(tied), abs=1e-5)
 
 
 def test_too_little_is_refused() -> None:

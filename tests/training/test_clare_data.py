@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reir.datasets.coco_classes import COCO_CLASSES
@@ -235,3 +236,24 @@ def test_a_mask_outside_of_its_box_leaves_the_target_its_box(photos: list[TrainP
         batch = ClareBatch.from_arrays(data.load(sampler.step(number)))
         assert (batch.boxes[:, 2:] > batch.boxes[:, :2]).all()
         assert len(batch.boxes) == 4
+
+
+def test_batches_are_pinned_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU here: what pins is counted."""
+    pinned: list[torch.Size] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.shape)
+        return tensor
+
+    data = make([write_photo(tmp_path, 0, wide=True)] * 4)
+    arrays = data.load(data.sampler([GROUNDING]).step(0))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    ClareBatch.from_arrays(arrays)
+    assert pinned == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    batch = ClareBatch.from_arrays(arrays)
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert pinned == [tensor.shape for tensor in tensors]

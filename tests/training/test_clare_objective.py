@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,79 @@ def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
             first = first or float(loss.detach())
         last = float(loss.detach())
     assert last < 0.8 * first
+
+
+# ----------------------------------------------------------------------------------- two workers
+
+
+class Pair:
+    """Two workers in two threads of this process, whose exchanges carry gradients."""
+
+    def __init__(self) -> None:
+        self._told: dict[bool, torch.Tensor] = {}
+        self._both_are_here = threading.Barrier(2, timeout=60)
+
+    def exchange(self, first: bool, values: torch.Tensor) -> torch.Tensor:
+        """Tell the other worker, and return what it told."""
+        self._told[first] = values
+        self._both_are_here.wait()
+        other = self._told[not first]
+        self._both_are_here.wait()
+        return other
+
+
+class OneOf:
+    """A worker of a pair."""
+
+    def __init__(self, pair: Pair, first: bool) -> None:
+        self._exchange = partial(pair.exchange, first)
+
+    def others(self, values: torch.Tensor) -> torch.Tensor:
+        return self._exchange(values)
+
+    def mean(self, counts: torch.Tensor) -> torch.Tensor:
+        return (counts.detach() + self._exchange(counts.detach())) / 2
+
+
+def alike(folder: Path, rank: int = 0, world_size: int = 1) -> ClareBatch:
+    """Photos of one size, since padding takes part under `paper_parity`; one is asked for less."""
+    same = photos(folder, 10)[::3]
+    same[0] = replace(same[0], expressions=same[0].expressions[:1])
+    data = ClareData(same, PLAIN, batch_size=4, texts_per_photo=2)
+    step = data.sampler([GROUNDING]).step(0, rank, world_size)
+    return ClareBatch.from_arrays(data.load(step, rank))
+
+
+@pytest.mark.parametrize("parity", [False, True])
+def test_two_workers_weigh_clia_as_one_or_as_released(tmp_path: Path, parity: bool) -> None:
+    """As released, each of G workers divides by all texts, and gradients are averaged: 1 / G."""
+    model, pair = tiny_clare(num_experts=0, paper_parity=parity), Pair()
+    weights = ClareLossWeights(mask_false_negatives=False)
+    make_one = partial(ClareStepObjective, model, tokenizer(), weights, denoising=False)
+
+    def work(first: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = alike(tmp_path, 0 if first else 1, 2)
+        loss, parts = make_one(workers=OneOf(pair, first))(batch, "clia")
+        return loss, parts
+
+    with ThreadPoolExecutor(2) as threads:
+        shares = list(threads.map(work, [True, False]))
+    _, of_one = make_one()(alike(tmp_path), "clia")
+    together = shares[0][1]
+    torch.testing.assert_close(together, shares[1][1])
+    share = 0.5 if parity else 1.0
+    for name in ("clia", "clia_auxiliary"):
+        assert together[name] == pytest.approx(share * of_one[name], rel=1e-4)
+
+    # what is matched is counted by each worker as released, else by both together
+    alone = [make_one()(alike(tmp_path, rank, 2), "clia")[1] for rank in (0, 1)]
+    for name in ("classes", "l1", "giou", "proposal_l1"):
+        own = (alone[0][name] + alone[1][name]) / 2
+        assert together[name] == pytest.approx(own if parity else of_one[name], rel=1e-4)
+    assert any(
+        abs(alone[0][name] + alone[1][name] - 2 * of_one[name]) > 1e-3 * of_one[name]
+        for name in ("l1", "giou")
+    )
 
 
 # ------------------------------------------------------------------------------------------- masks

@@ -78,8 +78,12 @@ def rows_of(step: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(step).normal(size=(PHOTOS, 10))).float()
 
 
+BETAS = (0.8, 0.95)
+
+
 def config(zero_stage: Any = 1, **schedule: Any) -> CommonConfig:
-    settings = {"photos_per_batch": PHOTOS, "warmup_steps": 4, "save_every_steps": 3} | schedule
+    small = {"photos_per_batch": PHOTOS, "warmup_steps": 4, "save_every_steps": 3, "betas": BETAS}
+    settings = small | schedule
     return CommonConfig(data=DATA, zero_stage=zero_stage, optimisation=Schedule(**settings))
 
 
@@ -142,7 +146,7 @@ def alone() -> Iterator[None]:
 def reference(parts: int) -> dict[str, Tensor]:
     """Plain torch: the mean gradient of the parts, clipped, one step of AdamW for all of them."""
     task, settings = Rows(parts), config().optimisation
-    optimiser = torch.optim.AdamW(task.groups(), betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(task.groups(), betas=BETAS)
     batches = task.batches(EPOCH, 0)
     for step in range(STEPS):
         for group in optimiser.param_groups:

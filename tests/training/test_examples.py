@@ -14,6 +14,7 @@ from reir.errors import DataError
 from reir_training.config import DataConfig, DataSource
 from reir_training.examples import UNKNOWN_CLASS, TrainPhoto, Written
 from reir_training.leakage import training_photos
+from reir_training.testing.tiny import write_scenes
 
 IMAGES = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in (1, 2)]
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 4, "name": "gnome"}, {"id": 5, "name": "dog"}]
@@ -128,3 +129,40 @@ def test_a_source_without_annotation_is_refused_by_name(folder: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"instances\.json"):
         read(DataSource(format="photos", path=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("task", "detects", "grounds"),
+    [
+        ("both", True, True),
+        ("detection", True, False),
+        ("grounding", False, True),
+    ],
+)
+def test_a_source_teaches_its_task_alone(
+    tmp_path: Path, task: str, detects: bool, grounds: bool
+) -> None:
+    write_scenes(tmp_path / "scenes", train=4, val=1)
+    values = {"format": "photos", "path": tmp_path / "scenes", "task": task}
+    source = DataSource.model_validate(values)
+    photos = read(source)
+    assert any((photo.categories >= 0).any() for photo in photos) == detects
+    assert any(photo.expressions for photo in photos) == grounds
+    assert all(len(photo.boxes) and any(photo.names) for photo in photos)
+
+
+def test_photos_are_held_out_by_their_names(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", train=8, val=1)
+    values = {"format": "photos", "path": tmp_path / "scenes", "split": "train"}
+
+    def held_out(num: int) -> set[str]:
+        source = DataSource.model_validate(values | {"held_out": num})
+        photos = read(source)
+        assert len(photos) == 8
+        return {photo.path.name for photo in photos if photo.split == "val"}
+
+    assert held_out(0) == set()
+    assert len(held_out(2)) == 2
+    assert held_out(2) < held_out(5)
+    with pytest.raises(DataError, match=r"held_out=8 of 8 photos leaves none"):
+        held_out(8)

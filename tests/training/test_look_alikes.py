@@ -13,6 +13,7 @@ from reir.testing.tiny_clare import tiny_training
 from reir_training.clare_data import GROUNDING
 from reir_training.clare_task import ClareTask
 from reir_training.config import ClareTrainConfig
+from reir_training.leakage import training_photos
 from reir_training.look_alikes import LookAlikes, likeness
 from reir_training.sampling import Sampler, TaskStream
 
@@ -95,6 +96,5 @@ def test_the_setting_is_a_share_of_stage_2(
 
 def test_photos_know_their_gallery(tmp_path: Path) -> None:
     config = load_config(ClareTrainConfig, tiny_training(tmp_path))
-    task = ClareTask("clare-base", config, init=None, rank=0, world_size=1)
-    names = {photo.gallery.rpartition(":")[2] for photo in task._photos}
+    names = {photo.gallery.rpartition(":")[2] for photo in training_photos(config)}
     assert names == {"train", "val"}

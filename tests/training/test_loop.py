@@ -46,7 +46,8 @@ def test_rate_of_a_stage_without_steps_is_finite() -> None:
 
 def test_rate_of_the_published_schedule_falls_once() -> None:
     published = ClareSchedule()
-    assert rate_factor(0, 60_000, published) == pytest.approx(1 / 200)
+    assert rate_factor(0, 60_000, published) == pytest.approx(0.01)
+    assert rate_factor(100, 60_000, published) == pytest.approx(0.505)
     assert rate_factor(47_999, 60_000, published) == 1
     assert rate_factor(48_000, 60_000, published) == pytest.approx(0.1)
 

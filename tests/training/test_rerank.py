@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -121,6 +122,50 @@ def test_photos_beyond_the_best_stay_behind_in_their_order() -> None:
         np.testing.assert_allclose(scores[m, top], dual[m, top], atol=1e-5)  # no correction yet
         assert scores[m, ~top].max() < scores[m, top].min()
         np.testing.assert_allclose(scores[m, ~top], dual[m, ~top] - 10, atol=1e-5)
+
+
+def slow_loss(scores: Sequence[float], overlaps: Sequence[float]) -> float | None:
+    """Softmax cross-entropy to what fits by half or more, the closer the more; None: nothing."""
+    weights = [math.exp(4 * each) if each >= 0.5 else 0.0 for each in overlaps]
+    if not any(weights):
+        return None
+    total = math.log(math.fsum(math.exp(each) for each in scores))
+    return -sum(w * (x - total) for w, x in zip(weights, scores, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_equals_the_loop_over_groups_and_own_photos(seed: int) -> None:
+    """Five expressions, each with its own photo, and a mirror image or rivals or neither."""
+    tasks = relations(10, seed)[:5]
+    torch.manual_seed(seed)
+    model = Reranker(RerankerConfig(dim=len(LOOKS), text_width=len(LOOKS) + len(ROLES), width=16))
+    torch.nn.init.normal_(model.correct.weight)
+    objective = RerankObjective(model.eval())
+    columns = [[0, 1, NONE], [1, NONE, 2], [2, NONE, NONE], [3, 4, 0], [4, NONE, NONE]]
+    plain = batch_of(tasks)
+    batch = RerankBatch(plain.inputs, torch.tensor(columns), torch.rand(plain.overlap.shape))
+    batch.overlap[4] /= 2  # nothing fits
+    batch.overlap *= plain.inputs.valid
+    with torch.no_grad():
+        loss, parts = objective(batch, "rerank")
+        out = model(batch.inputs)
+    scores = 25 * (out.dual + out.correction)
+    group, own = [], []
+    for m, photos in enumerate(columns):
+        here = [(p, k) for p in photos if p != NONE for k in range(len(tasks[p][1].boxes))]
+        fits = [float(batch.overlap[m, k]) if p == photos[0] else 0.0 for p, k in here]
+        group.append(slow_loss([float(scores[p, k]) for p, k in here], fits))
+        mine = range(len(tasks[photos[0]][1].boxes))
+        own.append(
+            slow_loss(
+                [float(scores[photos[0], k]) for k in mine],
+                [float(batch.overlap[m, k]) for k in mine],
+            )
+        )
+    assert group[4] is None
+    wanted = {"group": sum(filter(None, group)) / 4, "own": sum(filter(None, own)) / 4}
+    assert parts == pytest.approx(wanted, rel=1e-4)
+    assert loss.item() == pytest.approx(wanted["group"] + wanted["own"], rel=1e-4)
 
 
 def test_rivals_that_are_not_there_do_not_count() -> None:

@@ -187,7 +187,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
         config,
         stage=job["stage"],
         init=Path(job["init"]) if job["init"] else None,
-        cache=Path(job["cache"]) if job["cache"] else None,
+        cache=Path(job["cache"]),
         rank=rank,
         world_size=num_workers,
         stream=partial(

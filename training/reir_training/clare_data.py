@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,16 +47,31 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What one place of a batch holds.
+class Samples:
+    """What the places of batches may hold, in arrays, since there are hundreds of thousands.
 
     Attributes:
-        photo: row of the photo.
-        boxes: rows of its boxes that are asked for.
+        photo: (S,) row of the photo.
+        turn: (S,) which part of the photo's boxes that can be asked for.
+        count: (S,) boxes in it.
+        wide: (S,) bool, the photo is wider than high.
     """
 
-    photo: int
-    boxes: tuple[int, ...]
+    photo: npt.NDArray[np.int32]
+    turn: npt.NDArray[np.int32]
+    count: npt.NDArray[np.int32]
+    wide: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, int, bool]]) -> Samples:
+        """Collect (photo, turn, count, wide) of each."""
+        table = np.array(rows, dtype=np.int32).reshape(-1, 4)
+        photo, turn, count, wide = (column.copy() for column in table.T)
+        return cls(photo, turn, count, wide.astype(np.bool_))
+
+    def __len__(self) -> int:
+        """S."""
+        return len(self.photo)
 
 
 @dataclass
@@ -99,9 +113,11 @@ class ClareBatch:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ClareBatch:
-        """Build from what `ClareData.load` returned."""
+        """Build from what `ClareData.load` returned, in pinned memory where there is a GPU."""
         host = {"texts", "most_targets", "noise_seeds"}
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k not in host}
+        if torch.cuda.is_available():  # `to` then copies while the step before still runs
+            tensors = {k: tensor.pin_memory() for k, tensor in tensors.items()}
         return cls(
             **tensors,
             texts=[str(text) for text in arrays["texts"]],
@@ -148,10 +164,8 @@ class ClareData:
         self._photos, self._augmentation = photos, augmentation
         self._batch_size, self._seed = batch_size, seed
         self._mask_stride_px = mask_stride_px
-        self._samples = {
-            DETECTION: [s for i, p in enumerate(photos) if (s := _to_detect(i, p)).boxes],
-            GROUNDING: [s for i, p in enumerate(photos) for s in _to_ground(i, p, texts_per_photo)],
-        }
+        self._at_once = texts_per_photo
+        self._samples = self._all_samples()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -168,21 +182,42 @@ class ClareData:
         """
         streams = []
         for name in tasks:
-            wide = [self._photos[s.photo].is_wide for s in self._samples[name]]
+            wide = self._samples[name].wide
             stream = partial(TaskStream, name, wide, self._batch_size, self._seed)
             if alike_from is not None:
-                look_alikes = self._look_alikes(self._samples[name])
+                look_alikes = self._look_alikes(name)
                 stream = partial(stream, look_alikes=look_alikes, alike_from=alike_from)
             streams.append(stream())
         return Sampler(streams)
 
-    def _look_alikes(self, samples: Sequence[Sample]) -> LookAlikes:
-        photos = [self._photos[sample.photo] for sample in samples]
-        texts = [
-            [said.text for said in photo.expressions if said.box in sample.boxes]
-            for photo, sample in zip(photos, samples, strict=True)
-        ]
-        return LookAlikes(texts, [photo.gallery for photo in photos])
+    def _all_samples(self) -> dict[str, Samples]:
+        """Every sample of every task; each photo is looked at once."""
+        detect: list[tuple[int, int, int, bool]] = []
+        ground: list[tuple[int, int, int, bool]] = []
+        for row, photo in enumerate(self._photos):
+            if count := int((photo.categories >= 0).sum()):
+                detect.append((row, 0, count, photo.is_wide))
+            left = len({said.box for said in photo.expressions})
+            for turn in range(-(-left // self._at_once)):
+                count = min(self._at_once, left - turn * self._at_once)
+                ground.append((row, turn, count, photo.is_wide))
+        return {DETECTION: Samples.of(detect), GROUNDING: Samples.of(ground)}
+
+    def _boxes(self, task: str, photo: TrainPhoto, turn: int) -> list[int]:
+        """Rows of the boxes that a sample of a photo asks for."""
+        if task == DETECTION:
+            return [int(row) for row in np.flatnonzero(photo.categories >= 0)]
+        referred = sorted({said.box for said in photo.expressions})
+        return referred[turn * self._at_once : (turn + 1) * self._at_once]
+
+    def _look_alikes(self, task: str) -> LookAlikes:
+        texts, galleries, samples = [], [], self._samples[task]
+        for row, turn in zip(samples.photo.tolist(), samples.turn.tolist(), strict=True):
+            photo = self._photos[row]
+            asked = self._boxes(task, photo, turn)
+            texts.append([said.text for said in photo.expressions if said.box in asked])
+            galleries.append(photo.gallery)
+        return LookAlikes(texts, galleries)
 
     def load(self, step: Step, rank: int = 0, *, per_instance: int = 1) -> Arrays:
         """Decode, draw views and collect one worker's part of a step.
@@ -198,24 +233,26 @@ class ClareData:
         first = rank * len(step.rows)
         samples = self._samples[step.task]
         seen = [
-            self._see(step.task, samples[row], per_instance, [self._seed, step.number, first + i])
+            self._see(step.task, int(row), per_instance, [self._seed, step.number, first + i])
             for i, row in enumerate(step.rows)
         ]
-        most_targets = max(len(samples[row].boxes) for row in step.all_rows)
+        most_targets = samples.count[step.all_rows].max()
         arrays = _collate(step.task, seen) | {"most_targets": np.array(most_targets)}
         if self._mask_stride_px is not None:
             arrays |= _collate_masks(seen, self._mask_stride_px)
         return arrays
 
-    def _see(self, task: str, sample: Sample, per_instance: int, seed: Sequence[int]) -> _Seen:
+    def _see(self, task: str, row: int, per_instance: int, seed: Sequence[int]) -> _Seen:
         """Draw one sample; again when nothing that is asked for is left in view."""
-        photo = self._photos[sample.photo]
+        number = int(self._samples[task].photo[row])
+        photo = self._photos[number]
+        asked = self._boxes(task, photo, int(self._samples[task].turn[row]))
         rng = np.random.default_rng(seed)
         image = read_image(photo.path)
         height, width = image.shape[:2]
-        boxes_px = photo.boxes[list(sample.boxes)] * ([width, height] * 2)
-        shrunk_by = masks = self._masks(photo, sample.boxes)
-        texts = _texts(task, photo, sample.boxes, per_instance, rng)
+        boxes_px = photo.boxes[asked] * ([width, height] * 2)
+        shrunk_by = masks = self._masks(photo, asked)
+        texts = _texts(task, photo, asked, per_instance, rng)
         settings = self._augmentation
         for draw in range(MAX_DRAWS):
             if draw == MAX_DRAWS - 1:  # the whole photo, its boxes as annotated
@@ -230,12 +267,12 @@ class ClareData:
                 break
         keep = np.flatnonzero(left)
         return _Seen(
-            photo=sample.photo,
+            photo=number,
             pixels=see(image, view),
             boxes=boxes[keep],
-            box_rows=np.array(sample.boxes, np.int64)[keep],
+            box_rows=np.array(asked, np.int64)[keep],
             texts=[[text_in(view, text) for text in texts[i]] for i in keep],
-            categories=photo.categories[list(sample.boxes)][keep],
+            categories=photo.categories[asked][keep],
             noise_seed=int(rng.integers(2**31)),
             masks=[self._mask_in(view, masks[i], (width, height)) for i in keep],
         )
@@ -265,18 +302,6 @@ class _Seen:
     categories: npt.NDArray[np.int64]
     noise_seed: int
     masks: list[BoolMask]
-
-
-def _to_detect(row: int, photo: TrainPhoto) -> Sample:
-    return Sample(row, tuple(np.flatnonzero(photo.categories >= 0).tolist()))
-
-
-def _to_ground(row: int, photo: TrainPhoto, at_once: int) -> list[Sample]:
-    referred = iter(sorted({expression.box for expression in photo.expressions}))
-    samples = []
-    while boxes := tuple(islice(referred, at_once)):
-        samples.append(Sample(row, boxes))
-    return samples
 
 
 def _texts(

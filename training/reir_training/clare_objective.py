@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from reir.clare_losses import (
     ClareLossWeights,
     CliaBatch,
+    MeanOverWorkers,
     Predictions,
     StepOutputs,
     clare_losses,
@@ -93,12 +94,22 @@ class ClareStepObjective(nn.Module):
             ),
             slots.targets(),
             self._weights,
-            self._workers.mean if self._workers else None,
+            self._mean_counts(),
         )
         values = torch.stack(list(parts.values()))
         of_all = self._workers.mean(values) if self._workers else values.detach()
         numbers = of_all.tolist()  # the one time that a step waits for the device
         return values.sum(), dict(zip(parts, numbers, strict=True))
+
+    def _mean_counts(self) -> MeanOverWorkers | None:
+        """How workers count together: so that they learn what one would that holds all photos.
+
+        None under `paper_parity`: as released, each divides by its own matched queries and by the
+        expressions of all workers. Averaged over G workers, CLIA then weighs 1 / G.
+        """
+        if self._workers is None or self.model.config.paper_parity:
+            return None
+        return self._workers.mean
 
     def _logits(self, objects: Tensor, vectors_KMD: Tensor, slots: Slots) -> Tensor:
         """(K, B, N, C) score of each query with each text of its own photo."""

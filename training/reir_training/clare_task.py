@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -19,25 +21,36 @@ from torch import Tensor
 
 from reir.checkpoint import TOKENIZER, load_clare, read_tokenizer, save_checkpoint
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.errors import ConfigError
+from reir.errors import CheckpointError, ConfigError
 from reir.models.clare import Clare, ClareConfig, clare_base, clare_large
 from reir.models.clare_encoder import ClareEncoder, clean_expression
+from reir.models.denoising import DenoisingContent
 from reir.models.masks import UPSAMPLING
-from reir.models.towers import load_towers
+from reir.models.towers import load_tokenizer, load_towers
 from reir_training.card import write_clare_card
 from reir_training.clare_data import GROUNDING, Arrays, ClareBatch, ClareData
 from reir_training.clare_objective import ClareStepObjective
 from reir_training.config import ClareTrainConfig
-from reir_training.examples import VAL, TrainPhoto, describe
+from reir_training.examples import TrainPhoto, describe, divided
 from reir_training.gather import AllWorkers
 from reir_training.leakage import training_photos
+from reir_training.photo_table import shared_photos
 from reir_training.plan import Epoch, Stage
 from reir_training.sampling import Sampler
 from reir_training.validate import validate_encoder
 
 SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
 TEXT_TOWER = "model.language."
-SLOW_PARTS = ("model.vision.", ".sampling_offsets.")
+SLOW_PARTS = ("model.vision.", "model.pyramid.upsample.", ".sampling_offsets.")
+DENOISING = "denoising.safetensors"
+"""Beside the weights of a checkpoint: what only training needs of it."""
+OF_USE = frozenset(
+    {
+        *("num_experts", "top_k_experts", "expert_mix", "masks", "neighbours"),
+        *("num_candidates", "nms_iou", "shortest_side_px", "longest_side_px"),
+    }
+)
+"""Numbers that may be changed of a checkpoint: all weights that it has and the model needs fit."""
 UNKNOWN_WORD, END = "<unk>", "</s>"
 Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
 """(load, first, last) -> what `load` gives for each step in [first, last), in order."""
@@ -56,6 +69,7 @@ class ClareTask:
         config: of the run.
         init: checkpoint directory to start from.
         rank, world_size: of this worker.
+        cache: folder for the annotations, which the processes of a machine then share.
         stream: loads steps ahead.
 
     Raises:
@@ -72,6 +86,7 @@ class ClareTask:
         init: Path | None,
         rank: int,
         world_size: int,
+        cache: Path | None = None,
         stream: Stream = load_here,
     ) -> None:
         settings = config.optimisation
@@ -79,8 +94,8 @@ class ClareTask:
         self._rank, self._world_size = rank, world_size
         self._arrays: Iterator[Arrays] = iter(())
         self._next: tuple[Stage, int] | None = None
-        self._photos = training_photos(config, masks=config.masks)
-        train = [photo for photo in self._photos if photo.split != VAL]
+        train, self._held_out = photos_of_run(config, cache)
+        self._describe = partial(describe, train, self._held_out)
         self.model, self.tokenizer = start_clare(preset, config, train, init)
         self._data = ClareData(
             train,
@@ -102,6 +117,8 @@ class ClareTask:
             half=self._half,
             denoising=config.denoising,
         )
+        if self.objective.denoising is not None and init is not None:
+            load_denoising(self.objective.denoising, init)
 
     @property
     def photos_per_step(self) -> int:
@@ -170,18 +187,34 @@ class ClareTask:
         """Figures on the held-out photos, of the weights that the model has now."""
         with _as_it_is(self.model):
             encoder = ClareEncoder(self.model, self.tokenizer, "in training", half=self._half)
-            return validate_encoder(encoder, self._photos)
+            return validate_encoder(encoder, self._held_out)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write the checkpoint directory with its model card."""
         save_checkpoint(folder, self.model, self.tokenizer, about)
+        if self.objective.denoising is not None:
+            state = self.objective.denoising.state_dict()
+            save_file({k: v.contiguous() for k, v in state.items()}, folder / DENOISING)
         write_clare_card(folder, about)
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of its model and of the data it was made from."""
         towers = self._config.towers
         named = Path(towers).name if towers and Path(towers).exists() else towers
-        return {"preset": self._preset, "towers": named, **describe(self._photos)}
+        return {"preset": self._preset, "towers": named, **self._describe()}
+
+
+def photos_of_run(
+    config: ClareTrainConfig, cache: Path | None
+) -> tuple[Sequence[TrainPhoto], Sequence[TrainPhoto]]:
+    """Photos to train on, and held-out ones; in memory, or in files of `cache`.
+
+    Raises:
+        DataError: as `training_photos`.
+    """
+    if cache is not None:
+        return shared_photos(config, cache, masks=config.masks)
+    return divided(training_photos(config, masks=config.masks))
 
 
 def _group_of(name: str) -> str:
@@ -224,19 +257,21 @@ def start_clare(
 ) -> tuple[Clare, Tokenizer]:
     """Return model and tokenizer to start from.
 
-    A checkpoint without the mask branch gets a new one where the configuration asks for masks.
-    Towers come from `config.towers`, or are random; then the words of the training expressions
-    make up the tokenizer, unless the configuration names one.
+    Of a checkpoint, `config.shape` may change the experts, the mask branch and what is asked of the
+    model; what it has no weights for is new. Towers come from `config.towers`, or are random; then
+    the words of the training expressions make up the tokenizer, unless the configuration names one.
+
+    Raises:
+        ConfigError: `config.shape` or `config.paper_parity` do not fit the checkpoint.
+        CheckpointError: the checkpoint, the towers or their tokenizer do not load.
     """
     if init is not None:
         model, tokenizer = load_clare(init)
-        if config.masks and not model.config.masks:
-            model = with_mask_branch(model, config.optimisation.seed)
-        return model, tokenizer
+        return reshaped(model, config, init), tokenizer
     if config.tokenizer is not None:
         tokenizer = read_tokenizer(_tokenizer_file(config.tokenizer))
     elif config.towers is not None:
-        tokenizer = _tokenizer_of(config.towers)
+        tokenizer = load_tokenizer(config.towers)
     else:
         tokenizer = tokenizer_of_words([e.text for photo in photos for e in photo.expressions])
     own = {} if config.towers is not None else {"vocabulary": tokenizer.get_vocab_size()}
@@ -247,12 +282,59 @@ def start_clare(
     return model, tokenizer
 
 
-def with_mask_branch(model: Clare, seed: int) -> Clare:
-    """Return the same model with a new mask branch."""
-    torch.manual_seed(seed)
-    grown = Clare(replace(model.config, masks=True))
-    grown.load_state_dict(model.state_dict(), strict=False)
-    return grown
+def reshaped(model: Clare, config: ClareTrainConfig, init: Path) -> Clare:
+    """Return the model of a checkpoint in the shape that the configuration asks for.
+
+    Raises:
+        ConfigError: its weights are of no use in that shape, or were trained otherwise.
+    """
+    own = vars(model.config)
+    changed = {name: value for name, value in config.shape.items() if own.get(name) != value}
+    if refused := sorted(changed.keys() - OF_USE):
+        name = refused[0]
+        has = f"{own[name]} in the checkpoint" if name in own else "not a number of the model"
+        raise ConfigError(
+            f"shape: {name}={changed[name]}, but it is {has} {init}; with --init only "
+            f"{', '.join(sorted(OF_USE))} can be changed: leave it out, or train without --init"
+        )
+    if config.paper_parity != model.config.paper_parity:
+        raise ConfigError(
+            f"paper_parity={config.paper_parity}, but the checkpoint {init} was trained with "
+            f"{model.config.paper_parity}: its scores mean something else; set paper_parity: "
+            f"{str(model.config.paper_parity).lower()}, or train without --init"
+        )
+    if not changed:
+        return model
+    torch.manual_seed(config.optimisation.seed)
+    try:
+        other = Clare(replace(model.config, **changed))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"shape: {error}; it takes the numbers of ClareConfig") from error
+    wanted = other.state_dict()
+    fitting = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in wanted and value.shape == wanted[name].shape
+    }
+    other.load_state_dict(fitting, strict=False)
+    return other
+
+
+def load_denoising(content: DenoisingContent, folder: Path) -> None:
+    """Go on with the denoising queries of a checkpoint, where it has them.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another model.
+    """
+    path = folder / DENOISING
+    if not path.is_file():
+        return
+    try:
+        content.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not load: {str(error).splitlines()[0]}; delete it to train without"
+        ) from error
 
 
 def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> ClareConfig:
@@ -280,13 +362,3 @@ def tokenizer_of_words(texts: Sequence[str]) -> Tokenizer:
 
 def _tokenizer_file(path: Path) -> Path:
     return path / TOKENIZER if path.is_dir() else path
-
-
-def _tokenizer_of(towers: str) -> Tokenizer:
-    """Return the tokenizer of public towers, as the library's fast tokenizers keep it."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(towers).backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer

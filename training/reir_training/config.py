@@ -28,6 +28,10 @@ class DataSource(StrictConfig):
             reircoco_train.json and refcoco.json.
         split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
         split: take this split of the folder alone; None takes all.
+        task: what its photos teach the published CLARE: "detection" (every box of COCO's classes),
+            "grounding" (referring expressions), or "both", where it has both.
+        held_out: so many of its photos become its split "val", the same ones in each run; for sets
+            that come without one.
     """
 
     format: Format
@@ -36,6 +40,8 @@ class DataSource(StrictConfig):
     annotations: str = ""
     split_by: SplitBy = "unc"
     split: str | None = None
+    task: Literal["both", "detection", "grounding"] = "both"
+    held_out: int = Field(0, ge=0)
 
     @property
     def file(self) -> str:
@@ -114,6 +120,9 @@ class Schedule(StrictConfig):
             gradients it adds up: memory for a part only. Photos of different parts are no
             negatives of one another, so a model that contrasts across photos (CLIA) sees fewer.
         learning_rate: of new layers, after warm-up.
+        betas: of AdamW.
+        warmup_start: share of the learning rate that the first step has; 0 for one part in
+            `warmup_steps`.
         decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
         ema_decay: of the weights that are kept; 0 turns averaging off.
         save_every_steps: within an epoch, from where a killed run goes on; also after each epoch.
@@ -127,7 +136,9 @@ class Schedule(StrictConfig):
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = Field(50, ge=1)
+    warmup_start: float = Field(0.0, ge=0, le=1)
     decay: Literal["cosine", "step"] = "cosine"
     max_gradient_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
@@ -156,7 +167,8 @@ class ClareSchedule(Schedule):
 
     Attributes:
         steps_per_epoch: steps between two validations.
-        tower_factor: learning rate of the pretrained towers, and of sampling offsets, relative.
+        tower_factor: learning rate of the pretrained towers, of the pyramid's upsampling and of
+            sampling offsets, relative.
         text_tower_factor: that of the text tower; None takes `tower_factor`. Towers without
             pretrained weights want a high rate for pixels and a low one for words.
     """
@@ -168,10 +180,13 @@ class ClareSchedule(Schedule):
     learning_rate: float = Field(2e-4, gt=0)
     tower_factor: float = Field(0.1, ge=0)
     text_tower_factor: float | None = Field(None, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = Field(200, ge=1)
+    warmup_start: float = Field(0.01, ge=0, le=1)
     decay: Literal["cosine", "step"] = "step"
     max_gradient_norm: float = Field(0.1, gt=0)
     ema_decay: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "fp32"
 
 
 class CommonConfig(DataConfig):
@@ -244,8 +259,10 @@ class ClareTrainConfig(CommonConfig):
     Attributes:
         towers: hub name or folder of the SigLIP towers to start from; None starts at random.
         tokenizer: folder or file of the tokenizer; None takes the towers'.
-        paper_parity: the released behaviour, quirk by quirk (clare.md table 8.4).
-        shape: numbers of the model that differ from the preset's.
+        paper_parity: the released behaviour, quirk by quirk (clare.md table 8.4), also in what
+            several workers divide by; with `--init` it must be the checkpoint's.
+        shape: numbers of the model that differ from the preset's; with `--init` from the
+            checkpoint's, and then of those alone that leave its weights of use.
         augmentation: how photos are mirrored, resized and cut.
         texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
         expressions_per_instance: so many expressions of each asked instance does stage 2 contrast;

@@ -141,7 +141,7 @@ def _engine(
     trainable = sum(p.numel() for p in task.objective.parameters() if p.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=task.objective,
-        optimizer=torch.optim.AdamW(task.groups(), betas=(0.9, 0.98)),
+        optimizer=torch.optim.AdamW(task.groups(), betas=config.optimisation.betas),
         config={
             "train_micro_batch_size_per_gpu": task.photos_per_step // (num_workers * parts),
             "train_batch_size": task.photos_per_step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from reir.records import FloatArray, MaskRle
 from reir_training.config import DataSource
 
 UNKNOWN_CLASS = -1
+_CLASS_NUMBERS = {name: i for i, name in enumerate(COCO_CLASSES)}
 TRAIN, VAL = "train", "val"
 
 
@@ -70,16 +72,19 @@ class TrainPhoto:
     masks: tuple[MaskRle | None, ...] = ()
 
 
-def describe(photos: Sequence[TrainPhoto]) -> dict[str, int]:
+def describe(train: Iterable[TrainPhoto], held_out: Sequence[TrainPhoto]) -> dict[str, int]:
     """Count what a set of photos holds for training, and its held-out photos."""
-    train = [photo for photo in photos if photo.split != VAL]
-    return {
-        "photos": len(train),
-        "boxes": sum(len(photo.boxes) for photo in train),
-        "expressions": sum(len(photo.expressions) for photo in train),
-        "captions": sum(len(photo.captions) for photo in train),
-        "held_out_photos": len(photos) - len(train),
-    }
+    counts = np.array(
+        [(1, len(p.boxes), len(p.expressions), len(p.captions)) for p in train], dtype=np.int64
+    ).reshape(-1, 4)
+    names = ("photos", "boxes", "expressions", "captions")
+    totals = dict(zip(names, counts.sum(axis=0).tolist(), strict=True))
+    return {**totals, "held_out_photos": len(held_out)}
+
+
+def divided(photos: Sequence[TrainPhoto]) -> tuple[list[TrainPhoto], list[TrainPhoto]]:
+    """Return the photos to train on, and the held-out ones."""
+    return [p for p in photos if p.split != VAL], [p for p in photos if p.split == VAL]
 
 
 def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset:
@@ -94,7 +99,21 @@ def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset
     """
     path = source.path if source.format in IN_FOLDERS else source.path / source.file
     dataset = read_as(source.format, path, source.split_by, masks=masks)
-    return dataset.split(source.split) if source.split else dataset
+    if source.split:
+        dataset = dataset.split(source.split)
+    return hold_out(dataset, source.held_out) if source.held_out else dataset
+
+
+def hold_out(dataset: ReferringDataset, num: int) -> ReferringDataset:
+    """Make photos the split "val", chosen by their names, so that each run chooses the same.
+
+    Raises:
+        DataError: there are no more photos than that.
+    """
+    ids = sorted(dataset.images_by_id, key=lambda each: sha256(each.encode()).digest())
+    if num >= len(ids):
+        raise DataError(f"{dataset.source}: held_out={num} of {len(ids)} photos leaves none")
+    return replace(dataset, splits={VAL: frozenset(ids[:num]), TRAIN: frozenset(ids[num:])})
 
 
 def use_of_photos(dataset: ReferringDataset) -> dict[str, str]:
@@ -142,7 +161,7 @@ def photos_of(
         asked = [e for e in expressions[image_id] if e.split in (None, use)]
         photos.append(
             replace(
-                _boxed(image, instances[image_id], asked),
+                _boxed(image, instances[image_id], asked, source.task),
                 path=source.path / source.images / image.file_name,
                 split=use,
                 gallery=f"{source.path}:{gallery_of.get(image_id, '')}",
@@ -189,8 +208,13 @@ def _boxed(
     image: ReferringImage,
     instances: Iterable[ReferringInstance],
     expressions: Iterable[Expression],
+    task: str,
 ) -> TrainPhoto:
-    """Boxes and expressions of a photo; those of crowds and of boxes without area are left out."""
+    """Boxes and expressions of a photo; those of crowds and of boxes without area are left out.
+
+    A photo that teaches grounding alone has no known classes, one that teaches detection alone no
+    expressions.
+    """
     size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)
     rows: dict[str, int] = {}
     boxes: list[np.ndarray] = []
@@ -206,7 +230,7 @@ def _boxed(
             boxes.append(box)
             names.append(instance.category or "")
             masks.append(instance.mask)
-    known = {name: i for i, name in enumerate(COCO_CLASSES)}
+    known = {} if task == "grounding" else _CLASS_NUMBERS
     return TrainPhoto(
         path=Path(image.file_name),
         split="train",
@@ -216,7 +240,7 @@ def _boxed(
         expressions=tuple(
             Written(e.text, rows[e.instance_id], e.kind or "long")
             for e in expressions
-            if e.instance_id in rows
+            if e.instance_id in rows and task != "detection"
         ),
         crowded=frozenset(crowded),
         is_wide=image.width_px > image.height_px,

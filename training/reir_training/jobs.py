@@ -34,7 +34,7 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
     config: CommonConfig,
     *,
     output: Path,
-    cache: Path | None,
+    cache: Path,
     stage: str,
     init: Path | None = None,
     num_workers: NumWorkers = 1,
@@ -49,7 +49,8 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
         preset: name of the model.
         config: of the run, of the kind that the preset takes.
         output: gets `checkpoint/`, `metrics.jsonl` and Ray's states; all workers must see it.
-        cache: folder of the frozen part's output, already built; for `clare-nano` only.
+        cache: folder of the frozen part's output, already built, for `clare-nano`; else where
+            workers share the annotations.
         stage: "grounding", "clia", "all" (both) or "rerank".
         init: checkpoint directory to start from.
         num_workers: Ray Train workers.
@@ -69,7 +70,7 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
                 "preset": preset,
                 "config": config.model_dump(mode="json"),
                 "output": str(output),
-                "cache": str(cache) if cache else None,
+                "cache": str(cache),
                 "stage": stage,
                 "init": str(init) if init else None,
                 "threads": cores,

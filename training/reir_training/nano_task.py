@@ -12,7 +12,7 @@ from reir_training.batches import BatchMaker, TrainBatch
 from reir_training.cache import FrozenCache
 from reir_training.card import write_nano_card
 from reir_training.config import TrainConfig
-from reir_training.examples import TrainPhoto, describe
+from reir_training.examples import TrainPhoto, describe, divided
 from reir_training.gather import AllWorkers
 from reir_training.objective import ClareObjective
 from reir_training.plan import Epoch, Stage
@@ -90,4 +90,4 @@ class NanoTask:
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of the data it was made from."""
-        return describe(self._photos)
+        return describe(*divided(self._photos))

@@ -31,7 +31,7 @@ from reir_training.batches import MATCH_IOU
 from reir_training.cache import FrozenCache
 from reir_training.card import write_rerank_card
 from reir_training.config import RerankSettings, TrainConfig
-from reir_training.examples import VAL, TrainPhoto, describe
+from reir_training.examples import VAL, TrainPhoto, describe, divided
 from reir_training.plan import Epoch, Stage
 from reir_training.rerank_data import RerankData
 
@@ -221,7 +221,7 @@ class RerankTask:
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint says of the data it was made from."""
-        return describe(self._photos) | {"rerank_held_out": int(self.held_out.sum())}
+        return describe(*divided(self._photos)) | {"rerank_held_out": int(self.held_out.sum())}
 
 
 def validate_reranker(

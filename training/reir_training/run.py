@@ -25,6 +25,8 @@ from reir_training.config import ClareTrainConfig, CommonConfig, TrainConfig
 from reir_training.storage import METRICS, checked_storage
 
 POLL_S = 1.0
+ANNOTATIONS = "annotations"
+"""Folder of the output in which workers share what they read of the photos."""
 Run = TypeVar("Run", bound=CommonConfig)
 
 
@@ -67,7 +69,7 @@ def run(  # noqa: PLR0913 - one by one is clearer than a bag
         home.pull(output / METRICS)
     console = Console(stderr=True)
     with _progress(console) as bars:
-        cache = None
+        cache = (output / ANNOTATIONS).resolve()
         if isinstance(config, TrainConfig):
             cache = _cache(config, output, stage, init, bars).resolve()
         _log_start(output / METRICS)

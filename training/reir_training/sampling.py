@@ -38,7 +38,7 @@ class TaskStream:
     def __init__(  # noqa: PLR0913 - the last two are by name
         self,
         name: str,
-        is_wide: Sequence[bool],
+        is_wide: Sequence[bool] | npt.NDArray[np.bool_],
         batch_size: int,
         seed: int,
         *,

@@ -35,7 +35,8 @@ def make_task(  # noqa: PLR0913 - one by one is clearer than a bag
         config: of the run.
         stage: of the run; "rerank" trains another model than the others.
         init: checkpoint directory to start from.
-        cache: folder of the frozen part's output; for `clare-nano` only.
+        cache: folder of the frozen part's output for `clare-nano`; of the annotations for the
+            published CLARE, which reads them into memory without.
         photos: of `clare-nano`, in the order of the cache; None for all of the run's.
         rank, world_size: of this worker.
         stream: loads steps of the published CLARE ahead.
@@ -50,4 +51,12 @@ def make_task(  # noqa: PLR0913 - one by one is clearer than a bag
             )
         return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
     assert isinstance(config, ClareTrainConfig)
-    return ClareTask(preset, config, init=init, rank=rank, world_size=world_size, stream=stream)
+    return ClareTask(
+        preset,
+        config,
+        init=init,
+        rank=rank,
+        world_size=world_size,
+        cache=cache,
+        stream=stream,
+    )

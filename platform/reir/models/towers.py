@@ -1,11 +1,14 @@
-"""CLARE's SigLIP towers: their configurations, and public weights to start from."""
+"""CLARE's SigLIP towers: their configurations, and public weights and tokenizers to start from."""
 
 from __future__ import annotations
 
+import re
+import string
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Regex, Tokenizer, normalizers
 from transformers import SiglipTextConfig, SiglipVisionConfig
 
 from reir.errors import CheckpointError
@@ -83,3 +86,55 @@ def load_towers(model: Clare, name_or_path: str) -> None:
                 f"{name_or_path} has other shapes than this configuration "
                 f"({str(error).splitlines()[-1].strip()}); choose the preset of the same size"
             ) from error
+
+
+def load_tokenizer(name_or_path: str) -> Tokenizer:
+    """Return the tokenizer of public towers, as a checkpoint keeps it.
+
+    Those of SigLIP come as a SentencePiece model; the result gives the same tokens without it.
+
+    Args:
+        name_or_path: as of `load_towers`.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or one of a kind that cannot be kept.
+        ImportError: a package that the tokenizer needs is not installed.
+    """
+    from transformers import AutoTokenizer, SiglipTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        if isinstance(found, SiglipTokenizer):
+            return _of_sentence_piece(found)
+        tokenizer: Tokenizer = found.backend_tokenizer
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(
+            f"{name_or_path} has no tokenizer that can be used ({what}); give the hub name or the "
+            f"directory of a SigLIP model with its spiece.model, or name another by `tokenizer`"
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _of_sentence_piece(slow: Any) -> Tokenizer:
+    """Return what gives the tokens of a `SiglipTokenizer`.
+
+    The pieces, and the end mark after them, are converted as those of UDOP, which reads the same
+    kind of model; before them SigLIP puts text into lower case and takes punctuation out.
+    """
+    from transformers.convert_slow_tokenizer import UdopConverter
+
+    tokenizer: Tokenizer = UdopConverter(slow).converted()
+    punctuation = Regex(f"[{re.escape(string.punctuation)}]")
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(punctuation, ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            tokenizer.normalizer,
+        ]
+    )
+    return tokenizer

@@ -1,0 +1,66 @@
+"""Public SigLIP towers as CLARE starts from them: the tokenizer that comes with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from reir.checkpoint import read_tokenizer
+from reir.errors import CheckpointError
+from reir.models.clare_encoder import clean_expression
+from reir.models.towers import load_tokenizer
+from reir.testing.pretrained import save_siglip_towers, save_tiny_siglip
+from reir.testing.tiny_clare import tiny_clare_config
+
+SAID = (
+    "the red mug left of the laptop",
+    "a man with a dog and a cat",
+    "the big truck that is parked behind the house",
+    "two children running on the grass next to a fence",
+)
+ODD = (
+    "",
+    " ",
+    "  The   RED mug ",
+    "blue_shirt (left) & hat",
+    "don't, stop: 100%!",
+    "caf\u00e9 \u2014 \u00c5ngstr\u00f6m 1/2 \ufb01re \u221e",
+    "\u65e5\u672c\u8a9e \u306e dog",
+    "tab\there\nand there",
+    "\u2581 marked",
+    "truck " * 80,
+)
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_siglip_towers(
+        tmp_path_factory.mktemp("towers"), tiny_clare_config(vocabulary=40), SAID * 20
+    )
+
+
+def test_the_tokens_are_those_of_the_sentence_piece_model(towers: Path, tmp_path: Path) -> None:
+    assert not (towers / "tokenizer.json").exists()
+    public = AutoTokenizer.from_pretrained(towers)
+    load_tokenizer(str(towers)).save(str(tmp_path / "tokenizer.json"))
+    ours = read_tokenizer(tmp_path / "tokenizer.json")
+    assert ours.get_vocab_size() == 40
+    for text in (*SAID, *ODD):
+        for each in (text, clean_expression(text)):
+            want = public(each)["input_ids"]
+            assert ours.encode(each).ids == want, each
+    assert len(ours.encode(ODD[-1]).ids) > 64  # cut by `tokenise` alone, which keeps the end mark
+
+
+def test_a_fast_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = save_tiny_siglip(tmp_path)
+    public = AutoTokenizer.from_pretrained(folder)
+    assert load_tokenizer(str(folder)).encode("a red cup").ids == public("a red cup")["input_ids"]
+
+
+def test_towers_without_a_tokenizer_are_refused(towers: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((towers / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="has no tokenizer that can be used"):
+        load_tokenizer(str(tmp_path))

@@ -1,0 +1,129 @@
+"""The shipped recipes of the published CLARE against what is published of its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from reir.config import load_config
+from reir_training.checks import shares_evenly
+from reir_training.clare_task import clare_shape
+from reir_training.config import ClareTrainConfig
+from reir_training.plan import plan, rate_factor
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+REFCOCO = {("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One run as the released configurations have it; what all share stands in the test.
+
+    Attributes:
+        stage: as we name it.
+        sources: folder and task of each.
+        towers: None for a run that starts from a checkpoint.
+        photos: of a step, over 8 GPUs.
+        steps: of the whole run.
+        learning_rate: of new layers.
+        weight_decay: of all parameters.
+        experts: number, how many are chosen, their share; no experts: MORE is off.
+        masks: whether the mask branch is trained.
+    """
+
+    stage: Literal["grounding", "clia"]
+    sources: frozenset[tuple[str, str]]
+    towers: str | None
+    photos: int
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    experts: tuple[int, int, float] | None
+    masks: bool
+
+
+STAGE_1 = frozenset({("coco", "detection"), *((name, "grounding") for name, _ in REFCOCO)})
+STAGE_2 = frozenset({("reircoco", "grounding")})
+REC = frozenset({*STAGE_2, *((name, "grounding") for name, _ in REFCOCO)})
+MORE_OF_L = (2, 1, 0.2)
+B, L = "google/siglip-base-patch16-384", "google/siglip-large-patch16-384"
+RUNS = {
+    "clare_base_grounding": Published(
+        "grounding", STAGE_1, B, 4 * 8, 60_000, 2e-4, 0.05, None, False
+    ),
+    "clare_base_clia": Published("clia", STAGE_2, None, 8 * 8, 60_000, 2e-4, 1e-4, None, True),
+    "clare_base_rec": Published("grounding", REC, None, 32, 30_000, 2e-5, 1e-4, None, True),
+    # the configuration of this one is not in the release; taken to be that of the smaller model
+    "clare_large_grounding": Published(
+        "grounding", STAGE_1, L, 4 * 8, 60_000, 2e-4, 0.05, None, False
+    ),
+    "clare_large_clia": Published(
+        "clia", STAGE_2, None, 4 * 8, 60_000, 2e-4, 1e-4, MORE_OF_L, True
+    ),
+    "clare_large_rec": Published("grounding", REC, None, 32, 30_000, 2e-5, 1e-4, None, True),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recipe_is_the_published_run(name: str) -> None:
+    published = RUNS[name]
+    config = load_config(ClareTrainConfig, RECIPES / f"{name}.yaml")
+    settings, size = config.optimisation, name.split("_")[1]
+    assert {(source.path.name, source.task) for source in config.data} == published.sources
+    refer = {(s.path.name, s.split_by) for s in config.data if s.format == "refer"}
+    assert refer == (set() if published.stage == "clia" else REFCOCO)
+    assert all(source.split == "train" for source in config.data if source.format == "refer")
+    assert config.towers == published.towers
+
+    epochs = plan(settings, published.stage)
+    assert len(epochs) * settings.steps_per_epoch == published.steps
+    assert settings.photos_per_batch == published.photos
+    assert shares_evenly(settings, 8)
+    assert settings.accumulate_steps == 1
+    assert settings.learning_rate == published.learning_rate
+    assert settings.weight_decay == published.weight_decay
+    # towers, text tower, pyramid's upsampling, sampling offsets: a tenth (2e-5; 2e-6 for REC)
+    assert (settings.tower_factor, settings.text_tower_factor) == (0.1, None)
+    assert settings.betas == (0.9, 0.999)
+    assert settings.max_gradient_norm == 0.1
+    assert settings.precision == "fp32"
+    assert settings.ema_decay == 0
+    factors = {
+        step: rate_factor(step, published.steps, settings)
+        for step in (0, 200, int(0.8 * published.steps) - 1, int(0.8 * published.steps))
+    }
+    assert list(factors.values()) == pytest.approx([0.01, 1.0, 1.0, 0.1])
+
+    model = clare_shape(f"clare-{size}", config, {})
+    assert model.paper_parity
+    assert model.masks == config.masks == published.masks
+    assert model.vision_width == {"base": 768, "large": 1024}[size]
+    experts = (model.num_experts, model.top_k_experts, model.expert_mix)
+    assert (experts if model.num_experts else None) == published.experts
+    assert (model.num_queries, model.first_clia_bias, model.clia_scale) == (900, 0.0, 10.0)
+    assert (config.texts_per_photo, config.expressions_per_instance) == (1, 1)
+    assert (config.look_alikes_from, config.denoising) == (1.0, True)
+    loss = config.loss
+    assert (loss.classes, loss.l1, loss.giou) == (2, 5, 2)
+    assert (loss.clia, loss.clia_auxiliary) == (4, 1)
+    assert (loss.mask_focal, loss.mask_dice) == (2, 5)
+    views = config.augmentation
+    assert views.short_sides == tuple(range(480, 801, 32))
+    assert (views.long_side, views.crop_short_sides) == (1333, (400, 500, 600))
+    assert views.crop_sides == (384, 600)
+    assert (views.crop_probability, views.mirror_probability) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recipe_validates_on_photos_that_it_neither_trains_nor_is_measured_on(name: str) -> None:
+    config = load_config(ClareTrainConfig, RECIPES / f"{name}.yaml")
+    assert [source.held_out for source in config.data if source.held_out] == [200]
+    assert [source.file for source in config.evaluation] == ["reircoco_val.json"]
+    assert config.exclude_evaluation
+
+
+def test_every_recipe_of_the_published_model_is_tested() -> None:
+    assert {path.stem for path in RECIPES.glob("clare_*.yaml")} == set(RUNS)

@@ -1,0 +1,102 @@
+"""What a run takes over of the checkpoint that it starts from, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reir.checkpoint import load_encoder, save_checkpoint
+from reir.config import load_config
+from reir.errors import CheckpointError, ConfigError
+from reir.testing.tiny import tiny_tokenizer
+from reir.testing.tiny_clare import tiny_clare, tiny_training
+from reir_training.clare_task import DENOISING, ClareTask, start_clare
+from reir_training.config import ClareTrainConfig
+
+
+def config(parity: bool = False, **shape: Any) -> ClareTrainConfig:
+    data = [{"format": "photos", "path": "photos"}]
+    values = {"data": data, "shape": shape, "paper_parity": parity}
+    return ClareTrainConfig.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with 4 experts, of which 2 are chosen."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, tiny_clare(), tiny_tokenizer(), {})
+    return folder
+
+
+def test_experts_are_changed_and_all_else_is_kept(with_more: Path) -> None:
+    own = tiny_clare().state_dict()
+    off, _ = start_clare("clare-base", config(num_experts=0), [], with_more)
+    assert off.config.num_experts == 0
+    assert not any(".router." in name or ".experts." in name for name in off.state_dict())
+    for name, value in off.state_dict().items():
+        assert torch.equal(value, own[name]), name
+
+    wanted = config(num_experts=2, top_k_experts=1, nms_iou=0.5)
+    fewer, same = (start_clare("clare-base", wanted, [], with_more)[0] for _ in "ab")
+    assert (fewer.config.num_experts, fewer.config.top_k_experts) == (2, 1)
+    assert fewer.config.nms_iou == 0.5
+    changed = {name for name, value in fewer.state_dict().items() if value.shape != own[name].shape}
+    assert changed
+    assert all(".router." in name or ".experts." in name for name in changed)
+    for name, value in fewer.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name]), name  # the same on every worker
+        assert name in changed or torch.equal(value, own[name]), name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (config(dim=64), r"dim=64, but it is 32 in the checkpoint .*only expert_mix, "),
+        (config(num_expert=2), r"num_expert=2, but it is not a number of the model"),
+        (config(num_experts=2, top_k_experts=3), r"top_k must be between 1 and num_experts=2"),
+        (config(parity=True), r"paper_parity=True, but the checkpoint .* trained with False"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    with_more: Path, wanted: ClareTrainConfig, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        start_clare("clare-base", wanted, [], with_more)
+
+
+def test_parity_is_gone_on_with(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_clare(paper_parity=True), tiny_tokenizer(), {})
+    assert start_clare("clare-base", config(parity=True), [], tmp_path)[0].config.paper_parity
+    with pytest.raises(ConfigError, match=r"set paper_parity: true"):
+        start_clare("clare-base", config(), [], tmp_path)
+
+
+def test_denoising_queries_are_kept(tmp_path: Path) -> None:
+    def settings(seed: int) -> ClareTrainConfig:
+        return load_config(ClareTrainConfig, tiny_training(tmp_path, seed=seed))
+
+    def task(seed: int, init: Path | None) -> ClareTask:
+        return ClareTask("clare-base", settings(seed), init=init, rank=0, world_size=1)
+
+    def content(of: ClareTask) -> dict[str, torch.Tensor]:
+        assert of.objective.denoising is not None
+        return of.objective.denoising.state_dict()
+
+    checkpoint = tmp_path / "checkpoint"
+    first = task(1, None)
+    run = {"stage": "grounding", "epoch": 1, "steps": 2, "hours": 0.1, "metrics": {}}
+    first.save(
+        checkpoint, {**first.about(), **run, "settings": settings(1).model_dump(mode="json")}
+    )
+    assert load_encoder(checkpoint).dim == 32
+    for name, value in content(task(2, checkpoint)).items():
+        assert torch.equal(value, content(first)[name]), name
+    assert not torch.equal(content(task(2, None))["linear.weight"], content(first)["linear.weight"])
+    (checkpoint / DENOISING).write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"denoising\.safetensors does not load"):
+        task(2, checkpoint)
+    (checkpoint / DENOISING).unlink()
+    task(2, checkpoint)

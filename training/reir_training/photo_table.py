@@ -1,0 +1,234 @@
+"""The annotated photos of a run in one file that all processes of a machine share.
+
+As Python objects the annotations of a published data set take gigabytes, in every worker and in
+every process that loads steps for one. Here they are columns of an Arrow file, written once by
+a process that ends, and mapped into memory: a photo is made into an object when it is asked for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+
+from reir.records import MaskRle
+from reir_training.config import DataConfig
+from reir_training.examples import TRAIN, VAL, TrainPhoto, Written
+from reir_training.leakage import training_photos
+
+logger = logging.getLogger(__name__)
+
+ROWS_A_BATCH = 1024
+_TEXTS = pa.list_(pa.string())
+_SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "split": pa.string(),
+        "boxes": pa.list_(pa.float32()),
+        "categories": pa.list_(pa.int64()),
+        "names": _TEXTS,
+        "texts": _TEXTS,
+        "text_boxes": pa.list_(pa.int32()),
+        "kinds": _TEXTS,
+        "captions": _TEXTS,
+        "near_misses": _TEXTS,
+        "crowded": _TEXTS,
+        "is_wide": pa.bool_(),
+        "gallery": pa.string(),
+        "mask_sides": pa.list_(pa.int32()),
+        "mask_runs": _TEXTS,
+    }
+)
+
+
+class PhotoTable(Sequence[TrainPhoto]):
+    """Photos in a file; it pickles as the path of the file, and maps it where it is first used.
+
+    Args:
+        path: that `write_photos` wrote.
+        write: writes it on a machine that lacks it; must pickle.
+    """
+
+    def __init__(self, path: Path, write: Callable[[], object] | None = None) -> None:
+        self._path, self._write = path, write
+        self._batches: list[pa.RecordBatch] | None = None
+        self._length = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the map behind: each process makes its own, of the same memory."""
+        return PhotoTable, (self._path, self._write)
+
+    def _mapped(self) -> list[pa.RecordBatch]:
+        if self._batches is None:
+            if self._write is not None:
+                self._write()
+            reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            self._length = sum(batch.num_rows for batch in self._batches)
+        return self._batches
+
+    def __len__(self) -> int:
+        """Return the number of photos."""
+        self._mapped()
+        return self._length
+
+    @overload
+    def __getitem__(self, row: int) -> TrainPhoto: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[TrainPhoto]: ...
+
+    def __getitem__(self, row: int | slice) -> TrainPhoto | list[TrainPhoto]:
+        """Return a photo, or a list of some."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} photos")
+        batch, place = divmod(row, ROWS_A_BATCH)
+        columns = self._mapped()[batch].slice(place, 1)
+        return _photo({name: columns[name][0].as_py() for name in _SCHEMA.names})
+
+    def __iter__(self) -> Iterator[TrainPhoto]:
+        """Yield all photos, a batch of rows at a time."""
+        for batch in self._mapped():
+            yield from map(_photo, batch.to_pylist())
+
+
+def write_photos(photos: Iterable[TrainPhoto], path: Path) -> None:
+    """Write photos to a file, which is there as a whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+        rows = map(_row, photos)
+        while some := list(islice(rows, ROWS_A_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(some, _SCHEMA))
+    unfinished.replace(path)
+
+
+def shared_photos(
+    config: DataConfig, folder: Path, *, masks: bool = False
+) -> tuple[PhotoTable, PhotoTable]:
+    """Photos to train on and held-out ones; the annotations are read when they are first needed.
+
+    That raises what `training_photos` does.
+
+    Args:
+        config: of the run.
+        folder: that the processes of this machine share; made when absent.
+        masks: read masks too.
+    """
+    name = _fingerprint(config, masks)
+    paths = {split: folder / f"{name}-{split}.arrow" for split in (TRAIN, VAL)}
+    write = partial(_write_missing, config, paths, masks)
+    train, held_out = (PhotoTable(path, write) for path in paths.values())
+    return train, held_out
+
+
+def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -> None:
+    """Write the tables unless they are there; one process of a machine does, the others wait."""
+    folder = paths[TRAIN].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        if not all(path.is_file() for path in paths.values()):
+            # in a process of its own, since the memory that parsing takes is not given back
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+                for warning in one.submit(_read_and_write, config, paths, masks).result():
+                    logger.warning("%s", warning)
+
+
+def _read_and_write(config: DataConfig, paths: Mapping[str, Path], masks: bool) -> list[str]:
+    """Write the tables; returns what was warned of on the way."""
+    heard = _Heard()
+    logging.getLogger().addHandler(heard)
+    photos = training_photos(config, masks=masks)
+    for split, path in paths.items():
+        write_photos((p for p in photos if (p.split == VAL) == (split == VAL)), path)
+    return heard.messages
+
+
+class _Heard(logging.Handler):
+    """Keeps the messages of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one."""
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process of a machine in at a time; the lock of one that dies is gone with it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fingerprint(config: DataConfig, masks: bool) -> str:
+    """Name what the photos follow from: the settings, and the annotation files as they are now."""
+    settings = config.model_dump_json(include=set(DataConfig.model_fields))
+    parts = [settings, str(masks)]
+    for source in (*config.data, *config.evaluation):
+        # a folder in the layout "photos" has several files
+        files = [source.path / source.file] if source.file else []
+        for file in sorted({*files, *source.path.glob("*.json"), *source.path.glob("*.p")}):
+            if file.is_file():
+                found = file.stat()
+                parts.append(f"{file} {found.st_size} {found.st_mtime_ns}")
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _row(photo: TrainPhoto) -> dict[str, Any]:
+    runs = [None if mask is None else mask.counts for mask in photo.masks]
+    sides = [side for mask in photo.masks for side in (mask.size if mask else (0, 0))]
+    return {
+        "path": str(photo.path),
+        "split": photo.split,
+        "boxes": photo.boxes.ravel(),
+        "categories": photo.categories,
+        "names": photo.names,
+        "texts": [said.text for said in photo.expressions],
+        "text_boxes": [said.box for said in photo.expressions],
+        "kinds": [said.kind for said in photo.expressions],
+        "captions": photo.captions,
+        "near_misses": photo.near_misses,
+        "crowded": sorted(photo.crowded),
+        "is_wide": photo.is_wide,
+        "gallery": photo.gallery,
+        "mask_sides": sides,
+        "mask_runs": runs,
+    }
+
+
+def _photo(row: dict[str, Any]) -> TrainPhoto:
+    sides = zip(row["mask_sides"][::2], row["mask_sides"][1::2], strict=True)
+    return TrainPhoto(
+        path=Path(row["path"]),
+        split=row["split"],
+        boxes=np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
+        categories=np.array(row["categories"], dtype=np.int64),
+        names=tuple(row["names"]),
+        expressions=tuple(map(Written, row["texts"], row["text_boxes"], row["kinds"])),
+        captions=tuple(row["captions"]),
+        near_misses=tuple(row["near_misses"]),
+        crowded=frozenset(row["crowded"]),
+        is_wide=row["is_wide"],
+        gallery=row["gallery"],
+        masks=tuple(
+            None if runs is None else MaskRle(side, runs)
+            for side, runs in zip(sides, row["mask_runs"], strict=True)
+        ),
+    )
