@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -48,12 +49,12 @@ def expressions(count: int) -> list[str]:
     return texts[:: max(1, len(texts) // count)][:count]
 
 
-def link_photos(folder: Path, count: int) -> Path:
-    """Fill a new folder with links to the first `count` real photos; returns it."""
+def copy_photos(folder: Path, count: int) -> Path:
+    """Fill a new folder with the first `count` real photos; returns it."""
     photos = real_photos(count)
     folder.mkdir(parents=True)
     for photo in photos:
-        (folder / photo.name).symlink_to(photo)
+        shutil.copyfile(photo, folder / photo.name)
     return folder
 
 
@@ -71,7 +72,7 @@ def repeat_photos(folder: Path, count: int) -> Path:
         if lap:
             path.write_bytes(with_comment(photo.read_bytes(), f"copy {lap}"))
         else:
-            path.symlink_to(photo)
+            shutil.copyfile(photo, path)
     return folder
 
 

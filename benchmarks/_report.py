@@ -1,7 +1,8 @@
 """Keep one benchmark's figures as `benchmarks/results/<name>.json`, with what made them.
 
 A report names the command, the commit, the date and the kind of machine; it holds no host name and
-no path of the machine it ran on.
+no path of the machine it ran on. It is written only where the commit is what ran: from a tree
+whose source differs from its commit, figures are not kept unless `REIR_ALLOW_DIRTY=1` is set.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 UNKNOWN = "unknown"
+DIRTY = "+dirty"
+ALLOW_DIRTY = "REIR_ALLOW_DIRTY"
 
 
 def write_report(name: str, figures: Mapping[str, Any], *, accelerator: str | None = None) -> Path:
@@ -29,12 +32,20 @@ def write_report(name: str, figures: Mapping[str, Any], *, accelerator: str | No
         accelerator: the GPU that was used, e.g. "NVIDIA H100"; None for CPU only.
 
     Raises:
+        SystemExit: the tree differs from its commit, and `REIR_ALLOW_DIRTY` is not 1.
         TypeError: a figure is no JSON value.
         ValueError: a figure is NaN or infinite, so that JSON cannot hold it.
     """
+    measured = commit()
+    if measured.endswith(DIRTY) and os.environ.get(ALLOW_DIRTY) != "1":
+        raise SystemExit(
+            f"results/{name}.json not written: tracked source differs from commit "
+            f"{measured.removesuffix(DIRTY)}, so that nobody could measure this again; commit "
+            f"first, or set {ALLOW_DIRTY}=1 to keep figures marked {DIRTY}"
+        )
     report = {
         "command": command_line(),
-        "commit": commit(),
+        "commit": measured,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine() | ({"accelerator": accelerator} if accelerator else {}),
         "figures": dict(figures),
@@ -67,7 +78,7 @@ def _without_root(argument: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit; `+dirty` when tracked source differs from it."""
+    """The checked-out commit; followed by `DIRTY` when tracked source differs from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changes = _git(
@@ -75,7 +86,7 @@ def commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
-    return f"{head}+dirty" if changes else head
+    return head + DIRTY if changes else head
 
 
 def _git(*arguments: str) -> str:

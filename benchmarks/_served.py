@@ -89,7 +89,9 @@ class Server:
     def replicas(self) -> list[int]:
         """Return the process ids of the replicas that answer HTTP."""
         return [
-            pid for pid, title in _below(self.process.pid) if "ServeReplica:reir:ingress" in title
+            pid
+            for pid, title in processes(self.process.pid)
+            if "ServeReplica:reir:ingress" in title
         ]
 
 
@@ -136,7 +138,7 @@ def _ready(process: subprocess.Popen[str], log: Path) -> str:
     raise RuntimeError(f"the server ended with {process.wait()}: {log.read_text()[-2000:]}")
 
 
-def _below(pid: int) -> list[tuple[int, str]]:
+def processes(pid: int) -> list[tuple[int, str]]:
     """Return process id and title of all processes below one."""
     parents: dict[int, int] = {}
     titles: dict[int, str] = {}

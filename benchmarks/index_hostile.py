@@ -2,8 +2,9 @@
 
     python benchmarks/index_hostile.py
 
-Truncated at random offsets, zero bytes, text, headers of 30,000 x 30,000 px, wrong endings,
-unreadable, pipes, broken links, names with newlines and in no valid UTF-8.
+Truncated at random offsets, zero bytes, text, headers of 30,000 x 30,000 px, strips of one pixel,
+HEIC and metadata that unpack to more than they say, wrong endings, unreadable, pipes, broken links,
+names with newlines and in no valid UTF-8.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from _indexing import encoder_of, link_photos, parser_of
+from _indexing import copy_photos, encoder_of, parser_of
 from _report import write_report
 
 from reir.images import canonical_uri, image_id
@@ -56,7 +57,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, int]:
     if arguments.fake:
         write_scenes(folder, arguments.good)
     else:
-        link_photos(folder, arguments.good)
+        copy_photos(folder, arguments.good)
     good: list[str | Path] = list(folder.iterdir())
     files = write_hostile_files(folder, arguments.hostile, seed=arguments.seed)
     store = open_store(str(work / "store"))

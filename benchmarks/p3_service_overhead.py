@@ -15,7 +15,11 @@ every `BLOCK` queries; after each query they would drive each other's data out o
 their waiting threads would take each other's cores. The other servers, which are busy with
 themselves also when nobody asks them, start later.
 
-    p3.vs_default     no-op requests a second against `default`, at 8 connections
+    p3.vs_default     no-op requests a second against `default`, at 8 connections: what the layers
+                      cost where there is no work
+    p3.vs_default_full, p3.vs_default_full_most
+                      full queries a second against `default`, least and most of all concurrencies:
+                      what a user notices of it
     p3.vs_fastapi     full queries a second against `fastapi`, least of all concurrencies
     p3.added_ms       median of a full query at one connection, less that of `fastapi`
     query.floor_ratio median of a full query at one connection over that of the floor in the same
@@ -121,7 +125,7 @@ def be_default(config: ServeConfig) -> None:
     """Serve the application on Ray Serve as it comes."""
     from reir_serving.jobs import serving
 
-    with serving(config):
+    with tempfile.TemporaryDirectory() as folder, serving(config, Path(folder)):
         sys.stdin.read()  # until the benchmark ends
 
 
@@ -177,10 +181,14 @@ def overhead(urls: dict[str, str], arguments: argparse.Namespace) -> dict[str, A
             for arm in ARMS[1:]:
                 ratio = per_s("ours", kind, connections) / per_s(arm, kind, connections)
                 figures[f"p3.vs_{arm}.{kind}.c{connections}"] = round(ratio, 3)
+    ratios = {
+        arm: [figures[f"p3.vs_{arm}.full.c{connections}"] for connections in CONCURRENCIES]
+        for arm in ARMS[1:]
+    }
     figures["p3.vs_default"] = figures["p3.vs_default.noop.c8"]
-    figures["p3.vs_fastapi"] = min(
-        figures[f"p3.vs_fastapi.full.c{connections}"] for connections in CONCURRENCIES
-    )
+    figures["p3.vs_default_full"] = min(ratios["default"])
+    figures["p3.vs_default_full_most"] = max(ratios["default"])
+    figures["p3.vs_fastapi"] = min(ratios["fastapi"])
     times = [figures[f"p3.{arm}.full.c1.p50_ms"] for arm in ("ours", "fastapi")]
     figures["p3.added_ms"] = round(times[0] - times[1], 2)
     return figures

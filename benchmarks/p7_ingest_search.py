@@ -6,7 +6,7 @@ Four processes search without a pause, on the two cores that the store has too: 
 while another process writes 50, 100 and 200 rows a second, five writes a second; alone again after
 each rate. A fifth process, this one, searches once after each acknowledged write for what was
 written. The time to searchable runs from the start of the write to the end of that search, so it
-holds the write itself.
+holds the write itself; it is told rate by rate, and `p7.searchable_p95_s` is that of the worst.
 """
 
 from __future__ import annotations
@@ -154,7 +154,6 @@ def measure(
 ) -> dict[str, Any]:
     """Alone, then beside each rate of writing; `corpus` holds the first rows and those to come."""
     figures: dict[str, Any] = {}
-    waits: list[float] = []
     with ExitStack() as open_now:
 
         def child(role: str) -> Child:
@@ -176,7 +175,6 @@ def measure(
             searchers.start()
             after = searchers.finish()
             written += round(rate * arguments.seconds / PER_IMAGE)
-            waits += found
             alone_qps = (before[0] + after[0]) / 2
             figures |= {
                 f"p7.{rate}.qps": round(busy[0], 1),
@@ -192,7 +190,9 @@ def measure(
             before = after
     return figures | {
         "p7.qps_ratio": min(figures[f"p7.{rate}.qps_ratio"] for rate in arguments.rates),
-        "p7.searchable_p95_s": round(float(np.percentile(waits, 95)), 4),
+        "p7.searchable_p95_s": max(
+            figures[f"p7.{rate}.searchable_p95_s"] for rate in arguments.rates
+        ),
     }
 
 

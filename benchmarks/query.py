@@ -3,9 +3,10 @@
     python benchmarks/query.py
 
 Gallery: real photos through the checkpoint; queries: expressions of real people's kind, one at a
-time. Beside our search stage, interleaved with it: the plain `MilvusClient.search` of the same
-vectors on the same collection, which is what the embedded store would do without its exact reader,
-and whether both name the same best ten instances.
+time, as `reir search` asks them: with presence, without the re-ranker (`query.p50_ms`), which is
+off by default; and with it (`query.reranked_p50_ms`). Beside our search stage, interleaved with it:
+the plain `MilvusClient.search` of the same vectors on the same collection, which is what the
+embedded store would do without its exact reader, and whether both name the same best ten instances.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _indexing import encoder_of, expressions, link_photos, parser_of
+from _indexing import copy_photos, encoder_of, expressions, parser_of
 from _report import write_report
 from pymilvus import MilvusClient
 
+from reir.checkpoint import SHIPPED
 from reir.models.seams import InstanceEncoder
-from reir.search import Gallery
+from reir.query import Query, Term
+from reir.search import Companions, Gallery, load_companions
 from reir.store import InstanceStore, open_store
 from reir.store.lite_server import LiteServer
 from reir.store.names import instances_collection
@@ -30,23 +33,32 @@ from reir_ingestion.pipeline import index
 
 GALLERY = "photos"
 STAGES = ("text", "search", "rank")
+WAYS = ("ours", "reranked", "plain")
 K = 10
 
 
 def measure(
-    store: InstanceStore, encoder: InstanceEncoder, address: str, texts: list[str]
+    store: InstanceStore,
+    encoder: InstanceEncoder,
+    companions: Companions,
+    address: str,
+    texts: list[str],
 ) -> dict[str, float | int]:
-    """Ask every expression of our gallery and of the bare store, each first in turn."""
-    gallery = Gallery(GALLERY, store, encoder)
+    """Ask every expression of our gallery, without and with re-ranker, and of the bare store.
+
+    Each way is first, second and last in turn.
+    """
+    gallery = Gallery(GALLERY, store, encoder, companions)
     collection = instances_collection(GALLERY, gallery.version)
     client = MilvusClient(uri=address)
     client.flush(collection)  # otherwise every plain search copies what was written last
-    ours: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "total")}
-    plain: list[float] = []
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    stages: dict[str, list[float]] = {}
     same = 0
     for number, text in enumerate(texts):
         vector = encoder.encode_expressions([text])
-        for way in ("plain", "ours") if number % 2 else ("ours", "plain"):
+        turn = number % len(WAYS)
+        for way in WAYS[turn:] + WAYS[:turn]:
             started = time.perf_counter()
             if way == "plain":
                 rows = client.search(
@@ -56,27 +68,36 @@ def measure(
                     anns_field=VECTOR,
                     output_fields=["image_id"],
                 )[0]
-                plain.append((time.perf_counter() - started) * 1e3)
             else:
-                result = gallery.search(text, k=K, per_image=K)
-                ours["total"].append((time.perf_counter() - started) * 1e3)
+                wanted = Query(
+                    terms=(Term(expression=text),), k=K, per_image=K, rerank=way == "reranked"
+                )
+                (result,) = gallery.ask([wanted])
+            times[way].append((time.perf_counter() - started) * 1e3)
+            if way == "ours":
+                ours = result
                 for stage in STAGES:
-                    ours[stage].append(result.timings_ms[stage])
-        same += len({hit.instance_id for hit in result.hits} & {row["instance_id"] for row in rows})
+                    stages.setdefault(f"_{stage}", []).append(result.timings_ms[stage])
+            elif way == "reranked" and "rerank" in result.timings_ms:
+                stages.setdefault("_rerank", []).append(result.timings_ms["rerank"])
+        same += len({hit.instance_id for hit in ours.hits} & {row["instance_id"] for row in rows})
     client.close()
     figures: dict[str, float | int] = {"query.queries": len(texts)}
-    for stage, times in ours.items():
-        name = "" if stage == "total" else f"_{stage}"
-        for percent in (50, 95):
-            figures[f"query.p{percent}_ms{name}"] = round(float(np.percentile(times, percent)), 2)
-    for percent in (50, 95):
-        figures[f"query.plain_search_p{percent}_ms"] = round(
-            float(np.percentile(plain, percent)), 2
-        )
-    ratio = np.median(np.array(ours["search"]) / np.array(plain))
+    figures |= percentiles("query.", times["ours"]) | percentiles(
+        "query.reranked_", times["reranked"]
+    )
+    for stage, taken in stages.items():
+        figures |= percentiles("query.", taken, stage)
+    figures |= percentiles("query.plain_search_", times["plain"])
+    ratio = np.median(np.array(stages["_search"]) / np.array(times["plain"]))
     figures["query.search_to_plain_ratio"] = round(float(ratio), 3)
     figures["query.same_top10"] = round(same / (K * len(texts)), 4)
     return figures
+
+
+def percentiles(name: str, times_ms: list[float], end: str = "") -> dict[str, float]:
+    """Median and 95th percentile under `<name>p50_ms<end>` and `<name>p95_ms<end>`."""
+    return {f"{name}p{p}_ms{end}": round(float(np.percentile(times_ms, p)), 2) for p in (50, 95)}
 
 
 def main() -> None:
@@ -85,17 +106,18 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300)
     arguments: argparse.Namespace = parser.parse_args()
     encoder = encoder_of(arguments)
+    companions = load_companions(arguments.checkpoint or SHIPPED, encoder.digest)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        photos = link_photos(work / "photos", arguments.photos)
+        photos = copy_photos(work / "photos", arguments.photos)
         store = open_store(str(work / "store"))
         index(photos, GALLERY, store, encoder)
         (version,) = store.versions(GALLERY)
         texts = expressions(arguments.queries + 10)
         server = LiteServer(work / "store")
         address = server.address().uri
-        measure(store, encoder, address, texts[:10])  # the first queries load and warm up
-        figures = measure(store, encoder, address, texts[10:])
+        measure(store, encoder, companions, address, texts[:10])  # the first ones load and warm up
+        figures = measure(store, encoder, companions, address, texts[10:])
         figures |= {"query.photos": version.num_images, "query.instances": version.num_instances}
         server.close()
         store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "__version__", "open"]
 __version__ = "0.1.0"
+
+# By default gRPC, by which a store is reached, starts its threads again in every forked child.
+# Where a program is to follow (fork and exec, as Ray starts its processes) Python has closed their
+# files by then, and the child aborts: "Epoll1Poller ... Bad file descriptor". gRPC reads this once,
+# when it is imported. Nothing here uses a store on both sides of a fork.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def open(  # noqa: A001, `reir.open("gallery")` reads as what it does

@@ -87,15 +87,24 @@ def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"reir {reir.__version__}")
+        typer.echo(f"reir {reir.__version__}{_on_this_cpu()}")
         raise typer.Exit
+
+
+def _on_this_cpu() -> str:
+    """Say how models compute here; nothing where torch cannot be used, which `doctor` explains."""
+    try:
+        from reir.models.nano_encoder import cpu_path
+    except (ImportError, OSError):
+        return ""
+    return f", models compute in {cpu_path()} on this CPU"
 
 
 def _options(
     version: Annotated[  # noqa: ARG001, its callback does the work
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", help="Print version and CPU path.", callback=_print_version, is_eager=True
         ),
     ] = False,
     debug: Annotated[

@@ -115,6 +115,11 @@ def shown_photo(uri: str) -> str:
     return printable(os.fspath(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
+def several(number: int, noun: str) -> str:
+    """Return "1 photo", or "1,200 photos"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def printable(text: str) -> str:
     """Return text with every character that is no visible one escaped."""
     return "".join(

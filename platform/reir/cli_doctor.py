@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from rich.text import Text
 
-from reir.cli_common import AsJson, Checkpoint, Store, messages, opened, output, print_json
+from reir.cli_common import (
+    AsJson,
+    Checkpoint,
+    Store,
+    messages,
+    opened,
+    output,
+    print_json,
+    several,
+)
 from reir.cores import num_cores
 from reir.encoders import SHIPPED_KIND
 from reir.errors import ConfigError, ReirError, StoreError
@@ -222,7 +231,7 @@ def _gallery(name: str, live: VersionInfo | None, encoder: InstanceEncoder | Non
     if live is None:
         advice = f"reir versions {name}, then reir promote {name} VERSION"
         return Check(label, "warn", "no version is live", advice)
-    detail = f"{live.num_images:,} photos, {live.num_instances:,} instances"
+    detail = f"{several(live.num_images, 'photo')}, {several(live.num_instances, 'instance')}"
     own = live.spec.encoder
     if own and own != SHIPPED_KIND:  # a search loads it by itself
         return Check(label, "ok", f"{detail}; indexed with {own}")

@@ -22,8 +22,9 @@ from reir.cli_common import (
     photo_text,
     print_json,
     printable,
+    several,
 )
-from reir.errors import ConfigError, GalleryNotFound, nearest_name
+from reir.errors import ConfigError, GalleryNotFound, StoreDamaged, nearest_name
 
 if TYPE_CHECKING:
     from reir.records import ImageRecord
@@ -151,16 +152,10 @@ def remove(
     if as_json and not yes:
         raise ConfigError("--json cannot ask before it deletes; add --yes")
     with opened(store) as held:
-        doomed = _versions(held, gallery)
-        if version is not None:
-            _check_version(held, gallery, version)
-            doomed = [each for each in doomed if each.name == version]
+        doomed, size = _doomed(held, gallery, version)
         what = (
             f"gallery {gallery}" if version is None else f"version {version} of gallery {gallery}"
         )
-        num_photos = sum(each.num_images for each in doomed)
-        num_instances = sum(each.num_instances for each in doomed)
-        size = f"{_number(num_photos)} photos, {_number(num_instances)} instances"
         if not yes:
             typer.confirm(f"Delete {what} ({size})?", abort=True, err=True)
         if version is None:
@@ -168,9 +163,24 @@ def remove(
         else:
             held.drop_version(gallery, version)
     if as_json:
-        print_json({"gallery": gallery, "removed": [each.name for each in doomed]})
+        print_json({"gallery": gallery, "removed": doomed})
     else:
         output().print(f"Deleted {what} ({size}).")
+
+
+def _doomed(store: InstanceStore, gallery: str, version: str | None) -> tuple[list[str], str]:
+    """Return the versions to delete, as far as the store can tell, and how much is in them."""
+    try:
+        found = _versions(store, gallery)
+        if version is not None:
+            _check_version(store, gallery, version)
+    except StoreDamaged:
+        return ([] if version is None else [version]), "damaged"
+    found = [each for each in found if version in (None, each.name)]
+    num_photos = sum(each.num_images for each in found)
+    num_instances = sum(each.num_instances for each in found)
+    size = f"{several(num_photos, 'photo')}, {several(num_instances, 'instance')}"
+    return [each.name for each in found], size
 
 
 def failures(

@@ -24,6 +24,7 @@ from reir.cli_common import (
     print_json,
 )
 from reir.errors import ConfigError
+from reir.language import NOTE, seems_foreign
 
 if TYPE_CHECKING:
     from reir.query import Query, Term
@@ -42,6 +43,11 @@ reir search "a mug" --not "a cup of coffee" --like 6f0c1d#3 --explain"""
 MAX_COUNT = 1000
 NOT_WEIGHT = -0.5
 """Of what is not wanted; as heavy as what is wanted, it would take the search somewhere else."""
+
+EVEN = 0.5
+"""Presence below which it is likelier not there than there. The threshold of a calibration, from
+which on an answer counts as found, is lower, so that nine in ten of what is there count; between
+the two the shipped model tells little (docs/search.md), and the words are careful."""
 
 Like = Annotated[
     list[str] | None,
@@ -87,7 +93,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     min_presence: MinPresence = 0.0,
     rerank: Annotated[
         bool, typer.Option(help="Let the relation re-ranker order the best photos.")
-    ] = True,
+    ] = False,
     localise: Annotated[
         bool, typer.Option("--localise", help="Refine the first boxes on their pixels.")
     ] = False,
@@ -185,7 +191,7 @@ def _check_picture(path: Path) -> None:
 def as_table(result: SearchResult) -> RenderableType:
     """Return the answer for a terminal: a line a hit, then what was searched and how fast."""
     if not result.hits:
-        return _footer(result)
+        return Group(*_remarks(result), _footer(result))
     calibrated = result.presence is not None
     explained = result.hits[0].evidence is not None
     numbers = ("#", "score", "presence", "area", "dual", "re-rank", "margin")
@@ -206,18 +212,26 @@ def as_table(result: SearchResult) -> RenderableType:
             f"{100 * hit.area:.1f} %",
             *(_evidence(hit.evidence) if hit.evidence else []),
         )
-    return Group(*_headline(result), table, "", _footer(result))
+    return Group(*_remarks(result), *_headline(result), table, "", _footer(result))
+
+
+def _remarks(result: SearchResult) -> list[RenderableType]:
+    """Say what there is to say of the sentence."""
+    return [Text(NOTE, style="yellow"), ""] if seems_foreign(result.expression) else []
 
 
 def _headline(result: SearchResult) -> list[RenderableType]:
     """Say what the hits do not: that it is not there, or that several are as good."""
-    if not result.found and result.presence is not None:
+    said = ""
+    if result.presence is not None and not result.found:
         absent = _percent(1 - result.presence)
         said = f"Not found: with a probability of {absent} it is not there. What comes nearest:"
-        return [Text(said, style="bold"), ""]
-    if result.equally_good > 1:
-        return [Text(f"The first {result.equally_good} are equally good.", style="bold"), ""]
-    return []
+    elif result.presence is not None and result.presence < EVEN:
+        likely = _percent(result.presence)
+        said = f"It may well not be there: the chance is {likely}. What comes nearest:"
+    elif result.equally_good > 1:
+        said = f"The first {result.equally_good} are equally good."
+    return [Text(said, style="bold"), ""] if said else []
 
 
 def _percent(probability: float | None) -> str:

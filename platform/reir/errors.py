@@ -11,12 +11,15 @@
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        the checkpoint directory is incomplete or does not fit
     ├── Overloaded             a queue is full: try again after `retry_after_s`
+    ├── WorkersUnavailable     Ray, which runs the workers of a job, did not start or was lost
     ├── ServerError            a server that `reir.Client` asked refused or failed
     │   ├── ServerUnavailable  not reachable, or too busy for longer than the client waits
     │   ├── AccessDenied       it wants a key, or one that may do more
     │   └── ImageNotFound      its gallery has no such image
     └── StoreError             the store refused or failed
         ├── StoreUnavailable   not reachable: retry later, check the address
+        ├── StoreFull          no space is left on its disk
+        ├── StoreDamaged       its files are damaged or lost: the message says what to do
         ├── GalleryNotFound    no such gallery or version
         └── SchemaMismatch     dimension or digest differ from what the version was built with
 
@@ -129,6 +132,10 @@ class Overloaded(ReirError):
         return f"{self.what} is full; try again in {self.retry_after_s} s"
 
 
+class WorkersUnavailable(ReirError):
+    """Ray, which runs the workers of a job, did not start or was lost; what was written stays."""
+
+
 class ServerError(ReirError):
     """A server that `reir.Client` asked refused or failed; the message is the server's."""
 
@@ -164,6 +171,14 @@ class StoreUnavailable(StoreError):
 
     def __str__(self) -> str:
         return f"store at {self.address} is not reachable: {self.detail}"
+
+
+class StoreFull(StoreError):
+    """No space is left on the disk of the store; what was being written is not in it."""
+
+
+class StoreDamaged(StoreError):
+    """Files of the store are damaged or lost; the message names them and says what to do."""
 
 
 class GalleryNotFound(StoreError):

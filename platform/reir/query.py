@@ -51,7 +51,8 @@ class Query:
         per_image: most hits of one photo, 1 to 1000.
         where: filter over instance fields and attributes (`reir.store.filters`).
         min_presence: hits below are left out; 0 keeps all.
-        rerank: let the relation re-ranker order the best photos, where the checkpoint has one.
+        rerank: let the relation re-ranker order the best photos, where the checkpoint has one; off,
+            since the shipped one loses on photos that nobody tuned it on (docs/rerank.md).
         localise: refine boxes (and masks) of the first hits on their pixels.
         explain: give every hit its `Evidence`.
         budget_ms: stages that would end later are left out, and named in `degraded`; None takes
@@ -64,7 +65,7 @@ class Query:
     per_image: int = 1
     where: str | None = None
     min_presence: float = 0.0
-    rerank: bool = True
+    rerank: bool = False
     localise: bool = False
     explain: bool = False
     budget_ms: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,23 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv(module.ALLOW_DIRTY, "1")  # whatever state these tests run in
     return module
+
+
+@pytest.fixture
+def tree(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of one committed script and one result, where the module takes itself to be."""
+    root = tmp_path / "tree"
+    (root / "benchmarks" / "results").mkdir(parents=True)
+    for name in ("benchmarks/x.py", "benchmarks/results/x.json"):
+        (root / name).write_text("1\n")
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-q", "-m", "x")):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    monkeypatch.setattr(report, "ROOT", root)
+    monkeypatch.delenv(report.ALLOW_DIRTY)
+    return root
 
 
 def test_report_says_what_made_the_figures(
@@ -52,6 +69,22 @@ def test_report_names_neither_host_nor_paths(
     assert str(tmp_path) not in text
     assert str(BENCHMARKS.parent) not in text
     assert f'"{socket.gethostname()}"' not in text
+
+
+def test_a_tree_that_differs_from_its_commit_is_refused_unless_allowed(
+    report: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "benchmarks" / "results" / "x.json").write_text("2\n")  # results are no source
+    (tree / "notes.txt").write_text("not tracked\n")
+    clean = json.loads(report.write_report("x", {"x.n": 1}).read_text())["commit"]
+    assert len(clean) == 12
+    (tree / "benchmarks" / "x.py").write_text("2\n")
+    with pytest.raises(SystemExit, match=rf"x\.json not written: .* {clean}.*REIR_ALLOW_DIRTY=1"):
+        report.write_report("x", {"x.n": 2})
+    assert json.loads((report.RESULTS / "x.json").read_text())["figures"] == {"x.n": 1}
+    monkeypatch.setenv("REIR_ALLOW_DIRTY", "1")
+    kept = json.loads(report.write_report("x", {"x.n": 2}).read_text())
+    assert (kept["commit"], kept["figures"]) == (f"{clean}+dirty", {"x.n": 2})
 
 
 def test_figure_that_json_cannot_hold_is_refused(report: ModuleType) -> None:

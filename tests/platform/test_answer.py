@@ -88,7 +88,8 @@ def gallery_of(
 
 
 def ask(gallery: Gallery, *terms: Term, **options: object) -> SearchResult:
-    return gallery.ask([Query(terms=terms or (FIRST,), **options)])[0]  # type: ignore[arg-type]
+    asked = {"terms": terms or (FIRST,), "rerank": True} | options
+    return gallery.ask([Query(**asked)])[0]  # type: ignore[arg-type]
 
 
 def ids(result: SearchResult) -> list[str]:
@@ -288,6 +289,16 @@ def test_a_cursor_cannot_ask_for_more_than_the_deepest_page() -> None:
 # --- re-ranking --------------------------------------------------------------------------------
 
 
+def test_the_reranker_is_asked_only_where_a_query_wants_it() -> None:
+    reranker = Rightmost()
+    gallery = gallery_of(scattered(30, 4), [3] * 10, Companions(reranker))
+    plain = gallery.search(FIRST.expression)
+    assert ids(gallery.ask([Query(terms=(FIRST,))])[0]) == ids(plain)
+    assert (reranker.asked, "rerank" in plain.timings_ms) == ([], False)
+    assert ids(ask(gallery, rerank=True)) != ids(plain)
+    assert reranker.asked == [10]
+
+
 def test_the_best_photos_come_in_the_order_of_the_reranker_and_the_rest_behind() -> None:
     reranker = Rightmost()
     vectors = scattered(60, 4)
@@ -346,8 +357,8 @@ def test_a_stage_that_usually_takes_longer_than_what_is_left_is_left_out() -> No
         gallery.stages.costs.note("rerank", 60_000)
     late, in_time = gallery.ask(
         [
-            Query(terms=(FIRST,), budget_ms=1000, localise=False),
-            Query(terms=(FIRST,), budget_ms=None),
+            Query(terms=(FIRST,), budget_ms=1000, rerank=True),
+            Query(terms=(FIRST,), budget_ms=None, rerank=True),
         ]
     )
     assert (late.degraded, in_time.degraded) == (("rerank",), ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from reir import cli, cli_doctor, cli_search, query
 from reir.images import canonical_uri, image_id, path_of_uri
+from reir.language import NOTE
 from reir.presence import Calibration, Logistic
 from reir.records import ImageRecord, IndexedImage
 from reir.search import Companions
@@ -210,11 +212,35 @@ def test_search_explains(terminal: Terminal) -> None:
     assert lines[1].split()[-3] == "-"
 
 
+def test_search_asks_the_reranker_only_when_told_to(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    ask_here = cli_search._ask_here
+
+    def noted(asked_for: query.Query, *rest: Any) -> Any:
+        asked.append(asked_for.rerank)
+        return ask_here(asked_for, *rest)
+
+    monkeypatch.setattr(cli_search, "_ask_here", noted)
+    for options in ([], ["--rerank"]):
+        terminal.run("search", "red", "--gallery", "photos", *options)
+    assert asked == [False, True]
+
+
 def test_search_refines_boxes_on_their_pixels(terminal: Terminal) -> None:
     found = terminal.json("search", "green", "--gallery", "photos", "-k", "1", "--localise")
     assert found["degraded"] == []
     assert "localise" in found["timings_ms"]
     assert found["hits"][0]["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
+
+
+def test_search_says_once_that_it_knows_english(terminal: Terminal) -> None:
+    for more in ((), ("--where", "area > 0.9")):
+        said = terminal.run("search", "der rote Kasten links", "--gallery", "photos", *more)
+        assert said.splitlines()[0] == NOTE
+        assert said.count("English") == 1
+        assert "English" not in terminal.run("search", "the red box", "--gallery", "photos", *more)
 
 
 def test_search_says_when_it_is_not_there(
@@ -243,6 +269,13 @@ def test_search_says_when_it_is_not_there(
     assert there[1].split()[3] == "%"
     absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
     assert absent[0].startswith("Not found: with a probability of 100 % it is not there")
+    calibration = replace(
+        calibration, gallery=replace(by_score, weights=(0, 0, 0, 0), bias=-0.4), threshold=0.3
+    )
+    doubtful = terminal.run("search", "purple", "--gallery", "photos").splitlines()
+    assert doubtful[0] == "It may well not be there: the chance is 40 %. What comes nearest:"
+    assert terminal.json("search", "purple", "--gallery", "photos")["found"]
+    calibration = replace(calibration, gallery=by_score, threshold=0.5)
     options = ("--gallery", "photos", "--min-presence", "0.5")
     assert len(terminal.json("search", "red left tall", *options)["hits"]) == 1
     assert terminal.json("search", "purple", *options)["hits"] == []

@@ -102,7 +102,33 @@ def test_help_lists_the_commands_of_the_core_and_of_the_apps(
     assert listed >= {"failures", "works", "waits"}
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("bf16", "amx", "path"),
+    [
+        (False, False, "fp32"),
+        (False, True, "fp32"),
+        (True, False, "bf16 (AVX-512)"),
+        (True, True, "bf16 (AMX)"),
+    ],
+)
+def test_version_says_how_models_compute(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    bf16: bool,
+    amx: bool,
+    path: str,
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    assert cli.run(["--version"]) == 0
+    said = f"reir {reir.__version__}, models compute in {path} on this CPU\n"
+    assert capsys.readouterr().out == said
+
+
+def test_version_needs_no_torch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "reir.models.nano_encoder", None)
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"reir {reir.__version__}\n"
 

@@ -43,6 +43,13 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if supported else torch.float32
 
 
+def cpu_path() -> str:
+    """Name the arithmetic that `fast_dtype` chooses here, for people."""
+    if fast_dtype() == torch.float32:
+        return "fp32"
+    return "bf16 (AMX)" if torch.cpu._is_amx_tile_supported() else "bf16 (AVX-512)"
+
+
 class _Text(nn.Module):
     """Token ids and mask -> token states, and the vectors made of them."""
 

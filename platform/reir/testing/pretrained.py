@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 from transformers import (
     AutoModel,
@@ -16,11 +18,15 @@ from transformers import (
     Siglip2Config,
     Siglip2Tokenizer,
     SiglipConfig,
+    SiglipModel,
+    SiglipTokenizer,
 )
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from reir.models.clare import ClareConfig
+from reir.models.towers import text_config, vision_config
 from reir.testing.tiny import tiny_tokenizer
 
 TOWER: dict[str, Any] = {
@@ -69,6 +75,39 @@ def save_tiny_siglip(folder: Path, *, flexible: bool = False, seed: int = 0) -> 
         model = _spread(AutoModel.from_config(config))
     for part in (model, tokenizer, processor):
         part.save_pretrained(folder)
+    return folder
+
+
+def save_siglip_towers(
+    folder: Path, config: ClareConfig, texts: Sequence[str], seed: int = 0
+) -> Path:
+    """Write random SigLIP towers of CLARE's shape as the public ones come; returns the folder.
+
+    The tokenizer is a SentencePiece model, `spiece.model`, and nothing else.
+
+    Args:
+        folder: made when absent.
+        config: shape of the towers; its vocabulary is that of the tokenizer.
+        texts: that the tokenizer is trained on, enough of them for the vocabulary.
+        seed: of the weights.
+    """
+    vision, text = vision_config(config).to_dict(), text_config(config).to_dict()
+    whole = SiglipConfig(vision_config=vision | {"vision_use_head": True}, text_config=text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        SiglipModel(whole).save_pretrained(folder)
+    with (folder / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=file,
+            vocab_size=config.vocabulary,
+            pad_id=0,
+            eos_id=config.pad_token,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    SiglipTokenizer(str(folder / "spiece.model")).save_pretrained(folder)
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reir.metrics.calibration import (
@@ -41,6 +41,32 @@ def test_ece_is_zero_where_probabilities_come_true_and_their_error_where_not() -
     assert expected_calibration_error(np.full(100, 0.3), labels) == pytest.approx(0)
     assert expected_calibration_error(np.full(100, 0.9), labels) == pytest.approx(0.6)
     assert expected_calibration_error([1.0, 0.0], [True, False]) == pytest.approx(0)
+
+
+def test_errors_of_bins_do_not_cancel() -> None:
+    """Too modest below, too sure above, by as much: the mean of both is right, neither bin is."""
+    said = [0.2] * 10 + [0.8] * 10
+    labels = [True] * 4 + [False] * 6 + [True] * 6 + [False] * 4
+    assert expected_calibration_error(said, labels) == pytest.approx(0.2)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40))
+def test_ece_equals_the_loop_over_bins(rows: list[tuple[float, bool]]) -> None:
+    assume(len({label for _, label in rows}) == 2)
+    wanted = 0.0
+    for number in range(15):
+        last = number == 14
+        inside = [
+            (said, true)
+            for said, true in rows
+            if number <= said * 15 < number + 1 or (last and said == 1)
+        ]
+        if inside:
+            mean_said = sum(said for said, _ in inside) / len(inside)
+            came_true = sum(true for _, true in inside) / len(inside)
+            wanted += len(inside) / len(rows) * abs(mean_said - came_true)
+    said, labels = zip(*rows, strict=True)
+    assert expected_calibration_error(said, labels) == pytest.approx(wanted)
 
 
 def test_lengths_must_agree() -> None:

@@ -1,0 +1,157 @@
+"""What schemathesis is told beyond the OpenAPI document; see `serve_schemathesis.py`.
+
+Some strings have a grammar that JSON Schema cannot say; the document names it by a `format`. Here
+is how valid ones are made. What a document cannot say at all, about two parts of a request or about
+what the gallery holds, is a rule of `UNSAID`: valid requests that break one are not sent. Invalid
+requests are made by schemathesis alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis.generation import GenerationMode
+
+from reir.errors import ImageError, QueryError
+from reir.images import decode_image
+from reir.query import MAX_TERMS
+from reir.text import DEFAULT_MAX_CHARS, validate_expression
+
+KNOWN_VARIABLE = "REIR_SCHEMATHESIS"
+"""Names the file with what the gallery holds: its name, ids of instances and of photos."""
+
+FILTERS = (
+    "area > 0.05",
+    'not (cx < 0.5 or attr.camera == "X100")',
+    'attr.camera in ["X100", "GR"] and neighbours >= 2',
+    'uri startswith "file:///" and y1 != 0.25',
+)
+with open(os.environ[KNOWN_VARIABLE], encoding="utf-8") as _file:
+    KNOWN: Mapping[str, Any] = json.load(_file)
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        validate_expression(text)
+    except QueryError:
+        return False
+    return True
+
+
+def _photo(size: tuple[int, int], colour: tuple[int, int, int], kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, kind)
+    return out.getvalue()
+
+
+SIDES, BYTES = st.integers(8, 200), st.integers(0, 255)
+PHOTOS = st.builds(
+    _photo,
+    st.tuples(SIDES, SIDES),
+    st.tuples(BYTES, BYTES, BYTES),
+    st.sampled_from(["JPEG", "PNG", "WEBP"]),
+)
+NAMES = st.text("abcdefgh_", min_size=1, max_size=12)
+VALUES = st.one_of(st.booleans(), st.integers(-1000, 1000), NAMES)
+
+FORMATS: Mapping[str, st.SearchStrategy[str]] = {
+    "expression": st.text(min_size=1, max_size=DEFAULT_MAX_CHARS).filter(_is_expression),
+    "filter": st.sampled_from(FILTERS),
+    "cursor": st.just(""),
+    "attributes": st.dictionaries(NAMES, VALUES, max_size=4).map(json.dumps),
+    "gallery": st.sampled_from([KNOWN["gallery"]] * 3 + ["nowhere"]),
+    "instance-id": st.sampled_from(KNOWN["instances"]),
+    "image-id": st.sampled_from([*KNOWN["images"], "0123456789abcdef0123"]),
+}
+for _name, _strategy in FORMATS.items():
+    schemathesis.openapi.format(_name, _strategy)
+schemathesis.openapi.format("photo", PHOTOS)
+
+
+def _asked(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a body asks: itself, or the part of a form that does."""
+    request = body.get("request", body)
+    return request if isinstance(request, Mapping) else {}
+
+
+def _has_box(body: Mapping[str, Any]) -> bool:
+    return _asked(body).get("box") is not None
+
+
+def _names_both(body: Mapping[str, Any]) -> bool:
+    return "request" in body and _asked(body).get("instance_id") is not None
+
+
+def _names_unknown(body: Mapping[str, Any]) -> bool:
+    also = _asked(body).get("also") or []
+    named = [each.get("instance_id") for each in (_asked(body), *also)]
+    return not {each for each in named if each is not None} <= set(KNOWN["instances"])
+
+
+def _has_too_many_terms(body: Mapping[str, Any]) -> bool:
+    return len(_asked(body).get("also") or []) >= MAX_TERMS - 1
+
+
+def _may_cancel(body: Mapping[str, Any]) -> bool:
+    terms = [_asked(body), *(_asked(body).get("also") or [])]
+    named = [each.get(name) for each in terms for name in ("expression", "instance_id")]
+    told = [each for each in named if each is not None]
+    return len(told) > len(set(told)) and any(each.get("weight", 1) < 0 for each in terms)
+
+
+def _has_no_photo(body: Mapping[str, Any]) -> bool:
+    data = getattr(body.get("image", b""), "data", body.get("image"))
+    if data is None:
+        return False
+    try:
+        decode_image(data if isinstance(data, bytes) else str(data).encode())
+    except ImageError:
+        return True
+    return False
+
+
+UNSAID: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "a box must hold something that is recognised in the photo": _has_box,
+    "an instance is named or a photo sent, not both": _names_both,
+    "an instance must be one of the gallery": _names_unknown,
+    "a term must not take another one away": _may_cancel,
+    "an uploaded file must be a photo": _has_no_photo,
+    "an instance, an expression and 15 more terms are one too many": _has_too_many_terms,
+}
+"""Why valid requests are not sent -> whether a body is one of them."""
+
+
+def _has_boolean_as_text(body: Mapping[str, Any]) -> bool:
+    return "masks" in body and not isinstance(body["masks"], bool)
+
+
+LENIENT: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "a form holds text only, so 1, 0, yes and no are booleans too": _has_boolean_as_text,
+}
+"""Why requests that the document calls invalid are not sent -> whether a body is one of them."""
+
+
+EXAMPLE = "0123456789abcdef0123#4"
+"""The instance that the document's example names; the gallery holds others."""
+
+
+@schemathesis.hook
+def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
+    """Let the document's example name an instance of this gallery."""
+    if isinstance(case.body, dict) and case.body.get("instance_id") == EXAMPLE:
+        case.body["instance_id"] = KNOWN["instances"][0]
+
+
+@schemathesis.hook
+def filter_case(_context: Any, case: Any) -> bool:
+    """Whether a request is sent."""
+    is_wrong = case.meta is not None and case.meta.generation.mode is GenerationMode.NEGATIVE
+    body = case.body if isinstance(case.body, Mapping) else {}
+    return not any(is_one(body) for is_one in (LENIENT if is_wrong else UNSAID).values())

@@ -1,0 +1,316 @@
+"""A small gallery under kills and damage: is an answer ever wrong without a word?
+
+    python benchmarks/crash_loop.py                 some 120 kills; 20 minutes on two cores
+    python benchmarks/crash_loop.py --kills 10      a short look
+
+A gallery is made once without faults; its answers are the reference. Then, round by round, in a
+second store: some photos are forgotten, a run that indexes them gets SIGKILL at a random moment, or
+the embedded store's process does, or a search; another run completes the gallery; something on disk
+is damaged or moved away; a search, another run and another search follow, undisturbed. What is not
+right after that is indexed with `repair`, and if that does not help, made anew. The runs that are
+to be killed start by a true fork while this process has the store open, as Ray starts processes.
+
+    audit.kills         SIGKILLs sent
+    audit.corruptions   times that something was damaged or moved away
+    audit.silent_wrong  searches that ended with 0 and another answer than the reference, while no
+                        run since the damage had said a warning or an error
+    audit.self_aborts   runs that ended by a signal that was not sent, or with an error that is not
+                        one of the platform's
+    audit.hung          runs without an end in 150 s, which were killed then
+    audit.told          corruptions of which a run spoke
+    audit.healed        corruptions after which indexing, with `repair` at most, gave the reference
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import write_report
+
+from reir.errors import ReirError
+from reir.models.seams import RgbImage
+from reir.records import Instances
+from reir.store import open_store
+from reir.testing import FakeEncoder
+from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.testing import write_scenes
+
+GALLERY = "loop"
+NUM_PHOTOS = 40
+FORGOTTEN = 24
+"""Photos that a run which is killed has to index."""
+ENCODE_S = 0.02
+"""Of sleep for each photo, so that a kill finds the run at work."""
+NUM_QUERIES = 3
+TIMEOUT_S = 150.0
+SAID = "said:"
+"""Begins every warning and error of a run."""
+
+Answer = list[tuple[str, float]]
+
+
+class PacedEncoder(FakeEncoder):
+    """The fake encoder, slowed down."""
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        time.sleep(ENCODE_S * len(images))
+        return super().encode_images(images)
+
+
+def drive(job: str, photos: str, location: str) -> int:
+    """Do one job in this process; prints the answers of a search. Errors of ours give 1."""
+    logging.basicConfig(level=logging.WARNING, format=f"{SAID} %(message)s")
+    try:
+        with closing(open_store(location)) as store:
+            if job == "search":
+                version = store.live_version(GALLERY)
+                queries = np.random.default_rng(7).standard_normal((NUM_QUERIES, FakeEncoder.dim))
+                found = store.search(GALLERY, version, queries.astype(np.float32), 16_384)
+                print(json.dumps([_answer(rows) for rows in found]))
+            else:
+                options = IndexOptions(batch_size=4, repair=job == "repair")
+                index(photos, GALLERY, store, PacedEncoder(), options=options)
+    except ReirError as error:
+        print(f"{SAID} {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _answer(rows: Sequence[Any]) -> Answer:
+    """Rows in an order that does not depend on equal scores."""
+    return sorted((row.instance_id, round(float(row.score), 4)) for row in rows)
+
+
+@dataclass
+class Loop:
+    """One experiment.
+
+    Attributes:
+        work: folder of photos and stores.
+        rng: draws moments, victims and damage.
+        figures: what was counted.
+        wrong: kind of damage -> silent wrong answers.
+        aborts: what runs that ended by themselves said.
+    """
+
+    work: Path
+    rng: random.Random
+    figures: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    aborts: list[str] = field(default_factory=list)
+    damage: str = "none"
+    said: bool = False
+
+    def __post_init__(self) -> None:
+        """Make the photos and the reference."""
+        write_scenes(self.work / "photos", NUM_PHOTOS)
+        self.store = self.work / "reference"
+        assert self.run("index") == 0, "the reference cannot be made"
+        self.reference = self.search()
+        self.store = self.work / "store"
+        self.run("index")
+
+    def round(self) -> None:
+        """One kill or two, one damage, and what becomes of them."""
+        self.damage, self.said = "kill alone", False
+        self.killed_run()
+        self.run("index")
+        self.check()
+        self.damage = self.rng.choice(list(DAMAGES))
+        self.said = False
+        DAMAGES[self.damage](self)
+        self.figures["corruptions"] += 1
+        self.check()
+        healed = self.run("index") == 0
+        healed = self.check() and healed
+        if not healed:
+            healed = self.run("repair") == 0 and self.check()
+        self.figures["told"] += self.said
+        self.figures["healed"] += healed
+        if not healed:
+            self.figures["made_anew"] += 1
+            self.kill_lite()
+            shutil.rmtree(self.store, ignore_errors=True)
+            self.run("index")
+
+    def killed_run(self) -> None:
+        """Start a run, or now and then a search, and kill it or the embedded store or both."""
+        with suppress(ReirError), closing(open_store(str(self.store), patient=False)) as store:
+            version = store.live_version(GALLERY)
+            known = [row.image_id for row in store.iter_images(GALLERY, version)]
+            forgotten = self.rng.sample(known, min(FORGOTTEN, len(known)))
+            store.delete_images(GALLERY, version, forgotten)
+            if self.rng.random() < 0.3:  # what follows finds a connection that has just broken
+                self.kill_lite()
+            job = "search" if self.rng.random() < 0.15 else "index"
+            child = self.start(job)
+            time.sleep(self.rng.uniform(0.3, 4.0))
+            victims = self.rng.choice([("run",), ("store",), ("run", "store")])
+            if "store" in victims:
+                self.kill_lite()
+            if "run" in victims and child.poll() is None:
+                child.kill()
+                self.figures["kills"] += 1
+            self.finish(child, job, killed="run" in victims)
+
+    def run(self, job: str) -> int:
+        """Do a job in a process of its own, undisturbed; returns its exit code."""
+        return self.finish(self.start(job), job)[0]
+
+    def search(self) -> list[Answer] | None:
+        """The answers, or None where the search ended with an error."""
+        code, output = self.finish(self.start("search"), "search")
+        answers = [[(key, score) for key, score in rows] for rows in json.loads(output or "[]")]
+        return answers if code == 0 else None
+
+    def check(self) -> bool:
+        """Search; returns whether the answers are those of the reference."""
+        answers = self.search()
+        wrong = answers is not None and answers != self.reference
+        if wrong and not self.said:
+            self.figures["silent_wrong"] += 1
+            self.wrong[self.damage] += 1
+        return answers == self.reference
+
+    def start(self, job: str) -> subprocess.Popen[str]:
+        """Start a child by a true fork."""
+        paths = [str(self.work / "photos"), str(self.store)]
+        return subprocess.Popen(
+            [sys.executable, __file__, "--drive", job, *paths],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=os.setsid,
+        )
+
+    def finish(
+        self, child: subprocess.Popen[str], job: str, *, killed: bool = False
+    ) -> tuple[int, str]:
+        """Wait for a child and note how it ended; returns exit code and output."""
+        self.figures["runs"] += 1
+        try:
+            output, errors = child.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            output, errors = child.communicate()
+            self.figures["hung"] += 1
+            self.aborts.append(f"{self.damage}, {job}: no end in {TIMEOUT_S:g} s: {errors[-300:]}")
+            killed = True
+        self.said = self.said or SAID in errors
+        code = child.returncode
+        expected = code in (0, 1) or (killed and code == -signal.SIGKILL)
+        if not expected or "Traceback" in errors or "Traceback" in output:
+            self.figures["self_aborts"] += 1
+            self.aborts.append(f"{self.damage}, {job}: {code}: {errors.strip()[-300:]}")
+        return code, output
+
+    def kill_lite(self) -> None:
+        """Kill the embedded store's process, if there is one."""
+        with suppress(OSError, ValueError):
+            record = json.loads((self.store / "server.json").read_text())
+            os.kill(record["pid"], signal.SIGKILL)
+            self.figures["kills"] += 1
+            time.sleep(0.1)
+
+    def pick(self, pattern: str) -> Path | None:
+        """One file of the store that is not empty."""
+        found = [path for path in self.store.glob(pattern) if path.is_file()]
+        return self.rng.choice(sorted(path for path in found if path.stat().st_size) or [None])
+
+    def flip(self, pattern: str) -> None:
+        """Flip a bit of one byte of a file; in a file of holes, of one that is not zero."""
+        if (path := self.pick(pattern)) is None:
+            return
+        data = bytearray(path.read_bytes())
+        places = np.flatnonzero(np.frombuffer(data, np.uint8))
+        data[int(self.rng.choice(places))] ^= 1 << self.rng.randrange(8)
+        with path.open("r+b") as file:
+            file.write(data)
+
+    def flip_stopped(self, pattern: str) -> None:
+        """Flip a bit in a file of the embedded store, whose process does not run meanwhile."""
+        self.kill_lite()
+        self.flip(pattern)
+
+    def cut(self) -> None:
+        """Cut the journal somewhere."""
+        if (path := self.pick("reader/*.journal")) is not None:
+            os.truncate(path, self.rng.randrange(path.stat().st_size))
+
+    def move(self) -> None:
+        """Rename the store's folder, search, and rename it back."""
+        away = self.store.with_name("away")
+        self.store.rename(away)
+        self.run("search")
+        shutil.rmtree(self.store, ignore_errors=True)
+        away.rename(self.store)
+
+    def stale(self) -> None:
+        """Leave a record of a process that is gone."""
+        self.kill_lite()
+        (self.store / "server.json").write_text(json.dumps({"pid": 2**22 - 1, "port": 9}))
+
+
+DAMAGES: dict[str, Callable[[Loop], None]] = {
+    "journal cut": Loop.cut,
+    "journal flipped": lambda loop: loop.flip("reader/*.journal"),
+    "rows flipped": lambda loop: loop.flip("reader/*.rows"),
+    "parquet flipped": lambda loop: loop.flip_stopped("milvus/**/*.parquet"),
+    "manifest flipped": lambda loop: loop.flip_stopped("milvus/**/manifest.json"),
+    "log flipped": lambda loop: loop.flip_stopped("milvus/**/wal/*"),
+    "folder moved": Loop.move,
+    "record stale": Loop.stale,
+}
+
+
+def main() -> None:
+    """Run the loop and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=120)
+    parser.add_argument("--minutes", type=float, default=25.0, help="stop after so many")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drive", nargs=3, metavar=("JOB", "PHOTOS", "STORE"))
+    arguments = parser.parse_args()
+    if arguments.drive:
+        sys.exit(drive(*arguments.drive))
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        loop = Loop(Path(folder), random.Random(arguments.seed))
+        while loop.figures["kills"] < arguments.kills:
+            if time.monotonic() - began_s > 60 * arguments.minutes:
+                break
+            loop.round()
+            print(dict(loop.figures), dict(loop.wrong), flush=True)
+        loop.kill_lite()
+    for said in loop.aborts:
+        print(said)
+    names = ("kills", "corruptions", "silent_wrong", "self_aborts", "hung", "told", "healed")
+    figures: dict[str, Any] = {f"audit.{name}": loop.figures[name] for name in names}
+    figures["audit.runs"] = loop.figures["runs"]
+    figures["audit.made_anew"] = loop.figures["made_anew"]
+    figures["audit.silent_wrong_by_damage"] = dict(loop.wrong)
+    figures["audit.seconds"] = round(time.monotonic() - began_s, 1)
+    for name, value in figures.items():
+        print(f"{name:32} {value}")
+    write_report("crash_loop", figures)
+
+
+if __name__ == "__main__":
+    main()

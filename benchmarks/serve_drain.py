@@ -1,0 +1,191 @@
+"""`reir serve` is told to end under load, again and again: who notices, and what stays behind?
+
+    python benchmarks/serve_drain.py
+
+Each round starts the server with a temporary directory of its own, lets clients ask as soon as they
+have their answer, and after a while sends a signal: SIGTERM and SIGINT in turn, to the process
+alone and to its whole process group, as a terminal does.
+
+    serve.drain_cut          requests that were sent and got no whole answer of status 200
+    serve.drain_requests     requests that were sent; a connection that is refused sends none
+    serve.drain_exit_codes   of the command, one a round
+    serve.drain_left         what a round left: files in the temporary directory, processes
+    serve.drain_s            seconds from the signal to the end, the longest of all rounds
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _indexing import parser_of
+from _report import write_report
+from _served import Server, add_arguments, bodies, fill_gallery, served
+
+from reir_serving.environment import free_port
+
+MARK = "REIR_DRAIN_ROUND"
+"""In the environment of all processes of one round."""
+
+STORE_PROCESS = "reir.store.lite_child"
+"""Serves the embedded store for every command, and ends by itself when nobody has used it."""
+
+SIGNALS = (
+    (signal.SIGTERM, os.kill),
+    (signal.SIGTERM, os.killpg),
+    (signal.SIGINT, os.kill),
+    (signal.SIGINT, os.killpg),
+)
+
+
+@dataclass
+class Round:
+    """What one round saw.
+
+    Attributes:
+        answered: requests with a whole answer of status 200.
+        cut: what became of the others.
+        exit_code: of the command.
+        seconds: from the signal to the end.
+        left: files in the temporary directory, and processes.
+    """
+
+    answered: int = 0
+    cut: Counter[str] = field(default_factory=Counter)
+    exit_code: int | None = None
+    seconds: float = 0.0
+    left: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Measure, print and keep the figures."""
+    parser = parser_of(__doc__)
+    add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=100, help="before the signal, each round")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        store = fill_gallery(arguments, Path(name))
+        rounds = [one_round(arguments, store, number) for number in range(arguments.rounds)]
+    figures = {
+        "serve.drain_cut": sum(each.cut.total() for each in rounds),
+        "serve.drain_requests": sum(each.answered + each.cut.total() for each in rounds),
+        "serve.drain_exit_codes": [each.exit_code for each in rounds],
+        "serve.drain_left": [name for each in rounds for name in each.left],
+        "serve.drain_s": round(max(each.seconds for each in rounds), 2),
+        "serve.drain_connections": arguments.connections,
+    }
+    for key, value in figures.items():
+        print(f"{key:32} {value}")
+    print(f"figures in {write_report('serve_drain', figures).name}")
+
+
+def one_round(arguments: argparse.Namespace, store: str, number: int) -> Round:
+    """Serve, ask, tell the server to end, and look at what is left."""
+    number_of_signal, send = SIGNALS[number % len(SIGNALS)]
+    seen = Round()
+    with tempfile.TemporaryDirectory(prefix="d") as log, own_temporary_directory(number) as own:
+        with served(store, Path(log), free_port()) as server:
+            with asking(server, arguments, seen) as enough:
+                enough.wait(120)
+                started_s = time.monotonic()
+                send(server.process.pid, number_of_signal)
+            seen.exit_code = server.process.wait(120)
+            seen.seconds = time.monotonic() - started_s
+        seen.left = [*(each.name for each in own.iterdir()), *processes_of(number)]
+    print(f"{number_of_signal.name} by {send.__name__}: {seen}", flush=True)
+    return seen
+
+
+@contextmanager
+def own_temporary_directory(number: int) -> Iterator[Path]:
+    """Have the processes that are started in the block use a new temporary directory."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="t") as name:
+        os.environ.update({"TMPDIR": name, MARK: str(number)})
+        try:
+            yield Path(name)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def processes_of(number: int) -> list[str]:
+    """Command lines of the processes of one round that still run, the store's left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            command = (entry / "cmdline").read_text().replace("\0", " ").strip()
+        except OSError:
+            continue
+        mark = f"{MARK}={number}".encode() in environment
+        if mark and int(entry.name) != os.getpid() and STORE_PROCESS not in command:
+            found.append(command)
+    return found
+
+
+@contextmanager
+def asking(server: Server, arguments: argparse.Namespace, seen: Round) -> Iterator[threading.Event]:
+    """Have clients ask until they are refused; the event says that enough was answered."""
+    enough, lock = threading.Event(), threading.Lock()
+    sent = [json.dumps(body).encode() for body in bodies(arguments.queries)]
+
+    def note(fault: str) -> None:
+        with lock:
+            seen.cut.update([fault] if fault else [])
+            seen.answered += not fault
+            if seen.answered >= arguments.requests:
+                enough.set()
+
+    clients = [
+        threading.Thread(target=ask_until_refused, args=(server, sent[first:] + sent[:first], note))
+        for first in range(arguments.connections)
+    ]
+    for client in clients:
+        client.start()
+    yield enough
+    for client in clients:
+        client.join(120)
+
+
+def ask_until_refused(server: Server, sent: Sequence[bytes], note: Any) -> None:
+    """Ask on one connection, and on a new one where the server closes it; tell of each request."""
+    line = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    number = 0
+    while True:
+        try:
+            line.connect() if line.sock is None else None
+        except OSError:  # refused: nothing was sent
+            return
+        try:
+            line.request(
+                "POST",
+                "/v1/search",
+                sent[number % len(sent)],
+                {"Content-Type": "application/json"},
+            )
+            answer = line.getresponse()
+            whole = answer.read()
+            note("" if answer.status == 200 and json.loads(whole)["hits"] else str(answer.status))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            note(repr(error))
+            line.close()
+        number += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Clients that send as slowly as they may: is anybody else still answered?
+
+    python benchmarks/serve_loris.py
+
+Three attacks on a server, one after the other, each for a while; whatever the server closes is
+connected anew at once:
+
+    headers   4,200 connections that send a request line and then a byte of a header every 2 seconds
+    bodies    32 searches whose body comes a byte at a time
+    uploads   32 photos that come a byte at a time
+
+Meanwhile others connect, search once and leave. Probes come from the address of the attack (who is
+behind the same proxy) and from another one, in turns.
+
+    serve.loris_answered           share of the probes answered right within 2 s, headers
+    serve.loris_bodies_answered    the same, bodies
+    serve.loris_uploads_answered   the same, uploads
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from _indexing import parser_of
+from _report import write_report
+from _served import Server, add_arguments, bodies, fill_gallery, served
+
+from reir_serving.environment import free_port
+
+EVERY_S, PROBE_EVERY_S, PROBE_TIMEOUT_S = 2.0, 0.1, 2.0
+SOURCES = ("127.0.0.1", "127.0.0.2")
+_POST = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
+_SEARCH = _POST.format(path="/v1/search", kind="application/json")
+_UPLOAD = _POST.format(path="/v1/localize", kind="multipart/form-data; boundary=x")
+ATTACKS = {
+    "": f"{_SEARCH}X-A: ",
+    "bodies_": f"{_SEARCH}Content-Length: 500\r\n\r\n",
+    "uploads_": f"{_UPLOAD}Content-Length: 300000\r\n\r\n",
+}
+
+
+def main() -> None:
+    """Measure, print and keep the figures."""
+    parser = parser_of(__doc__)
+    add_arguments(parser)
+    parser.set_defaults(instances=2_000)
+    parser.add_argument("--connections", type=int, default=4_200, help="with half a header")
+    parser.add_argument("--slow-bodies", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each attack")
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        store = fill_gallery(arguments, Path(name))
+        with served(store, Path(name), free_port()) as server:
+            for attack, start in ATTACKS.items():
+                count = arguments.slow_bodies if attack else arguments.connections
+                figures |= measure(server, attack, start, count, arguments)
+    for key, value in figures.items():
+        print(f"{key:36} {value}")
+    print(f"figures in {write_report('serve_loris', figures).name}")
+
+
+def measure(
+    server: Server, attack: str, start: str, count: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Attack, and see who is answered."""
+    with attacked(server.url, start, count) as opened:
+        answered, slowest_s = probed(server.url, arguments)
+    return {
+        f"serve.loris_{attack}answered": round(sum(answered) / len(answered), 4),
+        f"serve.loris_{attack}probes": len(answered),
+        f"serve.loris_{attack}slowest_s": round(slowest_s, 2),
+        f"serve.loris_{attack}connections": count,
+        f"serve.loris_{attack}opened": len(opened),
+    }
+
+
+@contextmanager
+def attacked(url: str, start: str, count: int) -> Iterator[list[float]]:
+    """Keep so many slow connections; yields when each was opened, anew ones as well."""
+    opened: list[float] = []
+    stop = threading.Event()
+    attack = _attack(url, start, count, opened, stop)
+    thread = threading.Thread(target=asyncio.run, args=(attack,))
+    thread.start()
+    until_s = time.monotonic() + 60
+    while len(opened) < count and time.monotonic() < until_s:
+        time.sleep(0.1)
+    print(f"{len(opened)} slow connections", flush=True)
+    try:
+        yield opened
+    finally:
+        stop.set()
+        thread.join()
+
+
+async def _attack(
+    url: str, start: str, count: int, opened: list[float], stop: threading.Event
+) -> None:
+    port = urlsplit(url).port or 80
+    await asyncio.gather(*(_trickle(port, start, opened, stop) for _ in range(count)))
+
+
+async def _trickle(port: int, start: str, opened: list[float], stop: threading.Event) -> None:
+    """Send a start and then single bytes; again whenever the server closes."""
+    while not stop.is_set():
+        with suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            opened.append(time.monotonic())
+            writer.write(start.encode())
+            while not (reader.at_eof() or writer.is_closing() or stop.is_set()):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(4096), EVERY_S)
+                writer.write(b"a")
+                await writer.drain()
+            writer.close()
+        await asyncio.sleep(0.05)
+
+
+def probed(url: str, arguments: argparse.Namespace) -> tuple[list[bool], float]:
+    """Search once a connection; whether each was answered, and the longest time that took."""
+    answered, slowest_s = [], 0.0
+    queries, sources = cycle(bodies(arguments.queries, k=5)), cycle(SOURCES)
+    until_s = time.monotonic() + arguments.seconds
+    while time.monotonic() < until_s:
+        started_s = time.monotonic()
+        answered.append(_is_answered(url, next(queries), next(sources)))
+        slowest_s = max(slowest_s, time.monotonic() - started_s)
+        time.sleep(PROBE_EVERY_S)
+    return answered, slowest_s
+
+
+def _is_answered(url: str, body: dict[str, object], source: str) -> bool:
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", place.port, timeout=PROBE_TIMEOUT_S, source_address=(source, 0)
+    )
+    headers = {"Content-Type": "application/json"}
+    with closing(connection), suppress(OSError, http.client.HTTPException):
+        connection.request("POST", "/v1/search", json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status == 200 and bool(json.loads(answer.read())["hits"])
+    return False
+
+
+if __name__ == "__main__":
+    main()
