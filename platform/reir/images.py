@@ -33,8 +33,8 @@ from reir.models.seams import RgbImage
 
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_BYTES = 512 * 1024**2
-MAX_SIDE_PX = 65_500
-"""The longest side that a JPEG can have, in which photos are shown."""
+MAX_SIDE_PX = 65_535
+"""The longest side that the header of a JPEG can name; cameras and panoramas stay below it."""
 MAX_ASPECT = 200
 """Of the longer side to the shorter one. Resizing a strip needs memory by its length, not by its
 pixels, and no model sees anything in it."""
