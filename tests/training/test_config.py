@@ -9,7 +9,7 @@ import pytest
 
 from reir.config import dump_config, load_config
 from reir.errors import ConfigError
-from reir_training.config import TrainConfig
+from reir_training.config import ClareTrainConfig, TrainConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "training" / "recipes" / "nano.yaml"
 SMALL = {"data": [{"format": "coco", "path": "photos"}], "weights": "weights"}
@@ -56,3 +56,10 @@ def test_data_and_weights_have_no_default(missing: str) -> None:
     values: dict[str, Any] = {k: v for k, v in SMALL.items() if k != missing}
     with pytest.raises(ConfigError, match=rf"'{missing}' is required"):
         load_config(TrainConfig, values)
+
+
+@pytest.mark.parametrize("in_shape", [False, True])
+def test_parity_is_said_beside_the_shape_alone(in_shape: bool) -> None:
+    values = {"data": SMALL["data"], "paper_parity": True, "shape": {"paper_parity": in_shape}}
+    with pytest.raises(ConfigError, match=r"shape.*set it beside shape"):
+        load_config(ClareTrainConfig, values)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reir.clare_losses import ClareLossWeights
 from reir.config import StrictConfig
@@ -31,7 +31,7 @@ class DataSource(StrictConfig):
         task: what its photos teach the published CLARE: "detection" (every box of COCO's classes),
             "grounding" (referring expressions), or "both", where it has both.
         held_out: so many of its photos become its split "val", the same ones in each run; for sets
-            that come without one.
+            that come without splits, and for one `split` of those that have some.
     """
 
     format: Format
@@ -286,6 +286,14 @@ class ClareTrainConfig(CommonConfig):
     denoising: bool = True
     checkpoint_activations: bool = False
     optimisation: ClareSchedule = ClareSchedule()
+
+    @field_validator("shape")
+    @classmethod
+    def _no_parity(cls, shape: dict[str, Any]) -> dict[str, Any]:
+        """One setting says what model and loss do, so that the two cannot differ."""
+        if "paper_parity" in shape:
+            raise ValueError("paper_parity is no number of the model: set it beside shape")
+        return shape
 
     @property
     def masks(self) -> bool:

@@ -108,8 +108,14 @@ def hold_out(dataset: ReferringDataset, num: int) -> ReferringDataset:
     """Make photos the split "val", chosen by their names, so that each run chooses the same.
 
     Raises:
-        DataError: there are no more photos than that.
+        DataError: there are no more photos than that, or they are divided into splits already: a
+            photo of a split for tests would be trained on.
     """
+    if dataset.splits:
+        raise DataError(
+            f"{dataset.source}: held_out={num}, but it has splits {sorted(dataset.splits)}; name "
+            f"one by `split`, or leave held_out out"
+        )
     ids = sorted(dataset.images_by_id, key=lambda each: sha256(each.encode()).digest())
     if num >= len(ids):
         raise DataError(f"{dataset.source}: held_out={num} of {len(ids)} photos leaves none")

@@ -139,7 +139,7 @@ class ReferringDataset:
         return x1, y1, x2, y2
 
     def split(self, name: str) -> ReferringDataset:
-        """Return the photos of one split with what belongs to them.
+        """Return the photos of one split with what belongs to them; all of it is of one split then.
 
         Raises:
             DataError: there is no such split.
@@ -150,7 +150,8 @@ class ReferringDataset:
                 f"{nearest_name(name, list(self.splits))}"
             )
         part = self.of_images(self.splits[name])
-        kept = tuple(text for text in part.expressions if text.split in (None, name))
+        own = (text for text in part.expressions if text.split in (None, name))
+        kept = tuple(replace(text, split=None) for text in own)
         return replace(part, source=f"{self.source}[{name}]", expressions=kept, splits={})
 
     def of_images(self, image_ids: Collection[str]) -> ReferringDataset:
