@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reir import matching
-from reir.losses import generalised_iou
+from reir.losses import centre_size, generalised_iou
 from reir.matching import (
     Targets,
     cheapest_proposals,
@@ -426,6 +426,36 @@ def test_giou_is_taken_of_few_of_many_proposals(
         num = int(targets.valid[photo].sum())
         torch.testing.assert_close(found[photo, :num], wanted[photo, :num])
         assert torch.equal(where[photo, :num], whose[photo, :num])
+
+
+@pytest.mark.parametrize("kind", ["any", "rounded", "alike", "points", "far", "no number"])
+def test_a_short_first_look_misses_no_cheap_proposal(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against GIoU with all of them; also where costs are equal, or boxes have no area."""
+    for seed in range(20):
+        monkeypatch.setattr(matching, "FIRST_SEEN", 1 + seed % 10)
+        logits, boxes, targets = random_case(seed, layers=1, queries=150, most=1 + seed % 4)
+        logits, boxes = 2 * logits[0, ..., 0], boxes[0]
+        if kind == "rounded":
+            logits, boxes = logits.round(), (4 * boxes).round() / 4
+        elif kind == "alike":
+            logits, boxes = torch.zeros_like(logits), boxes[:, :1].expand_as(boxes)
+        elif kind == "points":
+            boxes = torch.cat([boxes[..., :2], boxes[..., :2]], dim=-1)
+        elif kind == "far":
+            boxes = 20 * boxes - 10
+        elif kind == "no number":
+            logits[0], boxes[1, ::3] = torch.nan, torch.nan
+        wanted = targets.boxes_xyxy[:, :, None]
+        l1 = (centre_size(wanted) - centre_size(boxes)[:, None]).abs().sum(-1)
+        giou = generalised_iou(wanted, boxes[:, None])
+        cost = (2 * focal_cost(logits)[:, None] + 5 * l1 - 2 * giou).nan_to_num(nan=1e6)
+        found, where = cheapest_proposals(logits, boxes, targets)
+        cheapest = cost.topk(found.shape[-1], largest=False).values
+        real = targets.valid  # within 2 of the cost that stands for no number: GIoU may be one
+        torch.testing.assert_close(found[real], cheapest[real], rtol=3e-6, atol=1e-9)
+        torch.testing.assert_close(cost.gather(-1, where)[real], found[real], rtol=3e-6, atol=1e-9)
 
 
 def test_hungarian_by_hand() -> None:

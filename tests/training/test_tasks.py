@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,21 @@ def test_towers_and_offsets_learn_at_their_own_rates(
         slow = 0.0025 if any(part in name for part in slow_parts) else 0.01
         expected = text_rate if "model.language." in name else slow
         assert rates[id(parameter)] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("parity", [False, True])
+def test_records_of_one_photo_contrast_under_parity_alone(tmp_path: Path, parity: bool) -> None:
+    values = tiny_training(tmp_path) | {"paper_parity": parity}
+    task = ClareTask(
+        "clare-base", load_config(ClareTrainConfig, values), init=None, rank=0, world_size=1
+    )
+    batch = next(task.batches(Epoch(0, "clia", 0, 1), 0))
+    of_one_photo = replace(batch, photo_key=torch.zeros_like(batch.photo_key))
+    apart, together = (
+        task.objective.eval()(each, "clia")[1]["clia"] for each in (batch, of_one_photo)
+    )
+    assert (together == pytest.approx(apart)) == parity
+    assert parity or together < apart
 
 
 def test_the_epochs_of_a_stage_take_their_steps_from_one_stream(tmp_path: Path) -> None:
