@@ -2,11 +2,12 @@
 
     python benchmarks/serve_loris.py
 
-Three attacks on a server, one after the other, each for a while; whatever the server closes is
+Four attacks on a server, one after the other, each for a while; whatever the server closes is
 connected anew at once:
 
     headers   4,200 connections that send a request line and then a byte of a header every 2 seconds
     bodies    32 searches whose body comes a byte at a time
+    large     32 searches whose body does so after its first 75 kB, which reaches a replica
     uploads   32 photos that come a byte at a time
 
 Meanwhile others connect, search once and leave. Probes come from the address of the attack (who is
@@ -14,6 +15,7 @@ behind the same proxy) and from another one, in turns.
 
     serve.loris_answered           share of the probes answered right within 2 s, headers
     serve.loris_bodies_answered    the same, bodies
+    serve.loris_large_answered     the same, large
     serve.loris_uploads_answered   the same, uploads
 """
 
@@ -47,6 +49,7 @@ _UPLOAD = _POST.format(path="/v1/localize", kind="multipart/form-data; boundary=
 ATTACKS = {
     "": f"{_SEARCH}X-A: ",
     "bodies_": f"{_SEARCH}Content-Length: 500\r\n\r\n",
+    "large_": f"{_SEARCH}Content-Length: 900000\r\n\r\n{' ' * 75_000}",
     "uploads_": f"{_UPLOAD}Content-Length: 300000\r\n\r\n",
 }
 

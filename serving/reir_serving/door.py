@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,13 +20,24 @@ from reir_serving.envelope import SECURITY_HEADERS, request_id_of
 from reir_serving.gate import API, SAFE_METHODS, is_form
 from reir_serving.logs import ACCESS, log_line
 from reir_serving.metrics import Metrics
-from reir_serving.problems import MEDIA_TYPE, OVERLOADED, Refused, problem_body
+from reir_serving.problems import (
+    BAD_REQUEST,
+    MEDIA_TYPE,
+    OVERLOADED,
+    Kind,
+    Refused,
+    problem_body,
+)
 
 RETRY_AFTER_S = 1
 """When a request that found no room should come again."""
 
 TELL_EVERY_S = 1.0
 """How often refusals are counted and logged."""
+
+HELD_BYTES = 60_000
+"""A request up to this size is all there before a replica hears of it (`haproxy_settings.py`). A
+larger one may come as slowly as its client likes."""
 
 _NO_ROOM = Refused(
     OVERLOADED, "as many requests as may come in are worked on or wait; try again in a moment"
@@ -36,9 +48,7 @@ _HEADERS = [
     *SECURITY_HEADERS,
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
-    (b"retry-after", str(RETRY_AFTER_S).encode()),
 ]
-_STATUS_LINE = b"HTTP/1.1 %d Service Unavailable" % OVERLOADED.status
 
 
 class Door:
@@ -47,7 +57,7 @@ class Door:
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         """Have room for as many as may be worked on and wait."""
         self._limits, self._metrics = limits, metrics
-        self._inside: Counter[bool] = Counter()  # whether it is a form -> how many
+        self._inside: Counter[bool] = Counter()  # whether it is large -> how many
         self._untold: Counter[str] = (
             Counter()
         )  # method -> how many were refused and not told of yet
@@ -55,14 +65,14 @@ class Door:
     def is_full(self, scope: Scope) -> bool:
         """Whether there is no room for this request.
 
-        Of those with a photo, which is held in memory, there is room for as many as may be worked
-        on.
+        Of large ones, which are held in memory and may trickle in, there is room for as many as may
+        be worked on.
         """
         if not _needs_room(scope):
             return False
         if self._inside.total() >= self._limits.ongoing + self._limits.queued:
             return True
-        return self._inside[True] >= self._limits.ongoing and is_form(Headers(scope=scope))
+        return self._inside[True] >= self._limits.ongoing and is_large(scope)
 
     @contextmanager
     def inside(self, scope: Scope) -> Iterator[None]:
@@ -70,12 +80,12 @@ class Door:
         if not _needs_room(scope):
             yield
             return
-        has_form = is_form(Headers(scope=scope))
-        self._inside[has_form] += 1
+        large = is_large(scope)
+        self._inside[large] += 1
         try:
             yield
         finally:
-            self._inside[has_form] -= 1
+            self._inside[large] -= 1
 
     async def refuse(self, scope: Scope, send: Send) -> None:
         """Answer 503, and when to come again."""
@@ -89,21 +99,16 @@ class Door:
     ) -> bytes:
         """Return the same answer as it goes over the wire, with more headers."""
         headers, body = self._refused(scope)
-        headers += more
-        if not keep_alive:
-            headers.append((b"connection", b"close"))
-        lines = [_STATUS_LINE, *(b"%s: %s" % header for header in headers), b"", body]
-        return b"\r\n".join(lines)
+        return _on_the_wire(OVERLOADED, [*headers, *more], body, keep_alive=keep_alive)
 
     def _refused(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Count a refusal; returns its headers and its body."""
         if not self._untold:
             asyncio.get_running_loop().call_later(TELL_EVERY_S, self.tell)
         self._untold[scope["method"]] += 1
-        request_id = request_id_of(Headers(scope=scope)).encode()
-        body = _BODY.replace(_ID.encode(), request_id)
-        length = str(len(body)).encode()
-        return [*_HEADERS, (b"x-request-id", request_id), (b"content-length", length)], body
+        request_id = request_id_of(Headers(scope=scope))
+        body = _BODY.replace(_ID.encode(), request_id.encode())
+        return [*_headers(request_id, body), (b"retry-after", b"%d" % RETRY_AFTER_S)], body
 
     def tell(self) -> None:
         """Count and log what was refused since the last time."""
@@ -131,6 +136,38 @@ class Entrance:
         else:
             with self._door.inside(scope):
                 await self._app(scope, receive, send)
+
+
+def bad_request(said: str, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """Return the answer to what cannot be parsed, as it goes over the wire; the last one there."""
+    request_id = request_id_of(Headers())
+    body = problem_body(Refused(BAD_REQUEST, said), request_id)
+    return _on_the_wire(BAD_REQUEST, [*_headers(request_id, body), *more], body, keep_alive=False)
+
+
+def _headers(request_id: str, body: bytes) -> list[tuple[bytes, bytes]]:
+    length = str(len(body)).encode()
+    return [*_HEADERS, (b"x-request-id", request_id.encode()), (b"content-length", length)]
+
+
+def _on_the_wire(
+    kind: Kind, headers: list[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool
+) -> bytes:
+    if not keep_alive:
+        headers.append((b"connection", b"close"))
+    first = f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}".encode()
+    return b"\r\n".join([first, *(b"%s: %s" % header for header in headers), b"", body])
+
+
+def is_large(scope: Scope) -> bool:
+    """Whether a request has a photo, or more than HAProxy holds, or does not say how much."""
+    headers = Headers(scope=scope)
+    if is_form(headers) or "transfer-encoding" in headers:
+        return True
+    told = headers.get("content-length", "")
+    body = int(told[:20]) if told.isascii() and told.isdigit() else 0
+    address = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    return body + address + sum(len(name) + len(value) for name, value in headers.raw) > HELD_BYTES
 
 
 def _needs_room(scope: Scope) -> bool:

@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from reir_serving.door import Door
+from reir_serving.door import Door, bad_request
 from reir_serving.environment import MARK
 from reir_serving.haproxy_settings import MARK_HEADER
 
@@ -65,21 +65,27 @@ class RefusingProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         mark = os.environ.get(MARK, "").encode()
-        self._mark = (MARK_HEADER.encode(), mark) if mark else None
-        if self._mark and self._mark not in self.config.encoded_headers:
-            self.config.encoded_headers.append(self._mark)  # uvicorn puts these on every answer,
-            self.server_state.default_headers.append(self._mark)  # from the next second on
+        self._marks = [(MARK_HEADER.encode(), mark)] if mark else []
+        for each in self._marks:
+            if each not in self.config.encoded_headers:
+                self.config.encoded_headers.append(each)  # uvicorn puts these on every answer,
+                self.server_state.default_headers.append(each)  # from the next second on
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, as all problems are told."""
+        self.transport.write(bad_request(msg, self._marks))
+        self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope: Any = cycle.scope  # uvicorn has types of its own for what ASGI calls by these names
-        if self._mark and self._mark not in scope["headers"]:
+        if not all(each in scope["headers"] for each in self._marks):
             cycle.keep_alive = False
             self._refuse(cycle, MISDIRECTED)
             return
         for door in _of_this_process:
             if door.is_full(scope):
-                more = (self._mark,) if self._mark else ()
-                self._refuse(cycle, door.refusal(scope, more, keep_alive=cycle.keep_alive))
+                refusal = door.refusal(scope, self._marks, keep_alive=cycle.keep_alive)
+                self._refuse(cycle, refusal)
                 return
         super()._start_asgi_task(cycle, app)
 

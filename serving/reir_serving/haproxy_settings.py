@@ -84,6 +84,9 @@ _WHOLE_BODY = f"http-request wait-for-body time {PATIENCE_S}s"
 """A replica sees a request when all of it is there, so one that trickles in takes no place; of one
 that does not fit into HAProxy's buffer the first 64 kB have to come in this time."""
 
+_NO_UPGRADE = "http-request del-header upgrade"
+"""No other protocol is spoken; uvicorn would leave HTTP for it, and what we add to that."""
+
 _NOBODY = "nobody"
 """What stands in where no replica is left: HAProxy itself, behind a socket. Else a request whose
 replica dies ends with a closed connection, where the one to the replica had been used before."""
@@ -159,7 +162,7 @@ def _ours(section: str, most: int, nobody: Path, mark: str) -> Iterable[str]:
         ]
     if not section.startswith("backend http-"):
         return []
-    own = [_WHOLE_BODY, _ONE_REQUEST_ID, f"server {_NOBODY} unix@{nobody} backup"]
+    own = [_WHOLE_BODY, _NO_UPGRADE, _ONE_REQUEST_ID, f"server {_NOBODY} unix@{nobody} backup"]
     if mark:
         own += [
             f"http-request set-header {MARK_HEADER} {mark}",

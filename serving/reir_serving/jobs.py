@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,19 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
             serve.run(build_app(_laid_out(config, address)), name=APP, route_prefix="/")
         yield f"http://{_shown(config.host)}:{config.port}/"
     finally:
-        if address == LOCAL:
-            _end(folder, config.drain_s)
-        else:
-            serve.delete(APP)
-        ray.shutdown()
+        with _without_echo():
+            if address == LOCAL:
+                _end(folder, config.drain_s)
+            else:
+                serve.delete(APP)
+            ray.shutdown()
+
+
+@contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep from the user what Ray prints of tasks that fail because all is being ended."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _end(folder: Path, within_s: float) -> None:

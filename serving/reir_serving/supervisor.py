@@ -27,6 +27,7 @@ from reir_serving.config import LiveSettings, ServeConfig
 from reir_serving.processes import of_session
 from reir_serving.server import MISSING, READY, REFUSED, SAID
 
+STDERR = 2
 ENDED = "ended"
 GRACE_S = 30.0
 """How long Ray may take to end when nothing is under way any more."""
@@ -83,7 +84,12 @@ class Server:
         report, told = os.pipe()
         command = [sys.executable, "-m", "reir_serving.server", str(folder), str(told)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, text=True, pass_fds=[told], start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=STDERR,  # where Ray prints what went wrong; ours may have to be JSON
+            text=True,
+            pass_fds=[told],
+            start_new_session=True,
         )
         os.close(told)
         self._order(config.model_dump_json())

@@ -92,13 +92,24 @@ def test_health_and_metrics_always_find_room() -> None:
     assert answers == [(200, None)] * NUM
 
 
-def test_photos_have_less_room_than_searches() -> None:
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"content-type", b"multipart/form-data; boundary=x")],
+        [(b"content-length", b"900000")],
+        [(b"transfer-encoding", b"chunked")],
+        [(b"content-length", b"30000"), (b"x-filler", b"x" * 40_000)],
+    ],
+)
+def test_what_may_trickle_in_has_less_room_than_what_is_all_there(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
     door = Door(Limits(ongoing=1, queued=5), Metrics())
-    photo = SEARCH | {"headers": [(b"content-type", b"multipart/form-data; boundary=x")]}
-    with door.inside(photo):
-        assert door.is_full(photo)
-        assert not door.is_full(SEARCH)
-    assert not door.is_full(photo)
+    large, small = SEARCH | {"headers": headers}, SEARCH | {"headers": [(b"content-length", b"90")]}
+    with door.inside(large):
+        assert door.is_full(large)
+        assert not door.is_full(small)
+    assert not door.is_full(large)
 
 
 def saying(who: str) -> Starlette:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -183,15 +183,20 @@ def eventually(check: Callable[[], bool], within_s: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-def ask(port: int, method: str = "GET", body: bytes | None = None) -> tuple[HTTPResponse, bytes]:
+def ask(
+    port: int,
+    method: str = "GET",
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[HTTPResponse, bytes]:
     with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
-        connection.request(method, "/v1/galleries", body)
+        connection.request(method, "/v1/galleries", body, headers or {})
         answer = connection.getresponse()
         return answer, answer.read()
 
 
-async def asked(port: int, method: str = "GET", body: bytes | None = None) -> Any:
-    return await asyncio.to_thread(ask, port, method, body)
+async def asked(port: int, *args: Any, **options: Any) -> Any:
+    return await asyncio.to_thread(ask, port, *args, **options)
 
 
 def check_not_ready(answer: HTTPResponse, body: bytes) -> None:
@@ -307,6 +312,36 @@ def test_what_trickles_in_reaches_no_replica(
         status, _, rest = body.partition(b"\r\n")
         assert status == b"HTTP/1.1 408 Request Timeout" or b" 408 " in status
         assert b"application/problem+json" in rest
+
+    asyncio.run(check())
+
+
+def test_what_a_replica_cannot_parse_is_told_as_a_problem(own_server: Path) -> None:
+    async def check() -> None:
+        with replica() as own:
+            async with running(ray_api(own_server, [own])) as port:
+                answer, body = await asked(port, "BREW")
+                assert answer.status == 400
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert json.loads(body)["request_id"] == answer.headers["x-request-id"]
+                assert haproxy_settings.MARK_HEADER not in answer.headers
+
+    asyncio.run(check())
+
+
+def test_no_other_protocol_is_spoken(own_server: Path) -> None:
+    socket_wanted = {
+        "Connection": "upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+
+    async def check() -> None:
+        with replica() as own:
+            async with running(ray_api(own_server, [own])) as port:
+                answer, body = await asked(port, headers=socket_wanted)
+                assert (answer.status, json.loads(body)) == (200, {"bytes": 0})
 
     asyncio.run(check())
 
