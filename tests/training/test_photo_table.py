@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,11 @@ def test_the_annotations_are_read_once_until_they_change(tmp_path: Path) -> None
     file.write_text(file.read_text() + " ")
     assert len(shared_photos(config, folder)[0]) == len(train)
     assert len(list(folder.glob("*.arrow"))) == 4
+    os.utime(file, ns=(0, 0))  # written anew and as large as before
+    assert len(shared_photos(config, folder)[0]) == len(train)
+    assert len(list(folder.glob("*.arrow"))) == 6
+    assert len(shared_photos(config, folder, masks=True)[0]) == len(train)
+    assert len(list(folder.glob("*.arrow"))) == 8
 
 
 def test_errors_and_warnings_of_reading_are_told(
