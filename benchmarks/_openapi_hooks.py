@@ -23,6 +23,7 @@ from reir.errors import ImageError, QueryError
 from reir.images import decode_image
 from reir.query import MAX_TERMS
 from reir.text import DEFAULT_MAX_CHARS, validate_expression
+from reir_serving.config import LiveSettings
 
 KNOWN_VARIABLE = "REIR_SCHEMATHESIS"
 """Names the file with what the gallery holds: its name, ids of instances and of photos."""
@@ -106,6 +107,14 @@ def _may_cancel(body: Mapping[str, Any]) -> bool:
     return len(told) > len(set(told)) and any(each.get("weight", 1) < 0 for each in terms)
 
 
+def _is_too_much(body: Mapping[str, Any]) -> bool:
+    live, count = LiveSettings(), len(body.get("expressions") or [])
+    most = live.explained_hits if body.get("explain") else live.hits
+    k = body.get("k", live.k)
+    hits = k * count if isinstance(k, int | float) else 0
+    return hits > most or (bool(body.get("localize")) and count > live.localized_queries)
+
+
 def _has_no_photo(body: Mapping[str, Any]) -> bool:
     data = getattr(body.get("image", b""), "data", body.get("image"))
     if data is None:
@@ -123,6 +132,7 @@ UNSAID: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "an instance must be one of the gallery": _names_unknown,
     "a term must not take another one away": _may_cancel,
     "an uploaded file must be a photo": _has_no_photo,
+    "a batch must not ask for more than the settings of the server allow": _is_too_much,
     "an instance, an expression and 15 more terms are one too many": _has_too_many_terms,
 }
 """Why valid requests are not sent -> whether a body is one of them."""

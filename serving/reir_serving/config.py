@@ -28,6 +28,8 @@ class LiveSettings(StrictConfig):
         hits: that one request may ask for, over all its queries.
         explained_hits: of a request that wants to know of every hit why it stands there; with that
             a hit takes some four times the bytes.
+        localized_queries: of a request that wants its first hits looked at on their pixels; each
+            query takes as long as some ten without.
         pinned: gallery -> version that it is held at, whatever is live; the others follow.
     """
 
@@ -36,6 +38,7 @@ class LiveSettings(StrictConfig):
     budget_ms: float | None = Field(None, gt=0, le=60_000)
     hits: int = Field(10_000, ge=1)
     explained_hits: int = Field(1_000, ge=1)
+    localized_queries: int = Field(20, ge=1)
     pinned: Mapping[str, str] = Field(default_factory=dict)
 
 

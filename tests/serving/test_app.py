@@ -115,6 +115,17 @@ def test_a_request_that_asks_for_too_much_is_told_the_limit(client_of: Any) -> N
     assert "2000 hits with explain, one request may for 1000" in refused.json()["detail"]
 
 
+def test_a_request_that_has_too_much_looked_at_is_told_the_limit(client_of: Any) -> None:
+    client = client_of()
+    asked = {"gallery": "photos", "expressions": ["the red box"] * 21}
+    assert client.post("/v1/search/batch", json=asked).status_code == 200
+    refused = client.post("/v1/search/batch", json={**asked, "localize": True})
+    assert refused.status_code == 422
+    (wrong,) = refused.json()["errors"]
+    assert wrong["field"] == "localize"
+    assert "for 21 queries, one request may for 20" in wrong["detail"]
+
+
 def test_the_limit_of_hits_may_change_while_it_runs(client: TestClient, backend: Any) -> None:
     asked = {"gallery": "photos", "expression": "the red box", "k": 6}
     assert client.post("/v1/search", json=asked).status_code == 200

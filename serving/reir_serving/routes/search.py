@@ -119,7 +119,7 @@ async def _all_answered(
 
 
 def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
-    """Refuse a request that asks for more hits than one may.
+    """Refuse a request that asks for more than one may.
 
     Raises:
         QueryError: it does.
@@ -131,6 +131,13 @@ def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
             "k",
             f"{len(queries)} queries ask for {hits} hits{' with explain' if explains else ''}, one "
             f"request may for {most}; ask for fewer, or in several requests",
+        )
+    localized = sum(query.localise for query in queries)
+    if localized > live.localized_queries:
+        raise QueryError(
+            "localize",
+            f"is asked for {localized} queries, one request may for {live.localized_queries}; "
+            f"ask in several requests",
         )
 
 
