@@ -27,7 +27,7 @@ def damage_said(address: str, text: str) -> StoreDamaged | None:
     found = _FOUND.search(text)
     if found is None:
         return None
-    said = found["said"].rstrip(">)")
+    said = found["said"].removesuffix(")>")
     if ALIASES in said:
         return StoreDamaged(
             f"store at {address} has lost which versions are live: {said}. Delete "

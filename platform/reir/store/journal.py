@@ -18,9 +18,10 @@ each frame: a journal that ends before that was cut, and counts as damaged.
 
 As with the log of Milvus Lite, what was written survives a killed process but not always a power
 cut. So a third file, the stamp, tells since which start of the machine which file was written how
-far; a journal that it does not vouch for is compared with the store first (`reir.store.mirror`):
+far, and when last; a journal that it does not vouch for, such as an older copy that was put back,
+is compared with the store first (`reir.store.mirror`):
 
-    boot id, number of the journal's file, end of the frames, checksum
+    boot id, number of the journal's file, end of the frames, time of its last change, checksum
 """
 
 # Shapes: N instances of a frame, W = 5 + D for vectors of dimension D, R rows up to a frame's end
@@ -54,7 +55,7 @@ FIRST_FRAME = _START.size + _END.size
 
 _HEADER = struct.Struct("<4sIQI")
 _CHECKSUM = struct.Struct("<I")
-_STAMP = struct.Struct("<36sQQI")
+_STAMP = struct.Struct("<36sQQQI")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAGIC = b"rjn3"
 _FRAME_MAGIC = b"frm2"
@@ -148,10 +149,10 @@ class Journal:
         temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()) + _end(FIRST_FRAME, 0))
         _rows_path(path, token).touch()
         with contextlib.closing(Journal(temporary, dim, to_write=True)) as journal:
-            journal.vouch()
             for change in changes:
                 journal.append(change)
-        temporary.replace(path)
+            temporary.replace(path)
+            journal.vouch()  # only now: the new name counts as a change of the file
         _remove_rows(path, but=token)
 
     @staticmethod
@@ -178,14 +179,17 @@ class Journal:
             data = self.path.with_suffix(".stamp").read_bytes()
         except OSError:
             return False
-        if len(data) != _STAMP.size or data != _stamp(*_STAMP.unpack(data)[:3]):
+        if len(data) != _STAMP.size or data != _stamp(*_STAMP.unpack(data)[:4]):
             return False
-        boot, file, end, _ = _STAMP.unpack(data)
-        return (boot, file) == (_boot_id(), os.fstat(self._file).st_ino) and end <= self.size
+        boot, file, end, changed_ns, _ = _STAMP.unpack(data)
+        state = os.fstat(self._file)
+        as_now = (_boot_id(), state.st_ino, state.st_ctime_ns)
+        return (boot, file, changed_ns) == as_now and end <= state.st_size
 
     def vouch(self) -> None:
-        """Note that all is there up to the noted end."""
-        data = _stamp(_boot_id(), os.fstat(self._file).st_ino, self._noted_end())
+        """Note that all is there up to the noted end; the caller holds the version's write lock."""
+        state = os.fstat(self._file)
+        data = _stamp(_boot_id(), state.st_ino, self._noted_end(), state.st_ctime_ns)
         file = os.open(self.path.with_suffix(".stamp"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
         try:
             os.pwrite(file, data, 0)
@@ -198,6 +202,7 @@ class Journal:
         Raises:
             JournalDamagedError: what is there cannot be read.
         """
+        was_vouched = self.is_vouched  # else frames before this one may be missing, now as later
         self._find_end()
         if len(change.rows):
             self._rows.write(self._end_row, change.rows)
@@ -209,7 +214,8 @@ class Journal:
             written += os.pwrite(self._file, frame[written:], self._end + written)
         self._end, self._end_row = self._end + len(frame), end_row
         os.pwrite(self._file, _end(self._end, end_row), _START.size)
-        self.vouch()
+        if was_vouched:
+            self.vouch()
 
     def read(self, offset: int = FIRST_FRAME) -> Iterator[Frame]:
         """Frames from `offset` on, as far as they are whole.
@@ -357,9 +363,9 @@ def _end(offset: int, row: int) -> bytes:
     return _END.pack(offset, row, zlib.crc32(struct.pack("<QQ", offset, row)))
 
 
-def _stamp(boot: bytes, file: int, end: int) -> bytes:
-    checksum = zlib.crc32(struct.pack("<36sQQ", boot, file, end))
-    return _STAMP.pack(boot, file, end, checksum)
+def _stamp(boot: bytes, file: int, end: int, changed_ns: int) -> bytes:
+    checksum = zlib.crc32(struct.pack("<36sQQQ", boot, file, end, changed_ns))
+    return _STAMP.pack(boot, file, end, changed_ns, checksum)
 
 
 @cache

@@ -196,7 +196,7 @@ class _Upstream:
         if not self.path.exists():
             with exclusive(self.lock):
                 if not self.path.exists():
-                    Journal.create(self.path, dim, self.source.changes())
+                    self.rewrite("it was missing")
         return dim
 
     def check(self) -> None:
@@ -204,11 +204,11 @@ class _Upstream:
 
         A writer may be between the two just now, so they are compared under its lock.
         """
-        with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
-            if journal.is_vouched:
-                return
+        if self._is_vouched():
+            return
         with exclusive(self.lock):
-            self._check_photos()
+            if not self._is_vouched():  # a writer may have been about to vouch for it
+                self._check_photos()
 
     def mend(self, why: str) -> None:
         """Write the journal anew, unless somebody has meanwhile."""
@@ -240,6 +240,10 @@ class _Upstream:
         stored = dict(_checksums(self.source.changes()))
         unequal = {key for key, _ in read.items() ^ stored.items()}
         return len(unequal - self.source.unfinished()) if unequal else 0
+
+    def _is_vouched(self) -> bool:
+        with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
+            return journal.is_vouched
 
     def _check_photos(self) -> None:
         """Compare whole, and with the ledger; the caller holds the lock."""

@@ -101,7 +101,20 @@ def cut_the_power(journal: Path) -> None:
     put_back_an_older_one(journal)
     state = journal.stat()
     another_boot = b"0" * 36
-    journal.with_suffix(".stamp").write_bytes(_stamp(another_boot, state.st_ino, state.st_size))
+    stamp = _stamp(another_boot, state.st_ino, state.st_size, state.st_ctime_ns)
+    journal.with_suffix(".stamp").write_bytes(stamp)
+
+
+def put_back_an_older_one_with_its_stamp(journal: Path) -> None:
+    """Into the same files, as `cp -a` of a backup does."""
+    put_back_an_older_one(journal)
+    stamp = journal.with_suffix(".stamp")
+    boot, file, _, changed_ns, _ = _STAMP.unpack(stamp.read_bytes())
+    stamp.write_bytes(_stamp(boot, file, journal.stat().st_size, changed_ns))
+
+
+def lose_the_journal(journal: Path) -> None:
+    journal.unlink()
 
 
 def lose_the_stamp(journal: Path) -> None:
@@ -112,8 +125,8 @@ def lose_the_stamp(journal: Path) -> None:
 def garble_the_stamp(journal: Path) -> None:
     put_back_an_older_one(journal)
     stamp = journal.with_suffix(".stamp")
-    boot, file, end, checksum = _STAMP.unpack(stamp.read_bytes())
-    stamp.write_bytes(_STAMP.pack(boot, file, end // 2, checksum))
+    boot, file, end, changed_ns, checksum = _STAMP.unpack(stamp.read_bytes())
+    stamp.write_bytes(_STAMP.pack(boot, file, end // 2, changed_ns, checksum))
 
 
 HARMS = (
@@ -125,6 +138,8 @@ HARMS = (
     cut_the_power,
     lose_the_stamp,
     garble_the_stamp,
+    put_back_an_older_one_with_its_stamp,
+    lose_the_journal,
 )
 
 
@@ -150,6 +165,19 @@ def test_a_journal_that_lacks_something_is_mended_and_that_is_told(
     )
     assert answers(Mirror(journal.parent), stored) == expected
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("harm", [cut_the_power, put_back_an_older_one_with_its_stamp])
+def test_a_later_write_does_not_vouch_for_what_was_lost_before(
+    stored: Stored, journal: Path, make_image: MakeImage, harm: Callable[[Path], None]
+) -> None:
+    harm(journal)
+    stored.images["new"] = make_image("new")
+    writer = Mirror(journal.parent)
+    with writer.writing(NAME):
+        writer.put(NAME, DIM, [stored.images["new"]])
+    assert len(answers(Mirror(journal.parent), stored)) == 27
+    assert stored.compared > 0
 
 
 def test_a_reader_notices_a_cut_of_what_it_has_open(stored: Stored, journal: Path) -> None:
