@@ -158,27 +158,22 @@ def human_rec(
     Nothing was trained on these expressions, but most are about photos that were trained on.
     """
     human = read_human_expressions(folder).with_targets()
-    seen = {e.image_id for e in human.expressions} - held_out.images_by_id.keys()
+    about = {expression.image_id for expression in human.expressions}
+    unseen = about & held_out.images_by_id.keys()
     figures: dict[str, float] = {}
-    for name, wanted in (("unseen", False), ("training", True)):
-        asked = tuple(e for e in human.expressions if (e.image_id in seen) is wanted)
-        about = {e.image_id for e in asked}
-        photos = ReferringDataset(
-            source=human.source,
-            images=tuple(i for i in human.images if i.image_id in about),
-            instances=human.instances,
-            expressions=asked,
-        )
+    for name, ids in (("unseen", unseen), ("training", about - unseen)):
+        photos = human.of_images(ids)
+        num_asked = len(photos.expressions)
         crowd = encode_gallery(model, photos, folder / "images", num)
         _, vectors, own, iou = ask(model, tokenizer, photos, crowd)
         rec = in_photo(crowd, vectors @ crowd.vectors.T, own, iou)
         (span,) = bootstrap_intervals(rec[:, None], clusters=own)
         print(
-            f"human expressions, {name} photos: {len(asked)} of {len(photos.images)} photos, "
+            f"human expressions, {name} photos: {num_asked} of {len(photos.images)} photos, "
             f"P@.5 {100 * span.mean:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]"
         )
         figures |= {
-            f"human_{name}": len(asked),
+            f"human_{name}": num_asked,
             f"rec_human_{name}": round(100 * span.mean, 2),
             f"rec_human_{name}_low": round(100 * span.low, 2),
             f"rec_human_{name}_high": round(100 * span.high, 2),
