@@ -17,6 +17,7 @@ behind the same proxy) and from another one, in turns.
     serve.loris_bodies_answered    the same, bodies
     serve.loris_large_answered     the same, large
     serve.loris_uploads_answered   the same, uploads
+    serve.loris_open               slow connections that were open at once, of the first attack
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ import argparse
 import asyncio
 import http.client
 import json
+import resource
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of each attack")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     with tempfile.TemporaryDirectory() as name:
         store = fill_gallery(arguments, Path(name))
         with served(store, Path(name), free_port()) as server:
@@ -86,22 +91,42 @@ def measure(
         f"serve.loris_{attack}probes": len(answered),
         f"serve.loris_{attack}slowest_s": round(slowest_s, 2),
         f"serve.loris_{attack}connections": count,
-        f"serve.loris_{attack}opened": len(opened),
+        f"serve.loris_{attack}open": opened.most,
+        f"serve.loris_{attack}opened": opened.total,
     }
 
 
+@dataclass
+class Opened:
+    """How many slow connections there are, there were at most, and were made in all."""
+
+    now: int = 0
+    most: int = 0
+    total: int = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one while it is open."""
+        self.now, self.total = self.now + 1, self.total + 1
+        self.most = max(self.most, self.now)
+        try:
+            yield
+        finally:
+            self.now -= 1
+
+
 @contextmanager
-def attacked(url: str, start: str, count: int) -> Iterator[list[float]]:
-    """Keep so many slow connections; yields when each was opened, anew ones as well."""
-    opened: list[float] = []
+def attacked(url: str, start: str, count: int) -> Iterator[Opened]:
+    """Keep so many slow connections; yields their numbers."""
+    opened = Opened()
     stop = threading.Event()
     attack = _attack(url, start, count, opened, stop)
     thread = threading.Thread(target=asyncio.run, args=(attack,))
     thread.start()
     until_s = time.monotonic() + 60
-    while len(opened) < count and time.monotonic() < until_s:
+    while opened.total < count and time.monotonic() < until_s:
         time.sleep(0.1)
-    print(f"{len(opened)} slow connections", flush=True)
+    print(f"{opened.most} slow connections", flush=True)
     try:
         yield opened
     finally:
@@ -109,26 +134,23 @@ def attacked(url: str, start: str, count: int) -> Iterator[list[float]]:
         thread.join()
 
 
-async def _attack(
-    url: str, start: str, count: int, opened: list[float], stop: threading.Event
-) -> None:
+async def _attack(url: str, start: str, count: int, opened: Opened, stop: threading.Event) -> None:
     port = urlsplit(url).port or 80
     await asyncio.gather(*(_trickle(port, start, opened, stop) for _ in range(count)))
 
 
-async def _trickle(port: int, start: str, opened: list[float], stop: threading.Event) -> None:
+async def _trickle(port: int, start: str, opened: Opened, stop: threading.Event) -> None:
     """Send a start and then single bytes; again whenever the server closes."""
     while not stop.is_set():
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            opened.append(time.monotonic())
-            writer.write(start.encode())
-            while not (reader.at_eof() or writer.is_closing() or stop.is_set()):
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(reader.read(4096), EVERY_S)
-                writer.write(b"a")
-                await writer.drain()
-            writer.close()
+            with opened.one(), closing(writer):
+                writer.write(start.encode())
+                while not (reader.at_eof() or writer.is_closing() or stop.is_set()):
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(reader.read(4096), EVERY_S)
+                    writer.write(b"a")
+                    await writer.drain()
         await asyncio.sleep(0.05)
 
 

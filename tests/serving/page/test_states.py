@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, Route, expect
 
+from reir.models.nano_encoder import cpu_path
 from reir.testing import draw_scene
 
 from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Opened, answered, hit_names, search
@@ -51,6 +52,27 @@ def test_what_is_not_there(page: Page) -> None:
     search(page, "the blue one")
     expect(page.locator("#notice")).to_be_empty()
     expect(page.locator("#grid")).not_to_have_class("nearest")
+
+
+def test_a_sentence_that_does_not_read_like_english(page: Page) -> None:
+    search(page, "das rote neben dem blauen")
+    expect(page.locator("#summary")).to_contain_text("does not read like English")
+    search(page, "the red one")
+    expect(page.locator("#summary")).not_to_contain_text("English")
+
+
+def test_a_chance_below_one_half_is_told(page: Page) -> None:
+    def doubting(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "presence": 0.4})
+
+    page.route("**/v1/search", doubting)
+    search(page, "the red one")
+    expect(page.locator("#summary")).to_contain_text("it may well not be there")
+
+
+def test_the_page_says_how_models_compute(page: Page) -> None:
+    expect(page.locator("#release")).to_contain_text(f"models compute in {cpu_path()}")
 
 
 def test_equally_good_answers(page: Page) -> None:
