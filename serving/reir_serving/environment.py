@@ -98,10 +98,10 @@ def settings(folder: Path) -> dict[str, str]:
     wanted = {
         **SWITCHES,
         MARK: secrets.token_hex(16),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "haproxy"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "balancer"),
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cores // 4))),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "balancer.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -127,8 +127,8 @@ def apply(folder: Path) -> None:
     Raises:
         ConfigError: there is no room for another server.
     """
-    program = folder / "haproxy"
-    command = f"{shlex.quote(sys.executable)} -P -m reir_serving.haproxy"
+    program = folder / "balancer"
+    command = f"{shlex.quote(sys.executable)} -P -m reir_serving.load_balancer"
     program.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     program.chmod(0o700)
     os.environ.update(settings(folder))

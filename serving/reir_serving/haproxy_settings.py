@@ -5,7 +5,7 @@ share answers where no replica is left, whatever listens at the port of a replic
 believed, and errors are plain text. `mended` adds to each section what we want, and takes out what
 we do not.
 
-Only the standard library: see `haproxy.py`.
+Only the standard library: see `load_balancer.py`.
 """
 
 from __future__ import annotations

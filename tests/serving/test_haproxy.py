@@ -26,8 +26,8 @@ from reir_serving.config import Limits
 from reir_serving.door import Door
 from reir_serving.early import RefusingProtocol
 from reir_serving.environment import free_port
-from reir_serving.haproxy import pid_at
 from reir_serving.haproxy_settings import inner_socket, mended, problem
+from reir_serving.load_balancer import pid_at
 from reir_serving.metrics import SHARED, Metrics
 from reir_serving.problems import NOT_READY, Refused, problem_body
 
@@ -111,10 +111,9 @@ def mortal() -> Iterator[int]:
 
 
 @pytest.fixture(autouse=True)
-def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The environment of a server of this test alone; returns its folder."""
-    folder = tmp_path / "s"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("s")
     for name in environment.settings(folder):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -151,7 +150,7 @@ def ray_api(folder: Path, ports: Sequence[int] | None, fallback: int = 0) -> Any
         metrics_enabled=False,
         is_head=True,
     )
-    api = serve_haproxy.HAProxyApi(config, config_file_path=str(folder / "haproxy.cfg"))
+    api = serve_haproxy.HAProxyApi(config, config_file_path=str(folder / "balancer.cfg"))
     if ports is not None:
         tell(api, ports, fallback)
     return api
@@ -276,6 +275,9 @@ def test_a_killed_haproxy_is_back_with_its_replicas_and_ray_may_still_change_the
                 before = pid_at(inner)
                 assert before is not None
                 assert before != api._proc.pid == await api._get_running_pid()
+                # so that whoever kills by name ends no more than HAProxy
+                assert b"haproxy" in Path(f"/proc/{before}/cmdline").read_bytes()
+                assert b"haproxy" not in Path(f"/proc/{api._proc.pid}/cmdline").read_bytes()
                 os.kill(before, signal.SIGKILL)
                 eventually(lambda: pid_at(inner) not in (None, before), within_s=5)
                 assert (await asked(port))[0].status == 200
@@ -378,7 +380,7 @@ def test_what_haproxy_says_has_the_parts_of_every_problem() -> None:
 def test_statistics_are_for_this_machine_alone(own_server: Path) -> None:
     api = ray_api(own_server, None)
     api._generate_config_file_internal()
-    config = (own_server / "haproxy.cfg").read_text()
+    config = (own_server / "balancer.cfg").read_text()
     assert f"bind *:{api.cfg.stats_port}" in config
     binds = [line.split()[1] for line in mended(config).splitlines() if "bind" in line.split()[:1]]
     assert len(binds) == 4
@@ -388,7 +390,7 @@ def test_statistics_are_for_this_machine_alone(own_server: Path) -> None:
 def test_haproxy_alone_serves_other_machines(own_server: Path) -> None:
     api = ray_api(own_server, None)
     api._generate_config_file_internal()
-    config = mended((own_server / "haproxy.cfg").read_text(), host="0.0.0.0")
+    config = mended((own_server / "balancer.cfg").read_text(), host="0.0.0.0")
     assert f"bind 0.0.0.0:{api.cfg.frontend_port}\n" in config
 
 

@@ -1,4 +1,4 @@
-"""HAProxy as Ray Serve starts it, kept up: `python -m reir_serving.haproxy OPTIONS OF HAPROXY`.
+"""HAProxy as Ray Serve starts it, kept up: `python -m reir_serving.load_balancer OPTIONS`.
 
 Ray Serve takes this program for HAProxy (`RAY_SERVE_HAPROXY_BINARY_PATH`, see `environment.py`). At
 each change of the replicas it writes a file of settings and starts the program anew, which takes
@@ -6,6 +6,9 @@ over from the one before. HAProxy itself runs as a child, with mended settings
 (`haproxy_settings.py`); should it die it is started again at once, where Ray needs some 20 seconds
 to see that, and forgets the replicas. Ray knows what it has started by the process id that the
 administration socket tells: `Administration` tells ours, and passes everything else on.
+
+Neither this module nor its files are called after HAProxy: `pkill -f haproxy` is to end HAProxy
+alone, which is back at once.
 
 Only the standard library, so that it starts fast. Knows no Ray.
 """
