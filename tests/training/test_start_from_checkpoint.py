@@ -67,6 +67,15 @@ def test_what_does_not_fit_is_refused(
         start_clare("clare-base", wanted, [], with_more)
 
 
+def test_another_preset_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_clare(), tiny_tokenizer(), {"preset": "clare-base"})
+    start_clare("clare-base", config(), [], tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"'clare-large', but .* trained as 'clare-base': use --p"
+    ):
+        start_clare("clare-large", config(), [], tmp_path)
+
+
 def test_parity_is_gone_on_with(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, tiny_clare(paper_parity=True), tiny_tokenizer(), {})
     assert start_clare("clare-base", config(parity=True), [], tmp_path)[0].config.paper_parity

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import WordLevelTrainer
 from torch import Tensor
 
-from reir.checkpoint import TOKENIZER, load_clare, read_tokenizer, save_checkpoint
+from reir.checkpoint import TOKENIZER, load_clare, read_config, read_tokenizer, save_checkpoint
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import CheckpointError, ConfigError
 from reir.models.clare import Clare, ClareConfig, clare_base, clare_large
@@ -262,10 +262,11 @@ def start_clare(
     the words of the training expressions make up the tokenizer, unless the configuration names one.
 
     Raises:
-        ConfigError: `config.shape` or `config.paper_parity` do not fit the checkpoint.
+        ConfigError: `preset`, `config.shape` or `config.paper_parity` do not fit the checkpoint.
         CheckpointError: the checkpoint, the towers or their tokenizer do not load.
     """
     if init is not None:
+        check_preset(preset, init)
         model, tokenizer = load_clare(init)
         return reshaped(model, config, init), tokenizer
     if config.tokenizer is not None:
@@ -280,6 +281,21 @@ def start_clare(
     if config.towers is not None:
         load_towers(model, config.towers)
     return model, tokenizer
+
+
+def check_preset(preset: str, init: Path) -> None:
+    """Refuse to go on with a checkpoint under the name of another model than it is.
+
+    Raises:
+        ConfigError: it was trained as another preset.
+        CheckpointError: its `config.json` is missing or damaged.
+    """
+    trained = read_config(init).get("training", {}).get("preset", preset)
+    if trained != preset:
+        raise ConfigError(
+            f"preset {preset!r}, but the checkpoint {init} was trained as {trained!r}: "
+            f"use --preset {trained}, or train without --init"
+        )
 
 
 def reshaped(model: Clare, config: ClareTrainConfig, init: Path) -> Clare:
