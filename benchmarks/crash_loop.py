@@ -254,6 +254,24 @@ class Loop:
         if (path := self.pick("reader/*.journal")) is not None:
             os.truncate(path, self.rng.randrange(path.stat().st_size))
 
+    def put_back(self) -> None:
+        """Put back a copy of the readers' files from when they had fewer photos."""
+        copy = self.work / "copy"
+        with suppress(ReirError), closing(open_store(str(self.store), patient=False)) as store:
+            version = store.live_version(GALLERY)
+            known = [row.image_id for row in store.iter_images(GALLERY, version)]
+            store.delete_images(GALLERY, version, known[:FORGOTTEN])
+        shutil.copytree(self.store / "reader", copy)
+        self.run("index")
+        for path in copy.iterdir():
+            shutil.copyfile(path, self.store / "reader" / path.name)
+        shutil.rmtree(copy)
+
+    def cut_rows(self) -> None:
+        """Cut the rows file somewhere."""
+        if (path := self.pick("reader/*.rows")) is not None:
+            os.truncate(path, self.rng.randrange(path.stat().st_size))
+
     def move(self) -> None:
         """Rename the store's folder, search, and rename it back."""
         away = self.store.with_name("away")
@@ -271,9 +289,13 @@ class Loop:
 DAMAGES: dict[str, Callable[[Loop], None]] = {
     "journal cut": Loop.cut,
     "journal flipped": lambda loop: loop.flip("reader/*.journal"),
+    "journal older": Loop.put_back,
+    "rows cut": Loop.cut_rows,
     "rows flipped": lambda loop: loop.flip("reader/*.rows"),
     "parquet flipped": lambda loop: loop.flip_stopped("milvus/**/*.parquet"),
     "manifest flipped": lambda loop: loop.flip_stopped("milvus/**/manifest.json"),
+    "schema flipped": lambda loop: loop.flip_stopped("milvus/**/schema.json"),
+    "aliases flipped": lambda loop: loop.flip_stopped("milvus/aliases.json*"),
     "log flipped": lambda loop: loop.flip_stopped("milvus/**/wal/*"),
     "folder moved": Loop.move,
     "record stale": Loop.stale,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError, RayTaskError
 
 from reir.errors import ConfigError, ReirError, WorkersUnavailable
@@ -29,6 +31,9 @@ VITAL = frozenset({"raylet", "gcs_server"})
 """Processes of Ray on this machine without which nothing goes on."""
 
 WATCH_S = 0.5
+
+CONNECT_S = 10.0
+"""How long a cluster may take to accept a connection."""
 
 SHARDS_A_WORKER = 2
 """One that is encoded and one that waits, so that no worker waits for the driver."""
@@ -160,6 +165,7 @@ def cluster(num_cpus: int) -> Iterator[None]:
 
 def _start(options: dict[str, Any]) -> None:
     try:
+        _check_listens(_address())
         ray.init(address=_address(), log_to_driver=False, **options)
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -175,6 +181,19 @@ def _start(options: dict[str, Any]) -> None:
             f"address with `ray status --address {_address()}`, or unset RAY_ADDRESS to use this "
             f"machine"
         ) from error
+
+
+def _check_listens(address: str) -> None:
+    """Connect to a cluster once: Ray tries for a quarter of an hour, and says little meanwhile.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    if address == LOCAL or "://" in address:
+        return
+    found = services.canonicalize_bootstrap_address(address)
+    host, _, port = found.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _watch(stop: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reir.testing import FakeEncoder
 from reir.testing.photo_sets import draw_photo_set, random_scenes
 from reir.testing.tiny import tiny_tokenizer
 from reir.testing.tiny_clare import tiny_clare
+from reir_ingestion import actors
 from reir_ingestion.actors import IDLE_MS, cluster, our_errors, ray_runner
 from reir_ingestion.testing import DiesOnce
 
@@ -111,6 +113,7 @@ def test_only_a_cluster_that_is_named_is_joined(
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(actors, "_check_listens", lambda _: None)
     data = draw_photo_set(tmp_path, random_scenes(5, 2))
     runner = ray_runner(FakeEncoder, num_workers=32, use_gpu=False, threads=2)
     with pytest.raises(StopHereError):
@@ -134,9 +137,25 @@ def test_a_ray_that_does_not_start_says_what_to_do(
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(actors, "_check_listens", lambda _: None)
     with pytest.raises(WorkersUnavailable, match=said) as caught, cluster(2):
         pass
     assert "C++" not in str(caught.value)
+
+
+def test_a_cluster_at_whose_address_nothing_listens_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    with socket.socket() as held:  # bound, so that nobody else listens there
+        held.bind(("0.0.0.0", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+        said = f"{address} does not answer: .*refused.* unset RAY_ADDRESS"
+        with pytest.raises(WorkersUnavailable, match=said), cluster(2):
+            pass
 
 
 def test_what_ray_lost_is_said_in_one_line() -> None:

@@ -57,7 +57,7 @@ _HEADER = struct.Struct("<4sIQI")
 _CHECKSUM = struct.Struct("<I")
 _STAMP = struct.Struct("<36sQQQI")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_MAGIC = b"rjn3"
+_MAGIC = b"rjn4"
 _FRAME_MAGIC = b"frm2"
 _READS = 3
 """Of the noted end: one beside a writer may see half of it."""
@@ -69,12 +69,13 @@ class JournalDamagedError(Exception):
 
 @dataclass(frozen=True)
 class JournalImage:
-    """One image of a frame: what its instances share, and how many there are."""
+    """One image of a frame: what its instances share and come from, and how many there are."""
 
     image_id: str
     uri: str
     num_instances: int
     attributes: Attributes
+    content_hash: str
 
 
 @dataclass(frozen=True)
@@ -226,16 +227,16 @@ class Journal:
         """
         return (self._frame(*each) for each in self._whole(offset))
 
-    def sizes(self) -> dict[str, int]:
-        """Instances of each image that there is now; the rows are not read.
+    def images(self) -> dict[str, JournalImage]:
+        """Each image that there is now, by its id; the rows are not read.
 
         Raises:
             JournalDamagedError: a frame does not match its checksum, or frames are missing.
         """
-        found: dict[str, int] = {}
+        found: dict[str, JournalImage] = {}
         for data, offset in self._whole(FIRST_FRAME):
             puts, deletes = self._said(data, offset)
-            found.update({image.image_id: image.num_instances for image in puts})
+            found.update({image.image_id: image for image in puts})
             for image_id in deletes:
                 found.pop(image_id, None)
         return found
@@ -352,7 +353,10 @@ def live_changes(journal: Journal) -> Iterator[Change]:
 
 
 def _encode(change: Change, end_row: int) -> bytes:
-    puts = [[each.image_id, each.uri, each.num_instances, each.attributes] for each in change.puts]
+    puts = [
+        [each.image_id, each.uri, each.num_instances, each.attributes, each.content_hash]
+        for each in change.puts
+    ]
     text = json.dumps({"put": puts, "delete": list(change.deletes)}).encode()
     rows_checksum = zlib.crc32(np.ascontiguousarray(change.rows).data)
     head = _HEADER.pack(_FRAME_MAGIC, len(text), end_row, rows_checksum)
@@ -377,7 +381,8 @@ def _boot_id() -> bytes:
 
 def _journal_image(image: IndexedImage) -> JournalImage:
     record = image.record
-    return JournalImage(record.image_id, record.uri, record.num_instances, dict(record.attributes))
+    shared = record.uri, record.num_instances, dict(record.attributes), record.content_hash
+    return JournalImage(record.image_id, *shared)
 
 
 def _rows(instances: Instances) -> FloatArray:

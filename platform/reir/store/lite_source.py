@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reir.records import FloatArray
+from reir.records import Attributes, FloatArray
 from reir.store import rows
 from reir.store.catalogue import Catalogue
 from reir.store.filter_milvus import quote
@@ -33,23 +33,30 @@ class LiteSource:
         """Dimension of the vectors."""
         return self.catalogue.spec(self.gallery, self.version).dim
 
-    def difference(self, holders: Set[str]) -> str:
+    def difference(self, holders: Mapping[str, JournalImage]) -> str:
         """Say how photos that a journal has instances of differ from the stored; "" if not.
 
         A photo that the ledger tells of but whose instances are lost is not missing in a journal.
         """
         stored = {row["image_id"]: row for row in self._rows() if row["num_instances"]}
         unfinished = self.unfinished()
-        surplus = holders - stored.keys() - unfinished
-        lacking = [stored[key] for key in stored.keys() - holders - unfinished]
+        surplus = holders.keys() - stored.keys() - unfinished
+        lacking = [stored[key] for key in stored.keys() - holders.keys() - unfinished]
         missing = sum(
             bool(found)
             for chunk in _chunks(iter(lacking))
             for found in self._instances(chunk).values()
         )
-        if not surplus and not missing:
+        outdated = sum(
+            _shared(stored[key]) != (holders[key].attributes, holders[key].content_hash)
+            for key in (stored.keys() & holders.keys()) - unfinished
+        )
+        if not surplus and not missing and not outdated:
             return ""
-        return f"{missing} photos were missing and {len(surplus)} were too many"
+        return (
+            f"{missing} photos were missing and {len(surplus)} were too many, "
+            f"{outdated} were of another content"
+        )
 
     def unfinished(self) -> Set[str]:
         """Photos whose last write was cut short."""
@@ -61,7 +68,7 @@ class LiteSource:
         for chunk in _chunks(self._rows()):
             found = self._instances(chunk)
             puts = [
-                JournalImage(row["image_id"], row["uri"], len(of_it), row["attributes"])
+                JournalImage(row["image_id"], row["uri"], len(of_it), *_shared(row))
                 for row, of_it in zip(chunk, found.values(), strict=True)
             ]
             numbers = [_numbers(each) for each in itertools.chain(*found.values())]
@@ -88,6 +95,11 @@ class LiteSource:
 def _chunks(found: Iterator[rows.Row]) -> Iterator[list[rows.Row]]:
     while chunk := list(itertools.islice(found, _CHANGE_IMAGES)):
         yield chunk
+
+
+def _shared(row: rows.Row) -> tuple[Attributes, str]:
+    """What tells of a photo whether its instances in a journal are those of the store."""
+    return row["attributes"], row["content_hash"]
 
 
 def _numbers(row: rows.Row) -> FloatArray:

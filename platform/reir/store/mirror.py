@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,7 @@ from reir.store.journal import (
     Change,
     Journal,
     JournalDamagedError,
+    JournalImage,
     delete_change,
     live_changes,
     put_change,
@@ -41,7 +42,7 @@ class Source(Protocol):
         """Dimension of its vectors."""
         ...
 
-    def difference(self, holders: Set[str]) -> str:
+    def difference(self, holders: Mapping[str, JournalImage]) -> str:
         """Say how photos that a journal has instances of differ from the stored; "" if not."""
         ...
 
@@ -109,7 +110,7 @@ class Mirror:
             with contextlib.suppress(FileNotFoundError, JournalDamagedError):  # a follower mends it
                 upstream = self._upstream(collection, source)
                 with contextlib.closing(Journal(upstream.path, source.dim())) as journal:
-                    size = sum(journal.sizes().values())
+                    size = sum(image.num_instances for image in journal.images().values())
                 upstream.check()
                 return size
         return self._follower(collection, source).count()
@@ -250,7 +251,8 @@ class _Upstream:
         with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
             for _ in journal.read():  # compares all checksums
                 pass
-            holders = {image_id for image_id, size in journal.sizes().items() if size}
+            images = journal.images()
+            holders = {key: image for key, image in images.items() if image.num_instances}
             if difference := self.source.difference(holders):
                 raise JournalDamagedError(difference)
             with contextlib.suppress(OSError):  # it will be compared again

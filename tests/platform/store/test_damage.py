@@ -109,6 +109,7 @@ def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
     changes: list[tuple[Callable[[], object], str]] = [
         (lambda: mirror.delete(name, DIM, ["s1", "s2"]), "2 photos were missing and 0 were"),
         (lambda: mirror.put(name, DIM, [make_image("s")]), "0 photos were missing and 1 were"),
+        (lambda: mirror.put(name, DIM, [make_image("s3", seed=1)]), "1 were of another content"),
         (lambda: cut_to_half(journal_of(directory)), "journal ends at byte"),
     ]
     for change, told in changes:

@@ -121,7 +121,7 @@ def test_a_cut_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImage
         with pytest.raises(JournalDamagedError):
             Journal(journal.path, DIM, to_write=True).append(delete("c"))
         with pytest.raises(JournalDamagedError):
-            journal.sizes()
+            journal.images()
 
 
 def test_damage_of_the_rows_is_noticed(journal: Journal, make_image: MakeImage) -> None:
@@ -199,7 +199,7 @@ def test_compaction_keeps_what_is_live(journal: Journal, make_image: MakeImage) 
     kept = [part for frame in frames for part in frame.change.parts()]
     assert {image.image_id: rows[:, 5:].tobytes() for image, rows in kept} == state
     assert len(kept) == len(state)
-    assert journal.sizes() == {image.image_id: image.num_instances for image, _ in kept}
+    assert journal.images() == {image.image_id: image for image, _ in kept}
     assert len(frames[-1].table) == sum(image.num_instances for image, _ in kept)
     assert len(frames[-1].table) < len(last.table)
     assert compacted.size < journal.size

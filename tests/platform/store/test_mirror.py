@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reir.records import IndexedImage
-from reir.store.journal import _STAMP, _START, Change, _end, _stamp, put_change
+from reir.store.journal import _STAMP, _START, Change, JournalImage, _end, _stamp, put_change
 from reir.store.mirror import Mirror
 from reir.store.names import instances_collection
 
@@ -32,9 +32,9 @@ class Stored:
     def dim(self) -> int:
         return DIM
 
-    def difference(self, holders: Set[str]) -> str:
+    def difference(self, holders: Mapping[str, JournalImage]) -> str:
         self.compared += 1
-        return "" if holders - self.cut_short == self.images.keys() else "others"
+        return "" if holders.keys() - self.cut_short == self.images.keys() else "others"
 
     def unfinished(self) -> Set[str]:
         return self.cut_short
