@@ -48,8 +48,9 @@ class Trained:
 
 def make_task(folder: Path) -> ClareTask:
     few = ("vision_layers", "text_layers", "encoder_layers")
+    own = ("vocabulary", "masks", "paper_parity")
     tiny = vars(tiny_clare_config(max_tokens=24, decoder_layers=2, **dict.fromkeys(few, 1)))
-    shape = {name: value for name, value in tiny.items() if name not in ("vocabulary", "masks")}
+    shape = {name: value for name, value in tiny.items() if name not in own}
     plain = {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0.0}
     config = ClareTrainConfig.model_validate(
         {
