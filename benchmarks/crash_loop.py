@@ -14,6 +14,8 @@ to be killed start by a true fork while this process has the store open, as Ray 
     audit.corruptions   times that something was damaged or moved away
     audit.silent_wrong  searches that ended with 0 and another answer than the reference, while no
                         run since the damage had said a warning or an error
+    audit.wrong_later   the same, where an earlier run since the damage had said something, and this
+                        search had not
     audit.self_aborts   runs that ended by a signal that was not sent, or with an error that is not
                         one of the platform's
     audit.hung          runs without an end in 150 s, which were killed then
@@ -60,6 +62,10 @@ ENCODE_S = 0.02
 """Of sleep for each photo, so that a kill finds the run at work."""
 NUM_QUERIES = 3
 TIMEOUT_S = 150.0
+COUNTED = (
+    *("kills", "corruptions", "silent_wrong", "wrong_later", "self_aborts", "hung"),
+    *("told", "healed", "made_anew", "runs"),
+)
 SAID = "said:"
 """Begins every warning and error of a run."""
 
@@ -106,7 +112,7 @@ class Loop:
         work: folder of photos and stores.
         rng: draws moments, victims and damage.
         figures: what was counted.
-        wrong: kind of damage -> silent wrong answers.
+        wrong: kind of damage -> wrong answers of searches that said nothing.
         aborts: what runs that ended by themselves said.
     """
 
@@ -182,11 +188,13 @@ class Loop:
 
     def check(self) -> bool:
         """Search; returns whether the answers are those of the reference."""
+        said_before, self.said = self.said, False
         answers = self.search()
         wrong = answers is not None and answers != self.reference
         if wrong and not self.said:
-            self.figures["silent_wrong"] += 1
+            self.figures["wrong_later" if said_before else "silent_wrong"] += 1
             self.wrong[self.damage] += 1
+        self.said = self.said or said_before
         return answers == self.reference
 
     def start(self, job: str) -> subprocess.Popen[str]:
@@ -323,11 +331,8 @@ def main() -> None:
         loop.kill_lite()
     for said in loop.aborts:
         print(said)
-    names = ("kills", "corruptions", "silent_wrong", "self_aborts", "hung", "told", "healed")
-    figures: dict[str, Any] = {f"audit.{name}": loop.figures[name] for name in names}
-    figures["audit.runs"] = loop.figures["runs"]
-    figures["audit.made_anew"] = loop.figures["made_anew"]
-    figures["audit.silent_wrong_by_damage"] = dict(loop.wrong)
+    figures: dict[str, Any] = {f"audit.{name}": loop.figures[name] for name in COUNTED}
+    figures["audit.wrong_by_damage"] = dict(loop.wrong)
     figures["audit.seconds"] = round(time.monotonic() - began_s, 1)
     for name, value in figures.items():
         print(f"{name:32} {value}")
