@@ -117,10 +117,11 @@ def _known(server: Server, key: str) -> dict[str, Any]:
     request = urllib.request.Request(f"{server.url}/v1/search", json.dumps(asked).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         hits = json.load(answer)["hits"]
+    stay = {hit["image_id"] for hit in hits[:KNOWN_PHOTOS]}
     return {
         "gallery": GALLERY,
-        "instances": [hit["instance_id"] for hit in hits[:KNOWN_PHOTOS]],
-        "images": [hit["image_id"] for hit in hits[KNOWN_PHOTOS:]],
+        "instances": [hit["instance_id"] for hit in hits if hit["image_id"] in stay],
+        "images": [hit["image_id"] for hit in hits if hit["image_id"] not in stay],
     }
 
 

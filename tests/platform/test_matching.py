@@ -13,14 +13,7 @@ from torch import Tensor
 
 from reir import matching
 from reir.losses import centre_size, generalised_iou
-from reir.matching import (
-    Targets,
-    cheapest_proposals,
-    focal_cost,
-    hungarian,
-    simota,
-    simota_cost,
-)
+from reir.matching import Targets, cheapest_proposals, focal_cost, hungarian, simota, simota_cost
 
 seeds = st.integers(0, 2**31 - 1)
 few = settings(max_examples=40, deadline=None)
@@ -403,9 +396,7 @@ def test_hungarian_is_the_best_of_all_assignments(seed: int, proposals: int, mos
 
 
 @pytest.mark.parametrize("spread", [0.0, 3.0])
-def test_giou_is_taken_of_few_of_many_proposals(
-    spread: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_giou_is_taken_of_few_proposals(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same proposals as by all of them, also where the first look sees too few."""
     logits, boxes, targets = random_case(5, layers=1, queries=3000, most=4)
     logits, boxes = spread * logits[0, ..., 0], boxes[0]
@@ -429,9 +420,7 @@ def test_giou_is_taken_of_few_of_many_proposals(
 
 
 @pytest.mark.parametrize("kind", ["any", "rounded", "alike", "points", "far", "no number"])
-def test_a_short_first_look_misses_no_cheap_proposal(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_first_look_misses_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against GIoU with all of them; also where costs are equal, or boxes have no area."""
     for seed in range(20):
         monkeypatch.setattr(matching, "FIRST_SEEN", 1 + seed % 10)
