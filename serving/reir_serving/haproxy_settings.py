@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 MARK_HEADER = "x-reir-server"
@@ -121,6 +121,40 @@ def mended(config: str, mark: str = "", host: str = "") -> str:
     if missing := _MENDED_SECTIONS - set(sections):
         raise ValueError(_UNKNOWN.format(sorted(missing)))
     lines += [f"frontend {_NOBODY}", f"    bind unix@{nobody}", f"    {_no_replica(mark)}"]
+    return "\n".join(lines) + "\n"
+
+
+def replicas_in(config: str) -> dict[str, list[str]]:
+    """Return the lines by which Ray names the replicas of each application, by its section."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in config.splitlines():
+        words = line.split()
+        if line.startswith("backend http-"):
+            section = line
+            found[section] = []
+        elif line and not line.startswith((" ", "#")):
+            section = ""
+        elif section and words[:1] == ["server"] and words[-1] != "backup":
+            found[section].append(line)
+    return found
+
+
+def with_replicas(config: str, last: Mapping[str, Sequence[str]]) -> str:
+    """Return Ray's settings in which an application without replicas keeps those that it had.
+
+    Ray leaves out a replica while it takes over other live settings, though it answers meanwhile.
+    One that is gone does not pass HAProxy's checks, so it is asked nothing.
+
+    Args:
+        config: as Ray has written it.
+        last: of the settings before, as `replicas_in` returns them.
+    """
+    named, lines = replicas_in(config), []
+    for line in config.splitlines():
+        lines.append(line)
+        if line in named and not named[line]:
+            lines += last.get(line, ())
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ Only the standard library, so that it starts fast. Knows no Ray.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -31,7 +32,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from reir_serving.haproxy_settings import admin_socket, inner_socket, mended
+from reir_serving.haproxy_settings import (
+    admin_socket,
+    inner_socket,
+    mended,
+    replicas_in,
+    with_replicas,
+)
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 MARK, HOST = "REIR_SERVE_MARK", "REIR_SERVE_HOST"  # see `environment.py`
@@ -96,7 +103,7 @@ class Keeper:
         Raises:
             ValueError: the settings are none that can be mended.
         """
-        config = call.config.read_text(encoding="utf-8")
+        config = _with_last_replicas(call.config)
         self._admin, self._replaced, self._is_ending = admin_socket(config), call.replaced, False
         self._inner = inner_socket(self._admin)
         self._file = call.config.with_suffix(f".{os.getpid()}.cfg")
@@ -156,6 +163,15 @@ class Keeper:
                 return True
             time.sleep(_ASK_EVERY_S)
         return False
+
+
+def _with_last_replicas(file: Path) -> str:
+    """Return Ray's settings with the replicas that they had, where they name none any more."""
+    config, memory = file.read_text(encoding="utf-8"), file.with_suffix(".json")
+    last = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    config = with_replicas(config, last)
+    memory.write_text(json.dumps(replicas_in(config)), encoding="utf-8")
+    return config
 
 
 class Administration(socketserver.ThreadingUnixStreamServer):

@@ -223,6 +223,34 @@ def test_only_replicas_of_this_server_answer(own_server: Path) -> None:
     asyncio.run(check())
 
 
+def test_replicas_that_ray_leaves_out_for_a_while_go_on(own_server: Path) -> None:
+    """As it does with each that takes over other live settings."""
+
+    async def check() -> None:
+        with replica() as own:
+            api = ray_api(own_server, [own], fallback=free_port())
+            async with running(api) as port:
+                assert (await asked(port))[0].status == 200
+                for _ in range(2):
+                    tell(api, [], fallback=free_port())
+                    await api.reload()
+                    for _ in range(20):
+                        assert (await asked(port))[0].status == 200
+                with replica() as other:
+                    tell(api, [other])
+                    await api.reload()
+                    assert set((await api.get_all_stats())["http-reir"]) == {
+                        f"replica-{other}",
+                        "nobody",
+                    }
+                    tell(api, [], fallback=free_port())
+                    await api.reload()
+                    assert (await asked(port))[0].status == 200
+                check_not_ready(*await asked(port))  # it is gone
+
+    asyncio.run(check())
+
+
 def test_a_replica_that_has_no_room_is_believed(own_server: Path) -> None:
     door = Door(Limits(ongoing=1, queued=0), Metrics())
     scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
