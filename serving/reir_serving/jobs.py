@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,12 @@ from reir_serving.environment import HOST, LOOPBACK
 LOCAL = "local"
 CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
 """What Ray Serve calls the actor that keeps replicas and HAProxy as they should be."""
+
+OWN_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "::1"}
+"""Where this machine reaches a server that listens on all of its addresses."""
+
+HEARD_WITHIN_S = 10.0
+"""How long HAProxy may take to hear of replicas; should it take longer, it says 503 meanwhile."""
 
 SYSTEM_CPUS = 1
 """CPUs beyond those of the replicas that Ray is told of, so that one more replica always fits."""
@@ -55,6 +64,8 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
         serve.start(http_options={"host": host, "port": config.port})
         with _told_plainly():
             serve.run(build_app(_laid_out(config, address)), name=APP, route_prefix="/")
+        if address == LOCAL:
+            _wait_for_haproxy(config)
         yield f"http://{_shown(config.host)}:{config.port}/"
     finally:
         with _without_echo():
@@ -63,6 +74,19 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
             else:
                 serve.delete(APP)
             ray.shutdown()
+
+
+def _wait_for_haproxy(config: ServeConfig) -> None:
+    """Wait until HAProxy knows of a replica, of which it hears a moment after Serve says ready."""
+    host = OWN_ADDRESS.get(config.host, config.host)
+    until_s = time.monotonic() + HEARD_WITHIN_S
+    while time.monotonic() < until_s:
+        line = HTTPConnection(host, config.port, timeout=HEARD_WITHIN_S)
+        with closing(line), suppress(OSError, HTTPException):
+            line.request("GET", "/healthz")
+            if line.getresponse().status != HTTPStatus.SERVICE_UNAVAILABLE:
+                return
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ Weight = Annotated[
         json_schema_extra={"anyOf": [{"exclusiveMinimum": 0}, {"exclusiveMaximum": 0}]},
     ),
 ]
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_K)]
+Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
 GalleryName = Annotated[
     str, Field(min_length=1, max_length=255, json_schema_extra={"format": "gallery"})
 ]

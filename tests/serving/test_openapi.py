@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from reir.query import MAX_TERMS
+from reir.query import MAX_K, MAX_TERMS
 from reir.text import DEFAULT_MAX_CHARS
 from reir_serving.app import create_app
 from reir_serving.config import ServeConfig
@@ -93,6 +93,8 @@ def test_the_limits_of_the_document_are_those_of_the_library(client: TestClient)
     asked = schemas["SearchRequest"]["properties"]
     assert asked["expression"]["maxLength"] == DEFAULT_MAX_CHARS
     assert asked["also"]["maxItems"] == MAX_TERMS - 1
+    for name in ("k", "per_image"):
+        assert (asked[name]["minimum"], asked[name]["maximum"]) == (1, MAX_K)
     assert f'maxlength="{DEFAULT_MAX_CHARS}"' in client.get("/").text
     also = [{"expression": "blue"}] * (MAX_TERMS - 1)
     text = "x" * DEFAULT_MAX_CHARS
