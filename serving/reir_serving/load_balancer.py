@@ -168,7 +168,9 @@ class Keeper:
 def _with_last_replicas(file: Path) -> str:
     """Return Ray's settings with the replicas that they had, where they name none any more."""
     config, memory = file.read_text(encoding="utf-8"), file.with_suffix(".json")
-    last = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() else {}
+    last: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError):  # the first time, or cut short: Ray's list alone counts
+        last = json.loads(memory.read_text(encoding="utf-8"))
     config = with_replicas(config, last)
     memory.write_text(json.dumps(replicas_in(config)), encoding="utf-8")
     return config
