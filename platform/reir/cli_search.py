@@ -251,7 +251,10 @@ def _footer(result: SearchResult) -> Text:
     num = len(result.hits)
     found = f"{num} hit{'' if num == 1 else 's'}" if num else "Nothing found"
     times = ", ".join(f"{stage} {ms:.0f}" for stage, ms in result.timings_ms.items())
-    parts = [f"{found} in gallery {result.gallery}, version {result.version}", f"{times} ms"]
+    parts = [f"{found} in gallery {result.gallery}, version {result.version}"]
+    if result.presence is not None:
+        parts.append(f"the chance that it is there is {_percent(result.presence)}")
+    parts.append(f"{times} ms")
     if result.degraded:
         parts.append("without " + ", ".join(result.degraded))
     return Text("; ".join(parts), style="dim")

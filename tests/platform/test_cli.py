@@ -267,6 +267,7 @@ def test_search_says_when_it_is_not_there(
     there = terminal.run("search", "red left tall", "--gallery", "photos").splitlines()
     assert there[0].split()[:3] == ["#", "score", "presence"]
     assert there[1].split()[3] == "%"
+    assert "; the chance that it is there is " in there[-1]
     absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
     assert absent[0].startswith("Not found: with a probability of 100 % it is not there")
     calibration = replace(
