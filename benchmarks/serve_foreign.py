@@ -7,6 +7,7 @@ replica of the first is killed as soon as it is there, while clients without a k
 that they may get is its own refusal (401) or 503 with `Retry-After`.
 
     serve.foreign_answers      answers that were anything else
+    serve.foreign_cut          requests without a whole answer, whose replica was killed at it
     serve.foreign_requests     answers in all
     serve.foreign_killed       replicas killed
 
@@ -19,6 +20,7 @@ Then HAProxy itself is killed, again and again.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import signal
@@ -41,6 +43,8 @@ from reir_serving.keys import new_key
 
 CLIENTS, TIMEOUT_S, BACK_TIMEOUT_S = 4, 10.0, 60.0
 PROBLEM = "application/problem+json"
+CUT = "no answer: "
+"""Begins what is counted where nobody listens, or where who answers is killed at it."""
 
 
 def main() -> None:
@@ -73,8 +77,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found, killed = without_replicas(server, arguments.seconds)
         back_s, unexplained = without_haproxy(beside, arguments.kills)
     allowed = {"401", "503"}
+    cut = {what for what in found if what.startswith(CUT)}
     return {
-        "serve.foreign_answers": sum(n for what, n in found.items() if what not in allowed),
+        "serve.foreign_answers": sum(n for what, n in found.items() if what not in allowed | cut),
+        "serve.foreign_cut": sum(found[what] for what in cut),
         "serve.foreign_requests": found.total(),
         "serve.foreign_statuses": dict(found),
         "serve.foreign_killed": killed,
@@ -114,13 +120,22 @@ def answer_of(url: str) -> str:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             return f"{answer.status}"
     except urllib.error.HTTPError as error:
-        if error.headers["content-type"] != PROBLEM or json.load(error)["status"] != error.code:
-            return f"{error.code} without a problem"
-        if error.code == 503 and not error.headers["retry-after"]:
-            return "503 without Retry-After"
-        return f"{error.code}"
-    except OSError as error:
-        return type(getattr(error, "reason", error)).__name__
+        return _refusal(error)
+    except (OSError, http.client.HTTPException) as error:
+        return CUT + type(getattr(error, "reason", error)).__name__
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    """Return the status of a refusal, with what is wrong about it."""
+    try:
+        said = error.read()
+    except http.client.HTTPException as cut:
+        return CUT + type(cut).__name__
+    if error.headers["content-type"] != PROBLEM or json.loads(said)["status"] != error.code:
+        return f"{error.code} without a problem"
+    if error.code == 503 and not error.headers["retry-after"]:
+        return "503 without Retry-After"
+    return f"{error.code}"
 
 
 def without_haproxy(server: Server, kills: int) -> tuple[list[float], int]:
@@ -131,8 +146,7 @@ def without_haproxy(server: Server, kills: int) -> tuple[list[float], int]:
         os.kill(pid, signal.SIGKILL)
         killed_s = time.monotonic()
         while (answer := answer_of(f"{server.url}/v1/galleries")) != "200":
-            refused = answer.endswith("Error")  # nobody listens, or the connection is cut
-            unexplained += answer != "503" and not refused
+            unexplained += answer != "503" and not answer.startswith(CUT)
             if time.monotonic() > killed_s + BACK_TIMEOUT_S:
                 break
             time.sleep(0.01)
