@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from _vectors import (
 from reir.records import FloatArray
 from reir.store import open_store
 from reir.store.filters import parse
-from reir.store.journal import Change
+from reir.store.journal import Change, JournalImage
 from reir.store.lite_server import LiteServer
 from reir.store.mirror import Mirror
 from reir.store.names import instances_collection
@@ -117,7 +117,7 @@ class JournalAlone:
         """Dimension of the vectors."""
         return self._dim
 
-    def difference(self, holders: Set[str]) -> str:  # noqa: ARG002 - of a contract
+    def difference(self, holders: Mapping[str, JournalImage]) -> str:  # noqa: ARG002 - of a contract
         """None."""
         return ""
 
