@@ -135,7 +135,8 @@ UNSAID: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "a batch must not ask for more than the settings of the server allow": _is_too_much,
     "an instance, an expression and 15 more terms are one too many": _has_too_many_terms,
 }
-"""Why valid requests are not sent -> whether a body is one of them."""
+"""Requests that the document calls valid but the server must refuse. Each reason maps to a function
+that tells whether a request body is such a case; the benchmark does not send it."""
 
 
 def _has_boolean_as_text(body: Mapping[str, Any]) -> bool:
@@ -151,7 +152,8 @@ LENIENT: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "a form holds text only, so 1, 0, yes and no are booleans too": _has_boolean_as_text,
     "in a form an empty field is as none, and a list is as many fields": _has_no_text,
 }
-"""Why requests that the document calls invalid are not sent -> whether a body is one of them."""
+"""Requests that the document calls invalid but the server accepts. Each reason maps to a function
+that tells whether a request body is such a case; the benchmark does not send it."""
 
 
 KEPT = "a photo is not deleted whose instances later requests name"
@@ -177,13 +179,13 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
 
 
 def _is_wrong(case: Any) -> bool:
-    """Whether a request is meant to be refused."""
+    """Return whether schemathesis expects the server to refuse this request."""
     return case.meta is not None and case.meta.generation.mode is GenerationMode.NEGATIVE
 
 
 @schemathesis.hook
 def filter_case(_context: Any, case: Any) -> bool:
-    """Whether a request is sent."""
+    """Return whether schemathesis should send this request."""
     if case.method == "DELETE" and _is_named_later(case.path_parameters.get("image_id")):
         return False
     body = case.body if isinstance(case.body, Mapping) else {}

@@ -57,7 +57,7 @@ from reir_ingestion.testing import write_scenes
 GALLERY = "loop"
 NUM_PHOTOS = 40
 FORGOTTEN = 24
-"""Photos that a run which is killed has to index."""
+"""Number of photos deleted before a run, so that the run has work to do when it is killed."""
 ENCODE_S = 0.02
 """Of sleep for each photo, so that a kill finds the run at work."""
 NUM_QUERIES = 3
@@ -198,7 +198,7 @@ class Loop:
         return answers == self.reference
 
     def start(self, job: str) -> subprocess.Popen[str]:
-        """Start a child by a true fork."""
+        """Start a child process with a real `fork`, not `vfork`."""
         paths = [str(self.work / "photos"), str(self.store)]
         return subprocess.Popen(
             [sys.executable, __file__, "--drive", job, *paths],
@@ -263,7 +263,7 @@ class Loop:
             os.truncate(path, self.rng.randrange(path.stat().st_size))
 
     def put_back(self) -> None:
-        """Put back a copy of the readers' files from when they had fewer photos."""
+        """Replace the readers' files with an older copy, made when the gallery had fewer photos."""
         copy = self.work / "copy"
         with suppress(ReirError), closing(open_store(str(self.store), patient=False)) as store:
             version = store.live_version(GALLERY)

@@ -40,7 +40,10 @@ from reir_training.calibration import (
 
 
 def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
-    """Print and return how the file does, beside a refit and a threshold on the score alone."""
+    """Print and return the figures of the shipped calibration and of its two baselines.
+
+    The baselines are a calibration fitted anew and a threshold on the score alone.
+    """
     scores = Trials(trials.features[:, :1], trials.labels, trials.groups)
     ways = {
         "": said_by(shipped, trials),

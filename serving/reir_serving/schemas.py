@@ -17,7 +17,7 @@ from reir.text import DEFAULT_MAX_CHARS as MAX_EXPRESSION
 
 MAX_BATCH, MAX_CURSOR = 100, 2048
 MAX_ALSO = MAX_TERMS - 1
-"""Terms beside the first one."""
+"""Maximum number of terms in `also`, which come after the first term."""
 
 
 def _whole(value: object) -> object:
@@ -95,7 +95,7 @@ class TermIn(Request):
 class Options(Request):
     """What every kind of search can be told."""
 
-    k: Count = Field(10, description="Most hits; a server may default to others.")
+    k: Count = Field(10, description="Maximum number of hits. A server can be configured with another default.")
     per_image: Count = Field(1, description="Most hits of one photo.")
     where: Where | None = Field(
         None,
@@ -166,7 +166,7 @@ class SimilarRequest(Options):
     )
     min_presence: Side = Field(
         0.0,
-        description="Of a single expression only: must be 0 here.",
+        description="Must be 0: presence is only known for a query of one expression.",
         json_schema_extra={"maximum": 0},
     )
 

@@ -136,7 +136,10 @@ def shared_photos(
 
 
 def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -> None:
-    """Write the tables unless they are there; one process of a machine does, the others wait."""
+    """Write the tables if they do not exist yet.
+
+    One process of each machine writes them; the others wait for it.
+    """
     folder = paths[TRAIN].parent
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
@@ -178,7 +181,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fingerprint(config: DataConfig, masks: bool) -> str:
-    """Name what the photos follow from: the settings, and the annotation files as they are now."""
+    """Return a fingerprint of the settings and the current annotation files."""
     settings = config.model_dump_json(include=set(DataConfig.model_fields))
     parts = [settings, str(masks)]
     for source in (*config.data, *config.evaluation):

@@ -89,7 +89,7 @@ def load_towers(model: Clare, name_or_path: str) -> None:
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """Return the tokenizer of public towers, as a checkpoint keeps it.
+    """Load the tokenizer of pretrained towers, in the form that a checkpoint stores.
 
     Those of SigLIP come as a SentencePiece model; the result gives the same tokens without it.
 

@@ -126,7 +126,7 @@ def no_import(address: str) -> ConfigError:
 
 
 def cannot_be_written(address: str, why: str) -> StoreError:
-    """Return the error for a change of a store in a folder that cannot be written."""
+    """Return the error for an attempt to change a store whose folder is read-only."""
     return StoreError(
         f"store at {address} can be searched but not changed: its folder cannot be written "
         f"({why}); make it writable, or name another one with --store"
