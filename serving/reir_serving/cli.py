@@ -169,11 +169,11 @@ def _check_gallery(store: InstanceStore, name: str, encoder: str | None) -> None
 
 
 def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
-    """Serve until a signal says to end; SIGHUP has the section `live` of a file read again.
+    """Serve until a signal says to stop; SIGHUP reloads the section `live` of the config file.
 
     Raises:
-        ReirError: it does not start, or has ended without being told to.
-        ModuleNotFoundError: it needs a package that is not installed.
+        ReirError: the server could not start, or exited unexpectedly.
+        ModuleNotFoundError: the server needs a package that is not installed.
     """
     from reir_serving.environment import own_folder
     from reir_serving.supervisor import Report, Server, ready_address
@@ -185,7 +185,7 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
         with messages().status("starting"):
             event = heard.get()
         if isinstance(event, int):
-            return  # nobody was answered yet, so nothing has to be finished
+            return  # not ready yet, so there are no requests to finish
         address = ready_address(event)
         if as_json:
             print_json({"address": address, "pid": os.getpid()})
@@ -196,21 +196,21 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
                 _reload(server, file)
             elif isinstance(event, Report):
                 messages().print(event.said)
-            else:  # SIGHUP without a file: the terminal is closed
+            else:  # SIGHUP without a config file: the terminal was closed
                 break
-        messages().print("answering what is under way")
+        messages().print("stopping: finishing open requests")
         server.stop(config.drain_s)
 
 
 def _reload(server: Server, file: Path) -> None:
-    """Apply the section `live` of the config file as it is now."""
+    """Read the config file again and apply its section `live`."""
     from reir.config import load_config
     from reir_serving.config import ServeConfig
 
     try:
         server.change(load_config(ServeConfig, file).live)
-    except ConfigError as error:  # what runs goes on as it is
-        messages().print(f"not changed: {error}")
+    except ConfigError as error:  # the server keeps its settings
+        messages().print(f"settings not reloaded: {error}")
 
 
 def _overrides(replicas: str | None) -> list[str]:

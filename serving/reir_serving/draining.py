@@ -1,10 +1,11 @@
-"""HAProxy finishes what it has, and ends: no new connections, no answer cut.
+"""Drains HAProxy: it accepts no new connections, finishes open requests, and exits.
 
-Told to stop softly, HAProxy closes its ports at once and ends every connection with the answer to
-the next request on it. A connection that stays idle would keep it until a time-out, so it is asked
-what is under way: on a line that was open before, since it takes no new ones any more.
+On a soft stop (SIGUSR1), HAProxy closes its ports at once and closes each connection after the
+answer to the next request on it. An idle connection would keep HAProxy running until a timeout, so
+`drain` asks it how many requests are open and kills it once there are none. It asks over an
+administration connection opened before the soft stop, because HAProxy accepts none afterwards.
 
-Knows no Ray.
+Does not import Ray.
 """
 
 from __future__ import annotations
@@ -22,23 +23,25 @@ from pathlib import Path
 from reir_serving.processes import Reader, is_running, with_settings_in
 
 HAPROXY = "haproxy"
-"""The program; others that read the same settings watch over it, and end with it."""
+"""Name of HAProxy's executable. Other processes started with the same settings file (the load
+balancer's keeper) only supervise HAProxy, and exit with it."""
 
 POLL_S = 0.1
 QUIET_POLLS = 5
-"""So often in a row nothing may be under way before idle connections are closed: a client that asks
-as soon as it has its answer hears with the next answer that it was the last."""
+"""Number of consecutive polls that must find no open request before idle connections are closed.
+This gives a client that sends its next request right after an answer time to send it; that answer
+then tells it that the connection closes."""
 
 _TIMEOUT_S = 5.0
 _PROMPT = b"\n> "
 
 
 def drain(folder: Path, within_s: float) -> None:
-    """End the HAProxies of a server, those too that Ray Serve starts meanwhile.
+    """Drain and stop all HAProxy processes of a server, even those that Ray Serve starts meanwhile.
 
     Args:
-        folder: where their settings lie.
-        within_s: what is still under way then is cut.
+        folder: folder of their settings files.
+        within_s: seconds that open requests may take; those still open after that are aborted.
     """
     deadline_s, quiet = time.monotonic() + within_s, 0
     with ExitStack() as opened:
@@ -60,13 +63,13 @@ def drain(folder: Path, within_s: float) -> None:
 def _listen(
     newcomers: Mapping[int, Reader], lines: dict[int, Line | None], opened: ExitStack
 ) -> None:
-    """Open a line to each HAProxy, while it still takes one.
+    """Open an administration connection to each new HAProxy while it still accepts one.
 
     Args:
-        newcomers: processes that read settings.
-        lines: gets those of the HAProxies among them; None for one that another had replaced
-            before, and that ends by itself.
-        opened: closes the lines.
+        newcomers: new processes, HAProxy or not, with a settings file in the folder.
+        lines: receives the connections, by process id; None for a HAProxy that another one has
+            already replaced, which exits by itself.
+        opened: closes the connections at the end.
     """
     for pid, each in newcomers.items():
         if each.program == HAPROXY:
@@ -77,39 +80,39 @@ def _listen(
 
 
 class Line:
-    """A connection to the administration of one HAProxy.
+    """A connection to the administration socket of one HAProxy.
 
     Attributes:
-        pid: of that HAProxy.
+        pid: process id of that HAProxy.
     """
 
     def __init__(self, address: str) -> None:
         """Connect to the socket at `address`.
 
         Raises:
-            OSError: nobody answers there.
+            OSError: no HAProxy answers there.
         """
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(_TIMEOUT_S)
             self._socket.connect(address)
-            self._ask("prompt")  # without it HAProxy takes one command only
+            self._ask("prompt")  # otherwise HAProxy closes the connection after one command
             self.pid = int(re.findall(r"^Pid: (\d+)", self._ask("show info"), re.MULTILINE)[0])
         except (OSError, IndexError) as error:
             self._socket.close()
             raise OSError(f"no HAProxy answers at {address}: {error}") from error
 
     def num_requests(self) -> int:
-        """Return how many requests wait or are being answered.
+        """Return how many requests are waiting or being answered.
 
         Raises:
-            OSError: it has ended.
+            OSError: HAProxy has exited.
         """
         rows = csv.DictReader(self._ask("show stat").lstrip("# \n").splitlines())
         return sum(int(row["scur"]) for row in rows if row["svname"] == "BACKEND")
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def _ask(self, command: str) -> str:
@@ -118,7 +121,7 @@ class Line:
         while not answer.endswith(_PROMPT):
             part = self._socket.recv(1 << 16)
             if not part:
-                raise ConnectionResetError("hung up")
+                raise ConnectionResetError("HAProxy closed the connection")
             answer += part
         return answer.removesuffix(_PROMPT).decode()
 
@@ -133,7 +136,7 @@ def _is_busy(pid: int, line: Line | None) -> bool:
 
 
 def _address_in(settings: Path) -> str:
-    """Where a HAProxy of these settings is administrated; empty where it is not known."""
+    """Return the administration socket named in a settings file; empty if there is none."""
     with suppress(OSError):
         found = re.search(r"^\s+stats socket (\S+)", settings.read_text(), re.MULTILINE)
         return found[1] if found else ""

@@ -20,17 +20,20 @@ from reir.cores import num_cores
 from reir.errors import ConfigError
 
 MARK = "REIR_SERVE_MARK"
-"""A secret of one server, that its proxy and its replicas know each other by; without it they take
-each other for what Ray says."""
+"""Variable with the secret by which the proxy and the replicas of one server recognize each other.
+If it is not set, they do not check."""
 
 HOST, LOOPBACK = "REIR_SERVE_HOST", "127.0.0.1"
-"""Where HAProxy serves; without the variable it is where Ray says, as replicas do."""
+"""Variable with the address that HAProxy listens on, and the loopback address. If it is not set,
+HAProxy listens on the address in Ray's settings, as the replicas do."""
 
 CONNECTIONS = 16_384
-"""Of all clients together, where that many files may be open: two each, and some."""
+"""Connection limit for all clients together, if the limit of open files allows it
+(`max_connections`)."""
 
 FIRST_PORT, PAST_PORTS, PORTS = 20_000, 32_000, 200
-"""Where blocks of ports are taken: below those that the system gives to connections."""
+"""Range from which servers take blocks of ports (`PAST_PORTS` excluded), and the size of a block.
+It lies below the ports that the system assigns to outgoing connections."""
 
 SWITCHES: Mapping[str, str] = {
     # HAProxy in place of Serve's own proxy: several times the throughput.
@@ -45,16 +48,16 @@ SWITCHES: Mapping[str, str] = {
     # A request can only be sent again while HAProxy holds all of it.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
-    # One that is only slow, because another one starts beside it, stays in.
+    # A replica that is only slow, because another one is starting, stays in use.
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
     # A line of log for each request, parsed in Python on the cores that should answer; what is
     # counted there our own metrics count as well.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # Of a client that neither sends nor reads, whatever it is about to.
+    # Timeout for a client that neither sends nor reads anything.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # No two processes may listen on one port: either would answer for the other.
+    # Two processes must not share a port: either would answer requests meant for the other.
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
-    # Serve starts what looks after HAProxy anew when three of its questions were not answered.
+    # Serve restarts the actor that manages HAProxy after three failed health checks.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # What finds no room is refused before Ray has spent anything on it.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reir_serving.early:middlewares",
@@ -70,12 +73,13 @@ SWITCHES: Mapping[str, str] = {
 _claimed: list[socket.socket] = []
 
 LONGEST_FOLDER = 28
-"""Characters of the folder's path: the system takes some 100 for a socket below it."""
+"""Maximum length of the folder's path in characters: the path of a socket in one of its subfolders
+is limited to about 100."""
 
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """Make a folder for one server, and remove it with all that is in it."""
+    """Create a temporary folder for one server; at the end, delete it with its contents."""
     parent = Path(tempfile.gettempdir())
     if len(str(parent / "reir-12345678")) > LONGEST_FOLDER:
         parent = Path("/tmp")
@@ -86,13 +90,14 @@ def own_folder() -> Iterator[Path]:
 
 
 def settings(folder: Path) -> dict[str, str]:
-    """Return the variables of one server on this machine, those set already left out.
+    """Return the environment variables of one server, without those that are set already.
 
     Args:
-        folder: of this server alone: HAProxy's files, and the figures of all its processes.
+        folder: folder that only this server uses, for HAProxy's files and the metrics of all its
+            processes.
 
     Raises:
-        ConfigError: there is no room for another server.
+        ConfigError: no block of ports is free.
     """
     cores, port = num_cores(), claim_ports()
     wanted = {
@@ -114,18 +119,18 @@ def settings(folder: Path) -> dict[str, str]:
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
     }
     if not os.environ.get("RAY_ADDRESS"):
-        # A Ray of this machine alone takes the loopback address for its own, so that its control
-        # and its exporters listen there only. (Ray's name for it comes from where it does so by
-        # default.)
+        # Have a local Ray use the loopback address, so that its control services and metrics
+        # exporters are not reachable from other machines. (This is Ray's default on Windows and
+        # macOS, hence the name of the variable.)
         wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def apply(folder: Path) -> None:
-    """Set the variables in this process, whose children inherit them; before Ray is imported.
+    """Set the variables for this process and its children; call this before importing Ray.
 
     Raises:
-        ConfigError: there is no room for another server.
+        ConfigError: no block of ports is free.
     """
     program = folder / "balancer"
     command = f"{shlex.quote(sys.executable)} -P -m reir_serving.load_balancer"
@@ -135,12 +140,13 @@ def apply(folder: Path) -> None:
 
 
 def claim_ports() -> int:
-    """Return the first of `PORTS` ports that no other server of this machine takes.
+    """Reserve a block of `PORTS` ports and return the first one.
 
-    Whoever holds the first port has them all, as long as its process lives.
+    The process binds the first port for as long as it runs, which reserves the whole block against
+    other servers on this machine.
 
     Raises:
-        ConfigError: all are taken.
+        ConfigError: no block is free.
     """
     for port in range(FIRST_PORT, PAST_PORTS, PORTS):
         claim = socket.socket()
@@ -152,12 +158,16 @@ def claim_ports() -> int:
         _claimed.append(claim)
         return port
     raise ConfigError(
-        f"no block of {PORTS} ports from {FIRST_PORT} to {PAST_PORTS} is left: end other servers"
+        f"no block of {PORTS} free ports is left between {FIRST_PORT} and {PAST_PORTS}; "
+        "stop another server first"
     )
 
 
 def max_connections() -> int:
-    """Return how many clients may be connected: as many as this process may open files for."""
+    """Return the connection limit: `CONNECTIONS`, or less if few open files are allowed.
+
+    HAProxy needs two open files for each connection, and some for itself.
+    """
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most_files == resource.RLIM_INFINITY:
         return CONNECTIONS
@@ -165,7 +175,7 @@ def max_connections() -> int:
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port of this machine that nobody listens on just now."""
+    """Return a port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -95,7 +95,10 @@ class Gate:
         except KeysUnusable as error:
             if not is_needed:
                 return NOBODY
-            said = "the keys of this server cannot be checked; its operator has to look"
+            said = (
+                "this server cannot check API keys at the moment; "
+                "try again later, or tell the server's operator"
+            )
             raise Refused(KEYS_UNUSABLE, said, retry_after_s=RETRY_KEYS_S) from error
         if caller is None:
             if not is_needed:

@@ -1,11 +1,11 @@
-"""Ray Serve's settings of HAProxy, mended.
+"""Adjusts the HAProxy settings that Ray Serve writes.
 
-As Ray writes them, a client may take an hour for a request, a proxy that all servers of a machine
-share answers where no replica is left, whatever listens at the port of a replica that has gone is
-believed, and errors are plain text. `mended` adds to each section what we want, and takes out what
-we do not.
+With Ray's own settings, a client may take an hour to send a request; when no replica is left,
+requests go to a proxy that all servers on a machine share; HAProxy trusts whatever process listens
+on the port of a replica that has exited; and errors are plain text. `mended` adds our lines to each
+section and removes the lines of Ray's that we do not want.
 
-Only the standard library: see `load_balancer.py`.
+Uses only the standard library, for the reason given in `load_balancer.py`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 MARK_HEADER = "x-reir-server"
-"""With the secret of one server (`environment.MARK`). Its proxy sends it along and takes no answer
-without it; its replicas do the same with requests (`early.py`)."""
+"""Header with the secret of one server (`environment.MARK`). HAProxy adds it to each request and
+rejects answers without it; replicas add it to each answer and reject requests without it
+(`early.py`)."""
 
 PATIENCE_S = 10
-"""How long the header of a request may take, and then its body, or the first 64 kB of that."""
+"""Timeout in seconds for the header of a request, and again for its body or its first 64 kB."""
 
 SHARE_OF_ONE_SOURCE = 2
-"""One address may have a half of all connections, so that there is always room for others."""
+"""Connection limit of one client address: the total divided by this number. So one address cannot
+use up all connections."""
 
 _MENDED_SECTIONS = {"defaults", "frontend http_frontend", "backend default_backend", "listen stats"}
-_UNKNOWN = "Ray's settings of HAProxy lack {}; constraints.txt names the Ray that this is made for"
+_UNKNOWN = (
+    "Ray's HAProxy settings lack {}; install the version of Ray that constraints.txt specifies"
+)
 
 RETRY_AFTER_S = 1
 
 
 def problem(status: int, name: str, title: str, detail: str) -> str:
-    """Return what HAProxy says by itself, as the setting for one status: see `problems.py`.
+    """Return the setting for an error answer that HAProxy gives itself, as `problems.py` does.
 
-    The request id is one of HAProxy's, since the request has not come to a replica.
+    HAProxy generates the request id, because the request has not reached a replica.
     """
     body = {
         "type": f"/problems/{name}",
@@ -53,7 +57,7 @@ def problem(status: int, name: str, title: str, detail: str) -> str:
 
 
 _NOT_READY = problem(
-    503, "not-ready", "Not ready", "no replica of this server answers just now; try again"
+    503, "not-ready", "Not ready", "no replica of this server is available; try again in a moment"
 )
 _PROBLEMS = {
     400: problem(400, "bad-request", "The request cannot be read", "the request cannot be read"),
@@ -62,15 +66,15 @@ _PROBLEMS = {
         408,
         "request-timeout",
         "The request came too slowly",
-        f"the body, or the first 64 kB of it, was not there after {PATIENCE_S} s",
+        f"the body, or the first 64 kB of it, did not arrive within {PATIENCE_S} s; send it faster",
     ),
-    500: problem(500, "internal", "Internal error", "it is logged by the proxy"),
+    500: problem(500, "internal", "Internal error", "the proxy failed; the error is in its log"),
     502: _NOT_READY,
     503: _NOT_READY,
     504: _NOT_READY,
 }
-"""Status of HAProxy -> what it says. To a request that cannot be parsed it says in words of its own
-that it is bad; nothing can be set for that."""
+"""HTTP status of HAProxy -> its error answer. For a request that HAProxy cannot parse it uses a
+fixed answer of its own, which no setting changes."""
 
 _DEFAULTS = [
     "unique-id-format %[uuid]",
@@ -81,33 +85,36 @@ _DEFAULTS = [
     "timeout client-fin 5s",
 ]
 _WHOLE_BODY = f"http-request wait-for-body time {PATIENCE_S}s"
-"""A replica sees a request when all of it is there, so one that trickles in takes no place; of one
-that does not fit into HAProxy's buffer the first 64 kB have to come in this time."""
+"""HAProxy forwards a request only once its whole body has arrived, so a slow upload does not occupy
+a replica. If the body does not fit into HAProxy's buffer, its first 64 kB must arrive in time."""
 
 _NO_UPGRADE = "http-request del-header upgrade"
-"""No other protocol is spoken; uvicorn would leave HTTP for it, and what we add to that."""
+"""Protocol upgrades (such as WebSocket) are not supported. On such a request uvicorn would switch
+to another protocol class, which does not have the checks that `early.py` adds."""
 
 _NOBODY = "nobody"
-"""What stands in where no replica is left: HAProxy itself, behind a socket. Else a request whose
-replica dies ends with a closed connection, where the one to the replica had been used before."""
+"""Name of the backup server for when no replica is left: HAProxy itself, on a socket. Without it,
+HAProxy would just close the client's connection when a replica dies during a request that was sent
+over a reused connection."""
 
 _ONE_REQUEST_ID = (
     "http-response set-header x-request-id %[res.fhdr(x-request-id,1)]"
     " if { res.hdr_cnt(x-request-id) gt 1 }"
 )
-"""Ours and the one that Ray adds are the same id."""
+"""Removes the second header: both we and Ray add the request id, and the two are the same."""
 
 
 def mended(config: str, mark: str = "", host: str = "") -> str:
-    """Return Ray's settings of HAProxy with ours.
+    """Return Ray's HAProxy settings with our adjustments.
 
     Args:
-        config: as Ray has written it.
-        mark: secret of this server; empty believes every replica that Ray names.
-        host: where to serve; empty takes what Ray says.
+        config: settings as Ray wrote them.
+        mark: secret of this server; if empty, every replica in Ray's settings is trusted.
+        host: address to listen on; empty keeps the one in Ray's settings.
 
     Raises:
-        ValueError: what should be mended is not found: Ray writes something else by now.
+        ValueError: a section or setting to adjust is missing, because this version of Ray writes
+            different settings.
     """
     has_apps = bool(re.search(r"^ +use_backend ", config, re.MULTILINE))
     most, nobody = int(_setting(config, "maxconn")), admin_socket(config).with_name(_NOBODY)
@@ -115,7 +122,7 @@ def mended(config: str, mark: str = "", host: str = "") -> str:
     for line in config.splitlines():
         if line and not line.startswith((" ", "#")):
             sections.append(line)
-            lines += [line, *(f"    {each}" for each in _ours(line, most, nobody, mark))]
+            lines += [line, *(f"    {each}" for each in _additions(line, most, nobody, mark))]
         elif (kept := _kept(line, sections[-1], host, has_apps=has_apps)) is not None:
             lines.append(kept)
     if missing := _MENDED_SECTIONS - set(sections):
@@ -125,7 +132,7 @@ def mended(config: str, mark: str = "", host: str = "") -> str:
 
 
 def replicas_in(config: str) -> dict[str, list[str]]:
-    """Return the lines by which Ray names the replicas of each application, by its section."""
+    """Return the lines of Ray's settings that name replicas, by the application's section."""
     found: dict[str, list[str]] = {}
     section = ""
     for line in config.splitlines():
@@ -141,14 +148,14 @@ def replicas_in(config: str) -> dict[str, list[str]]:
 
 
 def with_replicas(config: str, last: Mapping[str, Sequence[str]]) -> str:
-    """Return Ray's settings in which an application without replicas keeps those that it had.
+    """Return Ray's settings in which an application without replicas keeps its previous ones.
 
-    Ray leaves out a replica while it takes over other live settings, though it answers meanwhile.
-    One that is gone does not pass HAProxy's checks, so it is asked nothing.
+    Ray leaves a replica out while it applies new live settings, although it still answers. A
+    replica that has exited fails HAProxy's health checks, so it gets no requests.
 
     Args:
-        config: as Ray has written it.
-        last: of the settings before, as `replicas_in` returns them.
+        config: settings as Ray wrote them.
+        last: replicas in the previous settings, as returned by `replicas_in`.
     """
     named, lines = replicas_in(config), []
     for line in config.splitlines():
@@ -164,23 +171,26 @@ def _no_replica(mark: str) -> str:
 
 
 def admin_socket(config: str) -> Path:
-    """Where Ray asks HAProxy, by its settings.
+    """Return the administration socket that Ray queries, as named in its settings.
 
     Raises:
-        ValueError: they do not say.
+        ValueError: the settings name none.
     """
     return Path(_setting(config, "stats socket"))
 
 
 def inner_socket(admin: Path) -> Path:
-    """Where HAProxy answers; the path is short, since one of a socket has at most 107 bytes."""
+    """Return HAProxy's own administration socket.
+
+    Its name is short because the path of a socket has at most 107 bytes.
+    """
     return admin.with_name("inner")
 
 
-def _ours(section: str, most: int, nobody: Path, mark: str) -> Iterable[str]:
-    """Return what we add at the head of a section."""
+def _additions(section: str, most: int, nobody: Path, mark: str) -> Iterable[str]:
+    """Return the lines to add at the start of a section."""
     if section == "global":
-        return ["maxpipes 100"]  # else a quarter of all connections, and files to open for them
+        return ["maxpipes 100"]  # the default, a quarter of maxconn, would need many open files
     if section == "defaults":
         return _DEFAULTS
     if section == "frontend http_frontend":
@@ -188,10 +198,10 @@ def _ours(section: str, most: int, nobody: Path, mark: str) -> Iterable[str]:
             "stick-table type ipv6 size 100k expire 60s store conn_cur",
             "tcp-request connection track-sc0 src",
             f"tcp-request connection reject if {{ sc0_conn_cur gt {most // SHARE_OF_ONE_SOURCE} }}",
-            # A header that never ends: HAProxy's own words cannot be changed there, so none.
+            # When the header times out, HAProxy can only send its own fixed answer: send none.
             "errorfile 408 /dev/null",
-            # A replica that goes while it answers is as good as none: the same request may be sent
-            # again, and our clients do that for this status.
+            # A replica that exits while it answers counts as unavailable: the request may be sent
+            # again, which our clients do on status 503.
             "http-after-response set-status 503 if { status 502 504 }",
         ]
     if not section.startswith("backend http-"):
@@ -209,7 +219,7 @@ def _ours(section: str, most: int, nobody: Path, mark: str) -> Iterable[str]:
 
 
 def _kept(line: str, section: str, host: str, *, has_apps: bool) -> str | None:
-    """Return a line of Ray's as it stays; None where it goes."""
+    """Return a line of Ray's settings, adjusted if necessary; None to remove it."""
     words = line.split()
     if words[:2] == ["stats", "socket"]:
         inner = inner_socket(Path(words[2]))
@@ -217,7 +227,7 @@ def _kept(line: str, section: str, host: str, *, has_apps: bool) -> str | None:
     if words[:1] == ["errorfile"] or words[:2] == ["timeout", "http-keep-alive"]:
         return None
     if words[:1] == ["server"] and words[-1] == "backup":
-        return None  # Serve's own proxy; other servers of this machine may listen on its port
+        return None  # Serve's own proxy; another server on this machine may listen on its port
     if words[:1] == ["bind"] and section in ("frontend prometheus", "listen stats"):
         return f"    bind 127.0.0.1:{words[1].rpartition(':')[2]}"
     if words[:1] == ["bind"] and host and section == "frontend http_frontend":
@@ -228,10 +238,10 @@ def _kept(line: str, section: str, host: str, *, has_apps: bool) -> str | None:
 
 
 def _setting(config: str, name: str) -> str:
-    """Return the first value that a name is set to.
+    """Return the first value of a setting.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it is not set.
     """
     found = re.search(rf"^\s+{name} (\S+)", config, re.MULTILINE)
     if found is None:

@@ -23,31 +23,32 @@ from reir_serving.environment import HOST, LOOPBACK
 
 LOCAL = "local"
 CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
-"""What Ray Serve calls the actor that keeps replicas and HAProxy as they should be."""
+"""Name of Ray Serve's controller, the actor that keeps the replicas and HAProxy running."""
 
 OWN_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "::1"}
-"""Where this machine reaches a server that listens on all of its addresses."""
+"""Wildcard address that a server listens on -> address at which this machine reaches it."""
 
 HEARD_WITHIN_S = 10.0
-"""How long HAProxy may take to hear of replicas; should it take longer, it says 503 meanwhile."""
+"""Seconds to wait until HAProxy knows a replica; if it takes longer, clients get 503 until then."""
 
 SYSTEM_CPUS = 1
-"""CPUs beyond those of the replicas that Ray is told of, so that one more replica always fits."""
+"""CPUs given to Ray in addition to those of the replicas, so that one more replica always fits."""
 
 
 @contextmanager
 def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
     """Serve an application on the cluster of `RAY_ADDRESS`, or on a Ray started here.
 
-    Call `environment.apply` first. At the end requests under way are answered, for at most
-    `drain_s`, then all stops; a cluster that was there before goes on without the application.
+    Call `environment.apply` first. When the context ends, open requests have up to `drain_s`
+    seconds to finish; then everything stops. An existing cluster keeps running without the
+    application.
 
     Args:
         config: what to serve.
-        folder: of this server alone; HAProxy's settings and Ray's files lie there.
+        folder: folder that only this server uses; holds HAProxy's settings and Ray's files.
 
     Yields:
-        The address, once all replicas are ready.
+        The server's address, once all replicas are ready.
 
     Raises:
         ReirError: a replica could not start; the message says why.
@@ -57,7 +58,9 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
     if address == LOCAL:
         own = {"include_dashboard": False, "_temp_dir": str(folder / "ray")}
         options = {"num_cpus": num_cpus(config), **own}
-        os.environ[HOST] = config.host  # for HAProxy alone: what is behind it stays on this machine
+        os.environ[HOST] = (
+            config.host
+        )  # only HAProxy listens here; all else on the loopback address
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         host = LOOPBACK if address == LOCAL else config.host
@@ -77,7 +80,7 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
 
 
 def _wait_for_haproxy(config: ServeConfig) -> None:
-    """Wait until HAProxy knows of a replica, of which it hears a moment after Serve says ready."""
+    """Wait until HAProxy knows a replica, which is shortly after Serve reports that it is ready."""
     host = OWN_ADDRESS.get(config.host, config.host)
     until_s = time.monotonic() + HEARD_WITHIN_S
     while time.monotonic() < until_s:
@@ -91,18 +94,18 @@ def _wait_for_haproxy(config: ServeConfig) -> None:
 
 @contextmanager
 def _without_echo() -> Iterator[None]:
-    """Keep from the user what Ray prints of tasks that fail because all is being ended."""
+    """Discard what Ray prints about tasks that fail because of the shutdown."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         yield
 
 
 def _end(folder: Path, within_s: float) -> None:
-    """Have requests under way answered, before Ray ends with all that it has started.
+    """Finish open requests before Ray and its processes are shut down.
 
-    Serve's own shutdown kills HAProxy first, which cuts them. The controller goes before HAProxy
-    does: it would start another one.
+    Serve's own shutdown would kill HAProxy first and abort open requests. The controller must be
+    killed before HAProxy is drained, because it would start another HAProxy.
     """
-    with suppress(ValueError):  # Serve did not start
+    with suppress(ValueError):  # there is no controller, since Serve did not start
         ray.kill(ray.get_actor(**CONTROLLER), no_restart=True)
     drain(folder, within_s)
 

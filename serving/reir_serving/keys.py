@@ -29,8 +29,9 @@ CHECK_EVERY_S = 1.0
 """How often a server looks whether the file has changed; a revoked key is refused from then on."""
 
 TRUSTED_S = 60.0
-"""How long the keys still count of a file that cannot be used any more: time enough to mend a slip,
-and no way to keep a key that was to be revoked."""
+"""Seconds for which the last keys stay valid after the keys file has become unusable. This is long
+enough to correct a mistake in the file, and keeps a key that was to be revoked from staying valid
+for long."""
 
 _TOKEN = re.compile(r"reir_([0-9a-f]{8})_([0-9a-f]{64})")
 _NO_SALT = "0" * 32
@@ -135,13 +136,14 @@ def revoke_key(path: Path, key_id: str) -> None:
 
 
 class KeysUnusable(ReirError):
-    """The file of keys cannot be used, and what it last held is too old: nobody can be let in."""
+    """The keys file is unusable and the keys last read from it have expired; none is accepted."""
 
 
 class KeyRing:
-    """The keys of a server; follows its file while it runs.
+    """The API keys of a server, reloaded whenever the keys file changes.
 
-    Where the file becomes unusable, the keys that it held count for `TRUSTED_S` and none after.
+    If the file becomes unusable, the keys read from it last stay valid for `TRUSTED_S` seconds.
+    After that, no key is accepted.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -159,10 +161,10 @@ class KeyRing:
     def caller(self, token: str) -> Caller | None:
         """Return who has this key; None for a key that is not on the ring.
 
-        The time that it takes says nothing of how much of a key is right.
+        The time that it takes does not reveal how much of a key is right.
 
         Raises:
-            KeysUnusable: the file cannot be used for `TRUSTED_S` now.
+            KeysUnusable: the file has been unusable for `TRUSTED_S` seconds.
         """
         self._follow()
         if self.is_expired:
@@ -176,16 +178,16 @@ class KeyRing:
 
     @property
     def is_expired(self) -> bool:
-        """Whether no key counts any more."""
+        """Whether the last keys have expired, so that no key is accepted."""
         return self._clock() >= self._until_s
 
     def problem(self) -> str:
-        """Return why the file cannot be used just now; empty where it can."""
+        """Return why the keys file is unusable at the moment; empty if it is usable."""
         self._follow()
         return self._problem
 
     def _follow(self) -> None:
-        """Read the file again when it has changed, and a broken one until it can be used."""
+        """Reload the file if it has changed; retry an unusable file until it can be read."""
         now_s = self._clock()
         if now_s - self._looked_s < CHECK_EVERY_S:
             return
@@ -202,16 +204,20 @@ class KeyRing:
             self._note("", now_s)
 
     def _note(self, problem: str, now_s: float) -> None:
-        """Keep what is wrong with the file, and since when; log what is new of it."""
+        """Record the state of the file, empty `problem` if it is usable, and log any change."""
         if problem and not self._problem:
             self._until_s = now_s + TRUSTED_S
-            logger.error("the keys stay as they were for %.0f s: %s", TRUSTED_S, problem)
+            logger.error(
+                "the keys file cannot be used; the previous keys stay valid for %.0f s: %s",
+                TRUSTED_S,
+                problem,
+            )
         elif problem and self.is_expired and not self._is_told:
             self._is_told = True
-            logger.error("no key counts until the file of keys can be used: %s", problem)
+            logger.error("no key is accepted until the keys file can be used: %s", problem)
         elif self._problem and not problem:
             self._until_s, self._is_told = math.inf, False
-            logger.warning("the file of keys can be used again")
+            logger.warning("the keys file can be used again")
         self._problem = problem
 
 

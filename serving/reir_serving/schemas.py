@@ -95,7 +95,9 @@ class TermIn(Request):
 class Options(Request):
     """What every kind of search can be told."""
 
-    k: Count = Field(10, description="Maximum number of hits. A server can be configured with another default.")
+    k: Count = Field(
+        10, description="Maximum number of hits. A server can be configured with another default."
+    )
     per_image: Count = Field(1, description="Most hits of one photo.")
     where: Where | None = Field(
         None,

@@ -1,10 +1,11 @@
-"""The process that holds Ray for `reir serve`: `python -m reir_serving.server FOLDER REPORT`.
+"""The process that runs Ray for `reir serve`: `python -m reir_serving.server FOLDER REPORT`.
 
-It is told what to do on standard input, a line of JSON each: first the settings, then other live
-settings, should there be any. The end of the input means to stop; it comes as well when whoever
-started it is gone. What it has to say goes to the file descriptor REPORT, a line of JSON each.
+It reads its instructions from standard input, one line of JSON each: first the settings, then any
+new live settings. It stops at the end of the input, which also comes when the parent process
+exits. It writes status messages to the file descriptor REPORT, one line of JSON each.
 
-`supervisor.py` starts it, and says why it is a process of its own. Knows no Ray.
+`supervisor.py` starts this process and explains why it is a separate one. Does not import Ray until
+the environment is set.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from reir_serving import environment
 from reir_serving.config import LiveSettings, ServeConfig
 
 READY, SAID, REFUSED, MISSING = "ready", "said", "refused", "missing"
-"""What a line of the report tells: the address, once all replicas are ready; a line for the user;
-why it does not start; a package that is not installed."""
+"""Kinds of status messages. Their texts are: for `READY`, the address, sent once all replicas are
+ready; for `SAID`, a message for the user; for `REFUSED`, why the server could not start; for
+`MISSING`, which package is not installed."""
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until the input ends; returns the exit status."""
+    """Serve until standard input ends; return the exit status."""
     folder, descriptor = arguments
     with os.fdopen(int(descriptor), "w", buffering=1, encoding="utf-8") as report:
         try:
@@ -49,7 +51,7 @@ def _serve(config: ServeConfig, folder: Path, orders: Iterable[str], report: Tex
         _report(report, READY, address)
         for order in orders:
             reconfigure(config, LiveSettings.model_validate_json(order))
-            _report(report, SAID, "live settings read again")
+            _report(report, SAID, "live settings reloaded")
 
 
 def _report(report: TextIO, what: str, text: str) -> None:

@@ -1,11 +1,11 @@
-"""Starts the process that holds Ray, tells it what to do, and clears away what it leaves.
+"""Starts the server process that runs Ray, controls it, and cleans up after it.
 
-Ray's processes and HAProxy stay in the process group that they are started in, and some of them end
-at a signal at once. In a session of their own they hear nothing of Ctrl-C, so requests that are
-under way can be answered first. Should Ray end in another way than it ought to, its processes are
-known by that session.
+Ray's processes and HAProxy stay in the process group in which they were started, and some of them
+exit as soon as they receive a signal. The server process therefore runs in a session of its own:
+Ctrl-C does not reach it, so open requests can be finished first. If Ray does not shut down cleanly,
+its remaining processes are found by their session and killed.
 
-Knows no Ray.
+Does not import Ray.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from reir_serving.server import MISSING, READY, REFUSED, SAID
 STDERR = 2
 ENDED = "ended"
 GRACE_S = 30.0
-"""How long Ray may take to end when nothing is under way any more."""
+"""Seconds that Ray may take to shut down after the drain time has passed."""
 
 
 class Report(NamedTuple):
-    """What a server tells of itself.
+    """A status message from the server process.
 
     Attributes:
-        kind: of `reir_serving.server`, or `ENDED`, which comes last.
-        text: depends on the kind.
+        kind: one of the kinds in `reir_serving.server`, or `ENDED`, which is always the last one.
+        text: content of the message; its meaning depends on `kind`.
     """
 
     kind: str
@@ -46,11 +46,11 @@ class Report(NamedTuple):
 
     @property
     def said(self) -> str:
-        """A line for the user.
+        """The message to show to the user.
 
         Raises:
-            ReirError: the server does not start, or has ended.
-            ModuleNotFoundError: it needs a package that is not installed.
+            ReirError: the server could not start, or has exited.
+            ModuleNotFoundError: the server needs a package that is not installed.
         """
         if self.kind == SAID:
             return self.text
@@ -58,35 +58,38 @@ class Report(NamedTuple):
             raise ModuleNotFoundError(self.text)
         if self.kind == REFUSED:
             raise ReirError(self.text)
-        raise ReirError("the process that serves has ended by itself; what it wrote is above")
+        raise ReirError("the server process exited unexpectedly; see its output above")
 
 
 def ready_address(report: Report) -> str:
-    """Return the address that a server's first report names.
+    """Return the server's address from its first report.
 
     Raises:
-        ReirError, ModuleNotFoundError: as `Report.said`.
+        ReirError, ModuleNotFoundError: see `Report.said`.
     """
     return report.text if report.kind == READY else report.said
 
 
 class Server:
-    """One `reir_serving.server` in a session of its own; a context manager that leaves nothing."""
+    """A `reir_serving.server` process in a session of its own.
+
+    Leaving the context kills every process of that session that is still running.
+    """
 
     def __init__(self, config: ServeConfig, folder: Path, tell: Callable[[Report], None]) -> None:
-        """Start to serve.
+        """Start the server process.
 
         Args:
-            config: what.
-            folder: of this server alone; see `environment.own_folder`.
-            tell: gets all reports, in a thread.
+            config: settings to serve with.
+            folder: folder that only this server uses; see `environment.own_folder`.
+            tell: called with each report, from a background thread.
         """
         report, told = os.pipe()
         command = [sys.executable, "-m", "reir_serving.server", str(folder), str(told)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            stdout=STDERR,  # where Ray prints what went wrong; ours may have to be JSON
+            stdout=STDERR,  # Ray prints errors to stdout, and our stdout may have to be JSON
             text=True,
             pass_fds=[told],
             start_new_session=True,
@@ -96,23 +99,27 @@ class Server:
         threading.Thread(target=_read, args=(report, tell), daemon=True).start()
 
     def change(self, live: LiveSettings) -> None:
-        """Have it take other live settings."""
+        """Send new live settings to the server process."""
         self._order(live.model_dump_json())
 
     def stop(self, drain_s: float) -> None:
-        """Have it answer what is under way, and wait for its end.
+        """Tell the server process to finish open requests and stop, and wait until it exits.
+
+        Args:
+            drain_s: seconds that open requests may take.
 
         Raises:
-            ReirError: it has not ended as it should.
+            ReirError: the process did not exit in time, or exited with an error.
         """
         self._hang_up()
         try:
             status = self._process.wait(drain_s + GRACE_S)
         except subprocess.TimeoutExpired as error:
-            said = f"the process that serves has not ended within {drain_s + GRACE_S:g} s"
-            raise ReirError(f"{said}; it was killed") from error
+            raise ReirError(
+                f"the server process did not exit within {drain_s + GRACE_S:g} s and was killed"
+            ) from error
         if status:
-            raise ReirError(f"the process that serves has ended with status {status}")
+            raise ReirError(f"the server process exited with status {status}")
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +130,7 @@ class Server:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """End whatever of it is left."""
+        """Kill the processes of the session that are still running."""
         for pid in of_session(self._process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -132,7 +139,7 @@ class Server:
 
     def _order(self, line: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; its report says so
+        with suppress(BrokenPipeError):  # the process has exited, which its last report says
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
