@@ -1,17 +1,17 @@
 """`reir demo`: a built-in gallery, indexed, asked and served, with the truth known; or own photos.
 
-The page is served by `reir serve`, started as a command: ingestion knows nothing of serving.
+At the end the process becomes `reir serve`, because this package must not import `reir_serving`.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import yaml
@@ -83,22 +83,19 @@ def demo(  # noqa: PLR0913, one argument an option
                 _ask(gallery, output, console)
     if serve and not as_json:
         settings = {"galleries": [name], "port": port, "examples": examples}
-        raise typer.Exit(_serve(settings | ({"store": store} if store else {})))
+        _become_server(settings | ({"store": store} if store else {}))
 
 
-def _serve(settings: Mapping[str, object]) -> int:
-    """Serve the page until Ctrl-C and return the exit status of `reir serve`."""
+def _become_server(settings: Mapping[str, object]) -> NoReturn:
+    """Replace this process with `reir serve`, so that signals reach the server directly."""
     from reir.config import reir_home
 
     file = reir_home() / "demo" / "serve.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+    sys.stdout.flush()
     reir = [sys.executable, "-c", "from reir.cli import main; main()"]
-    with subprocess.Popen([*reir, "serve", "--config", str(file)]) as server:
-        try:
-            return server.wait()
-        except KeyboardInterrupt:  # the terminal has told the server as well
-            return server.wait()
+    os.execv(sys.executable, [*reir, "serve", "--config", str(file)])
 
 
 def _answer(

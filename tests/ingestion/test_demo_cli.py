@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any, Self
 
-import pytest
 import yaml
 
 from reir.records import Hit, SearchResult
@@ -14,41 +15,21 @@ from reir_ingestion import demo_cli
 from reir_ingestion.demo_gallery import DemoExpression
 
 
-class Server:
-    """Stands in for the child process; the first wait may end by Ctrl-C."""
-
-    interrupted = False
-    command: tuple[str, ...] = ()
-
-    def __init__(self, command: list[str]) -> None:
-        type(self).command = tuple(command)
-        self.waits = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.waits == 1 + self.interrupted, "the server was left alone"
-
-    def wait(self) -> int:
-        self.waits += 1
-        if self.interrupted and self.waits == 1:
-            raise KeyboardInterrupt
-        return 3
-
-
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_the_page_is_served_by_the_serve_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
-) -> None:
-    monkeypatch.setenv("REIR_HOME", str(tmp_path))
-    monkeypatch.setattr(subprocess, "Popen", Server)
-    monkeypatch.setattr(Server, "interrupted", interrupted)
-    settings: dict[str, Any] = {"galleries": ["demo"], "port": 8123, "examples": ["a: b #c"]}
-    assert demo_cli._serve(settings) == 3
-    *_, serve, option, file = Server.command
-    assert (serve, option) == ("serve", "--config")
-    assert yaml.safe_load(Path(file).read_text()) == settings
+def test_the_demo_turns_into_the_serve_command(tmp_path: Path) -> None:
+    settings = {"galleries": ["nowhere"], "store": str(tmp_path / "store"), "examples": ["a: b #c"]}
+    code = f"from reir_ingestion.demo_cli import _become_server; _become_server({settings!r})"
+    environment = {**os.environ, "REIR_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while b"--config" not in (line := Path(f"/proc/{process.pid}/cmdline").read_bytes()):
+            assert process.poll() is None, "it ended before it became the server"
+            time.sleep(0.01)
+        assert line.split(b"\0")[-4:-2] == [b"serve", b"--config"]
+        assert process.stderr is not None
+        assert "nowhere" in process.stderr.read()
+    assert process.returncode != 0
+    assert yaml.safe_load((tmp_path / "demo" / "serve.yaml").read_text()) == settings
 
 
 def answered(text: str, file_name: str) -> SearchResult:
