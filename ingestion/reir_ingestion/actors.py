@@ -28,7 +28,7 @@ IDLE_MS = 60_000
 for its turn on a small machine, and a new worker costs seconds of CPU."""
 
 VITAL = frozenset({"raylet", "gcs_server"})
-"""Processes of Ray on this machine without which nothing goes on."""
+"""Ray's processes on this machine that a job cannot survive without."""
 
 WATCH_S = 0.5
 
@@ -168,16 +168,16 @@ def _start(options: dict[str, Any]) -> None:
         _check_listens(_address())
         ray.init(address=_address(), log_to_driver=False, **options)
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = _first_line(error)
         if _address() == LOCAL:
             raise WorkersUnavailable(
-                f"Ray does not start on this machine: {said}. It needs some GB of free memory, and "
-                f"space in /dev/shm and in its temporary folder (RAY_TMPDIR, now "
-                f"{os.environ.get('RAY_TMPDIR', '/tmp')}), where it also writes why; or do without "
-                f"it: `reir index --runner local`"
+                f"Ray could not start on this machine: {reason}. It needs a few GB of free memory, "
+                f"and free space in /dev/shm and in its temporary folder (RAY_TMPDIR, now "
+                f"{os.environ.get('RAY_TMPDIR', '/tmp')}), which also holds its logs. To index "
+                f"without Ray, run `reir index --runner local`"
             ) from error
         raise WorkersUnavailable(
-            f"the Ray cluster at RAY_ADDRESS {_address()} does not answer: {said}. Check the "
+            f"the Ray cluster at RAY_ADDRESS {_address()} does not answer: {reason}. Check the "
             f"address with `ray status --address {_address()}`, or unset RAY_ADDRESS to use this "
             f"machine"
         ) from error
@@ -206,9 +206,9 @@ def _watch(stop: threading.Event) -> None:
         dead = VITAL & {name for name, _ in node.dead_processes()}
         if dead:
             logger.error(
-                "Ray's process %s has died; the system ends processes like that when memory runs "
-                "out. What was written stays: the same command goes on from there, with fewer "
-                "workers (--num-workers) in less memory",
+                "Ray's process %s has died; the system kills such processes when memory runs out. "
+                "What was written is kept: run the same command again to continue, with fewer "
+                "workers (--num-workers) to need less memory",
                 ", ".join(sorted(dead)),
             )
             logging.shutdown()
@@ -225,8 +225,12 @@ def our_errors() -> Iterator[None]:
             raise error.cause from error
         raise
     except RayError as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WorkersUnavailable(
-            f"Ray lost what the job ran on: {said} What was written stays, the same command goes "
-            f"on from there; when memory ran out, with fewer workers (--num-workers)"
+            f"Ray lost a worker, a machine or data of this job: {_first_line(error).rstrip('.')}. "
+            f"What was written is kept: run the same command again to continue, with fewer workers "
+            f"(--num-workers) if memory ran out"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

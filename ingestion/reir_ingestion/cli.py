@@ -121,7 +121,7 @@ AllowPrivate = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    typer.Option("--follow-links", help="Also photos that links lead to outside of the folder."),
+    typer.Option("--follow-links", help="Also index photos behind symlinks that leave the folder."),
 ]
 RunnerOption = Annotated[
     RunnerName, typer.Option(help="Threads of this process, or Ray Data; auto: what suits.")
@@ -349,8 +349,8 @@ def next_steps(
         yield f"Why photos failed:  reir failures {name}{where}"
     if links := report.passed_over.get(LINKS_OUT):
         yield (
-            f"Passed over {several(links, 'link')} out of the folder; --follow-links indexes what "
-            f"such links lead to"
+            f"Skipped {several(links, 'symlink')} to targets outside the folder; "
+            f"use --follow-links to index those too."
         )
     if report.kept_versions:
         sizes = report.kept_versions.items()
@@ -362,8 +362,8 @@ def next_steps(
     num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE)
     if num_large and not tiled:
         yield (
-            f"{several(num_large, 'photo')} far larger than what the model sees at once: --tile "
-            f"finds smaller things there, and takes many times as long for each."
+            f"{several(num_large, 'photo')} far larger than the model's input: --tile finds "
+            f"smaller objects in such photos, but takes many times as long for each of them."
         )
     if report.num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (
@@ -383,7 +383,9 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        messages().print("Stopped. What was written stays; the same command goes on from there.")
+        messages().print(
+            "Stopped. What was written is kept; run the same command again to continue."
+        )
         raise
 
 

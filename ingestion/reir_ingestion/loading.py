@@ -206,7 +206,7 @@ def _failure(error: ImageError | MemoryError) -> ImageError:
     """What the ledger says: memory that runs out is the failure of the photo that needed it."""
     if isinstance(error, ImageError):
         return error
-    return ImageError(ImageFailure.TOO_LARGE, "this machine has too little memory for it")
+    return ImageError(ImageFailure.TOO_LARGE, "this machine does not have enough memory to load it")
 
 
 def perceptual_hash(pixels: RgbImage) -> str:

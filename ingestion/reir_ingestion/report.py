@@ -168,11 +168,11 @@ class IndexReport:
         if self.unlisted:
             yield "not listed", f"{self.unlisted:,}", "folders or lines; see the warnings"
         if self.passed_over:
-            yield "passed over", f"{sum(self.passed_over.values()):,}", counted(self.passed_over)
+            yield "skipped", f"{sum(self.passed_over.values()):,}", counted(self.passed_over)
         if self.duplicates:
             yield "duplicates", f"{self.duplicates:,}", "of the same content; encoded once"
         if self.merged:
-            remark = "held twice, since two runs wrote at once; mended"
+            remark = "stored twice by two concurrent runs; now duplicates"
             yield "merged", f"{self.merged:,}", remark
         if self.look_alikes:
             yield "look alike", f"{self.look_alikes:,}", "of the whole gallery"

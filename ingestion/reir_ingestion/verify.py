@@ -105,7 +105,8 @@ class VerifyReport:
         if self.unlisted:
             table.add_row("not listed", f"{self.unlisted:,}", "not compared")
         if self.mended:
-            table.add_row("mended", f"{self.mended:,}", "images that searches saw otherwise")
+            remark = "images that differed in the copy that searches read"
+            table.add_row("repaired", f"{self.mended:,}", remark)
         for kind in DIFFERENCES:
             count = self.differences[kind]
             style = "red" if count else None

@@ -104,7 +104,10 @@ def _options(
     version: Annotated[  # noqa: ARG001, its callback does the work
         bool,
         typer.Option(
-            "--version", help="Print version and CPU path.", callback=_print_version, is_eager=True
+            "--version",
+            help="Print the version and how models compute here.",
+            callback=_print_version,
+            is_eager=True,
         ),
     ] = False,
     debug: Annotated[

@@ -225,10 +225,12 @@ def _headline(result: SearchResult) -> list[RenderableType]:
     said = ""
     if result.presence is not None and not result.found:
         absent = _percent(1 - result.presence)
-        said = f"Not found: with a probability of {absent} it is not there. What comes nearest:"
+        said = f"Not found: with a probability of {absent} it is not there. Closest matches:"
     elif result.presence is not None and result.presence < EVEN:
         likely = _percent(result.presence)
-        said = f"It may well not be there: the chance is {likely}. What comes nearest:"
+        said = (
+            f"It may well not be there; the chance that it is there is {likely}. Closest matches:"
+        )
     elif result.equally_good > 1:
         said = f"The first {result.equally_good} are equally good."
     return [Text(said, style="bold"), ""] if said else []

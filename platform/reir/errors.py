@@ -31,7 +31,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-FREE_SPACE = "free space on its disk; what was written stays, the same command goes on from there"
+FREE_SPACE = "free up space on its disk, then run the same command again; what was written is kept"
 """What to do about a store whose disk is full."""
 
 

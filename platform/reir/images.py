@@ -255,7 +255,8 @@ def _recognise(data: bytes) -> ImageFormat:
         if is_cut_within_magic(data):
             raise ImageError(ImageFailure.TRUNCATED, f"only {len(data)} bytes")
         raise ImageError(
-            ImageFailure.NOT_AN_IMAGE, f"{len(data)} bytes that begin as no known image format does"
+            ImageFailure.NOT_AN_IMAGE,
+            f"{len(data)} bytes that do not begin like any known image format",
         )
     return file_format
 
@@ -284,7 +285,7 @@ def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
     elif max(size) > MAX_SIDE_PX:
         limit = f"no side may be longer than {MAX_SIDE_PX} px"
     elif max(size) > MAX_ASPECT * min(size):
-        limit = f"no side may be longer than {MAX_ASPECT} times the other one"
+        limit = f"no side may be more than {MAX_ASPECT} times as long as the other"
     else:
         return
     raise ImageError(ImageFailure.TOO_LARGE, f"{size[0]} x {size[1]} px; {limit}")
@@ -305,12 +306,14 @@ def _failure(error: BaseException, file_format: ImageFormat, part: str) -> Image
     said = str(error) or type(error).__name__
     detail = f"{file_format.name} {part}: {said}"
     if isinstance(error, MemoryError):
-        return ImageError(ImageFailure.TOO_LARGE, f"{detail}; this machine has too little memory")
+        return ImageError(
+            ImageFailure.TOO_LARGE, f"{detail}; this machine does not have enough memory"
+        )
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageError(ImageFailure.TOO_LARGE, detail)
     if any(word in said.lower() for word in _BOMB_WORDS):
         return ImageError(
-            ImageFailure.TOO_LARGE, f"{detail}; a small file that unpacks to a huge one"
+            ImageFailure.TOO_LARGE, f"{detail}; it would unpack to many times the size of the file"
         )
     if any(word in said.lower() for word in _UNSUPPORTED_WORDS):
         return ImageError(ImageFailure.UNSUPPORTED, detail)

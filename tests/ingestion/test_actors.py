@@ -123,7 +123,7 @@ def test_only_a_cluster_that_is_named_is_joined(
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("", "does not start on this machine: no room. It needs .* --runner local"),
+        ("", "could not start on this machine: no room. It needs .* --runner local"),
         ("cluster:1", "at RAY_ADDRESS cluster:1 does not answer: no room. .* unset RAY_ADDRESS"),
     ],
     ids=["alone", "cluster"],
@@ -159,7 +159,9 @@ def test_a_cluster_at_whose_address_nothing_listens_is_told_at_once(
 
 
 def test_what_ray_lost_is_said_in_one_line() -> None:
-    lost = pytest.raises(WorkersUnavailable, match=r"Ray lost what the job ran on: .*died")
+    lost = pytest.raises(
+        WorkersUnavailable, match=r"Ray lost a worker, a machine or data of this job: .*died\. What"
+    )
     with lost as caught, our_errors():
         raise NodeDiedError("the node died.\nand a page of C++")
     assert "C++" not in str(caught.value)

@@ -178,7 +178,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
     child.send_signal(signal.SIGINT)
     _, error = child.communicate(timeout=60)
     assert child.returncode == 130, error
-    assert "the same command goes on from there" in " ".join(error.split())
+    assert "run the same command again to continue" in " ".join(error.split())
     assert "Traceback" not in error
     assert cli.run(["index", str(photos), "--gallery", "pets", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -96,7 +96,7 @@ def test_a_disk_that_fills_up_is_told_and_after_it_the_same_command_goes_on(
         status, said = command(photos, store)
         assert status == 1
         assert "No space left" in said
-        assert "free space on its disk" in said
+        assert "free up space on its disk" in said
         (small_disk / "filler").unlink()
         assert command(photos, store)[0] == 0
         assert rows_of(store) == fresh_rows(photos)

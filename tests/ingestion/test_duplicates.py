@@ -353,7 +353,7 @@ def test_the_next_run_merges_what_two_runs_left_and_says_so(tmp_path: Path) -> N
     store.upsert_images("g", version, copies)
     report = index(ours, "g", store, FakeEncoder())
     assert (report.unchanged, report.merged) == (8, 5)
-    assert ("merged", "5", "held twice, since two runs wrote at once; mended") in report._rows()
+    assert ("merged", "5", "stored twice by two concurrent runs; now duplicates") in report._rows()
     assert_held_once(store, tmp_path)
     assert index(ours, "g", store, FakeEncoder()).merged == 0
 

@@ -99,5 +99,5 @@ def test_a_killed_raylet_is_told_in_plain_words(tmp_path: Path) -> None:
         _, said = child.communicate(timeout=60)
     assert child.returncode == 1
     assert "Ray's process raylet has died" in said
-    assert "the same command goes on from there" in said
+    assert "run the same command again to continue" in said
     assert "Traceback" not in said

@@ -190,7 +190,7 @@ def test_failures_are_recorded_and_left_until_they_change(store: MemoryStore, ph
     assert report.failed == {"empty": 1, "not_an_image": 1}
     row = ledger_row(store, bad)
     assert (row.status, row.reason, row.num_instances) == ("failed", "not_an_image", 0)
-    assert row.detail == "15 bytes that begin as no known image format does"
+    assert row.detail == "15 bytes that do not begin like any known image format"
     report = index(photos, "g", store, FakeEncoder())
     assert (report.num_failed, report.failed_before, report.read) == (2, 2, 0)
     age(bad)

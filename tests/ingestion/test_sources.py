@@ -131,9 +131,9 @@ def test_what_is_no_photo_is_counted_by_suffix(tmp_path: Path, store: MemoryStor
     expected = {".cr2": 2, ".mov": 1, "no suffix": 1, "hidden": 2, ".\\xe9": 1}
     assert (report.new, report.passed_over) == (2, expected)
     rows = {name: (value, remark) for name, value, remark in report._rows()}
-    assert rows["passed over"] == ("7", ".cr2 2, hidden 2, .\\xe9 1, .mov 1, no suffix 1")
+    assert rows["skipped"] == ("7", ".cr2 2, hidden 2, .\\xe9 1, .mov 1, no suffix 1")
     assert index(tmp_path / "0*", "g", store, FakeEncoder()).passed_over == {}
-    with pytest.raises(SourceError, match=r"holds no image; .*passed over: \.mov 1"):
+    with pytest.raises(SourceError, match=r"holds no image; .*skipped: \.mov 1"):
         open_source(tmp_path / "c")
 
 

@@ -144,7 +144,7 @@ def test_of_two_members_with_one_name_the_first_counts_and_the_other_is_named(
     files, said = listed(source)
     assert [file.uri.rpartition("#")[2] for file in files] == ["a.png", "b.png"]
     assert source.read(files[0]) == one
-    assert said == ["x.tar#a.png: the archive has this name twice; the first counts"]
+    assert said == ["x.tar#a.png: the archive has two members of this name; only the first is used"]
     report = index(source, "g", store, FakeEncoder())
     assert (report.new, report.unlisted) == (2, 1)
     assert index(source, "g", store, FakeEncoder()).read == 0

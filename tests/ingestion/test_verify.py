@@ -128,7 +128,7 @@ def test_what_searches_read_is_compared_and_mended(
     lite._mirror.put(instances_collection("g", version), image.instances.dim, [image])
     command = ["index", str(photos), "--gallery", "g", "--verify"]
     assert cli.run([*command, "--store", lite._connection.address]) == 0
-    assert "images that searches saw otherwise" in capsys.readouterr().out
+    assert "images that differed in the copy that searches read" in capsys.readouterr().out
     lite.close()
 
 

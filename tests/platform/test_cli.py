@@ -274,7 +274,9 @@ def test_search_says_when_it_is_not_there(
         calibration, gallery=replace(by_score, weights=(0, 0, 0, 0), bias=-0.4), threshold=0.3
     )
     doubtful = terminal.run("search", "purple", "--gallery", "photos").splitlines()
-    assert doubtful[0] == "It may well not be there: the chance is 40 %. What comes nearest:"
+    assert doubtful[0] == (
+        "It may well not be there; the chance that it is there is 40 %. Closest matches:"
+    )
     assert terminal.json("search", "purple", "--gallery", "photos")["found"]
     calibration = replace(calibration, gallery=by_score, threshold=0.5)
     options = ("--gallery", "photos", "--min-presence", "0.5")

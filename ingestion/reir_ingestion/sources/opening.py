@@ -69,7 +69,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
     if next(found.uris(note), None) is None:
         said = "".join(problems)
         if isinstance(found, LocalSource) and found.passed_over:
-            said = f"; passed over: {counted(found.passed_over)}{said}"
+            said = f"; skipped: {counted(found.passed_over)}{said}"
         raise SourceError(f"source {_shown(text)!a} holds no image; looked for {looked_for}{said}")
     return found
 

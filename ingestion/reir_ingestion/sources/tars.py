@@ -57,7 +57,12 @@ class TarSource(HeldSource):
                 for image in images:
                     uri = self.uri_of(holder, image.name)
                     if image.name in seen:
-                        on_error(uri, BadRow("the archive has this name twice; the first counts"))
+                        on_error(
+                            uri,
+                            BadRow(
+                                "the archive has two members of this name; only the first is used"
+                            ),
+                        )
                         continue
                     seen.add(image.name)
                     yield SourceFile(

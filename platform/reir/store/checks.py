@@ -128,6 +128,6 @@ def no_import(address: str) -> ConfigError:
 def cannot_be_written(address: str, why: str) -> StoreError:
     """Return the error for an attempt to change a store whose folder is read-only."""
     return StoreError(
-        f"store at {address} can be searched but not changed: its folder cannot be written "
-        f"({why}); make it writable, or name another one with --store"
+        f"store at {address} can be searched but not changed: its folder is not writable "
+        f"({why}); make it writable, or choose another store with --store"
     )

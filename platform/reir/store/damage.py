@@ -30,9 +30,9 @@ def damage_said(address: str, text: str) -> StoreDamaged | None:
     said = found["said"].removesuffix(")>")
     if ALIASES in said:
         return StoreDamaged(
-            f"store at {address} has lost which versions are live: {said}. Delete "
-            f"milvus/{ALIASES} and milvus/{ALIASES}.sum in it, then `reir versions GALLERY` and "
-            f"`reir promote GALLERY VERSION` for each gallery"
+            f"store at {address} no longer knows which versions are live: {said}. Delete "
+            f"milvus/{ALIASES} and milvus/{ALIASES}.sum in its folder, then run "
+            f"`reir versions GALLERY` and `reir promote GALLERY VERSION` for each gallery"
         )
     key = collection_key(found["name"] or "")
     if key is None:
@@ -46,13 +46,13 @@ def damage_said(address: str, text: str) -> StoreDamaged | None:
 def lost_ledger(address: str, gallery: str, version: str) -> StoreDamaged:
     """Return the error for a version that has its instances but no ledger."""
     return StoreDamaged(
-        f"version {version} of gallery {gallery} in the store at {address} is damaged: its ledger, "
-        f"the list of its photos, is gone. {_remedy(gallery)}"
+        f"version {version} of gallery {gallery} in the store at {address} is damaged: its ledger "
+        f"(the list of its photos) is missing. {_remedy(gallery)}"
     )
 
 
 def _remedy(gallery: str) -> str:
     return (
-        f"Put the store's folder back from a backup, or make the gallery anew: "
+        f"Restore the store's folder from a backup, or rebuild the gallery: "
         f"`reir rm {gallery}`, then `reir index SOURCE --gallery {gallery}`"
     )

@@ -135,7 +135,7 @@ class Journal:
                 replaced = not self.is_current  # between the opening of the one and of the other
                 os.close(self._file)
                 if not replaced:
-                    raise JournalDamagedError(f"{path} has no rows: {error}") from error
+                    raise JournalDamagedError(f"{path} cannot be opened: {error}") from error
             else:
                 return
 
@@ -251,10 +251,10 @@ class Journal:
     def _open_rows(self, dim: int, to_write: bool) -> RowFile:
         start = os.pread(self._file, _START.size, 0)
         if len(start) < _START.size or start[: len(_MAGIC)] != _MAGIC:
-            raise JournalDamagedError(f"{self.path} does not begin as one of this release")
+            raise JournalDamagedError(f"{self.path} does not begin like a journal of this release")
         _, found_dim, token = _START.unpack(start)
         if found_dim != dim:
-            raise JournalDamagedError(f"{self.path} has dimension {found_dim}, wanted {dim}")
+            raise JournalDamagedError(f"{self.path} has dimension {found_dim}, expected {dim}")
         path = _rows_path(self.path, token.decode("ascii", "replace"))
         return RowFile(path, NUM_COLUMNS + dim, to_write=to_write)
 
@@ -276,7 +276,7 @@ class Journal:
             return None
         magic, text_bytes, _, _ = _HEADER.unpack_from(data)
         if magic != _FRAME_MAGIC:
-            raise JournalDamagedError(f"{self.path} has no frame at byte {offset}")
+            raise JournalDamagedError(f"{self.path} has no valid frame at byte {offset}")
         length = _HEADER.size + _CHECKSUM.size + int(text_bytes)
         return length if length <= (len(data) if available is None else available) else None
 
@@ -296,11 +296,13 @@ class Journal:
             data = os.pread(self._file, _END.size, _START.size)
             if len(data) == _END.size and data == _end(*_END.unpack(data)[:2]):
                 return int(_END.unpack(data)[0])
-        raise JournalDamagedError(f"{self.path} has a bad checksum of its end")
+        raise JournalDamagedError(f"the end recorded in {self.path} has a wrong checksum")
 
     def _check_end(self, found: int, noted: int) -> None:
         if min(found, self.size) < noted:
-            raise JournalDamagedError(f"{self.path} ends at byte {found} of {noted}")
+            raise JournalDamagedError(
+                f"{self.path} ends at byte {found}, but byte {noted} is recorded as its end"
+            )
 
     def _said(
         self, data: memoryview, offset: int
@@ -309,7 +311,9 @@ class Journal:
         head, text = data[: _HEADER.size], data[_HEADER.size + _CHECKSUM.size :]
         (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
         if zlib.crc32(text, zlib.crc32(head)) != checksum:
-            raise JournalDamagedError(f"{self.path} has a bad checksum at byte {offset}")
+            raise JournalDamagedError(
+                f"the frame at byte {offset} of {self.path} has a wrong checksum"
+            )
         said: dict[str, list[Any]] = json.loads(bytes(text))
         return tuple(JournalImage(*each) for each in said["put"]), tuple(said["delete"])
 
@@ -322,7 +326,9 @@ class Journal:
             raise JournalDamagedError(str(error)) from error
         rows = table[end_row - sum(image.num_instances for image in puts) :]
         if zlib.crc32(rows.data) != rows_checksum:
-            raise JournalDamagedError(f"{self.path} has a bad checksum of its rows to {end_row}")
+            raise JournalDamagedError(
+                f"the rows of {self.path} up to {end_row} have a wrong checksum"
+            )
         return Frame(Change(puts, rows, deletes), table, offset + len(data))
 
 

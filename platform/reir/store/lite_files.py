@@ -233,7 +233,7 @@ def _check_log(log: Path, note: Path) -> None:
         if not log.exists():
             raise DamagedError(log, "is missing")
         if log.stat().st_size < length:
-            raise DamagedError(log, f"is shorter than the {length:,} bytes that were written")
+            raise DamagedError(log, f"is shorter than the {length:,} bytes written to it")
         if _checksum(log, stop=length) != checksum:
             raise DamagedError(log, _UNEQUAL)
 

@@ -137,7 +137,8 @@ class LiteServer:
             return
         if not self.directory.is_dir():
             raise StoreUnavailable(
-                str(self.place), "its folder is gone; put it back, or index into a new one"
+                str(self.place),
+                "its folder no longer exists; restore it, or index into a new store",
             )
         self._hold.close()
         self._hold = FileLock(self.directory / CLIENTS_LOCK)

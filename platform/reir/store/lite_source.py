@@ -54,8 +54,8 @@ class LiteSource:
         if not surplus and not missing and not outdated:
             return ""
         return (
-            f"{missing} photos were missing and {len(surplus)} were too many, "
-            f"{outdated} were of another content"
+            f"{missing} photos were missing, {len(surplus)} were not in the store, "
+            f"{outdated} had other content"
         )
 
     def unfinished(self) -> Set[str]:

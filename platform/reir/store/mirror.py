@@ -225,7 +225,7 @@ class _Upstream:
         key = parse_instances_collection(self.collection)
         what = f"version {key.version} of gallery {key.gallery}" if key else self.collection
         logger.warning(
-            "what searches read of %s did not match the store; it has been written anew (%s)",
+            "the search copy of %s did not match the store and has been rebuilt (%s)",
             what,
             why,
         )

@@ -44,7 +44,9 @@ def light_copy(directory: Path) -> tempfile.TemporaryDirectory[str]:
     except OSError as error:
         copy.cleanup()
         raise StoreUnavailable(
-            str(directory), f"cannot be written, nor copied to {copy.name} to be read: {error}"
+            str(directory),
+            f"its folder is read-only, and copying it to {copy.name} to read it failed: {error}; "
+            f"make its files readable, or set TMPDIR to a folder with free space",
         ) from error
     return copy
 

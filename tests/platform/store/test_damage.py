@@ -107,9 +107,9 @@ def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
     mirror, name = store._mirror, instances_collection("g", "v1")
     assert mirror is not None
     changes: list[tuple[Callable[[], object], str]] = [
-        (lambda: mirror.delete(name, DIM, ["s1", "s2"]), "2 photos were missing and 0 were"),
-        (lambda: mirror.put(name, DIM, [make_image("s")]), "0 photos were missing and 1 were"),
-        (lambda: mirror.put(name, DIM, [make_image("s3", seed=1)]), "1 were of another content"),
+        (lambda: mirror.delete(name, DIM, ["s1", "s2"]), "2 photos were missing, 0 were"),
+        (lambda: mirror.put(name, DIM, [make_image("s")]), "0 photos were missing, 1 were"),
+        (lambda: mirror.put(name, DIM, [make_image("s3", seed=1)]), "1 had other content"),
         (lambda: cut_to_half(journal_of(directory)), "journal ends at byte"),
     ]
     for change, told in changes:
@@ -120,7 +120,7 @@ def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
             assert another.versions("g")[0].num_instances == len(expected)
         assert answers(another) == expected
         (record,) = caplog.records
-        assert record.getMessage().startswith("what searches read of version v1 of gallery g did")
+        assert record.getMessage().startswith("the search copy of version v1 of gallery g did")
         assert told in record.getMessage()
         caplog.clear()
         another.close()
@@ -334,7 +334,7 @@ def test_a_store_that_cannot_be_written_is_searched(directory: Path) -> None:
     assert of_g == of_other
     assert len(of_g) == 3 * len(SOUND)
     assert "of gallery other did not match the store" in done.stderr
-    wanted = f"store at {directory} can be searched but not changed: its folder cannot be written "
+    wanted = f"store at {directory} can be searched but not changed: its folder is not writable "
     assert [each.startswith(wanted) for each in refusals] == [True] * 5
     assert stamps(directory) == before
     assert list(temporary.glob("reir-*")) == []

@@ -160,8 +160,7 @@ def test_a_journal_that_lacks_something_is_mended_and_that_is_told(
         assert answers(mirror, stored) == expected
     (told,) = [each.getMessage() for each in caplog.records]
     assert told.startswith(
-        "what searches read of version v1 of gallery g did not match the store; "
-        "it has been written anew ("
+        "the search copy of version v1 of gallery g did not match the store and has been rebuilt ("
     )
     assert answers(Mirror(journal.parent), stored) == expected
     assert len(caplog.records) == 1
