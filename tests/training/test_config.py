@@ -59,7 +59,7 @@ def test_data_and_weights_have_no_default(missing: str) -> None:
 
 
 @pytest.mark.parametrize("in_shape", [False, True])
-def test_parity_is_said_beside_the_shape_alone(in_shape: bool) -> None:
+def test_paper_parity_is_refused_in_shape(in_shape: bool) -> None:
     values = {"data": SMALL["data"], "paper_parity": True, "shape": {"paper_parity": in_shape}}
-    with pytest.raises(ConfigError, match=r"shape.*set it beside shape"):
+    with pytest.raises(ConfigError, match=r"shape.*move it out of shape"):
         load_config(ClareTrainConfig, values)

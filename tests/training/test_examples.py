@@ -139,7 +139,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("grounding", False, True),
     ],
 )
-def test_a_source_teaches_its_task_alone(
+def test_a_source_trains_only_its_task(
     tmp_path: Path, task: str, detects: bool, grounds: bool
 ) -> None:
     write_scenes(tmp_path / "scenes", train=4, val=1)
@@ -151,7 +151,7 @@ def test_a_source_teaches_its_task_alone(
     assert all(len(photo.boxes) and any(photo.names) for photo in photos)
 
 
-def test_photos_are_held_out_by_their_names(tmp_path: Path) -> None:
+def test_every_run_holds_out_the_same_photos(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", train=8, val=1)
     values = {"format": "photos", "path": tmp_path / "scenes", "split": "train"}
 

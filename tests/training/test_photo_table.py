@@ -1,4 +1,4 @@
-"""Annotations in a file that the processes of a machine share."""
+"""The annotation files that the processes of a machine share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_same(one: TrainPhoto, other: TrainPhoto) -> None:
     assert replace(one, boxes=other.boxes, categories=other.categories) == other
 
 
-def test_photos_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_survive_the_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photo_table, "ROWS_A_BATCH", 5)
     photos = training_photos(configured(tmp_path))
     masks = [None, MaskRle((4, 6), "0d1"), *[None] * len(photos[1].boxes)][: len(photos[1].boxes)]
@@ -51,7 +51,7 @@ def test_photos_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.Monke
     for read in (list(table), [table[row] for row in range(15)], table[:]):
         for one, other in zip(read, photos, strict=True):
             assert_same(one, other)
-    with pytest.raises(IndexError, match="row 15 of 15"):
+    with pytest.raises(IndexError, match="row 15 is out of range: the table has 15 photos"):
         table[15]
     assert [path.name for path in tmp_path.glob("some*")] == ["some.arrow"]
 
@@ -71,14 +71,14 @@ def test_the_annotations_are_read_once_until_they_change(tmp_path: Path) -> None
     file.write_text(file.read_text() + " ")
     assert len(shared_photos(config, folder)[0]) == len(train)
     assert len(list(folder.glob("*.arrow"))) == 4
-    os.utime(file, ns=(0, 0))  # written anew and as large as before
+    os.utime(file, ns=(0, 0))  # as if rewritten with the same size
     assert len(shared_photos(config, folder)[0]) == len(train)
     assert len(list(folder.glob("*.arrow"))) == 6
     assert len(shared_photos(config, folder, masks=True)[0]) == len(train)
     assert len(list(folder.glob("*.arrow"))) == 8
 
 
-def test_errors_and_warnings_of_reading_are_told(
+def test_errors_and_warnings_from_the_reading_process_are_passed_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scenes = configured(tmp_path).data[0].model_dump(mode="json")
@@ -108,7 +108,7 @@ def test_errors_and_warnings_of_reading_are_told(
     assert "3 photos of the evaluation set" in caplog.text
 
 
-def test_steps_from_the_file_are_those_from_memory_and_carry_no_annotations(tmp_path: Path) -> None:
+def test_shared_files_give_the_same_steps_and_loaders_pickle_no_annotations(tmp_path: Path) -> None:
     config = configured(tmp_path)
     tasks = [
         ClareTask("clare-base", config, init=None, rank=0, world_size=1, cache=cache)
@@ -122,6 +122,6 @@ def test_steps_from_the_file_are_those_from_memory_and_carry_no_annotations(tmp_
         np.testing.assert_array_equal(one.boxes, other.boxes)
     loaders = [task._loader("clia", 2) for task in tasks]
     texts = [said.text.encode() for p in training_photos(config) for said in p.expressions]
-    carried = [sum(text in pickle.dumps(loader) for text in texts) for loader in loaders]
-    assert carried[0] > 0  # what goes to every process that loads steps
-    assert carried[1] == 0
+    pickled = [sum(text in pickle.dumps(loader) for text in texts) for loader in loaders]
+    assert pickled[0] > 0  # every data-loading process would receive these
+    assert pickled[1] == 0

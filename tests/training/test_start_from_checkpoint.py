@@ -1,4 +1,4 @@
-"""What a run takes over of the checkpoint that it starts from, and what it refuses."""
+"""Training from a checkpoint (`--init`): what is kept, what may change, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def config(parity: bool = False, **shape: Any) -> ClareTrainConfig:
 
 @pytest.fixture(scope="module")
 def with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with 4 experts, of which 2 are chosen."""
+    """A checkpoint with 4 experts, of which 2 are chosen for each query."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_checkpoint(folder, tiny_clare(), tiny_tokenizer(), {})
     return folder
 
 
-def test_experts_are_changed_and_all_else_is_kept(with_more: Path) -> None:
+def test_experts_can_change_and_all_other_weights_are_kept(with_more: Path) -> None:
     own = tiny_clare().state_dict()
     off, _ = start_clare("clare-base", config(num_experts=0), [], with_more)
     assert off.config.num_experts == 0
@@ -47,7 +47,9 @@ def test_experts_are_changed_and_all_else_is_kept(with_more: Path) -> None:
     assert changed
     assert all(".router." in name or ".experts." in name for name in changed)
     for name, value in fewer.state_dict().items():
-        assert torch.equal(value, same.state_dict()[name]), name  # the same on every worker
+        assert torch.equal(value, same.state_dict()[name]), (
+            name
+        )  # the same on every worker
         assert name in changed or torch.equal(value, own[name]), name
 
 
@@ -55,12 +57,12 @@ def test_experts_are_changed_and_all_else_is_kept(with_more: Path) -> None:
     ("wanted", "message"),
     [
         (config(dim=64), r"dim=64, but it is 32 in the checkpoint .*only expert_mix, "),
-        (config(num_expert=2), r"num_expert=2, but it is not a number of the model"),
+        (config(num_expert=2), r"num_expert=2, but there is no such setting in the checkpoint"),
         (config(num_experts=2, top_k_experts=3), r"top_k must be between 1 and num_experts=2"),
         (config(parity=True), r"paper_parity=True, but the checkpoint .* trained with False"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_settings_that_do_not_fit_the_checkpoint_are_refused(
     with_more: Path, wanted: ClareTrainConfig, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -71,19 +73,19 @@ def test_another_preset_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, tiny_clare(), tiny_tokenizer(), {"preset": "clare-base"})
     start_clare("clare-base", config(), [], tmp_path)
     with pytest.raises(
-        ConfigError, match=r"'clare-large', but .* trained as 'clare-base': use --p"
+        ConfigError, match=r"'clare-large', but .* trained with 'clare-base': use --p"
     ):
         start_clare("clare-large", config(), [], tmp_path)
 
 
-def test_parity_is_gone_on_with(tmp_path: Path) -> None:
+def test_paper_parity_must_match_the_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, tiny_clare(paper_parity=True), tiny_tokenizer(), {})
     assert start_clare("clare-base", config(parity=True), [], tmp_path)[0].config.paper_parity
     with pytest.raises(ConfigError, match=r"set paper_parity: true"):
         start_clare("clare-base", config(), [], tmp_path)
 
 
-def test_denoising_queries_are_kept(tmp_path: Path) -> None:
+def test_denoising_queries_are_saved_and_loaded(tmp_path: Path) -> None:
     def settings(seed: int) -> ClareTrainConfig:
         return load_config(ClareTrainConfig, tiny_training(tmp_path, seed=seed))
 
@@ -105,7 +107,7 @@ def test_denoising_queries_are_kept(tmp_path: Path) -> None:
         assert torch.equal(value, content(first)[name]), name
     assert not torch.equal(content(task(2, None))["linear.weight"], content(first)["linear.weight"])
     (checkpoint / DENOISING).write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match=r"denoising\.safetensors does not load"):
+    with pytest.raises(CheckpointError, match=r"denoising\.safetensors cannot be loaded"):
         task(2, checkpoint)
     (checkpoint / DENOISING).unlink()
     task(2, checkpoint)

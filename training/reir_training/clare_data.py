@@ -48,29 +48,31 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Samples:
-    """What the places of batches may hold, in arrays, since there are hundreds of thousands.
+    """The samples of one task, in arrays because there are hundreds of thousands of them.
+
+    A sample is a photo with those of its boxes that one place of a batch asks for.
 
     Attributes:
         photo: (S,) row of the photo.
-        turn: (S,) which part of the photo's boxes that can be asked for.
-        count: (S,) boxes in it.
-        wide: (S,) bool, the photo is wider than high.
+        chunk: (S,) which chunk of the photo's boxes the sample asks for, counted from 0.
+        count: (S,) number of boxes in that chunk.
+        wide: (S,) bool, whether the photo is wider than it is high.
     """
 
     photo: npt.NDArray[np.int32]
-    turn: npt.NDArray[np.int32]
+    chunk: npt.NDArray[np.int32]
     count: npt.NDArray[np.int32]
     wide: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, int, bool]]) -> Samples:
-        """Collect (photo, turn, count, wide) of each."""
+        """Build from one (photo, chunk, count, wide) per sample."""
         table = np.array(rows, dtype=np.int32).reshape(-1, 4)
-        photo, turn, count, wide = (column.copy() for column in table.T)
-        return cls(photo, turn, count, wide.astype(np.bool_))
+        photo, chunk, count, wide = (column.copy() for column in table.T)
+        return cls(photo, chunk, count, wide.astype(np.bool_))
 
     def __len__(self) -> int:
-        """S."""
+        """Return the number of samples, S."""
         return len(self.photo)
 
 
@@ -113,10 +115,10 @@ class ClareBatch:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ClareBatch:
-        """Build from what `ClareData.load` returned, in pinned memory where there is a GPU."""
+        """Build from what `ClareData.load` returned, in pinned memory if there is a GPU."""
         host = {"texts", "most_targets", "noise_seeds"}
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k not in host}
-        if torch.cuda.is_available():  # `to` then copies while the step before still runs
+        if torch.cuda.is_available():  # lets `to` copy while the previous step is still running
             tensors = {k: tensor.pin_memory() for k, tensor in tensors.items()}
         return cls(
             **tensors,
@@ -164,7 +166,7 @@ class ClareData:
         self._photos, self._augmentation = photos, augmentation
         self._batch_size, self._seed = batch_size, seed
         self._mask_stride_px = mask_stride_px
-        self._at_once = texts_per_photo
+        self._texts_per_photo = texts_per_photo
         self._samples = self._all_samples()
 
     @property
@@ -191,31 +193,32 @@ class ClareData:
         return Sampler(streams)
 
     def _all_samples(self) -> dict[str, Samples]:
-        """Every sample of every task; each photo is looked at once."""
+        """Return the samples of each task, in one pass over the photos."""
         detect: list[tuple[int, int, int, bool]] = []
         ground: list[tuple[int, int, int, bool]] = []
         for row, photo in enumerate(self._photos):
             if count := int((photo.categories >= 0).sum()):
                 detect.append((row, 0, count, photo.is_wide))
-            left = len({said.box for said in photo.expressions})
-            for turn in range(-(-left // self._at_once)):
-                count = min(self._at_once, left - turn * self._at_once)
-                ground.append((row, turn, count, photo.is_wide))
+            referred = len({expression.box for expression in photo.expressions})
+            for chunk, first in enumerate(range(0, referred, self._texts_per_photo)):
+                count = min(self._texts_per_photo, referred - first)
+                ground.append((row, chunk, count, photo.is_wide))
         return {DETECTION: Samples.of(detect), GROUNDING: Samples.of(ground)}
 
-    def _boxes(self, task: str, photo: TrainPhoto, turn: int) -> list[int]:
-        """Rows of the boxes that a sample of a photo asks for."""
+    def _boxes(self, task: str, photo: TrainPhoto, chunk: int) -> list[int]:
+        """Return the rows of the boxes that a sample of a photo asks for."""
         if task == DETECTION:
             return [int(row) for row in np.flatnonzero(photo.categories >= 0)]
-        referred = sorted({said.box for said in photo.expressions})
-        return referred[turn * self._at_once : (turn + 1) * self._at_once]
+        referred = sorted({expression.box for expression in photo.expressions})
+        first = chunk * self._texts_per_photo
+        return referred[first : first + self._texts_per_photo]
 
     def _look_alikes(self, task: str) -> LookAlikes:
         texts, galleries, samples = [], [], self._samples[task]
-        for row, turn in zip(samples.photo.tolist(), samples.turn.tolist(), strict=True):
+        for row, chunk in zip(samples.photo.tolist(), samples.chunk.tolist(), strict=True):
             photo = self._photos[row]
-            asked = self._boxes(task, photo, turn)
-            texts.append([said.text for said in photo.expressions if said.box in asked])
+            boxes = self._boxes(task, photo, chunk)
+            texts.append([e.text for e in photo.expressions if e.box in boxes])
             galleries.append(photo.gallery)
         return LookAlikes(texts, galleries)
 
@@ -243,10 +246,11 @@ class ClareData:
         return arrays
 
     def _see(self, task: str, row: int, per_instance: int, seed: Sequence[int]) -> _Seen:
-        """Draw one sample; again when nothing that is asked for is left in view."""
-        number = int(self._samples[task].photo[row])
+        """Draw a view of one sample; draw again if it shows none of the boxes asked for."""
+        samples = self._samples[task]
+        number = int(samples.photo[row])
         photo = self._photos[number]
-        asked = self._boxes(task, photo, int(self._samples[task].turn[row]))
+        asked = self._boxes(task, photo, int(samples.chunk[row]))
         rng = np.random.default_rng(seed)
         image = read_image(photo.path)
         height, width = image.shape[:2]

@@ -102,10 +102,12 @@ class ClareStepObjective(nn.Module):
         return values.sum(), dict(zip(parts, numbers, strict=True))
 
     def _mean_counts(self) -> MeanOverWorkers | None:
-        """How workers count together: so that they learn what one would that holds all photos.
+        """Return the function that averages the loss's divisors over all workers.
 
-        None under `paper_parity`: as released, each divides by its own matched queries and by the
-        expressions of all workers. Averaged over G workers, CLIA then weighs 1 / G.
+        With it, workers learn what a single worker with all photos would. It is None under
+        `paper_parity`: as in the released code, each worker then divides by its own matched
+        queries and by the expressions of all workers, so that averaging gradients over G workers
+        scales CLIA by 1 / G.
         """
         if self._workers is None or self.model.config.paper_parity:
             return None

@@ -43,14 +43,14 @@ SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
 TEXT_TOWER = "model.language."
 SLOW_PARTS = ("model.vision.", "model.pyramid.upsample.", ".sampling_offsets.")
 DENOISING = "denoising.safetensors"
-"""Beside the weights of a checkpoint: what only training needs of it."""
-OF_USE = frozenset(
+"""File of a checkpoint that holds the denoising queries, which only training needs."""
+CHANGEABLE = frozenset(
     {
         *("num_experts", "top_k_experts", "expert_mix", "masks", "neighbours"),
         *("num_candidates", "nms_iou", "shortest_side_px", "longest_side_px"),
     }
 )
-"""Numbers that may be changed of a checkpoint: all weights that it has and the model needs fit."""
+"""Settings in `shape` that may differ from the checkpoint's: its other weights still fit."""
 UNKNOWN_WORD, END = "<unk>", "</s>"
 Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
 """(load, first, last) -> what `load` gives for each step in [first, last), in order."""
@@ -69,7 +69,8 @@ class ClareTask:
         config: of the run.
         init: checkpoint directory to start from.
         rank, world_size: of this worker.
-        cache: folder for the annotations, which the processes of a machine then share.
+        cache: folder in which the processes of a machine share the annotations; without one, each
+            process keeps them in memory.
         stream: loads steps ahead.
 
     Raises:
@@ -207,10 +208,10 @@ class ClareTask:
 def photos_of_run(
     config: ClareTrainConfig, cache: Path | None
 ) -> tuple[Sequence[TrainPhoto], Sequence[TrainPhoto]]:
-    """Photos to train on, and held-out ones; in memory, or in files of `cache`.
+    """Return the training photos and the held-out photos, from files in `cache` if it is given.
 
     Raises:
-        DataError: as `training_photos`.
+        DataError: for the same reasons as in `training_photos`.
     """
     if cache is not None:
         return shared_photos(config, cache, masks=config.masks)
@@ -255,15 +256,16 @@ def _as_it_is(model: Clare) -> Iterator[None]:
 def start_clare(
     preset: str, config: ClareTrainConfig, photos: Sequence[TrainPhoto], init: Path | None
 ) -> tuple[Clare, Tokenizer]:
-    """Return model and tokenizer to start from.
+    """Return the model and the tokenizer to start from.
 
-    Of a checkpoint, `config.shape` may change the experts, the mask branch and what is asked of the
-    model; what it has no weights for is new. Towers come from `config.towers`, or are random; then
-    the words of the training expressions make up the tokenizer, unless the configuration names one.
+    With a checkpoint, `config.shape` may change the experts, the mask branch and settings without
+    weights; weights that the checkpoint lacks are initialized at random. Without one, the towers
+    come from `config.towers`, or are initialized at random. The tokenizer is `config.tokenizer` or
+    that of the towers; for random towers it is built from the words of the training expressions.
 
     Raises:
-        ConfigError: `preset`, `config.shape` or `config.paper_parity` do not fit the checkpoint.
-        CheckpointError: the checkpoint, the towers or their tokenizer do not load.
+        ConfigError: `preset`, `config.shape` or `config.paper_parity` does not fit the checkpoint.
+        CheckpointError: the checkpoint, the towers or their tokenizer cannot be loaded.
     """
     if init is not None:
         check_preset(preset, init)
@@ -284,39 +286,40 @@ def start_clare(
 
 
 def check_preset(preset: str, init: Path) -> None:
-    """Refuse to go on with a checkpoint under the name of another model than it is.
+    """Check that a checkpoint was trained with this preset, if it names one.
 
     Raises:
-        ConfigError: it was trained as another preset.
+        ConfigError: it was trained with another preset.
         CheckpointError: its `config.json` is missing or damaged.
     """
     trained = read_config(init).get("training", {}).get("preset", preset)
     if trained != preset:
         raise ConfigError(
-            f"preset {preset!r}, but the checkpoint {init} was trained as {trained!r}: "
+            f"the preset is {preset!r}, but the checkpoint {init} was trained with {trained!r}: "
             f"use --preset {trained}, or train without --init"
         )
 
 
 def reshaped(model: Clare, config: ClareTrainConfig, init: Path) -> Clare:
-    """Return the model of a checkpoint in the shape that the configuration asks for.
+    """Return a checkpoint's model, changed to the shape that the configuration asks for.
 
     Raises:
-        ConfigError: its weights are of no use in that shape, or were trained otherwise.
+        ConfigError: the checkpoint's weights do not fit that shape, or `paper_parity` differs.
     """
     own = vars(model.config)
     changed = {name: value for name, value in config.shape.items() if own.get(name) != value}
-    if refused := sorted(changed.keys() - OF_USE):
+    if refused := sorted(changed.keys() - CHANGEABLE):
         name = refused[0]
-        has = f"{own[name]} in the checkpoint" if name in own else "not a number of the model"
+        problem = f"it is {own[name]} in" if name in own else "there is no such setting in"
         raise ConfigError(
-            f"shape: {name}={changed[name]}, but it is {has} {init}; with --init only "
-            f"{', '.join(sorted(OF_USE))} can be changed: leave it out, or train without --init"
+            f"shape: {name}={changed[name]}, but {problem} the checkpoint {init}; with --init, "
+            f"only {', '.join(sorted(CHANGEABLE))} can be changed: remove {name} from shape, or "
+            f"train without --init"
         )
     if config.paper_parity != model.config.paper_parity:
         raise ConfigError(
             f"paper_parity={config.paper_parity}, but the checkpoint {init} was trained with "
-            f"{model.config.paper_parity}: its scores mean something else; set paper_parity: "
+            f"{model.config.paper_parity}, which gives scores another meaning; set paper_parity: "
             f"{str(model.config.paper_parity).lower()}, or train without --init"
         )
     if not changed:
@@ -325,7 +328,7 @@ def reshaped(model: Clare, config: ClareTrainConfig, init: Path) -> Clare:
     try:
         other = Clare(replace(model.config, **changed))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"shape: {error}; it takes the numbers of ClareConfig") from error
+        raise ConfigError(f"shape: {error}; it takes the settings of ClareConfig") from error
     wanted = other.state_dict()
     fitting = {
         name: value
@@ -337,10 +340,10 @@ def reshaped(model: Clare, config: ClareTrainConfig, init: Path) -> Clare:
 
 
 def load_denoising(content: DenoisingContent, folder: Path) -> None:
-    """Go on with the denoising queries of a checkpoint, where it has them.
+    """Load the denoising queries of a checkpoint, if it has any.
 
     Raises:
-        CheckpointError: the file is damaged, or of another model.
+        CheckpointError: the file is damaged, or belongs to another model.
     """
     path = folder / DENOISING
     if not path.is_file():
@@ -349,12 +352,13 @@ def load_denoising(content: DenoisingContent, folder: Path) -> None:
         content.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} does not load: {str(error).splitlines()[0]}; delete it to train without"
+            f"{path} cannot be loaded: {str(error).splitlines()[0]}; restore it, or delete it to "
+            f"start with new denoising queries"
         ) from error
 
 
 def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> ClareConfig:
-    """Return the preset's numbers with the changes of the configuration.
+    """Return the preset's settings with the changes of the configuration.
 
     Raises:
         ConfigError: a name is not known, or a value does not fit.
@@ -363,7 +367,7 @@ def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> C
     try:
         return ClareConfig(**values)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"shape: {error}; it takes the numbers of ClareConfig") from error
+        raise ConfigError(f"shape: {error}; it takes the settings of ClareConfig") from error
 
 
 def tokenizer_of_words(texts: Sequence[str]) -> Tokenizer:

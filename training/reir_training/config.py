@@ -28,10 +28,11 @@ class DataSource(StrictConfig):
             reircoco_train.json and refcoco.json.
         split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
         split: take this split of the folder alone; None takes all.
-        task: what its photos teach the published CLARE: "detection" (every box of COCO's classes),
-            "grounding" (referring expressions), or "both", where it has both.
-        held_out: so many of its photos become its split "val", the same ones in each run; for sets
-            that come without splits, and for one `split` of those that have some.
+        task: what the published CLARE learns from its photos: "detection" (every box of COCO's
+            classes), "grounding" (referring expressions), or "both", where it has annotations for
+            both.
+        held_out: number of photos that become its validation split, "val"; every run chooses the
+            same ones. Only for data sets without splits, or for one `split` of those with splits.
     """
 
     format: Format
@@ -120,9 +121,9 @@ class Schedule(StrictConfig):
             gradients it adds up: memory for a part only. Photos of different parts are no
             negatives of one another, so a model that contrasts across photos (CLIA) sees fewer.
         learning_rate: of new layers, after warm-up.
-        betas: of AdamW.
-        warmup_start: share of the learning rate that the first step has; 0 for one part in
-            `warmup_steps`.
+        betas: AdamW's decay rates of the first and second moments.
+        warmup_start: fraction of the learning rate at the first step; with 0, the first step has
+            1 / `warmup_steps` of it.
         decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
         ema_decay: of the weights that are kept; 0 turns averaging off.
         save_every_steps: within an epoch, from where a killed run goes on; also after each epoch.
@@ -167,8 +168,8 @@ class ClareSchedule(Schedule):
 
     Attributes:
         steps_per_epoch: steps between two validations.
-        tower_factor: learning rate of the pretrained towers, of the pyramid's upsampling and of
-            sampling offsets, relative.
+        tower_factor: learning rate of the pretrained towers, the pyramid's upsampling layers and
+            the sampling offsets, as a fraction of `learning_rate`.
         text_tower_factor: that of the text tower; None takes `tower_factor`. Towers without
             pretrained weights want a high rate for pixels and a low one for words.
     """
@@ -259,10 +260,11 @@ class ClareTrainConfig(CommonConfig):
     Attributes:
         towers: hub name or folder of the SigLIP towers to start from; None starts at random.
         tokenizer: folder or file of the tokenizer; None takes the towers'.
-        paper_parity: the released behaviour, quirk by quirk (clare.md table 8.4), also in what
-            several workers divide by; with `--init` it must be the checkpoint's.
-        shape: numbers of the model that differ from the preset's; with `--init` from the
-            checkpoint's, and then of those alone that leave its weights of use.
+        paper_parity: behave as the released code does, quirk by quirk (clare.md table 8.4),
+            including how losses are normalized over several workers; with `--init` it must be as
+            in the checkpoint.
+        shape: settings of the model that differ from the preset's; with `--init`, from the
+            checkpoint's, and then only those with which its weights still fit.
         augmentation: how photos are mirrored, resized and cut.
         texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
         expressions_per_instance: so many expressions of each asked instance does stage 2 contrast;
@@ -290,9 +292,11 @@ class ClareTrainConfig(CommonConfig):
     @field_validator("shape")
     @classmethod
     def _no_parity(cls, shape: dict[str, Any]) -> dict[str, Any]:
-        """One setting says what model and loss do, so that the two cannot differ."""
+        """Allow one setting for both the model and the loss, so that they cannot disagree."""
         if "paper_parity" in shape:
-            raise ValueError("paper_parity is no number of the model: set it beside shape")
+            raise ValueError(
+                "paper_parity cannot be set in shape: move it out of shape, to the top level"
+            )
         return shape
 
     @property

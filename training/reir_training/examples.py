@@ -73,7 +73,7 @@ class TrainPhoto:
 
 
 def describe(train: Iterable[TrainPhoto], held_out: Sequence[TrainPhoto]) -> dict[str, int]:
-    """Count what a set of photos holds for training, and its held-out photos."""
+    """Count the photos, boxes, expressions and captions to train on, and the held-out photos."""
     counts = np.array(
         [(1, len(p.boxes), len(p.expressions), len(p.captions)) for p in train], dtype=np.int64
     ).reshape(-1, 4)
@@ -83,7 +83,7 @@ def describe(train: Iterable[TrainPhoto], held_out: Sequence[TrainPhoto]) -> dic
 
 
 def divided(photos: Sequence[TrainPhoto]) -> tuple[list[TrainPhoto], list[TrainPhoto]]:
-    """Return the photos to train on, and the held-out ones."""
+    """Return the training photos and the held-out photos."""
     return [p for p in photos if p.split != VAL], [p for p in photos if p.split == VAL]
 
 
@@ -105,20 +105,23 @@ def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset
 
 
 def hold_out(dataset: ReferringDataset, num: int) -> ReferringDataset:
-    """Make photos the split "val", chosen by their names, so that each run chooses the same.
+    """Make `num` photos the split "val", chosen by their ids so that every run agrees.
 
     Raises:
-        DataError: there are no more photos than that, or they are divided into splits already: a
-            photo of a split for tests would be trained on.
+        DataError: no photo would be left to train on, or the data set already has splits: the
+            photos of its test splits would be trained on.
     """
     if dataset.splits:
         raise DataError(
-            f"{dataset.source}: held_out={num}, but it has splits {sorted(dataset.splits)}; name "
-            f"one by `split`, or leave held_out out"
+            f"{dataset.source}: held_out={num} cannot be used with a data set that has splits, "
+            f"{sorted(dataset.splits)}; choose one of them with `split`, or remove held_out"
         )
     ids = sorted(dataset.images_by_id, key=lambda each: sha256(each.encode()).digest())
     if num >= len(ids):
-        raise DataError(f"{dataset.source}: held_out={num} of {len(ids)} photos leaves none")
+        raise DataError(
+            f"{dataset.source}: held_out={num} of {len(ids)} photos leaves none to train on; set "
+            f"it lower"
+        )
     return replace(dataset, splits={VAL: frozenset(ids[:num]), TRAIN: frozenset(ids[num:])})
 
 
@@ -216,9 +219,9 @@ def _boxed(
     expressions: Iterable[Expression],
     task: str,
 ) -> TrainPhoto:
-    """Boxes and expressions of a photo; those of crowds and of boxes without area are left out.
+    """Return the boxes and expressions of a photo, without those of crowds and of empty boxes.
 
-    A photo that teaches grounding alone has no known classes, one that teaches detection alone no
+    With the task "grounding", no box has a known class; with "detection", there are no
     expressions.
     """
     size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)

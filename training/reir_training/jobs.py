@@ -49,8 +49,8 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
         preset: name of the model.
         config: of the run, of the kind that the preset takes.
         output: gets `checkpoint/`, `metrics.jsonl` and Ray's states; all workers must see it.
-        cache: folder of the frozen part's output, already built, for `clare-nano`; else where
-            workers share the annotations.
+        cache: for `clare-nano`, folder with the output of its frozen part, already built; for
+            other models, folder in which workers share the annotations.
         stage: "grounding", "clia", "all" (both) or "rerank".
         init: checkpoint directory to start from.
         num_workers: Ray Train workers.

@@ -1,8 +1,8 @@
-"""The annotated photos of a run in one file that all processes of a machine share.
+"""The annotated photos of a run, in files that all processes of a machine share.
 
-As Python objects the annotations of a published data set take gigabytes, in every worker and in
-every process that loads steps for one. Here they are columns of an Arrow file, written once by
-a process that ends, and mapped into memory: a photo is made into an object when it is asked for.
+As Python objects, the annotations of a published data set would take gigabytes in every worker and
+in every process that loads data for it. Instead, a short-lived process writes them once to Arrow
+files, which the other processes map into memory. A photo becomes a Python object only on access.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from reir.records import MaskRle
 from reir_training.config import DataConfig
-from reir_training.examples import TRAIN, VAL, TrainPhoto, Written
+from reir_training.examples import TRAIN, VAL, TrainPhoto, Written, divided
 from reir_training.leakage import training_photos
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,11 @@ _SCHEMA = pa.schema(
 
 
 class PhotoTable(Sequence[TrainPhoto]):
-    """Photos in a file; it pickles as the path of the file, and maps it where it is first used.
+    """Photos in a file, which each process maps into memory when it first uses the table.
 
     Args:
-        path: that `write_photos` wrote.
-        write: writes it on a machine that lacks it; must pickle.
+        path: file that `write_photos` wrote.
+        write: writes the file if this machine does not have it yet; must be picklable.
     """
 
     def __init__(self, path: Path, write: Callable[[], object] | None = None) -> None:
@@ -67,7 +67,7 @@ class PhotoTable(Sequence[TrainPhoto]):
         self._length = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave the map behind: each process makes its own, of the same memory."""
+        """Pickle only the path: each process maps the same file itself."""
         return PhotoTable, (self._path, self._write)
 
     def _mapped(self) -> list[pa.RecordBatch]:
@@ -91,11 +91,11 @@ class PhotoTable(Sequence[TrainPhoto]):
     def __getitem__(self, row: slice) -> list[TrainPhoto]: ...
 
     def __getitem__(self, row: int | slice) -> TrainPhoto | list[TrainPhoto]:
-        """Return a photo, or a list of some."""
+        """Return one photo, or a list of photos for a slice."""
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} photos")
+            raise IndexError(f"row {row} is out of range: the table has {len(self)} photos")
         batch, place = divmod(row, ROWS_A_BATCH)
         columns = self._mapped()[batch].slice(place, 1)
         return _photo({name: columns[name][0].as_py() for name in _SCHEMA.names})
@@ -107,25 +107,26 @@ class PhotoTable(Sequence[TrainPhoto]):
 
 
 def write_photos(photos: Iterable[TrainPhoto], path: Path) -> None:
-    """Write photos to a file, which is there as a whole or not at all."""
+    """Write photos to a file atomically, so that nobody sees a part of it."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         rows = map(_row, photos)
-        while some := list(islice(rows, ROWS_A_BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist(some, _SCHEMA))
+        while batch := list(islice(rows, ROWS_A_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, _SCHEMA))
     unfinished.replace(path)
 
 
 def shared_photos(
     config: DataConfig, folder: Path, *, masks: bool = False
 ) -> tuple[PhotoTable, PhotoTable]:
-    """Photos to train on and held-out ones; the annotations are read when they are first needed.
+    """Return tables of the training photos and of the held-out photos.
 
-    That raises what `training_photos` does.
+    The annotations are read when a table is first used; only then are the errors of
+    `training_photos` raised.
 
     Args:
         config: of the run.
-        folder: that the processes of this machine share; made when absent.
+        folder: where the processes of this machine share the tables; created if missing.
         masks: read masks too.
     """
     name = _fingerprint(config, masks)
@@ -144,37 +145,37 @@ def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         if not all(path.is_file() for path in paths.values()):
-            # in a process of its own, since the memory that parsing takes is not given back
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
-                for warning in one.submit(_read_and_write, config, paths, masks).result():
+            # Python would not return the memory that parsing takes, so a child process parses
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+                for warning in child.submit(_read_and_write, config, paths, masks).result():
                     logger.warning("%s", warning)
 
 
 def _read_and_write(config: DataConfig, paths: Mapping[str, Path], masks: bool) -> list[str]:
-    """Write the tables; returns what was warned of on the way."""
-    heard = _Heard()
-    logging.getLogger().addHandler(heard)
-    photos = training_photos(config, masks=masks)
-    for split, path in paths.items():
-        write_photos((p for p in photos if (p.split == VAL) == (split == VAL)), path)
-    return heard.messages
+    """Write the tables, and return the warnings that were logged meanwhile."""
+    collector = _WarningCollector()
+    logging.getLogger().addHandler(collector)
+    train, held_out = divided(training_photos(config, masks=masks))
+    write_photos(train, paths[TRAIN])
+    write_photos(held_out, paths[VAL])
+    return collector.messages
 
 
-class _Heard(logging.Handler):
-    """Keeps the messages of warnings."""
+class _WarningCollector(logging.Handler):
+    """Collects the messages of warnings and errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one."""
+        """Keep the message of a record."""
         self.messages.append(record.getMessage())
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process of a machine in at a time; the lock of one that dies is gone with it."""
+    """Hold a lock that one process of a machine can have at a time, and that dies with it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -203,9 +204,9 @@ def _row(photo: TrainPhoto) -> dict[str, Any]:
         "boxes": photo.boxes.ravel(),
         "categories": photo.categories,
         "names": photo.names,
-        "texts": [said.text for said in photo.expressions],
-        "text_boxes": [said.box for said in photo.expressions],
-        "kinds": [said.kind for said in photo.expressions],
+        "texts": [expression.text for expression in photo.expressions],
+        "text_boxes": [expression.box for expression in photo.expressions],
+        "kinds": [expression.kind for expression in photo.expressions],
         "captions": photo.captions,
         "near_misses": photo.near_misses,
         "crowded": sorted(photo.crowded),

@@ -26,7 +26,7 @@ from reir_training.storage import METRICS, checked_storage
 
 POLL_S = 1.0
 ANNOTATIONS = "annotations"
-"""Folder of the output in which workers share what they read of the photos."""
+"""Folder in the output directory in which workers share the annotations that they read."""
 Run = TypeVar("Run", bound=CommonConfig)
 
 

@@ -35,8 +35,8 @@ def make_task(  # noqa: PLR0913 - one by one is clearer than a bag
         config: of the run.
         stage: of the run; "rerank" trains another model than the others.
         init: checkpoint directory to start from.
-        cache: folder of the frozen part's output for `clare-nano`; of the annotations for the
-            published CLARE, which reads them into memory without.
+        cache: for `clare-nano`, folder with the output of its frozen part; for the published
+            CLARE, folder in which workers share the annotations, or None to keep them in memory.
         photos: of `clare-nano`, in the order of the cache; None for all of the run's.
         rank, world_size: of this worker.
         stream: loads steps of the published CLARE ahead.
