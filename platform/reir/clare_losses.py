@@ -150,8 +150,8 @@ def clare_losses(
     number that are compared, CLIA by the number of expressions. Without `mean_over_workers` these
     are the worker's own matched queries and the expressions of the global batch, as released; with
     it they are means over the workers, so that gradients averaged over workers equal those of one
-    worker that holds the global batch. As released, gradients averaged over G workers hold CLIA at
-    1 / G of that.
+    worker that holds the global batch. As released, averaging gradients over G workers scales CLIA
+    by 1 / G.
 
     Args:
         outputs: of the model; what is None adds nothing.

@@ -23,7 +23,7 @@ NUM_OVERLAPS = 10
 OTA_GIOU, OTA_NOT_BOTH, OTA_NEITHER = 3.0, 100.0, 10_000.0
 HUNGARIAN_CLASS, HUNGARIAN_L1, HUNGARIAN_GIOU = 2.0, 5.0, 2.0
 FIRST_SEEN = 1024
-"""Proposals whose GIoU is taken at first; four times as many where those are too few."""
+"""Number of proposals per target whose GIoU is computed first; quadrupled while too few."""
 WORST_COST = 1e6
 """In place of a cost that is not a number; above any that is."""
 
@@ -178,35 +178,40 @@ def _serve_orphans(cost: Tensor, assigned: Tensor, valid_BG: Tensor) -> Tensor:
 def cheapest_proposals(
     logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets
 ) -> tuple[Tensor, Tensor]:
-    """(B, G, k) lowest costs `2 * class + 5 * L1 - 2 * GIoU` of each target, and whose they are.
+    """Find the k proposals with the lowest matching cost for each target.
 
-    k is G, or A where there are fewer. A photo has tens of thousands of proposals, and GIoU takes
-    many numbers a pair, so it is taken of the proposals alone that are cheapest without it. Since
-    it lowers no cost by more than 2, these hold the cheapest of all as soon as the last of them
-    costs 2 more without it than those found cost with it; else four times as many are looked at.
+    The cost is `2 * class + 5 * L1 - 2 * GIoU`. A photo has tens of thousands of proposals, and
+    GIoU has many intermediate values per pair, so it is computed only for the candidates that are
+    cheapest without it. GIoU lowers a cost by at most 2. So the candidates include the k cheapest
+    proposals if the k-th of their full costs is at least 2 below the highest of their costs
+    without GIoU; otherwise, four times as many candidates are tried.
+
+    Returns:
+        (B, G, k) costs in ascending order, and (B, G, k) the index of each proposal. k is the
+        smaller of G and A.
     """
     boxes_BG4 = targets.boxes_xyxy.to(boxes_xyxy.dtype)
     l1 = torch.cdist(centre_size(boxes_BG4), centre_size(boxes_xyxy), p=1)
-    without = HUNGARIAN_CLASS * focal_cost(logits_BA)[:, None] + HUNGARIAN_L1 * l1
-    # A step that diverged must reach the trainer as a loss that is not finite, not as an error.
-    without = without.nan_to_num(nan=WORST_COST)
-    num_kept = min(without.shape[1:])
-    num_seen = min(max(FIRST_SEEN, num_kept), without.shape[2])
+    without_giou = HUNGARIAN_CLASS * focal_cost(logits_BA)[:, None] + HUNGARIAN_L1 * l1
+    # If a step diverges, the trainer must see a loss that is not finite, not an exception here.
+    without_giou = without_giou.nan_to_num(nan=WORST_COST)
+    num_kept, num_proposals = min(without_giou.shape[1:]), without_giou.shape[2]
+    num_tried = min(max(FIRST_SEEN, num_kept), num_proposals)
     while True:
-        near, where = without.topk(num_seen, largest=False)
-        seen = boxes_xyxy[:, None].expand(-1, len(near[0]), -1, -1)
-        seen = seen.gather(2, where[..., None].expand(-1, -1, -1, 4))
-        cost = near - HUNGARIAN_GIOU * generalised_iou(boxes_BG4[:, :, None], seen)
+        partial_cost, where = without_giou.topk(num_tried, largest=False)
+        tried = boxes_xyxy[:, None].expand(-1, len(partial_cost[0]), -1, -1)
+        tried = tried.gather(2, where[..., None].expand(-1, -1, -1, 4))
+        cost = partial_cost - HUNGARIAN_GIOU * generalised_iou(boxes_BG4[:, :, None], tried)
         cost, place = cost.nan_to_num(nan=WORST_COST).topk(num_kept, largest=False)
-        if num_seen == without.shape[2] or _all_found(cost, near, targets.valid):
+        if num_tried == num_proposals or _all_found(cost, partial_cost, targets.valid):
             return cost, where.gather(-1, place)
-        num_seen = min(4 * num_seen, without.shape[2])
+        num_tried = min(4 * num_tried, num_proposals)
 
 
-def _all_found(cost_BGk: Tensor, near_BGS: Tensor, valid_BG: Tensor) -> bool:
-    """Whether no proposal that was not looked at can cost less than those found."""
-    left_out_BG = near_BGS[..., -1] - HUNGARIAN_GIOU
-    return bool(((cost_BGk[..., -1] <= left_out_BG) | ~valid_BG).all())
+def _all_found(cost_BGk: Tensor, partial_BGS: Tensor, valid_BG: Tensor) -> bool:
+    """Return whether every proposal that was not tried costs at least as much as those found."""
+    bound_BG = partial_BGS[..., -1] - HUNGARIAN_GIOU
+    return bool(((cost_BGk[..., -1] <= bound_BG) | ~valid_BG).all())
 
 
 @torch.no_grad()
@@ -224,8 +229,8 @@ def hungarian(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor
         (B, A) int64, the index of the proposal's target in its photo, or -1.
     """
     with torch.autocast(boxes_xyxy.device.type, enabled=False):
-        # With G targets, some best assignment gives each target one of its own G cheapest
-        # proposals: the others hold at most G - 1 of them. So only these leave the device.
+        # With G targets, some optimal assignment gives each target one of its G cheapest proposals,
+        # since the other targets occupy at most G - 1 of them. So only these leave the device.
         cheapest, where = cheapest_proposals(
             full_precision(logits_BA), full_precision(boxes_xyxy), targets
         )

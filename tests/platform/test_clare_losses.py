@@ -281,13 +281,13 @@ def test_false_negatives_by_hand(
     ("logit", "loss"),
     [(-1_000.0, 1_000.0), (-50_000.0, 50_000.0), (-60_000.0, 50_000.0), (-math.inf, 50_000.0)],
 )
-def test_scores_count_in_full_up_to_the_released_bound(logit: float, loss: float) -> None:
-    """The query of each photo that fits its expression scores `logit`, the others score as low."""
+def test_scores_are_clamped_at_the_released_bound(logit: float, loss: float) -> None:
+    """Each expression scores `logit` with its matching query, and with all other queries."""
     outputs, targets = two_photos((1, 2), (1, 2))
     assert outputs.clia is not None
-    said = replace(outputs.clia, logits=torch.full((1, 2, 2, 2), logit))
-    losses = clare_losses(replace(outputs, clia=said), targets, PLAIN)
-    assert losses["clia"].item() == pytest.approx(loss)  # one match an expression
+    clia = replace(outputs.clia, logits=torch.full((1, 2, 2, 2), logit))
+    losses = clare_losses(replace(outputs, clia=clia), targets, PLAIN)
+    assert losses["clia"].item() == pytest.approx(loss)  # one match per expression
 
 
 def test_all_expressions_of_an_instance_share_its_queries() -> None:

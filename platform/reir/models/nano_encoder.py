@@ -44,7 +44,7 @@ def fast_dtype() -> torch.dtype:
 
 
 def cpu_path() -> str:
-    """Name the arithmetic that `fast_dtype` chooses here, for people."""
+    """Describe, for display, the arithmetic that `fast_dtype` selects on this CPU."""
     if fast_dtype() == torch.float32:
         return "fp32"
     return "bf16 (AMX)" if torch.cpu._is_amx_tile_supported() else "bf16 (AVX-512)"

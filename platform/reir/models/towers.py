@@ -91,13 +91,14 @@ def load_towers(model: Clare, name_or_path: str) -> None:
 def load_tokenizer(name_or_path: str) -> Tokenizer:
     """Load the tokenizer of pretrained towers, in the form that a checkpoint stores.
 
-    Those of SigLIP come as a SentencePiece model; the result gives the same tokens without it.
+    SigLIP's tokenizer is a SentencePiece model; it is converted into one that produces the same
+    tokens without SentencePiece.
 
     Args:
-        name_or_path: as of `load_towers`.
+        name_or_path: as in `load_towers`.
 
     Raises:
-        CheckpointError: there is no tokenizer, or one of a kind that cannot be kept.
+        CheckpointError: there is no tokenizer, or a checkpoint cannot store one of its kind.
         ImportError: a package that the tokenizer needs is not installed.
     """
     from transformers import AutoTokenizer, SiglipTokenizer
@@ -105,24 +106,24 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     try:
         found = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         if isinstance(found, SiglipTokenizer):
-            return _of_sentence_piece(found)
+            return _from_sentence_piece(found)
         tokenizer: Tokenizer = found.backend_tokenizer
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(
-            f"{name_or_path} has no tokenizer that can be used ({what}); give the hub name or the "
-            f"directory of a SigLIP model with its spiece.model, or name another by `tokenizer`"
+            f"{name_or_path} has no usable tokenizer ({what}); give the hub name or the directory "
+            f"of a SigLIP model that includes spiece.model, or set `tokenizer` to another one"
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def _of_sentence_piece(slow: Any) -> Tokenizer:
-    """Return what gives the tokens of a `SiglipTokenizer`.
+def _from_sentence_piece(slow: Any) -> Tokenizer:
+    """Convert a `SiglipTokenizer` into a fast tokenizer that produces the same tokens.
 
-    The pieces, and the end mark after them, are converted as those of UDOP, which reads the same
-    kind of model; before them SigLIP puts text into lower case and takes punctuation out.
+    The converter for UDOP, which uses the same kind of SentencePiece model, handles the pieces and
+    the end-of-sequence token. In addition, SigLIP lowercases text and removes punctuation first.
     """
     from transformers.convert_slow_tokenizer import UdopConverter
 

@@ -44,10 +44,10 @@ def test_ece_is_zero_where_probabilities_come_true_and_their_error_where_not() -
 
 
 def test_errors_of_bins_do_not_cancel() -> None:
-    """Too modest below, too sure above, by as much: the mean of both is right, neither bin is."""
-    said = [0.2] * 10 + [0.8] * 10
+    """One bin is 0.2 too low and the other 0.2 too high; only their mean is right."""
+    probabilities = [0.2] * 10 + [0.8] * 10
     labels = [True] * 4 + [False] * 6 + [True] * 6 + [False] * 4
-    assert expected_calibration_error(said, labels) == pytest.approx(0.2)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.2)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40))
@@ -57,16 +57,16 @@ def test_ece_equals_the_loop_over_bins(rows: list[tuple[float, bool]]) -> None:
     for number in range(15):
         last = number == 14
         inside = [
-            (said, true)
-            for said, true in rows
-            if number <= said * 15 < number + 1 or (last and said == 1)
+            (probability, label)
+            for probability, label in rows
+            if number <= probability * 15 < number + 1 or (last and probability == 1)
         ]
         if inside:
-            mean_said = sum(said for said, _ in inside) / len(inside)
-            came_true = sum(true for _, true in inside) / len(inside)
-            wanted += len(inside) / len(rows) * abs(mean_said - came_true)
-    said, labels = zip(*rows, strict=True)
-    assert expected_calibration_error(said, labels) == pytest.approx(wanted)
+            confidence = sum(probability for probability, _ in inside) / len(inside)
+            accuracy = sum(label for _, label in inside) / len(inside)
+            wanted += len(inside) / len(rows) * abs(confidence - accuracy)
+    probabilities, labels = zip(*rows, strict=True)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(wanted)
 
 
 def test_lengths_must_agree() -> None:

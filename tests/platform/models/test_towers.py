@@ -1,4 +1,4 @@
-"""Public SigLIP towers as CLARE starts from them: the tokenizer that comes with them."""
+"""Loading the tokenizer of the public SigLIP towers that CLARE starts from."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_the_tokens_are_those_of_the_sentence_piece_model(towers: Path, tmp_path: Path) -> None:
+def test_the_converted_tokenizer_gives_the_same_tokens(towers: Path, tmp_path: Path) -> None:
     assert not (towers / "tokenizer.json").exists()
     public = AutoTokenizer.from_pretrained(towers)
     load_tokenizer(str(towers)).save(str(tmp_path / "tokenizer.json"))
-    ours = read_tokenizer(tmp_path / "tokenizer.json")
-    assert ours.get_vocab_size() == 40
+    converted = read_tokenizer(tmp_path / "tokenizer.json")
+    assert converted.get_vocab_size() == 40
     for text in (*SAID, *ODD):
         for each in (text, clean_expression(text)):
             want = public(each)["input_ids"]
-            assert ours.encode(each).ids == want, each
-    assert len(ours.encode(ODD[-1]).ids) > 64  # cut by `tokenise` alone, which keeps the end mark
+            assert converted.encode(each).ids == want, each
+    assert len(converted.encode(ODD[-1]).ids) > 64  # only `tokenise` truncates, keeping the end
 
 
-def test_a_fast_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_fast_tokenizer_is_used_unchanged(tmp_path: Path) -> None:
     folder = save_tiny_siglip(tmp_path)
     public = AutoTokenizer.from_pretrained(folder)
     assert load_tokenizer(str(folder)).encode("a red cup").ids == public("a red cup")["input_ids"]
@@ -62,5 +62,5 @@ def test_a_fast_tokenizer_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def test_towers_without_a_tokenizer_are_refused(towers: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((towers / "config.json").read_bytes())
-    with pytest.raises(CheckpointError, match="has no tokenizer that can be used"):
+    with pytest.raises(CheckpointError, match="has no usable tokenizer"):
         load_tokenizer(str(tmp_path))
