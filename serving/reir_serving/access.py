@@ -19,6 +19,7 @@ TENANT = "tenant"
 """Attribute of the photos of a tenant."""
 
 PLACE = Field("uri")
+"""Filter field that tenants may not use, because it would reveal where photos are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class Caller:
 
         Raises:
             FilterError: `where` cannot be parsed. Checked before it is put into another one, so
-                that no bracket in it can close ours. Or it asks for places, which are not told
-                (`shown`).
+                that no bracket in it can close ours. Also if a tenant's filter uses `uri`, because
+                tenants do not learn where photos are stored (see `shown`).
         """
         if not self.tenant:
             return where
@@ -66,13 +67,13 @@ class Caller:
         if PLACE in fields_of(parse(where)):
             raise FilterError(
                 "filter",
-                f"{where[:200]!r} asks for 'uri', which a key with a tenant cannot; use image_id, "
-                f"or attributes of your own, written attr.NAME",
+                f"{where[:200]!r} uses the field 'uri', which is not available to the key of a "
+                f"tenant; filter by image_id or by attributes of your own (attr.NAME) instead",
             )
         return f"{own} and ({where})"
 
     def shown(self, uri: str) -> str:
-        """Return what the caller may know of a photo's place: a tenant the file's name alone."""
+        """Return a photo's URI as the caller may see it; a tenant sees only the file name."""
         return uri.rpartition("/")[2] if self.tenant else uri
 
     def owned(self, attributes: Attributes) -> Attributes:

@@ -168,7 +168,7 @@ def _instance(row: InstanceRow) -> Json:
 
 
 def _version(version: VersionInfo, caller: Caller) -> Json:
-    """Return `VersionOut`; a tenant is not told how many photos there are of all."""
+    """Return `VersionOut`; its counts cover the photos of all tenants, so a tenant gets null."""
     counts = {
         "num_images": version.num_images,
         "num_failed": version.num_failed,

@@ -36,7 +36,7 @@ from reir_serving.problems import (
 from reir_serving.routes import galleries, images, operation, search
 
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-"""What a path may be served by."""
+"""HTTP methods that a path may support."""
 
 
 def create_app(backend: Backend, config: ServeConfig, metrics: Metrics | None = None) -> FastAPI:
@@ -78,7 +78,7 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Return the methods by which the path of a request is served, whichever routes have them."""
+    """Return the HTTP methods that the path of a request supports, over all routes."""
     app: FastAPI = request.app
     asked = [{**request.scope, "method": method} for method in METHODS]
     return [

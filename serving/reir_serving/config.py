@@ -22,15 +22,17 @@ class LiveSettings(StrictConfig):
     """What may change while the service runs: Serve's `user_config`; no replica restarts.
 
     Attributes:
-        k: hits of a request that does not say how many.
-        rerank: whether the re-ranker orders the best photos of a request that does not say.
-        budget_ms: of a request that names none; stages that would end later are left out.
-        hits: that one request may ask for, over all its queries.
-        explained_hits: of a request that wants to know of every hit why it stands there; with that
-            a hit takes some four times the bytes.
-        localized_queries: of a request that wants its first hits looked at on their pixels; each
-            query takes as long as some ten without.
-        pinned: gallery -> version that it is held at, whatever is live; the others follow.
+        k: number of hits if the request does not specify it.
+        rerank: whether the re-ranker orders the best photos if the request does not specify it.
+        budget_ms: time budget if the request does not specify one; stages that would exceed it are
+            skipped.
+        hits: maximum number of hits in one request, over all its queries.
+        explained_hits: the same for a request with `explain`, which makes a hit about four times
+            as large.
+        localized_queries: maximum number of queries in one request with `localize`, which makes a
+            query take about ten times as long.
+        pinned: gallery -> version to serve, whichever version is live; other galleries always
+            serve their live version.
     """
 
     k: int = Field(10, ge=1, le=1000)

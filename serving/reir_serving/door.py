@@ -36,11 +36,11 @@ TELL_EVERY_S = 1.0
 """How often refusals are counted and logged."""
 
 HELD_BYTES = 60_000
-"""A request up to this size is all there before a replica hears of it (`haproxy_settings.py`). A
-larger one may come as slowly as its client likes."""
+"""HAProxy forwards a request of up to this many bytes only once all of it has arrived
+(`haproxy_settings.py`). The rest of a larger request may arrive at any speed."""
 
 _NO_ROOM = Refused(
-    OVERLOADED, "as many requests as may come in are worked on or wait; try again in a moment"
+    OVERLOADED, "the limit of requests in progress or waiting is reached; try again in a moment"
 )
 _ID = "{request_id}"
 _BODY = problem_body(_NO_ROOM, _ID)
@@ -63,10 +63,10 @@ class Door:
         )  # method -> how many were refused and not told of yet
 
     def is_full(self, scope: Scope) -> bool:
-        """Whether there is no room for this request.
+        """Return whether there is no room for this request.
 
-        Of large ones, which are held in memory and may trickle in, there is room for as many as may
-        be worked on.
+        Large requests are held in memory and may arrive slowly, so only `ongoing` of them are let
+        in at a time; none of them may wait.
         """
         if not _needs_room(scope):
             return False
@@ -76,7 +76,7 @@ class Door:
 
     @contextmanager
     def inside(self, scope: Scope) -> Iterator[None]:
-        """Count a request as long as it is worked on."""
+        """Count a request while it is in progress."""
         if not _needs_room(scope):
             yield
             return
@@ -97,7 +97,7 @@ class Door:
     def refusal(
         self, scope: Scope, more: Iterable[tuple[bytes, bytes]] = (), *, keep_alive: bool
     ) -> bytes:
-        """Return the same answer as it goes over the wire, with more headers."""
+        """Return the same answer as raw HTTP, with the headers `more` added."""
         headers, body = self._refused(scope)
         return _on_the_wire(OVERLOADED, [*headers, *more], body, keep_alive=keep_alive)
 
@@ -139,7 +139,12 @@ class Entrance:
 
 
 def bad_request(said: str, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """Return the answer to what cannot be parsed, as it goes over the wire; the last one there."""
+    """Return the answer to a request that cannot be parsed, as raw HTTP that closes the connection.
+
+    Args:
+        said: what is wrong with the request.
+        more: headers to add.
+    """
     request_id = request_id_of(Headers())
     body = problem_body(Refused(BAD_REQUEST, said), request_id)
     return _on_the_wire(BAD_REQUEST, [*_headers(request_id, body), *more], body, keep_alive=False)
@@ -160,7 +165,7 @@ def _on_the_wire(
 
 
 def is_large(scope: Scope) -> bool:
-    """Whether a request has a photo, or more than HAProxy holds, or does not say how much."""
+    """Return whether a request has a photo, exceeds `HELD_BYTES`, or does not state its size."""
     headers = Headers(scope=scope)
     if is_form(headers) or "transfer-encoding" in headers:
         return True

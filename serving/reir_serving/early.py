@@ -5,8 +5,8 @@ costs far more than a refusal, and so does uvicorn's way to an application and b
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's own proxies load it too, hold no application
 and pass everything on.
 
-It also sees to it that replicas and proxy belong together (`environment.MARK`): the proxy of
-another server of this machine may still ask where a replica of its own was.
+It also checks that requests come from the proxy of the same server (`environment.MARK`): the proxy
+of another server on this machine may still send requests to a port that its own replica once used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reir_serving.environment import MARK
 from reir_serving.haproxy_settings import MARK_HEADER
 
 MISDIRECTED = b"HTTP/1.1 421 Misdirected Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-"""The answer to whoever is not the proxy of this server."""
+"""The answer to requests that do not come from this server's proxy."""
 
 _of_this_process: list[Door] = []
 
@@ -68,11 +68,11 @@ class RefusingProtocol(HttpToolsProtocol):
         self._marks = [(MARK_HEADER.encode(), mark)] if mark else []
         for each in self._marks:
             if each not in self.config.encoded_headers:
-                self.config.encoded_headers.append(each)  # uvicorn puts these on every answer,
-                self.server_state.default_headers.append(each)  # from the next second on
+                self.config.encoded_headers.append(each)  # uvicorn renews `default_headers` from
+                self.server_state.default_headers.append(each)  # these every second
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed, as all problems are told."""
+        """Answer a request that cannot be parsed with problem details, as for all errors."""
         self.transport.write(bad_request(msg, self._marks))
         self.transport.close()
 

@@ -28,11 +28,11 @@ _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class SimilarForm(BaseModel):
-    """`POST /v1/search/similar` as a form, for its document.
+    """The multipart form of `POST /v1/search/similar`, as the OpenAPI document describes it.
 
     Attributes:
         image: the photo.
-        request: what else is asked, as JSON.
+        request: the other parts of the request, as JSON.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,10 +54,13 @@ async def read_json(request: Request, model: type[M]) -> M:
 
 
 async def read_similar(request: Request) -> tuple[bytes | None, SimilarRequest]:
-    """Read either form of the request; returns the photo, if there is one, and what is asked.
+    """Read a request sent as JSON or as a form.
+
+    Returns:
+        The photo, None for JSON, and the request.
 
     Raises:
-        Refused: it is neither.
+        Refused: the body is of another media type.
         RequestValidationError: a field is wrong.
     """
     sent_as = media_type(request)

@@ -125,7 +125,7 @@ class Gate:
     def _too_long(self, body: _Body) -> Refused:
         limit_s = self._limits.request_s
         if not body.is_read:
-            return Refused(TOO_SLOW, f"the body was not there after {limit_s:g} s")
+            return Refused(TOO_SLOW, f"the body did not arrive within {limit_s:g} s")
         said = f"no answer after {limit_s:g} s; ask for less, or try again"
         return Refused(TIMED_OUT, said, retry_after_s=1.0)
 

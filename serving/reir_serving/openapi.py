@@ -32,13 +32,13 @@ def body_of(
     narrower: Mapping[str, Any] | None = None,
     **forms: Any,
 ) -> dict[str, Any]:
-    """Return what a route that reads its body itself says of it.
+    """Return the description of the request body, for a route that parses its body itself.
 
     Args:
-        model: of the JSON.
-        example: of the JSON.
-        narrower: what must hold of the JSON besides.
-        forms: models of other media types, by their names ("multipart/form-data").
+        model: model of the JSON body.
+        example: an example of the JSON body.
+        narrower: more JSON Schema keywords that restrict the JSON body further.
+        forms: models for other media types, by media type ("multipart/form-data").
     """
     schema = {**schema_of(model), **(narrower or {})}
     told = {JSON: {"schema": schema, "example": example}}
@@ -52,7 +52,7 @@ def publish(app: FastAPI, extra: tuple[type[BaseModel], ...], *, needs_key: bool
     Args:
         app: with all its routes.
         extra: models that no route names in its signature.
-        needs_key: whether the API answers those only who have a key.
+        needs_key: whether the API requires a key.
     """
 
     def document() -> dict[str, Any]:

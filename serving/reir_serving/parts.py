@@ -268,8 +268,8 @@ class Searcher:
         return retriever.retrieve([each for of in requests for each in of])
 
 
-def _is_there() -> None:
-    """Find nothing wrong."""
+def _no_check() -> None:
+    """Check nothing."""
 
 
 class Breaker:
@@ -281,14 +281,14 @@ class Breaker:
 
     def __init__(
         self,
-        check: Callable[[], None] = _is_there,
+        check: Callable[[], None] = _no_check,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start closed: calls pass.
 
         Args:
-            check: raises `StoreUnavailable` where there is no store to call.
-            clock: in seconds.
+            check: called before each call; raises `StoreUnavailable` if the store does not exist.
+            clock: returns the time in seconds.
         """
         self._check, self._clock = check, clock
         self._failure: StoreUnavailable | None = None
@@ -315,7 +315,7 @@ class Breaker:
         try:
             return work()
         except Exception:
-            self._check()  # the store may have gone meanwhile, which is then what went wrong
+            self._check()  # if the store has disappeared meanwhile, report that instead
             raise
 
 
@@ -339,17 +339,17 @@ class LocalParts:
         models: Models,
         limits: Limits,
         on_batch: Callable[[str, int, int], None] = _ignore,
-        check: Callable[[], None] = _is_there,
+        check: Callable[[], None] = _no_check,
     ) -> None:
         """Search `store` with `models`.
 
         Args:
-            store: stays the caller's to close.
-            models: of the galleries.
-            limits: of photos, and of how many may wait.
-            on_batch: told of each batch its part ("text", "search", "rerank", "photo"), its size,
-                and how many calls wait for the next one.
-            check: as for `Breaker`.
+            store: the store to search; the caller closes it.
+            models: models of the galleries.
+            limits: limits of photos and of waiting calls.
+            on_batch: called for each batch with its part ("text", "search", "rerank", "photo"),
+                its size, and how many calls wait for the next one.
+            check: see `Breaker`.
         """
         self._store, self._models, self._limits = store, models, limits
         self._breaker = Breaker(check)

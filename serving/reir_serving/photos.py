@@ -32,7 +32,7 @@ from reir_serving.backend import Box, GalleryImage, Localisation
 
 MAX_NAME_BYTES = 120
 ATTEMPTS = 100
-"""To make a file in a folder that others take away as soon as it is empty."""
+"""How often to try to create a file in a folder that others delete whenever it is empty."""
 
 _BUCKETS = ("s3://", "gs://")
 
@@ -179,7 +179,7 @@ class Photos:
             attributes: filterable.
 
         Raises:
-            OSError, StoreFull: it cannot be written; nothing of it stays.
+            OSError, StoreFull: the photo cannot be written; nothing of it is kept.
         """
         path = self._place(place[0], data, name, attributes)
         was_there = path.exists()
@@ -194,7 +194,7 @@ class Photos:
     def _note(
         self, place: tuple[str, str], path: Path, seen: Seen, data: bytes, attributes: Attributes
     ) -> ImageRecord:
-        """Write a photo's instances and its ledger row."""
+        """Write a photo's instances and its ledger row to the store."""
         gallery, version = place
         uri = canonical_uri(path)
         record = ImageRecord(
@@ -248,7 +248,7 @@ class Photos:
         return gone > 0
 
     def _place(self, gallery: str, data: bytes, name: str, attributes: Attributes) -> Path:
-        """Return where a photo is kept: under a name that tells nothing of this machine."""
+        """Return the path for an uploaded photo; its name reveals nothing about this machine."""
         shown = quote(Path(name).name, safe=" ()-,")[-MAX_NAME_BYTES:].lstrip(".%") or "photo"
         of_tenant = str(attributes.get(TENANT, "")).encode()
         folder = content_hash(data) if not of_tenant else content_hash(of_tenant + b"/" + data)
@@ -256,7 +256,7 @@ class Photos:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically: completely or not at all."""
     descriptor, temporary = _temporary_file(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -268,23 +268,26 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Delete an uploaded photo, and the folders of photo and gallery where they are empty then."""
+    """Delete an uploaded photo, and the folders of the photo and the gallery if they are empty."""
     path.unlink(missing_ok=True)
     for folder in (path.parent, path.parent.parent):
-        with suppress(OSError):  # not empty, or never made
+        with suppress(OSError):  # the folder is not empty, or was never created
             folder.rmdir()
 
 
 def _temporary_file(folder: Path) -> tuple[int, str]:
-    """Open a new file in a folder that is made, and that `_discard` may take away meanwhile."""
+    """Create a temporary file in `folder`, and `folder` too if it is missing.
+
+    Retries, because `_discard` may delete the folder in another thread or process.
+    """
     for left in reversed(range(ATTEMPTS)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return tempfile.mkstemp(dir=folder)
-        except (FileNotFoundError, FileExistsError):  # it was there, and is gone
+        except (FileNotFoundError, FileExistsError):  # the folder was deleted in between
             if not left:
                 raise
-    raise AssertionError("the last attempt returns or raises")
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _read_object(uri: str, max_bytes: int) -> bytes:

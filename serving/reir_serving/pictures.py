@@ -26,7 +26,7 @@ JPEG = "image/jpeg"
 JPEG_QUALITY = 85
 SENT_AS_THEY_ARE = {"JPEG": JPEG, "PNG": "image/png", "WebP": "image/webp", "GIF": "image/gif"}
 JPEG_SIDE_PX = 65_500
-"""The longest side that Pillow's JPEG library writes."""
+"""The longest side, in pixels, that Pillow's JPEG library can write."""
 
 CACHE_BYTES = 64 * 2**20
 
@@ -44,7 +44,7 @@ class View:
     """How a photo is to be shown.
 
     Attributes:
-        width_px: at most; None for all that it has, as far as a JPEG can hold it.
+        width_px: maximum width; None for the photo's own width, reduced if a JPEG cannot hold it.
         boxes: to draw, the first on top; xyxy in [0, 1].
         labels: one a box.
     """
@@ -101,7 +101,7 @@ def render(data: bytes, record: ImageRecord, view: View, max_pixels: int) -> Pic
 
 
 def _fitted(photo: Image.Image, width_px: int) -> Image.Image:
-    """Return a photo at most so wide, and on no side longer than a JPEG can be."""
+    """Return the photo, scaled down to at most `width_px` and to the longest side of a JPEG."""
     scale = min(1.0, width_px / photo.width, JPEG_SIDE_PX / max(photo.size))
     if scale == 1:
         return photo

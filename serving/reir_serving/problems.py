@@ -143,7 +143,7 @@ def of_http(error: HTTPException, request: Request) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error.__cause__, OSError) and is_full(error.__cause__):
-        return full()  # the framework could not keep the body of the request
+        return full()  # the framework could not write the request body to disk
     status = HTTPStatus(error.status_code)
     kind = _OF_STATUS.get(status) or Kind("http-error", status.value, status.phrase)
     said = str(error.detail)
@@ -214,19 +214,19 @@ def of_platform(error: ReirError) -> Refused:
         said = "the store cannot be reached just now; try again later"
         return Refused(STORE_UNAVAILABLE, said, retry_after_s=RETRY_STORE_S)
     if isinstance(error, CheckpointError | ConfigError):
-        said = "the checkpoint of this gallery cannot be loaded; its operator has to look"
+        said = "the checkpoint of this gallery cannot be loaded; its operator has to repair it"
         return Refused(NOT_READY, said, retry_after_s=60.0)
     return Refused(INTERNAL, f"it is logged under {error.__class__.__name__}")
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an error says that there is no room for a file."""
+    """Return whether an error means that the disk is full or the disk quota is exceeded."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def full() -> Refused:
-    """Return the answer to a photo that there is no room for."""
-    said = "no space is left on a disk of this server; nothing was kept, its operator has to look"
+    """Return the answer to a photo for which there is no disk space."""
+    said = "a disk of this server is full, so nothing was stored; its operator has to free space"
     return Refused(FULL, said)
 
 

@@ -1,8 +1,8 @@
 """Requests and answers of the HTTP interface, version 1: what the page and `reir.Client` rely on.
 
-Boxes are xyxy in [0, 1] of the upright photo. Unknown fields of a request are refused, and so is a
-value of another type: `0` is no boolean. What a field may hold is what the library takes, by the
-library's own limits. Strings with a grammar of their own have a `format` that names it.
+Boxes are xyxy in [0, 1] of the upright photo. Unknown fields in a request are rejected, and so are
+values of the wrong type: `0` is not a boolean. Fields have the same limits as in the library,
+imported from it. Strings with a grammar of their own have a `format` that names it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ALSO = MAX_TERMS - 1
 
 
 def _whole(value: object) -> object:
-    """Return 5.0 as 5: JSON knows one kind of number."""
+    """Return 5.0 as 5, because JSON does not distinguish integers from other numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -33,7 +33,7 @@ Weight = Annotated[
         ge=-MAX_WEIGHT,
         le=MAX_WEIGHT,
         allow_inf_nan=False,
-        description="Not 0.",
+        description="Must not be 0. A negative weight means 'not this'.",
         json_schema_extra={"anyOf": [{"exclusiveMinimum": 0}, {"exclusiveMaximum": 0}]},
     ),
 ]
@@ -48,7 +48,7 @@ Where = Annotated[str, Field(max_length=MAX_FILTER, json_schema_extra={"format":
 InstanceId = Annotated[str, Field(max_length=255, json_schema_extra={"format": "instance-id"})]
 Scalar = str | int | float | bool | None
 
-_ONE_OF_BOTH: dict[str, Any] = {
+_EITHER_EXPRESSION_OR_INSTANCE: dict[str, Any] = {
     "oneOf": [
         {
             "properties": {one: {"type": "string"}, other: {"type": "null"}},
@@ -57,18 +57,18 @@ _ONE_OF_BOTH: dict[str, Any] = {
         for one, other in (("expression", "instance_id"), ("instance_id", "expression"))
     ]
 }
-_ALONE: dict[str, Any] = {"properties": {"also": {"maxItems": 0}}}
-_ANY_PRESENCE: dict[str, Any] = {"properties": {"min_presence": {"maximum": 0}}}
+_NO_MORE_TERMS: dict[str, Any] = {"properties": {"also": {"maxItems": 0}}}
+_NO_MIN_PRESENCE: dict[str, Any] = {"properties": {"min_presence": {"maximum": 0}}}
 
 
 class Request(BaseModel):
-    """Of every request."""
+    """Base class of all requests."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Answer(BaseModel):
-    """Of every answer."""
+    """Base class of all answers."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -79,7 +79,7 @@ class TermIn(Request):
     A negative weight says "not this".
     """
 
-    model_config = ConfigDict(json_schema_extra=_ONE_OF_BOTH)
+    model_config = ConfigDict(json_schema_extra=_EITHER_EXPRESSION_OR_INSTANCE)
 
     expression: Expression | None = None
     instance_id: InstanceId | None = None
@@ -93,34 +93,44 @@ class TermIn(Request):
 
 
 class Options(Request):
-    """What every kind of search can be told."""
+    """Options of every kind of search."""
 
     k: Count = Field(
         10, description="Maximum number of hits. A server can be configured with another default."
     )
-    per_image: Count = Field(1, description="Most hits of one photo.")
+    per_image: Count = Field(1, description="Maximum number of hits from one photo.")
     where: Where | None = Field(
         None,
-        description="Filter over fields of the instance and attributes of its photo.",
+        description="Filter on fields of the instance and attributes of its photo.",
         examples=['area > 0.05 and cx < 0.5 and attr.camera == "X100"'],
     )
-    group_by: Literal["image"] | None = Field(None, description="Also give the hits by photo.")
+    group_by: Literal["image"] | None = Field(
+        None, description="Also return the hits grouped by photo."
+    )
     min_presence: Side = Field(
-        0.0, description="Leave out hits below this probability; of a single expression only."
+        0.0,
+        description="Leave out hits whose presence is below this probability. "
+        "Only for a query that is a single expression.",
     )
     rerank: bool = Field(
         False,
-        description="Let the relation re-ranker order the best photos; a server may default to it.",
+        description="Have the relation re-ranker order the best photos. "
+        "A server can be configured to do this by default.",
     )
-    localize: bool = Field(False, description="Refine the first boxes on their pixels.")
-    explain: bool = Field(False, description="Say of every hit why it stands there.")
+    localize: bool = Field(
+        False, description="Refine the boxes of the first hits on the pixels of their photos."
+    )
+    explain: bool = Field(False, description="Return with each hit the evidence for its rank.")
     budget_ms: float | None = Field(
-        None, gt=0, le=60_000, description="Stages that would end later are left out."
+        None,
+        gt=0,
+        le=60_000,
+        description="Time budget in milliseconds; stages that would exceed it are skipped.",
     )
     cursor: str = Field(
         "",
         max_length=MAX_CURSOR,
-        description="Of the page before.",
+        description="Cursor from the answer with the previous page; empty for the first page.",
         json_schema_extra={"format": "cursor"},
     )
 
@@ -128,33 +138,33 @@ class Options(Request):
 class SearchRequest(Options):
     """`POST /v1/search`."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_ALONE, _ANY_PRESENCE]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_NO_MORE_TERMS, _NO_MIN_PRESENCE]})
 
     gallery: GalleryName
     expression: Expression = Field(
-        description="Describes one object.", examples=["the red mug left of the laptop"]
+        description="Description of one object.", examples=["the red mug left of the laptop"]
     )
     also: list[TermIn] = Field(default_factory=list, max_length=MAX_ALSO)
 
 
 class BatchRequest(Options):
-    """`POST /v1/search/batch`: one answer an expression, in the order given."""
+    """`POST /v1/search/batch`: returns one answer for each expression, in the same order."""
 
     gallery: GalleryName
     expressions: list[Expression] = Field(min_length=1, max_length=MAX_BATCH)
     cursor: str = Field(
         "",
         max_length=MAX_CURSOR,
-        description="Belongs to one expression: must be empty here.",
+        description="Must be empty: a cursor belongs to a single expression.",
         json_schema_extra={"maxLength": 0},
     )
 
 
 class SimilarRequest(Options):
-    """`POST /v1/search/similar`: an instance of the gallery as query.
+    """`POST /v1/search/similar`: finds instances similar to an instance of the gallery.
 
-    As multipart form the same endpoint takes a photo: part `image`, part `request` with this
-    object as JSON (without `instance_id`, optionally with `box`).
+    The same endpoint also accepts a photo, as a multipart form: the part `image` is the photo, and
+    the part `request` is this object as JSON (without `instance_id`, optionally with `box`).
     """
 
     gallery: GalleryName
@@ -164,11 +174,11 @@ class SimilarRequest(Options):
     also: list[TermIn] = Field(
         default_factory=list,
         max_length=MAX_ALSO,
-        description=f"With `expression`, at most {MAX_ALSO - 1}.",
+        description=f"More terms; at most {MAX_ALSO - 1} if `expression` is given.",
     )
     min_presence: Side = Field(
         0.0,
-        description="Must be 0: presence is only known for a query of one expression.",
+        description="Must be 0: presence is only known for a query that is a single expression.",
         json_schema_extra={"maximum": 0},
     )
 
@@ -205,10 +215,11 @@ class EvidenceOut(Answer):
 
 
 class HitOut(Answer):
-    """One instance found.
+    """One instance that was found.
 
     Attributes:
-        uri: of the photo; for a key with a tenant, here and elsewhere, the name of the file alone.
+        uri: URI of the photo; here and in all other answers, a tenant's key gets the file name
+            only.
     """
 
     instance_id: str
@@ -240,11 +251,13 @@ class SearchAnswer(Answer):
     """Hits, best first.
 
     Attributes:
-        english: False where the expression seems to be in another language, which no model knows.
-        found: False where `presence` is below the checkpoint's threshold: it is not there.
-        equally_good: so many first hits cannot be told apart.
-        degraded: stages left out.
-        cursor: of the next page; empty at the end.
+        english: False if the expression does not seem to be English, the only language that the
+            models know.
+        found: False if `presence` is below the checkpoint's threshold, so the object is probably
+            not in the gallery.
+        equally_good: number of first hits that are equally good.
+        degraded: stages that were skipped.
+        cursor: cursor of the next page; empty on the last page.
     """
 
     gallery: str
@@ -264,7 +277,7 @@ class SearchAnswer(Answer):
 
 
 class BatchAnswer(Answer):
-    """One answer an expression."""
+    """One answer for each expression."""
 
     answers: list[SearchAnswer]
 
@@ -295,7 +308,8 @@ class VersionOut(Answer):
     """One version of a gallery.
 
     Attributes:
-        num_images, num_failed, num_instances: null for a key with a tenant: they count all photos.
+        num_images, num_failed, num_instances: counts over the photos of all tenants; null for the
+            key of a tenant.
     """
 
     name: str

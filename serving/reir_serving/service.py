@@ -57,7 +57,7 @@ WARM_UP_ROUNDS = 8
 each search (`reir.store.codes`)."""
 
 SLICE_QUERIES = 4
-"""Queries of one request that are answered together, before others get their turn."""
+"""How many queries of one request are answered together before other requests get a turn."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -137,8 +137,8 @@ class Service:
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries to one gallery, in the order given.
 
-        Many are answered a slice at a time, so that other requests get their turn in between; the
-        budget of each is that of the whole request.
+        They are answered in slices, so that other requests get a turn in between. The time budget
+        of a query counts from the start of the whole request.
         """
         started_s = time.monotonic()
         answers: list[SearchResult] = []
@@ -152,13 +152,13 @@ class Service:
         return answers
 
     def _within_budget(self, query: Query, gone_ms: float) -> Query:
-        """Return a query with what is left of its budget, or of that of queries without one."""
+        """Return a query with what is left of its time budget, or of the default budget."""
         budget_ms = self.live.budget_ms if query.budget_ms is None else query.budget_ms
         left_ms = None if budget_ms is None else max(0.0, budget_ms - gone_ms)
         return replace(query, budget_ms=left_ms)
 
     async def _answered(self, gallery: str, asked: Sequence[Query]) -> list[SearchResult]:
-        """Answer queries together."""
+        """Answer the queries of one slice together."""
         stages = await self._stages(gallery)
         try:
             return await answer(asked, stages)

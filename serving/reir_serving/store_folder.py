@@ -1,4 +1,4 @@
-"""The folder of an embedded store: whether it is there. Looked at often, so it must cost little."""
+"""Checks that the folder of an embedded store exists; cheap, because it runs before each call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reir.store import is_embedded
 
 
 def folder_check(location: str) -> Callable[[], None]:
-    """Return a function that raises `StoreUnavailable` while a store's folder is not there.
+    """Return a function that raises `StoreUnavailable` while the store's folder does not exist.
 
-    A store that is opened or asked then would make a new, empty one in its place. Of a Milvus
-    server nothing is checked.
+    Without this check, opening or querying the store would create a new, empty store in its place.
+    For a Milvus server or a store in memory, nothing is checked.
     """
     if not is_embedded(location):
         return lambda: None
@@ -21,6 +21,6 @@ def folder_check(location: str) -> Callable[[], None]:
 
     def check() -> None:
         if not folder.is_dir():
-            raise StoreUnavailable(str(folder), "its folder is gone; put it back")
+            raise StoreUnavailable(str(folder), "its folder no longer exists; restore it")
 
     return check

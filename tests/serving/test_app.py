@@ -106,13 +106,14 @@ def test_a_request_that_asks_for_too_much_is_told_the_limit(client_of: Any) -> N
     assert refused.status_code == 422
     (wrong,) = refused.json()["errors"]
     assert wrong["field"] == "k"
-    assert "11 queries ask for 11000 hits" in wrong["detail"]
-    assert "10000" in wrong["detail"]
+    assert "11000 hits in total are requested (queries: 11)" in wrong["detail"]
+    assert "limit for one request is 10000" in wrong["detail"]
     asked["expressions"] = ["the red box"] * 2
     assert client.post("/v1/search/batch", json=asked).status_code == 200
     refused = client.post("/v1/search/batch", json={**asked, "explain": True})
     assert refused.status_code == 422
-    assert "2000 hits with explain, one request may for 1000" in refused.json()["detail"]
+    assert "2000 hits" in refused.json()["detail"]
+    assert "limit for one request with explain is 1000" in refused.json()["detail"]
 
 
 def test_a_request_that_has_too_much_looked_at_is_told_the_limit(client_of: Any) -> None:
@@ -123,7 +124,7 @@ def test_a_request_that_has_too_much_looked_at_is_told_the_limit(client_of: Any)
     assert refused.status_code == 422
     (wrong,) = refused.json()["errors"]
     assert wrong["field"] == "localize"
-    assert "for 21 queries, one request may for 20" in wrong["detail"]
+    assert "for 21 queries, but the limit for one request is 20" in wrong["detail"]
 
 
 def test_the_limit_of_hits_may_change_while_it_runs(client: TestClient, backend: Any) -> None:

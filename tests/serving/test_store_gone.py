@@ -69,7 +69,7 @@ def test_who_asks_is_told_to_come_again_and_nothing_is_made(
 
 
 def test_a_replica_that_starts_meanwhile_makes_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="put it back"):
+    with pytest.raises(StoreUnavailable, match="no longer exists; restore it"):
         Part({"store": str(tmp_path / "gone")})
     assert not (tmp_path / "gone").exists()
 

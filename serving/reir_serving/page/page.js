@@ -17,7 +17,7 @@ import { count, degraded, timings } from "./words.js";
 const TYPING_MS = 300;
 const SLOW_MS = 2000;
 const ENGLISH_ONLY = "This does not read like English, the only language that the model knows.";
-const EVEN = 0.5; // below this presence, it is likelier not there than there
+const EVEN = 0.5; // below this presence, the object is more likely absent than present
 const TITLE = document.title;
 const NUM_BOXES = 5; // of a photo of the user's
 const NUM_EXAMPLES = 6;

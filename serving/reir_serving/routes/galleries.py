@@ -74,7 +74,7 @@ async def add_image(
         ),
     ] = "{}",
 ) -> Response:
-    """Add a photo; when the answer comes, a search finds it."""
+    """Add a photo; searches find it as soon as the answer is sent."""
     asked.writable(gallery)
     own = asked.caller.owned(attributes_of(attributes))
     name = PurePath(image.filename or "").name[:120]
@@ -95,14 +95,14 @@ async def add_image(
 
 @router.get("/{gallery}/images/{image_id}", response_model=ImageAnswer)
 async def one_image(gallery: GalleryPath, image_id: ImageId, asked: Asked) -> Response:
-    """Give a photo's row of the ledger and all its instances."""
+    """Return a photo's ledger row and all its instances."""
     found = await asked.image(gallery, image_id)
     return json_answer(image_answer(gallery, found, asked.caller))
 
 
 @router.delete("/{gallery}/images/{image_id}", status_code=204)
 async def delete_image(gallery: GalleryPath, image_id: ImageId, asked: Asked) -> Response:
-    """Delete a photo; when the answer comes, no search finds it any more."""
+    """Delete a photo; searches no longer find it as soon as the answer is sent."""
     asked.writable(gallery)
     await _check_seen(asked, gallery, image_id)
     if not await asked.backend.delete_image(gallery, image_id):

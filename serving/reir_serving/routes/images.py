@@ -44,14 +44,15 @@ async def picture(  # noqa: PLR0913, every argument is one of the address
     asked: Asked,
     gallery: Annotated[GalleryName, Query(examples=["photos"])],
     width: Annotated[
-        int | None, Query(ge=MIN_WIDTH_PX, le=MAX_WIDTH_PX, description="At most so many pixels.")
+        int | None, Query(ge=MIN_WIDTH_PX, le=MAX_WIDTH_PX, description="Maximum width in pixels.")
     ] = None,
     boxes: Annotated[bool, Query(description="Draw all instances.")] = False,
     instance: Annotated[
-        list[InstanceId] | None, Query(max_length=MAX_DRAWN, description="Draw these, by id.")
+        list[InstanceId] | None,
+        Query(max_length=MAX_DRAWN, description="Ids of instances to draw."),
     ] = None,
 ) -> Response:
-    """Give the photo: whole, at most `width` pixels wide, with boxes drawn."""
+    """Return the photo, on request scaled down to `width` pixels or with boxes drawn."""
     image = await asked.image(gallery, image_id)
     view = _view(image, width, boxes, instance or ())
     tag = etag(image.record, view)
@@ -71,10 +72,12 @@ async def localize(
     asked: Asked,
     image: Photograph,
     expression: Annotated[Expression, Form(examples=["the red mug left of the laptop"])],
-    k: Annotated[int, Form(ge=1, le=MAX_BOXES, description="Most boxes.")] = 5,
-    masks: Annotated[bool, Form(description="With masks, where the checkpoint has them.")] = False,
+    k: Annotated[int, Form(ge=1, le=MAX_BOXES, description="Maximum number of boxes.")] = 5,
+    masks: Annotated[
+        bool, Form(description="Also return masks, if the checkpoint has them.")
+    ] = False,
 ) -> Response:
-    """Find the instances of one photo that an expression describes; nothing of it is kept."""
+    """Find the instances in one photo that an expression describes; the photo is not stored."""
     found = await asked.backend.localise(await image.read(), expression, k, masks=masks)
     asked.site.metrics.note_timings(found.timings_ms)
     return json_answer(localize_answer(found, asked.notes.request_id))

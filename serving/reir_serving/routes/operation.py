@@ -34,13 +34,13 @@ PAGE_TYPES = {
 
 @router.get("/healthz")
 async def healthz() -> Response:
-    """Say that the process lives; it asks nobody."""
+    """Report that the process is running, without checking anything else."""
     return json_answer({"status": "ok"})
 
 
 @router.get("/readyz")
 async def readyz(asked: Asked) -> Response:
-    """Say whether requests can be answered now: store, model, that they fit, and the keys."""
+    """Report readiness: the store, the models, that they match, and the API keys."""
     found, keys = await asked.backend.readiness(), asked.site.keys
     own = {} if keys is None else {"keys": keys.problem() or OK}
     checks = _told({**found.checks, **own}, to_everyone=keys is not None)

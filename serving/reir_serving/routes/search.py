@@ -119,25 +119,26 @@ async def _all_answered(
 
 
 def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
-    """Refuse a request that asks for more than one may.
+    """Check a request against the limits of the live settings.
 
     Raises:
-        QueryError: it does.
+        QueryError: the request exceeds a limit.
     """
     hits, explains = sum(query.k for query in queries), any(query.explain for query in queries)
     most = min(live.hits, live.explained_hits) if explains else live.hits
     if hits > most:
         raise QueryError(
             "k",
-            f"{len(queries)} queries ask for {hits} hits{' with explain' if explains else ''}, one "
-            f"request may for {most}; ask for fewer, or in several requests",
+            f"{hits} hits in total are requested (queries: {len(queries)}), but the limit for one "
+            f"request{' with explain' if explains else ''} is {most}; lower k, or send several "
+            f"requests",
         )
     localized = sum(query.localise for query in queries)
     if localized > live.localized_queries:
         raise QueryError(
             "localize",
-            f"is asked for {localized} queries, one request may for {live.localized_queries}; "
-            f"ask in several requests",
+            f"is set for {localized} queries, but the limit for one request is "
+            f"{live.localized_queries}; send several requests",
         )
 
 
