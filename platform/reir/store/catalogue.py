@@ -47,7 +47,7 @@ class Catalogue:
         return Table(self._connection, name, "image_id", columns)
 
     def drop_ledger(self, gallery: str, version: str) -> None:
-        """Drop the ledger of a version, damaged or not."""
+        """Drop the ledger of a version, even if it is damaged."""
         Table(self._connection, images_collection(gallery, version), "image_id", {}).drop()
 
     def version_keys(self) -> Iterator[VersionKey]:
@@ -58,7 +58,7 @@ class Catalogue:
                 yield key
 
     def names(self, gallery: str) -> list[str]:
-        """Versions of a gallery, damaged ones too."""
+        """Names of the versions of a gallery, including damaged ones."""
         return [key.version for key in self.version_keys() if key.gallery == gallery]
 
     def find(self, gallery: str, version: str) -> StoredVersion | None:
@@ -134,12 +134,12 @@ class Catalogue:
         return self._derived[gallery, version]
 
     def forget(self, gallery: str, version: str) -> None:
-        """Take back what was remembered of a version that goes."""
+        """Clear what is cached of a version that is dropped."""
         self._derived.pop((gallery, version), None)
         self._ledger_columns.pop(images_collection(gallery, version), None)
 
     def _columns_of_ledger(self, gallery: str, version: str) -> Mapping[str, DataType]:
-        """Those of `rows.IMAGE_COLUMNS` that a ledger has: an earlier release made it with less.
+        """The columns of `rows.IMAGE_COLUMNS` that a ledger has; older ledgers lack some of them.
 
         Raises:
             StoreDamaged: the version has instances but no ledger.
@@ -162,5 +162,5 @@ class Catalogue:
             yield
         except GalleryNotFound as error:
             self.forget(gallery, version)
-            self.images(gallery, version)  # says so if only the ledger is gone
+            self.images(gallery, version)  # raises `StoreDamaged` if only the ledger is missing
             raise checks.no_version(gallery, version, self.by_age(gallery)) from error

@@ -126,7 +126,7 @@ def no_import(address: str) -> ConfigError:
 
 
 def cannot_be_written(address: str, why: str) -> StoreError:
-    """Return the error for an attempt to change a store whose folder is read-only."""
+    """Return the error for an attempt to change a store in a read-only folder."""
     return StoreError(
         f"store at {address} can be searched but not changed: its folder is not writable "
         f"({why}); make it writable, or choose another store with --store"

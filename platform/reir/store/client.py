@@ -16,7 +16,7 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from reir.errors import FREE_SPACE, GalleryNotFound, StoreError, StoreFull, StoreUnavailable
-from reir.store.damage import damage_said
+from reir.store.damage import parse_damage
 from reir.store.lite_server import LiteServer
 
 CALL_TIMEOUT_S = 60.0
@@ -173,7 +173,7 @@ class MilvusConnection:
     def _refused(self, method: str, error: Exception) -> Exception:
         if getattr(error, "code", None) in (_NOT_FOUND, _ALIAS_NOT_FOUND):
             return GalleryNotFound(f"store at {self.address}: {error}")
-        damage = damage_said(self.address, getattr(error, "message", str(error)))
+        damage = parse_damage(self.address, getattr(error, "message", str(error)))
         if damage is not None:
             return damage
         if _status(error) in _DENIED:

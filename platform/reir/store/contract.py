@@ -324,13 +324,12 @@ class InstanceStore(Protocol):
         ...
 
     def compare_reader(self, gallery: str, version: str) -> int:
-        """Compare what searches read with what is stored, bit by bit, and mend what differs.
+        """Compare the copy that searches read with the store, bit by bit, and repair it.
 
-        An embedded store keeps a copy of all instances for its searches; others have none. Reads
-        everything.
+        Only an embedded store keeps a copy of its instances for searches. This reads everything.
 
         Returns:
-            How many photos differed; all of them are mended.
+            Number of photos that differed; all of them have been repaired.
         """
         ...
 

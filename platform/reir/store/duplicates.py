@@ -1,10 +1,10 @@
-"""Photos of equal content in one version: who holds the instances, and who inherits them.
+"""Photos of identical content in one version: which of them holds the instances.
 
-The first photo of a content holds its instances; every later one has a ledger row that names it
-(`ImageRecord.same_as`) and none of its own. Before a holder goes, or gets another content, one of
-its duplicates takes over: instances and image vector are written under its name in the batch that
-takes them from the holder, without a model. Two runs that write at the same time may both hold a
-content; merging leaves it to one of them. Works on any store by its contract.
+The first photo with a given content holds its instances. Each later one has a ledger row that names
+the holder (`ImageRecord.same_as`) and no instances of its own. Before a holder is removed, or its
+content changes, one of its duplicates takes over: instances and image vector are written under its
+id in the same batch that takes them from the holder, without running a model. Two concurrent runs
+may both store the same content; merging leaves it with one photo. Works with any store.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from reir.records import ImageRecord, IndexedImage
 from reir.store.contract import InstanceStore
 
 ContentKey = tuple[str, str]
-"""Content hash, and attributes as JSON: what one photo may hold for all others that are equal."""
+"""Content hash, and attributes as JSON; photos that agree in both are duplicates."""
 
 
 def content_key(record: ImageRecord) -> ContentKey:
-    """What an image shares with its duplicates."""
+    """Return the key that an image shares with its duplicates."""
     return record.content_hash, json.dumps(dict(record.attributes), sort_keys=True)
 
 
 def by_content(found: Mapping[str, Iterable[ImageRecord]]) -> dict[ContentKey, list[ImageRecord]]:
-    """The rows of `InstanceStore.find_content` by content and attributes."""
+    """Group the rows of `InstanceStore.find_content` by content and attributes."""
     groups: defaultdict[ContentKey, list[ImageRecord]] = defaultdict(list)
     for rows in found.values():
         for row in rows:
@@ -36,29 +36,29 @@ def by_content(found: Mapping[str, Iterable[ImageRecord]]) -> dict[ContentKey, l
 
 
 def merge_holders(store: InstanceStore, gallery: str, version: str, hashes: Collection[str]) -> int:
-    """Leave each of these contents to the first of its holders, by the name of the file.
+    """Leave each of these contents with one holder: the first one, in the order of the URIs.
 
-    Every other image of equal content and attributes is a duplicate of that one afterwards. It is
-    looked at again until nothing is left to do, since another run may be merging too.
+    All other images of the same content and attributes become duplicates of it. This repeats until
+    nothing is left to change, since another run may be merging at the same time.
 
     Args:
-        store: where.
-        gallery: name.
-        version: name.
-        hashes: of the contents; those with one holder that all duplicates name are left as they
-            are, and so are those without a holder.
+        store: the store.
+        gallery: name of the gallery.
+        version: name of the version.
+        hashes: content hashes. A content is left as it is if it has no holder, or one that all
+            duplicates name.
 
     Returns:
-        How many images held a content beside another one.
+        Number of holders that became duplicates.
     """
     merged: set[str] = set()
     while True:
         groups = by_content(store.find_content(gallery, version, hashes))
-        astray = [each for rows in groups.values() for each in _astray(rows)]
-        if not astray:
+        wrong = [each for rows in groups.values() for each in _wrong_rows(rows)]
+        if not wrong:
             return len(merged)
-        merged.update(row.image_id for row, _ in astray if row.holds_instances)
-        changed = (replace(row, same_as=holder, num_instances=0) for row, holder in astray)
+        merged.update(row.image_id for row, _ in wrong if row.holds_instances)
+        changed = (replace(row, same_as=holder, num_instances=0) for row, holder in wrong)
         store.upsert_images(gallery, version, [IndexedImage(each, None) for each in changed])
 
 
@@ -107,8 +107,8 @@ def hand_over(
     return done_before | {key: staying[0].image_id for key, staying in heirs.items()}
 
 
-def _astray(rows: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, str]]:
-    """Rows of one content that do not name its first holder, and the id of that."""
+def _wrong_rows(rows: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, str]]:
+    """Yield the rows of one content that do not name its first holder, with that holder's id."""
     holders = [row for row in rows if row.holds_instances]
     if not holders:
         return

@@ -19,10 +19,10 @@ COMPACT_ABOVE_ROWS = 4096
 
 
 class Upstream(Protocol):
-    """What stands behind a journal: the store of record."""
+    """The store of record behind a journal."""
 
     def prepare(self) -> int:
-        """Write the journal if it is missing, and return the dimension of its vectors.
+        """Build the journal if it is missing, and return the dimension of its vectors.
 
         Raises:
             GalleryNotFound: there is no such version.
@@ -30,20 +30,20 @@ class Upstream(Protocol):
         ...
 
     def check(self) -> None:
-        """Compare the journal with the store, if nothing vouches for it.
+        """Compare the journal with the store if it has no valid stamp.
 
         Raises:
-            JournalDamagedError: it has other photos than the store.
+            JournalDamagedError: its photos are not those of the store.
         """
         ...
 
-    def mend(self, why: str) -> None:
-        """Write the journal anew, unless somebody has meanwhile, and say so."""
+    def repair(self, why: str) -> None:
+        """Rebuild the journal with a warning, unless another process has in the meantime."""
         ...
 
 
 class JournalFollower:
-    """Exact search over one version; each search sees all that was acknowledged before it."""
+    """Exact search over one version; a search sees every write acknowledged before it."""
 
     def __init__(self, path: Path, lock: Path, upstream: Upstream) -> None:
         """Follow the journal at `path`; `lock` is the version's write lock."""
@@ -88,11 +88,11 @@ class JournalFollower:
                 self._upstream.check()
         except JournalDamagedError as error:
             self._drop()
-            self._upstream.mend(str(error))
+            self._upstream.repair(str(error))
             self._catch_up()
 
     def _catch_up(self) -> bool:
-        """Read what is new; returns whether it is a journal that was not read before."""
+        """Read new frames; return whether the journal was opened (for the first time or again)."""
         journal = self._journal
         is_new = journal is None or not journal.is_current
         if journal is None or is_new:

@@ -1,27 +1,27 @@
-"""The journal of one version: what was written to the embedded store, in order, for its readers.
+"""The journal of one version: every write to the embedded store, in order, for searches to read.
 
-Readers in any process follow the journal and so answer without asking the store. The store of
-record is Milvus Lite: a journal that is missing or damaged is written anew from it.
+Readers in any process follow the journal, so they search without asking Milvus Lite. Milvus Lite
+is the store of record: a journal that is missing or damaged is rebuilt from it.
 
-It is two files. The rows file (`reir.store.rowfile`) holds the numbers, one row of 5 + D an
-instance, and is mapped by every reader. The journal itself names it and is a row of frames,
-appended under the version's write lock:
+A journal is two files. The rows file (`reir.store.rowfile`) holds the numbers, one row of 5 + D
+per instance, and every reader maps it into memory. The journal file names the rows file and is a
+sequence of frames, appended under the version's write lock:
 
     magic, D, token of the rows file | end of the frames, end of the rows, checksum of both
     magic, length of the text, end of the rows, checksum of the rows, checksum of the rest | JSON
 
 A frame either puts images, whose rows are the last ones before its end of the rows, or deletes
-them. Rows are written before their frame, so a writer killed in between leaves rows that nobody
-reads and the next writer overwrites; killed in the middle of a frame it leaves a tail that readers
-do not touch and the next writer cuts off. Where the frames end is noted at the beginning, after
-each frame: a journal that ends before that was cut, and counts as damaged.
+images. Rows are written before their frame. A writer killed in between leaves rows that nobody
+reads and that the next writer overwrites. A writer killed in the middle of a frame leaves a partial
+frame that readers ignore and that the next writer cuts off. After each frame, the end of the frames
+is recorded at the start of the file; a journal that is shorter was truncated and is damaged.
 
-As with the log of Milvus Lite, what was written survives a killed process but not always a power
-cut. So a third file, the stamp, tells since which start of the machine which file was written how
-far, and when last; a journal that it does not vouch for, such as an older copy that was put back,
-is compared with the store first (`reir.store.mirror`):
+As with the write-ahead log of Milvus Lite, a write survives a killed process, but not always a
+power failure. So a third file, the stamp, records up to which end the journal file was written, and
+in which boot of the machine. A journal without a valid stamp, such as an older copy restored from a
+backup, is compared with the store before it is used (`reir.store.mirror`):
 
-    boot id, number of the journal's file, end of the frames, time of its last change, checksum
+    boot id, inode of the journal file, end of the frames, ctime of the journal file, checksum
 """
 
 # Shapes: N instances of a frame, W = 5 + D for vectors of dimension D, R rows up to a frame's end
@@ -60,16 +60,16 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAGIC = b"rjn4"
 _FRAME_MAGIC = b"frm2"
 _READS = 3
-"""Of the noted end: one beside a writer may see half of it."""
+"""Attempts to read the recorded end, which a writer may be changing at the same moment."""
 
 
 class JournalDamagedError(Exception):
-    """A whole frame or its rows do not match their checksum: the journal has to be written anew."""
+    """A checksum does not match, or data is missing: the journal has to be rebuilt."""
 
 
 @dataclass(frozen=True)
 class JournalImage:
-    """One image of a frame: what its instances share and come from, and how many there are."""
+    """One image of a frame: what its instances have in common, and how many there are."""
 
     image_id: str
     uri: str
@@ -80,12 +80,12 @@ class JournalImage:
 
 @dataclass(frozen=True)
 class Change:
-    """What one frame is to say.
+    """The content of one frame.
 
     Attributes:
-        puts: images that replace what was there under their ids.
+        puts: images to add, each replacing any earlier image of its id.
         rows: (N, W) float32, the instances of `puts` in order.
-        deletes: ids of images that went.
+        deletes: ids of images to delete.
     """
 
     puts: Sequence[JournalImage]
@@ -93,7 +93,7 @@ class Change:
     deletes: Sequence[str] = ()
 
     def parts(self) -> Iterator[tuple[JournalImage, FloatArray]]:
-        """Each image that was put, with its rows."""
+        """Yield each image of `puts` with its rows."""
         start = 0
         for image in self.puts:
             yield image, self.rows[start : start + image.num_instances]
@@ -102,11 +102,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Frame:
-    """A change as it was read.
+    """A change that was read from a journal.
 
     Attributes:
-        change: what it says.
-        table: (R, W) all rows of the file up to the last of this change; mapped, not read.
+        change: the content of the frame.
+        table: (R, W) all rows of the file up to the last one of this change; mapped, not read.
         end: offset in the journal after this frame.
     """
 
@@ -116,14 +116,15 @@ class Frame:
 
 
 class Journal:
-    """One open journal; use one object a thread."""
+    """One open journal; use a separate object in each thread."""
 
     def __init__(self, path: Path, dim: int, *, to_write: bool = False) -> None:
-        """Open an existing journal of vectors of dimension `dim`, to read it unless `to_write`.
+        """Open an existing journal of vectors of dimension `dim`, read-only unless `to_write`.
 
         Raises:
-            FileNotFoundError: there is none.
-            JournalDamagedError: it is not one of this dimension, or its rows file is missing.
+            FileNotFoundError: there is no journal.
+            JournalDamagedError: its format or dimension is another one, or its rows file is
+                missing.
         """
         self.path = path
         self._end, self._end_row = FIRST_FRAME, 0
@@ -132,7 +133,7 @@ class Journal:
             try:
                 self._rows = self._open_rows(dim, to_write)
             except (FileNotFoundError, JournalDamagedError) as error:
-                replaced = not self.is_current  # between the opening of the one and of the other
+                replaced = not self.is_current  # after the one file was opened, before the other
                 os.close(self._file)
                 if not replaced:
                     raise JournalDamagedError(f"{path} cannot be opened: {error}") from error
@@ -141,7 +142,7 @@ class Journal:
 
     @staticmethod
     def create(path: Path, dim: int, changes: Iterable[Change] = ()) -> None:
-        """Write a journal of these changes in the place of `path`, at once or not at all.
+        """Write a journal of these changes to `path`, atomically replacing any that is there.
 
         The caller holds the version's write lock.
         """
@@ -153,19 +154,19 @@ class Journal:
             for change in changes:
                 journal.append(change)
             temporary.replace(path)
-            journal.vouch()  # only now: the new name counts as a change of the file
+            journal.write_stamp()  # after the rename, which changes the file's ctime
         _remove_rows(path, but=token)
 
     @staticmethod
     def remove(path: Path) -> None:
-        """Delete the journal and its rows; readers keep what they have open."""
+        """Delete the journal and its rows; readers keep the files that they have open."""
         path.unlink(missing_ok=True)
         path.with_suffix(".stamp").unlink(missing_ok=True)
         _remove_rows(path)
 
     @property
     def is_current(self) -> bool:
-        """Whether this is still the file under its path: not replaced and not deleted."""
+        """Whether the open file is still the one at its path: neither replaced nor deleted."""
         return os.fstat(self._file).st_nlink > 0
 
     @property
@@ -174,8 +175,8 @@ class Journal:
         return os.fstat(self._file).st_size
 
     @property
-    def is_vouched(self) -> bool:
-        """Whether no power cut, and nobody with an older copy, can have taken frames from it."""
+    def has_valid_stamp(self) -> bool:
+        """Whether the stamp rules out that a power failure or a restored copy lost frames."""
         try:
             data = self.path.with_suffix(".stamp").read_bytes()
         except OSError:
@@ -187,10 +188,13 @@ class Journal:
         as_now = (_boot_id(), state.st_ino, state.st_ctime_ns)
         return (boot, file, changed_ns) == as_now and end <= state.st_size
 
-    def vouch(self) -> None:
-        """Note that all is there up to the noted end; the caller holds the version's write lock."""
+    def write_stamp(self) -> None:
+        """Record that the journal is complete up to its recorded end.
+
+        The caller holds the version's write lock.
+        """
         state = os.fstat(self._file)
-        data = _stamp(_boot_id(), state.st_ino, self._noted_end(), state.st_ctime_ns)
+        data = _stamp(_boot_id(), state.st_ino, self._recorded_end(), state.st_ctime_ns)
         file = os.open(self.path.with_suffix(".stamp"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
         try:
             os.pwrite(file, data, 0)
@@ -198,12 +202,13 @@ class Journal:
             os.close(file)
 
     def append(self, change: Change) -> None:
-        """Add a change; the caller holds the version's write lock.
+        """Append a change; the caller holds the version's write lock.
 
         Raises:
-            JournalDamagedError: what is there cannot be read.
+            JournalDamagedError: the existing journal cannot be read.
         """
-        was_vouched = self.is_vouched  # else frames before this one may be missing, now as later
+        # Without a valid stamp, earlier frames may be missing: a new stamp would hide that.
+        was_valid = self.has_valid_stamp
         self._find_end()
         if len(change.rows):
             self._rows.write(self._end_row, change.rows)
@@ -215,11 +220,11 @@ class Journal:
             written += os.pwrite(self._file, frame[written:], self._end + written)
         self._end, self._end_row = self._end + len(frame), end_row
         os.pwrite(self._file, _end(self._end, end_row), _START.size)
-        if was_vouched:
-            self.vouch()
+        if was_valid:
+            self.write_stamp()
 
     def read(self, offset: int = FIRST_FRAME) -> Iterator[Frame]:
-        """Frames from `offset` on, as far as they are whole.
+        """Yield the complete frames from `offset` on.
 
         Raises:
             JournalDamagedError: a frame or its rows do not match their checksum, or frames are
@@ -228,21 +233,21 @@ class Journal:
         return (self._frame(*each) for each in self._whole(offset))
 
     def images(self) -> dict[str, JournalImage]:
-        """Each image that there is now, by its id; the rows are not read.
+        """Return the images that the journal holds now, by id, without reading their rows.
 
         Raises:
             JournalDamagedError: a frame does not match its checksum, or frames are missing.
         """
         found: dict[str, JournalImage] = {}
         for data, offset in self._whole(FIRST_FRAME):
-            puts, deletes = self._said(data, offset)
+            puts, deletes = self._parse(data, offset)
             found.update({image.image_id: image for image in puts})
             for image_id in deletes:
                 found.pop(image_id, None)
         return found
 
     def close(self) -> None:
-        """Close the files; tables that were read stay valid. A second call does nothing."""
+        """Close the files; tables that were read stay valid. Further calls do nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._rows.close()
@@ -259,19 +264,19 @@ class Journal:
         return RowFile(path, NUM_COLUMNS + dim, to_write=to_write)
 
     def _find_end(self) -> None:
-        """Go on to the end of the last whole frame; other writers may have added some."""
-        noted = self._noted_end()
+        """Move to the end of the last complete frame; other writers may have appended some."""
+        recorded = self._recorded_end()
         while True:
             header = os.pread(self._file, _HEADER.size, self._end)
             length = self._next_end(memoryview(header), self._end, self.size - self._end)
             if length is None:
-                self._check_end(self._end, noted)
+                self._check_end(self._end, recorded)
                 return
             self._end_row = int(_HEADER.unpack(header)[2])
             self._end += length
 
     def _next_end(self, data: memoryview, offset: int, available: int | None = None) -> int | None:
-        """Length of the frame that `data` begins with, None when there is no whole one."""
+        """Length of the frame at the start of `data`; None if the frame is incomplete."""
         if len(data) < _HEADER.size:
             return None
         magic, text_bytes, _, _ = _HEADER.unpack_from(data)
@@ -281,44 +286,44 @@ class Journal:
         return length if length <= (len(data) if available is None else available) else None
 
     def _whole(self, offset: int) -> Iterator[tuple[memoryview, int]]:
-        """Bytes and offset of each whole frame from `offset` on."""
-        noted = self._noted_end()
+        """Yield bytes and offset of each complete frame from `offset` on."""
+        recorded = self._recorded_end()
         data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
         start = 0
         while (end := self._next_end(data[start:], offset + start)) is not None:
             yield data[start : start + end], offset + start
             start += end
-        self._check_end(offset + start, noted)
+        self._check_end(offset + start, recorded)
 
-    def _noted_end(self) -> int:
-        """Where the frames end, as the last writer has noted; a killed one may have written on."""
+    def _recorded_end(self) -> int:
+        """End of the frames in the header; a killed writer may have left more bytes after it."""
         for _ in range(_READS):
             data = os.pread(self._file, _END.size, _START.size)
             if len(data) == _END.size and data == _end(*_END.unpack(data)[:2]):
                 return int(_END.unpack(data)[0])
         raise JournalDamagedError(f"the end recorded in {self.path} has a wrong checksum")
 
-    def _check_end(self, found: int, noted: int) -> None:
-        if min(found, self.size) < noted:
+    def _check_end(self, found: int, recorded: int) -> None:
+        if min(found, self.size) < recorded:
             raise JournalDamagedError(
-                f"{self.path} ends at byte {found}, but byte {noted} is recorded as its end"
+                f"{self.path} ends at byte {found}, but byte {recorded} is recorded as its end"
             )
 
-    def _said(
+    def _parse(
         self, data: memoryview, offset: int
     ) -> tuple[tuple[JournalImage, ...], tuple[str, ...]]:
-        """Images that a frame puts, and ids of those that it deletes."""
+        """Return the images that a frame puts, and the ids of those that it deletes."""
         head, text = data[: _HEADER.size], data[_HEADER.size + _CHECKSUM.size :]
         (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
         if zlib.crc32(text, zlib.crc32(head)) != checksum:
             raise JournalDamagedError(
                 f"the frame at byte {offset} of {self.path} has a wrong checksum"
             )
-        said: dict[str, list[Any]] = json.loads(bytes(text))
-        return tuple(JournalImage(*each) for each in said["put"]), tuple(said["delete"])
+        parsed: dict[str, list[Any]] = json.loads(bytes(text))
+        return tuple(JournalImage(*each) for each in parsed["put"]), tuple(parsed["delete"])
 
     def _frame(self, data: memoryview, offset: int) -> Frame:
-        puts, deletes = self._said(data, offset)
+        puts, deletes = self._parse(data, offset)
         _, _, end_row, rows_checksum = _HEADER.unpack_from(data)
         try:
             table = self._rows.view(end_row)
@@ -333,7 +338,7 @@ class Journal:
 
 
 def put_change(images: Iterable[IndexedImage], dim: int) -> Change:
-    """Change that puts these images, with vectors of dimension `dim`."""
+    """Return the change that puts these images, with vectors of dimension `dim`."""
     batch = list(images)
     blocks = [_rows(image.instances) for image in batch if image.instances is not None]
     empty = np.empty((0, NUM_COLUMNS + dim), dtype=np.float32)
@@ -341,12 +346,12 @@ def put_change(images: Iterable[IndexedImage], dim: int) -> Change:
 
 
 def delete_change(image_ids: Sequence[str], dim: int) -> Change:
-    """Change that deletes these images."""
+    """Return the change that deletes these images."""
     return Change([], np.empty((0, NUM_COLUMNS + dim), dtype=np.float32), image_ids)
 
 
 def live_changes(journal: Journal) -> Iterator[Change]:
-    """Changes that say the same as the whole journal without what was replaced or deleted."""
+    """Yield the content of a journal without the images that were replaced or deleted."""
     last: dict[str, int] = {}
     for frame in journal.read():
         last.update({image.image_id: frame.end for image in frame.change.puts})
@@ -380,7 +385,7 @@ def _stamp(boot: bytes, file: int, end: int, changed_ns: int) -> bytes:
 
 @cache
 def _boot_id() -> bytes:
-    """Of this start of the machine; where there is none, of this process, so others compare."""
+    """Id of this boot; without one, an id of this process, which matches no other stamp."""
     known = _BOOT_ID.read_bytes().strip() if _BOOT_ID.exists() else secrets.token_hex(18).encode()
     return known[:36]
 
@@ -400,7 +405,7 @@ def _rows_path(path: Path, token: str) -> Path:
 
 
 def _remove_rows(path: Path, but: str = "") -> None:
-    """Delete the rows files of a journal, those left by a writer that was killed too."""
+    """Delete the rows files of a journal, including those that a killed writer left behind."""
     for found in path.parent.glob(f"{path.stem}.*.rows"):
         if not but or found != _rows_path(path, but):
             found.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """The process that serves one embedded store: Milvus Lite on 127.0.0.1, on a free port.
 
 Started by `reir.store.lite_server` as `python -m reir.store.lite_child DIRECTORY`. Two locks in the
-directory rule its life: it holds `server.lock` for as long as it lives, so there is never a second
-one; every client holds a share of `clients.lock`, and once nobody has for a while, it ends.
+directory control its lifetime. It holds `server.lock` as long as it runs, so there is never a
+second one. Every client holds a shared lock on `clients.lock`; once no client has held one for a
+while, the process ends.
 
-A directory that is deleted and made anew, or moved away, has another `server.lock` under its path,
-or none: then the process ends at once, and touches nothing that its successor has written there.
+If the directory is moved away, or deleted and created again, its path has another `server.lock` or
+none. The process then ends at once, and touches nothing that its successor has written there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def serve(directory: Path, idle_s: float) -> int:
         if not lock.acquire(timeout_s=_WAIT_FOR_PREDECESSOR_S):
             logger.error("another process serves %s", directory)
             return 1
-        (directory / RECORD).unlink(missing_ok=True)  # of a predecessor that was killed
+        (directory / RECORD).unlink(missing_ok=True)  # left by a server that was killed
         _serve_until_idle(directory, lock, clients, stop, idle_s)
     return 0
 
@@ -79,28 +80,28 @@ def _serve_until_idle(
 
 
 class Record:
-    """Where this process answers, as clients find it."""
+    """The file in which clients find the address of this process."""
 
     def __init__(self, path: Path, port: int) -> None:
-        """Nothing is written before `keep`."""
+        """Prepare the record; nothing is written before `keep`."""
         self._path = path
         self._text = json.dumps({"pid": os.getpid(), "port": port, "started": time.time_ns()})
 
     @property
     def is_there(self) -> bool:
-        """Whether it stands as this process has written it."""
+        """Whether the file is there as this process wrote it."""
         try:
             return self._path.read_text() == self._text
         except OSError:
             return False
 
     def keep(self) -> None:
-        """Write it, unless it is there; one of a predecessor is replaced."""
+        """Write the file unless it is there; that of an earlier process is replaced."""
         if not self.is_there:
             write_atomically(self._path, self._text)
 
     def remove(self) -> None:
-        """Delete it, unless it is another's."""
+        """Delete the file, unless another process wrote it."""
         if self.is_there:
             self._path.unlink(missing_ok=True)
 
@@ -108,17 +109,19 @@ class Record:
 def _wait_until_idle(
     record: Record, lock: FileLock, clients: FileLock, stop: threading.Event, idle_s: float
 ) -> None:
-    """Return when nobody uses the store, holding `clients` exclusively; at once when told to stop.
+    """Return, with an exclusive lock on `clients`, when no client has used the store for `idle_s`.
 
-    Also at once when the directory under the path is not the one that is served. What somebody has
-    done to the record meanwhile is mended, though not at once: it may be the first of the whole
-    directory to be deleted.
+    Return at once, without that lock, if `stop` is set or if the directory is no longer the one
+    that is served. A record that is deleted or overwritten is restored, but only after a moment:
+    the whole directory may be on the way to being deleted.
     """
     idle_for_s = lost_for_s = 0.0
     while lock.is_current:
         lost_for_s = 0.0 if record.is_there else lost_for_s + _POLL_S
         if lost_for_s >= _LOST_RECORD_S:
-            with contextlib.suppress(OSError):  # the disk is full, or the directory just deleted
+            with contextlib.suppress(
+                OSError
+            ):  # the disk is full, or the directory was just deleted
                 record.keep()
         if stop.wait(_POLL_S):
             return

@@ -1,14 +1,15 @@
-"""Checksums for the files of Milvus Lite, which has none: damage is refused, never served.
+"""Checksums for the files of Milvus Lite, which has none: damaged data is refused, never served.
 
-`guard` stands between Lite and its disk, in the process that serves a store:
+`guard` patches Lite in the process that serves a store, so that these checksums are written and
+verified:
 
-    manifest.json      has a checksum of itself, of schema.json, and of the Parquet files that it
-                       names; each is compared before Lite reads it
-    wal/NAME.sum       after each write to the log NAME its length and checksum so far; of what a
-                       killed process wrote beyond that, nobody was told
-    aliases.json.sum   checksums of the aliases before and after the last change
+    manifest.json      contains checksums of itself, of schema.json, and of the Parquet files that
+                       it names; each is verified before Lite reads the file
+    wal/NAME.sum       records the length and checksum of the write-ahead log NAME after each write;
+                       what a killed process wrote beyond that was never acknowledged
+    aliases.json.sum   checksums of aliases.json before and after the last change
 
-Collections of an earlier release have none of these and get them with their next change.
+Collections of an earlier release have no checksums, and get them with their next change.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2
 from reir.store.damage import describe_damage
 
 _CHECKSUMS = "checksums"
-_NOTE = struct.Struct("<QII")
-"""Length of a log, its checksum, and the checksum of these two."""
+_ENTRY = struct.Struct("<QII")
+"""One entry of a .sum file: length of the log, its checksum, and a checksum of these two."""
 _BLOCK_BYTES = 1 << 20
 
 _UNEQUAL = "does not match its checksum"
 
 _known: dict[str, int] = {}
-"""Checksum of each Parquet file that this process has written, or read the manifest of."""
+"""Checksum of each Parquet file that this process wrote, or that a manifest it read names."""
 
-_noted: dict[Path, tuple[int, int]] = {}
-"""Length and checksum of each log that this process writes."""
+_states: dict[Path, tuple[int, int]] = {}
+"""Length and checksum of each write-ahead log that this process writes."""
 
 
 class DamagedError(MilvusLiteError):  # type: ignore[misc]  # Lite has no types
-    """A file is not what was written; the message is for `reir.store.damage`."""
+    """A file is missing or corrupted; `reir.store.damage` parses the message."""
 
     def __init__(self, path: Path | str, why: str) -> None:
         super().__init__(describe_damage(path, why))
@@ -62,27 +63,27 @@ class DamagedError(MilvusLiteError):  # type: ignore[misc]  # Lite has no types
 
 @cache
 def guard() -> None:
-    """Put the checks in place, for all stores that this process opens."""
+    """Patch Milvus Lite, for all stores that this process opens."""
     data_file.pq = delta_file.pq = _CheckedParquet
     db.load_schema, db.Collection = _checked_schema, _opened
     Manifest._to_payload = _with_checksums(Manifest._to_payload)
-    WAL.write_insert = _noting(WAL.write_insert, "data")
-    WAL.write_delete = _noting(WAL.write_delete, "delta")
+    WAL.write_insert = _recording(WAL.write_insert, "data")
+    WAL.write_delete = _recording(WAL.write_delete, "delta")
     Segment.build_or_load_index = _rebuilding(Segment.build_or_load_index)
-    db.MilvusLite._save_aliases = _noting_aliases(db.MilvusLite._save_aliases)
+    db.MilvusLite._save_aliases = _recording_aliases(db.MilvusLite._save_aliases)
     db.MilvusLite._load_aliases = _checking_aliases(db.MilvusLite._load_aliases)
     db.MilvusLite.has_collection, db.MilvusLite.list_collections = _has_collection, _collections
     MilvusServicer.ShowCollections = _show_collections
 
 
 def check_collection(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Compare the manifest, the schema and the logs of a collection with their checksums.
+    """Verify the checksums of the manifest, the schema and the logs of a collection.
 
     Yields:
-        The Parquet files and their checksums, which are not compared.
+        The Parquet files and their checksums, which are not verified yet.
 
     Raises:
-        DamagedError: a file is damaged or gone.
+        DamagedError: a file is damaged or missing.
     """
     path = folder / MANIFEST_FILENAME
     payload = _parsed(path) if path.exists() else None
@@ -90,13 +91,13 @@ def check_collection(folder: Path) -> Iterator[tuple[Path, int]]:
         if any(folder.glob("partitions/*/*/*.parquet")) or any(folder.glob("wal/*.arrow")):
             raise DamagedError(path, "is missing")
         return
-    said = payload.pop(_CHECKSUMS, None)
-    if said is None:
+    recorded = payload.pop(_CHECKSUMS, None)
+    if recorded is None:
         _check_logs(folder / "wal", 0, adopt=True)
         return
-    if said["manifest"] != _text_checksum(payload, said["files"]):
+    if recorded["manifest"] != _text_checksum(payload, recorded["files"]):
         raise DamagedError(path, _UNEQUAL)
-    for name, checksum in said["files"].items():
+    for name, checksum in recorded["files"].items():
         file = folder / name
         if not file.exists():
             raise DamagedError(file, "is missing")
@@ -108,7 +109,7 @@ def check_collection(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _checked_schema(path: str) -> Any:
-    """In the place of `load_schema`, the first that Lite reads of a collection."""
+    """Replaces `load_schema`, which reads the first file of a collection."""
     _known.update((str(file), checksum) for file, checksum in check_collection(Path(path).parent))
     try:
         return load_schema(path)
@@ -117,19 +118,19 @@ def _checked_schema(path: str) -> Any:
 
 
 def _opened(name: str, data_dir: str, *arguments: Any, **options: Any) -> Any:
-    """In the place of `Collection`, whose files of an earlier release have no checksums."""
+    """Replaces `Collection`: files without checksums, of an earlier release, may fail to parse."""
     try:
         return Collection(name, data_dir, *arguments, **options)
     except DamagedError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, MilvusLiteError) as error:
-        if getattr(error, "errno", None) is not None:  # of the disk, not of what is on it
+        if getattr(error, "errno", None) is not None:  # an I/O error, not corrupted data
             raise
         raise DamagedError(data_dir, f"cannot be read ({error})") from error
 
 
 class _CheckedParquet:
-    """What Lite uses of `pyarrow.parquet`."""
+    """Replaces `pyarrow.parquet`; has the functions that Lite uses."""
 
     @staticmethod
     def write_table(table: pa.Table, path: str) -> None:
@@ -154,14 +155,14 @@ def _with_checksums(to_payload: Callable[[Any], dict[str, Any]]) -> Callable[[An
             for name in files
         ]
         files = {name: _checksum_of(folder / name) for name in [db.SCHEMA_FILENAME, *names]}
-        written = {**payload, "version": manifest.version + 1}  # as Lite is about to set it
+        written = {**payload, "version": manifest.version + 1}  # Lite increments it on saving
         return payload | {_CHECKSUMS: {"files": files, "manifest": _text_checksum(written, files)}}
 
     return with_checksums
 
 
 def _checksum_of(path: Path) -> int:
-    """What is known of a file; one of an earlier release is taken as it is."""
+    """Return the known checksum of a file; a file of an earlier release is trusted as it is."""
     if path.name == db.SCHEMA_FILENAME:
         return _checksum(path)
     if str(path) not in _known:
@@ -169,66 +170,66 @@ def _checksum_of(path: Path) -> int:
     return _known[str(path)]
 
 
-def _noting(write: Callable[[Any, Any], None], kind: str) -> Callable[[Any, Any], None]:
-    """Have a log note its length and checksum after each write, before anybody is told of it."""
+def _recording(write: Callable[[Any, Any], None], kind: str) -> Callable[[Any, Any], None]:
+    """Record the length and checksum of a log after each write, before it is acknowledged."""
 
-    def noting(wal: Any, batch: Any) -> None:
+    def recording(wal: Any, batch: Any) -> None:
         path = _log_path(wal, kind)
-        if getattr(wal, f"{kind}_path") is None:  # nothing was written to it yet
-            _noted[path] = (0, 0)
-            _note_path(path).write_bytes(b"")
+        if getattr(wal, f"{kind}_path") is None:  # nothing has been written to it yet
+            _states[path] = (0, 0)
+            _sum_path(path).write_bytes(b"")
         try:
             write(wal, batch)
         except (OSError, pa.ArrowException):
-            _begin_anew(wal)
+            _start_new_logs(wal)
             raise
-        length, checksum = _noted[path]
+        length, checksum = _states[path]
         checksum = _checksum(path, length, checksum)
-        _noted[path] = (path.stat().st_size, checksum)
-        with _note_path(path).open("ab", buffering=0) as file:
-            file.write(_note(*_noted[path]))
+        _states[path] = (path.stat().st_size, checksum)
+        with _sum_path(path).open("ab", buffering=0) as file:
+            file.write(_entry(*_states[path]))
 
-    return noting
+    return recording
 
 
-def _begin_anew(wal: Any) -> None:
-    """Let the next write begin a new pair of logs: Lite reads none beyond where it is torn."""
+def _start_new_logs(wal: Any) -> None:
+    """Make the next write start a new pair of logs: Lite reads no log past an incomplete record."""
     wal._data_writer = wal._delta_writer = wal._data_sink = wal._delta_sink = None
     wal._number += 1
 
 
 def _check_logs(folder: Path, first: int, *, adopt: bool = False) -> None:
-    """Compare logs with their notes, and remove those that Lite has taken over into Parquet files.
+    """Verify the logs, and delete those whose content Lite has moved to Parquet files.
 
     Args:
-        folder: of the logs.
-        first: number of the first that Lite still needs.
-        adopt: take logs without notes as they are, which an earlier release has written.
+        folder: folder of the logs.
+        first: number of the first log that Lite still needs.
+        adopt: trust logs without a .sum file, which an earlier release wrote.
 
     Raises:
-        DamagedError: a log is damaged or gone.
+        DamagedError: a log is damaged or missing.
     """
     logs = set(folder.glob("wal_*.arrow"))
-    logs |= {note.with_suffix("") for note in folder.glob("wal_*.arrow.sum")}
+    logs |= {sum_file.with_suffix("") for sum_file in folder.glob("wal_*.arrow.sum")}
     for log in sorted(logs):
-        note = _note_path(log)
+        sum_file = _sum_path(log)
         if int(log.stem.rpartition("_")[2]) < first:
             log.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
+            sum_file.unlink(missing_ok=True)
             continue
-        if adopt and not note.exists():
-            note.write_bytes(_note(log.stat().st_size, _checksum(log)))
-        _check_log(log, note)
+        if adopt and not sum_file.exists():
+            sum_file.write_bytes(_entry(log.stat().st_size, _checksum(log)))
+        _check_log(log, sum_file)
 
 
-def _check_log(log: Path, note: Path) -> None:
-    """Compare what was acknowledged of a log with its checksum; Lite takes what is whole beyond."""
-    if not note.exists():
-        raise DamagedError(note, "is missing")
+def _check_log(log: Path, sum_file: Path) -> None:
+    """Verify the acknowledged part of a log; of the rest, Lite reads the complete records."""
+    if not sum_file.exists():
+        raise DamagedError(sum_file, "is missing")
     length = checksum = 0
-    for length, checksum, own in _NOTE.iter_unpack(_whole_notes(note)):
-        if _note(length, checksum) != _NOTE.pack(length, checksum, own):
-            raise DamagedError(note, _UNEQUAL)
+    for length, checksum, own in _ENTRY.iter_unpack(_complete_entries(sum_file)):
+        if _entry(length, checksum) != _ENTRY.pack(length, checksum, own):
+            raise DamagedError(sum_file, _UNEQUAL)
     if length:
         if not log.exists():
             raise DamagedError(log, "is missing")
@@ -238,13 +239,13 @@ def _check_log(log: Path, note: Path) -> None:
             raise DamagedError(log, _UNEQUAL)
 
 
-def _whole_notes(note: Path) -> bytes:
-    data = note.read_bytes()
-    return data[: len(data) // _NOTE.size * _NOTE.size]
+def _complete_entries(sum_file: Path) -> bytes:
+    data = sum_file.read_bytes()
+    return data[: len(data) // _ENTRY.size * _ENTRY.size]
 
 
-def _note(length: int, checksum: int) -> bytes:
-    return _NOTE.pack(length, checksum, zlib.crc32(struct.pack("<QI", length, checksum)))
+def _entry(length: int, checksum: int) -> bytes:
+    return _ENTRY.pack(length, checksum, zlib.crc32(struct.pack("<QI", length, checksum)))
 
 
 def _log_path(wal: Any, kind: str) -> Path:
@@ -253,29 +254,29 @@ def _log_path(wal: Any, kind: str) -> Path:
     return Path(wal.wal_dir) / name
 
 
-def _note_path(path: Path) -> Path:
+def _sum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sum")
 
 
-def _noting_aliases(save: Callable[..., None]) -> Callable[..., None]:
-    def noting(lite: Any, database_name: str = db.DEFAULT_DATABASE_NAME) -> None:
+def _recording_aliases(save: Callable[..., None]) -> Callable[..., None]:
+    def recording(lite: Any, database_name: str = db.DEFAULT_DATABASE_NAME) -> None:
         path = Path(lite._aliases_path(database_name))
         aliases = lite._aliases(database_name)
         text = json.dumps(aliases, ensure_ascii=False, indent=2, sort_keys=True)
         before = _checksum(path) if path.exists() else 0
         temporary = path.with_name(f"{path.name}.sum.tmp")
         temporary.write_text(json.dumps([before, zlib.crc32(text.encode())]))
-        temporary.replace(_note_path(path))
+        temporary.replace(_sum_path(path))
         save(lite, database_name)
 
-    return noting
+    return recording
 
 
 def _checking_aliases(load: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
     def checking(lite: Any, database_name: str = db.DEFAULT_DATABASE_NAME) -> dict[str, str]:
         path = Path(lite._aliases_path(database_name))
-        note = _note_path(path)
-        if note.exists() and (_checksum(path) if path.exists() else 0) not in _parsed(note):
+        sum_file = _sum_path(path)
+        if sum_file.exists() and (_checksum(path) if path.exists() else 0) not in _parsed(sum_file):
             raise DamagedError(path, _UNEQUAL if path.exists() else "is missing")
         if path.exists():
             _parsed(path)
@@ -285,7 +286,7 @@ def _checking_aliases(load: Callable[..., dict[str, str]]) -> Callable[..., dict
 
 
 def _rebuilding(build: Callable[[Any, Any, str], None]) -> Callable[[Any, Any, str], None]:
-    """An index file that cannot be read is made anew: it says nothing that the rows do not."""
+    """Rebuild an index file that cannot be read: it is derived from the rows."""
 
     def rebuilding(segment: Any, spec: Any, index_dir: str) -> None:
         try:
@@ -298,7 +299,7 @@ def _rebuilding(build: Callable[[Any, Any, str], None]) -> Callable[[Any, Any, s
 
 
 def _has_collection(lite: Any, name: str, database_name: str = db.DEFAULT_DATABASE_NAME) -> bool:
-    """Also where schema.json is lost, by which alone Lite goes."""
+    """Whether a collection exists, even if schema.json, the only file Lite looks at, is lost."""
     return lite.resolve_collection_name(name, database_name) in _collections(lite, database_name)
 
 
@@ -310,7 +311,7 @@ def _collections(lite: Any, database_name: str = db.DEFAULT_DATABASE_NAME) -> li
 
 
 def _show_collections(servicer: Any, request: Any, context: Any) -> Any:
-    """The names; Lite would open all of them, so that a damaged one would hide the others."""
+    """List names only; Lite opens every collection, so a damaged one would hide all others."""
     names = servicer._db.list_collections(servicer._database_name(request, context))
     return milvus_pb2.ShowCollectionsResponse(
         status=common_pb2.Status(**success_status_kwargs()), collection_names=names
@@ -334,7 +335,7 @@ def _compare(path: Path, checksum: int) -> None:
 
 
 def _checksum(path: Path, start: int = 0, so_far: int = 0, *, stop: int | None = None) -> int:
-    """CRC-32 of a file from byte `start` to `stop`, going on from that of what is before."""
+    """CRC-32 of a file from byte `start` to `stop`; `so_far` is that of the bytes before."""
     remaining = (path.stat().st_size if stop is None else stop) - start
     with path.open("rb") as file:
         file.seek(start)

@@ -1,15 +1,15 @@
 """Finds or starts the process that serves an embedded store.
 
-Milvus Lite allows one process a data directory. Whoever comes first starts a server on 127.0.0.1
-as a process of its own, whoever comes later reads its address from the directory and shares it; a
-server that died is replaced. It outlives its starter while others use the store, and ends by itself
-when nobody does. All of that rests on file locks, which a kill -9 releases too.
+Milvus Lite allows only one process per data directory. The first client starts a server process on
+127.0.0.1; later clients read its address from the directory and share it. A server that died is
+replaced. A server outlives the client that started it while others use the store, and ends by
+itself when none does. All of this relies on file locks, which even a kill -9 releases.
 
-    server.json    process id, port and time of start, written by the server once it answers
-    server.lock    held by the server while it lives
+    server.json    process id, port and start time, written by the server once it answers
+    server.lock    held by the server while it runs
     clients.lock   shared by every client while it has the store open
     start.lock     held while looking for a server or starting one
-    server.log     what the server said
+    server.log     output of the server
     milvus/        the data
 """
 
@@ -72,15 +72,15 @@ class LiteServer:
         idle_s: float = IDLE_S,
         copy: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
-        """Take hold of `directory`, creating it; starts nothing yet.
+        """Open `directory`, creating it if it is missing; no server is started yet.
 
         Args:
-            directory: of the store.
-            idle_s: how long the server stays when nobody uses it.
-            copy: served instead of a directory that cannot be written, and deleted by `close`.
+            directory: directory of the store.
+            idle_s: how long the server stays when no client uses it.
+            copy: served in place of a read-only directory; deleted by `close`.
 
         Raises:
-            StoreUnavailable: the directory cannot be written.
+            StoreUnavailable: the directory is not writable.
         """
         self.place = directory
         self.directory = directory if copy is None else Path(copy.name)
@@ -97,8 +97,8 @@ class LiteServer:
         """Return where the server answers, starting one when there is none.
 
         Raises:
-            StoreUnavailable: it does not start, or holds the directory but gives no address; or
-                the directory is gone.
+            StoreUnavailable: the server does not start, or holds the directory but gives no
+                address; or the directory no longer exists.
         """
         self._renew_hold()
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -123,7 +123,7 @@ class LiteServer:
         return is_locked(self.directory / SERVER_LOCK)
 
     def close(self) -> None:
-        """Give up the hold; the server ends by itself when nobody has one, that of a copy now."""
+        """Release the store. Its server ends once no client holds it; that of a copy ends now."""
         self._hold.close()
         if self._copy is not None:
             if self._process is not None:
@@ -132,7 +132,7 @@ class LiteServer:
             self._copy.cleanup()
 
     def _renew_hold(self) -> None:
-        """Hold the directory that is under the path now: it may have been made anew."""
+        """Hold the directory now at the path, which may have been deleted and created again."""
         if self._hold.is_current:
             return
         if not self.directory.is_dir():
@@ -165,7 +165,7 @@ class LiteServer:
         """Return the address that a server has written, if any."""
         try:
             return Address(**json.loads((self.directory / RECORD).read_text()))
-        except (OSError, ValueError, TypeError):  # none yet, or not whole: the server mends it
+        except (OSError, ValueError, TypeError):  # missing or incomplete: the server restores it
             return None
 
     def _unavailable(self, problem: str) -> StoreUnavailable:

@@ -1,4 +1,4 @@
-"""A version in Milvus Lite, as the journal of its readers is compared with it and made from it."""
+"""Reads one version from Milvus Lite, to check its journal or to rebuild it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INDEXED = f"status == {quote('indexed')}"
 
 @dataclass(frozen=True)
 class LiteSource:
-    """See `mirror.Source`."""
+    """One version in Milvus Lite; implements `mirror.Source`."""
 
     gallery: str
     version: str
@@ -34,9 +34,10 @@ class LiteSource:
         return self.catalogue.spec(self.gallery, self.version).dim
 
     def difference(self, holders: Mapping[str, JournalImage]) -> str:
-        """Say how photos that a journal has instances of differ from the stored; "" if not.
+        """Describe how the photos of a journal differ from those in the store; "" if they agree.
 
-        A photo that the ledger tells of but whose instances are lost is not missing in a journal.
+        A photo whose ledger row exists but whose instances are lost from the store does not count
+        as missing from the journal.
         """
         stored = {row["image_id"]: row for row in self._rows() if row["num_instances"]}
         unfinished = self.unfinished()
@@ -59,12 +60,12 @@ class LiteSource:
         )
 
     def unfinished(self) -> Set[str]:
-        """Photos whose last write was cut short."""
+        """Ids of photos whose last write was interrupted."""
         condition = f"status == {quote(PENDING)} or reach != num_instances"
         return {row["image_id"] for row in self._ledger.pages(f"({condition})")}
 
     def changes(self) -> Iterator[Change]:
-        """The whole version as changes of an empty journal."""
+        """The whole version, as the changes of a new journal."""
         for chunk in _chunks(self._rows()):
             found = self._instances(chunk)
             puts = [
@@ -79,17 +80,17 @@ class LiteSource:
         return self.catalogue.images(self.gallery, self.version)
 
     def _rows(self) -> Iterator[rows.Row]:
-        self.dim()  # says so if there is no such version
+        self.dim()  # raises if there is no such version
         return iter(self._ledger.pages(_INDEXED))
 
     def _instances(self, ledger: list[rows.Row]) -> dict[str, list[rows.Row]]:
-        """All instances of some photos with their vectors, in the order of the number."""
+        """The instances of these photos with their vectors, in the order of their numbers."""
         images: dict[str, Mapping[str, Any]] = {row["image_id"]: row for row in ledger}
         table = self.catalogue.instances(self.gallery, self.version)
         ids = rows.instance_ids(images, "num_instances")
         with self.catalogue.errors_of(self.gallery, self.version):
             found = table.get(ids, [*rows.INSTANCE_FIELDS, "vector"], consistency="Session")
-        return {key: rows.stored_of(found, {key: row}) for key, row in images.items()}
+        return {key: rows.instances_of(found, {key: row}) for key, row in images.items()}
 
 
 def _chunks(found: Iterator[rows.Row]) -> Iterator[list[rows.Row]]:
@@ -98,7 +99,7 @@ def _chunks(found: Iterator[rows.Row]) -> Iterator[list[rows.Row]]:
 
 
 def _shared(row: rows.Row) -> tuple[Attributes, str]:
-    """What tells of a photo whether its instances in a journal are those of the store."""
+    """Attributes and content hash, which decide whether a journal has the current photo."""
     return row["attributes"], row["content_hash"]
 
 

@@ -52,7 +52,7 @@ class FileLock:
 
     @property
     def is_current(self) -> bool:
-        """Whether this is still the file under its path: not deleted, not replaced, not moved."""
+        """Whether the open file is still the one at its path: not deleted, replaced or moved."""
         try:
             return os.path.samestat(os.fstat(self._handle), os.stat(self.path))
         except OSError:

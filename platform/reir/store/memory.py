@@ -264,7 +264,7 @@ class MemoryStore:
         return [_best(rows, scores_N, limit) for scores_N in scores_QN]
 
     def compare_reader(self, gallery: str, version: str) -> int:
-        """Nothing to do: searches read what is stored."""
+        """Return 0: searches read the store itself, not a copy."""
         self._version(gallery, version)
         return 0
 

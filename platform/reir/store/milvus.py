@@ -54,7 +54,7 @@ class MilvusStore:
         Args:
             connection: to Lite or to a server.
             mirror: given with Lite, whose own search is not used.
-            read_only: why the store cannot be written; whatever would change it is refused then.
+            read_only: why the store is not writable; if given, every change is refused.
         """
         self._read_only = read_only
         self._connection = connection
@@ -124,7 +124,7 @@ class MilvusStore:
         self._catalogue.promote(gallery, version)
 
     def drop_version(self, gallery: str, version: str) -> None:
-        """Delete a version that is not live; one that is damaged too."""
+        """Delete a version that is not live, even if it is damaged."""
         with contextlib.suppress(StoreDamaged):
             self._catalogue.spec(gallery, version)
         if self._catalogue.live(gallery) == version:
@@ -137,7 +137,7 @@ class MilvusStore:
         versions = self._catalogue.names(gallery)
         if not versions:
             raise checks.no_gallery(gallery)
-        with contextlib.suppress(StoreDamaged):  # then it goes with the version
+        with contextlib.suppress(StoreDamaged):  # then dropping the versions removes the alias too
             self._catalogue.retire(gallery)
         for version in versions:
             self._drop(gallery, version)
@@ -274,7 +274,7 @@ class MilvusStore:
             images = _finished(ledger.get(image_ids, ["*"]))
             found = instances.get(rows.instance_ids(images, "num_instances"), ["*"])
         return {
-            each: rows.image_from_rows(row, rows.stored_of(found, {each: row}))
+            each: rows.image_from_rows(row, rows.instances_of(found, {each: row}))
             for each, row in images.items()
         }
 
@@ -289,7 +289,7 @@ class MilvusStore:
             ids = rows.instance_ids(images, "num_instances")
             found = instances.get(ids, columns, consistency="Session")
         return {
-            each: [*map(rows.instance_from_row, rows.stored_of(found, {each: images[each]}))]
+            each: [*map(rows.instance_from_row, rows.instances_of(found, {each: images[each]}))]
             for each in image_ids
             if each in images
         }
@@ -337,7 +337,7 @@ class MilvusStore:
         return self._search_server(gallery, version, (queries, limit, condition))
 
     def compare_reader(self, gallery: str, version: str) -> int:
-        """Compare what searches read with what is stored; returns how many photos were mended."""
+        """Compare the copy that searches read with the store; return how many photos differed."""
         if self._mirror is None:
             return 0
         name = instances_collection(gallery, version)
@@ -446,7 +446,7 @@ class MilvusStore:
             self._dims[gallery, version] = dim
 
     def _source(self, gallery: str, version: str) -> Source:
-        """What a journal is compared with, and written anew from."""
+        """The source that a journal is compared with and rebuilt from."""
         return LiteSource(gallery, version, self._catalogue)
 
 

@@ -36,30 +36,34 @@ logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """A version in the store of record, as far as its journal needs that."""
+    """What a journal needs from its version in the store of record."""
 
     def dim(self) -> int:
         """Dimension of its vectors."""
         ...
 
     def difference(self, holders: Mapping[str, JournalImage]) -> str:
-        """Say how photos that a journal has instances of differ from the stored; "" if not."""
+        """Describe how the photos of a journal differ from those in the store; "" if they agree.
+
+        Args:
+            holders: photos of the journal that have instances, by id.
+        """
         ...
 
     def unfinished(self) -> Set[str]:
-        """Photos whose last write was cut short: nobody knows how much of them there should be."""
+        """Ids of photos whose last write was interrupted, so that their instances are undefined."""
         ...
 
     def changes(self) -> Iterable[Change]:
-        """The changes that hold all of it."""
+        """The content of the whole version."""
         ...
 
 
 class Mirror:
-    """Journals of all versions of one embedded store, by the name of the instances collection."""
+    """The journals of all versions of one embedded store, keyed by their instances collection."""
 
     def __init__(self, directory: Path) -> None:
-        """Use `directory`, creating it."""
+        """Keep the journals in `directory`, which is created if it is missing."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._followers: dict[str, JournalFollower] = {}
@@ -68,24 +72,24 @@ class Mirror:
 
     @contextlib.contextmanager
     def writing(self, collection: str) -> Iterator[None]:
-        """Hold the version's write lock: one writer at a time, so that all orders agree."""
+        """Hold the version's write lock, so that store and journal see writes in the same order."""
         with exclusive(self._lock(collection)):
             yield
 
     def create(self, collection: str, dim: int) -> None:
-        """Begin an empty journal; the caller is `writing`."""
+        """Create an empty journal; the caller holds `writing`."""
         Journal.create(self._path(collection), dim)
 
     def drop(self, collection: str) -> None:
-        """Delete the journal; the caller is `writing`."""
+        """Delete the journal; the caller holds `writing`."""
         Journal.remove(self._path(collection))
 
     def put(self, collection: str, dim: int, images: Iterable[IndexedImage]) -> None:
-        """Note that images were written; the caller is `writing`."""
+        """Record that images were written; the caller holds `writing`."""
         self._append(collection, dim, put_change(images, dim))
 
     def delete(self, collection: str, dim: int, image_ids: Sequence[str]) -> None:
-        """Note that images were deleted; the caller is `writing`."""
+        """Record that images were deleted; the caller holds `writing`."""
         self._append(collection, dim, delete_change(image_ids, dim))
 
     def search(
@@ -95,19 +99,21 @@ class Mirror:
         query: tuple[FloatArray, int, Filter | None],
         version: str,
     ) -> Sequence[Sequence[InstanceRow]]:
-        """Search the version exactly; `query` is vectors, limit and filter."""
+        """Search the version exactly; `query` is the vectors, the limit and the filter."""
         return self._follower(collection, source).search(*query, version)
 
     def photos(
         self, collection: str, source: Source, image_ids: Sequence[str]
     ) -> dict[str, StoredPhoto]:
-        """Those of the images that have instances."""
+        """Return the photos of those images that have instances."""
         return self._follower(collection, source).photos(image_ids)
 
     def count(self, collection: str, source: Source) -> int:
-        """Number of instances; who does not search the version reads none of their numbers."""
+        """Number of instances; their vectors are read only if this process searches the version."""
         if collection not in self._followers:
-            with contextlib.suppress(FileNotFoundError, JournalDamagedError):  # a follower mends it
+            with contextlib.suppress(
+                FileNotFoundError, JournalDamagedError
+            ):  # the follower rebuilds it
                 upstream = self._upstream(collection, source)
                 with contextlib.closing(Journal(upstream.path, source.dim())) as journal:
                     size = sum(image.num_instances for image in journal.images().values())
@@ -116,18 +122,18 @@ class Mirror:
         return self._follower(collection, source).count()
 
     def compare(self, collection: str, source: Source) -> int:
-        """Compare the journal with the store bit by bit, and write it anew where they differ.
+        """Compare the journal with the store bit by bit, and rebuild it if they differ.
 
         Returns:
-            How many photos differed.
+            Number of photos that differed.
         """
         upstream = self._upstream(collection, source)
         if not upstream.differing():
             return 0
-        with self.writing(collection):  # nobody writes now
+        with self.writing(collection):  # compare again, with no writer in between
             differing = upstream.differing()
             if differing:
-                upstream.rewrite(f"{differing} photos differ")
+                upstream.rebuild(f"{differing} photos differ")
         return differing
 
     def close(self) -> None:
@@ -147,7 +153,7 @@ class Mirror:
             return self._followers[collection]
 
     def _append(self, collection: str, dim: int, change: Change) -> None:
-        """Add a change; a journal that is missing or damaged is left for a reader to write anew."""
+        """Append a change; a missing or damaged journal is left for the next reader to rebuild."""
         path = self._path(collection)
         try:
             self._writer(collection, dim).append(change)
@@ -156,13 +162,13 @@ class Mirror:
         except JournalDamagedError:
             Journal.remove(path)
         except OSError as error:
-            said = f"journal {path} cannot be written: {error.strerror}"
+            problem = f"journal {path} cannot be written: {error.strerror}"
             if error.errno == errno.ENOSPC:
-                raise StoreFull(f"{said}; {FREE_SPACE}") from error
-            raise StoreError(said) from error
+                raise StoreFull(f"{problem}; {FREE_SPACE}") from error
+            raise StoreError(problem) from error
 
     def _writer(self, collection: str, dim: int) -> Journal:
-        """The journal as it is now, kept open so that no write has to find its end again."""
+        """The current journal, kept open so that not every write has to find its end."""
         journal = self._writers.get(collection)
         if journal is None or not journal.is_current:
             if journal is not None:
@@ -192,35 +198,35 @@ class _Upstream:
     source: Source
 
     def prepare(self) -> int:
-        """Write the journal if it is missing; returns the dimension of its vectors."""
+        """Build the journal if it is missing; return the dimension of its vectors."""
         dim = self.source.dim()
         if not self.path.exists():
             with exclusive(self.lock):
                 if not self.path.exists():
-                    self.rewrite("it was missing")
+                    self.rebuild("it was missing")
         return dim
 
     def check(self) -> None:
-        """Compare the journal with the ledger, if nothing vouches for it.
+        """Compare the journal with the ledger if it has no valid stamp.
 
-        A writer may be between the two just now, so they are compared under its lock.
+        This takes the write lock, since a writer may have written one of the two but not the other.
         """
-        if self._is_vouched():
+        if self._has_valid_stamp():
             return
         with exclusive(self.lock):
-            if not self._is_vouched():  # a writer may have been about to vouch for it
+            if not self._has_valid_stamp():  # a writer may just have written it
                 self._check_photos()
 
-    def mend(self, why: str) -> None:
-        """Write the journal anew, unless somebody has meanwhile."""
+    def repair(self, why: str) -> None:
+        """Rebuild the journal, unless another process has done so in the meantime."""
         with exclusive(self.lock):
             try:
                 self._check_photos()
             except (FileNotFoundError, JournalDamagedError):
-                self.rewrite(why)
+                self.rebuild(why)
 
-    def rewrite(self, why: str) -> None:
-        """Write the journal anew and say so; the caller holds the lock."""
+    def rebuild(self, why: str) -> None:
+        """Write the journal from the store and log a warning; the caller holds the lock."""
         Journal.create(self.path, self.source.dim(), self.source.changes())
         key = parse_instances_collection(self.collection)
         what = f"version {key.version} of gallery {key.gallery}" if key else self.collection
@@ -231,7 +237,7 @@ class _Upstream:
         )
 
     def differing(self) -> int:
-        """Number of photos that are not the same, bit by bit, in journal and store."""
+        """Number of photos that are not identical, bit by bit, in journal and store."""
         read: dict[str, int] = {}
         with (
             contextlib.suppress(FileNotFoundError, JournalDamagedError),
@@ -242,25 +248,30 @@ class _Upstream:
         unequal = {key for key, _ in read.items() ^ stored.items()}
         return len(unequal - self.source.unfinished()) if unequal else 0
 
-    def _is_vouched(self) -> bool:
+    def _has_valid_stamp(self) -> bool:
         with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
-            return journal.is_vouched
+            return journal.has_valid_stamp
 
     def _check_photos(self) -> None:
-        """Compare whole, and with the ledger; the caller holds the lock."""
+        """Verify all checksums and compare with the ledger; the caller holds the lock.
+
+        Raises:
+            FileNotFoundError: there is no journal.
+            JournalDamagedError: it is damaged, or does not match the ledger.
+        """
         with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
-            for _ in journal.read():  # compares all checksums
+            for _ in journal.read():  # verifies all checksums
                 pass
             images = journal.images()
             holders = {key: image for key, image in images.items() if image.num_instances}
             if difference := self.source.difference(holders):
                 raise JournalDamagedError(difference)
-            with contextlib.suppress(OSError):  # it will be compared again
-                journal.vouch()
+            with contextlib.suppress(OSError):  # without a stamp, the next reader compares again
+                journal.write_stamp()
 
 
 def _checksums(changes: Iterable[Change]) -> Iterator[tuple[str, int]]:
-    """Id of each photo with instances, and a checksum of all that a search may show of it."""
+    """Yield the id of each photo with instances, and a checksum of all that searches show of it."""
     for change in changes:
         for image, rows in change.parts():
             if len(rows):

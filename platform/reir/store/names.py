@@ -73,7 +73,7 @@ def parse_instances_collection(collection: str) -> VersionKey | None:
 
 
 def collection_key(collection: str) -> VersionKey | None:
-    """Return the version that a collection belongs to, its instances or its ledger."""
+    """Return the version whose instances or ledger a collection holds; None if it holds neither."""
     return parse_instances_collection(_LEDGER_ENDING.sub("__instances", collection))
 
 

@@ -35,7 +35,8 @@ def open_store(location: str | None = None, *, patient: bool = True) -> Instance
 
     Raises:
         ConfigError: the location is none of these.
-        StoreUnavailable: the directory is none yet and cannot be made.
+        StoreUnavailable: the directory does not exist and cannot be created, or is read-only
+            and cannot be copied.
     """
     place = default_location() if location is None else location
     if place == "memory:":

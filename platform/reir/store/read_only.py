@@ -1,7 +1,7 @@
-"""An embedded store in a folder that cannot be written: a copy of little size is served instead.
+"""An embedded store in a read-only folder is served from a small temporary copy.
 
-Milvus Lite writes when it opens a store: locks, a log, what it tidies up. It does so in the copy,
-in which all that is large is a link to the store. What others write to the store later is not seen.
+Milvus Lite writes when it opens a store: locks, a write-ahead log, cleanup. It does so in the copy,
+where symlinks to the store take the place of large files. Later writes to the store are not seen.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _COPIED_FOLDERS = ("milvus", "reader")
 
 
 def why_read_only(directory: Path) -> str:
-    """Why this process cannot write a store that is there, as the system says it; "" if it can."""
-    # `os.path` says False, without an error, where it may not look
+    """Return why an existing store is not writable, as the system words it; otherwise ""."""
+    # `os.path.isdir` returns False, without an error, if permission is missing
     if not os.path.isdir(directory / "milvus") or os.access(directory, os.W_OK, effective_ids=True):
         return ""
     is_disk = os.statvfs(directory).f_flag & os.ST_RDONLY
@@ -28,10 +28,10 @@ def why_read_only(directory: Path) -> str:
 
 
 def light_copy(directory: Path) -> tempfile.TemporaryDirectory[str]:
-    """Copy a store to a temporary directory, with links in the place of large files.
+    """Copy a store to a temporary directory, with symlinks in place of large files.
 
     Raises:
-        StoreUnavailable: a file cannot be read, or there is no room for the copy.
+        StoreUnavailable: a file cannot be read, or there is no space for the copy.
     """
     copy = tempfile.TemporaryDirectory(prefix="reir-read-only-", ignore_cleanup_errors=True)
     try:
@@ -39,7 +39,7 @@ def light_copy(directory: Path) -> tempfile.TemporaryDirectory[str]:
             if os.path.isdir(directory / name):
                 target = Path(copy.name) / name
                 shutil.copytree(directory / name, target, copy_function=_link_or_copy)
-        for folder, _, _ in os.walk(copy.name):  # `copytree` copies that one cannot be written
+        for folder, _, _ in os.walk(copy.name):  # `copytree` copies their read-only mode
             os.chmod(folder, 0o700)
     except OSError as error:
         copy.cleanup()

@@ -27,7 +27,7 @@ class RowFile:
     """(N, W) float32 in a file; rows are written once and never changed."""
 
     def __init__(self, path: Path, width: int, *, to_write: bool = False) -> None:
-        """Open an existing file of rows of `width` numbers, for reading only unless `to_write`.
+        """Open an existing file of rows of `width` numbers, read-only unless `to_write`.
 
         Raises:
             FileNotFoundError: there is none.

@@ -119,7 +119,7 @@ def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]
 
 
 def instance_ids(images: Mapping[str, Mapping[str, Any]], count: str) -> list[str]:
-    """Ids of the instances of these ledger rows, as many as the column `count` says."""
+    """Ids of the instances of these ledger rows, as many per row as its column `count` says."""
     return [
         instance_id(image_id, number)
         for image_id, row in images.items()
@@ -127,8 +127,8 @@ def instance_ids(images: Mapping[str, Mapping[str, Any]], count: str) -> list[st
     ]
 
 
-def stored_of(found: Mapping[str, Row], images: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Those of the `found` instances that are of these images, in the order of their number."""
+def instances_of(found: Mapping[str, Row], images: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Rows among `found` that belong to these images, in the order of the instance numbers."""
     return [found[key] for key in instance_ids(images, "num_instances") if key in found]
 
 

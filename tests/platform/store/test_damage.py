@@ -1,4 +1,4 @@
-"""An embedded store after damage: the same answers as before, or an error that says what to do."""
+"""A damaged embedded store gives the same answers as before, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answers(store: MilvusStore, gallery: str = "g") -> dict[str, float]:
 
 
 def end_server(directory: Path, number: signal.Signals) -> None:
-    """End it and wait for that: Lite then has its rows in files, or after a kill in its log."""
+    """End the server and wait: Lite then has its rows in files, or after a kill in its log."""
     os.kill(json.loads((directory / RECORD).read_text())["pid"], number)
     deadline = time.monotonic() + 20
     while is_locked(directory / "server.lock"):
@@ -96,7 +96,7 @@ def cut_to_half(journal: Path) -> None:
     os.truncate(journal, journal.stat().st_size // 2)
 
 
-def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
+def test_a_journal_of_other_photos_is_rebuilt_with_a_warning(
     store: MilvusStore,
     directory: Path,
     make_image: MakeImage,
@@ -112,7 +112,7 @@ def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
         (lambda: mirror.put(name, DIM, [make_image("s3", seed=1)]), "1 had other content"),
         (lambda: cut_to_half(journal_of(directory)), "journal ends at byte"),
     ]
-    for change, told in changes:
+    for change, reason in changes:
         change()
         journal_of(directory).with_suffix(".stamp").unlink()
         another = open_lite(directory)
@@ -121,15 +121,15 @@ def test_a_journal_of_other_photos_is_written_anew_and_that_is_told(
         assert answers(another) == expected
         (record,) = caplog.records
         assert record.getMessage().startswith("the search copy of version v1 of gallery g did")
-        assert told in record.getMessage()
+        assert reason in record.getMessage()
         caplog.clear()
         another.close()
 
 
-def test_what_the_store_itself_has_lost_is_not_missing_in_the_journal(
+def test_instances_that_the_store_lost_are_not_missing_from_the_journal(
     store: MilvusStore, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else every process would write it anew; `--verify` tells of it."""
+    """Otherwise every process would rebuild it; `--verify` reports the loss."""
     expected = {key: score for key, score in answers(store).items() if not key.startswith("s3#")}
     _, instances = store._tables("g", "v1")
     instances.delete([f"s3#{number}" for number in range(3)])
@@ -154,10 +154,10 @@ def test_every_bit_is_compared_with_the_store(
     assert answers(store) == expected
 
 
-def test_photos_that_a_killed_writer_had_not_finished_are_no_difference(
+def test_unfinished_photos_of_a_killed_writer_are_no_difference(
     store: MilvusStore, directory: Path, caplog: pytest.LogCaptureFixture, open_lite: OpenLite
 ) -> None:
-    """The journal has them, the ledger has not, and the next run writes them again."""
+    """They are in the journal but not in the ledger; the next run writes them again."""
     expected = answers(store)
     ledger, _ = store._tables("g", "v1")
     (row,) = ledger.get(["s5"], ["*"]).values()
@@ -179,10 +179,10 @@ def flip_the_middle(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["rows", "schema", "ledger rows", "ledger"])
-def test_damage_of_the_store_is_refused_with_what_to_do(
+def test_a_damaged_version_is_refused_with_an_error_that_says_what_to_do(
     store: MilvusStore, directory: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The other gallery is not concerned, and what is said to do works."""
+    """The other gallery still works, and so does the remedy that the error names."""
     ledger = collection_of(directory, images_collection("g", "v1"))
     instances = collection_of(directory, instances_collection("g", "v1"))
     if what == "ledger":
@@ -194,10 +194,10 @@ def test_damage_of_the_store_is_refused_with_what_to_do(
         flip_the_middle(file)
     with pytest.raises(StoreDamaged) as caught:
         answers(store)
-    told = str(caught.value)
-    assert told.startswith(f"version v1 of gallery g in the store at {directory} is damaged: ")
-    assert "`reir rm g`, then `reir index SOURCE --gallery g`" in told
-    assert "Milvus" not in told
+    message = str(caught.value)
+    assert message.startswith(f"version v1 of gallery g in the store at {directory} is damaged: ")
+    assert "`reir rm g`, then `reir index SOURCE --gallery g`" in message
+    assert "Milvus" not in message
     assert len(answers(store, "other")) == 3 * len(SOUND)
     assert cli.run(["rm", "g", "--yes", "--store", str(directory)]) == 0
     assert capsys.readouterr().out == "Deleted gallery g (damaged).\n"
@@ -207,7 +207,9 @@ def test_damage_of_the_store_is_refused_with_what_to_do(
     assert answers(store) == {}
 
 
-def test_damaged_aliases_are_told_with_what_to_do(store: MilvusStore, directory: Path) -> None:
+def test_damaged_aliases_raise_an_error_that_says_what_to_do(
+    store: MilvusStore, directory: Path
+) -> None:
     expected = answers(store)
     store.close()
     end_server(directory, signal.SIGKILL)
@@ -224,7 +226,7 @@ def test_damaged_aliases_are_told_with_what_to_do(store: MilvusStore, directory:
     assert answers(store) == expected
 
 
-def test_a_log_that_a_killed_server_leaves_is_covered(
+def test_the_log_that_a_killed_server_leaves_is_verified(
     store: MilvusStore, directory: Path, make_image: MakeImage
 ) -> None:
     store.upsert_images("g", "v1", [make_image("new")])
@@ -243,10 +245,10 @@ def test_a_log_that_a_killed_server_leaves_is_covered(
     assert answers(store) == expected
 
 
-def test_a_folder_that_is_made_anew_is_reachable_at_once(
+def test_a_folder_that_was_created_again_is_served_at_once(
     store: MilvusStore, directory: Path, make_image: MakeImage, open_lite: OpenLite
 ) -> None:
-    """Also for who had the old one open; and the old server touches nothing of the new."""
+    """A client of the old folder reaches it too, and the old server leaves it untouched."""
     assert answers(store)
     old = json.loads((directory / RECORD).read_text())["pid"]
     shutil.rmtree(directory)
@@ -270,7 +272,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_a_record_that_is_lost_or_garbled_comes_back(
+def test_a_lost_or_garbled_server_record_is_restored(
     store: MilvusStore, directory: Path, open_lite: OpenLite
 ) -> None:
     expected = answers(store)
@@ -295,8 +297,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_store_that_cannot_be_written_is_searched(directory: Path) -> None:
-    """A copy of its small files serves; nothing in it changes."""
+def test_a_read_only_store_can_be_searched(directory: Path) -> None:
+    """It is served from a copy of its small files, and stays unchanged."""
     (directory / "server.log").unlink(missing_ok=True)
     cut_to_half(journal_of(directory, "other"))
     before = stamps(directory)

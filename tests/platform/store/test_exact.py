@@ -32,7 +32,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 class JournalAlone:
-    """An upstream that has nothing to compare a journal with."""
+    """An upstream without a store to compare the journal with."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,7 +45,7 @@ class JournalAlone:
     def check(self) -> None:
         pass
 
-    def mend(self, why: str) -> None:
+    def repair(self, why: str) -> None:
         raise AssertionError(why)
 
 

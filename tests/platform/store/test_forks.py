@@ -1,4 +1,4 @@
-"""A process that has a store open can start other programs by a true fork, as Ray does."""
+"""A process with an open store can start programs by fork and exec, as Ray does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ store.close()
 
 
 def test_no_thread_of_grpc_starts_in_a_forked_child(tmp_path: Path) -> None:
-    """One that does finds its files closed before the child's program begins, and aborts it."""
+    """Such a thread finds its files closed before the child's exec, and aborts the child."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GRPC_")}
     run = subprocess.run(
         [sys.executable, "-c", FORKING, str(tmp_path / "store")],

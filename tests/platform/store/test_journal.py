@@ -21,7 +21,7 @@ from reir.store.journal import (
 
 DIM = 8
 START = 16
-"""Bytes before the end that a journal notes; damage there shows when it is opened."""
+"""Bytes before the recorded end; damage to those is detected when a journal is opened."""
 
 MakeImage = Callable[..., IndexedImage]
 
@@ -74,7 +74,7 @@ def test_an_empty_journal_has_no_frames(journal: Journal) -> None:
 
 
 def test_a_torn_tail_is_skipped_and_then_cut_off(journal: Journal, make_image: MakeImage) -> None:
-    """As a writer leaves it that is killed in the middle of a frame, or before it notes its end."""
+    """A writer leaves one if it is killed within a frame, or before it records the new end."""
     journal.append(put(make_image("a")))
     before = journal.path.read_bytes()
     journal.append(put(make_image("b")))
@@ -105,8 +105,8 @@ def test_damage_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImag
             list(journal.read())
 
 
-def test_a_cut_is_noticed_wherever_it_is(journal: Journal, make_image: MakeImage) -> None:
-    """By readers from the beginning, by one that had read all of it, and by writers."""
+def test_truncation_is_noticed_at_every_length(journal: Journal, make_image: MakeImage) -> None:
+    """New readers, a reader that had read everything, and writers all notice it."""
     journal.append(put(make_image("a", 1)))
     journal.append(delete("b"))
     whole = journal.path.read_bytes()
@@ -130,7 +130,7 @@ def test_damage_of_the_rows_is_noticed(journal: Journal, make_image: MakeImage) 
     with rows.open("r+b") as file:
         file.seek(60)
         file.write(b"?")
-    with pytest.raises(JournalDamagedError, match="rows of .* have a wrong checksum"):
+    with pytest.raises(JournalDamagedError, match=r"rows of .* have a wrong checksum"):
         list(journal.read())
     with rows.open("r+b") as file:
         file.truncate(100)

@@ -1,4 +1,4 @@
-"""A file of Milvus Lite is changed, cut or lost: that is told, and never another answer."""
+"""A corrupted, truncated or lost file of Milvus Lite raises an error, never a wrong answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(first: int, last: int) -> list[dict[str, Any]]:
 
 
 def contents(directory: Path) -> tuple[Rows, dict[str, str]]:
-    """All that a collection holds, and the aliases."""
+    """All rows of the collection, and the aliases."""
     lite = MilvusLite(str(directory))
     try:
         aliases = lite._aliases("default")
@@ -37,7 +37,7 @@ def contents(directory: Path) -> tuple[Rows, dict[str, str]]:
         collection.load()
         found = collection.query("key >= ''", output_fields=["key", "vector"])
     finally:
-        lite._release_lock()  # as a kill does; `close` would write what the log holds
+        lite._release_lock()  # as a kill does; `close` would move the log's rows to Parquet files
     return {row["key"]: tuple(row["vector"]) for row in found}, dict(aliases)
 
 
@@ -95,16 +95,16 @@ KINDS = {
     "deletions": "collections/c/partitions/*/delta/*.parquet",
     "log of rows": "collections/c/wal/wal_data_*.arrow",
     "log of deletions": "collections/c/wal/wal_delta_*.arrow",
-    "note of a log": "collections/c/wal/wal_data_*.sum",
+    "checksums of a log": "collections/c/wal/wal_data_*.sum",
     "aliases": "aliases.json",
-    "note of the aliases": "aliases.json.sum",
+    "checksums of the aliases": "aliases.json.sum",
 }
-"""Files by what they hold; every one that a store needs."""
+"""Every file that a store needs, by its content."""
 
 
 @pytest.mark.parametrize("harm", [flipped, cut, lost])
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_told(
+def test_damage_raises_an_error(
     directory: Path,
     expected: tuple[Rows, dict[str, str]],
     tmp_path: Path,
@@ -124,17 +124,17 @@ def test_damage_is_told(
             harmed.unlink()
         else:
             harmed.write_bytes(changed)
-        if kind == "note of the aliases" and harm is lost:
-            assert contents(copy) == expected, "an earlier release has made none"
-        elif kind == "note of a log" and harm is cut:
-            assert contents(copy) == expected, "as after a kill between the write and its note"
+        if kind == "checksums of the aliases" and harm is lost:
+            assert contents(copy) == expected, "an earlier release wrote none"
+        elif kind == "checksums of a log" and harm is cut:
+            assert contents(copy) == expected, "as after a kill between the write and its checksum"
         else:
             with pytest.raises(DamagedError, match=rf"{found.name}|{found.stem}"):
                 contents(copy)
         shutil.rmtree(copy)
 
 
-def test_what_a_killed_process_had_not_finished_is_ignored(
+def test_an_unfinished_write_of_a_killed_process_is_ignored(
     directory: Path, expected: tuple[Rows, dict[str, str]], tmp_path: Path
 ) -> None:
     copy = tmp_path / "store"
@@ -150,8 +150,8 @@ def test_a_collection_of_an_earlier_release_opens(
     """It has no checksums; its next change adds them."""
     copy = tmp_path / "store"
     shutil.copytree(directory, copy)
-    for note in copy.rglob("*.sum"):
-        note.unlink()
+    for sum_file in copy.rglob("*.sum"):
+        sum_file.unlink()
     manifest = copy / KINDS["manifest"]
     payload = json.loads(manifest.read_text())
     del payload["checksums"]
@@ -164,10 +164,8 @@ def test_a_collection_of_an_earlier_release_opens(
     assert "checksums" in json.loads(manifest.read_text())
 
 
-def test_a_write_that_fails_loses_nothing_that_was_told_before_or_after(
-    directory: Path, tmp_path: Path
-) -> None:
-    """Half of a batch is in the log when the disk is full; then there is room again."""
+def test_a_failed_write_loses_no_acknowledged_write(directory: Path, tmp_path: Path) -> None:
+    """Half of a batch is in the log when the disk fills up; then there is space again."""
     copy = tmp_path / "store"
     shutil.copytree(directory, copy)
     lite = MilvusLite(str(copy))
@@ -192,7 +190,7 @@ def test_a_write_that_fails_loses_nothing_that_was_told_before_or_after(
     assert "k031" not in contents(copy)[0]
 
 
-def test_an_index_file_that_is_damaged_is_made_anew(
+def test_a_damaged_index_file_is_rebuilt(
     directory: Path, expected: tuple[Rows, dict[str, str]], tmp_path: Path
 ) -> None:
     copy = tmp_path / "store"

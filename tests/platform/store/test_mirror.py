@@ -1,4 +1,4 @@
-"""Journals that do not say what the store does: noticed, written anew, and told."""
+"""Journals that do not match the store are detected and rebuilt, with a warning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeImage = Callable[..., IndexedImage]
 
 
 class Stored:
-    """A store of record of a few photos, which counts how often it is read."""
+    """A store of record with a few photos, which counts how often it is compared."""
 
     def __init__(self, images: Iterable[IndexedImage]) -> None:
         self.images = {image.record.image_id: image for image in images}
@@ -50,7 +50,7 @@ def stored(make_image: MakeImage) -> Stored:
 
 @pytest.fixture
 def journal(tmp_path: Path, stored: Stored) -> Path:
-    """Written photo by photo, by a process that has ended."""
+    """A journal written photo by photo, by a process that has ended."""
     mirror = Mirror(tmp_path)
     with mirror.writing(NAME):
         mirror.create(NAME, DIM)
@@ -97,7 +97,7 @@ def put_back_an_older_one(journal: Path) -> None:
 
 
 def cut_the_power(journal: Path) -> None:
-    """The last frames had not reached the disk, and neither had what vouches for them."""
+    """Neither the last frames nor their stamp had reached the disk."""
     put_back_an_older_one(journal)
     state = journal.stat()
     another_boot = b"0" * 36
@@ -106,7 +106,7 @@ def cut_the_power(journal: Path) -> None:
 
 
 def put_back_an_older_one_with_its_stamp(journal: Path) -> None:
-    """Into the same files, as `cp -a` of a backup does."""
+    """Copied into the same files, as `cp -a` of a backup does."""
     put_back_an_older_one(journal)
     stamp = journal.with_suffix(".stamp")
     boot, file, _, changed_ns, _ = _STAMP.unpack(stamp.read_bytes())
@@ -144,7 +144,7 @@ HARMS = (
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_journal_that_lacks_something_is_mended_and_that_is_told(
+def test_a_damaged_or_outdated_journal_is_rebuilt_with_a_warning(
     stored: Stored,
     journal: Path,
     harm: Callable[[Path], None],
@@ -155,11 +155,11 @@ def test_a_journal_that_lacks_something_is_mended_and_that_is_told(
     harm(journal)
     mirror = Mirror(journal.parent)
     with caplog.at_level(logging.WARNING):
-        if harm is not flip_a_row:  # who counts reads no row
+        if harm is not flip_a_row:  # counting reads no rows
             assert mirror.count(NAME, stored) == 24
         assert answers(mirror, stored) == expected
-    (told,) = [each.getMessage() for each in caplog.records]
-    assert told.startswith(
+    (warning,) = [each.getMessage() for each in caplog.records]
+    assert warning.startswith(
         "the search copy of version v1 of gallery g did not match the store and has been rebuilt ("
     )
     assert answers(Mirror(journal.parent), stored) == expected
@@ -167,7 +167,7 @@ def test_a_journal_that_lacks_something_is_mended_and_that_is_told(
 
 
 @pytest.mark.parametrize("harm", [cut_the_power, put_back_an_older_one_with_its_stamp])
-def test_a_later_write_does_not_vouch_for_what_was_lost_before(
+def test_a_later_write_does_not_hide_what_was_lost_before(
     stored: Stored, journal: Path, make_image: MakeImage, harm: Callable[[Path], None]
 ) -> None:
     harm(journal)
@@ -179,7 +179,9 @@ def test_a_later_write_does_not_vouch_for_what_was_lost_before(
     assert stored.compared > 0
 
 
-def test_a_reader_notices_a_cut_of_what_it_has_open(stored: Stored, journal: Path) -> None:
+def test_a_reader_notices_that_its_open_journal_was_truncated(
+    stored: Stored, journal: Path
+) -> None:
     mirror = Mirror(journal.parent)
     expected = answers(mirror, stored)
     cut_to_half(journal)
@@ -187,7 +189,7 @@ def test_a_reader_notices_a_cut_of_what_it_has_open(stored: Stored, journal: Pat
     assert answers(Mirror(journal.parent), stored) == expected
 
 
-def test_a_journal_is_compared_only_when_nothing_vouches_for_it(
+def test_a_journal_is_compared_only_without_a_valid_stamp(
     stored: Stored, journal: Path, make_image: MakeImage
 ) -> None:
     answers(Mirror(journal.parent), stored)
@@ -199,7 +201,7 @@ def test_a_journal_is_compared_only_when_nothing_vouches_for_it(
     journal.write_bytes(journal.read_bytes())
     copy = journal.with_suffix(".copy")
     copy.write_bytes(journal.read_bytes())
-    copy.replace(journal)  # as a backup that is put back
+    copy.replace(journal)  # as restoring a backup does
     answers(Mirror(journal.parent), stored)
     assert stored.compared == 2
     writer = Mirror(journal.parent)
@@ -209,7 +211,7 @@ def test_a_journal_is_compared_only_when_nothing_vouches_for_it(
     assert stored.compared == 2
 
 
-def test_what_a_killed_writer_had_not_finished_is_no_difference(
+def test_an_unfinished_write_of_a_killed_writer_is_no_difference(
     stored: Stored, journal: Path, make_image: MakeImage, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = Mirror(journal.parent)
