@@ -103,7 +103,7 @@ def test_a_logistic_is_the_one_that_made_the_outcomes() -> None:
 
 
 def some_trials(seed: int) -> Trials:
-    """Trials of 30 photos; in odd photos outcomes follow the feature, in even ones its opposite."""
+    """Trials of 30 photos; the feature's effect has opposite signs in odd and in even photos."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(30), 6)
     features = rng.normal(size=(len(groups), 2))
@@ -113,17 +113,17 @@ def some_trials(seed: int) -> Trials:
     )
 
 
-def test_a_probability_is_said_by_a_model_that_saw_none_of_its_half_of_the_photos() -> None:
+def test_probabilities_come_from_a_model_fitted_on_the_other_half_of_the_photos() -> None:
     trials = some_trials(0)
     found = crossed(trials, ("a", "b"))
     for row in range(len(trials.labels)):
         others = trials.groups % 2 != trials.groups[row] % 2
         model = fit(trials.rows(others), ("a", "b"))
         assert found[row] == pytest.approx(model(trials.features[row].tolist()))
-    assert auroc(found, trials.labels) < 0.2  # each half learnt the opposite of what holds here
+    assert auroc(found, trials.labels) < 0.2  # each model learned the opposite sign
 
 
-def test_trials_of_galleries_equal_the_loop() -> None:
+def test_gallery_trials_equal_the_loop() -> None:
     gallery, queries = drawn(24, 0.6)
     scored = Scored(gallery, queries)
     whole, hits = gallery_trials(scored, seed=3)
@@ -152,7 +152,7 @@ def test_trials_of_galleries_equal_the_loop() -> None:
     assert row == len(hits.labels)
 
 
-def test_hits_are_tied_up_to_the_largest_margin_that_tells_nothing() -> None:
+def test_tie_margin_is_the_largest_below_which_accuracy_is_near_chance() -> None:
     scored = Scored(*drawn(120, 0.3))
     decided = []
     for m in range(len(scored.own)):

@@ -238,10 +238,10 @@ def test_a_mask_outside_of_its_box_leaves_the_target_its_box(photos: list[TrainP
         assert len(batch.boxes) == 4
 
 
-def test_batches_are_pinned_where_there_is_a_gpu(
+def test_batches_are_pinned_if_there_is_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No GPU here: what pins is counted."""
+    """Needs no GPU: `pin_memory` is replaced by a function that records its calls."""
     pinned: list[torch.Size] = []
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:

@@ -159,23 +159,23 @@ def test_a_few_photos_are_learned_by_heart(tmp_path: Path) -> None:
 
 
 class Pair:
-    """Two workers in two threads of this process, whose exchanges carry gradients."""
+    """Lets two workers, in two threads of this process, exchange values without detaching them."""
 
     def __init__(self) -> None:
-        self._told: dict[bool, torch.Tensor] = {}
-        self._both_are_here = threading.Barrier(2, timeout=60)
+        self._sent: dict[bool, torch.Tensor] = {}
+        self._barrier = threading.Barrier(2, timeout=60)
 
     def exchange(self, first: bool, values: torch.Tensor) -> torch.Tensor:
-        """Tell the other worker, and return what it told."""
-        self._told[first] = values
-        self._both_are_here.wait()
-        other = self._told[not first]
-        self._both_are_here.wait()
+        """Send values to the other worker, and return those that it sent."""
+        self._sent[first] = values
+        self._barrier.wait()
+        other = self._sent[not first]
+        self._barrier.wait()
         return other
 
 
-class OneOf:
-    """A worker of a pair."""
+class PairWorker:
+    """One worker of a pair."""
 
     def __init__(self, pair: Pair, first: bool) -> None:
         self._exchange = partial(pair.exchange, first)
@@ -187,8 +187,11 @@ class OneOf:
         return (counts.detach() + self._exchange(counts.detach())) / 2
 
 
-def alike(folder: Path, rank: int = 0, world_size: int = 1) -> ClareBatch:
-    """Photos of one size, since padding takes part under `paper_parity`; one is asked for less."""
+def batch_of_worker(folder: Path, rank: int = 0, world_size: int = 1) -> ClareBatch:
+    """Photos of one size, because padding has an effect under `paper_parity`.
+
+    The first photo has one expression, the others have two.
+    """
     same = photos(folder, 10)[::3]
     same[0] = replace(same[0], expressions=same[0].expressions[:1])
     data = ClareData(same, PLAIN, batch_size=4, texts_per_photo=2)
@@ -197,28 +200,30 @@ def alike(folder: Path, rank: int = 0, world_size: int = 1) -> ClareBatch:
 
 
 @pytest.mark.parametrize("parity", [False, True])
-def test_two_workers_weigh_clia_as_one_or_as_released(tmp_path: Path, parity: bool) -> None:
-    """As released, each of G workers divides by all texts, and gradients are averaged: 1 / G."""
+def test_losses_of_two_workers_equal_those_of_one_unless_parity(
+    tmp_path: Path, parity: bool
+) -> None:
+    """Under parity, each of G workers divides CLIA by all texts, and the mean has 1 / G of it."""
     model, pair = tiny_clare(num_experts=0, paper_parity=parity), Pair()
     weights = ClareLossWeights(mask_false_negatives=False)
-    make_one = partial(ClareStepObjective, model, tokenizer(), weights, denoising=False)
+    objective = partial(ClareStepObjective, model, tokenizer(), weights, denoising=False)
 
     def work(first: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = alike(tmp_path, 0 if first else 1, 2)
-        loss, parts = make_one(workers=OneOf(pair, first))(batch, "clia")
+        batch = batch_of_worker(tmp_path, 0 if first else 1, 2)
+        loss, parts = objective(workers=PairWorker(pair, first))(batch, "clia")
         return loss, parts
 
     with ThreadPoolExecutor(2) as threads:
         shares = list(threads.map(work, [True, False]))
-    _, of_one = make_one()(alike(tmp_path), "clia")
+    _, of_one = objective()(batch_of_worker(tmp_path), "clia")
     together = shares[0][1]
     torch.testing.assert_close(together, shares[1][1])
-    share = 0.5 if parity else 1.0
+    scale = 0.5 if parity else 1.0
     for name in ("clia", "clia_auxiliary"):
-        assert together[name] == pytest.approx(share * of_one[name], rel=1e-4)
+        assert together[name] == pytest.approx(scale * of_one[name], rel=1e-4)
 
-    # what is matched is counted by each worker as released, else by both together
-    alone = [make_one()(alike(tmp_path, rank, 2), "clia")[1] for rank in (0, 1)]
+    # as released, each worker divides by its own matched queries; otherwise by those of both
+    alone = [objective()(batch_of_worker(tmp_path, rank, 2), "clia")[1] for rank in (0, 1)]
     for name in ("classes", "l1", "giou", "proposal_l1"):
         own = (alone[0][name] + alone[1][name]) / 2
         assert together[name] == pytest.approx(own if parity else of_one[name], rel=1e-4)

@@ -1,4 +1,4 @@
-"""The parts of `clare-nano`'s loss against loops over expressions, photos and candidates."""
+"""`clare-nano`'s loss terms, compared with loops over expressions, photos and candidates."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LOGITS = {"ranking": 20.0, "clia": 7.0, "bias": -3.0}
 
 
 def some_batch(seed: int) -> TrainBatch:
-    """Expressions of every kind; candidates that fit closely, hardly or not, and padding."""
+    """Expressions of every kind, and candidates with high, low and no overlap, and padding."""
     random = torch.Generator().manual_seed(seed)
     candidates = tiny_batch(NUM_PHOTOS, NUM_CANDIDATES, seed)
     candidates.valid[0, 3:], candidates.valid[2, 4:] = False, False
     owner = torch.tensor([0, 0, 1, 1, 2])
     overlap = torch.rand(len(owner), NUM_CANDIDATES, generator=random)
-    overlap[4] /= 2  # nothing fits
+    overlap[4] /= 2  # the last expression matches no candidate
     overlap *= candidates.valid[owner]
     matched = torch.tensor([[0, 0], [1, 2], [4, 1]])
     corner, size = torch.rand(2, 3, 2, generator=random) / 2
@@ -54,7 +54,7 @@ def some_batch(seed: int) -> TrainBatch:
 
 
 def softmax_loss(logits: Sequence[float], shares: Sequence[float]) -> float:
-    """- sum of share times log of the softmax."""
+    """Cross-entropy of the softmax of `logits` with the target distribution `shares`."""
     total = math.log(math.fsum(math.exp(each) for each in logits))
     return -math.fsum(s * (x - total) for s, x in zip(shares, logits, strict=True))
 
@@ -65,13 +65,13 @@ def focal(logit: float, right: bool) -> float:
 
 
 def shares_of(overlaps: Sequence[float]) -> list[float]:
-    """What fits by half or more, the closer the more."""
+    """Target distribution: zero below IoU .5, then growing with the overlap."""
     weights = [math.exp(4 * each) if each >= 0.5 else 0.0 for each in overlaps]
     return [each / (sum(weights) or 1.0) for each in weights]
 
 
 class Loops:
-    """One member's view of a step, pair by pair."""
+    """The loss terms of one ensemble member, computed pair by pair."""
 
     def __init__(self, step: StepView) -> None:
         self.step = step
@@ -80,7 +80,7 @@ class Loops:
         """(inner product, overlap) of an expression with the real candidates of some photos.
 
         Photo `NUM_PHOTOS + i` is the mirror image of photo i; an expression that names a side
-        fits nothing there.
+        matches nothing in it.
         """
         step, found = self.step, []
         own = int(step.owner[m])
@@ -101,7 +101,7 @@ class Loops:
             if any(shares):
                 ranking += softmax_loss([LOGITS["ranking"] * x for x, _ in seen], shares)
                 ranked += 1
-            for product, overlap in seen:  # a cosine of one half is as likely right as wrong
+            for product, overlap in seen:  # a cosine of .5 means a probability of .5
                 focals += focal(LOGITS["ranking"] * (product - 0.5), overlap >= 0.5)
                 right += overlap >= 0.5
         return {"ranking": ranking / ranked, "discrimination": focals / right}
@@ -137,7 +137,7 @@ class Loops:
 
 
 def slow_boxes(step: StepView) -> dict[str, float]:
-    """Five times L1 of centre and size and twice 1 - GIoU; labels smoothed by a tenth."""
+    """Box loss `5 * L1 + 2 * (1 - GIoU)`, L1 of center and size; label smoothing is 0.1."""
     box, categories = 0.0, []
     for p in range(len(step.boxes)):
         a, b = step.boxes[p].tolist(), step.matched_boxes[p].tolist()
@@ -167,7 +167,7 @@ def slow_parts(step: StepView, num_members: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_part_of_the_loss_equals_the_loop(seed: int) -> None:
+def test_every_loss_term_equals_the_loop(seed: int) -> None:
     model = tiny_model(seed)
     objective = ClareObjective(model, tiny_tokenizer(), LossWeights())
     batch = some_batch(seed)

@@ -121,7 +121,7 @@ def test_shared_files_give_the_same_steps_and_loaders_pickle_no_annotations(tmp_
         np.testing.assert_array_equal(one.pixels, other.pixels)
         np.testing.assert_array_equal(one.boxes, other.boxes)
     loaders = [task._loader("clia", 2) for task in tasks]
-    texts = [said.text.encode() for p in training_photos(config) for said in p.expressions]
+    texts = [e.text.encode() for p in training_photos(config) for e in p.expressions]
     pickled = [sum(text in pickle.dumps(loader) for text in texts) for loader in loaders]
     assert pickled[0] > 0  # every data-loading process would receive these
     assert pickled[1] == 0

@@ -1,4 +1,4 @@
-"""The shipped recipes of the published CLARE against what is published of its training."""
+"""The shipped recipes of CLARE, compared with the settings of the published runs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ REFCOCO = {("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")}
 
 @dataclass(frozen=True)
 class Published:
-    """One run as the released configurations have it; what all share stands in the test.
+    """Settings of one run in the released configurations; the test has those that all runs share.
 
     Attributes:
-        stage: as we name it.
-        sources: folder and task of each.
-        towers: None for a run that starts from a checkpoint.
-        photos: of a step, over 8 GPUs.
-        steps: of the whole run.
-        learning_rate: of new layers.
-        weight_decay: of all parameters.
-        experts: number, how many are chosen, their share; no experts: MORE is off.
+        stage: our name of the training stage.
+        sources: folder and task of each data source.
+        towers: hub name of the towers; None for a run that starts from a checkpoint.
+        photos: batch size, over 8 GPUs.
+        steps: number of optimizer steps in the run.
+        learning_rate: learning rate of new layers.
+        weight_decay: weight decay of all parameters.
+        experts: number of experts, how many are chosen, and their share; None if MORE is off.
         masks: whether the mask branch is trained.
     """
 
@@ -56,7 +56,7 @@ RUNS = {
     ),
     "clare_base_clia": Published("clia", STAGE_2, None, 8 * 8, 60_000, 2e-4, 1e-4, None, True),
     "clare_base_rec": Published("grounding", REC, None, 32, 30_000, 2e-5, 1e-4, None, True),
-    # the configuration of this one is not in the release; taken to be that of the smaller model
+    # the release lacks the configuration of this run; we assume that of the smaller model
     "clare_large_grounding": Published(
         "grounding", STAGE_1, L, 4 * 8, 60_000, 2e-4, 0.05, None, False
     ),
@@ -68,7 +68,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_recipe_is_the_published_run(name: str) -> None:
+def test_recipe_matches_the_published_run(name: str) -> None:
     published = RUNS[name]
     config = load_config(ClareTrainConfig, RECIPES / f"{name}.yaml")
     settings, size = config.optimisation, name.split("_")[1]
@@ -85,7 +85,7 @@ def test_a_recipe_is_the_published_run(name: str) -> None:
     assert settings.accumulate_steps == 1
     assert settings.learning_rate == published.learning_rate
     assert settings.weight_decay == published.weight_decay
-    # towers, text tower, pyramid's upsampling, sampling offsets: a tenth (2e-5; 2e-6 for REC)
+    # both towers, the upsampling layers and the sampling offsets get a tenth of the learning rate
     assert (settings.tower_factor, settings.text_tower_factor) == (0.1, None)
     assert settings.betas == (0.9, 0.999)
     assert settings.max_gradient_norm == 0.1
@@ -118,12 +118,12 @@ def test_a_recipe_is_the_published_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_recipe_validates_on_photos_that_it_neither_trains_nor_is_measured_on(name: str) -> None:
+def test_recipe_holds_out_validation_photos_and_excludes_the_evaluation_set(name: str) -> None:
     config = load_config(ClareTrainConfig, RECIPES / f"{name}.yaml")
     assert [source.held_out for source in config.data if source.held_out] == [200]
     assert [source.file for source in config.evaluation] == ["reircoco_val.json"]
     assert config.exclude_evaluation
 
 
-def test_every_recipe_of_the_published_model_is_tested() -> None:
+def test_every_clare_recipe_is_tested() -> None:
     assert {path.stem for path in RECIPES.glob("clare_*.yaml")} == set(RUNS)

@@ -125,7 +125,7 @@ def test_photos_beyond_the_best_stay_behind_in_their_order() -> None:
 
 
 def slow_loss(scores: Sequence[float], overlaps: Sequence[float]) -> float | None:
-    """Softmax cross-entropy to what fits by half or more, the closer the more; None: nothing."""
+    """Softmax cross-entropy whose targets grow with overlaps from .5 on; None if all are lower."""
     weights = [math.exp(4 * each) if each >= 0.5 else 0.0 for each in overlaps]
     if not any(weights):
         return None
@@ -135,7 +135,7 @@ def slow_loss(scores: Sequence[float], overlaps: Sequence[float]) -> float | Non
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_loss_equals_the_loop_over_groups_and_own_photos(seed: int) -> None:
-    """Five expressions, each with its own photo, and a mirror image or rivals or neither."""
+    """Five expressions, each with its own photo; some also with its mirror image or a rival."""
     tasks = relations(10, seed)[:5]
     torch.manual_seed(seed)
     model = Reranker(RerankerConfig(dim=len(LOOKS), text_width=len(LOOKS) + len(ROLES), width=16))
@@ -144,7 +144,7 @@ def test_the_loss_equals_the_loop_over_groups_and_own_photos(seed: int) -> None:
     columns = [[0, 1, NONE], [1, NONE, 2], [2, NONE, NONE], [3, 4, 0], [4, NONE, NONE]]
     plain = batch_of(tasks)
     batch = RerankBatch(plain.inputs, torch.tensor(columns), torch.rand(plain.overlap.shape))
-    batch.overlap[4] /= 2  # nothing fits
+    batch.overlap[4] /= 2  # the last expression matches no candidate
     batch.overlap *= plain.inputs.valid
     with torch.no_grad():
         loss, parts = objective(batch, "rerank")

@@ -47,9 +47,7 @@ def test_experts_can_change_and_all_other_weights_are_kept(with_more: Path) -> N
     assert changed
     assert all(".router." in name or ".experts." in name for name in changed)
     for name, value in fewer.state_dict().items():
-        assert torch.equal(value, same.state_dict()[name]), (
-            name
-        )  # the same on every worker
+        assert torch.equal(value, same.state_dict()[name]), name  # the same on every worker
         assert name in changed or torch.equal(value, own[name]), name
 
 

@@ -96,7 +96,9 @@ def test_towers_and_offsets_learn_at_their_own_rates(
 
 
 @pytest.mark.parametrize("parity", [False, True])
-def test_records_of_one_photo_contrast_under_parity_alone(tmp_path: Path, parity: bool) -> None:
+def test_records_of_one_photo_are_contrasted_only_under_parity(
+    tmp_path: Path, parity: bool
+) -> None:
     values = tiny_training(tmp_path) | {"paper_parity": parity}
     task = ClareTask(
         "clare-base", load_config(ClareTrainConfig, values), init=None, rank=0, world_size=1
