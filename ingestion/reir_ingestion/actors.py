@@ -33,7 +33,7 @@ VITAL = frozenset({"raylet", "gcs_server"})
 WATCH_S = 0.5
 
 CONNECT_S = 10.0
-"""How long a cluster may take to accept a connection."""
+"""Time limit for connecting to a cluster."""
 
 SHARDS_A_WORKER = 2
 """One that is encoded and one that waits, so that no worker waits for the driver."""
@@ -137,13 +137,13 @@ def _address() -> str:
 
 @contextmanager
 def cluster(num_cpus: int) -> Iterator[None]:
-    """Use the Ray that runs, or join the cluster of `RAY_ADDRESS`, or start one here and stop it.
+    """Use the running Ray, join the cluster at `RAY_ADDRESS`, or start Ray here and stop it after.
 
     Args:
-        num_cpus: CPUs to count with on this machine, if that is more than it has.
+        num_cpus: number of CPUs to report to a Ray started here, if this machine has fewer.
 
     Raises:
-        WorkersUnavailable: Ray does not start, or the cluster does not answer.
+        WorkersUnavailable: Ray could not start, or the cluster does not answer.
     """
     if ray.is_initialized():
         yield
@@ -184,7 +184,7 @@ def _start(options: dict[str, Any]) -> None:
 
 
 def _check_listens(address: str) -> None:
-    """Connect to a cluster once: Ray tries for a quarter of an hour, and says little meanwhile.
+    """Connect to a cluster once, since Ray itself would retry for a quarter of an hour, silently.
 
     Raises:
         OSError: nothing listens there.
@@ -197,9 +197,10 @@ def _check_listens(address: str) -> None:
 
 
 def _watch(stop: threading.Event) -> None:
-    """Say in time that a process of Ray has died on this machine: Ray's own code then ends ours.
+    """Report that a Ray process on this machine has died, and exit.
 
-    It does so from C++ some seconds later, with a page of its log and nothing that can be caught.
+    Otherwise Ray's C++ code would end this process a few seconds later, with a page of log lines
+    and no exception that could be caught.
     """
     node = ray._private.worker._global_node
     while node is not None and not stop.wait(WATCH_S):
@@ -217,7 +218,7 @@ def _watch(stop: threading.Event) -> None:
 
 @contextmanager
 def our_errors() -> Iterator[None]:
-    """Raise what a stage raised on purpose as it was, and what Ray lost in plain words."""
+    """Unwrap the errors that stages raise on purpose, and explain those of Ray itself."""
     try:
         yield
     except RayTaskError as error:

@@ -210,7 +210,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
 
 
 def _show(report: IndexReport, store: str | None, *, tiled: bool) -> None:
-    """Print what was done, and what to do next."""
+    """Print the report and the next steps."""
     screen = output()
     screen.print(report.table())
     for line in next_steps(report, store, tiled=tiled):
@@ -405,7 +405,7 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
     )
 
     class WithStages(bars.Progress):
-        """One line for the photos, and one below it for how the work divides among the stages."""
+        """One line for the photos, and below it each stage's share of the work."""
 
         stages = ""
 

@@ -1,8 +1,9 @@
-"""Which contents a version holds, or is about to: so that equal photos are encoded once.
+"""Tracks which contents a version holds or is about to hold, so that each is encoded only once.
 
-Images pass in the order of the listing. The first of a content is encoded and holds the instances;
-later ones, of this run or of any other, become duplicates of it. Photos of equal content but other
-attributes are kept apart: a filter has to find each by its own. Knows the store's contract.
+Images are processed in the order of the listing. The first image of a content is encoded and holds
+the instances; later ones, in this run or any other, become duplicates of it. Photos with the same
+content but different attributes are kept apart, since a filter must find each by its own
+attributes. Depends on the contract of the store only.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from reir_ingestion.loading import Loaded
 from reir_ingestion.writer import patiently
 
 ASK_ALWAYS_ABOVE = 2_000_000
-"""Ledger rows from which on asking the store for each batch beats reading all rows at the start."""
+"""Above this many ledger rows, a query per batch is faster than reading all rows at the start."""
 
 _CHUNK = 512
-"""Contents that one look-up takes."""
+"""Number of contents in one look-up."""
 
 _Holding = tuple[str, str]
 """Content hash, and id of the image that held it."""
@@ -44,12 +45,12 @@ class SeenHashes:
         self._bits = bytearray(1 << (self._BITS - 3))
 
     def add(self, content_hash: str) -> None:
-        """Note a sha256 in hex."""
+        """Add a SHA-256 in hex."""
         for place in self._places(content_hash):
             self._bits[place >> 3] |= 1 << (place & 7)
 
     def __contains__(self, content_hash: str) -> bool:
-        """Whether it may have been added."""
+        """Whether a SHA-256 may have been added."""
         return all(
             self._bits[place >> 3] >> (place & 7) & 1 for place in self._places(content_hash)
         )
@@ -59,13 +60,13 @@ class SeenHashes:
         return [int(content_hash[8 * i : 8 * i + 8], 16) & mask for i in range(self._WORDS)]
 
 
-class HeldTwice:
-    """Finds contents that two runs, writing at the same time, may have stored both.
+class ConcurrentDuplicates:
+    """Finds and merges contents that two concurrent runs may both have stored.
 
     Args:
-        store: where.
-        gallery: name.
-        version: name.
+        store: the store.
+        gallery: name of the gallery.
+        version: name of the version.
     """
 
     def __init__(self, store: InstanceStore, gallery: str, version: str) -> None:
@@ -74,8 +75,8 @@ class HeldTwice:
         self._held = SeenHashes()
         self._suspects: set[str] = set()
 
-    def look_at(self, rows: Sequence[ImageRecord]) -> None:
-        """Note ledger rows; every row of the version has to pass once."""
+    def add(self, rows: Sequence[ImageRecord]) -> None:
+        """Look at ledger rows; every row of the version has to be added once."""
         named = {row.same_as for row in rows if row.same_as}
         holders = self._store.get_images(*self._place, list(named)) if named else {}
         for row in rows:
@@ -90,7 +91,7 @@ class HeldTwice:
                 self._held.add(_digest(row))
 
     def merge(self) -> int:
-        """Leave each such content to one image; returns how many others held it."""
+        """Leave each such content with one holder; return how many others became duplicates."""
         hashes = sorted(self._suspects)
         chunks = [hashes[start : start + _CHUNK] for start in range(0, len(hashes), _CHUNK)]
         merge = partial(merge_holders, self._store, *self._place)
@@ -129,7 +130,7 @@ class Contents:
         self._refused: dict[str, ImageRecord] = {}
 
     def claim(self, batch: Sequence[Loaded]) -> list[Loaded]:
-        """Return the batch with every duplicate named as such, and without its pixels.
+        """Return the batch with every duplicate marked as one, and without its pixels.
 
         Batches have to come in the order in which they will be written.
         """
@@ -147,8 +148,8 @@ class Contents:
             known: ledger row of an earlier run for each image, None where it is new.
 
         Returns:
-            The ledger rows as they are now. A duplicate of a photo that the model has refused has
-            failed as that did.
+            The ledger rows as they are now. A duplicate of a photo that the model refused has
+            failed for the same reason.
         """
         leaving = {
             before.image_id: before.content_hash
@@ -170,7 +171,7 @@ class Contents:
     def _shared(
         self, leaving: Mapping[str, str], images: Iterable[IndexedImage]
     ) -> Collection[str]:
-        """Those that leave a content which another image has too, or is about to have."""
+        """Images that give up a content which another image has too, or is about to have."""
         if not leaving:
             return ()
         stored = patiently(partial(self._store.find_content, *self._place, set(leaving.values())))
@@ -224,9 +225,9 @@ class Contents:
         return replace(loaded, pixels=None, same_as=holder)
 
     def _holder(self, rows: Collection[ImageRecord]) -> str | None:
-        """Who of these holds the content, if it will not be lost.
+        """Id of the image among these that holds the content, if the content will not be lost.
 
-        One that is about to get another content will do, when a duplicate is there to take over.
+        An image whose content is about to change counts if it has a duplicate that can take over.
         """
         staying = {row.image_id for row in rows} - self._leaving
         for row in sorted(rows, key=lambda row: row.image_id in self._leaving):
@@ -235,7 +236,7 @@ class Contents:
         return None
 
     def _stored(self, hashes: Iterable[str]) -> dict[ContentKey, list[ImageRecord]]:
-        """Ledger rows of these contents, which may be none; asks the store only where needed."""
+        """Ledger rows of these contents, if there are any; asks the store only where needed."""
         wanted = {each for each in hashes if self._may_be_stored(each)}
         return by_content(self._store.find_content(*self._place, wanted)) if wanted else {}
 
@@ -255,7 +256,7 @@ class Contents:
         return self._seen
 
     def _settled(self, image: IndexedImage) -> IndexedImage:
-        """The image as it has to be written now: its holder may have changed since the claim."""
+        """The image as it must be written now, since its holder may have changed after `claim`."""
         record = image.record
         while heir := self._heirs.get((record.content_hash, record.same_as)):
             record = replace(record, same_as=heir)
@@ -274,10 +275,10 @@ class Contents:
 
 
 def _digest(record: ImageRecord) -> str:
-    """A sha256 of content and attributes, in hex."""
+    """Return the SHA-256 of content hash and attributes, in hex."""
     return hashlib.sha256("".join(content_key(record)).encode()).hexdigest()
 
 
 def _loses_content(known: ImageRecord, content_hash: str) -> bool:
-    """Whether an image that the ledger has as indexed is about to get another content."""
+    """Whether the content of an image that is indexed in the ledger is about to change."""
     return known.status == "indexed" and known.content_hash != content_hash

@@ -161,7 +161,7 @@ def index_on_ray(  # noqa: PLR0913 - the whole job; all but its four parts are b
     Raises:
         ConfigError: an option or the gallery's name is not allowed, the store is of one process
             only, or this machine lacks the GPUs.
-        WorkersUnavailable: Ray did not start, or was lost.
+        WorkersUnavailable: Ray could not start, or failed during the job.
         ReirError: what a stage raised, see `pipeline.index`.
     """
     found, place = as_source(source), _shared_location(location)

@@ -167,7 +167,7 @@ def load(
             digest = content_hash(data)
     except (ImageError, MemoryError) as error:
         return Loaded(task, error=_failure(error))
-    task = _found(task, len(data))
+    task = _with_size(task, len(data))
     known = task.known
     if known is not None and _is_as_before(known, task.file, digest, retry_failed=retry_failed):
         return Loaded(task, digest)
@@ -183,7 +183,7 @@ def load(
 
 
 def _is_as_before(known: ImageRecord, file: SourceFile, digest: str, *, retry_failed: bool) -> bool:
-    """Whether the ledger row says what reading gave, but for the time; only that is set anew."""
+    """Whether a file that was read is as in the ledger, except for its time, which is updated."""
     return (
         known.content_hash == digest
         and known.attributes == file.attributes
@@ -192,10 +192,10 @@ def _is_as_before(known: ImageRecord, file: SourceFile, digest: str, *, retry_fa
     )
 
 
-def _found(task: Task, num_bytes: int) -> Task:
-    """The task with the size of a file that was gone when it was listed, and is there again.
+def _with_size(task: Task, num_bytes: int) -> Task:
+    """Set the size of a file that did not exist when it was listed, but could be read later.
 
-    Its time stays unknown, so the next run compares once more.
+    Its time stays unknown, so the next run reads it again.
     """
     if (task.file.size_bytes, task.file.mtime_ns) != NOWHERE:
         return task
@@ -203,7 +203,7 @@ def _found(task: Task, num_bytes: int) -> Task:
 
 
 def _failure(error: ImageError | MemoryError) -> ImageError:
-    """What the ledger says: memory that runs out is the failure of the photo that needed it."""
+    """Return the error for the ledger; running out of memory counts as a failure of the photo."""
     if isinstance(error, ImageError):
         return error
     return ImageError(ImageFailure.TOO_LARGE, "this machine does not have enough memory to load it")

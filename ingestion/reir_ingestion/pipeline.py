@@ -24,7 +24,7 @@ from reir.store.contract import LEDGER_LAYOUT, InstanceStore, VersionSpec
 from reir.store.duplicates import remove_images
 from reir.tiling import TiledEncoder, Tiling
 from reir_ingestion import stages
-from reir_ingestion.contents import HeldTwice
+from reir_ingestion.contents import ConcurrentDuplicates
 from reir_ingestion.report import IndexReport, Progress, Tally
 from reir_ingestion.sources import Source, open_source
 from reir_ingestion.sources.local import LocalSource
@@ -248,26 +248,28 @@ def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
 
 
 def _review(job: Job, store: InstanceStore, tally: Tally) -> tuple[list[str], dict[str, Any]]:
-    """Go through the ledger once more, and leave each content to one image.
+    """Read the ledger once more, and leave each content with one holder.
 
-    Another run may have written at the same time. Whichever writes last finds here what both hold.
+    Another run may have written at the same time. The one that finishes last finds here every
+    content that both of them stored.
 
     Returns:
-        Ids of the images whose file is gone from the source; and, as `IndexReport` names them, how
-        many of the others look like another one, and how many were merged.
+        Ids of the images whose file is gone from the source; and the counts `look_alikes` (of the
+        other images) and `merged` of `IndexReport`.
     """
     missing: list[str] = []
-    alike, held_twice = LookAlikes(), HeldTwice(store, job.gallery, job.version)
+    alike = LookAlikes()
+    concurrent = ConcurrentDuplicates(store, job.gallery, job.version)
     with tally.stage("list"):
         rows = store.iter_images(job.gallery, job.version)
         while chunk := list(islice(rows, stages.LEDGER_CHUNK)):
-            held_twice.look_at(chunk)
+            concurrent.add(chunk)
             for row in chunk:
                 if job.source.has_lost(row.uri):
                     missing.append(row.image_id)
                 else:
                     alike.add(row)
-        merged = held_twice.merge()
+        merged = concurrent.merge()
         return missing, {"look_alikes": sum(map(len, alike.groups())), "merged": merged}
 
 

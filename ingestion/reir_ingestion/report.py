@@ -1,4 +1,4 @@
-"""What an indexing run did: counted while it goes on, reported at its end. Knows no store."""
+"""Counts what an indexing run does, and reports it at the end. Does not access a store."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
 _OF_THIS_PROCESS = frozenset(
     {"on_progress", "sinks", "queues", "_total", "_told_s", "_started_s", "_lock"}
 )
-"""State of a tally that neither travels to another process nor adds up."""
+"""Attributes of a tally that are neither sent to another process nor added up."""
 
 MAX_WARNINGS = 20
-"""So many parts that cannot be listed are named; all are counted."""
+"""Number of parts that cannot be listed and are named in a warning; all are counted."""
 
 MAX_KINDS = 8
-"""So many suffixes of files that are no photos are named."""
+"""Number of kinds of skipped files that are listed by name."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         done: images whose state is in the ledger.
         total: images in the source; None until the listing has ended.
         failed: images among `done` that could not be indexed.
-        shares: stage -> its part of the time that all stages were busy; the parts add up to 1.
+        shares: stage -> its fraction of the busy time of all stages; the fractions add up to 1.
     """
 
     done: int
@@ -56,7 +56,7 @@ class Progress:
 
     @property
     def percent(self) -> Mapping[Stage, int]:
-        """The shares in whole percent, which add up to 100."""
+        """The shares as whole percentages that add up to 100."""
         ends = [round(100 * end) for end in accumulate(self.shares.values())]
         parts = (end - start for start, end in pairwise([0, *ends]))
         return dict(zip(self.shares, parts, strict=True))
@@ -64,38 +64,38 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexReport:
-    """What became of every image of the source, and what it took.
+    """What a run did with every image of the source, and the time and memory it took.
 
     Each listed image is counted once: new, changed, unchanged or failed.
 
     Attributes:
-        gallery, version: what was written.
+        gallery, version: the version that was written.
         num_images: ledger rows of the version after the run, of all sources.
         num_instances: instance rows of the version after the run.
         kept_versions: other versions of the gallery -> their ledger rows, oldest first.
         new: indexed for the first time.
-        changed: indexed again, since the content changed or had failed.
+        changed: indexed again, because the content changed or the last attempt had failed.
         unchanged: indexed earlier, left as they are.
-        failed: reason -> images that cannot be indexed, also those known from earlier runs.
-        failed_before: how many of `failed` were known and not tried again.
+        failed: reason -> images that cannot be indexed, including those from earlier runs.
+        failed_before: how many of `failed` are from earlier runs and were not tried again.
         unlisted: folders, archives and lines of the source that could not be listed; their images
             are left as they are.
-        passed_over: suffix -> files of a folder that are no photos, as
-            `LocalSource.passed_over` names them.
-        duplicates: images among the new, changed and unchanged whose content another one held
-            when they were looked at.
-        merged: images that held a content which another one held too, since two runs wrote at the
-            same time; they are duplicates of that one now.
-        look_alikes: images of the gallery that look like another one, but are not equal to it.
+        passed_over: suffix -> number of files in the folder that were skipped, as in
+            `LocalSource.passed_over`.
+        duplicates: images among the new, changed and unchanged whose content another image held
+            when they were processed.
+        merged: images whose content another image held too, because two runs wrote at the same
+            time; they are duplicates of that image now.
+        look_alikes: images of the gallery that look like another one but are not identical to it.
         missing: images of the gallery whose file is gone from the source; still searchable.
         removed: such images that were deleted from the gallery.
         instances: instances written by this run.
-        read: files that this run had to open.
-        read_bytes: their size.
-        sizes: longer side of the photos that were indexed -> how many, and their instances.
+        read: number of files that this run opened.
+        read_bytes: total size of those files.
+        sizes: longer side of the indexed photos -> number of images and of instances.
         seconds: wall time.
         stage_seconds: stage -> busy seconds, summed over threads; stages overlap.
-        peak_rss_bytes: the most memory this process has held.
+        peak_rss_bytes: peak memory of this process.
     """
 
     gallery: str
@@ -135,7 +135,7 @@ class IndexReport:
 
     @property
     def images_per_s(self) -> float:
-        """Files opened a second; 0.0 when nothing had to be read."""
+        """Files opened per second; 0.0 when nothing was read."""
         return self.read / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,16 +192,16 @@ class IndexReport:
 
 
 def counted(numbers: Mapping[str, int]) -> str:
-    """Return ".mov 12, hidden 3 and 4 others": the most frequent first, `MAX_KINDS` of them."""
+    """Return, e.g., ".mov 12, hidden 3 and 4 others": the `MAX_KINDS` largest first."""
     ordered = sorted(numbers.items(), key=lambda each: (-each[1], each[0]))
-    said = ", ".join(f"{name} {number:,}" for name, number in ordered[:MAX_KINDS])
+    text = ", ".join(f"{name} {number:,}" for name, number in ordered[:MAX_KINDS])
     rest = sum(number for _, number in ordered[MAX_KINDS:])
-    return f"{said} and {rest:,} others" if rest else said
+    return f"{text} and {rest:,} others" if rest else text
 
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """When a batch went which way.
+    """Times of one batch.
 
     Attributes:
         listed_s: Unix times at which its images were listed.
@@ -218,14 +218,14 @@ class BatchTimes:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has held so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass
 class Tally:
-    """Counts of a run under way; every method may be called from any thread.
+    """Counts of a run in progress; every method may be called from any thread.
 
     It can be pickled: what arrives elsewhere has the counts, and a clock of its own.
 
@@ -271,14 +271,14 @@ class Tally:
                 self._seconds[name] += spent_s
 
     def listed(self, total: int) -> None:
-        """The listing has ended with so many images."""
+        """Record the number of images at the end of the listing."""
         with self._lock:
             self._total = total
             self._report_progress()
             self.tell("listed", total=total)
 
     def not_listed(self, part: str, error: Exception) -> None:
-        """A folder, an archive or a line of the source could not be listed."""
+        """Count a folder, an archive or a line of the source that could not be listed."""
         with self._lock:
             self._unlisted += 1
             if self._unlisted <= MAX_WARNINGS:
@@ -286,7 +286,7 @@ class Tally:
                 logger.warning("%s cannot be listed: %s", ascii(part), said)
 
     def skipped(self, known: Sequence[ImageRecord], *, read: bool = False) -> None:
-        """These ledger rows stay as they are.
+        """Count ledger rows that stay as they are.
 
         Args:
             known: the rows.
@@ -308,11 +308,11 @@ class Tally:
         outcomes: Sequence[Outcome],
         times: BatchTimes | None = None,
     ) -> None:
-        """These ledger rows are in the store.
+        """Count ledger rows that have been written to the store.
 
         Args:
             records: the rows.
-            outcomes: one a row; it counts for those that are indexed.
+            outcomes: one per row; it counts only for rows that are indexed.
             times: of the batch.
         """
         with self._lock:
@@ -329,7 +329,7 @@ class Tally:
                 self.tell("batch", **_batch_figures(records, outcomes, times or BatchTimes()))
 
     def tell(self, event: str, **figures: Any) -> None:
-        """Give all sinks a record of this moment."""
+        """Send a record with the current time to all sinks."""
         if not self.sinks:
             return
         with self._lock:
@@ -345,13 +345,13 @@ class Tally:
             self.pass_on(record)
 
     def pass_on(self, record: Record) -> None:
-        """Give all sinks a record that is already made."""
+        """Send an existing record to all sinks."""
         with self._lock:
             for sink in self.sinks:
                 sink.write(record)
 
     def add(self, other: Tally) -> None:
-        """Add what another tally counted, for example one that came from a worker."""
+        """Add the counts of another tally, such as one from a worker."""
         with self._lock:
             for name, theirs in other._counted().items():
                 if isinstance(theirs, dict):
@@ -363,14 +363,14 @@ class Tally:
             self._report_progress()
 
     def take(self) -> Tally:
-        """Return what was counted so far as a tally of its own, and count from zero again."""
+        """Return the counts so far as a separate tally, and start again from zero."""
         with self._lock:
             taken = Tally._of(self._counted())
             vars(self).update(Tally()._counted())
         return taken
 
     def counts(self) -> dict[str, Any]:
-        """Return the counts as `IndexReport` names them."""
+        """Return the counts under the names of `IndexReport`."""
         with self._lock:
             return {
                 "new": self._outcomes["new"],
@@ -390,7 +390,7 @@ class Tally:
             }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the counters alone."""
+        """Pickle only the counters."""
         with self._lock:
             return Tally._of, (self._counted(),)
 
@@ -401,7 +401,7 @@ class Tally:
         return tally
 
     def _counted(self) -> dict[str, Any]:
-        """The counters: all that is not of this process."""
+        """The counters: all attributes but `_OF_THIS_PROCESS`."""
         return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
 
     def _sizes_by_name(self) -> dict[str, dict[str, int]]:
@@ -435,14 +435,14 @@ _SIZE_LIMITS_PX = (640, 1280, 2560, 5120)
 
 
 def size_bucket(record: ImageRecord) -> str:
-    """Return the one of `SIZES` that a photo belongs to."""
+    """Return the bucket in `SIZES` of a photo."""
     return SIZES[bisect_left(_SIZE_LIMITS_PX, max(record.width_px, record.height_px))]
 
 
 def _batch_figures(
     records: Sequence[ImageRecord], outcomes: Sequence[Outcome], times: BatchTimes
 ) -> dict[str, Any]:
-    """What the record of a batch says beside what every record says."""
+    """Fields of the record of a batch, beyond those of every record."""
     pairs = zip(records, outcomes, strict=True)
     return {
         "images": len(records),

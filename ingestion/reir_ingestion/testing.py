@@ -25,7 +25,7 @@ from reir.testing import PALETTE, FakeEncoder, draw_scene
 
 BOMB_SIDE_PX = 30_000
 METADATA_BYTES = 8 * 1024**2
-"""What a small chunk of metadata unpacks to; a hostile one may go on to gigabytes."""
+"""Unpacked size of a small metadata chunk; a hostile one could reach gigabytes."""
 ROWS_AT_ONCE = 256
 
 
@@ -128,7 +128,7 @@ def stored_rows(store: InstanceStore, gallery: str) -> dict[str, object]:
 def encoded(image: RgbImage, file_format: str) -> bytes:
     """Return the bytes of an image file."""
     if file_format == "HEIF":
-        from pillow_heif import register_heif_opener  # Pillow cannot write it by itself
+        from pillow_heif import register_heif_opener  # Pillow alone cannot write HEIC
 
         register_heif_opener()
     buffer = io.BytesIO()
@@ -203,7 +203,7 @@ def _grey_png(width_px: int, height_px: int) -> bytes:
 
 
 def _heic_of_another_size(rng: random.Random) -> bytes:
-    """A HEIC that says 8 x 8 px before its pixels, which are more."""
+    """A HEIC whose header claims 8 x 8 px, but which holds more pixels."""
     plain = np.full((512, 512, 3), rng.randrange(256), dtype=np.uint8)
     data = bytearray(encoded(plain, "HEIF"))
     start = data.index(b"ispe") + 8

@@ -1,7 +1,7 @@
-"""`reir index --verify`: does the gallery say what the source holds, and the store what both say?
+"""`reir index --verify`: compares source, ledger and stored instances.
 
-Reads and compares; opens no image and needs no model. It changes nothing but the copy of the
-instances that an embedded store keeps for its searches, which is written anew if it differs.
+Opens no image and needs no model. The only thing it changes is the copy of the instances that an
+embedded store keeps for searches: if that copy differs from the store, it is rebuilt.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from reir_ingestion.loading import Task, is_settled
 from reir_ingestion.sources import Source
 
 CHUNK = 512
-"""Images that one look-up takes."""
+"""Number of images in one look-up."""
 
 MAX_EXAMPLES = 5
 
 Difference = Literal["new", "changed", "gone", "unfinished", "damaged", "orphans"]
 DIFFERENCES: tuple[Difference, ...] = get_args(Difference)
 MEANING: Mapping[Difference, str] = {
-    "new": "in the source, not in the gallery",
-    "changed": "the file has another size or time than when it was indexed",
-    "gone": "in the gallery, their file is gone from the source",
-    "unfinished": "a run was cut short while it wrote them",
-    "damaged": "the store has not all the instances that the ledger tells of",
-    "orphans": "instances that no image of the ledger accounts for",
+    "new": "in the source, but not in the gallery",
+    "changed": "the size or time of the file differs from when it was indexed",
+    "gone": "in the gallery, but the file is gone from the source",
+    "unfinished": "a run was interrupted while writing them",
+    "damaged": "some of the instances in the ledger are missing from the store",
+    "orphans": "instances that belong to no image of the ledger",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was compared and what differs.
+    """Result of a comparison.
 
     Attributes:
-        gallery, version: what was compared.
+        gallery, version: the version that was compared.
         listed: images in the source.
         num_images: ledger rows.
         num_instances: instances that the ledger and the store agree on.
-        failed: images that cannot be indexed and are known as such; no difference.
-        unlisted: folders of the source that could not be listed; no difference, but what
-            lies in them was not compared.
-        differences: kind -> how many images, or instances for orphans.
+        failed: images that the ledger has as failed; not counted as differences.
+        unlisted: folders of the source that could not be listed, so that the files in them were
+            not compared; not counted as differences.
+        differences: kind -> number of images, or of instances for orphans.
         examples: kind -> a few URIs.
-        mended: images that searches saw otherwise than they are stored, until just now; no
-            difference.
+        mended: images that differed in the copy that searches read, which has been rebuilt; not
+            counted as differences.
     """
 
     gallery: str
@@ -72,7 +72,7 @@ class VerifyReport:
         return not any(self.differences.values())
 
     def mends(self, source: str, where: str = "") -> Iterator[str]:
-        """Yield what to type to mend the differences.
+        """Yield the commands that repair the differences.
 
         Args:
             source: as the user wrote it.
@@ -122,7 +122,7 @@ class _Findings:
     examples: dict[Difference, list[str]] = field(default_factory=dict)
 
     def add(self, kind: Difference, uri: str) -> None:
-        """Count one, and keep it if it is among the first."""
+        """Count a difference, and keep its URI if it is among the first."""
         self.counts[kind] += 1
         kept = self.examples.setdefault(kind, [])
         if len(kept) < MAX_EXAMPLES:
@@ -170,7 +170,7 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
 
 
 def damaged_images(store: InstanceStore, gallery: str, version: str) -> list[str]:
-    """Ids of the images whose instances are not all there; deleted, they are indexed anew."""
+    """Ids of the images with missing instances; once deleted, they are indexed again."""
     rows = store.iter_images(gallery, version)
     damaged: list[str] = []
     while chunk := list(islice(rows, CHUNK)):
@@ -181,7 +181,7 @@ def damaged_images(store: InstanceStore, gallery: str, version: str) -> list[str
 
 @dataclass(frozen=True)
 class _Stored:
-    """A ledger row, how many of its instances are stored, and whether that is as it should be."""
+    """A ledger row, the number of its stored instances, and whether both agree."""
 
     record: ImageRecord
     num_instances: int
@@ -191,7 +191,7 @@ class _Stored:
 def _stored(
     store: InstanceStore, place: tuple[str, str], chunk: Sequence[ImageRecord]
 ) -> Iterator[_Stored]:
-    """Look up what is stored of these images; a duplicate is as sound as its holder is there."""
+    """Look up the stored instances of these images; a duplicate is sound if its holder is there."""
     instances = store.get_instances(*place, [row.image_id for row in chunk])
     holders = store.get_images(*place, [row.same_as for row in chunk if row.same_as])
     for row in chunk:
@@ -210,7 +210,7 @@ def _compare_source(
     found: _Findings,
     unlisted: list[str],
 ) -> int:
-    """Find the files that the ledger does not know as they are; returns how many were listed."""
+    """Find files that the ledger lacks or has differently; return how many were listed."""
     listed = 0
     files = source.files(lambda folder, _: unlisted.append(folder))
     while chunk := list(islice(files, CHUNK)):

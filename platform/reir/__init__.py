@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["Client", "__version__", "open"]
 __version__ = "0.1.0"
 
-# By default gRPC, by which a store is reached, starts its threads again in every forked child.
-# Where a program is to follow (fork and exec, as Ray starts its processes) Python has closed their
-# files by then, and the child aborts: "Epoll1Poller ... Bad file descriptor". gRPC reads this once,
-# when it is imported. Nothing here uses a store on both sides of a fork.
+# By default gRPC, which connects to the store, restarts its threads in every forked child. If exec
+# follows the fork, as when Ray starts its processes, Python has closed the threads' file descriptors
+# by then, and the child aborts: "Epoll1Poller ... Bad file descriptor". gRPC reads this variable
+# once, on import. Nothing here uses a store on both sides of a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 

@@ -92,7 +92,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _on_this_cpu() -> str:
-    """Say how models compute here; nothing where torch cannot be used, which `doctor` explains."""
+    """Describe how models compute here; empty if torch is not usable, which `doctor` explains."""
     try:
         from reir.models.nano_encoder import cpu_path
     except (ImportError, OSError):

@@ -169,7 +169,7 @@ def remove(
 
 
 def _doomed(store: InstanceStore, gallery: str, version: str | None) -> tuple[list[str], str]:
-    """Return the versions to delete, as far as the store can tell, and how much is in them."""
+    """Return the versions to delete, and their size; the list may be empty if one is damaged."""
     try:
         found = _versions(store, gallery)
         if version is not None:

@@ -45,9 +45,9 @@ NOT_WEIGHT = -0.5
 """Of what is not wanted; as heavy as what is wanted, it would take the search somewhere else."""
 
 EVEN = 0.5
-"""Presence below which it is likelier not there than there. The threshold of a calibration, from
-which on an answer counts as found, is lower, so that nine in ten of what is there count; between
-the two the shipped model tells little (docs/search.md), and the words are careful."""
+"""Presence below which the object is more likely absent than present. The calibration's threshold,
+above which an answer counts as found, is lower, so that nine in ten objects that are present count
+as found. Between the two the shipped model is unreliable (docs/search.md), so a caveat is shown."""
 
 Like = Annotated[
     list[str] | None,
@@ -216,24 +216,24 @@ def as_table(result: SearchResult) -> RenderableType:
 
 
 def _remarks(result: SearchResult) -> list[RenderableType]:
-    """Say what there is to say of the sentence."""
+    """Return remarks on the expression itself."""
     return [Text(NOTE, style="yellow"), ""] if seems_foreign(result.expression) else []
 
 
 def _headline(result: SearchResult) -> list[RenderableType]:
-    """Say what the hits do not: that it is not there, or that several are as good."""
-    said = ""
+    """Say what the hits do not show: that the object may be absent, or that several are as good."""
+    line = ""
     if result.presence is not None and not result.found:
         absent = _percent(1 - result.presence)
-        said = f"Not found: with a probability of {absent} it is not there. Closest matches:"
+        line = f"Not found: with a probability of {absent} it is not there. Closest matches:"
     elif result.presence is not None and result.presence < EVEN:
         likely = _percent(result.presence)
-        said = (
+        line = (
             f"It may well not be there; the chance that it is there is {likely}. Closest matches:"
         )
     elif result.equally_good > 1:
-        said = f"The first {result.equally_good} are equally good."
-    return [Text(said, style="bold"), ""] if said else []
+        line = f"The first {result.equally_good} are equally good."
+    return [Text(line, style="bold"), ""] if line else []
 
 
 def _percent(probability: float | None) -> str:

@@ -29,7 +29,7 @@ class GalleryStatus:
         live: name of the live version; empty where none is live.
         searchable: whether the server can answer questions to it.
         writable: whether the key may add and delete photos.
-        versions: oldest first; their counts are 0 where the key has a tenant, which is not told.
+        versions: oldest first; counts are 0 if the key has a tenant: the server hides them.
     """
 
     name: str

@@ -5,13 +5,13 @@
     ├── DataError              an annotation file or a gallery source cannot be used
     │   ├── SourceError        the source to index does not exist or holds nothing
     │   ├── TooManyFailures    more images of a job failed than its limit allows
-    │   └── ImageError         one image cannot be decoded; `reason` is the class for the ledger
-    │       └── ImageUnreachable   its bytes could not be had just now: try again
+    │   └── ImageError         one image cannot be decoded; the ledger stores its `reason`
+    │       └── ImageUnreachable   its bytes could not be fetched just now: try again
     ├── QueryError             the request cannot be answered as written (`field` names the part)
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        the checkpoint directory is incomplete or does not fit
     ├── Overloaded             a queue is full: try again after `retry_after_s`
-    ├── WorkersUnavailable     Ray, which runs the workers of a job, did not start or was lost
+    ├── WorkersUnavailable     Ray, which runs the workers of a job, could not start or failed
     ├── ServerError            a server that `reir.Client` asked refused or failed
     │   ├── ServerUnavailable  not reachable, or too busy for longer than the client waits
     │   ├── AccessDenied       it wants a key, or one that may do more
@@ -83,11 +83,11 @@ class ImageError(DataError):
 
 
 class ImageUnreachable(ImageError):
-    """The bytes of one image could not be had just now; another attempt may get them."""
+    """The bytes of one image could not be fetched just now; another attempt may succeed."""
 
 
 class TooManyFailures(DataError):
-    """More images of a job failed than its limit allows; what was written stays."""
+    """More images of a job failed than its limit allows; written data is kept."""
 
 
 class QueryError(ReirError):
@@ -133,7 +133,7 @@ class Overloaded(ReirError):
 
 
 class WorkersUnavailable(ReirError):
-    """Ray, which runs the workers of a job, did not start or was lost; what was written stays."""
+    """Ray, which runs the workers of a job, could not start or failed; written data is kept."""
 
 
 class ServerError(ReirError):
@@ -174,7 +174,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """No space is left on the disk of the store; what was being written is not in it."""
+    """No space is left on the disk of the store; the write that failed is not in the store."""
 
 
 class StoreDamaged(StoreError):

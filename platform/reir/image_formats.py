@@ -48,10 +48,10 @@ class ImageFormat:
     Attributes:
         name: for messages.
         magic: matches the first bytes of a file of this format.
-        reader: parses a file with Pillow or a plugin of it; None for a format that is recognised
-            but not decoded.
-        header_size: width and height in px from the header alone, None when it does not say.
-        is_complete: whether the file reaches its own end mark; True where the format has none.
+        reader: parses a file with Pillow or one of its plugins; None for a format that is
+            recognised but not decoded.
+        header_size: width and height in px from the header alone; None if it does not have them.
+        is_complete: whether the file reaches its end marker; True if the format has none.
     """
 
     name: str
@@ -126,11 +126,11 @@ def _riff_is_complete(data: bytes) -> bool:
 
 
 def _heic_is_complete(data: bytes) -> bool:
-    """Whether every box of the file ends within it; a decoder shows a cut grid in part."""
+    """Whether no box extends past the end of the file; decoders accept a truncated grid."""
     position = 0
     while position + 8 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
-        if length == 0:  # this box goes on to the end, wherever that is
+        if length == 0:  # this box extends to the end of the file
             return True
         if length == 1:
             length = int.from_bytes(data[position + 8 : position + 16], "big")
@@ -139,9 +139,9 @@ def _heic_is_complete(data: bytes) -> bool:
 
 
 def _heic_reader(file: io.BytesIO) -> ImageFile.ImageFile:
-    """Parse a HEIC; the plugin turns it upright, and says so in its EXIF.
+    """Parse a HEIC file; the plugin turns the image upright and resets its EXIF orientation.
 
-    Imported at the first one: libheif takes longer to load than all of Pillow's readers.
+    The plugin is imported on first use: libheif takes longer to load than all Pillow readers.
     """
     from pillow_heif import HeifImageFile
 

@@ -34,10 +34,10 @@ from reir.models.seams import RgbImage
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_BYTES = 512 * 1024**2
 MAX_SIDE_PX = 65_535
-"""The longest side that the header of a JPEG can name; cameras and panoramas stay below it."""
+"""The longest side that a JPEG header can express; photos and panoramas stay below it."""
 MAX_ASPECT = 200
-"""Of the longer side to the shorter one. Resizing a strip needs memory by its length, not by its
-pixels, and no model sees anything in it."""
+"""Largest ratio of the longer side to the shorter one. Resizing a narrow strip takes memory in
+proportion to its length, not to its pixels, and no model recognizes anything in it."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -88,9 +88,9 @@ _PASSING = frozenset(
 _QUIET_MODULES = r"PIL\."
 _QUIET = ("ignore", None, UserWarning, re.compile(_QUIET_MODULES), 0)
 
-# What they say of a valid file in a flavour that they do not read.
+# Their messages about a valid file in a variant that they do not support.
 _UNSUPPORTED_WORDS = ("unsupported", "not supported", "unknown pixel mode", "not available")
-# What they say of a small file that would unpack to a large one.
+# Their messages about a small file that would unpack to a large one.
 _BOMB_WORDS = ("decompressed data too large", "too much memory used", "security limit")
 
 
@@ -116,10 +116,10 @@ def decode(
 
     Args:
         data: the whole file.
-        max_pixels: refuse larger images, as well as those beyond `MAX_SIDE_PX` or `MAX_ASPECT`;
-            read from the header, before any pixel is decoded.
+        max_pixels: refuse larger images, and those beyond `MAX_SIDE_PX` or `MAX_ASPECT`, by
+            their header, before any pixel is decoded.
         at_least_px: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size while its longer
-            side keeps at least so many pixels; several times faster for large photos. Normalised
+            side keeps at least this many pixels; several times faster for large photos. Normalised
             boxes are the same at every scale.
 
     Raises:
@@ -251,7 +251,7 @@ def _recognise(data: bytes) -> ImageFormat:
         raise ImageError(ImageFailure.EMPTY, "the file has 0 bytes")
     file_format = sniff(data)
     if file_format is None:
-        # no byte of it goes into the message: a list may name files that its reader must not see
+        # the message contains none of its bytes: a list may name files that its user must not read
         if is_cut_within_magic(data):
             raise ImageError(ImageFailure.TRUNCATED, f"only {len(data)} bytes")
         raise ImageError(
@@ -321,9 +321,9 @@ def _failure(error: BaseException, file_format: ImageFormat, part: str) -> Image
 
 
 def _draft(image: ImageFile.ImageFile, at_least_px: int) -> None:
-    """Have a JPEG decoded at the smallest of 1/1 ... 1/8 that keeps the longer side long enough.
+    """Let a JPEG be decoded at the smallest of 1/1 ... 1/8 that keeps its longer side long enough.
 
-    Other formats would give an embedded thumbnail, which may show something else.
+    Other formats would return an embedded thumbnail, which may show a different picture.
     """
     if not isinstance(image, JpegImageFile):
         return

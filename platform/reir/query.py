@@ -51,8 +51,8 @@ class Query:
         per_image: most hits of one photo, 1 to 1000.
         where: filter over instance fields and attributes (`reir.store.filters`).
         min_presence: hits below are left out; 0 keeps all.
-        rerank: let the relation re-ranker order the best photos, where the checkpoint has one; off,
-            since the shipped one loses on photos that nobody tuned it on (docs/rerank.md).
+        rerank: let the relation re-ranker order the best photos, if the checkpoint has one; off by
+            default, as the shipped one hurts on photos that it was not tuned on (docs/rerank.md).
         localise: refine boxes (and masks) of the first hits on their pixels.
         explain: give every hit its `Evidence`.
         budget_ms: stages that would end later are left out, and named in `degraded`; None takes

@@ -1,4 +1,4 @@
-"""From public SigLIP towers to search hits, by the commands that the documentation gives."""
+"""From public SigLIP towers to search hits, with the commands of the documentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reir.testing.tiny_clare import tiny_clare_config, tiny_training
 
 
 @pytest.mark.ray
-def test_towers_with_a_sentence_piece_model_are_trained_and_indexed_with(
+def test_towers_with_a_sentencepiece_model_can_be_trained_and_used_for_indexing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REIR_STORE", str(tmp_path / "store"))

@@ -128,7 +128,7 @@ def test_only_a_cluster_that_is_named_is_joined(
     ],
     ids=["alone", "cluster"],
 )
-def test_a_ray_that_does_not_start_says_what_to_do(
+def test_the_error_says_what_to_do_if_ray_cannot_start(
     monkeypatch: pytest.MonkeyPatch, address: str, said: str
 ) -> None:
     def init(**_: object) -> None:
@@ -143,11 +143,11 @@ def test_a_ray_that_does_not_start_says_what_to_do(
     assert "C++" not in str(caught.value)
 
 
-def test_a_cluster_at_whose_address_nothing_listens_is_told_at_once(
+def test_a_cluster_address_that_refuses_connections_is_reported_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ray itself would try for a quarter of an hour."""
-    with socket.socket() as held:  # bound, so that nobody else listens there
+    """Ray itself would retry for a quarter of an hour."""
+    with socket.socket() as held:  # bound but not listening, so that no other process listens there
         held.bind(("0.0.0.0", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -158,7 +158,7 @@ def test_a_cluster_at_whose_address_nothing_listens_is_told_at_once(
             pass
 
 
-def test_what_ray_lost_is_said_in_one_line() -> None:
+def test_an_error_of_ray_is_explained_in_one_line() -> None:
     lost = pytest.raises(
         WorkersUnavailable, match=r"Ray lost a worker, a machine or data of this job: .*died\. What"
     )

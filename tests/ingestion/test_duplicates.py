@@ -299,7 +299,7 @@ def test_the_command_lists_equal_photos_and_those_that_look_alike(
 
 
 class Interrupted(FakeEncoder):
-    """Does something else before its first photo."""
+    """An encoder that calls `meanwhile` before its first photo."""
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ class Interrupted(FakeEncoder):
 
 
 def overlapping(folder: Path) -> tuple[Path, Path]:
-    """Two folders of eight photos, of which five are equal."""
+    """Two folders of eight photos each, which have five photos in common."""
     ours, theirs = folder / "ours", folder / "theirs"
     paths = write_scenes(ours, 11)
     theirs.mkdir()
@@ -333,7 +333,7 @@ def assert_held_once(store: InstanceStore, folder: Path) -> None:
     assert verify(open_source(str(folder)), "g", store, info.name).is_sound
 
 
-def test_two_runs_at_the_same_time_leave_each_content_once(
+def test_two_concurrent_runs_leave_each_content_with_one_holder(
     any_store: InstanceStore, tmp_path: Path
 ) -> None:
     ours, theirs = overlapping(tmp_path)
@@ -343,7 +343,7 @@ def test_two_runs_at_the_same_time_leave_each_content_once(
     assert_held_once(any_store, tmp_path)
 
 
-def test_the_next_run_merges_what_two_runs_left_and_says_so(tmp_path: Path) -> None:
+def test_the_next_run_merges_and_reports_what_two_runs_stored_twice(tmp_path: Path) -> None:
     ours, theirs = overlapping(tmp_path)
     store, other = MemoryStore(), MemoryStore()
     index(ours, "g", store, FakeEncoder())
@@ -359,7 +359,7 @@ def test_the_next_run_merges_what_two_runs_left_and_says_so(tmp_path: Path) -> N
 
 
 def test_a_duplicate_of_a_photo_that_was_merged_names_the_new_holder(tmp_path: Path) -> None:
-    """One run merged the photo away while another one was about to write the duplicate."""
+    """One run merged the photo while another one was about to write its duplicate."""
     first, second, third = (tmp_path / f"{name}.jpg" for name in "abc")
     write_scenes(tmp_path / "one", 1)[0].rename(first)
     shutil.copy(first, second)

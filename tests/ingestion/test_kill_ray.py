@@ -91,7 +91,7 @@ def test_killed_workers_and_a_killed_driver_lose_and_repeat_nothing(tmp_path: Pa
     store.close()
 
 
-def test_a_killed_raylet_is_told_in_plain_words(tmp_path: Path) -> None:
+def test_a_killed_raylet_is_reported_in_plain_words(tmp_path: Path) -> None:
     write_scenes(tmp_path / "photos", NUM_PHOTOS)
     with started(tmp_path, stderr=subprocess.PIPE) as child:
         wait_until_done(child, 4)

@@ -61,7 +61,7 @@ def test_a_photo_that_the_model_refuses_does_not_take_others_with_it(
 
 
 @pytest.mark.parametrize("stage", ["read_bytes", "decode", "perceptual_hash"])
-def test_memory_that_runs_out_for_a_photo_is_its_failure_in_every_stage(
+def test_running_out_of_memory_fails_only_that_photo_in_every_stage(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     module = local if stage == "read_bytes" else loading

@@ -110,7 +110,7 @@ def test_a_link_to_a_file_is_an_image(tmp_path: Path) -> None:
     assert (one.size_bytes, two.size_bytes) == (1, 1)
 
 
-def test_a_link_out_of_the_folder_is_passed_over_and_counted(tmp_path: Path) -> None:
+def test_symlinks_that_leave_the_folder_are_skipped_and_counted(tmp_path: Path) -> None:
     make(tmp_path, "secret.jpg", "photos-2/a.jpg", "photos/in.jpg")
     os.symlink(tmp_path / "secret.jpg", tmp_path / "photos" / "1.jpg")
     os.symlink("../photos-2", tmp_path / "photos" / "2")
@@ -124,7 +124,9 @@ def test_a_link_out_of_the_folder_is_passed_over_and_counted(tmp_path: Path) -> 
         assert source.passed_over == {"links out of the folder": 3}
 
 
-def test_what_is_no_photo_is_counted_by_suffix(tmp_path: Path, store: MemoryStore) -> None:
+def test_files_that_are_not_photos_are_counted_by_suffix(
+    tmp_path: Path, store: MemoryStore
+) -> None:
     write_scenes(tmp_path, 2)
     make(tmp_path, "a.CR2", "b.cr2", "c/d.mov", "photo", ".hidden.jpg", ".thumbs/1.jpg", "x.\xe9")
     report = index(tmp_path, "g", store, FakeEncoder())

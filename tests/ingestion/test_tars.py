@@ -130,7 +130,7 @@ def test_damaged_archives_are_named_and_read_as_far_as_they_go(tmp_path: Path) -
     assert source.has_lost(f"tar+{gone}/5-good.tar#9.jpg")
 
 
-def test_of_two_members_with_one_name_the_first_counts_and_the_other_is_named(
+def test_of_two_members_with_one_name_the_second_is_skipped_and_reported(
     tmp_path: Path, photos: Path, store: MemoryStore
 ) -> None:
     one, two = ((photos / name).read_bytes() for name in ("000.png", "002.png"))

@@ -65,7 +65,7 @@ def test_differences_of_source_and_ledger(any_store: InstanceStore, photos: Path
 
 
 @pytest.mark.parametrize("seen", [NOWHERE, Status(7, 7)], ids=["gone", "half written"])
-def test_a_file_that_was_not_whole_when_it_was_listed_is_mended_by_the_next_run(
+def test_a_file_that_was_incomplete_when_listed_is_indexed_again_by_the_next_run(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch, seen: Status
 ) -> None:
     odd = photos / "003.jpg"
@@ -113,7 +113,7 @@ def test_lost_instances_are_found_and_repaired(lite: MilvusStore, photos: Path) 
     lite.close()
 
 
-def test_what_searches_read_is_compared_and_mended(
+def test_the_search_copy_is_compared_and_repaired(
     lite: MilvusStore, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = lite.live_version("g")

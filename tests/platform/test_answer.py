@@ -289,7 +289,7 @@ def test_a_cursor_cannot_ask_for_more_than_the_deepest_page() -> None:
 # --- re-ranking --------------------------------------------------------------------------------
 
 
-def test_the_reranker_is_asked_only_where_a_query_wants_it() -> None:
+def test_the_reranker_runs_only_if_a_query_asks_for_it() -> None:
     reranker = Rightmost()
     gallery = gallery_of(scattered(30, 4), [3] * 10, Companions(reranker))
     plain = gallery.search(FIRST.expression)

@@ -212,7 +212,7 @@ def test_search_explains(terminal: Terminal) -> None:
     assert lines[1].split()[-3] == "-"
 
 
-def test_search_asks_the_reranker_only_when_told_to(
+def test_search_runs_the_reranker_only_with_its_option(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
@@ -235,7 +235,7 @@ def test_search_refines_boxes_on_their_pixels(terminal: Terminal) -> None:
     assert found["hits"][0]["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
 
 
-def test_search_says_once_that_it_knows_english(terminal: Terminal) -> None:
+def test_search_warns_once_about_a_sentence_that_is_not_english(terminal: Terminal) -> None:
     for more in ((), ("--where", "area > 0.9")):
         said = terminal.run("search", "der rote Kasten links", "--gallery", "photos", *more)
         assert said.splitlines()[0] == NOTE

@@ -1,4 +1,4 @@
-"""What is too large to decode: by pixels, by sides, by what it unpacks to, by memory."""
+"""Images that are too large to decode: by pixels, sides, unpacked size or memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def failure_of(data: bytes, **options: int) -> ImageFailure:
 
 
 def png_with_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG whose header claims a size, but which holds almost no data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -73,7 +73,7 @@ def test_decompression_bombs_are_refused_from_the_header(data: bytes) -> None:
         assert failure_of(data) == ImageFailure.TOO_LARGE
 
 
-def test_a_heic_that_claims_another_size_than_it_holds_is_refused_before_it_is_unpacked() -> None:
+def test_a_heic_with_a_false_size_in_its_header_is_refused_before_decoding() -> None:
     data = encoded(Image.new("RGB", (512, 512), "red"), "HEIF")
     start = data.index(b"ispe") + 8
 
@@ -110,7 +110,7 @@ def test_metadata_that_unpacks_to_gigabytes_is_too_large_and_not_truncated() -> 
     assert failure_of(encoded(plain_image(), "PNG", icc_profile=zeros)) == ImageFailure.TOO_LARGE
 
 
-def test_memory_that_runs_out_is_the_failure_of_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_counts_as_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 

@@ -277,7 +277,7 @@ def test_other_formats_cut_anywhere_are_truncated(file_format: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"tile_size": 32}], ids=str)
-def test_a_heic_cut_anywhere_is_truncated_though_its_decoder_shows_a_part(
+def test_a_heic_cut_anywhere_is_truncated_even_if_its_decoder_shows_a_part(
     options: dict[str, object],
 ) -> None:
     data = encoded(noisy_image(), "HEIF", **options)

@@ -1,4 +1,4 @@
-"""Sentences of other languages, and English ones that must not be taken for them."""
+"""Sentences in other languages are detected, and English ones are not mistaken for them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_english_is_left_alone(text: str) -> None:
     assert not seems_foreign(text)
 
 
-def test_expressions_that_people_wrote_are_english() -> None:
+def test_expressions_written_by_people_are_english() -> None:
     data = data_dir()
     if data is None:
         pytest.skip("REIR_DATA is not there")

@@ -52,7 +52,7 @@ class ListSource:
         return (uri for uri, _ in self._rows(on_error))
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
-        """The images in the order of the lists; lines that name none go to `on_error`.
+        """The images in the order of the lists; lines that name no image go to `on_error`.
 
         Raises:
             SourceError: a list cannot be read.

@@ -25,7 +25,7 @@ from reir_ingestion.sources.contract import (
 from reir_ingestion.sources.patterns import Parts, is_listed, matches, may_lie_below
 
 HIDDEN, NO_SUFFIX, LINKS_OUT = "hidden", "no suffix", "links out of the folder"
-"""What stands for a suffix in `LocalSource.passed_over` where there is none to tell."""
+"""Keys of `LocalSource.passed_over` for entries that are not counted by suffix."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class LocalSource:
     """Image files of this machine.
 
     Attributes:
-        text: as the user wrote it.
-        root: absolute path of a folder, or of the one file.
+        text: the source as the user wrote it.
+        root: absolute path of the folder, or of the single file.
         pattern: segments that a path below `root` must match, `**` for any number of folders;
             empty when `root` is a file.
-        endings: of the files that are listed, in lower case.
-        follow_links: also list what links lead to outside of `root`.
+        endings: suffixes of the files to list, in lower case.
+        follow_links: also follow symlinks whose targets are outside `root`.
     """
 
     text: str
@@ -49,9 +49,9 @@ class LocalSource:
 
     @property
     def passed_over(self) -> Mapping[str, int]:
-        """What the last full listing met and left out: suffix in lower case -> how many.
+        """What the last complete listing skipped: suffix in lower case -> number of files.
 
-        A hidden folder and a link out of the root count as one, whatever they hold.
+        A hidden folder counts as one file, and so does a symlink that leaves the root.
         """
         found: Mapping[str, int] = self.__dict__.get("_passed_over", {})
         return found
@@ -59,9 +59,9 @@ class LocalSource:
     def paths(self, on_error: OnError = ignore_error) -> Iterator[bytes]:
         """Absolute paths of the images, sorted within each folder, the folders depth first.
 
-        Hidden names are left out, and links that lead out of the root, unless `follow_links`.
-        Links to folders are followed after everything else; no folder is listed twice, so links
-        may form loops.
+        Hidden names are skipped, and, unless `follow_links`, so are symlinks that leave the root.
+        Symlinks to folders are followed after everything else. No folder is listed twice, so
+        symlinks may form loops.
 
         Args:
             on_error: called for each folder that cannot be listed; it counts as empty.
@@ -88,7 +88,7 @@ class LocalSource:
             waiting.extendleft(self._worth_a_visit(parts, reversed(entries.folders)))
             waiting.extend(self._worth_a_visit(parts, entries.links))
             passed_over.update(
-                _kind(name) for name in entries.others if matches((*parts, name), self.pattern)
+                _kind(name) for name in entries.skipped if matches((*parts, name), self.pattern)
             )
             if entries.links_out:
                 passed_over[LINKS_OUT] += entries.links_out
@@ -140,22 +140,22 @@ def _uri(path: bytes) -> str:
 
 @dataclass
 class _Entries:
-    """What is in a folder: names in order, and in no order those that are left out."""
+    """The content of a folder: sorted names, and the unsorted names of skipped entries."""
 
     files: list[bytes] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
     links: list[bytes] = field(default_factory=list)
-    others: list[bytes] = field(default_factory=list)
+    skipped: list[bytes] = field(default_factory=list)
     links_out: int = 0
 
 
 def _scan(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> _Entries:
-    """What is in a folder; links that lead out of `inside` are counted only."""
+    """List a folder; symlinks with targets outside `inside` are only counted."""
     found = _Entries()
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
-                found.others.append(entry.name)
+                found.skipped.append(entry.name)
             elif inside is not None and entry.is_symlink() and not _lies_in(inside, entry.path):
                 found.links_out += 1
             elif _is_folder(entry):
@@ -163,20 +163,20 @@ def _scan(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> _Ent
             elif is_listed(entry.name, endings):
                 found.files.append(entry.name)
             else:
-                found.others.append(entry.name)
+                found.skipped.append(entry.name)
     for names in (found.files, found.folders, found.links):
         names.sort()
     return found
 
 
 def _lies_in(folder: bytes, path: bytes) -> bool:
-    """Whether a path, all links followed, leads into a folder that is given without any."""
+    """Whether a path, once resolved, lies in `folder`, which must be resolved already."""
     real = os.path.realpath(path)
     return real == folder or real.startswith(folder.rstrip(b"/") + b"/")
 
 
 def _kind(name: bytes) -> str:
-    """What a name that is left out counts as: its suffix."""
+    """Return the key under which a skipped name is counted."""
     if name.startswith(b"."):
         return HIDDEN
     return ascii(os.fsdecode(os.path.splitext(name)[1]).lower())[1:-1] or NO_SUFFIX

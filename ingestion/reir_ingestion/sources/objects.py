@@ -95,7 +95,7 @@ class Objects:
         return name._replace(key=normpath(f"{folder}/{text}").lstrip("/")).uri
 
     def statuses(self, uris: Sequence[str]) -> list[Status | None]:
-        """Size and time of objects of one bucket, None for those that do not exist.
+        """Size and time of objects in one bucket; None for those that do not exist.
 
         Keys with an empty segment (`a//b`) cannot be looked up, only listed; they get None.
 

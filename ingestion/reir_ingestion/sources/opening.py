@@ -27,13 +27,13 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What a source may do, and where its images are.
+    """What a source may access, and where its images are.
 
     Attributes:
         allow_http: fetch images, and lists of them, from http:// and https:// addresses.
         allow_private: also from addresses of private networks and of this machine.
-        image_column: of a table or list, the column with the images; found by itself when empty.
-        follow_links: of a folder or pattern, also list what links lead to outside of it.
+        image_column: column of a table or list that has the images; detected when empty.
+        follow_links: also follow symlinks whose targets are outside the folder or pattern.
     """
 
     allow_http: bool = False

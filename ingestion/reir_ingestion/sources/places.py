@@ -72,12 +72,12 @@ class Places:
         return self._buckets.beside(base, text)
 
     def statuses(self, uris: Sequence[str]) -> list[Status]:
-        """Size and time of each; those of one bucket, or of the web, are asked for at once.
+        """Size and time of each URI; those of one bucket, and those of the web, are asked together.
 
-        What does not answer counts as unknown: reading, which is patient, finds the reason.
+        If a bucket does not answer, the status is unknown; reading retries and reports the reason.
 
         Raises:
-            SourceError: an address, and the web is not allowed.
+            SourceError: a URI is a web address, and those are not allowed.
         """
         found: dict[str, Status | None] = {}
         for uri in uris:
@@ -90,10 +90,10 @@ class Places:
             if uri.startswith(BUCKETS):
                 keys.setdefault(uri.split("/")[2], []).append(uri)
         for of_bucket in keys.values():
-            found |= zip(of_bucket, self._of_bucket(of_bucket), strict=True)
+            found |= zip(of_bucket, self._statuses_in_bucket(of_bucket), strict=True)
         return [found[uri] or NOWHERE for uri in uris]
 
-    def _of_bucket(self, uris: Sequence[str]) -> Sequence[Status | None]:
+    def _statuses_in_bucket(self, uris: Sequence[str]) -> Sequence[Status | None]:
         try:
             return listing(partial(self._buckets.statuses, uris), uris[0])
         except SourceError as error:

@@ -29,7 +29,7 @@ _PACKED = {
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-"""What a compressed archive starts with, whatever its name says."""
+"""First bytes of compressed archives, whatever their file name."""
 
 _SIDECARS = (".json", ".txt")
 

@@ -139,7 +139,7 @@ class ReferringDataset:
         return x1, y1, x2, y2
 
     def split(self, name: str) -> ReferringDataset:
-        """Return the photos of one split with what belongs to them; all of it is of one split then.
+        """Return the photos of one split with their data, in which no expression names a split.
 
         Raises:
             DataError: there is no such split.

@@ -81,15 +81,15 @@ def save_tiny_siglip(folder: Path, *, flexible: bool = False, seed: int = 0) -> 
 def save_siglip_towers(
     folder: Path, config: ClareConfig, texts: Sequence[str], seed: int = 0
 ) -> Path:
-    """Write random SigLIP towers of CLARE's shape as the public ones come; returns the folder.
+    """Write random SigLIP towers of CLARE's shape, in the public format; return the folder.
 
-    The tokenizer is a SentencePiece model, `spiece.model`, and nothing else.
+    The tokenizer is stored only as a SentencePiece model, `spiece.model`.
 
     Args:
-        folder: made when absent.
-        config: shape of the towers; its vocabulary is that of the tokenizer.
-        texts: that the tokenizer is trained on, enough of them for the vocabulary.
-        seed: of the weights.
+        folder: created if it is missing.
+        config: shape of the towers; its vocabulary is also that of the tokenizer.
+        texts: training data of the tokenizer, enough of them for the vocabulary.
+        seed: seed of the weights.
     """
     vision, text = vision_config(config).to_dict(), text_config(config).to_dict()
     whole = SiglipConfig(vision_config=vision | {"vision_use_head": True}, text_config=text)
