@@ -120,7 +120,7 @@ def test_a_tenant_sees_its_own_photos_only(
     assert kept["attributes"]["tenant"] == "acme"
 
 
-def test_a_tenant_learns_neither_places_nor_counts(
+def test_a_tenant_sees_neither_paths_nor_counts(
     client_of: Any, key_file: Path, backend: Any, magenta_box: bytes
 ) -> None:
     acme = bearer(new_key(key_file, read=(), write=("photos",), tenant="acme"))
@@ -181,7 +181,7 @@ def test_a_revoked_key_is_refused_while_the_server_runs(
 
 
 @pytest.mark.parametrize("broken", ["keys: [{id: 1}]", "keys: [", "\0", None])
-def test_a_broken_file_keeps_its_keys_for_a_while_only(
+def test_keys_expire_after_their_file_becomes_unusable(
     key_file: Path, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
     now_s = 0.0
@@ -213,7 +213,7 @@ def test_a_broken_file_keeps_its_keys_for_a_while_only(
     assert (ring.problem(), ring.is_expired) == ("", False)
 
 
-def test_a_file_that_stays_broken_lets_nobody_in(
+def test_requests_get_503_once_an_unusable_keys_file_has_expired(
     client_of: Any, key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys_module, "CHECK_EVERY_S", 0.0)

@@ -44,7 +44,7 @@ def test_a_search_finds_the_instance(client: TestClient) -> None:
     assert answer["images"] is None
 
 
-def test_an_answer_says_when_the_words_are_not_english(client: TestClient) -> None:
+def test_an_answer_says_whether_the_expression_is_english(client: TestClient) -> None:
     assert search(client)["english"] is True
     assert search(client, "die rote Kiste neben der blauen")["english"] is False
 
@@ -99,7 +99,7 @@ def test_the_reranker_is_off_unless_the_request_or_the_live_settings_ask_for_it(
     assert [query.rerank for query in backend.asked] == [False, True, True, False]
 
 
-def test_a_request_that_asks_for_too_much_is_told_the_limit(client_of: Any) -> None:
+def test_a_request_for_too_many_hits_is_refused_with_the_limit(client_of: Any) -> None:
     client = client_of()
     asked = {"gallery": "photos", "expressions": ["the red box"] * 11, "k": 1000}
     refused = client.post("/v1/search/batch", json=asked)
@@ -116,7 +116,9 @@ def test_a_request_that_asks_for_too_much_is_told_the_limit(client_of: Any) -> N
     assert "limit for one request with explain is 1000" in refused.json()["detail"]
 
 
-def test_a_request_that_has_too_much_looked_at_is_told_the_limit(client_of: Any) -> None:
+def test_a_request_that_localizes_too_many_queries_is_refused_with_the_limit(
+    client_of: Any,
+) -> None:
     client = client_of()
     asked = {"gallery": "photos", "expressions": ["the red box"] * 21}
     assert client.post("/v1/search/batch", json=asked).status_code == 200
@@ -127,7 +129,7 @@ def test_a_request_that_has_too_much_looked_at_is_told_the_limit(client_of: Any)
     assert "for 21 queries, but the limit for one request is 20" in wrong["detail"]
 
 
-def test_the_limit_of_hits_may_change_while_it_runs(client: TestClient, backend: Any) -> None:
+def test_the_hit_limit_can_change_while_the_server_runs(client: TestClient, backend: Any) -> None:
     asked = {"gallery": "photos", "expression": "the red box", "k": 6}
     assert client.post("/v1/search", json=asked).status_code == 200
     backend.live = LiveSettings(hits=5)

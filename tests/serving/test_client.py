@@ -160,7 +160,7 @@ def test_a_key_is_sent(
 
 
 class Moody(BaseHTTPRequestHandler):
-    """Answers 503 and when to come again, then 429 without, then 200.
+    """Answers 503 with `Retry-After`, then 429 without it, then 200.
 
     It closes the connection after each answer without saying so.
     """

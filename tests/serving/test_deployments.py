@@ -137,8 +137,8 @@ def eventually(check: Any, within_s: float = 15.0) -> None:
 
 
 @contextmanager
-def asking_on_while(url: str) -> Iterator[list[str]]:
-    """Have clients ask from before the block until they are refused; yields what was cut."""
+def searching_clients(url: str) -> Iterator[list[str]]:
+    """Run clients that search until their connections are refused; yields the failed requests."""
     cut, asked = list[str](), threading.Barrier(len(TEXTS) + 1)
 
     def client(text: str) -> None:
@@ -171,13 +171,15 @@ def asking_on_while(url: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary directory for the server alone; paths of sockets below it must be short."""
+    """A temporary directory for the server; its path is short because it holds sockets."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as name:
         monkeypatch.setenv("TMPDIR", name)
         yield Path(name)
 
 
-def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path, temporary: Path) -> None:
+def test_serving_survives_a_killed_replica_reloads_settings_and_drains(
+    tmp_path: Path, temporary: Path
+) -> None:
     make_gallery(tmp_path)
     settings: dict[str, Any] = {
         "store": str(tmp_path / "store"),
@@ -215,7 +217,7 @@ def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path, temporary: Pa
         assert replicas(process.pid) == running  # no restart for it
 
         assert "reir_serve_part_batch" in get(url, "/metrics")
-        with asking_on_while(url) as cut:
+        with searching_clients(url) as cut:
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         assert process.wait(60) == 0
         assert process.stdout is not None
@@ -225,6 +227,6 @@ def test_served_through_a_kill_a_change_and_an_end(tmp_path: Path, temporary: Pa
     said = (tmp_path / "log").read_text()
     assert "Traceback" not in said
     assert "Task " not in said + printed
-    assert printed == "", "Ray has nothing to say to whoever reads the address"
+    assert printed == "", "Ray must not print to stdout, which carries only the address"
     with pytest.raises(OSError, match="refused"):
         get(url, "/healthz")

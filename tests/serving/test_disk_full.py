@@ -1,4 +1,4 @@
-"""Uploads that there is no room for: what the sender is told, and what stays behind."""
+"""Uploads to a full disk: what the client is answered, and which files remain."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fail_the_store(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
 
 
 @pytest.mark.parametrize("fail", [fail_the_file, fail_the_folder, fail_the_store])
-def test_no_room_for_a_photo(
+def test_an_upload_to_a_full_disk_is_refused_and_leaves_nothing(
     fail: Callable[[pytest.MonkeyPatch, Any], None],
     monkeypatch: pytest.MonkeyPatch,
     client: TestClient,
@@ -63,7 +63,7 @@ def test_no_room_for_a_photo(
     assert add(client, magenta_box).status_code == 201
 
 
-def test_a_photo_that_is_there_stays(
+def test_a_failed_second_upload_keeps_the_stored_photo(
     monkeypatch: pytest.MonkeyPatch, client: TestClient, backend: Any, magenta_box: bytes
 ) -> None:
     added = add(client, magenta_box).json()
@@ -74,7 +74,7 @@ def test_a_photo_that_is_there_stays(
     assert shown.content == magenta_box
 
 
-def test_no_room_for_the_body_of_a_request(
+def test_a_request_body_that_fills_the_disk_is_refused(
     monkeypatch: pytest.MonkeyPatch, client: TestClient, magenta_box: bytes
 ) -> None:
     monkeypatch.setattr("starlette.datastructures.UploadFile.write", refusing)
@@ -86,7 +86,7 @@ def test_no_room_for_the_body_of_a_request(
     assert similar.status_code == 507
 
 
-def test_another_error_of_the_system_is_a_bug(
+def test_another_os_error_is_an_internal_error(
     monkeypatch: pytest.MonkeyPatch, client: TestClient, magenta_box: bytes
 ) -> None:
     def denied(*_: Any) -> None:
@@ -96,7 +96,7 @@ def test_another_error_of_the_system_is_a_bug(
     assert add(client, magenta_box).status_code == 500
 
 
-def test_a_full_store_is_told_without_its_path() -> None:
+def test_the_answer_about_a_full_store_hides_its_path() -> None:
     refused = of_platform(StoreFull("journal /home/x cannot be written"))
     assert refused.status_code == 507
     assert "/home" not in refused.detail

@@ -101,7 +101,7 @@ def test_health_and_metrics_always_find_room() -> None:
         [(b"content-length", b"30000"), (b"x-filler", b"x" * 40_000)],
     ],
 )
-def test_what_may_trickle_in_has_less_room_than_what_is_all_there(
+def test_large_requests_have_a_lower_limit_than_small_ones(
     headers: list[tuple[bytes, bytes]],
 ) -> None:
     door = Door(Limits(ongoing=1, queued=5), Metrics())

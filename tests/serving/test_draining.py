@@ -1,4 +1,4 @@
-"""A real HAProxy before a slow server is told to end: what is under way is answered."""
+"""A real HAProxy in front of a slow server is drained: open requests are answered."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def slow_server() -> Iterator[int]:
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[Path, int, subprocess.Popen[bytes]]]:
-    """Folder of its settings, port and process of a HAProxy."""
+    """A running HAProxy: the folder of its settings file, its port, and its process."""
     with tempfile.TemporaryDirectory(prefix="t") as name, slow_server() as target:
         port, config = free_port(), Path(name) / "haproxy.cfg"
         config.write_text(CONFIG.format(folder=name, port=port, target=target))
@@ -71,25 +71,30 @@ def proxy() -> Iterator[tuple[Path, int, subprocess.Popen[bytes]]]:
 
 
 def ask(line: http.client.HTTPConnection, path: str) -> tuple[bytes, bool]:
-    """The answer, and whether the connection goes on."""
+    """Return the answer, and whether the connection stays open."""
     line.request("GET", path)
     answer = line.getresponse()
     return answer.read(), not answer.will_close
 
 
-def test_what_is_under_way_is_answered_and_nothing_new_is_taken(
-    proxy: tuple[Path, int, subprocess.Popen[bytes]],
-) -> None:
-    folder, port, process = proxy
-    idle = http.client.HTTPConnection("127.0.0.1", port)
-    assert ask(idle, "/") == (b"done", True)  # it stays open, and must not hold up the end
-    slow, answers = http.client.HTTPConnection("127.0.0.1", port), list[tuple[bytes, bool]]()
-    client = threading.Thread(target=lambda: answers.append(ask(slow, "/slow")))
-    client.start()
+def wait_for_request(folder: Path) -> None:
+    """Wait until HAProxy is answering a request."""
     line = Line(str(folder / "admin.sock"))
     while line.num_requests() == 0:
         time.sleep(0.02)
     line.close()
+
+
+def test_draining_answers_open_requests_and_refuses_new_connections(
+    proxy: tuple[Path, int, subprocess.Popen[bytes]],
+) -> None:
+    folder, port, process = proxy
+    idle = http.client.HTTPConnection("127.0.0.1", port)
+    assert ask(idle, "/") == (b"done", True)  # stays open, and must not delay the shutdown
+    slow, answers = http.client.HTTPConnection("127.0.0.1", port), list[tuple[bytes, bool]]()
+    client = threading.Thread(target=lambda: answers.append(ask(slow, "/slow")))
+    client.start()
+    wait_for_request(folder)
     ending = threading.Thread(target=drain, args=(folder, 20.0))
     started_s = time.monotonic()
     ending.start()
@@ -100,10 +105,12 @@ def test_what_is_under_way_is_answered_and_nothing_new_is_taken(
     client.join()
     assert answers == [(b"done", False)]
     assert process.wait(10) is not None
-    assert time.monotonic() - started_s < 15  # far from the 20 s, and from HAProxy's time-outs
+    assert time.monotonic() - started_s < 15  # well below 20 s and HAProxy's timeouts
 
 
-def test_what_takes_too_long_is_cut(proxy: tuple[Path, int, subprocess.Popen[bytes]]) -> None:
+def test_draining_aborts_requests_at_the_deadline(
+    proxy: tuple[Path, int, subprocess.Popen[bytes]],
+) -> None:
     folder, port, process = proxy
     cut = list[BaseException]()
 
@@ -115,20 +122,17 @@ def test_what_takes_too_long_is_cut(proxy: tuple[Path, int, subprocess.Popen[byt
 
     asking = threading.Thread(target=client)
     asking.start()
-    line = Line(str(folder / "admin.sock"))
-    while line.num_requests() == 0:
-        time.sleep(0.02)
-    line.close()
+    wait_for_request(folder)
     drain(folder, 0.2)
     asking.join()
     assert len(cut) == 1
     assert process.wait(10) is not None
 
 
-def test_a_haproxy_that_starts_meanwhile_ends_as_well(
+def test_a_haproxy_started_during_draining_is_stopped_too(
     proxy: tuple[Path, int, subprocess.Popen[bytes]],
 ) -> None:
-    """Ray Serve starts one for a change of the replicas from just before."""
+    """Ray Serve may still start one, for a change of the replicas just before the drain."""
     folder, port, process = proxy
     late = folder / "late.cfg"
     late.write_text((folder / "haproxy.cfg").read_text().replace("admin.sock", "late.sock"))
@@ -144,5 +148,5 @@ def test_a_haproxy_that_starts_meanwhile_ends_as_well(
     assert process.wait(10) is not None
 
 
-def test_where_nothing_runs_nothing_is_waited_for(tmp_path: Path) -> None:
+def test_draining_without_a_haproxy_returns(tmp_path: Path) -> None:
     drain(tmp_path, 20.0)

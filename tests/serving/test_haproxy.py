@@ -1,4 +1,4 @@
-"""HAProxy as Ray Serve drives it, with our settings and our keeper, before replicas made here."""
+"""HAProxy controlled by Ray Serve, with our settings and keeper, in front of test replicas."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ serve_haproxy = pytest.importorskip("ray.serve._private.haproxy")
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer how many bytes came, with two ids, as Ray and we do."""
+    """Answer with the size of the body, and two request ids, as Ray and our service add them."""
     size, more = 0, True
     while more:
         message = await receive()
@@ -48,7 +48,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextmanager
 def replica() -> Iterator[int]:
-    """A replica of this server; yields its port."""
+    """Run a replica of this server; yields its port."""
     port = free_port()
     config = uvicorn.Config(app, port=port, http=RefusingProtocol, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
@@ -63,7 +63,7 @@ def replica() -> Iterator[int]:
 
 
 class _Stranger(BaseHTTPRequestHandler):
-    """Answers everything, as a replica of another server would."""
+    """Answers every request, as a replica of another server would."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -76,6 +76,7 @@ class _Stranger(BaseHTTPRequestHandler):
 
 @contextmanager
 def stranger() -> Iterator[int]:
+    """Run a replica of another server; yields its port."""
     with HTTPServer(("127.0.0.1", 0), _Stranger) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -86,7 +87,7 @@ def stranger() -> Iterator[int]:
 
 @contextmanager
 def mortal() -> Iterator[int]:
-    """A replica that answers GET, and ends at the first other request."""
+    """Run a replica that answers GET and dies at the first other request; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     answer = f"HTTP/1.1 200 OK\r\n{haproxy_settings.MARK_HEADER}: {MARK}\r\nContent-Length: 0"
 
@@ -112,7 +113,7 @@ def mortal() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def own_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of a server of this test alone; returns its folder."""
+    """Set the environment of a server for one test; returns the server's folder."""
     folder = tmp_path_factory.mktemp("s")
     for name in environment.settings(folder):
         monkeypatch.setenv(name, "")
@@ -127,12 +128,12 @@ def own_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def ray_api(folder: Path, ports: Sequence[int] | None, fallback: int = 0) -> Any:
-    """Ray's own driver of HAProxy, which knows of replicas at some ports; None of no application.
+    """Return Ray's own controller of HAProxy.
 
     Args:
-        folder: for its files; the path of a socket must be short.
-        ports: of the replicas.
-        fallback: port of the proxy that Serve asks where it has no replica.
+        folder: folder for its files; its path must be short, since it holds sockets.
+        ports: ports of the replicas; None for a server without an application.
+        fallback: port of the proxy to which Serve sends requests if it has no replica.
     """
     from ray.serve.config import HTTPOptions
 
@@ -157,7 +158,7 @@ def ray_api(folder: Path, ports: Sequence[int] | None, fallback: int = 0) -> Any
 
 
 def tell(api: Any, ports: Sequence[int], fallback: int = 0) -> None:
-    """Have Ray know of these replicas."""
+    """Tell Ray's controller which replicas there are."""
     servers = [serve_haproxy.ServerConfig(f"replica-{port}", "127.0.0.1", port) for port in ports]
     backend = serve_haproxy.BackendConfig("http-reir", "/", servers=servers, app_name="reir")
     if fallback:
@@ -167,7 +168,7 @@ def tell(api: Any, ports: Sequence[int], fallback: int = 0) -> None:
 
 @asynccontextmanager
 async def running(api: Any) -> AsyncIterator[int]:
-    """Have Ray start HAProxy; yields the port that it serves."""
+    """Have Ray start HAProxy; yields the port that it listens on."""
     await api.start()
     try:
         yield api.cfg.frontend_port
@@ -215,16 +216,16 @@ def test_only_replicas_of_this_server_answer(own_server: Path) -> None:
                 await api.reload()
                 answer, body = await asked(port, "POST", b"x" * 9)
                 assert (answer.status, json.loads(body)) == (200, {"bytes": 9})
-                photo = b"x" * 3_000_000  # more than HAProxy holds of a request
+                photo = b"x" * 3_000_000  # more than fits into HAProxy's buffer
                 assert json.loads((await asked(port, "POST", photo))[1]) == {"bytes": len(photo)}
                 assert answer.headers.get_all("x-request-id") == ["the-same-id"]
-                assert haproxy_settings.MARK_HEADER not in answer.headers, "it stays a secret"
+                assert haproxy_settings.MARK_HEADER not in answer.headers, "the secret leaked"
 
     asyncio.run(check())
 
 
-def test_replicas_that_ray_leaves_out_for_a_while_go_on(own_server: Path) -> None:
-    """As it does with each that takes over other live settings."""
+def test_replicas_that_ray_leaves_out_temporarily_keep_serving(own_server: Path) -> None:
+    """Ray does this with each replica that applies new live settings."""
 
     async def check() -> None:
         with replica() as own:
@@ -246,12 +247,12 @@ def test_replicas_that_ray_leaves_out_for_a_while_go_on(own_server: Path) -> Non
                     tell(api, [], fallback=free_port())
                     await api.reload()
                     assert (await asked(port))[0].status == 200
-                check_not_ready(*await asked(port))  # it is gone
+                check_not_ready(*await asked(port))  # that replica has exited
 
     asyncio.run(check())
 
 
-def test_a_replica_that_has_no_room_is_believed(own_server: Path) -> None:
+def test_a_replicas_own_503_reaches_the_client(own_server: Path) -> None:
     door = Door(Limits(ongoing=1, queued=0), Metrics())
     scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": []}
     early.stand_at(door)
@@ -266,7 +267,7 @@ def test_a_replica_that_has_no_room_is_believed(own_server: Path) -> None:
     asyncio.run(check())
 
 
-def test_a_replica_takes_nothing_but_from_its_own_proxy() -> None:
+def test_a_replica_refuses_requests_without_the_secret_of_its_proxy() -> None:
     with replica() as port:
         answer, body = ask(port)
         assert (answer.status, body) == (421, b"")
@@ -280,8 +281,8 @@ def test_no_replica_yet_is_not_ready(own_server: Path) -> None:
     asyncio.run(check())
 
 
-def test_the_last_replica_may_die_with_a_request_in_hand(own_server: Path) -> None:
-    """Also on a connection that had been used before, where HAProxy would just hang up."""
+def test_a_request_gets_503_when_the_last_replica_dies_during_it(own_server: Path) -> None:
+    """This includes requests on a reused connection, which HAProxy would otherwise just close."""
 
     async def check() -> None:
         with mortal() as own:
@@ -292,7 +293,7 @@ def test_the_last_replica_may_die_with_a_request_in_hand(own_server: Path) -> No
     asyncio.run(check())
 
 
-def test_a_killed_haproxy_is_back_with_its_replicas_and_ray_may_still_change_them(
+def test_a_killed_haproxy_is_restarted_with_its_replicas_and_ray_can_still_reload_it(
     own_server: Path,
 ) -> None:
     async def check() -> None:
@@ -303,7 +304,7 @@ def test_a_killed_haproxy_is_back_with_its_replicas_and_ray_may_still_change_the
                 before = pid_at(inner)
                 assert before is not None
                 assert before != api._proc.pid == await api._get_running_pid()
-                # so that whoever kills by name ends no more than HAProxy
+                # killing by the name "haproxy" must not hit the keeper
                 assert b"haproxy" in Path(f"/proc/{before}/cmdline").read_bytes()
                 assert b"haproxy" not in Path(f"/proc/{api._proc.pid}/cmdline").read_bytes()
                 os.kill(before, signal.SIGKILL)
@@ -323,7 +324,7 @@ def test_a_killed_haproxy_is_back_with_its_replicas_and_ray_may_still_change_the
     asyncio.run(check())
 
 
-def test_what_trickles_in_reaches_no_replica(
+def test_slow_headers_and_bodies_time_out_before_they_reach_a_replica(
     own_server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(port: int, start: bytes) -> bytes:
@@ -346,7 +347,7 @@ def test_what_trickles_in_reaches_no_replica(
     asyncio.run(check())
 
 
-def test_what_a_replica_cannot_parse_is_told_as_a_problem(own_server: Path) -> None:
+def test_a_request_that_a_replica_cannot_parse_gets_problem_details(own_server: Path) -> None:
     async def check() -> None:
         with replica() as own:
             async with running(ray_api(own_server, [own])) as port:
@@ -359,7 +360,7 @@ def test_what_a_replica_cannot_parse_is_told_as_a_problem(own_server: Path) -> N
     asyncio.run(check())
 
 
-def test_no_other_protocol_is_spoken(own_server: Path) -> None:
+def test_a_protocol_upgrade_is_ignored(own_server: Path) -> None:
     socket_wanted = {
         "Connection": "upgrade",
         "Upgrade": "websocket",
@@ -376,9 +377,9 @@ def test_no_other_protocol_is_spoken(own_server: Path) -> None:
     asyncio.run(check())
 
 
-def test_one_source_cannot_take_all_connections(own_server: Path) -> None:
+def test_one_client_address_cannot_use_all_connections(own_server: Path) -> None:
     def are_open(port: int, source: str, count: int) -> int:
-        """Connect from one address and send the start of a header; how many are left open."""
+        """Open connections from one address; return how many of them stay open."""
         place = ("127.0.0.1", port)
         mine = [socket.create_connection(place, 20, (source, 0)) for _ in range(count)]
         connections.extend(mine)
@@ -398,14 +399,14 @@ def test_one_source_cannot_take_all_connections(own_server: Path) -> None:
         connection.close()
 
 
-def test_what_haproxy_says_has_the_parts_of_every_problem() -> None:
+def test_errors_of_haproxy_have_the_fields_of_all_problem_details() -> None:
     said = problem(503, NOT_READY.name, NOT_READY.title, "x")
     ours = json.loads(said.partition("'")[2].partition("'")[0])
     assert ours.keys() == json.loads(problem_body(Refused(NOT_READY, "x"), "id")).keys()
     assert (ours["type"], ours["title"]) == (f"/problems/{NOT_READY.name}", NOT_READY.title)
 
 
-def test_statistics_are_for_this_machine_alone(own_server: Path) -> None:
+def test_statistics_are_only_served_on_the_loopback_address(own_server: Path) -> None:
     api = ray_api(own_server, None)
     api._generate_config_file_internal()
     config = (own_server / "balancer.cfg").read_text()
@@ -415,14 +416,14 @@ def test_statistics_are_for_this_machine_alone(own_server: Path) -> None:
     assert all(each.startswith(("127.0.0.1:", "unix@")) for each in binds)
 
 
-def test_haproxy_alone_serves_other_machines(own_server: Path) -> None:
+def test_haproxy_listens_on_the_configured_host(own_server: Path) -> None:
     api = ray_api(own_server, None)
     api._generate_config_file_internal()
     config = mended((own_server / "balancer.cfg").read_text(), host="0.0.0.0")
     assert f"bind 0.0.0.0:{api.cfg.frontend_port}\n" in config
 
 
-def test_settings_that_are_not_rays_are_refused() -> None:
+def test_unknown_haproxy_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="lack maxconn"):
         mended("global\n")
     with pytest.raises(ValueError, match="listen stats"):

@@ -140,7 +140,7 @@ def test_what_is_not_there_is_a_problem_too(client: TestClient) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["OPTIONS", "PUT", "TRACE"])
-def test_a_method_that_is_not_served_is_told_which_are(
+def test_an_unsupported_method_gets_405_with_the_allowed_ones(
     client: TestClient, path: str, methods: str, method: str
 ) -> None:
     wrong = client.request(method, path)

@@ -140,7 +140,9 @@ def test_a_tenant_does_not_replace_anothers_photo(photos: Photos, pair: bytes) -
     assert photos.read("g", "v1", two.image_id) == pair
 
 
-def test_a_deleted_upload_leaves_no_folder(photos: Photos, pair: bytes, green_box: bytes) -> None:
+def test_deleting_an_upload_removes_its_empty_folders(
+    photos: Photos, pair: bytes, green_box: bytes
+) -> None:
     first, second = (
         photos.add(("g", "v1"), seen(photos, data), data, "a.png", {}) for data in (pair, green_box)
     )
@@ -154,7 +156,9 @@ def test_a_deleted_upload_leaves_no_folder(photos: Photos, pair: bytes, green_bo
     assert photos.read("g", "v1", again.image_id) == pair
 
 
-def test_photos_are_added_while_others_go_from_the_same_folder(photos: Photos, pair: bytes) -> None:
+def test_photos_can_be_added_to_and_deleted_from_one_folder_concurrently(
+    photos: Photos, pair: bytes
+) -> None:
     look, errors = seen(photos, pair), list[Exception]()
 
     def come_and_go() -> None:

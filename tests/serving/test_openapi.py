@@ -88,7 +88,7 @@ def test_the_document_has_examples_problems_and_keys(client: TestClient) -> None
     assert set(similar) == {"application/json", "multipart/form-data"}
 
 
-def test_the_limits_of_the_document_are_those_of_the_library(client: TestClient) -> None:
+def test_the_openapi_limits_match_the_library(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     asked = schemas["SearchRequest"]["properties"]
     assert asked["expression"]["maxLength"] == DEFAULT_MAX_CHARS
@@ -102,10 +102,12 @@ def test_the_limits_of_the_document_are_those_of_the_library(client: TestClient)
     assert client.post("/v1/search", json=full).status_code == 200
     for more in ({"expression": text + "x"}, {"also": [*also, also[0]]}):
         (wrong,) = client.post("/v1/search", json=full | more).json()["errors"]
-        assert wrong["kind"] in ("string_too_long", "too_long")  # refused by the schema itself
+        assert wrong["kind"] in ("string_too_long", "too_long")  # refused by the schema
 
 
-def test_the_document_says_whether_a_key_is_needed(client_of: Any, tmp_path: Path) -> None:
+def test_the_openapi_document_says_whether_a_key_is_required(
+    client_of: Any, tmp_path: Path
+) -> None:
     new_key(tmp_path / "keys.yaml", read=("*",), write=())
     for keys, needed in ((None, False), (tmp_path / "keys.yaml", True)):
         document = client_of(keys_file=keys).get("/openapi.json").json()

@@ -145,7 +145,7 @@ def test_each_server_has_files_and_ports_of_its_own(
     assert all(one[name] != other[name] for name in own)
     least, most = (f"RAY_SERVE_DIRECT_INGRESS_{each}_HTTP_PORT" for each in ("MIN", "MAX"))
     assert int(one[most]) <= int(other[least]) or int(other[most]) <= int(one[least])
-    assert "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT" in own, "Serve's own proxy has a port of its own"
+    assert "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT" in own, "the fallback proxy needs its own port"
     (tmp_path / "one").mkdir()
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     environment.apply(tmp_path / "one")

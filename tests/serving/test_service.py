@@ -312,9 +312,7 @@ def test_a_store_that_comes_back_is_used_again(
     assert run(service.readiness()).ready
 
 
-def test_a_lone_search_gets_its_turn_between_slices_of_a_batch(
-    store: MemoryStore, tmp_path: Path
-) -> None:
+def test_a_single_search_runs_between_slices_of_a_batch(store: MemoryStore, tmp_path: Path) -> None:
     begun = list[int]()
     config = ServeConfig(store="memory:")
 
@@ -326,7 +324,7 @@ def test_a_lone_search_gets_its_turn_between_slices_of_a_batch(
     service = Service(config, store, parts, tmp_path / "uploads")
 
     async def both() -> int:
-        await service.search("g", [ask("the red one")])  # opens it
+        await service.search("g", [ask("the red one")])  # opens the gallery
         begun.clear()
         batch = asyncio.create_task(service.search("g", [ask("the blue one")] * 40))
         while not begun:
@@ -338,10 +336,10 @@ def test_a_lone_search_gets_its_turn_between_slices_of_a_batch(
         assert len(begun) >= 40 // SLICE_QUERIES
         return after_lone
 
-    assert run(both()) < 40 // SLICE_QUERIES  # the batch was not at its end
+    assert run(both()) < 40 // SLICE_QUERIES  # before the batch was finished
 
 
-def test_the_budget_of_a_batch_is_that_of_the_request(
+def test_the_time_budget_of_a_batch_covers_the_whole_request(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, budgets = make(), list[float | None]()

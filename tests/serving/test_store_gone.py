@@ -1,4 +1,4 @@
-"""The folder of an embedded store goes away while it is served, and comes back."""
+"""The folder of an embedded store disappears while it is served, and reappears."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASKED = {"gallery": "g", "expression": "the green one"}
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
-    """A client of the service over the gallery `g`, and the store's folder."""
+    """A client of a service with the gallery `g`, and the store's folder."""
     folder = tmp_path / "store"
     store = open_store(str(folder), patient=False)
     put(store, "g", [draw(tmp_path / "photos", "green")])
@@ -38,7 +38,7 @@ def served(tmp_path: Path) -> Iterator[tuple[TestClient, Path]]:
     store.close()
 
 
-def test_who_asks_is_told_to_come_again_and_nothing_is_made(
+def test_requests_get_503_while_the_store_folder_is_missing(
     served: tuple[TestClient, Path], tmp_path: Path
 ) -> None:
     client, folder = served
@@ -56,7 +56,7 @@ def test_who_asks_is_told_to_come_again_and_nothing_is_made(
         unready = client.get("/readyz")
         assert unready.status_code == 503
         assert int(unready.headers["Retry-After"]) >= 1
-        time.sleep(0.6)  # longer together than the store counts as away unasked
+        time.sleep(0.6)  # in total longer than `Breaker` stays open after a failure
     assert client.get("/v1/galleries").status_code == 503
     assert not folder.exists()
 
@@ -68,12 +68,12 @@ def test_who_asks_is_told_to_come_again_and_nothing_is_made(
     assert client.post("/v1/search", json=ASKED).json()["hits"]
 
 
-def test_a_replica_that_starts_meanwhile_makes_no_store(tmp_path: Path) -> None:
+def test_a_replica_does_not_create_a_missing_store(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="no longer exists; restore it"):
         Part({"store": str(tmp_path / "gone")})
     assert not (tmp_path / "gone").exists()
 
 
-def test_of_a_server_no_folder_is_wanted() -> None:
+def test_only_an_embedded_store_needs_a_folder() -> None:
     folder_check("http://milvus:19530")()
     folder_check("memory:")()

@@ -61,7 +61,7 @@ def test_a_sentence_that_does_not_read_like_english(page: Page) -> None:
     expect(page.locator("#summary")).not_to_contain_text("English")
 
 
-def test_a_chance_below_one_half_is_told(page: Page) -> None:
+def test_a_presence_below_one_half_is_shown_as_doubtful(page: Page) -> None:
     def doubting(route: Route) -> None:
         answer = route.fetch()
         route.fulfill(response=answer, json={**answer.json(), "presence": 0.4})
@@ -71,7 +71,7 @@ def test_a_chance_below_one_half_is_told(page: Page) -> None:
     expect(page.locator("#summary")).to_contain_text("it may well not be there")
 
 
-def test_the_page_says_how_models_compute(page: Page) -> None:
+def test_the_page_shows_the_arithmetic_of_the_models(page: Page) -> None:
     expect(page.locator("#release")).to_contain_text(f"models compute in {cpu_path()}")
 
 
