@@ -1,9 +1,10 @@
-"""What schemathesis is told beyond the OpenAPI document; see `serve_schemathesis.py`.
+"""Hooks for schemathesis that add to the OpenAPI document; see `serve_schemathesis.py`.
 
-Some strings have a grammar that JSON Schema cannot say; the document names it by a `format`. Here
-is how valid ones are made. What a document cannot say at all, about two parts of a request or about
-what the gallery holds, is a rule of `UNSAID`: valid requests that break one are not sent. Invalid
-requests are made by schemathesis alone.
+Some strings have a grammar that JSON Schema cannot express; the document names it with a `format`,
+and this module generates valid strings of each format. Rules that the document cannot express at
+all, such as relations between two fields or the content of the gallery, are listed in `UNSAID`:
+requests that are valid by the document but break one of these rules are not sent. Schemathesis
+generates the invalid requests without our help.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from reir.text import DEFAULT_MAX_CHARS, validate_expression
 from reir_serving.config import LiveSettings
 
 KNOWN_VARIABLE = "REIR_SCHEMATHESIS"
-"""Names the file with what the gallery holds: its name, ids of instances and of photos."""
+"""Variable with the path of a file that describes the gallery: its name, and ids of its instances
+and photos."""
 
 FILTERS = (
     "area > 0.05",
@@ -77,7 +79,7 @@ schemathesis.openapi.format("photo", PHOTOS)
 
 
 def _asked(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a body asks: itself, or the part of a form that does."""
+    """Return the JSON of a request: the body itself, or the part `request` of a form."""
     request = body.get("request", body)
     return request if isinstance(request, Mapping) else {}
 
@@ -127,13 +129,13 @@ def _has_no_photo(body: Mapping[str, Any]) -> bool:
 
 
 UNSAID: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "a box must hold something that is recognised in the photo": _has_box,
-    "an instance is named or a photo sent, not both": _names_both,
-    "an instance must be one of the gallery": _names_unknown,
-    "a term must not take another one away": _may_cancel,
+    "a box must contain an object that is recognized in the photo": _has_box,
+    "a request must not have both an instance and a photo": _names_both,
+    "an instance must be in the gallery": _names_unknown,
+    "a term must not cancel out another term": _may_cancel,
     "an uploaded file must be a photo": _has_no_photo,
-    "a batch must not ask for more than the settings of the server allow": _is_too_much,
-    "an instance, an expression and 15 more terms are one too many": _has_too_many_terms,
+    "a batch must not exceed the limits in the server's settings": _is_too_much,
+    "an instance, an expression and 15 more terms are one term too many": _has_too_many_terms,
 }
 """Requests that the document calls valid but the server must refuse. Each reason maps to a function
 that tells whether a request body is such a case; the benchmark does not send it."""
@@ -149,15 +151,15 @@ def _has_no_text(body: Mapping[str, Any]) -> bool:
 
 
 LENIENT: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "a form holds text only, so 1, 0, yes and no are booleans too": _has_boolean_as_text,
-    "in a form an empty field is as none, and a list is as many fields": _has_no_text,
+    "a form field is text, so 1, 0, yes and no are also accepted as booleans": _has_boolean_as_text,
+    "an empty form field counts as missing, and a list as repeated fields": _has_no_text,
 }
 """Requests that the document calls invalid but the server accepts. Each reason maps to a function
 that tells whether a request body is such a case; the benchmark does not send it."""
 
 
-KEPT = "a photo is not deleted whose instances later requests name"
-"""Of the requests that follow the links between answers and requests, for instance."""
+KEPT = "a photo must not be deleted if later requests use its instances"
+"""Why some DELETE requests are not sent."""
 
 
 def _is_named_later(image_id: Any) -> bool:
@@ -166,10 +168,11 @@ def _is_named_later(image_id: Any) -> bool:
 
 @schemathesis.hook
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """Let examples name an instance of this gallery.
+    """Make examples use an instance of this gallery.
 
-    That of the document is of none, and one that schemathesis has taken from an answer may be of a
-    photo that was deleted since. `filter_case` is not asked about examples.
+    The example id in the document is not in any gallery, and an id that schemathesis has taken from
+    an answer may belong to a photo that has been deleted since. Schemathesis does not call
+    `filter_case` for examples.
     """
     if _is_wrong(case) or not isinstance(case.body, dict):
         return

@@ -139,7 +139,7 @@ def _ready(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def processes(pid: int) -> list[tuple[int, str]]:
-    """Return process id and title of all processes below one."""
+    """Return the process id and title of all descendants of a process."""
     parents: dict[int, int] = {}
     titles: dict[int, str] = {}
     for entry in Path("/proc").iterdir():

@@ -1,16 +1,16 @@
-"""`reir serve` is told to end under load, again and again: who notices, and what stays behind?
+"""Stops `reir serve` under load, repeatedly: are requests lost, and are files or processes left?
 
     python benchmarks/serve_drain.py
 
-Each round starts the server with a temporary directory of its own, lets clients ask as soon as they
-have their answer, and after a while sends a signal: SIGTERM and SIGINT in turn, to the process
+Each round starts the server with a temporary directory of its own, runs clients that send one
+request after another, and after a while sends a signal: SIGTERM and SIGINT in turn, to the process
 alone and to its whole process group, as a terminal does.
 
-    serve.drain_cut          requests that were sent and got no whole answer of status 200
-    serve.drain_requests     requests that were sent; a connection that is refused sends none
-    serve.drain_exit_codes   of the command, one a round
-    serve.drain_left         what a round left: files in the temporary directory, processes
-    serve.drain_s            seconds from the signal to the end, the longest of all rounds
+    serve.drain_cut          requests that were sent but got no complete answer with status 200
+    serve.drain_requests     requests that were sent; refused connections do not count
+    serve.drain_exit_codes   exit codes of the command, one for each round
+    serve.drain_left         files in the temporary directory and processes left after the rounds
+    serve.drain_s            seconds from the signal to the exit, the longest of all rounds
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from _served import Server, add_arguments, bodies, fill_gallery, served
 from reir_serving.environment import free_port
 
 MARK = "REIR_DRAIN_ROUND"
-"""In the environment of all processes of one round."""
+"""Variable in the environment of all processes of one round, by which they are found."""
 
 STORE_PROCESS = "reir.store.lite_child"
-"""Serves the embedded store for every command, and ends by itself when nobody has used it."""
+"""Process that serves the embedded store to all commands; it exits by itself when unused."""
 
 SIGNALS = (
     (signal.SIGTERM, os.kill),
@@ -52,14 +52,14 @@ SIGNALS = (
 
 @dataclass
 class Round:
-    """What one round saw.
+    """Results of one round.
 
     Attributes:
-        answered: requests with a whole answer of status 200.
-        cut: what became of the others.
-        exit_code: of the command.
-        seconds: from the signal to the end.
-        left: files in the temporary directory, and processes.
+        answered: number of requests with a complete answer of status 200.
+        cut: failures of the other requests -> how many.
+        exit_code: exit code of the command.
+        seconds: time from the signal to the exit of the command.
+        left: files left in the temporary directory, and processes that are still running.
     """
 
     answered: int = 0
@@ -70,12 +70,14 @@ class Round:
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print the figures, and write them to a report."""
     parser = parser_of(__doc__)
     add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=100, help="before the signal, each round")
+    parser.add_argument(
+        "--requests", type=int, default=100, help="answers before the signal, per round"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         store = fill_gallery(arguments, Path(name))
@@ -94,7 +96,7 @@ def main() -> None:
 
 
 def one_round(arguments: argparse.Namespace, store: str, number: int) -> Round:
-    """Serve, ask, tell the server to end, and look at what is left."""
+    """Start the server and clients, send a signal, and record what is left after the exit."""
     number_of_signal, send = SIGNALS[number % len(SIGNALS)]
     seen = Round()
     with tempfile.TemporaryDirectory(prefix="d") as log, own_temporary_directory(number) as own:
@@ -112,7 +114,7 @@ def one_round(arguments: argparse.Namespace, store: str, number: int) -> Round:
 
 @contextmanager
 def own_temporary_directory(number: int) -> Iterator[Path]:
-    """Have the processes that are started in the block use a new temporary directory."""
+    """Make processes started in this context use a new temporary directory."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="t") as name:
         os.environ.update({"TMPDIR": name, MARK: str(number)})
@@ -124,7 +126,7 @@ def own_temporary_directory(number: int) -> Iterator[Path]:
 
 
 def processes_of(number: int) -> list[str]:
-    """Command lines of the processes of one round that still run, the store's left out."""
+    """Return the command lines of one round's running processes, except the store's."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -140,7 +142,11 @@ def processes_of(number: int) -> list[str]:
 
 @contextmanager
 def asking(server: Server, arguments: argparse.Namespace, seen: Round) -> Iterator[threading.Event]:
-    """Have clients ask until they are refused; the event says that enough was answered."""
+    """Run clients until their connections are refused.
+
+    Yields:
+        An event that is set once enough requests were answered.
+    """
     enough, lock = threading.Event(), threading.Lock()
     sent = [json.dumps(body).encode() for body in bodies(arguments.queries)]
 
@@ -163,7 +169,13 @@ def asking(server: Server, arguments: argparse.Namespace, seen: Round) -> Iterat
 
 
 def ask_until_refused(server: Server, sent: Sequence[bytes], note: Any) -> None:
-    """Ask on one connection, and on a new one where the server closes it; tell of each request."""
+    """Send requests on one connection until it is refused; reconnect when the server closes it.
+
+    Args:
+        server: the server under test.
+        sent: request bodies, sent in turn.
+        note: called for each request, with "" if it was answered and its failure if not.
+    """
     line = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
     number = 0
     while True:

@@ -1,20 +1,21 @@
-"""Two servers on one machine, one without replicas: whose answers does its port give?
+"""Two servers on one machine: does a server whose replicas die ever give the other one's answers?
 
     python benchmarks/serve_foreign.py
 
-One server wants keys; the other, beside it, serves everybody of this machine. For a minute each
-replica of the first is killed as soon as it is there, while clients without a key ask its port. All
-that they may get is its own refusal (401) or 503 with `Retry-After`.
+The first server requires API keys; the second, on the same machine, does not. For a minute, each
+replica of the first server is killed as soon as it appears, while clients send requests without a
+key to that server's port. They may only get the server's own refusal (401), or 503 with
+`Retry-After`.
 
-    serve.foreign_answers      answers that were anything else
-    serve.foreign_cut          requests without a whole answer, whose replica was killed at it
-    serve.foreign_requests     answers in all
+    serve.foreign_answers      answers other than these
+    serve.foreign_cut          requests without a complete answer, as their replica was killed
+    serve.foreign_requests     requests in total
     serve.foreign_killed       replicas killed
 
-Then HAProxy itself is killed, again and again.
+Then the HAProxy of the second server is killed repeatedly.
 
-    serve.haproxy_back_s       from the kill to the next right answer, the longest of all
-    serve.haproxy_unexplained  answers meanwhile that were neither right nor 503 with `Retry-After`
+    serve.haproxy_back_s       seconds from a kill to the next correct answer, the longest of all
+    serve.haproxy_unexplained  answers in between other than a correct one or 503 with `Retry-After`
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ from reir_serving.keys import new_key
 CLIENTS, TIMEOUT_S, BACK_TIMEOUT_S = 4, 10.0, 60.0
 PROBLEM = "application/problem+json"
 CUT = "no answer: "
-"""Begins what is counted where nobody listens, or where who answers is killed at it."""
+"""Prefix of the outcome of a request without a complete answer."""
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print the figures, and write them to a report."""
     parser = parser_of(__doc__)
     add_arguments(parser)
     parser.set_defaults(instances=2_000)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the killing of replicas")
-    parser.add_argument("--kills", type=int, default=5, help="of HAProxy")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time to kill replicas for")
+    parser.add_argument("--kills", type=int, default=5, help="how often to kill HAProxy")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         figures = measure(arguments, Path(name))
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run both servers."""
+    """Run both servers and return the figures."""
     store = fill_gallery(arguments, folder)
     one, other = folder / "one", folder / "other"
     one.mkdir()
@@ -91,7 +92,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def without_replicas(server: Server, seconds: float) -> tuple[Counter[str], int]:
-    """Kill every replica as it comes, and ask without a key."""
+    """Kill every replica as soon as it appears, while clients send requests without a key.
+
+    Returns:
+        Outcomes of the requests -> how many, and the number of replicas killed.
+    """
     until_s, found = time.monotonic() + seconds, Counter[str]()
 
     def ask() -> None:
@@ -115,7 +120,7 @@ def without_replicas(server: Server, seconds: float) -> tuple[Counter[str], int]
 
 
 def answer_of(url: str) -> str:
-    """Return the status of an answer, with what is wrong about it, or how there was none."""
+    """Send a request; return the status of the answer and what is wrong with it, or the failure."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             return f"{answer.status}"
@@ -126,7 +131,7 @@ def answer_of(url: str) -> str:
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:
-    """Return the status of a refusal, with what is wrong about it."""
+    """Return the status of an error answer, and what is wrong with it."""
     try:
         said = error.read()
     except http.client.HTTPException as cut:
@@ -139,7 +144,11 @@ def _refusal(error: urllib.error.HTTPError) -> str:
 
 
 def without_haproxy(server: Server, kills: int) -> tuple[list[float], int]:
-    """Kill HAProxy now and then; the seconds until each right answer, and what was said wrongly."""
+    """Kill HAProxy repeatedly.
+
+    Returns:
+        Seconds from each kill to the next correct answer, and the number of unexplained answers.
+    """
     back_s, unexplained = [], 0
     for _ in range(kills):
         (pid,) = [pid for pid, title in processes(server.process.pid) if "bin/haproxy -" in title]

@@ -1,23 +1,24 @@
-"""Clients that send as slowly as they may: is anybody else still answered?
+"""Slow clients (slowloris attacks): are other clients still answered?
 
     python benchmarks/serve_loris.py
 
-Four attacks on a server, one after the other, each for a while; whatever the server closes is
-connected anew at once:
+Runs four attacks on a server, one after another. When the server closes a slow connection, the
+attack opens a new one at once:
 
     headers   4,200 connections that send a request line and then a byte of a header every 2 seconds
-    bodies    32 searches whose body comes a byte at a time
-    large     32 searches whose body does so after its first 75 kB, which reaches a replica
-    uploads   32 photos that come a byte at a time
+    bodies    32 searches whose bodies are sent one byte at a time
+    large     32 searches whose first 75 kB, which reach a replica, are sent at once, and the rest
+              one byte at a time
+    uploads   32 uploads whose photos are sent one byte at a time
 
-Meanwhile others connect, search once and leave. Probes come from the address of the attack (who is
-behind the same proxy) and from another one, in turns.
+During each attack, probes connect, search once, and disconnect. They come in turn from the address
+of the attack (like a client behind the same proxy) and from another address.
 
-    serve.loris_answered           share of the probes answered right within 2 s, headers
-    serve.loris_bodies_answered    the same, bodies
-    serve.loris_large_answered     the same, large
-    serve.loris_uploads_answered   the same, uploads
-    serve.loris_open               slow connections that were open at once, of the first attack
+    serve.loris_answered           share of probes answered correctly within 2 s, headers attack
+    serve.loris_bodies_answered    the same, bodies attack
+    serve.loris_large_answered     the same, large attack
+    serve.loris_uploads_answered   the same, uploads attack
+    serve.loris_open               largest number of slow connections open at once, headers attack
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ ATTACKS = {
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print the figures, and write them to a report."""
     parser = parser_of(__doc__)
     add_arguments(parser)
     parser.set_defaults(instances=2_000)
-    parser.add_argument("--connections", type=int, default=4_200, help="with half a header")
+    parser.add_argument(
+        "--connections", type=int, default=4_200, help="slow connections of the headers attack"
+    )
     parser.add_argument("--slow-bodies", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each attack")
+    parser.add_argument("--seconds", type=float, default=40.0, help="duration of each attack")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -83,7 +86,7 @@ def main() -> None:
 def measure(
     server: Server, attack: str, start: str, count: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Attack, and see who is answered."""
+    """Run one attack with probes and return its figures."""
     with attacked(server.url, start, count) as opened:
         answered, slowest_s = probed(server.url, arguments)
     return {
@@ -98,7 +101,13 @@ def measure(
 
 @dataclass
 class Opened:
-    """How many slow connections there are, there were at most, and were made in all."""
+    """Numbers of slow connections.
+
+    Attributes:
+        now: open at the moment.
+        most: largest number open at once.
+        total: opened in total.
+    """
 
     now: int = 0
     most: int = 0
@@ -106,7 +115,7 @@ class Opened:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Count one while it is open."""
+        """Count a connection while it is open."""
         self.now, self.total = self.now + 1, self.total + 1
         self.most = max(self.most, self.now)
         try:
@@ -117,7 +126,7 @@ class Opened:
 
 @contextmanager
 def attacked(url: str, start: str, count: int) -> Iterator[Opened]:
-    """Keep so many slow connections; yields their numbers."""
+    """Keep `count` slow connections open; yields the numbers of connections."""
     opened = Opened()
     stop = threading.Event()
     attack = _attack(url, start, count, opened, stop)
@@ -140,7 +149,7 @@ async def _attack(url: str, start: str, count: int, opened: Opened, stop: thread
 
 
 async def _trickle(port: int, start: str, opened: Opened, stop: threading.Event) -> None:
-    """Send a start and then single bytes; again whenever the server closes."""
+    """Send `start` and then single bytes; reconnect whenever the server closes the connection."""
     while not stop.is_set():
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -155,7 +164,11 @@ async def _trickle(port: int, start: str, opened: Opened, stop: threading.Event)
 
 
 def probed(url: str, arguments: argparse.Namespace) -> tuple[list[bool], float]:
-    """Search once a connection; whether each was answered, and the longest time that took."""
+    """Send probes, one search for each connection.
+
+    Returns:
+        Whether each probe was answered correctly, and the longest time of a probe in seconds.
+    """
     answered, slowest_s = [], 0.0
     queries, sources = cycle(bodies(arguments.queries, k=5)), cycle(SOURCES)
     until_s = time.monotonic() + arguments.seconds

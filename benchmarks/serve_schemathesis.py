@@ -1,15 +1,15 @@
-"""Every route of a running `reir serve` against its own OpenAPI document, by schemathesis.
+"""Tests every route of a running `reir serve` against its OpenAPI document with schemathesis.
 
     python benchmarks/serve_schemathesis.py
 
-All its checks in all its phases (examples, coverage, fuzzing, stateful), with valid and invalid
-requests. The server answers those only who have a key, so that requests without one are tried too.
-The gallery holds real photos, indexed by `reir index`.
+Runs all checks of schemathesis in all its phases (examples, coverage, fuzzing, stateful), with
+valid and invalid requests. The server requires an API key, so requests without one are tested too.
+The gallery holds real photos, indexed with `reir index`.
 
-    serve.schemathesis_failures   different failures and errors
-    serve.schemathesis_cases      requests made
-    serve.schemathesis_routes     operations of the document
-    serve.schemathesis_exceptions requests that are not sent, and why (`_openapi_hooks.py`)
+    serve.schemathesis_failures   number of distinct failures and errors
+    serve.schemathesis_cases      number of test cases
+    serve.schemathesis_routes     number of operations tested
+    serve.schemathesis_exceptions reasons for which some requests are not sent (`_openapi_hooks.py`)
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print the figures, and write them to a report."""
     parser = parser_of(__doc__)
-    parser.add_argument("--examples", type=int, default=300, help="of each route")
+    parser.add_argument("--examples", type=int, default=300, help="maximum per route")
     parser.add_argument("--photos", type=int, default=24)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Index, serve, and have the server tested."""
+    """Index photos, start a server, and test it."""
     store = str(folder / "store")
     photos = copy_photos(folder / "photos", arguments.photos)
     index = [*_REIR, "index", str(photos), "--gallery", GALLERY, "--store", store]
@@ -68,7 +68,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def tested(server: Server, key: str, examples: int, folder: Path) -> dict[str, Any]:
-    """Run schemathesis against a server; prints what it says."""
+    """Run schemathesis against a server, print its output, and return the figures."""
     known, report = folder / "known.json", folder / "report.json"
     known.write_text(json.dumps(_known(server, key)), encoding="utf-8")
     os.environ["REIR_SCHEMATHESIS"] = str(known)
@@ -99,7 +99,7 @@ def tested(server: Server, key: str, examples: int, folder: Path) -> dict[str, A
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a report that schemathesis wrote."""
+    """Return the figures from a report of schemathesis."""
     if not report["complete"]:
         raise RuntimeError(f"schemathesis stopped early: {report['stop_reason']}")
     failures = report["test_cases"]["unique_failures"]
@@ -111,7 +111,7 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known(server: Server, key: str) -> dict[str, Any]:
-    """Return the gallery, instances that stay, and photos that may be deleted."""
+    """Return the gallery's name, instances of photos to keep, and photos that may be deleted."""
     asked = {"gallery": GALLERY, "expression": "a person", "k": 100}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     request = urllib.request.Request(f"{server.url}/v1/search", json.dumps(asked).encode(), headers)
