@@ -17,9 +17,9 @@ __all__ = ["Client", "__version__", "open"]
 __version__ = "0.1.0"
 
 # By default gRPC, which connects to the store, restarts its threads in every forked child. If exec
-# follows the fork, as when Ray starts its processes, Python has closed the threads' file descriptors
-# by then, and the child aborts: "Epoll1Poller ... Bad file descriptor". gRPC reads this variable
-# once, on import. Nothing here uses a store on both sides of a fork.
+# follows the fork, as when Ray starts its processes, Python has closed their file descriptors by
+# then, and the child aborts: "Epoll1Poller ... Bad file descriptor". gRPC reads this variable once,
+# on import. Nothing here uses a store on both sides of a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 

@@ -67,10 +67,12 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
             problems.append(f"; {part}: {error}")
 
     if next(found.uris(note), None) is None:
-        said = "".join(problems)
+        details = "".join(problems)
         if isinstance(found, LocalSource) and found.passed_over:
-            said = f"; skipped: {counted(found.passed_over)}{said}"
-        raise SourceError(f"source {_shown(text)!a} holds no image; looked for {looked_for}{said}")
+            details = f"; skipped: {counted(found.passed_over)}{details}"
+        raise SourceError(
+            f"source {_shown(text)!a} holds no image; looked for {looked_for}{details}"
+        )
     return found
 
 

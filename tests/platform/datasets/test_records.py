@@ -43,7 +43,7 @@ def test_split_keeps_its_photos_and_its_own_expressions() -> None:
     assert texts(val) == ["one", "uno", "two", "none"]
     assert len(val.instances) == 2
     assert train.source == "made.json[train]"
-    assert {text.split for text in val.expressions} == {None}  # its photos may be divided anew
+    assert {text.split for text in val.expressions} == {None}  # its photos may be split again
 
 
 def test_unknown_split_names_the_nearest() -> None:
