@@ -1,9 +1,9 @@
-"""What Ray Serve puts before each replica: a request that finds no room is refused at once.
+"""Refuses requests over the limit before Ray Serve and uvicorn spend any work on them.
 
-Ray's own part of a request (its metadata, metrics, a task that watches for the client to leave)
-costs far more than a refusal, and so does uvicorn's way to an application and back. Named by
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`; Serve's own proxies load it too, hold no application
-and pass everything on.
+What Ray does for a request (its metadata, metrics, a task that watches for the client to
+disconnect) costs far more than a refusal, and so does uvicorn's call of the application. Ray Serve
+loads this module because `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it. Serve's own proxies
+load it too; they hold no application and let every request pass.
 
 It also checks that requests come from the proxy of the same server (`environment.MARK`): the proxy
 of another server on this machine may still send requests to a port that its own replica once used.
@@ -66,10 +66,12 @@ class RefusingProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         mark = os.environ.get(MARK, "").encode()
         self._marks = [(MARK_HEADER.encode(), mark)] if mark else []
+        # uvicorn adds `default_headers` to every answer, and rebuilds that list every second from
+        # `encoded_headers`, so the secret has to be in both.
         for each in self._marks:
             if each not in self.config.encoded_headers:
-                self.config.encoded_headers.append(each)  # uvicorn renews `default_headers` from
-                self.server_state.default_headers.append(each)  # these every second
+                self.config.encoded_headers.append(each)
+                self.server_state.default_headers.append(each)
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that cannot be parsed with problem details, as for all errors."""

@@ -39,8 +39,9 @@ SWITCHES: Mapping[str, str] = {
     # HAProxy in place of Serve's own proxy: several times the throughput.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # A request whose replica died before it said anything goes to another one. All requests may be
-    # sent twice: searches change nothing, and photos are added and deleted under the same id.
+    # If a replica dies before it has sent any of its answer, the request goes to another replica.
+    # Any request may be sent twice: searches change nothing, and adding or deleting a photo again
+    # has the same result, because its id is the same.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     # A dead replica has the fewest connections, so it would get every attempt until it is left out.
@@ -50,8 +51,8 @@ SWITCHES: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     # A replica that is only slow, because another one is starting, stays in use.
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "5",
-    # A line of log for each request, parsed in Python on the cores that should answer; what is
-    # counted there our own metrics count as well.
+    # Ray's metrics of HAProxy parse a log line for each request, in Python and on the cores that
+    # should answer requests. Our own metrics count the same things.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Timeout for a client that neither sends nor reads anything.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
@@ -59,9 +60,9 @@ SWITCHES: Mapping[str, str] = {
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
     # Serve restarts the actor that manages HAProxy after three failed health checks.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    # What finds no room is refused before Ray has spent anything on it.
+    # Refuses requests over the limit before Ray does any work for them.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reir_serving.early:middlewares",
-    # HAProxy leaves out a replica that goes within this time.
+    # Within this time HAProxy stops using a replica that shuts down.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Models compute on one thread a replica, unless a call is alone (`sharing.py`).
     "OMP_NUM_THREADS": "1",

@@ -58,9 +58,7 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
     if address == LOCAL:
         own = {"include_dashboard": False, "_temp_dir": str(folder / "ray")}
         options = {"num_cpus": num_cpus(config), **own}
-        os.environ[HOST] = (
-            config.host
-        )  # only HAProxy listens here; all else on the loopback address
+        os.environ[HOST] = config.host  # for HAProxy; all else listens on the loopback address
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         host = LOOPBACK if address == LOCAL else config.host

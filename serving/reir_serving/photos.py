@@ -165,18 +165,18 @@ class Photos:
     def add(
         self, place: tuple[str, str], seen: Seen, data: bytes, name: str, attributes: Attributes
     ) -> ImageRecord:
-        """Keep a photo and write its instances; returns when it can be found.
+        """Store a photo and write its instances; return once searches can find it.
 
         The same bytes under the same name are the same photo: adding them again replaces it, but
-        not that of another tenant. Of bytes that the gallery holds already, with equal attributes,
-        there is only a row of the ledger, as after indexing.
+        not the photo of another tenant. If the gallery already holds these bytes with equal
+        attributes, only a ledger row is written, as after indexing.
 
         Args:
             place: gallery and version.
-            seen: what `see` made of the bytes.
+            seen: what `see` returned for the bytes.
             data: the encoded photo.
-            name: file name, for people.
-            attributes: filterable.
+            name: file name to show to people.
+            attributes: attributes for filters.
 
         Raises:
             OSError, StoreFull: the photo cannot be written; nothing of it is kept.
