@@ -180,8 +180,9 @@ def ask_until_refused(server: Server, sent: Sequence[bytes], note: Any) -> None:
     number = 0
     while True:
         try:
-            line.connect() if line.sock is None else None
-        except OSError:  # refused: nothing was sent
+            if line.sock is None:
+                line.connect()
+        except OSError:  # the connection was refused, so nothing was sent
             return
         try:
             line.request(

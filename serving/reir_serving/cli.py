@@ -179,7 +179,7 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
     from reir_serving.supervisor import Report, Server, ready_address
 
     heard: queue.SimpleQueue[int | Report] = queue.SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (*STOP, signal.SIGHUP):
         signal.signal(number, lambda number, _: heard.put(number))
     with own_folder() as folder, Server(config, folder, heard.put) as server:
         with messages().status("starting"):

@@ -146,7 +146,8 @@ def searching_clients(url: str) -> Iterator[list[str]]:
         body = json.dumps({"gallery": "g", "expression": text, "k": 3})
         for number in itertools.count():
             try:
-                line.connect() if line.sock is None else None
+                if line.sock is None:
+                    line.connect()
             except OSError:
                 return
             try:

@@ -341,7 +341,7 @@ def test_slow_headers_and_bodies_time_out_before_they_reach_a_replica(
                 header, body = await asyncio.gather(*calls)
         assert header == b""
         status, _, rest = body.partition(b"\r\n")
-        assert status == b"HTTP/1.1 408 Request Timeout" or b" 408 " in status
+        assert b" 408 " in status
         assert b"application/problem+json" in rest
 
     asyncio.run(check())
