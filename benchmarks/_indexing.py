@@ -50,7 +50,7 @@ def expressions(count: int) -> list[str]:
 
 
 def copy_photos(folder: Path, count: int) -> Path:
-    """Fill a new folder with the first `count` real photos; returns it."""
+    """Copy the first `count` real photos into a new folder; returns the folder."""
     photos = real_photos(count)
     folder.mkdir(parents=True)
     for photo in photos:

@@ -1,8 +1,8 @@
 """Keep one benchmark's figures as `benchmarks/results/<name>.json`, with what made them.
 
 A report names the command, the commit, the date and the kind of machine; it holds no host name and
-no path of the machine it ran on. It is written only where the commit is what ran: from a tree
-whose source differs from its commit, figures are not kept unless `REIR_ALLOW_DIRTY=1` is set.
+no path of the machine it ran on. It is refused if tracked source has uncommitted changes, because
+the commit would not be the code that ran; `REIR_ALLOW_DIRTY=1` overrides this.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def write_report(name: str, figures: Mapping[str, Any], *, accelerator: str | No
         accelerator: the GPU that was used, e.g. "NVIDIA H100"; None for CPU only.
 
     Raises:
-        SystemExit: the tree differs from its commit, and `REIR_ALLOW_DIRTY` is not 1.
-        TypeError: a figure is no JSON value.
+        SystemExit: tracked source has uncommitted changes, and `REIR_ALLOW_DIRTY` is not 1.
+        TypeError: a figure is not a JSON value.
         ValueError: a figure is NaN or infinite, so that JSON cannot hold it.
     """
     measured = commit()
     if measured.endswith(DIRTY) and os.environ.get(ALLOW_DIRTY) != "1":
         raise SystemExit(
             f"results/{name}.json not written: tracked source differs from commit "
-            f"{measured.removesuffix(DIRTY)}, so that nobody could measure this again; commit "
-            f"first, or set {ALLOW_DIRTY}=1 to keep figures marked {DIRTY}"
+            f"{measured.removesuffix(DIRTY)}, so the figures could not be reproduced; commit the "
+            f"changes first, or set {ALLOW_DIRTY}=1 to keep the figures, marked {DIRTY}"
         )
     report = {
         "command": command_line(),
@@ -78,7 +78,7 @@ def _without_root(argument: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit; followed by `DIRTY` when tracked source differs from it."""
+    """Return the checked-out commit, followed by `DIRTY` if tracked source differs from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changes = _git(

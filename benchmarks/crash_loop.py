@@ -1,26 +1,34 @@
-"""A small gallery under kills and damage: is an answer ever wrong without a word?
+"""Kill processes and damage files of a small gallery: is a search ever wrong without a warning?
 
-    python benchmarks/crash_loop.py                 some 120 kills; 20 minutes on two cores
-    python benchmarks/crash_loop.py --kills 10      a short look
+    python benchmarks/crash_loop.py                 about 120 kills; 20 minutes on two cores
+    python benchmarks/crash_loop.py --kills 10      a short run
 
-A gallery is made once without faults; its answers are the reference. Then, round by round, in a
-second store: some photos are forgotten, a run that indexes them gets SIGKILL at a random moment, or
-the embedded store's process does, or a search; another run completes the gallery; something on disk
-is damaged or moved away; a search, another run and another search follow, undisturbed. What is not
-right after that is indexed with `repair`, and if that does not help, made anew. The runs that are
-to be killed start by a true fork while this process has the store open, as Ray starts processes.
+The benchmark first builds a gallery without faults, whose search results are the reference. Then it
+repeats the following round in a second store:
+
+1. Delete some photos, and start a run that indexes them again, or sometimes a search. Send SIGKILL
+   to it, to the embedded store's process or to both at a random moment.
+2. Let another run complete the gallery, and search.
+3. Damage or move files on disk. Then search, index and search again without disturbance.
+4. If the results are still wrong, index with `repair`. If that does not help, rebuild the store.
+
+Runs that will be killed start with a real fork while this process has the store open, because Ray
+starts processes in the same way.
 
     audit.kills         SIGKILLs sent
-    audit.corruptions   times that something was damaged or moved away
-    audit.silent_wrong  searches that ended with 0 and another answer than the reference, while no
-                        run since the damage had said a warning or an error
-    audit.wrong_later   the same, where an earlier run since the damage had said something, and this
-                        search had not
-    audit.self_aborts   runs that ended by a signal that was not sent, or with an error that is not
-                        one of the platform's
-    audit.hung          runs without an end in 150 s, which were killed then
-    audit.told          corruptions of which a run spoke
-    audit.healed        corruptions after which indexing, with `repair` at most, gave the reference
+    audit.corruptions   times that something was damaged or moved
+    audit.silent_wrong  searches that exited with 0 but whose results differ from the reference,
+                        although no run since the damage had printed a warning or an error
+    audit.wrong_later   the same, except that an earlier run since the damage had printed one and
+                        this search had not
+    audit.self_aborts   runs that ended with a signal that was not sent, or with an error that is
+                        not one of the platform's
+    audit.hung          runs that did not end within 150 s and were then killed
+    audit.told          corruptions that a run reported
+    audit.healed        corruptions after which indexing, if necessary with `repair`, restored the
+                        reference results
+    audit.made_anew     corruptions after which the store had to be rebuilt
+    audit.runs          runs and searches that were started
 """
 
 from __future__ import annotations
@@ -59,7 +67,7 @@ NUM_PHOTOS = 40
 FORGOTTEN = 24
 """Number of photos deleted before a run, so that the run has work to do when it is killed."""
 ENCODE_S = 0.02
-"""Of sleep for each photo, so that a kill finds the run at work."""
+"""Seconds of sleep per photo, so that a kill finds the run at work."""
 NUM_QUERIES = 3
 TIMEOUT_S = 150.0
 COUNTED = (
@@ -67,13 +75,13 @@ COUNTED = (
     *("told", "healed", "made_anew", "runs"),
 )
 SAID = "said:"
-"""Begins every warning and error of a run."""
+"""Prefix of every warning and error that a run prints."""
 
 Answer = list[tuple[str, float]]
 
 
 class PacedEncoder(FakeEncoder):
-    """The fake encoder, slowed down."""
+    """The fake encoder with a delay per photo."""
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         time.sleep(ENCODE_S * len(images))
@@ -81,7 +89,10 @@ class PacedEncoder(FakeEncoder):
 
 
 def drive(job: str, photos: str, location: str) -> int:
-    """Do one job in this process; prints the answers of a search. Errors of ours give 1."""
+    """Do one job in this process, printing the results of a search.
+
+    Returns the exit code: 1 after an error of the platform, 0 otherwise.
+    """
     logging.basicConfig(level=logging.WARNING, format=f"{SAID} %(message)s")
     try:
         with closing(open_store(location)) as store:
@@ -100,20 +111,22 @@ def drive(job: str, photos: str, location: str) -> int:
 
 
 def _answer(rows: Sequence[Any]) -> Answer:
-    """Rows in an order that does not depend on equal scores."""
+    """Sort rows by id, so that the order of equal scores does not matter."""
     return sorted((row.instance_id, round(float(row.score), 4)) for row in rows)
 
 
 @dataclass
 class Loop:
-    """One experiment.
+    """One run of the benchmark.
 
     Attributes:
-        work: folder of photos and stores.
-        rng: draws moments, victims and damage.
-        figures: what was counted.
-        wrong: kind of damage -> wrong answers of searches that said nothing.
-        aborts: what runs that ended by themselves said.
+        work: folder of the photos and the stores.
+        rng: draws when to kill, which process to kill and what to damage.
+        figures: the counters.
+        wrong: kind of damage -> number of searches that were wrong without a warning.
+        aborts: last output of the runs that hung or crashed.
+        damage: kind of damage in this round.
+        said: whether a run has printed a warning or an error since the damage.
     """
 
     work: Path
@@ -125,16 +138,16 @@ class Loop:
     said: bool = False
 
     def __post_init__(self) -> None:
-        """Make the photos and the reference."""
+        """Make the photos, the reference results and the store."""
         write_scenes(self.work / "photos", NUM_PHOTOS)
         self.store = self.work / "reference"
-        assert self.run("index") == 0, "the reference cannot be made"
+        assert self.run("index") == 0, "the reference gallery could not be indexed"
         self.reference = self.search()
         self.store = self.work / "store"
         self.run("index")
 
     def round(self) -> None:
-        """One kill or two, one damage, and what becomes of them."""
+        """Kill one process or two, damage something, and check how the store recovers."""
         self.damage, self.said = "kill alone", False
         self.killed_run()
         self.run("index")
@@ -157,13 +170,13 @@ class Loop:
             self.run("index")
 
     def killed_run(self) -> None:
-        """Start a run, or now and then a search, and kill it or the embedded store or both."""
+        """Start a run, or sometimes a search, and kill it, the embedded store or both."""
         with suppress(ReirError), closing(open_store(str(self.store), patient=False)) as store:
             version = store.live_version(GALLERY)
             known = [row.image_id for row in store.iter_images(GALLERY, version)]
             forgotten = self.rng.sample(known, min(FORGOTTEN, len(known)))
             store.delete_images(GALLERY, version, forgotten)
-            if self.rng.random() < 0.3:  # what follows finds a connection that has just broken
+            if self.rng.random() < 0.3:  # so that the job starts with a connection just broken
                 self.kill_lite()
             job = "search" if self.rng.random() < 0.15 else "index"
             child = self.start(job)
@@ -177,17 +190,17 @@ class Loop:
             self.finish(child, job, killed="run" in victims)
 
     def run(self, job: str) -> int:
-        """Do a job in a process of its own, undisturbed; returns its exit code."""
+        """Do a job in a child process without disturbing it; returns its exit code."""
         return self.finish(self.start(job), job)[0]
 
     def search(self) -> list[Answer] | None:
-        """The answers, or None where the search ended with an error."""
+        """Return the search results, or None if the search failed."""
         code, output = self.finish(self.start("search"), "search")
         answers = [[(key, score) for key, score in rows] for rows in json.loads(output or "[]")]
         return answers if code == 0 else None
 
     def check(self) -> bool:
-        """Search; returns whether the answers are those of the reference."""
+        """Search, and return whether the results equal the reference."""
         said_before, self.said = self.said, False
         answers = self.search()
         wrong = answers is not None and answers != self.reference
@@ -211,7 +224,7 @@ class Loop:
     def finish(
         self, child: subprocess.Popen[str], job: str, *, killed: bool = False
     ) -> tuple[int, str]:
-        """Wait for a child and note how it ended; returns exit code and output."""
+        """Wait for a child process and record how it ended; returns its exit code and output."""
         self.figures["runs"] += 1
         try:
             output, errors = child.communicate(timeout=TIMEOUT_S)
@@ -219,7 +232,7 @@ class Loop:
             child.kill()
             output, errors = child.communicate()
             self.figures["hung"] += 1
-            self.aborts.append(f"{self.damage}, {job}: no end in {TIMEOUT_S:g} s: {errors[-300:]}")
+            self.aborts.append(f"{self.damage}, {job}: hung for {TIMEOUT_S:g} s: {errors[-300:]}")
             killed = True
         self.said = self.said or SAID in errors
         code = child.returncode
@@ -230,7 +243,7 @@ class Loop:
         return code, output
 
     def kill_lite(self) -> None:
-        """Kill the embedded store's process, if there is one."""
+        """Kill the embedded store's process, if it runs."""
         with suppress(OSError, ValueError):
             record = json.loads((self.store / "server.json").read_text())
             os.kill(record["pid"], signal.SIGKILL)
@@ -238,12 +251,12 @@ class Loop:
             time.sleep(0.1)
 
     def pick(self, pattern: str) -> Path | None:
-        """One file of the store that is not empty."""
+        """Choose a file of the store that is not empty, or None if there is none."""
         found = [path for path in self.store.glob(pattern) if path.is_file()]
         return self.rng.choice(sorted(path for path in found if path.stat().st_size) or [None])
 
     def flip(self, pattern: str) -> None:
-        """Flip a bit of one byte of a file; in a file of holes, of one that is not zero."""
+        """Flip a bit in a nonzero byte of a file, since most of a sparse file is zeros."""
         if (path := self.pick(pattern)) is None:
             return
         data = bytearray(path.read_bytes())
@@ -253,17 +266,17 @@ class Loop:
             file.write(data)
 
     def flip_stopped(self, pattern: str) -> None:
-        """Flip a bit in a file of the embedded store, whose process does not run meanwhile."""
+        """Stop the embedded store's process, and flip a bit in one of its files."""
         self.kill_lite()
         self.flip(pattern)
 
-    def cut(self) -> None:
-        """Cut the journal somewhere."""
-        if (path := self.pick("reader/*.journal")) is not None:
+    def cut(self, pattern: str) -> None:
+        """Truncate a file at a random offset."""
+        if (path := self.pick(pattern)) is not None:
             os.truncate(path, self.rng.randrange(path.stat().st_size))
 
     def put_back(self) -> None:
-        """Replace the readers' files with an older copy, made when the gallery had fewer photos."""
+        """Replace the reader's files with a copy from when the gallery had fewer photos."""
         copy = self.work / "copy"
         with suppress(ReirError), closing(open_store(str(self.store), patient=False)) as store:
             version = store.live_version(GALLERY)
@@ -275,11 +288,6 @@ class Loop:
             shutil.copyfile(path, self.store / "reader" / path.name)
         shutil.rmtree(copy)
 
-    def cut_rows(self) -> None:
-        """Cut the rows file somewhere."""
-        if (path := self.pick("reader/*.rows")) is not None:
-            os.truncate(path, self.rng.randrange(path.stat().st_size))
-
     def move(self) -> None:
         """Rename the store's folder, search, and rename it back."""
         away = self.store.with_name("away")
@@ -289,16 +297,16 @@ class Loop:
         away.rename(self.store)
 
     def stale(self) -> None:
-        """Leave a record of a process that is gone."""
+        """Leave a `server.json` that names a process that does not exist."""
         self.kill_lite()
         (self.store / "server.json").write_text(json.dumps({"pid": 2**22 - 1, "port": 9}))
 
 
 DAMAGES: dict[str, Callable[[Loop], None]] = {
-    "journal cut": Loop.cut,
+    "journal cut": lambda loop: loop.cut("reader/*.journal"),
     "journal flipped": lambda loop: loop.flip("reader/*.journal"),
     "journal older": Loop.put_back,
-    "rows cut": Loop.cut_rows,
+    "rows cut": lambda loop: loop.cut("reader/*.rows"),
     "rows flipped": lambda loop: loop.flip("reader/*.rows"),
     "parquet flipped": lambda loop: loop.flip_stopped("milvus/**/*.parquet"),
     "manifest flipped": lambda loop: loop.flip_stopped("milvus/**/manifest.json"),
@@ -314,7 +322,7 @@ def main() -> None:
     """Run the loop and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=120)
-    parser.add_argument("--minutes", type=float, default=25.0, help="stop after so many")
+    parser.add_argument("--minutes", type=float, default=25.0, help="stop after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drive", nargs=3, metavar=("JOB", "PHOTOS", "STORE"))
     arguments = parser.parse_args()
@@ -329,8 +337,8 @@ def main() -> None:
             loop.round()
             print(dict(loop.figures), dict(loop.wrong), flush=True)
         loop.kill_lite()
-    for said in loop.aborts:
-        print(said)
+    for abort in loop.aborts:
+        print(abort)
     figures: dict[str, Any] = {f"audit.{name}": loop.figures[name] for name in COUNTED}
     figures["audit.wrong_by_damage"] = dict(loop.wrong)
     figures["audit.seconds"] = round(time.monotonic() - began_s, 1)

@@ -2,9 +2,9 @@
 
     python benchmarks/index_hostile.py
 
-Truncated at random offsets, zero bytes, text, headers of 30,000 x 30,000 px, strips of one pixel,
-HEIC and metadata that unpack to more than they say, wrong endings, unreadable, pipes, broken links,
-names with newlines and in no valid UTF-8.
+The hostile files are: photos truncated at random offsets, empty files, text, headers that claim
+30,000 x 30,000 px, strips one pixel wide, HEIC and metadata that unpack to more than they declare,
+wrong extensions, unreadable files, pipes, broken links, and names with newlines or invalid UTF-8.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/localise.py
 
-Long expressions of the held-out `val` photos, each asked of its own photo: the best instance of the
-whole photo, and what `PixelLocaliser.refine` makes of it. Gains are in percentage points, with 95 %
-intervals by bootstrap over photos.
+For each long expression of the held-out `val` photos, this compares the box of the best instance in
+the expression's own photo with the box that `PixelLocaliser.refine` returns for it. Gains are in
+percentage points, with 95 % bootstrap intervals over photos.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def main() -> None:
     folder = root / "photos"
     dataset = read_photos(folder).split("val").of_kind("long").with_targets()
     num = min(arguments.expressions, len(dataset.expressions))
-    spread = np.linspace(0, len(dataset.expressions) - 1, num).round().astype(int)
-    asked = [dataset.expressions[row] for row in spread]
+    rows = np.linspace(0, len(dataset.expressions) - 1, num).round().astype(int)
+    asked = [dataset.expressions[row] for row in rows]
     encoder = encoder_of(arguments)
     localiser = PixelLocaliser(encoder)
     requests, targets = [], []

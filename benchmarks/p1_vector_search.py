@@ -107,26 +107,29 @@ def _lite_pid(directory: Path) -> int:
 
 
 class JournalAlone:
-    """A version of which only the journal is looked at: it is taken as equal to its store."""
+    """A source for `Mirror.search` that reports no difference from the journal.
+
+    The mirror then serves from its journal alone, and no store is needed.
+    """
 
     def __init__(self, dim: int) -> None:
-        """Its vectors have dimension `dim`."""
+        """Set the dimension of the vectors."""
         self._dim = dim
 
     def dim(self) -> int:
-        """Dimension of the vectors."""
+        """Return the dimension of the vectors."""
         return self._dim
 
-    def difference(self, holders: Mapping[str, JournalImage]) -> str:  # noqa: ARG002 - of a contract
-        """None."""
+    def difference(self, holders: Mapping[str, JournalImage]) -> str:  # noqa: ARG002 - of the protocol
+        """Report no difference."""
         return ""
 
     def unfinished(self) -> Set[str]:
-        """None."""
+        """Report no unfinished photos."""
         return set()
 
     def changes(self) -> Iterable[Change]:
-        """None."""
+        """Report no changes."""
         return ()
 
 

@@ -15,12 +15,13 @@ every `BLOCK` queries; after each query they would drive each other's data out o
 their waiting threads would take each other's cores. The other servers, which are busy with
 themselves also when nobody asks them, start later.
 
-    p3.vs_default     no-op requests a second against `default`, at 8 connections: what the layers
-                      cost where there is no work
+    p3.vs_default     no-op requests per second relative to `default`, at 8 connections: the cost of
+                      the layers alone
     p3.vs_default_full, p3.vs_default_full_most
-                      full queries a second against `default`, least and most of all concurrencies:
-                      what a user notices of it
-    p3.vs_fastapi     full queries a second against `fastapi`, least of all concurrencies
+                      full queries per second relative to `default`, lowest and highest ratio over
+                      all concurrencies: the difference that a user notices
+    p3.vs_fastapi     full queries per second relative to `fastapi`, lowest ratio over all
+                      concurrencies
     p3.added_ms       median of a full query at one connection, less that of `fastapi`
     query.floor_ratio median of a full query at one connection over that of the floor in the same
                       block; median over the blocks

@@ -6,7 +6,7 @@ Four processes search without a pause, on the two cores that the store has too: 
 while another process writes 50, 100 and 200 rows a second, five writes a second; alone again after
 each rate. A fifth process, this one, searches once after each acknowledged write for what was
 written. The time to searchable runs from the start of the write to the end of that search, so it
-holds the write itself; it is told rate by rate, and `p7.searchable_p95_s` is that of the worst.
+includes the write itself. It is reported for each rate; `p7.searchable_p95_s` is the highest.
 """
 
 from __future__ import annotations

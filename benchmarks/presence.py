@@ -2,15 +2,17 @@
 
     python benchmarks/presence.py --work FOLDER
 
-Expressions of the held-out `val` photos, asked of galleries of several sizes drawn from these
-photos: half of the time with their own photo among them, half of the time with it taken away.
+Expressions of the held-out `val` photos are searched for in galleries of several sizes, drawn from
+these photos. Half of the galleries contain the expression's own photo; it is removed from the
+others.
 
-What is measured is the checkpoint's `calibration.json`, as every answer uses it: AUROC, expected
-calibration error, false positives at 90 % of the true ones; for `found`, also what its threshold
-does. That file was fitted on these same photos, which flatters it. So a refit stands beside it
-(`refit_*`), in which every probability is said by a model fitted on the other half of the photos;
-and a threshold on the best inner product (`score_*`), fitted alike, which is what vector search
-without a calibration offers. Finished shards of encoded photos stay in FOLDER.
+The benchmark measures the checkpoint's `calibration.json`, which every search uses: AUROC, expected
+calibration error and the false positive rate at 90 % recall, and for `found` also the effect of its
+threshold. The file was fitted on these same photos, so its figures are too good. Two baselines are
+therefore cross-fitted: the probabilities for each half of the photos come from a model fitted on
+the other half. `refit_*` is the calibration, fitted anew; `score_*` is a model of the best inner
+product alone, which is what vector search offers without a calibration. FOLDER keeps the shards of
+photos that were already encoded.
 """
 
 from __future__ import annotations
@@ -42,30 +44,32 @@ from reir_training.calibration import (
 def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
     """Print and return the figures of the shipped calibration and of its two baselines.
 
-    The baselines are a calibration fitted anew and a threshold on the score alone.
+    The baselines are a cross-fitted calibration and a cross-fitted model of the score alone.
     """
     scores = Trials(trials.features[:, :1], trials.labels, trials.groups)
-    ways = {
-        "": said_by(shipped, trials),
+    methods = {
+        "": probabilities(shipped, trials),
         "refit_": crossed(trials, shipped.features),
         "score_": crossed(scores, shipped.features[:1]),
     }
-    found = {way: figures(said, trials.labels) for way, said in ways.items()}
-    for way, values in found.items():
-        print(f"{name:8} {len(trials.labels):6} trials  {way.strip('_') or 'file':6} {values}")
+    found = {prefix: figures(given, trials.labels) for prefix, given in methods.items()}
+    for prefix, values in found.items():
+        print(f"{name:8} {len(trials.labels):6} trials  {prefix.strip('_') or 'file':6} {values}")
     ratio = found[""]["fpr90"] / max(found["score_"]["fpr90"], 1e-9)
-    flat = {way + key: value for way, values in found.items() for key, value in values.items()}
+    flat = {
+        prefix + key: value for prefix, values in found.items() for key, value in values.items()
+    }
     return flat | {"fpr90_ratio": round(ratio, 3)}
 
 
-def said_by(model: Logistic, trials: Trials) -> npt.NDArray[np.float64]:
-    """(R,) probabilities."""
+def probabilities(model: Logistic, trials: Trials) -> npt.NDArray[np.float64]:
+    """Return the model's (R,) probabilities of the trials."""
     return np.array([model(row) for row in trials.features.tolist()])
 
 
-def kept(name: str, model: Logistic, threshold: float, trials: Trials) -> dict[str, float]:
-    """Print and return the shares of what is there, and of what is not, that count as found."""
-    passed = said_by(model, trials) >= threshold
+def found_rates(name: str, model: Logistic, threshold: float, trials: Trials) -> dict[str, float]:
+    """Print and return the rates of `found` among positive and among negative trials."""
+    passed = probabilities(model, trials) >= threshold
     shares = {
         f"{name}found_if_there": round(float(passed[trials.labels].mean()), 4),
         f"{name}found_if_not": round(float(passed[~trials.labels].mean()), 4),
@@ -85,7 +89,9 @@ def main() -> None:
     encoder = encoder_of(arguments)
     shipped = load_calibration(arguments.checkpoint or SHIPPED, encoder.digest)
     if shipped is None:
-        raise SystemExit("the checkpoint has no calibration.json of its weights: `reir calibrate`")
+        raise SystemExit(
+            "the checkpoint has no calibration.json for its weights: run `reir calibrate` first"
+        )
     held_out = read_photos(folder).split("val")
     queries = queries_of(encoder, held_out, held_out.of_kind("long").with_targets().expressions)
     how = Encoding(work=arguments.work)
@@ -106,8 +112,8 @@ def main() -> None:
         prefix = f"p6.{name}_" if name else "p6."
         told = compared(name or "gallery", trials, model)
         found |= {f"{prefix}{key}": value for key, value in told.items()}
-    shares = kept("", shipped.gallery, shipped.threshold, whole)
-    shares |= kept("photo_", shipped.photo, shipped.photo_threshold, photos)
+    shares = found_rates("", shipped.gallery, shipped.threshold, whole)
+    shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
     found |= {f"p6.{key}": value for key, value in shares.items()}
     write_report("presence", found)
 

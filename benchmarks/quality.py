@@ -8,8 +8,8 @@ nothing that we trained: (a) class match, the best class by MiniLM similarity ti
 class score; (b) image then box, the best photo by pooled vector (MiniLM vectors of the class names
 weighed by class score, over the photo's candidates) and its box by class match. Beside them an
 ablation: (b) with the mean of our own trained instance vectors as the pooled vector. Human
-multi-hop expressions are asked within their photo, those of unseen photos apart from those of
-photos that were trained on.
+multi-hop expressions are evaluated within their own photo, with separate figures for unseen photos
+and for training photos.
 """
 
 from __future__ import annotations
@@ -153,9 +153,9 @@ def ask(
 def human_rec(
     model: ClareNano, tokenizer: Tokenizer, folder: Path, held_out: ReferringDataset, num: int
 ) -> dict[str, float]:
-    """P@.5 within the photo of human expressions, apart for training photos and unseen ones.
+    """Return P@.5 of human expressions within their photo, separately for training photos.
 
-    Nothing was trained on these expressions, but most are about photos that were trained on.
+    No model was trained on these expressions, but most of their photos are training photos.
     """
     human = read_human_expressions(folder).with_targets()
     about = {expression.image_id for expression in human.expressions}
@@ -169,7 +169,7 @@ def human_rec(
         rec = in_photo(crowd, vectors @ crowd.vectors.T, own, iou)
         (span,) = bootstrap_intervals(rec[:, None], clusters=own)
         print(
-            f"human expressions, {name} photos: {num_asked} of {len(photos.images)} photos, "
+            f"human expressions, {name} photos: {num_asked} about {len(photos.images)} photos, "
             f"P@.5 {100 * span.mean:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]"
         )
         figures |= {

@@ -2,11 +2,11 @@
 
     python benchmarks/query.py
 
-Gallery: real photos through the checkpoint; queries: expressions of real people's kind, one at a
-time, as `reir search` asks them: with presence, without the re-ranker (`query.p50_ms`), which is
-off by default; and with it (`query.reranked_p50_ms`). Beside our search stage, interleaved with it:
-the plain `MilvusClient.search` of the same vectors on the same collection, which is what the
-embedded store would do without its exact reader, and whether both name the same best ten instances.
+The gallery is real photos encoded by the checkpoint. Realistic expressions are searched for one at
+a time, as `reir search` does it: with presence, and without the re-ranker (`query.p50_ms`), which
+is off by default, or with it (`query.reranked_p50_ms`). In between, the same vectors are searched
+for in the same collection by a plain `MilvusClient.search`, which is what the embedded store would
+do without its exact reader. The benchmark also counts how many of the best ten instances agree.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def measure(
     address: str,
     texts: list[str],
 ) -> dict[str, float | int]:
-    """Ask every expression of our gallery, without and with re-ranker, and of the bare store.
+    """Search for every expression in our gallery, with and without re-ranker, and in plain Milvus.
 
-    Each way is first, second and last in turn.
+    The order of the three rotates from one expression to the next.
     """
     gallery = Gallery(GALLERY, store, encoder, companions)
     collection = instances_collection(GALLERY, gallery.version)

@@ -1,16 +1,20 @@
-"""Memory and time that annotations of REIRCOCO's size take in training: two workers, on CPUs.
+"""Memory and time that annotations of REIRCOCO's size cost in training, with two CPU workers.
 
     python benchmarks/train_annotations.py
 
-Writes a synthetic annotation file as published (215,000 instances on 30,000 photos, 613,000
-expressions; the photos are a few files under 30,000 names), and starts `reir train` with a tiny
-CLARE twice: with this file, and with one of a hundred photos. `train.start_s` is the time from the
-command to the end of the first step; `train.annotations_gib` is by how much the memory of all
-processes of the run (proportional set sizes, at their highest from the first step on) is larger
-with the large file, and `train.annotations_reading_gib` the same up to the first step, when the
-file is read in a process of its own. Memory of two runs differs by tenths of a GiB without any
-cause in the annotations, so what the runs took stands beside it (`train.annotations_run_gib`,
-`train.annotations_few_run_gib`).
+The benchmark writes a synthetic annotation file of the published size (215,000 instances on 30,000
+photos, 613,000 expressions; the photos are a few files under 30,000 names). It runs `reir train`
+with a tiny CLARE twice: with this file, and with one of a hundred photos.
+
+    train.start_s                    time from the command to the end of the first step
+    train.annotations_gib            how much more memory the run with the large file uses from the
+                                     first step on; peak of the summed proportional set sizes (PSS)
+                                     of all its processes
+    train.annotations_reading_gib    the same before the end of the first step, while a child
+                                     process reads the file
+    train.annotations_run_gib, train.annotations_few_run_gib
+                                     the memory of the two runs, because runs differ by tenths of a
+                                     GiB for reasons other than their annotations
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ WORDS = f"{COLOURS} {THINGS} {PLACES}".split(" ")
 
 
 def write_annotations(folder: Path, photos: int, instances: int, expressions: int) -> None:
-    """Write `reircoco_train.json` with one entry an instance, and the photos that it names."""
+    """Write `reircoco_train.json` with one entry per instance, and the photos that it names."""
     rng = np.random.default_rng(0)
     images = folder / "images"
     images.mkdir(parents=True)
@@ -72,20 +76,20 @@ def write_annotations(folder: Path, photos: int, instances: int, expressions: in
 
 
 def memory_gib(root: psutil.Process) -> float:
-    """Proportional set sizes of a process and all its descendants."""
+    """Return the summed proportional set sizes (PSS) of a process and all its descendants."""
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
-            # of all maps together: psutil would read them one by one, which slows the run down
+            # psutil would read the mappings one by one, which slows the run down
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-        except OSError:  # it ended
+        except OSError:  # the process ended
             continue
         total += sum(KIB * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / GIB
 
 
 def run(work: Path, data: Path, num_workers: int) -> tuple[float, float, float]:
-    """Train; returns seconds to the first step, and GiB before and from then on."""
+    """Train; returns seconds to the end of the first step, and peak GiB until then and after it."""
     values = tiny_training(
         work, steps_per_epoch=STEPS, clia_epochs=1, log_every_steps=1, save_every_steps=10_000
     )
@@ -123,7 +127,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--num-workers", type=int, default=2)
-    parser.add_argument("--share", type=float, default=1.0, help="of the real size, to try it")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of the published size, for a trial run"
+    )
     arguments = parser.parse_args()
     photos, instances, expressions = (
         int(arguments.share * number) for number in (NUM_PHOTOS, NUM_INSTANCES, NUM_EXPRESSIONS)

@@ -2,9 +2,9 @@
 
     python benchmarks/train_scenes.py [--only all_of_it more_off neighbours_off] [--quarter]
 
-Scenes show coloured shapes and their relations; what is true of them is known exactly. Each of the
-test galleries of 200 scenes is drawn from a seed that nothing was trained or chosen on; figures are
-the mean over them, with a 95 % interval by bootstrap over their scenes. Each variant is
+Scenes show colored shapes and their relations, so the ground truth is exact. Each test gallery has
+200 scenes, drawn with a seed that was used neither for training nor for tuning; figures are the
+mean over the galleries, with 95 % bootstrap intervals over their scenes. Each variant is
 `reir train`, stage 1 and then stage 2, on this machine's cores; stage 1 alone is measured too.
 Expressions are true of one instance of the whole gallery, and nearly all of them are relations:
 without what stands around an instance most cannot be told apart. Figures: BR@K at IoU .5
@@ -40,7 +40,7 @@ SIDE_PX, NUM_TRAIN, NUM_TEST = 96, 6000, 200
 GALLERY = 200  # expressions of the training scenes are unique among so many, as in the test
 TRAIN_SEED = 1
 TEST_SEEDS = (20_251, 20_252, 20_253)
-"""Not 2, on which the recipe was chosen."""
+"""Seed 2 is left out, because the recipe was tuned on it."""
 SHAPE = {
     "vision_width": 160,
     "vision_layers": 4,
@@ -126,10 +126,10 @@ Gallery = tuple[tuple[Scene, ...], Path]
 
 
 def figures(checkpoint: Path, galleries: Sequence[Gallery]) -> dict[str, float]:
-    """BR@K over each gallery and precision within the true photo, in percent: their means.
+    """Return BR@K and precision within the true photo, in percent, as means over the galleries.
 
-    The galleries are independent of one another and equally large, so the half width of the
-    interval of the mean is the root of the sum of the squares of theirs, over their number.
+    The galleries are independent and equally large, so the half-width of the mean's interval is
+    the root of the sum of their squared half-widths, divided by their number.
     """
     encoder = ClareEncoder(*load_clare(checkpoint), digest="scenes")
     found: dict[str, list[Interval]] = {}

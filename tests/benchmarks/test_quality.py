@@ -1,4 +1,4 @@
-"""`benchmarks/quality.py`: human expressions of unseen photos stand apart from the others."""
+"""`benchmarks/quality.py`: separate figures for human expressions of unseen photos."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 DATA = data_dir()
 
 
-class Crowd:
-    """Instances that are never looked at."""
+class FakeGallery:
+    """Stands in for an encoded gallery; its instances are never used."""
 
     vectors = np.zeros((1, 2))
 
 
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="no REIR_DATA and no ../shared/data")
-def test_human_expressions_of_unseen_photos_stand_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unseen_photos_and_training_photos_are_separate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DATA is not None
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     quality = importlib.import_module("quality")
@@ -38,7 +38,7 @@ def test_human_expressions_of_unseen_photos_stand_apart(monkeypatch: pytest.Monk
         num = len(photos.expressions)
         return [], np.zeros((num, 2)), np.arange(num), np.zeros((num, 1))
 
-    monkeypatch.setattr(quality, "encode_gallery", lambda *_: Crowd)
+    monkeypatch.setattr(quality, "encode_gallery", lambda *_: FakeGallery)
     monkeypatch.setattr(quality, "ask", ask)
     monkeypatch.setattr(
         quality, "in_photo", lambda *_: np.full(len(asked[-1].expressions), len(asked) - 1)

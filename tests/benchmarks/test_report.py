@@ -24,13 +24,13 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setenv(module.ALLOW_DIRTY, "1")  # whatever state these tests run in
+    monkeypatch.setenv(module.ALLOW_DIRTY, "1")  # the tests may run with uncommitted changes
     return module
 
 
 @pytest.fixture
 def tree(report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one committed script and one result, where the module takes itself to be."""
+    """A git repository with one script and one result, which the module takes for its own."""
     root = tmp_path / "tree"
     (root / "benchmarks" / "results").mkdir(parents=True)
     for name in ("benchmarks/x.py", "benchmarks/results/x.json"):
@@ -71,10 +71,10 @@ def test_report_names_neither_host_nor_paths(
     assert f'"{socket.gethostname()}"' not in text
 
 
-def test_a_tree_that_differs_from_its_commit_is_refused_unless_allowed(
+def test_uncommitted_changes_are_refused_unless_allowed(
     report: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tree / "benchmarks" / "results" / "x.json").write_text("2\n")  # results are no source
+    (tree / "benchmarks" / "results" / "x.json").write_text("2\n")  # results are not source
     (tree / "notes.txt").write_text("not tracked\n")
     clean = json.loads(report.write_report("x", {"x.n": 1}).read_text())["commit"]
     assert len(clean) == 12
