@@ -25,7 +25,7 @@ def config(parity: bool = False, **shape: Any) -> ClareTrainConfig:
 
 @pytest.fixture(scope="module")
 def with_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with 4 experts, of which 2 are chosen for each query."""
+    """A checkpoint with 4 experts, of which 2 are chosen."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_checkpoint(folder, tiny_clare(), tiny_tokenizer(), {})
     return folder

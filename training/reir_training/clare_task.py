@@ -62,10 +62,10 @@ def load_here(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[
 
 
 class ClareTask:
-    """Trains on photos that are decoded as they are needed.
+    """Trains the published CLARE on photos that are decoded on demand.
 
     Args:
-        preset: "clare-base" or "clare-large"; `config.shape` may change its numbers.
+        preset: "clare-base" or "clare-large"; `config.shape` may change its settings.
         config: of the run.
         init: checkpoint directory to start from.
         rank, world_size: of this worker.
@@ -74,8 +74,8 @@ class ClareTask:
         stream: loads steps ahead.
 
     Raises:
-        ConfigError: `config.shape` names no number of the model, or there is nothing to train on.
-        CheckpointError: towers, tokenizer or `init` do not load.
+        ConfigError: `config` does not fit the model or `init`, or there is nothing to train on.
+        CheckpointError: towers, tokenizer or `init` cannot be loaded.
         DataError: the data cannot be read, or holds photos of an evaluation set.
     """
 
@@ -361,7 +361,7 @@ def clare_shape(preset: str, config: ClareTrainConfig, own: dict[str, Any]) -> C
     """Return the preset's settings with the changes of the configuration.
 
     Raises:
-        ConfigError: a name is not known, or a value does not fit.
+        ConfigError: a setting is unknown, or a value is not allowed.
     """
     values = vars(SHAPES[preset](paper_parity=config.paper_parity)) | own | config.shape
     try:

@@ -21,18 +21,17 @@ class DataSource(StrictConfig):
         format: "photos" (instances.json, expressions.json with splits, and where present
             captions.json and sugarcrepe_pairs.json), "coco" (instances, and captions.json where
             present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`)
-            or "refer_json" (the same in one json a split).
+            or "refer_json" (the same, with one JSON file per split).
         path: the folder.
         images: folder of the photos, relative to `path`.
         annotations: file in `path`, for "coco", "reircoco", "refer_json"; empty for instances.json,
             reircoco_train.json and refcoco.json.
         split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
-        split: take this split of the folder alone; None takes all.
-        task: what the published CLARE learns from its photos: "detection" (every box of COCO's
-            classes), "grounding" (referring expressions), or "both", where it has annotations for
-            both.
-        held_out: number of photos that become its validation split, "val"; every run chooses the
-            same ones. Only for data sets without splits, or for one `split` of those with splits.
+        split: use only this split of the folder; None uses all.
+        task: what the published CLARE learns from this source: "detection" (every box of COCO's
+            classes), "grounding" (referring expressions), or "both", as far as it is annotated.
+        held_out: number of photos that become the validation split, "val"; every run chooses the
+            same ones. Only for a data set without splits, or together with `split`.
     """
 
     format: Format
@@ -111,23 +110,23 @@ class LossWeights(StrictConfig):
 
 
 class Schedule(StrictConfig):
-    """Optimiser and schedule of both stages, for every model.
+    """Optimizer and schedule of all stages, for every model.
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
         rerank_epochs: length of the stage that trains the relation re-ranker.
-        photos_per_batch: of one step of the optimiser, over all workers.
-        accumulate_steps: parts that each worker cuts its share of these photos into, and whose
-            gradients it adds up: memory for a part only. Photos of different parts are no
-            negatives of one another, so a model that contrasts across photos (CLIA) sees fewer.
-        learning_rate: of new layers, after warm-up.
+        photos_per_batch: batch size of an optimizer step, over all workers.
+        accumulate_steps: gradient accumulation: number of parts into which each worker splits its
+            share of the batch, to save memory. Photos of different parts are not negatives of one
+            another, so a model that contrasts across photos (CLIA) sees fewer negatives.
+        learning_rate: learning rate of new layers, after warm-up.
         betas: AdamW's decay rates of the first and second moments.
         warmup_start: fraction of the learning rate at the first step; with 0, the first step has
             1 / `warmup_steps` of it.
         decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
-        ema_decay: of the weights that are kept; 0 turns averaging off.
-        save_every_steps: within an epoch, from where a killed run goes on; also after each epoch.
-        log_every_steps: within an epoch, a line of `metrics.jsonl`; also after each epoch.
+        ema_decay: decay of the moving average of the weights; 0 turns averaging off.
+        save_every_steps: how often to save a state to resume from; also saved after each epoch.
+        log_every_steps: how often to write a line to `metrics.jsonl`; also after each epoch.
     """
 
     grounding_epochs: int = Field(1, ge=0)
@@ -164,14 +163,14 @@ class Optimisation(Schedule):
 
 
 class ClareSchedule(Schedule):
-    """Schedule of the published CLARE (clare.md section 5): 60,000 steps a stage.
+    """Schedule of the published CLARE (clare.md section 5): 60,000 steps per stage.
 
     Attributes:
         steps_per_epoch: steps between two validations.
         tower_factor: learning rate of the pretrained towers, the pyramid's upsampling layers and
             the sampling offsets, as a fraction of `learning_rate`.
-        text_tower_factor: that of the text tower; None takes `tower_factor`. Towers without
-            pretrained weights want a high rate for pixels and a low one for words.
+        text_tower_factor: the same for the text tower; None uses `tower_factor`. Without pretrained
+            weights, the vision tower needs a high learning rate and the text tower a low one.
     """
 
     grounding_epochs: int = Field(30, ge=0)
@@ -259,21 +258,21 @@ class ClareTrainConfig(CommonConfig):
 
     Attributes:
         towers: hub name or folder of the SigLIP towers to start from; None starts at random.
-        tokenizer: folder or file of the tokenizer; None takes the towers'.
+        tokenizer: folder or file of the tokenizer; None uses that of the towers.
         paper_parity: behave as the released code does, quirk by quirk (clare.md table 8.4),
-            including how losses are normalized over several workers; with `--init` it must be as
-            in the checkpoint.
+            including how losses are normalized over several workers; with `--init` it must match
+            the checkpoint.
         shape: settings of the model that differ from the preset's; with `--init`, from the
             checkpoint's, and then only those with which its weights still fit.
-        augmentation: how photos are mirrored, resized and cut.
-        texts_per_photo: expressions asked of a photo at once; the published recipe asks one.
-        expressions_per_instance: so many expressions of each asked instance does stage 2 contrast;
-            the published recipe takes one.
-        look_alikes_from: share of stage 2 after which a batch holds photos of one gallery of which
-            the same words are said, told apart by close reading alone; 1, as published, for never.
-        loss: weights of its parts.
+        augmentation: how photos are mirrored, resized and cropped.
+        texts_per_photo: expressions per sample of a photo; the published recipe uses one.
+        expressions_per_instance: expressions per instance that stage 2 contrasts; the published
+            recipe uses one.
+        look_alikes_from: fraction of stage 2 after which batches consist of photos of one gallery
+            with similar expressions, which only details tell apart; 1, as published, for never.
+        loss: weights of the loss terms.
         denoising: train with denoising queries.
-        checkpoint_activations: compute layers twice rather than keep what they computed.
+        checkpoint_activations: recompute activations in the backward pass to save memory.
     """
 
     towers: str | None = None

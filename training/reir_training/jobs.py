@@ -43,7 +43,7 @@ def train(  # noqa: PLR0913 - one by one is clearer than a bag
 ) -> Path:
     """Train on a local or remote Ray cluster; returns the checkpoint directory.
 
-    A run with the same `output` (and `storage`) goes on from its last kept state.
+    A run with the same `output` (and `storage`) resumes from its last saved state.
 
     Args:
         preset: name of the model.

@@ -107,7 +107,7 @@ class PhotoTable(Sequence[TrainPhoto]):
 
 
 def write_photos(photos: Iterable[TrainPhoto], path: Path) -> None:
-    """Write photos to a file atomically, so that nobody sees a part of it."""
+    """Write photos to a file atomically, so that no process sees an incomplete file."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         rows = map(_row, photos)
@@ -175,7 +175,7 @@ class _WarningCollector(logging.Handler):
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that one process of a machine can have at a time, and that dies with it."""
+    """Hold an exclusive file lock, which the system releases even if the process is killed."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -41,7 +41,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
 def rate_factor(step: int, num_steps: int, settings: Schedule) -> float:
     """Linear warm-up, then as `settings.decay` says; `step` counts from the start of the stage."""
     start = settings.warmup_start
-    offset = 0 if start else 1  # from 0, skip the step whose learning rate would be 0
+    offset = 0 if start else 1  # a warm-up from 0 would waste its first step
     warm = min(1.0, start + (1 - start) * (step + offset) / settings.warmup_steps)
     done = min(step / max(num_steps, 1), 1)
     if settings.decay == "step":
