@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Both set everything up by themselves.
+# Two commands matter: `make demo` and `make test`. Both install everything that they need.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,17 +18,21 @@ demo: install
 	$(BIN)/reir demo
 
 test: install
-	$(BIN)/python -m pytest -q -m "not slow and not milvus"
+	$(BIN)/python -m pytest -q -rs -m "not slow and not milvus"
 
 # The real Milvus server comes as a package of its own.
 test-all: install
 	$(BIN)/python -m pip install -q --no-deps milvus==2.3.5
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -rs
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The last two measure nothing: they compute the plan for docs/scale.md and write the figures into the docs.
+BENCHMARKS := $(filter-out %/scale_plan.py %/tables.py,$(wildcard benchmarks/[a-z]*.py))
 bench: install
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(BENCHMARKS) benchmarks/scale_plan.py benchmarks/tables.py; do \
+		$(BIN)/python $$script || exit 1; \
+	done

@@ -1,4 +1,4 @@
-"""Ways of searching, asked the same queries in turn: time, CPU time and recall of each."""
+"""Competing ways to search, which answer the same queries in turn: time, CPU time and recall."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MIN_QUERIES = 20
 
 @dataclass
 class Arm:
-    """One way of searching, and what it took.
+    """One way to search, and the cost of its searches.
 
     Attributes:
         search: query (1, D) and case -> numbers of the hits.
-        pid: of the server process that works for it, None if there is none.
-        filters: whether it is asked filtered queries too.
+        pid: of its server process, None if it has none.
+        filters: whether it also gets filtered queries.
     """
 
     search: Callable[[FloatArray, Case], list[int]]
@@ -33,7 +33,7 @@ class Arm:
     cpu_ms: float = 0.0
 
     def ask(self, query_1D: FloatArray, case: Case) -> None:
-        """Search once and note what it took, also in the server process."""
+        """Search once and record the time, including CPU time of the server process."""
         cpu_ms = self._cpu_ms()
         started = time.perf_counter()
         self.found.append(self.search(query_1D, case))
@@ -41,7 +41,7 @@ class Arm:
         self.cpu_ms += self._cpu_ms() - cpu_ms
 
     def take(self, case: Case, corpus: Corpus) -> dict[str, float | int]:
-        """Figures of one case; begins anew."""
+        """Return the figures of one case, and clear the records."""
         figures = {
             "p50_ms": round(float(np.percentile(self.times_ms, 50)), 3),
             "p95_ms": round(float(np.percentile(self.times_ms, 95)), 3),
@@ -60,7 +60,7 @@ class Arm:
 def measure(
     arms: dict[str, Arm], corpus: Corpus, budget_s: float, size: str
 ) -> dict[str, float | int]:
-    """Ask every arm every case; in turn, so that all meet the same machine."""
+    """Run every case with every arm, in turn, so that all run on the machine in the same state."""
     figures: dict[str, float | int] = {}
     for case in cases_of(corpus):
         asked = {name: arm for name, arm in arms.items() if arm.filters or case.where is None}
@@ -80,7 +80,7 @@ def measure(
 
 
 def faiss_arm(corpus: Corpus) -> Arm:
-    """The truth, without filters: a full scan on one thread."""
+    """The ground truth without filters: a full scan on one thread."""
 
     def search(query_1D: FloatArray, _: Case) -> list[int]:
         faiss.omp_set_num_threads(1)

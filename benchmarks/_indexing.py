@@ -1,4 +1,4 @@
-"""What the benchmarks of indexing share: the encoder, and folders of photos."""
+"""Shared by the benchmarks of indexing: the encoder, and folders of photos."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import struct
 from pathlib import Path
 
 from reir.checkpoint import load_encoder
-from reir.models.seams import InstanceEncoder
-from reir.testing import FakeEncoder, data_dir
+from reir.models.interfaces import InstanceEncoder
+from reir_testing import FakeEncoder, data_dir
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser that knows which encoder to take."""
+    """Return a parser with the options that choose the encoder."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint directory; default: shipped")
-    parser.add_argument("--fake", action="store_true", help="the fake encoder, for a quick try")
+    parser.add_argument("--checkpoint", type=Path, help="Checkpoint; default: the shipped one.")
+    parser.add_argument(
+        "--fake", action="store_true", help="Use a fake encoder, to try things out."
+    )
     return parser
 
 
@@ -41,7 +43,7 @@ def real_photos(count: int | None = None) -> list[Path]:
 
 
 def expressions(count: int) -> list[str]:
-    """So many expressions of the real photos, spread over the whole file."""
+    """Return `count` expressions of the real photos, spread over the whole file."""
     data = data_dir()
     assert data is not None
     content = json.loads((data / "photos" / "expressions.json").read_text(encoding="utf-8"))
@@ -61,7 +63,7 @@ def copy_photos(folder: Path, count: int) -> Path:
 def repeat_photos(folder: Path, count: int) -> Path:
     """Fill a new folder with `count` files: the real photos, then copies of them; returns it.
 
-    Every copy has the pixels of its photo and bytes of its own, so that none is known by content.
+    A copy has the pixels of its photo but different bytes, so that no copy counts as a duplicate.
     """
     photos = real_photos()
     folder.mkdir(parents=True)

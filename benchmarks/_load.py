@@ -1,7 +1,7 @@
-"""What the benchmarks of the service share: load from `wrk`, and the server under test.
+"""Shared by the benchmarks of the service: load from `wrk`, and a client with one connection.
 
-`wrk` is a load generator in C (Debian package of that name), so that it takes little of the cores
-that the server is measured on.
+`wrk` is a load generator in C (the Debian package of that name). It leaves nearly all of the CPU to
+the server that is being measured.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tempfile import TemporaryDirectory
 SCRIPT = Path(__file__).with_name("_load.lua")
 TIMEOUT_S = 30
 OPEN_CONNECTIONS = 96
-"""Of a load at a fixed rate; a server that is late by more than as many requests slows it down."""
+"""Connections of a load at a fixed rate. A server that is further behind slows the load down."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back of one load.
+    """The answers to one load.
 
     Attributes:
         seconds: how long it lasted.
-        p50_ms, p95_ms, p99_ms, max_ms: of a load at a fixed rate, of the answers with status 2xx
-            only, from the moment that the request was due; else of all.
+        p50_ms, p95_ms, p99_ms, max_ms: at a fixed rate, times of the answers with status 2xx
+            from the moment that the request was due; otherwise times of all answers.
         broken: connections that failed: connect, read or write.
         timeouts: requests without an answer for `TIMEOUT_S`.
         statuses: status -> answers; "no-retry-after" counts refusals that lack that header.
@@ -53,12 +53,12 @@ class Answers:
 
     @property
     def good_per_s(self) -> float:
-        """Answers with status 2xx a second."""
+        """Answers with status 2xx per second."""
         return self.good / self.seconds
 
     @property
     def unexplained(self) -> int:
-        """Failures that do not say when to try again: broken connections, other 5xx, no header."""
+        """Failures without `Retry-After`, broken connections and other 5xx included."""
         other = sum(
             count
             for status, count in self.statuses.items()
@@ -76,7 +76,7 @@ class Answers:
 
 
 class Line:
-    """One connection that is kept; a client that costs next to nothing itself."""
+    """A client with one persistent connection, which itself costs next to nothing."""
 
     def __init__(self, address: str) -> None:
         """Connect to HOST:PORT."""
@@ -113,14 +113,14 @@ class Line:
 def closed_load(
     url: str, connections: int, seconds: float, bodies: Sequence[Mapping[str, object]] = ()
 ) -> Answers:
-    """Have `connections` clients ask again as soon as they have their answer."""
+    """Run `connections` clients that send a request as soon as they have their answer."""
     return _wrk(url, 1, connections, seconds, bodies, 0.0)
 
 
 def open_load(
     url: str, per_s: float, seconds: float, bodies: Sequence[Mapping[str, object]] = ()
 ) -> Answers:
-    """Ask at a fixed rate, whatever the answers take."""
+    """Send requests at a fixed rate, however long the answers take."""
     return _wrk(url, OPEN_CONNECTIONS, OPEN_CONNECTIONS, seconds, bodies, per_s)
 
 

@@ -21,8 +21,8 @@ from PIL import Image
 from schemathesis.generation import GenerationMode
 
 from reir.errors import ImageError, QueryError
-from reir.images import decode_image
-from reir.query import MAX_TERMS
+from reir.images.decode import decode_image
+from reir.query.request import MAX_TERMS
 from reir.text import DEFAULT_MAX_CHARS, validate_expression
 from reir_serving.config import LiveSettings
 
@@ -33,7 +33,7 @@ and photos."""
 FILTERS = (
     "area > 0.05",
     'not (cx < 0.5 or attr.camera == "X100")',
-    'attr.camera in ["X100", "GR"] and neighbours >= 2',
+    'attr.camera in ["X100", "GR"] and neighbors >= 2',
     'uri startswith "file:///" and y1 != 0.25',
 )
 with open(os.environ[KNOWN_VARIABLE], encoding="utf-8") as _file:
@@ -48,9 +48,9 @@ def _is_expression(text: str) -> bool:
     return True
 
 
-def _photo(size: tuple[int, int], colour: tuple[int, int, int], kind: str) -> bytes:
+def _photo(size: tuple[int, int], color: tuple[int, int, int], kind: str) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, kind)
+    Image.new("RGB", size, color).save(out, kind)
     return out.getvalue()
 
 

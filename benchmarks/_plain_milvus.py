@@ -1,4 +1,4 @@
-"""Plain pymilvus beside our store: a collection with the same vectors, as its manual has it."""
+"""Plain pymilvus, for comparison with our store: a collection with the same vectors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pymilvus import DataType, MilvusClient
 
 from reir.records import FloatArray
 from reir.store.client import MilvusConnection
-from reir.store.table import VECTOR, Table
+from reir.store.collection import VECTOR, MilvusCollection
 
 _INSERT_ROWS = 2_000
 _HNSW = {"M": 16, "efConstruction": 200}
 _TIMEOUT_S = 600.0
-_SETTLE_S = 3600.0
+_INDEX_TIMEOUT_S = 3600.0
 
 
 class PlainMilvus:
-    """One collection: id, vector, tenant and area of every instance."""
+    """A collection with id, vector, tenant and area of every instance."""
 
     def __init__(self, uri: str, name: str, index_type: str) -> None:
-        """Connect; the collection is made by the first `fill`."""
+        """Connect; the first `fill` creates the collection."""
         self._uri = uri
         self._client = MilvusClient(uri, timeout=_TIMEOUT_S)
         self._name = name
@@ -36,13 +36,14 @@ class PlainMilvus:
             self._client.insert(self._name, _rows(corpus, first))
         self._client.flush(self._name, timeout=_TIMEOUT_S)
 
-    def settle(self) -> None:
-        """Wait until a server searches all rows, which are sealed, by the index."""
-        if not Table(MilvusConnection(self._uri), self._name, "id", {}).settle(0, _SETTLE_S):
-            raise SystemExit(f"not indexed within {_SETTLE_S:g} s")
+    def wait_until_indexed(self) -> None:
+        """Wait until a server searches all rows by the index."""
+        collection = MilvusCollection(MilvusConnection(self._uri), self._name, "id", {})
+        if not collection.wait_until_indexed(0, _INDEX_TIMEOUT_S):
+            raise SystemExit(f"not indexed within {_INDEX_TIMEOUT_S:g} s")
 
     def searching(self, ef: int) -> Callable[[FloatArray, Case], list[int]]:
-        """Search of breadth `ef`: query (1, D) and case -> numbers of the hits."""
+        """Return a search with this `ef`: query (1, D) and case -> numbers of the hits."""
 
         def search(query_1D: FloatArray, case: Case) -> list[int]:
             (hits,) = self._client.search(
@@ -71,7 +72,7 @@ class PlainMilvus:
 
 
 def _rows(corpus: Corpus, first: int) -> list[dict[str, Any]]:
-    """The next instances from number `first` on, as rows."""
+    """Return the next instances from number `first` on, as rows."""
     part = corpus.first(first + _INSERT_ROWS)
     columns = zip(part.tenants[first:], part.areas[first:], part.vectors[first:], strict=True)
     return [

@@ -1,8 +1,8 @@
-"""Keep one benchmark's figures as `benchmarks/results/<name>.json`, with what made them.
+"""Saves the figures of a benchmark to `benchmarks/results/<name>.json`, with their origin.
 
-A report names the command, the commit, the date and the kind of machine; it holds no host name and
-no path of the machine it ran on. It is refused if tracked source has uncommitted changes, because
-the commit would not be the code that ran; `REIR_ALLOW_DIRTY=1` overrides this.
+A report names the command, the commit, the date and the kind of machine, but no host name and no
+path outside the repository. It is refused if tracked source has uncommitted changes, because the
+commit would not be the code that ran; `REIR_ALLOW_DIRTY=1` overrides this.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the benchmarks of the service share: a gallery of many instances, and a server over it.
+"""Shared by the benchmarks of the service: a gallery of many instances, and a server for it.
 
-The gallery: vectors as in `_vectors.py` with the digest of the shipped checkpoint, so that the
-service answers with its own text encoder. Queries are expressions that people wrote.
+The gallery holds vectors as in `_vectors.py` under the digest of the shipped checkpoint, so that
+the service answers with its own text encoder. Queries are expressions that people wrote.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from reir.store import VersionSpec, open_store
 GALLERY, VERSION = "vectors", "v1"
 START_TIMEOUT_S = 300.0
 _UPSERT_IMAGES = 256
-_SERVE = "from reir.cli import build_app; from reir_serving.cli import register; import typer; "
-_SERVE += "app = typer.Typer(); app.callback()(lambda: None); register(app); app()"
+_SERVE = "from reir.cli.main import build_app; from reir_serving.cli.serve import register; "
+_SERVE += "import typer; app = typer.Typer(); app.callback()(lambda: None); register(app); app()"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a benchmark be told how large the gallery is, and where it may lie already."""
+    """Add options for the size of the gallery and for where it is kept."""
     parser.add_argument("--instances", type=int, default=70_000)
-    parser.add_argument("--photos", type=int, default=64, help="real photos to encode")
+    parser.add_argument("--photos", type=int, default=64, help="Number of real photos to encode.")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--store", help="location; kept for the next run")
+    parser.add_argument("--store", help="Where to keep the gallery for later runs.")
 
 
 def fill_gallery(arguments: argparse.Namespace, folder: Path) -> str:
-    """Write the gallery into a store, unless it is there; returns the store's location."""
+    """Write the gallery to a store unless it exists; return the store's location."""
     location: str = arguments.store or str(folder / "store")
     store = open_store(location)
     try:
@@ -65,7 +65,7 @@ def fill_gallery(arguments: argparse.Namespace, folder: Path) -> str:
 
 
 def bodies(count: int, **options: object) -> list[dict[str, object]]:
-    """Requests to `/v1/search`."""
+    """Return bodies of requests to `/v1/search`."""
     return [{"gallery": GALLERY, "expression": text, **options} for text in expressions(count)]
 
 
@@ -128,7 +128,7 @@ def served(
 
 
 def _ready(process: subprocess.Popen[str], log: Path) -> str:
-    """Wait for the line that gives the address."""
+    """Wait for the line with the address, and return the address."""
     assert process.stdout is not None
     started_s = time.monotonic()
     for line in process.stdout:
@@ -161,8 +161,8 @@ def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
     """Wait until an address answers with 200.
 
     Raises:
-        RuntimeError: the process ended before.
-        TimeoutError: it does not within `START_TIMEOUT_S`.
+        RuntimeError: the process ended first.
+        TimeoutError: there was no such answer within `START_TIMEOUT_S`.
     """
     until_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < until_s:

@@ -1,10 +1,10 @@
-"""What the benchmarks of vector search share: vectors, images to store, filters, processes.
+"""Shared by the benchmarks of vector search: vectors, images to store, filters, processes.
 
-The first instance vectors are those of real photos through the checkpoint, the queries are
-expression vectors of sentences that people wrote about such photos. Where more instances are asked
-for than the photos have, the rest are unit vectors drawn around real ones: 0.7 of one instance, 0.3
-of another and noise of a tenth of their length. They are as crowded as the real ones, and as far
-from the queries: graphs built on them meet queries from outside, as in use.
+The first instance vectors come from real photos through the checkpoint. The queries are the vectors
+of sentences that people wrote about such photos. If a benchmark needs more instances than the
+photos have, the others are mixtures of real ones: unit vectors of 0.7 of one instance, 0.3 of
+another, and noise of a tenth of their length. They are as crowded as the real ones and as far from
+the queries, so a graph index meets queries from outside its distribution, as it does in use.
 """
 
 # Shapes: N instances, Q queries, D vector dimension, M instances that a filter keeps
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from _indexing import encoder_of, expressions, real_photos
 
-from reir.images import image_id, read_image
+from reir.images.decode import image_id, read_image
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceRow, InstanceStore, VersionSpec
 
@@ -32,7 +32,7 @@ GALLERY, VERSION = "vectors", "v1"
 K = 10
 PER_IMAGE = 10
 TENANTS = 1000
-"""Photos belong to one tenant each, in turn, so that each has a thousandth of them."""
+"""Number of tenants; each owns a thousandth of the photos."""
 
 _BATCH = 16
 _MIXED_AT_ONCE = 50_000
@@ -60,7 +60,7 @@ class Corpus:
 
     @property
     def areas(self) -> FloatArray:
-        """(N,) as every store computes them."""
+        """(N,) areas of the boxes, as every store computes them."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float32)
 
@@ -76,7 +76,7 @@ class Corpus:
 
 
 def indexed_image(first: int, vectors: FloatArray, boxes: FloatArray, tenant: int) -> IndexedImage:
-    """An image whose instances are those from number `first` on."""
+    """Return an image with the instances from number `first` on."""
     uri = f"file:///{first}.jpg"
     instances = Instances(boxes, np.ones(len(boxes), np.float32), vectors, vectors[0])
     record = ImageRecord(
@@ -90,19 +90,19 @@ def indexed_image(first: int, vectors: FloatArray, boxes: FloatArray, tenant: in
 
 
 def number_of(row: InstanceRow) -> int:
-    """Number in the corpus of a stored instance."""
+    """Return the number that a stored instance has in the corpus."""
     first = row.uri.removeprefix("file:///").removesuffix(".jpg")
     return int(first) + int(row.instance_id.rpartition("#")[2])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a benchmark be told how large the real part is."""
-    parser.add_argument("--photos", type=int, default=300, help="real photos to encode")
+    """Add the option for the number of real photos."""
+    parser.add_argument("--photos", type=int, default=300, help="Number of real photos to encode.")
     parser.add_argument("--queries", type=int, default=200)
 
 
 def make_corpus(arguments: argparse.Namespace, count: int) -> Corpus:
-    """A corpus of `count` instances, real ones first."""
+    """Return a corpus of `count` instances, real ones first."""
     rng = np.random.default_rng(0)
     encoder = encoder_of(arguments)
     photos = map(read_image, real_photos(arguments.photos))
@@ -157,7 +157,7 @@ class Case:
     kept: npt.NDArray[np.int64]
 
     def truth(self, corpus: Corpus) -> npt.NDArray[np.int64]:
-        """(Q, K) numbers of the best instances, by a full scan; -1 where there are no more."""
+        """(Q, K) numbers of the best instances by a full scan; -1 if there are fewer than K."""
         vectors = corpus.vectors if self.where is None else corpus.vectors[self.kept]
         faiss.omp_set_num_threads(1)
         _, found = faiss.knn(corpus.queries, vectors, K, faiss.METRIC_INNER_PRODUCT)
@@ -168,7 +168,7 @@ EVERYTHING = Case("all", None, "", np.arange(0))
 
 
 def cases_of(corpus: Corpus) -> list[Case]:
-    """Without a filter, and 50, 10, 1 and 0.1 % by tenant and by the size of the box."""
+    """Return a search without a filter, and filters by tenant and box size that keep 50 to 0.1%."""
     cases = [Case("all", None, "", np.arange(len(corpus)))]
     for share, name in ((0.5, "50pct"), (0.1, "10pct"), (0.01, "1pct"), (0.001, "01pct")):
         tenants = round(share * TENANTS)
@@ -183,7 +183,7 @@ def cases_of(corpus: Corpus) -> list[Case]:
 
 
 def recall(found: list[list[int]], truth: npt.NDArray[np.int64]) -> float:
-    """Mean share of the true best instances that were found."""
+    """Return the mean share of the true best instances that were found."""
     shares = []
     for hits, best in zip(found, truth, strict=False):
         wanted = set(best[best >= 0].tolist())
@@ -201,7 +201,7 @@ def fill(store: InstanceStore, corpus: Corpus, start: int = 0) -> None:
 
 
 def our_search(store: InstanceStore) -> Callable[[FloatArray, Case], list[int]]:
-    """Search through our store: query vector and case -> numbers of the hits."""
+    """Return a search of our store: query vector and case -> numbers of the hits."""
 
     def search(query_1D: FloatArray, case: Case) -> list[int]:
         (hits,) = store.search(GALLERY, VERSION, query_1D, K, where=case.where)
@@ -211,7 +211,7 @@ def our_search(store: InstanceStore) -> Callable[[FloatArray, Case], list[int]]:
 
 
 def cpu_ms_of(pid: int) -> float:
-    """CPU time that a process has used, all its threads."""
+    """Return the CPU time of all threads of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
 
@@ -227,11 +227,11 @@ def memory_mib(pid: int | str = "self") -> dict[str, float]:
 
 
 def disk_mib(folder: Path) -> float:
-    """MiB that a folder takes on disk."""
+    """Return the MiB that a folder takes on disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """Print one figure a line."""
+    """Print one figure per line."""
     for key, value in figures.items():
         print(f"{key:44} {value}")

@@ -1,11 +1,11 @@
-"""What each ingredient of `clare-nano` brings: short training runs that differ in one setting.
+"""What each ingredient of `clare-nano` contributes: short trainings that differ in one setting.
 
     python benchmarks/ablations.py [--epochs 4] [--only NAME ...]
 
 Every run is `reir train` with the recipe of the shipped checkpoint, one epoch of grounding and
-`--epochs` of CLIA, on one cache; figures are those of the averaged weights after the last epoch on
-the held-out photos (definition B, IoU .5). The number of candidates needs no training: it is varied
-on the shipped checkpoint. A standard error of BR@1 is about 1.8 points.
+`--epochs` of CLIA, from one cache. The figures are those of the averaged weights after the last
+epoch, on the held-out photos (definition B, IoU .5). The number of candidates needs no training and
+is varied on the shipped checkpoint. The standard error of BR@1 is about 1.8 points.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quality import KS, ask, encode_gallery, found, in_photo
 
 from reir.checkpoint import SHIPPED, load_model
 from reir.datasets.photos import read_photos
-from reir.testing import data_dir
+from reir_testing import data_dir
 
 RECIPE = ROOT / "training" / "recipes" / "nano.yaml"
 VARIANTS = {
@@ -30,7 +30,7 @@ VARIANTS = {
     "more_off": ["model.num_experts=0"],
     "clia_bias_0": ["model.clia_bias=0"],
     "neighbours_off": ["model.num_layers=0"],
-    "generated_off": ["optimisation.generated_per_photo=0"],
+    "generated_off": ["optimization.generated_per_photo=0"],
     "one_member": ["model.num_members=1"],
 }
 CANDIDATES = (10, 30, 100)
@@ -43,8 +43,8 @@ def trained(name: str, settings: list[str], folder: Path, epochs: int) -> dict[s
     settings = [
         *settings,
         f"cache={folder / 'cache'}",
-        "optimisation.grounding_epochs=1",
-        f"optimisation.clia_epochs={epochs}",
+        "optimization.grounding_epochs=1",
+        f"optimization.clia_epochs={epochs}",
     ]
     command = [str(Path(sys.executable).with_name("reir")), "train", "--data", str(RECIPE)]
     command += ["--output", str(output)] + [part for s in settings for part in ("--set", s)]
@@ -55,7 +55,7 @@ def trained(name: str, settings: list[str], folder: Path, epochs: int) -> dict[s
 
 
 def with_candidates(num: int) -> dict[str, float]:
-    """Figures of the shipped checkpoint with `num` candidates a photo."""
+    """Return the figures of the shipped checkpoint with `num` candidates per photo."""
     root = data_dir()
     assert root is not None
     model, tokenizer = load_model(SHIPPED)
@@ -76,9 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=4, help="of CLIA, after one of grounding")
+    parser.add_argument("--epochs", type=int, default=4, help="Epochs of CLIA.")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--runs", type=Path, help="folder of the runs; a rerun goes on there")
+    parser.add_argument("--runs", type=Path, help="Folder of the runs, to resume them.")
     arguments = parser.parse_args()
     if data_dir() is None:
         raise SystemExit("the shared photos are needed: set REIR_DATA")

@@ -1,15 +1,16 @@
-"""How fast `clare-base` trains and indexes at its real size, and what share of the peak that is.
+"""Speed of training and indexing with `clare-base` at its real size, and its share of the peak.
 
     python benchmarks/clare_step.py [--device cuda] [--precision bf16] [--train-batches 1 2 4 8]
 
-Weights are random, photos 800 x 1333, as published. A training step of stage 2 with denoising is
-timed whole and by part (model, losses with assignment, backward, optimiser) with batches that grow
-until memory is full; the indexing forward pass with batches of 1, 8 and 32. FLOPs are those that
-torch counts (matrix products, convolutions, attention; none for sampling, norms, activations), of
-one photo, times the batch. Model FLOP utilisation (mfu) is held against the data sheet of a known
-GPU; on any device also against the rate of one large matrix product in the same run.
+Weights are random; photos have the published size, 800 x 1333. The benchmark times training steps
+of stage 2 with denoising, as a whole and by part (model, losses with assignment, backward,
+optimizer), with growing batches until memory is full, and the forward pass of indexing with batches
+of 1, 8 and 32. FLOPs are those that torch counts for one photo (matrix products, convolutions and
+attention, but not sampling, norms and activations), times the batch. The model FLOP utilization
+(mfu) is relative to the data sheet of a known GPU; on any device, a second figure is relative to
+one large matrix product in the same run.
 
-`train.mfu` and `index.mfu` are those of the fastest batch, and are written on a known GPU only.
+`train.mfu` and `index.mfu` are those of the fastest batch and exist for known GPUs only.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from _report import write_report
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from reir.clare_losses import ClareLossWeights
-from reir.models.clare import Clare, ClareConfig, clare_base, clare_large
-from reir.models.clare_encoder import model_input
-from reir.testing.tiny_clare import tiny_clare_config
-from reir_training.clare_data import ClareBatch
-from reir_training.clare_objective import ClareStepObjective
-from reir_training.clare_task import tokenizer_of_words
+from reir.models.clare.config import ClareConfig, clare_base, clare_large
+from reir.models.clare.encoder import model_input
+from reir.models.clare.model import Clare
+from reir_testing.tiny_clare import tiny_clare_config
+from reir_training.clare.data import ClareBatch
+from reir_training.clare.losses import ClareLossWeights
+from reir_training.clare.objective import ClareObjective
+from reir_training.clare.task import build_word_tokenizer
 
 SHAPES: dict[str, Callable[[], ClareConfig]] = {
     "clare-base": clare_base,
@@ -43,26 +45,26 @@ SHAPES: dict[str, Callable[[], ClareConfig]] = {
     "tiny": partial(tiny_clare_config, vocabulary=256),
 }
 DENSE_BF16_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
-"""Of the makers' data sheets, without sparsity, by a part of the device's name."""
+"""Peaks from the makers' data sheets, without sparsity, by a part of the device's name."""
 TEXTS = ("the man in red left of the bus", "a dog behind the bench", "the second cup from the left")
-PARTS = ("model", "losses", "backward", "optimiser")
+PARTS = ("model", "losses", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how everything here runs."""
+    """Device, precision and time limit of everything in this benchmark."""
 
     device: torch.device
     half: bool
     seconds: float
 
     def wait(self) -> None:
-        """Return when the device has done what it was given."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def time(self, call: Callable[[], object]) -> float:
-        """Median seconds of a call, after one to warm up; at least two are timed."""
+        """Return the median seconds of at least two calls, after one to warm up."""
         call()
         self.wait()
         seconds: list[float] = []
@@ -82,7 +84,7 @@ class Bench:
 
 
 def some_batch(size: int, photo_px: tuple[int, int], seed: int = 0) -> ClareBatch:
-    """Noise of the real size with one target and one text a photo."""
+    """Return noise of the real size with one target and one text per photo."""
     random = np.random.default_rng(seed)
     height, width = photo_px
     corners = np.sort(random.random((size, 2, 2)), axis=1).reshape(size, 4)
@@ -98,24 +100,24 @@ def some_batch(size: int, photo_px: tuple[int, int], seed: int = 0) -> ClareBatc
             "text_target": one_each,
             "photo_key": one_each,
             "instance_key": one_each,
-            "most_targets": np.array(1),
+            "max_targets": np.array(1),
             "noise_seeds": one_each,
         }
     )
 
 
 class Step:
-    """A training step, as the trainer runs it, that knows how long its parts took."""
+    """A training step as the trainer runs it, which records how long its parts take."""
 
     def __init__(self, config: ClareConfig, bench: Bench) -> None:
         torch.manual_seed(0)
-        tokenizer = tokenizer_of_words(TEXTS)
+        tokenizer = build_word_tokenizer(TEXTS)
         self._bench = bench
-        self.objective = ClareStepObjective(
+        self.objective = ClareObjective(
             Clare(config), tokenizer, ClareLossWeights(), half=bench.half
         ).to(bench.device)
         self.objective.train()
-        self._optimiser = torch.optim.AdamW(self.objective.parameters(), lr=1e-6)
+        self._optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-6)
         self.marks: list[float] = []
         self.objective.model.register_forward_hook(lambda *_: self._mark())
 
@@ -124,7 +126,7 @@ class Step:
         self.marks.append(time.perf_counter())
 
     def run(self, batch: ClareBatch, *, marked: bool = True) -> None:
-        """One step; the seconds at the end of each part are put into `marks`."""
+        """Run one step, and put the time at the end of each part into `marks`."""
         self.marks.clear()
         loss, _ = self.objective(batch, "clia")
         if marked:
@@ -132,12 +134,12 @@ class Step:
         loss.backward()
         if marked:
             self._mark()
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
 
 def parts_of(step: Step, batch: ClareBatch, bench: Bench) -> dict[str, float]:
-    """Share of a step's time in each of its parts, from one step with a pause after each."""
+    """Return each part's share of a step's time, with a synchronization after each part."""
     bench.wait()
     start = time.perf_counter()
     step.run(batch)
@@ -150,14 +152,14 @@ def parts_of(step: Step, batch: ClareBatch, bench: Bench) -> dict[str, float]:
 
 
 def flops(call: Callable[[], object]) -> float:
-    """Floating point operations of a call, as torch counts them."""
+    """Return the floating point operations of a call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
 
 
 def matmul_tflops(bench: Bench) -> float:
-    """Rate of one large matrix product."""
+    """Return the rate of one large matrix product."""
     side = 8192 if bench.device.type == "cuda" else 2048
     kind = torch.bfloat16 if bench.half else torch.float32
     a, b = torch.randn(2, side, side, device=bench.device, dtype=kind)
@@ -165,7 +167,7 @@ def matmul_tflops(bench: Bench) -> float:
 
 
 def data_sheet_tflops(bench: Bench) -> float | None:
-    """Peak of a known GPU in bf16; None for any other device or precision."""
+    """Return the bf16 peak of a known GPU; None for any other device or precision."""
     if bench.device.type != "cuda" or not bench.half:
         return None
     name = torch.cuda.get_device_name(bench.device)
@@ -173,7 +175,7 @@ def data_sheet_tflops(bench: Bench) -> float | None:
 
 
 class Table:
-    """Rows that are printed and kept as figures."""
+    """Rows that are printed and saved as figures."""
 
     def __init__(self, kind: str, one_photo: float, peaks: tuple[float | None, float]) -> None:
         self._kind, self._flops, (self._peak, self._matmul) = kind, one_photo, peaks
@@ -202,7 +204,7 @@ class Table:
 
 
 def memory_gib(bench: Bench) -> float | None:
-    """Most memory that the device held since the last call; None where it is not counted."""
+    """Return the peak memory of the device since the last call; None if it is not counted."""
     if bench.device.type != "cuda":
         return None
     most = torch.cuda.max_memory_allocated(bench.device) / 2**30
@@ -220,7 +222,7 @@ def train_table(
     """Time steps of growing batches until memory is full."""
     step = Step(config, bench)
     one = some_batch(1, photo_px).to(bench.device)
-    step.run(one, marked=False)  # the optimiser's state is there from now on
+    step.run(one, marked=False)  # the optimizer's state is there from now on
     table = Table("train", flops(lambda: step.run(one, marked=False)), peaks)
     for size in batches:
         batch = some_batch(size, photo_px).to(bench.device)
@@ -277,7 +279,7 @@ def main() -> None:
     parser.add_argument("--photo", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
     parser.add_argument("--train-batches", type=int, nargs="*", default=(1, 2, 4, 8, 16, 32, 64))
     parser.add_argument("--index-batches", type=int, nargs="*", default=(1, 8, 32))
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each row")
+    parser.add_argument("--seconds", type=float, default=5.0, help="Time spent on each row.")
     arguments = parser.parse_args()
     bench = Bench(torch.device(arguments.device), arguments.precision == "bf16", arguments.seconds)
     peaks = data_sheet_tflops(bench), matmul_tflops(bench)

@@ -55,12 +55,11 @@ import numpy as np
 from _report import write_report
 
 from reir.errors import ReirError
-from reir.models.seams import RgbImage
-from reir.records import Instances
+from reir.records import Instances, RgbImage
 from reir.store import open_store
-from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.testing import write_scenes
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import write_scenes
 
 GALLERY = "loop"
 NUM_PHOTOS = 40
@@ -111,7 +110,7 @@ def drive(job: str, photos: str, location: str) -> int:
 
 
 def _answer(rows: Sequence[Any]) -> Answer:
-    """Sort rows by id, so that the order of equal scores does not matter."""
+    """Return the rows sorted by id, so that the order of equal scores does not matter."""
     return sorted((row.instance_id, round(float(row.score), 4)) for row in rows)
 
 
@@ -322,7 +321,7 @@ def main() -> None:
     """Run the loop and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=120)
-    parser.add_argument("--minutes", type=float, default=25.0, help="stop after this time")
+    parser.add_argument("--minutes", type=float, default=25.0, help="Stop after this time.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drive", nargs=3, metavar=("JOB", "PHOTOS", "STORE"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Hostile files beside good photos: each gets its ledger row, and every good photo is searchable.
+"""Hostile files among good photos: each gets its ledger row, and every good photo can be found.
 
     python benchmarks/index_hostile.py
 
@@ -18,16 +18,16 @@ from pathlib import Path
 from _indexing import copy_photos, encoder_of, parser_of
 from _report import write_report
 
-from reir.images import canonical_uri, image_id
+from reir.images.decode import canonical_uri, image_id
 from reir.store import InstanceStore, open_store
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.testing import HostileFile, write_hostile_files, write_scenes
+from reir_testing.ingestion import HostileFile, write_hostile_files, write_scenes
 
 TIE = 1e-5
 
 
 def right_rows(store: InstanceStore, gallery: str, files: list[HostileFile]) -> list[HostileFile]:
-    """The files whose ledger row says what it must."""
+    """Return the files whose ledger row is as expected."""
     ids = [image_id(canonical_uri(file.path)) for file in files]
     rows = store.get_images(gallery, store.live_version(gallery), ids)
     return [
@@ -38,7 +38,7 @@ def right_rows(store: InstanceStore, gallery: str, files: list[HostileFile]) -> 
 
 
 def is_searchable(store: InstanceStore, gallery: str, path: str | Path) -> bool:
-    """Whether the vectors of a photo's instances find them; without any, whether it is stored."""
+    """Return whether a photo is stored and the vectors of its instances find them."""
     version = store.live_version(gallery)
     key = image_id(canonical_uri(path))
     found = store.get_instances(gallery, version, [key], with_vectors=True)

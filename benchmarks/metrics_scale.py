@@ -1,9 +1,8 @@
-"""Time and memory of the exact REIR ranks at REIRCOCO's size, beside sorting the whole gallery.
+"""Time and memory of exact REIR ranks at REIRCOCO's size, compared with a full sort.
 
     python benchmarks/metrics_scale.py
 
-Prints both and writes `benchmarks/results/metrics_scale.json`. The full sort runs on a slice of
-the queries, and its answers on the slice must equal ours.
+The full sort runs on a slice of the queries, and its results on the slice must equal ours.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import time
 import numpy as np
 from _report import write_report
 
-from reir.boxes import elementwise_iou
+from reir.images.boxes import elementwise_iou
 from reir.metrics import Gallery, Queries, ReirRanks, reir_ranks
 
 DIM = 256
@@ -25,7 +24,7 @@ IOU_THRESHOLD = 0.5
 
 
 def make_case(num_queries: int, num_instances: int, seed: int = 0) -> tuple[Queries, Gallery]:
-    """Random unit vectors, 30 instances a photo; each expression lies near its own instance."""
+    """Return random unit vectors, 30 per photo; each expression is near its own instance."""
     rng = np.random.default_rng(seed)
     vectors = _unit(rng.standard_normal((num_instances, DIM), dtype=np.float32))
     corner = rng.uniform(0, 300, (num_instances, 2))
@@ -43,7 +42,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def full_sort(queries: Queries, gallery: Gallery) -> dict[int, np.ndarray]:
-    """The obvious way: every score of every query, sorted; definition B at each K."""
+    """The obvious way: sort all scores of every query; definition B at each K."""
     order = np.argsort(-(queries.vectors @ gallery.vectors.T), axis=1)
     found = {}
     for k in KS:
@@ -55,12 +54,12 @@ def full_sort(queries: Queries, gallery: Gallery) -> dict[int, np.ndarray]:
 
 
 def peak_rss_gib() -> float:
-    """The most memory this process has held so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(num_queries: int, num_instances: int, slice_size: int) -> dict[str, float | int]:
-    """Run both and return the figures."""
+    """Run both ways and return the figures."""
     before_gib = peak_rss_gib()
     queries, gallery = make_case(num_queries, num_instances)
     started = time.perf_counter()
@@ -84,14 +83,14 @@ def measure(num_queries: int, num_instances: int, slice_size: int) -> dict[str, 
         "metrics.full_sort_seconds_extrapolated": round(sort_all_seconds, 2),
         "metrics.full_sort_matrix_gib": round(num_queries * num_instances * 12 / 2**30, 2),
         "metrics.speedup_vs_full_sort": round(sort_all_seconds / seconds, 2),
-        "metrics.br1_50": round(100 * float(ranks.found_b(1, IOU_THRESHOLD).mean()), 2),
-        "metrics.br10_50": round(100 * float(ranks.found_b(10, IOU_THRESHOLD).mean()), 2),
+        "metrics.br1_50": round(100 * float(ranks.hits_b(1, IOU_THRESHOLD).mean()), 2),
+        "metrics.br10_50": round(100 * float(ranks.hits_b(10, IOU_THRESHOLD).mean()), 2),
     }
 
 
 def check_equal(ranks: ReirRanks, expected: dict[int, np.ndarray], slice_size: int) -> None:
     for k, found in expected.items():
-        ours = ranks.found_b(k, IOU_THRESHOLD)[:slice_size]
+        ours = ranks.hits_b(k, IOU_THRESHOLD)[:slice_size]
         if not np.array_equal(ours, found):
             raise SystemExit(f"BR@{k} differs from the full sort on {int((ours != found).sum())}")
 
@@ -100,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=5_000)
     parser.add_argument("--instances", type=int, default=150_000)
-    parser.add_argument("--slice", type=int, default=200, help="queries of the full sort")
+    parser.add_argument("--slice", type=int, default=200, help="Queries of the full sort.")
     arguments = parser.parse_args()
     figures = measure(arguments.queries, arguments.instances, arguments.slice)
     for key, value in figures.items():

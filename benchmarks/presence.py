@@ -1,4 +1,4 @@
-"""Is the described object in the gallery at all? Calibrated presence against a cosine threshold.
+"""Is the described object in the gallery? Calibrated presence compared with a cosine threshold.
 
     python benchmarks/presence.py --work FOLDER
 
@@ -7,10 +7,10 @@ these photos. Half of the galleries contain the expression's own photo; it is re
 others.
 
 The benchmark measures the checkpoint's `calibration.json`, which every search uses: AUROC, expected
-calibration error and the false positive rate at 90 % recall, and for `found` also the effect of its
+calibration error and the false positive rate at 90% recall, and for `found` also the effect of its
 threshold. The file was fitted on these same photos, so its figures are too good. Two baselines are
 therefore cross-fitted: the probabilities for each half of the photos come from a model fitted on
-the other half. `refit_*` is the calibration, fitted anew; `score_*` is a model of the best inner
+the other half. `refit_*` is the calibration, fitted again; `score_*` is a model of the best inner
 product alone, which is what vector search offers without a calibration. FOLDER keeps the shards of
 photos that were already encoded.
 """
@@ -28,14 +28,14 @@ from _report import write_report
 from reir.checkpoint import SHIPPED
 from reir.datasets.photos import read_photos
 from reir.evaluate import Encoding, encode_gallery
-from reir.evaluate.gallery import queries_of
-from reir.presence import Logistic, load_calibration
-from reir.testing import data_dir
-from reir_training.calibration import (
-    Scored,
+from reir.evaluate.encoded_gallery import queries_of
+from reir.query.presence import Logistic, load_calibration
+from reir_testing import data_dir
+from reir_training.report.calibration import (
+    ScoreTable,
     Trials,
-    crossed,
-    figures,
+    calibration_figures,
+    cross_validated,
     gallery_trials,
     photo_trials,
 )
@@ -49,10 +49,10 @@ def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
     scores = Trials(trials.features[:, :1], trials.labels, trials.groups)
     methods = {
         "": probabilities(shipped, trials),
-        "refit_": crossed(trials, shipped.features),
-        "score_": crossed(scores, shipped.features[:1]),
+        "refit_": cross_validated(trials, shipped.features),
+        "score_": cross_validated(scores, shipped.features[:1]),
     }
-    found = {prefix: figures(given, trials.labels) for prefix, given in methods.items()}
+    found = {prefix: calibration_figures(given, trials.labels) for prefix, given in methods.items()}
     for prefix, values in found.items():
         print(f"{name:8} {len(trials.labels):6} trials  {prefix.strip('_') or 'file':6} {values}")
     ratio = found[""]["fpr90"] / max(found["score_"]["fpr90"], 1e-9)
@@ -80,7 +80,7 @@ def found_rates(name: str, model: Logistic, threshold: float, trials: Trials) ->
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--work", type=Path, help="folder for finished shards")
+    parser.add_argument("--work", type=Path, help="Folder for finished shards.")
     arguments: argparse.Namespace = parser.parse_args()
     root = data_dir()
     if root is None:
@@ -96,7 +96,7 @@ def main() -> None:
     queries = queries_of(encoder, held_out, held_out.of_kind("long").with_targets().expressions)
     how = Encoding(work=arguments.work)
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
-    scored = Scored(gallery, queries)
+    scored = ScoreTable(gallery, queries)
     whole, hits = gallery_trials(scored, seed=0)
     photos, boxes = photo_trials(scored, seed=0)
     found: dict[str, float] = {

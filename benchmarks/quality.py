@@ -1,15 +1,18 @@
-"""Quality of a checkpoint on held-out photos, beside two baselines on the same candidates.
+"""Quality of a checkpoint on held-out photos, compared with two baselines on the same candidates.
 
     python benchmarks/quality.py [--checkpoint DIR]
 
-Gallery: all photos of split "val"; queries: long expressions; candidates chosen without the query;
-definition B of BR@k at IoU .5, 95 % intervals by bootstrap over photos. Baselines, which know
-nothing that we trained: (a) class match, the best class by MiniLM similarity times the detector's
-class score; (b) image then box, the best photo by pooled vector (MiniLM vectors of the class names
-weighed by class score, over the photo's candidates) and its box by class match. Beside them an
-ablation: (b) with the mean of our own trained instance vectors as the pooled vector. Human
-multi-hop expressions are evaluated within their own photo, with separate figures for unseen photos
-and for training photos.
+The gallery is all photos of split "val", and the queries are its long expressions. Candidates are
+chosen without the query. BR@k follows definition B at IoU .5, with 95% bootstrap intervals over
+photos. Neither baseline uses anything that we trained:
+
+    a   class match: the candidate whose class name is most similar by MiniLM, times its class score
+    b   photo, then box: the best photo by pooled vector (MiniLM vectors of its candidates' class
+        names, weighted by class score), and in it the box by class match
+
+An ablation is like (b), with the mean of our own trained instance vectors as the pooled vector.
+Human multi-hop expressions are evaluated within their own photo, with separate figures for unseen
+photos and for training photos.
 """
 
 from __future__ import annotations
@@ -25,19 +28,20 @@ from _report import write_report
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from reir.boxes import pairwise_iou
 from reir.checkpoint import SHIPPED, load_model
 from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photos import read_human_expressions, read_photos
-from reir.datasets.records import ReferringDataset
-from reir.images import read_image
+from reir.images.boxes import pairwise_iou
+from reir.images.decode import read_image
 from reir.metrics.bootstrap import bootstrap_intervals
-from reir.models.candidates import CandidateExtractor
-from reir.models.clare_nano import ClareNano
-from reir.models.nano_encoder import fast_dtype, tokenise
-from reir.models.sentence_tower import SentenceTower, from_bert
-from reir.testing import data_dir
-from reir_training.start_weights import minilm_files
+from reir.models.nano.candidates import CandidateExtractor
+from reir.models.nano.encoder import fast_dtype, tokenize
+from reir.models.nano.model import ClareNano
+from reir.models.nano.sentence_tower import SentenceTower, from_bert
+from reir_testing import data_dir
+from reir_testing.boxes import target_box
+from reir_training.nano.start_weights import minilm_files
 
 Floats = npt.NDArray[np.float32]
 KS = (1, 5, 10)
@@ -89,7 +93,7 @@ class Sentences:
         self._tokenizer.no_padding()
 
     def encode(self, texts: list[str]) -> Floats:
-        ids, mask = tokenise(self._tokenizer, texts, MAX_TOKENS)
+        ids, mask = tokenize(self._tokenizer, texts, MAX_TOKENS)
         with torch.inference_mode():
             states = self._tower(ids, mask)
         mean = (states * mask[..., None]).sum(1)
@@ -98,13 +102,13 @@ class Sentences:
 
 
 def class_match(gallery: Gallery, texts_MC: Floats, classes_KC: Floats) -> Floats:
-    """(M, J) max over classes of sentence similarity times class score."""
+    """Return (M, J): the maximum over classes of sentence similarity times class score."""
     similar = texts_MC @ classes_KC.T
     return np.stack([(gallery.classes * row).max(axis=1) for row in similar])
 
 
 def image_then_box(gallery: Gallery, texts: Floats, vectors: Floats, by_class: Floats) -> Floats:
-    """(M, J) photos in the order of their pooled instance vectors, one box each."""
+    """Return (M, J): photos in the order of their pooled instance vectors, one box each."""
     num = int(gallery.photo.max()) + 1
     pooled = np.zeros((num, vectors.shape[1]), dtype=np.float32)
     np.add.at(pooled, gallery.photo, vectors)
@@ -121,7 +125,7 @@ def image_then_box(gallery: Gallery, texts: Floats, vectors: Floats, by_class: F
 
 
 def found(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Floats) -> Floats:
-    """(M, 3) success at 1, 5, 10: definition B."""
+    """Return (M, 3): success at 1, 5 and 10 by definition B."""
     top = np.argsort(-scores, axis=1, kind="stable")[:, : max(KS)]
     right = (gallery.photo[top] == own[:, None]) & (np.take_along_axis(iou, top, 1) >= 0.5)
     hits: Floats = np.stack([right[:, :k].any(axis=1) for k in KS], axis=1).astype(np.float32)
@@ -129,7 +133,7 @@ def found(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Flo
 
 
 def in_photo(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: Floats) -> Floats:
-    """(M,) whether the best box within the true photo fits."""
+    """Return (M,): whether the best box within the true photo is correct."""
     inside = np.where(gallery.photo[None] == own[:, None], scores, -np.inf)
     fits: Floats = (iou[np.arange(len(iou)), inside.argmax(axis=1)] >= 0.5).astype(np.float32)
     return fits
@@ -138,14 +142,14 @@ def in_photo(gallery: Gallery, scores: Floats, own: npt.NDArray[np.int64], iou: 
 def ask(
     model: ClareNano, tokenizer: Tokenizer, dataset: ReferringDataset, gallery: Gallery
 ) -> tuple[list[str], Floats, npt.NDArray[np.int64], Floats]:
-    """Texts, expression vectors (M, D), true photo (M,) and IoU with every box (M, J)."""
+    """Return texts, expression vectors (M, D), true photo (M,) and IoU with every box (M, J)."""
     texts = [e.text for e in dataset.expressions]
     own = np.array([gallery.row_of[e.image_id] for e in dataset.expressions])
-    targets = [dataset.true_box(each) for each in dataset.expressions]
+    targets = [target_box(dataset, each) for each in dataset.expressions]
     vectors = []
     for i in range(0, len(texts), 128):
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            vectors.append(model.text(*tokenise(tokenizer, texts[i : i + 128], 64)).float().numpy())
+            vectors.append(model.text(*tokenize(tokenizer, texts[i : i + 128], 64)).float().numpy())
     iou = pairwise_iou(np.array(targets), gallery.boxes).astype(np.float32)
     return texts, np.concatenate(vectors), own, iou
 

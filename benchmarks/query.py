@@ -1,12 +1,13 @@
-"""Time of one query, split into text, search and rank, on the embedded store.
+"""Time of one query on the embedded store, divided into text, search and ranking.
 
     python benchmarks/query.py
 
-The gallery is real photos encoded by the checkpoint. Realistic expressions are searched for one at
-a time, as `reir search` does it: with presence, and without the re-ranker (`query.p50_ms`), which
-is off by default, or with it (`query.reranked_p50_ms`). In between, the same vectors are searched
-for in the same collection by a plain `MilvusClient.search`, which is what the embedded store would
-do without its exact reader. The benchmark also counts how many of the best ten instances agree.
+The gallery consists of real photos encoded by the checkpoint. Realistic expressions are searched
+one at a time, as `reir search` does it: with presence, and without the re-ranker
+(`query.p50_ms`), which is off by default, or with it (`query.reranked_p50_ms`). In between, a plain
+`MilvusClient.search` looks for the same vectors in the same collection, which is what the embedded
+store would do without its exact reader. The benchmark also counts how many of the ten best
+instances agree.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from _report import write_report
 from pymilvus import MilvusClient
 
 from reir.checkpoint import SHIPPED
-from reir.models.seams import InstanceEncoder
-from reir.query import Query, Term
-from reir.search import Companions, Gallery, load_companions
+from reir.models.interfaces import InstanceEncoder
+from reir.query.request import Query, Term
+from reir.query.search import CheckpointExtras, Gallery, load_extras
 from reir.store import InstanceStore, open_store
-from reir.store.lite_server import LiteServer
+from reir.store.collection import VECTOR
+from reir.store.embedded.lite_server import LiteServer
 from reir.store.names import instances_collection
-from reir.store.table import VECTOR
 from reir_ingestion.pipeline import index
 
 GALLERY = "photos"
@@ -40,7 +41,7 @@ K = 10
 def measure(
     store: InstanceStore,
     encoder: InstanceEncoder,
-    companions: Companions,
+    extras: CheckpointExtras,
     address: str,
     texts: list[str],
 ) -> dict[str, float | int]:
@@ -48,7 +49,7 @@ def measure(
 
     The order of the three rotates from one expression to the next.
     """
-    gallery = Gallery(GALLERY, store, encoder, companions)
+    gallery = Gallery(GALLERY, store, encoder, extras)
     collection = instances_collection(GALLERY, gallery.version)
     client = MilvusClient(uri=address)
     client.flush(collection)  # otherwise every plain search copies what was written last
@@ -96,7 +97,7 @@ def measure(
 
 
 def percentiles(name: str, times_ms: list[float], end: str = "") -> dict[str, float]:
-    """Median and 95th percentile under `<name>p50_ms<end>` and `<name>p95_ms<end>`."""
+    """Return median and 95th percentile as `<name>p50_ms<end>` and `<name>p95_ms<end>`."""
     return {f"{name}p{p}_ms{end}": round(float(np.percentile(times_ms, p)), 2) for p in (50, 95)}
 
 
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300)
     arguments: argparse.Namespace = parser.parse_args()
     encoder = encoder_of(arguments)
-    companions = load_companions(arguments.checkpoint or SHIPPED, encoder.digest)
+    extras = load_extras(arguments.checkpoint or SHIPPED, encoder.digest)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         photos = copy_photos(work / "photos", arguments.photos)
@@ -116,8 +117,8 @@ def main() -> None:
         texts = expressions(arguments.queries + 10)
         server = LiteServer(work / "store")
         address = server.address().uri
-        measure(store, encoder, companions, address, texts[:10])  # the first ones load and warm up
-        figures = measure(store, encoder, companions, address, texts[10:])
+        measure(store, encoder, extras, address, texts[:10])  # the first ones load and warm up
+        figures = measure(store, encoder, extras, address, texts[10:])
         figures |= {"query.photos": version.num_images, "query.instances": version.num_instances}
         server.close()
         store.close()

@@ -2,12 +2,12 @@
 
     python benchmarks/rerank.py [--checkpoint DIR]
 
-Gallery: all photos of split "val"; queries: long expressions; the best 50 photos of the dual stream
-are re-ranked from what the index holds of them. Definition B of BR@k at IoU .5; REC is the top box
-within the expression's own photo. Gains are in percentage points, with 95 % intervals by bootstrap
-over photos of the difference between both answers to the same query. The cost is that of one
-query's 50 photos with 30 instances each, on one core: time that passed, and CPU time, which other
-work on the machine lengthens less.
+The gallery is all photos of split "val", and the queries are its long expressions. The re-ranker
+reorders the best 50 photos of the dual stream, from what the index holds of them. BR@k follows
+definition B at IoU .5; REC judges the top box within the expression's own photo. Gains are in
+percentage points, with 95% bootstrap intervals over photos of the difference between both answers
+to the same query. The cost is that of one query's 50 photos with 30 instances each, on one core:
+elapsed time, and CPU time, which other work on the machine lengthens less.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ import numpy.typing as npt
 import torch
 from _report import write_report
 
-from reir.boxes import elementwise_iou
 from reir.checkpoint import SHIPPED, load_encoder, load_reranker
+from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photos import read_photos
-from reir.datasets.records import ReferringDataset
-from reir.evaluate.reranked import (
+from reir.evaluate.rerank_metrics import (
     NUM_PHOTOS,
     dual_scores,
-    found_at,
-    found_in_photo,
+    hits_at,
+    hits_in_photo,
     reranked_scores,
 )
-from reir.images import read_image
+from reir.images.boxes import elementwise_iou
+from reir.images.decode import read_image
 from reir.metrics.bootstrap import bootstrap_intervals
+from reir.models.interfaces import EncodedExpression, TokenEncoder
 from reir.models.reranker import PhotoInstances, Reranker
-from reir.models.seams import EncodedExpression, TokenEncoder
-from reir.testing import data_dir
+from reir_testing import data_dir
+from reir_testing.boxes import target_box
 
 KS = (1, 5, 10)
 BATCH = 8
@@ -48,7 +49,7 @@ ROUNDS, WARM_UP, NUM_INSTANCES = 40, 5, 30
 def encode_photos(
     encoder: TokenEncoder, dataset: ReferringDataset, folder: Path
 ) -> list[PhotoInstances]:
-    """What the index would hold of every photo."""
+    """Return what the index would hold of every photo."""
     out = []
     for start in range(0, len(dataset.images), BATCH):
         some = dataset.images[start : start + BATCH]
@@ -64,17 +65,17 @@ def successes(
     photos: Sequence[PhotoInstances],
     dataset: ReferringDataset,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """(M, 4) success at 1, 5, 10 and in the photo, without and with; and (M,) the photo."""
+    """Return success (M, 4) at 1, 5, 10 and in the photo, without and with it, and photos (M,)."""
     row_of = {image.image_id: i for i, image in enumerate(dataset.images)}
     own = np.array([row_of[e.image_id] for e in dataset.expressions])
-    targets = [dataset.true_box(each) for each in dataset.expressions]
+    targets = [target_box(dataset, each) for each in dataset.expressions]
     owner = np.repeat(np.arange(len(photos)), [len(photo.boxes) for photo in photos])
     inside = owner[None] == own[:, None]
     boxes = np.concatenate([photo.boxes for photo in photos])
     fits = (elementwise_iou(boxes[None], np.array(targets)[:, None]) >= 0.5) & inside
     arms = (dual_scores(texts, photos), reranked_scores(reranker, texts, photos, own))
     without, with_it = (
-        np.stack([*(found_at(s, fits, k) for k in KS), found_in_photo(s, fits, inside)], axis=1)
+        np.stack([*(hits_at(s, fits, k) for k in KS), hits_in_photo(s, fits, inside)], axis=1)
         for s in arms
     )
     return without, with_it, own
@@ -83,7 +84,7 @@ def successes(
 def cost_ms(
     reranker: Reranker, text: EncodedExpression, photos: Sequence[PhotoInstances]
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds, and those of CPU time, of some queries of 50 photos with 30 instances."""
+    """Return milliseconds and CPU milliseconds of queries of 50 photos with 30 instances."""
     full = [photo for photo in photos if len(photo.boxes) >= NUM_INSTANCES][:NUM_PHOTOS]
     passed, cpu = [], []
     for _ in range(WARM_UP + ROUNDS):

@@ -1,9 +1,9 @@
-"""The plan for many instances, computed from what the other benchmarks measured.
+"""A plan for many instances, computed from what the other benchmarks measured.
 
     python benchmarks/scale_plan.py [--instances 1e9]
 
-Reads benchmarks/results/, measures nothing, and writes both tables of docs/scale.md, where each
-line of the plan has its formula. Prices and the load are assumptions of the command line.
+Reads `benchmarks/results`, measures nothing, and writes both tables of docs/scale.md, which gives
+the formula of each line. Prices and the load are assumptions, set by options.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ DIM = 256
 FLOAT_BYTES = 4 * DIM
 SIZES = {"10k": 1e4, "30k": 3e4, "100k": 1e5, "1m": 1e6}
 SOURCES = (
-    "p1_vector_search",
-    "p1_million",
-    "p1_vector_search_server",
-    "p1_quantisation",
-    "p4_indexing",
+    "vector_search",
+    "vector_search_million",
+    "vector_search_server",
+    "quantization",
+    "indexing",
 )
 
 
 def measured() -> tuple[dict[str, Any], list[str]]:
-    """Figures of all sources under their keys, with the cores that each had; missing sources."""
+    """Return the figures of all sources with the cores that each had, and the missing sources."""
     figures: dict[str, Any] = {}
     missing = []
     for name in SOURCES:
@@ -45,7 +45,7 @@ def measured() -> tuple[dict[str, Any], list[str]]:
 
 
 def by_size(figures: Mapping[str, Any], prefix: str, key: str) -> tuple[list[float], list[float]]:
-    """Sizes and values of `<prefix><size>.<key>` at all sizes measured, smallest first."""
+    """Return sizes and values of `<prefix><size>.<key>`, smallest size first."""
     found = {
         count: float(figures[f"{prefix}{size}.{key}"])
         for size, count in SIZES.items()
@@ -55,18 +55,18 @@ def by_size(figures: Mapping[str, Any], prefix: str, key: str) -> tuple[list[flo
 
 
 def slope(points: tuple[list[float], list[float]]) -> float:
-    """Least-squares growth of a value with the number of instances."""
+    """Return the least-squares growth of a value with the number of instances."""
     return float(np.polyfit(*points, 1)[0])
 
 
 def per_decade(points: tuple[list[float], list[float]]) -> tuple[float, float]:
-    """A value as (start, growth per factor of ten): what search of a graph takes."""
+    """Return a value as (start, growth per factor of ten), which fits searches of a graph."""
     growth, start = np.polyfit(np.log10(points[0]), points[1], 1)
     return float(start), float(growth)
 
 
 def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The plan's lines; the names are those of docs/scale.md."""
+    """Return the lines of the plan, with the names of docs/scale.md."""
     count = options.instances
     photos = count / options.per_photo
     graph_bytes = slope(by_size(figures, "p1.server_", "anon_mib")) * 2**20
@@ -85,7 +85,7 @@ def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
         name: max(math.ceil(count * each / usable_bytes), math.ceil(cores / options.node_cores))
         for name, each in (("float", graph_bytes), ("int8", int8_bytes))
     }
-    core_hours = photos / figures["p4.images_per_s_ours"] * figures["p4_indexing.cores"] / 3600
+    core_hours = photos / figures["p4.images_per_s_ours"] * figures["indexing.cores"] / 3600
     scan_ms = slope(by_size(figures, "p1.", "ours.cpu_ms"))
     return {
         "scale.instances": count,
@@ -127,7 +127,7 @@ COLUMNS = {
 
 
 def measured_table(figures: Mapping[str, Any]) -> str:
-    """What was measured at each size, as Markdown."""
+    """Return the measured figures at each size, as Markdown."""
     head = ["instances", *(f"{count:,.0f}" for count in SIZES.values())]
     lines = [head, ["---", *("--:" for _ in SIZES)]]
     for label, key in COLUMNS.items():
@@ -136,7 +136,7 @@ def measured_table(figures: Mapping[str, Any]) -> str:
 
 
 def plan_table(figures: Mapping[str, Any]) -> str:
-    """The plan's lines, as Markdown."""
+    """Return the lines of the plan, as Markdown."""
     lines = [
         f"| `{key.removeprefix('scale.')}` | {_said(value)} |" for key, value in figures.items()
     ]
@@ -148,7 +148,7 @@ def _said(value: float) -> str:
 
 
 def write_page(tables: Mapping[str, str]) -> None:
-    """Put the tables between their marks in docs/scale.md."""
+    """Put the tables between their markers in docs/scale.md."""
     path = ROOT / "docs" / "scale.md"
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
@@ -166,17 +166,17 @@ def main() -> None:
     number = float
     parser.add_argument("--instances", type=number, default=1e9)
     parser.add_argument("--per-photo", type=number, default=30)
-    parser.add_argument("--shard", type=number, default=1e6, help="instances of one graph")
+    parser.add_argument("--shard", type=number, default=1e6, help="Instances of one graph.")
     parser.add_argument(
-        "--exact-ms", type=number, default=100, help="what an exact search may take"
+        "--exact-ms", type=number, default=100, help="Time limit of an exact search."
     )
-    parser.add_argument("--qps", type=number, default=100, help="load to be carried")
-    parser.add_argument("--busy", type=number, default=0.5, help="share of a core that is planned")
+    parser.add_argument("--qps", type=number, default=100, help="Queries per second.")
+    parser.add_argument("--busy", type=number, default=0.5, help="Planned load of a core.")
     parser.add_argument("--node-gib", type=number, default=256)
     parser.add_argument("--node-cores", type=number, default=32)
-    parser.add_argument("--fill", type=number, default=0.7, help="share of a node's memory")
-    parser.add_argument("--node-price", type=number, default=2.0, help="assumed, an hour")
-    parser.add_argument("--core-price", type=number, default=0.04, help="assumed, an hour")
+    parser.add_argument("--fill", type=number, default=0.7, help="Usable share of memory.")
+    parser.add_argument("--node-price", type=number, default=2.0, help="USD per hour.")
+    parser.add_argument("--core-price", type=number, default=0.04, help="USD per hour.")
     options = parser.parse_args()
     found, missing = measured()
     write_page({"measured": measured_table(found)})

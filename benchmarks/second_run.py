@@ -2,15 +2,14 @@
 
     python benchmarks/second_run.py [--images 20000]
 
-The photos are small drawings, each of other bytes, and the encoder makes 30 random vectors of 256
-numbers from the pixels: the store holds what a real model would give it, and the first run costs
-next to nothing but reading and storing. What the shipped model takes for a photo is measured on
-real ones, alone, and added to the first run for every photo; the second run never asks the model.
-Each run opens the embedded store anew, and a few photos more show what a run with little to do
-costs.
+The photos are small drawings with different bytes. A fake encoder makes 30 random vectors of 256
+numbers from the pixels, so the store holds what a real model would give it, while the first run
+costs little more than reading and storing. The time of the shipped model is measured on real photos
+and added to the first run for every photo; the second run never calls the model. Each run opens the
+embedded store again, and a few additional photos show what a run with little to do costs.
 
-    index.second_run_ratio         second run over the first one with the shipped model's time
-    index.second_run_ratio_bound   the same without it: no model could be faster
+    index.second_run_ratio         second run relative to the first with the shipped model's time
+    index.second_run_ratio_bound   the same without the model's time: no model could be faster
 """
 
 from __future__ import annotations
@@ -29,12 +28,11 @@ from _indexing import encoder_of, parser_of, real_photos
 from _report import write_report
 from PIL import Image
 
-from reir.images import read_image
-from reir.models.seams import RgbImage
-from reir.records import FloatArray, Instances
+from reir.images.decode import read_image
+from reir.index_report import IndexReport
+from reir.records import FloatArray, Instances, RgbImage
 from reir.store import open_store
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.report import IndexReport
 
 DIM = 256
 NUM_INSTANCES = 30
@@ -51,11 +49,11 @@ class RandomEncoder:
     digest = hashlib.sha256(b"benchmarks/second_run.py").hexdigest()
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        """Instances of each photo."""
+        """Return the instances of each photo."""
         return [self._encode(image) for image in images]
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """No sentence is asked here."""
+        """Not used: this benchmark has no queries."""
         raise NotImplementedError(f"not needed for {len(expressions)} expressions")
 
     def _encode(self, image: RgbImage) -> Instances:
@@ -72,7 +70,7 @@ class RandomEncoder:
 
 
 def write_photos(folder: Path, first: int, count: int) -> None:
-    """Write small photos of noise, each of its own, in a hundred folders."""
+    """Write small photos of different noise into a hundred folders."""
     for number in range(first, first + count):
         rng = np.random.default_rng(number)
         pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -82,7 +80,7 @@ def write_photos(folder: Path, first: int, count: int) -> None:
 
 
 def run(folder: Path, store_folder: Path) -> tuple[float, IndexReport]:
-    """Index with a store opened for it; returns wall seconds with opening and closing."""
+    """Open a store, index, close it, and return the wall seconds."""
     started = time.perf_counter()
     with closing(open_store(str(store_folder))) as store:
         report = index(folder, "g", store, RandomEncoder(), options=IndexOptions(batch_size=64))
@@ -90,7 +88,7 @@ def run(folder: Path, store_folder: Path) -> tuple[float, IndexReport]:
 
 
 def model_seconds(arguments: argparse.Namespace) -> float:
-    """Seconds that the model takes for a photo."""
+    """Return the seconds that the model takes per photo."""
     encoder = encoder_of(arguments)
     photos = [read_image(path) for path in real_photos(arguments.photos)]
     batches = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
@@ -102,7 +100,7 @@ def model_seconds(arguments: argparse.Namespace) -> float:
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]:
-    """Time the first run, some second ones, and one with a few photos more."""
+    """Time the first run, several second runs, and one with a few more photos."""
     folder, store_folder = work / "photos", work / "store"
     write_photos(folder, 0, arguments.images)
     first_s, first = run(folder, store_folder)
@@ -137,9 +135,9 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--repeats", type=int, default=3, help="second runs; the median counts")
-    parser.add_argument("--more", type=int, default=100, help="photos added at the end")
-    parser.add_argument("--photos", type=int, default=64, help="real ones, to time the model")
+    parser.add_argument("--repeats", type=int, default=3, help="Second runs, for a median.")
+    parser.add_argument("--more", type=int, default=100, help="Photos added at the end.")
+    parser.add_argument("--photos", type=int, default=64, help="Photos to time the model.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, Path(folder))

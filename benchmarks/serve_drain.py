@@ -34,12 +34,12 @@ from _indexing import parser_of
 from _report import write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 
-from reir_serving.environment import free_port
+from reir_serving.ray.environment import free_port
 
 MARK = "REIR_DRAIN_ROUND"
 """Variable in the environment of all processes of one round, by which they are found."""
 
-STORE_PROCESS = "reir.store.lite_child"
+STORE_PROCESS = "reir.store.embedded.lite_server_process"
 """Process that serves the embedded store to all commands; it exits by itself when unused."""
 
 SIGNALS = (
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument(
-        "--requests", type=int, default=100, help="answers before the signal, per round"
+        "--requests", type=int, default=100, help="Answers before the signal, per round."
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

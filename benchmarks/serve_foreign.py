@@ -39,8 +39,8 @@ from _indexing import parser_of
 from _report import write_report
 from _served import GALLERY, Server, add_arguments, fill_gallery, processes, served
 
-from reir_serving.environment import free_port
-from reir_serving.keys import new_key
+from reir_serving.middleware.keys import new_key
+from reir_serving.ray.environment import free_port
 
 CLIENTS, TIMEOUT_S, BACK_TIMEOUT_S = 4, 10.0, 60.0
 PROBLEM = "application/problem+json"
@@ -53,8 +53,8 @@ def main() -> None:
     parser = parser_of(__doc__)
     add_arguments(parser)
     parser.set_defaults(instances=2_000)
-    parser.add_argument("--seconds", type=float, default=60.0, help="time to kill replicas for")
-    parser.add_argument("--kills", type=int, default=5, help="how often to kill HAProxy")
+    parser.add_argument("--seconds", type=float, default=60.0, help="How long to kill replicas.")
+    parser.add_argument("--kills", type=int, default=5, help="Number of kills of HAProxy.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         figures = measure(arguments, Path(name))

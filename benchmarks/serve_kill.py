@@ -1,19 +1,19 @@
-"""Replicas are killed under load, and then the store: who notices what?
+"""Replicas are killed under load, and then the store: do clients notice?
 
     python benchmarks/serve_kill.py
 
-First part: three replicas, clients that ask again as soon as they have their answer, and every 5
-seconds SIGKILL for a replica drawn at random; none is spared for being the last.
+First part: three replicas, clients that send a request as soon as they have their answer, and
+SIGKILL every 5 seconds for a randomly chosen replica, even if it is the last one.
 
     serve.kill_failed      requests without an answer of status 2xx
     serve.kill_killed      replicas killed
 
-Second part: one replica over a store that is a server of its own (Milvus Lite behind a port, as
-`reir serve` finds a Milvus server). The server is killed under load and started again.
+Second part: one replica with a store in a separate server (Milvus Lite behind a port, which
+`reir serve` uses like a Milvus server). That server is killed under load and started again.
 
-    serve.outage_unexplained   answers that were neither right nor 503 with `Retry-After`
-    serve.outage_refused       those with 503
-    serve.outage_recovery_s    from the server's return to the first right answer
+    serve.outage_unexplained   answers that were neither correct nor 503 with `Retry-After`
+    serve.outage_refused       answers with 503
+    serve.outage_recovery_s    from the server's return to the first correct answer
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from _load import Answers, closed_load
 from _report import write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 
-from reir_serving.environment import free_port
+from reir_serving.ray.environment import free_port
 
 EVERY_S = 5.0
 REPLICAS = 3
@@ -57,10 +57,10 @@ sys.stdin.read()
 
 
 def main() -> None:
-    """Measure, print and keep the figures."""
+    """Measure, print and save the figures."""
     parser = parser_of(__doc__)
     add_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of the first part")
+    parser.add_argument("--seconds", type=float, default=300.0, help="Duration of part one.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         figures = killed_replicas(arguments, Path(name))
@@ -73,7 +73,7 @@ def main() -> None:
 
 def killed_replicas(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kill replicas under load."""
-    replicas = {"ingress": {"least": REPLICAS, "most": REPLICAS}}
+    replicas = {"ingress": {"min_replicas": REPLICAS, "max_replicas": REPLICAS}}
     store = fill_gallery(arguments, folder)
     with served(store, folder, free_port(), replicas) as server:
         stop, killed = threading.Event(), list[int]()
@@ -99,7 +99,7 @@ def killed_store(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kill the store under load, and start it again."""
     port = free_port()
     arguments.instances, arguments.store = OUTAGE_INSTANCES, f"http://127.0.0.1:{port}"
-    options = {"ingress": {"least": 1, "most": 1}}
+    options = {"ingress": {"min_replicas": 1, "max_replicas": 1}}
     with store_server(folder, port) as first:
         fill_gallery(arguments, folder)
         with served(arguments.store, folder, free_port(), options) as server:

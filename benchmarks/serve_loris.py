@@ -11,8 +11,8 @@ attack opens a new one at once:
               one byte at a time
     uploads   32 uploads whose photos are sent one byte at a time
 
-During each attack, probes connect, search once, and disconnect. They come in turn from the address
-of the attack (like a client behind the same proxy) and from another address.
+During each attack, probes connect, search once, and disconnect. Every second probe comes from the
+address of the attack, like a client behind the same proxy; the others come from another address.
 
     serve.loris_answered           share of probes answered correctly within 2 s, headers attack
     serve.loris_bodies_answered    the same, bodies attack
@@ -43,7 +43,7 @@ from _indexing import parser_of
 from _report import write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 
-from reir_serving.environment import free_port
+from reir_serving.ray.environment import free_port
 
 EVERY_S, PROBE_EVERY_S, PROBE_TIMEOUT_S = 2.0, 0.1, 2.0
 SOURCES = ("127.0.0.1", "127.0.0.2")
@@ -64,10 +64,10 @@ def main() -> None:
     add_arguments(parser)
     parser.set_defaults(instances=2_000)
     parser.add_argument(
-        "--connections", type=int, default=4_200, help="slow connections of the headers attack"
+        "--connections", type=int, default=4_200, help="Slow connections of the headers attack."
     )
     parser.add_argument("--slow-bodies", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=40.0, help="duration of each attack")
+    parser.add_argument("--seconds", type=float, default=40.0, help="Duration of each attack.")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -100,7 +100,7 @@ def measure(
 
 
 @dataclass
-class Opened:
+class SlowConnections:
     """Numbers of slow connections.
 
     Attributes:
@@ -125,9 +125,9 @@ class Opened:
 
 
 @contextmanager
-def attacked(url: str, start: str, count: int) -> Iterator[Opened]:
+def attacked(url: str, start: str, count: int) -> Iterator[SlowConnections]:
     """Keep `count` slow connections open; yields the numbers of connections."""
-    opened = Opened()
+    opened = SlowConnections()
     stop = threading.Event()
     attack = _attack(url, start, count, opened, stop)
     thread = threading.Thread(target=asyncio.run, args=(attack,))
@@ -143,12 +143,14 @@ def attacked(url: str, start: str, count: int) -> Iterator[Opened]:
         thread.join()
 
 
-async def _attack(url: str, start: str, count: int, opened: Opened, stop: threading.Event) -> None:
+async def _attack(
+    url: str, start: str, count: int, opened: SlowConnections, stop: threading.Event
+) -> None:
     port = urlsplit(url).port or 80
     await asyncio.gather(*(_trickle(port, start, opened, stop) for _ in range(count)))
 
 
-async def _trickle(port: int, start: str, opened: Opened, stop: threading.Event) -> None:
+async def _trickle(port: int, start: str, opened: SlowConnections, stop: threading.Event) -> None:
     """Send `start` and then single bytes; reconnect whenever the server closes the connection."""
     while not stop.is_set():
         with suppress(OSError):

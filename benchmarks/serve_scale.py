@@ -1,16 +1,16 @@
-"""Load rises and falls: replicas come and go with it; a plot shows both.
+"""Replicas come and go as the load rises and falls; a plot shows both.
 
     python benchmarks/serve_scale.py
 
 The rate of requests climbs in steps from a fifth of what one replica can answer to four times that,
-and down again. Every second the replicas that answer are counted; every step gives the answers a
-second and their 95th percentile. On two cores three replicas answer little more than one: what is
-shown is that they come, that they go, and that nobody is refused for it.
+and down again. The benchmark counts the answering replicas every second, and records the answers
+per second and their 95th percentile for every step. On two cores three replicas answer little more
+than one; the benchmark shows that they come, that they go, and that no request is lost.
 
-    serve.scale_most       replicas at the height
-    serve.scale_up_s       from the first step that one replica cannot bear to the third replica
+    serve.scale_most       largest number of replicas
+    serve.scale_up_s       from the first step that exceeds one replica to the third replica
     serve.scale_down_s     from the last step to one replica
-    serve.scale_failed     requests that were not answered with 2xx and not told when to come back
+    serve.scale_failed     requests that got neither 2xx nor `Retry-After`
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from _report import ROOT, write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 from PIL import Image, ImageDraw
 
-from reir_serving.environment import free_port
+from reir_serving.ray.environment import free_port
 
 STEPS = (0.2, 0.5, 1.0, 2.0, 4.0, 4.0, 2.0, 0.5, 0.2)
 MOST = 3
@@ -41,7 +41,7 @@ INK, BLUE, RED, GREY = "#222222", "#1f5fa8", "#c0392b", "#cccccc"
 
 @dataclass(frozen=True)
 class Step:
-    """One rate of requests, and what came of it."""
+    """One rate of requests, and its answers."""
 
     start_s: float
     end_s: float
@@ -50,13 +50,19 @@ class Step:
 
 
 def main() -> None:
-    """Measure, print, draw and keep the figures."""
+    """Measure, print, draw and save the figures."""
     parser = parser_of(__doc__)
     add_arguments(parser)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of one step")
+    parser.add_argument("--seconds", type=float, default=20.0, help="Duration of a step.")
     arguments = parser.parse_args()
     queries = bodies(arguments.queries)
-    ingress = {"least": 1, "most": MOST, "target_ongoing": 2, "up_s": 3, "down_s": 15}
+    ingress = {
+        "min_replicas": 1,
+        "max_replicas": MOST,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 3,
+        "downscale_delay_s": 15,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = fill_gallery(arguments, folder)
@@ -119,7 +125,7 @@ def _figures(
 
 
 def draw(steps: Sequence[Step], counts: Sequence[tuple[float, int]]) -> Image.Image:
-    """Return a plot: requests a second asked and answered, and replicas, over time."""
+    """Return a plot of offered and answered requests per second and of replicas over time."""
     width, height = SIZE_PX
     image = Image.new("RGB", SIZE_PX, "white")
     pen = ImageDraw.Draw(image)
@@ -137,9 +143,9 @@ def draw(steps: Sequence[Step], counts: Sequence[tuple[float, int]]) -> Image.Im
         per_s = most_per_s * share
         pen.text((10, place(0, share)[1] - 6), f"{per_s:.0f}", INK)
     for step in steps:
-        for per_s, colour in ((step.offered_per_s, GREY), (step.answers.good_per_s, BLUE)):
+        for per_s, color in ((step.offered_per_s, GREY), (step.answers.good_per_s, BLUE)):
             share = per_s / most_per_s
-            pen.line((place(step.start_s, share), place(step.end_s, share)), colour, 4)
+            pen.line((place(step.start_s, share), place(step.end_s, share)), color, 4)
     line = [(s, count / (MOST + 1)) for s, count in counts]
     for (s, share), (next_s, next_share) in pairwise(line):
         pen.line((place(s, share), place(next_s, share)), RED, 2)

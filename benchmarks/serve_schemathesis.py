@@ -28,11 +28,11 @@ from _indexing import copy_photos, parser_of
 from _report import write_report
 from _served import Server, served
 
-from reir_serving.environment import free_port
-from reir_serving.keys import new_key
+from reir_serving.middleware.keys import new_key
+from reir_serving.ray.environment import free_port
 
 GALLERY, KNOWN_PHOTOS = "photos", 8
-_REIR = [sys.executable, "-c", "from reir.cli import main; main()"]
+_REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]
 _TESTER = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
 _HERE = Path(__file__).resolve().parent
 
@@ -40,7 +40,7 @@ _HERE = Path(__file__).resolve().parent
 def main() -> None:
     """Measure, print the figures, and write them to a report."""
     parser = parser_of(__doc__)
-    parser.add_argument("--examples", type=int, default=300, help="maximum per route")
+    parser.add_argument("--examples", type=int, default=300, help="Maximum per route.")
     parser.add_argument("--photos", type=int, default=24)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,17 +1,17 @@
-"""Writing into a Milvus server: our store with one writer and several, and what Milvus offers.
+"""Writing to a Milvus server: our store with one writer and several, and what Milvus offers.
 
     pip install --no-deps milvus==2.3.5
     python benchmarks/store_writes.py
 
-The same random instances each time, under keys of their own:
+Each way writes the same random instances under keys of its own:
 
-    ours_N        `upsert_images` by N threads, batch by batch as `reir index` has them
-    ours_import   `import_images` by 4 threads as `--bulk-import` has them, until all is searched
-    upsert        the same rows by the client's upsert, one large call after the other; no ledger
-    insert        likewise by its insert, which replaces nothing and so may write a row twice
-    bulk_import   one file a column, written here and read by the server; likewise
+    ours_N        `upsert_images` by N threads, in the batches of `reir index`
+    ours_import   `import_images` by 4 threads as in `--bulk-import`, until all can be found
+    upsert        the same rows by the client's upsert, in large calls; no ledger
+    insert        the same by its insert, which replaces nothing and can write a row twice
+    bulk_import   one file per column, written here and read by the server; no ledger
 
-The server shares the cores with its client, so its CPU time says as much as the rate.
+The server shares the cores with its client, so its CPU time matters as much as the rate.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from pymilvus import DataType, MilvusClient
 
 from reir.records import IndexedImage
 from reir.store import VersionSpec, open_store, rows
+from reir.store.collection import PAGE_ROWS
 from reir.store.names import instances_collection
-from reir.store.table import PAGE_ROWS
-from reir.testing.milvus_server import RunningServer, milvus_server
+from reir.store.validation import require_server
 from reir_ingestion.stages import IMPORT_IMAGES
+from reir_testing.milvus_server import RunningServer, milvus_server
 
 DIM = 256
 WRITERS = (1, 4, 8)
@@ -45,7 +46,7 @@ _DTYPES: dict[DataType, Any] = {DataType.FLOAT: np.float32, DataType.FLOAT_VECTO
 
 
 def some_images(first: int, count: int, per_image: int) -> list[IndexedImage]:
-    """`count` images from number `first` on."""
+    """Return `count` images from number `first` on."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((count * per_image, DIM), dtype=np.float32)
     boxes = np.tile(np.array([0.1, 0.1, 0.5, 0.5], np.float32), (per_image, 1))
@@ -54,7 +55,7 @@ def some_images(first: int, count: int, per_image: int) -> list[IndexedImage]:
 
 
 def measured(server: RunningServer, name: str, num_rows: int, run: Callable[[], None]) -> Any:
-    """Time and CPU of `run`, under the name of a way."""
+    """Return time and CPU time of `run`, under the name of a way."""
     server_ms, own_s, started = cpu_ms_of(server.pid), time.process_time(), time.perf_counter()
     run()
     seconds = time.perf_counter() - started
@@ -77,7 +78,7 @@ def ours(server: RunningServer, batches: Sequence[list[IndexedImage]], writers: 
 def ours_by_file(
     server: RunningServer, batches: Sequence[list[IndexedImage]], storage: Path
 ) -> None:
-    store = open_store(server.uri)
+    store = require_server(open_store(server.uri))
     with ThreadPoolExecutor(WRITERS[1]) as pool:
         put = partial(store.import_images, GALLERY, VERSION, storage=str(storage))
         list(pool.map(put, batches))
@@ -108,10 +109,10 @@ def import_files(client: MilvusClient, collection: str, folder: Path, found: lis
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--photos", type=int, default=2_000, help="of each way")
+    parser.add_argument("--photos", type=int, default=2_000, help="Photos per way.")
     parser.add_argument("--per-image", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=32, help="photos of one batch")
-    parser.add_argument("--imports", type=int, default=4, help="of so many photos as --bulk-import")
+    parser.add_argument("--batch", type=int, default=32, help="Photos per batch.")
+    parser.add_argument("--imports", type=int, default=4, help="Number of bulk imports.")
     asked = parser.parse_args()
     num_rows = asked.photos * asked.per_image
     figures: dict[str, Any] = {"store_writes.rows": num_rows}

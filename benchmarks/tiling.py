@@ -1,11 +1,11 @@
-"""What tiles find in large photos: recall of annotated instances with and without, and the cost.
+"""What tiles find in large photos: recall of annotated instances with and without them, and cost.
 
     python benchmarks/tiling.py
 
-Real photos are put side by side into large canvases, so that every annotated instance is small
-against the whole, as in a photo of a crowd or from the air. Recall: share of the annotated
-instances that some stored box overlaps with IoU .5, by their size in the canvas. Both ways keep
-what they would store. Cost: time to encode, whole photos and tiles in turn.
+Real photos are combined into large canvases, so that every annotated instance is small relative to
+the whole, as in a photo of a crowd or from the air. Recall is the share of the annotated instances
+that some stored box overlaps with IoU .5, by their size in the canvas. The cost is the time to
+encode; whole photos and tiles take turns.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ import numpy.typing as npt
 from _indexing import encoder_of, parser_of
 from _report import write_report
 
-from reir.boxes import pairwise_iou
+from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photos import read_photos
-from reir.datasets.records import ReferringDataset
-from reir.images import read_image
-from reir.models.seams import InstanceEncoder, RgbImage
-from reir.testing import data_dir
-from reir.tiling import TiledEncoder, Tiling
+from reir.images.boxes import pairwise_iou
+from reir.images.decode import read_image
+from reir.images.tiling import TiledEncoder, Tiling
+from reir.models.interfaces import InstanceEncoder
+from reir.records import RgbImage
+from reir_testing import data_dir
 
 CELL_PX = 448
 SIZES_PX = {"small": (0, 32), "medium": (32, 96), "large": (96, 10_000)}
-"""Square root of the box area, as COCO divides them."""
+"""Limits of the square root of the box area, as in COCO."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Photos side by side: pixels, and the (N, 4) normalised boxes and (N,) sides of instances."""
+    """Photos side by side: pixels, and the (N, 4) normalized boxes and (N,) sides of instances."""
 
     pixels: RgbImage
     boxes: npt.NDArray[np.float64]
@@ -45,7 +46,7 @@ class Canvas:
 
 
 def canvases(dataset: ReferringDataset, cells: int) -> Iterator[Canvas]:
-    """Squares of cells x cells photos; what is left over in the end is not used."""
+    """Yield squares of cells x cells photos; leftover photos are not used."""
     data = data_dir()
     if data is None:
         raise SystemExit("no real photos: set REIR_DATA to the folder that holds photos/images")
@@ -67,7 +68,7 @@ def canvases(dataset: ReferringDataset, cells: int) -> Iterator[Canvas]:
 
 
 def is_found(encoder: InstanceEncoder, canvas: Canvas) -> tuple[npt.NDArray[np.bool_], int, float]:
-    """Which annotated instances a stored box overlaps, how many are stored, and the seconds."""
+    """Return which annotated instances a stored box overlaps, the number stored, and seconds."""
     started = time.perf_counter()
     (instances,) = encoder.encode_images([canvas.pixels])
     seconds = time.perf_counter() - started
@@ -78,7 +79,7 @@ def is_found(encoder: InstanceEncoder, canvas: Canvas) -> tuple[npt.NDArray[np.b
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
-    """Recall and cost of both ways, by number of photos along a side."""
+    """Return recall and cost of both ways, by number of photos per side."""
     data = data_dir()
     if data is None:
         raise SystemExit("no real photos: set REIR_DATA to the folder that holds photos/images")
@@ -117,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--cells", type=int, nargs="+", default=[3, 6], help="photos a side")
+    parser.add_argument("--cells", type=int, nargs="+", default=[3, 6], help="Photos per side.")
     parser.add_argument("--tile-px", type=int, default=Tiling().side_px)
     parser.add_argument("--above-px", type=int, default=1)
     arguments = parser.parse_args()

@@ -35,7 +35,7 @@ import yaml
 from _report import write_report
 from PIL import Image
 
-from reir.testing.tiny_clare import tiny_training
+from reir_testing.tiny_clare import tiny_training
 
 NUM_PHOTOS, NUM_INSTANCES, NUM_EXPRESSIONS = 30_000, 215_000, 613_000
 FEW_PHOTOS = 100
@@ -44,10 +44,10 @@ WIDTH, HEIGHT = 640, 480
 STEPS = 20
 POLL_S = 0.5
 KIB, GIB = 2**10, 2**30
-COLOURS = "red blue green brown white black striped shiny wooden large small"
+COLORS = "red blue green brown white black striped shiny wooden large small"
 THINGS = "dog cat man woman child bus table chair cushion laptop mug bicycle umbrella horse train"
 PLACES = "left right near behind under beside above holding wearing facing"
-WORDS = f"{COLOURS} {THINGS} {PLACES}".split(" ")
+WORDS = f"{COLORS} {THINGS} {PLACES}".split(" ")
 
 
 def write_annotations(folder: Path, photos: int, instances: int, expressions: int) -> None:
@@ -80,7 +80,7 @@ def memory_gib(root: psutil.Process) -> float:
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
-            # psutil would read the mappings one by one, which slows the run down
+            # psutil would read the mappings one by one, which slows the run down.
             lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # the process ended
             continue
@@ -89,7 +89,7 @@ def memory_gib(root: psutil.Process) -> float:
 
 
 def run(work: Path, data: Path, num_workers: int) -> tuple[float, float, float]:
-    """Train; returns seconds to the end of the first step, and peak GiB until then and after it."""
+    """Train; return seconds to the end of the first step, and peak GiB until then and after it."""
     values = tiny_training(
         work, steps_per_epoch=STEPS, clia_epochs=1, log_every_steps=1, save_every_steps=10_000
     )
@@ -128,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument(
-        "--share", type=float, default=1.0, help="fraction of the published size, for a trial run"
+        "--share", type=float, default=1.0, help="Fraction of the published size, for a trial run."
     )
     arguments = parser.parse_args()
     photos, instances, expressions = (

@@ -1,13 +1,13 @@
-"""Whether Ray Data keeps up with training: the same steps streamed, and from tensors in memory.
+"""Does Ray Data keep up with training? The same steps, streamed and from memory.
 
     python benchmarks/train_feed.py [--steps 40] [--pairs 5] [--device cpu]
 
-The small model of `train_scenes.py` trains on generated scenes, first on batches that lie in
-memory, then on the same batches as `reir train` streams them: read, decoded, augmented and collated
-by Ray actors on this machine's own cores. Both run in turn; `train.feed_ratio` is the median over
-the pairs of streamed throughput to throughput from memory, from the first step on. Starting a
-stream comes once a stage and is told apart. `train.model_share` is the share of a streamed step in
-which the model works rather than waits for its batch.
+The small model of `train_scenes.py` trains on generated scenes, first on batches in memory, then on
+the same batches as `reir train` streams them: read, decoded, augmented and collated by Ray actors
+on this machine. Both take turns. `train.feed_ratio` is the streamed throughput relative to that
+from memory, from the first step on; median over the pairs. The start of a stream, once per stage,
+is reported separately. `train.model_share` is the share of a streamed step in which the model
+computes instead of waiting for its batch.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ import torch
 from _report import write_report
 from train_scenes import RECIPE, SHAPE, SIDE_PX
 
-from reir.testing.scenes import make_scenes, save_scenes
-from reir_training.actors import Readers, stream_steps
-from reir_training.clare_data import ClareBatch
-from reir_training.clare_task import ClareTask
+from reir_testing.scenes import make_scenes, save_scenes
+from reir_training.clare.data import ClareBatch
+from reir_training.clare.task import ClareTask
 from reir_training.config import ClareTrainConfig
-from reir_training.jobs import READERS
-from reir_training.plan import Epoch
+from reir_training.run.jobs import READER_CPUS
+from reir_training.run.readers import ReaderLimits, stream_steps
+from reir_training.run.schedule import Epoch
 
 NUM_SCENES = 400
 
 
 @dataclass
-class Pass:
+class TrainingPass:
     """One run over the steps: seconds until the first batch, of all steps, and of waiting."""
 
     startup: float
@@ -48,25 +48,25 @@ class Pass:
 
 
 def settings(folder: Path, steps: int) -> ClareTrainConfig:
-    """What is trained: both stages' losses are alike in cost, so stage 1 stands for both."""
-    optimisation = RECIPE["optimisation"] | {"steps_per_epoch": steps}
+    """Return the training settings: only stage 1, because both stages cost about the same."""
+    optimization = RECIPE["optimization"] | {"steps_per_epoch": steps}
     source = {"format": "photos", "path": folder}
     return ClareTrainConfig(
-        **(RECIPE | {"data": [source], "shape": SHAPE, "optimisation": optimisation})
+        **(RECIPE | {"data": [source], "shape": SHAPE, "optimization": optimization})
     )
 
 
 class Trainer:
-    """Steps of the task on one device."""
+    """Runs steps of the task on one device."""
 
     def __init__(self, config: ClareTrainConfig, device: torch.device) -> None:
-        stream = partial(stream_steps, readers=Readers(cpus=1, most=1))
+        stream = partial(stream_steps, readers=ReaderLimits(cpus=1, max_actors=1))
         self.task = ClareTask("clare-base", config, init=None, rank=0, world_size=1, stream=stream)
         self._device = device
         self.task.objective.to(device).train()
-        self._optimiser = torch.optim.AdamW(self.task.groups())
+        self._optimizer = torch.optim.AdamW(self.task.groups())
 
-    def run(self, batches: Iterator[ClareBatch]) -> Pass:
+    def run(self, batches: Iterator[ClareBatch]) -> TrainingPass:
         """Train on all batches."""
         start = time.perf_counter()
         batch = next(batches, None)
@@ -75,14 +75,14 @@ class Trainer:
         while batch is not None:
             loss, _ = self.task.objective(batch.to(self._device), "grounding")
             loss.backward()
-            self._optimiser.step()
-            self._optimiser.zero_grad()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             before = time.perf_counter()
             batch = next(batches, None)
             waiting += time.perf_counter() - before
-        return Pass(first - start, before - first, waiting)
+        return TrainingPass(first - start, before - first, waiting)
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     ray.init(
         address="local",
-        num_cpus=max((os.cpu_count() or 1) - 1, READERS),  # `reir train` holds one to train on
+        num_cpus=max((os.cpu_count() or 1) - 1, READER_CPUS),  # `reir train` holds one to train on
         include_dashboard=False,
         log_to_driver=False,
     )

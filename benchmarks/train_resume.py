@@ -1,12 +1,12 @@
-"""A training that is killed at a random step and run again has the loss curve of one left alone.
+"""A training that is killed and started again has the same losses as an undisturbed one.
 
     python benchmarks/train_resume.py
 
-A tiny CLARE learns generated scenes by `reir train`, both stages, ZeRO 1, on CPUs. Killed
-(SIGKILL) are a Ray Train worker, after which the trainer goes on by itself; the process of
-`reir train`; and every process of its Ray cluster. After the last two the same command is started
-again. Compared are the losses of every step of the log, so also of steps that were run twice, and
-the weights of the final checkpoint.
+A tiny CLARE learns generated scenes with `reir train`, both stages, ZeRO 1, on CPUs. At a random
+step one of these gets SIGKILL: a Ray Train worker, after which the trainer continues by itself; the
+process of `reir train`; or every process of its Ray cluster. In the last two cases the same command
+is started again. The benchmark compares the losses of every logged step, including steps that ran
+twice, and the weights of the final checkpoint.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from _report import write_report
 
-from reir_training.testing.kills import VICTIMS, Training, compare, run_killed
-from reir_training.testing.tiny import tiny_clare_settings, write_scenes
+from reir_testing.training.kills import VICTIMS, TrainCommand, compare, run_killed
+from reir_testing.training.tiny import tiny_clare_settings, write_scenes
 
 EPOCHS_A_STAGE, STEPS_PER_EPOCH, SAVE_EVERY_STEPS = 2, 12, 5
 
@@ -37,7 +37,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int 
         warmup_steps=4,
         ema_decay=0.9,
     )
-    whole = Training(work / "whole", settings, arguments.num_workers)
+    whole = TrainCommand(work / "whole", settings, arguments.num_workers)
     whole.finish(whole.start())
     steps = sorted(dict(whole.losses()))
     rng = random.Random(arguments.seed)
@@ -45,7 +45,10 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int 
     found = []
     for victim in VICTIMS:
         at = rng.choice(steps[1:-2])
-        training, started = Training(work / victim, settings, arguments.num_workers), time.time()
+        training, started = (
+            TrainCommand(work / victim, settings, arguments.num_workers),
+            time.time(),
+        )
         killed = run_killed(training, victim, at)
         outcome = compare(whole, training)
         found.append(outcome)

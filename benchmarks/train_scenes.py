@@ -1,15 +1,15 @@
-"""Does CLARE learn? A small model of its shape, from random weights, on generated scenes.
+"""Does CLARE learn? A small model of its architecture, from random weights, on generated scenes.
 
     python benchmarks/train_scenes.py [--only all_of_it more_off neighbours_off] [--quarter]
 
 Scenes show colored shapes and their relations, so the ground truth is exact. Each test gallery has
 200 scenes, drawn with a seed that was used neither for training nor for tuning; figures are the
-mean over the galleries, with 95 % bootstrap intervals over their scenes. Each variant is
-`reir train`, stage 1 and then stage 2, on this machine's cores; stage 1 alone is measured too.
-Expressions are true of one instance of the whole gallery, and nearly all of them are relations:
-without what stands around an instance most cannot be told apart. Figures: BR@K at IoU .5
-(definition B), candidates chosen without the query, one expression an instance; chance is that of
-a random order of the candidates. `--quarter` cuts stage 2 to a quarter, which ablations do with.
+mean over the galleries, with 95% bootstrap intervals over their scenes. Each variant is
+`reir train`, stage 1 and then stage 2, on this machine's cores; stage 1 alone is measured too. An
+expression is true of exactly one instance of the whole gallery. Nearly all of them are relations:
+without its surroundings, hardly any instance can be told apart. BR@K uses IoU .5 (definition B),
+candidates chosen without the query, and one expression per instance; chance is a random order of
+the candidates. `--quarter` cuts stage 2 to a quarter, which is enough for ablations.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from _report import ROOT, write_report
 from reir.checkpoint import load_clare
 from reir.evaluate import evaluate_reir
 from reir.metrics.bootstrap import Interval
-from reir.models.clare_encoder import ClareEncoder
-from reir.testing.scenes import Scene, make_scenes, save_scenes, to_dataset
+from reir.models.clare.encoder import ClareEncoder
+from reir_testing.scenes import Scene, make_scenes, save_scenes, to_dataset
 
 SIDE_PX, NUM_TRAIN, NUM_TEST = 96, 6000, 200
 GALLERY = 200  # expressions of the training scenes are unique among so many, as in the test
@@ -69,11 +69,11 @@ SHAPE = {
 RECIPE: dict[str, Any] = {
     "texts_per_photo": 6,
     "expressions_per_instance": 2,
-    "look_alikes_from": 0.5925,  # after the fifth time that all scenes have come
+    "hard_negatives_from": 0.5925,  # after the fifth time that all scenes have come
     "denoising": False,
     "loss": {"clia_auxiliary": 0.25},  # the first layers cannot know what is around an instance
     "augmentation": {"short_sides": [SIDE_PX], "long_side": SIDE_PX, "crop_probability": 0},
-    "optimisation": {
+    "optimization": {
         "photos_per_batch": 12,
         "steps_per_epoch": 260,
         "grounding_epochs": 1,
@@ -92,26 +92,26 @@ RECIPE: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "all_of_it": {},
     "more_off": {"num_experts": 0},
-    "neighbours_off": {"neighbours": False},
+    "neighbours_off": {"neighbors": False},
 }
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A checkpoint, and how long its training took from command to checkpoint."""
+class TrainingResult:
+    """A checkpoint, and the time from the command to the checkpoint."""
 
     checkpoint: Path
     minutes: float
 
 
 def write_training_scenes(folder: Path) -> None:
-    """As many galleries as the training scenes make up."""
+    """Write the training scenes, as galleries of the same size as the test galleries."""
     scenes = make_scenes(NUM_TRAIN, TRAIN_SEED, SIDE_PX)
     galleries = {f"{i}": scenes[i : i + GALLERY] for i in range(0, NUM_TRAIN, GALLERY)}
     save_scenes(folder, galleries, scope="gallery", per_instance=4)
 
 
-def train(stage: str, config: Path, output: Path, init: Path | None) -> Trained:
+def train(stage: str, config: Path, output: Path, init: Path | None) -> TrainingResult:
     """Run one stage as a user would."""
     command = [str(Path(sys.executable).with_name("reir")), "train", "--preset", "clare-base"]
     command += ["--stage", stage, "--data", str(config), "--output", str(output)]
@@ -119,7 +119,7 @@ def train(stage: str, config: Path, output: Path, init: Path | None) -> Trained:
     command += ["--init", str(init)] if init else []
     start = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)
-    return Trained(output / "checkpoint", (time.perf_counter() - start) / 60)
+    return TrainingResult(output / "checkpoint", (time.perf_counter() - start) / 60)
 
 
 Gallery = tuple[tuple[Scene, ...], Path]
@@ -139,7 +139,7 @@ def figures(checkpoint: Path, galleries: Sequence[Gallery]) -> dict[str, float]:
         spans = {f"br{k}_50": report.query_free.definition_b[f"br{k}_50"] for k in (1, 5, 10)}
         for name, span in (spans | {"rec_50": report.query_free.rec["p50"]}).items():
             found.setdefault(name, []).append(span)
-        chances.append(100 / report.measured.counts["instances"])
+        chances.append(100 / report.info.counts["instances"])
     out = {"chance": mean(chances)}
     for name, each in found.items():
         half = hypot(*((span.high - span.low) / 2 for span in each)) / len(each)
@@ -153,14 +153,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=["all_of_it"])
-    parser.add_argument("--quarter", action="store_true", help="a quarter of stage 2")
-    parser.add_argument("--runs", type=Path, help="folder of the runs; a rerun goes on there")
+    parser.add_argument("--quarter", action="store_true", help="Shorten stage 2.")
+    parser.add_argument("--runs", type=Path, help="Folder of the runs, to resume them.")
     arguments = parser.parse_args()
     recipe = RECIPE
     if arguments.quarter:
-        optimisation = recipe["optimisation"]
-        short = optimisation | {"clia_epochs": round(optimisation["clia_epochs"] / 4)}
-        recipe = recipe | {"optimisation": short}
+        optimization = recipe["optimization"]
+        short = optimization | {"clia_epochs": round(optimization["clia_epochs"] / 4)}
+        recipe = recipe | {"optimization": short}
     results: dict[str, float] = {}
 
     def show(name: str, values: dict[str, float]) -> None:

@@ -3,9 +3,10 @@
     python benchmarks/train_two_workers.py
 
 Tiny models of the real classes in fp32 on CPUs, both stages, ZeRO 1, 2 and 3, with every weight
-split under ZeRO-3. The one process is plain autograd on the whole global batch, without DeepSpeed.
-Differences are relative: of the loss to the loss, of a gradient to the largest element of all
-gradients of the step, of which 1e-5 is allowed; the absolute ones stand beside them.
+split under ZeRO 3. The single process is plain autograd on the whole global batch, without
+DeepSpeed. Differences of the loss are relative to the loss, and differences of a gradient to the
+largest element of all gradients of the step; up to 1e-5 is allowed. Absolute differences are
+reported too.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 
 from _report import write_report
 
-from reir_training.testing.workers import CASES, Difference, step_alone, steps_of_workers
+from reir_testing.training.workers import CASES, Difference, step_alone, steps_of_workers
 
 
 def measure(work: Path) -> dict[str, Difference]:
-    """How far two workers are from one process, by name of the case."""
+    """Return the difference between two workers and one process, by name of the case."""
     alone = {(c.model, c.task): step_alone(work, c) for c in CASES if c.zero_stage == 1}
     together = steps_of_workers(work, CASES)
     return {

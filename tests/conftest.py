@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reir.testing.milvus_server import milvus_server
+from reir_testing.milvus_server import milvus_server
 
 
 @pytest.fixture(scope="session")

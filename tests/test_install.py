@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reir.testing import draw_scene
+from reir_testing import draw_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = """
@@ -23,6 +23,7 @@ names = sorted(each.metadata["Name"].lower() for each in distributions())
 of_cuda = [name for name in names if re.match("nvidia|cuda|triton", name)]
 print(json.dumps([torch.__version__, torch.version.cuda, of_cuda]))
 """
+HELPERS_INSTALLED = "import importlib.util; print(bool(importlib.util.find_spec('reir_testing')))"
 
 
 def readme_lines() -> list[list[str]]:
@@ -45,18 +46,20 @@ def test_the_pinned_torch_is_installed_before_the_package() -> None:
     assert pinned_torch()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_clean_environment_gets_the_cpu_build_and_searches(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    programs = tmp_path / "venv" / "bin"
-    environment = {**os.environ, "REIR_HOME": str(tmp_path / "home")}
+class CleanEnvironment:
+    """A virtual environment without any package, and a home folder of its own."""
 
-    def run(program: str, *words: str, folder: Path = tmp_path) -> str:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        self._variables = {**os.environ, "REIR_HOME": str(folder / "home")}
+
+    def run(self, program: str, *words: str, folder: Path | None = None) -> str:
+        """Run one of its programs and return what it prints."""
         done = subprocess.run(
-            [programs / program, *words],
-            cwd=folder,
-            env=environment,
+            [self.folder / "venv" / "bin" / program, *words],
+            cwd=folder or self.folder,
+            env=self._variables,
             capture_output=True,
             text=True,
             check=False,
@@ -64,9 +67,24 @@ def test_a_clean_environment_gets_the_cpu_build_and_searches(tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_plain_install_without_constraints_has_the_command_line(tmp_path: Path) -> None:
+    clean = CleanEnvironment(tmp_path)
+    clean.run("pip", "install", ".", folder=ROOT)
+    assert "search" in clean.run("reir", "--help")
+    assert clean.run("reir", "--version").startswith("reir")
+    assert clean.run("python", "-c", HELPERS_INSTALLED).strip() == "False"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_clean_environment_gets_the_cpu_build_and_searches(tmp_path: Path) -> None:
+    clean = CleanEnvironment(tmp_path)
     for line in readme_lines():
-        run(*line, folder=ROOT)
-    version, cuda, of_cuda = json.loads(run("python", "-c", PACKAGES))
+        clean.run(*line, folder=ROOT)
+    version, cuda, of_cuda = json.loads(clean.run("python", "-c", PACKAGES))
     assert (version.partition("+")[0], cuda, of_cuda) == (pinned_torch(), None, [])
 
     scenes = {
@@ -77,6 +95,6 @@ def test_a_clean_environment_gets_the_cpu_build_and_searches(tmp_path: Path) -> 
     for name, shapes in scenes.items():
         Image.fromarray(draw_scene((256, 192), shapes)).save(tmp_path / "photos" / name)
     where = ("--gallery", "boxes", "--store", str(tmp_path / "store"))
-    run("reir", "index", "photos", *where)
-    answer = json.loads(run("reir", "search", "the red box", *where, "--json"))
+    clean.run("reir", "index", "photos", *where)
+    answer = json.loads(clean.run("reir", "search", "the red box", *where, "--json"))
     assert {Path(hit["uri"]).name for hit in answer["hits"]} == set(scenes)

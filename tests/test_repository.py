@@ -6,27 +6,40 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCE_ROOTS = {
-    "platform": "reir",
-    "training": "reir_training",
-    "ingestion": "reir_ingestion",
-    "serving": "reir_serving",
-}
+from reir_testing.repository import (
+    MAX_FILE_LINES,
+    MAX_FOLDER_MODULES,
+    MAX_FUNCTION_LINES,
+    ROOT,
+    SOURCE_ROOTS,
+    import_cycles,
+    import_graph,
+    imports_of,
+    long_functions,
+    modules_per_folder,
+    relative_name,
+    source_import_graph,
+    source_lines,
+    tracked_files,
+)
+
 MAY_IMPORT = {
     "reir": {"reir"},
     "reir_training": {"reir", "reir_training"},
     "reir_ingestion": {"reir", "reir_ingestion"},
     "reir_serving": {"reir", "reir_serving"},
+    # Helpers of tests and benchmarks; not in the wheel, so no other package may import them.
+    "reir_testing": {"reir", "reir_training", "reir_ingestion", "reir_serving", "reir_testing"},
 }
-RAY_FILES = {"jobs.py", "actors.py", "deployments.py"}
-MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 70
+RAY_FOLDERS = (
+    "ingestion/reir_ingestion/ray",
+    "serving/reir_serving/ray",
+    "training/reir_training/run",
+)
 
 # A folder of one machine; `/home/ray` is the home within Ray's own container images.
 MACHINE_PATH = re.compile(r"(?<![\w.~}$-])/(?:root|work|home/(?!ray\b)\w+|Users/\w+)/")
@@ -38,35 +51,9 @@ PRIVATE_HOST = re.compile(
 )
 
 
-def tracked_files() -> list[Path]:
-    """Files under version control; without git (an unpacked archive), all that are no leftovers."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
-        ).stdout.split("\0")
-    except (OSError, subprocess.CalledProcessError):
-        leftovers = {".venv", ".git", "__pycache__", "dist", "build", "out", "runs"}
-        found = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
-        listed = [str(path) for path in found if not leftovers & set(path.parts)]
-    return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
-
-
 TRACKED = tracked_files()
 PYTHON = [path for path in TRACKED if path.suffix == ".py"]
 SOURCES = [path for path in PYTHON if path.relative_to(ROOT).parts[0] in SOURCE_ROOTS]
-
-
-def shown(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute module) of every import, also of those within functions."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.lineno, node.module or ""
 
 
 def layer_violations(package: str, source: str) -> list[str]:
@@ -82,26 +69,15 @@ def ray_imports(source: str) -> list[int]:
     return [line for line, name in imports_of(ast.parse(source)) if name.split(".")[0] == "ray"]
 
 
-def long_functions(source: str, limit: int) -> list[str]:
-    """Functions of more than `limit` lines, decorators and docstring included."""
-    return [
-        f"{node.name} ({node.end_lineno - node.lineno + 1} lines)"
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno + 1 > limit
-    ]
-
-
 def test_the_guards_see_the_repository() -> None:
-    names = {shown(path) for path in TRACKED}
+    names = {relative_name(path) for path in TRACKED}
     assert {"pyproject.toml", "platform/reir/errors.py", "tests/test_repository.py"} <= names
 
 
 def test_source_roots_and_tests_are_no_packages() -> None:
-    wrong = [shown(ROOT / top / "__init__.py") for top in SOURCE_ROOTS]
+    wrong = [relative_name(ROOT / top / "__init__.py") for top in SOURCE_ROOTS]
     wrong = [name for name in wrong if (ROOT / name).exists()]
-    wrong += [shown(path) for path in (ROOT / "tests").rglob("__init__.py")]
+    wrong += [relative_name(path) for path in (ROOT / "tests").rglob("__init__.py")]
     assert wrong == [], "these would shadow the standard library or one another; delete them"
 
 
@@ -127,7 +103,7 @@ def test_the_standard_platform_module_still_imports_from_the_root() -> None:
 @pytest.mark.parametrize(("top", "package"), SOURCE_ROOTS.items(), ids=SOURCE_ROOTS.values())
 def test_imports_point_one_way(top: str, package: str) -> None:
     wrong = [
-        f"{shown(path)}: {violation}"
+        f"{relative_name(path)}: {violation}"
         for path in SOURCES
         if path.is_relative_to(ROOT / top)
         for violation in layer_violations(package, path.read_text(encoding="utf-8"))
@@ -136,33 +112,59 @@ def test_imports_point_one_way(top: str, package: str) -> None:
 
 
 def test_the_layer_guard_finds_what_it_must() -> None:
-    source = "def f():\n    from reir_serving.app import x\nimport reir_training\nimport reirx"
+    source = "def f():\n    from reir_serving.http.app import x\nimport reir_training\nimport reirx"
     assert layer_violations("reir", source) == [
         "line 3 imports reir_training",
-        "line 2 imports reir_serving.app",
+        "line 2 imports reir_serving.http.app",
     ]
     assert layer_violations("reir_serving", "import reir.text\nfrom . import app") == []
 
 
 def test_ray_is_imported_only_where_it_may_be() -> None:
     wrong = [
-        f"{shown(path)}:{line}"
+        f"{relative_name(path)}:{line}"
         for path in SOURCES
-        if path.name not in RAY_FILES or path.is_relative_to(ROOT / "platform")
+        if relative_name(path.parent) not in RAY_FOLDERS
         for line in ray_imports(path.read_text(encoding="utf-8"))
     ]
-    assert wrong == [], f"import ray only in {sorted(RAY_FILES)} of the three apps"
+    assert wrong == [], f"import ray only in {', '.join(RAY_FOLDERS)}"
     assert ray_imports("from ray import serve\nimport ray.data as r\nimport rayon") == [1, 2]
 
 
+def test_folders_are_small() -> None:
+    # `benchmarks/` is exempt: each script there is a command of its own that is found by its name.
+    folders = modules_per_folder(
+        path for path in PYTHON if path.relative_to(ROOT).parts[0] != "benchmarks"
+    )
+    wrong = {name: n for name, n in folders.items() if n > MAX_FOLDER_MODULES}
+    assert wrong == {}, f"folders hold at most {MAX_FOLDER_MODULES} modules; group these by subject"
+
+
+def test_no_modules_import_one_another() -> None:
+    assert import_cycles(source_import_graph()) == [], "move what both need into a third module"
+
+
+def test_the_cycle_guard_sees_imports_in_functions_and_for_types() -> None:
+    sources = {
+        "p": "from p.a import f",
+        "p.a": "def f():\n    from p import b",
+        "p.b": "if TYPE_CHECKING:\n    from p.c import x",
+        "p.c": "import p.a",
+        "p.d": "import os\nfrom p import f, a",
+    }
+    graph = import_graph(sources)
+    assert graph["p.d"] == {"p", "p.a"}
+    assert import_cycles(graph) == [["p.a", "p.b", "p.c"]]
+
+
 def test_files_are_short() -> None:
-    lengths = {shown(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PYTHON}
+    lengths = {relative_name(path): source_lines(path) for path in PYTHON}
     assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
 
 
 def test_functions_are_short() -> None:
     wrong = [
-        f"{shown(path)}: {found}"
+        f"{relative_name(path)}: {found}"
         for path in PYTHON
         for found in long_functions(path.read_text(encoding="utf-8"), MAX_FUNCTION_LINES)
     ]
@@ -173,7 +175,7 @@ def test_functions_are_short() -> None:
 
 def test_every_module_says_what_it_does() -> None:
     wrong = [
-        shown(path)
+        relative_name(path)
         for path in PYTHON
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
@@ -193,7 +195,7 @@ def test_nothing_of_one_machine_is_kept(pattern: re.Pattern[str], what: str) -> 
             continue
         for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
             if found := pattern.search(line):
-                wrong.append(f"{shown(path)}:{number}: {found.group()}")
+                wrong.append(f"{relative_name(path)}:{number}: {found.group()}")
     assert wrong == [], f"{what} must not be in the repository"
 
 
@@ -203,7 +205,7 @@ TOP = "/".join(("", "work", ""))  # in parts, so that a plain search of the tree
 @pytest.mark.parametrize(
     "line", ["cd /root/x", "'/home/ann/data'", f"open({TOP}a)", "path=/Users/ann/b"]
 )
-def test_machine_paths_are_recognised(line: str) -> None:
+def test_machine_paths_are_recognized(line: str) -> None:
     assert MACHINE_PATH.search(line)
 
 
@@ -214,7 +216,7 @@ def test_other_paths_are_left_alone(line: str) -> None:
     assert not MACHINE_PATH.search(line)
 
 
-def test_private_hosts_are_recognised() -> None:
+def test_private_hosts_are_recognized() -> None:
     assert PRIVATE_HOST.search("https://git.example.corp/x")
     assert PRIVATE_HOST.search("--index-url https://Artifactory/x")
     for known in ("http://metadata.google.internal/", "host.docker.internal", "milvus.svc:19530"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -13,35 +13,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reir.cli_common import (
+from reir.cli.common import (
     DEFAULT_GALLERY,
     AsJson,
     Checkpoint,
     Encoder,
     Store,
-    chosen_encoder,
+    connect,
+    encoder_from_options,
     messages,
-    opened,
     output,
+    photo_name,
+    plural,
     print_json,
-    several,
-    shown_photo,
 )
-from reir_ingestion.runners import RunnerName
+from reir_ingestion.runner_choice import RunnerName
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from reir.images.tiling import Tiling
+    from reir.index_report import IndexReport
     from reir.sinks import Sink
     from reir.store import InstanceStore
-    from reir.tiling import Tiling
-    from reir_ingestion.report import IndexReport, Progress
     from reir_ingestion.sources import Source as OpenSource
     from reir_ingestion.stages import IndexOptions
 
 SERVER_FROM_INSTANCES = 50_000
-LARGE = ("2561 to 5120", "over 5120")
-"""Sizes of `reir_ingestion.report.SIZES` for which the command speaks of tiles."""
+"""From about so many instances on, a Milvus server searches faster than the embedded store."""
+
+LARGE_SIZES = ("2561 to 5120", "over 5120")
+"""Keys of `IndexReport.sizes` for which the command recommends tiles."""
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -61,42 +61,57 @@ RAY_ADDRESS=auto reir index /data/photos --store http://milvus:19530 --num-gpus 
 Source = Annotated[
     str,
     typer.Argument(
-        help="Folder, image file, or quoted pattern: 'photos/**/*.jpg', here or below "
-        "s3://BUCKET/ or gs://BUCKET/. Or what names or holds images: a list (.jsonl, .csv, "
-        ".tsv, .txt), WebDataset archives (.tar), a table (.parquet, .lance)."
+        metavar="SOURCE",
+        help="A folder, an image file, or a quoted pattern such as 'photos/**/*.jpg'; local, or "
+        "under s3://BUCKET/ or gs://BUCKET/. Or a file that lists or contains images: a list "
+        "(.jsonl, .csv, .tsv, .txt), a WebDataset archive (.tar) or a table (.parquet, .lance).",
     ),
 ]
-Target = Annotated[str, typer.Option(help="Gallery to fill; made when absent.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Photos a batch.")]
+Target = Annotated[str, typer.Option(help="Gallery to index into; created if it does not exist.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of photos per batch.")]
 Prune = Annotated[
-    bool, typer.Option("--prune", help="Remove photos whose file is gone from SOURCE.")
+    bool,
+    typer.Option("--prune", help="Remove photos from the gallery whose file is gone from SOURCE."),
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Try unchanged photos again that failed before.")
+    bool,
+    typer.Option("--retry-failed", help="Retry photos that failed before and have not changed."),
 ]
 MaxFailures = Annotated[
-    str | None, typer.Option(metavar="N|N%", help="Stop when more photos fail than this.")
+    str | None,
+    typer.Option(
+        metavar="N|N%", help="Stop when more than N photos, or N% of the photos, have failed."
+    ),
 ]
 Verify = Annotated[
     bool,
-    typer.Option("--verify", help="Only compare SOURCE, ledger and store; exit 1 if not equal."),
+    typer.Option(
+        "--verify",
+        help="Do not index; compare SOURCE, ledger and store, and exit with 1 if they differ.",
+    ),
 ]
 Repair = Annotated[
-    bool, typer.Option("--repair", help="Index photos anew that the store has lost parts of.")
+    bool,
+    typer.Option(
+        "--repair", help="Index photos again if some of their instances are missing from the store."
+    ),
 ]
 Tile = Annotated[
     bool | None,
     typer.Option(
         "--tile/--no-tile",
-        help="See large photos in tiles too: finds smaller things, takes several times as long; "
-        "without either, as the gallery was indexed before.",
+        help="Also encode large photos tile by tile, which finds smaller objects but takes several "
+        "times as long. By default, the gallery keeps its current setting.",
     ),
 ]
 Events = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Append one JSON line a batch to this file.")
+    Path | None, typer.Option(metavar="FILE", help="Append one JSON line per batch to this file.")
 ]
 MetricsPort = Annotated[
-    int | None, typer.Option(min=0, max=65_535, help="Serve Prometheus metrics while it runs.")
+    int | None,
+    typer.Option(
+        min=0, max=65_535, help="Serve Prometheus metrics on this port during the run; 0 picks one."
+    ),
 ]
 ReportTo = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write the final report as JSON.")
@@ -105,32 +120,48 @@ BulkImport = Annotated[
     str,
     typer.Option(
         metavar="STORAGE",
-        help="New photos into a Milvus server by files instead of upserts: a "
-        "folder in the server's own storage, such as s3://milvus-bucket/import. A run that is "
-        "killed does some thousand photos again.",
+        help="Send new photos to a Milvus server in files, which is faster for a first load. "
+        "STORAGE is a folder in the server's own storage, such as s3://milvus-bucket/import. "
+        "A run that is killed has to repeat its last few thousand photos.",
     ),
 ]
 ImageColumn = Annotated[
-    str, typer.Option(help="Column of a list or table that has the images; default: by its name.")
+    str,
+    typer.Option(
+        help="Column of a list or table that contains the images. By default, it is detected by "
+        "its name."
+    ),
 ]
 AllowHttp = Annotated[
-    bool, typer.Option("--allow-http", help="Fetch what a list names by http:// or https://.")
+    bool,
+    typer.Option("--allow-http", help="Download images from http:// and https:// addresses."),
 ]
 AllowPrivate = Annotated[
-    bool, typer.Option("--allow-private", help="With --allow-http: private addresses, too.")
+    bool,
+    typer.Option(
+        "--allow-private", help="With --allow-http, also download from private network addresses."
+    ),
 ]
 FollowLinks = Annotated[
     bool,
     typer.Option("--follow-links", help="Also index photos behind symlinks that leave the folder."),
 ]
 RunnerOption = Annotated[
-    RunnerName, typer.Option(help="Threads of this process, or Ray Data; auto: what suits.")
+    RunnerName,
+    typer.Option(
+        help="local indexes in threads of this process, ray with Ray Data; auto chooses by the "
+        "number of files, cores and GPUs."
+    ),
 ]
 NumWorkers = Annotated[
-    int | None, typer.Option(min=1, help="Encoders on Ray, at most; default: what fits.")
+    int | None,
+    typer.Option(
+        min=1, help="Largest number of encoders on Ray. By default, as many as the cluster can run."
+    ),
 ]
 NumGpus = Annotated[
-    float | None, typer.Option(min=0, help="GPUs of one encoder on Ray; 0.5 lets two share one.")
+    float | None,
+    typer.Option(min=0, help="GPUs per encoder on Ray; with 0.5, two encoders share a GPU."),
 ]
 
 
@@ -165,26 +196,27 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     report_to: ReportTo = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make photos searchable; run it again at any time to bring the gallery up to date."""
+    """Make photos searchable. Run the command again to bring the gallery up to date."""
     from reir.encoders import stored_spec
     from reir_ingestion.failures import FailureLimit
     from reir_ingestion.sources import SourceOptions, open_source
     from reir_ingestion.stages import IndexOptions
 
-    reach = SourceOptions(
+    source_options = SourceOptions(
         allow_http=allow_http,
         allow_private=allow_private,
         image_column=image_column,
         follow_links=follow_links,
     )
-    found = open_source(source, reach)  # a wrong name is told before the model is loaded
+    # A wrong name is reported at once, rather than after the model is loaded.
+    found = open_source(source, source_options)
     if verify:
         _verify(found, gallery, store, as_json=as_json)
         return
     _check_import(bulk_import, store)
-    named = chosen_encoder(checkpoint, encoder)
+    named = encoder_from_options(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
-    with _stoppable(), _sinks(events, metrics_port) as sinks, opened(store) as held:
+    with _stoppable(), _sinks(events, metrics_port) as sinks, connect(store) as held:
         spec = named or stored_spec(held, gallery)
         tiling = _tiling(held, gallery, tile)
         options = IndexOptions(
@@ -199,7 +231,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         )
         run = partial(_run_here, store=held)
         if _is_for_ray(runner, found):
-            run = partial(_run_on_ray, store=store, most=num_workers, num_gpus=num_gpus)
+            run = partial(_run_on_ray, store=store, num_workers=num_workers, num_gpus=num_gpus)
         report = run(found, gallery, options, sinks)
     if report_to is not None:
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
@@ -218,17 +250,17 @@ def _show(report: IndexReport, store: str | None, *, tiled: bool) -> None:
 
 
 def _check_import(bulk_import: str, store: str | None) -> None:
-    """Refuse an embedded store before the model is loaded."""
+    """Fail before the model is loaded if the store has no bulk import."""
     from reir.store import default_location, is_embedded
-    from reir.store.checks import no_import
+    from reir.store.validation import import_needs_server_error
 
     if bulk_import and is_embedded(store):
-        raise no_import(store or default_location())
+        raise import_needs_server_error(store or default_location())
 
 
 def _is_for_ray(runner: RunnerName, source: OpenSource) -> bool:
-    """Choose the runner, and say which and why."""
-    from reir_ingestion.runners import choose_runner
+    """Choose the runner, and print which one and why."""
+    from reir_ingestion.runner_choice import choose_runner
 
     choice = choose_runner(runner, source)
     messages().print(str(choice))
@@ -245,57 +277,59 @@ def _run_here(
 ) -> IndexReport:
     from reir.encoders import load_encoder_spec
     from reir_ingestion.pipeline import index
+    from reir_ingestion.progress_bar import progress_bar
 
-    with messages().status("loading the model"):
+    with messages().status("Loading the model"):
         encoder = load_encoder_spec(options.encoder_spec)
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         return index(
             source, gallery, store, encoder, options=options, progress=progress, sinks=sinks
         )
 
 
-def _run_on_ray(  # noqa: PLR0913 - all but the four parts are by name
+def _run_on_ray(  # noqa: PLR0913 - the options are keyword-only
     source: OpenSource,
     gallery: str,
     options: IndexOptions,
     sinks: Sequence[Sink],
     *,
     store: str | None,
-    most: int | None,
+    num_workers: int | None,
     num_gpus: float | None,
 ) -> IndexReport:
     from reir.encoders import load_encoder_spec
-    from reir_ingestion.jobs import Workers, index_on_ray
+    from reir_ingestion.progress_bar import progress_bar
+    from reir_ingestion.ray.runner import EncoderPoolOptions, index_on_ray
 
-    # Ray prints what happens to its workers on standard output, which is for the answer.
-    with _progress_bar() as progress, redirect_stdout(sys.stderr):
+    # Ray prints messages about its workers on standard output, which is for the report.
+    with progress_bar() as progress, redirect_stdout(sys.stderr):
         return index_on_ray(
             source,
             gallery,
             store,
             partial(load_encoder_spec, options.encoder_spec),
             options=options,
-            workers=Workers(most=most, num_gpus=num_gpus),
+            pool=EncoderPoolOptions(max_encoders=num_workers, num_gpus=num_gpus),
             progress=progress,
             sinks=sinks,
         )
 
 
-def _tiling(store: InstanceStore, gallery: str, wanted: bool | None) -> Tiling | None:
-    """How to cut large photos: as the option says, or else as the live version does."""
-    from reir.tiling import Tiling
+def _tiling(store: InstanceStore, gallery: str, tile: bool | None) -> Tiling | None:
+    """Return how to cut large photos: as the option says, or by default as in the live version."""
+    from reir.images.tiling import Tiling
 
     versions = store.versions(gallery) if gallery in store.galleries() else []
     live = next((each.spec.settings for each in versions if each.live), {})
-    known = Tiling.from_settings(live)
-    if wanted is None:
-        return known
-    return (known or Tiling()) if wanted else None
+    current = Tiling.from_settings(live)
+    if tile is None:
+        return current
+    return (current or Tiling()) if tile else None
 
 
 @contextmanager
 def _sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]]:
-    """Open what gets the records of the run."""
+    """Open the sinks that get the records of the run."""
     from reir.sinks import JsonLines
 
     with ExitStack() as opened_sinks:
@@ -304,22 +338,22 @@ def _sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]
             sinks.append(JsonLines(events))
             opened_sinks.callback(sinks[-1].close)
         if metrics_port is not None:
-            from reir_ingestion.metrics import ADDRESS, Prometheus
+            from reir_ingestion.metrics import ADDRESS, PrometheusSink
 
-            metrics = Prometheus()
+            metrics = PrometheusSink()
             port = metrics.serve(metrics_port)
             opened_sinks.callback(metrics.close)
-            messages().print(f"metrics: http://{ADDRESS}:{port}/metrics")
+            messages().print(f"Metrics: http://{ADDRESS}:{port}/metrics")
             sinks.append(metrics)
         yield sinks
 
 
 def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:
-    """Compare, print what differs and what mends it, and exit with 1 when something does."""
-    from reir.search import check_gallery
+    """Compare, print the differences and how to repair them, and exit with 1 if there are any."""
+    from reir.query.search import check_gallery
     from reir_ingestion.verify import verify
 
-    with opened(store) as held:
+    with connect(store) as held:
         check_gallery(held, gallery)
         report = verify(source, gallery, held, held.live_version(gallery))
     if as_json:
@@ -329,48 +363,50 @@ def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: boo
         screen.print(report.table())
         for kind, uris in report.examples.items():
             for uri in uris:
-                screen.print(f"  {kind}: {shown_photo(uri)}", markup=False, soft_wrap=True)
-        for line in report.mends(source.text, _store_option(store)):
-            screen.print(f"Mend it:  {line}", markup=False, soft_wrap=True)
-    if not report.is_sound:
+                screen.print(f"  {kind}: {photo_name(uri)}", markup=False, soft_wrap=True)
+        for line in report.repair_commands(source.text, _store_option(store)):
+            screen.print(f"To repair:  {line}", markup=False, soft_wrap=True)
+    if not report.is_consistent:
         raise typer.Exit(1)
 
 
 def next_steps(
     report: IndexReport, store: str | None = None, *, tiled: bool = False
 ) -> Iterator[str]:
-    """Yield what the user may want to know or type after a run."""
+    """Yield hints on the result, and commands that the user may want to run next."""
     from reir.store import is_embedded
     from reir_ingestion.sources.local import LINKS_OUT
 
     name = report.gallery
     where = _store_option(store)
     if report.num_failed:
-        yield f"Why photos failed:  reir failures {name}{where}"
-    if links := report.passed_over.get(LINKS_OUT):
+        yield f"To see why photos failed:  reir failures {name}{where}"
+    if links := report.skipped.get(LINKS_OUT):
         yield (
-            f"Skipped {several(links, 'symlink')} to targets outside the folder; "
-            f"use --follow-links to index those too."
+            f"Skipped {plural(links, 'symlink')} to outside the folder; use --follow-links to "
+            f"follow such links."
         )
     if report.kept_versions:
         sizes = report.kept_versions.items()
-        kept = ", ".join(f"{each} ({several(number, 'photo')})" for each, number in sizes)
+        kept = ", ".join(f"{each} ({plural(number, 'photo')})" for each, number in sizes)
         yield (
-            f"Version {report.version} ({several(report.num_images, 'photo')}) is live; "
-            f"kept to go back to: {kept}.  reir promote {name} VERSION{where}"
+            f"Searches now use version {report.version} ({plural(report.num_images, 'photo')}). "
+            f"The gallery also keeps {kept}. To go back:  reir promote {name} VERSION{where}"
         )
-    num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE)
+    num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE_SIZES)
     if num_large and not tiled:
+        is_are = "is" if num_large == 1 else "are"
         yield (
-            f"{several(num_large, 'photo')} far larger than the model's input: --tile finds "
-            f"smaller objects in such photos, but takes many times as long for each of them."
+            f"{plural(num_large, 'photo')} {is_are} far larger than the input of the model: with "
+            f"--tile, smaller objects are found in such photos, but each takes many times as long."
         )
     if report.num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (
-            f"{report.num_instances:,} instances: from about {SERVER_FROM_INSTANCES:,} on a Milvus "
-            f"server is the better store.  reir index SOURCE --gallery {name} --store http://HOST:19530"
+            f"The gallery has {report.num_instances:,} instances. From about "
+            f"{SERVER_FROM_INSTANCES:,} on, use a Milvus server instead of the embedded store:  "
+            f"reir index SOURCE --gallery {name} --store http://HOST:19530"
         )
-    yield f'Search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
+    yield f'To search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'
 
 
 def _store_option(store: str | None) -> str:
@@ -379,51 +415,11 @@ def _store_option(store: str | None) -> str:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Say on Ctrl-C that nothing is lost."""
+    """Print on Ctrl-C that nothing is lost."""
     try:
         yield
     except KeyboardInterrupt:
         messages().print(
-            "Stopped. What was written is kept; run the same command again to continue."
+            "Stopped. Everything written so far is kept; run the same command again to continue."
         )
         raise
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """Photos done, rate, time left and failures, on standard error."""
-    from rich import progress as bars
-    from rich.text import Text
-
-    columns = (
-        bars.TextColumn("photos"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]}"),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[failures]}"),
-    )
-
-    class WithStages(bars.Progress):
-        """One line for the photos, and below it each stage's share of the work."""
-
-        stages = ""
-
-        def get_renderables(self) -> Iterator[RenderableType]:
-            yield from super().get_renderables()
-            yield Text(self.stages, style="dim")
-
-    with WithStages(*columns, console=messages()) as bar:
-        task = bar.add_task("photos", total=None, rate="", failures="")
-
-        def show(now: Progress) -> None:
-            bar.update(
-                task,
-                completed=now.done,
-                total=now.total,
-                rate=f"{bar.tasks[0].speed or 0:.1f} photos/s",
-                failures=f"[red]{now.failed:,} failed" if now.failed else "",
-            )
-            bar.stages = "  ".join(f"{stage} {share} %" for stage, share in now.percent.items())
-
-        yield show

@@ -1,4 +1,4 @@
-"""How many images of a job may fail before it stops. Knows ledger rows, no store."""
+"""Stops a job when too many of its images fail. Does not access the store."""
 
 from __future__ import annotations
 
@@ -11,44 +11,47 @@ from reir.errors import ConfigError, TooManyFailures
 from reir.records import ImageRecord
 
 MIN_IMAGES = 1000
-"""A share is taken of at least so many images, so that the first bad ones do not stop a job."""
+"""A percentage is taken of at least so many images, so that the first few bad ones do not stop a
+job."""
 
 _NUM_REASONS = 3
 
 
 @dataclass(frozen=True)
 class FailureLimit:
-    """A number of images, or a share of those in the source.
+    """The number of images that may fail, or the fraction of those in the source.
 
     Attributes:
         text: as the user wrote it.
-        value: images, or a share from 0 to 1.
-        is_share: which of the two.
+        value: number of images, or a fraction from 0 to 1.
+        is_fraction: which of the two.
     """
 
     text: str
     value: float
-    is_share: bool
+    is_fraction: bool
 
     @classmethod
     def parse(cls, text: str) -> FailureLimit:
         """Parse `100` or `1.5%`.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: the text is neither.
         """
         found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*%", text.strip())
         if found is None or float(found[2] or 0) > 100:
             raise ConfigError(
-                f"max_failures must be a number of images or a share, such as 100 or 1%, "
+                f"max_failures must be a number of images or a percentage, such as 100 or 1%, "
                 f"got {text!r}"
             )
-        share = found[2] is not None
-        return cls(text, float(found[2]) / 100 if share else int(found[1]), share)
+        is_fraction = found[2] is not None
+        return cls(text, float(found[2]) / 100 if is_fraction else int(found[1]), is_fraction)
 
     def allowed(self, num_images: int) -> int:
-        """How many of so many images may fail."""
-        return int(self.value * max(num_images, MIN_IMAGES)) if self.is_share else int(self.value)
+        """Return how many of `num_images` may fail."""
+        return (
+            int(self.value * max(num_images, MIN_IMAGES)) if self.is_fraction else int(self.value)
+        )
 
 
 @dataclass
@@ -56,7 +59,7 @@ class FailureBudget:
     """Counts the images that a job tries, and stops it when too many of them fail.
 
     Attributes:
-        limit: None never stops it.
+        limit: None never stops the job.
     """
 
     limit: FailureLimit | None
@@ -65,14 +68,14 @@ class FailureBudget:
     _examples: dict[str, ImageRecord] = field(default_factory=dict)
 
     def spend(self, records: Iterable[ImageRecord], num_listed: int | None) -> None:
-        """Take ledger rows that were just written.
+        """Count ledger rows that were just written.
 
         Args:
-            records: failed or not; those known from earlier runs do not count.
-            num_listed: images in the source, None while that is not known.
+            records: rows of this run, failed or not; failures of earlier runs do not count.
+            num_listed: images in the source; None until the listing has ended.
 
         Raises:
-            TooManyFailures: more failed than are allowed; the message names reasons and examples.
+            TooManyFailures: more images failed than allowed; the error names reasons and examples.
         """
         for record in records:
             self._tried += 1
@@ -85,10 +88,10 @@ class FailureBudget:
         allowed = self.limit.allowed(self._tried if num_listed is None else num_listed)
         if failed > allowed:
             raise TooManyFailures(
-                f"{failed:,} of the {self._tried:,} images tried have failed, max_failures "
-                f"{self.limit.text} allows {allowed:,}: {self._most_frequent()}. What was written "
-                f"stays. Mend the files or their access, or raise the limit, and run the same "
-                f"command; `reir failures` lists what failed"
+                f"{failed:,} of the {self._tried:,} images tried have failed, but max_failures "
+                f"{self.limit.text} allows only {allowed:,}: {self._most_frequent()}. Everything "
+                f"written so far is kept. Fix the files or the access to them, or raise the limit, "
+                f"and run the same command again; `reir failures` lists what failed"
             )
 
     def _most_frequent(self) -> str:

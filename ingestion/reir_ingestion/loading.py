@@ -1,6 +1,6 @@
-"""From one listed file to pixels, or to the reason why there are none.
+"""Load one listed image: read its file, decode it, or say why that failed.
 
-Knows the ledger row that an image had before, no store and no model. Runs in reader threads.
+Does not access the store or the model. Runs in reader threads.
 """
 
 # Shapes: H x W pixels of the upright photo
@@ -14,57 +14,54 @@ import imagehash
 from PIL import Image
 
 from reir.errors import ImageError, ImageFailure, ImageUnreachable
-from reir.images import content_hash, decode, image_id
-from reir.models.seams import RgbImage
-from reir.records import ImageRecord, IndexedImage, Instances
-from reir_ingestion.report import Tally
-from reir_ingestion.sources.contract import NOWHERE, UNKNOWN_TIME_NS, Source, SourceFile
-from reir_ingestion.writer import patiently
+from reir.images.decode import content_hash, decode, image_id
+from reir.records import ImageRecord, IndexedImage, Instances, RgbImage
+from reir_ingestion.report import RunCounters
+from reir_ingestion.retries import call_with_retries
+from reir_ingestion.sources.contract import ABSENT_FILE, UNKNOWN_TIME_NS, Source, SourceFile
 
-READ_AGAIN_AFTER_S = (0.1, 0.4, 1.6)
-"""Pauses between attempts to read a file from a disk or server that fails just now."""
+READ_RETRY_PAUSES_S = (0.1, 0.4, 1.6)
+"""Pauses between attempts to read from a disk or file server that fails for the moment."""
 
 MAX_DETAIL_CHARS = 500
 _HASHED_SIDE_PX = 64
 
 
 @dataclass(frozen=True)
-class Task:
-    """A file to read.
+class PendingImage:
+    """A listed image whose file has to be read.
 
     Attributes:
         file: as listed.
-        uri: canonical URI.
-        known: ledger row of an earlier run, None when the file is new.
+        previous: ledger row of an earlier run; None if the image is new.
         listed_s: Unix time of the listing.
     """
 
     file: SourceFile
-    uri: str
-    known: ImageRecord | None
+    previous: ImageRecord | None = None
     listed_s: float = 0.0
 
     @property
     def image_id(self) -> str:
         """Key of the image."""
-        return image_id(self.uri)
+        return image_id(self.file.uri)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What reading gave: `pixels`, or an `error`, or neither when the content is as before.
+class LoadedImage:
+    """The result of reading: `pixels`, an `error`, or neither if the content is unchanged.
 
     Attributes:
-        task: what was read.
-        content_hash: sha256 of the bytes; empty when they could not be read.
-        pixels: (H, W, 3) uint8, at the scale that was asked for.
-        width_px, height_px: of the whole upright photo.
+        pending: the image that was read.
+        content_hash: SHA-256 of the bytes; empty when they could not be read.
+        pixels: (H, W, 3) uint8, at the requested scale.
+        width_px, height_px: size of the whole upright photo.
         error: why there are no pixels.
-        perceptual_hash: alike for photos that look alike; empty when there are no pixels.
-        same_as: id of the photo that holds this content already; then there are no pixels.
+        perceptual_hash: similar for photos that look similar; empty when there are no pixels.
+        same_as: id of the photo that already holds this content; then there are no pixels.
     """
 
-    task: Task
+    pending: PendingImage
     content_hash: str = ""
     pixels: RgbImage | None = None
     width_px: int = 0
@@ -75,51 +72,51 @@ class Loaded:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the pixels hold."""
+        """Memory that the pixels take."""
         return 0 if self.pixels is None else self.pixels.nbytes
 
     @property
-    def is_as_before(self) -> bool:
-        """Whether the content is that of the known ledger row."""
+    def is_unchanged(self) -> bool:
+        """Whether the content equals that of the previous ledger row."""
         return self.pixels is None and self.error is None and not self.same_as
 
     @property
-    def stays_as_known(self) -> bool:
-        """Whether the image was indexed earlier and its place cannot be reached just now."""
-        known, error = self.task.known, self.error
+    def keeps_earlier_instances(self) -> bool:
+        """Whether the image was indexed earlier and just cannot be reached at the moment."""
+        previous, error = self.pending.previous, self.error
         return (
-            known is not None
-            and known.status == "indexed"
+            previous is not None
+            and previous.status == "indexed"
             and error is not None
             and error.reason == ImageFailure.UNREACHABLE
         )
 
     @property
     def record(self) -> ImageRecord:
-        """Ledger row as far as reading tells it."""
+        """Ledger row with what is known after reading."""
         return ImageRecord(
-            image_id=self.task.image_id,
-            uri=self.task.uri,
+            image_id=self.pending.image_id,
+            uri=self.pending.file.uri,
             status="indexed",
             content_hash=self.content_hash,
-            size_bytes=self.task.file.size_bytes,
-            mtime_ns=self.task.file.mtime_ns,
+            size_bytes=self.pending.file.size_bytes,
+            mtime_ns=self.pending.file.mtime_ns,
             width_px=self.width_px,
             height_px=self.height_px,
-            attributes=self.task.file.attributes,
+            attributes=self.pending.file.attributes,
             same_as=self.same_as,
             perceptual_hash=self.perceptual_hash,
         )
 
-    def indexed(self, instances: Instances) -> IndexedImage:
+    def to_indexed(self, instances: Instances) -> IndexedImage:
         """Return the image with its instances, ready for the store."""
         return IndexedImage(replace(self.record, num_instances=len(instances)), instances)
 
-    def duplicate(self) -> IndexedImage:
+    def to_duplicate(self) -> IndexedImage:
         """Return the image as a duplicate of `same_as`, ready for the store."""
         return IndexedImage(self.record, None)
 
-    def failed(self, error: ImageError) -> IndexedImage:
+    def to_failed(self, error: ImageError) -> IndexedImage:
         """Return the image as a failure, ready for the store."""
         return IndexedImage(
             replace(
@@ -132,86 +129,98 @@ class Loaded:
         )
 
 
-def is_settled(known: ImageRecord | None, file: SourceFile, *, retry_failed: bool) -> bool:
-    """Whether the ledger already says what reading `file` would.
-
-    A file whose bytes could not be read is tried each time: nothing of it can be compared. New
-    attributes have to reach the instances, so they count as a change.
-    """
-    if known is None or file.mtime_ns == UNKNOWN_TIME_NS or known.attributes != file.attributes:
+def is_up_to_date(previous: ImageRecord | None, file: SourceFile, *, retry_failed: bool) -> bool:
+    """Return whether the ledger row already says what reading `file` would find out."""
+    # Instances carry the attributes of their image, so new attributes count as a change.
+    if (
+        previous is None
+        or file.mtime_ns == UNKNOWN_TIME_NS
+        or previous.attributes != file.attributes
+    ):
         return False
-    if known.status == "failed" and (retry_failed or not known.content_hash):
+    # Without a content hash the bytes were never read: there is nothing to compare, so try again.
+    if previous.status == "failed" and (retry_failed or not previous.content_hash):
         return False
-    return (known.size_bytes, known.mtime_ns) == (file.size_bytes, file.mtime_ns)
+    return (previous.size_bytes, previous.mtime_ns) == (file.size_bytes, file.mtime_ns)
 
 
-def load(
-    task: Task, *, source: Source, at_least_px: int | None, retry_failed: bool, tally: Tally
-) -> Loaded:
-    """Read and decode one file; a bad file gives a `Loaded` with its error.
+def load_image(
+    pending: PendingImage,
+    *,
+    source: Source,
+    at_least_px: int | None,
+    retry_failed: bool,
+    counters: RunCounters,
+) -> LoadedImage:
+    """Read and decode one image; a bad file gives a `LoadedImage` with its error.
 
     Args:
-        task: the file.
-        source: what it was listed by.
-        at_least_px: see `reir.images.decode`; None decodes at full size.
-        retry_failed: decode content that failed before, too.
-        tally: told how long reading and decoding took.
+        pending: the image.
+        source: the source that listed it.
+        at_least_px: see `reir.images.decode.decode`; None decodes at full size.
+        retry_failed: whether content that failed before is decoded again.
+        counters: told how long reading and decoding took.
     """
     try:
-        with tally.stage("read"):
-            data = patiently(
-                partial(source.read, task.file),
-                pauses_s=READ_AGAIN_AFTER_S,
-                passing=ImageUnreachable,
+        with counters.stage("read"):
+            data = call_with_retries(
+                partial(source.read, pending.file),
+                pauses_s=READ_RETRY_PAUSES_S,
+                retry_on=ImageUnreachable,
             )
             digest = content_hash(data)
     except (ImageError, MemoryError) as error:
-        return Loaded(task, error=_failure(error))
-    task = _with_size(task, len(data))
-    known = task.known
-    if known is not None and _is_as_before(known, task.file, digest, retry_failed=retry_failed):
-        return Loaded(task, digest)
+        return LoadedImage(pending, error=_failure(error))
+    pending = _with_size(pending, len(data))
+    previous = pending.previous
+    if previous is not None and _is_unchanged(
+        previous, pending.file, digest, retry_failed=retry_failed
+    ):
+        return LoadedImage(pending, digest)
     try:
-        with tally.stage("decode"):
+        with counters.stage("decode"):
             image = decode(data, at_least_px=at_least_px)
-            looks = perceptual_hash(image.pixels)
+            appearance = perceptual_hash(image.pixels)
     except (ImageError, MemoryError) as error:
-        return Loaded(task, digest, error=_failure(error))
-    return Loaded(
-        task, digest, image.pixels, image.width_px, image.height_px, perceptual_hash=looks
+        return LoadedImage(pending, digest, error=_failure(error))
+    return LoadedImage(
+        pending, digest, image.pixels, image.width_px, image.height_px, perceptual_hash=appearance
     )
 
 
-def _is_as_before(known: ImageRecord, file: SourceFile, digest: str, *, retry_failed: bool) -> bool:
-    """Whether a file that was read is as in the ledger, except for its time, which is updated."""
+def _is_unchanged(
+    previous: ImageRecord, file: SourceFile, digest: str, *, retry_failed: bool
+) -> bool:
+    """Return whether a file that was read equals its ledger row, apart from the time."""
     return (
-        known.content_hash == digest
-        and known.attributes == file.attributes
-        and file.size_bytes in (0, known.size_bytes)
-        and not (known.status == "failed" and retry_failed)
+        previous.content_hash == digest
+        and previous.attributes == file.attributes
+        # the rows of tables, and some web servers, tell no size
+        and file.size_bytes in (0, previous.size_bytes)
+        and not (previous.status == "failed" and retry_failed)
     )
 
 
-def _with_size(task: Task, num_bytes: int) -> Task:
+def _with_size(pending: PendingImage, num_bytes: int) -> PendingImage:
     """Set the size of a file that did not exist when it was listed, but could be read later.
 
-    Its time stays unknown, so the next run reads it again.
+    Its time stays unset, so that the next run reads it again.
     """
-    if (task.file.size_bytes, task.file.mtime_ns) != NOWHERE:
-        return task
-    return replace(task, file=replace(task.file, size_bytes=num_bytes))
+    if (pending.file.size_bytes, pending.file.mtime_ns) != ABSENT_FILE:
+        return pending
+    return replace(pending, file=replace(pending.file, size_bytes=num_bytes))
 
 
 def _failure(error: ImageError | MemoryError) -> ImageError:
-    """Return the error for the ledger; running out of memory counts as a failure of the photo."""
+    """Return the error for the ledger; a photo for which memory ran out is `too_large`."""
     if isinstance(error, ImageError):
         return error
     return ImageError(ImageFailure.TOO_LARGE, "this machine does not have enough memory to load it")
 
 
 def perceptual_hash(pixels: RgbImage) -> str:
-    """Return 16 hex digits that change little with size, format and light of a photo (pHash)."""
+    """Return the pHash of a photo: 16 hex digits that change little with size, format and light."""
     image = Image.fromarray(pixels)
-    # the hash looks at 32 x 32 pixels; averaging down to twice that first is several times faster
+    # The hash uses 32 x 32 pixels. Reducing to about twice that first is several times faster.
     factor = max(min(image.size) // _HASHED_SIDE_PX, 1)
     return str(imagehash.phash(image.reduce(factor)))

@@ -1,14 +1,15 @@
-"""The records of an indexing run as Prometheus metrics, and as lines of a file.
+"""Prometheus metrics of an indexing run, made from its records.
 
 Every record has `event`, `time` (Unix seconds), `stage_seconds` (busy seconds of each stage since
-the last record, summed over threads) and `queues` (results that wait for the next stage). Events:
+the last record, summed over threads) and `queues` (number of results that wait for the next stage).
+Events:
 
     start      gallery, version, source, num_encoders
     listed     total: images in the source
-    skipped    images, read: whether their files had to be opened to find them unchanged
+    unchanged  images; read: whether their files had to be opened to see that they are unchanged
     batch      images, outcomes, failures by reason, duplicates, instances, bytes, store_seconds,
-               freshness_seconds: from the listing of the first image to its being searchable
-    end        report: what `IndexReport.to_dict` says
+               freshness_seconds: from the listing of the first image until it is searchable
+    end        report: the dictionary that `IndexReport.to_dict` returns
     stopped    error: why the run ended early
 """
 
@@ -27,47 +28,57 @@ LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 FRESHNESS_BUCKETS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
-class Prometheus:
-    """A sink that keeps the metrics of one run in a registry of its own."""
+class PrometheusSink:
+    """A sink that turns the records of a run into metrics, in a registry of its own."""
 
     def __init__(self) -> None:
         """Start at zero."""
         self.registry = CollectorRegistry()
-        self._images = self._counter("images_total", "Images by what became of them.", "outcome")
-        self._failures = self._counter("failures_total", "Images that failed.", "reason")
-        self._duplicates = self._counter("duplicates_total", "Images that another one equals.")
-        self._instances = self._counter("instances_total", "Instances written.")
-        self._bytes = self._counter("read_bytes_total", "Size of the files of written images.")
-        self._busy = self._counter(
-            "stage_busy_seconds_total", "Time that a stage was busy, over threads.", "stage"
+        self._images = self._counter(
+            "images_total", "Images by outcome: new, changed, unchanged or failed.", "outcome"
         )
-        self._waiting = self._gauge("queue_items", "Results that wait for a stage.", "queue")
+        self._failures = self._counter(
+            "failures_total", "Images that could not be indexed, by reason.", "reason"
+        )
+        self._duplicates = self._counter(
+            "duplicates_total", "Images whose content another image already holds."
+        )
+        self._instances = self._counter("instances_total", "Instances written to the store.")
+        self._bytes = self._counter("read_bytes_total", "Size of the image files that were read.")
+        self._busy = self._counter(
+            "stage_busy_seconds_total", "Busy time of each stage, summed over threads.", "stage"
+        )
+        self._waiting = self._gauge("queue_items", "Results that wait for the next stage.", "queue")
         self._total = self._gauge("source_images", "Images in the source.")
-        self._share = self._gauge("encoder_busy_ratio", "Share of time the encoders were busy.")
+        self._share = self._gauge(
+            "encoder_busy_ratio", "Fraction of time that the encoders were busy."
+        )
         self._latency = self._histogram(
-            "store_latency_seconds", "Time to write a batch.", LATENCY_BUCKETS_S
+            "store_latency_seconds", "Time to write a batch to the store.", LATENCY_BUCKETS_S
         )
         self._freshness = self._histogram(
-            "freshness_seconds", "From the listing of a file to searchable.", FRESHNESS_BUCKETS_S
+            "freshness_seconds",
+            "Time from the listing of a file until it is searchable.",
+            FRESHNESS_BUCKETS_S,
         )
         self._num_encoders, self._last_s = 1, 0.0
         self._close: Callable[[], None] = lambda: None
 
     def serve(self, port: int) -> int:
-        """Answer `GET /metrics` on this machine's loopback; returns the port.
+        """Answer `GET /metrics` on the loopback address of this machine; return the port.
 
         Args:
-            port: to listen on; 0 takes a free one.
+            port: port to listen on; 0 takes a free one.
 
         Raises:
-            ConfigError: the port is taken or not allowed.
+            ConfigError: the port is in use or not allowed.
         """
         try:
             server, thread = start_http_server(port, ADDRESS, self.registry)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"metrics port {port} cannot be used on {ADDRESS} ({error}); name another, "
-                f"or 0 for any that is free"
+                f"cannot serve metrics on {ADDRESS}:{port} ({error}); choose another port, or 0 "
+                f"for any free one"
             ) from error
 
         def close() -> None:
@@ -79,20 +90,20 @@ class Prometheus:
         return int(server.server_port)
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Update the metrics from one record."""
         self._note_time(record)
         match record["event"]:
             case "start":
                 self._num_encoders = record["num_encoders"]
             case "listed":
                 self._total.set(record["total"])
-            case "skipped":
+            case "unchanged":
                 self._images.labels("unchanged").inc(record["images"])
             case "batch":
                 self._note_batch(record)
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop the server."""
         self._close()
 
     def _note_batch(self, record: Record) -> None:

@@ -1,7 +1,7 @@
-"""Index a source into a gallery: open its version, run the stages, account for what is gone.
+"""Index a source into a gallery: open its version, run the stages, handle files that are gone.
 
-The stages are in `stages.py`. Two runners overlap them: `threads.py` within this process, and
-`jobs.py` with Ray Data, on this machine or on a cluster. `runners.py` says when which one is taken.
+The stages are in `stages.py`. Two runners execute them: `local_runner.py` in this process, and
+`ray/runner.py` with Ray Data. `runner_choice.py` says when which one is used.
 """
 
 from __future__ import annotations
@@ -17,89 +17,92 @@ from pathlib import Path
 from typing import Any
 
 from reir.errors import GalleryNotFound, StoreError
-from reir.models.seams import InstanceEncoder
-from reir.near_duplicates import LookAlikes
+from reir.images.near_duplicates import NearDuplicates
+from reir.images.tiling import TiledEncoder, Tiling
+from reir.index_report import IndexProgress, IndexReport
+from reir.models.interfaces import InstanceEncoder
 from reir.sinks import Sink
-from reir.store.contract import LEDGER_LAYOUT, InstanceStore, VersionSpec
+from reir.store.contract import LEDGER_LAYOUT, InstanceStore, ServerStore, VersionSpec
 from reir.store.duplicates import remove_images
-from reir.tiling import TiledEncoder, Tiling
 from reir_ingestion import stages
-from reir_ingestion.contents import ConcurrentDuplicates
-from reir_ingestion.report import IndexReport, Progress, Tally
+from reir_ingestion.content_index import DuplicateMerger
+from reir_ingestion.local_runner import run_in_threads
+from reir_ingestion.report import RunCounters
+from reir_ingestion.retries import call_with_retries
 from reir_ingestion.sources import Source, open_source
 from reir_ingestion.sources.local import LocalSource
 from reir_ingestion.stages import IndexOptions, Job
-from reir_ingestion.threads import beside, run_in_threads
+from reir_ingestion.threads import background_thread
 from reir_ingestion.verify import damaged_images
-from reir_ingestion.writer import patiently
 
 __all__ = [
     "IndexOptions",
+    "ProgressCallback",
     "Runner",
-    "ShowProgress",
-    "as_source",
-    "cut_as_asked",
+    "apply_tiling",
     "index",
     "index_with",
+    "resolve_source",
     "version_name",
     "version_settings",
     "version_spec",
 ]
 
 Settings = Mapping[str, str | int | float | bool]
-ShowProgress = Callable[[Progress], None]
+ProgressCallback = Callable[[IndexProgress], None]
 
-SETTLE_S = 600.0
-"""How long a run waits for a server to index the last of what it wrote."""
+INDEX_TIMEOUT_S = 600.0
+"""How long a run waits for the server to index the last instances that were written."""
 
 logger = logging.getLogger(__name__)
 
-Runner = Callable[[Job, Tally], Tally]
-"""Takes a job through all stages and returns what was counted.
+Runner = Callable[[Job, RunCounters], RunCounters]
+"""Takes a job through all stages and returns the counts.
 
-The tally that it is given is for progress: counts may reach it late, or twice where work was done
-twice. A runner that counts without such doubts returns that same tally.
+The counters that it gets are for progress: they may lag behind, or count work twice that was done
+twice. A runner whose counts are always exact returns the same counters.
 """
 
 
-def index(  # noqa: PLR0913 - the whole job; all but its four parts are by name
+def index(  # noqa: PLR0913 - the options are keyword-only
     source: Source | str | Path,
     gallery: str,
     store: InstanceStore,
     encoder: InstanceEncoder,
     *,
     options: IndexOptions | None = None,
-    progress: ShowProgress | None = None,
+    progress: ProgressCallback | None = None,
     sinks: Sequence[Sink] = (),
 ) -> IndexReport:
-    """Bring a gallery up to date with a source, within this process.
+    """Bring a gallery up to date with a source, in this process.
 
-    Writes into the version that belongs to the encoder and its settings, which is made when absent.
-    That version goes live at once when the gallery has no live one, and otherwise when all is
-    done; other versions stay.
+    Writes to the version that belongs to the encoder and its settings, and creates it if needed.
+    That version goes live at once if the gallery has no live version, and otherwise when the run
+    is complete. Other versions are kept.
 
     Args:
-        source: what to index; a text is opened with `open_source`.
-        gallery: name; made when absent.
-        store: where instances and ledger go.
+        source: the images to index; a string is opened with `open_source`.
+        gallery: name of the gallery, which is created if it does not exist.
+        store: receives instances and ledger rows.
         encoder: the model; called from several threads at once.
         options: see `IndexOptions`.
         progress: called from several threads, one at a time.
         sinks: get the records of the run, in the same way; the caller closes them.
 
     Raises:
-        SourceError: the source does not exist or holds no image.
-        ConfigError: an option or the gallery's name is not allowed.
+        SourceError: the source does not exist or contains no images.
+        ConfigError: an option or the name of the gallery is not allowed.
         StoreUnavailable: the store could not be reached for half a minute.
         SchemaMismatch: the version exists with another dimension.
-        CheckpointError: the model refused very many images in a row, or lost count.
+        CheckpointError: the model refused very many images in a row, or returned a wrong number
+            of results.
         TooManyFailures: more images failed than `max_failures` allows.
     """
     options = options or IndexOptions()
-    encoder = cut_as_asked(encoder, options)
+    encoder = apply_tiling(encoder, options)
     return index_with(
         partial(run_in_threads, store=store, encoder=encoder),
-        as_source(source),
+        resolve_source(source),
         gallery,
         store,
         version_spec(encoder, options),
@@ -117,59 +120,60 @@ def index_with(  # noqa: PLR0913 - see `index`
     spec: VersionSpec,
     *,
     options: IndexOptions,
-    progress: ShowProgress | None = None,
+    progress: ProgressCallback | None = None,
     sinks: Sequence[Sink] = (),
 ) -> IndexReport:
-    """Bring a gallery up to date with a source; `run` does the stages. See `index`.
+    """Bring a gallery up to date with a source, with a given runner; see `index`.
 
     Args:
         run: the runner.
-        source: what to index.
-        gallery: name; made when absent.
-        store: where instances and ledger go.
-        spec: of the encoder, as `version_spec` gives it.
+        source: the images to index.
+        gallery: name of the gallery, which is created if it does not exist.
+        store: receives instances and ledger rows.
+        spec: from `version_spec`.
         options: see `IndexOptions`.
         progress: called from several threads, one at a time.
-        sinks: likewise; see `index`.
+        sinks: get the records of the run; see `index`.
     """
     version = version_name(spec.digest, spec.settings)
     live = _open_version(store, gallery, version, spec)
-    job, tally = Job(source, gallery, version, options), Tally(progress, sinks)
+    job, counters = Job(source, gallery, version, options), RunCounters(progress, sinks)
     names = {"gallery": gallery, "version": version, "source": source.text}
-    tally.tell("start", **names, num_encoders=options.num_encoders)
+    counters.emit("start", **names, num_encoders=options.num_encoders)
     try:
-        end = _bring_up_to_date(run, job, store, tally)
+        end = _bring_up_to_date(run, job, store, counters)
     except BaseException as error:
-        tally.tell("stopped", error=f"{type(error).__name__}: {error}")
+        counters.emit("stopped", error=f"{type(error).__name__}: {error}")
         raise
+    # Only now: until the run is complete, searches see all photos in the version that was live.
     if live != version:
         store.promote(gallery, version)
-    held = {each.name: each for each in store.versions(gallery)}
-    written = held.pop(version)
+    versions = {each.name: each for each in store.versions(gallery)}
+    written = versions.pop(version)
     report = IndexReport(
         gallery=gallery,
         version=version,
         num_images=written.num_images,
         num_instances=written.num_instances,
-        kept_versions={each.name: each.num_images for each in held.values()},
+        kept_versions={each.name: each.num_images for each in versions.values()},
         **end,
     )
-    tally.tell("end", report=report.to_dict())
+    counters.emit("end", report=report.to_dict())
     return report
 
 
-def cut_as_asked(encoder: InstanceEncoder, options: IndexOptions) -> InstanceEncoder:
-    """Return an encoder that sees large photos in tiles, if the options say so."""
+def apply_tiling(encoder: InstanceEncoder, options: IndexOptions) -> InstanceEncoder:
+    """Return an encoder that also encodes tiles of large photos, if the options say so."""
     return encoder if options.tiling is None else TiledEncoder(encoder, options.tiling)
 
 
-def as_source(source: Source | str | Path) -> Source:
-    """Return a source as it is, or the one that a name stands for; see `open_source`."""
+def resolve_source(source: Source | str | Path) -> Source:
+    """Return the source itself, or open the one with this name; see `open_source`."""
     return open_source(source) if isinstance(source, str | Path) else source
 
 
 def version_spec(encoder: InstanceEncoder, options: IndexOptions) -> VersionSpec:
-    """Return what makes the version that an encoder and its options belong to."""
+    """Return the spec of the version to which an encoder and its options write."""
     return VersionSpec(
         dim=encoder.dim,
         digest=encoder.digest,
@@ -181,11 +185,13 @@ def version_spec(encoder: InstanceEncoder, options: IndexOptions) -> VersionSpec
 def version_settings(
     encoder: InstanceEncoder, at_least_px: int | None = None, tiling: Tiling | None = None
 ) -> Settings:
-    """Return what beside the weights decides which instances an image has, and how it is kept."""
+    """Return the settings which, besides the weights, decide what is stored for an image."""
     settings: dict[str, str | int | float | bool] = {
         "num_candidates": encoder.num_candidates,
         "layout": LEDGER_LAYOUT,
     }
+    # A setting is only added where it differs from the default, so that the names of existing
+    # versions do not change when a new setting is introduced.
     if encoder.masks:
         settings["masks"] = True
     if at_least_px is not None:
@@ -194,99 +200,115 @@ def version_settings(
 
 
 def version_name(digest: str, settings: Settings) -> str:
-    """Return the name of the version of a checkpoint and settings: 12 hex digits."""
+    """Return the name of the version for a checkpoint and settings: 12 hex digits."""
     text = json.dumps([digest, dict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _open_version(store: InstanceStore, gallery: str, version: str, spec: VersionSpec) -> str:
-    """Create the version if it is absent; returns the live one, which may be the same."""
-    patiently(partial(store.create_version, gallery, version, spec))
+    """Create the version if needed; return the live one, which may be the same."""
+    call_with_retries(partial(store.create_version, gallery, version, spec))
     try:
         return store.live_version(gallery)
     except GalleryNotFound:
+        # Without a live version nothing can be searched, so a partial one is better than none.
         store.promote(gallery, version)
         return version
 
 
-def _bring_up_to_date(run: Runner, job: Job, store: InstanceStore, tally: Tally) -> dict[str, Any]:
-    """Do the job; returns what was counted and found, as `IndexReport` names it."""
+def _bring_up_to_date(
+    run: Runner, job: Job, store: InstanceStore, counters: RunCounters
+) -> dict[str, Any]:
+    """Do the job; return the counts under the names of `IndexReport`."""
     if job.options.repair:
-        _remove(job, store, damaged_images(store, job.gallery, job.version), tally)
-    with beside("reir-count", partial(_count, job.source, tally)):
-        counted = run(job, tally)
+        _remove(job, store, damaged_images(store, job.gallery, job.version), counters)
+    with background_thread("reir-count", partial(_count, job.source, counters)):
+        counted = run(job, counters)
+    # An image that was killed between its instances and its ledger row is repaired when it is
+    # read again. If its file is gone, that will never happen, so delete its instances here.
     unfinished = store.unfinished_images(job.gallery, job.version)
     _remove(job, store, [key for key, uri in unfinished if job.source.has_lost(uri)], counted)
     missing, found = _review(job, store, counted)
     removed = _remove(job, store, missing, counted) if job.options.prune else 0
     if isinstance(job.source, LocalSource):
-        found["passed_over"] = dict(job.source.passed_over)
-    _settle(job, store, counted)
+        found["skipped"] = dict(job.source.skipped)
+    _wait_until_indexed(job, store, counted)
     return found | {"missing": len(missing) - removed, "removed": removed} | counted.counts()
 
 
-def _settle(job: Job, store: InstanceStore, tally: Tally) -> None:
-    """Wait until all is searched as well as it will be, so that a version goes live like that."""
-    written = tally.counts()["instances"]
-    if not written:
+def _wait_until_indexed(job: Job, store: InstanceStore, counters: RunCounters) -> None:
+    """Wait until a server has indexed all new instances, before the version goes live."""
+    num_written = counters.counts()["instances"]
+    if not num_written or not isinstance(store, ServerStore):
         return
-    # what was imported is sealed; how much was not, the store can tell where nothing was replaced
-    fresh = 0 if job.options.bulk_import else written
-    settle = partial(store.settle, job.gallery, job.version, fresh=fresh, within_s=SETTLE_S)
+    # Imported rows are sealed at once, so they need no wait; the store itself knows how many rows
+    # of a bulk import were upserted instead.
+    num_upserted = 0 if job.options.bulk_import else num_written
+    wait = partial(
+        store.wait_until_indexed,
+        job.gallery,
+        job.version,
+        num_upserted=num_upserted,
+        timeout_s=INDEX_TIMEOUT_S,
+    )
     try:
-        with tally.stage("store"):
-            done = patiently(settle)
-    except StoreError as error:  # all is written; an account may be allowed that, and not this
-        logger.warning("whether the last instances are indexed is not known: %s", error)
+        with counters.stage("store"):
+            is_indexed = call_with_retries(wait)
+    except StoreError as error:
+        # Everything is written, so this is no reason to fail. An account may be allowed to write
+        # without being allowed to flush.
+        logger.warning("cannot tell whether the last instances are indexed: %s", error)
         return
-    if not done:
+    if not is_indexed:
         logger.warning(
             "after %g s the server has not indexed the last instances; until it has, searches "
             "may miss a few of them",
-            SETTLE_S,
+            INDEX_TIMEOUT_S,
         )
 
 
-def _review(job: Job, store: InstanceStore, tally: Tally) -> tuple[list[str], dict[str, Any]]:
-    """Read the ledger once more, and leave each content with one holder.
+def _review(
+    job: Job, store: InstanceStore, counters: RunCounters
+) -> tuple[list[str], dict[str, Any]]:
+    """Read the whole ledger once more to find missing files, near duplicates and double contents.
 
-    Another run may have written at the same time. The one that finishes last finds here every
-    content that both of them stored.
+    Another run may have written at the same time. Whichever run finishes last finds every content
+    that both of them have stored, and leaves it with one holder.
 
     Returns:
-        Ids of the images whose file is gone from the source; and the counts `look_alikes` (of the
-        other images) and `merged` of `IndexReport`.
+        Ids of the images whose file is gone from the source; and the counts `near_duplicates` (of
+        the other images) and `merged` of `IndexReport`.
     """
     missing: list[str] = []
-    alike = LookAlikes()
-    concurrent = ConcurrentDuplicates(store, job.gallery, job.version)
-    with tally.stage("list"):
+    alike = NearDuplicates()
+    merger = DuplicateMerger(store, job.gallery, job.version)
+    with counters.stage("list"):
         rows = store.iter_images(job.gallery, job.version)
         while chunk := list(islice(rows, stages.LEDGER_CHUNK)):
-            concurrent.add(chunk)
+            merger.add(chunk)
             for row in chunk:
                 if job.source.has_lost(row.uri):
                     missing.append(row.image_id)
                 else:
                     alike.add(row)
-        merged = concurrent.merge()
-        return missing, {"look_alikes": sum(map(len, alike.groups())), "merged": merged}
+        merged = merger.merge()
+        return missing, {"near_duplicates": sum(map(len, alike.groups())), "merged": merged}
 
 
-def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], tally: Tally) -> int:
-    """Delete images from the gallery; returns how many were there."""
+def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], counters: RunCounters) -> int:
+    """Delete images from the gallery; return how many there were."""
     size = stages.LEDGER_CHUNK
     chunks = (image_ids[start : start + size] for start in range(0, len(image_ids), size))
     delete = partial(remove_images, store, job.gallery, job.version)
-    with tally.stage("store"):
-        return sum(patiently(partial(delete, chunk)) for chunk in chunks)
+    with counters.stage("store"):
+        return sum(call_with_retries(partial(delete, chunk)) for chunk in chunks)
 
 
-def _count(source: Source, tally: Tally, stop: threading.Event) -> None:
-    """Count the source, so that progress has a total."""
+def _count(source: Source, counters: RunCounters, stop: threading.Event) -> None:
+    """Count the images of the source, so that the progress bar has a total."""
     total = 0
     for _ in source.uris():
         if stop.is_set():
             return
         total += 1
-    tally.listed(total)
+    counters.set_total(total)

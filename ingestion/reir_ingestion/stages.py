@@ -1,9 +1,9 @@
 """The stages of indexing: list, look up in the ledger, read, find duplicates, encode, write.
 
-Each is a function of a `Job` and a batch, and counts what it did in a tally. None of them knows
-what runs it: `threads.py` overlaps them within this process, `jobs.py` spreads them over a cluster.
-The unit of restart is one batch: a killed run leaves whole batches behind, and the next one goes
-on from there. Knows the store and the model by their contracts only.
+Each stage is a function of a `Job` and a batch, and counts what it did. None of them knows what
+runs it: `local_runner.py` runs them in threads, `ray/runner.py` spreads them over a cluster. The
+unit of restart is one batch: a killed run leaves whole batches behind, and the next run continues
+after them. The stages use the store and the model through their contracts only.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from itertools import islice
 
 from reir.cores import num_cores
 from reir.errors import CheckpointError, ConfigError, ImageError, ImageFailure
-from reir.models.seams import InstanceEncoder, RgbImage
-from reir.records import ImageRecord, IndexedImage, Instances
+from reir.images.tiling import Tiling
+from reir.models.interfaces import InstanceEncoder
+from reir.records import ImageRecord, Instances, RgbImage
 from reir.store.contract import InstanceStore
-from reir.tiling import Tiling
-from reir_ingestion.contents import Contents
+from reir_ingestion.content_index import ContentIndex, ImageUpdate
 from reir_ingestion.failures import FailureBudget, FailureLimit
-from reir_ingestion.loading import Loaded, Task, is_settled, load
-from reir_ingestion.report import BatchTimes, Outcome, Tally
+from reir_ingestion.loading import LoadedImage, PendingImage, is_up_to_date, load_image
+from reir_ingestion.report import BatchTimes, Outcome, RunCounters
+from reir_ingestion.retries import call_with_retries
 from reir_ingestion.sources import Source, SourceFile
-from reir_ingestion.writer import patiently
 
 LEDGER_CHUNK = 512
-"""Images that one ledger look-up or deletion takes."""
+"""Number of images in one ledger look-up or deletion."""
 
-MAX_AHEAD_BYTES = 256 * 1024**2
-"""Pixels that may wait for one model."""
+MAX_QUEUED_BYTES = 256 * 1024**2
+"""Size of the pixels that may wait for one model."""
 
 MAX_BATCH_BYTES = 128 * 1024**2
-"""Pixels of one batch; large photos make it shorter."""
+"""Size of the pixels in one batch; large photos make a batch shorter."""
 
-MAX_REFUSED_IN_A_ROW = 100
-"""So many images that the model cannot encode, one after another, are the model's fault."""
+MAX_CONSECUTIVE_REFUSALS = 100
+"""If the model refuses so many images without a success in between, the model is at fault."""
 
 IMPORT_IMAGES = 3_200
-"""Images of one bulk import: some 100,000 instances, which cost Milvus one segment."""
+"""Number of images in one bulk import: some 100,000 instances, which cost Milvus one segment."""
 
 MAX_THREADS = 4
 
@@ -52,23 +52,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """How to index; none but `tiling` and `at_least_px` changes what is stored.
+    """How to index. Only `tiling` and `at_least_px` change what is stored.
 
     Attributes:
-        batch_size: images that the model takes at once and the store writes at once.
-        num_readers: threads that read and decode, in the run within one process.
-        num_encoders: batches that the model works on side by side, in the run within one process.
-            Many small steps of a model do not gain from several cores, so the cores are shared out
-            among the batches.
-        prune: delete images of the gallery whose file is gone from the source.
+        batch_size: number of images per call of the model and per write to the store.
+        num_readers: threads that read and decode, when indexing in this process.
+        num_encoders: batches that the model encodes side by side, when indexing in this process.
+            A model that makes many small steps does not gain from several cores, so the cores are
+            divided among the batches.
+        prune: delete images from the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
-        repair: index images anew whose instances are not all in the store.
-        tiling: how large photos are cut; None sees every photo as a whole.
-        at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode`.
-        encoder_spec: where the encoder was found; kept with a version that is made.
-        max_failures: stop when more images fail than this; None goes on to the end.
-        bulk_import: storage by which new images reach a Milvus server, `IMPORT_IMAGES` at a time,
-            which are the unit of restart then; see `InstanceStore.import_images`.
+        repair: index images again if some of their instances are missing from the store.
+        tiling: how large photos are cut into tiles; None encodes every photo as a whole only.
+        at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode.decode`.
+        encoder_spec: name of the encoder, kept with a version that is created.
+        max_failures: stop when more images fail than this; None never stops.
+        bulk_import: storage through which new images reach a Milvus server, `IMPORT_IMAGES` at a
+            time, which is then the unit of restart; see `ServerStore.import_images`.
 
     Raises:
         ConfigError: a number is below 1.
@@ -94,19 +94,19 @@ class IndexOptions:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")
 
     @property
-    def images_a_write(self) -> int:
-        """Images that are written together, about."""
+    def images_per_write(self) -> int:
+        """Minimum number of images in one write."""
         return IMPORT_IMAGES if self.bulk_import else 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage of a run has to know; it can be pickled.
+    """What every stage of a run needs to know; picklable.
 
     Attributes:
-        source: what to index.
-        gallery, version: what to write.
-        options: how.
+        source: the images to index.
+        gallery, version: where to write them.
+        options: how to index.
     """
 
     source: Source
@@ -116,45 +116,37 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image on its way to the store, and its ledger row of an earlier run."""
-
-    image: IndexedImage
-    known: ImageRecord | None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch for the store.
+class EncodedBatch:
+    """A batch to be written to the store.
 
     Attributes:
-        rows: what is to be written.
-        touched: ledger rows that only change their time.
-        unreached: failures of this run of images that stay as they were indexed earlier.
+        updates: images to write.
+        touched: ledger rows of which only the time changes.
+        unreachable: failures of this run for images that keep the instances of an earlier run.
         listed_s: Unix times at which the images were listed.
     """
 
-    rows: list[Row]
+    updates: list[ImageUpdate]
     touched: list[ImageRecord]
-    unreached: list[ImageRecord]
+    unreachable: list[ImageRecord]
     listed_s: list[float]
 
     @staticmethod
-    def joined(parts: Sequence[Encoded]) -> Encoded:
+    def concatenate(parts: Sequence[EncodedBatch]) -> EncodedBatch:
         """Return several batches as one."""
-        return Encoded(
-            [row for part in parts for row in part.rows],
+        return EncodedBatch(
+            [update for part in parts for update in part.updates],
             [record for part in parts for record in part.touched],
-            [record for part in parts for record in part.unreached],
+            [record for part in parts for record in part.unreachable],
             [each_s for part in parts for each_s in part.listed_s],
         )
 
 
-def listed(job: Job, tally: Tally) -> Iterator[list[SourceFile]]:
-    """Files of the source, `LEDGER_CHUNK` at a time, in the order of the listing."""
-    files = iter(job.source.files(tally.not_listed))
+def list_chunks(job: Job, counters: RunCounters) -> Iterator[list[SourceFile]]:
+    """Yield the files of the source, `LEDGER_CHUNK` at a time, in the order of the listing."""
+    files = iter(job.source.files(counters.add_unlisted))
     while True:
-        with tally.stage("list"):
+        with counters.stage("list"):
             chunk = list(islice(files, LEDGER_CHUNK))
         if not chunk:
             return
@@ -162,165 +154,179 @@ def listed(job: Job, tally: Tally) -> Iterator[list[SourceFile]]:
 
 
 def look_up(
-    job: Job, store: InstanceStore, files: Sequence[SourceFile], tally: Tally
-) -> list[Task]:
-    """Which of these files have to be read; the others are counted as they stand in the ledger.
+    job: Job, store: InstanceStore, files: Sequence[SourceFile], counters: RunCounters
+) -> list[PendingImage]:
+    """Return the images that have to be read; the others are counted as their ledger rows say.
 
     Raises:
         StoreUnavailable: the store could not be reached for half a minute.
     """
     listed_s = time.time()
-    found = (Task(file, file.uri, None, listed_s) for file in files)
-    tasks = {task.image_id: task for task in found}
-    with tally.stage("list"):
-        ledger = patiently(partial(store.get_images, job.gallery, job.version, list(tasks)))
-    settled = [
+    found = (PendingImage(file, None, listed_s) for file in files)
+    # A dict, since a list may name an image twice; the last line counts.
+    images = {image.image_id: image for image in found}
+    with counters.stage("list"):
+        ledger = call_with_retries(
+            partial(store.get_images, job.gallery, job.version, list(images))
+        )
+    up_to_date = [
         row
         for image_id, row in ledger.items()
-        if is_settled(row, tasks[image_id].file, retry_failed=job.options.retry_failed)
+        if is_up_to_date(row, images[image_id].file, retry_failed=job.options.retry_failed)
     ]
-    tally.skipped(settled)
-    for row in settled:
-        del tasks[row.image_id]
-    return [replace(task, known=ledger.get(image_id)) for image_id, task in tasks.items()]
+    counters.add_unchanged(up_to_date)
+    for row in up_to_date:
+        del images[row.image_id]
+    return [replace(image, previous=ledger.get(image_id)) for image_id, image in images.items()]
 
 
-def loader(job: Job, tally: Tally) -> Callable[[Task], Loaded]:
-    """Return what reads and decodes one file of the job; see `load`."""
+def image_loader(job: Job, counters: RunCounters) -> Callable[[PendingImage], LoadedImage]:
+    """Return the function that loads one image of the job; see `load_image`."""
     options = job.options
     return partial(
-        load,
+        load_image,
         source=job.source,
         at_least_px=options.at_least_px,
         retry_failed=options.retry_failed,
-        tally=tally,
+        counters=counters,
     )
 
 
-def batches(items: Iterator[Loaded], batch_size: int) -> Iterator[list[Loaded]]:
-    """Group items: at most `batch_size`, and `MAX_BATCH_BYTES` of pixels unless it is one."""
-    batch: list[Loaded] = []
-    held_bytes = 0
-    for item in items:
-        if batch and held_bytes + item.num_bytes > MAX_BATCH_BYTES:
+def group_batches(images: Iterator[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
+    """Group images into batches of at most `batch_size` images and `MAX_BATCH_BYTES` of pixels.
+
+    An image that is larger than that is a batch of its own.
+    """
+    batch: list[LoadedImage] = []
+    batch_bytes = 0
+    for image in images:
+        if batch and batch_bytes + image.num_bytes > MAX_BATCH_BYTES:
             yield batch
-            batch, held_bytes = [], 0
-        batch.append(item)
-        held_bytes += item.num_bytes
+            batch, batch_bytes = [], 0
+        batch.append(image)
+        batch_bytes += image.num_bytes
         if len(batch) == batch_size:
             yield batch
-            batch, held_bytes = [], 0
+            batch, batch_bytes = [], 0
     if batch:
         yield batch
 
 
-def encode(encoder: InstanceEncoder, batch: Sequence[Loaded], tally: Tally) -> Encoded:
-    """Run the model on a batch; what cannot be encoded becomes a failure with its reason.
+def encode_batch(
+    encoder: InstanceEncoder, batch: Sequence[LoadedImage], counters: RunCounters
+) -> EncodedBatch:
+    """Run the model on a batch; an image that cannot be encoded becomes a failure with a reason.
 
     Raises:
-        CheckpointError: the model gave more or fewer answers than it got images.
+        CheckpointError: the model returned more or fewer results than it got images.
     """
-    images = [each.pixels for each in batch if each.pixels is not None]
-    with tally.stage("encode"):
-        answers = iter(encode_each(encoder, images))
-    encoded = Encoded([], [], [], [each.task.listed_s for each in batch])
-    for each in batch:
-        known = each.task.known
-        if each.is_as_before and known is not None:
-            encoded.touched.append(replace(known, mtime_ns=each.task.file.mtime_ns))
+    pixels = [image.pixels for image in batch if image.pixels is not None]
+    with counters.stage("encode"):
+        results = iter(encode_images_or_fail(encoder, pixels))
+    encoded = EncodedBatch([], [], [], [image.pending.listed_s for image in batch])
+    for image in batch:
+        previous = image.pending.previous
+        if image.is_unchanged and previous is not None:
+            encoded.touched.append(replace(previous, mtime_ns=image.pending.file.mtime_ns))
             continue
-        if each.error is not None and each.stays_as_known:
-            encoded.unreached.append(each.failed(each.error).record)
+        if image.error is not None and image.keeps_earlier_instances:
+            encoded.unreachable.append(image.to_failed(image.error).record)
             continue
-        if each.same_as:
-            encoded.rows.append(Row(each.duplicate(), known))
+        if image.same_as:
+            encoded.updates.append(ImageUpdate(image.to_duplicate(), previous))
             continue
-        answer = each.error or next(answers)
-        image = each.indexed(answer) if isinstance(answer, Instances) else each.failed(answer)
-        encoded.rows.append(Row(image, known))
+        result = image.error or next(results)
+        if isinstance(result, Instances):
+            indexed = image.to_indexed(result)
+        else:
+            indexed = image.to_failed(result)
+        encoded.updates.append(ImageUpdate(indexed, previous))
     return encoded
 
 
-def encode_each(
+def encode_images_or_fail(
     encoder: InstanceEncoder, images: Sequence[RgbImage]
 ) -> list[Instances | ImageError]:
-    """Encode a batch; when the model refuses it, image by image, to keep the sound ones.
+    """Encode a batch; if the model refuses it, encode image by image to find the bad ones.
 
     Returns:
-        For each image its instances, or a NOT_ENCODED error with what the model said.
+        For each image its instances, or a NOT_ENCODED error with the message of the model.
 
     Raises:
-        CheckpointError: the model gave more or fewer answers than it got images.
+        CheckpointError: the model returned more or fewer results than it got images.
     """
     if not images:
         return []
     try:
-        return _checked(encoder.encode_images(images), len(images))
+        results: list[Instances | ImageError] = list(encoder.encode_images(images))
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(images) == 1:
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            return [ImageError(ImageFailure.NOT_ENCODED, said)]
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            return [ImageError(ImageFailure.NOT_ENCODED, message)]
         logger.warning("the model refused a batch of %d images: %s", len(images), error)
-    return [answer for image in images for answer in encode_each(encoder, [image])]
+        return [result for image in images for result in encode_images_or_fail(encoder, [image])]
+    # Checked outside the `try`: instances would go to the wrong photos, which no retry can repair.
+    if len(results) != len(images):
+        raise CheckpointError(
+            f"the model returned {len(results)} results for {len(images)} images; "
+            f"check that the checkpoint and the encoder belong together"
+        )
+    return results
 
 
-def _checked(answers: list[Instances], wanted: int) -> list[Instances | ImageError]:
-    if len(answers) != wanted:
-        raise CheckpointError(f"the model gave {len(answers)} answers for {wanted} images")
-    return list(answers)
-
-
-class Refusals:
-    """Stops a run when one model refuses image after image: then the fault must be its own."""
+class RefusalGuard:
+    """Stops a run if the model refuses image after image, which means that the model is broken."""
 
     def __init__(self) -> None:
-        self._in_a_row = 0
+        self._num_consecutive = 0
 
-    def check(self, encoded: Encoded) -> Encoded:
+    def check(self, encoded: EncodedBatch) -> EncodedBatch:
         """Return the batch.
 
         Raises:
-            CheckpointError: `MAX_REFUSED_IN_A_ROW` images were refused without a sound one between.
+            CheckpointError: the model refused `MAX_CONSECUTIVE_REFUSALS` images one after another.
         """
-        for record in (row.image.record for row in encoded.rows):
+        for record in (update.image.record for update in encoded.updates):
             if record.holds_instances:
-                self._in_a_row = 0
+                self._num_consecutive = 0
             elif record.reason == ImageFailure.NOT_ENCODED:
-                self._in_a_row += 1
-            if self._in_a_row >= MAX_REFUSED_IN_A_ROW:
+                self._num_consecutive += 1
+            if self._num_consecutive >= MAX_CONSECUTIVE_REFUSALS:
                 raise CheckpointError(
-                    f"the model refused {self._in_a_row} images in a row, the last one "
-                    f"with {record.detail!r}; the fault is hardly theirs: check the checkpoint "
-                    f"and the device, then run again with --retry-failed"
+                    f"the model refused {self._num_consecutive} images in a row, the last one "
+                    f"with {record.detail!r}. The images are unlikely to be the cause: check the "
+                    f"checkpoint and the device, then run again with --retry-failed"
                 )
         return encoded
 
 
-class Keeper:
-    """What one place has to know of a whole run: who holds which content, and how many failed.
+class Coordinator:
+    """Decides what only one place can decide: which photo holds a content, and when to give up.
 
-    Every method may be called from any thread.
+    There is one coordinator per run. Every method may be called from any thread.
     """
 
     def __init__(self, job: Job, store: InstanceStore) -> None:
         self._job, self._store = job, store
-        self._contents = Contents(
+        self._content_index = ContentIndex(
             store, job.gallery, job.version, bulk_import=job.options.bulk_import
         )
         self._budget = FailureBudget(job.options.max_failures)
-        self._one_at_a_time = threading.Lock()
+        self._holder_lock = threading.Lock()
 
-    def claim(self, batch: Sequence[Loaded], tally: Tally) -> list[Loaded]:
-        """Find the duplicates of a batch, which are not encoded; they lose their pixels.
+    def mark_duplicates(
+        self, batch: Sequence[LoadedImage], counters: RunCounters
+    ) -> list[LoadedImage]:
+        """Mark the duplicates in a batch and drop their pixels, so that they are not encoded.
 
         Raises:
             StoreUnavailable: the store could not be reached for half a minute.
         """
-        with tally.stage("list"):
-            return patiently(partial(self._contents.claim, batch))
+        with counters.stage("list"):
+            return call_with_retries(partial(self._content_index.mark_duplicates, batch))
 
-    def write(self, encoded: Encoded, tally: Tally) -> None:
-        """Write a batch: instances, then ledger rows. Doing it twice changes nothing.
+    def write(self, encoded: EncodedBatch, counters: RunCounters) -> None:
+        """Write a batch: instances, then ledger rows. Writing it twice changes nothing.
 
         Raises:
             StoreUnavailable: the store could not be reached for half a minute.
@@ -330,49 +336,52 @@ class Keeper:
         mtimes_ns = {record.image_id: record.mtime_ns for record in encoded.touched}
         touch = partial(self._store.touch_images, self._job.gallery, self._job.version, mtimes_ns)
         started_s = time.perf_counter()
-        parts = self._parts(encoded.rows)
-        with tally.stage("store"):
+        parts = self._split(encoded.updates)
+        with counters.stage("store"):
             records = [record for part in parts for record in self._write(part)]
             if mtimes_ns:
-                with self._one_at_a_time:
-                    patiently(touch)
-        known = [row.known for part in parts for row in part]
-        outcomes: list[Outcome] = ["new" if before is None else "changed" for before in known]
-        records += encoded.unreached
-        outcomes += ["unchanged"] * len(encoded.unreached)
+                with self._holder_lock:
+                    call_with_retries(touch)
+        previous = [update.previous for part in parts for update in part]
+        outcomes: list[Outcome] = ["new" if row is None else "changed" for row in previous]
+        records += encoded.unreachable
+        outcomes += ["unchanged"] * len(encoded.unreachable)
         times = BatchTimes(encoded.listed_s, time.perf_counter() - started_s)
-        tally.written(records, outcomes, times)
-        tally.skipped(encoded.touched, read=True)
-        self._budget.spend(records, tally.total)
+        counters.add_written(records, outcomes, times)
+        counters.add_unchanged(encoded.touched, read=True)
+        self._budget.spend(records, counters.total)
 
-    def _parts(self, rows: list[Row]) -> list[list[Row]]:
-        """What is written together: all, but an import must not hold up whoever changes holders."""
+    def _split(self, updates: list[ImageUpdate]) -> list[list[ImageUpdate]]:
+        """Return the parts of a batch that are written one after another."""
         if not self._job.options.bulk_import:
-            return [rows]
-        fresh: list[Row] = []
-        others: list[Row] = []
-        for row in rows:
-            (others if _changes_holders(row) else fresh).append(row)
-        return [fresh, others]
+            return [updates]
+        # An import takes some 20 seconds. New images must not hold the lock for that long, so they
+        # are imported without it, before the updates that need it.
+        new: list[ImageUpdate] = []
+        others: list[ImageUpdate] = []
+        for update in updates:
+            (others if _may_change_holder(update) else new).append(update)
+        return [new, others]
 
-    def _write(self, rows: list[Row]) -> list[ImageRecord]:
-        # batches of new contents may be written side by side; what changes holders may not
-        with self._one_at_a_time if any(map(_changes_holders, rows)) else nullcontext():
-            return self._contents.write([row.image for row in rows], [row.known for row in rows])
-
-
-def _changes_holders(row: Row) -> bool:
-    """Whether writing it may change who holds the instances of a content."""
-    return row.known is not None or bool(row.image.record.same_as)
+    def _write(self, updates: list[ImageUpdate]) -> list[ImageRecord]:
+        # Batches of new contents may be written side by side. Two batches that change which photo
+        # holds a content must not: each would read the ledger before the other has written it.
+        with self._holder_lock if any(map(_may_change_holder, updates)) else nullcontext():
+            return self._content_index.write(updates)
 
 
-def gathered(encoded: Iterable[Encoded], num_images: int) -> Iterator[Encoded]:
-    """Join batches until each has so many rows, or is the last."""
-    held: list[Encoded] = []
-    for each in encoded:
-        held.append(each)
-        if sum(len(each.rows) for each in held) >= num_images:
-            yield Encoded.joined(held)
-            held = []
-    if held:
-        yield Encoded.joined(held)
+def _may_change_holder(update: ImageUpdate) -> bool:
+    """Return whether writing the image may change which photo holds the instances of a content."""
+    return update.previous is not None or bool(update.image.record.same_as)
+
+
+def merge_batches(batches: Iterable[EncodedBatch], num_images: int) -> Iterator[EncodedBatch]:
+    """Merge batches until each has at least `num_images` updates; the last one may have fewer."""
+    group: list[EncodedBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(len(each.updates) for each in group) >= num_images:
+            yield EncodedBatch.concatenate(group)
+            group = []
+    if group:
+        yield EncodedBatch.concatenate(group)

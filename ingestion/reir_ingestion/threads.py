@@ -1,80 +1,63 @@
-"""The stages of indexing within one process, each in threads of its own.
-
-    listing, ledger look-up, decoding    a few reader threads
-    the model, batch by batch            a few encoder threads, which share the cores
-    the store, batch by batch            one writer thread
-
-All stages overlap and every queue between them is bounded, by images and by bytes.
-"""
+"""Helpers for threads: a background writer, a background thread, and cores shared by threads."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from types import TracebackType
+from typing import Generic, TypeVar
 
-from reir.models.seams import InstanceEncoder
-from reir.store.contract import InstanceStore
-from reir_ingestion import stages
-from reir_ingestion.readahead import Bounds, ReadAhead
-from reir_ingestion.report import Tally
-from reir_ingestion.stages import (
-    Job,
-    Keeper,
-    Refusals,
-    batches,
-    encode,
-    gathered,
-    listed,
-    loader,
-    look_up,
-)
-from reir_ingestion.writer import Writer
+MAX_WAITING = 2
+"""Batches that may wait for the writer. One would let the writer idle while the next is made."""
+
+Batch = TypeVar("Batch")
 
 
-def run_in_threads(
-    job: Job, tally: Tally, *, store: InstanceStore, encoder: InstanceEncoder
-) -> Tally:
-    """Index every image of the source that is new, has changed or is to be tried again.
+class BackgroundWriter(Generic[Batch]):
+    """Passes batches to `write` in a thread of its own; use it as a context manager.
 
-    Args:
-        job: what to do.
-        tally: counts along; is what is returned.
-        store: where instances and ledger go.
-        encoder: the model; called from several threads at once.
+    At most `MAX_WAITING` batches wait. An error is raised to the caller at the next `put`, or at
+    the end of the `with` block. If the block itself ends with an error, the waiting batches are
+    dropped: the next run makes them again.
     """
-    options, keeper = job.options, Keeper(job, store)
-    reading = ReadAhead(
-        (task for files in listed(job, tally) for task in look_up(job, store, files, tally)),
-        loader(job, tally),
-        lambda loaded: loaded.num_bytes,
-        Bounds(options.num_readers, 2 * options.batch_size, stages.MAX_AHEAD_BYTES),
-    )
-    encoding = ReadAhead(
-        (keeper.claim(batch, tally) for batch in batches(iter(reading), options.batch_size)),
-        partial(encode, encoder, tally=tally),
-        lambda _: 0,
-        Bounds(options.num_encoders, options.num_encoders + 1),
-    )
-    tally.queues.update(decoded=reading.num_waiting, encoded=encoding.num_waiting)
-    refusals = Refusals()
-    with (
-        cores_shared(options.num_encoders),
-        Writer(partial(keeper.write, tally=tally)) as writer,
-        reading,
-        encoding,
-    ):
-        checked = map(refusals.check, encoding)
-        for encoded in gathered(checked, options.images_a_write):
-            writer.put(encoded)
-    return tally
+
+    def __init__(self, write: Callable[[Batch], None]) -> None:
+        """Call `write` for each batch, one at a time and in order."""
+        self._write = write
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reir-write")
+        self._waiting: deque[Future[None]] = deque()
+
+    def put(self, batch: Batch) -> None:
+        """Queue a batch; blocks while too many wait."""
+        while len(self._waiting) >= MAX_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, batch))
+
+    def __enter__(self) -> BackgroundWriter[Batch]:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for all batches; after an error, only for the one that is being written."""
+        try:
+            while error is None and self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def beside(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `work` in a thread of its own meanwhile; its event is set when the block ends."""
+def background_thread(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `work` in a thread while the `with` block runs; the event is set when the block ends."""
     stop = threading.Event()
     thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
     thread.start()
@@ -86,14 +69,17 @@ def beside(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]
 
 
 @contextmanager
-def cores_shared(num_threads: int) -> Iterator[None]:
-    """Have each of so many threads use its share of the cores in torch, if torch is in use."""
+def share_cores(num_threads: int) -> Iterator[None]:
+    """Limit torch to a fair share of the cores in each of `num_threads` threads."""
+    # Importing torch takes seconds; an encoder that does not use it should not pay for that.
     torch = sys.modules.get("torch")
     if torch is None or num_threads == 1:
         yield
         return
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // num_threads))  # also of threads that start later
+    # Otherwise every thread would start as many torch threads as there are cores, and they would
+    # slow each other down. The setting also applies to threads that start later.
+    torch.set_num_threads(max(1, before // num_threads))
     try:
         yield
     finally:

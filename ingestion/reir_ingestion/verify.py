@@ -1,7 +1,7 @@
-"""`reir index --verify`: compares source, ledger and stored instances.
+"""`reir index --verify`: compare the source, the ledger and the stored instances.
 
-Opens no image and needs no model. The only thing it changes is the copy of the instances that an
-embedded store keeps for searches: if that copy differs from the store, it is rebuilt.
+Opens no image and needs no model. The only thing it may change is the copy of the instances that
+an embedded store keeps for searches: if that copy differs from the store, it is rebuilt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from reir.records import ImageRecord
 from reir.store.contract import InstanceStore
-from reir_ingestion.loading import Task, is_settled
+from reir_ingestion.loading import PendingImage, is_up_to_date
 from reir_ingestion.sources import Source
 
 CHUNK = 512
@@ -29,11 +29,11 @@ Difference = Literal["new", "changed", "gone", "unfinished", "damaged", "orphans
 DIFFERENCES: tuple[Difference, ...] = get_args(Difference)
 MEANING: Mapping[Difference, str] = {
     "new": "in the source, but not in the gallery",
-    "changed": "the size or time of the file differs from when it was indexed",
+    "changed": "the size or time of the file is not that of the last run",
     "gone": "in the gallery, but the file is gone from the source",
-    "unfinished": "a run was interrupted while writing them",
-    "damaged": "some of the instances in the ledger are missing from the store",
-    "orphans": "instances that belong to no image of the ledger",
+    "unfinished": "a run was interrupted while it wrote them",
+    "damaged": "the store lacks some of the instances that the ledger counts",
+    "orphans": "instances without an image in the ledger",
 }
 
 
@@ -45,14 +45,14 @@ class VerifyReport:
         gallery, version: the version that was compared.
         listed: images in the source.
         num_images: ledger rows.
-        num_instances: instances that the ledger and the store agree on.
-        failed: images that the ledger has as failed; not counted as differences.
+        num_instances: stored instances of the images in the ledger.
+        failed: images that the ledger lists as failed; these are not differences.
         unlisted: folders of the source that could not be listed, so that the files in them were
-            not compared; not counted as differences.
+            not compared; these are not differences.
         differences: kind -> number of images, or of instances for orphans.
         examples: kind -> a few URIs.
-        mended: images that differed in the copy that searches read, which has been rebuilt; not
-            counted as differences.
+        repaired: images that differed in the copy that searches read, which was rebuilt; these are
+            not differences.
     """
 
     gallery: str
@@ -64,14 +64,14 @@ class VerifyReport:
     unlisted: int
     differences: Mapping[Difference, int]
     examples: Mapping[Difference, Sequence[str]]
-    mended: int = 0
+    repaired: int = 0
 
     @property
-    def is_sound(self) -> bool:
+    def is_consistent(self) -> bool:
         """Whether source, ledger and store agree."""
         return not any(self.differences.values())
 
-    def mends(self, source: str, where: str = "") -> Iterator[str]:
+    def repair_commands(self, source: str, where: str = "") -> Iterator[str]:
         """Yield the commands that repair the differences.
 
         Args:
@@ -91,7 +91,7 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self) | {"is_sound": self.is_sound}
+        return asdict(self) | {"is_consistent": self.is_consistent}
 
     def table(self) -> Table:
         """Return the comparison for a terminal."""
@@ -104,9 +104,9 @@ class VerifyReport:
         table.add_row("in the store", f"{self.num_instances:,}", "instances, as the ledger says")
         if self.unlisted:
             table.add_row("not listed", f"{self.unlisted:,}", "not compared")
-        if self.mended:
-            remark = "images that differed in the copy that searches read"
-            table.add_row("repaired", f"{self.mended:,}", remark)
+        if self.repaired:
+            remark = "images that differed in the copy for searches"
+            table.add_row("repaired", f"{self.repaired:,}", remark)
         for kind in DIFFERENCES:
             count = self.differences[kind]
             style = "red" if count else None
@@ -115,7 +115,7 @@ class VerifyReport:
 
 
 @dataclass
-class _Findings:
+class _DifferenceLog:
     """Differences found so far."""
 
     counts: Counter[Difference] = field(default_factory=Counter)
@@ -137,7 +137,7 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
         StoreUnavailable: the store cannot be reached.
     """
     place = gallery, version
-    found = _Findings()
+    found = _DifferenceLog()
     unlisted: list[str] = []
     listed = _compare_source(source, store, place, found, unlisted)
     rows = store.iter_images(*place)
@@ -148,9 +148,9 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
         for row in chunk:
             if source.has_lost(row.uri):
                 found.add("gone", row.uri)
-        for each in _stored(store, place, chunk):
+        for each in _look_up_stored(store, place, chunk):
             present += each.num_instances
-            if not each.is_sound:
+            if not each.is_consistent:
                 found.add("damaged", each.record.uri)
     for _, uri in store.unfinished_images(*place):
         found.add("unfinished", uri)
@@ -165,33 +165,36 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
         unlisted=len(unlisted),
         differences={kind: found.counts[kind] for kind in DIFFERENCES},
         examples=found.examples,
-        mended=store.compare_reader(*place),
+        repaired=store.repair_search_copy(*place),
     )
 
 
 def damaged_images(store: InstanceStore, gallery: str, version: str) -> list[str]:
-    """Ids of the images with missing instances; once deleted, they are indexed again."""
+    """Return the ids of images with missing instances.
+
+    Once these are deleted from the gallery, the run that follows indexes them again.
+    """
     rows = store.iter_images(gallery, version)
     damaged: list[str] = []
     while chunk := list(islice(rows, CHUNK)):
-        stored = _stored(store, (gallery, version), chunk)
-        damaged += [each.record.image_id for each in stored if not each.is_sound]
+        stored = _look_up_stored(store, (gallery, version), chunk)
+        damaged += [each.record.image_id for each in stored if not each.is_consistent]
     return damaged
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A ledger row, the number of its stored instances, and whether both agree."""
+class _StoredImage:
+    """A ledger row, the number of its stored instances, and whether the two agree."""
 
     record: ImageRecord
     num_instances: int
-    is_sound: bool
+    is_consistent: bool
 
 
-def _stored(
+def _look_up_stored(
     store: InstanceStore, place: tuple[str, str], chunk: Sequence[ImageRecord]
-) -> Iterator[_Stored]:
-    """Look up the stored instances of these images; a duplicate is sound if its holder is there."""
+) -> Iterator[_StoredImage]:
+    """Look up the stored instances of images; a duplicate needs a holder with the same content."""
     instances = store.get_instances(*place, [row.image_id for row in chunk])
     holders = store.get_images(*place, [row.same_as for row in chunk if row.same_as])
     for row in chunk:
@@ -199,28 +202,30 @@ def _stored(
         holder = holders.get(row.same_as)
         held = holder is not None and holder.holds_instances
         same = holder is not None and holder.content_hash == row.content_hash
-        is_sound = number == row.num_instances and (not row.same_as or (held and same))
-        yield _Stored(row, number, is_sound)
+        is_consistent = number == row.num_instances and (not row.same_as or (held and same))
+        yield _StoredImage(row, number, is_consistent)
 
 
 def _compare_source(
     source: Source,
     store: InstanceStore,
     place: tuple[str, str],
-    found: _Findings,
+    found: _DifferenceLog,
     unlisted: list[str],
 ) -> int:
-    """Find files that the ledger lacks or has differently; return how many were listed."""
+    """Find files that are new or changed; return how many files were listed."""
     listed = 0
     files = source.files(lambda folder, _: unlisted.append(folder))
     while chunk := list(islice(files, CHUNK)):
         listed += len(chunk)
-        tasks = [Task(file, file.uri, None) for file in chunk]
-        ledger = store.get_images(*place, [task.image_id for task in tasks])
-        for task in tasks:
-            known = ledger.get(task.image_id)
-            if known is None:
-                found.add("new", task.uri)
-            elif known.status == "indexed" and not is_settled(known, task.file, retry_failed=False):
-                found.add("changed", task.uri)
+        images = [PendingImage(file) for file in chunk]
+        ledger = store.get_images(*place, [image.image_id for image in images])
+        for image in images:
+            previous = ledger.get(image.image_id)
+            if previous is None:
+                found.add("new", image.file.uri)
+            elif previous.status == "indexed" and not is_up_to_date(
+                previous, image.file, retry_failed=False
+            ):
+                found.add("changed", image.file.uri)
     return listed

@@ -1,4 +1,4 @@
-"""Attributes of a photo: what a user's columns may hold, wherever they come from."""
+"""Validation of the attributes of a photo, which come from the columns of a user."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from reir.records import Attributes, JsonValue
 from reir.store.filters import MAX_INT
 
 MAX_ATTRIBUTES_BYTES = 16 * 1024
-"""Of one image, as JSON; every instance carries a copy."""
+"""Size limit of one photo's attributes as JSON. Every instance stores a copy of them."""
 
 
 class BadRow(ValueError):
-    """A row that cannot be used; the message says why."""
+    """A row has a value that cannot be stored; the message says which and why."""
 
 
-def checked(columns: Mapping[str, Any]) -> Attributes:
-    """Return the columns of one image as attributes; empty ones are left out.
+def validate_attributes(columns: Mapping[str, Any]) -> Attributes:
+    """Return the columns of one image as attributes, without those that are None.
 
     Raises:
-        BadRow: a value is no number, string or boolean, or there is too much of it.
+        BadRow: a value is not a number, string or boolean, or all of them take too much space.
     """
-    found = {name: _checked(name, value) for name, value in columns.items() if value is not None}
-    if len(json.dumps(found)) > MAX_ATTRIBUTES_BYTES:
-        raise BadRow(f"the columns take more than {MAX_ATTRIBUTES_BYTES} bytes")
-    return found
+    attributes = {
+        name: _validate(name, value) for name, value in columns.items() if value is not None
+    }
+    if len(json.dumps(attributes)) > MAX_ATTRIBUTES_BYTES:
+        raise BadRow(f"the columns take more than {MAX_ATTRIBUTES_BYTES} bytes as JSON")
+    return attributes
 
 
-def _checked(name: str, value: Any) -> JsonValue:
+def _validate(name: str, value: Any) -> JsonValue:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -41,10 +43,10 @@ def _checked(name: str, value: Any) -> JsonValue:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise BadRow(f"column {name!a}: {value} is no number that can be compared")
+            raise BadRow(f"column {name!a}: {value} cannot be compared; use a finite number")
         return value
     raise BadRow(
-        f"column {name!a} holds {type(value).__name__}; numbers, strings and booleans can be kept"
+        f"column {name!a} contains a {type(value).__name__}; use numbers, strings and booleans"
     )
 
 
@@ -52,5 +54,5 @@ def _text(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow(f"column {name!a}: {value[:40]!a} is no valid Unicode") from None
+        raise BadRow(f"column {name!a}: {value[:40]!a} is not valid Unicode") from None
     return value

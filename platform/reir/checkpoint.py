@@ -1,12 +1,13 @@
-"""Checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`.
+"""Reads and writes checkpoint directories: `config.json`, `model.safetensors`, `tokenizer.json`.
 
-A relation re-ranker lies beside them as `reranker.json` and `reranker.safetensors`, float32; it
-names the digest of the model whose vectors it was trained on, and works with no other.
+The sha256 of the weights file is the digest that identifies a model revision. Weights of the
+published CLARE are stored as trained. Those of `clare-nano` are stored in float16, and its word
+embeddings, which are frozen in training and make up two fifths of the model, in int8 with a scale
+for each row. Weights are safetensors only: opening a pickle could run code.
 
-The sha256 of the weights file is the digest that names a model revision. The published CLARE is
-kept as it was trained, `clare-nano` in float16 with its word embeddings in int8 and a scale a row
-(they are frozen in training, and make up two fifths of the model). Only safetensors are read, never
-a pickle.
+A directory may also contain a relation re-ranker, `reranker.json` and `reranker.safetensors`, in
+float32. It was trained on the vectors of one model, whose digest it records, and works with no
+other.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from reir.errors import CheckpointError, nearest_name
-from reir.models.clare_nano import ClareNano
-from reir.models.nano_encoder import ClareNanoEncoder
-from reir.models.seams import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder
+from reir.models.nano.encoder import ClareNanoEncoder
+from reir.models.nano.model import ClareNano
 
 if TYPE_CHECKING:
-    from reir.models.clare import Clare
+    from reir.models.clare.model import Clare
     from reir.models.reranker import Reranker
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
@@ -45,13 +46,13 @@ EMBEDDING = "text.tower.words.weight"
 def save_checkpoint(
     folder: Path, model: ClareNano | Clare, tokenizer: Tokenizer, about: Mapping[str, Any]
 ) -> str:
-    """Write a checkpoint directory; returns its digest.
+    """Write a checkpoint directory, and return its digest.
 
     Args:
-        folder: created when absent; files in it are replaced.
-        model: any precision.
+        folder: created if it does not exist; files in it are replaced.
+        model: in any precision.
         tokenizer: of the text tower.
-        about: JSON values kept under "training" in config.json (data, steps, metrics).
+        about: JSON values to store under "training" in config.json (data, steps, metrics).
     """
     from dataclasses import asdict
 
@@ -75,36 +76,37 @@ def save_checkpoint(
 def load_encoder(
     path: Path | None = None, *, num_candidates: int | None = None, masks: bool = False
 ) -> InstanceEncoder:
-    """Load a checkpoint as an encoder; None takes the one shipped with the package.
+    """Load the encoder of a checkpoint.
 
     Args:
-        path: checkpoint directory.
-        num_candidates: instances kept of a photo; None takes the checkpoint's own number.
-        masks: give instances their masks.
+        path: checkpoint directory; None for the one that comes with the package.
+        num_candidates: instances to keep per photo; None for the number in the checkpoint.
+        masks: also compute the masks of instances.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the model is of an unknown kind, or masks are
-            asked for and it has no mask branch.
+        CheckpointError: a file is missing or damaged, the model is of an unknown kind, or `masks`
+            is set and the model has no mask branch.
     """
     folder = Path(path) if path is not None else SHIPPED
     if read_config(folder)["model"] == PUBLISHED:
         return _load_published(folder, num_candidates, masks)
     if masks:
         raise CheckpointError(
-            f"{folder} holds a {NANO}, which gives no masks; clare-base and clare-large can"
+            f"{folder} is a checkpoint of {NANO}, which has no masks; use one of clare-base or "
+            f"clare-large, or load it without masks"
         )
     model, tokenizer = load_model(folder)
     return ClareNanoEncoder(model, tokenizer, weights_digest(folder), num_candidates=num_candidates)
 
 
 def _load_published(folder: Path, num_candidates: int | None, masks: bool) -> InstanceEncoder:
-    """Load a CLARE of the published shape, on a GPU where there is one."""
-    from reir.models.clare_encoder import ClareEncoder
+    """Load an encoder of the published CLARE, on a GPU if there is one."""
+    from reir.models.clare.encoder import ClareEncoder
 
     model, tokenizer = load_clare(folder)
     if masks and not model.config.masks:
         raise CheckpointError(
-            f"{folder} was trained without masks; load it without them, or train it further with "
+            f"{folder} was trained without masks; load it without masks, or train it further with "
             f"`reir train --init {folder} --set shape.masks=true`"
         )
     if on_gpu := torch.cuda.is_available():
@@ -123,11 +125,11 @@ def load_model(folder: Path) -> tuple[ClareNano, Tokenizer]:
     """Load the model (float32) and the tokenizer of a `clare-nano` checkpoint.
 
     Raises:
-        CheckpointError: as `load_encoder`, or it is a checkpoint of another model.
+        CheckpointError: as for `load_encoder`, or it is a checkpoint of another model.
     """
-    config = _config_of(folder, NANO)
+    config = _read_config_of(folder, NANO)
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    with _naming(folder):
+    with _checkpoint_errors(folder):
         state = unpack(load_file(folder / WEIGHTS))
         model = ClareNano.from_dict(config["model_config"])
         model.load_state_dict(state)
@@ -138,13 +140,13 @@ def load_clare(folder: Path) -> tuple[Clare, Tokenizer]:
     """Load the model and the tokenizer of a checkpoint of the published CLARE.
 
     Raises:
-        CheckpointError: as `load_encoder`, or it is a checkpoint of another model.
+        CheckpointError: as for `load_encoder`, or it is a checkpoint of another model.
     """
-    from reir.models.clare import Clare
+    from reir.models.clare.model import Clare
 
-    config = _config_of(folder, PUBLISHED)
+    config = _read_config_of(folder, PUBLISHED)
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    with _naming(folder):
+    with _checkpoint_errors(folder):
         model = Clare.from_dict(config["model_config"])
         model.load_state_dict(load_file(folder / WEIGHTS))
     return model, tokenizer
@@ -154,10 +156,10 @@ def save_reranker(folder: Path, reranker: Reranker, digest: str, about: Mapping[
     """Write a re-ranker into the checkpoint directory of the model that it was trained on.
 
     Args:
-        folder: of the checkpoint; nothing else in it changes.
-        reranker: any device.
+        folder: of the checkpoint; its other files stay as they are.
+        reranker: on any device.
         digest: of that model.
-        about: JSON values kept under "training" (data, steps, metrics).
+        about: JSON values to store under "training" (data, steps, metrics).
     """
     from dataclasses import asdict
 
@@ -176,14 +178,14 @@ def save_reranker(folder: Path, reranker: Reranker, digest: str, about: Mapping[
 
 
 def load_reranker(folder: Path | None = None, digest: str | None = None) -> Reranker | None:
-    """Load the re-ranker of a checkpoint in eval mode; None where it has none.
+    """Load the re-ranker of a checkpoint in eval mode; None if the checkpoint has none.
 
     Args:
-        folder: checkpoint directory; None takes the one shipped with the package.
-        digest: of the model whose vectors are to be ranked; None reads it from the checkpoint.
+        folder: checkpoint directory; None for the one that comes with the package.
+        digest: of the model whose vectors will be ranked; None for the model in `folder`.
 
     Raises:
-        CheckpointError: it was trained on the vectors of another model, or does not load.
+        CheckpointError: it was trained on the vectors of another model, or cannot be loaded.
     """
     from reir.models.reranker import Reranker, RerankerConfig
 
@@ -198,49 +200,48 @@ def load_reranker(folder: Path | None = None, digest: str | None = None) -> Rera
         reranker.load_state_dict(load_file(folder / RERANKER_WEIGHTS))
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the re-ranker in {folder} does not load: {str(error).splitlines()[0]}; "
+            f"cannot load the re-ranker in {folder}: {str(error).splitlines()[0]}; "
             f"{RERANKER_WEIGHTS} and {RERANKER_CONFIG} must come from one `reir train` run"
         ) from error
     if trained_on != expected:
         raise CheckpointError(
             f"the re-ranker in {folder} was trained on vectors of checkpoint {trained_on[:12]}, "
-            f"the one in use is {expected[:12]}; train one with `reir train --stage rerank "
-            f"--init {folder}`, or delete {RERANKER_WEIGHTS}"
+            f"but the checkpoint in use is {expected[:12]}; train one with "
+            f"`reir train --stage rerank --init {folder}`, or delete {RERANKER_WEIGHTS}"
         )
     return reranker.eval().requires_grad_(False)
 
 
-def _config_of(folder: Path, kind: str) -> dict[str, Any]:
+def _read_config_of(folder: Path, kind: str) -> dict[str, Any]:
     config = read_config(folder)
     if config["model"] != kind:
         raise CheckpointError(
-            f"{folder} holds a model {config['model']!r} where {kind!r} is needed; "
-            f"give a checkpoint of {kind}"
+            f"{folder} is a checkpoint of {config['model']!r}, but one of {kind!r} is needed"
         )
     return config
 
 
 @contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Turn what weights that do not fit raise into an error that names the checkpoint."""
+def _checkpoint_errors(folder: Path) -> Iterator[None]:
+    """Turn errors about weights that do not fit into a `CheckpointError` that names the folder."""
     try:
         yield
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint {folder} does not load: {str(error).splitlines()[0]}; "
+            f"cannot load checkpoint {folder}: {str(error).splitlines()[0]}; "
             f"{WEIGHTS} and {CONFIG} must come from the same `reir train` run"
         ) from error
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer, without padding or truncation, which `tokenise` does itself.
+    """Read a tokenizer, with padding and truncation disabled, since `tokenize` does both.
 
     Raises:
-        CheckpointError: the file is no tokenizer.
+        CheckpointError: the file is not a tokenizer.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises plain `Exception`
         raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -251,43 +252,43 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return config.json after checking that the directory is complete.
 
     Raises:
-        CheckpointError: naming the file that is missing or the value that is not known.
+        CheckpointError: a file is missing, or a value in config.json is unknown.
     """
     missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} is not a checkpoint: {', '.join(missing)} missing; "
-            f"a checkpoint holds {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+            f"a checkpoint contains {CONFIG}, {WEIGHTS} and {TOKENIZER}"
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind, version, _ = config["model"], config["format"], config["model_config"]
     except KeyError as error:
         raise CheckpointError(
-            f"{folder / CONFIG} is not a checkpoint config: no {error}"
+            f"{folder / CONFIG} is not a checkpoint config: key {error} is missing"
         ) from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not a checkpoint config: {error}") from error
     if kind not in MODELS:
         raise CheckpointError(
-            f"{folder} holds a model {kind!r}, known are {', '.join(MODELS)}"
+            f"{folder} is a checkpoint of unknown model {kind!r}; known are {', '.join(MODELS)}"
             f"{nearest_name(str(kind), MODELS)}"
         )
     if version != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {version}, this release reads {FORMAT}; update reir-platform"
+            f"{folder} has format {version}, but this release reads {FORMAT}; update reir-platform"
         )
     return dict(config)
 
 
 def weights_digest(folder: Path) -> str:
-    """Sha256 of the weights file, hex."""
+    """Return the sha256 of the weights file, in hex."""
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict -> what is written: float16, word embeddings as int8 rows with their scale."""
+    """Compress a state dict: float16, and word embeddings as int8 with a scale for each row."""
     out = {k: v.to(torch.float16).contiguous() for k, v in state.items() if v.is_floating_point()}
     out |= {k: v.contiguous() for k, v in state.items() if not v.is_floating_point()}
     rows = state[EMBEDDING].float()

@@ -1,7 +1,7 @@
-"""Configuration: one frozen pydantic model a component, YAML read in one place.
+"""Configuration: pydantic models that are read from YAML files and overridden on the command line.
 
-Every mistake becomes a `ConfigError` that names the key, the file, the value and what is allowed.
-Knows no component; each declares its own `StrictConfig`.
+Each component declares its own `StrictConfig`. Every mistake becomes a `ConfigError` that names the
+key, the file, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound="StrictConfig")
 
 
 class StrictConfig(BaseModel):
-    """Base of every configuration: frozen, unknown keys refused, defaults checked too."""
+    """Base class of all configurations: frozen, without unknown keys, defaults validated too."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -35,36 +35,36 @@ def load_config(
     source: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """Build a configuration from a YAML file or a mapping, with single values overridden.
+    """Build a configuration from a YAML file or a mapping, and override single values.
 
     Args:
         model: the class of the configuration.
         source: path of a YAML file, or values; None for the defaults.
-        overrides: `"section.key=value"`, the value in YAML; later ones win.
+        overrides: `"section.key=value"`, the value in YAML; the last one of a key counts.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong. All wrong ones are named.
+        ConfigError: the file cannot be read, or keys or values are wrong; all of them are named.
     """
     if source is None or isinstance(source, Mapping):
         values, origin = dict(source or {}), ""
     else:
         values, origin = _read_yaml(Path(source)), f" (file {source})"
     for override in overrides:
-        values = _overridden(values, override)
+        values = _apply_override(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(model, found) + origin for found in error.errors()]
+        lines = [_explain(model, each) + origin for each in error.errors()]
         raise ConfigError("\n".join(lines)) from error
 
 
 def dump_config(config: StrictConfig) -> str:
-    """Return the resolved configuration as YAML; `load_config` reads it back to an equal one."""
+    """Return the configuration as YAML, all defaults included; inverse of `load_config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def reir_home() -> Path:
-    """Return the folder for everything the platform keeps: `$REIR_HOME`, or `~/.reir`."""
+    """Return the folder for files of the platform: `$REIR_HOME`, or `~/.reir`."""
     return Path(os.environ.get("REIR_HOME") or Path.home() / ".reir").expanduser().absolute()
 
 
@@ -78,16 +78,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold 'key: value' lines, got a {type(values).__name__}")
+        raise ConfigError(f"{path} must contain 'key: value' lines, got a {type(values).__name__}")
     return values
 
 
-def _overridden(values: Mapping[str, Any], override: str) -> dict[str, Any]:
-    """Return a copy of `values` with one "section.key=value" put in."""
+def _apply_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """Return a copy of `values` with one "section.key=value" applied."""
     dotted, equals, text = override.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
-        raise ConfigError(f"override {override!r} must read section.key=value")
+        raise ConfigError(f"override {override!r} must have the form section.key=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -105,25 +105,25 @@ def _put(values: Mapping[str, Any], keys: list[str], value: Any, override: str) 
     return {**values, key: _put(below, rest, value, override)}
 
 
-def _explain(model: type[BaseModel], found: ErrorDetails) -> str:
-    """Return one line for one of pydantic's findings."""
-    *path, key = found["loc"] or ("",)
+def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
+    """Return one line that explains an error of pydantic."""
+    *path, key = error["loc"] or ("",)
     section = _dotted(path)
-    if found["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         known = sorted(_keys_at(model, path))
         where = f" in section '{section}'" if section else ""
         hint = nearest_name(str(key), known)
         return f"unknown key '{key}'{where}{hint or ';'} allowed: {', '.join(known)}"
     dotted = _dotted([*path, key])
-    if found["type"] == "missing":
+    if error["type"] == "missing":
         return f"'{dotted}' is required and has no default; set it in the file or as {dotted}=..."
-    said = found["msg"].removeprefix("Value error, ")
-    if isinstance(found["input"], Mapping) and found["type"] == "value_error":
-        return f"{_named(dotted)}: {said}"
-    return f"{_named(dotted)}: got {found['input']!r}; {said[:1].lower()}{said[1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping) and error["type"] == "value_error":
+        return f"{_quoted_key(dotted)}: {message}"
+    return f"{_quoted_key(dotted)}: got {error['input']!r}; {message[:1].lower()}{message[1:]}"
 
 
-def _named(dotted: str) -> str:
+def _quoted_key(dotted: str) -> str:
     return f"'{dotted}'" if dotted else "the configuration"
 
 
@@ -132,7 +132,7 @@ def _dotted(path: Sequence[int | str]) -> str:
 
 
 def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
-    """Return the keys known at `path`, followed through sections, lists and unions."""
+    """Return the keys that are allowed at `path`."""
     candidates = [model]
     for part in path:
         deeper = [
@@ -141,7 +141,8 @@ def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
             if part in candidate.model_fields
             for section in _sections(candidate.model_fields[str(part)].annotation)
         ]
-        candidates = deeper or candidates  # a list index or the tag of a union names no field
+        # a list index, and the tag that pydantic inserts for a union, are not fields
+        candidates = deeper or candidates
     return {name for candidate in candidates for name in candidate.model_fields}
 
 

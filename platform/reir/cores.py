@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""The number of CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def num_cores() -> int:
-    """Return the number of processors by affinity and by the container's quota, 1 or more."""
+    """Return the number of CPUs by affinity and by the quota of the container, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with suppress(OSError, ValueError):  # no cgroup, or no quota ("max")
+    # the quota file is missing outside a cgroup, and says "max" where there is no quota
+    with suppress(OSError, ValueError):
         quota, period = map(int, CPU_QUOTA.read_text().split())
         return max(1, min(allowed or 1, -(-quota // period)))
     return allowed or 1

@@ -1,13 +1,13 @@
-"""Encoders by name: `KIND:SOURCE` -> an `InstanceEncoder`.
+"""Encoders by name: parses specs of the form `KIND:SOURCE`, and loads the encoder of a spec.
 
     clare-nano                                    the checkpoint that comes with the package
-    clare:DIR, or just DIR                        a checkpoint of `reir train`
-    clare-masks:DIR                               the same with masks, if it was trained with them
+    clare:DIR, or just DIR                        a checkpoint written by `reir train`
+    clare-masks:DIR                               the same, and its masks if it was trained with any
     owlv2:google/owlv2-base-patch16-ensemble      OWLv2, by hub name or directory
     siglip-crops:google/siglip2-base-patch16-224  boxes of clare-nano, SigLIP on their crops
 
-A gallery version keeps the spec of its encoder, so that a search loads the same one by itself.
-Parsing is light; a model and its library are imported when an encoder is loaded.
+A gallery version stores the spec of its encoder, so that searches load the same encoder. Parsing is
+fast; a model and its library are imported only when an encoder is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from reir.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
-    from reir.models.seams import InstanceEncoder
+    from reir.models.interfaces import InstanceEncoder
     from reir.store.contract import InstanceStore
 
 SHIPPED_KIND, TRAINED_KIND, MASKS_KIND = "clare-nano", "clare", "clare-masks"
@@ -29,7 +29,7 @@ EXTRA = "pip install 'reir-platform[clare]'"
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which encoder, and where its weights are.
+    """The kind of an encoder, and where its weights are.
 
     Attributes:
         kind: a key of `KINDS`.
@@ -44,10 +44,10 @@ class EncoderSpec:
 
 
 def parse_encoder_spec(text: str) -> EncoderSpec:
-    """Parse what `--encoder` takes; a directory is made absolute.
+    """Parse the value of `--encoder`; a directory becomes an absolute path.
 
     Raises:
-        ConfigError: the kind is not known, or lacks its source.
+        ConfigError: the kind is unknown, or its source is missing.
     """
     text = text.strip()
     if not text or text == SHIPPED_KIND:
@@ -59,32 +59,34 @@ def parse_encoder_spec(text: str) -> EncoderSpec:
         return EncoderSpec(TRAINED_KIND, _absolute(text))
     if kind in KINDS:
         example = "" if kind == SHIPPED_KIND else ":NAME_OR_DIR"
-        raise ConfigError(f"encoder {text!r} must read {kind}{example}; {_known()}")
+        raise ConfigError(f"encoder {text!r} must have the form {kind}{example}; {_known_kinds()}")
     nearest = nearest_name(kind, tuple(KINDS))
     if colon or nearest:
-        raise ConfigError(f"unknown kind of encoder {kind!r} in {text!r}{nearest}; {_known()}")
-    raise ConfigError(f"encoder {text!r} is no directory and names no kind; {_known()}")
+        raise ConfigError(
+            f"unknown kind of encoder {kind!r} in {text!r}{nearest or ';'} {_known_kinds()}"
+        )
+    raise ConfigError(f"encoder {text!r} is neither a directory nor a kind; {_known_kinds()}")
 
 
 def load_encoder_spec(spec: str | EncoderSpec) -> InstanceEncoder:
-    """Load the encoder that a spec names; an empty one is the shipped checkpoint.
+    """Load the encoder of a spec; an empty spec stands for the shipped checkpoint.
 
     Raises:
         ConfigError: the spec cannot be parsed, or a package that it needs is not installed.
-        CheckpointError: the model is not there, incomplete or of another kind.
+        CheckpointError: the model is missing, incomplete or of another kind.
     """
     parsed = parse_encoder_spec(spec) if isinstance(spec, str) else spec
     try:
         return KINDS[parsed.kind](parsed.source)
     except ImportError as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError(f"encoder {parsed} needs more packages ({said}); {EXTRA}") from error
+        message = str(error).strip().splitlines()[0]
+        raise ConfigError(f"encoder {parsed} needs more packages ({message}); {EXTRA}") from error
 
 
 def checkpoint_folder(spec: str) -> Path | None:
-    """Return the checkpoint directory of a spec, where re-ranker and calibration lie too.
+    """Return the checkpoint directory of a spec, which may contain a re-ranker and a calibration.
 
-    None for frozen public models, which have neither.
+    It is None for frozen public models, which have neither.
 
     Raises:
         ConfigError: the spec cannot be parsed.
@@ -98,7 +100,7 @@ def checkpoint_folder(spec: str) -> Path | None:
 
 
 def stored_spec(store: InstanceStore, gallery: str) -> str:
-    """Return the encoder spec of a gallery's live version; empty where there is none."""
+    """Return the encoder spec of a gallery's live version; empty if no version is live."""
     if gallery not in store.galleries():
         return ""
     live = [each for each in store.versions(gallery) if each.live]
@@ -126,26 +128,26 @@ def _load_masks(source: str) -> InstanceEncoder:
 def _load_owlv2(source: str) -> InstanceEncoder:
     from reir.models.owlv2 import load_owlv2
 
-    return load_owlv2(source, **_placed())
+    return load_owlv2(source, **_device_options())
 
 
 def _load_siglip_crops(source: str) -> InstanceEncoder:
     from reir.checkpoint import SHIPPED, load_model, weights_digest
-    from reir.models.candidates import CandidateExtractor
-    from reir.models.nano_encoder import fast_dtype
+    from reir.models.nano.candidates import CandidateExtractor
+    from reir.models.nano.encoder import fast_dtype
     from reir.models.siglip_crops import Detector, load_siglip_crops
 
     shipped, _ = load_model(SHIPPED)
     extractor = CandidateExtractor(shipped, fast_dtype())
     detector = Detector(extractor.propose, weights_digest(SHIPPED))
-    return load_siglip_crops(source, detector, **_placed())
+    return load_siglip_crops(source, detector, **_device_options())
 
 
-def _placed() -> dict[str, Any]:
-    """Return device and precision for a large frozen model: a GPU where there is one."""
+def _device_options() -> dict[str, Any]:
+    """Return the device and precision for a large frozen model: a GPU if there is one."""
     import torch
 
-    from reir.models.nano_encoder import fast_dtype
+    from reir.models.nano.encoder import fast_dtype
 
     if torch.cuda.is_available():
         return {"device": "cuda", "dtype": torch.bfloat16}
@@ -157,12 +159,12 @@ def _is_directory(source: str) -> bool:
 
 
 def _absolute(source: str) -> str:
-    """Return a directory as an absolute path, and anything else, a hub name, as it is."""
+    """Return a directory as an absolute path, and a hub name unchanged."""
     return str(Path(source).expanduser().resolve()) if _is_directory(source) else source
 
 
-def _known() -> str:
-    return f"known are {', '.join(KINDS)}, as in owlv2:google/owlv2-base-patch16-ensemble"
+def _known_kinds() -> str:
+    return f"use one of {', '.join(KINDS)}, e.g. owlv2:google/owlv2-base-patch16-ensemble"
 
 
 KINDS: Mapping[str, Callable[[str], InstanceEncoder]] = {

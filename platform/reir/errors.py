@@ -1,29 +1,29 @@
-"""Every error that the platform raises on purpose, one tree.
+"""The exceptions that the platform raises on purpose.
 
     ReirError
     ├── ConfigError            a setting is wrong: fix the value that the message names
-    ├── DataError              an annotation file or a gallery source cannot be used
-    │   ├── SourceError        the source to index does not exist or holds nothing
+    ├── DataError              an annotation file, a source or a photo cannot be used
+    │   ├── SourceError        the source to index does not exist or contains no images
     │   ├── TooManyFailures    more images of a job failed than its limit allows
-    │   └── ImageError         one image cannot be decoded; the ledger stores its `reason`
-    │       └── ImageUnreachable   its bytes could not be fetched just now: try again
+    │   └── ImageError         one image cannot be read or decoded (`reason` says why)
+    │       └── ImageUnreachable   its bytes cannot be fetched at the moment: try again
     ├── QueryError             the request cannot be answered as written (`field` names the part)
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
-    ├── CheckpointError        the checkpoint directory is incomplete or does not fit
+    ├── CheckpointError        a checkpoint is incomplete, damaged or of the wrong kind
     ├── Overloaded             a queue is full: try again after `retry_after_s`
-    ├── WorkersUnavailable     Ray, which runs the workers of a job, could not start or failed
-    ├── ServerError            a server that `reir.Client` asked refused or failed
+    ├── WorkersUnavailable     Ray, which runs the workers of a job, failed or did not start
+    ├── ServerError            the server of a `reir.Client` refused a request or failed
     │   ├── ServerUnavailable  not reachable, or too busy for longer than the client waits
-    │   ├── AccessDenied       it wants a key, or one that may do more
-    │   └── ImageNotFound      its gallery has no such image
-    └── StoreError             the store refused or failed
-        ├── StoreUnavailable   not reachable: retry later, check the address
-        ├── StoreFull          no space is left on its disk
-        ├── StoreDamaged       its files are damaged or lost: the message says what to do
-        ├── GalleryNotFound    no such gallery or version
-        └── SchemaMismatch     dimension or digest differ from what the version was built with
+    │   ├── AccessDenied       the request needs an API key, or a key with more rights
+    │   └── ImageNotFound      the gallery has no such image
+    └── StoreError             the store refused a request or failed
+        ├── StoreUnavailable   not reachable: check the address, or retry later
+        ├── StoreFull          no space is left on the disk of the store
+        ├── StoreDamaged       files of the store are damaged or missing
+        ├── GalleryNotFound    there is no such gallery or version
+        └── SchemaMismatch     the gallery was indexed with another dimension or checkpoint
 
-Every class survives pickling, since errors cross process borders in the Ray apps.
+All of them can be pickled, since Ray passes errors between processes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from enum import StrEnum
 from typing import Any
 
 FREE_SPACE = "free up space on its disk, then run the same command again; what was written is kept"
-"""What to do about a store whose disk is full."""
+"""Advice for messages about a full disk."""
 
 
 class ReirError(Exception):
-    """Root of the tree; catch this to catch everything the platform raises on purpose."""
+    """Base class of all errors that the platform raises on purpose."""
 
 
 class ConfigError(ReirError):
-    """A configuration value is missing, unknown or out of range."""
+    """A setting is missing, unknown or out of range."""
 
 
 class DataError(ReirError):
@@ -48,11 +48,11 @@ class DataError(ReirError):
 
 
 class SourceError(DataError):
-    """The source to index does not exist or holds no image."""
+    """The source to index does not exist or contains no images."""
 
 
 class ImageFailure(StrEnum):
-    """Why one image could not be indexed: the reason class kept in the ledger."""
+    """Why an image could not be indexed, as kept in the ledger."""
 
     EMPTY = "empty"
     NOT_AN_IMAGE = "not_an_image"
@@ -69,8 +69,8 @@ class ImageError(DataError):
     """One image cannot be read or decoded.
 
     Attributes:
-        reason: the class of failure, kept in the ledger.
-        detail: what was found, for a person.
+        reason: the kind of failure, kept in the ledger.
+        detail: what was found, in words.
     """
 
     def __init__(self, reason: ImageFailure, detail: str) -> None:
@@ -83,11 +83,11 @@ class ImageError(DataError):
 
 
 class ImageUnreachable(ImageError):
-    """The bytes of one image could not be fetched just now; another attempt may succeed."""
+    """The bytes of an image could not be fetched; another attempt may succeed."""
 
 
 class TooManyFailures(DataError):
-    """More images of a job failed than its limit allows; written data is kept."""
+    """More images of a job failed than its limit allows; what was written is kept."""
 
 
 class QueryError(ReirError):
@@ -95,7 +95,7 @@ class QueryError(ReirError):
 
     Attributes:
         field: the part of the request that is wrong, e.g. "k" or "expression".
-        detail: the value, what is allowed, and what to do.
+        detail: the value, what is allowed, and how to fix it.
     """
 
     def __init__(self, field: str, detail: str) -> None:
@@ -119,8 +119,8 @@ class Overloaded(ReirError):
     """A queue is full.
 
     Attributes:
-        what: the queue.
-        retry_after_s: when to try again.
+        what: name of the queue.
+        retry_after_s: seconds to wait before the next attempt.
     """
 
     def __init__(self, what: str, retry_after_s: float = 1.0) -> None:
@@ -133,35 +133,35 @@ class Overloaded(ReirError):
 
 
 class WorkersUnavailable(ReirError):
-    """Ray, which runs the workers of a job, could not start or failed; written data is kept."""
+    """Ray, which runs the workers of a job, failed or did not start; what was written is kept."""
 
 
 class ServerError(ReirError):
-    """A server that `reir.Client` asked refused or failed; the message is the server's."""
+    """The server of a `reir.Client` refused a request or failed; the message is the server's."""
 
 
 class ServerUnavailable(ServerError):
-    """A server cannot be reached, or was too busy for longer than the client waits."""
+    """The server cannot be reached, or was too busy for longer than the client waits."""
 
 
 class AccessDenied(ServerError):
-    """A server wants an API key, or one that may do more."""
+    """The request needs an API key, or a key with more rights."""
 
 
 class ImageNotFound(ServerError):
-    """A gallery of a server has no such image."""
+    """The gallery has no such image."""
 
 
 class StoreError(ReirError):
-    """The store refused or failed."""
+    """The store refused a request or failed."""
 
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached.
 
     Attributes:
-        address: where it was expected.
-        detail: what the connection said.
+        address: of the store.
+        detail: why the connection failed.
     """
 
     def __init__(self, address: str, detail: str) -> None:
@@ -178,15 +178,15 @@ class StoreFull(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """Files of the store are damaged or lost; the message names them and says what to do."""
+    """Files of the store are damaged or missing; the message names them and says what to do."""
 
 
 class GalleryNotFound(StoreError):
-    """No gallery, or no version of it, under that name."""
+    """There is no gallery of that name, or no such version of it."""
 
 
 class SchemaMismatch(StoreError):
-    """A version was built with another dimension or checkpoint than the one in use."""
+    """The gallery was indexed with another vector dimension or checkpoint than the one in use."""
 
 
 def nearest_name(name: str, known: list[str] | tuple[str, ...] | set[str] | dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Losses of both training stages as pure functions of tensors.
 
-Stage 1, grounding: the expression is told apart from the other candidates of its own photo
-(`discrimination_loss`), boxes are refined (`box_loss`). Stage 2, CLIA: every expression against the
-candidates of all photos in the batch (`clia_loss`, clare.md section 4.4). No gathering across
-ranks happens here.
+Stage 1, grounding, discriminates the described instance from the other candidates of its own photo
+(`discrimination_loss`) and refines boxes (`box_loss`). Stage 2, CLIA, contrasts every expression
+with the candidates of all photos in the batch (`clia_loss`, docs/clare.md, section 4.4). Callers
+gather the tensors of other ranks.
 """
 
 # Shapes: M expressions, J candidates of the whole batch, K candidates of one photo, N boxes
@@ -18,13 +18,13 @@ from torch import Tensor
 def focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Element-wise sigmoid focal loss, same shape as `logits` (clare.md 4.2: alpha .25, gamma 2).
+    """Element-wise sigmoid focal loss, same shape as `logits` (docs/clare.md, section 4.2).
 
     Args:
         logits: any shape.
         targets: same shape, in [0, 1].
         alpha: weight of the positive class.
-        gamma: exponent that quiets easy elements.
+        gamma: focusing exponent; larger values reduce the weight of easy elements.
     """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p = logits.sigmoid()
@@ -34,15 +34,15 @@ def focal_loss(
 
 
 def discrimination_loss(logits_MK: Tensor, overlap_MK: Tensor, valid_MK: Tensor) -> Tensor:
-    """In-photo instance discrimination: focal loss, normalised by the number of positives.
+    """In-photo instance discrimination: focal loss, normalized by the number of positives.
 
     Args:
         logits_MK: score of each candidate of the expression's own photo.
-        overlap_MK: IoU of the candidate with the target box; from 0.5 on it is a positive.
+        overlap_MK: IoU of the candidate with the target box; a positive has at least 0.5.
         valid_MK: bool, False on padding.
 
     Returns:
-        Scalar; 0 where there is no positive at all.
+        Scalar; the divisor is 1 if there is no positive.
     """
     positive = (overlap_MK >= 0.5) & valid_MK
     losses = focal_loss(logits_MK, positive.to(logits_MK.dtype)) * valid_MK
@@ -50,21 +50,21 @@ def discrimination_loss(logits_MK: Tensor, overlap_MK: Tensor, valid_MK: Tensor)
 
 
 def soft_target(overlap: Tensor) -> Tensor:
-    """Distribution over the last axis: candidates of IoU >= .5, weighted by how tight they are.
+    """Return a distribution over candidates with IoU >= 0.5 that favors tight boxes.
 
-    Rows without such a candidate are all zero.
+    It is over the last axis; rows without such a candidate are all zero.
     """
     weight = torch.where(overlap >= 0.5, (overlap * 4).exp(), torch.zeros_like(overlap))
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
 
 
 def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Softmax cross-entropy to a soft target, averaged over rows that have one.
+    """Softmax cross-entropy with a soft target, averaged over the rows that have a target.
 
     Args:
         logits: (M, J) or (M, K).
-        target: same shape, rows sum to 1, to the weight of the row, or to 0.
-        valid: same shape, bool; False takes the entry out of the softmax.
+        target: same shape; a row sums to 1, to the weight of the row, or to 0 for no target.
+        valid: same shape, bool; False excludes the entry from the softmax.
     """
     log_p = logits.masked_fill(~valid, -1e4).log_softmax(-1)
     rows = -(target * log_p).sum(-1)
@@ -74,17 +74,17 @@ def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def clia_loss(
     logits_MJ: Tensor, positive_MJ: Tensor, counted_MJ: Tensor, weight_M: Tensor | None = None
 ) -> Tensor:
-    """Cross-image sigmoid contrast, summed over candidates and averaged over expressions.
+    """Cross-image sigmoid contrastive loss, summed over candidates, averaged over expressions.
 
     Args:
         logits_MJ: `scale * (o . T) + bias` of every expression with every candidate of the batch.
-        positive_MJ: bool, the candidate is the expression's instance.
-        counted_MJ: bool, False where the pair must not be a negative (padding; another
-            expression that may fit as well).
-        weight_M: weight of each expression; None counts all alike.
+        positive_MJ: bool, True where the candidate is the described instance.
+        counted_MJ: bool, False where the pair must not count as a negative (padding, or an
+            instance that the expression may also describe).
+        weight_M: weight of each expression; None for equal weights.
 
     Returns:
-        Scalar, divided by M as in clare.md 4.4; 0 for no expression.
+        Scalar, divided by M as in docs/clare.md, section 4.4; 0 without expressions.
     """
     sign = positive_MJ.to(logits_MJ.dtype) * 2 - 1
     pairs = -F.logsigmoid(sign * logits_MJ) * (counted_MJ | positive_MJ)
@@ -102,8 +102,8 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (area_a[..., :, None] + area_b[..., None, :] - inter).clamp(min=1e-9)
 
 
-def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., 4) against (..., 4) xyxy boxes, one by one -> (...) GIoU in [-1, 1]."""
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of boxes at equal positions: (..., 4) and (..., 4) xyxy -> (...) in [-1, 1]."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     inter = (high - low).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
@@ -112,41 +112,41 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / union.clamp(min=1e-9) - (hull - union) / hull
 
 
-def centre_size(boxes_xyxy: Tensor) -> Tensor:
-    """(..., 4) xyxy -> (..., 4) centre x, centre y, width, height."""
+def center_size(boxes_xyxy: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (..., 4) center x, center y, width, height."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def box_distances(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The two parts of the box loss, box by box (clare.md 4.3).
+    """Return the two terms of the box loss for each box (docs/clare.md, section 4.3).
 
     Args:
         predicted: (..., 4) xyxy in [0, 1].
         target: (..., 4) xyxy in [0, 1].
 
     Returns:
-        (...) L1 distance of centre and size, and (...) 1 - GIoU.
+        (...) L1 distance of center and size, and (...) 1 - GIoU.
     """
-    l1 = (centre_size(predicted) - centre_size(target)).abs().sum(-1)
-    return l1, 1 - generalised_iou(predicted, target)
+    l1 = (center_size(predicted) - center_size(target)).abs().sum(-1)
+    return l1, 1 - generalized_iou(predicted, target)
 
 
 def box_loss(
     predicted: Tensor, target: Tensor, *, l1_weight: float = 5.0, giou_weight: float = 2.0
 ) -> Tensor:
-    """`5 * L1 + 2 * (1 - GIoU)` averaged over N matched boxes (clare.md 4.3).
+    """`5 * L1 + 2 * (1 - GIoU)` averaged over N matched boxes (docs/clare.md, section 4.3).
 
     Args:
         predicted: (N, 4) xyxy in [0, 1].
         target: (N, 4) xyxy in [0, 1].
-        l1_weight: of the L1 distance, taken on centre and size.
+        l1_weight: of the L1 distance, taken on center and size.
         giou_weight: of 1 - GIoU.
 
     Returns:
-        Scalar; 0 for no boxes.
+        Scalar; 0 without boxes.
     """
     if not len(predicted):
-        return predicted.sum()
+        return predicted.sum()  # 0, and still part of the graph, so that backward() works
     l1, giou = box_distances(predicted, target)
     return (l1_weight * l1 + giou_weight * giou).mean()

@@ -1,4 +1,4 @@
-"""Opening object storage by URI through pyarrow, for those apps that have pyarrow installed."""
+"""Access to object storage by URI, through pyarrow, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSystem
 
 STORAGE_ERRORS = (ArrowException, OSError)
-"""What pyarrow raises when a storage cannot be used."""
+"""What pyarrow raises for storage that cannot be used."""
 
 
 def open_filesystem(uri: str) -> tuple[FileSystem, str]:
@@ -17,13 +17,13 @@ def open_filesystem(uri: str) -> tuple[FileSystem, str]:
             "endpoint_override=..."; credentials come from the environment (AWS_*, GOOGLE_*).
 
     Raises:
-        ArrowException, OSError: there is no such kind of storage, or an option is not known.
+        ArrowException, OSError: the kind of storage or an option is unknown.
     """
     filesystem, path = FileSystem.from_uri(uri)
     return filesystem, path.rstrip("/")
 
 
 def without_secrets(uri: str) -> str:
-    """Return a URI for a message; what stands before an @ or after a ? may be a secret."""
+    """Return a URI for messages, without the parts that may be secret: before "@" and after "?"."""
     scheme, separator, rest = uri.partition("?")[0].rpartition("://")
     return scheme + separator + rest.rpartition("@")[2]

@@ -1,7 +1,6 @@
-"""Where the records of a long job go. Every sink takes the same records, whatever the job.
+"""Destinations for the progress records of long jobs.
 
-A record is a mapping of JSON values with a key `event`. Training and indexing each say which
-events they have.
+A record is a mapping of JSON values with a key `event`. Training and indexing define their events.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Takes the records of a job."""
+    """A destination for the records of a job."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
         ...
 
     def close(self) -> None:
-        """Write what is not yet written."""
+        """Write what is still buffered, and release the destination."""
         ...
 
 
 class JsonLines:
-    """One line a record, behind those of earlier starts."""
+    """Appends each record to a file as one line of JSON."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 

@@ -1,7 +1,4 @@
-"""Expressions as text: what every encoder sees, what is refused, and how a mirrored photo reads.
-
-Pure functions of strings; knows no tokenizer and no model.
-"""
+"""Normalization and validation of expressions, and expressions of mirrored photos."""
 
 from __future__ import annotations
 
@@ -21,20 +18,21 @@ _ORDINAL = re.compile(
 )
 
 
-def normalise_expression(text: str) -> str:
-    """Return `text` as encoders take it: NFKC, case-folded, one space between words.
+def normalize_expression(text: str) -> str:
+    """Return `text` as encoders get it: in NFKC, case-folded, with single spaces.
 
     Control characters, line breaks and lone surrogates become spaces; invisible format characters
-    (zero-width joiners, direction marks) go. Doing it twice changes nothing.
+    (zero-width joiners, direction marks) are removed. The function is idempotent.
     """
     folded = unicodedata.normalize("NFKC", text)
+    # Case folding can yield text that NFKC changes again, so both are repeated until nothing moves.
     while (again := unicodedata.normalize("NFKC", _printable(folded).casefold())) != folded:
         folded = again
     return " ".join(folded.split())
 
 
 def _printable(text: str) -> str:
-    """Return `text` without format characters, and with a space for each other control."""
+    """Return `text` without format characters, and with a space for each control character."""
     if text.isprintable():
         return text
     kept = []
@@ -46,22 +44,22 @@ def _printable(text: str) -> str:
 
 
 def validate_expression(text: object, max_chars: int = DEFAULT_MAX_CHARS) -> str:
-    """Return the normalised expression, or say why it cannot be searched for.
+    """Return the normalized expression, or raise an error that says why it cannot be used.
 
     Args:
         text: what the user sent.
-        max_chars: most characters, counted after normalisation.
+        max_chars: maximum number of characters after normalization.
 
     Raises:
-        QueryError: field "expression"; not text, nothing but blanks, or too long.
+        QueryError: on field "expression": not text, blank, or too long.
     """
     if not isinstance(text, str):
         raise QueryError(
             "expression", f"must be text, got {type(text).__name__}; describe one object in words"
         )
-    # normalisation never shortens visible text; a huge input is refused before work is spent on it
+    # normalization takes time on a huge input, and never makes visible text 8 times shorter
     too_long = len(text.strip()) > 8 * max_chars
-    expression = "" if too_long else normalise_expression(text)
+    expression = "" if too_long else normalize_expression(text)
     if too_long or len(expression) > max_chars:
         length = len(text.strip()) if too_long else len(expression)
         raise QueryError(
@@ -75,16 +73,16 @@ def validate_expression(text: object, max_chars: int = DEFAULT_MAX_CHARS) -> str
 
 
 def swap_left_right(text: str) -> str:
-    """Return the expression that fits the mirrored photo: left and right change places.
+    """Return the expression for the mirrored photo: "left" and "right" are exchanged.
 
-    Whole words and their compounds (leftmost, right-hand), in lower case, UPPER CASE or Title case;
-    twice gives the text back. Words that only contain them (bright, leftover) stay.
+    This covers the words and their compounds (leftmost, right-hand), in lower case, UPPER CASE or
+    Title case, but not words that merely contain them (bright, leftover). It is its own inverse.
     """
-    return _SIDE.sub(_swapped, text)
+    return _SIDE.sub(_swap_word, text)
 
 
-def _swapped(found: re.Match[str]) -> str:
-    word = found.group()
+def _swap_word(match: re.Match[str]) -> str:
+    word = match.group()
     other = _OTHER_SIDE[word.lower()]
     if word.isupper():
         return other.upper()
@@ -92,5 +90,5 @@ def _swapped(found: re.Match[str]) -> str:
 
 
 def has_ordinal(text: str) -> bool:
-    """Whether the expression counts ("the second cup", "3rd from above", "the last one")."""
+    """Whether the expression contains an ordinal ("the second cup", "the last one")."""
     return _ORDINAL.search(text) is not None

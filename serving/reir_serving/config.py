@@ -1,6 +1,7 @@
-"""What `reir serve` can be told: `ServeConfig` at start, `LiveSettings` also while it runs.
+"""Settings of `reir serve`: `ServeConfig`, and `LiveSettings`, which may change while it runs.
 
-Both come from YAML through `reir.config.load_config`. Knows no Ray and no model.
+Both are read from YAML by `reir.config.load_config`. Settings that are passed on to Ray Serve have
+the names that Ray gives them. Knows no Ray and no model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ MIB = 2**20
 
 
 class LiveSettings(StrictConfig):
-    """What may change while the service runs: Serve's `user_config`; no replica restarts.
+    """Settings that may change while the service runs, without a restart of any replica.
+
+    Serve passes them to the replicas as the `user_config` of the deployment `ingress`.
 
     Attributes:
         k: number of hits if the request does not specify it.
@@ -45,77 +48,90 @@ class LiveSettings(StrictConfig):
 
 
 class Limits(StrictConfig):
-    """What one request, one client and one replica may take.
+    """Limits of one request, one client and one replica.
 
     Attributes:
-        body_bytes: of a request with JSON.
-        upload_bytes: of a request with a photo.
-        pixels: of an uploaded photo, before it is decoded.
-        request_s: a request that takes longer is answered with 503.
-        ongoing: searches, uploads and deletions that one replica works on at a time.
-        queued: those that may wait in one replica besides; more are answered 503 at once.
-        image_queue: requests with a photo to look at that may wait for the localiser.
-        rate_per_s: requests a second of one key, in the long run; None is no limit.
+        body_bytes: maximum size of a request with JSON.
+        upload_bytes: maximum size of a request with a photo.
+        pixels: maximum number of pixels of an uploaded photo, checked before it is decoded.
+        request_timeout_s: a request that takes longer is answered with status 503.
+        max_ongoing_requests: searches, uploads and deletions that a replica processes at the same
+            time.
+        max_queued_requests: further ones that may wait in a replica; requests beyond that are
+            answered with status 503 at once.
+        max_queued_photos: requests whose photo may wait for the model of a replica, because photos
+            are processed one at a time.
+        rate_per_s: average number of requests per second that one API key may send to a replica;
+            None for no limit.
         burst: requests that one key may send at once, beyond its rate.
     """
 
     body_bytes: int = Field(MIB, ge=1024)
     upload_bytes: int = Field(32 * MIB, ge=1024)
     pixels: int = Field(50_000_000, ge=1)
-    request_s: float = Field(30.0, gt=0)
-    ongoing: int = Field(8, ge=1)
-    queued: int = Field(8, ge=0)
-    image_queue: int = Field(8, ge=0)
+    request_timeout_s: float = Field(30.0, gt=0)
+    max_ongoing_requests: int = Field(8, ge=1)
+    max_queued_requests: int = Field(8, ge=0)
+    max_queued_photos: int = Field(8, ge=0)
     rate_per_s: float | None = Field(None, gt=0)
     burst: int = Field(50, ge=1)
 
 
 class Replicas(StrictConfig):
-    """How many replicas of one deployment; Serve picks a number between by load.
+    """Number of replicas of one deployment, and their resources.
+
+    Serve adjusts the number to the load. The names are those of Ray Serve's `AutoscalingConfig`.
 
     Attributes:
-        least: kept at all times.
-        most: at most; equal to `least` for a fixed number.
-        target_ongoing: requests under way that one replica should have on average.
-        up_s, down_s: how long the load has to ask for more, or for fewer, before that happens.
-        num_cpus, num_gpus: that one replica takes of the cluster, fractions allowed.
+        min_replicas: minimum number of replicas.
+        max_replicas: maximum number of replicas; equal to `min_replicas` for a fixed number.
+        target_ongoing_requests: average number of ongoing requests that each replica should have.
+        upscale_delay_s: how long the load must be higher before replicas are added.
+        downscale_delay_s: how long the load must be lower before replicas are removed.
+        num_cpus, num_gpus: resources of one replica; fractions are allowed.
     """
 
-    least: int = Field(1, ge=1)
-    most: int = Field(1, ge=1)
-    target_ongoing: float = Field(4.0, gt=0)
-    up_s: float = Field(5.0, ge=0)
-    down_s: float = Field(60.0, ge=0)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(4.0, gt=0)
+    upscale_delay_s: float = Field(5.0, ge=0)
+    downscale_delay_s: float = Field(60.0, ge=0)
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.most < self.least:
-            raise ValueError(f"most ({self.most}) must be at least least ({self.least})")
+    def _check_range(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas ({self.max_replicas}) must be at least min_replicas "
+                f"({self.min_replicas})"
+            )
         return self
 
 
 class ServeConfig(StrictConfig):
-    """One application: what it serves, where, and within which limits.
+    """Settings of one server: what it serves, at which address, and within which limits.
 
     Attributes:
-        store: location as `reir.store.open_store` takes it.
-        galleries: that are served; None serves all, those of later as well.
-        encoder: as `reir.encoders` takes it; None takes the one that each gallery was indexed with.
-        host, port: where HTTP is served.
-        uploads: folder of photos that are added online, None for `$REIR_HOME/uploads`; replicas on
-            several machines must share it.
-        examples: sentences that the page offers.
-        keys_file: API keys; without it everyone may do everything, on a loopback address only.
+        store: location of the store, as `reir.store.open_store` takes it.
+        galleries: names of the galleries to serve; None serves all, including those created later.
+        encoder: name of the encoder, as `reir.encoders` takes it; None uses for each gallery the
+            one that it was indexed with.
+        host, port: address of the server.
+        uploads: folder for uploaded photos; None for `$REIR_HOME/uploads`. Replicas on several
+            machines must share it.
+        examples: expressions that the page suggests.
+        keys_file: file with API keys. Without it everyone may do everything, so only a loopback
+            address is allowed.
         limits: see `Limits`.
         live: see `LiveSettings`.
-        layout: "fused" has each replica do everything, "split" gives text encoder, retriever,
-            re-ranker and localiser deployments of their own; "auto" fuses where there are few CPUs
-            and no GPU.
-        ingress, text, retriever, reranker, localiser: replicas of each deployment.
-        access_log: one JSON line a request, to this file; None writes it to standard error.
-        drain_s: how long a replica that goes may finish what it has begun.
+        layout: "fused": each replica does everything. "split": text encoder, retriever, re-ranker
+            and localizer are deployments of their own. "auto": "fused" if there are few CPUs and no
+            GPU, otherwise "split".
+        ingress, text, retriever, reranker, localizer: replicas of each deployment.
+        access_log: file for one JSON line per request; None for standard error.
+        graceful_shutdown_timeout_s: how long a replica that shuts down may take to finish its
+            requests.
     """
 
     store: str = Field(default_factory=default_location)
@@ -133,6 +149,6 @@ class ServeConfig(StrictConfig):
     text: Replicas = Replicas()
     retriever: Replicas = Replicas()
     reranker: Replicas = Replicas()
-    localiser: Replicas = Replicas(target_ongoing=1.0)
+    localizer: Replicas = Replicas(target_ongoing_requests=1.0)
     access_log: Path | None = None
-    drain_s: float = Field(20.0, gt=0)
+    graceful_shutdown_timeout_s: float = Field(20.0, gt=0)

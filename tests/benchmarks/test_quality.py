@@ -11,7 +11,7 @@ import pytest
 
 from reir.datasets import ReferringDataset
 from reir.datasets.photos import read_photos
-from reir.testing import data_dir
+from reir_testing import data_dir
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 DATA = data_dir()

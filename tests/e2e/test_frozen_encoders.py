@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reir import cli
 from reir.checkpoint import save_checkpoint
+from reir.cli import main
 from reir.encoders import load_encoder_spec
-from reir.images import canonical_uri
-from reir.testing.pretrained import save_tiny_owlv2
-from reir.testing.tiny import tiny_model, tiny_tokenizer
-from reir_ingestion.testing import write_scenes
+from reir.images.decode import canonical_uri
+from reir_testing.ingestion import write_scenes
+from reir_testing.pretrained import save_tiny_owlv2
+from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 Run = Callable[..., dict[str, Any]]
 EXPRESSION = "the red one left of the bus"
@@ -41,7 +41,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     def run(*arguments: str, expect: int = 0) -> dict[str, Any]:
         """The JSON answer, or for a failure {"error": what was said}."""
-        assert cli.run([*arguments, "--gallery", "pets", "--json"]) == expect
+        assert main.run([*arguments, "--gallery", "pets", "--json"]) == expect
         shown = capsys.readouterr()
         if expect:
             return {"error": " ".join(shown.err.split())}
@@ -85,7 +85,7 @@ def test_a_model_that_has_moved_is_named_and_can_be_named_anew(
     shutil.move(model, tmp_path / "elsewhere")
     said = run("search", EXPRESSION, expect=1)["error"]
     assert f"gallery 'pets' was indexed with owlv2:{model}" in said
-    assert "--encoder names where it is now" in said
+    assert "name its new place with --encoder" in said
     found = run("search", EXPRESSION, "--encoder", f"owlv2:{tmp_path / 'elsewhere'}")
     assert found["hits"]
 
@@ -121,5 +121,5 @@ def test_wrong_options_are_told_before_anything_is_loaded(
     said = run(command, first, "--encoder", "owlv:acme/owl", expect=2)["error"]
     assert "did you mean 'owlv2'?" in said
     both = ("--encoder", "clare-nano", "--checkpoint", "runs/1")
-    assert "give one of them" in run(command, first, *both, expect=2)["error"]
+    assert "give only one" in run(command, first, *both, expect=2)["error"]
     assert not (tmp_path / "store").exists()

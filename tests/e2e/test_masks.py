@@ -11,19 +11,19 @@ import torch
 
 from reir.checkpoint import save_checkpoint
 from reir.encoders import load_encoder_spec
-from reir.matching import simota
-from reir.models.clare_encoder import model_input, tokenise
-from reir.rle import decode
-from reir.search import open_gallery
+from reir.images.rle import decode
+from reir.models.clare.encoder import model_input, tokenize
+from reir.query.search import open_gallery
 from reir.store import open_store
-from reir.testing.scenes import Scene, make_scenes, save_scenes
-from reir.testing.tiny_clare import tiny_clare_config
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_training.clare_data import ClareBatch
-from reir_training.clare_objective import Slots
-from reir_training.clare_task import ClareTask
+from reir_testing.scenes import Scene, make_scenes, save_scenes
+from reir_testing.tiny_clare import tiny_clare_config
+from reir_training.clare.data import ClareBatch
+from reir_training.clare.matching import simota
+from reir_training.clare.objective import PaddedTargets
+from reir_training.clare.task import ClareTask
 from reir_training.config import ClareSchedule, ClareTrainConfig
-from reir_training.plan import plan
+from reir_training.run.schedule import plan
 
 STEPS = 110
 SIDE_PX = 64
@@ -59,7 +59,7 @@ def make_task(folder: Path) -> ClareTask:
             "augmentation": plain,
             "texts_per_photo": 6,
             "denoising": False,
-            "optimisation": {"photos_per_batch": 4, "precision": "fp32", "steps_per_epoch": STEPS},
+            "optimization": {"photos_per_batch": 4, "precision": "fp32", "steps_per_epoch": STEPS},
         }
     )
     return ClareTask("clare-base", config, init=None, rank=0, world_size=1)
@@ -68,10 +68,10 @@ def make_task(folder: Path) -> ClareTask:
 @torch.no_grad()
 def overlap(task: ClareTask, batch: ClareBatch) -> float:
     """Mean IoU of the masks of the last layer's matched queries with those of their targets."""
-    model, slots = task.model, Slots(batch)
+    model, slots = task.model, PaddedTargets(batch)
     targets = slots.targets()
     output = model(*model_input(batch.pixels, batch.size_px, model.config))
-    texts = model.text(tokenise(task.tokenizer, batch.texts, model.config))[:, slots.text_BG]
+    texts = model.text(tokenize(task.tokenizer, batch.texts, model.config))[:, slots.text_BG]
     assigned = simota(model.scores(output.objects, texts), output.boxes, targets)[-1]
     assert output.masks is not None
     assert batch.masks is not None
@@ -88,15 +88,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     save_scenes(folder, {"train": scenes}, scope="photo")
     task = make_task(folder)
     (epoch,) = plan(ClareSchedule(grounding_epochs=1), "grounding")
-    optimiser = torch.optim.AdamW(task.objective.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(task.objective.parameters(), lr=2e-3)
     probe = next(task.batches(epoch, 0))
     before = overlap(task, probe)
     for batch in task.batches(epoch, 0):
         loss, _ = task.objective(batch, "grounding")
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(task.objective.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
     checkpoint = folder / "checkpoint"
     save_checkpoint(checkpoint, task.model, task.tokenizer, {})
     return Trained(checkpoint, folder / "images", scenes, (before, overlap(task, probe)))

@@ -1,4 +1,4 @@
-"""Stores, a folder of photos, and a bucket on an S3 server of this machine."""
+"""Fixtures: stores, a folder of photos, a local Ray, and a bucket on a local S3 server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from reir.store import InstanceStore, open_store
 from reir.store.memory import MemoryStore
-from reir.testing.s3 import Bucket, local_s3
-from reir_ingestion.testing import write_scenes
+from reir_testing.ingestion import write_scenes
+from reir_testing.s3 import Bucket, local_s3
 
 
 @pytest.fixture

@@ -10,27 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reir import cli
-from reir.models.seams import RgbImage
-from reir.records import IndexedImage, Instances
+from reir.cli import main
+from reir.records import IndexedImage, Instances, RgbImage
 from reir.store import open_store
 from reir.store.memory import MemoryStore
-from reir.store.milvus import MilvusStore
+from reir.store.milvus_server import MilvusServerStore
 from reir.store.names import instances_collection
-from reir.testing import FakeEncoder
 from reir_ingestion import stages
-from reir_ingestion.jobs import index_on_ray
-from reir_ingestion.parcels import Parcel, joined_parcels
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.report import Tally
-from reir_ingestion.stages import Encoded
-from reir_ingestion.testing import stored_rows, write_hostile_files, write_scenes
+from reir_ingestion.ray.blocks import Batch, join_batches
+from reir_ingestion.ray.runner import index_on_ray
+from reir_ingestion.report import RunCounters
+from reir_ingestion.stages import EncodedBatch
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import stored_rows, write_hostile_files, write_scenes
 
 PER_IMAGE = 40
 
 
-class Importing(MemoryStore):
-    """Takes imports as if it were a server, and notes how many images each brought."""
+class ImportingStore(MemoryStore):
+    """A store with bulk imports, which records the number of images in each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,9 +42,12 @@ class Importing(MemoryStore):
         self.imported.append(len(images))
         self.upsert_images(gallery, version, images)
 
+    def wait_until_indexed(self, gallery: str, version: str, **_: float) -> bool:
+        return bool(self.versions(gallery)) and bool(version)
 
-class Many(FakeEncoder):
-    """Sees so many things in every photo that few photos are worth an import."""
+
+class ManyInstancesEncoder(FakeEncoder):
+    """Finds so many instances in every photo that a few photos suffice for an import."""
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         return [self._many(image) for image in images]
@@ -61,7 +63,7 @@ class Many(FakeEncoder):
         )
 
 
-def test_photos_are_written_in_few_large_batches(
+def test_bulk_import_writes_few_large_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "photos"
@@ -69,7 +71,7 @@ def test_photos_are_written_in_few_large_batches(
     write_hostile_files(folder, 20)
     shutil.copy(paths[3], folder / "twin.jpg")
     monkeypatch.setattr(stages, "IMPORT_IMAGES", 16)
-    plain, store = MemoryStore(), Importing()
+    plain, store = MemoryStore(), ImportingStore()
     options = IndexOptions(batch_size=4, bulk_import="s3://bucket/import")
     wanted = index(folder, "g", plain, FakeEncoder())
     report = index(folder, "g", store, FakeEncoder(), options=options)
@@ -87,13 +89,13 @@ def test_photos_are_written_in_few_large_batches(
     assert (again.new, again.changed, again.unchanged) == (0, 0, wanted.new - 1)
 
 
-def test_parcels_are_joined_with_their_counts() -> None:
-    def parcel(number: int) -> Parcel:
-        tally = Tally()
-        tally.listed(number)
-        return Parcel(Encoded([], [], [], [float(number)]), tally)
+def test_batches_are_joined_with_their_counts() -> None:
+    def batch(number: int) -> Batch:
+        counters = RunCounters()
+        counters.set_total(number)
+        return Batch(EncodedBatch([], [], [], [float(number)]), counters)
 
-    joined = list(joined_parcels(map(parcel, range(5)), 2))
+    joined = list(join_batches(map(batch, range(5)), 2))
     assert [each.items.listed_s for each in joined] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
 
 
@@ -102,7 +104,7 @@ def test_an_embedded_store_is_refused_before_the_model_is_loaded(
 ) -> None:
     place = str(tmp_path / "store")
     command = ["index", str(photos), "--store", place, "--checkpoint", "/nowhere"]
-    assert cli.run([*command, "--bulk-import", "s3://bucket/folder"]) == 2
+    assert main.run([*command, "--bulk-import", "s3://bucket/folder"]) == 2
     assert f"bulk import needs a Milvus server; the store is {place}" in capsys.readouterr().err
 
 
@@ -112,34 +114,36 @@ def test_an_embedded_store_is_refused_before_the_model_is_loaded(
 @pytest.mark.skipif("REIR_TEST_MILVUS" in os.environ, reason="has to share disks with Milvus")
 class TestOnAServer:
     @pytest.fixture
-    def server(self, milvus_uri: str) -> Iterator[MilvusStore]:
+    def server(self, milvus_uri: str) -> Iterator[MilvusServerStore]:
         store = open_store(milvus_uri)
-        assert isinstance(store, MilvusStore)
+        assert isinstance(store, MilvusServerStore)
         yield store
         for gallery in ("bulk-here", "bulk-there"):
             store.drop_gallery(gallery)
         store.close()
 
     def test_both_runners_import(
-        self, server: MilvusStore, milvus_uri: str, tmp_path: Path
+        self, server: MilvusServerStore, milvus_uri: str, tmp_path: Path
     ) -> None:
         folder = tmp_path / "photos"
         paths = write_scenes(folder, 180)
         write_hostile_files(folder, 20)
         shutil.copy(paths[3], folder / "twin.jpg")
         plain = MemoryStore()
-        wanted = index(folder, "g", plain, Many())
+        wanted = index(folder, "g", plain, ManyInstancesEncoder())
         options = IndexOptions(batch_size=8, bulk_import=str(tmp_path / "storage"))
-        here = index(folder, "bulk-here", server, Many(), options=options)
-        there = index_on_ray(folder, "bulk-there", milvus_uri, Many, options=options)
+        here = index(folder, "bulk-here", server, ManyInstancesEncoder(), options=options)
+        there = index_on_ray(
+            folder, "bulk-there", milvus_uri, ManyInstancesEncoder, options=options
+        )
         for report in (here, there):
             assert (report.new, report.instances) == (wanted.new, wanted.instances)
             assert stored_rows(server, report.gallery) == stored_rows(plain, "g")
             assert num_imports(server, report.gallery) == 1
-            again = index(folder, report.gallery, server, Many(), options=options)
+            again = index(folder, report.gallery, server, ManyInstancesEncoder(), options=options)
             assert (again.new, again.changed, again.unchanged) == (0, 0, wanted.new)
 
 
-def num_imports(store: MilvusStore, gallery: str) -> int:
+def num_imports(store: MilvusServerStore, gallery: str) -> int:
     name = instances_collection(gallery, store.live_version(gallery))
     return len(store._connection.call("list_bulk_insert_tasks", limit=0, collection_name=name))

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reir import cli
-from reir.models.seams import RgbImage
-from reir.records import Instances
+from reir.cli import main
+from reir.records import Instances, RgbImage
 from reir.store import open_store
-from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import index
-from reir_ingestion.testing import random_scene, write_scenes
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import random_scene, write_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -38,91 +37,93 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_summary_and_what_to_type_next(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+def test_the_summary_and_the_next_steps(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
     shown = capsys.readouterr()
     assert "gallery pets" in shown.out
     assert "not_an_image" in shown.out
     assert "reir failures pets" in shown.out
     assert 'reir search "the red mug left of the laptop" --gallery pets' in shown.out
-    assert "kept to go back to" not in shown.out
+    assert "also keeps" not in shown.out
     assert "7/7" in shown.err
     assert "1 failed" in shown.err
 
 
-def test_the_commands_that_it_names_exist(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+def test_the_suggested_commands_work(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
     capsys.readouterr()
-    assert cli.run(["failures", "pets", "--json"]) == 0
+    assert main.run(["failures", "pets", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reasons"] == {"not_an_image": 1}
-    assert cli.run(["galleries", "--json"]) == 0
+    assert main.run(["galleries", "--json"]) == 0
     (gallery,) = json.loads(capsys.readouterr().out)
-    assert cli.run(["promote", "pets", gallery["live"]]) == 0
+    assert main.run(["promote", "pets", gallery["live"]]) == 0
 
 
 def test_json_and_options(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["index", str(photos / "*.png"), "--json", "--batch-size", "2"]) == 0
+    assert main.run(["index", str(photos / "*.png"), "--json", "--batch-size", "2"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert (first["gallery"], first["new"], first["num_failed"]) == ("default", 3, 0)
     (photos / "000.png").unlink()
-    assert cli.run(["index", str(photos), "--json", "--prune"]) == 0
+    assert main.run(["index", str(photos), "--json", "--prune"]) == 0
     second = json.loads(capsys.readouterr().out)
     assert (second["new"], second["unchanged"], second["removed"]) == (3, 2, 1)
-    assert cli.run(["index", str(photos), "--json", "--retry-failed"]) == 0
+    assert main.run(["index", str(photos), "--json", "--retry-failed"]) == 0
     third = json.loads(capsys.readouterr().out)
     assert (third["failed"], third["failed_before"], third["read"]) == ({"not_an_image": 1}, 0, 1)
 
 
-def test_another_model_is_told_of(
+def test_the_summary_names_the_version_of_the_previous_model(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli.run(["index", str(photos), "--json"]) == 0
+    assert main.run(["index", str(photos), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
     monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: FakeEncoder(num_candidates=1))
-    assert cli.run(["index", str(photos)]) == 0
+    assert main.run(["index", str(photos)]) == 0
     shown = capsys.readouterr().out
-    assert f"kept to go back to: {first['version']} (7 photos)" in shown
+    assert f"The gallery also keeps {first['version']} (7 photos)" in shown
     assert "reir promote default VERSION" in shown
 
 
-def test_a_wrong_source_is_told_before_anything_is_loaded(
+def test_a_wrong_source_is_reported_before_the_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: pytest.fail("not needed"))
-    assert cli.run(["index", str(tmp_path / "none"), "--gallery", "pets"]) == 1
+    assert main.run(["index", str(tmp_path / "none"), "--gallery", "pets"]) == 1
     assert "does not exist" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 
 
-def test_the_runner_is_told_and_gets_what_was_typed(
+def test_the_runner_is_printed_and_gets_the_options(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = pytest.importorskip("reir_ingestion.jobs")
+    ray_runner = pytest.importorskip("reir_ingestion.ray.runner")
     given: list[Any] = []
 
     def instead(source: Any, gallery: str, location: Any, load: Any, **options: Any) -> Any:
-        given.append((location, options["workers"], options["options"].batch_size))
+        given.append((location, options["pool"], options["options"].batch_size))
         with closing(open_store(location)) as store:
             return index(source, gallery, store, load(), progress=options["progress"])
 
-    monkeypatch.setattr(jobs, "index_on_ray", instead)
+    monkeypatch.setattr(ray_runner, "index_on_ray", instead)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cli.run(["index", str(photos), "--runner", "local"]) == 0
-    assert "runner: this process (asked for)" in capsys.readouterr().err
+    assert main.run(["index", str(photos), "--runner", "local"]) == 0
+    assert "Runner: threads of this process (requested by --runner)" in capsys.readouterr().err
     assert given == []
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     typed = ["--num-workers", "3", "--num-gpus", "0.5", "--batch-size", "9", "--json"]
-    assert cli.run(["index", str(photos), *typed]) == 0
+    assert main.run(["index", str(photos), *typed]) == 0
     shown = capsys.readouterr()
-    assert "runner: Ray Data (RAY_ADDRESS is head:6379)" in shown.err
+    assert "Runner: Ray Data (RAY_ADDRESS is head:6379)" in shown.err
     assert json.loads(shown.out)["unchanged"] == 6
-    assert given == [(os.environ["REIR_STORE"], jobs.Workers(most=3, num_gpus=0.5), 9)]
+    assert given == [
+        (os.environ["REIR_STORE"], ray_runner.EncoderPoolOptions(max_encoders=3, num_gpus=0.5), 9)
+    ]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_shipped_model_indexes_on_ray(photos: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from reir.cli import main; main()", "index", str(photos)]
+    command = [sys.executable, "-c", "from reir.cli.main import main; main()", "index", str(photos)]
     done = subprocess.run(
         [*command, "--gallery", "ray", "--runner", "ray", "--json"],
         capture_output=True,
@@ -147,16 +148,16 @@ def test_the_shipped_model_indexes_on_ray(photos: Path, tmp_path: Path) -> None:
 
 CHILD = """
 import os, reir.checkpoint, signal, sys, time
-from reir import cli
-from reir.testing import FakeEncoder
-class Slow(FakeEncoder):
+from reir.cli import main
+from reir_testing import FakeEncoder
+class SlowEncoder(FakeEncoder):
     def encode_images(self, images):
         time.sleep(0.2)
         os.write(1, b"encoding\\n")  # at once: photos are encoded side by side
         return super().encode_images(images)
-reir.checkpoint.load_encoder = lambda _: Slow()
+reir.checkpoint.load_encoder = lambda _: SlowEncoder()
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(cli.run(["index", sys.argv[1], "--gallery", "pets", "--batch-size", "1"]))
+sys.exit(main.run(["index", sys.argv[1], "--gallery", "pets", "--batch-size", "1"]))
 """
 
 
@@ -180,47 +181,49 @@ def test_ctrl_c_says_that_nothing_is_lost(
     assert child.returncode == 130, error
     assert "run the same command again to continue" in " ".join(error.split())
     assert "Traceback" not in error
-    assert cli.run(["index", str(photos), "--gallery", "pets", "--json"]) == 0
+    assert main.run(["index", str(photos), "--gallery", "pets", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["unchanged"] >= 1
     assert report["new"] >= 1
     assert report["num_listed"] == 41
 
 
-def test_a_large_embedded_gallery_is_told_of_the_server(
+def test_a_large_embedded_gallery_gets_the_hint_to_use_a_server(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
     assert "Milvus server" not in capsys.readouterr().out
     monkeypatch.setattr("reir_ingestion.cli.SERVER_FROM_INSTANCES", 5)
-    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
     assert "--store http://HOST:19530" in capsys.readouterr().out
 
 
-def test_large_photos_are_told_of_tiles(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
+def test_large_photos_get_the_hint_to_use_tiles(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
     assert "--tile" not in capsys.readouterr().out
     Image.new("RGB", (2600, 40)).save(photos / "wide.png")
-    assert cli.run(["index", str(photos), "--gallery", "pets"]) == 0
-    assert "1 photo far larger than" in capsys.readouterr().out
+    assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
+    assert "1 photo is far larger than" in capsys.readouterr().out
 
 
-def test_a_gallery_stays_tiled_until_told_otherwise(
+def test_a_gallery_keeps_its_tile_setting_by_default(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(random_scene(random.Random(1))).resize((1800, 1350)).save(photos / "big.png")
     shapes: list[tuple[int, ...]] = []
 
-    class Watching(FakeEncoder):
+    class RecordingEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             shapes.extend(image.shape for image in images)
             return super().encode_images(images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reir.checkpoint.load_encoder", lambda _: Watching())
+        patch.setattr("reir.checkpoint.load_encoder", lambda _: RecordingEncoder())
         reports = []
         for option in (["--tile"], [], ["--no-tile"], []):
-            assert cli.run(["index", str(photos), "--gallery", "pets", "--json", *option]) == 0
+            assert main.run(["index", str(photos), "--gallery", "pets", "--json", *option]) == 0
             reports.append(json.loads(capsys.readouterr().out))
     tiled, again, plain, plain_again = reports
     assert (832, 832, 3) in shapes
@@ -236,12 +239,12 @@ def test_a_list_with_columns_and_a_bad_line(
     path = photos / "list.jsonl"
     path.write_text('{"photo": "000.png", "shelf": 1}\n{"photo": "https://example.org/1.jpg"}\n')
     command = ["index", str(path), "--gallery", "pets", "--image-column", "photo", "--json"]
-    assert cli.run(command) == 0
+    assert main.run(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["new"], report["unlisted"]) == (1, 1)
     assert "line 2' cannot be listed" in caplog.text
     assert "--allow-http" in caplog.text
     for shelf, hits in ((1, 1), (2, 0)):
         where = ["--where", f"attr.shelf == {shelf}", "--json"]
-        assert cli.run(["search", "the red box", "--gallery", "pets", *where]) == 0
+        assert main.run(["search", "the red box", "--gallery", "pets", *where]) == 0
         assert len(json.loads(capsys.readouterr().out)["hits"]) == hits

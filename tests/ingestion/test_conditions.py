@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reir import cli
+from reir.cli import main
 from reir.errors import ReirError
-from reir.images import canonical_uri, image_id
+from reir.images.decode import canonical_uri, image_id
 from reir.store import open_store
-from reir.store.lite_child import SERVER_LOCK
-from reir.store.locks import is_locked
+from reir.store.embedded.lite_server_process import SERVER_LOCK
+from reir.store.embedded.locks import is_locked
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.testing import stored_rows, write_scenes
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import stored_rows, write_scenes
 
 NOBODY = 65_534
 IS_ROOT = os.geteuid() == 0
@@ -38,12 +38,12 @@ Command = Callable[[Path, Path], tuple[int, str]]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`reir index` in this process: its exit status and what it said on standard error."""
+    """`reir index` in this process: its exit status and its standard error."""
     monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: FakeEncoder())
 
     def run(photos: Path, store: Path) -> tuple[int, str]:
         place = ["--gallery", "g", "--store", str(store)]
-        status = cli.run(["index", str(photos), "--batch-size", "4", *place])
+        status = main.run(["index", str(photos), "--batch-size", "4", *place])
         return status, " ".join(capsys.readouterr().err.split())
 
     return run
@@ -85,7 +85,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_disk_that_fills_up_is_told_and_after_it_the_same_command_goes_on(
+def test_a_full_disk_is_reported_and_the_same_command_continues_later(
     photos: Path, small_disk: Path, command: Command
 ) -> None:
     store = small_disk / "store"
@@ -93,10 +93,10 @@ def test_a_disk_that_fills_up_is_told_and_after_it_the_same_command_goes_on(
         assert command(photos, store)[0] == 0
         write_scenes(photos / "more", 30, seed=5)
         fill(small_disk / "filler")
-        status, said = command(photos, store)
+        status, message = command(photos, store)
         assert status == 1
-        assert "No space left" in said
-        assert "free up space on its disk" in said
+        assert "No space left" in message
+        assert "free up space on its disk" in message
         (small_disk / "filler").unlink()
         assert command(photos, store)[0] == 0
         assert rows_of(store) == fresh_rows(photos)
@@ -112,7 +112,7 @@ def fill(path: Path) -> None:
     assert os.statvfs(path).f_bavail == 0
 
 
-def test_a_disk_that_is_read_only_is_told(
+def test_a_read_only_disk_is_reported(
     photos: Path, small_disk: Path, tmp_path: Path, command: Command
 ) -> None:
     assert command(photos, tmp_path / "store")[0] == 0
@@ -120,10 +120,10 @@ def test_a_disk_that_is_read_only_is_told(
     shutil.copytree(tmp_path / "store", small_disk / "store")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for name in ("store", "new"):
-        status, said = command(photos, small_disk / name)
+        status, message = command(photos, small_disk / name)
         assert status == 1
-        assert "Read-only file system" in said
-        assert str(small_disk / name) in said
+        assert "Read-only file system" in message
+        assert str(small_disk / name) in message
     with closing(open_store(str(small_disk / "store"))) as held:
         (gallery,) = held.galleries()
         (version,) = held.versions(gallery)
@@ -132,7 +132,7 @@ def test_a_disk_that_is_read_only_is_told(
         assert len(hits) == version.num_instances > 0
 
 
-def test_a_store_that_belongs_to_somebody_else_is_told(tmp_path: Path) -> None:
+def test_a_store_of_another_user_is_reported(tmp_path: Path) -> None:
     """The store is opened with the rights of another user: those of root stop at nothing."""
     store = tmp_path / "store"
     with closing(open_store(str(store))):
@@ -142,11 +142,11 @@ def test_a_store_that_belongs_to_somebody_else_is_told(tmp_path: Path) -> None:
     if child := os.fork():
         os.close(writer)
         with os.fdopen(reader) as answer:
-            said = answer.read()
+            message = answer.read()
         os.waitpid(child, 0)
         store.chmod(0o700)
-        assert said.startswith(f"StoreUnavailable: store at {store} is not reachable: ")
-        assert "Permission denied" in said
+        assert message.startswith(f"StoreUnavailable: store at {store} is not reachable: ")
+        assert "Permission denied" in message
         return
     try:
         if IS_ROOT:
@@ -159,7 +159,9 @@ def test_a_store_that_belongs_to_somebody_else_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("years", [-60, 300], ids=["before 1970", "far ahead"])
-def test_files_from_the_future_or_the_past(store: MemoryStore, photos: Path, years: int) -> None:
+def test_files_with_times_in_the_future_or_far_past(
+    store: MemoryStore, photos: Path, years: int
+) -> None:
     path = photos / "000.png"
     os.utime(path, ns=(0, years * 365 * 86_400 * 10**9))
     assert index(photos, "g", store, FakeEncoder()).new == 20
@@ -173,7 +175,7 @@ def test_files_from_the_future_or_the_past(store: MemoryStore, photos: Path, yea
     assert row.mtime_ns == path.stat().st_mtime_ns
 
 
-def test_a_clock_that_jumps_back_while_the_job_runs(
+def test_a_clock_that_is_set_back_during_the_run(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true_time, calls = time.time, []

@@ -1,4 +1,4 @@
-"""Photos of equal content are encoded once, whatever becomes of their files."""
+"""Photos with equal content are encoded once, however their files change."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reir import cli
-from reir.images import canonical_uri, content_hash, image_id, read_image
-from reir.models.seams import RgbImage
-from reir.records import ImageRecord, IndexedImage, Instances
+from reir.cli import main
+from reir.images.decode import canonical_uri, content_hash, image_id, read_image
+from reir.records import ImageRecord, IndexedImage, Instances, RgbImage
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir.store.duplicates import merge_holders
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
-from reir_ingestion.contents import Contents, SeenHashes
-from reir_ingestion.loading import Loaded, Task
+from reir_ingestion.content_index import BloomFilter, ContentIndex
+from reir_ingestion.loading import LoadedImage, PendingImage
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import SourceFile, open_source
-from reir_ingestion.testing import stored_rows, write_scenes
 from reir_ingestion.verify import verify
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import stored_rows, write_scenes
 
 PRUNE = IndexOptions(batch_size=3, prune=True)
 
@@ -105,7 +104,7 @@ def instance_rows(store: InstanceStore, path: Path) -> list[tuple[object, ...]]:
     ]
 
 
-def test_a_group_lives_as_long_as_one_of_its_files(store: MemoryStore, tmp_path: Path) -> None:
+def test_a_content_stays_as_long_as_one_of_its_files(store: MemoryStore, tmp_path: Path) -> None:
     first, *_ = write_scenes(tmp_path / "photos", 3)
     copies = [tmp_path / "photos" / f"copy-{number}.png" for number in range(3)]
     for copy in copies:
@@ -136,7 +135,7 @@ def test_a_known_duplicate_is_not_read_again(store: MemoryStore, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), list(product((1, 3, 64), (1, 4))))
-def test_one_photo_of_each_content_holds_whatever_the_batches(
+def test_each_content_has_one_holder_for_any_batch_size(
     tmp_path: Path, batch_size: int, threads: int
 ) -> None:
     paths = write_scenes(tmp_path / "photos", 4)
@@ -167,7 +166,7 @@ def test_photos_that_swap_their_names(store: MemoryStore, tmp_path: Path, batch_
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_the_holder_changes_while_a_new_duplicate_comes(
+def test_the_holder_changes_while_a_duplicate_is_added(
     store: MemoryStore, tmp_path: Path, batch_size: int
 ) -> None:
     holder, *_ = write_scenes(tmp_path / "photos", 4)
@@ -192,7 +191,7 @@ def test_the_holder_changes_while_a_new_duplicate_comes(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_many_changes_at_once_end_as_a_gallery_made_anew(
+def test_random_changes_end_with_one_holder_of_each_content(
     store: MemoryStore, tmp_path: Path, seed: int
 ) -> None:
     """Files come, go and get the content of others, at random: nothing is lost, nothing twice."""
@@ -222,10 +221,10 @@ def test_many_changes_at_once_end_as_a_gallery_made_anew(
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_duplicates_of_a_photo_that_the_model_refuses_fail_like_it(
+def test_duplicates_of_a_refused_photo_fail_for_the_same_reason(
     store: MemoryStore, tmp_path: Path, batch_size: int
 ) -> None:
-    class Picky(FakeEncoder):
+    class RefusingEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             if any(np.array_equal(image, refused) for image in images):
                 raise ValueError("not this one")
@@ -236,42 +235,42 @@ def test_duplicates_of_a_photo_that_the_model_refuses_fail_like_it(
     for name in ("001 copy.png", "copy.png"):
         (tmp_path / "photos" / name).write_bytes(first.read_bytes())
     options = IndexOptions(batch_size=batch_size, num_encoders=2)
-    report = index(tmp_path / "photos", "g", store, Picky(), options=options)
+    report = index(tmp_path / "photos", "g", store, RefusingEncoder(), options=options)
     assert (report.new, report.failed, report.duplicates) == (2, {"not_encoded": 3}, 0)
     again = IndexOptions(retry_failed=True)
     report = index(tmp_path / "photos", "g", store, FakeEncoder(), options=again)
     assert (report.changed, report.num_failed, report.duplicates) == (3, 0, 2)
 
 
-def test_equal_photos_of_other_attributes_are_kept_apart(store: MemoryStore) -> None:
+def test_equal_photos_with_different_attributes_are_not_duplicates(store: MemoryStore) -> None:
     store.create_version("g", "v", VersionSpec(dim=16, digest="ab" * 32))
     pixels = np.zeros((4, 4, 3), dtype=np.uint8)
 
-    def loaded(name: str) -> Loaded:
+    def loaded(name: str) -> LoadedImage:
         file = SourceFile(f"file:///{name}.jpg", 1, 1)
-        return Loaded(Task(file, file.uri, None), content_hash(b"x"), pixels, 4, 4)
+        return LoadedImage(PendingImage(file), content_hash(b"x"), pixels, 4, 4)
 
     (instances,) = FakeEncoder().encode_images([pixels])
-    holder = loaded("a").indexed(instances)
+    holder = loaded("a").to_indexed(instances)
     tagged = replace(holder.record, attributes={"album": "b"})
     store.upsert_images("g", "v", [IndexedImage(tagged, instances)])
-    contents = Contents(store, "g", "v")
-    one, other = contents.claim([loaded("b"), loaded("c")])
+    content_index = ContentIndex(store, "g", "v")
+    one, other = content_index.mark_duplicates([loaded("b"), loaded("c")])
     assert (one.same_as, other.same_as) == ("", image_id("file:///b.jpg"))
 
 
-def test_seen_hashes_forget_none_and_take_few_for_seen() -> None:
+def test_the_bloom_filter_has_no_false_negatives_and_few_false_positives() -> None:
     hashes = [
         hashlib.sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(40_000)
     ]
-    seen = SeenHashes()
+    seen = BloomFilter()
     for each in hashes[:20_000]:
         seen.add(each)
     assert all(each in seen for each in hashes[:20_000])
     assert sum(each in seen for each in hashes[20_000:]) < 20
 
 
-def test_the_command_lists_equal_photos_and_those_that_look_alike(
+def test_the_command_lists_duplicates_and_near_duplicates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REIR_STORE", str(tmp_path / "store"))
@@ -282,23 +281,23 @@ def test_the_command_lists_equal_photos_and_those_that_look_alike(
     smaller.save(folder / "smaller.jpg", quality=70)
     with closing(open_store()) as store:
         report = index(folder, "g", store, FakeEncoder())
-    assert (report.duplicates, report.look_alikes) == (1, 2)
+    assert (report.duplicates, report.near_duplicates) == (1, 2)
 
     def listed(*options: str) -> list[list[str]]:
-        assert cli.run(["duplicates", "g", "--json", *options]) == 0
+        assert main.run(["duplicates", "g", "--json", *options]) == 0
         return list(json.loads(capsys.readouterr().out)["groups"])
 
     assert listed() == [[canonical_uri(first), canonical_uri(folder / "copy.png")]]
     assert listed("--near") == [[canonical_uri(second), canonical_uri(folder / "smaller.jpg")]]
-    assert cli.run(["duplicates", "g"]) == 0
+    assert main.run(["duplicates", "g"]) == 0
     shown = capsys.readouterr().out
     assert "copy.png" in shown
-    assert "1 group of photos that are equal: 1 more than one of each" in shown
-    assert cli.run(["duplicates", "none"]) == 1
+    assert "1 group of photos that are identical: 1 could be removed" in shown
+    assert main.run(["duplicates", "none"]) == 1
     assert "no gallery 'none'" in capsys.readouterr().err
 
 
-class Interrupted(FakeEncoder):
+class CallbackEncoder(FakeEncoder):
     """An encoder that calls `meanwhile` before its first photo."""
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
@@ -330,20 +329,20 @@ def assert_held_once(store: InstanceStore, folder: Path) -> None:
     (info,) = store.versions("g")
     assert info.num_instances == sum(row.num_instances for row in found)
     assert info.num_instances == store.num_stored("g", info.name)
-    assert verify(open_source(str(folder)), "g", store, info.name).is_sound
+    assert verify(open_source(str(folder)), "g", store, info.name).is_consistent
 
 
 def test_two_concurrent_runs_leave_each_content_with_one_holder(
     any_store: InstanceStore, tmp_path: Path
 ) -> None:
     ours, theirs = overlapping(tmp_path)
-    encoder = Interrupted(lambda: index(theirs, "g", any_store, FakeEncoder()))
+    encoder = CallbackEncoder(lambda: index(theirs, "g", any_store, FakeEncoder()))
     report = index(ours, "g", any_store, encoder, options=IndexOptions(num_encoders=1))
     assert report.merged == 5
     assert_held_once(any_store, tmp_path)
 
 
-def test_the_next_run_merges_and_reports_what_two_runs_stored_twice(tmp_path: Path) -> None:
+def test_the_next_run_merges_and_reports_contents_stored_twice(tmp_path: Path) -> None:
     ours, theirs = overlapping(tmp_path)
     store, other = MemoryStore(), MemoryStore()
     index(ours, "g", store, FakeEncoder())
@@ -353,12 +352,12 @@ def test_the_next_run_merges_and_reports_what_two_runs_stored_twice(tmp_path: Pa
     store.upsert_images("g", version, copies)
     report = index(ours, "g", store, FakeEncoder())
     assert (report.unchanged, report.merged) == (8, 5)
-    assert ("merged", "5", "stored twice by two concurrent runs; now duplicates") in report._rows()
+    assert ("merged", "5", "two concurrent runs stored them; now duplicates") in report._rows()
     assert_held_once(store, tmp_path)
     assert index(ours, "g", store, FakeEncoder()).merged == 0
 
 
-def test_a_duplicate_of_a_photo_that_was_merged_names_the_new_holder(tmp_path: Path) -> None:
+def test_a_duplicate_of_a_merged_photo_names_the_new_holder(tmp_path: Path) -> None:
     """One run merged the photo while another one was about to write its duplicate."""
     first, second, third = (tmp_path / f"{name}.jpg" for name in "abc")
     write_scenes(tmp_path / "one", 1)[0].rename(first)
@@ -377,7 +376,7 @@ def test_a_duplicate_of_a_photo_that_was_merged_names_the_new_holder(tmp_path: P
     assert holders(store, first, second, third) == ["a.jpg"] * 3
 
 
-def test_photos_of_equal_content_but_other_attributes_are_not_merged() -> None:
+def test_equal_photos_with_different_attributes_are_not_merged() -> None:
     store, place = MemoryStore(), ("g", "v1")
     encoder = FakeEncoder()
     store.create_version(*place, VersionSpec(dim=encoder.dim, digest="d"))

@@ -1,4 +1,4 @@
-"""A job gives up when too many images fail, and tries again what may pass."""
+"""Stopping after too many failures, and retries of reads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from reir.errors import ConfigError, ImageError, ImageFailure, ImageUnreachable, TooManyFailures
-from reir.images import read_bytes
+from reir.images.decode import read_bytes
 from reir.records import ImageRecord
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
 from reir_ingestion import failures, loading
 from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import SourceOptions, local, open_source
-from reir_ingestion.testing import stored_rows
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import stored_rows
 
 FAILS_TO_READ = Path("/proc/self/mem")
 """A regular file whose first byte gives a true EIO on Linux."""
@@ -46,27 +46,29 @@ def row(number: int, reason: str = "") -> ImageRecord:
         ("100%", 5000, 5000),
     ],
 )
-def test_limits(text: str, listed: int, allowed: int) -> None:
+def test_failure_limits(text: str, listed: int, allowed: int) -> None:
     assert FailureLimit.parse(text).allowed(listed) == allowed
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "101%", "%", "many", "1e3"])
-def test_what_is_no_limit_is_refused(text: str) -> None:
+def test_invalid_failure_limits_raise(text: str) -> None:
     with pytest.raises(ConfigError, match=r"such as 100 or 1%, got "):
         FailureLimit.parse(text)
 
 
-def test_the_message_names_numbers_reasons_and_an_example_of_each() -> None:
+def test_the_error_names_numbers_reasons_and_examples() -> None:
     budget = FailureBudget(FailureLimit.parse("3"))
     budget.spend([row(1, "empty"), row(2), row(3, "truncated"), row(4, "empty")], None)
     with pytest.raises(TooManyFailures) as caught:
         budget.spend([row(5), row(6, "empty")], 9)
-    said = str(caught.value)
-    assert "4 of the 6 images tried have failed, max_failures 3 allows 3" in said
-    assert "empty 3 (such as file:///1.jpg: what was found); truncated 1 (such as file:///3" in said
+    message = str(caught.value)
+    assert "4 of the 6 images tried have failed, but max_failures 3 allows only 3" in message
+    assert (
+        "empty 3 (such as file:///1.jpg: what was found); truncated 1 (such as file:///3" in message
+    )
 
 
-def test_a_share_counts_the_whole_source_once_it_is_known() -> None:
+def test_a_percentage_is_taken_of_the_whole_source_once_it_is_known() -> None:
     budget = FailureBudget(FailureLimit.parse("10%"))
     budget.spend([row(n, "empty") for n in range(100)], None)
     with pytest.raises(TooManyFailures):
@@ -78,14 +80,16 @@ def test_without_a_limit_everything_may_fail() -> None:
     FailureBudget(None).spend([row(n, "empty") for n in range(5000)], 5000)
 
 
-def test_a_job_stops_and_keeps_what_it_wrote(
+def test_a_run_with_too_many_failures_stops_and_keeps_its_batches(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(failures, "MIN_IMAGES", 27)
     for number in range(5, 12):
         (photos / f"{number:03}.bad.jpg").write_bytes(b"")
     options = IndexOptions(batch_size=2, num_encoders=1, max_failures=FailureLimit.parse("15%"))
-    with pytest.raises(TooManyFailures, match=r"5 of the .* 15% allows 4: empty 5 \(such as file:"):
+    with pytest.raises(
+        TooManyFailures, match=r"5 of the .* 15% allows only 4: empty 5 \(such as file:"
+    ):
         index(photos, "g", store, FakeEncoder(), options=options)
     kept = list(store.iter_images("g", store.live_version("g")))
     assert sum(each.status == "indexed" for each in kept) >= 5
@@ -98,7 +102,7 @@ def test_a_job_stops_and_keeps_what_it_wrote(
 
 
 @pytest.mark.skipif(not FAILS_TO_READ.exists(), reason="needs Linux's /proc")
-def test_a_failing_disk_is_tried_again_and_then_recorded(
+def test_a_failing_disk_is_retried_and_then_recorded(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "bad sector.jpg").symlink_to(FAILS_TO_READ)
@@ -112,7 +116,7 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
         attempts.append(path)
         return read_bytes(path)
 
-    monkeypatch.setattr(loading, "READ_AGAIN_AFTER_S", (0.0, 0.01))
+    monkeypatch.setattr(loading, "READ_RETRY_PAUSES_S", (0.0, 0.01))
     monkeypatch.setattr(local, "read_bytes", note)
     source = open_source(photos, SourceOptions(follow_links=True))
     report = index(source, "g", store, FakeEncoder())
@@ -123,7 +127,7 @@ def test_a_failing_disk_is_tried_again_and_then_recorded(
     assert index(photos, "g", store, FakeEncoder()).changed == 1
 
 
-def test_a_file_server_that_comes_back_is_waited_for(
+def test_reads_are_retried_until_the_file_server_is_back(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[Path] = set()
@@ -134,13 +138,13 @@ def test_a_file_server_that_comes_back_is_waited_for(
             raise ImageUnreachable(ImageFailure.UNREADABLE, "stale file handle")
         return read_bytes(path)
 
-    monkeypatch.setattr(loading, "READ_AGAIN_AFTER_S", (0.0,))
+    monkeypatch.setattr(loading, "READ_RETRY_PAUSES_S", (0.0,))
     monkeypatch.setattr(local, "read_bytes", flaky)
     report = index(photos, "g", store, FakeEncoder())
     assert (report.new, report.num_failed) == (20, 0)
 
 
-def test_what_was_indexed_stays_while_its_place_cannot_be_reached(
+def test_indexed_photos_stay_while_their_source_is_unreachable(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index(photos, "g", store, FakeEncoder())
@@ -159,7 +163,7 @@ def test_what_was_indexed_stays_while_its_place_cannot_be_reached(
     assert index(photos, "g", store, FakeEncoder()).unchanged == 20
 
 
-def test_what_will_not_pass_is_not_tried_again(
+def test_permanent_read_errors_are_not_retried(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "folder.jpg").mkdir()
@@ -168,7 +172,7 @@ def test_what_will_not_pass_is_not_tried_again(
     def no_pause(_: float) -> None:
         raise AssertionError("nothing to wait for")
 
-    monkeypatch.setattr("reir_ingestion.writer.time.sleep", no_pause)
+    monkeypatch.setattr("reir_ingestion.retries.time.sleep", no_pause)
     report = index(photos, "g", store, FakeEncoder())
     assert report.failed == {"missing": 1}
     with pytest.raises(ImageError, match="unreadable"):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from reir.images import canonical_uri, image_id
+from reir.images.decode import canonical_uri, image_id
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.testing import HostileFile, write_hostile_files, write_scenes
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import HostileFile, write_hostile_files, write_scenes
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(60)
-def test_each_has_a_row_with_the_right_reason_and_good_photos_are_found(folder: Path) -> None:
+def test_hostile_files_get_the_right_reason_and_good_photos_are_found(folder: Path) -> None:
     good = sorted(folder.iterdir())
     hostile = write_hostile_files(folder, 60, seed=4)
     assert len({file.path for file in hostile}) == 60
@@ -53,7 +53,7 @@ def test_each_has_a_row_with_the_right_reason_and_good_photos_are_found(folder: 
         assert own[0].instance_id in {hit.instance_id for hit in hits if hit.score > 1 - 1e-5}
 
 
-def test_the_set_holds_every_kind_whatever_its_size(tmp_path: Path) -> None:
+def test_the_hostile_files_depend_only_on_the_seed(tmp_path: Path) -> None:
     one, other = (write_hostile_files(tmp_path / name, 28, seed=1) for name in ("a", "b"))
 
     def summary(files: list[HostileFile]) -> list[tuple[str, str, object]]:

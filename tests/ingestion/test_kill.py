@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from reir.store import InstanceStore, open_store
-from reir_ingestion.testing import stored_rows, write_scenes
+from reir_testing.ingestion import stored_rows, write_scenes
 
 NUM_PHOTOS = 100
 CHILD = """
 import sys
 from reir.store import open_store
-from reir.testing import FakeEncoder
+from reir_testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
 folder, location, gallery = sys.argv[1:]
 store = open_store(location)
@@ -72,9 +72,7 @@ def kill_after(child: subprocess.Popen[str], num_done: int, delay_s: float) -> N
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_rerun_completes_what_a_kill_cut_short(
-    folder: Path, store: InstanceStore, seed: int
-) -> None:
+def test_a_rerun_completes_a_killed_run(folder: Path, store: InstanceStore, seed: int) -> None:
     rng = random.Random(seed)
     gallery = f"killed-{seed}"
     for _ in range(2):  # the second run is killed too

@@ -1,4 +1,4 @@
-"""Records of a run: as Prometheus metrics, as lines of a file, and what they add up to."""
+"""Records of a run: their totals, Prometheus metrics, and JSON lines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from reir import cli
+from reir.cli import main
 from reir.errors import ConfigError
+from reir.index_report import STAGES
 from reir.sinks import JsonLines, Record
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
-from reir_ingestion.metrics import Prometheus
+from reir_ingestion.metrics import PrometheusSink
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.report import STAGES, BatchTimes
+from reir_ingestion.report import BatchTimes
+from reir_testing import FakeEncoder
 
 UNITS = (
     "_total",
@@ -33,7 +34,7 @@ UNITS = (
 )
 
 
-class Kept:
+class RecordBuffer:
     """A sink that keeps its records."""
 
     def __init__(self) -> None:
@@ -68,10 +69,10 @@ def mixed(photos: Path) -> Path:
 
 
 def test_the_records_of_batches_add_up_to_the_report(store: MemoryStore, mixed: Path) -> None:
-    kept = Kept()
+    sink = RecordBuffer()
     options = IndexOptions(batch_size=5)
-    report = index(mixed, "g", store, FakeEncoder(), options=options, sinks=[kept])
-    batches = kept.of("batch")
+    report = index(mixed, "g", store, FakeEncoder(), options=options, sinks=[sink])
+    batches = sink.of("batch")
     assert sum(each["images"] for each in batches) == report.read == 22
     assert sum(each["instances"] for each in batches) == report.instances
     assert sum(each["bytes"] for each in batches) == report.read_bytes
@@ -82,34 +83,34 @@ def test_the_records_of_batches_add_up_to_the_report(store: MemoryStore, mixed: 
     assert all(each["store_seconds"] > 0 for each in batches)
     assert all(each["store_seconds"] <= each["freshness_seconds"] < 60 for each in batches)
     for stage in STAGES:
-        spent_s = sum(each["stage_seconds"][stage] for each in kept.records)
+        spent_s = sum(each["stage_seconds"][stage] for each in sink.records)
         assert spent_s == pytest.approx(report.stage_seconds[stage], abs=1e-6)
-    assert kept.records[0]["event"] == "start"
-    assert kept.records[-1]["event"] == "end"
-    assert kept.records[-1]["report"] == json.loads(json.dumps(report.to_dict()))
-    (listed,) = kept.of("listed")
+    assert sink.records[0]["event"] == "start"
+    assert sink.records[-1]["event"] == "end"
+    assert sink.records[-1]["report"] == json.loads(json.dumps(report.to_dict()))
+    (listed,) = sink.of("listed")
     assert listed["total"] == 22
 
-    again = Kept()
+    again = RecordBuffer()
     index(mixed, "g", store, FakeEncoder(), options=options, sinks=[again])
     assert again.of("batch") == []
-    assert sum(each["images"] for each in again.of("skipped")) == 22
+    assert sum(each["images"] for each in again.of("unchanged")) == 22
 
 
-def test_a_run_that_stops_says_why(store: MemoryStore, photos: Path) -> None:
-    class Tired(FakeEncoder):
+def test_the_last_record_says_why_a_run_stopped(store: MemoryStore, photos: Path) -> None:
+    class InterruptedEncoder(FakeEncoder):
         def encode_images(self, _: Any) -> Any:
             raise KeyboardInterrupt
 
-    kept = Kept()
+    sink = RecordBuffer()
     with pytest.raises(KeyboardInterrupt):
-        index(photos, "g", store, Tired(), sinks=[kept])
-    assert kept.records[-1]["event"] == "stopped"
-    assert kept.records[-1]["error"].startswith("KeyboardInterrupt")
+        index(photos, "g", store, InterruptedEncoder(), sinks=[sink])
+    assert sink.records[-1]["event"] == "stopped"
+    assert sink.records[-1]["error"].startswith("KeyboardInterrupt")
 
 
-def test_metrics_are_those_of_the_run(store: MemoryStore, mixed: Path) -> None:
-    metrics = Prometheus()
+def test_metrics_equal_the_report(store: MemoryStore, mixed: Path) -> None:
+    metrics = PrometheusSink()
     port = metrics.serve(0)
     try:
         report = index(mixed, "g", store, FakeEncoder(), sinks=[metrics])
@@ -142,17 +143,17 @@ def test_metrics_are_those_of_the_run(store: MemoryStore, mixed: Path) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"metrics port {port} cannot be used"):
-            Prometheus().serve(port)
+        with pytest.raises(ConfigError, match=f"cannot serve metrics on 127.0.0.1:{port}"):
+            PrometheusSink().serve(port)
 
 
-def test_a_clock_that_is_set_back_gives_no_negative_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_stay_positive_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("reir_ingestion.report.time.time", lambda: now[0])
-    metrics = Prometheus()
+    metrics = PrometheusSink()
     record = {"stage_seconds": dict.fromkeys(STAGES, 0.1), "queues": {}, "event": "listed"}
     metrics.write({**record, "time": now[0], "total": 5})
     now[0] = 500.0
@@ -164,7 +165,7 @@ def test_a_clock_that_is_set_back_gives_no_negative_times(monkeypatch: pytest.Mo
     assert [sample.value for sample in family.samples] == [1.0]
 
 
-def test_the_command_writes_events_and_report_and_says_where_the_metrics_are(
+def test_the_command_writes_events_and_report_and_prints_the_metrics_address(
     mixed: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -174,17 +175,17 @@ def test_the_command_writes_events_and_report_and_says_where_the_metrics_are(
     monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _: FakeEncoder())
     events, report = tmp_path / "events.jsonl", tmp_path / "report.json"
     command = ["index", str(mixed), "--gallery", "g", "--json", "--metrics-port", "0"]
-    assert cli.run([*command, "--events", str(events), "--report", str(report)]) == 0
+    assert main.run([*command, "--events", str(events), "--report", str(report)]) == 0
     shown = capsys.readouterr()
-    assert "metrics: http://127.0.0.1:" in shown.err
+    assert "Metrics: http://127.0.0.1:" in shown.err
     assert json.loads(report.read_text()) == json.loads(shown.out)
     lines = [json.loads(line) for line in events.read_text().splitlines()]
     assert sum(line["images"] for line in lines if line["event"] == "batch") == 22
-    assert cli.run([*command, "--events", str(events)]) == 0
-    assert len(events.read_text().splitlines()) > len(lines)  # behind those of earlier starts
+    assert main.run([*command, "--events", str(events)]) == 0
+    assert len(events.read_text().splitlines()) > len(lines)  # appended to those of the first run
 
 
-def test_json_lines_are_whole_when_written(tmp_path: Path) -> None:
+def test_json_lines_are_complete_when_written(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path / "events.jsonl")
     sink.write({"event": "start"})
     assert json.loads((tmp_path / "events.jsonl").read_text()) == {"event": "start"}

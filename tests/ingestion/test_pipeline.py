@@ -1,4 +1,4 @@
-"""The whole job on a memory store and the fake encoder."""
+"""The whole pipeline with a memory store and the fake encoder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from reir.errors import (
     GalleryNotFound,
     SourceError,
 )
-from reir.images import canonical_uri, image_id
-from reir.models.seams import RgbImage
-from reir.records import ImageRecord, IndexedImage, Instances
+from reir.images.decode import canonical_uri, image_id
+from reir.index_report import IndexProgress, IndexReport
+from reir.records import ImageRecord, IndexedImage, Instances, RgbImage
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
 from reir_ingestion import stages
 from reir_ingestion.pipeline import IndexOptions, index, version_name
-from reir_ingestion.report import IndexReport, Progress
-from reir_ingestion.testing import random_scene, stored_rows, write_scenes
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import random_scene, stored_rows, write_scenes
 
 
 class CountingEncoder(FakeEncoder):
@@ -136,9 +135,7 @@ def test_a_touched_photo_is_read_once_and_not_encoded(store: MemoryStore, photos
     assert stored_rows(store, "g") == stored_rows(fresh, "g")
 
 
-def test_same_size_and_time_of_another_content_is_not_seen_but_another_time_is(
-    store: MemoryStore, photos: Path
-) -> None:
+def test_a_changed_content_is_noticed_by_its_time(store: MemoryStore, photos: Path) -> None:
     index(photos, "g", store, FakeEncoder())
     path = sorted(photos.iterdir())[0]
     before = ledger_row(store, path)
@@ -152,7 +149,7 @@ def test_same_size_and_time_of_another_content_is_not_seen_but_another_time_is(
     assert ledger_row(store, path).content_hash != before.content_hash
 
 
-def test_prune_removes_what_is_gone_and_only_of_this_source(
+def test_prune_removes_only_deleted_photos_of_this_source(
     store: MemoryStore, photos: Path, tmp_path: Path
 ) -> None:
     others = write_scenes(tmp_path / "others", 3, seed=5)
@@ -181,7 +178,7 @@ def test_prune_in_several_deletions(
     assert (report.removed, report.num_images, report.unchanged) == (8, 12, 12)
 
 
-def test_failures_are_recorded_and_left_until_they_change(store: MemoryStore, photos: Path) -> None:
+def test_failed_photos_are_not_retried_until_they_change(store: MemoryStore, photos: Path) -> None:
     bad = photos / "bad.jpg"
     bad.write_bytes(b"no image at all")
     (photos / "empty.png").write_bytes(b"")
@@ -206,7 +203,9 @@ def test_failures_are_recorded_and_left_until_they_change(store: MemoryStore, ph
     assert ledger_row(store, bad).status == "indexed"
 
 
-def test_a_photo_that_breaks_loses_its_instances(store: MemoryStore, photos: Path) -> None:
+def test_a_photo_that_becomes_unreadable_loses_its_instances(
+    store: MemoryStore, photos: Path
+) -> None:
     index(photos, "g", store, FakeEncoder())
     path = sorted(photos.iterdir())[0]
     path.write_bytes(path.read_bytes()[:60])
@@ -215,7 +214,7 @@ def test_a_photo_that_breaks_loses_its_instances(store: MemoryStore, photos: Pat
     assert store.get_instances("g", store.live_version("g"), [key])[key] == []
 
 
-def test_what_could_not_be_read_is_tried_again_each_time(
+def test_files_that_could_not_be_read_are_retried_in_every_run(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = photos / "link.jpg"
@@ -246,7 +245,7 @@ def test_the_rows_do_not_depend_on_batches_threads_or_memory(
     expected = stored_rows(reference, "g")
     for batch_size, threads, max_bytes in product((1, 7, 64), (1, 8), (0, 150_000)):
         store, encoder = MemoryStore(), CountingEncoder()
-        monkeypatch.setattr(stages, "MAX_AHEAD_BYTES", max_bytes)
+        monkeypatch.setattr(stages, "MAX_QUEUED_BYTES", max_bytes)
         monkeypatch.setattr(stages, "MAX_BATCH_BYTES", max_bytes)
         options = IndexOptions(batch_size=batch_size, num_readers=threads, num_encoders=threads)
         index(photos, "g", store, encoder, options=options)
@@ -255,10 +254,10 @@ def test_the_rows_do_not_depend_on_batches_threads_or_memory(
         assert max(encoder.batches) <= max(1, min(batch_size, max_bytes // photo_bytes))
 
 
-def test_a_run_cut_short_keeps_whole_batches_and_the_next_goes_on(
+def test_an_interrupted_run_keeps_whole_batches_and_the_next_continues(
     store: MemoryStore, photos: Path
 ) -> None:
-    class Tired(CountingEncoder):
+    class InterruptedEncoder(CountingEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             if self.count >= 12:
                 raise KeyboardInterrupt
@@ -266,7 +265,7 @@ def test_a_run_cut_short_keeps_whole_batches_and_the_next_goes_on(
 
     options, threads = IndexOptions(batch_size=4, num_encoders=1), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        index(photos, "g", store, Tired(), options=options)
+        index(photos, "g", store, InterruptedEncoder(), options=options)
     done = len(list(store.iter_images("g", store.live_version("g"))))
     assert done in (0, 4, 8, 12)  # what waits when the run is cut short is made again
     assert threading.active_count() == threads
@@ -279,18 +278,20 @@ def test_a_run_cut_short_keeps_whole_batches_and_the_next_goes_on(
 
 
 def test_the_first_version_is_live_from_the_start(store: MemoryStore, photos: Path) -> None:
-    class Watching(FakeEncoder):
+    class RecordingEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             assert store.live_version("g")
             return super().encode_images(images)
 
-    index(photos, "g", store, Watching())
+    index(photos, "g", store, RecordingEncoder())
 
 
-def test_another_model_goes_live_only_when_all_is_done(store: MemoryStore, photos: Path) -> None:
+def test_another_model_goes_live_only_when_its_run_is_complete(
+    store: MemoryStore, photos: Path
+) -> None:
     first = index(photos, "g", store, FakeEncoder(30))
 
-    class Watching(CountingEncoder):
+    class RecordingEncoder(CountingEncoder):
         fail = True
 
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
@@ -299,7 +300,7 @@ def test_another_model_goes_live_only_when_all_is_done(store: MemoryStore, photo
                 raise KeyboardInterrupt
             return super().encode_images(images)
 
-    encoder = Watching(1)
+    encoder = RecordingEncoder(1)
     options = IndexOptions(batch_size=4, num_encoders=1)
     with pytest.raises(KeyboardInterrupt):
         index(photos, "g", store, encoder, options=options)
@@ -328,20 +329,20 @@ def test_version_names_follow_weights_and_settings() -> None:
     assert version_name("a", {"x": 1, "y": 2}) == version_name("a", {"y": 2, "x": 1})
 
 
-def test_reduced_decoding_is_another_version_and_keeps_sizes(
+def test_reduced_decoding_makes_another_version_with_the_original_sizes(
     store: MemoryStore, tmp_path: Path
 ) -> None:
     image = Image.fromarray(random_scene(random.Random(1))).resize((1600, 1200))
     image.save(tmp_path / "large.jpg")
     sizes: list[tuple[int, ...]] = []
 
-    class Watching(FakeEncoder):
+    class RecordingEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             sizes.extend(image.shape for image in images)
             return super().encode_images(images)
 
-    full = index(tmp_path, "g", store, Watching())
-    small = index(tmp_path, "g", store, Watching(), options=IndexOptions(at_least_px=400))
+    full = index(tmp_path, "g", store, RecordingEncoder())
+    small = index(tmp_path, "g", store, RecordingEncoder(), options=IndexOptions(at_least_px=400))
     assert sizes == [(1200, 1600, 3), (300, 400, 3)]
     assert full.version != small.version
     assert ledger_row(store, tmp_path / "large.jpg").width_px == 1600
@@ -353,7 +354,7 @@ def test_batches_are_encoded_side_by_side_and_share_the_cores(
     together = threading.Barrier(2, timeout=20)
     shares: list[int] = []
 
-    class Meeting(FakeEncoder):
+    class BarrierEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             together.wait()
             shares.append(torch.get_num_threads())
@@ -363,7 +364,7 @@ def test_batches_are_encoded_side_by_side_and_share_the_cores(
     torch.set_num_threads(4)
     try:
         options = IndexOptions(batch_size=5, num_encoders=2)
-        index(photos, "g", store, Meeting(), options=options)
+        index(photos, "g", store, BarrierEncoder(), options=options)
         assert shares == [2, 2, 2, 2]
         assert torch.get_num_threads() == 4
     finally:
@@ -372,7 +373,7 @@ def test_batches_are_encoded_side_by_side_and_share_the_cores(
 
 def test_progress_ends_with_everything_done(store: MemoryStore, photos: Path) -> None:
     (photos / "bad.jpg").write_bytes(b"x")
-    seen: list[Progress] = []
+    seen: list[IndexProgress] = []
     index(photos, "g", store, FakeEncoder(), progress=seen.append)
     assert [each.done for each in seen] == sorted(each.done for each in seen)
     assert (seen[-1].done, seen[-1].failed) == (21, 1)

@@ -1,4 +1,4 @@
-"""What the job does when the model or the store refuses."""
+"""Indexing when the model or the store refuses."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import pytest
 from PIL import Image
 
 from reir.errors import CheckpointError, ImageError, StoreError, StoreUnavailable
-from reir.images import canonical_uri, image_id
-from reir.models.seams import RgbImage
-from reir.records import IndexedImage, Instances
+from reir.images.decode import canonical_uri, image_id
+from reir.records import IndexedImage, Instances, RgbImage
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
-from reir_ingestion import contents, loading, stages
+from reir_ingestion import content_index, loading, stages
 from reir_ingestion.pipeline import IndexOptions, index
+from reir_ingestion.retries import call_with_retries
 from reir_ingestion.sources import local
-from reir_ingestion.stages import encode_each
-from reir_ingestion.testing import random_scene
-from reir_ingestion.writer import patiently
+from reir_ingestion.stages import encode_images_or_fail
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import random_scene
 
 
 class PickyEncoder(FakeEncoder):
@@ -39,7 +38,7 @@ class PickyEncoder(FakeEncoder):
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, MemoryError])
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_a_photo_that_the_model_refuses_does_not_take_others_with_it(
+def test_a_photo_that_the_model_refuses_fails_alone(
     store: MemoryStore, photos: Path, error: type[Exception], batch_size: int
 ) -> None:
     white = np.full((120, 160, 3), 255, dtype=np.uint8)
@@ -67,21 +66,21 @@ def test_running_out_of_memory_fails_only_that_photo_in_every_stage(
     module = local if stage == "read_bytes" else loading
     works, calls = getattr(module, stage), iter(range(99))
 
-    def hungry(*given: object, **named: object) -> object:
+    def run_out_of_memory(*given: object, **named: object) -> object:
         if next(calls) == 3:
             raise MemoryError
         return works(*given, **named)
 
-    monkeypatch.setattr(module, stage, hungry)
+    monkeypatch.setattr(module, stage, run_out_of_memory)
     report = index(photos, "g", store, FakeEncoder())
     assert (report.new, report.failed) == (19, {"too_large": 1})
 
 
-def test_encode_each_matches_one_by_one() -> None:
+def test_encoding_with_failures_equals_encoding_one_by_one() -> None:
     rng = random.Random(3)
     images = [random_scene(rng) for _ in range(6)]
     images[2][0, 0] = images[5][0, 0] = 255
-    answers = encode_each(PickyEncoder(), images)
+    answers = encode_images_or_fail(PickyEncoder(), images)
     for image, answer in zip(images, answers, strict=True):
         if image[0, 0, 0] == 255:
             assert isinstance(answer, ImageError)
@@ -89,35 +88,37 @@ def test_encode_each_matches_one_by_one() -> None:
         (expected,) = FakeEncoder().encode_images([image])
         assert isinstance(answer, Instances)
         np.testing.assert_array_equal(answer.vectors, expected.vectors)
-    assert encode_each(PickyEncoder(), []) == []
+    assert encode_images_or_fail(PickyEncoder(), []) == []
 
 
 def test_a_model_that_refuses_everything_stops_the_job(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "MAX_REFUSED_IN_A_ROW", 10)
+    monkeypatch.setattr(stages, "MAX_CONSECUTIVE_REFUSALS", 10)
 
-    class Broken(FakeEncoder):
+    class BrokenEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             raise RuntimeError(f"device lost with {len(images)} images")
 
     with pytest.raises(CheckpointError, match=r"refused 10 images in a row.*device lost"):
-        index(photos, "g", store, Broken(), options=IndexOptions(batch_size=4))
+        index(photos, "g", store, BrokenEncoder(), options=IndexOptions(batch_size=4))
 
 
-def test_a_model_that_loses_count_stops_the_job(store: MemoryStore, photos: Path) -> None:
-    class Forgetful(FakeEncoder):
+def test_a_wrong_number_of_results_stops_the_job(store: MemoryStore, photos: Path) -> None:
+    class MiscountingEncoder(FakeEncoder):
         def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
             return super().encode_images(images)[:-1]
 
-    with pytest.raises(CheckpointError, match="gave 15 answers for 16 images"):
-        index(photos, "g", store, Forgetful())
+    with pytest.raises(CheckpointError, match="returned 15 results for 16 images"):
+        index(photos, "g", store, MiscountingEncoder())
 
 
-def test_a_store_that_comes_back_is_waited_for(
+def test_writes_are_retried_until_the_store_is_back(
     store: MemoryStore, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "patiently", partial(patiently, pauses_s=(0.0,)))
+    monkeypatch.setattr(
+        content_index, "call_with_retries", partial(call_with_retries, pauses_s=(0.0,))
+    )
     upsert, calls = store.upsert_images, []
 
     def flaky(gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
@@ -144,35 +145,42 @@ def test_a_store_that_refuses_stops_the_job(
     assert threading.active_count() == threads
 
 
-def test_a_store_that_is_still_building_its_index_is_a_warning(
-    store: MemoryStore,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    asked: list[tuple[int, float]] = []
+class IndexingStore(MemoryStore):
+    """A store that counts as a server; it never builds its index, or fails with `error`."""
 
-    def unsettled(_gallery: str, _version: str, *, fresh: int, within_s: float) -> bool:
-        asked.append((fresh, within_s))
+    error: StoreError | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[tuple[int, float]] = []
+
+    def import_images(self, *_: object) -> None:
+        raise AssertionError("must not be called")
+
+    def wait_until_indexed(
+        self, _gallery: str, _version: str, *, num_upserted: int, timeout_s: float
+    ) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.waits.append((num_upserted, timeout_s))
         return False
 
-    monkeypatch.setattr(store, "settle", unsettled)
+
+def test_a_store_that_is_still_building_its_index_is_a_warning(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = IndexingStore()
     written = index(photos, "g", store, FakeEncoder()).instances
-    assert asked == [(written, 600.0)]
+    assert store.waits == [(written, 600.0)]
     assert "has not indexed the last instances" in caplog.text
     index(photos, "g", store, FakeEncoder())
-    assert len(asked) == 1, "nothing was written"
+    assert len(store.waits) == 1, "nothing was written"
 
 
-def test_a_store_that_does_not_let_settle_is_a_warning(
-    store: MemoryStore,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_a_store_that_forbids_the_final_index_is_a_warning(
+    photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object, **__: object) -> bool:
-        raise StoreError("permission denied")
-
-    monkeypatch.setattr(store, "settle", refuse)
+    store = IndexingStore()
+    store.error = StoreError("permission denied")
     assert index(photos, "g", store, FakeEncoder()).new == 20
     assert "permission denied" in caplog.text

@@ -1,4 +1,4 @@
-"""Counting a run from many threads, and showing what came out."""
+"""Counters of a run and the report at its end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from reir.index_report import IndexProgress, IndexReport
 from reir.records import ImageRecord
-from reir_ingestion.report import MAX_WARNINGS, IndexReport, Progress, Tally
+from reir_ingestion.report import MAX_WARNINGS, RunCounters
 
 
 def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
@@ -27,7 +28,7 @@ def row(reason: str = "", num_instances: int = 0, **others: Any) -> ImageRecord:
 
 
 def report(**changes: Any) -> IndexReport:
-    counts = Tally().counts() | {"seconds": 2.0, "peak_rss_bytes": 50 * 2**20} | changes
+    counts = RunCounters().counts() | {"seconds": 2.0, "peak_rss_bytes": 50 * 2**20} | changes
     fixed = {
         "gallery": "pets",
         "version": "abc",
@@ -36,70 +37,70 @@ def report(**changes: Any) -> IndexReport:
         "kept_versions": {},
     }
     return IndexReport(
-        **{**fixed, "missing": 0, "removed": 0, "merged": 0, "look_alikes": 0, **counts}
+        **{**fixed, "missing": 0, "removed": 0, "merged": 0, "near_duplicates": 0, **counts}
     )
 
 
 def test_every_image_is_counted_once() -> None:
-    tally = Tally()
+    counters = RunCounters()
     images = [row(num_instances=3, size_bytes=9), row("empty"), row(same_as="another")]
-    tally.written(images, ["new", "new", "changed"])
-    tally.skipped([row(), row("empty"), row("truncated")])
-    tally.skipped([row()], read=True)
-    found = report(**tally.counts())
+    counters.add_written(images, ["new", "new", "changed"])
+    counters.add_unchanged([row(), row("empty"), row("truncated")])
+    counters.add_unchanged([row()], read=True)
+    found = report(**counters.counts())
     assert (found.new, found.changed, found.unchanged) == (1, 1, 2)
     assert found.failed == {"empty": 2, "truncated": 1}
     assert (found.failed_before, found.instances, found.read) == (2, 3, 4)
     assert found.num_listed == 7
 
 
-def test_progress_is_told_after_each_change() -> None:
-    seen: list[Progress] = []
-    tally = Tally(seen.append)
-    tally.written([row(), row("empty")], ["new", "new"])
-    tally.listed(4)
-    tally.skipped([row("empty")])
-    assert seen == [Progress(2, None, 1), Progress(2, 4, 1), Progress(3, 4, 2)]
+def test_progress_is_reported_after_each_change() -> None:
+    seen: list[IndexProgress] = []
+    counters = RunCounters(seen.append)
+    counters.add_written([row(), row("empty")], ["new", "new"])
+    counters.set_total(4)
+    counters.add_unchanged([row("empty")])
+    assert seen == [IndexProgress(2, None, 1), IndexProgress(2, 4, 1), IndexProgress(3, 4, 2)]
 
 
 def test_the_shares_of_the_stages_add_up() -> None:
-    seen: list[Progress] = []
-    tally = Tally(seen.append)
-    tally._seconds |= {"list": 1.0, "read": 1.0, "decode": 1.0, "encode": 177.0}
-    tally.written([row()], ["new"])
+    seen: list[IndexProgress] = []
+    counters = RunCounters(seen.append)
+    counters._seconds |= {"list": 1.0, "read": 1.0, "decode": 1.0, "encode": 177.0}
+    counters.add_written([row()], ["new"])
     (now,) = seen
     assert sum(now.shares.values()) == pytest.approx(1)
     assert now.percent == {"list": 1, "read": 0, "decode": 1, "encode": 98, "store": 0}
     assert sum(now.percent.values()) == 100
-    assert Progress(0, None, 0).percent == {}
+    assert IndexProgress(0, None, 0).percent == {}
 
 
 def test_counts_from_many_threads_add_up() -> None:
     seen: list[int] = []
-    tally = Tally(lambda now: seen.append(now.done))
+    counters = RunCounters(lambda now: seen.append(now.done))
 
     def work(_: int) -> None:
-        with tally.stage("decode"):
-            tally.written([row(num_instances=2)], ["new"])
+        with counters.stage("decode"):
+            counters.add_written([row(num_instances=2)], ["new"])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(400)))
-    counts = tally.counts()
+    counts = counters.counts()
     assert (counts["new"], counts["instances"], counts["read"]) == (400, 800, 400)
     assert seen == list(range(1, 401))
     assert counts["stage_seconds"]["decode"] > 0
     assert counts["stage_seconds"]["store"] == 0
 
 
-def counted() -> Tally:
-    tally = Tally()
+def counted() -> RunCounters:
+    counters = RunCounters()
     images = [row(num_instances=3, size_bytes=9), row("empty"), row(same_as="another")]
-    tally.written(images, ["new", "new", "changed"])
-    tally.skipped([row(), row("empty")], read=True)
-    tally.not_listed("folder", OSError("no"))
-    with tally.stage("decode"), tally.stage("store"):
+    counters.add_written(images, ["new", "new", "changed"])
+    counters.add_unchanged([row(), row("empty")], read=True)
+    counters.add_unlisted("folder", OSError("no"))
+    with counters.stage("decode"), counters.stage("store"):
         pass
-    return tally
+    return counters
 
 
 def numbers(counts: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def numbers(counts: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def test_tallies_of_other_processes_add_up_count_by_count() -> None:
+def test_counters_of_other_processes_add_up() -> None:
     one = counted()
     sent = pickle.loads(pickle.dumps(one))
     assert numbers(sent.counts()) == numbers(one.counts())
@@ -123,27 +124,27 @@ def test_tallies_of_other_processes_add_up_count_by_count() -> None:
     assert numbers(one.counts()) == numbers(pickle.loads(pickle.dumps(one)).counts())
 
 
-def test_what_is_taken_is_counted_once() -> None:
-    seen: list[Progress] = []
-    tally, total = counted(), Tally(seen.append)
-    expected = numbers(tally.counts())
-    taken = tally.take()
+def test_drained_counts_are_counted_once() -> None:
+    seen: list[IndexProgress] = []
+    counters, total = counted(), RunCounters(seen.append)
+    expected = numbers(counters.counts())
+    taken = counters.drain()
     assert numbers(taken.counts()) == expected
-    assert numbers(tally.counts()) == numbers(Tally().counts())
-    tally.written([row()], ["new"])
+    assert numbers(counters.counts()) == numbers(RunCounters().counts())
+    counters.add_written([row()], ["new"])
     assert numbers(taken.counts()) == expected
-    for each in (taken, tally):
+    for each in (taken, counters):
         total.add(each)
     assert total.counts()["new"] == expected["new"] + 1
     assert [each.done for each in seen] == [5, 6]
 
 
-def test_rate() -> None:
+def test_images_per_second() -> None:
     assert report(read=10, seconds=4.0).images_per_s == 2.5
     assert report(read=0, seconds=0.0).images_per_s == 0.0
 
 
-def test_json_holds_every_figure() -> None:
+def test_the_json_report_has_every_figure() -> None:
     found = report(new=3, failed={"empty": 2}, read=5, kept_versions={"old": 9})
     values = json.loads(json.dumps(found.to_dict()))
     assert values["failed"] == {"empty": 2}
@@ -159,23 +160,29 @@ def shown(found: IndexReport) -> str:
     return capture.get()
 
 
-def test_the_table_shows_what_there_is_and_nothing_else() -> None:
+def test_the_table_has_only_rows_that_apply() -> None:
     plain = shown(report(new=1234))
     assert "pets" in plain
     assert "1,234" in plain
-    for absent in ("gone from source", "removed", "not listed", "known before"):
+    for absent in ("gone from source", "removed", "not listed", "in an earlier run"):
         assert absent not in plain
     full = shown(report(failed={"empty": 4}, failed_before=3, missing=2, removed=5, unlisted=1))
-    for present in ("empty", "3 known before", "--prune removes them", "removed", "not listed"):
+    for present in (
+        "empty",
+        "3 in an earlier run",
+        "--prune removes them",
+        "removed",
+        "not listed",
+    ):
         assert present in full
 
 
-def test_parts_that_cannot_be_listed_are_counted_and_some_are_named(
+def test_unlisted_parts_are_counted_and_some_get_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tally = Tally()
+    counters = RunCounters()
     for number in range(100):
-        tally.not_listed(f"list.jsonl line {number}\n", ValueError("no JSON"))
-    assert tally.counts()["unlisted"] == 100
+        counters.add_unlisted(f"list.jsonl line {number}\n", ValueError("no JSON"))
+    assert counters.counts()["unlisted"] == 100
     assert len(caplog.messages) == MAX_WARNINGS
     assert caplog.messages[0] == "'list.jsonl line 0\\n' cannot be listed: no JSON"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from reir.images import canonical_uri, image_id
+from reir.images.decode import canonical_uri, image_id
 from reir.store import InstanceStore
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_ingestion.testing import stored_rows, write_hostile_files, write_scenes
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import stored_rows, write_hostile_files, write_scenes
 
 
 def fresh_rows(folder: Path) -> dict[str, object]:

@@ -15,8 +15,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from reir.checkpoint import SHIPPED, load_clare, load_encoder, load_model, save_checkpoint
 from reir.encoders import load_encoder_spec
 from reir.errors import CheckpointError
-from reir.models.clare_encoder import ClareEncoder
-from reir.testing.tiny_clare import tiny_clare
+from reir.models.clare.encoder import ClareEncoder
+from reir_testing.tiny_clare import tiny_clare
 
 
 @pytest.fixture
@@ -72,19 +72,23 @@ def test_a_checkpoint_from_before_there_were_masks_loads_and_gives_none(saved: P
     assert not load_encoder(saved).masks
     with pytest.raises(CheckpointError, match=r"without masks.*--set shape.masks=true"):
         load_encoder(saved, masks=True)
-    with pytest.raises(CheckpointError, match="holds a clare-nano, which gives no masks"):
+    with pytest.raises(CheckpointError, match="is a checkpoint of clare-nano, which has no masks"):
         load_encoder(SHIPPED, masks=True)
 
 
 def test_a_checkpoint_of_the_other_kind_is_named(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a model 'clare' where 'clare-nano' is needed"):
+    with pytest.raises(
+        CheckpointError, match="is a checkpoint of 'clare', but one of 'clare-nano'"
+    ):
         load_model(saved)
-    with pytest.raises(CheckpointError, match="holds a model 'clare-nano' where 'clare' is needed"):
+    with pytest.raises(
+        CheckpointError, match="is a checkpoint of 'clare-nano', but one of 'clare'"
+    ):
         load_clare(SHIPPED)
 
 
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:
     config = saved / "config.json"
     config.write_text(config.read_text().replace('"num_queries": 20', '"num_queries": 24'))
-    with pytest.raises(CheckpointError, match="does not load"):
+    with pytest.raises(CheckpointError, match="cannot load checkpoint"):
         load_clare(saved)

@@ -125,9 +125,9 @@ def test_unknown_key_within_a_list_and_an_optional_section() -> None:
         ("sources=[{weight: 1}]", "'sources.0.path' is required and has no default"),
         ("sources=[{path: a, weight: .inf}]", "'sources.0.weight': got inf; input should be"),
         ("batch_rows=900000", "the configuration: batch_rows (900000) must be at most 1000 x"),
-        ("batch_rows", "override 'batch_rows' must read section.key=value"),
-        ("=3", "override '=3' must read section.key=value"),
-        ("graph..x=3", "override 'graph..x=3' must read section.key=value"),
+        ("batch_rows", "override 'batch_rows' must have the form section.key=value"),
+        ("=3", "override '=3' must have the form section.key=value"),
+        ("graph..x=3", "override 'graph..x=3' must have the form section.key=value"),
         ("batch_rows=[", "override 'batch_rows=[': the value is not YAML"),
     ],
 )  # fmt: skip

@@ -12,12 +12,12 @@ import pytest
 from reir.checkpoint import SHIPPED, save_checkpoint, weights_digest
 from reir.encoders import EncoderSpec, load_encoder_spec, parse_encoder_spec, stored_spec
 from reir.errors import CheckpointError, ConfigError
-from reir.models.seams import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder
 from reir.store import VersionSpec
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder, draw_scene
-from reir.testing.pretrained import save_tiny_owlv2, save_tiny_siglip
-from reir.testing.tiny import tiny_model, tiny_tokenizer
+from reir_testing import FakeEncoder, draw_scene
+from reir_testing.pretrained import save_tiny_owlv2, save_tiny_siglip
+from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 IMAGE = draw_scene((120, 80), [("red", (10, 10, 50, 70)), ("blue", (70, 20, 110, 60))])
 
@@ -83,13 +83,13 @@ def test_directories_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         (
             "siglip_crops:x",
-            r"did you mean 'siglip-crops'\?; known are clare-nano, clare, clare-masks",
+            r"did you mean 'siglip-crops'\? use one of clare-nano, clare, clare-masks",
         ),
         ("clip:x", r"unknown kind of encoder 'clip'"),
-        ("owlv2", r"'owlv2' must read owlv2:NAME_OR_DIR"),
-        ("siglip-crops:", r"must read siglip-crops:NAME_OR_DIR"),
-        ("clare-nano:x", r"'clare-nano:x' must read clare-nano; known"),
-        ("no/such/folder", r"'no/such/folder' is no directory and names no kind; known are"),
+        ("owlv2", r"'owlv2' must have the form owlv2:NAME_OR_DIR"),
+        ("siglip-crops:", r"must have the form siglip-crops:NAME_OR_DIR"),
+        ("clare-nano:x", r"'clare-nano:x' must have the form clare-nano; use one of"),
+        ("no/such/folder", r"'no/such/folder' is neither a directory nor a kind; use one of"),
         (":x", r"unknown kind of encoder ''"),
     ],
 )

@@ -15,7 +15,7 @@ from reir.losses import (
     clia_loss,
     discrimination_loss,
     focal_loss,
-    generalised_iou,
+    generalized_iou,
     pairwise_iou,
     ranking_loss,
     soft_target,
@@ -130,11 +130,11 @@ def slow_ranking(logits: Tensor, target: Tensor, valid: Tensor) -> float:
         if row_target.sum() == 0:
             continue
         rows += 1
-        normaliser = math.log(sum(math.exp(x) for x in row_logits[row_valid].tolist()))
+        normalizer = math.log(sum(math.exp(x) for x in row_logits[row_valid].tolist()))
         for x, t, v in zip(
             row_logits.tolist(), row_target.tolist(), row_valid.tolist(), strict=True
         ):
-            total += t * (normaliser - x) if v else 0.0
+            total += t * (normalizer - x) if v else 0.0
     return total / max(rows, 1)
 
 
@@ -263,17 +263,17 @@ def test_pairwise_iou_of_boxes_without_area_and_of_none() -> None:
         ((0, 0, 0, 0), (1, 1, 1, 1), -1.0),
     ],
 )
-def test_generalised_iou_by_hand(a: tuple[float, ...], b: tuple[float, ...], want: float) -> None:
+def test_generalized_iou_by_hand(a: tuple[float, ...], b: tuple[float, ...], want: float) -> None:
     left, right = torch.tensor([a], dtype=torch.float32), torch.tensor([b], dtype=torch.float32)
-    assert generalised_iou(left, right).item() == pytest.approx(want)
-    assert generalised_iou(right, left).item() == pytest.approx(want)
+    assert generalized_iou(left, right).item() == pytest.approx(want)
+    assert generalized_iou(right, left).item() == pytest.approx(want)
 
 
 @given(seeds)
 @few
-def test_generalised_iou_never_exceeds_iou(seed: int) -> None:
+def test_generalized_iou_never_exceeds_iou(seed: int) -> None:
     a, b = random_boxes(6, seed), random_boxes(6, seed + 1)
-    giou = generalised_iou(a, b)
+    giou = generalized_iou(a, b)
     iou = torch.tensor([slow_iou(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)])
     assert (giou <= iou + 1e-6).all()
     assert (giou >= -1).all()
@@ -282,7 +282,7 @@ def test_generalised_iou_never_exceeds_iou(seed: int) -> None:
 def test_box_loss_by_hand() -> None:
     predicted = torch.tensor([[0.0, 0.0, 0.25, 1.0]])
     target = torch.tensor([[0.75, 0.0, 1.0, 1.0]])
-    # the centre is .75 away, the size agrees; GIoU is -1/2
+    # the center is .75 away, the size agrees; GIoU is -1/2
     assert box_loss(predicted, target).item() == pytest.approx(5 * 0.75 + 2 * 1.5)
     assert box_loss(target, target).item() == pytest.approx(0, abs=1e-6)
 

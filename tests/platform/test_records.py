@@ -9,7 +9,8 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
-from reir.records import Hit, ImageRecord, IndexedImage, Instances, MaskRle, SearchResult
+from reir.records import ImageRecord, IndexedImage, Instances, MaskRle
+from reir.results import Hit, SearchResult
 
 
 def make_instances(num: int = 3, dim: int = 4) -> Instances:
@@ -82,7 +83,7 @@ def test_lists_and_doubles_become_contiguous_float32() -> None:
         ({"boxes": np.full((3, 4), 1.5)}, r"boxes must lie in \[0, 1\].*got \[1.5, 1.5\]"),
         ({"boxes": np.full((3, 4), -0.5)}, r"boxes must lie in \[0, 1\]"),
         ({"boxes": np.tile([0.5, 0.5, 0.4, 0.6], (3, 1))}, "x2 >= x1"),
-        ({"boxes": np.full((3, 4), np.nan)}, "boxes must be finite, got 12 bad values"),
+        ({"boxes": np.full((3, 4), np.nan)}, "boxes must be finite, got 12 values that are NaN"),
         ({"objectness": np.zeros(2)}, r"objectness must have shape \(3\), got \(2,\)"),
         ({"vectors": np.zeros((2, 4))}, r"vectors must have shape \(3, \*\), got \(2, 4\)"),
         ({"vectors": np.full((3, 4), np.inf)}, "vectors must be finite"),
@@ -99,7 +100,7 @@ def test_ledger_rows_explain_failures() -> None:
     assert make_record("failed", 0, "truncated").reason == "truncated"
     with pytest.raises(ValueError, match="a failed image needs a reason"):
         make_record("failed", 0, "")
-    with pytest.raises(ValueError, match="an indexed one has none"):
+    with pytest.raises(ValueError, match="an indexed image must not have one"):
         make_record("indexed", 3, "truncated")
     with pytest.raises(ValueError, match="got 'pending'"):
         make_record("pending")
@@ -122,7 +123,7 @@ def test_masks_are_checked() -> None:
     masked = replace(plain, masks=(mask, mask, mask))
     assert masked.masks is not None
     assert len(masked.masks) == 3
-    with pytest.raises(ValueError, match="masks must be 3, one a box, got 1"):
+    with pytest.raises(ValueError, match="there must be 3 masks, one for each box, got 1"):
         replace(plain, masks=(mask,))
     for size, counts in (((0, 3), "06"), ((2, 3), ""), ((2, 3), "\u00e4")):
         with pytest.raises(ValueError, match="needs a size of at least"):

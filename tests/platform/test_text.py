@@ -1,4 +1,4 @@
-"""Normalisation, refusal and mirroring of expressions."""
+"""Normalization, refusal and mirroring of expressions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reir.errors import QueryError
-from reir.text import has_ordinal, normalise_expression, swap_left_right, validate_expression
+from reir.text import has_ordinal, normalize_expression, swap_left_right, validate_expression
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,23 @@ from reir.text import has_ordinal, normalise_expression, swap_left_right, valida
         (" \n\t ", ""),
     ],
 )
-def test_normalise(text: str, expected: str) -> None:
-    assert normalise_expression(text) == expected
+def test_normalize(text: str, expected: str) -> None:
+    assert normalize_expression(text) == expected
 
 
 @given(st.text())
-def test_normalising_twice_changes_nothing(text: str) -> None:
-    once = normalise_expression(text)
-    assert normalise_expression(once) == once
+def test_normalizing_twice_changes_nothing(text: str) -> None:
+    once = normalize_expression(text)
+    assert normalize_expression(once) == once
     assert once == " ".join(once.split())
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S"]), min_size=1))
 def test_visible_ascii_only_changes_case(text: str) -> None:
-    assert normalise_expression(text) == text.lower()
+    assert normalize_expression(text) == text.lower()
 
 
-def test_validate_returns_the_normalised_expression() -> None:
+def test_validate_returns_the_normalized_expression() -> None:
     assert validate_expression(" The Cat\n") == "the cat"
 
 
@@ -73,7 +73,7 @@ def test_the_length_limit_is_exact() -> None:
         validate_expression("x" * 1_000_000)
 
 
-def test_text_that_grows_in_normalisation_is_measured_after_it() -> None:
+def test_text_that_grows_in_normalization_is_measured_after_it() -> None:
     with pytest.raises(QueryError, match="has 540 characters"):
         validate_expression("\ufdfa" * 30)
 

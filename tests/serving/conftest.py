@@ -1,4 +1,4 @@
-"""The real service in this process, on a memory store and the fake encoder, and photos for it."""
+"""The real service in this process, with a memory store, the fake encoder and drawn photos."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from reir.query import Query
-from reir.records import SearchResult
+from reir.query.request import Query
+from reir.results import SearchResult
 from reir.store import VersionSpec
 from reir.store.memory import MemoryStore
-from reir.testing import FakeEncoder, draw_scene
-from reir_serving.app import create_app
-from reir_serving.backend import Backend, Readiness
+from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.service import Readiness, Service
+from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import Limits, ServeConfig
-from reir_serving.parts import Loaded, LocalParts, Models
-from reir_serving.service import Service
+from reir_serving.http.app import create_app
+from reir_testing import FakeEncoder, draw_scene
 
 LOCAL = "http://127.0.0.1:8000"
 MAX_PIXELS = 1_000_000
@@ -37,39 +37,45 @@ def png(*shapes: tuple[str, tuple[int, int, int, int]], size: tuple[int, int] = 
     return out.getvalue()
 
 
-class WatchedService(Service):
-    """The service; a test sees what is asked of it, and can have it fail."""
+class RecordingService(Service):
+    """A service that records its queries, and that a test can make fail."""
 
     def __init__(self, folder: Path) -> None:
         config = ServeConfig(store="memory:", limits=Limits(pixels=MAX_PIXELS))
         self.store, self.encoder = MemoryStore(), FakeEncoder()
-        parts = LocalParts(self.store, Models(lambda _: Loaded(self.encoder)), config.limits)
-        super().__init__(config, self.store, parts, folder / "uploads")
-        self.asked: list[Query] = []
+        workers = SearchWorkers(
+            self.store, ModelCache(lambda _: LoadedModel(self.encoder)), config.limits
+        )
+        super().__init__(config, self.store, workers, folder / "uploads")
+        self.queries: list[Query] = []
         self.error: Exception | None = None
         self.ready = True
 
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         if self.error is not None:
             raise self.error
-        self.asked += queries
+        self.queries += queries
         return await super().search(gallery, queries)
 
     async def readiness(self) -> Readiness:
-        said = "ok" if self.ready else "cannot be reached"
-        return Readiness(ready=self.ready, checks={"store": said, "model": "ok"})
+        store = "ok" if self.ready else "cannot be reached"
+        return Readiness(ready=self.ready, checks={"store": store, "model": "ok"})
 
 
 @pytest.fixture
-def backend(tmp_path: Path) -> WatchedService:
-    """Galleries `photos` (a red and a blue box; a green one) and `other` (a yellow one)."""
-    made = WatchedService(tmp_path)
+def backend(tmp_path: Path) -> RecordingService:
+    """Return a service with two galleries.
+
+    `photos` has a photo with a red and a blue box and one with a green box; `other` has a photo
+    with a yellow box.
+    """
+    made = RecordingService(tmp_path)
     for gallery in ("photos", "other"):
         spec = VersionSpec(dim=made.encoder.dim, digest=made.encoder.digest)
         made.store.create_version(gallery, "v1", spec)
         made.store.promote(gallery, "v1")
     pair = png(("red", (10, 20, 40, 60)), ("blue", (70, 20, 110, 60)))
-    green, yellow = (png((colour, (30, 10, 90, 70))) for colour in ("green", "yellow"))
+    green, yellow = (png((color, (30, 10, 90, 70))) for color in ("green", "yellow"))
 
     async def fill() -> None:
         await made.add_image("photos", pair, "pair.png", {"camera": "X100"})
@@ -82,7 +88,7 @@ def backend(tmp_path: Path) -> WatchedService:
 
 @pytest.fixture
 def pair() -> bytes:
-    """A red box on the left of a blue one, as PNG."""
+    """Return a PNG with a red box on the left of a blue one."""
     return png(("red", (10, 20, 40, 60)), ("blue", (70, 20, 110, 60)))
 
 
@@ -103,10 +109,10 @@ def three_boxes() -> bytes:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Serve backends over real connections; returns the address of each."""
+    """Serve services over real connections; the fixture returns the address of each."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(backend: Backend, **fields: Any) -> str:
+    def start(backend: Service, **fields: Any) -> str:
         app = create_app(backend, ServeConfig(**fields))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         bound = socket.create_server(("127.0.0.1", 0))
@@ -127,8 +133,8 @@ MakeClient = Callable[..., TestClient]
 
 
 @pytest.fixture
-def client_of(backend: WatchedService) -> MakeClient:
-    """Make clients of an application with the fields of `ServeConfig` that are named."""
+def client_of(backend: RecordingService) -> MakeClient:
+    """Create clients of an application; the arguments are fields of `ServeConfig`."""
 
     def make(**fields: Any) -> TestClient:
         app = create_app(backend, ServeConfig(**fields))

@@ -1,4 +1,4 @@
-"""`reir.Client` against a server of this process, and against one that misbehaves."""
+"""`reir.Client` with a server in this process, and with a server that misbehaves."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 
 import reir
-from reir.client import FIRST_PAUSE_S, Client
+from reir.client.http_client import FIRST_PAUSE_S, Client
 from reir.errors import (
     AccessDenied,
     ConfigError,
     GalleryNotFound,
     ImageError,
     ImageFailure,
+    Overloaded,
     QueryError,
     SchemaMismatch,
     ServerError,
     ServerUnavailable,
     StoreUnavailable,
 )
-from reir.query import Query, Term
-from reir_serving.backend import Overloaded
-from reir_serving.keys import new_key
+from reir.query.request import Query, Term
+from reir_serving.middleware.keys import new_key
 
 
 @pytest.fixture
@@ -47,31 +47,31 @@ def test_the_client_finds_what_the_library_finds(client: Client, backend: Any) -
 
 def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> None:
     like = client.search("the red box", "photos", k=1).hits[0].instance_id
-    backend.asked.clear()
+    backend.queries.clear()
     also = [Term(expression="the blue box", weight=-0.5), Term(instance_id=like)]
-    client.search("the red box", "photos", also=also, localise=True, explain=True, where="area > 0")
-    (query,) = backend.asked
+    client.search("the red box", "photos", also=also, localize=True, explain=True, where="area > 0")
+    (query,) = backend.queries
     assert query.terms[1:] == tuple(also)
-    assert (query.localise, query.explain, query.where) == (True, True, "area > 0")
+    assert (query.localize, query.explain, query.where) == (True, True, "area > 0")
     with pytest.raises(QueryError, match="cannot hold a vector"):
         client.search(
             "x", "photos", also=[Term(vector=backend.encoder.encode_expressions(["x"])[0])]
         )
 
 
-def test_whole_queries_are_asked(client: Client, backend: Any) -> None:
+def test_ask_sends_whole_queries(client: Client, backend: Any) -> None:
     like = Term(instance_id=client.search("the red box", "photos", k=1).hits[0].instance_id)
     words, unlike = Term(expression="the red box"), Term(expression="a cat", weight=-0.5)
-    backend.asked.clear()
+    backend.queries.clear()
     queries = [
-        Query(terms=(like, words, unlike), k=3, where="area > 0", localise=True),
+        Query(terms=(like, words, unlike), k=3, where="area > 0", localize=True),
         Query(terms=(unlike, like), per_image=2, explain=True),
     ]
     assert len(client.ask(queries, "photos")) == 2
-    first, second = backend.asked
+    first, second = backend.queries
     assert first == replace(queries[0], terms=(words, like, unlike))
     assert second == replace(queries[1], terms=(like, unlike))
-    with pytest.raises(QueryError, match="of weight 1"):
+    with pytest.raises(QueryError, match="must have weight 1"):
         client.ask([Query(terms=(unlike,))], "photos")
 
 
@@ -79,14 +79,14 @@ def test_batches_and_similar(client: Client, backend: Any, pair: bytes, tmp_path
     first, second = client.search_batch(["the red box", "the green box"], "photos", k=1)
     assert first.hits[0].image_id != second.hits[0].image_id
     client.similar(first.hits[0].instance_id, "photos", expression="but blue")
-    assert backend.asked[-1].terms[0].instance_id == first.hits[0].instance_id
+    assert backend.queries[-1].terms[0].instance_id == first.hits[0].instance_id
     (tmp_path / "a b.png").write_bytes(pair)
     for like in (pair, tmp_path / "a b.png"):
         client.similar(like, "photos", box=(0.5, 0.2, 1.0, 0.8), k=1)
-        assert backend.asked[-1].terms[0].vector is not None
+        assert backend.queries[-1].terms[0].vector is not None
 
 
-def test_photos_are_added_shown_and_deleted(client: Client, magenta_box: bytes) -> None:
+def test_photos_are_added_looked_up_and_deleted(client: Client, magenta_box: bytes) -> None:
     added = client.add_image(magenta_box, "photos", {"year": 2024})
     (hit,) = client.search("the magenta box", "photos", where="attr.year == 2024").hits
     assert hit.image_id == added.image_id
@@ -104,8 +104,8 @@ def test_photos_are_added_shown_and_deleted(client: Client, magenta_box: bytes) 
     assert client.picture(added.image_id, "photos") is None
 
 
-def test_localisation_and_galleries(client: Client, pair: bytes) -> None:
-    found = client.localise(pair, "the blue box", k=1)
+def test_localization_and_galleries(client: Client, pair: bytes) -> None:
+    found = client.localize(pair, "the blue box", k=1)
     assert found.boxes[0].box[0] == pytest.approx(70 / 120, abs=0.01)
     assert [each.name for each in client.galleries()] == ["other", "photos"]
     assert client.galleries()[1].versions[0].spec.dim == 16
@@ -131,14 +131,14 @@ def test_problems_become_the_errors_of_the_library(
         client.search("the red box", "photos")
 
 
-def test_wrong_questions_raise_what_the_library_raises(client: Client) -> None:
+def test_invalid_requests_raise_the_errors_of_the_library(client: Client) -> None:
     with pytest.raises(GalleryNotFound):
         client.search("the red box", "none")
     with pytest.raises(QueryError) as wrong:
         client.search("the red box", "photos", k=5000)
     assert wrong.value.field == "k"
     with pytest.raises(ImageError) as no_photo:
-        client.localise(b"<svg/>", "the red box")
+        client.localize(b"<svg/>", "the red box")
     assert no_photo.value.reason == ImageFailure.NOT_AN_IMAGE
 
 
@@ -159,19 +159,19 @@ def test_a_key_is_sent(
         assert from_environment.search("the red box", "photos").hits
 
 
-class Moody(BaseHTTPRequestHandler):
+class BusyServer(BaseHTTPRequestHandler):
     """Answers 503 with `Retry-After`, then 429 without it, then 200.
 
-    It closes the connection after each answer without saying so.
+    Closes the connection after each answer without announcing it.
     """
 
     protocol_version = "HTTP/1.1"
-    asked = 0
+    num_requests = 0
 
     def do_GET(self) -> None:
-        type(self).asked += 1
+        type(self).num_requests += 1
         body = b'{"galleries": []}'
-        status = {1: 503, 2: 429}.get(type(self).asked, 200)
+        status = {1: 503, 2: 429}.get(type(self).num_requests, 200)
         self.send_response(status)
         if status == 503:
             self.send_header("Retry-After", "3")
@@ -181,42 +181,42 @@ class Moody(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def moody() -> Iterator[str]:
-    Moody.asked = 0
-    with HTTPServer(("127.0.0.1", 0), Moody) as server:
+def busy_server() -> Iterator[str]:
+    BusyServer.num_requests = 0
+    with HTTPServer(("127.0.0.1", 0), BusyServer) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_a_busy_server_is_asked_again_when_it_said(moody: str) -> None:
+def test_the_client_retries_when_a_busy_server_said_to(busy_server: str) -> None:
     waited: list[float] = []
-    with Client(moody, patience_s=10.0, sleep=waited.append) as client:
+    with Client(busy_server, patience_s=10.0, sleep=waited.append) as client:
         assert client.galleries() == []
         assert waited == [3.0, 2 * FIRST_PAUSE_S]
-        assert client.galleries() == []  # over the connection that the server has closed
+        assert client.galleries() == []  # the server has closed the connection
 
 
-def test_patience_ends(moody: str) -> None:
+def test_the_client_stops_retrying_after_patience_s(busy_server: str) -> None:
     with (
-        Client(moody, patience_s=2.0, sleep=lambda _: None) as client,
+        Client(busy_server, patience_s=2.0, sleep=lambda _: None) as client,
         pytest.raises(ServerError, match="503"),
     ):
         client.galleries()
-    assert Moody.asked == 1
+    assert BusyServer.num_requests == 1
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_a_server_that_does_not_run() -> None:
     with socket.create_server(("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
     client = Client(f"http://127.0.0.1:{port}")
     assert not client.ready()
     with pytest.raises(ServerUnavailable, match="reir serve"):
         client.galleries()
-    with pytest.raises(ConfigError, match="must read http"):
+    with pytest.raises(ConfigError, match="is not valid"):
         Client("ftp://x")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reir_serving.environment import SWITCHES
+from reir_serving.ray.environment import VARIABLES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "api.md"
@@ -72,5 +72,5 @@ def test_the_variables_for_kuberay_are_those_of_the_command() -> None:
     text = (DOCS / "serve.md").read_text(encoding="utf-8")
     (body,) = [body for _, body in BLOCK.findall(text) if body.startswith("env:")]
     listed = {each["name"]: each["value"] for each in yaml.safe_load(body)["env"]}
-    ours = {name: value for name, value in SWITCHES.items() if name.startswith("RAY_SERVE_")}
+    ours = {name: value for name, value in VARIABLES.items() if name.startswith("RAY_SERVE_")}
     assert ours.items() <= listed.items()

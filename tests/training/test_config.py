@@ -1,4 +1,4 @@
-"""The configuration of a training run: defaults, the shipped recipe, mistakes."""
+"""The configuration of a training run: defaults, the shipped recipe, errors."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import pytest
 
 from reir.config import dump_config, load_config
 from reir.errors import ConfigError
-from reir_training.config import ClareTrainConfig, TrainConfig
+from reir_training.config import ClareTrainConfig, NanoTrainConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "training" / "recipes" / "nano.yaml"
 SMALL = {"data": [{"format": "coco", "path": "photos"}], "weights": "weights"}
 
 
 def test_the_shipped_recipe_is_valid() -> None:
-    config = load_config(TrainConfig, RECIPE)
+    config = load_config(NanoTrainConfig, RECIPE)
     assert {source.format for source in config.data} == {"photos", "coco"}
-    assert config.optimisation.grounding_epochs > 0
-    assert config.optimisation.clia_epochs > 0
+    assert config.optimization.grounding_epochs > 0
+    assert config.optimization.clia_epochs > 0
 
 
-def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
-    config = load_config(TrainConfig, SMALL, ["optimisation.seed=5", "loss.caption=0"])
+def test_config_round_trip(tmp_path: Path) -> None:
+    config = load_config(NanoTrainConfig, SMALL, ["optimization.seed=5", "loss.caption=0"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    assert load_config(TrainConfig, tmp_path / "config.yaml") == config
-    assert (config.optimisation.seed, config.loss.caption) == (5, 0)
+    assert load_config(NanoTrainConfig, tmp_path / "config.yaml") == config
+    assert (config.optimization.seed, config.loss.caption) == (5, 0)
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("optimisation.learning_rat=1", "learning_rate"),
-        ("optimisation.learning_rate=0", "optimisation.learning_rate"),
-        ("optimisation.photos_per_batch=0", "optimisation.photos_per_batch"),
-        ("optimisation.warmup_steps=0", "optimisation.warmup_steps"),
-        ("optimisation.ema_decay=1", "optimisation.ema_decay"),
-        ("optimisation.precision=fp16", "optimisation.precision"),
+        ("optimization.learning_rat=1", "learning_rate"),
+        ("optimization.learning_rate=0", "optimization.learning_rate"),
+        ("optimization.photos_per_batch=0", "optimization.photos_per_batch"),
+        ("optimization.warmup_steps=0", "optimization.warmup_steps"),
+        ("optimization.ema_decay=1", "optimization.ema_decay"),
+        ("optimization.precision=fp16", "optimization.precision"),
         ("model.dropout=1", "model.dropout"),
         ("model.frozen_text_layers=7", "model.frozen_text_layers"),
         ("loss.clia=-1", "loss.clia"),
@@ -46,16 +46,16 @@ def test_written_and_read_again_it_is_the_same(tmp_path: Path) -> None:
         ("keep_checkpoints=0", "keep_checkpoints"),
     ],
 )
-def test_a_wrong_value_is_named(override: str, named: str) -> None:
+def test_error_names_a_wrong_value(override: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        load_config(TrainConfig, SMALL, [override])
+        load_config(NanoTrainConfig, SMALL, [override])
 
 
 @pytest.mark.parametrize("missing", ["data", "weights"])
 def test_data_and_weights_have_no_default(missing: str) -> None:
     values: dict[str, Any] = {k: v for k, v in SMALL.items() if k != missing}
     with pytest.raises(ConfigError, match=rf"'{missing}' is required"):
-        load_config(TrainConfig, values)
+        load_config(NanoTrainConfig, values)
 
 
 @pytest.mark.parametrize("in_shape", [False, True])

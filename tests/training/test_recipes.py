@@ -9,10 +9,10 @@ from typing import Literal
 import pytest
 
 from reir.config import load_config
-from reir_training.checks import shares_evenly
-from reir_training.clare_task import clare_shape
+from reir_training.clare.task import clare_shape
 from reir_training.config import ClareTrainConfig
-from reir_training.plan import plan, rate_factor
+from reir_training.run.num_workers import shares_evenly
+from reir_training.run.schedule import plan, rate_factor
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 REFCOCO = {("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")}
@@ -71,7 +71,7 @@ RUNS = {
 def test_recipe_matches_the_published_run(name: str) -> None:
     published = RUNS[name]
     config = load_config(ClareTrainConfig, RECIPES / f"{name}.yaml")
-    settings, size = config.optimisation, name.split("_")[1]
+    settings, size = config.optimization, name.split("_")[1]
     assert {(source.path.name, source.task) for source in config.data} == published.sources
     refer = {(s.path.name, s.split_by) for s in config.data if s.format == "refer"}
     assert refer == (set() if published.stage == "clia" else REFCOCO)
@@ -105,7 +105,7 @@ def test_recipe_matches_the_published_run(name: str) -> None:
     assert (experts if model.num_experts else None) == published.experts
     assert (model.num_queries, model.first_clia_bias, model.clia_scale) == (900, 0.0, 10.0)
     assert (config.texts_per_photo, config.expressions_per_instance) == (1, 1)
-    assert (config.look_alikes_from, config.denoising) == (1.0, True)
+    assert (config.hard_negatives_from, config.denoising) == (1.0, True)
     loss = config.loss
     assert (loss.classes, loss.l1, loss.giou) == (2, 5, 2)
     assert (loss.clia, loss.clia_auxiliary) == (4, 1)

@@ -1,4 +1,4 @@
-"""Everything a training run is made of; one YAML file, checked before hours are spent."""
+"""The settings of a training run, loaded from one YAML file and validated before it starts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from reir.clare_losses import ClareLossWeights
 from reir.config import StrictConfig
-from reir.datasets.formats import Format, SplitBy
-from reir_training.augment import Augmentation
+from reir.datasets.readers import Format, SplitBy
+from reir_training.clare.losses import ClareLossWeights
+from reir_training.data.augment import Augmentation
 
 
 class DataSource(StrictConfig):
@@ -56,20 +56,20 @@ class DataSource(StrictConfig):
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """The name of the source in messages."""
         file = f"/{self.file}" if self.file and self.format != "coco" else ""
         return f"{self.path}{file}" + (f" [{self.split}]" if self.split else "")
 
 
 class DataConfig(StrictConfig):
-    """What a run is trained on, and what it must not have seen.
+    """The data sources of a run, and the evaluation sets that it must not be trained on.
 
     Attributes:
-        data: sources; where a source has a split "train", only that is trained on. Photos of a
-            split "val" are never trained on and choose nothing.
-        evaluation: sets that the model will be measured on; training refuses to start when one of
+        data: data sources. If a source has a split "train", only that split is trained on. Photos
+            of a split "val" are held out.
+        evaluation: sets that the model will be evaluated on. Training refuses to start if one of
             their photos is among the training photos.
-        exclude_evaluation: leave such photos out of training instead.
+        exclude_evaluation: exclude such photos from training instead.
     """
 
     data: tuple[DataSource, ...] = Field(min_length=1)
@@ -77,8 +77,8 @@ class DataConfig(StrictConfig):
     exclude_evaluation: bool = False
 
 
-class ModelSettings(StrictConfig):
-    """The numbers of `clare-nano` that ablations change."""
+class NanoModelSettings(StrictConfig):
+    """The settings of the `clare-nano` model that ablation runs change."""
 
     num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
@@ -89,15 +89,15 @@ class ModelSettings(StrictConfig):
     frozen_text_layers: int = Field(4, ge=0, le=6)
 
 
-class LossWeights(StrictConfig):
-    """Weight of each part of the loss; 0 turns a part off.
+class NanoLossWeights(StrictConfig):
+    """The weight of each loss term; 0 turns a term off.
 
     Attributes:
-        ranking, discrimination: within the photo, softmax and focal.
-        clia, cross_ranking: across the photos of the batch, sigmoid and softmax (stage 2).
-        caption: photo vector against captions (stage 2).
+        ranking, discrimination: softmax loss and focal loss within the photo.
+        clia, cross_ranking: sigmoid loss and softmax loss across the photos of the batch (stage 2).
+        caption: contrastive loss between photo vectors and captions (stage 2).
         box: L1 and GIoU.
-        category: class of each candidate that fits an annotated box.
+        category: classification of candidates that match an annotated box.
     """
 
     ranking: float = Field(1.0, ge=0)
@@ -110,7 +110,7 @@ class LossWeights(StrictConfig):
 
 
 class Schedule(StrictConfig):
-    """Optimizer and schedule of all stages, for every model.
+    """Settings of the optimizer and the schedule, for all models and stages.
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
@@ -148,13 +148,15 @@ class Schedule(StrictConfig):
     seed: int = 0
 
 
-class Optimisation(Schedule):
-    """Schedule of `clare-nano`, and what it draws.
+class NanoSchedule(Schedule):
+    """Settings of the schedule and the texts of `clare-nano`.
 
     Attributes:
-        text_tower_factor: learning rate of the text tower, relative; 0 freezes it.
-        short_weight: weight across photos of short expressions, which are unique only within one.
-        generated_per_photo: generated expressions drawn a photo and epoch; 0 turns them off.
+        text_tower_factor: learning rate of the text tower, as a fraction of `learning_rate`; 0
+            freezes it.
+        short_weight: weight of short expressions in the losses across photos, lower because they
+            are unique only within their photo.
+        generated_per_photo: generated expressions per photo and epoch; 0 turns them off.
     """
 
     text_tower_factor: float = Field(0.1, ge=0)
@@ -163,7 +165,7 @@ class Optimisation(Schedule):
 
 
 class ClareSchedule(Schedule):
-    """Schedule of the published CLARE (clare.md section 5): 60,000 steps per stage.
+    """Schedule of the published CLARE (docs/clare.md, section 5.1): 60,000 steps per stage.
 
     Attributes:
         steps_per_epoch: steps between two validations.
@@ -189,19 +191,20 @@ class ClareSchedule(Schedule):
     precision: Literal["bf16", "fp32"] = "fp32"
 
 
-class CommonConfig(DataConfig):
-    """What every run has.
+class TrainConfig(DataConfig):
+    """The settings that all models have.
 
     Attributes:
-        zero_stage: of DeepSpeed.
-        keep_checkpoints: resume states kept, those of the best epochs; the last one is always kept.
-        best_by: figure on the held-out photos that says which epoch is best, the higher the better;
-            without held-out photos the latest is.
-        final: the epoch whose weights become `checkpoint/`.
-        max_failures: times that training goes on by itself after workers died; -1 for ever.
+        zero_stage: ZeRO stage of DeepSpeed.
+        keep_checkpoints: number of states to keep, those of the best epochs; the last state is
+            always kept.
+        best_by: validation figure that determines the best epoch, where higher is better; without
+            held-out photos, the last epoch is the best.
+        final: which epoch's weights become `checkpoint/`.
+        max_failures: number of automatic restarts after workers fail; -1 for no limit.
     """
 
-    optimisation: Schedule = Schedule()
+    optimization: Schedule = Schedule()
     zero_stage: Literal[0, 1, 2, 3] = 1
     keep_checkpoints: int = Field(2, ge=1)
     best_by: Literal["br1_50", "br5_50", "br10_50", "br1_70", "rec_long", "rec_short"] = "br1_50"
@@ -210,17 +213,17 @@ class CommonConfig(DataConfig):
 
 
 class RerankSettings(StrictConfig):
-    """The relation re-ranker of `clare-nano`, and what its stage draws.
+    """Settings of the relation re-ranker of `clare-nano` and of its training data.
 
     Attributes:
-        width, num_layers, num_heads, dropout, words, match, geometry, neighbours: as in
+        width, num_layers, num_heads, dropout, words, match, geometry, neighbors: see
             `RerankerConfig`.
-        rivals: other photos that each long expression is ranked against, drawn among those which
+        rivals: number of hard negatives per long expression: other photos, drawn from those that
             the dual stream confuses most with the right one.
-        generated_per_photo: generated expressions a photo; 0 turns them off.
-        vector_dropout: of the dual stream's visual part when it encodes the training photos, which
-            it has seen before: at .5 it is as unsure of them as of new ones.
-        held_out: share of the training photos that chooses the best epoch and is not trained on.
+        generated_per_photo: generated expressions per photo; 0 turns them off.
+        vector_dropout: dropout of the dual stream's visual part when it encodes the training
+            photos. It was trained on them; with .5, it is as uncertain as on new photos.
+        held_out: share of the training photos that is held out to choose the best epoch.
     """
 
     width: int = Field(64, ge=8)
@@ -230,46 +233,47 @@ class RerankSettings(StrictConfig):
     words: bool = True
     match: bool = True
     geometry: bool = True
-    neighbours: bool = True
+    neighbors: bool = True
     rivals: int = Field(4, ge=0)
     generated_per_photo: int = Field(2, ge=0)
     vector_dropout: float = Field(0.5, ge=0, lt=1)
     held_out: float = Field(0.1, gt=0, lt=1)
 
 
-class TrainConfig(CommonConfig):
-    """A run of `clare-nano`.
+class NanoTrainConfig(TrainConfig):
+    """The settings of a `clare-nano` run.
 
     Attributes:
-        weights: folder with the COCO-trained detector and the ImageNet crop network.
-        cache: folder for the output of the frozen part; None puts it beside the output.
+        weights: folder with the published weights of the detector and the crop network.
+        cache: folder for the output of the frozen part; None for `cache` in the output folder.
     """
 
     weights: Path
     cache: Path | None = None
-    model: ModelSettings = ModelSettings()
-    loss: LossWeights = LossWeights()
+    model: NanoModelSettings = NanoModelSettings()
+    loss: NanoLossWeights = NanoLossWeights()
     rerank: RerankSettings = RerankSettings()
-    optimisation: Optimisation = Optimisation()
+    optimization: NanoSchedule = NanoSchedule()
 
 
-class ClareTrainConfig(CommonConfig):
-    """A run of `clare-base`, `clare-large` or a model of their shape.
+class ClareTrainConfig(TrainConfig):
+    """The settings of a `clare-base` or `clare-large` run.
 
     Attributes:
-        towers: hub name or folder of the SigLIP towers to start from; None starts at random.
-        tokenizer: folder or file of the tokenizer; None uses that of the towers.
-        paper_parity: behave as the released code does, quirk by quirk (clare.md table 8.4),
-            including how losses are normalized over several workers; with `--init` it must match
-            the checkpoint.
-        shape: settings of the model that differ from the preset's; with `--init`, from the
-            checkpoint's, and then only those with which its weights still fit.
+        towers: hub name or folder of the SigLIP towers; None to initialize them at random.
+        tokenizer: folder or file of the tokenizer; None to use that of the towers.
+        paper_parity: behave as the released code does (docs/clare.md, section 9.1), including how
+            losses are normalized over several workers; with `--init`, it must match the
+            checkpoint.
+        shape: settings of the model that differ from those of the preset. With `--init`, they
+            differ from those of the checkpoint, and only settings are allowed for which its weights
+            still fit.
         augmentation: how photos are mirrored, resized and cropped.
         texts_per_photo: expressions per sample of a photo; the published recipe uses one.
         expressions_per_instance: expressions per instance that stage 2 contrasts; the published
             recipe uses one.
-        look_alikes_from: fraction of stage 2 after which batches consist of photos of one gallery
-            with similar expressions, which only details tell apart; 1, as published, for never.
+        hard_negatives_from: fraction of stage 2 after which batches are made of hard negatives:
+            photos of one gallery with similar expressions. 1 turns this off, as published.
         loss: weights of the loss terms.
         denoising: train with denoising queries.
         checkpoint_activations: recompute activations in the backward pass to save memory.
@@ -282,15 +286,15 @@ class ClareTrainConfig(CommonConfig):
     augmentation: Augmentation = Augmentation()
     texts_per_photo: int = Field(1, ge=1)
     expressions_per_instance: int = Field(1, ge=1)
-    look_alikes_from: float = Field(1.0, ge=0, le=1)
+    hard_negatives_from: float = Field(1.0, ge=0, le=1)
     loss: ClareLossWeights = ClareLossWeights()
     denoising: bool = True
     checkpoint_activations: bool = False
-    optimisation: ClareSchedule = ClareSchedule()
+    optimization: ClareSchedule = ClareSchedule()
 
     @field_validator("shape")
     @classmethod
-    def _no_parity(cls, shape: dict[str, Any]) -> dict[str, Any]:
+    def _reject_paper_parity(cls, shape: dict[str, Any]) -> dict[str, Any]:
         """Allow one setting for both the model and the loss, so that they cannot disagree."""
         if "paper_parity" in shape:
             raise ValueError(
@@ -300,13 +304,13 @@ class ClareTrainConfig(CommonConfig):
 
     @property
     def masks(self) -> bool:
-        """Whether the mask branch is trained, and masks are read: `shape: {masks: true}`."""
+        """Whether masks are read and the mask branch is trained: `shape: {masks: true}`."""
         return bool(self.shape.get("masks", False))
 
 
-PRESETS: Mapping[str, type[CommonConfig]] = {
-    "clare-nano": TrainConfig,
+PRESETS: Mapping[str, type[TrainConfig]] = {
+    "clare-nano": NanoTrainConfig,
     "clare-base": ClareTrainConfig,
     "clare-large": ClareTrainConfig,
 }
-"""Model -> the configuration that its training takes."""
+"""The configuration class of each preset."""

@@ -1,7 +1,7 @@
-"""Where images come from; `open_source` knows every form, `Source` is what they have in common."""
+"""Sources of images: `open_source` opens one of any form, `Source` is the interface of all."""
 
 from reir_ingestion.sources.contract import (
-    IMAGE_ENDINGS,
+    IMAGE_SUFFIXES,
     OnError,
     Source,
     SourceFile,
@@ -10,7 +10,7 @@ from reir_ingestion.sources.contract import (
 from reir_ingestion.sources.opening import SourceOptions, open_source
 
 __all__ = [
-    "IMAGE_ENDINGS",
+    "IMAGE_SUFFIXES",
     "OnError",
     "Source",
     "SourceFile",

@@ -1,7 +1,7 @@
-"""What a source of images is to the rest of the job; `open_source` makes one from its text.
+"""The interface of a source of images; `open_source` makes one from the text of the user.
 
-Every source pickles, since the workers that read get a copy, and listing streams: no source holds
-the list of its images.
+Every source can be pickled, since the workers that read get a copy. Listing streams: no source
+holds the list of its images in memory.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from reir.records import Attributes
 
 # fmt: off
-IMAGE_ENDINGS = (
+IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
     ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 )
 # fmt: on
-"""Endings of the files that are listed, in any case; formats that are not decoded get a reason."""
+"""Suffixes of the files that are listed, in any case. Images in a format that cannot be decoded are
+listed too, so that the ledger says why they are not indexed."""
 
-BUCKETS = ("s3://", "gs://")
-WEB = ("http://", "https://")
+WEB_SCHEMES = ("http://", "https://")
 
 UNKNOWN_TIME_NS = -1
-"""Time of a file whose place tells nothing that a change would alter: it is read in every run."""
+"""Time of a file of which a server tells neither time nor ETag: it is read in every run."""
 
 OnError = Callable[[str, Exception], None]
-"""Told of each part that cannot be listed: its name (a folder, a file, a line) and the error."""
+"""Called with the name of a part that cannot be listed (a folder, file or line) and the error."""
 
 
 def ignore_error(part: str, error: Exception) -> None:
     """Do nothing about a part that cannot be listed."""
 
 
-class Status(NamedTuple):
-    """What tells a changed file from an old one; see `SourceFile`."""
+class FileStatus(NamedTuple):
+    """Size and time of a file, by which a change is noticed; see `SourceFile`."""
 
     size_bytes: int
     mtime_ns: int
 
 
-NOWHERE = Status(0, 0)
+ABSENT_FILE = FileStatus(0, 0)
+"""Status of a path that does not exist or is not a regular file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,13 @@ class SourceFile:
     """One listed image.
 
     Attributes:
-        uri: canonical URI, the name under which the image is kept.
-        size_bytes: with `mtime_ns` what tells a changed file from an old one; 0 when it leads
-            nowhere, and for the row of a table.
-        mtime_ns: time of the last change, of the archive or table for an image within one; 0 when
-            it leads nowhere, `UNKNOWN_TIME_NS` when the place does not tell.
-        attributes: user columns.
-        offset: where the image lies in its archive (a byte) or table (a row).
+        uri: canonical URI, under which the image is stored.
+        size_bytes: a change of size or time means that the file has changed. 0 if the file does
+            not exist, and for the row of a table.
+        mtime_ns: time of the last change; for an image in an archive or table, that of the archive
+            or table. 0 if the file does not exist, `UNKNOWN_TIME_NS` if the server does not tell.
+        attributes: columns of the user.
+        offset: position of the image in its archive (a byte) or table (a row).
     """
 
     uri: str
@@ -67,7 +68,7 @@ class SourceFile:
 
 @runtime_checkable
 class Source(Protocol):
-    """A place to list images from and to read them."""
+    """Lists images and reads them."""
 
     @property
     def text(self) -> str:
@@ -75,26 +76,31 @@ class Source(Protocol):
         ...
 
     def uris(self, on_error: OnError = ignore_error) -> Iterator[str]:
-        """Canonical URIs of the images, streamed; asks nothing about each, so counting is cheap.
+        """Yield the canonical URIs of the images.
 
-        Raises:
-            SourceError: the listing itself failed, also after retries.
-        """
-        ...
-
-    def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
-        """The images in the order of `uris`, with what tells a changed one, streamed.
+        Does not look up each image, so that counting is cheap.
 
         Args:
             on_error: called for each part that cannot be listed; it counts as empty.
 
         Raises:
-            SourceError: the listing itself failed, also after retries.
+            SourceError: the listing itself failed, even after retries.
+        """
+        ...
+
+    def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
+        """Yield the images in the order of `uris`, with size and time.
+
+        Args:
+            on_error: called for each part that cannot be listed; it counts as empty.
+
+        Raises:
+            SourceError: the listing itself failed, even after retries.
         """
         ...
 
     def read(self, file: SourceFile) -> bytes:
-        """The bytes of an image file; called from many threads and processes.
+        """Return the bytes of an image; called from many threads and processes.
 
         Raises:
             ImageError: MISSING, UNREADABLE, UNREACHABLE or TOO_LARGE.
@@ -102,8 +108,8 @@ class Source(Protocol):
         ...
 
     def has_lost(self, uri: str) -> bool:
-        """Whether `uri` names an image of this source that is no longer there.
+        """Return whether `uri` is an image of this source that no longer exists.
 
-        What merely cannot be reached or listed is not lost.
+        An image that merely cannot be reached or listed is not lost.
         """
         ...

@@ -1,4 +1,4 @@
-"""Images in a Lance table of this machine: their bytes in a column. Needs the extra `lance`."""
+"""Images in the rows of a local Lance table. Needs the extra `lance`."""
 
 from __future__ import annotations
 
@@ -9,66 +9,62 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from reir.attributes import BadRow, checked
+from reir.attributes import BadRow, validate_attributes
 from reir.errors import ConfigError, ImageError, ImageFailure, SourceError
-from reir.images import canonical_uri, path_of_uri
+from reir.images.decode import canonical_uri, path_of_uri
+from reir_ingestion.sources.containers import ContainerSource
 from reir_ingestion.sources.contract import OnError, SourceFile, ignore_error
-from reir_ingestion.sources.held import HeldSource
-from reir_ingestion.sources.parquet import (
-    ROWS_AT_ONCE,
-    TABLES_OPEN,
-    attribute_columns,
-    bytes_column,
-    cell_bytes,
-    plain,
-)
-from reir_ingestion.sources.places import Places
+from reir_ingestion.sources.parquet import MAX_OPEN_TABLES, bytes_column, cell_bytes
+from reir_ingestion.sources.parquet_rows import ROWS_AT_ONCE, attribute_columns, plain
+from reir_ingestion.sources.uri_reader import UriReader
 
 _ROW_ID = "_rowid"
 
 
 @dataclass(frozen=True)
-class LanceSource(HeldSource):
-    """The images in the rows of a table; one has changed when its table has and its bytes have.
+class LanceSource(ContainerSource):
+    """The images in the rows of a table. An image has changed if its table and its bytes have.
 
     Attributes:
-        image_column: the column with the bytes.
+        image_column: the column with the bytes of the images.
     """
 
     image_column: str = ""
 
     kind: ClassVar[str] = "lance"
 
-    def images(self, holder: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
-        """The rows, by the ids that Lance keeps when others are deleted.
+    def images(self, container: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
+        """Yield the rows, named by their row ids, which stay when other rows are deleted.
 
         Raises:
             OSError: the table is damaged.
         """
-        table = _opened(holder.uri)
+        table = _open_latest(container.uri)
         batches = table.scanner(
             columns=attribute_columns(table.schema),
             batch_size=ROWS_AT_ONCE,
             with_row_id=True,
             scan_in_order=True,
         ).to_batches()
-        for place, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        for position, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             name = str(row.pop(_ROW_ID))
             try:
-                attributes = checked(plain(row))
+                attributes = validate_attributes(plain(row))
             except BadRow as error:
-                on_error(f"{holder.uri}#{name}", error)
+                on_error(f"{container.uri}#{name}", error)
                 continue
-            yield SourceFile(self.uri_of(holder, name), 0, holder.mtime_ns, attributes, place)
+            yield SourceFile(
+                self.uri_of(container, name), 0, container.mtime_ns, attributes, position
+            )
 
     def read(self, file: SourceFile) -> bytes:
-        """The bytes in a row.
+        """Return the bytes of an image.
 
         Raises:
             ImageError: MISSING (an empty cell) or UNREADABLE.
         """
         try:
-            table = _table(self.holder_of(file), file.mtime_ns)
+            table = _table(self.container_of(file), file.mtime_ns)
             (row,) = table.take([file.offset], columns=[self.image_column]).to_pylist()
         except (OSError, ValueError) as error:
             raise ImageError(ImageFailure.UNREADABLE, f"{file.uri}: {error}") from error
@@ -76,8 +72,8 @@ class LanceSource(HeldSource):
 
 
 @dataclass(frozen=True)
-class _Table:
-    """The one table of a `LanceSource`, as a source of its own: a folder with a time."""
+class _LanceTable:
+    """The table itself as a source of one container, which is a folder."""
 
     text: str
     uri: str
@@ -87,7 +83,7 @@ class _Table:
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
         del on_error
-        *_, latest = _opened(self.uri).versions()
+        *_, latest = _open_latest(self.uri).versions()
         yield SourceFile(self.uri, 0, int(latest["timestamp"].timestamp() * 1e9))
 
     def read(self, file: SourceFile) -> bytes:
@@ -98,25 +94,25 @@ class _Table:
 
 
 def open_lance(text: str, path: Path, column: str) -> LanceSource:
-    """Return the images of the table in a folder.
+    """Open the images of the table in a folder.
 
     Raises:
-        ConfigError: Lance is not installed, or the column with the images must be named.
-        SourceError: there is no table.
+        ConfigError: Lance is not installed, or the image column has to be given.
+        SourceError: the folder is not a Lance table.
     """
-    table = _Table(text, canonical_uri(path))
-    schema = _opened(table.uri).schema
+    table = _LanceTable(text, canonical_uri(path))
+    schema = _open_latest(table.uri).schema
     found = bytes_column(schema, column)
     if found is None:
         raise ConfigError(
-            f"no column of {text!a} holds bytes; there are {', '.join(schema.names)}. For a column "
-            f"of URIs write them to a list or a Parquet table"
+            f"no column of {text!a} contains bytes; it has the columns {', '.join(schema.names)}. "
+            f"Images by URI are supported in lists and Parquet tables only"
         )
-    return LanceSource(text, table, Places(), found)
+    return LanceSource(text, table, UriReader(), found)
 
 
-def _opened(uri: str) -> Any:
-    """The newest version of a table."""
+def _open_latest(uri: str) -> Any:
+    """Open the latest version of a table."""
     try:
         import lance
     except ImportError as error:
@@ -126,10 +122,10 @@ def _opened(uri: str) -> Any:
     try:
         return lance.dataset(os.fspath(path_of_uri(uri)))
     except (ValueError, OSError) as error:
-        raise SourceError(f"{uri} is no Lance table: {str(error).splitlines()[0]}") from error
+        raise SourceError(f"{uri} is not a Lance table: {str(error).splitlines()[0]}") from error
 
 
-@lru_cache(maxsize=TABLES_OPEN)
+@lru_cache(maxsize=MAX_OPEN_TABLES)
 def _table(uri: str, mtime_ns: int) -> Any:  # noqa: ARG001
-    """Open a table, once while it does not change."""
-    return _opened(uri)
+    """Return the open table, which is opened again only after it has changed."""
+    return _open_latest(uri)

@@ -1,6 +1,6 @@
-"""Images that a list names: paths and URIs with columns of the user, in JSONL, CSV or plain text.
+"""Images that a list names: paths and URIs, with columns of the user, in JSONL, CSV or plain text.
 
-A list is read line by line, as often as it is listed. Size and time of what it names are asked for
+A list is read line by line, each time it is listed. Size and time of the images are looked up for
 some rows at a time.
 """
 
@@ -12,39 +12,39 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from reir.attributes import BadRow, checked
+from reir.attributes import BadRow, validate_attributes
 from reir.errors import SourceError
 from reir.records import Attributes
-from reir_ingestion.sources.attributes import IMAGE_COLUMNS, image_column
+from reir_ingestion.sources.columns import IMAGE_COLUMNS, image_column
 from reir_ingestion.sources.contract import OnError, SourceFile, ignore_error
-from reir_ingestion.sources.listed import UriSet
-from reir_ingestion.sources.places import Places
-from reir_ingestion.sources.records import Record, read_records
+from reir_ingestion.sources.list_rows import Record, read_records
+from reir_ingestion.sources.uri_reader import UriReader
+from reir_ingestion.sources.uri_set import UriSet
 
 ROWS_AT_ONCE = 256
 
-Row = tuple[str, Attributes]
+ListRow = tuple[str, Attributes]
 """Canonical URI of an image, and its attributes."""
 
 
 @dataclass(frozen=True)
 class ListSource:
-    """The images that some lists name.
+    """The images that a number of lists name.
 
     Attributes:
         text: as the user wrote it.
         lists: URIs of the lists.
-        places: reads the lists, and what they name.
-        image_column: column with the images; empty for the first of `IMAGE_COLUMNS` that is there.
+        reader: reads the lists and the images.
+        image_column: column with the images; if empty, the first of `IMAGE_COLUMNS` that exists.
     """
 
     text: str
     lists: tuple[str, ...]
-    places: Places
+    reader: UriReader
     image_column: str = ""
 
     def uris(self, on_error: OnError = ignore_error) -> Iterator[str]:
-        """Canonical URIs of the images, in the order of the lists.
+        """Yield the canonical URIs of the images, in the order of the lists.
 
         Raises:
             SourceError: a list cannot be read.
@@ -52,39 +52,39 @@ class ListSource:
         return (uri for uri, _ in self._rows(on_error))
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
-        """The images in the order of the lists; lines that name no image go to `on_error`.
+        """Yield the images in the order of the lists; lines without an image go to `on_error`.
 
         Raises:
             SourceError: a list cannot be read.
         """
-        return with_statuses(self._rows(on_error), self.places)
+        return with_statuses(self._rows(on_error), self.reader)
 
     def read(self, file: SourceFile) -> bytes:
-        """The bytes of an image.
+        """Return the bytes of an image.
 
         Raises:
             ImageError: MISSING, UNREADABLE, UNREACHABLE or TOO_LARGE.
         """
-        return self.places.read(file.uri)
+        return self.reader.read(file.uri)
 
     def has_lost(self, uri: str) -> bool:
-        """Whether the lists no longer name `uri`, which lies where they name images.
+        """Return whether `uri` is in a folder that the lists cover, but no longer named by them.
 
-        That is the folder that all their images share. Where a line cannot be used, nothing is
-        lost: it may have named the image.
+        Such a folder is the one that all their images share. Where a line cannot be used, nothing
+        counts as lost: that line may have named the image.
         """
-        return self._extent.has_lost(uri)
+        return self._coverage.has_lost(uri)
 
     @cached_property
-    def _extent(self) -> Extent:
-        return Extent.of(self, self.lists)
+    def _coverage(self) -> ListCoverage:
+        return ListCoverage.of(self, self.lists)
 
-    def _rows(self, on_error: OnError) -> Iterator[Row]:
-        self.__dict__.pop("_extent", None)  # of an earlier run
+    def _rows(self, on_error: OnError) -> Iterator[ListRow]:
+        self.__dict__.pop("_coverage", None)  # the coverage of an earlier run
         for name in self.lists:
             number, form = 0, name.partition("?")[0]
             try:
-                with self.places.stream(name) as stream:
+                with self.reader.stream(name) as stream:
                     for number, record in read_records(stream, form, self.image_column):
                         try:
                             yield self._row(record, name)
@@ -93,73 +93,74 @@ class ListSource:
             except (OSError, EOFError, zlib.error) as error:
                 raise SourceError(f"{name} cannot be read after line {number}: {error}") from error
 
-    def _row(self, record: Record, name: str) -> Row:
+    def _row(self, record: Record, name: str) -> ListRow:
         if isinstance(record, BadRow):
             raise record
         if isinstance(record, str):
-            return self.places.uri_of(record, name), {}
-        return row_of(dict(record), self.image_column, self.places, name)
+            return self.reader.uri_of(record, name), {}
+        return row_of(dict(record), self.image_column, self.reader, name)
 
 
-def row_of(columns: dict[str, object], column: str, places: Places, base: str) -> Row:
-    """Return the row that columns make: one names the image, the others are attributes.
+def row_of(columns: dict[str, object], column: str, reader: UriReader, base: str) -> ListRow:
+    """Return the row of some columns: one names the image, the others are attributes.
 
     Raises:
         BadRow: no column names an image, or a value cannot be an attribute.
-        SourceError: it names no place.
+        SourceError: the name is not a path or URI that the list may name.
     """
     found = image_column(columns, column)
     if found is None:
-        wanted = f"column {column!a}" if column else f"column of {', '.join(IMAGE_COLUMNS)}"
-        raise BadRow(f"no {wanted} names an image; --image-column names another")
-    place = columns.pop(found)
-    if not isinstance(place, str):
-        raise BadRow(f"column {found!a} must name an image, got {type(place).__name__}")
-    return places.uri_of(place, base), checked(columns)
+        wanted = f"column {column!a}" if column else f"column named {', '.join(IMAGE_COLUMNS)}"
+        raise BadRow(f"no {wanted} names an image; choose a column with --image-column")
+    name_in_list = columns.pop(found)
+    if not isinstance(name_in_list, str):
+        raise BadRow(f"column {found!a} must name an image, got {type(name_in_list).__name__}")
+    return reader.uri_of(name_in_list, base), validate_attributes(columns)
 
 
-def with_statuses(rows: Iterator[Row], places: Places) -> Iterator[SourceFile]:
-    """Yield the images of the rows with size and time, asked for some rows at a time."""
+def with_statuses(rows: Iterator[ListRow], reader: UriReader) -> Iterator[SourceFile]:
+    """Yield the images of the rows with size and time, looked up for some rows at a time."""
     while chunk := list(islice(rows, ROWS_AT_ONCE)):
-        statuses = places.statuses([uri for uri, _ in chunk])
+        statuses = reader.statuses([uri for uri, _ in chunk])
         for (uri, attributes), status in zip(chunk, statuses, strict=True):
             yield SourceFile(uri, *status, attributes)
 
 
 @dataclass(frozen=True)
-class Extent:
-    """What lists name, and where: enough to tell which image they no longer name.
+class ListCoverage:
+    """The images that lists name and the folders they cover, to tell which images are lost.
 
     Attributes:
-        uris: what they name.
-        folders: one for each host or bucket, below which all of that lies, with a slash at its end.
+        uris: URIs of the images.
+        folders: for each host or bucket the folder that contains all of its images, with a slash
+            at the end.
     """
 
     uris: UriSet
     folders: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: ListSource, lists: tuple[str, ...]) -> Extent:
+    def of(cls, source: ListSource, lists: tuple[str, ...]) -> ListCoverage:
         """Read the lists to their end."""
         folders: dict[str, str] = {}
         problems: set[str] = set()
 
-        def noted() -> Iterator[str]:
+        def collect() -> Iterator[str]:
             for uri in source.uris(lambda *_: problems.add("a line")):
                 host = _host(uri)
-                folder = folders.setdefault(host, _above(uri))
+                folder = folders.setdefault(host, _parent(uri))
                 while not uri.startswith(folder):
-                    folder = folders[host] = _above(folder[:-1])
+                    folder = folders[host] = _parent(folder[:-1])
                 yield uri
 
-        uris = UriSet(noted())
+        uris = UriSet(collect())
         if problems:
             return cls(uris, ())
-        beside = [_above(name) for name in lists]
-        return cls(uris, tuple(_widened(folder, beside) for folder in folders.values()))
+        list_folders = [_parent(name) for name in lists]
+        return cls(uris, tuple(_widened(folder, list_folders) for folder in folders.values()))
 
     def has_lost(self, uri: str) -> bool:
-        """Whether `uri` lies in one of the folders and is not named."""
+        """Return whether `uri` is in one of the folders and not named."""
         return uri.startswith(self.folders) and uri not in self.uris
 
 
@@ -167,10 +168,10 @@ def _host(uri: str) -> str:
     return uri[: uri.index("/", uri.index("://") + 3)]
 
 
-def _above(uri: str) -> str:
+def _parent(uri: str) -> str:
     return uri[: uri.rindex("/") + 1]
 
 
-def _widened(folder: str, beside: list[str]) -> str:
-    """The folder of a list, when it holds all that is named; else what all that is named shares."""
-    return next((each for each in beside if folder.startswith(each)), folder)
+def _widened(folder: str, list_folders: list[str]) -> str:
+    """Return the folder of a list if it contains all images; otherwise the folder they share."""
+    return next((each for each in list_folders if folder.startswith(each)), folder)

@@ -1,7 +1,7 @@
-"""The image files of a local folder, of a glob, or one file.
+"""The image files of a local folder or pattern, or a single file.
 
-Listing goes one folder at a time and opens no image. Works on the bytes of names, so any name that
-a file can have survives.
+Listing goes folder by folder and opens no image. Paths are handled as bytes, since a file name need
+not be valid UTF-8.
 """
 
 from __future__ import annotations
@@ -13,55 +13,55 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reir.errors import SourceError
-from reir.images import canonical_uri, path_of_uri, read_bytes
+from reir.images.decode import canonical_uri, path_of_uri, read_bytes
 from reir_ingestion.sources.contract import (
-    IMAGE_ENDINGS,
-    NOWHERE,
+    ABSENT_FILE,
+    IMAGE_SUFFIXES,
+    FileStatus,
     OnError,
     SourceFile,
-    Status,
     ignore_error,
 )
-from reir_ingestion.sources.patterns import Parts, is_listed, matches, may_lie_below
+from reir_ingestion.sources.patterns import Segments, is_listed, matches, may_match_below
 
 HIDDEN, NO_SUFFIX, LINKS_OUT = "hidden", "no suffix", "links out of the folder"
-"""Keys of `LocalSource.passed_over` for entries that are not counted by suffix."""
+"""Keys of `LocalSource.skipped` for entries that are not counted by suffix."""
 
 
 @dataclass(frozen=True)
 class LocalSource:
-    """Image files of this machine.
+    """Image files on this machine.
 
     Attributes:
         text: the source as the user wrote it.
         root: absolute path of the folder, or of the single file.
         pattern: segments that a path below `root` must match, `**` for any number of folders;
-            empty when `root` is a file.
-        endings: suffixes of the files to list, in lower case.
+            empty if `root` is a file.
+        suffixes: suffixes of the files to list, in lower case.
         follow_links: also follow symlinks whose targets are outside `root`.
     """
 
     text: str
     root: bytes
-    pattern: Parts
-    endings: tuple[str, ...] = IMAGE_ENDINGS
+    pattern: Segments
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     follow_links: bool = False
 
     @property
-    def passed_over(self) -> Mapping[str, int]:
-        """What the last complete listing skipped: suffix in lower case -> number of files.
+    def skipped(self) -> Mapping[str, int]:
+        """Files that the last complete listing skipped: suffix in lower case -> number of files.
 
         A hidden folder counts as one file, and so does a symlink that leaves the root.
         """
-        found: Mapping[str, int] = self.__dict__.get("_passed_over", {})
+        found: Mapping[str, int] = self.__dict__.get("_skipped", {})
         return found
 
     def paths(self, on_error: OnError = ignore_error) -> Iterator[bytes]:
-        """Absolute paths of the images, sorted within each folder, the folders depth first.
+        """Yield the absolute paths of the images, sorted within each folder, folders depth first.
 
         Hidden names are skipped, and, unless `follow_links`, so are symlinks that leave the root.
-        Symlinks to folders are followed after everything else. No folder is listed twice, so
-        symlinks may form loops.
+        Symlinks to folders are followed last, so that an image has its real path if possible. No
+        folder is listed twice, so symlinks may form loops.
 
         Args:
             on_error: called for each folder that cannot be listed; it counts as empty.
@@ -70,49 +70,49 @@ class LocalSource:
             yield self.root
             return
         seen: set[tuple[int, int]] = set()
-        passed_over: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         inside = None if self.follow_links else os.path.realpath(self.root)
-        waiting: deque[Parts] = deque([()])  # at its end the links
+        waiting: deque[Segments] = deque([()])  # folders first, links at the end
         while waiting:
             parts = waiting.popleft()
             path = os.path.join(self.root, *parts)
             try:
                 first = _first_visit(path, seen)
-                entries = _scan(path, self.endings, inside) if first else _Entries()
+                entries = _scan(path, self.suffixes, inside) if first else _FolderEntries()
             except OSError as error:
                 on_error(os.fsdecode(path), error)
                 continue
             for name in entries.files:
                 if matches((*parts, name), self.pattern):
                     yield os.path.join(path, name)
-            waiting.extendleft(self._worth_a_visit(parts, reversed(entries.folders)))
-            waiting.extend(self._worth_a_visit(parts, entries.links))
-            passed_over.update(
+            waiting.extendleft(self._matching_below(parts, reversed(entries.folders)))
+            waiting.extend(self._matching_below(parts, entries.links))
+            skipped.update(
                 _kind(name) for name in entries.skipped if matches((*parts, name), self.pattern)
             )
             if entries.links_out:
-                passed_over[LINKS_OUT] += entries.links_out
-        self.__dict__["_passed_over"] = passed_over
+                skipped[LINKS_OUT] += entries.links_out
+        self.__dict__["_skipped"] = skipped
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
-        """The images in the order of `paths`, with what tells a changed file from an old one."""
+        """Yield the images in the order of `paths`, with size and time."""
         for path in self.paths(on_error):
             yield SourceFile(_uri(path), *status_of_file(path))
 
     def uris(self, on_error: OnError = ignore_error) -> Iterator[str]:
-        """Canonical URIs of the images, in the order of `paths`."""
+        """Yield the canonical URIs of the images, in the order of `paths`."""
         return map(_uri, self.paths(on_error))
 
     def read(self, file: SourceFile) -> bytes:
-        """The bytes of a listed file.
+        """Return the bytes of an image.
 
         Raises:
-            ImageError: see `reir.images.read_bytes`.
+            ImageError: see `reir.images.decode.read_bytes`.
         """
         return read_bytes(path_of_uri(file.uri))
 
     def has_lost(self, uri: str) -> bool:
-        """Whether `uri` names an image of this source whose file is no longer there.
+        """Return whether `uri` is an image of this source whose file no longer exists.
 
         A file that merely cannot be reached (no permission, a failing disk) is not lost.
         """
@@ -129,9 +129,9 @@ class LocalSource:
         parts = tuple(path.removeprefix(prefix).split(b"/"))
         return path.startswith(prefix) and matches(parts, self.pattern)
 
-    def _worth_a_visit(self, parent: Parts, names: Iterable[bytes]) -> list[Parts]:
+    def _matching_below(self, parent: Segments, names: Iterable[bytes]) -> list[Segments]:
         below = [(*parent, name) for name in names]
-        return [each for each in below if may_lie_below(each, self.pattern)]
+        return [each for each in below if may_match_below(each, self.pattern)]
 
 
 def _uri(path: bytes) -> str:
@@ -139,8 +139,8 @@ def _uri(path: bytes) -> str:
 
 
 @dataclass
-class _Entries:
-    """The content of a folder: sorted names, and the unsorted names of skipped entries."""
+class _FolderEntries:
+    """The entries of a folder: sorted names, and the unsorted names of skipped entries."""
 
     files: list[bytes] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
@@ -149,9 +149,9 @@ class _Entries:
     links_out: int = 0
 
 
-def _scan(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> _Entries:
+def _scan(folder: bytes, suffixes: tuple[str, ...], inside: bytes | None) -> _FolderEntries:
     """List a folder; symlinks with targets outside `inside` are only counted."""
-    found = _Entries()
+    found = _FolderEntries()
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
@@ -160,7 +160,7 @@ def _scan(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> _Ent
                 found.links_out += 1
             elif _is_folder(entry):
                 (found.links if entry.is_symlink() else found.folders).append(entry.name)
-            elif is_listed(entry.name, endings):
+            elif is_listed(entry.name, suffixes):
                 found.files.append(entry.name)
             else:
                 found.skipped.append(entry.name)
@@ -170,7 +170,7 @@ def _scan(folder: bytes, endings: tuple[str, ...], inside: bytes | None) -> _Ent
 
 
 def _lies_in(folder: bytes, path: bytes) -> bool:
-    """Whether a path, once resolved, lies in `folder`, which must be resolved already."""
+    """Return whether the real path of `path` is in `folder`, which must be a real path."""
     real = os.path.realpath(path)
     return real == folder or real.startswith(folder.rstrip(b"/") + b"/")
 
@@ -185,7 +185,7 @@ def _kind(name: bytes) -> str:
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a symlink to itself
         return False
 
 
@@ -198,15 +198,15 @@ def _first_visit(folder: bytes, seen: set[tuple[int, int]]) -> bool:
     return True
 
 
-def status_of_file(path: bytes) -> Status:
-    """Size and time of what a path leads to, zeros when that is no regular file."""
+def status_of_file(path: bytes) -> FileStatus:
+    """Return size and time of the file at a path; zeros if it is not a regular file."""
     try:
         status = os.stat(path)
     except OSError:
-        return NOWHERE
+        return ABSENT_FILE
     if not stat.S_ISREG(status.st_mode):
-        return NOWHERE
-    return Status(status.st_size, status.st_mtime_ns)
+        return ABSENT_FILE
+    return FileStatus(status.st_size, status.st_mtime_ns)
 
 
 def _exists(path: bytes) -> bool:

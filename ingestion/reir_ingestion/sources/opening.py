@@ -1,4 +1,4 @@
-"""From the text of a source to the source: what each form of SOURCE is taken for."""
+"""Opens the source that a text names: a folder, pattern, list, archive or table."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reir.errors import SourceError
-from reir_ingestion.report import counted
-from reir_ingestion.sources.contract import BUCKETS, IMAGE_ENDINGS, WEB, Source
+from reir.images.photo_files import BUCKET_SCHEMES
+from reir.index_report import format_counts
+from reir_ingestion.sources.contract import IMAGE_SUFFIXES, WEB_SCHEMES, Source
 from reir_ingestion.sources.local import LocalSource
-from reir_ingestion.sources.patterns import ANY_DEPTH, has_magic, split_pattern
+from reir_ingestion.sources.patterns import ANY_DEPTH, has_wildcard, split_pattern
 
 if TYPE_CHECKING:
-    from reir_ingestion.sources.places import Places
+    from reir_ingestion.sources.uri_reader import UriReader
 
 _PLAIN_LISTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-LIST_ENDINGS = (*_PLAIN_LISTS, *(f"{ending}.gz" for ending in _PLAIN_LISTS))
-ARCHIVE_ENDING = ".tar"
-TABLE_ENDING = ".parquet"
-LANCE_ENDING = ".lance"
+LIST_SUFFIXES = (*_PLAIN_LISTS, *(f"{ending}.gz" for ending in _PLAIN_LISTS))
+ARCHIVE_SUFFIX = ".tar"
+TABLE_SUFFIX = ".parquet"
+LANCE_SUFFIX = ".lance"
 
-_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What a source may access, and where its images are.
+    """What a source may access, and where to find its images.
 
     Attributes:
-        allow_http: fetch images, and lists of them, from http:// and https:// addresses.
-        allow_private: also from addresses of private networks and of this machine.
-        image_column: column of a table or list that has the images; detected when empty.
+        allow_http: whether images, and lists of them, may be downloaded from the web.
+        allow_private: whether private networks and this machine may be contacted for that.
+        image_column: column of a table or list with the images; detected if empty.
         follow_links: also follow symlinks whose targets are outside the folder or pattern.
     """
 
@@ -46,38 +47,40 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
     """Return the source that `source` names.
 
     Args:
-        source: a folder, one file, or a pattern such as `photos/**/*.jpg`, in which `**` stands for
-            any number of folders; on this machine or below `s3://bucket/` or `gs://bucket/`. Files
-            that end like a list (.jsonl, .csv, .tsv, .txt), an archive (.tar) or a table (.parquet,
-            .lance) give the images that they name or hold. What exists under the literal name is
-            never taken for a pattern.
+        source: a folder, one file, or a pattern such as `photos/**/*.jpg`, in which `**` matches
+            any number of folders; on this machine, or under `s3://bucket/` or `gs://bucket/`. The
+            suffix tells a list (.jsonl, .csv, .tsv, .txt), an archive (.tar) or a table (.parquet,
+            .lance) that names or contains the images. If a file with wildcards in its name exists,
+            the text is not a pattern.
         options: see `SourceOptions`.
 
     Raises:
-        SourceError: it does not exist, holds no image, or is not allowed; the message says what
-            was looked for.
-        ConfigError: `image_column` names no column.
+        SourceError: the source does not exist, contains no images, or is not allowed.
+        ConfigError: `image_column` is not a column.
     """
     text, options = os.fspath(source), options or SourceOptions()
-    found, looked_for = _open(text, options)
+    opened, looked_for = _open(text, options)
     problems: list[str] = []
 
     def note(part: str, error: Exception) -> None:
         if not problems:
             problems.append(f"; {part}: {error}")
 
-    if next(found.uris(note), None) is None:
+    # An empty source is probably a mistake, such as a disk that is not mounted, and not an order to
+    # remove all photos.
+    if next(opened.uris(note), None) is None:
         details = "".join(problems)
-        if isinstance(found, LocalSource) and found.passed_over:
-            details = f"; skipped: {counted(found.passed_over)}{details}"
+        if isinstance(opened, LocalSource) and opened.skipped:
+            details = f"; skipped: {format_counts(opened.skipped)}{details}"
         raise SourceError(
-            f"source {_shown(text)!a} holds no image; looked for {looked_for}{details}"
+            f"source {_without_secrets(text)!a} contains no images; "
+            f"looked for {looked_for}{details}"
         )
-    return found
+    return opened
 
 
-def _shown(text: str) -> str:
-    if not text.startswith(BUCKETS):
+def _without_secrets(text: str) -> str:
+    if not text.startswith(BUCKET_SCHEMES):
         return text
     from reir.object_storage import without_secrets
 
@@ -85,38 +88,40 @@ def _shown(text: str) -> str:
 
 
 def _open(text: str, options: SourceOptions) -> tuple[Source, str]:
-    """The source, and what it looks for, in words."""
+    """Return the source, and what it looks for, in words."""
     path = Path(text).expanduser()
-    if path.suffix == LANCE_ENDING and path.is_dir():
+    if path.suffix == LANCE_SUFFIX and path.is_dir():
         from reir_ingestion.sources.lance import open_lance
 
         return open_lance(text, path, options.image_column), "rows"
     name = _name(text)
-    if name.startswith(WEB):
+    if name.startswith(WEB_SCHEMES):
         return _lists(text, options)
-    if name.endswith(_PACKED):
+    if name.endswith(_COMPRESSED_TARS):
         raise SourceError(
-            f"source {text!a} is compressed, so its members cannot be read one by one; unpack it "
-            f"to a .tar"
+            f"source {text!a} is compressed, so its members cannot be read one by one; decompress "
+            f"it to a .tar"
         )
-    if name.endswith(LIST_ENDINGS):
+    if name.endswith(LIST_SUFFIXES):
         return _lists(text, options)
-    if name.endswith(ARCHIVE_ENDING):
+    if name.endswith(ARCHIVE_SUFFIX):
         from reir_ingestion.sources.tars import TarSource
 
-        archives = _files(text, (ARCHIVE_ENDING,), options)
-        return TarSource(text, archives, _places(text, options)), "members that end like images"
-    if name.endswith(TABLE_ENDING):
+        archives = _files(text, (ARCHIVE_SUFFIX,), options)
+        return TarSource(
+            text, archives, _uri_reader(text, options)
+        ), "members with the suffix of an image"
+    if name.endswith(TABLE_SUFFIX):
         from reir_ingestion.sources.parquet import open_parquet
 
-        tables = _files(text, (TABLE_ENDING,), options)
-        return open_parquet(text, tables, _places(text, options), options.image_column), "rows"
-    looked_for = f"files ending in {' '.join(IMAGE_ENDINGS)} that are not hidden"
-    return _files(text, IMAGE_ENDINGS, options), looked_for
+        tables = _files(text, (TABLE_SUFFIX,), options)
+        return open_parquet(text, tables, _uri_reader(text, options), options.image_column), "rows"
+    looked_for = f"files ending in {' '.join(IMAGE_SUFFIXES)} that are not hidden"
+    return _files(text, IMAGE_SUFFIXES, options), looked_for
 
 
 def _name(text: str) -> str:
-    """What the form of a source is told by: empty for a folder, whatever its name."""
+    """Return the name that tells the form of a source; empty for a folder, whatever its name."""
     if "://" in text:
         return text.partition("?")[0].lower()
     return "" if os.path.isdir(os.path.expanduser(text)) else text.lower()
@@ -125,50 +130,50 @@ def _name(text: str) -> str:
 def _lists(text: str, options: SourceOptions) -> tuple[Source, str]:
     from reir_ingestion.sources.lists import ListSource
 
-    places = _places(text, options)
-    on_web = text.lower().startswith(WEB)
-    lists = [places.uri_of(text, text)] if on_web else _files(text, LIST_ENDINGS, options).uris()
-    looked_for = "a path or an address in each line"
-    return ListSource(text, tuple(lists), places, options.image_column), looked_for
+    reader = _uri_reader(text, options)
+    on_web = text.lower().startswith(WEB_SCHEMES)
+    lists = [reader.uri_of(text, text)] if on_web else _files(text, LIST_SUFFIXES, options).uris()
+    looked_for = "a path or URI in each line"
+    return ListSource(text, tuple(lists), reader, options.image_column), looked_for
 
 
-def _places(text: str, options: SourceOptions) -> Places:
-    """What a list, an archive or a table of this name may read."""
-    from reir_ingestion.sources.http import Web
-    from reir_ingestion.sources.places import Places
+def _uri_reader(text: str, options: SourceOptions) -> UriReader:
+    """Return the reader of a list, an archive or a table, and of the images it names."""
+    from reir_ingestion.sources.uri_reader import UriReader
+    from reir_ingestion.sources.web_reader import WebReader
 
-    web = Web(options.allow_private) if options.allow_http else None
-    if not text.startswith(BUCKETS):
-        return Places(web)
-    from reir_ingestion.sources.objects import split_uri
+    web = WebReader(options.allow_private) if options.allow_http else None
+    if not text.startswith(BUCKET_SCHEMES):
+        return UriReader(web)
+    from reir_ingestion.sources.bucket_reader import split_uri
 
     name = split_uri(text)
-    return Places(web, name.login, name.options)
+    return UriReader(web, name.login, name.options)
 
 
-def _files(text: str, endings: tuple[str, ...], options: SourceOptions) -> Source:
-    """The files of a folder, a glob or a single name: images, or what holds or names them."""
-    if text.startswith(BUCKETS):
+def _files(text: str, suffixes: tuple[str, ...], options: SourceOptions) -> Source:
+    """Return the files of a folder or pattern, or a single file, with one of the suffixes."""
+    if text.startswith(BUCKET_SCHEMES):
         from reir_ingestion.sources.buckets import open_bucket
 
-        return open_bucket(text, endings)
-    return _local_files(text, endings, follow_links=options.follow_links)
+        return open_bucket(text, suffixes)
+    return _local_files(text, suffixes, follow_links=options.follow_links)
 
 
-def _local_files(text: str, endings: tuple[str, ...], *, follow_links: bool) -> LocalSource:
+def _local_files(text: str, suffixes: tuple[str, ...], *, follow_links: bool) -> LocalSource:
     path = os.path.abspath(os.path.expanduser(text))
     if os.path.isdir(path):
-        return LocalSource(text, os.fsencode(path), (ANY_DEPTH,), endings, follow_links)
+        return LocalSource(text, os.fsencode(path), (ANY_DEPTH,), suffixes, follow_links)
     if os.path.lexists(path):
-        return LocalSource(text, os.fsencode(path), (), endings)
-    if has_magic(os.fsencode(path)):
+        return LocalSource(text, os.fsencode(path), (), suffixes)
+    if has_wildcard(os.fsencode(path)):
         root, pattern = split_pattern(os.fsencode(path))
         if os.path.isdir(root or b"/"):
-            return LocalSource(text, root or b"/", pattern, endings, follow_links)
+            return LocalSource(text, root or b"/", pattern, suffixes, follow_links)
         raise SourceError(
             f"source {text!a} does not exist: there is no folder {os.fsdecode(root)!a}"
         )
     raise SourceError(
         f"source {text!a} does not exist; give a folder, an image file, a pattern such as "
-        f"'photos/**/*.jpg', or another form of SOURCE that `reir index --help` names"
+        f"'photos/**/*.jpg', or another form of SOURCE that `reir index --help` lists"
     )

@@ -1,8 +1,8 @@
-"""Images in tar archives, as WebDataset lays them out.
+"""Images in tar archives, in the layout of WebDataset.
 
-The members of one name up to the first dot are one sample: its images, and in `.json` and `.txt`
-the columns of the user. Members are read from where the listing found them, so archives must not
-be compressed.
+Members with the same name up to the first dot form one sample: its images, and the user's columns
+in `.json` and `.txt` files. Images are read from the position at which the listing found them, so
+archives must not be compressed.
 """
 
 from __future__ import annotations
@@ -14,48 +14,48 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, NamedTuple
 
-from reir.attributes import BadRow, checked
+from reir.attributes import BadRow, validate_attributes
 from reir.records import Attributes
-from reir_ingestion.sources.attributes import flat
-from reir_ingestion.sources.contract import IMAGE_ENDINGS, OnError, SourceFile
-from reir_ingestion.sources.held import HeldSource
-from reir_ingestion.sources.places import MAX_NAME_CHARS
+from reir_ingestion.sources.columns import flat
+from reir_ingestion.sources.containers import ContainerSource
+from reir_ingestion.sources.contract import IMAGE_SUFFIXES, OnError, SourceFile
+from reir_ingestion.sources.uri_reader import MAX_NAME_CHARS
 
 MAX_SIDECAR_BYTES = 1024**2
 
-_PACKED = {
+_COMPRESSION = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-"""First bytes of compressed archives, whatever their file name."""
+"""First bytes of compressed archives; file names are not reliable."""
 
 _SIDECARS = (".json", ".txt")
 
 
 @dataclass(frozen=True)
-class TarSource(HeldSource):
-    """The images in archives; one has changed when its archive has and its bytes have."""
+class TarSource(ContainerSource):
+    """The images in archives. An image has changed if its archive and its own bytes have."""
 
     kind = "tar"
 
-    def images(self, holder: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
-        """The images of an archive, a sample at a time.
+    def images(self, container: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
+        """Yield the images of an archive, sample by sample.
 
         Raises:
-            OSError: it is damaged, or compressed.
+            OSError: the archive is damaged or compressed.
         """
         seen: set[str] = set()
-        with self.places.stream(holder.uri) as stream:
+        with self.reader.stream(container.uri) as stream:
             for key, members in groupby(_members(stream), lambda member: member.key):
                 try:
                     images, attributes = _sample(members)
                 except BadRow as error:
-                    on_error(f"{holder.uri}#{key}", error)
+                    on_error(f"{container.uri}#{key}", error)
                     continue
                 for image in images:
-                    uri = self.uri_of(holder, image.name)
+                    uri = self.uri_of(container, image.name)
                     if image.name in seen:
                         on_error(
                             uri,
@@ -66,20 +66,20 @@ class TarSource(HeldSource):
                         continue
                     seen.add(image.name)
                     yield SourceFile(
-                        uri, image.size_bytes, self.time_of(holder), attributes, image.offset
+                        uri, image.size_bytes, self.time_of(container), attributes, image.offset
                     )
 
     def read(self, file: SourceFile) -> bytes:
-        """The bytes of a member.
+        """Return the bytes of an image.
 
         Raises:
             ImageError: MISSING, UNREADABLE, UNREACHABLE or TOO_LARGE.
         """
-        return self.places.read_span(self.holder_of(file), file.offset, file.size_bytes)
+        return self.reader.read_span(self.container_of(file), file.offset, file.size_bytes)
 
 
 class _Member(NamedTuple):
-    """One file of an archive: an image with its place, or a sidecar with its bytes."""
+    """One file of an archive: an image with its position, or a sidecar with its bytes."""
 
     name: str
     offset: int
@@ -88,40 +88,42 @@ class _Member(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the members of a sample have in common: the name up to its first dot."""
+        """The part of the name that all members of a sample share, up to the first dot."""
         folder, slash, base = self.name.rpartition("/")
         return folder + slash + base.partition(".")[0]
 
 
 def _members(stream: IO[bytes]) -> Iterator[_Member]:
-    """The images and sidecars of an archive, in its order.
+    """Yield the images and sidecars of an archive, in their order.
 
     Raises:
-        OSError: it is damaged, or compressed.
+        OSError: the archive is damaged or compressed.
     """
     try:
-        yield from _found(stream)
+        yield from _read_members(stream)
     except (tarfile.TarError, EOFError) as error:
         raise OSError(str(error)) from error
 
 
-def _found(stream: IO[bytes]) -> Iterator[_Member]:
-    start = stream.read(max(map(len, _PACKED)))
-    if packing := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
+def _read_members(stream: IO[bytes]) -> Iterator[_Member]:
+    start = stream.read(max(map(len, _COMPRESSION)))
+    if compression := _compression(start):
         raise tarfile.ReadError(
-            f"it is compressed ({packing}), so its members cannot be read one by one; unpack it "
-            f"to a plain .tar"
+            f"it is compressed ({compression}), so its members cannot be read one by one; "
+            f"decompress it to a plain .tar"
         )
     stream.seek(0)
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (found := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
+            archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
             name = found.name.rpartition("/")[2].lower()
             if not found.isreg() or name.startswith("."):
                 continue
             if len(found.name) > MAX_NAME_CHARS:
-                raise tarfile.ReadError(f"a name of {len(found.name)} characters at {found.offset}")
-            if name.endswith(IMAGE_ENDINGS):
+                raise tarfile.ReadError(
+                    f"a name of {len(found.name)} characters at byte {found.offset}"
+                )
+            if name.endswith(IMAGE_SUFFIXES):
                 yield _Member(found.name, found.offset_data, found.size, None)
             elif name.endswith(_SIDECARS):
                 content = archive.extractfile(found)
@@ -131,15 +133,19 @@ def _found(stream: IO[bytes]) -> Iterator[_Member]:
         _check_end(stream, archive.offset)
 
 
+def _compression(start: bytes) -> str | None:
+    return next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
+
+
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    """Tell the end of an archive from a damaged header, for which `tarfile` takes it too."""
+    """Raise an error if the archive does not end here: `tarfile` takes damage for the end."""
     stream.seek(offset)
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"damaged at byte {offset}; what follows was not read")
 
 
 def _sample(members: Iterable[_Member]) -> tuple[list[_Member], Attributes]:
-    """The images of a sample, and the attributes that its sidecars give.
+    """Return the images of a sample, and the attributes from its sidecars.
 
     Raises:
         BadRow: a sidecar cannot be used.
@@ -150,19 +156,21 @@ def _sample(members: Iterable[_Member]) -> tuple[list[_Member], Attributes]:
         if member.sidecar is None:
             images.append(member)
         elif len(member.sidecar) > MAX_SIDECAR_BYTES:
-            raise BadRow(f"{member.name!a} has {member.size_bytes} bytes")
+            raise BadRow(
+                f"{member.name!a} has {member.size_bytes} bytes; the limit is {MAX_SIDECAR_BYTES}"
+            )
         elif member.name.lower().endswith(".json"):
             columns |= flat(_object(member.name, member.sidecar))
         else:
             columns["txt"] = member.sidecar.decode("utf-8", "surrogateescape").strip()
-    return images, checked(columns)
+    return images, validate_attributes(columns)
 
 
 def _object(name: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"{name!a} is no JSON: {error}") from None
+        raise BadRow(f"{name!a} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise BadRow(f"{name!a} holds no object but {type(value).__name__}")
+        raise BadRow(f"{name!a} must contain a JSON object, got {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""Readers of published annotation formats, each into a `ReferringDataset`."""
+"""Readers of published annotation formats, which return a `ReferringDataset`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from reir.datasets.coco import (
     read_coco_images,
     read_coco_instances,
 )
-from reir.datasets.formats import Format, SplitBy, read_annotations, read_as
-from reir.datasets.photos import (
-    CaptionPair,
-    read_caption_pairs,
-    read_human_expressions,
-    read_photos,
-)
-from reir.datasets.records import (
+from reir.datasets.dataset import (
     BoxPx,
     Expression,
     ReferringDataset,
     ReferringImage,
     ReferringInstance,
 )
+from reir.datasets.photos import (
+    CaptionPair,
+    read_caption_pairs,
+    read_human_expressions,
+    read_photos,
+)
+from reir.datasets.readers import Format, SplitBy, read_annotations, read_as
 from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco, write_reircoco
 

@@ -1,4 +1,4 @@
-"""COCO's own json: `instances_*.json` (boxes, classes, crowds, masks) and `captions_*.json`."""
+"""Reads COCO's JSON files: `instances_*.json` (boxes, classes, masks) and `captions_*.json`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from reir.datasets.entries import Entry, read_object
-from reir.datasets.records import ReferringDataset, ReferringImage, ReferringInstance
+from reir.datasets.dataset import ReferringDataset, ReferringImage, ReferringInstance
+from reir.datasets.json_entries import Entry, read_object
 from reir.records import MaskRle
 
 
@@ -23,11 +23,11 @@ class Caption:
 def read_coco_instances(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read an instances file: a dataset without expressions.
 
-    Crowd boxes are kept and flagged, as are the few boxes without area.
+    Crowd boxes are included and marked; the few boxes without area are included, too.
 
     Args:
         path: of the file.
-        masks: read segmentations too, about a tenth of a millisecond each.
+        masks: also read segmentations, which takes about 0.1 ms each.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.
@@ -61,7 +61,7 @@ def read_coco_captions(path: str | Path) -> tuple[Caption, ...]:
 
 
 def read_coco_images(path: str | Path) -> ReferringDataset:
-    """Read the photos that any file of COCO's names, without what it says of them.
+    """Read only the list of photos of a COCO file.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.

@@ -1,8 +1,8 @@
-"""The json files that lie beside a folder of COCO photos: `expressions.json` and two human sets.
+"""Reads annotations next to a folder of COCO photos: `expressions.json` and two human-written sets.
 
 * `expressions.json`: referring expressions, long and short, with train and val photos;
-* `refcocos_human.json`: human multi-hop expressions, some of which describe nothing in the photo;
-* `sugarcrepe_pairs.json`: captions and near-miss captions.
+* `refcocos_human.json`: human-written multi-hop expressions, some without a matching instance;
+* `sugarcrepe_pairs.json`: captions, each with a slightly changed, wrong caption.
 
 Photo names and sizes come from the `instances.json` in the same folder.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reir.datasets.coco import read_coco_instances
-from reir.datasets.entries import Entry, read_list, read_object
-from reir.datasets.records import Expression, ReferringDataset, ReferringInstance
+from reir.datasets.dataset import Expression, ReferringDataset, ReferringInstance
+from reir.datasets.json_entries import Entry, read_list, read_object
 
 HUMAN_KIND = "human"
 EXPRESSIONS = "expressions.json"
@@ -22,13 +22,13 @@ EXPRESSIONS = "expressions.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionPair:
-    """A caption of a photo and one that differs a little and is wrong.
+    """A caption of a photo, and a wrong caption that differs a little.
 
     Attributes:
         image_id: the photo.
-        kind: what was changed, e.g. "swap_att".
-        caption: right.
-        negative_caption: wrong.
+        kind: the kind of change, e.g. "swap_att".
+        caption: the right caption.
+        negative_caption: the wrong caption.
     """
 
     image_id: str
@@ -40,11 +40,10 @@ class CaptionPair:
 def read_photos(folder: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read `instances.json` and `expressions.json`, with the splits "train" and "val".
 
-    Every annotated instance is there, whether or not an expression describes it, with its mask
-    where `masks` asks for it.
+    All annotated instances are included, with or without expressions; `masks` also reads masks.
 
     Raises:
-        DataError: a file is malformed, or the two disagree; the message names file and entry.
+        DataError: a file is malformed, or the files contradict each other.
     """
     gallery = read_coco_instances(Path(folder) / "instances.json", masks=masks)
     document = read_object(Path(folder) / EXPRESSIONS)

@@ -1,4 +1,4 @@
-"""Unpickle plain data and nothing else: a pickle may otherwise run any code when it is opened."""
+"""Reads pickles of plain data only, since opening an arbitrary pickle can run any code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from reir.errors import DataError
 
-# Lists, tuples, dicts, text, bytes and numbers have opcodes of their own and name no global.
-# Python 2 calls the module of the others __builtin__.
+# Lists, tuples, dicts, text, bytes and numbers have opcodes of their own; other types are loaded by
+# their name. Python 2 calls the module of built-in types __builtin__.
 _ALLOWED = {
     ("__builtin__", "set"): set,
     ("__builtin__", "frozenset"): frozenset,
@@ -20,7 +20,7 @@ _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
 }
 
-# What a damaged stream makes the unpickler raise, by Python's documentation and by trial.
+# Exceptions of the unpickler for damaged data, by Python's documentation and by trial.
 _DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -34,10 +34,10 @@ _DAMAGE = (
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global that is not a plain container."""
+    """Refuses every type that is not a plain container."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return an allowed container type, or refuse by name."""
+        """Return an allowed container type, or raise an error with its name."""
         if (module, name) not in _ALLOWED:
             raise _ForbiddenGlobalError(f"{module}.{name}")
         return _ALLOWED[module, name]
@@ -48,7 +48,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _ForbiddenGlobalError(Exception):
-    """Ends unpickling; carries the name."""
+    """Ends unpickling; its message is the name of the refused type."""
 
 
 def read_plain_pickle(path: str | Path) -> Any:
@@ -57,19 +57,19 @@ def read_plain_pickle(path: str | Path) -> Any:
     Files written by Python 2 are read; their byte strings become text (Latin-1).
 
     Raises:
-        DataError: the file cannot be read, is damaged, or names a global: then nothing of it was
-            run, and the message gives the name.
+        DataError: the file cannot be read, is damaged, or refers to other types or functions, which
+            are not loaded.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except _ForbiddenGlobalError as error:
         raise DataError(
-            f"{path}: expected plain lists, dicts, text and numbers, but the pickle wants to "
-            f"load {error}; refused, since that could run code"
+            f"{path} must contain only lists, dicts, text and numbers, but refers to {error}; it "
+            f"was not loaded, since that could run code"
         ) from error
     except _DAMAGE as error:
-        raise DataError(f"{path}: expected a pickle file, it is damaged: {error}") from error
+        raise DataError(f"{path} is not a pickle file, or is damaged: {error}") from error

@@ -1,7 +1,7 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg, in the two forms in which they are passed around.
+"""Reads RefCOCO, RefCOCO+ and RefCOCOg, in the two forms in which they are distributed.
 
 * a folder with `refs(<split by>).p` (a pickle, read without running it) and `instances.json`;
-* one json list a split with `img_id`, `sents`, `bbox`, `width`, `height`.
+* a JSON list for each split, with `img_id`, `sents`, `bbox`, `width`, `height`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reir.datasets.coco import read_coco_instances
-from reir.datasets.entries import Entry, entries_of, read_list
+from reir.datasets.dataset import Expression, ReferringDataset, ReferringImage, ReferringInstance
+from reir.datasets.json_entries import Entry, entries_of, read_list
 from reir.datasets.plain_pickle import read_plain_pickle
-from reir.datasets.records import Expression, ReferringDataset, ReferringImage, ReferringInstance
 
 
 def read_refer(folder: str | Path, split_by: str, *, masks: bool = False) -> ReferringDataset:
@@ -26,10 +26,10 @@ def read_refer(folder: str | Path, split_by: str, *, masks: bool = False) -> Ref
     Args:
         folder: e.g. `.../refcoco`.
         split_by: "unc" (RefCOCO, RefCOCO+), "umd" or "google".
-        masks: read segmentations too.
+        masks: also read segmentations.
 
     Raises:
-        DataError: a file is malformed or not plain data; the message names file and entry.
+        DataError: a file is malformed, or refers to code; the message names file and entry.
     """
     gallery = read_coco_instances(Path(folder) / "instances.json", masks=masks)
     path = Path(folder) / f"refs({split_by}).p"
@@ -48,9 +48,9 @@ def read_refer(folder: str | Path, split_by: str, *, masks: bool = False) -> Ref
 
 
 def read_refer_json(path: str | Path) -> ReferringDataset:
-    """Read one split in the json form; an instance is what shares an `img_id`.
+    """Read one split in JSON form. Entries with the same `img_id` describe the same instance.
 
-    An `img_id` is the photo's name without its ending, "_" and the number of the instance.
+    An `img_id` is the photo's file name without suffix, then "_" and the number of the instance.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.

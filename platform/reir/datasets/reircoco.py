@@ -1,8 +1,8 @@
-"""REIRCOCO's published json, read and written.
+"""Reads and writes the published JSON format of REIRCOCO.
 
 The file is COCO-style with one `images` entry for each referred instance: `{id, file_name, width,
-height, expressions: [...]}`, and its box in `annotations`. Entries with one `file_name` are one
-photo of the gallery; entries without expressions are photos of the gallery too.
+height, expressions: [...]}`, and its box in `annotations`. Entries with the same `file_name` are
+one photo of the gallery; entries without expressions are photos of the gallery, too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from reir.datasets.coco import image_of, mask_of
-from reir.datasets.entries import Entry, read_object
-from reir.datasets.records import Expression, ReferringDataset, ReferringImage, ReferringInstance
+from reir.datasets.dataset import Expression, ReferringDataset, ReferringImage, ReferringInstance
+from reir.datasets.json_entries import Entry, read_object
 from reir.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read an annotation file as published.
 
     An image id of the dataset is the file name. Of an entry with expressions and several
-    annotations the last one is the target, as in the published loader; the others stay as
-    instances that nothing refers to. Masks are read where `masks` asks for them.
+    annotations the last one is the target, as in the published loader; the others are
+    kept as instances without expressions. `masks` also reads masks.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.
@@ -61,7 +61,7 @@ def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
         strays[0].fail("image_id", "the id of an entry of images")
     if num_ambiguous:
         logger.warning(
-            "%s: %d entries have several annotations; the last is taken as target",
+            "%s: %d entries have several annotations; the last one is used as the target",
             path,
             num_ambiguous,
         )
@@ -74,20 +74,20 @@ def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
 
 
 def write_reircoco(dataset: ReferringDataset, path: str | Path) -> None:
-    """Write a dataset in the published form.
+    """Write a dataset in the published format.
 
-    Photos, referred instances and their expressions are kept; instances that no expression
-    describes, kinds and splits have no place in the form.
+    It stores photos, described instances and their expressions, but not other instances, kinds of
+    expressions, or splits.
 
     Raises:
-        DataError: an expression has no instance, which the form cannot say.
+        DataError: an expression has no instance, which the format cannot express.
     """
     texts: dict[str, list[str]] = defaultdict(list)
     for expression in dataset.expressions:
         if expression.instance_id is None:
             raise DataError(
-                f"{dataset.source}: expression {expression.expression_id!r} has no instance; "
-                f"REIRCOCO's form needs one: drop it with with_targets()"
+                f"{dataset.source}: expression {expression.expression_id!r} has no instance, "
+                f"which REIRCOCO's format requires; remove such expressions with with_targets()"
             )
         texts[expression.instance_id].append(expression.text)
     referred = [dataset.instances_by_id[instance_id] for instance_id in texts]

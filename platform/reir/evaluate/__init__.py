@@ -1,12 +1,13 @@
-"""Evaluation: annotated photos and an encoder -> figures with intervals, beside published ones.
+"""Evaluation of an encoder on annotated photos: metrics with intervals, next to published results.
 
-Every task encodes its photos first, shard by shard, here or on other machines, and goes on from the
-finished shards after a kill (`gallery`, `shards`, `work`). Then `reir`, `rec` and `tir` measure.
+Each task first encodes its photos in shards, in this process or on Ray workers, and continues from
+finished shards after an interruption (`encoded_gallery`, `shards`, `work_folder`). The modules
+`reir`, `rec` and `tir` then compute the metrics of their task.
 """
 
 from __future__ import annotations
 
-from reir.evaluate.gallery import EncodedGallery, Encoding, Progress, encode_gallery
+from reir.evaluate.encoded_gallery import EncodedGallery, Encoding, Progress, encode_gallery
 from reir.evaluate.rec import RecReport, evaluate_rec
 from reir.evaluate.reir import ReirReport, evaluate_reir
 from reir.evaluate.shards import EncodedShard, Runner, Shard, encode_shard

@@ -1,7 +1,6 @@
-"""Figures of others, as they published them, to be printed beside ours where the split is the same.
+"""Published results, which reports print next to ours if the split is the same.
 
-Whether it is the same is told by its size: photos and expressions must both be those of the
-published split, whatever its file is called.
+A split is recognized by its numbers of photos and expressions, whatever its file is called.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 REIR_COLUMNS = tuple(f"br{k}_{iou}" for iou in (50, 70, 90) for k in (1, 5, 10))
 REIRCOCO_VAL = (4994, 4994)
-"""Photos and expressions of REIRCOCO's val split: one instance a photo, by its first expression."""
+"""Number of photos and expressions in REIRCOCO's val split: one instance per photo."""
 
 REC_SPLITS: Mapping[tuple[int, int], str] = {
     (1500, 10834): "RefCOCO val",
@@ -23,16 +22,16 @@ REC_SPLITS: Mapping[tuple[int, int], str] = {
     (1300, 4896): "RefCOCOg val-u",
     (2600, 9602): "RefCOCOg test-u",
 }
-"""Photos and expressions of a split -> its name in the tables."""
+"""Number of photos and expressions of a split -> its name in published tables."""
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRow:
     """One row of a published table.
 
     Attributes:
-        system: whose figures.
-        figures: name -> percent; what the table leaves blank is not there.
+        system: the system that was measured.
+        figures: name -> percent; blank cells of the table are left out.
     """
 
     system: str
@@ -45,15 +44,15 @@ class PublishedTable:
 
     Attributes:
         source: where it was published.
-        note: what a reader must know before comparing.
-        columns: names of figures, in order.
+        note: what a reader should know before comparing.
+        columns: names of the figures, in order.
         rows: in the order of the source.
     """
 
     source: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[Published, ...]
+    rows: tuple[PublishedRow, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -65,34 +64,34 @@ class PublishedTable:
 
 
 def reir_table(num_photos: int, num_expressions: int) -> PublishedTable | None:
-    """Return the published BR@K of REIRCOCO val, None if this is another split."""
+    """Return the published BR@K of REIRCOCO val; None for any other split."""
     return REIR if (num_photos, num_expressions) == REIRCOCO_VAL else None
 
 
 def tir_table(num_photos: int, num_texts: int) -> PublishedTable | None:
-    """Return the published image recall on REIRCOCO val, None if this is another split."""
+    """Return the published image recall on REIRCOCO val; None for any other split."""
     return TIR if (num_photos, num_texts) == REIRCOCO_VAL else None
 
 
 def rec_table(splits: Sequence[str]) -> PublishedTable | None:
-    """Return the columns of the published splits among these, None if there is none."""
+    """Return the columns of those splits that are published; None if none is."""
     columns = tuple(name for name in REC.columns if name in splits)
     return PublishedTable(REC.source, REC.note, columns, REC.rows) if columns else None
 
 
 def rec_split(num_photos: int, num_expressions: int) -> str:
-    """Return the name of a published split of this size, empty if there is none."""
+    """Return the name of the published split of this size; empty if there is none."""
     return REC_SPLITS.get((num_photos, num_expressions), "")
 
 
-def _rows(columns: Sequence[str], text: str) -> tuple[Published, ...]:
-    """Parse lines `system | figure figure ...`; "-" is a blank of the source."""
+def _rows(columns: Sequence[str], text: str) -> tuple[PublishedRow, ...]:
+    """Parse lines `system | figure figure ...`; "-" stands for a blank cell."""
     rows = []
     for line in text.strip().splitlines():
         system, _, numbers = line.partition("|")
         pairs = zip(columns, numbers.split(), strict=True)
         figures = {name: float(value) for name, value in pairs if value != "-"}
-        rows.append(Published(system.strip(), figures))
+        rows.append(PublishedRow(system.strip(), figures))
     return tuple(rows)
 
 
@@ -101,8 +100,8 @@ _REC_COLUMNS = tuple(REC_SPLITS.values())
 
 REIR = PublishedTable(
     source=f"{_CLARE}, table of REIR results",
-    note="Their released evaluator counts by definition A and lets each photo's own expression "
-    "choose its candidates: the row of ours to compare is the leaky one, A.",
+    note="Their released evaluator uses definition A and lets each photo's own expression choose "
+    "its candidates; compare these with our row 'leaky, A'.",
     columns=REIR_COLUMNS,
     rows=_rows(
         REIR_COLUMNS,
@@ -121,12 +120,12 @@ CLARE-ViT-L                     | 29.53 50.56 56.98 28.03 47.07 53.34 21.12 35.8
 """,
     ),
 )
-"""Two-stage rows are a photo retriever and a grounding model."""
+"""Rows with two models are two-stage systems: an image retriever, then a grounding model."""
 
 REC = PublishedTable(
     source=f"{_CLARE}, table of REC results",
-    note="P@.5. They see pixels and expression together, or let the expression choose: the row of "
-    "ours to compare is the one by expression.",
+    note="P@.5. These models see the pixels and the expression together, or let the expression "
+    "choose among all candidates; compare them with our row 'by expression'.",
     columns=_REC_COLUMNS,
     rows=_rows(
         _REC_COLUMNS,
@@ -153,8 +152,8 @@ CLARE, ViT-L            | 91.40 91.95 89.98 80.11 83.25 74.43 86.30 86.70
 
 TIR = PublishedTable(
     source="ObjEmbed, arXiv 2602.01753, table 4",
-    note="Image recall at 1 by these expressions, measured by its authors; the CLARE paper's own "
-    "figures of this task are not known to us.",
+    note="Image recall at 1 with the same expressions, as measured by the authors of ObjEmbed; we "
+    "know of no results of CLARE on this task.",
     columns=("r1",),
     rows=_rows(
         ("r1",),

@@ -1,10 +1,10 @@
-"""Referring expression comprehension: the box that an expression means, its photo being given.
+"""Evaluation of referring expression comprehension (REC): find the described box in a given photo.
 
-Two answers are measured. *Query-free*: the best of the instances that an index holds of the photo,
-which were chosen before any expression was known. *By expression*: the best of all that the encoder
-sees, as published models answer (clare.md section 6); since the photo is given with the expression
-this is no leak, but it needs the photo at query time. Suppression of overlaps plays no part in it:
-the best of all is never suppressed.
+Two answers are measured. *Query-free*: the best of the instances that an index stores for the
+photo, which were chosen without any expression. *By expression*: the best of all candidates of the
+encoder, which is how published models answer (docs/clare.md, section 6). Since the photo is given
+with the expression, this is no leak, but it needs the photo at query time. Non-maximum
+suppression makes no difference to it, since it never removes the best instance.
 """
 
 # Shapes: M expressions, P photos
@@ -21,25 +21,25 @@ import numpy as np
 
 from reir.datasets import Expression, ReferringDataset
 from reir.errors import DataError
-from reir.evaluate.gallery import Encoding, asked_by, encode_gallery, queries_of
+from reir.evaluate.encoded_gallery import Encoding, choosing_expressions, encode_gallery, queries_of
 from reir.evaluate.published import PublishedTable, rec_split, rec_table
 from reir.evaluate.reports import (
     NO_CHOICE,
+    EvaluationInfo,
     Figures,
-    Measured,
-    beside,
     cell,
+    comparison,
+    evaluation_info,
     figure_table,
     intervals,
     means,
-    measured,
     percent,
     ranges,
-    stacked,
+    with_notes,
 )
 from reir.metrics import Gallery, Queries, rec_hits, top_instances
 from reir.metrics.reir import Floats
-from reir.models.seams import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 
 IOU_THRESHOLDS = (0.5, 0.7, 0.9)
 TRAIN = "train"
-QUERY_FREE_TITLE = "Best of the instances that an index holds of the photo (query-free)"
-BY_EXPRESSION_TITLE = "Best of all that the encoder sees (by expression): no index can do this"
+QUERY_FREE_TITLE = "Query-free: candidates chosen without the expression, as in an index"
+BY_EXPRESSION_TITLE = (
+    "By expression: candidates chosen with the expression, which an index cannot do"
+)
 HEADERS = {"p50": "P@.5", "p70": "P@.7", "p90": "P@.9", "mean_iou": "mean IoU"}
 
 
@@ -58,11 +60,11 @@ class RecSplit:
 
     Attributes:
         name: of the split, and of the kind of its expressions where it has several.
-        published_as: its name in published tables, empty for other sets.
-        num_photos: with expressions.
-        num_expressions: all that describe an instance.
-        query_free: `p50`, `p70`, `p90`, `mean_iou` of the best instance of an index.
-        by_expression: the same of the best of all that the encoder sees; None where not measured.
+        published_as: its name in published tables; empty if it is not published.
+        num_photos: number of photos with expressions.
+        num_expressions: number of expressions that describe an instance.
+        query_free: `p50`, `p70`, `p90`, `mean_iou` of the best instance that an index stores.
+        by_expression: the same for the best of all candidates; None if the encoder cannot.
     """
 
     name: str
@@ -78,21 +80,21 @@ class RecReport:
     """The figures of one evaluation.
 
     Attributes:
-        splits: in the order asked for.
+        splits: in the order choosers for.
         published: figures of others on those of the splits that they published; None without.
-        measured: on what, and with what.
+        info: the data, encoder and settings of the evaluation.
     """
 
     splits: tuple[RecSplit, ...]
     published: PublishedTable | None
-    measured: Measured
+    info: EvaluationInfo
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "splits": {split.name: _split_dict(split) for split in self.splits},
             "published": self.published.to_dict() if self.published else None,
-            **self.measured.to_dict(),
+            **self.info.to_dict(),
         }
 
     def table(self) -> RenderableType:
@@ -101,8 +103,8 @@ class RecReport:
         if all(split.by_expression for split in self.splits):
             parts += ["", self._table(BY_EXPRESSION_TITLE, "by_expression")]
         if self.published:
-            parts += ["", *beside(self.published, _headers(self.published), self._rows())]
-        return stacked(parts, self.measured.notes())
+            parts += ["", *comparison(self.published, _headers(self.published), self._rows())]
+        return with_notes(parts, self.info.notes())
 
     def _table(self, title: str, choice: str) -> Table:
         table = figure_table(title, ["queries", *HEADERS.values()])
@@ -133,16 +135,16 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
 ) -> RecReport:
     """Encode the photos of some splits once, and find each expression's box in its photo.
 
-    Every expression that describes an instance is a query; those of several kinds ("long",
-    "short") are reported apart.
+    Every expression that describes an instance is a query. If there are several kinds of them
+    ("long", "short"), each kind is reported separately.
 
     Args:
-        encoder: the model; the choice by expression is measured where it is an `ExpressionChooser`.
+        encoder: the model; figures by expression need an `ExpressionChooser`.
         dataset: a set with splits or without.
         images_dir: where the photos are.
-        splits: to measure; none: all but "train", or the whole of a dataset without splits.
+        splits: to evaluate; empty for all but "train", or for a dataset without splits.
         max_photos: only the first photos of each split.
-        how: where the photos are encoded, and what is kept of it.
+        how: how the photos are encoded.
 
     Raises:
         DataError: there is no such split, a split has no expression about an instance, or photos
@@ -152,11 +154,13 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
     expressions = [text for texts in groups.values() for text in texts]
     photos = dataset.of_images({text.image_id for text in expressions})
     queries = queries_of(encoder, photos, expressions)
-    asked = asked_by(encoder, queries, [text.text for text in expressions], num_kept=1)
-    gallery = encode_gallery(encoder, photos, images_dir, asked=asked, how=how)
+    choosers = choosing_expressions(
+        encoder, queries, [text.text for text in expressions], num_kept=1
+    )
+    gallery = encode_gallery(encoder, photos, images_dir, choosers=choosers, how=how)
     boxes_px = _top_boxes_px(queries, gallery.arrays)
     own_boxes_px = None
-    if asked:
+    if choosers:
         own_boxes_px = np.full_like(boxes_px, np.nan)
         for of_turn, shown in gallery.turns():
             own_boxes_px[of_turn] = _top_boxes_px(queries[of_turn], shown)
@@ -170,14 +174,18 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
     return RecReport(
         splits=tuple(found),
         published=published,
-        measured=measured(
+        info=evaluation_info(
             encoder,
             gallery,
             counts={"expressions": len(queries)},
             settings={},
             left_out={
-                **({} if asked else {"choice by expression": NO_CHOICE}),
-                **({} if published else {"published figures": "this is no whole published split"}),
+                **({} if choosers else {"choice by expression": NO_CHOICE}),
+                **(
+                    {}
+                    if published
+                    else {"published figures": "no evaluated split is a whole published split"}
+                ),
             },
         ),
     )
@@ -186,14 +194,16 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
 def _groups(
     dataset: ReferringDataset, splits: Sequence[str], max_photos: int | None
 ) -> dict[str, list[Expression]]:
-    """Name of a split, and of a kind where there are several -> its expressions."""
+    """Name of a split (and of a kind, if there are several) -> its expressions."""
     names = splits or [name for name in dataset.splits if name != TRAIN]
     parts = {name: dataset.split(name) for name in names}
     groups: dict[str, list[Expression]] = defaultdict(list)
     for name, part in (parts or {Path(dataset.source).stem: dataset}).items():
         texts = part.first_images(max_photos).with_targets().expressions
         if not texts:
-            raise DataError(f"{part.source}: no expression of {len(part.expressions)} has a box")
+            raise DataError(
+                f"{part.source}: none of {len(part.expressions)} expressions describes an instance"
+            )
         kinds = {text.kind for text in texts}
         for text in texts:
             groups[f"{name} {text.kind}" if len(kinds) > 1 else name].append(text)
@@ -201,7 +211,7 @@ def _groups(
 
 
 def _top_boxes_px(queries: Queries, gallery: Gallery) -> Floats:
-    """(M, 4) box of the best instance in each query's photo, not a number where it has none."""
+    """(M, 4) box of the best instance in each query's photo; NaN if it has none."""
     top = top_instances(queries, gallery)
     boxes_px = np.full((len(queries), 4), np.nan)
     boxes_px[top >= 0] = gallery.boxes_px[top[top >= 0]]
@@ -238,5 +248,5 @@ def _split_dict(split: RecSplit) -> dict[str, Any]:
 
 
 def _headers(published: PublishedTable) -> list[str]:
-    """Return the names of published splits, in two lines each, so that eight fit a terminal."""
+    """Return the names of published splits on two lines each, so that eight fit in a terminal."""
     return [name.replace(" ", "\n") for name in published.columns]

@@ -1,11 +1,12 @@
-"""Referring expression instance retrieval, measured from photos to figures.
+"""Evaluation of referring expression instance retrieval (REIR).
 
-Every photo of the gallery is encoded once and without any query; then every expression ranks all
-instances of all photos. Knows encoders and files of photos, no store.
+Every photo of the gallery is encoded once, without any query; then every expression ranks all
+instances of all photos. No store is involved.
 
-Beside it, for encoders that can: the candidate choice of the released evaluator, which lets each
-photo's own expression choose what the photo shows. That is a **leak**, since no index knows which
-photo an expression is about; its figures compare with published ones alone.
+For an `ExpressionChooser`, a second set of figures uses the candidates of the evaluator that was
+released with CLARE, where each photo's own expression chooses its candidates. That is a **leak**,
+since an index cannot know which photo an expression is about; these figures can be compared with
+published ones only.
 """
 
 # Shapes: M expressions, J instances of the whole gallery, D vector dimension
@@ -21,26 +22,26 @@ import numpy as np
 import numpy.typing as npt
 
 from reir.datasets import ReferringDataset
-from reir.evaluate.gallery import Encoding, asked_by, encode_gallery, queries_of
+from reir.evaluate.encoded_gallery import Encoding, choosing_expressions, encode_gallery, queries_of
 from reir.evaluate.published import REIR_COLUMNS, PublishedTable, reir_table
 from reir.evaluate.reports import (
     NO_CHOICE,
     Columns,
+    EvaluationInfo,
     Figures,
-    Measured,
-    beside,
     cell,
+    comparison,
+    evaluation_info,
     figure_table,
     intervals,
     means,
-    measured,
     percent,
     ranges,
-    stacked,
+    with_notes,
 )
 from reir.metrics import Gallery, Interval, Queries, rec_hits, reir_ranks
 from reir.metrics.reir import IOU_THRESHOLDS, Ints
-from reir.models.seams import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 10)
 PARTS = ("definition_b", "definition_a", "image_recall", "rec")
-QUERY_FREE_TITLE = "Candidates chosen without any query: what an index can do"
-LEAKY_TITLE = "LEAKY: candidates chosen by the photo's own expression; no index can do this"
+QUERY_FREE_TITLE = "Candidates chosen without any query, as in an index"
+LEAKY_TITLE = "LEAKY: candidates chosen by the photo's own expression, which no index can do"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,9 @@ class ReirFigures:
     """Figures under one choice of candidates, in percent, with 95 % bootstrap intervals.
 
     Attributes:
-        definition_b: `br1_50` ... `br10_90`: any instance of the first K is right.
-        definition_a: the same, the best instance of the true photo is right and among the first K.
+        definition_b: `br1_50` ... `br10_90`: one of the first K instances is right.
+        definition_a: the same, but the best instance of the true photo must be right and among
+            the first K.
         image_recall: `r1`, `r5`, `r10`.
         rec: `p50` ... `p90`, precision of the top box within the true photo.
     """
@@ -69,7 +71,7 @@ class ReirFigures:
     rec: Figures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: definition B at the top level, the rest by name."""
+        """Return plain JSON values: definition B at the top level, the other parts by name."""
         named: dict[str, Figures] = {part: getattr(self, part) for part in PARTS[1:]}
         return {
             **means(self.definition_b),
@@ -86,16 +88,16 @@ class ReirReport:
     """The figures of one evaluation.
 
     Attributes:
-        query_free: candidates chosen without any query, the figures of an index.
-        leaky: candidates chosen by each photo's own expression; None where it cannot be measured.
-        published: figures of others on the same split; None on any other.
-        measured: on what, and with what.
+        query_free: candidates chosen without any query, as in an index.
+        leaky: candidates chosen by each photo's own expression; None if the encoder cannot.
+        published: published results on the same split; None if there are none.
+        info: the data, encoder and settings of the evaluation.
     """
 
     query_free: ReirFigures
     leaky: ReirFigures | None
     published: PublishedTable | None
-    measured: Measured
+    info: EvaluationInfo
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the query-free figures at the top level."""
@@ -103,20 +105,20 @@ class ReirReport:
             **self.query_free.to_dict(),
             "leaky": self.leaky.to_dict() if self.leaky else None,
             "published": self.published.to_dict() if self.published else None,
-            **self.measured.to_dict(),
+            **self.info.to_dict(),
         }
 
     def table(self) -> RenderableType:
         """Return the figures as tables for the terminal."""
-        expressions = self.measured.counts["expressions"]
+        expressions = self.info.counts["expressions"]
         parts: list[RenderableType] = [f"{expressions:,} expressions"]
         parts.append(_table(QUERY_FREE_TITLE, self.query_free))
         if self.leaky:
             parts += ["", _table(LEAKY_TITLE, self.leaky)]
         if self.published:
             headers = [f".{iou // 10}@{k}" for iou in map(percent, IOU_THRESHOLDS) for k in KS]
-            parts += ["", *beside(self.published, headers, self._rows())]
-        return stacked(parts, self.measured.notes())
+            parts += ["", *comparison(self.published, headers, self._rows())]
+        return with_notes(parts, self.info.notes())
 
     def _rows(self) -> dict[str, dict[str, float]]:
         named = {"query-free, B": self.query_free.definition_b}
@@ -137,13 +139,13 @@ def evaluate_reir(
     all_expressions: bool = False,
     how: Encoding | None = None,
 ) -> ReirReport:
-    """Encode a gallery and its expressions, and measure. Equal inputs give an equal report.
+    """Encode a gallery and its expressions, and measure. The result is deterministic.
 
     Args:
-        encoder: the model; the leaky choice is measured where it is an `ExpressionChooser`.
-        dataset: all its photos are the gallery; expressions without an instance are left out.
+        encoder: the model; the leaky figures need an `ExpressionChooser`.
+        dataset: all its photos form the gallery; expressions without an instance are left out.
         images_dir: where the photos are.
-        all_expressions: every expression of an instance is a query, instead of the first only.
+        all_expressions: use every expression of an instance as a query instead of only the first.
         how: how the gallery is encoded.
 
     Raises:
@@ -153,17 +155,17 @@ def evaluate_reir(
     chosen = described if all_expressions else described.first_expressions()
     texts = [text.text for text in chosen.expressions]
     queries = queries_of(encoder, dataset, chosen.expressions)
-    asked = asked_by(encoder, queries, texts, encoder.num_candidates)
-    gallery = encode_gallery(encoder, dataset, images_dir, asked=asked, how=how)
+    choosers = choosing_expressions(encoder, queries, texts, encoder.num_candidates)
+    gallery = encode_gallery(encoder, dataset, images_dir, choosers=choosers, how=how)
     leaky = None
-    if asked:
+    if choosers:
         leaky = _figures(_leaky_columns(queries, gallery.turns()), queries)
     published = reir_table(len(dataset.images), len(queries))
     return ReirReport(
         query_free=_figures(_columns(queries, gallery.arrays), queries),
         leaky=leaky,
         published=published,
-        measured=measured(
+        info=evaluation_info(
             encoder,
             gallery,
             counts={
@@ -180,7 +182,7 @@ def evaluate_reir(
 
 
 def _columns(queries: Queries, gallery: Gallery) -> Columns:
-    """`part.figure` -> (M,) successes."""
+    """Return the success of each query: `part.figure` -> (M,)."""
     ranks = reir_ranks(queries, gallery)
     top_boxes_px = np.full((len(queries), 4), np.nan)
     answered = ranks.top_instance >= 0
@@ -189,17 +191,17 @@ def _columns(queries: Queries, gallery: Gallery) -> Columns:
     columns = {}
     for iou in IOU_THRESHOLDS:
         for k in KS:
-            columns[f"definition_b.br{k}_{percent(iou)}"] = ranks.found_b(k, iou)
-            columns[f"definition_a.br{k}_{percent(iou)}"] = ranks.found_a(k, iou)
+            columns[f"definition_b.br{k}_{percent(iou)}"] = ranks.hits_b(k, iou)
+            columns[f"definition_a.br{k}_{percent(iou)}"] = ranks.hits_a(k, iou)
     for k in KS:
-        columns[f"image_recall.r{k}"] = ranks.found_image(k)
+        columns[f"image_recall.r{k}"] = ranks.hits_image(k)
     for at, iou in enumerate(rec.iou_thresholds):
         columns[f"rec.p{percent(iou)}"] = rec.hits[:, at]
     return columns
 
 
 def _leaky_columns(queries: Queries, turns: Iterator[tuple[Ints, Gallery]]) -> Columns:
-    """Return the successes of all turns, each query in its own, in the order of the queries."""
+    """Return the successes like `_columns`, each query measured in the gallery of its own turn."""
     columns: dict[str, npt.NDArray[Any]] = {}
     for rows, gallery in turns:
         for name, values in _columns(queries[rows], gallery).items():

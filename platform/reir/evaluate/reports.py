@@ -1,4 +1,4 @@
-"""What all reports share: intervals, what was measured, and tables for the terminal."""
+"""What all reports share: intervals, the data and settings of the evaluation, and tables."""
 
 # Shapes: M queries, S figures
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from reir.evaluate.gallery import EncodedGallery
+from reir.evaluate.encoded_gallery import EncodedGallery
 from reir.evaluate.published import PublishedTable
 from reir.metrics import Interval, bootstrap_intervals
 from reir.metrics.reir import Ints
-from reir.models.seams import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 Figures = Mapping[str, Interval]
 Columns = Mapping[str, npt.NDArray[Any]]
-"""Figure -> (M,) its value of each query, in [0, 1]."""
+"""Figure -> (M,) its value for each query, in [0, 1]."""
 
 NUM_RESAMPLES = 2000
 NO_CHOICE = (
-    "this encoder computes vectors only of the instances that it keeps, or gives no access to the "
-    "others, so no expression can choose among them"
+    "this encoder gives vectors only of the instances that it keeps, so an expression cannot "
+    "choose among the others"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a report's figures were measured on, and with.
+class EvaluationInfo:
+    """The data, encoder and settings of an evaluation.
 
     Attributes:
-        counts: photos, unreadable, misshapen, instances, and numbers of the task's texts.
+        counts: numbers of photos, unreadable and misshapen photos, instances, and texts.
         digest: of the encoder.
         versions: of the software.
-        settings: what was asked for.
-        left_out: part of the report that is not there -> why.
+        settings: of the evaluation.
+        left_out: missing part of the report -> why it is missing.
     """
 
     counts: Mapping[str, int]
@@ -63,31 +63,35 @@ class Measured:
         }
 
     def notes(self) -> list[str]:
-        """Return what the figures rest on and what is missing, a sentence each."""
+        """Return sentences about the data and about missing parts of the report."""
         counts = self.counts
-        told = [
+        notes = [
             f"{counts['instances']:,} instances of {counts['photos']:,} photos, encoder "
-            f"{self.digest[:12]}; percent, 95 % bootstrap intervals over photos."
+            f"{self.digest[:12]}. Percentages have 95 % bootstrap intervals over photos."
         ]
         if counts["unreadable"]:
-            told.append(f"{counts['unreadable']:,} photos do not decode: they have no instances.")
+            notes.append(
+                f"{counts['unreadable']:,} photos could not be decoded, and have no instances."
+            )
         if counts["misshapen"]:
-            told.append(f"{counts['misshapen']:,} photos have another shape than annotated.")
-        return told + [f"Left out, {name}: {reason}." for name, reason in self.left_out.items()]
+            notes.append(
+                f"{counts['misshapen']:,} photos have another aspect ratio than annotated."
+            )
+        return notes + [f"No {name}: {reason}." for name, reason in self.left_out.items()]
 
 
-def measured(
+def evaluation_info(
     encoder: InstanceEncoder,
     gallery: EncodedGallery,
     *,
     counts: Mapping[str, int],
     settings: Mapping[str, int | float | str | bool],
     left_out: Mapping[str, str],
-) -> Measured:
-    """Describe an evaluation of a gallery; `counts` and `settings` are what its task adds."""
+) -> EvaluationInfo:
+    """Describe an evaluation; `counts` and `settings` are added to those of the gallery."""
     packages = {"reir": "reir-platform", "numpy": "numpy", "torch": "torch"}
     installed = {name: version(package) for name, package in packages.items()}
-    return Measured(
+    return EvaluationInfo(
         counts={
             "photos": len(gallery.image_rows) + len(gallery.unreadable),
             "unreadable": len(gallery.unreadable),
@@ -108,14 +112,14 @@ def measured(
 
 
 def intervals(columns: Columns, images: Ints) -> dict[str, Interval]:
-    """Figure -> its mean in percent; queries of one photo are drawn together."""
+    """Return the mean and interval of each figure in percent, resampled by photo."""
     values = 100.0 * np.stack(list(columns.values()), axis=1)
     found = bootstrap_intervals(values, clusters=images, num_resamples=NUM_RESAMPLES)
     return dict(zip(columns, found, strict=True))
 
 
 def percent(share: float) -> int:
-    """Return a share in whole percent, as names of figures have it."""
+    """Return a fraction in whole percent, as used in names of figures."""
     return round(100 * share)
 
 
@@ -130,12 +134,12 @@ def ranges(figures: Figures) -> dict[str, list[float]]:
 
 
 def cell(interval: Interval) -> str:
-    """Return a figure with its interval as a table shows it."""
+    """Format a figure with its interval for a table."""
     return f"{interval.mean:.1f} [{interval.low:.1f}-{interval.high:.1f}]"
 
 
 def figure_table(title: str, columns: Sequence[str]) -> Table:
-    """Return an empty table: a column of names, then columns of figures."""
+    """Return an empty table with a column for names and columns for figures."""
     from rich.table import Table
 
     shape: Any = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0)}
@@ -146,28 +150,31 @@ def figure_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def beside(
+def comparison(
     published: PublishedTable, headers: Sequence[str], ours: Mapping[str, Mapping[str, float]]
 ) -> list[RenderableType]:
-    """Return the published rows with ours below them, and what to know before comparing.
+    """Return a table of the published rows with our rows below, and a note on comparing them.
 
     Args:
-        published: a table with one figure a header.
-        headers: of its columns.
+        published: the published table.
+        headers: one for each of its columns.
         ours: name of a row -> its figures.
     """
-    table = figure_table("Beside published figures", headers)
+    table = figure_table("Comparison with published figures", headers)
     theirs = {row.system: row.figures for row in published.rows}
     for rows, style in ((theirs, ""), (ours, "bold")):
         for name, figures in rows.items():
             cells = (f"{figures[c]:.2f}" if c in figures else "-" for c in published.columns)
             table.add_row(name, *cells, style=style)
         table.add_row()
-    return [table, f"Below, in bold, ours. Theirs: {published.source}. {published.note}"]
+    return [
+        table,
+        f"Our figures are in bold. Source of the others: {published.source}. {published.note}",
+    ]
 
 
-def stacked(parts: Sequence[RenderableType], notes: Sequence[str]) -> RenderableType:
-    """Return tables and, below them, notes."""
+def with_notes(parts: Sequence[RenderableType], notes: Sequence[str]) -> RenderableType:
+    """Return tables with notes below them."""
     from rich.console import Group
 
     return Group(*parts, "", *notes)

@@ -1,8 +1,8 @@
-"""A shard: some photos of a gallery -> their instances, as arrays, in any process.
+"""Shards: groups of photos that are encoded independently, in any process.
 
-A shard is the unit of restart and of distribution. What it becomes depends on the encoder and the
-shard alone, to the last bit: photos of two shards never share a batch, and the number of threads,
-which changes how sums are rounded, is part of the shard.
+A shard is the unit of restart and of distribution. Its result depends on the encoder and the shard
+alone, to the last bit: photos of two shards never share a batch, and the number of threads, which
+changes how sums are rounded, is part of the shard.
 """
 
 # Shapes: P photos of a shard, J instances, E expressions of these photos, L lists of instances,
@@ -22,26 +22,26 @@ import numpy.typing as npt
 import torch
 
 from reir.errors import CheckpointError, DataError, ImageError
-from reir.images import read_image
+from reir.images.decode import read_image
 from reir.metrics.reir import Ints
-from reir.models.seams import Chosen, ExpressionChooser, InstanceEncoder, RgbImage
-from reir.records import FloatArray, Instances
+from reir.models.interfaces import ExpressionChooser, InstanceChoices, InstanceEncoder
+from reir.records import FloatArray, Instances, RgbImage
 
 BATCH_PHOTOS = 8
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What is to be encoded.
+    """A task: photos to encode.
 
     Attributes:
-        number: its place in the gallery.
-        paths: of P photos; every process must see them there.
-        digest: of the encoder that is to do it.
-        expressions: for each photo the (T, D) vectors of the expressions that are to choose
-            instances as well; empty when none are.
-        num_kept: instances kept of those that an expression chooses.
-        threads: of torch.
+        number: index of the shard in the gallery.
+        paths: of P photos; every process must be able to read them.
+        digest: of the encoder to use.
+        expressions: for each photo, the (T, D) vectors of the expressions that choose instances;
+            empty if none do.
+        num_kept: number of instances that each expression chooses.
+        threads: CPU threads of torch.
     """
 
     number: int
@@ -53,8 +53,8 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """L lists of instances, one behind the other.
+class InstanceLists:
+    """L lists of instances as flat arrays, one list after the other.
 
     Attributes:
         counts: (L,) length of each list.
@@ -67,8 +67,8 @@ class Packed:
     vectors: FloatArray
 
     @classmethod
-    def of(cls, lists: Sequence[Instances], dim: int) -> Packed:
-        """Pack lists of instances."""
+    def of(cls, lists: Sequence[Instances], dim: int) -> InstanceLists:
+        """Flatten lists of instances."""
         return cls(
             np.array([len(each) for each in lists], dtype=np.int64),
             np.concatenate([np.empty((0, 4), np.float32), *(each.boxes for each in lists)]),
@@ -76,36 +76,36 @@ class Packed:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Packed]) -> Packed:
-        """Put the lists of several into one."""
+    def concatenate(cls, parts: Sequence[InstanceLists]) -> InstanceLists:
+        """Return the lists of all parts."""
         names = [field.name for field in fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """What a shard has become.
+    """The result of a shard.
 
     Attributes:
-        instances: P lists, chosen without any query; empty for a photo that does not decode.
-        chosen: E lists, chosen by each expression of each photo, photo by photo.
-        image_vectors: (P, D), not a number for a photo that does not decode.
-        size_px: (P, 2) width and height of the decoded photo, else 0.
-        failures: (P,) text, why a photo does not decode, else empty.
+        instances: P lists, chosen without any query; empty if a photo cannot be decoded.
+        chosen: E lists, one for each expression of each photo, photo by photo.
+        image_vectors: (P, D); NaN if a photo cannot be decoded.
+        size_px: (P, 2) width and height of each photo; 0 if it cannot be decoded.
+        failures: (P,) why a photo cannot be decoded; empty if it can.
     """
 
-    instances: Packed
-    chosen: Packed
+    instances: InstanceLists
+    chosen: InstanceLists
     image_vectors: FloatArray
     size_px: Ints
     failures: npt.NDArray[np.str_]
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return flat arrays to be written."""
+        """Return the arrays under the names that they are saved by."""
         packed = {
             f"{part}_{field.name}": getattr(getattr(self, part), field.name)
             for part in ("instances", "chosen")
-            for field in fields(Packed)
+            for field in fields(InstanceLists)
         }
         return packed | {
             "image_vectors": self.image_vectors,
@@ -121,7 +121,7 @@ class EncodedShard:
             KeyError: an array is missing.
         """
         instances, chosen = (
-            Packed(*(arrays[f"{part}_{field.name}"] for field in fields(Packed)))
+            InstanceLists(*(arrays[f"{part}_{field.name}"] for field in fields(InstanceLists)))
             for part in ("instances", "chosen")
         )
         rest = (arrays[name] for name in ("image_vectors", "size_px", "failures"))
@@ -129,7 +129,7 @@ class EncodedShard:
 
 
 Runner = Callable[[Iterable[Shard]], Iterator[tuple[int, EncodedShard]]]
-"""Encodes shards somewhere and yields each with its number as it is done, in any order."""
+"""Encodes shards, and yields the number and result of each as it is done, in any order."""
 
 
 def run_here(encoder: InstanceEncoder) -> Runner:
@@ -141,22 +141,22 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
     """Decode and encode the photos of a shard.
 
     Args:
-        encoder: an `ExpressionChooser` where expressions are to choose.
-        shard: what to do.
+        encoder: an `ExpressionChooser` if the shard has expressions.
+        shard: the photos.
 
     Raises:
-        CheckpointError: the encoder is not the one that the shard is meant for.
-        DataError: a photo is not where the shard says.
+        CheckpointError: the encoder has another digest than the shard asks for.
+        DataError: a photo is missing.
     """
     if encoder.digest != shard.digest:
         raise CheckpointError(
-            f"this process has an encoder of digest {encoder.digest[:12]}, the evaluation one of "
-            f"{shard.digest[:12]}; every worker must see the same checkpoint at the same path"
+            f"this process loaded an encoder with digest {encoder.digest[:12]}, but the evaluation "
+            f"uses {shard.digest[:12]}; every worker must see the same checkpoint at the same path"
         )
     num_photos = len(shard.paths)
     size_px = np.zeros((num_photos, 2), dtype=np.int64)
     failures = [""] * num_photos
-    found: dict[int, Chosen] = {}
+    found: dict[int, InstanceChoices] = {}
     with _threads(shard.threads):
         for first in range(0, num_photos, BATCH_PHOTOS):
             photos: dict[int, RgbImage] = {}
@@ -168,14 +168,14 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
             for at, pixels in photos.items():
                 size_px[at] = pixels.shape[1::-1]
             found.update(zip(photos, _encode(encoder, shard, photos), strict=True))
-    every = [found.get(at) or _nothing(encoder.dim, shard, at) for at in range(num_photos)]
+    results = [found.get(at) or _nothing(encoder.dim, shard, at) for at in range(num_photos)]
     image_vectors = [
         found[at].query_free.image_vector if at in found else np.full(encoder.dim, np.nan)
         for at in range(num_photos)
     ]
     return EncodedShard(
-        Packed.of([each.query_free for each in every], encoder.dim),
-        Packed.of([own for each in every for own in each.by_expression], encoder.dim),
+        InstanceLists.of([each.query_free for each in results], encoder.dim),
+        InstanceLists.of([own for each in results for own in each.by_expression], encoder.dim),
         np.array(image_vectors, dtype=np.float32),
         size_px,
         np.array(failures, dtype=np.str_),
@@ -183,40 +183,42 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
 
 
 def _read(path: Path) -> RgbImage:
-    # A file that is not there is no hostile photo, but a folder that this machine does not see:
-    # to go on would give a report without photos.
+    # A missing file is not a broken photo: most likely this machine cannot see the folder at all,
+    # and going on would give a report without photos.
     if not path.exists():
-        raise DataError(f"{path} is not on {gethostname()}; every worker must see the photos there")
+        raise DataError(
+            f"{path} does not exist on {gethostname()}; every worker must see the photos there"
+        )
     return read_image(path)
 
 
 def _encode(
     encoder: InstanceEncoder, shard: Shard, photos: Mapping[int, RgbImage]
-) -> Sequence[Chosen]:
+) -> Sequence[InstanceChoices]:
     pixels = list(photos.values())
     if not pixels:
         return []
     if not shard.expressions:
-        return [Chosen(instances, ()) for instances in encoder.encode_images(pixels)]
+        return [InstanceChoices(instances, ()) for instances in encoder.encode_images(pixels)]
     if not isinstance(encoder, ExpressionChooser):
         raise TypeError(f"{type(encoder).__name__} cannot choose instances by an expression")
     asked = [shard.expressions[at] for at in photos]
     return encoder.encode_images_for(pixels, asked, shard.num_kept)
 
 
-def _nothing(dim: int, shard: Shard, at: int) -> Chosen:
-    """What a photo that does not decode has: no instances, by no expression."""
+def _nothing(dim: int, shard: Shard, at: int) -> InstanceChoices:
+    """Return the result of a photo that cannot be decoded: no instances for any expression."""
     boxes, objectness, vectors, whole = (
         np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0, dim), (dim,))
     )
     none = Instances(boxes, objectness, vectors, whole)
     num_expressions = len(shard.expressions[at]) if shard.expressions else 0
-    return Chosen(none, (none,) * num_expressions)
+    return InstanceChoices(none, (none,) * num_expressions)
 
 
 @contextmanager
 def _threads(num: int) -> Iterator[None]:
-    """Let torch use so many threads for a while."""
+    """Set the number of CPU threads of torch for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)
     try:

@@ -1,7 +1,7 @@
-"""Text-to-image retrieval: the photo that a text was written for, among all photos.
+"""Evaluation of text-to-image retrieval (TIR): find the photo that a text was written for.
 
-A photo is found by its best instance (clare.md 1.4, the released evaluator), or by the one vector
-that the encoder gives the whole photo. Both are measured, since an index holds both.
+Photos are ranked by their best instance (docs/clare.md, section 1.4), or by the vector
+of the whole photo. Both are measured, since an index stores both.
 """
 
 # Shapes: M texts, P photos
@@ -15,23 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 from reir.datasets import Caption, ReferringDataset
 from reir.errors import DataError
-from reir.evaluate.gallery import Encoding, encode_expressions, encode_gallery, image_positions
+from reir.evaluate.encoded_gallery import (
+    Encoding,
+    encode_expressions,
+    encode_gallery,
+    image_positions,
+)
 from reir.evaluate.published import PublishedTable, tir_table
 from reir.evaluate.reports import (
+    EvaluationInfo,
     Figures,
-    Measured,
-    beside,
     cell,
+    comparison,
+    evaluation_info,
     figure_table,
     intervals,
     means,
-    measured,
     ranges,
-    stacked,
+    with_notes,
 )
 from reir.metrics import image_ranks
 from reir.metrics.reir import Ints
-from reir.models.seams import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,16 +49,16 @@ class TirReport:
     """The figures of one evaluation, in percent, with 95 % bootstrap intervals.
 
     Attributes:
-        best_instance: `r1`, `r5`, `r10` of photos by their best instance.
-        photo_vector: the same by the vector of the whole photo.
-        published: figures of others on the same split; None on any other.
-        measured: on what, and with what.
+        best_instance: `r1`, `r5`, `r10` with photos ranked by their best instance.
+        photo_vector: the same with photos ranked by the vector of the whole photo.
+        published: published results on the same split; None if there are none.
+        info: the data, encoder and settings of the evaluation.
     """
 
     best_instance: Figures
     photo_vector: Figures
     published: PublishedTable | None
-    measured: Measured
+    info: EvaluationInfo
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -62,7 +67,7 @@ class TirReport:
             **{name: means(figures) for name, figures in named.items()},
             "intervals": {name: ranges(figures) for name, figures in named.items()},
             "published": self.published.to_dict() if self.published else None,
-            **self.measured.to_dict(),
+            **self.info.to_dict(),
         }
 
     def table(self) -> RenderableType:
@@ -71,14 +76,14 @@ class TirReport:
             "by the best instance": self.best_instance,
             "by the vector of the photo": self.photo_vector,
         }
-        table = figure_table(f"{self.measured.counts['texts']:,} texts", [f"R@{k}" for k in KS])
+        table = figure_table(f"{self.info.counts['texts']:,} texts", [f"R@{k}" for k in KS])
         for name, figures in rows.items():
             table.add_row(name, *(cell(figures[f"r{k}"]) for k in KS))
         parts: list[RenderableType] = [table]
         if self.published:
             ours = {name: {"r1": figures["r1"].mean} for name, figures in rows.items()}
-            parts += ["", *beside(self.published, ["R@1"], ours)]
-        return stacked(parts, self.measured.notes())
+            parts += ["", *comparison(self.published, ["R@1"], ours)]
+        return with_notes(parts, self.info.notes())
 
 
 def evaluate_tir(
@@ -89,20 +94,22 @@ def evaluate_tir(
     *,
     how: Encoding | None = None,
 ) -> TirReport:
-    """Encode a gallery and texts about its photos, and measure. Equal inputs give an equal report.
+    """Encode a gallery and texts about its photos, and measure. The result is deterministic.
 
     Args:
         encoder: the model.
-        dataset: all its photos are the gallery.
-        texts: each about a photo of the gallery.
+        dataset: all its photos form the gallery.
+        texts: each is about one photo of the gallery.
         images_dir: where the photos are.
-        how: where the gallery is encoded, and what is kept of it.
+        how: how the gallery is encoded.
 
     Raises:
         DataError: there are no texts, or photos are missing from `images_dir`.
     """
     if not texts:
-        raise DataError(f"{dataset.source}: no text is about a photo of it; nothing to measure")
+        raise DataError(
+            f"{dataset.source}: no text is about any of its photos; there is nothing to measure"
+        )
     images = image_positions(dataset, [text.image_id for text in texts])
     vectors = encode_expressions(encoder, [text.text for text in texts])
     gallery = encode_gallery(encoder, dataset, images_dir, how=how)
@@ -116,7 +123,7 @@ def evaluate_tir(
             image_ranks(vectors, images, gallery.image_vectors, gallery.image_rows), images
         ),
         published=published,
-        measured=measured(
+        info=evaluation_info(
             encoder,
             gallery,
             counts={"texts": len(texts)},
@@ -127,7 +134,7 @@ def evaluate_tir(
 
 
 def texts_of(dataset: ReferringDataset) -> tuple[Caption, ...]:
-    """Return the expressions that describe an instance as texts about its photo."""
+    """Return the expressions that describe an instance, as texts about the whole photo."""
     return tuple(
         Caption(caption_id=text.expression_id, image_id=text.image_id, text=text.text)
         for text in dataset.with_targets().expressions

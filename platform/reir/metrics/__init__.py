@@ -1,4 +1,4 @@
-"""Scores over plain arrays. Knows no model, no store and no file."""
+"""Evaluation metrics on plain arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals of means, all metrics of one evaluation at once."""
+"""Percentile bootstrap intervals of means, for all metrics of an evaluation at once."""
 
 # Shapes: M queries, S metrics, G clusters, R resamples
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_DRAWS_AT_ONCE = 2_000_000  # cluster indices held in memory
+_DRAWS_AT_ONCE = 2_000_000  # cluster indices in memory at a time
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the range that holds it with the confidence asked for."""
+    """A mean and its confidence interval."""
 
     mean: float
     low: float
@@ -31,10 +31,10 @@ def bootstrap_intervals(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[Interval]:
-    """Percentile intervals of the mean of each metric over the queries.
+    """Return percentile intervals of the mean of each metric over the queries.
 
     Each resample draws as many clusters as there are, with replacement; without `clusters` every
-    query is its own. The metrics share their resamples. Equal arguments give equal intervals.
+    query is a cluster. All metrics use the same resamples. The result is deterministic.
 
     Args:
         values: (M, S) per-query values, e.g. successes.
@@ -47,7 +47,7 @@ def bootstrap_intervals(
         S intervals in the order of the columns.
 
     Raises:
-        ValueError: no queries, shapes disagree, or a setting is out of range.
+        ValueError: there are no queries, shapes differ, or a setting is out of range.
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or not len(table):

@@ -1,4 +1,4 @@
-"""How well probabilities tell two kinds apart, and how far they can be taken at their word."""
+"""How well scores separate true from false answers, and how well probabilities are calibrated."""
 
 # Shapes: R answers
 
@@ -12,16 +12,18 @@ Labels = npt.NDArray[np.bool_]
 
 
 def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return how often a true answer scores above a false one; equal scores count half.
+    """Return the area under the ROC curve.
+
+    This is how often a true answer scores above a false one; equal scores count half.
 
     Args:
         scores: (R,).
         labels: (R,) whether each answer is true.
 
     Raises:
-        ValueError: lengths differ, or there is only one kind.
+        ValueError: lengths differ, or all answers are true, or all are false.
     """
-    values, true = _checked(scores, labels)
+    values, true = _validate(scores, labels)
     order, place = np.unique(values, return_inverse=True)
     num_true = np.bincount(place[true], minlength=len(order))
     num_false = np.bincount(place[~true], minlength=len(order))
@@ -31,15 +33,15 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def fpr_at_tpr(scores: npt.ArrayLike, labels: npt.ArrayLike, tpr: float = 0.9) -> float:
-    """Return the share of false answers that pass where at least `tpr` of the true ones do."""
-    values, true = _checked(scores, labels)
+    """Return the false positive rate at the threshold that at least `tpr` of true answers reach."""
+    values, true = _validate(scores, labels)
     threshold = threshold_at_tpr(values, true, tpr)
     return float((values[~true] >= threshold).mean())
 
 
 def threshold_at_tpr(scores: npt.ArrayLike, labels: npt.ArrayLike, tpr: float) -> float:
     """Return the largest threshold that at least `tpr` of the true answers reach."""
-    values, true = _checked(scores, labels)
+    values, true = _validate(scores, labels)
     best_first = np.sort(values[true])[::-1]
     return float(best_first[int(np.ceil(tpr * len(best_first))) - 1])
 
@@ -47,18 +49,20 @@ def threshold_at_tpr(scores: npt.ArrayLike, labels: npt.ArrayLike, tpr: float) -
 def expected_calibration_error(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, num_bins: int = 15
 ) -> float:
-    """Return the mean distance of probability and truth over bins of equal width, by their size."""
-    values, true = _checked(probabilities, labels)
+    """Return the mean gap between probability and frequency over bins of equal width."""
+    values, true = _validate(probabilities, labels)
     bins = np.minimum((values * num_bins).astype(np.int64), num_bins - 1)
-    said = np.bincount(bins, weights=values, minlength=num_bins)
-    happened = np.bincount(bins, weights=true, minlength=num_bins)
-    return float(np.abs(said - happened).sum() / len(values))
+    predicted = np.bincount(bins, weights=values, minlength=num_bins)
+    observed = np.bincount(bins, weights=true, minlength=num_bins)
+    return float(np.abs(predicted - observed).sum() / len(values))
 
 
-def _checked(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, Labels]:
+def _validate(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, Labels]:
     values, true = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.bool_)
     if values.ndim != 1 or values.shape != true.shape:
         raise ValueError(f"scores and labels must be (R,), got {values.shape} and {true.shape}")
     if true.all() or not true.any():
-        raise ValueError(f"both kinds are needed, got {int(true.sum())} true of {len(true)}")
+        raise ValueError(
+            f"both true and false answers are needed, got {int(true.sum())} true of {len(true)}"
+        )
     return values, true

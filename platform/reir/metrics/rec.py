@@ -1,4 +1,4 @@
-"""Referring expression comprehension: is the top box within the given photo the right one?"""
+"""Referring expression comprehension: whether the top box in the given photo is right."""
 
 # Shapes: M queries, T IoU thresholds
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from reir.boxes import elementwise_iou
+from reir.images.boxes import elementwise_iou
 
 IOU_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 EPSILON = 1e-6  # added to both areas by the published evaluators
@@ -18,10 +18,10 @@ EPSILON = 1e-6  # added to both areas by the published evaluators
 
 @dataclass(frozen=True)
 class RecHits:
-    """Which of M queries have the right top box.
+    """Whether the top box of each of M queries is right.
 
     Attributes:
-        iou: (M,) of the top box with the true box, 0 where the photo has no box.
+        iou: (M,) of the top box with the true box; 0 if the photo has no box.
         hits: (M, T) whether the IoU is **above** each threshold (BR@K asks for "at least").
         iou_thresholds: the T thresholds.
     """
@@ -34,16 +34,6 @@ class RecHits:
         """Return the number of queries M."""
         return len(self.hits)
 
-    def precision(self) -> npt.NDArray[np.float64]:
-        """(T,) share of hits in [0, 1].
-
-        Raises:
-            ValueError: there are no queries.
-        """
-        if not len(self.hits):
-            raise ValueError("precision needs at least one query, got 0")
-        return np.asarray(self.hits.mean(axis=0), dtype=np.float64)
-
 
 def rec_hits(
     top_boxes_px: npt.ArrayLike,
@@ -53,12 +43,12 @@ def rec_hits(
     """Compare the top box of each query with its true box.
 
     Args:
-        top_boxes_px: (M, 4) xyxy in pixels; a row of NaN where the photo has no box: a miss.
+        top_boxes_px: (M, 4) xyxy in pixels; a row of NaN, a miss, if the photo has no box.
         target_boxes_px: (M, 4) xyxy in pixels.
         iou_thresholds: a hit has a larger IoU than this.
 
     Raises:
-        ValueError: the shapes disagree or a target is not finite.
+        ValueError: the shapes differ or a target is not finite.
     """
     top = np.asarray(top_boxes_px, dtype=np.float64).reshape(-1, 4)
     target = np.asarray(target_boxes_px, dtype=np.float64).reshape(-1, 4)
@@ -68,6 +58,6 @@ def rec_hits(
         raise ValueError("target_boxes_px must be finite, got NaN or infinity")
     answered = np.isfinite(top).all(axis=1)
     iou = np.zeros(len(top))
-    iou[answered] = elementwise_iou(top[answered], target[answered], EPSILON)
+    iou[answered] = elementwise_iou(top[answered], target[answered], epsilon=EPSILON)
     thresholds = tuple(float(value) for value in iou_thresholds)
     return RecHits(iou, iou[:, None] > np.array(thresholds), thresholds)

@@ -1,18 +1,18 @@
-"""Ranks behind BoxRecall (BR@K) and image recall, exact, in blocks, without sorting the gallery.
+"""Exact ranks for BoxRecall (BR@K) and image recall, computed in blocks without sorting.
 
 A query is an expression with one true photo and one true box; the gallery is every instance of
-every photo. Two definitions of BR@K at an IoU threshold are in use, and both come out of one pass:
+every photo. Two definitions of BR@K at an IoU threshold are in use; one pass gives both:
 
-* A: the best-ranked instance of the true photo is among the first K and fits the true box;
-* B: any instance among the first K lies in the true photo and fits the true box.
+* A: the best instance of the true photo is among the first K, and fits the true box;
+* B: one of the first K instances is in the true photo, and fits the true box.
 
 They agree at K = 1. Image recall R@K: fewer than K other photos have an instance ranked above the
 best one of the true photo.
 
-**Ties are resolved against the query.** Of instances with equal score, those of other photos rank
-first, then those of the true photo that fit worse. So vectors that are all alike score nothing,
-and no figure depends on the order of the gallery. Scores are equal when float32 cannot tell them
-apart: when they differ by no more than `TIE` x the lengths of the two vectors.
+**Ties count against the query.** Of instances with equal scores, those of other photos rank first,
+then those of the true photo that fit worse. So a model with constant vectors scores 0, and
+no figure depends on the order of the gallery. Scores are equal if float32 cannot distinguish them:
+if they differ by no more than `TIE` times the lengths of the two vectors.
 """
 
 # Shapes: M queries, J instances, D vector dimension, T IoU thresholds, C queries of a chunk,
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from reir.boxes import elementwise_iou
+from reir.images.boxes import elementwise_iou
 from reir.records import FloatArray
 
 Ints = npt.NDArray[np.int64]
@@ -36,15 +36,15 @@ Floats = npt.NDArray[np.float64]
 IOU_THRESHOLDS = (0.5, 0.7, 0.9)
 TIE = 1e-6
 UNRANKED = int(np.iinfo(np.int64).max)
-"""The rank of something that is not in the gallery at all."""
+"""The rank of a photo that is not in the gallery."""
 
 
 @dataclass(frozen=True)
-class _Boxed:
+class _BoxVectors:
     """N vectors, each with a photo and a box.
 
     Raises:
-        ValueError: shapes disagree or a value is not finite.
+        ValueError: shapes differ or a value is not finite.
     """
 
     vectors: FloatArray
@@ -52,7 +52,7 @@ class _Boxed:
     boxes_px: Floats
 
     def __post_init__(self) -> None:
-        """Validate the arrays and bring them to their types."""
+        """Validate the arrays and convert them to their types."""
         _validate(self)
 
     def __len__(self) -> int:
@@ -61,12 +61,12 @@ class _Boxed:
 
 
 @dataclass(frozen=True)
-class Queries(_Boxed):
+class Queries(_BoxVectors):
     """M expressions, each with its true photo and true box.
 
     Attributes:
         vectors: (M, D) float32; M may be 0.
-        images: (M,) integers, the true photo; it need not have instances in the gallery.
+        images: (M,) integers, the true photo; it may have no instances in the gallery.
         boxes_px: (M, 4) the true box, xyxy in pixels of the true photo.
     """
 
@@ -76,11 +76,11 @@ class Queries(_Boxed):
 
 
 @dataclass(frozen=True)
-class Gallery(_Boxed):
+class Gallery(_BoxVectors):
     """J instances of many photos.
 
     Attributes:
-        vectors: (J, D) float32; J may be 0: then every query is unranked.
+        vectors: (J, D) float32; J may be 0, which leaves every query unranked.
         images: (J,) integers, the photo of each instance, in any order.
         boxes_px: (J, 4) xyxy in pixels of that photo.
     """
@@ -88,11 +88,11 @@ class Gallery(_Boxed):
 
 @dataclass(frozen=True)
 class ReirRanks:
-    """Where the right answers of M queries stand; ranks are 0-based, `UNRANKED` for none.
+    """Ranks of the right answers of M queries, from 0; `UNRANKED` if there is no right answer.
 
     Attributes:
-        top_instance: (M,) index of the best instance of the true photo, -1 without instances.
-        top_iou: (M,) its IoU with the true box, 0 without instances.
+        top_instance: (M,) index of the best instance of the true photo; -1 if it has none.
+        top_iou: (M,) its IoU with the true box; 0 if there is none.
         top_rank: (M,) its rank among all instances of the gallery.
         image_rank: (M,) the rank of the true photo among the photos that have instances.
         fitting_rank: (M, T) rank of the best instance of the true photo whose IoU with the true
@@ -111,12 +111,12 @@ class ReirRanks:
         """Return the number of queries M."""
         return len(self.top_rank)
 
-    def found_a(self, k: int, iou_threshold: float) -> Bools:
-        """(M,) success under definition A; any threshold."""
+    def hits_a(self, k: int, iou_threshold: float) -> Bools:
+        """(M,) success by definition A, at any IoU threshold."""
         return (self.top_rank < k) & (self.top_iou >= iou_threshold)
 
-    def found_b(self, k: int, iou_threshold: float) -> Bools:
-        """(M,) success under definition B; one of `iou_thresholds`."""
+    def hits_b(self, k: int, iou_threshold: float) -> Bools:
+        """(M,) success by definition B, at one of `iou_thresholds`."""
         if iou_threshold not in self.iou_thresholds:
             raise ValueError(
                 f"ranks were computed for IoU thresholds {self.iou_thresholds}, "
@@ -124,20 +124,20 @@ class ReirRanks:
             )
         return self.fitting_rank[:, self.iou_thresholds.index(iou_threshold)] < k
 
-    def found_image(self, k: int) -> Bools:
+    def hits_image(self, k: int) -> Bools:
         """(M,) whether the true photo is among the first K photos."""
         return self.image_rank < k
 
 
 @dataclass(frozen=True)
-class _Grouped:
-    """A gallery whose instances stand photo by photo."""
+class _GroupedGallery:
+    """A gallery with its instances in the order of their photos."""
 
     vectors: FloatArray
     boxes_px: Floats
     order: Ints  # grouped position -> index in the caller's gallery
     image_ids: Ints  # ascending
-    starts: Ints  # where each photo's instances begin; one more: where the last one's end
+    starts: Ints  # where the instances of each photo begin, and where those of the last photo end
     longest: float  # length of the longest vector
 
     def own_range(self, images: Ints) -> tuple[Ints, Ints]:
@@ -149,7 +149,7 @@ class _Grouped:
         return self.starts[at] * present, self.starts[at + 1] * present
 
     def blocks(self, size: int) -> Iterator[slice]:
-        """Runs of whole photos with about `size` instances (more when one photo has more)."""
+        """Yield ranges of whole photos with about `size` instances (more if a photo has more)."""
         first, last = 0, len(self.image_ids)
         while first < last:
             past = int(np.searchsorted(self.starts, self.starts[first] + size, side="right")) - 1
@@ -179,14 +179,14 @@ def reir_ranks(
     """Rank a gallery for every query by inner product.
 
     Memory beyond the inputs: a few arrays of `query_chunk` x `instance_block`, and a copy of the
-    gallery unless it comes grouped by photo.
+    gallery unless it is already grouped by photo.
 
     Args:
         queries: expressions and their right answers.
         gallery: what is searched.
-        iou_thresholds: an instance fits when its IoU with the true box is at least this.
-        query_chunk: queries scored at once.
-        instance_block: instances scored at once.
+        iou_thresholds: an instance fits if its IoU with the true box is at least this.
+        query_chunk: number of queries to score at once.
+        instance_block: number of instances to score at once.
 
     Raises:
         ValueError: the vectors differ in dimension, or a chunk size is below 1.
@@ -211,9 +211,9 @@ def reir_ranks(
 
 
 def top_instances(queries: Queries, gallery: Gallery, *, query_chunk: int = 256) -> Ints:
-    """(M,) index of the best instance of each true photo, -1 where it has none.
+    """Return the (M,) index of the best instance of each true photo; -1 if it has none.
 
-    Equal scores go to the instance that fits worst, as in `reir_ranks`.
+    Of equal scores, the instance that fits worst wins, as in `reir_ranks`.
     """
     grouped = _group(gallery)
     top = np.full(len(queries), -1, dtype=np.int64)
@@ -226,13 +226,13 @@ def top_instances(queries: Queries, gallery: Gallery, *, query_chunk: int = 256)
     return top
 
 
-def _tolerance(queries: Queries, gallery: _Grouped) -> FloatArray:
-    """(C,) scores of a query that differ by no more than this are equal."""
+def _tolerance(queries: Queries, gallery: _GroupedGallery) -> FloatArray:
+    """(C,) largest difference at which two scores of a query count as equal."""
     return np.asarray(TIE * gallery.longest * _lengths(queries.vectors), dtype=np.float32)
 
 
 def _rank_chunk(
-    queries: Queries, gallery: _Grouped, thresholds: tuple[float, ...], block: int
+    queries: Queries, gallery: _GroupedGallery, thresholds: tuple[float, ...], block: int
 ) -> ReirRanks:
     """Ranks of one chunk of queries."""
     pairs = _own_pairs(queries, gallery)
@@ -254,7 +254,7 @@ def _rank_chunk(
     return ReirRanks(top_instance, top_iou, above[:, 0], image_rank, above[:, 1:], thresholds)
 
 
-def _own_pairs(queries: Queries, gallery: _Grouped) -> _Pairs:
+def _own_pairs(queries: Queries, gallery: _GroupedGallery) -> _Pairs:
     first, past = gallery.own_range(queries.images)
     counts = past - first
     query = np.repeat(np.arange(len(queries)), counts)
@@ -278,7 +278,7 @@ def _best_pair(pairs: _Pairs, tolerance: FloatArray) -> Ints:
 
 
 def _best_score(pairs: _Pairs, eligible: Bools, num_queries: int) -> FloatArray:
-    """(C,) highest score among eligible pairs; +inf where there is none, so nothing reaches it."""
+    """(C,) highest score among eligible pairs; +inf if there is none, which nothing reaches."""
     best = np.full(num_queries, -np.inf, dtype=np.float32)
     np.maximum.at(best, pairs.query[eligible], pairs.score[eligible])
     best[np.isneginf(best)] = np.inf
@@ -286,9 +286,9 @@ def _best_score(pairs: _Pairs, eligible: Bools, num_queries: int) -> FloatArray:
 
 
 def _count_others(
-    vectors: FloatArray, gallery: _Grouped, pairs: _Pairs, levels: FloatArray, block: int
+    vectors: FloatArray, gallery: _GroupedGallery, pairs: _Pairs, levels: FloatArray, block: int
 ) -> tuple[Ints, Ints]:
-    """Count what other photos hold at or above each level.
+    """Count instances and photos other than the query's own that reach each level.
 
     Returns:
         (C, 1 + T) instances of other photos that reach each level, and (C,) other photos that
@@ -334,8 +334,8 @@ def _concatenate(chunks: Sequence[ReirRanks]) -> ReirRanks:
     )
 
 
-def _group(gallery: Gallery) -> _Grouped:
-    """Bring the instances of one photo together; no copy where they already are."""
+def _group(gallery: Gallery) -> _GroupedGallery:
+    """Sort instances by photo; arrays that are already sorted are not copied."""
     vectors, images, boxes_px = gallery.vectors, gallery.images, gallery.boxes_px
     order = np.arange(len(gallery))
     if (np.diff(images) < 0).any():
@@ -343,7 +343,9 @@ def _group(gallery: Gallery) -> _Grouped:
         vectors, images, boxes_px = vectors[order], images[order], boxes_px[order]
     image_ids, starts = np.unique(images, return_index=True)
     longest = float(_lengths(vectors).max(initial=0.0))
-    return _Grouped(vectors, boxes_px, order, image_ids, np.append(starts, len(gallery)), longest)
+    return _GroupedGallery(
+        vectors, boxes_px, order, image_ids, np.append(starts, len(gallery)), longest
+    )
 
 
 def _lengths(vectors: FloatArray) -> FloatArray:
@@ -351,8 +353,8 @@ def _lengths(vectors: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), dtype=np.float32)
 
 
-def _validate(arrays: _Boxed) -> None:
-    """Check shapes and values, and store the arrays in their types."""
+def _validate(arrays: _BoxVectors) -> None:
+    """Check shapes and values, and replace the arrays by arrays of their types."""
     name = type(arrays).__name__
     vectors = np.asarray(arrays.vectors, dtype=np.float32)
     images = np.asarray(arrays.images)

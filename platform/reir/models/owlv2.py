@@ -1,20 +1,20 @@
 """OWLv2 (Minderer et al., "Scaling Open-Vocabulary Object Detection", 2023) as an instance encoder.
 
-Its boxes, objectness and class embeddings do not depend on the query, so photos are indexed once
-and searched with any expression. What the library computes for box i and query q is
+Its boxes, objectness and class embeddings do not depend on the query, so photos can be indexed once
+and searched with any expression. The library computes, for box i and query q,
 
     logit_i(q) = (cos(e_i, q) + b_i) * s_i
 
-with a shift b_i and a positive scale s_i of each box. The store ranks by the inner product of unit
-vectors, and this is one: s_i and b_i are read off the output of a layer norm, which bounds them by
-s_i <= S and |b_i| <= B, and with e_i and q of length 1
+with a shift b_i and a positive scale s_i for each box. The store ranks by the inner product of unit
+vectors, and the logit can be written as one: s_i and b_i are linear in the output of a layer norm,
+which bounds them by s_i <= S and |b_i| <= B. With e_i and q of length 1,
 
     instance    (s_i e_i, s_i b_i / sqrt(B), r_i * S sqrt(1 + B)) / (S sqrt(1 + B))
     expression  (q, sqrt(B), 0) / sqrt(1 + B)
 
-r_i fills the vector up to length 1, which the bounds leave room for; it meets the expression's
-zero. The inner product is logit_i(q) / (S (1 + B)): the library's order, within a photo and across
-photos, and the factor is the largest logit that the weights allow, so scores lie in [-1, 1].
+r_i makes the length of the vector 1, which the bounds leave room for; it is multiplied by the zero
+of the expression. The inner product is logit_i(q) / (S (1 + B)): the order of the library, within a
+photo and across photos. The divisor is the largest possible logit, so scores lie in [-1, 1].
 """
 
 # Shapes: B photos, P patches (one box each), K kept boxes, C width of the image tower, N texts,
@@ -27,30 +27,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # noqa: F401, the library's image processor needs it and says so too late
+import scipy  # noqa: F401, without it the image processor fails only when a photo is encoded
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Owlv2ForObjectDetection
 
-from reir.models.pretrained import Pretrained, load_pretrained
-from reir.models.seams import RgbImage
+from reir.models.pretrained import PretrainedModel, load_pretrained
 from reir.models.yolox import greedy_nms
-from reir.records import FloatArray, Instances
+from reir.records import FloatArray, Instances, RgbImage
 
 NUM_CANDIDATES = 30
 NMS_IOU = 0.7
 IMAGE_BATCH = 4
-"""Photos at once: at 3,600 patches each, more only costs memory."""
+"""A photo has 3,600 patches, so larger batches take more memory without being faster."""
 TEXT_BATCH = 128
 LENGTH_EPS = 1e-6
-"""What the library adds to the length of an embedding before it divides by it."""
+"""Added by the library to the length of an embedding before dividing by it."""
 
 
 def load_owlv2(
     source: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Owlv2Encoder:
-    """Load an encoder from a directory or by hub name; errors are those of `load_pretrained`."""
+    """Load an encoder from a directory or the hub; raises the errors of `load_pretrained`."""
     return Owlv2Encoder(
         load_pretrained(source, Owlv2ForObjectDetection, ("owlv2",), device=device, dtype=dtype)
     )
@@ -58,11 +57,11 @@ def load_owlv2(
 
 @dataclass(frozen=True)
 class UnitForm:
-    """Turns logits with a shift and a scale into inner products of unit vectors, and back.
+    """Writes logits with a shift and a scale as inner products of unit vectors.
 
     Attributes:
-        max_scale: S, above every scale.
-        max_shift: B, above the magnitude of every shift; positive.
+        max_scale: S, an upper bound of every scale.
+        max_shift: B, a positive upper bound of the magnitude of every shift.
     """
 
     max_scale: float
@@ -70,11 +69,11 @@ class UnitForm:
 
     @property
     def score_scale(self) -> float:
-        """Logit of a score of 1."""
+        """The logit that corresponds to a score of 1."""
         return self.max_scale * (1 + self.max_shift)
 
     def instances(self, unit_KT: Tensor, shift_K: Tensor, scale_K: Tensor) -> Tensor:
-        """(K, D - 1) vectors without the coordinate that fills them up to length 1."""
+        """(K, D - 1) instance vectors without the coordinate that makes their length 1."""
         shift_K1 = shift_K[:, None] / math.sqrt(self.max_shift)
         longest = self.max_scale * math.sqrt(1 + self.max_shift)
         return torch.cat([unit_KT, shift_K1], dim=1) * scale_K[:, None] / longest
@@ -85,40 +84,40 @@ class UnitForm:
         return F.pad(rows, (0, 1)) / math.sqrt(1 + self.max_shift)
 
     def photo(self, part_KE: Tensor, weight_K: Tensor) -> Tensor:
-        """(D - 1,) mean of a photo's instances by weight: it scores their mean logit.
+        """(D - 1,) weighted mean of a photo's instances; its score is their weighted mean logit.
 
-        A photo without instances scores the least that no expression can change.
+        A photo without instances gets the lowest score that does not depend on the expression.
         """
         if not len(part_KE):
             return F.pad(part_KE.new_zeros(part_KE.shape[1] - 1), (0, 1), value=-1.0)
         return (part_KE * weight_K[:, None]).sum(0) / weight_K.sum()
 
 
-def filled(part: Tensor) -> Tensor:
-    """Append the coordinate that brings the last dimension to length 1."""
+def fill_to_unit_length(part: Tensor) -> Tensor:
+    """Append a coordinate that makes the vectors in the last dimension unit length."""
     rest = (1 - part.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat([part, rest], dim=-1)
 
 
 def linear_range(head: nn.Linear, norm: nn.LayerNorm) -> tuple[float, float]:
-    """Least and largest output of a linear unit over all that a layer norm can put in front of it.
+    """Return the range of a linear unit over all possible outputs of the layer norm before it.
 
     A layer norm of width C gives `gain * h + offset` with h of mean 0 and length at most sqrt(C),
     so the unit's output is a constant plus an inner product with h, largest along its own weights.
     """
     weight_C, bias = head.weight[0].detach().double(), head.bias[0].detach()
     slope_C = weight_C * norm.weight.detach().double()
-    centre = float(weight_C @ norm.bias.detach().double() + bias)
+    center = float(weight_C @ norm.bias.detach().double() + bias)
     reach = float((slope_C - slope_C.mean()).norm()) * math.sqrt(len(slope_C))
-    return centre - reach, centre + reach
+    return center - reach, center + reach
 
 
 def unit_form(model: Owlv2ForObjectDetection) -> UnitForm:
-    """Bounds of the shifts and scales that the weights can give."""
+    """Return the bounds of the shifts and scales, which follow from the weights."""
     head, norm = model.class_head, model.layer_norm
     _, raw = linear_range(head.logit_scale, norm)
     low, high = linear_range(head.logit_shift, norm)
-    slack = 1 + 1e-5  # the layer norm itself rounds
+    slack = 1 + 1e-5  # rounding in the layer norm could exceed the bounds
     max_scale = raw + 1 if raw > 0 else math.exp(raw)  # ELU + 1
     return UnitForm(max_scale * slack, max(-low, high, LENGTH_EPS) * slack)
 
@@ -127,9 +126,9 @@ class Owlv2Encoder:
     """Encodes photos and expressions; thread-safe after construction.
 
     Args:
-        parts: model and what prepares its input.
-        num_candidates: most instances of a photo, the best by objectness.
-        nms_iou: of two boxes that overlap by more, the one of lower objectness goes.
+        parts: the model with its tokenizer and image processor.
+        num_candidates: maximum number of instances per photo, the best by objectness.
+        nms_iou: of two boxes that overlap by more, only the one with more objectness is kept.
 
     Raises:
         ValueError: `num_candidates` is below 1.
@@ -139,7 +138,7 @@ class Owlv2Encoder:
 
     def __init__(
         self,
-        parts: Pretrained,
+        parts: PretrainedModel,
         *,
         num_candidates: int = NUM_CANDIDATES,
         nms_iou: float = NMS_IOU,
@@ -162,7 +161,7 @@ class Owlv2Encoder:
 
     @property
     def num_candidates(self) -> int:
-        """The most instances kept of one photo."""
+        """Maximum number of instances per photo."""
         return self._num_candidates
 
     @property
@@ -171,7 +170,7 @@ class Owlv2Encoder:
         return self._form.score_scale
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        """Instances of each photo, best objectness first; a photo may have none."""
+        """Return the instances of each photo, by descending objectness; a photo may have none."""
         out: list[Instances] = []
         for start in range(0, len(images), IMAGE_BATCH):
             out.extend(self._encode_batch(images[start : start + IMAGE_BATCH]))
@@ -180,7 +179,7 @@ class Owlv2Encoder:
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given.
 
-        The text tower reads 16 tokens, start and end included; what comes after is cut off.
+        The text tower reads 16 tokens, including start and end; the rest is ignored.
         """
         vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
         for start in range(0, len(expressions), TEXT_BATCH):
@@ -191,14 +190,14 @@ class Owlv2Encoder:
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> FloatArray:
         core = self._model.owlv2
-        read = core.text_model(**self._parts.tokens(texts))
-        unit_NT = F.normalize(core.text_projection(read.pooler_output), dim=-1)
+        output = core.text_model(**self._parts.tokens(texts))
+        unit_NT = F.normalize(core.text_projection(output.pooler_output), dim=-1)
         return np.asarray(self._form.expressions(unit_NT).cpu())
 
     @torch.inference_mode()
     def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
         pixels = self._parts.pixels(images)["pixel_values"]
-        with self._parts.multiplying():
+        with self._parts.autocast():
             maps, _ = self._model.image_embedder(pixels)
         features_BPC = maps.float().flatten(1, 2)
         objectness_BP = self._model.objectness_predictor(features_BPC).sigmoid()
@@ -211,7 +210,7 @@ class Owlv2Encoder:
     def _instances(
         self, image: RgbImage, features_PC: Tensor, objectness_P: Tensor, cxcywh_P4: Tensor
     ) -> Instances:
-        boxes_P4 = unpadded(cxcywh_P4, image.shape[0], image.shape[1])
+        boxes_P4 = boxes_without_padding(cxcywh_P4, image.shape[0], image.shape[1])
         pixel = 1 / self._model.config.vision_config.image_size
         rows = best_boxes(boxes_P4, objectness_P, self._num_candidates, self._nms_iou, pixel)
         part_KE = self._vector_part(features_PC[rows])
@@ -219,8 +218,8 @@ class Owlv2Encoder:
         return Instances(
             boxes=boxes_P4[rows].cpu().numpy(),
             objectness=objectness_P[rows].cpu().numpy(),
-            vectors=filled(part_KE).cpu().numpy(),
-            image_vector=filled(whole_E).cpu().numpy(),
+            vectors=fill_to_unit_length(part_KE).cpu().numpy(),
+            image_vector=fill_to_unit_length(whole_E).cpu().numpy(),
         )
 
     def _vector_part(self, features_KC: Tensor) -> Tensor:
@@ -231,19 +230,19 @@ class Owlv2Encoder:
         return self._form.instances(unit_KT, head.logit_shift(features_KC)[:, 0], scale_K)
 
 
-def unpadded(cxcywh_P4: Tensor, height_px: int, width_px: int) -> Tensor:
-    """Boxes of the square into which the photo was padded, right or below -> xyxy of the photo."""
-    centre, half = cxcywh_P4[:, :2], cxcywh_P4[:, 2:] / 2
+def boxes_without_padding(cxcywh_P4: Tensor, height_px: int, width_px: int) -> Tensor:
+    """Convert boxes of the square, padded at the right or bottom, to xyxy of the photo."""
+    center, half = cxcywh_P4[:, :2], cxcywh_P4[:, 2:] / 2
     sides = cxcywh_P4.new_tensor([width_px, height_px] * 2) / max(height_px, width_px)
-    return (torch.cat([centre - half, centre + half], dim=1) / sides).clamp(0, 1)
+    return (torch.cat([center - half, center + half], dim=1) / sides).clamp(0, 1)
 
 
 def best_boxes(
     boxes_P4: Tensor, objectness_P: Tensor, num_keep: int, max_iou: float, min_side: float
 ) -> Tensor:
-    """Rows of the best boxes by objectness after class-agnostic NMS, best first.
+    """Return the rows of the best boxes by objectness after class-agnostic NMS, best first.
 
-    Boxes in the padding, and slivers below `min_side` of the photo, are never kept.
+    Boxes in the padding, and boxes with a side below `min_side` of the photo, are never kept.
     """
     usable_P = ((boxes_P4[:, 2:] - boxes_P4[:, :2]) >= min_side).all(dim=1)
     scores_P, order_P = objectness_P.where(usable_P, 0.0).sort(descending=True, stable=True)

@@ -1,8 +1,7 @@
-"""Public checkpoints in the layout of `transformers`: from a hub name or a directory to a model.
+"""Loads public checkpoints in the layout of `transformers`, from a directory or a model hub.
 
-Knows no encoder. Everything is read from one folder: a hub model is first copied into the hub's
-cache as a whole, so that weights, tokenizer and pre-processing are of the same revision. Only
-safetensors are read, and no code that a checkpoint brings along is run.
+A hub model is first copied to the hub's cache as a whole, so that weights, tokenizer and image
+processor are of the same revision. Only safetensors are read, and no code from a checkpoint is run.
 """
 
 # Shapes: N texts, L tokens, H x W pixels
@@ -25,26 +24,26 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from reir.errors import CheckpointError
-from reir.models.seams import RgbImage
-from reir.text import normalise_expression
+from reir.records import RgbImage
+from reir.text import normalize_expression
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-"""What is copied of a hub model: no weights in other formats, no pictures."""
+"""The files to copy of a hub model: not weights in other formats, and not pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """A frozen model with what prepares its input; its methods may be called from many threads.
+class PretrainedModel:
+    """A frozen model with its tokenizer and image processor; its methods are thread-safe.
 
     Attributes:
         model: in eval mode, float32, without gradients, on `device`.
         tokenizer: of the text tower.
-        image_processor: photos -> pixel values; the variant on Pillow, which gives the same pixels
-            whether torchvision is installed or not.
+        image_processor: photos -> pixel values; the Pillow variant, whose pixels do not depend on
+            whether torchvision is installed.
         digest: sha256 of the weights.
         device: where the model runs.
-        dtype: in which the image tower multiplies.
+        dtype: of matrix products in the image tower.
     """
 
     model: Any
@@ -53,14 +52,14 @@ class Pretrained:
     digest: str
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    # setting the padding of a tokenizer is not safe from two threads
+    # a call sets the padding of the tokenizer, which is shared between threads
     _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def tokens(self, expressions: Sequence[str]) -> Mapping[str, Tensor]:
-        """(N, L) ids and mask of normalised expressions, padded or cut to the tower's full L."""
+        """Return (N, L) ids and mask of expressions, padded or truncated to the tower's length."""
         with self._tokenizing:
             tokens = self.tokenizer(
-                [normalise_expression(text) for text in expressions],
+                [normalize_expression(text) for text in expressions],
                 padding="max_length",
                 truncation=True,
                 max_length=self.model.config.text_config.max_position_embeddings,
@@ -69,14 +68,14 @@ class Pretrained:
         return dict(tokens.to(self.device))
 
     def pixels(self, images: Sequence[RgbImage]) -> Mapping[str, Tensor]:
-        """Return what the image tower takes of (H, W, 3) pictures, each of its own size."""
+        """Return the input of the image tower for (H, W, 3) pictures of any sizes."""
         pixels = self.image_processor(
             images=list(images), input_data_format="channels_last", return_tensors="pt"
         )
         return dict(pixels.to(self.device))
 
-    def multiplying(self) -> torch.autocast:
-        """Return a context in which the model multiplies in `dtype`."""
+    def autocast(self) -> torch.autocast:
+        """Return a context in which matrix products are computed in `dtype`."""
         return torch.autocast(
             torch.device(self.device).type, self.dtype, self.dtype != torch.float32
         )
@@ -89,18 +88,18 @@ def load_pretrained(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Pretrained:
+) -> PretrainedModel:
     """Load a checkpoint.
 
     Args:
         source: directory that `save_pretrained` wrote, or hub name, `NAME@REVISION` for a certain
             revision.
         model_class: class of `transformers` with `from_pretrained`.
-        model_types: values of `model_type` in config.json that are of use.
-        device, dtype: see `Pretrained`.
+        model_types: accepted values of `model_type` in config.json.
+        device, dtype: see `PretrainedModel`.
 
     Raises:
-        CheckpointError: not there, incomplete, or a model of another type.
+        CheckpointError: it does not exist, is incomplete, or is a model of another type.
         ImportError: a package that the tokenizer needs is not installed.
     """
     folder = fetch(source)
@@ -121,15 +120,15 @@ def load_pretrained(
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{source} does not load: {_first_line(error)}; it must hold config.json, {WEIGHTS}, "
-            f"preprocessor_config.json and the tokenizer's files, all of one model"
+            f"cannot load {source}: {_first_line(error)}; it must contain config.json, {WEIGHTS}, "
+            f"preprocessor_config.json and the tokenizer files of one model"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
-            f"{source} lacks {len(missing)} weights of {model_class.__name__}, "
-            f"{missing[0]} first; use a checkpoint of that class"
+            f"{source} lacks {len(missing)} weights of {model_class.__name__}, such as "
+            f"{missing[0]}; use a checkpoint of that class"
         )
-    return Pretrained(
+    return PretrainedModel(
         model=model.eval().requires_grad_(False).to(device),
         tokenizer=tokenizer,
         image_processor=image_processor,
@@ -140,10 +139,10 @@ def load_pretrained(
 
 
 def fetch(source: str) -> Path:
-    """Return the folder of a checkpoint; a hub model is downloaded unless the cache holds it.
+    """Return the folder of a checkpoint; a hub model is downloaded unless it is in the cache.
 
     Raises:
-        CheckpointError: neither a directory nor a model that the hub gives out.
+        CheckpointError: the source is neither a directory nor a hub model that can be reached.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -152,17 +151,17 @@ def fetch(source: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source!r} is neither a directory nor a hub model within reach: "
-            f"{_first_line(error)}; check the name and the connection, or copy the model here and "
-            f"give its directory"
+            f"{source!r} is neither a directory nor a hub model that can be reached: "
+            f"{_first_line(error)}; check the name and the connection, or copy the model to "
+            f"this machine and give its directory"
         ) from error
 
 
 def weights_digest(folder: Path) -> str:
-    """Sha256 of the weights file, hex; of all parts in the order of their names if it is split.
+    """Return the SHA-256 of the weights in hex; of all files, sorted by name, if there are several.
 
     Raises:
-        CheckpointError: there are no weights, or a part is missing.
+        CheckpointError: the weights, or a part of them, are missing.
     """
     files = _weight_files(folder)
     if missing := [file.name for file in files if not file.is_file()]:
@@ -189,7 +188,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _check_type(source: str, found: str, wanted: Sequence[str]) -> None:
     if found not in wanted:
         raise CheckpointError(
-            f"{source} is a model of type {found!r}, this encoder takes {', '.join(wanted)}"
+            f"{source} is a model of type {found!r}, but this encoder needs {' or '.join(wanted)}"
         )
 
 
@@ -199,12 +198,12 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Keep the library from drawing bars while files of this machine are read."""
+    """Hide the progress bars that the library shows even for local files."""
     logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()

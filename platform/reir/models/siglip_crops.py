@@ -1,14 +1,14 @@
 """SigLIP or SigLIP 2 on crops (Zhai et al. 2023; Tschannen et al. 2025) as an instance encoder.
 
-A detector proposes boxes without any query; the frozen image tower sees each box twice:
+A detector proposes boxes without any query; the frozen image tower encodes two crops of each box:
 
-    close     the box and a tenth of its sides around it: what the instance is
-    context   a box of twice its sides: what it stands beside
-    vector    (1 - CONTEXT_SHARE) close + CONTEXT_SHARE context, all three of length 1
+    close     the box with a margin of a tenth of its sides: the instance itself
+    context   a box with twice its sides: what is next to the instance
+    vector    (1 - CONTEXT_SHARE) * close + CONTEXT_SHARE * context, normalized before and after
 
-The share is a choice, not a fit: most words of an expression are about the instance itself. With a
-share of 0 a score is exactly the cosine in the library's logit of crop and text, so scale and bias
-of that logit change no order.
+The share was chosen, not fitted: most words of an expression are about the instance itself. With a
+share of 0, a score is exactly the cosine in the library's logit of crop and text; scale and bias of
+that logit would not change the order.
 """
 
 # Shapes: N instances of one photo, M crops, D vector dimension, H x W pixels
@@ -25,13 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel
 
-from reir.models.pretrained import Pretrained, load_pretrained
-from reir.models.seams import RgbImage
+from reir.models.pretrained import PretrainedModel, load_pretrained
 from reir.models.yolox import Candidates
-from reir.records import FloatArray, Instances
+from reir.records import FloatArray, Instances, RgbImage
 
 CLOSE_MARGIN, CONTEXT_MARGIN = 0.1, 0.5
-"""Share of the box side added on each side, within the photo."""
+"""Fraction of the box side added on each side, as far as the photo goes."""
 CONTEXT_SHARE = 0.3
 NUM_CANDIDATES = 30
 CROP_BATCH = 32
@@ -41,11 +40,11 @@ TEXT_BATCH = 128
 
 @dataclass(frozen=True)
 class Detector:
-    """Where instances come from.
+    """The detector that proposes instances.
 
     Attributes:
-        propose: (photos, most instances) -> boxes and scores of each photo, best first; is called
-            from several threads.
+        propose: (photos, maximum number) -> candidates of each photo, best first; must be
+            thread-safe.
         digest: sha256 of its weights.
     """
 
@@ -60,9 +59,9 @@ def load_siglip_crops(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> SiglipCropsEncoder:
-    """Load an encoder whose SigLIP is in a directory or on the hub.
+    """Load SigLIP from a directory or the hub, and build the encoder.
 
-    Errors are those of `load_pretrained`.
+    Raises the errors of `load_pretrained`.
     """
     parts = load_pretrained(source, AutoModel, ("siglip", "siglip2"), device=device, dtype=dtype)
     return SiglipCropsEncoder(parts, detector)
@@ -72,7 +71,7 @@ class SiglipCropsEncoder:
     """Encodes photos and expressions; thread-safe after construction.
 
     Args:
-        parts: SigLIP and what prepares its input.
+        parts: SigLIP with its tokenizer and image processor.
         detector: proposes the boxes.
         num_candidates: most instances of a photo.
         context_share: weight of the context in a vector, 0 to 1.
@@ -85,7 +84,7 @@ class SiglipCropsEncoder:
 
     def __init__(
         self,
-        parts: Pretrained,
+        parts: PretrainedModel,
         detector: Detector,
         *,
         num_candidates: int = NUM_CANDIDATES,
@@ -107,16 +106,16 @@ class SiglipCropsEncoder:
 
     @property
     def digest(self) -> str:
-        """Sha256 over the digests of SigLIP and of the detector, and over the recipe of a crop."""
+        """Sha256 over the digests of SigLIP and the detector, and the settings of the crops."""
         return self._digest
 
     @property
     def num_candidates(self) -> int:
-        """The most instances kept of one photo."""
+        """Maximum number of instances per photo."""
         return self._num_candidates
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        """Instances of each photo, best objectness first; a photo may have none."""
+        """Return the instances of each photo, by descending objectness; a photo may have none."""
         out: list[Instances] = []
         for start in range(0, len(images), DETECTOR_BATCH):
             some = images[start : start + DETECTOR_BATCH]
@@ -126,7 +125,7 @@ class SiglipCropsEncoder:
         return out
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """(N, D) float32 unit vectors, in the order given; what exceeds 64 tokens is cut off."""
+        """(N, D) float32 unit vectors, in the order given; only the first 64 tokens count."""
         vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
         for start in range(0, len(expressions), TEXT_BATCH):
             rows = slice(start, start + TEXT_BATCH)
@@ -135,16 +134,16 @@ class SiglipCropsEncoder:
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        # Padded to the full length and read without a mask: SigLIP is trained so, and pools the
-        # last position.
-        read = self._model.text_model(input_ids=self._parts.tokens(texts)["input_ids"])
-        return np.asarray(F.normalize(read.pooler_output, dim=-1).cpu())
+        # SigLIP was trained on texts padded to full length, without a mask, and pools the last
+        # position.
+        output = self._model.text_model(input_ids=self._parts.tokens(texts)["input_ids"])
+        return np.asarray(F.normalize(output.pooler_output, dim=-1).cpu())
 
     def _instances(self, image: RgbImage, found: Candidates) -> Instances:
         boxes = found.boxes.cpu().numpy()
-        close = [cut(image, box, CLOSE_MARGIN) for box in boxes]
-        context = [cut(image, box, CONTEXT_MARGIN) for box in boxes]
-        unit_MD = self._look([image, *close, *context])
+        close = [crop(image, box, CLOSE_MARGIN) for box in boxes]
+        context = [crop(image, box, CONTEXT_MARGIN) for box in boxes]
+        unit_MD = self._encode_crops([image, *close, *context])
         close_ND, context_ND = unit_MD[1 : 1 + len(boxes)], unit_MD[1 + len(boxes) :]
         mixed_ND = close_ND.lerp(context_ND, self._context_share)
         return Instances(
@@ -155,33 +154,33 @@ class SiglipCropsEncoder:
         )
 
     @torch.inference_mode()
-    def _look(self, crops: Sequence[RgbImage]) -> Tensor:
-        """(M, D) unit vectors of pictures of any size."""
+    def _encode_crops(self, crops: Sequence[RgbImage]) -> Tensor:
+        """(M, D) unit vectors of crops of any sizes."""
         parts = []
         for start in range(0, len(crops), CROP_BATCH):
             inputs = self._parts.pixels(crops[start : start + CROP_BATCH])
-            with self._parts.multiplying():
+            with self._parts.autocast():
                 parts.append(self._model.get_image_features(**inputs).pooler_output)
         return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
 
-def cut(image: RgbImage, box: FloatArray, margin: float) -> RgbImage:
-    """Return the pixels of a box, whole ones, with a margin around it and at least one a side.
+def crop(image: RgbImage, box: FloatArray, margin: float) -> RgbImage:
+    """Return the whole pixels of a box with a margin, at least one in each direction.
 
     Args:
         image: (H, W, 3).
         box: (4,) xyxy in [0, 1].
-        margin: share of the box side added on each side, within the photo.
+        margin: fraction of the box side added on each side, as far as the photo goes.
     """
     height, width = image.shape[:2]
     x1, y1, x2, y2 = box.astype(np.float64)
     dx, dy = (x2 - x1) * margin, (y2 - y1) * margin
-    left, right = _whole(x1 - dx, x2 + dx, width)
-    top, bottom = _whole(y1 - dy, y2 + dy, height)
+    left, right = _pixel_range(x1 - dx, x2 + dx, width)
+    top, bottom = _pixel_range(y1 - dy, y2 + dy, height)
     return image[top:bottom, left:right]
 
 
-def _whole(low: float, high: float, size_px: int) -> tuple[int, int]:
-    """Return the pixels from `low` to `high`, both a share of the side, widened to whole ones."""
+def _pixel_range(low: float, high: float, size_px: int) -> tuple[int, int]:
+    """Return the pixels that overlap `low` to `high`, which are fractions of the side."""
     first = min(max(int(np.floor(low * size_px)), 0), size_px - 1)
     return first, min(max(int(np.ceil(high * size_px)), first + 1), size_px)

@@ -1,10 +1,9 @@
-"""YOLOX-Nano, the one-stage detector that proposes instances: backbone, neck, head, candidates.
+"""YOLOX-Nano, the one-stage detector that proposes instances, and the selection of candidates.
 
-Batch norm is folded into the convolutions, so every block is `Conv2d(bias=True)` and SiLU, and
-training starts from folded weights. Submodules are declared in the order in which they run; the
-weight loader relies on it. Knows torch and numpy, and no file, device or query.
+Batch norm is folded into the convolutions, so every block is a `Conv2d` with bias, then SiLU, and
+training starts from folded weights. Submodules are declared in the order in which they run, since
+the weight loader matches them to the published weights by that order.
 """
-
 
 # Shapes: B images, S side of the square input, A anchors (one per cell of the three maps),
 #         C channels of the class branch (64), K classes, N candidates of one image
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.models.fused import Convolution
+from reir.models.fused_convolution import Convolution
 from reir.models.resizing import resize
 
 STRIDES = (8, 16, 32)
@@ -29,18 +28,19 @@ INPUT_SIDE_PX = 416
 NUM_CLASSES = 80
 HEAD_CHANNELS = 64
 PADDING_VALUE = 114
-NMS_POOL = 1000  # candidates that enter NMS; the rest cannot reach the first few hundred places
-MIN_SIDE_PX = 1.0  # thinner boxes, in network pixels, are slivers left over from clipping
+# Boxes that enter NMS; boxes of lower rank would not be among the first few hundred after it.
+NMS_POOL = 1000
+MIN_SIDE_PX = 1.0  # of the network input; thinner boxes are remains of clipping
 
 
 class YoloxOutput(NamedTuple):
-    """What the detector says of a batch, before any selection.
+    """The output of the detector for a batch, before any selection.
 
     Attributes:
         boxes_xyxy_px: (B, A, 4) float32, in pixels of the square network input, unclipped.
         objectness: (B, A) float32 in [0, 1].
         class_scores: (B, A, K) float32 in [0, 1], not multiplied by objectness.
-        class_features: (B, A, C) what the class scores are read from, per anchor.
+        class_features: (B, A, C) features from which the class scores are computed.
     """
 
     boxes_xyxy_px: Tensor
@@ -63,7 +63,7 @@ class Candidates:
         scores: (N,) float32, objectness times the best class score.
         class_scores: (N, K) float32.
         class_features: (N, C).
-        anchors: (N,) int64, where each came from in the A axis.
+        anchors: (N,) int64, index of each on the A axis.
     """
 
     boxes: Tensor
@@ -81,7 +81,7 @@ class Candidates:
 
 
 class ConvSiLU(nn.Module):
-    """A convolution that keeps the map size (or divides it by the stride), then SiLU."""
+    """A convolution that keeps the map size, or divides it by the stride, then SiLU."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1
@@ -93,16 +93,16 @@ class ConvSiLU(nn.Module):
         """(B, c_in, H, W) -> (B, c_out, H/stride, W/stride)."""
         conv, side = self.conv, self.conv.kernel_size[0] // 2
         convolution = Convolution(conv.weight, conv.bias, conv.stride[0], (side, side), conv.groups)
-        return convolution.activated(x, "silu")
+        return convolution.with_activation(x, "silu")
 
 
 def depthwise(c_in: int, c_out: int, *, stride: int = 1) -> nn.Sequential:
-    """Return a depthwise 3x3 and a pointwise convolution, each with its SiLU."""
+    """Return a depthwise 3x3 and a pointwise convolution, each with SiLU."""
     return nn.Sequential(ConvSiLU(c_in, c_in, 3, stride=stride, groups=c_in), ConvSiLU(c_in, c_out))
 
 
 class Bottleneck(nn.Module):
-    """Pointwise, then depthwise separable convolution, optionally added to the input."""
+    """Pointwise, then depthwise separable convolution, optionally with a residual connection."""
 
     def __init__(self, channels: int, *, residual: bool) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Bottleneck(nn.Module):
 
 
 class CspStage(nn.Module):
-    """Cross-stage partial block: one half through bottlenecks, the other straight, then fused."""
+    """Cross-stage partial block: half of the channels pass bottlenecks, then all are fused."""
 
     def __init__(self, c_in: int, c_out: int, *, depth: int, residual: bool) -> None:
         super().__init__()
@@ -137,9 +137,10 @@ class CspStage(nn.Module):
 
 
 class Focus(nn.Module):
-    """Stem: every 2x2 patch becomes four groups of channels, then one 3x3 convolution.
+    """Stem: each 2x2 patch becomes four groups of channels, then follows a 3x3 convolution.
 
-    Computed as what it equals, one 6x6 convolution of stride 2.
+    It is computed as the equivalent 6x6 convolution of stride 2, which does not have to copy the
+    image into groups of channels first.
     """
 
     def __init__(self, c_out: int) -> None:
@@ -148,15 +149,16 @@ class Focus(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, c_out, S/2, S/2)."""
-        # from group, channel, y, x, where the group is the place in the patch, first by column
+        # Input channels are ordered by group, then color; a group is a place in the patch, column
+        # by column. Interleaving groups and kernel cells gives the 6x6 kernel.
         inner = self.conv.conv
         parts = inner.weight.reshape(-1, 2, 2, 3, 3, 3).permute(0, 3, 4, 2, 5, 1)
-        wide = Convolution(parts.reshape(-1, 3, 6, 6), inner.bias, 2, (2, 2))
-        return wide.activated(images, "silu")
+        kernel = Convolution(parts.reshape(-1, 3, 6, 6), inner.bias, 2, (2, 2))
+        return kernel.with_activation(images, "silu")
 
 
 class SpatialPyramidPool(nn.Module):
-    """Concatenates max pools of 5, 9 and 13 cells; the larger ones are pools of the smaller."""
+    """Concatenates max pools over 5, 9 and 13 cells; larger ones pool the smaller ones again."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -176,7 +178,7 @@ class SpatialPyramidPool(nn.Module):
 
 
 class Backbone(nn.Module):
-    """CSPDarknet at a quarter of the width and a third of the depth."""
+    """CSPDarknet with a quarter of its width and a third of its depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +206,7 @@ class Backbone(nn.Module):
 
 
 class Neck(nn.Module):
-    """Path aggregation: coarse maps inform the fine ones, then the fine ones the coarse."""
+    """Path aggregation network: information flows from coarse to fine maps, then back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +220,7 @@ class Neck(nn.Module):
         self.bottomup5 = CspStage(256, 256, depth=1, residual=False)
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return maps of the shapes that came in."""
+        """Return maps of the same shapes."""
         inner5 = self.lateral5(c5)
         inner4 = self.lateral4(self.topdown4(torch.cat((upsample(inner5), c4), dim=1)))
         p3 = self.topdown3(torch.cat((upsample(inner4), c3), dim=1))
@@ -233,7 +235,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 class LevelHead(nn.Module):
-    """Decoupled head of one map: a class branch, and a branch for box and objectness."""
+    """Decoupled head for one map: a class branch, and a branch for box and objectness."""
 
     def __init__(self, c_in: int) -> None:
         super().__init__()
@@ -246,9 +248,9 @@ class LevelHead(nn.Module):
         self.objectness_logit = nn.Conv2d(c, 1, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return per cell, row by row: box deltas (4), objectness (1), classes (K), features (C).
+        """Return box deltas (4), objectness (1), classes (K) and features (C) of the cells, by row.
 
-        Deltas and logits are float32 whatever the precision of the convolutions.
+        Deltas and logits are float32, whatever the precision of the convolutions.
         """
         x = self.stem(x)
         class_map, box_map = self.class_branch(x), self.box_branch(x)
@@ -264,10 +266,10 @@ def flatten_cells(x: Tensor) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
-    """Turn head outputs into boxes.
+    """Convert the box deltas of the heads to boxes.
 
     Args:
-        deltas: (B, A, 4) centre offset in cells and log size in cells.
+        deltas: (B, A, 4) center offset in cells and log size in cells.
         sides: (height, width) in cells of each map, in the order of `STRIDES`.
 
     Returns:
@@ -281,13 +283,13 @@ def decode_boxes(deltas: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
         grids.append(grid)
         strides.append(grid.new_full((height * width, 1), stride))
     stride_A1 = torch.cat(strides)
-    centre = (deltas[..., :2] + torch.cat(grids)) * stride_A1
+    center = (deltas[..., :2] + torch.cat(grids)) * stride_A1
     half = deltas[..., 2:].exp() * stride_A1 / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
+    return torch.cat((center - half, center + half), dim=-1)
 
 
 class YoloxNano(nn.Module):
-    """The whole detector: 0.9 M parameters, 80 COCO classes."""
+    """The detector, with 0.9 M parameters and the 80 classes of COCO."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -302,7 +304,7 @@ class YoloxNano(nn.Module):
             images: (B, 3, S, S), BGR in 0-255, letter-boxed; S a multiple of 32.
 
         Returns:
-            Every anchor's box, scores and class feature, and the neck maps.
+            Box, scores and class features of every anchor.
 
         Raises:
             ValueError: the shape is not (B, 3, H, W) with sides that are multiples of 32.
@@ -330,14 +332,14 @@ class YoloxNano(nn.Module):
 
 
 def letterbox(image: npt.NDArray[np.uint8], size: int = INPUT_SIDE_PX) -> tuple[Tensor, float]:
-    """Shrink or grow an image into the top left of a square, the rest grey.
+    """Resize an image to fit the top left of a square, and pad the rest with gray.
 
     Args:
         image: (H, W, 3) uint8, RGB, upright.
         size: side of the square in pixels.
 
     Returns:
-        (3, size, size) float32, BGR in 0-255, and the factor that image pixels were scaled by.
+        (3, size, size) float32, BGR in 0-255, and the scale from image to network pixels.
 
     Raises:
         ValueError: the image is empty or not (H, W, 3) uint8.
@@ -363,21 +365,21 @@ def select_candidates(
     *,
     nms_iou: float = 0.7,
 ) -> list[Candidates]:
-    """Choose the best instances of each image without any query.
+    """Choose the best instances of each image, without any query.
 
-    Boxes are clipped to the image, slivers and boxes with score 0 dropped, and of every group of
-    boxes that overlap by more than `nms_iou` the best is kept, whatever their classes. Equal
-    scores keep the order of the anchors.
+    Boxes are clipped to the image, and very thin boxes and boxes with score 0 are dropped. Then
+    class-agnostic NMS keeps the best of boxes that overlap by more than `nms_iou`. Equal scores
+    keep the order of the anchors.
 
     Args:
         output: of `YoloxNano`, B images.
         scales: B factors as `letterbox` returned them.
         sizes_px: B pairs (height, width) of the upright images.
-        num_candidates: keep at most so many an image; an image may have fewer, or none.
-        nms_iou: overlap above which the lower score of two is dropped.
+        num_candidates: maximum number per image; an image may have fewer, or none.
+        nms_iou: IoU above which the box with the lower score is dropped.
 
     Returns:
-        B candidate sets.
+        The candidates of the B images.
 
     Raises:
         ValueError: lengths differ from B or num_candidates is below 1.
@@ -418,25 +420,26 @@ def select_candidates(
 def greedy_nms(
     boxes: Tensor, scores: Tensor, num_keep: int, max_iou: float
 ) -> tuple[Tensor, Tensor]:
-    """Greedy suppression of a whole batch at once, class-agnostic.
+    """Class-agnostic greedy non-maximum suppression of a whole batch at once.
 
-    Takes one box an image and round, so the cost grows with what is kept rather than with the
-    square of what comes in, and no round waits for the outcome of another image.
+    Each round keeps one box of every image, so the cost grows with the number of boxes kept and not
+    with the square of the number of boxes. There is no data-dependent control flow, so a GPU never
+    waits for the CPU.
 
     Args:
         boxes: (B, M, 4) xyxy, best first.
         scores: (B, M), descending; rows with score 0 are never kept.
-        num_keep: rounds.
-        max_iou: a box is dropped when it overlaps a kept one by more than this.
+        num_keep: number of rounds.
+        max_iou: a box is dropped if its IoU with a kept box is larger than this.
 
     Returns:
-        (B, num_keep) int64 rows kept, in order, and (B,) how many of them are valid.
+        (B, num_keep) int64 rows to keep, in order, and (B,) how many of them are valid.
     """
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     alive = scores > 0
     picks, kept = [], []
     for _ in range(min(num_keep, scores.shape[1])):
-        first = alive.byte().argmax(dim=1, keepdim=True)  # rows are sorted: first alive is best
+        first = alive.byte().argmax(dim=1, keepdim=True)  # rows are sorted, so the first is best
         picks.append(first)
         kept.append(alive.gather(1, first))
         box = boxes.gather(1, first[..., None].expand(-1, -1, 4))

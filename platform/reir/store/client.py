@@ -1,4 +1,4 @@
-"""One Milvus connection: errors of ours, retries, and what differs between Lite and a server."""
+"""`MilvusConnection`: calls Milvus, retries, and raises the errors of `reir.errors`."""
 
 from __future__ import annotations
 
@@ -16,47 +16,48 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from reir.errors import FREE_SPACE, GalleryNotFound, StoreError, StoreFull, StoreUnavailable
-from reir.store.damage import parse_damage
-from reir.store.lite_server import LiteServer
+from reir.store.embedded.damage_errors import parse_damage_report
+from reir.store.embedded.lite_server import LiteServer
 
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 BACK_OFFS_S = (0.05, 0.2, 0.5, 1.0, 2.0)
-"""Waits between attempts while the connection fails; then `StoreUnavailable`."""
+"""Waits between attempts while Milvus cannot be reached; then `StoreUnavailable` is raised."""
 
 SHORT_BACK_OFFS_S = (0.05, 0.2)
-"""For a service, which has somebody waiting and says when to try again."""
+"""The same for a service, whose clients are waiting and are told when to retry."""
 
 EF_SEARCH, EF_FILTERED = 256, 1024
-"""Breadth of HNSW search without and with a filter. Recall@10 of text queries on 100,000 instances:
-without a filter 0.92 at 16, 0.99 at 64, 1.0 at 256; with filters that keep half 0.86, 0.97 and
-0.996, and at 1024 1.0 for 3 ms more (`benchmarks/p1_vector_search_server.py`)."""
+"""`ef` of HNSW searches without and with a filter. Recall@10 of text queries on 100,000 instances
+(`benchmarks/vector_search_server.py`): without a filter, 0.92 at ef 16, 0.99 at 64 and 1.0 at 256.
+With filters that keep half of the instances, 0.86, 0.97 and 0.996; at 1024 it is 1.0, and a search
+takes 3 ms longer."""
 
 _CONNECT_FAILED = 2
 _NOT_FOUND = 100
 _ALIAS_NOT_FOUND = 1600
 _NOT_LOADED = 101
-_NEVER_AGAIN = {"timeout": None, "retry_times": 0}
-"""What keeps pymilvus from another attempt of its own: within a timeout it would try again."""
+_NO_RETRY = {"timeout": None, "retry_times": 0}
+"""Arguments that turn off the retries of pymilvus, which retries until a timeout if it has one."""
 
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 logger = logging.getLogger(__name__)
-# Every failure reaches the caller as an error of ours; pymilvus logs each with its traceback too.
+# pymilvus logs every failure with a traceback. Callers get it as an error of `reir.errors` anyway.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What to ask of a backend.
+    """What differs between Milvus Lite and a server.
 
     Attributes:
         index_type: of the instance vectors.
         index_params: of that index.
-        paging: what makes a limited query return the first rows by key. Lite orders by key for
-            iterators only; a server does so always, and for iterators does not wait for the
-            latest writes.
+        paging: query arguments with which a limited query returns the first rows by key. Lite
+            sorts by key only for iterators. A server always does, but for iterators it does not
+            wait for the latest writes.
     """
 
     index_type: str
@@ -74,7 +75,7 @@ SERVER = Capabilities(index_type="HNSW", index_params={"M": 16, "efConstruction"
 
 
 class MilvusConnection:
-    """Calls `MilvusClient` methods; reconnects, and restarts an embedded server that died."""
+    """Calls `MilvusClient` methods; reconnects, and starts an embedded server again if it died."""
 
     def __init__(
         self,
@@ -82,11 +83,11 @@ class MilvusConnection:
         token: str = "",
         back_offs_s: Sequence[float] = BACK_OFFS_S,
     ) -> None:
-        """Prepare a connection; the first call makes it.
+        """Prepare a connection, which the first call makes.
 
         Args:
-            backend: an embedded server, or the URI of a real one.
-            token: for a real server with access control.
+            backend: the server of an embedded store, or the URI of a Milvus server.
+            token: for a Milvus server with access control.
             back_offs_s: waits between attempts.
         """
         self._back_offs_s = back_offs_s
@@ -98,25 +99,25 @@ class MilvusConnection:
 
     @property
     def address(self) -> str:
-        """Where the store is, for a person."""
+        """Location of the store, for messages."""
         return self._backend if isinstance(self._backend, str) else str(self._backend.place)
 
     def call(self, method: str, **arguments: Any) -> Any:
         """Call a method of `MilvusClient`.
 
         Raises:
-            GalleryNotFound: no such collection or alias.
-            StoreUnavailable: not reachable, after all retries.
+            GalleryNotFound: there is no such collection or alias.
+            StoreUnavailable: Milvus cannot be reached, after all retries.
             StoreError: Milvus refused the call.
         """
         return self._call(method, arguments, (*self._back_offs_s, None))
 
     def call_once(self, method: str, **arguments: Any) -> Any:
-        """As `call`, without a second attempt: for what must not happen twice."""
-        return self._call(method, {**arguments, **_NEVER_AGAIN}, (None,))
+        """Like `call`, but without retries, for calls that must not be executed twice."""
+        return self._call(method, {**arguments, **_NO_RETRY}, (None,))
 
     def close(self) -> None:
-        """Close the connection, and the hold on an embedded server."""
+        """Close the connection, and stop using the server of an embedded store."""
         self._disconnect(self._client)
         if isinstance(self._backend, LiteServer):
             self._backend.close()
@@ -130,15 +131,16 @@ class MilvusConnection:
                 client = self._connected()
                 return self._call_once(client, method, arguments)
             except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
-                replaced = client is not self._client  # another thread found it dead and closed it
+                # Another thread may have found the client dead and closed it during our call.
+                replaced = client is not self._client
                 if not _is_unreachable(error) and not replaced:
                     raise self._refused(method, error) from error
                 self._disconnect(client)
                 if back_off_s is None:
                     raise StoreUnavailable(self.address, str(error)) from error
-                logger.info("no answer from %s, again in %g s", self.address, back_off_s)
+                logger.info("no answer from %s; retrying in %g s", self.address, back_off_s)
                 time.sleep(back_off_s)
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _call_once(self, client: MilvusClient, method: str, arguments: dict[str, Any]) -> Any:
         arguments = {"timeout": CALL_TIMEOUT_S, **arguments}
@@ -163,7 +165,7 @@ class MilvusConnection:
             return self._client
 
     def _disconnect(self, client: MilvusClient | None) -> None:
-        """Close `client` if it is the one in use; another thread may have made a new one."""
+        """Close `client`, unless another thread has already replaced it by a new one."""
         with self._mutex:
             if client is self._client:
                 self._client = None
@@ -172,20 +174,20 @@ class MilvusConnection:
 
     def _refused(self, method: str, error: Exception) -> Exception:
         if getattr(error, "code", None) in (_NOT_FOUND, _ALIAS_NOT_FOUND):
-            return GalleryNotFound(f"store at {self.address}: {error}")
-        damage = parse_damage(self.address, getattr(error, "message", str(error)))
+            return GalleryNotFound(f"the store at {self.address} reports: {error}")
+        damage = parse_damage_report(self.address, getattr(error, "message", str(error)))
         if damage is not None:
             return damage
         if _status(error) in _DENIED:
             hint = "set REIR_MILVUS_TOKEN to user:password or to an API key"
-            return StoreError(f"store at {self.address} refuses access: {error}; {hint}")
+            return StoreError(f"the store at {self.address} denies access: {error}; {hint}")
         if os.strerror(errno.ENOSPC) in str(error):
-            return StoreFull(f"store at {self.address} refused {method}: {error}; {FREE_SPACE}")
-        return StoreError(f"store at {self.address} refused {method}: {error}")
+            return StoreFull(f"the store at {self.address} refused {method}: {error}; {FREE_SPACE}")
+        return StoreError(f"the store at {self.address} refused {method}: {error}")
 
 
 def _bound(client: MilvusClient, method: str) -> Callable[..., Any]:
-    """The method; those about imports are only in what stands behind the client."""
+    """Return a method of the client, or of its connection: only that has bulk inserts."""
     found: Callable[..., Any] = getattr(client, method, None) or getattr(
         client._get_connection(), method
     )

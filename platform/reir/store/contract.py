@@ -1,8 +1,9 @@
-"""The `InstanceStore` contract that memory, Milvus Lite and a Milvus server all keep.
+"""`InstanceStore`, which every store implements, and `ServerStore`, which a Milvus server adds.
 
-A gallery has versions; a version is one immutable (gallery, checkpoint digest, settings) index and
-owns two collections: instances, and images (the ledger). One version of a gallery is live. Which
-store is in use must not be visible in any answer; the congruence suite holds that.
+A gallery has versions. A version is the index of one gallery by one checkpoint with fixed settings.
+It has two collections: its instances, and the ledger, which has one row per image. One version of a
+gallery is live. All stores give the same answers; `tests/platform/store/test_congruence.py` runs
+the same tests on each of them.
 """
 
 # Shapes: Q queries, D vector dimension
@@ -11,26 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from reir.records import Attributes, FloatArray, ImageRecord, IndexedImage, MaskRle
+from reir.records import Attributes, Box, FloatArray, ImageRecord, IndexedImage, MaskRle
 
 LEDGER_LAYOUT = 2
-"""Goes up with the columns of the ledger and is part of a version's settings: a gallery of an
-earlier release stays readable, and the next indexing run builds a new version beside it."""
+"""Number of the column layout of the ledger, and part of a version's settings. A release that adds
+columns increments it: older galleries stay readable, and the next indexing run builds a new version
+beside the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionSpec:
-    """What makes a version what it is; equal specs mean equal vectors for equal images.
+    """What determines the vectors of a version; equal specs mean equal vectors for equal images.
 
     Attributes:
         dim: vector dimension.
         digest: sha256 of the checkpoint's weights.
-        settings: everything else that changes the instances (e.g. num_candidates). Masks are kept
-            only where it says `masks`.
-        encoder: where the encoder was found, as `reir.encoders` takes it, so that a search can load
-            it by itself; the place of equal weights, so it does not count in a comparison.
+        settings: everything else that changes the instances (e.g. num_candidates). Masks are stored
+            only if the setting `masks` is true.
+        encoder: where the encoder was loaded from, in the form that `reir.encoders` accepts, so
+            that a search can load it too. Not compared: the same weights may be in another folder.
     """
 
     dim: int
@@ -40,20 +42,20 @@ class VersionSpec:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the version keeps masks."""
+        """Whether the version stores masks."""
         return bool(self.settings.get("masks", False))
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionInfo:
-    """One version as `reir versions` lists it.
+    """One version, as `reir versions` lists it.
 
     Attributes:
         name: version name, unique in the gallery.
-        live: whether the gallery's alias points to it.
-        num_images: ledger rows, failed ones included.
-        num_failed: ledger rows that failed.
-        num_instances: instances that searches find.
+        live: whether searches of the gallery use it.
+        num_images: number of ledger rows, including failed images.
+        num_failed: number of ledger rows of failed images.
+        num_instances: number of instances that searches can find.
     """
 
     name: str
@@ -67,14 +69,14 @@ class VersionInfo:
 class InstanceRow(NamedTuple):
     """One stored instance; `score` is set by `search` (inner product) and 0.0 otherwise.
 
-    A tuple, since a search makes hundreds of them. Nobody changes `attributes`, which the rows of a
-    photo share.
+    A tuple, because a search creates hundreds of them. The rows of a photo share `attributes`, so
+    it must not be changed.
     """
 
     instance_id: str
     image_id: str
     uri: str
-    box: tuple[float, float, float, float]
+    box: Box
     objectness: float
     area: float
     attributes: Attributes
@@ -84,13 +86,13 @@ class InstanceRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPhoto:
-    """All instances of one photo as arrays, in the order of their number.
+    """All instances of one photo as arrays, ordered by instance number. The arrays are read-only.
 
     Attributes:
-        image_id, uri, attributes: of the photo.
+        image_id, uri, attributes: those of the photo.
         boxes: (N, 4) float32.
         objectness: (N,) float32.
-        vectors: (N, D) float32. None of the three may be written to.
+        vectors: (N, D) float32.
     """
 
     image_id: str
@@ -120,11 +122,13 @@ class StoredPhoto:
 
 
 class InstanceStore(Protocol):
-    """Galleries, versions, ledger and vector search.
+    """Galleries, versions, the ledger and vector search.
 
-    All methods raise `GalleryNotFound` for an unknown gallery or version and `StoreUnavailable`
-    when the backend cannot be reached.
+    All methods raise `GalleryNotFound` for an unknown gallery or version, and `StoreUnavailable`
+    if the backend cannot be reached.
     """
+
+    # --- Galleries and versions
 
     def galleries(self) -> list[str]:
         """Names of all galleries, sorted."""
@@ -134,23 +138,16 @@ class InstanceStore(Protocol):
         """Versions of a gallery, oldest first."""
         ...
 
-    def num_stored(self, gallery: str, version: str) -> int:
-        """Instance rows that there are, those that belong to no image included.
-
-        Embedded this may take seconds, during which writers wait.
-        """
-        ...
-
     def live_version(self, gallery: str) -> str:
         """Name of the live version.
 
         Raises:
-            GalleryNotFound: no such gallery, or none of its versions is live yet.
+            GalleryNotFound: there is no such gallery, or none of its versions is live yet.
         """
         ...
 
     def create_version(self, gallery: str, version: str, spec: VersionSpec) -> None:
-        """Create the version's collections; does nothing when it exists with an equal spec.
+        """Create the version's collections. Does nothing if it exists with an equal spec.
 
         Raises:
             SchemaMismatch: it exists with another spec; the message gives both.
@@ -158,7 +155,7 @@ class InstanceStore(Protocol):
         ...
 
     def promote(self, gallery: str, version: str) -> None:
-        """Make `version` live with one atomic alias switch."""
+        """Make `version` live with one atomic switch."""
         ...
 
     def drop_version(self, gallery: str, version: str) -> None:
@@ -170,134 +167,116 @@ class InstanceStore(Protocol):
         ...
 
     def drop_gallery(self, gallery: str) -> None:
-        """Delete a gallery with all its versions, the live one too; searches of it then fail."""
+        """Delete a gallery with all its versions, including the live one."""
         ...
+
+    # --- Writing images
 
     def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
-        """Write a batch of images: instances first, ledger rows last.
+        """Write a batch of images, and replace everything stored under the same image ids.
 
-        Replaces whatever is stored under the same image ids (also where the new image has fewer
-        instances). Returns when the rows are durable against a killed process and searchable.
-        Embedded, a search sees the whole batch or nothing of it; on a server, new instances are
-        seen before those that go are gone.
+        Returns when the rows survive a killed process and searches find them. In an embedded store,
+        a search sees the whole batch or nothing of it. On a server, a search may see the new
+        instances of an image before its old ones are gone.
 
         Raises:
             SchemaMismatch: a vector's dimension differs from the version's.
-        """
-        ...
-
-    def import_images(
-        self, gallery: str, version: str, images: Sequence[IndexedImage], storage: str
-    ) -> None:
-        """Write a large batch of images as `upsert_images`, most of it by a file.
-
-        A Milvus server takes a file in with less work than upserts, some 20 seconds later. Images
-        that the ledger knows, finished or not, and batches of few instances are upserted all the
-        same.
-
-        Args:
-            gallery: name.
-            version: name.
-            images: the batch.
-            storage: a folder in the storage of the server; see `reir.store.imports`.
-
-        Raises:
-            ConfigError: the store is not a Milvus server.
-            StoreError: the storage cannot be written, or is not that of the server.
-            SchemaMismatch: a vector's dimension differs from the version's.
-        """
-        ...
-
-    def settle(self, gallery: str, version: str, *, fresh: int, within_s: float) -> bool:
-        """Have all instances searched as well as they are going to be.
-
-        A Milvus server searches fresh ones by an interim index, if they are many, which misses some
-        of the best; it makes the lasting one when they are sealed, which may take it hours if
-        nobody asks for it. Other stores have nothing to do.
-
-        Args:
-            gallery: name.
-            version: name.
-            fresh: instances upserted lately, at least.
-            within_s: how long to wait.
-
-        Returns:
-            Whether it is done. If not, the server goes on by itself.
         """
         ...
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
-        """Note new file times of images whose content is as before; nothing else changes.
+        """Store new modification times of images whose content has not changed.
 
         Args:
-            gallery: name.
-            version: name.
-            mtimes_ns: image id -> time; ids without a ledger row are left out.
+            gallery: name of the gallery.
+            version: name of the version.
+            mtimes_ns: image id -> modification time; ids without a ledger row are ignored.
         """
         ...
 
     def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
-        """Delete images and their instances; returns how many ledger rows went."""
+        """Delete images and their instances; return how many ledger rows were deleted."""
         ...
+
+    # --- Reading the ledger
 
     def get_images(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, ImageRecord]:
-        """Ledger rows of those ids that exist."""
+        """Ledger rows by image id; ids that do not exist are left out."""
         ...
 
     def iter_images(
         self, gallery: str, version: str, *, status: str | None = None
     ) -> Iterator[ImageRecord]:
-        """All ledger rows in the order of image_id, optionally of one status; streams."""
+        """Stream all ledger rows, or those of one status, ordered by image id."""
         ...
 
     def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:
-        """(image id, uri) of every image whose first write was cut short, in the order of the id.
+        """(image id, uri) of every image whose first write was interrupted, ordered by image id.
 
-        No other method knows them, but some of their instances may be stored; writing the image
-        again or deleting it mends that.
+        No other method returns these images, but some of their instances may be stored. To clean
+        up, write the image again or delete it.
         """
         ...
 
     def find_content(
         self, gallery: str, version: str, hashes: Collection[str]
     ) -> dict[str, list[ImageRecord]]:
-        """Ledger rows of the indexed images that have one of these contents, by content hash.
+        """Ledger rows of the indexed images that have one of these content hashes, by hash.
 
-        Duplicates are among them; each list is in the order of image_id.
+        Duplicates are included. Each list is ordered by image id.
+        """
+        ...
+
+    # --- Reading instances
+
+    def num_stored(self, gallery: str, version: str) -> int:
+        """Number of stored instance rows, including rows that belong to no image.
+
+        In an embedded store this may take seconds, and writers wait meanwhile.
         """
         ...
 
     def get_indexed(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, IndexedImage]:
-        """The images that exist as they were written: with vectors, image vector and masks."""
+        """Images as they were written, with vectors, image vector and masks.
+
+        Ids that do not exist are left out.
+        """
         ...
 
     def get_instances(
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
-        """All instances of the images that exist, each list in the order of the instance number."""
+        """All instances of these images, ordered by instance number.
+
+        Images that do not exist are left out.
+        """
         ...
 
     def get_photos(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, StoredPhoto]:
-        """Those of the images that have instances, as a search just now would see them.
+        """The images that have instances, as a search at this moment would see them.
 
-        What the re-ranker reads: fast, and the whole photo or nothing of it.
+        The re-ranker reads photos with this method: it is fast, and returns either the whole photo
+        or nothing of it.
         """
         ...
 
     def get_masks(
         self, gallery: str, version: str, instance_ids: Sequence[str]
     ) -> dict[str, MaskRle]:
-        """Masks of those instances that have one, by instance id.
+        """Masks by instance id; instances without a mask are left out.
 
-        Masks are large, so no row carries them: they are asked for when hits are known.
+        Masks are large, so `InstanceRow` does not contain them. Callers ask for the masks of their
+        final hits.
         """
         ...
+
+    # --- Search
 
     def search(
         self,
@@ -311,10 +290,10 @@ class InstanceStore(Protocol):
         """The `limit` instances of largest inner product for each query vector, best first.
 
         Args:
-            gallery: name.
-            version: name.
+            gallery: name of the gallery.
+            version: name of the version.
             vectors: (Q, D) float32.
-            limit: rows a query, 1 to 16,384.
+            limit: number of instances per query, 1 to 16,384.
             where: filter over instance fields and attributes (`reir.store.filters`).
 
         Raises:
@@ -323,16 +302,64 @@ class InstanceStore(Protocol):
         """
         ...
 
-    def compare_reader(self, gallery: str, version: str) -> int:
-        """Compare the copy that searches read with the store, bit by bit, and repair it.
+    def repair_search_copy(self, gallery: str, version: str) -> int:
+        """Compare the copy that searches read with the store, bit by bit, and repair the copy.
 
-        Only an embedded store keeps a copy of its instances for searches. This reads everything.
+        Only an embedded store has such a copy. This reads all vectors.
 
         Returns:
-            Number of photos that differed; all of them have been repaired.
+            Number of photos that differed, all of which have been repaired.
         """
         ...
 
+    # --- Closing
+
     def close(self) -> None:
-        """Release connections and the child server, if this store started one."""
+        """Close connections, and stop using the server process of an embedded store."""
+        ...
+
+
+@runtime_checkable
+class ServerStore(InstanceStore, Protocol):
+    """What only a Milvus server can do; check for it with `isinstance`."""
+
+    def import_images(
+        self, gallery: str, version: str, images: Sequence[IndexedImage], storage: str
+    ) -> None:
+        """Write a large batch of images like `upsert_images`, but mostly by bulk import.
+
+        For the server, importing a file is less work than upserts of the same rows, but the call
+        takes some 20 seconds longer. Only new images are imported. Images that have a ledger row,
+        finished or not, are upserted, and so are batches of few instances.
+
+        Args:
+            gallery: name of the gallery.
+            version: name of the version.
+            images: the batch.
+            storage: a folder in the object storage of the server; see `reir.store.bulk_import`.
+
+        Raises:
+            StoreError: the storage cannot be written, or the server uses another storage.
+            SchemaMismatch: a vector's dimension differs from the version's.
+        """
+        ...
+
+    def wait_until_indexed(
+        self, gallery: str, version: str, *, num_upserted: int, timeout_s: float
+    ) -> bool:
+        """Have the server build its final index over all instances, and wait for it.
+
+        Until then, the server searches many new instances by an interim index, which misses some of
+        the best hits. It builds the final index once a segment is sealed, which may take hours
+        unless it is asked to.
+
+        Args:
+            gallery: name of the gallery.
+            version: name of the version.
+            num_upserted: number of instances that were upserted recently, or fewer.
+            timeout_s: how long to wait.
+
+        Returns:
+            Whether the index is complete. If not, the server continues building it.
+        """
         ...

@@ -1,10 +1,11 @@
 """Photos of identical content in one version: which of them holds the instances.
 
-The first photo with a given content holds its instances. Each later one has a ledger row that names
-the holder (`ImageRecord.same_as`) and no instances of its own. Before a holder is removed, or its
-content changes, one of its duplicates takes over: instances and image vector are written under its
-id in the same batch that takes them from the holder, without running a model. Two concurrent runs
-may both store the same content; merging leaves it with one photo. Works with any store.
+The first photo with a given content is its holder: it has the instances. Each later one has a
+ledger row that names the holder (`ImageRecord.same_as`), and no instances of its own. Before a
+holder is removed, or its content changes, one of its duplicates takes over: one batch writes the
+instances and the image vector under the id of the duplicate, and removes them from the holder. No
+model has to run. Two concurrent runs may both store the same content; `merge_holders` leaves it
+with one holder.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def merge_holders(store: InstanceStore, gallery: str, version: str, hashes: Coll
 def remove_images(
     store: InstanceStore, gallery: str, version: str, image_ids: Sequence[str]
 ) -> int:
-    """Delete images, after their duplicates have taken over; returns how many ledger rows went."""
+    """Delete images, after duplicates have taken over; return how many ledger rows were deleted."""
     hand_over(store, gallery, version, image_ids)
     return store.delete_images(gallery, version, image_ids)
 
@@ -73,20 +74,21 @@ def remove_images(
 def hand_over(
     store: InstanceStore, gallery: str, version: str, leaving: Collection[str]
 ) -> dict[str, str]:
-    """Give what each of these images holds to the first of its duplicates that stays.
+    """Hand the instances of each of these images to the first of its duplicates that stays.
 
-    What was the holder is a duplicate itself afterwards. A search sees the instances under the one
-    name or under the other (embedded; on a server under both for the moment of the write). Cut
-    short, it is done again by the next call.
+    The former holder becomes a duplicate. In an embedded store, a search sees the instances under
+    one of the two ids; on a server, it may see them under both during the write. If a call is
+    interrupted, the next call completes it.
 
     Args:
-        store: where.
-        gallery: name.
-        version: name.
-        leaving: image ids; those without a duplicate, or unknown, are left as they are.
+        store: the store.
+        gallery: name of the gallery.
+        version: name of the version.
+        leaving: ids of images that will be removed or changed; unknown ones, and those without a
+            duplicate, are left as they are.
 
     Returns:
-        Image id -> id of the image that holds its content now, of those that have a duplicate.
+        Image id -> id of its new holder, for the images that have a duplicate.
     """
     known = store.get_images(gallery, version, list(leaving))
     holders = {key: row for key, row in known.items() if row.holds_instances and row.content_hash}
@@ -121,13 +123,13 @@ def _wrong_rows(rows: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, str]
 def _staying(
     rows: Collection[ImageRecord], holder: str, leaving: Collection[str]
 ) -> list[ImageRecord]:
-    """The duplicates of a holder that do not leave with it, by name of the file."""
+    """The duplicates of a holder that are not leaving, ordered by URI."""
     found = [row for row in rows if row.same_as == holder and row.image_id not in leaving]
     return sorted(found, key=lambda row: row.uri)
 
 
 def _handed_over(holder: IndexedImage, heirs: Sequence[ImageRecord]) -> Iterator[IndexedImage]:
-    """The rows of a group after its first heir has taken over."""
+    """The images of a group after the first heir has taken over from the holder."""
     first, *others = heirs
     number = holder.record.num_instances
     yield IndexedImage(replace(first, same_as="", num_instances=number), holder.instances)

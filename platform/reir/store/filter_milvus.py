@@ -1,7 +1,7 @@
-"""Writes a filter tree as a Milvus boolean expression.
+"""Translates a filter tree into a Milvus boolean expression.
 
-Strings are quoted here and nowhere else, so no user text reaches Milvus as syntax. Prefixes become
-ranges, since `like` of Milvus 2.3 knows no escape for the `%` of percent-encoded URIs.
+All strings are quoted in this module, so that no user text reaches Milvus as syntax. Prefixes
+become ranges, since `like` of Milvus 2.3 has no escape for the `%` of percent-encoded URIs.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from reir.store.filters import (
     Value,
 )
 
-_NEVER = "image_id in []"
+_FALSE = "image_id in []"
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
 def render_milvus(tree: Filter) -> str:
-    """Return the Milvus expression that selects the instances for which `tree` holds."""
+    """Return the Milvus expression that selects the instances for which `tree` is true."""
     match tree:
         case Comparison(field, operator, value):
-            return _guarded(field, f"{_reference(field)} {operator} {_literal(field, value)}")
+            return _false_if_absent(
+                field, f"{_reference(field)} {operator} {_literal(field, value)}"
+            )
         case In(field, values):
             return _render_in(field, values)
         case StartsWith(field, prefix):
@@ -44,17 +46,17 @@ def render_milvus(tree: Filter) -> str:
 
 
 def quote(text: str) -> str:
-    """Return `text` as a Milvus string literal, with only the escapes that Lite knows too."""
+    """Return `text` as a Milvus string literal; uses only escapes that Lite supports too."""
     return f'"{text.translate(_ESCAPES)}"'
 
 
 def render_ids(column: str, ids: Iterable[str]) -> str:
-    """Return the expression for rows whose `column` is one of `ids`."""
+    """Return the expression that selects rows whose `column` is one of `ids`."""
     return f"{column} in [{', '.join(map(quote, ids))}]"
 
 
 def _joined(word: str, parts: Sequence[str]) -> str:
-    """Join with `and` or `or` as a balanced tree: a server refuses one 50 levels deep."""
+    """Join with `and` or `or`, as a balanced tree: a server refuses 50 nested levels."""
     if len(parts) == 1:
         return parts[0]
     half = len(parts) // 2
@@ -62,9 +64,9 @@ def _joined(word: str, parts: Sequence[str]) -> str:
 
 
 def _render_in(field: Field, values: Sequence[Value]) -> str:
-    """JSON fields know no `in` for mixed types; a chain of comparisons does the same."""
+    """A JSON field has no `in` for mixed types, so an attribute gets a chain of comparisons."""
     if not values:
-        return f"({_NEVER})"
+        return f"({_FALSE})"
     if not field.attribute:
         return f"({field.name} in [{', '.join(_literal(field, value) for value in values)}])"
     return _joined("or", [render_milvus(Comparison(field, "==", value)) for value in values])
@@ -76,11 +78,11 @@ def _render_prefix(field: Field, prefix: str) -> str:
     after = _successor(prefix)
     if after is not None:
         parts.append(f"{reference} < {quote(after)}")
-    return _joined("and", [_guarded(field, part) for part in parts])
+    return _joined("and", [_false_if_absent(field, part) for part in parts])
 
 
 def _successor(prefix: str) -> str | None:
-    """Return the least string above all that start with `prefix`, None if there is none."""
+    """Return the least string above all strings that start with `prefix`; None if none exists."""
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
         return None
@@ -88,8 +90,8 @@ def _successor(prefix: str) -> str | None:
     return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
-def _guarded(field: Field, comparison: str) -> str:
-    """Make the comparison false, and its negation true, where the attribute is absent."""
+def _false_if_absent(field: Field, comparison: str) -> str:
+    """Make the comparison false, and its negation true, if the attribute is absent."""
     if not field.attribute:
         return f"({comparison})"
     return f"((exists {_reference(field)}) and ({comparison}))"
@@ -110,4 +112,5 @@ def _literal(field: Field, value: Value) -> str:
         case _ if field.attribute:
             return repr(float(value) + 0.0)
         case _:
-            return repr(float(np.float32(value)) + 0.0)  # -0.0 is in no list of Lite's that has 0.0
+            # Plus 0.0 turns -0.0 into 0.0: Lite does not find -0.0 in a list that contains 0.0.
+            return repr(float(np.float32(value)) + 0.0)

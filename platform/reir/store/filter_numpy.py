@@ -1,4 +1,4 @@
-"""Evaluates a filter tree over numpy columns: the reference meaning of a filter."""
+"""Evaluates a filter tree over numpy columns; this defines the meaning of a filter."""
 
 # Shapes: N instances
 
@@ -14,12 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reir.records import FloatArray
 from reir.store.contract import InstanceRow, StoredPhoto
+from reir.store.filter_fields import NUMBER_FIELDS, InstanceArrays
 from reir.store.filters import (
-    BOX_FIELDS,
-    NEIGHBOURS,
-    STRING_FIELDS,
     And,
     Comparison,
     Field,
@@ -40,19 +37,20 @@ class Column:
     """Values of one field.
 
     Attributes:
-        values: (N,) float32 for number fields, else objects; with `index` any number of them.
-        index: (N,) the place in `values` for each instance, or None if there is one value each.
+        values: (N,) float32 for number fields, otherwise Python objects. With `index`, the distinct
+            values, so that a filter tests each of them once instead of once per instance.
+        index: (N,) the index in `values` of each instance; None if `values` has one per instance.
     """
 
     values: npt.NDArray[Any]
     index: npt.NDArray[np.int32] | None = None
 
     def expand(self, mask: Mask) -> Mask:
-        """Return the mask over instances for one over `values`."""
+        """Turn a mask over `values` into a mask over instances."""
         return mask if self.index is None else mask[self.index]
 
 
-Columns = Callable[[Field], Column]
+ColumnGetter = Callable[[Field], Column]
 
 _OPERATORS: dict[Operator, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -63,25 +61,25 @@ _OPERATORS: dict[Operator, Callable[[Any, Any], Any]] = {
 }
 
 
-def evaluate(tree: Filter, columns: Columns) -> Mask:
-    """Return the (N,) mask of the instances for which `tree` holds."""
+def evaluate(tree: Filter, get_column: ColumnGetter) -> Mask:
+    """Return the (N,) mask of the instances for which `tree` is true."""
     match tree:
         case Comparison(field, name, value):
-            column = columns(field)
+            column = get_column(field)
             return column.expand(_compare(column.values, name, value))
         case In(field, values):
-            column = columns(field)
+            column = get_column(field)
             masks = [_compare(column.values, "==", value) for value in values]
             return column.expand(_any(masks, len(column.values)))
         case StartsWith(field, prefix):
-            column = columns(field)
+            column = get_column(field)
             return column.expand(_test(column.values, str, lambda text: text.startswith(prefix)))
         case Not(operand):
-            return ~evaluate(operand, columns)
+            return ~evaluate(operand, get_column)
         case And(operands):
-            return reduce(operator.and_, (evaluate(each, columns) for each in operands))
+            return reduce(operator.and_, (evaluate(each, get_column) for each in operands))
         case Or(operands):
-            return reduce(operator.or_, (evaluate(each, columns) for each in operands))
+            return reduce(operator.or_, (evaluate(each, get_column) for each in operands))
 
 
 def objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
@@ -92,48 +90,30 @@ def objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
 
 
 def row_column(rows: Sequence[InstanceRow], field: Field) -> Column:
-    """Return the values of one field for rows, which are all instances of their photos."""
+    """Return the values of one field for these rows, which include all rows of each photo."""
     if field.attribute:
         return Column(objects([row.attributes.get(field.name) for row in rows]))
-    if field.name in STRING_FIELDS:
-        return Column(objects([getattr(row, field.name) for row in rows]))
-    if field.name == NEIGHBOURS:
-        counts = Counter(row.image_id for row in rows)
-        return Column(np.array([counts[row.image_id] - 1 for row in rows], dtype=np.float32))
-    if field.name in BOX_FIELDS:
-        boxes = np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4)
-        return Column(box_values(field.name, boxes))
-    return Column(np.array([getattr(row, field.name) for row in rows], dtype=np.float32))
+    if field.name in NUMBER_FIELDS:
+        return Column(NUMBER_FIELDS[field.name].values(_row_arrays(rows)))
+    return Column(objects([getattr(row, field.name) for row in rows]))
 
 
 def photo_column(photo: StoredPhoto, field: Field) -> Column:
     """Return the values of one field for the instances of a photo."""
-    if not field.attribute and field.name in BOX_FIELDS:
-        return Column(box_values(field.name, photo.boxes))
-    if not field.attribute and field.name == "objectness":
-        return Column(photo.objectness)
-    if not field.attribute and field.name == "area":
-        sides = photo.boxes[:, 2:] - photo.boxes[:, :2]
-        return Column(sides[:, 0] * sides[:, 1])
-    if not field.attribute and field.name == NEIGHBOURS:
-        return Column(np.full(len(photo), len(photo) - 1, dtype=np.float32))
+    if not field.attribute and field.name in NUMBER_FIELDS:
+        arrays = InstanceArrays.of_photo(photo.boxes, photo.objectness)
+        return Column(NUMBER_FIELDS[field.name].values(arrays))
     value = photo.attributes.get(field.name) if field.attribute else getattr(photo, field.name)
     return Column(objects([value]), np.zeros(len(photo), dtype=np.int32))
 
 
-def box_values(name: str, boxes_N4: FloatArray) -> FloatArray:
-    """(N,) float32 of one of `BOX_FIELDS`, computed in float32 wherever it is computed."""
-    x1, y1, x2, y2 = boxes_N4[:, 0], boxes_N4[:, 1], boxes_N4[:, 2], boxes_N4[:, 3]
-    match name:
-        case "cx":
-            return np.asarray((x1 + x2) / 2, dtype=np.float32)
-        case "cy":
-            return np.asarray((y1 + y2) / 2, dtype=np.float32)
-        case "width":
-            return np.asarray(x2 - x1, dtype=np.float32)
-        case "height":
-            return np.asarray(y2 - y1, dtype=np.float32)
-    return boxes_N4[:, ("x1", "y1", "x2", "y2").index(name)]
+def _row_arrays(rows: Sequence[InstanceRow]) -> InstanceArrays:
+    sizes = Counter(row.image_id for row in rows)
+    return InstanceArrays(
+        boxes=np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4),
+        objectness=np.array([row.objectness for row in rows], dtype=np.float32),
+        photo_sizes=np.array([sizes[row.image_id] for row in rows], dtype=np.float32),
+    )
 
 
 def _any(masks: list[Mask], length: int) -> Mask:
@@ -152,7 +132,7 @@ def _compare(values: npt.NDArray[Any], name: Operator, value: Value) -> Mask:
 def _test(
     values: npt.NDArray[Any], kind: type | tuple[type, ...], test: Callable[[Any], bool]
 ) -> Mask:
-    booleans = kind is bool
+    booleans = kind is bool  # for Python, True is an int as well; for a filter it is not
     return np.fromiter(
         (
             isinstance(value, kind) and isinstance(value, bool) == booleans and bool(test(value))

@@ -1,15 +1,15 @@
 """The filter language: text -> expression tree.
 
     area > 0.05 and not (uri startswith "file:///raw/") and attr.camera in ["X100", "GR"]
-    cx < 0.5 and height >= 0.3 and neighbours > 2
+    cx < 0.5 and height >= 0.3 and neighbors > 2
 
-Fields are those of an instance (`FIELDS`) and, written `attr.NAME`, the user's attributes of its
-image. The tree is evaluated in numpy by `reir.store.filter_numpy` and written for a Milvus server
-by `reir.store.filter_milvus`; both keep the rules here:
+Fields are those of an instance (`reir.store.filter_fields`) and, written `attr.NAME`, the user's
+attributes of its image. `reir.store.filter_numpy` evaluates the tree in numpy, and
+`reir.store.filter_milvus` translates it for a Milvus server. Both follow these rules:
 
-* A comparison holds only between values of one type (number, string or boolean), so with an
-  attribute that is absent, null or of another type it is false.
-* `!=` and `not in` are the negation of `==` and `in`: true for an absent attribute.
+* A comparison is true only between values of one type (number, string or boolean). So it is false
+  if an attribute is absent, null or of another type.
+* `!=` and `not in` are the negation of `==` and `in`, so they are true for an absent attribute.
 """
 
 from __future__ import annotations
@@ -19,21 +19,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from reir.errors import FilterError, nearest_name
+from reir.store.filter_fields import FIELDS, STRING_FIELDS
 
 MAX_LENGTH = 8192
 MAX_DEPTH = 16
 MAX_INT = 2**63 - 1
 MAX_FLOAT = 3.4e38
-
-NEIGHBOURS = "neighbours"
-"""Number of other instances in the photo, whatever they are."""
-
-BOX_FIELDS = ("cx", "cy", "height", "width", "x1", "x2", "y1", "y2")
-"""Corners, centre and sides, in shares of the photo."""
-
-NUMBER_FIELDS = ("area", "objectness", NEIGHBOURS, *BOX_FIELDS)
-STRING_FIELDS = ("image_id", "uri")
-FIELDS = (*STRING_FIELDS, *NUMBER_FIELDS)
 
 Value = str | int | float | bool
 Operator = Literal["==", "<", "<=", ">", ">="]
@@ -41,13 +32,13 @@ Operator = Literal["==", "<", "<=", ">", ">="]
 
 @dataclass(frozen=True)
 class Field:
-    """What is compared: a field of the instance or, with `attribute`, of the user's columns."""
+    """What is compared: a field of the instance or, if `attribute`, an attribute of its image."""
 
     name: str
     attribute: bool = False
 
     def __str__(self) -> str:
-        """Return the field as it is written in a filter."""
+        """Return the field as a filter spells it."""
         return f"attr.{self.name}" if self.attribute else self.name
 
 
@@ -78,21 +69,21 @@ class StartsWith:
 
 @dataclass(frozen=True)
 class Not:
-    """`operand` does not hold."""
+    """`operand` is false."""
 
     operand: Filter
 
 
 @dataclass(frozen=True)
 class And:
-    """Every operand holds."""
+    """All operands are true."""
 
     operands: tuple[Filter, ...]
 
 
 @dataclass(frozen=True)
 class Or:
-    """At least one operand holds."""
+    """At least one operand is true."""
 
     operands: tuple[Filter, ...]
 
@@ -117,7 +108,7 @@ def parse(text: str) -> Filter:
         FilterError: it cannot be parsed, or names an unknown field; the message says where.
     """
     if len(text) > MAX_LENGTH:
-        raise FilterError("filter", f"has {len(text)} characters, at most {MAX_LENGTH} are allowed")
+        raise FilterError("filter", f"at most {MAX_LENGTH} characters are allowed, got {len(text)}")
     return _Parser(text).parse()
 
 
@@ -141,13 +132,13 @@ _KEYWORDS = ("and", "or", "not", "in", "startswith", "true", "false")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "'": "'", "\\": "\\"}
 
 
-def _tokenise(text: str) -> list[_Token]:
+def _tokenize(text: str) -> list[_Token]:
     tokens: list[_Token] = []
     position = 0
     while not tokens or tokens[-1].kind != "end":
         match = _TOKENS.match(text, position)
         if match is None:
-            raise _error(text, position, "cannot be read here")
+            raise _error(text, position, "this is not part of the filter language")
         kind = str(match.lastgroup)
         token, start = match[kind], match.start(kind)
         if kind == "name" and token.lower() in _KEYWORDS:
@@ -159,11 +150,11 @@ def _tokenise(text: str) -> list[_Token]:
 
 def _error(text: str, position: int, problem: str) -> FilterError:
     rest = text[position:].strip()
-    near = f"at {rest[:30]!r}" if rest else "at its end"
+    where = f"at {rest[:30]!r}" if rest else "at the end"
     return FilterError(
         "filter",
-        f"{text[:200]!r} {problem}, {near} (character {position}); "
-        f'example: area > 0.05 and attr.camera in ["X100", "GR"]',
+        f"cannot parse {text[:200]!r} {where} (character {position}): {problem}; "
+        f'example of a filter: area > 0.05 and attr.camera in ["X100", "GR"]',
     )
 
 
@@ -172,14 +163,14 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._tokens = _tokenise(text)
+        self._tokens = _tokenize(text)
         self._next = 0
         self._depth = 0
 
     def parse(self) -> Filter:
         """Parse the whole text."""
         result = self._or()
-        self._expect("end", "", "expects 'and', 'or' or its end")
+        self._expect("end", "", "expected 'and', 'or' or the end of the filter")
         return result
 
     def _or(self) -> Filter:
@@ -197,12 +188,12 @@ class _Parser:
     def _not(self) -> Filter:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise self._error(self._peek(), f"is nested deeper than {MAX_DEPTH} levels")
+            raise self._error(self._peek(), f"it is nested deeper than {MAX_DEPTH} levels")
         if self._accept("keyword", "not"):
             result: Filter = Not(self._not())
         elif self._accept("symbol", "("):
             result = self._or()
-            self._expect("symbol", ")", "expects ')'")
+            self._expect("symbol", ")", "expected ')'")
         else:
             result = self._comparison()
         self._depth -= 1
@@ -221,24 +212,24 @@ class _Parser:
             case "in":
                 return In(field, self._list(field))
             case "not":
-                self._expect("keyword", "in", "expects 'in' after 'not'")
+                self._expect("keyword", "in", "expected 'in' after 'not'")
                 return Not(In(field, self._list(field)))
             case "startswith":
                 return StartsWith(field, self._prefix(field))
-        raise self._error(token, "expects ==, !=, <, <=, >, >=, in, not in or startswith")
+        raise self._error(token, "expected ==, !=, <, <=, >, >=, in, not in or startswith")
 
     def _field(self) -> Field:
         token = self._take()
         if token.kind != "name":
-            raise self._error(token, "expects a field name")
+            raise self._error(token, "expected a field name")
         prefix, _, attribute = token.text.partition(".")
         if prefix == "attr" and attribute and "." not in attribute:
             return Field(attribute, attribute=True)
         if token.text not in FIELDS:
             raise FilterError(
                 "filter",
-                f"unknown field {token.text!r}{nearest_name(token.text, FIELDS)} (known: "
-                f"{', '.join(FIELDS)}; an attribute of your own is written attr.NAME)",
+                f"unknown field {token.text!r}{nearest_name(token.text, FIELDS)} (known fields: "
+                f"{', '.join(FIELDS)}; write an attribute of your images as attr.NAME)",
             )
         return Field(token.text)
 
@@ -246,22 +237,22 @@ class _Parser:
         token = self._peek()
         value = self._value(field)
         if isinstance(value, bool):
-            raise self._error(token, "cannot order true and false; use == or !=")
+            raise self._error(token, "true and false have no order; use == or !=")
         return value
 
     def _prefix(self, field: Field) -> str:
         token = self._peek()
         value = self._value(field)
         if not isinstance(value, str):
-            raise self._error(token, "expects a string after startswith")
+            raise self._error(token, "expected a string after startswith")
         return value
 
     def _list(self, field: Field) -> tuple[Value, ...]:
-        self._expect("symbol", "[", "expects '['")
+        self._expect("symbol", "[", "expected '['")
         values: list[Value] = []
         while not self._accept("symbol", "]"):
             if values:
-                self._expect("symbol", ",", "expects ',' or ']'")
+                self._expect("symbol", ",", "expected ',' or ']'")
             values.append(self._value(field))
         return tuple(values)
 
@@ -272,7 +263,9 @@ class _Parser:
             return value
         wanted = "a string" if field.name in STRING_FIELDS else "a number"
         if isinstance(value, bool) or isinstance(value, str) != (wanted == "a string"):
-            raise self._error(token, f"compares {field} with {token.text}; it needs {wanted}")
+            raise self._error(
+                token, f"{field} must be compared with {wanted}, not with {token.text}"
+            )
         return value
 
     def _literal(self, token: _Token) -> Value:
@@ -282,17 +275,17 @@ class _Parser:
             return self._number(token)
         if token.kind == "keyword" and token.text in ("true", "false"):
             return token.text == "true"
-        raise self._error(token, "expects a string in quotes, a number, true or false")
+        raise self._error(token, "expected a string in quotes, a number, true or false")
 
     def _string(self, token: _Token) -> str:
         def unescape(match: re.Match[str]) -> str:
             if match[1] not in _ESCAPED:
-                raise self._error(token, rf"has the unknown escape '\{match[1]}'")
+                raise self._error(token, rf"unknown escape '\{match[1]}' in a string")
             return _ESCAPED[match[1]]
 
         value = re.sub(r"\\(.)", unescape, token.text[1:-1], flags=re.DOTALL)
         if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
-            raise self._error(token, "has a NUL or an unpaired surrogate in a string")
+            raise self._error(token, "a string contains a NUL character or an unpaired surrogate")
         return value
 
     def _number(self, token: _Token) -> int | float:
@@ -300,7 +293,7 @@ class _Parser:
         value = int(token.text) if whole else float(token.text)
         limit = MAX_INT if whole else MAX_FLOAT
         if abs(value) > limit:
-            raise self._error(token, f"has a number beyond ±{limit}")
+            raise self._error(token, f"numbers must be between -{limit} and {limit}")
         return value
 
     def _peek(self) -> _Token:

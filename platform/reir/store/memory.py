@@ -1,4 +1,4 @@
-"""`MemoryStore`: the contract in dictionaries and numpy, the reference for the other stores."""
+"""`MemoryStore`: a store in dictionaries and numpy; the reference for the other stores."""
 
 # Shapes: Q queries, N instances, D vector dimension
 
@@ -10,28 +10,27 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances, MaskRle
-from reir.store.checks import (
-    check_dim,
-    check_images,
-    check_queries,
-    check_spec,
-    instance_id,
-    latest_by_id,
-    live_stays,
-    no_gallery,
-    no_import,
-    no_live_version,
-    no_version,
-)
 from reir.store.contract import InstanceRow, StoredPhoto, VersionInfo, VersionSpec
 from reir.store.filter_numpy import evaluate, row_column
 from reir.store.filters import parse
 from reir.store.names import check_name
+from reir.store.validation import (
+    check_dim,
+    check_images,
+    check_queries,
+    check_spec,
+    drop_live_version_error,
+    instance_id,
+    latest_by_id,
+    no_live_version_error,
+    unknown_gallery_error,
+    unknown_version_error,
+)
 
 
 @dataclass
 class _Version:
-    """Ledger rows of one version, and what they hold as it was given and as rows, by image id."""
+    """One version: ledger rows, instances as they were given, and instance rows, by image id."""
 
     spec: VersionSpec
     records: dict[str, ImageRecord] = field(default_factory=dict)
@@ -39,13 +38,13 @@ class _Version:
     rows: dict[str, list[InstanceRow]] = field(default_factory=dict)
 
     def masks(self, image_id: str) -> tuple[MaskRle, ...]:
-        """Masks of an image's instances, none where the version keeps none."""
+        """Masks of an image's instances; empty if the version has no masks."""
         instances = self.instances.get(image_id)
         return () if instances is None else instances.masks or ()
 
 
 class MemoryStore:
-    """Keeps galleries in this process; nothing outlives it."""
+    """Galleries in the memory of this process."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -71,18 +70,18 @@ class MemoryStore:
         ]
 
     def num_stored(self, gallery: str, version: str) -> int:
-        """Instance rows that there are."""
+        """Number of stored instance rows."""
         return sum(map(len, self._version(gallery, version).rows.values()))
 
     def live_version(self, gallery: str) -> str:
         """Name of the live version."""
         self._gallery(gallery)
         if gallery not in self._live:
-            raise no_live_version(gallery)
+            raise no_live_version_error(gallery)
         return self._live[gallery]
 
     def create_version(self, gallery: str, version: str, spec: VersionSpec) -> None:
-        """Create the version; does nothing when it exists with an equal spec."""
+        """Create the version. Does nothing if it exists with an equal spec."""
         check_name("gallery", gallery)
         check_name("version", version)
         versions = self._galleries.setdefault(gallery, {})
@@ -97,7 +96,7 @@ class MemoryStore:
         """Delete a version that is not live."""
         self._version(gallery, version)
         if self._live.get(gallery) == version:
-            raise live_stays(gallery, version)
+            raise drop_live_version_error(gallery, version)
         del self._galleries[gallery][version]
         if not self._galleries[gallery]:
             del self._galleries[gallery]
@@ -109,7 +108,7 @@ class MemoryStore:
         self._live.pop(gallery, None)
 
     def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
-        """Write a batch of images, replacing what is stored under the same ids."""
+        """Write a batch of images, and replace what is stored under the same ids."""
         stored = self._version(gallery, version)
         batch = latest_by_id(images)
         check_images(batch.values(), stored.spec.dim, version)
@@ -121,37 +120,14 @@ class MemoryStore:
             stored.rows[image_id] = _instance_rows(image)
             stored.records[image_id] = image.record
 
-    def import_images(
-        self,
-        gallery: str,
-        version: str,
-        images: Sequence[IndexedImage],  # noqa: ARG002 - of a contract
-        storage: str,  # noqa: ARG002
-    ) -> None:
-        """Refused: nothing reads files here."""
-        self._version(gallery, version)
-        raise no_import("memory:")
-
-    def settle(
-        self,
-        gallery: str,
-        version: str,
-        *,
-        fresh: int,  # noqa: ARG002 - of a contract
-        within_s: float,  # noqa: ARG002
-    ) -> bool:
-        """Nothing to do: every search is exact."""
-        self._version(gallery, version)
-        return True
-
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
-        """Note new file times of images whose content is as before."""
+        """Store new modification times of images whose content has not changed."""
         records = self._version(gallery, version).records
         for image_id in mtimes_ns.keys() & records.keys():
             records[image_id] = replace(records[image_id], mtime_ns=mtimes_ns[image_id])
 
     def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
-        """Delete images and their instances; returns how many ledger rows went."""
+        """Delete images and their instances; return how many ledger rows were deleted."""
         stored = self._version(gallery, version)
         found = set(image_ids) & stored.records.keys()
         for image_id in found:
@@ -161,26 +137,26 @@ class MemoryStore:
     def get_images(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, ImageRecord]:
-        """Ledger rows of those ids that exist."""
+        """Ledger rows by image id; ids that do not exist are left out."""
         records = self._version(gallery, version).records
         return {each: records[each] for each in image_ids if each in records}
 
     def iter_images(
         self, gallery: str, version: str, *, status: str | None = None
     ) -> Iterator[ImageRecord]:
-        """All ledger rows in the order of image_id, optionally of one status."""
+        """All ledger rows, or those of one status, ordered by image id."""
         records = self._version(gallery, version).records
         return (records[each] for each in sorted(records) if status in (None, records[each].status))
 
     def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:
-        """None: nothing outlives a write that was cut short."""
+        """Nothing: an interrupted write ends the process, and the store with it."""
         self._version(gallery, version)
         return iter(())
 
     def find_content(
         self, gallery: str, version: str, hashes: Collection[str]
     ) -> dict[str, list[ImageRecord]]:
-        """Ledger rows of the indexed images that have one of these contents, by content hash."""
+        """Ledger rows of the indexed images that have one of these content hashes, by hash."""
         found: dict[str, list[ImageRecord]] = {}
         for record in self.iter_images(gallery, version, status="indexed"):
             if record.content_hash in hashes:
@@ -190,7 +166,7 @@ class MemoryStore:
     def get_indexed(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, IndexedImage]:
-        """The images that exist as they were written: with vectors, image vector and masks."""
+        """Images as they were written, with vectors, image vector and masks."""
         stored = self._version(gallery, version)
         return {
             each: IndexedImage(stored.records[each], stored.instances[each])
@@ -201,7 +177,7 @@ class MemoryStore:
     def get_instances(
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
-        """All instances of the images that exist, each list in the order of the number."""
+        """All instances of these images, ordered by instance number."""
         rows = self._version(gallery, version).rows
         return {
             each: [row if with_vectors else row._replace(vector=None) for row in rows[each]]
@@ -212,7 +188,7 @@ class MemoryStore:
     def get_photos(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, StoredPhoto]:
-        """Those of the images that have instances."""
+        """The images that have instances."""
         stored = self._version(gallery, version)
         found: dict[str, StoredPhoto] = {}
         for image_id in image_ids:
@@ -232,7 +208,7 @@ class MemoryStore:
     def get_masks(
         self, gallery: str, version: str, instance_ids: Sequence[str]
     ) -> dict[str, MaskRle]:
-        """Masks of those instances that have one."""
+        """Masks by instance id; instances without a mask are left out."""
         stored = self._version(gallery, version)
         known = {
             instance_id(image_id, number): mask
@@ -263,7 +239,7 @@ class MemoryStore:
         scores_QN = queries @ np.stack([_vector(row) for row in rows]).T
         return [_best(rows, scores_N, limit) for scores_N in scores_QN]
 
-    def compare_reader(self, gallery: str, version: str) -> int:
+    def repair_search_copy(self, gallery: str, version: str) -> int:
         """Return 0: searches read the store itself, not a copy."""
         self._version(gallery, version)
         return 0
@@ -273,13 +249,13 @@ class MemoryStore:
 
     def _gallery(self, gallery: str) -> dict[str, _Version]:
         if gallery not in self._galleries:
-            raise no_gallery(gallery)
+            raise unknown_gallery_error(gallery)
         return self._galleries[gallery]
 
     def _version(self, gallery: str, version: str) -> _Version:
         versions = self._gallery(gallery)
         if version not in versions:
-            raise no_version(gallery, version, versions)
+            raise unknown_version_error(gallery, version, versions)
         return versions[version]
 
 
@@ -303,7 +279,7 @@ def _instance_rows(image: IndexedImage) -> list[InstanceRow]:
 
 
 def _vector(row: InstanceRow) -> FloatArray:
-    assert row.vector is not None, "the store keeps every row with its vector"
+    assert row.vector is not None, "every stored row has its vector"
     return row.vector
 
 

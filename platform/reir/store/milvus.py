@@ -1,14 +1,18 @@
-"""`MilvusStore`: the contract on Milvus Lite and on a Milvus server.
+"""`MilvusStore`: what an embedded store (Milvus Lite) and a Milvus server have in common.
 
-Everything is found by its key, nothing by scanning. Before instances are written for the first
-time, or more of them than before, the image's ledger row notes how far their numbers will reach;
-after them, what lies beyond the new count is deleted, and the finished ledger row comes last. A
-writer that dies in between leaves a `reach` from which the next run of the batch cleans up. Nothing
-is deleted before the images of the batch that only gained are finished: one of them may have taken
-over what another one loses (`reir.store.duplicates`).
+Rows are always found by their keys, never by a scan. A batch of images is written in this order, so
+that the next run can clean up after a writer that was killed at any point:
+
+1. For a new image, or one that gains instances, the ledger row records its `reach`: the number of
+   instances that it may have from now on.
+2. The instances are written.
+3. Images that keep all their instances get their final ledger rows.
+4. Surplus instances of the other images are deleted.
+5. Those images get their final ledger rows.
+
+Step 3 comes before step 4 because an image of the batch may take over instances that another image
+of the batch loses (`reir.store.duplicates`): they must not be deleted before they are stored again.
 """
-
-# Shapes: Q queries, D vector dimension
 
 from __future__ import annotations
 
@@ -19,62 +23,37 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
-from reir.errors import FilterError, StoreDamaged, StoreError
-from reir.records import FloatArray, ImageRecord, IndexedImage, MaskRle
-from reir.store import checks, rows
-from reir.store.catalogue import Catalogue
+from reir.errors import StoreDamaged
+from reir.records import ImageRecord, IndexedImage, MaskRle
+from reir.store import rows, validation
+from reir.store.catalog import Catalog
 from reir.store.client import MilvusConnection
-from reir.store.contract import InstanceRow, StoredPhoto, VersionInfo, VersionSpec
-from reir.store.filter_milvus import quote, render_ids, render_milvus
-from reir.store.filters import Filter, fields_of, parse
-from reir.store.lite_source import LiteSource
-from reir.store.mirror import Mirror, Source
-from reir.store.names import instances_collection
-from reir.store.planner import Planner
+from reir.store.collection import MilvusCollection
+from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+from reir.store.filter_milvus import quote, render_ids
 from reir.store.rows import PENDING, Row, StoredVersion
-from reir.store.table import Table
 
 
 class MilvusStore:
-    """Galleries in Milvus.
+    """Galleries in Milvus; `EmbeddedStore` and `MilvusServerStore` add searches to this."""
 
-    On a server, writes are seen at once by the store object that made them, and by others within
-    the server's time tick (about 0.2 s). Embedded, every process sees them at once.
-    """
-
-    def __init__(
-        self,
-        connection: MilvusConnection,
-        mirror: Mirror | None = None,
-        *,
-        read_only: str = "",
-    ) -> None:
-        """Use a connection.
-
-        Args:
-            connection: to Lite or to a server.
-            mirror: given with Lite, whose own search is not used.
-            read_only: why the store is not writable; if given, every change is refused.
-        """
-        self._read_only = read_only
+    def __init__(self, connection: MilvusConnection) -> None:
+        """Use a connection."""
         self._connection = connection
-        self._catalogue = Catalogue(connection)
-        self._mirror = mirror
-        self._dims: dict[tuple[str, str], int] = {}
-        self._planner = Planner()
+        self._catalog = Catalog(connection)
 
     def galleries(self) -> list[str]:
         """Names of all galleries, sorted."""
-        return sorted({key.gallery for key in self._catalogue.version_keys()})
+        return sorted({key.gallery for key in self._catalog.version_keys()})
 
     def versions(self, gallery: str) -> list[VersionInfo]:
         """Versions of a gallery, oldest first."""
-        live = self._catalogue.live(gallery)
-        known = self._catalogue.by_age(gallery)
+        live = self._catalog.live(gallery)
+        known = self._catalog.specs_by_age(gallery)
         if not known:
-            raise checks.no_gallery(gallery)
+            raise validation.unknown_gallery_error(gallery)
         return [
-            self._catalogue.info(
+            self._catalog.info(
                 gallery,
                 name,
                 spec,
@@ -85,86 +64,66 @@ class MilvusStore:
         ]
 
     def num_stored(self, gallery: str, version: str) -> int:
-        """Instance rows that Milvus holds, those that belong to no image included."""
-        self._catalogue.spec(gallery, version)
-        return self._catalogue.instances(gallery, version).count()
+        """Number of stored instance rows, including rows that belong to no image."""
+        self._catalog.spec(gallery, version)
+        return self._catalog.instances(gallery, version).count()
 
     def live_version(self, gallery: str) -> str:
         """Name of the live version."""
-        live = self._catalogue.live(gallery)
+        live = self._catalog.live(gallery)
         if live is not None:
             return live
-        known = any(key.gallery == gallery for key in self._catalogue.version_keys())
-        raise checks.no_live_version(gallery) if known else checks.no_gallery(gallery)
+        if not self._catalog.version_names(gallery):
+            raise validation.unknown_gallery_error(gallery)
+        raise validation.no_live_version_error(gallery)
 
     def create_version(self, gallery: str, version: str, spec: VersionSpec) -> None:
-        """Create the version's collections; does nothing when it exists with an equal spec."""
-        images, instances = self._tables(gallery, version)
+        """Create the version's collections. Does nothing if it exists with an equal spec."""
+        images, instances = self._collections(gallery, version)
         with self._writing(gallery, version):
-            found = self._catalogue.find(gallery, version)
+            found = self._catalog.find(gallery, version)
             if found is not None:
-                checks.check_spec(found.spec, spec, version)
+                validation.check_spec(found.spec, spec, version)
             else:
-                images.drop()  # left by a creation or a removal that was cut short
+                images.drop()  # left over from a creation or a removal that was interrupted
                 properties = StoredVersion(spec, time.time_ns()).to_properties()
                 images.create(spec.dim, properties)
-                extra = rows.MASK_COLUMN if spec.has_masks else {}
-                if self._mirror is not None:  # it calculates what filters ask of a box
-                    self._mirror.create(instances.name, spec.dim)
-                else:
-                    extra = {**rows.DERIVED_COLUMNS, **extra}
-                instances.create(spec.dim, properties, extra)
+                # The version exists from the moment its instances collection does, so that comes
+                # last.
+                self._create_instances(instances, spec, properties)
             images.ensure_ready(searched=False)
             instances.ensure_ready(searched=True)
 
     def promote(self, gallery: str, version: str) -> None:
         """Make `version` live with one atomic alias switch."""
         self._check_writable()
-        self._catalogue.spec(gallery, version)
-        self._catalogue.promote(gallery, version)
+        self._catalog.spec(gallery, version)
+        self._catalog.promote(gallery, version)
 
     def drop_version(self, gallery: str, version: str) -> None:
         """Delete a version that is not live, even if it is damaged."""
         with contextlib.suppress(StoreDamaged):
-            self._catalogue.spec(gallery, version)
-        if self._catalogue.live(gallery) == version:
-            raise checks.live_stays(gallery, version)
+            self._catalog.spec(gallery, version)
+        if self._catalog.live(gallery) == version:
+            raise validation.drop_live_version_error(gallery, version)
         self._drop(gallery, version)
 
     def drop_gallery(self, gallery: str) -> None:
-        """Delete a gallery with all its versions; from the first moment none of them is live."""
+        """Delete a gallery with all its versions; before the first is deleted, none is live."""
         self._check_writable()
-        versions = self._catalogue.names(gallery)
+        versions = self._catalog.version_names(gallery)
         if not versions:
-            raise checks.no_gallery(gallery)
-        with contextlib.suppress(StoreDamaged):  # then dropping the versions removes the alias too
-            self._catalogue.retire(gallery)
+            raise validation.unknown_gallery_error(gallery)
+        # If the aliases cannot be read, dropping the live version removes its alias as well.
+        with contextlib.suppress(StoreDamaged):
+            self._catalog.drop_alias(gallery)
         for version in versions:
             self._drop(gallery, version)
 
     def upsert_images(self, gallery: str, version: str, images: Sequence[IndexedImage]) -> None:
         """Write a batch of images: instances first, ledger rows last."""
-        _, instances = self._tables(gallery, version)
+        _, instances = self._collections(gallery, version)
         self._write(gallery, version, images, instances.upsert)
-
-    def import_images(
-        self, gallery: str, version: str, images: Sequence[IndexedImage], storage: str
-    ) -> None:
-        """Write a batch of which the new images reach the server by a file in its storage."""
-        if self._mirror is not None:
-            raise checks.no_import(self._connection.address)
-        from reir.store.imports import IMPORT_FROM_ROWS, import_rows
-
-        ledger, instances = self._tables(gallery, version)
-        batch = checks.latest_by_id(images)
-        with self._catalogue.errors_of(gallery, version):
-            known = ledger.get(batch)
-        new = [batch[image_id] for image_id in batch if image_id not in known]
-        if sum(image.record.num_instances for image in new) >= IMPORT_FROM_ROWS:
-            by_file = partial(import_rows, instances, storage=storage)
-            self._write(gallery, version, new, by_file)
-            batch = {image_id: batch[image_id] for image_id in batch if image_id in known}
-        self.upsert_images(gallery, version, list(batch.values()))
 
     def _write(
         self,
@@ -173,104 +132,92 @@ class MilvusStore:
         images: Sequence[IndexedImage],
         put: Callable[[Iterator[Row]], None],
     ) -> None:
-        """Write a batch whose instances the server gets by `put`."""
-        ledger, instances = self._tables(gallery, version)
-        batch = checks.latest_by_id(images)
+        """Write a batch, for which `put` writes the instances to Milvus."""
+        ledger, instances = self._collections(gallery, version)
+        batch = validation.latest_by_id(images)
         with self._writing(gallery, version):
-            spec = self._catalogue.spec(gallery, version)
+            spec = self._catalog.spec(gallery, version)
             dim = spec.dim
             to_rows = partial(
                 rows.instance_rows,
                 with_masks=spec.has_masks,
-                with_derived=self._catalogue.has_derived(gallery, version),
+                with_derived=self._catalog.has_derived_columns(gallery, version),
             )
-            checks.check_images(batch.values(), dim, version)
+            validation.check_images(batch.values(), dim, version)
             stored = ledger.get(batch, ["*"])
-            self._await_imports(instances, stored)
-            reach = _announce(ledger, batch, stored, dim)
+            self._before_write(instances, stored)
+            # The five steps that the docstring of this module lists.
+            reach = _record_reach(ledger, batch, stored, dim)
             put(itertools.chain.from_iterable(map(to_rows, batch.values())))
-            if self._mirror is not None:
-                self._mirror.put(instances.name, dim, batch.values())
-            beyond = {each: list(_beyond(image, reach[each])) for each, image in batch.items()}
-            ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if not beyond[each])
-            instances.delete(itertools.chain.from_iterable(beyond.values()))
-            ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if beyond[each])
-
-    def settle(self, gallery: str, version: str, *, fresh: int, within_s: float) -> bool:
-        """Have all rows searched by the server's lasting index; embedded, nothing to do."""
-        self._catalogue.spec(gallery, version)
-        if self._mirror is not None:
-            return True
-        with self._catalogue.errors_of(gallery, version):
-            return self._catalogue.instances(gallery, version).settle(fresh, within_s)
+            self._after_upsert(instances, dim, batch.values())
+            surplus = {key: list(_surplus_ids(image, reach[key])) for key, image in batch.items()}
+            ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if not surplus[each])
+            instances.delete(itertools.chain.from_iterable(surplus.values()))
+            ledger.upsert(rows.ledger_row(batch[each], dim) for each in batch if surplus[each])
 
     def touch_images(self, gallery: str, version: str, mtimes_ns: Mapping[str, int]) -> None:
-        """Note new file times of images whose content is as before."""
-        ledger, _ = self._tables(gallery, version)
-        with self._writing(gallery, version), self._catalogue.errors_of(gallery, version):
+        """Store new modification times of images whose content has not changed."""
+        ledger, _ = self._collections(gallery, version)
+        with self._writing(gallery, version), self._catalog.translate_errors(gallery, version):
             found = _finished(ledger.get(mtimes_ns, ["*"]))
             ledger.upsert({**row, "mtime_ns": mtimes_ns[key]} for key, row in found.items())
 
     def delete_images(self, gallery: str, version: str, image_ids: Sequence[str]) -> int:
-        """Delete images and their instances; returns how many ledger rows went."""
-        ledger, instances = self._tables(gallery, version)
+        """Delete images and their instances; return how many ledger rows were deleted."""
+        ledger, instances = self._collections(gallery, version)
         with self._writing(gallery, version):
-            dim = self._catalogue.spec(gallery, version).dim
+            dim = self._catalog.spec(gallery, version).dim
             found = ledger.get(image_ids)
-            self._await_imports(instances, found)
-            gone = rows.instance_ids(found, "reach")
-            instances.delete(gone)
-            if self._mirror is not None:
-                self._mirror.delete(instances.name, dim, list(found))
-            else:  # a server dates a deletion too early, so that this client's reads may miss it
-                instances.get(gone[:1], [instances.key])
+            self._before_write(instances, found)
+            instances.delete(rows.instance_ids(found, "reach"))
+            self._after_delete(instances, dim, found)
             ledger.delete(found)
         return len(_finished(found))
 
     def get_images(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, ImageRecord]:
-        """Ledger rows of those ids that exist."""
-        with self._catalogue.errors_of(gallery, version):
-            found = _finished(self._catalogue.images(gallery, version).get(image_ids))
+        """Ledger rows by image id; ids that do not exist are left out."""
+        with self._catalog.translate_errors(gallery, version):
+            found = _finished(self._catalog.images(gallery, version).get(image_ids))
         return {each: rows.record_from_row(found[each]) for each in image_ids if each in found}
 
     def iter_images(
         self, gallery: str, version: str, *, status: str | None = None
     ) -> Iterator[ImageRecord]:
-        """All ledger rows in the order of image_id, optionally of one status; streams."""
+        """Stream all ledger rows, or those of one status, ordered by image id."""
         condition = (
             f"status != {quote(PENDING)}" if status is None else f"status == {quote(status)}"
         )
-        self._catalogue.spec(gallery, version)
-        pages = self._catalogue.images(gallery, version).pages(condition)
+        self._catalog.spec(gallery, version)
+        pages = self._catalog.images(gallery, version).pages(condition)
         return map(rows.record_from_row, pages)
 
     def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:
-        """(image id, uri) of every image whose first write was cut short."""
-        self._catalogue.spec(gallery, version)
-        pages = self._catalogue.images(gallery, version).pages(f"status == {quote(PENDING)}")
+        """(image id, uri) of every image whose first write was interrupted."""
+        self._catalog.spec(gallery, version)
+        pages = self._catalog.images(gallery, version).pages(f"status == {quote(PENDING)}")
         return ((row["image_id"], row["uri"]) for row in pages)
 
     def find_content(
         self, gallery: str, version: str, hashes: Collection[str]
     ) -> dict[str, list[ImageRecord]]:
-        """Ledger rows of the indexed images that have one of these contents, by content hash."""
-        self._catalogue.spec(gallery, version)
+        """Ledger rows of the indexed images that have one of these content hashes, by hash."""
+        self._catalog.spec(gallery, version)
         found: dict[str, list[ImageRecord]] = {}
         if not hashes:
             return found
         wanted = f"status == {quote('indexed')} and {render_ids('content_hash', hashes)}"
-        for row in self._catalogue.images(gallery, version).pages(wanted):
+        for row in self._catalog.images(gallery, version).pages(wanted):
             found.setdefault(row["content_hash"], []).append(rows.record_from_row(row))
         return found
 
     def get_indexed(
         self, gallery: str, version: str, image_ids: Sequence[str]
     ) -> dict[str, IndexedImage]:
-        """The images that exist as they were written: with vectors, image vector and masks."""
-        ledger, instances = self._tables(gallery, version)
-        with self._catalogue.errors_of(gallery, version):
+        """Images as they were written, with vectors, image vector and masks."""
+        ledger, instances = self._collections(gallery, version)
+        with self._catalog.translate_errors(gallery, version):
             images = _finished(ledger.get(image_ids, ["*"]))
             found = instances.get(rows.instance_ids(images, "num_instances"), ["*"])
         return {
@@ -281,10 +228,14 @@ class MilvusStore:
     def get_instances(
         self, gallery: str, version: str, image_ids: Sequence[str], *, with_vectors: bool = False
     ) -> dict[str, list[InstanceRow]]:
-        """All instances of the images that exist, each list in the order of the number."""
-        ledger, instances = self._tables(gallery, version)
-        columns = [*rows.INSTANCE_FIELDS, "vector"] if with_vectors else rows.INSTANCE_FIELDS
-        with self._catalogue.errors_of(gallery, version):
+        """All instances of these images, ordered by instance number."""
+        ledger, instances = self._collections(gallery, version)
+        columns = (
+            [*rows.INSTANCE_OUTPUT_FIELDS, "vector"]
+            if with_vectors
+            else rows.INSTANCE_OUTPUT_FIELDS
+        )
+        with self._catalog.translate_errors(gallery, version):
             images = _finished(ledger.get(image_ids, consistency="Session"))
             ids = rows.instance_ids(images, "num_instances")
             found = instances.get(ids, columns, consistency="Session")
@@ -294,184 +245,93 @@ class MilvusStore:
             if each in images
         }
 
-    def get_photos(
-        self, gallery: str, version: str, image_ids: Sequence[str]
-    ) -> dict[str, StoredPhoto]:
-        """Those of the images that have instances."""
-        if self._mirror is not None:
-            name = instances_collection(gallery, version)
-            return self._mirror.photos(name, self._source(gallery, version), image_ids)
-        found = self.get_instances(gallery, version, image_ids, with_vectors=True)
-        return {each: rows.photo_from_instances(of_it) for each, of_it in found.items() if of_it}
-
     def get_masks(
         self, gallery: str, version: str, instance_ids: Sequence[str]
     ) -> dict[str, MaskRle]:
-        """Masks of those instances that have one."""
-        if not self._catalogue.spec(gallery, version).has_masks:
+        """Masks by instance id; instances without a mask are left out."""
+        if not self._catalog.spec(gallery, version).has_masks:
             return {}
         columns = ["instance_id", rows.MASK]
-        with self._catalogue.errors_of(gallery, version):
-            table = self._catalogue.instances(gallery, version)
+        with self._catalog.translate_errors(gallery, version):
+            table = self._catalog.instances(gallery, version)
             found = table.get(instance_ids, columns, consistency="Session")
         masks = {each: rows.mask_from_row(found[each]) for each in instance_ids if each in found}
         return {each: mask for each, mask in masks.items() if mask is not None}
 
-    def search(
-        self,
-        gallery: str,
-        version: str,
-        vectors: FloatArray,
-        limit: int,
-        *,
-        where: str | None = None,
-    ) -> Sequence[Sequence[InstanceRow]]:
-        """The `limit` instances of largest inner product for each query vector, best first."""
-        queries = checks.check_queries(vectors, limit)
-        tree = None if where is None else parse(where)
-        if self._mirror is not None:
-            name = instances_collection(gallery, version)
-            query = (queries, limit, tree)
-            return self._mirror.search(name, self._source(gallery, version), query, version)
-        condition = "" if tree is None else self._condition(gallery, version, tree)
-        return self._search_server(gallery, version, (queries, limit, condition))
-
-    def compare_reader(self, gallery: str, version: str) -> int:
-        """Compare the copy that searches read with the store; return how many photos differed."""
-        if self._mirror is None:
-            return 0
-        name = instances_collection(gallery, version)
-        return self._mirror.compare(name, self._source(gallery, version))
-
     def close(self) -> None:
-        """Release the connection; an embedded server ends by itself when nobody uses it."""
-        if self._mirror is not None:
-            self._mirror.close()
+        """Close the connection."""
         self._connection.close()
 
     def _drop(self, gallery: str, version: str) -> None:
-        instances = self._catalogue.instances(gallery, version)
+        instances = self._catalog.instances(gallery, version)
         with self._writing(gallery, version):
-            self._catalogue.forget(gallery, version)
+            self._catalog.clear_cache(gallery, version)
             instances.drop()
-            self._catalogue.drop_ledger(gallery, version)
-            if self._mirror is not None:
-                self._mirror.drop(instances.name)
+            self._catalog.drop_ledger(gallery, version)
+            self._after_drop(instances)
 
-    def _await_imports(self, instances: Table, stored: Mapping[str, Row]) -> None:
-        """If the first write of any of these images was cut short, wait for what it began.
-
-        An import goes on without the one who asked for it, and what it brings would be there beside
-        what is written meanwhile.
-        """
-        unfinished = any(row["status"] == PENDING for row in stored.values())
-        if unfinished and self._mirror is None:
-            instances.await_imports()
-
-    def _tables(self, gallery: str, version: str) -> tuple[Table, Table]:
+    def _collections(self, gallery: str, version: str) -> tuple[MilvusCollection, MilvusCollection]:
         """Ledger and instances of a version."""
-        return self._catalogue.images(gallery, version), self._catalogue.instances(gallery, version)
-
-    def _check_writable(self) -> None:
-        if self._read_only:
-            raise checks.cannot_be_written(self._connection.address, self._read_only)
-
-    def _writing(self, gallery: str, version: str) -> AbstractContextManager[None]:
-        self._check_writable()
-        if self._mirror is None:
-            return contextlib.nullcontext()
-        return self._mirror.writing(instances_collection(gallery, version))
+        return self._catalog.images(gallery, version), self._catalog.instances(gallery, version)
 
     def _num_instances(self, gallery: str, version: str) -> int:
-        """Instances that searches find.
+        """Number of instances that searches can find."""
+        return self.num_stored(gallery, version)
 
-        Milvus Lite would make a list of every vector that is not in a file yet, and let writers
-        wait meanwhile.
-        """
-        if self._mirror is None:
-            return self.num_stored(gallery, version)
-        name = instances_collection(gallery, version)
-        return self._mirror.count(name, self._source(gallery, version))
+    # --- Steps that an embedded store or a server adds to the methods above
 
-    def _condition(self, gallery: str, version: str, tree: Filter) -> str:
-        """The filter as the server takes it, if the version has what it names."""
-        derived = rows.DERIVED_COLUMNS.keys() & {
-            field.name for field in fields_of(tree) if not field.attribute
-        }
-        if derived and not self._catalogue.has_derived(gallery, version):
-            raise FilterError(
-                "filter",
-                f"names {', '.join(sorted(derived))}, which version '{version}' of an earlier "
-                f"release does not have; `reir index` into a new version adds it",
-            )
-        return render_milvus(tree)
+    def _check_writable(self) -> None:
+        """Raise `StoreError` if the store cannot be changed."""
 
-    def _search_server(
-        self, gallery: str, version: str, query: tuple[FloatArray, int, str]
-    ) -> list[list[InstanceRow]]:
-        self._check_dim(gallery, version, query[0].shape[1])
-        if not len(query[0]):
-            return []
-        try:
-            with self._catalogue.errors_of(gallery, version):
-                found = self._search_parts(self._catalogue.instances(gallery, version), *query)
-        except StoreError:
-            self._dims.clear()
-            self._check_dim(gallery, version, query[0].shape[1])
-            raise
-        return [
-            [rows.instance_from_row(hit["entity"], float(hit["distance"])) for hit in hits]
-            for hits in found
-        ]
+    def _writing(self, gallery: str, version: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Exclude other writers of a version if the backend cannot have several."""
+        return contextlib.nullcontext()
 
-    def _search_parts(
-        self, table: Table, queries: FloatArray, limit: int, condition: str
-    ) -> list[list[Row]]:
-        """Hits of each query, best first, from as many searches as the planner wants."""
-        count = partial(table.count, consistency="Session")
-        parts = self._planner.parts(table.name, condition, count)
-        found = [table.search(queries, limit, part) for part in parts]
-        if len(found) == 1:
-            return list(found[0])
-        return [
-            sorted(itertools.chain(*hits), key=lambda hit: -hit["distance"])[:limit]
-            for hits in zip(*found, strict=True)
-        ]
+    def _create_instances(
+        self, instances: MilvusCollection, spec: VersionSpec, properties: Mapping[str, str]
+    ) -> None:
+        """Create the instances collection of a new version."""
+        instances.create(spec.dim, properties, rows.mask_columns(spec))
 
-    def _check_dim(self, gallery: str, version: str, found: int) -> None:
-        """Refuse queries of another dimension; asks Milvus only once while they fit."""
-        if self._dims.get((gallery, version)) != found:
-            dim = self._catalogue.spec(gallery, version).dim
-            checks.check_dim(found, dim, version)
-            self._dims[gallery, version] = dim
+    def _before_write(self, instances: MilvusCollection, stored: Mapping[str, Row]) -> None:
+        """Prepare for a write to images whose ledger rows, as far as they exist, are `stored`."""
 
-    def _source(self, gallery: str, version: str) -> Source:
-        """The source that a journal is compared with and rebuilt from."""
-        return LiteSource(gallery, version, self._catalogue)
+    def _after_upsert(
+        self, instances: MilvusCollection, dim: int, images: Collection[IndexedImage]
+    ) -> None:
+        """Follow up on the instances of these images, which were written just now."""
+
+    def _after_delete(
+        self, instances: MilvusCollection, dim: int, stored: Mapping[str, Row]
+    ) -> None:
+        """Follow up on the instances of these ledger rows, which were deleted just now."""
+
+    def _after_drop(self, instances: MilvusCollection) -> None:
+        """Follow up on a version that was dropped just now."""
 
 
-def _announce(
-    ledger: Table, batch: Mapping[str, IndexedImage], stored: Mapping[str, Row], dim: int
+def _record_reach(
+    ledger: MilvusCollection, batch: Mapping[str, IndexedImage], stored: Mapping[str, Row], dim: int
 ) -> dict[str, int]:
-    """Note in the ledger how far the instance numbers of a batch will reach; returns that."""
-    rising: list[Row] = []
+    """Record in the ledger how many instances each image may have from now on; return that."""
+    growing: list[Row] = []
     reach: dict[str, int] = {}
     for image_id, image in batch.items():
         first = {**rows.ledger_row(image, dim), "status": PENDING, "reach": 0}
         row = stored.get(image_id, first)
         reach[image_id] = max(row["reach"], image.record.num_instances)
         if reach[image_id] > row["reach"]:
-            rising.append({**row, "reach": reach[image_id]})
-    ledger.upsert(rising)
+            growing.append({**row, "reach": reach[image_id]})
+    ledger.upsert(growing)
     return reach
 
 
-def _beyond(image: IndexedImage, reach: int) -> Iterator[str]:
-    """Ids of instances that may be stored of this image but are no longer its own."""
+def _surplus_ids(image: IndexedImage, reach: int) -> Iterator[str]:
+    """Ids of surplus instances: they may be stored, but the image no longer has them."""
     for number in range(image.record.num_instances, reach):
-        yield checks.instance_id(image.record.image_id, number)
+        yield validation.instance_id(image.record.image_id, number)
 
 
 def _finished(found: Mapping[str, Row]) -> dict[str, Row]:
-    """Ledger rows without those of images that are still being written for the first time."""
+    """Leave out the ledger rows of images that are being written for the first time."""
     return {image_id: row for image_id, row in found.items() if row["status"] != PENDING}

@@ -1,8 +1,8 @@
-"""Names: what a gallery or version may be called, and what Milvus calls it.
+"""Allowed names of galleries and versions, and the names of their Milvus collections.
 
-Milvus allows letters, digits and `_`, 255 in all. A gallery or version name is written so that it
-holds no `__` and does not end in `_`; the separator `__` is then unambiguous and two different
-pairs of names never share a collection.
+A collection name in Milvus consists of at most 255 letters, digits and `_`. Gallery and version
+names are encoded so that they contain no `__` and do not end in `_`. So the separator `__` is
+unambiguous, and two different pairs of names never share a collection.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class VersionKey(NamedTuple):
 
 
 def check_name(kind: str, name: str) -> str:
-    """Return `name` if it may name a gallery or a version.
+    """Return `name` if a gallery or a version may have it.
 
     Args:
         kind: "gallery" or "version", for the message.
         name: the name to check.
 
     Raises:
-        ConfigError: it may not; the message says what is allowed.
+        ConfigError: the name is not allowed; the message says what is.
     """
     if len(name) > MAX_NAME_LENGTH or not _ALLOWED.fullmatch(name):
         raise ConfigError(
@@ -45,22 +45,22 @@ def check_name(kind: str, name: str) -> str:
 
 
 def instances_collection(gallery: str, version: str) -> str:
-    """Collection that holds the instances of a version."""
+    """Name of the collection with the instances of a version."""
     return f"{_stem(gallery, version)}__instances"
 
 
 def images_collection(gallery: str, version: str) -> str:
-    """Collection that holds the ledger of a version."""
+    """Name of the collection with the ledger of a version."""
     return f"{_stem(gallery, version)}__images"
 
 
 def live_alias(gallery: str) -> str:
-    """Alias that points to the instances collection of the live version."""
+    """Name of the alias that points to the instances collection of the live version."""
     return f"{_encode_first(check_name('gallery', gallery))}__live"
 
 
 def parse_instances_collection(collection: str) -> VersionKey | None:
-    """Return the version whose instances `collection` holds, or None if it is not one of ours."""
+    """Return the version whose instances a collection contains; None for any other collection."""
     match = _COLLECTION.fullmatch(collection)
     if match is None:
         return None
@@ -73,7 +73,7 @@ def parse_instances_collection(collection: str) -> VersionKey | None:
 
 
 def collection_key(collection: str) -> VersionKey | None:
-    """Return the version whose instances or ledger a collection holds; None if it holds neither."""
+    """Return the version whose instances or ledger a collection contains; None for any other."""
     return parse_instances_collection(_LEDGER_ENDING.sub("__instances", collection))
 
 
@@ -83,13 +83,13 @@ def _stem(gallery: str, version: str) -> str:
 
 
 def _encode_first(name: str) -> str:
-    """Encode a name that starts a collection name: there Milvus allows no digit."""
+    """Encode a name for the start of a collection name, where Milvus allows no digit."""
     encoded = _encode(name)
     return f"_{encoded}" if encoded[0].isdigit() else encoded
 
 
 def _encode(name: str) -> str:
-    """Write '-' as `_m`, and '_' as `_u` wherever the plain one could be misread."""
+    """Encode "-" as `_m`, and "_" as `_u` where a plain `_` would be ambiguous."""
     parts = []
     for char, following in zip(name, name[1:] + "_", strict=True):
         ambiguous = following in "mu_-"

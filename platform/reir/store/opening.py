@@ -1,4 +1,4 @@
-"""`open_store`: from a location to the store that is there."""
+"""`open_store`: turns a store location into a store."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ _SERVER = re.compile(r"(https?|tcp)://[^\s/:]+(:\d{1,5})?/?")
 
 
 def default_location() -> str:
-    """Where the store is unless told: $REIR_STORE, else $REIR_HOME/store, else ~/.reir/store."""
+    """Location of the default store: $REIR_STORE, $REIR_HOME/store, or ~/.reir/store."""
     home = os.environ.get("REIR_HOME") or str(Path.home() / ".reir")
     return os.environ.get("REIR_STORE") or str(Path(home) / "store")
 
 
 def is_embedded(location: str | None = None) -> bool:
-    """Whether `open_store` of this location starts the embedded server."""
+    """Whether the location is a directory, for which `open_store` gives an embedded store."""
     place = default_location() if location is None else location
     return place != "memory:" and "://" not in place
 
 
 def open_store(location: str | None = None, *, patient: bool = True) -> InstanceStore:
-    """Open a store; nothing is contacted before its first use.
+    """Open a store. It connects to nothing before its first use.
 
     Args:
-        location: "memory:" for this process only; a directory for the embedded store; the address
-            of a Milvus server (access token in $REIR_MILVUS_TOKEN); None for the default.
-        patient: try for some seconds to reach it; a service has somebody waiting, and does not.
+        location: "memory:" for a store in the memory of this process; a directory for an embedded
+            store; the address of a Milvus server, with its access token in $REIR_MILVUS_TOKEN; None
+            for the default location.
+        patient: whether a call retries for some seconds before it fails. A service does not: its
+            clients are waiting for an answer.
 
     Raises:
-        ConfigError: the location is none of these.
-        StoreUnavailable: the directory does not exist and cannot be created, or is read-only
-            and cannot be copied.
+        ConfigError: the location is none of the above.
+        StoreUnavailable: the directory cannot be created, or is read-only and cannot be copied.
     """
     place = default_location() if location is None else location
     if place == "memory:":
@@ -46,33 +47,36 @@ def open_store(location: str | None = None, *, patient: bool = True) -> Instance
     if "://" in place:
         return _open_server(place, patient)
     if not place.strip() or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) or "\0" in place:
-        raise ConfigError(f"store location {place!r} is not one of {_ALLOWED}")
+        raise ConfigError(f"store location {place!r} must be one of {_ALLOWED}")
     return _open_directory(Path(place).expanduser().resolve(), patient)
 
 
 def _open_server(address: str, patient: bool) -> InstanceStore:
     from reir.store.client import BACK_OFFS_S, SHORT_BACK_OFFS_S, MilvusConnection
-    from reir.store.milvus import MilvusStore
+    from reir.store.milvus_server import MilvusServerStore
 
     if not _SERVER.fullmatch(address):
-        raise ConfigError(f"store location {address!r} is not one of {_ALLOWED}")
+        raise ConfigError(f"store location {address!r} must be one of {_ALLOWED}")
     uri = re.sub(r"^tcp://", "http://", address)
     token = os.environ.get("REIR_MILVUS_TOKEN", "")
-    return MilvusStore(MilvusConnection(uri, token, BACK_OFFS_S if patient else SHORT_BACK_OFFS_S))
+    back_offs_s = BACK_OFFS_S if patient else SHORT_BACK_OFFS_S
+    return MilvusServerStore(MilvusConnection(uri, token, back_offs_s))
 
 
 def _open_directory(directory: Path, patient: bool) -> InstanceStore:
     from reir.store.client import BACK_OFFS_S, SHORT_BACK_OFFS_S, MilvusConnection
-    from reir.store.lite_server import LiteServer
-    from reir.store.milvus import MilvusStore
-    from reir.store.mirror import Mirror
-    from reir.store.read_only import light_copy, why_read_only
+    from reir.store.embedded.embedded_store import EmbeddedStore
+    from reir.store.embedded.lite_server import LiteServer
+    from reir.store.embedded.read_only import copy_with_symlinks, why_read_only
+    from reir.store.embedded.version_journals import VersionJournals
 
-    if os.path.exists(directory) and not os.path.isdir(directory):  # no error without permission
-        raise ConfigError(f"store location {str(directory)!r} is a file; give one of {_ALLOWED}")
+    # Not `Path.exists`, which raises an error if permission is missing.
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        raise ConfigError(f"store location {str(directory)!r} is a file; use one of {_ALLOWED}")
     read_only = why_read_only(directory)
-    copy = light_copy(directory) if read_only else None
+    copy = copy_with_symlinks(directory) if read_only else None
     server = LiteServer(directory, copy=copy)
     back_offs_s = BACK_OFFS_S if patient else SHORT_BACK_OFFS_S
     connection = MilvusConnection(server, back_offs_s=back_offs_s)
-    return MilvusStore(connection, Mirror(server.directory / "reader"), read_only=read_only)
+    journals = VersionJournals(server.directory / "reader")
+    return EmbeddedStore(connection, journals, read_only=read_only)

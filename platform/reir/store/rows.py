@@ -1,4 +1,4 @@
-"""What the two collections of a version hold, and how our records become their rows and back."""
+"""The columns of the two collections of a version, and conversion between records and rows."""
 
 # Shapes: D vector dimension
 
@@ -13,13 +13,12 @@ import numpy as np
 from pymilvus import DataType
 
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances, MaskRle
-from reir.store.checks import instance_id
 from reir.store.contract import InstanceRow, StoredPhoto, VersionSpec
-from reir.store.filter_numpy import box_values
-from reir.store.filters import NEIGHBOURS
+from reir.store.filter_fields import NUMBER_FIELDS, STRING_FIELDS, InstanceArrays
+from reir.store.validation import instance_id
 
 PENDING = "pending"
-"""Status of a ledger row whose image is being written for the first time; never shown."""
+"""Status of a ledger row whose image is being written for the first time; users never see it."""
 
 VERSION_PROPERTY = "reir.version"
 
@@ -39,26 +38,27 @@ IMAGE_COLUMNS = {
     "same_as": DataType.VARCHAR,
     "perceptual_hash": DataType.VARCHAR,
 }
-"""Columns of the images collection; `reach` is above every instance number ever written."""
+"""Columns of the ledger. `reach` is larger than every instance number that may be stored, so that
+surplus instances of an interrupted write can be found by their keys (`reir.store.milvus`)."""
 
 CORNERS = ("x1", "y1", "x2", "y2")
 INSTANCE_COLUMNS = {
-    "image_id": DataType.VARCHAR,
-    "uri": DataType.VARCHAR,
-    **dict.fromkeys(CORNERS, DataType.FLOAT),
-    "objectness": DataType.FLOAT,
-    "area": DataType.FLOAT,
+    **dict.fromkeys(STRING_FIELDS, DataType.VARCHAR),
+    **{name: DataType.FLOAT for name, field in NUMBER_FIELDS.items() if not field.is_derived},
     "attributes": DataType.JSON,
 }
-INSTANCE_FIELDS = ["instance_id", *INSTANCE_COLUMNS]
+"""Columns of the instances collection that every version has, in this order."""
 
-DERIVED_COLUMNS = dict.fromkeys(("cx", "cy", "width", "height", NEIGHBOURS), DataType.FLOAT)
-"""Of the instances collection on a server, for filters only: Milvus does not calculate with two
-columns. An embedded store needs none, and the versions of an earlier release lack them."""
+INSTANCE_OUTPUT_FIELDS = ["instance_id", *INSTANCE_COLUMNS]
+
+DERIVED_COLUMNS = {
+    name: DataType.FLOAT for name, field in NUMBER_FIELDS.items() if field.is_derived
+}
+"""Further columns of the instances collection on a server, for filters only. An embedded store
+filters in numpy and does not need them; versions of earlier releases do not have them."""
 
 MASK = "mask"
-MASK_COLUMN = {MASK: DataType.VARCHAR}
-"""Of the instances collection, in versions with masks only; a JSON text, empty for no mask."""
+"""Column of the instances collection, in versions with masks only: JSON, or "" for no mask."""
 
 Row = dict[str, Any]
 
@@ -67,25 +67,30 @@ _RECORD_FIELDS = {each.name for each in fields(ImageRecord)}
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """What is kept with the collections of a version."""
+    """What is stored in the properties of the collections of a version."""
 
     spec: VersionSpec
     created_ns: int
 
     def to_properties(self) -> dict[str, str]:
-        """As collection properties, which both Lite and a server keep."""
+        """Convert to collection properties, which both Lite and a server store."""
         return {VERSION_PROPERTY: json.dumps({**asdict(self.spec), "created_ns": self.created_ns})}
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> StoredVersion:
-        """From collection properties."""
+        """Convert from collection properties."""
         values = json.loads(properties[VERSION_PROPERTY])
         created_ns = values.pop("created_ns")
         return cls(VersionSpec(**values), created_ns)
 
 
+def mask_columns(spec: VersionSpec) -> dict[str, DataType]:
+    """Columns of the instances collection that only versions with masks have."""
+    return {MASK: DataType.VARCHAR} if spec.has_masks else {}
+
+
 def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
-    """Row of the images collection; an image that holds no instances has the zero vector."""
+    """Return the ledger row of an image. Without instances, its image vector is the zero vector."""
     vector = np.zeros(dim, np.float32) if image.instances is None else image.instances.image_vector
     row = {each: getattr(image.record, each) for each in _RECORD_FIELDS}
     return {
@@ -97,12 +102,12 @@ def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
 
 
 def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
-    """Ledger row from a row of the images collection; one of an earlier release lacks columns."""
+    """Convert a ledger row; one of an earlier release may lack columns, which have defaults."""
     return ImageRecord(**{name: row[name] for name in _RECORD_FIELDS & row.keys()})
 
 
 def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> IndexedImage:
-    """The image as it was written, from whole rows of both collections."""
+    """Return the image as it was written, from complete rows of both collections."""
     record = replace(record_from_row(ledger), num_instances=len(found))
     if not record.holds_instances:
         return IndexedImage(record, None)
@@ -119,7 +124,7 @@ def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]
 
 
 def instance_ids(images: Mapping[str, Mapping[str, Any]], count: str) -> list[str]:
-    """Ids of the instances of these ledger rows, as many per row as its column `count` says."""
+    """Ids of the instances of these ledger rows; column `count` has the number for each row."""
     return [
         instance_id(image_id, number)
         for image_id, row in images.items()
@@ -128,24 +133,24 @@ def instance_ids(images: Mapping[str, Mapping[str, Any]], count: str) -> list[st
 
 
 def instances_of(found: Mapping[str, Row], images: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Rows among `found` that belong to these images, in the order of the instance numbers."""
+    """Rows in `found` that belong to these images, ordered by instance number."""
     return [found[key] for key in instance_ids(images, "num_instances") if key in found]
 
 
 def _numbers(rows: Sequence[Any], width: int) -> FloatArray:
-    """(N, width) float32, also where N is 0."""
+    """(N, width) float32, also if N is 0."""
     return np.array(rows, dtype=np.float32).reshape(-1, width)
 
 
 def instance_rows(
     image: IndexedImage, *, with_masks: bool, with_derived: bool
 ) -> list[dict[str, Any]]:
-    """Rows of the instances collection, with the columns that the version has."""
+    """Return the rows of an image's instances, with the columns that the version has."""
     if image.instances is None:
         return []
     found = [_instance_row(image.record, image.instances, i) for i in range(len(image.instances))]
     if with_derived:
-        _derive(found, image.instances)
+        _add_derived(found, image.instances)
     if with_masks:
         masks = image.instances.masks or [None] * len(found)
         for row, mask in zip(found, masks, strict=True):
@@ -154,7 +159,7 @@ def instance_rows(
 
 
 def photo_from_instances(found: Sequence[InstanceRow]) -> StoredPhoto:
-    """A photo from all its instances, which have their vectors."""
+    """Return a photo, from all its instances with their vectors."""
     return StoredPhoto(
         image_id=found[0].image_id,
         uri=found[0].uri,
@@ -165,20 +170,17 @@ def photo_from_instances(found: Sequence[InstanceRow]) -> StoredPhoto:
     )
 
 
-def _derive(found: Sequence[dict[str, Any]], instances: Instances) -> None:
+def _add_derived(found: Sequence[dict[str, Any]], instances: Instances) -> None:
     """Add the derived columns to the rows of a photo."""
+    arrays = InstanceArrays.of_photo(instances.boxes, instances.objectness)
     for name in DERIVED_COLUMNS:
-        values = (
-            [float(len(found) - 1)] * len(found)
-            if name == NEIGHBOURS
-            else box_values(name, instances.boxes).tolist()
-        )
+        values = NUMBER_FIELDS[name].values(arrays).tolist()
         for row, value in zip(found, values, strict=True):
             row[name] = value
 
 
 def mask_from_row(row: Mapping[str, Any]) -> MaskRle | None:
-    """Mask from a row of the instances collection, None where it has none."""
+    """Return the mask in a row of the instances collection; None if it has none."""
     if not row.get(MASK):
         return None
     values = json.loads(row[MASK])
@@ -203,7 +205,7 @@ def _instance_row(record: ImageRecord, instances: Instances, number: int) -> dic
 
 
 def instance_from_row(row: Mapping[str, Any], score: float = 0.0) -> InstanceRow:
-    """Instance from a row of the instances collection; its vector if the row has one."""
+    """Return the instance of a row, with its vector if the row has one."""
     vector = row.get("vector")
     return InstanceRow(
         instance_id=row["instance_id"],

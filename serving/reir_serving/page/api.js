@@ -1,8 +1,8 @@
-// Requests to the server that this page came from. Knows keys and errors, not what is shown.
+// Requests to the server of this page. Knows API keys and errors, but not what the page shows.
 
 const KEY = "reir-key";
 
-/** An answer that is an error: the fields of RFC 9457, or status 0 where no answer came. */
+/** An error: the fields of RFC 9457, or status 0 if there was no answer. */
 export class Problem extends Error {
   constructor({ status = 0, title = "", detail = "", errors = [], request_id = "" }, retryAfter) {
     super(detail || title);
@@ -12,7 +12,7 @@ export class Problem extends Error {
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-/** Keep the API key until the tab is closed; null forgets it. */
+/** Keep the API key until the tab is closed; null deletes it. */
 export function setKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
@@ -20,7 +20,7 @@ export function setKey(key) {
 
 /**
  * Send a request and return the JSON of its answer.
- * @param path under the page's own address
+ * @param path relative to the address of the page
  * @param options.json body; options.form a FormData; options.method; options.signal
  * @throws Problem, or the AbortError of the signal
  */
@@ -34,11 +34,11 @@ export async function call(path, { json, form, method, signal } = {}) {
   return text ? JSON.parse(text) : null;
 }
 
-/** Path of one photo of a gallery, or with an empty id of all. */
+/** Path of one photo of a gallery, or of all its photos if the id is empty. */
 export const imagePath = (gallery, id = "") =>
   `v1/galleries/${encodeURIComponent(gallery)}/images${id && `/${encodeURIComponent(id)}`}`;
 
-/** A form with a photo, as every endpoint that takes one wants it. */
+/** A form with a photo, for the endpoints that take one. */
 export function photoForm(file, fields = {}) {
   const form = new FormData();
   form.append("image", file, file.name || "photo");
@@ -48,7 +48,7 @@ export function photoForm(file, fields = {}) {
 
 /**
  * Load a picture and return its <img>, decoded.
- * With a key it is fetched: the request of an <img> itself carries none.
+ * With a key it is fetched, because the request of an <img> cannot carry the key.
  * @param source address, or a Blob
  */
 export async function loadImage(source, signal) {
@@ -85,7 +85,7 @@ async function problemOf(response) {
   try {
     fields = await response.json();
   } catch {
-    // a proxy in between answers in its own form: the status says enough
+    // a proxy in between answers in another format; the status has to be enough
   }
   const requestId = fields.request_id ?? response.headers.get("X-Request-ID") ?? "";
   return new Problem({ ...fields, request_id: requestId, status: response.status }, retryAfter);

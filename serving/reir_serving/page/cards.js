@@ -2,15 +2,15 @@
 
 import { button, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
-import { fileName, presence, score } from "./words.js";
+import { fileName, presence, score } from "./format.js";
 
 const ASPECT = 4 / 3;
 
 /**
  * Make the cards of some hits.
- * @param hits of one page
- * @param first rank of the first of them
- * @param tied so many first hits are equally good
+ * @param hits hits of one page
+ * @param first rank of the first of these hits
+ * @param tied number of first hits that match equally well
  * @param on.open(rank), on.more(hit), on.not(hit)
  */
 export function cards(hits, { first, tied, on }) {
@@ -31,13 +31,13 @@ function card(hit, rank, isTied, on) {
         icon("not"), "Not this")));
 }
 
-/** The photo of a card, which opens it. */
+/** The photo of a card; a click opens it in the viewer. */
 function opener(hit, rank, isTied, click) {
-  const said = [
+  const parts = [
     `Hit ${rank}`, presence(hit.presence)?.text, `match ${score(hit.score)}`,
-    isTied && "equally good", fileName(hit.uri),
+    isTied && "tied", fileName(hit.uri),
   ];
-  const label = `${said.filter(Boolean).join(", ")}. Open the photo.`;
+  const label = `${parts.filter(Boolean).join(", ")}. Open the photo.`;
   return button({ class: "open", "aria-label": label, click },
     photoFrame({
       source: hit.thumbnail_url, marks: [markOf(hit)], crop: hit.box, aspect: ASPECT,
@@ -58,14 +58,14 @@ function caption(hit, isTied) {
 export const markOf = (hit) =>
   ({ box: hit.box, id: hit.instance_id, polygons: hit.mask?.polygons ?? [] });
 
-/** Grey cards that stand where hits will be. */
+/** Gray placeholder cards, shown until the hits arrive. */
 export function skeletons(number) {
   const lines = () => ["frame", "line", "line short"].map((name) => make("span", { class: name }));
   return Array.from({ length: number }, () =>
     make("li", { class: "card skeleton", "aria-hidden": "true" }, ...lines()));
 }
 
-/** Move the focus from one card to the next by an arrow key; true where the key was one. */
+/** Move the focus to another card with an arrow key; false if the key is not one of them. */
 export function moveFocus(grid, key) {
   const openers = [...grid.querySelectorAll(".open")];
   const focused = document.activeElement.closest(".card");

@@ -1,20 +1,20 @@
-// What a search has beside its sentence: instances to be like or unlike, and a photo to look in.
+// Chips below the sentence: instances to be like or unlike, and a photo to search in.
 
 import { call, imagePath } from "./api.js";
 import { button, byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
-import { fileName } from "./words.js";
+import { fileName } from "./format.js";
 
-const seen = new Map(); // instance id -> hit or instance that the page has shown
+const known = new Map(); // instance id -> hit or instance that the page has shown
 const NAMES = { more: "like", not: "not" };
 
 /** Remember instances, so that a chip can show them. */
 export function remember(instances) {
-  for (const each of instances) seen.set(each.instance_id, each);
+  for (const each of instances) known.set(each.instance_id, each);
 }
 
 /**
- * Show the terms of a state, and the photo that is looked at.
+ * Show the terms of a state, and the photo of the user.
  * @param upload {file, box} or null
  * @param on.drop(id), on.dropPhoto()
  */
@@ -29,28 +29,28 @@ export function showChips({ gallery, terms }, upload, on) {
 }
 
 function termChip(gallery, { kind, id }, on) {
-  const known = seen.get(id);
-  const made = chip(NAMES[kind], known ? fileName(known.uri) : "an object",
-    known ? thumbnail(known.thumbnail_url, known.box) : null, () => on.drop(id));
+  const instance = known.get(id);
+  const made = chip(NAMES[kind], instance ? fileName(instance.uri) : "an object",
+    instance ? thumbnail(instance.thumbnail_url, instance.box) : null, () => on.drop(id));
   made.classList.add(kind);
-  if (!known) {
-    look(gallery, id).then((found) => {
+  if (!instance) {
+    lookUp(gallery, id).then((found) => {
       if (found) made.replaceWith(termChip(gallery, { kind, id }, on));
     });
   }
   return made;
 }
 
-/** Look up an instance that came with the address; false where the gallery has none such. */
-async function look(gallery, id) {
+/** Look up an instance from the address of the page; false if the gallery does not have it. */
+async function lookUp(gallery, id) {
   const imageId = id.slice(0, id.lastIndexOf("#"));
   try {
     const { instances, uri, thumbnail_url } = await call(imagePath(gallery, imageId));
     remember(instances.map((each) => ({ ...each, uri, thumbnail_url })));
   } catch {
-    return false; // the chip stays nameless; the search itself says what is wrong
+    return false; // the chip gets no name; the search itself reports what is wrong
   }
-  return seen.has(id);
+  return known.has(id);
 }
 
 function chip(word, name, picture, drop) {

@@ -1,8 +1,8 @@
-// Elements without HTML strings: whatever a server or a file name holds, it is shown as text.
+// Creates elements without HTML strings, so that no answer or file name can inject markup.
 
 /**
  * Make an element. Text children become text nodes.
- * Attributes: functions are listeners ("click"), true is an empty attribute.
+ * Attributes: a function becomes a listener ("click"), true becomes an empty attribute.
  * Children and attributes that are undefined, null or false are left out.
  */
 export function make(tag, attributes = {}, ...children) {
@@ -30,20 +30,20 @@ function set(element, attributes) {
   }
 }
 
-/** Make a button that submits nothing. */
+/** Make a button that does not submit a form. */
 export const button = (attributes, ...children) =>
   make("button", { type: "button", ...attributes }, ...children);
 
 /** The element of the page with an id. */
 export const byId = (id) => document.getElementById(id);
 
-/** A symbol of the sheet in index.html; decoration, so hidden from screen readers. */
+/** A symbol from index.html; it is decoration, so screen readers skip it. */
 export function icon(name) {
   return makeSvg("svg", { class: "icon", "aria-hidden": "true" },
     makeSvg("use", { href: `#icon-${name}` }));
 }
 
-/** Fill the page's live region; screen readers say it, others read it. */
+/** Show a text in the page's live region, which screen readers read aloud. */
 export function announce(text) {
   byId("summary").textContent = text;
 }

@@ -2,11 +2,11 @@
 
 import { byId, make } from "./dom.js";
 import { numFilters } from "./state.js";
-import { count, percent } from "./words.js";
+import { count, percent } from "./format.js";
 
-const CHOSEN = ["size", "across", "down"];
+const CHOSEN = ["size", "horizontal", "vertical"];
 
-/** Fill the choice of galleries and return the chosen one: `wanted` where that is given. */
+/** Fill the list of galleries and return the selected one: `wanted` if that is given. */
 export function fillGalleries(galleries, wanted) {
   const select = byId("gallery");
   select.replaceChildren(...galleries.map((each) =>
@@ -14,11 +14,11 @@ export function fillGalleries(galleries, wanted) {
       each.live ? each.name : `${each.name} (not ready)`)));
   const first = galleries.find((each) => each.searchable) ?? galleries.find((each) => each.live);
   byId("no-gallery").hidden = first !== undefined;
-  byId("ask").hidden = first === undefined && !wanted;
+  byId("search").hidden = first === undefined && !wanted;
   return wanted || first?.name || "";
 }
 
-/** Show what the chosen gallery holds, and whether photos can be added to it. */
+/** Show the counts of the selected gallery, and whether photos can be added to it. */
 export function showGallery(gallery) {
   const live = gallery?.versions.find((each) => each.live);
   byId("holds").textContent = live && live.num_images !== null ? [
@@ -27,7 +27,7 @@ export function showGallery(gallery) {
   byId("add").hidden = gallery?.writable !== true;
 }
 
-/** Set every control to what a state says. */
+/** Set every control to a state. */
 export function showFilters(state) {
   byId("gallery").value = state.gallery;
   const form = byId("filters");
@@ -42,7 +42,7 @@ export function showFilters(state) {
   showPresence(state.presence);
   const number = numFilters(state);
   byId("num-filters").textContent = number ? ` (${number})` : "";
-  byId("drop-filters").hidden = number === 0;
+  byId("clear-filters").hidden = number === 0;
 }
 
 /** Read every control. */

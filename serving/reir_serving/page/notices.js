@@ -1,19 +1,22 @@
-// What the page says besides hits: what went wrong, what is slow, what is not there, what is tied.
+// Notices above the hits: errors, slow answers, objects that are not there, ties.
 
 import { setKey } from "./api.js";
 import { button, byId, make } from "./dom.js";
-import { explain, percent } from "./words.js";
+import { explain, percent } from "./format.js";
 
 const LONGEST_WAIT_S = 60;
 let countdown = null;
 
-/** Take every notice away, and stop what one of them was waiting for. */
+/** Remove every notice, and stop the countdown of a retry. */
 export function clear() {
   clearInterval(countdown);
   byId("notice").replaceChildren();
 }
 
-/** Say what went wrong and what to do; `retry` asks again, by itself where the server said when. */
+/**
+ * Show what went wrong and what to do.
+ * @param retry sends the request again; if the server said when, it is called without a click
+ */
 export function problem(error, retry) {
   if (error.status === 401) return askKey(retry);
   const { title, advice } = explain(error);
@@ -45,50 +48,52 @@ function askKey(retry) {
     setKey(field.value.trim());
     retry();
   };
-  setKey(null); // the one that was sent, if any, did not do
-  show("key", make("h2", {}, "This server asks for a key"),
+  setKey(null); // the server has rejected the key that was sent, if any
+  show("key", make("h2", {}, "This server requires an API key"),
     make("form", { submit }, make("label", { for: "key" }, "API key"), field,
       make("button", { type: "submit" }, "Use this key")),
-    make("p", {}, "It is kept until you close this tab, and sent to this server alone."));
+    make("p", {}, "It is kept until you close this tab, and is sent only to this server."));
   field.focus();
 }
 
-/** Say that an answer takes its time. */
+/** Show that the answer is slow. */
 export function slow() {
-  say("Still looking. A large gallery, or a server just started, takes some seconds.", "slow");
+  say("Still searching. A large gallery or a server that has just started can take several "
+    + "seconds.", "slow");
 }
 
-/** Say that nothing matches what was asked, filters included. */
-export function empty(hasFilters, dropFilters) {
-  const why = hasFilters ? "The filters may be too narrow." : "This gallery holds no object.";
+/** Show that there are no hits. */
+export function empty(hasFilters, clearFilters) {
+  const why = hasFilters ? "The filters may be too narrow." : "This gallery contains no objects.";
   show("empty", make("h2", {}, "No object matches"), make("p", {}, why),
-    hasFilters && button({ click: dropFilters }, "Drop the filters"));
+    hasFilters && button({ click: clearFilters }, "Clear filters"));
 }
 
-/** Say that what was described is probably not there; the nearest hits stay behind a button. */
+/** Show that the object is probably not there; a button reveals the closest matches. */
 export function notFound(what, likely, disclose) {
-  const closed = "Show the nearest anyway";
+  const closed = "Show the closest matches";
   const toggle = button({
     "aria-expanded": "false", "aria-controls": "grid",
     click: () => {
       const open = toggle.getAttribute("aria-expanded") === "false";
       toggle.setAttribute("aria-expanded", String(open));
-      toggle.textContent = open ? "Hide the nearest" : closed;
+      toggle.textContent = open ? "Hide the closest matches" : closed;
       disclose(open);
     },
   }, closed);
-  const chance = likely === null ? "" : ` The chance that it is there is ${percent(likely)}.`;
+  const chance = likely === null ? ""
+    : ` The probability that it is in the gallery is ${percent(likely)}.`;
   show("not-found", make("h2", {}, `Probably not ${what}`),
-    make("p", {}, `Nothing fits the description well enough.${chance}`), toggle);
+    make("p", {}, `No object matches the description well enough.${chance}`), toggle);
 }
 
-/** Say that so many first hits cannot be told apart. */
+/** Show that the first hits match equally well. */
 export function ambiguous(number) {
-  show("ambiguous", make("p", {}, make("strong", {}, `${number} equally good.`),
-    " Name a colour, a place or a neighbour to tell them apart."));
+  show("ambiguous", make("p", {}, make("strong", {}, `${number} hits match equally well.`),
+    " Mention a color, a position or a neighboring object to tell them apart."));
 }
 
-/** Say something in one sentence. */
+/** Show one sentence. */
 export const say = (text, kind = "plain") => show(kind, make("p", {}, text));
 
 function show(kind, ...content) {

@@ -1,48 +1,50 @@
-// The page: one state, one request under way at a time, and who is told when it is answered.
+// The page: holds the state, sends one request at a time, and shows its answer.
 
 import { call, photoForm } from "./api.js";
 import { cards, moveFocus, skeletons } from "./cards.js";
 import { remember, showChips } from "./chips.js";
 import { announce, button, byId, make } from "./dom.js";
 import { fillGalleries, readFilters, showFilters, showGallery } from "./filters.js";
-import { showLocal } from "./local.js";
+import { showLocal } from "./localize.js";
 import * as notices from "./notices.js";
 import {
-  asksSomething, fromHash, NOTHING, numFilters, options, toHash, toRequest, withoutTerm, withTerm,
+  hasQuery, fromHash, EMPTY_STATE, numFilters, options, toHash, toRequest, withoutTerm, withTerm,
 } from "./state.js";
-import { uploadsInto } from "./uploads.js";
+import { listenForPhotos } from "./uploads.js";
 import { Viewer } from "./viewer.js";
-import { count, degraded, timings } from "./words.js";
+import { count, degraded, timings } from "./format.js";
 
 const TYPING_MS = 300;
 const SLOW_MS = 2000;
-const ENGLISH_ONLY = "This does not read like English, the only language that the model knows.";
+const ENGLISH_ONLY =
+  "This does not look like English, the only language that the models understand.";
 const EVEN = 0.5; // below this presence, the object is more likely absent than present
 const TITLE = document.title;
-const NUM_BOXES = 5; // of a photo of the user's
+const NUM_BOXES = 5; // to show in a photo of the user
 const NUM_EXAMPLES = 6;
-const LEAST_TYPED = 3; // characters of a sentence that is searched for while it is typed
+const MIN_TYPED_CHARS = 3; // shorter sentences are not searched for while the user types
 
-let state = NOTHING;
-let upload = null; // {file, box}: a photo of the user's; with a box, what is in it is searched for
+let state = EMPTY_STATE;
+let upload = null; // {file, box}: a photo of the user; with a box, the search is for its content
 let shown = { hits: [], cursor: "" };
 let galleries = [];
-let running = null; // AbortController of the request under way
+let running = null; // AbortController of the request in progress
 let typing = null;
 
 const more = (instance) => addTerm("more", instance);
 const not = (instance) => addTerm("not", instance);
 const viewer = new Viewer({
   more, not,
-  removed: () => Promise.all([run(), countAgain()]),
+  removed: () => Promise.all([run(), updateCounts()]),
   closed: (rank) => byId("grid").children[rank - 1]?.querySelector(".open")?.focus(),
 });
 
-/** Ask something else: show it, put it into the address, and answer it. */
-function ask(changes, { typed = false } = {}) {
+/** Change the state, put it into the address, and search. */
+function update(changes, { typed = false } = {}) {
   clearTimeout(typing);
   state = { ...state, ...changes };
   const address = `#${toHash(state)}`;
+  // While the user types, "back" must not step through every letter.
   if (typed) history.replaceState(null, "", address);
   else if (address !== location.hash) history.pushState(null, "", address);
   return run();
@@ -50,12 +52,12 @@ function ask(changes, { typed = false } = {}) {
 
 function addTerm(kind, instance) {
   remember([instance]);
-  ask(withTerm(state, kind, instance.instance_id));
+  update(withTerm(state, kind, instance.instance_id));
 }
 
 const thisGallery = () => galleries.find((each) => each.name === state.gallery);
 
-/** Bring the controls to what the state says. */
+/** Set the controls to the state. */
 function showState() {
   document.title = state.sentence ? `${state.sentence} \u2013 REIR` : TITLE;
   const sentence = byId("sentence");
@@ -63,33 +65,34 @@ function showState() {
   showFilters(state);
   showGallery(thisGallery());
   showChips(state, upload, {
-    drop: (id) => ask(withoutTerm(state, id)),
-    dropPhoto: () => bring(null),
+    drop: (id) => update(withoutTerm(state, id)),
+    dropPhoto: () => setUpload(null),
   });
 }
 
-/** Answer the state, or the next page of it; a request under way is given up. */
+/** Send the request for the state, or for the next page of its hits; abort the one before. */
 async function run({ next = false } = {}) {
   running?.abort();
-  const mine = running = new AbortController();
+  const own = running = new AbortController();
   if (!next) showState();
   notices.clear();
-  const view = upload && !upload.box ? "local" : asksSomething(state) || upload ? "hits" : "start";
+  const view = upload && !upload.box ? "local" : hasQuery(state) || upload ? "hits" : "start";
   document.body.dataset.view = view;
   if (view === "start") return showStart();
   if (view === "local" && !state.sentence) return showLocal(upload.file, null, {});
   const slow = setTimeout(notices.slow, SLOW_MS);
-  busy(true, view === "hits" && !next);
+  setBusy(true, view === "hits" && !next);
   try {
-    const answer = await request(view, next ? shown.cursor : "", mine.signal);
+    const answer = await request(view, next ? shown.cursor : "", own.signal);
     notices.clear();
     if (view === "hits") showHits(answer, next);
-    else showLocal(upload.file, answer, { similar: (box) => bring({ ...upload, box }) });
+    else showLocal(upload.file, answer, { similar: (box) => setUpload({ ...upload, box }) });
   } catch (error) {
-    if (error.name !== "AbortError") fail(error, () => run({ next }), next);
+    if (error.name !== "AbortError") showProblem(error, () => run({ next }), next);
   } finally {
     clearTimeout(slow);
-    if (running === mine) busy(false);
+    // An aborted request ends after its successor has started, which is still busy.
+    if (running === own) setBusy(false);
   }
 }
 
@@ -107,19 +110,19 @@ function request(view, cursor, signal) {
   return call(path, { json, signal });
 }
 
-function busy(is, first = false) {
+function setBusy(is, first = false) {
   byId("results").setAttribute("aria-busy", String(is));
   byId("next").disabled = is;
   if (first && shown.hits.length === 0) byId("grid").replaceChildren(...skeletons(8));
 }
 
-/** Say what went wrong; hits stay where only their next page failed. */
-function fail(error, retry, keepsHits = false) {
-  if (!keepsHits) dropHits();
+/** Show what went wrong; keep the hits if only their next page failed. */
+function showProblem(error, retry, keepsHits = false) {
+  if (!keepsHits) clearHits();
   notices.problem(error, retry);
 }
 
-function dropHits() {
+function clearHits() {
   shown = { hits: [], cursor: "" };
   byId("grid").replaceChildren();
   byId("next").hidden = true;
@@ -127,8 +130,8 @@ function dropHits() {
 }
 
 function showStart() {
-  dropHits();
-  busy(false);
+  clearHits();
+  setBusy(false);
 }
 
 function showHits(answer, isNext) {
@@ -159,7 +162,7 @@ function showVerdict(answer) {
   byId("grid").classList.toggle("nearest", absent);
   disclose(!absent);
   if (absent) notices.notFound(`in \u201c${state.gallery}\u201d`, answer.presence, disclose);
-  else if (shown.hits.length === 0) notices.empty(numFilters(state) > 0, dropFilters);
+  else if (shown.hits.length === 0) notices.empty(numFilters(state) > 0, clearFilters);
   else if (answer.equally_good > 1) notices.ambiguous(answer.equally_good);
 }
 
@@ -167,14 +170,15 @@ function summary(answer) {
   const number = count(shown.hits.length, "hit");
   const rest = answer.cursor ? ", more below" : "";
   const isDoubtful = shown.hits.length > 0 && answer.presence !== null && answer.presence < EVEN;
-  const doubt = isDoubtful ? ", but it may well not be there" : "";
-  const found = answer.found || shown.hits.length === 0 ? number + rest + doubt : "Probably not there";
+  const doubt = isDoubtful ? ", but the object may not be there" : "";
+  const isFound = answer.found || shown.hits.length === 0;
+  const found = isFound ? number + rest + doubt : "Probably not in this gallery";
   const known = answer.english === false ? `${ENGLISH_ONLY} ` : "";
   return `${known}${found} \u00b7 ${timings(answer.timings_ms)}.`;
 }
 
-function dropFilters() {
-  ask({ ...NOTHING, gallery: state.gallery, sentence: state.sentence, terms: state.terms });
+function clearFilters() {
+  update({ ...EMPTY_STATE, gallery: state.gallery, sentence: state.sentence, terms: state.terms });
 }
 
 function openViewer(rank) {
@@ -182,15 +186,15 @@ function openViewer(rank) {
   viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite });
 }
 
-/** Look into a photo of the user's, search with a part of it, or (null) go back to the gallery. */
-function bring(photo) {
+/** Search in a photo of the user, or with a part of it; null goes back to the gallery. */
+function setUpload(photo) {
   upload = photo;
   if (photo) byId("sentence").focus();
   run();
 }
 
-/** Ask again what the galleries hold, after photos came or went. */
-async function countAgain() {
+/** Request the counts of the galleries again, after photos were added or deleted. */
+async function updateCounts() {
   try {
     galleries = (await call("v1/galleries")).galleries;
   } catch {
@@ -199,56 +203,57 @@ async function countAgain() {
   showGallery(thisGallery());
 }
 
-/** Ask the server what it has; on trouble say so, and start again when asked to. */
+/** Request the galleries from the server and show them; offer to try again if that fails. */
 async function start() {
   notices.clear();
   try {
     const [about, listed] = await Promise.all([call("v1/about"), call("v1/galleries")]);
     galleries = listed.galleries;
-    const asked = fromHash(location.hash);
-    state = { ...asked, gallery: fillGalleries(galleries, asked.gallery) };
+    const linked = fromHash(location.hash);
+    state = { ...linked, gallery: fillGalleries(galleries, linked.gallery) };
     showExamples(about.examples ?? []);
-    byId("release").textContent = `REIR ${about.release}, models compute in ${about.cpu_path} on the server.`;
+    byId("release").textContent =
+      `REIR ${about.release}. The models of this server compute in ${about.cpu_path}.`;
     await run();
   } catch (error) {
-    fail(error, start);
+    showProblem(error, start);
   }
 }
 
 function showExamples(sentences) {
   byId("examples").hidden = sentences.length === 0;
   byId("example-list").replaceChildren(...sentences.slice(0, NUM_EXAMPLES).map((text) =>
-    make("li", {}, button({ click: () => ask({ sentence: text }) }, text))));
+    make("li", {}, button({ click: () => update({ sentence: text }) }, text))));
 }
 
 function listen() {
   const sentence = byId("sentence");
-  byId("ask").addEventListener("submit", (event) => {
+  byId("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    ask({ sentence: sentence.value.trim() });
+    update({ sentence: sentence.value.trim() });
   });
   sentence.addEventListener("input", () => {
     clearTimeout(typing);
     const text = sentence.value.trim();
-    if (text.length >= LEAST_TYPED || text === "") {
-      typing = setTimeout(() => ask({ sentence: text }, { typed: true }), TYPING_MS);
+    if (text.length >= MIN_TYPED_CHARS || text === "") {
+      typing = setTimeout(() => update({ sentence: text }, { typed: true }), TYPING_MS);
     }
   });
-  byId("filters").addEventListener("change", () => ask(readFilters()));
+  byId("filters").addEventListener("change", () => update(readFilters()));
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("drop-filters").addEventListener("click", dropFilters);
+  byId("clear-filters").addEventListener("click", clearFilters);
   byId("gallery").addEventListener("change", ({ target }) => {
-    ask({ gallery: target.value, terms: [] });
+    update({ gallery: target.value, terms: [] });
   });
   byId("next").addEventListener("click", () => run({ next: true }));
   byId("skip").addEventListener("click", (event) => {
-    event.preventDefault(); // the part of the address behind "#" is the search
+    event.preventDefault(); // following the link would replace the search, which is behind "#"
     sentence.focus();
   });
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
     upload = null;
-    ask({ ...NOTHING, gallery: state.gallery });
+    update({ ...EMPTY_STATE, gallery: state.gallery });
     sentence.focus();
   });
   window.addEventListener("popstate", () => {
@@ -256,14 +261,16 @@ function listen() {
     state = { ...rest, gallery: gallery || state.gallery };
     run();
   });
-  document.addEventListener("keydown", pressed);
-  uploadsInto({
-    look: (file) => bring({ file, box: null }), gallery: () => state.gallery, added: countAgain,
+  document.addEventListener("keydown", onKey);
+  listenForPhotos({
+    localize: (file) => setUpload({ file, box: null }),
+    gallery: () => state.gallery,
+    added: updateCounts,
   });
 }
 
-/** Keys of the page; the viewer has its own. */
-function pressed(event) {
+/** Keyboard shortcuts of the page; the viewer has its own. */
+function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("viewer").open) return;
   const writing = event.target.matches("input, textarea, select");
   if (event.key === "/" && !writing) {

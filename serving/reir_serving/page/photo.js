@@ -1,18 +1,18 @@
-// A photo with boxes and masks over it: on cards, in the viewer and where a photo was dropped.
-// Boxes are xyxy in [0, 1] of the photo and become shares of it, so they fit at every size.
+// A photo with boxes and masks over it: on cards, in the viewer, and for a photo of the user.
+// Boxes are xyxy in [0, 1] of the photo and become percentages, so they fit at every size.
 
 import { loadImage } from "./api.js";
 import { button, make, makeSvg } from "./dom.js";
 
-/** Share of a frame that a box may take for the frame to be filled around it. */
-const MOST_FILLED = 0.9;
+/** Largest share of a frame that a box may take if the frame is to be filled around it. */
+const MAX_FILLED = 0.9;
 
 /**
  * Show a photo once it has loaded.
  * @param source address or Blob
- * @param marks of boxes, see `drawMark`; or a promise of them
- * @param crop a box: fill the frame around it where it fits in, instead of showing the whole photo
- * @param alt what a screen reader says
+ * @param marks boxes, see `drawMark`; or a promise of them
+ * @param crop a box: fill the frame around it if it fits, instead of showing the whole photo
+ * @param alt text for screen readers
  * @param aspect width / height of the frame; null takes the photo's own
  */
 export function photoFrame({ source, marks = [], crop = null, alt = "", aspect = null }) {
@@ -34,11 +34,11 @@ export function photoFrame({ source, marks = [], crop = null, alt = "", aspect =
 }
 
 /**
- * A box to draw.
+ * Draw a box.
  * @param mark.box xyxy; mark.tone "hit" or "other"; mark.label tag at its corner;
  *   mark.polygons outlines of its mask; mark.title for screen readers; mark.id into data-instance
- * @param mark.clear how clearly an "other" one is drawn until it is pointed at, in [0, 1]
- * @param mark.click, mark.enter make it a button: pressed; pointed at or focused
+ * @param mark.clear opacity in [0, 1] of an "other" box until the pointer is over it
+ * @param mark.click, mark.enter make the box a button: on a click; on pointer or focus
  */
 function drawMark({ box: [x1, y1, x2, y2], tone = "hit", ...mark }) {
   const tag = mark.label && make("span", { class: "tag" }, mark.label);
@@ -54,7 +54,7 @@ function drawMark({ box: [x1, y1, x2, y2], tone = "hit", ...mark }) {
   return drawn;
 }
 
-/** Give an element its place in its parent: left, top, width, height as shares. */
+/** Place an element in its parent: left, top, width and height as shares. */
 function place(element, sides) {
   const [left, top, width, height] = sides.map((side) => `${(100 * side).toFixed(3)}%`);
   Object.assign(element.style, { left, top, width, height });
@@ -67,7 +67,7 @@ function draw(canvas, image, marks) {
   canvas.replaceChildren(image, outlines(sorted), ...sorted.map(drawMark));
 }
 
-/** One path a mask, whose holes stay open. */
+/** One path for each mask; the holes of a mask stay open. */
 function outlines(marks) {
   const line = (points) => `M${points.join("L")}Z`;
   const shapes = marks.filter(({ polygons }) => polygons?.length).map((mark) => makeSvg("path", {
@@ -78,17 +78,17 @@ function outlines(marks) {
   }, ...shapes);
 }
 
-/** Size and place a canvas with sides as `ratio` in a frame with sides as `aspect`. */
+/** Size and place a canvas with the aspect ratio `ratio` in a frame with the ratio `aspect`. */
 function lay(canvas, ratio, aspect, crop) {
   const [wide, high] = [ratio / aspect, aspect / ratio]; // of the side that overflows when filled
   const needs = crop && (wide > 1 ? crop[2] - crop[0] : crop[3] - crop[1]);
-  const fills = crop !== null && needs * Math.max(wide, high) <= MOST_FILLED;
+  const fills = crop !== null && needs * Math.max(wide, high) <= MAX_FILLED;
   const width = fills ? Math.max(wide, 1) : Math.min(wide, 1);
   const height = fills ? Math.max(high, 1) : Math.min(high, 1);
   const [x, y] = crop ? [(crop[0] + crop[2]) / 2, (crop[1] + crop[3]) / 2] : [0.5, 0.5];
   place(canvas, [start(width, x), start(height, y), width, height]);
 }
 
-/** Start of a side, in frames: what is at `middle` of it in the middle, no gap at either end. */
+/** Start of a side, in frame sizes: centers the point `middle`, without a gap at either end. */
 const start = (side, middle) =>
   side <= 1 ? (1 - side) / 2 : Math.min(0, Math.max(1 - side, 0.5 - middle * side));

@@ -1,45 +1,45 @@
-// What is asked, as one plain object: to and from the address, and to the request that asks it.
+// The state of a search as a plain object: to and from the address, and to its request.
 
-/** Weight of "more like this" and "not this" beside the sentence, whose weight is 1. */
+/** Weights of "more like this" and "not this"; the weight of the sentence is 1. */
 const WEIGHTS = { more: 1, not: -0.5 };
 const PAGE_SIZE = 12;
 
-/** Choices of a filter -> the condition that it puts into `where`. */
+/** Choices of each filter, and the condition that a choice adds to `where`. */
 export const CHOICES = {
   size: { small: "area < 0.03", medium: "area >= 0.03 and area < 0.2", large: "area >= 0.2" },
-  across: { left: "cx < 0.5", right: "cx > 0.5" },
-  down: { top: "cy < 0.5", bottom: "cy > 0.5" },
+  horizontal: { left: "cx < 0.5", right: "cx > 0.5" },
+  vertical: { top: "cy < 0.5", bottom: "cy > 0.5" },
 };
 
-export const NOTHING = Object.freeze({
+export const EMPTY_STATE = Object.freeze({
   gallery: "", sentence: "", terms: [],
-  size: "", across: "", down: "", presence: 0, where: "", perPhoto: 1,
+  size: "", horizontal: "", vertical: "", presence: 0, where: "", perPhoto: 1,
 });
 
-const FILTERS = ["size", "across", "down", "presence", "where", "perPhoto"];
+const FILTERS = ["size", "horizontal", "vertical", "presence", "where", "perPhoto"];
 
-/** How many filters of a state are not at rest. */
+/** Number of filters that are set. */
 export const numFilters = (state) =>
-  FILTERS.filter((name) => state[name] !== NOTHING[name]).length;
+  FILTERS.filter((name) => state[name] !== EMPTY_STATE[name]).length;
 
-/** Whether there is anything to search for. */
-export const asksSomething = (state) =>
+/** Whether the state has anything to search for. */
+export const hasQuery = (state) =>
   state.sentence !== "" || state.terms.some((term) => term.kind === "more");
 
 /** The part of the address behind "#". */
 export function toHash(state) {
   const fields = new URLSearchParams();
-  for (const name of Object.keys(NOTHING)) {
-    if (name !== "terms" && state[name] !== NOTHING[name]) fields.set(name, state[name]);
+  for (const name of Object.keys(EMPTY_STATE)) {
+    if (name !== "terms" && state[name] !== EMPTY_STATE[name]) fields.set(name, state[name]);
   }
   for (const term of state.terms) fields.append(term.kind, term.id);
   return fields.toString();
 }
 
-/** The state of an address; what does not belong there is passed over. */
+/** The state of an address; unknown fields are ignored. */
 export function fromHash(hash) {
   const fields = new URLSearchParams(hash.replace(/^#/, ""));
-  const state = { ...NOTHING, terms: [] };
+  const state = { ...EMPTY_STATE, terms: [] };
   for (const name of ["gallery", "sentence", "where"]) state[name] = fields.get(name) ?? "";
   for (const [name, words] of Object.entries(CHOICES)) {
     if (Object.hasOwn(words, fields.get(name) ?? "")) state[name] = fields.get(name);
@@ -50,7 +50,7 @@ export function fromHash(hash) {
   return state;
 }
 
-/** A state with one more term; the same instance is in it once. */
+/** A state with one more term; replaces an earlier term with the same instance. */
 export function withTerm(state, kind, id) {
   return { ...state, terms: [...state.terms.filter((term) => term.id !== id), { kind, id }] };
 }
@@ -74,7 +74,7 @@ export function options(state, cursor = "") {
   };
 }
 
-/** [path, body] of the request that answers a state. */
+/** [path, body] of the request for a state. */
 export function toRequest(state, cursor) {
   const asTerm = ({ kind, id }) => ({ instance_id: id, weight: WEIGHTS[kind] });
   const body = { ...options(state, cursor), expression: state.sentence || null };

@@ -1,19 +1,19 @@
-// Photos that the user brings: dropped, pasted or chosen, to look into or to add to the gallery.
+// Photos of the user: dropped, pasted or chosen, to search in or to add to the gallery.
 
 import { call, imagePath, photoForm } from "./api.js";
 import { byId } from "./dom.js";
 import * as notices from "./notices.js";
-import { count, explain } from "./words.js";
+import { count, explain } from "./format.js";
 
 /**
  * Listen for photos.
- * @param on.look(file) looks into one
- * @param on.gallery() names the gallery that others are added to, then on.added()
+ * @param on.localize(file) searches in a photo
+ * @param on.gallery() returns the gallery to add photos to; on.added() is called afterwards
  */
-export function uploadsInto(on) {
-  choose("pick", "pick-file", ([file]) => on.look(file));
+export function listenForPhotos(on) {
+  choose("pick", "pick-file", ([file]) => on.localize(file));
   choose("add", "add-file", (files) => add(files, on.gallery()).then(on.added));
-  window.addEventListener("paste", (event) => lookAt(event.clipboardData?.files, on));
+  window.addEventListener("paste", (event) => useFirst(event.clipboardData?.files, on));
   drops(on);
 }
 
@@ -27,7 +27,7 @@ function choose(button, input, use) {
 }
 
 function drops(on) {
-  let depth = 0; // of enter over leave: every child of the page fires both
+  let depth = 0; // enter events minus leave events, because every child of the page fires both
   const dragging = (by) => {
     depth = by ? Math.max(0, depth + by) : 0;
     document.body.classList.toggle("dragging", depth > 0);
@@ -40,18 +40,21 @@ function drops(on) {
     if (!holdsFiles(event)) return;
     event.preventDefault();
     dragging(0);
-    lookAt(event.dataTransfer.files, on);
+    useFirst(event.dataTransfer.files, on);
   });
 }
 
-function lookAt(files, on) {
+function useFirst(files, on) {
   if (!files?.length) return;
   const photo = [...files].find((file) => file.type.startsWith("image/"));
-  if (photo) on.look(photo);
-  else notices.say(`\u201c${files[0].name}\u201d is no photo. Bring a JPEG, PNG or WebP.`, "error");
+  if (photo) on.localize(photo);
+  else {
+    const name = `\u201c${files[0].name}\u201d`;
+    notices.say(`${name} is not a photo. Use a JPEG, PNG or WebP file.`, "error");
+  }
 }
 
-/** Add photos one by one and say what became of each. */
+/** Add photos one by one, and show the result of each. */
 async function add(files, gallery) {
   const button = byId("add");
   button.disabled = true;
@@ -69,6 +72,6 @@ async function add(files, gallery) {
   }
   button.disabled = false;
   const photos = `${count(files.length - failed.length, "photo")} added to \u201c${gallery}\u201d`;
-  const done = `${photos}, with ${count(objects, "object")} that can be found now.`;
+  const done = `${photos}, with ${count(objects, "object")}.`;
   notices.say([done, ...failed].join(" "), failed.length ? "error" : "plain");
 }

@@ -1,13 +1,13 @@
-// The dialog with one photo of the gallery: the hit, and everything else that was found in it.
+// The dialog with one photo of the gallery: the hit, and all other instances in the photo.
 
 import { call, hasKey, imagePath } from "./api.js";
 import { markOf } from "./cards.js";
 import { button, byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
-import { count, explain, fileName, percent, place, presence, score } from "./words.js";
+import { count, explain, fileName, percent, place, presence, score } from "./format.js";
 
-/** How clearly a box is drawn that is hardly an object: candidates outnumber what a person sees. */
-const FAINTEST = 0.12;
+/** Lowest opacity of a box: most candidates are hardly objects, and would hide the photo. */
+const MIN_OPACITY = 0.12;
 
 export class Viewer {
   #hits = [];
@@ -30,7 +30,7 @@ export class Viewer {
     dialog.addEventListener("close", () => this.#on.closed(this.#at + 1));
   }
 
-  /** Show the hit at `rank`, from 1; the arrows go through all `hits`. */
+  /** Show the hit at `rank`, which starts at 1; the arrow keys go through all `hits`. */
   open(hits, rank, { gallery, mayWrite }) {
     [this.#hits, this.#at, this.#gallery, this.#mayWrite] = [hits, rank - 1, gallery, mayWrite];
     this.#show();
@@ -54,7 +54,7 @@ export class Viewer {
     byId("viewer-place").textContent = `Hit ${this.#at + 1} of ${this.#hits.length}`;
     byId("viewer-previous").disabled = this.#at === 0;
     byId("viewer-next").disabled = this.#at === this.#hits.length - 1;
-    byId("viewer-note").textContent = "Looking up the other objects \u2026";
+    byId("viewer-note").textContent = "Loading the other objects \u2026";
     this.#instances = new Map([[hit.instance_id, hit]]);
     byId("viewer-stage").replaceChildren(photoFrame({
       source: hit.image_url, marks: this.#marks(hit), alt: `Photo ${fileName(hit.uri)}`,
@@ -62,17 +62,17 @@ export class Viewer {
     this.#choose(hit.instance_id);
   }
 
-  /** Promise of all boxes of the hit's photo; of the hit's alone where the others are not had. */
+  /** All boxes of the hit's photo; only the hit's own box if the others cannot be loaded. */
   async #marks(hit) {
     const note = await this.#lookUp(hit);
-    if (hit !== this.#hits[this.#at]) return []; // another photo is shown by now
+    if (hit !== this.#hits[this.#at]) return []; // the user has moved on to another photo
     byId("viewer-note").textContent = note;
-    const near = new Set(hit.evidence?.neighbours.map((each) => each.instance_id) ?? []);
+    const near = new Set(hit.evidence?.neighbors.map((each) => each.instance_id) ?? []);
     return [...this.#instances.values()].map((each) =>
       this.#mark(each, each.instance_id === hit.instance_id, near.has(each.instance_id)));
   }
 
-  /** Take in the other instances of a hit's photo; returns what is to be said of them. */
+  /** Load the other instances of a hit's photo; returns a note about them. */
   async #lookUp({ image_id, uri, thumbnail_url }) {
     const instances = this.#instances;
     try {
@@ -82,10 +82,10 @@ export class Viewer {
         instances.set(each.instance_id, known ?? { ...each, uri, thumbnail_url });
       }
     } catch (problem) {
-      return `The other objects are not shown: ${explain(problem).title.toLowerCase()}.`;
+      return `The other objects cannot be shown: ${explain(problem).title.toLowerCase()}.`;
     }
     const number = count(instances.size, "object");
-    return `${number} indexed in this photo. Point at one to search for more like it.`;
+    return `${number} in this photo. Click one to search for more like it.`;
   }
 
   #mark(instance, isHit, isNear) {
@@ -93,7 +93,7 @@ export class Viewer {
     return {
       ...markOf(instance),
       tone: isHit ? "hit" : isNear ? "other near" : "other",
-      clear: isHit || isNear ? 1 : Math.max(FAINTEST, instance.objectness),
+      clear: isHit || isNear ? 1 : Math.max(MIN_OPACITY, instance.objectness),
       label: isHit ? String(this.#at + 1) : "More like this",
       title: `${isHit ? "The hit" : "Object"}, ${where}: more like this`,
       click: () => this.#use("more", instance),
@@ -101,7 +101,7 @@ export class Viewer {
     };
   }
 
-  /** Tell of one instance beside the photo. */
+  /** Show the details of one instance beside the photo. */
   #choose(id) {
     this.#chosen = id;
     for (const mark of byId("viewer-stage").querySelectorAll(".mark")) {
@@ -113,9 +113,9 @@ export class Viewer {
     byId("viewer-side").replaceChildren(
       ...(isHit ? verdict(hit) : [make("h3", {}, "Another object in this photo")]),
       facts([
-        ["Place", place(instance.box)],
+        ["Position", place(instance.box)],
         ["Size", `${percent(instance.area)} of the photo`],
-        ["Is an object", percent(instance.objectness)],
+        ["Objectness", percent(instance.objectness)],
       ]),
       make("div", { class: "actions" },
         button({ click: () => this.#use("more", instance) }, icon("more"), "More like this"),
@@ -129,11 +129,11 @@ export class Viewer {
     const link = { href: hit.image_url, target: "_blank", rel: "noopener" };
     const remove = (event) => this.#remove(hit, event.currentTarget);
     return make("div", { class: "photo-actions" },
-      !hasKey() && make("a", link, "Full picture"), // a link cannot carry the key
+      !hasKey() && make("a", link, "Full picture"), // a link cannot carry the API key
       this.#mayWrite && button({ class: "danger", click: remove }, "Delete photo"));
   }
 
-  /** Delete after a second press, so that one slip deletes nothing. */
+  /** Delete after a second click, so that a single mistaken click deletes nothing. */
   async #remove(hit, button) {
     if (!button.classList.contains("sure")) {
       button.classList.add("sure");
@@ -147,7 +147,7 @@ export class Viewer {
       this.#on.removed(hit);
     } catch (problem) {
       const { title, advice } = explain(problem);
-      byId("viewer-note").textContent = `Not deleted. ${title}. ${advice}`;
+      byId("viewer-note").textContent = `The photo was not deleted. ${title}. ${advice}`;
       button.disabled = false;
     }
   }
@@ -174,20 +174,20 @@ export class Viewer {
 function verdict(hit) {
   const likely = presence(hit.presence);
   const rows = [["Match", score(hit.score)]];
-  if (likely) rows.push(["Chance that this is it", percent(hit.presence)]);
+  if (likely) rows.push(["Probability", percent(hit.presence)]);
   const title = likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "The hit";
   return [make("h3", {}, title), facts(rows)];
 }
 
 function why(evidence) {
-  const rows = [["By the sentence alone", score(evidence.dual_score)]];
+  const rows = [["Score without neighbors", score(evidence.dual_score)]];
   if (evidence.rerank_score !== null) {
-    rows.push(["With its neighbours", score(evidence.rerank_score)]);
+    rows.push(["Score with neighbors", score(evidence.rerank_score)]);
   }
-  if (evidence.margin !== null) rows.push(["Ahead of the next by", score(evidence.margin)]);
-  const near = evidence.neighbours.length;
-  const note = `${count(near, "neighbour")} counted, drawn with dashes.`;
-  return make("details", { class: "why" }, make("summary", {}, "Why it stands here"),
+  if (evidence.margin !== null) rows.push(["Lead over the next hit", score(evidence.margin)]);
+  const near = evidence.neighbors.length;
+  const note = `The re-ranker used ${count(near, "neighbor")}, drawn with dashed boxes.`;
+  return make("details", { class: "why" }, make("summary", {}, "Why this rank"),
     facts(rows), near > 0 && make("p", {}, note));
 }
 

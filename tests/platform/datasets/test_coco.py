@@ -11,8 +11,8 @@ import pytest
 
 from reir.datasets import read_coco_captions, read_coco_instances
 from reir.errors import DataError
-from reir.rle import area_px, decode
-from reir.testing import data_dir
+from reir.images.rle import area_px, decode
+from reir_testing import data_dir
 
 DATA = data_dir()
 needs_data = pytest.mark.skipif(DATA is None, reason="no REIR_DATA and no ../shared/data")

@@ -11,7 +11,7 @@ import pytest
 
 from reir.datasets import read_caption_pairs, read_human_expressions, read_photos
 from reir.errors import DataError
-from reir.testing import data_dir
+from reir_testing import data_dir
 
 DATA = data_dir()
 needs_data = pytest.mark.skipif(DATA is None, reason="no REIR_DATA and no ../shared/data")

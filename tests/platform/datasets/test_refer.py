@@ -14,7 +14,7 @@ import pytest
 from reir.datasets import read_refer, read_refer_json
 from reir.datasets.plain_pickle import read_plain_pickle
 from reir.errors import DataError
-from reir.testing import data_dir
+from reir_testing import data_dir
 
 DATA = data_dir()
 needs_data = pytest.mark.skipif(DATA is None, reason="no REIR_DATA and no ../shared/data")
@@ -69,7 +69,7 @@ def test_pickle_that_would_run_code_is_refused(tmp_path: Path, where: str) -> No
     exploit = Exploit(mark)
     content = {"list": [exploit], "dict": {"a": exploit}, "deep": [[{"a": [(1, exploit)]}]]}[where]
     write_folder(tmp_path, content)
-    with pytest.raises(DataError, match=r"refs\(unc\)\.p: .* load \w+\.mkdir") as caught:
+    with pytest.raises(DataError, match=r"refs\(unc\)\.p .* refers to \w+\.mkdir") as caught:
         read_refer(tmp_path, "unc")
     assert "run code" in str(caught.value)
     assert not mark.exists()
@@ -113,13 +113,13 @@ def test_every_truncation_is_a_data_error(tmp_path: Path) -> None:
     path = tmp_path / "x.p"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"x\.p: expected a pickle file"):
+        with pytest.raises(DataError, match=r"x\.p is not a pickle file"):
             read_plain_pickle(path)
 
 
 def test_missing_pickle_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, [])
-    with pytest.raises(DataError, match=r"refs\(umd\)\.p: cannot be read"):
+    with pytest.raises(DataError, match=r"cannot read .*refs\(umd\)\.p"):
         read_refer(tmp_path, "umd")
 
 

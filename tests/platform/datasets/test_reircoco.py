@@ -18,7 +18,7 @@ from reir.datasets import (
     write_reircoco,
 )
 from reir.errors import DataError
-from reir.testing import data_dir
+from reir_testing import data_dir
 
 DATA = data_dir()
 needs_data = pytest.mark.skipif(DATA is None, reason="no REIR_DATA and no ../shared/data")
@@ -155,7 +155,7 @@ def test_expression_without_instance_cannot_be_written(tmp_path: Path) -> None:
         (("images", 4), "width", 65, r"images\[4\]\.file_name: expected 64 x 48 px as in"),
         (("images", 1), "id", 8, r"images\[1\]\.id: expected an annotation with this image_id"),
         (("annotations", 2), "bbox", [1, 2, 3], r"annotations\[2\]\.bbox: expected four finite"),
-        (("annotations", 2), "id", 50, r"instance '50': expected a unique id"),
+        (("annotations", 2), "id", 50, r"instance '50': this id is used twice"),
         (("annotations", 2), "bbox", [70, 2, 3, 4], r"expression '2/0': expected a target box"),
         (
             ("images", 2),

@@ -1,4 +1,4 @@
-"""Published figures: shown for the same split alone, and told apart from ours."""
+"""PublishedRow figures: shown for the same split alone, and told apart from ours."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.console import Console
 from reir.datasets import read_refer_json
 from reir.evaluate import evaluate_rec, evaluate_reir, evaluate_tir, texts_of
 from reir.evaluate import published as tables
-from reir.testing import ChoosingFakeEncoder, FakeEncoder, data_dir
-from reir.testing.photo_sets import three_photos
+from reir_testing import ChoosingFakeEncoder, FakeEncoder, data_dir
+from reir_testing.photo_sets import three_photos
 
 DATA = data_dir()
 
@@ -57,7 +57,7 @@ def test_figures_of_the_paper_stand_in_their_columns() -> None:
         ("refcocog_test", "RefCOCOg test-u"),
     ],
 )
-def test_real_splits_are_recognised_by_their_size(file: str, name: str) -> None:
+def test_real_splits_are_recognized_by_their_size(file: str, name: str) -> None:
     assert DATA is not None
     dataset = read_refer_json(DATA / "refs_only" / "refcoco" / f"{file}.json")
     assert tables.rec_split(len(dataset.images), len(dataset.with_targets().expressions)) == name
@@ -84,7 +84,7 @@ def test_published_rows_stand_beside_ours(tmp_path: Path, monkeypatch: pytest.Mo
     row = next(line.split() for line in text.splitlines() if "query-free, A" in line)
     assert row[2:5] == ["75.00", "75.00", "75.00"]
     assert report.to_dict()["published"]["rows"]["CLARE-ViT-B"]["br1_50"] == 28.47
-    assert "published figures" not in report.measured.left_out
+    assert "published figures" not in report.info.left_out
     tir = shown(evaluate_tir(encoder, data, texts_of(data), tmp_path).table())
     assert "ObjEmbed-4B" in tir
     assert tir.index("ObjEmbed-4B") < tir.rindex("by the best instance")

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from reir.boxes import elementwise_iou
 from reir.datasets import Expression, ReferringDataset
 from reir.errors import DataError
 from reir.evaluate import Encoding, evaluate_reir
-from reir.models.seams import InstanceEncoder
+from reir.images.boxes import elementwise_iou
+from reir.models.interfaces import InstanceEncoder
 from reir.records import Instances
-from reir.testing import ChoosingFakeEncoder, FakeEncoder
-from reir.testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
+from reir_testing import ChoosingFakeEncoder, FakeEncoder
+from reir_testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
 
 
 def slow_br(encoder: InstanceEncoder, data: ReferringDataset, folder: Path, k: int) -> float:
@@ -84,7 +84,7 @@ def test_first_or_all_expressions(tmp_path: Path) -> None:
     )
     first = evaluate_reir(FakeEncoder(), more, tmp_path)
     every = evaluate_reir(FakeEncoder(), more, tmp_path, all_expressions=True)
-    assert (first.measured.counts["expressions"], every.measured.counts["expressions"]) == (4, 5)
+    assert (first.info.counts["expressions"], every.info.counts["expressions"]) == (4, 5)
     assert first.query_free.definition_b["br1_50"].mean == 75
     assert every.query_free.definition_b["br1_50"].mean == 60
 
@@ -95,9 +95,9 @@ def test_expressions_about_nothing_are_counted_and_left_out(tmp_path: Path) -> N
     report = evaluate_reir(
         FakeEncoder(), data.with_expressions([*data.expressions, absent]), tmp_path
     )
-    assert report.measured.counts["expressions"] == 4
-    assert report.measured.counts["without_target"] == 1
-    with pytest.raises(DataError, match=r"drawn: expected expressions .* got none of 1"):
+    assert report.info.counts["expressions"] == 4
+    assert report.info.counts["without_target"] == 1
+    with pytest.raises(DataError, match=r"drawn: none of 1 expressions describes"):
         evaluate_reir(FakeEncoder(), data.with_expressions([absent]), tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_boxes_are_in_the_annotated_size(tmp_path: Path) -> None:
     )
     report = evaluate_reir(FakeEncoder(), doubled, tmp_path)
     assert report.query_free.definition_b["br1_90"].mean == 75
-    assert report.measured.counts["misshapen"] == 0
+    assert report.info.counts["misshapen"] == 0
 
 
 def test_table_shows_every_figure(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_query_free_figures_do_not_depend_on_the_leaky_ones(tmp_path: Path) -> N
     assert with_both.query_free == alone.query_free
     assert with_both.leaky is not None
     assert alone.leaky is None
-    assert "no expression can choose" in alone.measured.left_out["leaky choice"]
+    assert "an expression cannot choose" in alone.info.left_out["leaky choice"]
 
 
 def test_the_table_marks_what_is_leaky_and_comes_after_the_query_free_part(tmp_path: Path) -> None:

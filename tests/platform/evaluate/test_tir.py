@@ -11,8 +11,8 @@ from rich.console import Console
 from reir.datasets import Caption
 from reir.errors import DataError
 from reir.evaluate import evaluate_tir, texts_of
-from reir.testing import FakeEncoder
-from reir.testing.photo_sets import draw_photo_set, three_photos
+from reir_testing import FakeEncoder
+from reir_testing.photo_sets import draw_photo_set, three_photos
 
 
 def caption(image_id: str, text: str) -> Caption:
@@ -63,7 +63,7 @@ def test_expressions_are_texts_too(tmp_path: Path) -> None:
 
 
 def test_no_texts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="drawn: no text is about a photo"):
+    with pytest.raises(DataError, match="drawn: no text is about any of its photos"):
         evaluate_tir(FakeEncoder(), three_photos(tmp_path), [], tmp_path)
 
 

@@ -20,7 +20,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(rows: list[tuple[int, bo
     true = [score for score, label in rows if label]
     false = [score for score, label in rows if not label]
     if not true or not false:
-        with pytest.raises(ValueError, match="both kinds are needed"):
+        with pytest.raises(ValueError, match="both true and false answers"):
             auroc(*zip(*rows, strict=True))
         return
     wins = [(a > b) + (a == b) / 2 for a in true for b in false]

@@ -34,21 +34,10 @@ def test_rec_hits_matches_reference(seed: int, num: int) -> None:
         assert hits == [slow_hit(top[row], target[row], t) for t in IOU_THRESHOLDS]
 
 
-def test_precision_is_the_share_of_hits() -> None:
-    top = np.array([BOX, [10, 10, 30, 24], [np.nan] * 4])  # IoU 1, 0.7, no box
-    result = rec_hits(top, [BOX, BOX, BOX])
-    np.testing.assert_allclose(result.precision(), [2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3])
-
-
 def test_iou_is_that_of_the_top_box_and_0_without_one() -> None:
     half = [10.0, 10.0, 20.0, 30.0]
     result = rec_hits([BOX, half, [np.nan] * 4], [BOX, BOX, BOX])
     np.testing.assert_allclose(result.iou, [1, 0.5, 0], atol=1e-6)
-
-
-def test_precision_of_no_queries_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 0"):
-        rec_hits([], []).precision()
 
 
 def test_wrong_input_is_named() -> None:

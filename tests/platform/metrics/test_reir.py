@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reir.boxes import elementwise_iou
+from reir.images.boxes import elementwise_iou
 from reir.metrics.reir import (
     UNRANKED,
     Gallery,
@@ -52,7 +52,7 @@ def worst_order(scores: np.ndarray, good: list[bool]) -> list[int]:
     return sorted(range(len(scores)), key=lambda j: (-scores[j], good[j]))
 
 
-def slow_found_b(queries: Queries, gallery: Gallery, m: int, k: int, threshold: float) -> bool:
+def slow_hits_b(queries: Queries, gallery: Gallery, m: int, k: int, threshold: float) -> bool:
     good = [
         bool(
             gallery.images[j] == queries.images[m]
@@ -64,7 +64,7 @@ def slow_found_b(queries: Queries, gallery: Gallery, m: int, k: int, threshold: 
     return any(good[j] for j in order[:k])
 
 
-def slow_found_a(queries: Queries, gallery: Gallery, m: int, k: int, threshold: float) -> bool:
+def slow_hits_a(queries: Queries, gallery: Gallery, m: int, k: int, threshold: float) -> bool:
     scores = gallery.vectors @ queries.vectors[m]
     own = [bool(image == queries.images[m]) for image in gallery.images]
     iou = [float(elementwise_iou(box, queries.boxes_px[m])) for box in gallery.boxes_px]
@@ -76,7 +76,7 @@ def slow_found_a(queries: Queries, gallery: Gallery, m: int, k: int, threshold: 
     return False
 
 
-def slow_found_image(queries: Queries, gallery: Gallery, m: int, k: int) -> bool:
+def slow_hits_image(queries: Queries, gallery: Gallery, m: int, k: int) -> bool:
     own = [bool(image == queries.images[m]) for image in gallery.images]
     seen: list[int] = []
     for j in worst_order(gallery.vectors @ queries.vectors[m], own):
@@ -90,15 +90,15 @@ def slow_found_image(queries: Queries, gallery: Gallery, m: int, k: int) -> bool
 def assert_matches_reference(ranks: ReirRanks, queries: Queries, gallery: Gallery) -> None:
     every = range(len(queries))
     for k in KS:
-        assert ranks.found_image(k).tolist() == [
-            slow_found_image(queries, gallery, m, k) for m in every
+        assert ranks.hits_image(k).tolist() == [
+            slow_hits_image(queries, gallery, m, k) for m in every
         ]
         for threshold in THRESHOLDS:
-            assert ranks.found_a(k, threshold).tolist() == [
-                slow_found_a(queries, gallery, m, k, threshold) for m in every
+            assert ranks.hits_a(k, threshold).tolist() == [
+                slow_hits_a(queries, gallery, m, k, threshold) for m in every
             ]
-            assert ranks.found_b(k, threshold).tolist() == [
-                slow_found_b(queries, gallery, m, k, threshold) for m in every
+            assert ranks.hits_b(k, threshold).tolist() == [
+                slow_hits_b(queries, gallery, m, k, threshold) for m in every
             ]
 
 
@@ -131,10 +131,10 @@ def test_definitions_agree_at_one_and_differ_beyond() -> None:
     queries, gallery = random_case(3, 200, 60, 6, ties=False)
     ranks = reir_ranks(queries, gallery)
     for threshold in THRESHOLDS:
-        a1, b1 = ranks.found_a(1, threshold), ranks.found_b(1, threshold)
+        a1, b1 = ranks.hits_a(1, threshold), ranks.hits_b(1, threshold)
         np.testing.assert_array_equal(a1, b1)
-        assert (ranks.found_a(10, threshold) <= ranks.found_b(10, threshold)).all()
-    assert ranks.found_a(10, 0.7).sum() < ranks.found_b(10, 0.7).sum()
+        assert (ranks.hits_a(10, threshold) <= ranks.hits_b(10, threshold)).all()
+    assert ranks.hits_a(10, 0.7).sum() < ranks.hits_b(10, 0.7).sum()
 
 
 def test_order_of_the_gallery_changes_nothing() -> None:
@@ -171,9 +171,9 @@ def test_vectors_that_are_all_alike_score_nothing() -> None:
     alike = np.tile(direction, (len(gallery), 1))
     same = Gallery(alike, gallery.images, gallery.boxes_px)
     ranks = reir_ranks(queries, same, query_chunk=3, instance_block=17)
-    assert not ranks.found_b(10, 0.5).any()
-    assert not ranks.found_image(3).any()
-    assert ranks.found_image(4).all()
+    assert not ranks.hits_b(10, 0.5).any()
+    assert not ranks.hits_image(3).any()
+    assert ranks.hits_image(4).all()
 
 
 def test_true_photo_without_instances_is_unranked() -> None:
@@ -186,14 +186,14 @@ def test_true_photo_without_instances_is_unranked() -> None:
     assert ranks.image_rank.tolist() == [UNRANKED] * 2
     assert (ranks.fitting_rank == UNRANKED).all()
     assert ranks.top_instance.tolist() == [-1, -1]
-    assert not ranks.found_image(10**9).any()
+    assert not ranks.hits_image(10**9).any()
 
 
 def test_threshold_that_was_not_computed_is_refused() -> None:
     ranks = reir_ranks(*random_case(0, 2, 5, 2, ties=False), iou_thresholds=(0.5,))
-    assert ranks.found_b(1, 0.5).shape == (2,)
+    assert ranks.hits_b(1, 0.5).shape == (2,)
     with pytest.raises(ValueError, match=r"\(0\.5,\), not for 0\.9"):
-        ranks.found_b(1, 0.9)
+        ranks.hits_b(1, 0.9)
 
 
 def test_wrong_input_is_named() -> None:

@@ -17,16 +17,15 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 from reir.models.owlv2 import (
     Owlv2Encoder,
     best_boxes,
-    filled,
+    boxes_without_padding,
+    fill_to_unit_length,
     linear_range,
     load_owlv2,
     unit_form,
-    unpadded,
 )
-from reir.models.pretrained import Pretrained, load_pretrained
-from reir.models.seams import RgbImage
-from reir.records import FloatArray
-from reir.testing.pretrained import save_tiny_owlv2
+from reir.models.pretrained import PretrainedModel, load_pretrained
+from reir.records import FloatArray, RgbImage
+from reir_testing.pretrained import save_tiny_owlv2
 
 EXPRESSIONS = ["a red dog", "cat", "the man in red left of the bus, with his hat on"]
 SIZES = [(60, 120), (150, 70), (96, 96), (30, 96), (200, 199)]
@@ -48,12 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(folder: Path) -> Pretrained:
+def parts(folder: Path) -> PretrainedModel:
     return load_pretrained(str(folder), Owlv2ForObjectDetection, ("owlv2",))
 
 
 @pytest.fixture(scope="module")
-def encoder(parts: Pretrained) -> Owlv2Encoder:
+def encoder(parts: PretrainedModel) -> Owlv2Encoder:
     """Keeps every box that lies in the photo."""
     return Owlv2Encoder(parts, num_candidates=36, nms_iou=1.0)
 
@@ -122,7 +121,7 @@ def test_scores_are_the_librarys_logits_within_and_across_photos(
         assert (np.diff(scores[best]) < 3e-5 / encoder.score_scale).all()
 
 
-def test_the_test_would_notice_a_lost_shift_or_scale(parts: Pretrained) -> None:
+def test_the_test_would_notice_a_lost_shift_or_scale(parts: PretrainedModel) -> None:
     """Both differ from box to box in the tiny model, far more than the tolerance above."""
     with torch.inference_mode():
         maps, _ = parts.model.image_embedder(parts.pixels(PHOTOS[:1])["pixel_values"])
@@ -164,7 +163,7 @@ def test_a_model_without_shift_still_has_a_unit_form(folder: Path) -> None:
     form = unit_form(model)
     assert form.max_scale == pytest.approx(1, abs=1e-4)
     unit = nn.functional.normalize(torch.arange(64.0).reshape(2, 32) - 20, dim=1)
-    vectors = filled(form.instances(unit, torch.zeros(2), torch.ones(2)))
+    vectors = fill_to_unit_length(form.instances(unit, torch.zeros(2), torch.ones(2)))
     scores = vectors @ form.expressions(unit).T * form.score_scale
     torch.testing.assert_close(scores, unit @ unit.T, atol=1e-5, rtol=0)
 
@@ -176,11 +175,11 @@ def test_a_photo_scores_the_mean_logit_of_its_instances(encoder: Owlv2Encoder) -
         np.testing.assert_allclose(queries @ found.image_vector, wanted, atol=1e-6)
 
 
-def test_a_photo_without_instances_scores_alike_for_all_and_less(parts: Pretrained) -> None:
+def test_a_photo_without_instances_scores_alike_for_all_and_less(parts: PretrainedModel) -> None:
     encoder = Owlv2Encoder(parts)
     queries = encoder.encode_expressions(EXPRESSIONS)
     empty = unit_form(parts.model).photo(torch.zeros(0, 33), torch.zeros(0))
-    scores = queries @ filled(empty).numpy()
+    scores = queries @ fill_to_unit_length(empty).numpy()
     np.testing.assert_allclose(scores, scores[0], atol=1e-6)
     for found in encoder.encode_images(PHOTOS):
         assert scores[0] < (found.vectors @ queries.T).min()
@@ -242,7 +241,7 @@ def test_no_usable_box_gives_no_row() -> None:
 )
 def test_boxes_leave_the_padded_square(size: tuple[int, int], wanted: Sequence[float]) -> None:
     square = torch.tensor([[0.5, 0.25, 0.5, 0.5]])
-    assert unpadded(square, *size)[0].tolist() == pytest.approx(wanted)
+    assert boxes_without_padding(square, *size)[0].tolist() == pytest.approx(wanted)
 
 
 def test_boxes_in_the_padding_go(encoder: Owlv2Encoder) -> None:
@@ -251,7 +250,7 @@ def test_boxes_in_the_padding_go(encoder: Owlv2Encoder) -> None:
     assert (wide.boxes[:, 3] > wide.boxes[:, 1]).all()
 
 
-def test_the_best_are_kept_best_first(parts: Pretrained, encoder: Owlv2Encoder) -> None:
+def test_the_best_are_kept_best_first(parts: PretrainedModel, encoder: Owlv2Encoder) -> None:
     few = Owlv2Encoder(parts, num_candidates=5, nms_iou=0.2).encode_images(PHOTOS[2:3])[0]
     every = encoder.encode_images(PHOTOS[2:3])[0]
     rows = reference_rows(every.boxes, every.objectness, 5, 0.2, 1 / 96)
@@ -306,7 +305,7 @@ def test_half_precision_of_the_tower_moves_scores_little(folder: Path) -> None:
     assert exact.digest == half.digest
 
 
-def test_numbers_out_of_range_are_refused(parts: Pretrained) -> None:
+def test_numbers_out_of_range_are_refused(parts: PretrainedModel) -> None:
     assert Owlv2Encoder(parts, num_candidates=3).num_candidates == 3
     with pytest.raises(ValueError, match="num_candidates must be at least 1, got 0"):
         Owlv2Encoder(parts, num_candidates=0)
@@ -319,7 +318,7 @@ def test_every_attention_is_over_its_own_photo(encoder: Owlv2Encoder) -> None:
         np.testing.assert_allclose(first.vectors, second.vectors, atol=1e-5)
 
 
-def test_gradients_are_off(parts: Pretrained) -> None:
+def test_gradients_are_off(parts: PretrainedModel) -> None:
     parameters: list[Tensor] = list(parts.model.parameters())
     assert not any(each.requires_grad for each in parameters)
     assert not parts.model.training

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Owlv2ForObjectDetection
 
 from reir.errors import CheckpointError
-from reir.models.pretrained import Pretrained, fetch, load_pretrained, weights_digest
-from reir.testing.pretrained import save_tiny_owlv2, save_tiny_siglip
+from reir.models.pretrained import PretrainedModel, fetch, load_pretrained, weights_digest
+from reir_testing.pretrained import save_tiny_owlv2, save_tiny_siglip
 
 NAME, REVISION = "acme/owl", "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,7 +42,7 @@ def hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cached / "snapshots" / REVISION
 
 
-def load(source: str | Path) -> Pretrained:
+def load(source: str | Path) -> PretrainedModel:
     return load_pretrained(str(source), Owlv2ForObjectDetection, ("owlv2",))
 
 
@@ -66,7 +66,9 @@ def test_a_hub_name_comes_from_the_cache_with_the_same_digest(
     "source", ["acme/other", f"{NAME}@older", "/no/such/folder", "no such name", "../owl"]
 )
 def test_what_is_nowhere_says_so(source: str, hub: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a directory nor a hub model within reach"):
+    with pytest.raises(
+        CheckpointError, match="neither a directory nor a hub model that can be reached"
+    ):
         fetch(source)
 
 
@@ -94,14 +96,14 @@ def test_other_weights_have_another_digest(saved: Path, tmp_path: Path) -> None:
 
 def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_siglip(tmp_path / "siglip")
-    with pytest.raises(CheckpointError, match=r"type 'siglip', this encoder takes owlv2"):
+    with pytest.raises(CheckpointError, match=r"type 'siglip', but this encoder needs owlv2"):
         load(folder)
 
 
 def test_a_pickle_is_no_weights_file(saved: Path, copied: Path) -> None:
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"copied does not load: .*model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*copied: .*model\.safetensors"):
         load(copied)
     with pytest.raises(CheckpointError, match=r"copied has no model\.safetensors"):
         weights_digest(copied)
@@ -110,7 +112,7 @@ def test_a_pickle_is_no_weights_file(saved: Path, copied: Path) -> None:
 @pytest.mark.parametrize("lost", ["config.json", "preprocessor_config.json"])
 def test_a_lost_file_is_refused(copied: Path, lost: str) -> None:
     (copied / lost).unlink()
-    with pytest.raises(CheckpointError, match="copied does not load"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*copied"):
         load(copied)
 
 
@@ -118,7 +120,7 @@ def test_lost_weights_are_not_made_up(copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
     del tensors["class_head.logit_shift.weight"]
     save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*logit_shift\.weight first"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*such as .*logit_shift\.weight"):
         load(copied)
 
 
@@ -126,7 +128,7 @@ def test_lost_weights_are_not_made_up(copied: Path) -> None:
 def test_cut_weights_are_refused(copied: Path, keep: int) -> None:
     content = (copied / "model.safetensors").read_bytes()
     (copied / "model.safetensors").write_bytes(content[:keep])
-    with pytest.raises(CheckpointError, match="copied does not load"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*copied"):
         load(copied)
 
 
@@ -136,6 +138,6 @@ def test_code_that_a_checkpoint_brings_along_is_not_run(tmp_path: Path) -> None:
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(CheckpointError, match="does not load"):
+    with pytest.raises(CheckpointError, match="cannot load"):
         load_pretrained(str(folder), AutoModel, ("siglip",))
     assert not (tmp_path / "ran").exists()

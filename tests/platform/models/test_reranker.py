@@ -20,7 +20,8 @@ from reir.checkpoint import (
     weights_digest,
 )
 from reir.errors import CheckpointError
-from reir.models.nano_encoder import ClareNanoEncoder
+from reir.models.interfaces import EncodedExpression, TokenEncoder
+from reir.models.nano.encoder import ClareNanoEncoder
 from reir.models.reranker import (
     PhotoInstances,
     Reranker,
@@ -29,8 +30,7 @@ from reir.models.reranker import (
     pair_features,
     ranks,
 )
-from reir.models.seams import EncodedExpression, TokenEncoder
-from reir.testing.tiny import tiny_model, tiny_tokenizer
+from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 DIM, CHANNELS = 12, 10
 SMALL: dict[str, Any] = {
@@ -124,14 +124,14 @@ def test_the_order_of_instances_does_not_matter() -> None:
     np.testing.assert_allclose(plain.attention[order][:, order], other.attention, atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["words", "geometry", "neighbours"])
+@pytest.mark.parametrize("what", ["words", "geometry", "neighbors"])
 def test_what_is_taken_away_is_not_used(what: str) -> None:
     """Each of the three changes the scores unless the model does without it."""
     one, asked = photo(5, 0), EXPRESSIONS[0]
     changed = {
         "words": (one, replace(asked, states=expression(4, 9).states)),
         "geometry": (replace(one, boxes=one.boxes[::-1].copy()), asked),
-        "neighbours": (
+        "neighbors": (
             replace(one, vectors=np.concatenate([one.vectors[:1], one.vectors[:0:-1]])),
             asked,
         ),
@@ -215,7 +215,7 @@ def test_refuses_the_vectors_of_another_model(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint aaaaaaaaaaaa.*--stage rerank"):
         load_reranker(checkpoint)
     assert load_reranker(checkpoint, "a" * 64) is not None
-    with pytest.raises(CheckpointError, match="the one in use is bbbbbbbbbbbb"):
+    with pytest.raises(CheckpointError, match="the checkpoint in use is bbbbbbbbbbbb"):
         load_reranker(checkpoint, "b" * 64)
 
 
@@ -231,7 +231,7 @@ def test_damaged_files_are_named(checkpoint: Path, damage: str) -> None:
         config = json.loads(path.read_text())
         config["model_config"]["width"] = 32
         path.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="does not load"):
+    with pytest.raises(CheckpointError, match="cannot load the re-ranker"):
         load_reranker(checkpoint)
 
 

@@ -14,21 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from reir.models.candidates import CandidateExtractor
-from reir.models.pretrained import Pretrained, load_pretrained
-from reir.models.seams import RgbImage
+from reir.models.nano.candidates import CandidateExtractor
+from reir.models.pretrained import PretrainedModel, load_pretrained
 from reir.models.siglip_crops import (
     CLOSE_MARGIN,
     CONTEXT_MARGIN,
     CONTEXT_SHARE,
     Detector,
     SiglipCropsEncoder,
-    cut,
+    crop,
 )
 from reir.models.yolox import Candidates
-from reir.records import FloatArray
-from reir.testing.pretrained import save_tiny_siglip
-from reir.testing.tiny import tiny_model
+from reir.records import FloatArray, RgbImage
+from reir_testing.pretrained import save_tiny_siglip
+from reir_testing.tiny import tiny_model
 
 EXPRESSIONS = ["the red dog", "a blue cat left of the man"]
 BOXES = np.array([[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0], [0.7, 0.1, 0.72, 0.11]], np.float32)
@@ -67,7 +66,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def parts(folder: Path) -> Pretrained:
+def parts(folder: Path) -> PretrainedModel:
     return load_pretrained(str(folder), AutoModel, ("siglip", "siglip2"))
 
 
@@ -96,11 +95,13 @@ def library(folder: Path) -> Library:
     return Library(folder)
 
 
-def test_scores_are_the_librarys_up_to_scale_and_bias(parts: Pretrained, library: Library) -> None:
+def test_scores_are_the_librarys_up_to_scale_and_bias(
+    parts: PretrainedModel, library: Library
+) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR, context_share=0.0)
     queries = encoder.encode_expressions(EXPRESSIONS)
     for image, found in zip(PHOTOS, encoder.encode_images(PHOTOS), strict=True):
-        wanted = library.cosines([cut(image, box, CLOSE_MARGIN) for box in BOXES])
+        wanted = library.cosines([crop(image, box, CLOSE_MARGIN) for box in BOXES])
         np.testing.assert_allclose(queries @ found.vectors.T, wanted, atol=2e-6)
         np.testing.assert_allclose(
             queries @ found.image_vector, library.cosines([image])[:, 0], atol=2e-6
@@ -109,7 +110,7 @@ def test_scores_are_the_librarys_up_to_scale_and_bias(parts: Pretrained, library
     assert encoder.dim == queries.shape[1] == 32
 
 
-def test_context_takes_its_share(parts: Pretrained, library: Library) -> None:
+def test_context_takes_its_share(parts: PretrainedModel, library: Library) -> None:
     whole, near, context = (
         SiglipCropsEncoder(parts, DETECTOR, context_share=share)
         for share in (CONTEXT_SHARE, 0.0, 1.0)
@@ -117,7 +118,7 @@ def test_context_takes_its_share(parts: Pretrained, library: Library) -> None:
     queries = whole.encode_expressions(EXPRESSIONS)
     image = PHOTOS[0]
     found, close, around = (e.encode_images([image])[0].vectors for e in (whole, near, context))
-    wanted = library.cosines([cut(image, box, CONTEXT_MARGIN) for box in BOXES])
+    wanted = library.cosines([crop(image, box, CONTEXT_MARGIN) for box in BOXES])
     np.testing.assert_allclose(queries @ around.T, wanted, atol=2e-6)
     mixed = (1 - CONTEXT_SHARE) * close + CONTEXT_SHARE * around
     mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
@@ -125,7 +126,7 @@ def test_context_takes_its_share(parts: Pretrained, library: Library) -> None:
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
-def test_boxes_and_objectness_are_the_detectors(parts: Pretrained) -> None:
+def test_boxes_and_objectness_are_the_detectors(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR, num_candidates=2)
     (found,) = encoder.encode_images(PHOTOS[:1])
     np.testing.assert_array_equal(found.boxes, BOXES[:2])
@@ -133,7 +134,7 @@ def test_boxes_and_objectness_are_the_detectors(parts: Pretrained) -> None:
     assert encoder.num_candidates == 2
 
 
-def test_a_photo_without_instances_and_an_empty_batch(parts: Pretrained) -> None:
+def test_a_photo_without_instances_and_an_empty_batch(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR)
     (found,) = encoder.encode_images([photo(1, 1, 0)])
     assert found.vectors.shape == (0, 32)
@@ -142,7 +143,7 @@ def test_a_photo_without_instances_and_an_empty_batch(parts: Pretrained) -> None
     assert encoder.encode_expressions([]).shape == (0, 32)
 
 
-def test_batches_equal_photos_alone(parts: Pretrained) -> None:
+def test_batches_equal_photos_alone(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR)
     photos = [photo(40 + n, 70 - n, n) for n in range(9)]
     for image, found in zip(photos, encoder.encode_images(photos), strict=True):
@@ -151,7 +152,7 @@ def test_batches_equal_photos_alone(parts: Pretrained) -> None:
     np.testing.assert_allclose(queries[-2:], encoder.encode_expressions(EXPRESSIONS), atol=1e-6)
 
 
-def test_the_candidates_of_clare_nano_will_do(parts: Pretrained) -> None:
+def test_the_candidates_of_clare_nano_will_do(parts: PretrainedModel) -> None:
     extractor = CandidateExtractor(tiny_model(), torch.float32)
     encoder = SiglipCropsEncoder(parts, Detector(extractor.propose, "digest"), num_candidates=4)
     wanted = extractor.propose(PHOTOS, 4)
@@ -160,7 +161,7 @@ def test_the_candidates_of_clare_nano_will_do(parts: Pretrained) -> None:
         assert len(found) > 0
 
 
-def test_threads_get_what_one_gets(parts: Pretrained) -> None:
+def test_threads_get_what_one_gets(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR)
     texts = [f"{'red ' * (number % 5)}dog" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -172,7 +173,7 @@ def test_threads_get_what_one_gets(parts: Pretrained) -> None:
         np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-6)
 
 
-def test_the_digest_is_of_all_that_makes_a_vector(parts: Pretrained) -> None:
+def test_the_digest_is_of_all_that_makes_a_vector(parts: PretrainedModel) -> None:
     digests = [
         SiglipCropsEncoder(parts, DETECTOR).digest,
         SiglipCropsEncoder(parts, Detector(fixed_boxes, "e" * 64)).digest,
@@ -192,7 +193,7 @@ def test_the_digest_is_of_all_that_makes_a_vector(parts: Pretrained) -> None:
     ],
 )
 def test_numbers_out_of_range_are_refused(
-    parts: Pretrained, argument: dict[str, Any], said: str
+    parts: PretrainedModel, argument: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         SiglipCropsEncoder(parts, DETECTOR, **argument)
@@ -216,9 +217,9 @@ def test_a_crop_is_every_pixel_that_the_box_touches(
     image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
     x1, x2 = sorted(corners[:2])
     y1, y2 = sorted(corners[2:])
-    crop = cut(image, np.array([x1, y1, x2, y2], np.float32), margin)
-    assert np.unique(crop[..., 0]).tolist() == touched(y1, y2, height, margin)
-    assert np.unique(crop[..., 1]).tolist() == touched(x1, x2, width, margin)
+    pixels = crop(image, np.array([x1, y1, x2, y2], np.float32), margin)
+    assert np.unique(pixels[..., 0]).tolist() == touched(y1, y2, height, margin)
+    assert np.unique(pixels[..., 1]).tolist() == touched(x1, x2, width, margin)
 
 
 def touched(low: float, high: float, size: int, margin: float) -> list[int]:

@@ -38,7 +38,7 @@ def images() -> torch.Tensor:
 def random_output(num_images: int, num_anchors: int, seed: int, *, levels: int = 0) -> YoloxOutput:
     """Overlapping boxes, some outside the image; `levels` > 0 makes scores tie."""
     rng = torch.Generator().manual_seed(seed)
-    centre = torch.rand(num_images, num_anchors, 2, generator=rng) * 120 - 10
+    center = torch.rand(num_images, num_anchors, 2, generator=rng) * 120 - 10
     half = torch.rand(num_images, num_anchors, 2, generator=rng) * 30 - 1
     objectness = torch.rand(num_images, num_anchors, generator=rng)
     classes = torch.rand(num_images, num_anchors, 80, generator=rng)
@@ -46,7 +46,7 @@ def random_output(num_images: int, num_anchors: int, seed: int, *, levels: int =
         objectness = (objectness * levels).floor() / levels
         classes = torch.ones_like(classes) / 2
     return YoloxOutput(
-        boxes_xyxy_px=torch.cat((centre - half, centre + half), dim=2),
+        boxes_xyxy_px=torch.cat((center - half, center + half), dim=2),
         objectness=objectness,
         class_scores=classes,
         class_features=torch.rand(num_images, num_anchors, 64, generator=rng),

@@ -12,15 +12,15 @@ import pytest
 from reir.records import Attributes, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, open_store
 from reir.store.client import MilvusConnection
-from reir.store.lite_server import LiteServer
+from reir.store.embedded.embedded_store import EmbeddedStore
+from reir.store.embedded.lite_server import LiteServer
+from reir.store.embedded.version_journals import VersionJournals
 from reir.store.memory import MemoryStore
-from reir.store.milvus import MilvusStore
-from reir.store.mirror import Mirror
 
 DIM = 8
 
 MakeImage = Callable[..., IndexedImage]
-OpenLite = Callable[[Path], MilvusStore]
+OpenLite = Callable[[Path], EmbeddedStore]
 
 
 def _make_image(
@@ -60,9 +60,9 @@ def make_image() -> MakeImage:
     return _make_image
 
 
-def _open_lite(directory: Path) -> MilvusStore:
+def _open_lite(directory: Path) -> EmbeddedStore:
     connection = MilvusConnection(LiteServer(directory, idle_s=1.0))
-    return MilvusStore(connection, Mirror(directory / "reader"))
+    return EmbeddedStore(connection, VersionJournals(directory / "reader"))
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def open_lite() -> OpenLite:
 
 
 @pytest.fixture(scope="session")
-def lite_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusStore]:
+def lite_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
     store = _open_lite(tmp_path_factory.mktemp("lite"))
     yield store
     store.close()

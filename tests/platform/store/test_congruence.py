@@ -1,6 +1,6 @@
-"""One suite for every store: what holds for the memory twin holds for Milvus, Lite or server.
+"""All stores give the same results: each test runs a store and a memory store side by side.
 
-Scores are compared with a tolerance, the order among equal scores is not.
+Scores are compared with a tolerance; the order of equal scores is not compared.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pytest
 
 from reir.errors import FilterError, GalleryNotFound, QueryError, SchemaMismatch, StoreError
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances
-from reir.store import InstanceRow, InstanceStore, VersionSpec, table
-from reir.store.checks import instance_id
+from reir.store import InstanceRow, InstanceStore, VersionSpec, collection
 from reir.store.filter_numpy import evaluate, photo_column
 from reir.store.filters import parse
 from reir.store.memory import MemoryStore
+from reir.store.validation import instance_id
 
 DIM = 8
 SPEC = VersionSpec(dim=DIM, digest="ab" * 32, settings={"num_candidates": 30, "nms": 0.5})
@@ -28,7 +28,7 @@ MakeImage = Callable[..., IndexedImage]
 
 
 class Pair:
-    """A store and the memory twin, told the same."""
+    """A store and a memory store, its twin, that get the same calls."""
 
     def __init__(self, store: InstanceStore, gallery: str) -> None:
         self.store, self.twin, self.gallery = store, MemoryStore(), gallery
@@ -109,7 +109,7 @@ def queries(count: int = 3) -> FloatArray:
     return np.random.default_rng(5).standard_normal((count, DIM)).astype(np.float32)
 
 
-def _whole(count: int) -> FloatArray:
+def _whole_image_boxes(count: int) -> FloatArray:
     """Boxes that cover the whole image."""
     return np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (count, 1))
 
@@ -121,7 +121,7 @@ def failed(image_id: str) -> IndexedImage:
     return IndexedImage(record, None)
 
 
-def test_rerun_of_a_batch_changes_nothing(pair: Pair, make_image: MakeImage) -> None:
+def test_writing_a_batch_again_changes_nothing(pair: Pair, make_image: MakeImage) -> None:
     batch = [make_image("a"), make_image("b", 5), failed("c")]
     pair.upsert(batch)
     pair.check_content()
@@ -130,7 +130,7 @@ def test_rerun_of_a_batch_changes_nothing(pair: Pair, make_image: MakeImage) -> 
     pair.check_search(queries(), 4)
 
 
-def test_an_empty_batch_is_no_error(pair: Pair) -> None:
+def test_an_empty_batch_is_allowed(pair: Pair) -> None:
     pair.upsert([])
     pair.delete([])
     pair.check_content()
@@ -146,7 +146,9 @@ def test_replacement_keeps_only_the_new_instances(
     pair.check_search(queries(), 20)
 
 
-def test_the_last_of_two_images_with_one_id_counts(pair: Pair, make_image: MakeImage) -> None:
+def test_the_last_of_two_images_with_the_same_id_is_stored(
+    pair: Pair, make_image: MakeImage
+) -> None:
     pair.upsert([make_image("a", 5, seed=1), make_image("a", 2, seed=2)])
     pair.check_content()
 
@@ -160,7 +162,7 @@ def test_an_image_may_fail_and_recover(pair: Pair, make_image: MakeImage) -> Non
     pair.check_content()
 
 
-def test_delete_counts_and_forgets(pair: Pair, make_image: MakeImage) -> None:
+def test_delete_removes_images_and_returns_their_number(pair: Pair, make_image: MakeImage) -> None:
     pair.upsert([make_image("a", 4), make_image("ab", 3), failed("c")])
     pair.delete(["a", "c", "never there", "a"])
     pair.check_content()
@@ -171,7 +173,7 @@ def test_delete_counts_and_forgets(pair: Pair, make_image: MakeImage) -> None:
     pair.check_search(queries(), 10)
 
 
-def test_touching_changes_the_time_and_nothing_else(pair: Pair, make_image: MakeImage) -> None:
+def test_touch_changes_only_the_modification_time(pair: Pair, make_image: MakeImage) -> None:
     pair.upsert([make_image("a"), make_image("b", 5), failed("c")])
     for store in (pair.store, pair.twin):
         before = store.get_images(pair.gallery, V, ["a", "b", "c"])
@@ -219,9 +221,9 @@ def test_get_of_unknown_images_is_empty(pair: Pair, make_image: MakeImage) -> No
         "cx < 0.5",
         "cy >= 0.25 and height < 0.4",
         "width > 0.2 or width == 0",
-        "neighbours == 0",
-        "neighbours > 1 and not (neighbours >= 3)",
-        "neighbours in [1, 3] and cx > 0.4",
+        "neighbors == 0",
+        "neighbors > 1 and not (neighbors >= 3)",
+        "neighbors in [1, 3] and cx > 0.4",
     ],
 )
 def test_filters(filtered: Pair, where: str) -> None:
@@ -291,9 +293,9 @@ def test_attributes_survive_with_their_types(pair: Pair, make_image: MakeImage) 
     }
 
 
-def test_ties_are_all_returned_once(pair: Pair) -> None:
+def test_every_instance_of_equal_score_is_returned_once(pair: Pair) -> None:
     vectors = np.tile(np.eye(DIM, dtype=np.float32)[0], (12, 1))
-    instances = Instances(_whole(12), np.ones(12, np.float32), vectors, vectors[0])
+    instances = Instances(_whole_image_boxes(12), np.ones(12, np.float32), vectors, vectors[0])
     record = ImageRecord(image_id="t", uri="file:///t", status="indexed", num_instances=12)
     pair.upsert([IndexedImage(record, instances)])
     for limit in (1, 5, 12, 13):
@@ -305,7 +307,7 @@ def test_limit_beyond_the_rows_returns_them_all(pair: Pair, make_image: MakeImag
     assert [len(hits) for hits in pair.store.search(pair.gallery, V, queries(2), 16_384)] == [4, 4]
 
 
-def test_an_empty_version_answers_nothing(pair: Pair) -> None:
+def test_an_empty_version_has_no_hits(pair: Pair) -> None:
     assert pair.store.search(pair.gallery, V, queries(2), 5) == [[], []]
     assert pair.store.search(pair.gallery, V, queries(2), 5, where="area > 0") == [[], []]
     assert pair.store.search(pair.gallery, V, queries(0), 5) == []
@@ -342,7 +344,7 @@ ODD_IDS = [
 ]
 
 
-def test_odd_ids_and_uris(pair: Pair, make_image: MakeImage) -> None:
+def test_unusual_ids_and_uris(pair: Pair, make_image: MakeImage) -> None:
     images = [make_image(image_id) for image_id in ODD_IDS]
     pair.upsert(images)
     pair.check_content()
@@ -357,7 +359,7 @@ def test_odd_ids_and_uris(pair: Pair, make_image: MakeImage) -> None:
 def test_newlines_and_percent_signs_in_uris(pair: Pair) -> None:
     for number, uri in enumerate(["file:///a\nb", "file:///a%0Ab", "file:///a%b_c", "file:///é"]):
         vector = np.eye(DIM, dtype=np.float32)[number]
-        instances = Instances(_whole(1), np.ones(1, np.float32), vector[None], vector)
+        instances = Instances(_whole_image_boxes(1), np.ones(1, np.float32), vector[None], vector)
         record = ImageRecord(image_id=f"n{number}", uri=uri, status="indexed", num_instances=1)
         pair.upsert([IndexedImage(record, instances)])
     pair.check_content()
@@ -376,10 +378,10 @@ def test_failed_images_are_listed_by_status(pair: Pair, make_image: MakeImage) -
     assert [r.image_id for r in pair.store.iter_images(pair.gallery, V, status="indexed")] == ["m"]
 
 
-def test_iteration_over_many_pages_is_ordered_and_whole(
+def test_iteration_over_many_pages_is_ordered_and_complete(
     pair: Pair, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "PAGE_ROWS", 7)
+    monkeypatch.setattr(collection, "PAGE_ROWS", 7)
     pair.upsert([make_image(f"{number * 37 % 50:03}", 2) for number in range(50)])
     pair.delete(["011", "012"])
     pair.check_content()
@@ -406,7 +408,7 @@ def test_versions_are_listed_oldest_first(store: InstanceStore, gallery: str) ->
     assert gallery in store.galleries()
 
 
-def test_create_again_keeps_what_is_there(pair: Pair, make_image: MakeImage) -> None:
+def test_creating_a_version_again_keeps_its_images(pair: Pair, make_image: MakeImage) -> None:
     pair.upsert([make_image("a")])
     pair.store.create_version(pair.gallery, V, SPEC)
     pair.check_content()
@@ -442,7 +444,7 @@ def test_promote_switches_and_drop_of_live_is_refused(store: InstanceStore, gall
     assert [info.name for info in store.versions(gallery)] == ["two"]
 
 
-def test_a_dropped_version_is_gone_and_can_be_made_anew(
+def test_a_dropped_version_is_gone_and_can_be_created_again(
     store: InstanceStore, gallery: str, make_image: MakeImage
 ) -> None:
     for count in (4, 2):
@@ -479,14 +481,14 @@ CALLS: list[tuple[str, Callable[[InstanceStore, str], object]]] = [
 
 
 @pytest.mark.parametrize("call", [call for _, call in CALLS], ids=[name for name, _ in CALLS])
-def test_an_unknown_version_is_named(
+def test_the_error_names_an_unknown_version(
     store: InstanceStore, call: Callable[[InstanceStore, str], object]
 ) -> None:
     with pytest.raises(GalleryNotFound, match="no gallery 'unknown'"):
         call(store, "unknown")
 
 
-def test_an_unknown_version_of_a_gallery_lists_the_known(pair: Pair) -> None:
+def test_the_error_about_an_unknown_version_lists_the_existing_ones(pair: Pair) -> None:
     with pytest.raises(GalleryNotFound, match=f"has no version 'nope'; it has {V}"):
         pair.store.search(pair.gallery, "nope", queries(), 3)
     with pytest.raises(GalleryNotFound):

@@ -1,4 +1,4 @@
-"""Galleries that an earlier release made have fewer columns; they stay readable."""
+"""Galleries of an earlier release have fewer columns and can still be read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from reir.records import IndexedImage
 from reir.store import VersionSpec, rows
-from reir.store.milvus import MilvusStore
+from reir.store.embedded.embedded_store import EmbeddedStore
 
 NEW_COLUMNS = {"same_as", "perceptual_hash"}
 
 
-def test_a_gallery_of_an_earlier_release_is_read(
-    open_lite: Callable[[Path], MilvusStore],
+def test_a_gallery_of_an_earlier_release_can_be_read(
+    open_lite: Callable[[Path], EmbeddedStore],
     make_image: Callable[..., IndexedImage],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Masks in every store: kept where the version says so, and given by the instance's id."""
+"""Masks in every store: only versions with masks store them, by instance id."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from reir.errors import GalleryNotFound
+from reir.images.rle import encode
 from reir.records import ImageRecord, IndexedImage
-from reir.rle import encode
 from reir.store import InstanceStore, VersionSpec
 
 SPEC = VersionSpec(dim=8, digest="ab" * 32, settings={"num_candidates": 30})
@@ -28,7 +28,7 @@ def masked(image: IndexedImage, seed: int = 0) -> IndexedImage:
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_masks_are_given_by_id_where_the_version_keeps_them(
+def test_masks_are_returned_if_the_version_has_masks(
     store: InstanceStore, gallery: str, make_image: MakeImage, keeps: bool
 ) -> None:
     spec = replace(SPEC, settings={**SPEC.settings, "masks": True}) if keeps else SPEC

@@ -1,4 +1,4 @@
-"""What only stores outside this process can get wrong: crashes, kills, several processes."""
+"""An embedded store with crashes, killed processes and several processes at a time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from reir.errors import StoreError
 from reir.records import FloatArray, IndexedImage
 from reir.store import InstanceStore, VersionSpec
 from reir.store.client import MilvusConnection
-from reir.store.lite_server import LiteServer
+from reir.store.embedded.embedded_store import EmbeddedStore
+from reir.store.embedded.lite_server import LiteServer
+from reir.store.embedded.version_journals import VersionJournals
 from reir.store.memory import MemoryStore
-from reir.store.milvus import MilvusStore
-from reir.store.mirror import Mirror
 
 DIM = 8
 SPEC = VersionSpec(dim=DIM, digest="d")
 
 MakeImage = Callable[..., IndexedImage]
-OpenLite = Callable[[Path], MilvusStore]
+OpenLite = Callable[[Path], EmbeddedStore]
 
 
 def query() -> FloatArray:
@@ -67,7 +67,7 @@ def expected(images: Sequence[IndexedImage], deleted: Sequence[str] = ()) -> dic
 
 
 @pytest.fixture
-def store(lite_store: MilvusStore) -> Iterator[MilvusStore]:
+def store(lite_store: EmbeddedStore) -> Iterator[EmbeddedStore]:
     """The embedded store that the tests share, with an empty version of gallery g."""
     lite_store.create_version("g", "v1", SPEC)
     yield lite_store
@@ -75,11 +75,11 @@ def store(lite_store: MilvusStore) -> Iterator[MilvusStore]:
 
 
 class CrashError(Exception):
-    """The process dies here."""
+    """Simulates the end of the process."""
 
 
 class DyingConnection(MilvusConnection):
-    """Crashes before one of its calls that write."""
+    """Crashes before one of its write calls."""
 
     calls_left = 0
 
@@ -91,8 +91,8 @@ class DyingConnection(MilvusConnection):
         return super().call(method, **arguments)
 
 
-class DyingMirror(Mirror):
-    """Crashes before it notes a change."""
+class DyingJournals(VersionJournals):
+    """Crashes before it appends to a journal."""
 
     def _append(self, *_: object) -> None:
         raise CrashError("journal")
@@ -100,24 +100,26 @@ class DyingMirror(Mirror):
 
 @pytest.mark.parametrize("calls_left", [0, 1, 2, 3, None], ids=str)
 @pytest.mark.parametrize(("before", "during", "after"), [(0, 6, 2), (3, 6, 2), (6, 2, 4)])
-def test_a_rerun_mends_what_a_crash_left(
-    store: MilvusStore,
+def test_a_rerun_repairs_a_write_that_crashed(
+    store: EmbeddedStore,
     make_image: MakeImage,
     calls_left: int | None,
     before: int,
     during: int,
     after: int,
 ) -> None:
-    """Killed at each step of a batch; by the time of the rerun the photo has changed again."""
+    """The writer crashes at each step of a batch; before the rerun, the photo changes again."""
     directory = store._connection.address
     if before:
         store.upsert_images("g", "v1", [make_image("a", before), make_image("b", 1)])
     dying = DyingConnection(LiteServer(Path(directory), idle_s=1.0))
-    mirror = (DyingMirror if calls_left is None else Mirror)(Path(directory) / "reader")
+    journals = (DyingJournals if calls_left is None else VersionJournals)(
+        Path(directory) / "reader"
+    )
     dying.calls_left = 99 if calls_left is None else calls_left
     try:
         batch = [make_image("a", during, seed=1), make_image("b", 2, seed=1)]
-        MilvusStore(dying, mirror).upsert_images("g", "v1", batch)
+        EmbeddedStore(dying, journals).upsert_images("g", "v1", batch)
     except CrashError:
         seen = {record.image_id for record in store.iter_images("g", "v1")}
         assert seen == ({"a", "b"} if before else set())
@@ -128,8 +130,8 @@ def test_a_rerun_mends_what_a_crash_left(
 
 
 @pytest.mark.parametrize("calls_left", [0, 1])
-def test_a_second_delete_mends_what_a_crash_left(
-    store: MilvusStore, make_image: MakeImage, calls_left: int
+def test_a_second_delete_completes_one_that_crashed(
+    store: EmbeddedStore, make_image: MakeImage, calls_left: int
 ) -> None:
     images = [make_image("a", 4), make_image("b", 3)]
     store.upsert_images("g", "v1", images)
@@ -137,20 +139,20 @@ def test_a_second_delete_mends_what_a_crash_left(
     dying = DyingConnection(LiteServer(directory, idle_s=1.0))
     dying.calls_left = calls_left
     with pytest.raises(CrashError):
-        MilvusStore(dying, Mirror(directory / "reader")).delete_images("g", "v1", ["a"])
+        EmbeddedStore(dying, VersionJournals(directory / "reader")).delete_images("g", "v1", ["a"])
     dying.close()
     assert store.delete_images("g", "v1", ["a"]) == 1
     assert state(store) == expected(images, deleted=["a"])
 
 
-def test_a_first_image_is_not_listed_before_it_is_whole(
-    store: MilvusStore, make_image: MakeImage
+def test_a_new_image_is_not_listed_before_it_is_complete(
+    store: EmbeddedStore, make_image: MakeImage
 ) -> None:
     directory = Path(store._connection.address)
     dying = DyingConnection(LiteServer(directory, idle_s=1.0))
     dying.calls_left = 2
     with pytest.raises(CrashError):
-        MilvusStore(dying, DyingMirror(directory / "reader")).upsert_images(
+        EmbeddedStore(dying, DyingJournals(directory / "reader")).upsert_images(
             "g", "v1", [make_image("a")]
         )
     dying.close()
@@ -196,7 +198,7 @@ def written(make_image: MakeImage, batches: int) -> list[IndexedImage]:
 
 
 def test_another_process_sees_each_write_once_it_is_acknowledged(
-    store: MilvusStore, make_image: MakeImage
+    store: EmbeddedStore, make_image: MakeImage
 ) -> None:
     assert store.search("g", "v1", query(), 5) == [[]]
     with writer(store._connection.address, 5, "wait") as process:
@@ -210,8 +212,8 @@ def test_another_process_sees_each_write_once_it_is_acknowledged(
     assert int(line) == 4
 
 
-def test_kill_of_the_writer_loses_nothing_and_doubles_nothing(
-    store: MilvusStore, make_image: MakeImage
+def test_killing_the_writer_loses_and_duplicates_nothing(
+    store: EmbeddedStore, make_image: MakeImage
 ) -> None:
     """Three kills at random moments, each followed by the next run of the same batches."""
     rng = np.random.default_rng(7)
@@ -264,10 +266,10 @@ def test_threads_that_share_a_store_survive_the_kill_of_its_server(
     store.close()
 
 
-def test_a_reader_sees_the_old_photo_or_the_new_never_a_mixture(
-    store: MilvusStore, make_image: MakeImage, open_lite: OpenLite
+def test_a_search_sees_either_the_old_or_the_new_photo(
+    store: EmbeddedStore, make_image: MakeImage, open_lite: OpenLite
 ) -> None:
-    """While another holder of the store replaces a photo again and again."""
+    """Another store object replaces the photo again and again meanwhile."""
     states = [make_image("a", 2 + 3 * n, seed=n, attributes={"n": n}) for n in range(2)]
     store.upsert_images("g", "v1", [make_image("b", 4), states[0]])
     wanted = [
@@ -294,8 +296,8 @@ def test_a_reader_sees_the_old_photo_or_the_new_never_a_mixture(
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "rows missing", "rows damaged"])
 @pytest.mark.parametrize("by", ["reader", "writer"])
-def test_a_journal_is_written_anew_from_the_store(
-    store: MilvusStore, make_image: MakeImage, harm: str, by: str
+def test_a_missing_or_damaged_journal_is_rebuilt(
+    store: EmbeddedStore, make_image: MakeImage, harm: str, by: str
 ) -> None:
     images = [make_image("a", 3, attributes={"k": 1}), make_image("b", 2), make_image("c", 0)]
     store.upsert_images("g", "v1", images[:2])
@@ -308,8 +310,7 @@ def test_a_journal_is_written_anew_from_the_store(
         data = bytearray(harmed.read_bytes())
         data[0] ^= 0xFF
         harmed.write_bytes(data)
-    assert store._mirror is not None
-    store._mirror.close()  # as another process would find it
+    store._journals.close()  # so that the store opens the journal again, as another process would
     if by == "reader":
         assert len(store.search("g", "v1", query(), 9)[0]) == 5
     store.upsert_images("g", "v1", images[2:])
@@ -318,13 +319,17 @@ def test_a_journal_is_written_anew_from_the_store(
     assert journal.exists()
 
 
-def test_what_milvus_refuses_is_a_store_error(store: MilvusStore, make_image: MakeImage) -> None:
+def test_a_refusal_by_milvus_raises_a_store_error(
+    store: EmbeddedStore, make_image: MakeImage
+) -> None:
     with pytest.raises(StoreError, match="refused upsert"):
         store.upsert_images("g", "v1", [make_image("x" * 2000)])
 
 
-def test_alias_switches_are_seen_whole(store: MilvusStore, make_image: MakeImage) -> None:
-    """While one version after the other is promoted, a reader finds either, and never none."""
+def test_a_gallery_has_a_live_version_at_every_moment_of_a_switch(
+    store: EmbeddedStore, make_image: MakeImage
+) -> None:
+    """Another process reads the live version while two versions are promoted in turn."""
     store.create_version("g", "v2", SPEC)
     store.promote("g", "v1")
     code = (

@@ -1,4 +1,4 @@
-"""Names of galleries and versions, and what Milvus calls them."""
+"""Names of galleries and versions, and of their Milvus collections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_plain_names_stay_readable() -> None:
 
 
 @given(NAMES, NAMES)
-def test_names_come_back(gallery: str, version: str) -> None:
+def test_encoded_names_are_decoded_again(gallery: str, version: str) -> None:
     collection = instances_collection(gallery, version)
     assert MILVUS.fullmatch(collection)
     assert parse_instances_collection(collection) == VersionKey(gallery, version)
@@ -44,13 +44,13 @@ def test_two_versions_never_share_a_collection(
 
 
 @pytest.mark.parametrize("filler", ["-", "_", "m"])
-def test_the_longest_names_fit(filler: str) -> None:
+def test_the_longest_names_fit_into_a_collection_name(filler: str) -> None:
     name = "9" + filler * (MAX_NAME_LENGTH - 1)
     assert MILVUS.fullmatch(instances_collection(name, name))
 
 
 @pytest.mark.parametrize("name", ["", "a b", "é", "-a", "_a", "a.b", "a/b", "a\n", "x" * 61])
-def test_other_names_are_refused(name: str) -> None:
+def test_names_that_are_not_allowed_raise_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match="1 to 60 ASCII letters, digits"):
         instances_collection(name, "v1")
     with pytest.raises(ConfigError, match="version name"):
@@ -58,5 +58,5 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("collection", ["other", "a__b__images", "a__b__c__instances", "a-b"])
-def test_collections_of_others_are_not_ours(collection: str) -> None:
+def test_other_collections_are_not_parsed(collection: str) -> None:
     assert parse_instances_collection(collection) is None

@@ -1,4 +1,4 @@
-"""From a location to a store."""
+"""`open_store`: which location gives which store."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from reir.store.memory import MemoryStore
 from reir.store.milvus import MilvusStore
 
 
-def test_memory() -> None:
+def test_the_location_memory_opens_a_memory_store() -> None:
     assert isinstance(open_store("memory:"), MemoryStore)
 
 
-def test_a_directory_is_made_and_nothing_started(tmp_path: Path) -> None:
+def test_a_directory_is_created_and_no_server_started(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "new" / "store"))
     assert isinstance(store, MilvusStore)
     assert not (tmp_path / "new" / "store" / "server.json").exists()
     store.close()
 
 
-def test_the_default_follows_the_environment(
+def test_the_default_location_depends_on_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REIR_STORE", raising=False)
@@ -65,7 +65,9 @@ def test_other_locations_are_refused(
 
 
 @pytest.mark.parametrize("scheme", ["http", "tcp"])
-def test_a_server_that_is_not_there_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_an_unreachable_server(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "BACK_OFFS_S", (0.01, 0.01))
     store = open_store(f"{scheme}://127.0.0.1:1")
     with pytest.raises(StoreUnavailable, match=r"http://127\.0\.0\.1:1 is not reachable"):
@@ -73,7 +75,7 @@ def test_a_server_that_is_not_there_is_named(scheme: str, monkeypatch: pytest.Mo
     store.close()
 
 
-def test_who_has_somebody_waiting_gives_up_soon() -> None:
+def test_an_impatient_store_gives_up_soon() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     store = open_store(f"http://127.0.0.1:{port}", patient=False)

@@ -1,4 +1,4 @@
-"""The planner of filtered searches on a server: parts that cover everything once."""
+"""The search planner: its parts cover every id exactly once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reir.images import image_id
+from reir.images.decode import image_id
 from reir.records import IndexedImage
 from reir.store import VersionSpec, planner
 from reir.store.memory import MemoryStore
-from reir.store.milvus import MilvusStore
-from reir.store.planner import GRAPH_SHARE, PART_SHARE, REMEMBER_S, Planner, split
+from reir.store.milvus_server import MilvusServerStore
+from reir.store.planner import GRAPH_SHARE, PART_SHARE, REMEMBER_S, SearchPlanner, split
 
 DIM = 8
 
@@ -53,7 +53,7 @@ def test_parts_are_small_enough_to_be_scanned(share: float, count: int) -> None:
         assert kept < 0.07
 
 
-def test_a_share_is_counted_once_in_a_while() -> None:
+def test_a_share_is_cached_for_a_while() -> None:
     asked: list[str] = []
     now_s = 0.0
 
@@ -61,7 +61,7 @@ def test_a_share_is_counted_once_in_a_while() -> None:
         asked.append(condition)
         return 200 if condition else 1000
 
-    searches = Planner(lambda: now_s)
+    searches = SearchPlanner(lambda: now_s)
     assert searches.parts("v", "", count) == [""]
     assert asked == []
     for _ in range(3):
@@ -75,20 +75,20 @@ def test_a_share_is_counted_once_in_a_while() -> None:
 
 
 def test_an_empty_version_is_one_part() -> None:
-    assert Planner().parts("v", "a > 1", lambda _: 0) == ["a > 1"]
+    assert SearchPlanner().parts("v", "a > 1", lambda _: 0) == ["a > 1"]
 
 
-def test_what_is_known_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_cache_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "_MAX_KNOWN", 5)
-    searches = Planner()
+    searches = SearchPlanner()
     for number in range(40):
         searches.parts("v", f"a > {number}", lambda _: 1)
         assert len(searches._known) <= 5
 
 
 @pytest.mark.milvus
-def test_parts_together_answer_as_one_search(
-    server_store: MilvusStore, make_image: MakeImage
+def test_parts_together_give_the_results_of_one_search(
+    server_store: MilvusServerStore, make_image: MakeImage
 ) -> None:
     """Filters that keep a tenth to a third, over images whose ids are hashes, and over others."""
     spec = VersionSpec(dim=DIM, digest="d")

@@ -1,7 +1,7 @@
-"""A browser and a server for the tests of the page: the real service, over drawn scenes.
+"""A browser and a server for the tests of the page: the real service with drawn scenes.
 
-Both end with their module: a browser that is driven from this thread has an event loop running in
-it, beside which no other test could start one.
+Both stop at the end of a test module, because Playwright keeps an event loop running in the thread
+that drives the browser, and other tests could not start their own loop in that thread.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.presence import Calibration, Logistic
-from reir.search import Companions
+from reir.query.presence import Calibration, Logistic
+from reir.query.search import CheckpointExtras
 from reir.store import open_store
-from reir.testing import FakeEncoder, draw_scene
-from reir_serving.app import create_app
+from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.service import Service
+from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import ServeConfig
-from reir_serving.parts import Loaded, LocalParts, Models
-from reir_serving.service import Service
-from reir_serving.testing import put
+from reir_serving.http.app import create_app
+from reir_testing import FakeEncoder, draw_scene
+from reir_testing.serving import index_photos
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 GALLERY = "scenes"
@@ -39,7 +40,7 @@ SIZE, WIDE = (640, 480), (960, 320)
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 RED_LEFT, RED_RIGHT, RED_WIDE = (40, 120, 200, 400), (420, 100, 600, 300), (700, 60, 900, 200)
 NUM_ORANGE = 15
-"""More than a page of hits."""
+"""More hits than one page has."""
 
 Scene = tuple[tuple[int, int], list[tuple[str, tuple[int, int, int, int]]]]
 SCENES: dict[str, Scene] = {
@@ -63,7 +64,7 @@ def png(name: str) -> bytes:
 
 
 SURE = Logistic(features=("score", "lead", "spread"), weights=(20.0, 0.0, 0.0), bias=-12.0)
-"""Of a score of 0.9: 0.998; of 0.3: 0.002."""
+"""Gives 0.998 for a score of 0.9, and 0.002 for a score of 0.3."""
 
 CALIBRATION = Calibration(
     digest=FakeEncoder().digest,
@@ -85,11 +86,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in SCENES:
         (folder / name).write_bytes(png(name))
     store = open_store("memory:")
-    put(store, GALLERY, [folder / name for name in SCENES])
+    index_photos(store, GALLERY, [folder / name for name in SCENES])
     config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
-    loaded = Loaded(FakeEncoder(), Companions(calibration=CALIBRATION))
-    parts = LocalParts(store, Models(lambda _: loaded), config.limits)
-    service = Service(config, store, parts, folder / "uploads")
+    loaded = LoadedModel(FakeEncoder(), CheckpointExtras(calibration=CALIBRATION))
+    workers = SearchWorkers(store, ModelCache(lambda _: loaded), config.limits)
+    service = Service(config, store, workers, folder / "uploads")
     server = uvicorn.Server(
         uvicorn.Config(create_app(service, config), port=0, log_level="warning")
     )
@@ -112,54 +113,54 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("needs chromium on the PATH")
+        pytest.skip("Chromium is not on the PATH; `apt-get install chromium` installs it")
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
         found.close()
 
 
-class Opened:
-    """A tab of the page, and what its console said."""
+class Tab:
+    """A browser tab with the page; records console messages and requests."""
 
     def __init__(self, browser: Browser, address: str, **context: Any) -> None:
         self.context = browser.new_context(base_url=address, **context)
         self.context.set_default_timeout(5000)
         self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.sent: list[Request] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.said.append(f"dialog {dialog.message}"))
-        self.page.on("request", lambda request: self.sent.append(request))
+        self.messages: list[str] = []
+        self.requests: list[Request] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.messages.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self.requests.append(request))
 
     def close(self) -> None:
-        """End the tab; apart from failed requests that a test wanted, nothing went wrong in it."""
+        """Close the tab, and check that its console has only errors that the tests provoked."""
         self.context.close()
-        wrong = [text for text in self.said if not text.startswith("Failed to load resource")]
-        assert wrong == []
+        errors = [text for text in self.messages if not text.startswith("Failed to load resource")]
+        assert errors == []
 
-    def asked(self, path: str) -> list[dict[str, Any]]:
-        """JSON bodies of the requests to one endpoint."""
-        return [r.post_data_json or {} for r in self.sent if urlsplit(r.url).path == path]
+    def bodies_sent_to(self, path: str) -> list[dict[str, Any]]:
+        """Return the JSON bodies of the requests to one endpoint."""
+        return [r.post_data_json or {} for r in self.requests if urlsplit(r.url).path == path]
 
 
 @pytest.fixture
-def opened(browser: Browser, address: str) -> Iterator[Opened]:
-    tab = Opened(browser, address, viewport={"width": 1280, "height": 860})
+def tab(browser: Browser, address: str) -> Iterator[Tab]:
+    tab = Tab(browser, address, viewport={"width": 1280, "height": 860})
     yield tab
     tab.close()
 
 
 @pytest.fixture
-def page(opened: Opened) -> Page:
-    opened.page.goto("/")
-    expect(opened.page.locator("#gallery")).to_have_value(GALLERY)
-    return opened.page
+def page(tab: Tab) -> Page:
+    tab.page.goto("/")
+    expect(tab.page.locator("#gallery")).to_have_value(GALLERY)
+    return tab.page
 
 
 def search(page: Page, sentence: str) -> Locator:
-    """Ask a sentence and return the cards, once their photos are there."""
+    """Search for a sentence and return the cards once their photos are shown."""
     page.fill("#sentence", sentence)
     page.press("#sentence", "Enter")
     return answered(page)
@@ -176,7 +177,7 @@ def hit_names(page: Page) -> list[str]:
 
 
 def drawn_box(frame: Locator, mark: str = ".mark") -> list[float]:
-    """Where a mark lies on its picture, xyxy in [0, 1], measured on the screen."""
+    """Return the position of a mark on its photo, xyxy in [0, 1], measured on the screen."""
     found: list[float] = frame.evaluate(
         """(frame, mark) => {
             const photo = frame.querySelector("img").getBoundingClientRect();

@@ -1,14 +1,14 @@
-"""The web page for everyone: by keyboard, by screen reader, on a phone, in light and dark."""
+"""Accessibility of the web page: keyboard, screen reader, phone, light and dark colors."""
 
 from __future__ import annotations
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from .conftest import GALLERY, Opened, answered, drop, search
+from .conftest import GALLERY, Tab, answered, drop, search
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
+def test_the_page_works_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#sentence")).to_be_focused()
     page.locator("#sentence").blur()
     page.keyboard.press("/")
@@ -58,7 +58,7 @@ def test_every_control_has_a_name(page: Page) -> None:
 
 @pytest.mark.parametrize("width", [360, 768])
 def test_nothing_is_wider_than_the_screen(browser: Browser, address: str, width: int) -> None:
-    tab = Opened(browser, address, viewport={"width": width, "height": 740}, has_touch=True)
+    tab = Tab(browser, address, viewport={"width": width, "height": 740}, has_touch=True)
     page = tab.page
 
     def check(what: str) -> None:
@@ -86,9 +86,9 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, address: str, width:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(browser: Browser, address: str, scheme: str) -> None:
-    """WCAG 2.2 AA: a contrast of 4.5 for the pairs of colours that text is written in."""
-    tab = Opened(browser, address, color_scheme=scheme)
+def test_text_has_enough_contrast(browser: Browser, address: str, scheme: str) -> None:
+    """WCAG 2.2 AA requires a contrast of 4.5 between text and its background."""
+    tab = Tab(browser, address, color_scheme=scheme)
     tab.page.goto("/")
     pairs = [
         (ink, on) for ink in ("ink", "faint", "accent", "good", "fair") for on in ("paper", "card")

@@ -1,4 +1,4 @@
-"""The web page in a real browser: searching, hits, the viewer, terms, filters, own photos."""
+"""The web page in a real browser: searches, hits, the viewer, terms, filters, own photos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import (
     RED_WIDE,
     SIZE,
     WIDE,
-    Opened,
+    Tab,
     answered,
     drawn_box,
     drop,
@@ -37,7 +37,7 @@ def test_the_box_is_drawn_where_the_object_is(
     card = cards.filter(has_text=name)
     frame = card.locator(".frame")
     assert drawn_box(frame) == pytest.approx(shares(box_px, size), abs=0.01)
-    # the photo keeps its sides, and all of the box is within the frame
+    # the photo keeps its aspect ratio, and the whole box is within the frame
     shape = frame.locator("img").evaluate("i => [i.clientWidth, i.clientHeight]")
     assert shape[0] / shape[1] == pytest.approx(size[0] / size[1], rel=0.02)
     inside = frame.evaluate(
@@ -49,17 +49,17 @@ def test_the_box_is_drawn_where_the_object_is(
     assert inside
 
 
-def test_a_search_says_what_it_found(page: Page) -> None:
+def test_a_search_shows_a_summary_of_its_hits(page: Page) -> None:
     cards = search(page, "the red one on the left")
     assert hit_names(page)[0] == "red left.png"
     expect(cards.first.locator(".likely")).to_have_text("Very likely")
     expect(cards.first.locator(".rank")).to_have_text("1")
-    expect(page.locator("#summary")).to_contain_text(re.compile(r"^\d+ hits, .* ms: reading"))
+    expect(page.locator("#summary")).to_contain_text(re.compile(r"^\d+ hits, .* ms: text encoding"))
     assert page.locator("#summary").get_attribute("aria-live") == "polite"
 
 
-def test_masks_and_what_was_left_out_are_shown(page: Page) -> None:
-    """The fake encoder has neither, so they are put into the answer."""
+def test_masks_and_skipped_stages_are_shown(page: Page) -> None:
+    """The fake encoder has no masks, so the test adds them to the answer."""
 
     def change(route: Route) -> None:
         answer = route.fetch().json()
@@ -75,10 +75,10 @@ def test_masks_and_what_was_left_out_are_shown(page: Page) -> None:
         "p => { const b = p.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]; }"
     )
     assert shape == pytest.approx([0.1, 0.2, 0.3, 0.8])
-    expect(page.locator("#summary")).to_contain_text("Answered without: neighbours.")
+    expect(page.locator("#summary")).to_contain_text("The server skipped these stages: re-ranking.")
 
 
-def test_an_example_and_the_way_back(page: Page) -> None:
+def test_examples_and_the_back_button(page: Page) -> None:
     page.get_by_role("button", name="the blue one").click()
     answered(page)
     assert hit_names(page)[0] == "red left.png"
@@ -92,7 +92,7 @@ def test_an_example_and_the_way_back(page: Page) -> None:
     expect(page.locator(".name").first).to_have_text("red left.png")
 
 
-def test_typing_searches_and_only_the_last_answer_counts(opened: Opened, page: Page) -> None:
+def test_typing_searches_and_only_the_last_answer_is_shown(tab: Tab, page: Page) -> None:
     held: list[Route] = []
 
     def hold_first(route: Route) -> None:
@@ -105,11 +105,11 @@ def test_typing_searches_and_only_the_last_answer_counts(opened: Opened, page: P
     expect(page.locator("#results")).to_have_attribute("aria-busy", "true")
     page.locator("#sentence").fill("the blue one")
     expect(page.locator(".name").first).to_have_text("red left.png")
-    assert opened.asked("/v1/search")[-1]["expression"] == "the blue one"
+    assert tab.bodies_sent_to("/v1/search")[-1]["expression"] == "the blue one"
     assert held[0].request.failure == "net::ERR_ABORTED"
 
 
-def test_a_hit_opens_with_all_that_is_in_its_photo(opened: Opened, page: Page) -> None:
+def test_the_viewer_shows_all_instances_of_a_photo(tab: Tab, page: Page) -> None:
     search(page, "the red one on the left").first.locator(".open").click()
     viewer = page.get_by_role("dialog", name="red left.png")
     marks = viewer.locator(".mark")
@@ -125,12 +125,12 @@ def test_a_hit_opens_with_all_that_is_in_its_photo(opened: Opened, page: Page) -
     expect(viewer).to_be_hidden()
     expect(page.locator(".chip")).to_contain_text("like red left.png")
     expect(page.locator("#results")).to_have_attribute("aria-busy", "false")
-    (asked,) = opened.asked("/v1/search/similar")
-    assert asked["instance_id"].endswith("#0")
-    assert asked["expression"] == "the red one on the left"
+    (body,) = tab.bodies_sent_to("/v1/search/similar")
+    assert body["instance_id"].endswith("#0")
+    assert body["expression"] == "the red one on the left"
 
 
-def test_more_like_this_and_not_this(opened: Opened, page: Page) -> None:
+def test_more_like_this_and_not_this(tab: Tab, page: Page) -> None:
     cards = search(page, "the red one")
     first, second = (cards.nth(n).get_attribute("data-instance") for n in (0, 1))
     cards.nth(1).get_by_role("button", name="Not this").click()
@@ -139,7 +139,7 @@ def test_more_like_this_and_not_this(opened: Opened, page: Page) -> None:
     page.locator(f'.card[data-instance="{first}"]').get_by_role("button", name="More like").click()
     expect(page.locator(".chip")).to_have_count(2)
     answered(page)
-    last = opened.asked("/v1/search/similar")[-1]
+    last = tab.bodies_sent_to("/v1/search/similar")[-1]
     assert last["instance_id"] == first
     assert last["also"] == [{"instance_id": second, "weight": -0.5}]
     page.reload()
@@ -150,7 +150,7 @@ def test_more_like_this_and_not_this(opened: Opened, page: Page) -> None:
     expect(page.locator(f'.card[data-instance="{second}"]')).to_have_count(1)
 
 
-def test_filters(opened: Opened, page: Page) -> None:
+def test_filters(tab: Tab, page: Page) -> None:
     search(page, "the red one")
     page.get_by_text("Filters", exact=True).click()
     page.get_by_text("Right", exact=True).click()
@@ -162,10 +162,10 @@ def test_filters(opened: Opened, page: Page) -> None:
     expect(page.locator("#num-filters")).to_have_text("(2)")
     answered(page)
     assert hit_names(page)[0] == "cyan two.png"
-    assert opened.asked("/v1/search")[-1]["where"] == "(cx > 0.5) and (area < 0.02)"
-    page.get_by_role("button", name="Drop the filters").click()
+    assert tab.bodies_sent_to("/v1/search")[-1]["where"] == "(cx > 0.5) and (area < 0.02)"
+    page.get_by_role("button", name="Clear filters").click()
     answered(page)
-    assert opened.asked("/v1/search")[-1]["where"] is None
+    assert tab.bodies_sent_to("/v1/search")[-1]["where"] is None
 
 
 def test_the_next_page(page: Page) -> None:
@@ -179,7 +179,7 @@ def test_the_next_page(page: Page) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_a_photo_dropped_in(page: Page) -> None:
+def test_searching_in_a_dropped_photo(page: Page) -> None:
     drop(page, "red left.png")
     expect(page.locator("#local")).to_contain_text("describe one object in it")
     page.fill("#sentence", "the red one")
@@ -190,7 +190,7 @@ def test_a_photo_dropped_in(page: Page) -> None:
     expect(page.locator("#local-list li").first).to_contain_text("Very likely")
     page.fill("#sentence", "the zeppelin")
     page.press("#sentence", "Enter")
-    expect(page.locator("#local")).to_contain_text("Probably not in it")
+    expect(page.locator("#local")).to_contain_text("Probably not in this photo")
     expect(page.locator("#local .mark.hit")).to_have_count(0)
     page.fill("#sentence", "the red one")
     page.press("#sentence", "Enter")

@@ -1,4 +1,4 @@
-"""The web page where things are not as hoped: absent, tied, refused, down, slow, hostile."""
+"""The web page when something is wrong: no match, ties, errors, a slow server, hostile names."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from reir.models.nano_encoder import cpu_path
-from reir.testing import draw_scene
+from reir.models.nano.encoder import cpu_path
+from reir_testing import draw_scene
 
-from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Opened, answered, hit_names, search
+from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Tab, answered, hit_names, search
 
 
 def refusing(status: int, **headers: str) -> Callable[[Route], None]:
-    """Answer the first request with a problem, the others as the server does."""
+    """Return a handler that answers the first request with a problem, and passes the others on."""
     left = [status]
 
     def answer(route: Route) -> None:
         if not left:
             route.continue_()
             return
-        body = {"type": "/problems/x", "title": "Refused", "detail": "said <b>so</b>"}
+        body = {"type": "/problems/x", "title": "Refused", "detail": "bad <b>input</b>"}
         route.fulfill(status=left.pop(), headers=headers, json={**body, "status": status})
 
     return answer
 
 
-def test_a_wrong_condition_is_explained(page: Page) -> None:
+def test_an_invalid_condition_is_explained(page: Page) -> None:
     search(page, "the red one")
     page.get_by_text("Filters", exact=True).click()
-    page.fill("#where", "colour = red")
+    page.fill("#where", "color = red")
     page.press("#where", "Enter")
     notice = page.get_by_role("alert")
-    expect(notice).to_contain_text("The server cannot work with that")
-    expect(notice).to_contain_text("colour")
+    expect(notice).to_contain_text("The server rejected the request")
+    expect(notice).to_contain_text("color")
     page.fill("#where", "")
     page.press("#where", "Enter")
     answered(page)
     assert hit_names(page)
 
 
-def test_what_is_not_there(page: Page) -> None:
+def test_an_object_that_is_not_in_the_gallery(page: Page) -> None:
     search(page, "the zeppelin")
     expect(page.locator("#notice")).to_contain_text("Probably not in \u201cscenes\u201d")
     expect(page.locator("#grid")).to_be_hidden()
-    page.get_by_role("button", name="Show the nearest anyway").click()
+    page.get_by_role("button", name="Show the closest matches").click()
     expect(page.locator("#grid.nearest .card").first).to_be_visible()
     search(page, "the blue one")
     expect(page.locator("#notice")).to_be_empty()
@@ -56,7 +56,7 @@ def test_what_is_not_there(page: Page) -> None:
 
 def test_a_sentence_that_does_not_read_like_english(page: Page) -> None:
     search(page, "das rote neben dem blauen")
-    expect(page.locator("#summary")).to_contain_text("does not read like English")
+    expect(page.locator("#summary")).to_contain_text("does not look like English")
     search(page, "the red one")
     expect(page.locator("#summary")).not_to_contain_text("English")
 
@@ -68,32 +68,32 @@ def test_a_presence_below_one_half_is_shown_as_doubtful(page: Page) -> None:
 
     page.route("**/v1/search", doubting)
     search(page, "the red one")
-    expect(page.locator("#summary")).to_contain_text("it may well not be there")
+    expect(page.locator("#summary")).to_contain_text("the object may not be there")
 
 
-def test_the_page_shows_the_arithmetic_of_the_models(page: Page) -> None:
-    expect(page.locator("#release")).to_contain_text(f"models compute in {cpu_path()}")
+def test_the_page_shows_the_number_format_of_the_models(page: Page) -> None:
+    expect(page.locator("#release")).to_contain_text(f"compute in {cpu_path()}")
 
 
-def test_equally_good_answers(page: Page) -> None:
+def test_hits_that_match_equally_well(page: Page) -> None:
     cards = search(page, "the cyan one")
-    expect(page.locator("#notice")).to_contain_text("2 equally good")
+    expect(page.locator("#notice")).to_contain_text("2 hits match equally well")
     expect(cards.locator(".tied")).to_have_count(2)
 
 
-def test_the_server_is_down(opened: Opened, page: Page) -> None:
+def test_a_server_that_does_not_answer(tab: Tab, page: Page) -> None:
     search(page, "the red one")
-    opened.context.set_offline(True)
+    tab.context.set_offline(True)
     page.fill("#sentence", "the blue one")
     page.press("#sentence", "Enter")
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
-    opened.context.set_offline(False)
+    tab.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".name").first).to_have_text("red left.png")
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again_when_it_said(page: Page, status: int) -> None:
+def test_the_page_retries_when_a_busy_server_said_to(page: Page, status: int) -> None:
     page.route("**/v1/search", refusing(status, **{"Retry-After": "1"}))
     page.fill("#sentence", "the blue one")
     page.press("#sentence", "Enter")
@@ -102,17 +102,17 @@ def test_a_busy_server_is_asked_again_when_it_said(page: Page, status: int) -> N
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
-def test_a_failing_server_is_asked_again_by_hand(page: Page) -> None:
+def test_the_user_can_retry_after_an_error_of_the_server(page: Page) -> None:
     page.route("**/v1/search", refusing(500))
     search(page, "the blue one")
     expect(page.get_by_role("alert")).to_contain_text("Something went wrong")
-    expect(page.get_by_role("alert")).to_contain_text("Said <b>so</b>.")
+    expect(page.get_by_role("alert")).to_contain_text("Bad <b>input</b>.")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".name").first).to_have_text("red left.png")
 
 
-def test_a_key_is_asked_for_and_sent(opened: Opened) -> None:
-    page = opened.page
+def test_a_key_is_asked_for_and_sent(tab: Tab) -> None:
+    page = tab.page
     page.route("**/v1/galleries", refusing(401))
     page.goto("/")
     page.get_by_label("API key").fill("let-me-in")
@@ -120,7 +120,7 @@ def test_a_key_is_asked_for_and_sent(opened: Opened) -> None:
     expect(page.locator("#gallery")).to_have_value(GALLERY)
     search(page, "the blue one")
     expect(page.locator(".card .frame[data-state=shown]").first).to_be_visible()
-    late = [r for r in opened.sent if "/v1/images/" in r.url or r.url.endswith("/v1/search")]
+    late = [r for r in tab.requests if "/v1/images/" in r.url or r.url.endswith("/v1/search")]
     assert late
     assert {r.headers.get("authorization") for r in late} == {"Bearer let-me-in"}
     assert page.evaluate("localStorage.length") == 0

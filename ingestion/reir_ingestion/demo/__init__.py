@@ -1,0 +1,1 @@
+"""`reir demo` and the small gallery that it makes."""

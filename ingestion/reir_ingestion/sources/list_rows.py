@@ -1,0 +1,109 @@
+"""Reads the records of a list: JSONL, CSV or TSV with a header, plain text, or a Parquet table.
+
+A line that cannot be read is returned as an error, and the lines after it are read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from reir.attributes import BadRow
+from reir_ingestion.sources.columns import image_column, typed
+
+MAX_LINE_BYTES = 1024**2
+"""Longer lines are skipped, and never kept in memory."""
+
+Record = str | Mapping[str, Any] | BadRow
+"""The name of an image, or columns, or what is wrong with the line."""
+
+_TOO_LONG = f"the line has more than {MAX_LINE_BYTES} bytes"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_records(stream: IO[bytes], name: str, column: str) -> Iterator[tuple[int, Record]]:
+    """Yield the number of each line, starting at 1, and its record; empty lines are skipped.
+
+    Args:
+        stream: the list.
+        name: name of the list; its suffix, without ".gz", tells the format.
+        column: column of the images, see `image_column`; its cells stay strings.
+    """
+    form = name.lower().removesuffix(".gz").rpartition(".")[2]
+    if form in ("jsonl", "ndjson"):
+        yield from _json_records(stream)
+    elif form in ("csv", "tsv"):
+        yield from _csv_records(stream, "\t" if form == "tsv" else ",", column)
+    elif form == "parquet":
+        from reir_ingestion.sources.parquet_rows import parquet_rows
+
+        yield from parquet_rows(stream)
+    else:
+        for number, line in _lines(stream):
+            yield number, BadRow(_TOO_LONG) if line is None else _decoded(line)
+
+
+def _json_records(stream: IO[bytes]) -> Iterator[tuple[int, Record]]:
+    for number, line in _lines(stream):
+        yield number, BadRow(_TOO_LONG) if line is None else _json_record(line)
+
+
+def _json_record(line: bytes) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"not valid JSON: {error}")
+    if isinstance(value, str | dict):
+        return value
+    return BadRow(f"expected an object or a string, got {type(value).__name__}")
+
+
+def _csv_records(stream: IO[bytes], delimiter: str, column: str) -> Iterator[tuple[int, Record]]:
+    """Yield each record with the number of its last line: a cell may contain line breaks."""
+    number = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal number
+        for number, line in _lines(stream):  # noqa: B007, it is read while the line is in use
+            yield "" if line is None else _decoded(line) + "\n"
+
+    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    image: str | None = None
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield number, BadRow(f"not valid CSV: {error}")
+            continue
+        if row is None:
+            return
+        if not header:
+            header, image = row, image_column(row, column)
+        elif len(row) != len(header):
+            yield number, BadRow(f"{len(row)} cells, but the header has {len(header)} columns")
+        else:
+            cells = zip(header, row, strict=True)
+            yield number, {key: cell if key == image else typed(cell) for key, cell in cells}
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the number and the bytes of each line that is not empty; None if it is too long."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE_BYTES)
+            yield number, None
+        elif text := line.rstrip(b"\r\n"):
+            yield number, text
+
+
+def _decoded(line: bytes) -> str:
+    """Return a line as text; invalid bytes become surrogates, as in file names."""
+    return line.decode("utf-8", "surrogateescape")

@@ -1,0 +1,64 @@
+"""Reads the rows of a Parquet table as plain values that can be attributes."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROWS_AT_ONCE = 1024
+
+
+def parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the number of each row, from 1 on, and the columns that can become attributes.
+
+    Raises:
+        OSError: the table is damaged.
+    """
+    number = 0
+    try:
+        table = pq.ParquetFile(stream)
+        wanted = attribute_columns(table.schema_arrow)
+        for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, plain(row)
+    except pa.ArrowException as error:
+        raise OSError(f"row {number}: {error}") from error
+
+
+def attribute_columns(schema: pa.Schema) -> list[str]:
+    """Return the names of columns that filters can compare: numbers, strings, booleans, times."""
+    tests = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_decimal,
+        pa.types.is_temporal,
+        pa.types.is_dictionary,
+    )
+    return [each.name for each in schema if any(test(each.type) for test in tests)]
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with times as ISO 8601 strings, durations in seconds, and None for NaN."""
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

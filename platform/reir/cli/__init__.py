@@ -1,0 +1,1 @@
+"""The command `reir`, one module for each group of subcommands."""

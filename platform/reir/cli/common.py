@@ -1,0 +1,132 @@
+"""What all commands share: options, the consoles for output, and formatting for the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reir.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reir.store.contract import InstanceStore
+
+DEFAULT_GALLERY = "default"
+UNLIMITED_COLUMNS = 10_000
+
+Gallery = Annotated[str, typer.Argument(metavar="GALLERY", help="Name of the gallery.")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REIR_STORE", help="Folder of an embedded store, or address of a Milvus server."
+    ),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Checkpoint directory written by `reir train`.")
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Encoder to use: owlv2:NAME_OR_DIR, siglip-crops:NAME_OR_DIR, clare:DIR, "
+        "clare-masks:DIR or clare-nano. Default: the encoder that the gallery was indexed with.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def output() -> Console:
+    """Return the console for results; lines are wrapped in a terminal, never in a pipe or file."""
+    return Console(width=None if sys.stdout.isatty() else UNLIMITED_COLUMNS, highlight=False)
+
+
+def messages() -> Console:
+    """Return the console for everything but the result itself: standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print plain values as JSON in ASCII, so that no terminal encoding can fail on them."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table without borders; the columns in `right` are right-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        justify: Any = "right" if column in right else "left"
+        table.add_column(column, justify=justify, no_wrap=column in right, overflow="fold")
+    return table
+
+
+def encoder_from_options(checkpoint: Path | None, encoder: str | None) -> str | None:
+    """Return the encoder spec that the options name, None without either option.
+
+    Raises:
+        ConfigError: both options are given, or the kind of encoder is unknown.
+    """
+    from reir.encoders import TRAINED_KIND, EncoderSpec, parse_encoder_spec
+
+    if checkpoint is None:
+        return None if encoder is None else str(parse_encoder_spec(encoder))
+    if encoder is not None:
+        raise ConfigError(
+            f"--checkpoint {checkpoint} and --encoder {encoder} exclude each other; give only one"
+        )
+    return str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
+
+
+@contextmanager
+def connect(location: str | None) -> Iterator[InstanceStore]:
+    """Open the store for one command, and close it at the end."""
+    from reir.store import open_store
+
+    store = open_store(location)
+    try:
+        with messages().status("opening the store"):
+            store.galleries()  # the first request may have to start the embedded server
+        yield store
+    finally:
+        store.close()
+
+
+def photo_text(uri: str) -> Text:
+    """Return `photo_name(uri)` as a link that the terminal can open."""
+    return Text(photo_name(uri), style=f"link {uri}")
+
+
+def photo_name(uri: str) -> str:
+    """Return the path of a local photo, relative if it is below the current folder, or the URI.
+
+    Control characters and invalid bytes are escaped, so that a file name can neither break a line
+    nor send commands to the terminal.
+    """
+    from reir.images.decode import path_of_uri
+
+    if not uri.startswith("file:///"):
+        return printable(uri)
+    path = path_of_uri(uri)
+    here = Path.cwd()
+    return printable(os.fspath(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def plural(number: int, noun: str) -> str:
+    """Return "1 photo", or "1,200 photos"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def printable(text: str) -> str:
+    """Return text with every unprintable character escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )

@@ -1,0 +1,287 @@
+"""`reir search`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from reir.cli.common import (
+    DEFAULT_GALLERY,
+    AsJson,
+    Checkpoint,
+    Encoder,
+    Store,
+    encoder_from_options,
+    messages,
+    new_table,
+    output,
+    photo_text,
+    print_json,
+)
+from reir.errors import ConfigError
+from reir.query.language import NOTE, seems_foreign
+
+if TYPE_CHECKING:
+    from reir.query.request import Query, Term
+    from reir.results import Evidence, SearchResult
+
+EXAMPLES = """[bold]Examples[/bold]
+
+reir search "the red mug left of the laptop" --gallery photos
+
+reir search "a dog" -k 20 --per-image 3 --draw dogs.png
+
+reir search "the largest boat" --where "area > 0.1 and cx < 0.5" --json
+
+reir search "a mug" --not "a cup of coffee" --like 6f0c1d#3 --explain"""
+
+MAX_COUNT = 1000
+NOT_WEIGHT = -0.5
+"""Weight of `--not`. With a weight of -1 the query vector would turn away from what is wanted."""
+
+EVEN = 0.5
+"""Presence below which the object is more likely absent than present. The calibration's threshold,
+above which an answer counts as found, is lower, so that nine in ten objects that are present count
+as found. Between the two the shipped model is unreliable (docs/search.md), so a caveat is shown."""
+
+Where = Annotated[
+    str | None,
+    typer.Option(
+        help="Only instances that pass this filter: 'area > 0.05 and attr.camera == \"X100\"'.",
+        metavar="FILTER",
+    ),
+]
+Like = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Find instances like this one of the gallery; repeatable.", metavar="INSTANCE_ID"
+    ),
+]
+Unlike = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--not", help="Avoid instances that fit this expression; repeatable.", metavar="EXPRESSION"
+    ),
+]
+MinPresence = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Leave out hits whose probability of being right is lower than this."
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain", help="Show for each hit the scores and neighbors that explain its rank."
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        envvar="REIR_SERVER",
+        metavar="URL",
+        help="Search on this server of `reir serve`; $REIR_API_KEY holds its key.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommand to the command line."""
+    app.command("search", epilog=EXAMPLES)(search)
+
+
+def search(  # noqa: PLR0913, every argument is an option of the command
+    expression: Annotated[
+        str | None,
+        typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes."),
+    ] = None,
+    gallery: Annotated[str, typer.Option(help="Gallery to search.")] = DEFAULT_GALLERY,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=MAX_COUNT, help="Maximum number of hits.")
+    ] = 10,
+    per_image: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
+    ] = 1,
+    where: Where = None,
+    like: Like = None,
+    unlike: Unlike = None,
+    min_presence: MinPresence = 0.0,
+    rerank: Annotated[
+        bool, typer.Option(help="Order the best photos with the relation re-ranker.")
+    ] = False,
+    localize: Annotated[
+        bool,
+        typer.Option(
+            "--localize", help="Refine the boxes of the first hits on the pixels of their photos."
+        ),
+    ] = False,
+    explain: Explain = False,
+    draw: Annotated[
+        Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")
+    ] = None,
+    as_json: AsJson = False,
+    store: Store = None,
+    checkpoint: Checkpoint = None,
+    encoder: Encoder = None,
+    server: Server = None,
+) -> None:
+    """Find the object that a sentence describes.
+
+    Prints the photo, score and box of each hit, best first. Boxes are in percent of the photo's
+    width and height, from the upper left corner.
+    """
+    from reir.query.request import Query, check_query
+
+    query = Query(
+        terms=query_terms(expression, like or [], unlike or []),
+        k=k,
+        per_image=per_image,
+        where=where,
+        min_presence=min_presence,
+        rerank=rerank,
+        localize=localize,
+        explain=explain,
+    )
+    check_query(query)  # before the model, which takes seconds to load
+    if draw is not None:
+        _check_picture(draw)
+    if server is not None:
+        result = _ask_server(server, query, gallery)
+    else:
+        result = _ask_here(query, gallery, store, encoder_from_options(checkpoint, encoder))
+    if draw is not None:
+        result.save_drawing(draw)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    output().print(as_table(result))
+    if draw is not None:
+        output().print(Text(f"picture: {draw}"))
+
+
+def _ask_server(server: str, query: Query, gallery: str) -> SearchResult:
+    from reir.client.http_client import Client
+
+    with Client(server) as client:
+        return client.ask([query], gallery)[0]
+
+
+def _ask_here(query: Query, gallery: str, store: str | None, encoder: str | None) -> SearchResult:
+    from reir.query.search import open_gallery
+
+    with messages().status("loading the model"):
+        opened = open_gallery(gallery, store=store, encoder=encoder)
+    with opened:
+        return opened.ask([query])[0]
+
+
+def query_terms(
+    expression: str | None, like: Sequence[str], unlike: Sequence[str]
+) -> tuple[Term, ...]:
+    """Return the terms of the query.
+
+    Raises:
+        ConfigError: there is neither an expression nor `--like`.
+    """
+    from reir.query.request import Term
+
+    if expression is None and not like:
+        raise ConfigError("nothing to search for; give an EXPRESSION, --like INSTANCE_ID or both")
+    wanted = [] if expression is None else [Term(expression=expression)]
+    wanted += [Term(instance_id=each) for each in like]
+    return (*wanted, *(Term(expression=each, weight=NOT_WEIGHT) for each in unlike))
+
+
+def _check_picture(path: Path) -> None:
+    from PIL import Image
+
+    known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}
+    if path.suffix.lower() not in known:
+        raise ConfigError(
+            f"--draw {path}: cannot write {path.suffix or 'a file without a suffix'}; "
+            f"use .png, .jpg or .webp"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"--draw {path}: the folder {path.parent} does not exist; create it first"
+        )
+
+
+def as_table(result: SearchResult) -> RenderableType:
+    """Return the answer for a terminal: one line for each hit, then gallery and times."""
+    if not result.hits:
+        return Group(*_remarks(result), _footer(result))
+    calibrated = result.presence is not None
+    explained = result.hits[0].evidence is not None
+    numbers = ("#", "score", "presence", "area", "dual", "re-rank", "margin")
+    table = new_table(
+        *("#", "score", *(["presence"] if calibrated else []), "photo", "x %", "y %", "area"),
+        *(["dual", "re-rank", "margin", "neighbors"] if explained else []),
+        right=numbers,
+    )
+    for rank, hit in enumerate(result.hits, 1):
+        x1, y1, x2, y2 = (round(100 * side) for side in hit.box)
+        table.add_row(
+            str(rank),
+            f"{hit.score:#.3g}",
+            *([_percent(hit.presence)] if calibrated else []),
+            photo_text(hit.uri),
+            f"{x1}-{x2}",
+            f"{y1}-{y2}",
+            f"{100 * hit.area:.1f} %",
+            *(_evidence(hit.evidence) if hit.evidence else []),
+        )
+    return Group(*_remarks(result), *_headline(result), table, "", _footer(result))
+
+
+def _remarks(result: SearchResult) -> list[RenderableType]:
+    """Return remarks on the expression itself."""
+    return [Text(NOTE, style="yellow"), ""] if seems_foreign(result.expression) else []
+
+
+def _headline(result: SearchResult) -> list[RenderableType]:
+    """Return what the hits alone do not show: that the object may be absent, or a tie."""
+    line = ""
+    if result.presence is not None and not result.found:
+        absent = _percent(1 - result.presence)
+        line = f"Not found; with {absent} probability it is not in the gallery. Closest matches:"
+    elif result.presence is not None and result.presence < EVEN:
+        likely = _percent(result.presence)
+        line = (
+            f"It may not be in the gallery: the probability that it is there is {likely}. "
+            f"Closest matches:"
+        )
+    elif result.equally_good > 1:
+        line = f"The first {result.equally_good} hits fit equally well."
+    return [Text(line, style="bold"), ""] if line else []
+
+
+def _percent(probability: float | None) -> str:
+    return "-" if probability is None else f"{100 * probability:.0f} %"
+
+
+def _evidence(evidence: Evidence) -> list[str]:
+    numbers = (evidence.dual_score, evidence.rerank_score, evidence.margin)
+    near = ", ".join(
+        f"#{each.instance_id.rpartition('#')[2]} {_percent(each.weight)}"
+        for each in evidence.neighbors
+    )
+    return [*("-" if each is None else f"{each:#.3g}" for each in numbers), near or "-"]
+
+
+def _footer(result: SearchResult) -> Text:
+    num = len(result.hits)
+    found = f"{num} hit{'' if num == 1 else 's'}" if num else "Nothing found"
+    times = ", ".join(f"{stage} {ms:.0f}" for stage, ms in result.timings_ms.items())
+    parts = [f"{found} in gallery {result.gallery}, version {result.version}"]
+    if result.presence is not None:
+        parts.append(f"probability that it is there {_percent(result.presence)}")
+    parts.append(f"{times} ms")
+    if result.degraded:
+        parts.append("without " + ", ".join(result.degraded))
+    return Text("; ".join(parts), style="dim")

@@ -1,0 +1,421 @@
+"""`Client`: searches over HTTP, with the methods of `Gallery`, for a server of `reir serve`.
+
+Sends requests with the standard library and returns the same results as a gallery in this process.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+from urllib.parse import quote, urlencode, urlsplit
+
+from reir.client.parsing import (
+    Json,
+    gallery_of,
+    image_of,
+    localization_of,
+    result_of,
+)
+from reir.errors import (
+    AccessDenied,
+    ConfigError,
+    GalleryNotFound,
+    ImageError,
+    ImageFailure,
+    ImageNotFound,
+    QueryError,
+    ReirError,
+    SchemaMismatch,
+    ServerError,
+    ServerUnavailable,
+    StoreUnavailable,
+)
+from reir.query.request import Query, SearchOptions, Term
+from reir.records import Attributes, Box, ImageRecord
+from reir.results import GalleryInfo, Localization, PhotoReader, SearchResult
+from reir.store.contract import InstanceRow
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "REIR_API_KEY"
+FIRST_PAUSE_S = 0.2
+
+_BUSY = (429, 503)
+
+
+@dataclass(frozen=True)
+class _Body:
+    data: bytes = b""
+    media_type: str = ""
+
+
+class Client(AbstractContextManager["Client"]):
+    """Sends requests to a server; use it as a context manager, or call `close`.
+
+    A client is for one thread at a time. If the server is busy or cannot reach its store, the
+    client waits for as long as the server says (`Retry-After`) and tries again, for up to
+    `patience_s`. All methods raise `ServerUnavailable` if there is no answer in that time,
+    `AccessDenied` if the key is not valid or lacks a permission, and `GalleryNotFound` for a
+    gallery that the key cannot read.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        timeout_s: float = 30.0,
+        patience_s: float = 10.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Set up a client; the first request opens the connection.
+
+        Args:
+            url: address of the server, `http://` or `https://`, including a path prefix if the
+                server has one.
+            key: API key; None takes the environment variable REIR_API_KEY, if it is set.
+            timeout_s: maximum time for one answer.
+            patience_s: maximum time for all attempts at a busy server; 0 means a single attempt.
+            sleep: function that waits between attempts.
+
+        Raises:
+            ConfigError: the address is not valid.
+        """
+        place = urlsplit(url)
+        if place.scheme not in ("http", "https") or not place.hostname:
+            raise ConfigError(
+                f"server address {url!r} is not valid; expected http://HOST:PORT or https://HOST:PORT"
+            )
+        self.url = url.rstrip("/")
+        self._prefix = place.path.rstrip("/")
+        self._key = os.environ.get(KEY_VARIABLE, "") if key is None else key
+        self._patience_s, self._sleep = patience_s, sleep
+        host, port = place.hostname, place.port
+        self._connection: http.client.HTTPConnection = (
+            http.client.HTTPSConnection(
+                host, port, timeout=timeout_s, context=ssl.create_default_context()
+            )
+            if place.scheme == "https"
+            else http.client.HTTPConnection(host, port, timeout=timeout_s)
+        )
+
+    def search(
+        self, expression: str, gallery: str = "default", **options: Unpack[SearchOptions]
+    ) -> SearchResult:
+        """Find the instances that an expression describes, best first.
+
+        Raises:
+            QueryError: an argument is out of range; `field` names it.
+        """
+        asked = {"gallery": gallery, "expression": expression, **_options(options)}
+        return result_of(self._json("POST", "/v1/search", asked), self._reader(gallery))
+
+    def ask(self, queries: Sequence[Query], gallery: str = "default") -> list[SearchResult]:
+        """Answer queries, in the order given, with one request for each.
+
+        Raises:
+            QueryError: a part is out of range, no term of weight 1 has an expression or an
+                instance, or a term has a vector, which a server does not accept.
+        """
+        read = self._reader(gallery)
+        answers = [self._json("POST", *_request(query, gallery)) for query in queries]
+        return [result_of(each, read) for each in answers]
+
+    def search_batch(
+        self,
+        expressions: Sequence[str],
+        gallery: str = "default",
+        **options: Unpack[SearchOptions],
+    ) -> list[SearchResult]:
+        """Answer several expressions at once, in the order given.
+
+        Raises:
+            QueryError: an argument is out of range; `field` names it.
+        """
+        asked = {"gallery": gallery, "expressions": list(expressions), **_options(options)}
+        answers = self._json("POST", "/v1/search/batch", asked)["answers"]
+        return [result_of(each, self._reader(gallery)) for each in answers]
+
+    def similar(
+        self,
+        like: str | bytes | Path,
+        gallery: str = "default",
+        *,
+        box: Box | None = None,
+        expression: str | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResult:
+        """Find instances like another one.
+
+        Args:
+            like: id of an instance of the gallery; or a photo, as bytes or as the path of its file.
+            gallery: gallery to search.
+            box: of the instance in the photo, xyxy in [0, 1]; None takes the whole photo.
+            expression: added to the query.
+            options: see `SearchOptions`.
+
+        Raises:
+            QueryError: an argument is out of range; `field` names it.
+            ImageError: the photo cannot be decoded.
+        """
+        asked = {"gallery": gallery, "expression": expression, **_options(options)}
+        if isinstance(like, str):
+            asked |= {"instance_id": like, "box": box}
+            return result_of(self._json("POST", "/v1/search/similar", asked), self._reader(gallery))
+        form = _form(like, {"request": json.dumps({**asked, "box": box})})
+        return result_of(self._parsed("POST", "/v1/search/similar", form), self._reader(gallery))
+
+    def localize(
+        self, photo: bytes | Path, expression: str, k: int = 5, *, masks: bool = False
+    ) -> Localization:
+        """Find the instances of one photo, of a gallery or not, that an expression describes.
+
+        Raises:
+            ImageError: the photo cannot be decoded.
+            QueryError: the expression is empty or too long.
+        """
+        form = _form(photo, {"expression": expression, "k": str(k), "masks": str(masks).lower()})
+        return localization_of(self._parsed("POST", "/v1/localize", form))
+
+    def galleries(self) -> list[GalleryInfo]:
+        """List the galleries that the key may read."""
+        return [gallery_of(each) for each in self._json("GET", "/v1/galleries")["galleries"]]
+
+    def add_image(
+        self,
+        photo: bytes | Path,
+        gallery: str = "default",
+        attributes: Attributes | None = None,
+    ) -> ImageRecord:
+        """Add a photo; searches find it as soon as this method returns.
+
+        Raises:
+            ImageError: the photo cannot be decoded; nothing is stored.
+            QueryError: an attribute cannot be stored.
+        """
+        form = _form(photo, {"attributes": json.dumps(dict(attributes or {}))})
+        answer = self._parsed("POST", _place(gallery), form)
+        return ImageRecord(
+            image_id=answer["image_id"],
+            uri=answer["uri"],
+            status="indexed",
+            num_instances=answer["num_instances"],
+            attributes=dict(attributes or {}),
+        )
+
+    def delete_image(self, image_id: str, gallery: str = "default") -> bool:
+        """Delete a photo; return False if the gallery has no photo of that id."""
+        return self._known("DELETE", f"{_place(gallery)}/{quote(image_id, safe='')}") is not None
+
+    def image(
+        self, image_id: str, gallery: str = "default"
+    ) -> tuple[ImageRecord, list[InstanceRow]] | None:
+        """Return ledger row and instances of a photo; None if there is no photo of that id."""
+        found = self._known("GET", f"{_place(gallery)}/{quote(image_id, safe='')}")
+        return None if found is None else image_of(json.loads(found))
+
+    def picture(
+        self,
+        image_id: str,
+        gallery: str = "default",
+        *,
+        width: int | None = None,
+        boxes: bool = False,
+    ) -> bytes | None:
+        """Return an encoded picture of a photo; None if the gallery has no photo of that id.
+
+        Args:
+            image_id: id of the photo.
+            gallery: its gallery.
+            width: maximum width in pixels; None returns the stored file.
+            boxes: draw the boxes of all instances.
+        """
+        told = {"gallery": gallery, **({"width": width} if width else {})}
+        query = urlencode({**told, **({"boxes": 1} if boxes else {})})
+        return self._known("GET", f"/v1/images/{quote(image_id, safe='')}?{query}")
+
+    def ready(self) -> bool:
+        """Return whether the server is ready to answer; makes a single attempt."""
+        try:
+            self._send("GET", "/readyz", _Body(), patience_s=0.0)
+        except ServerError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        self._connection.close()
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def _reader(self, gallery: str) -> PhotoReader:
+        """Return what hits of a gallery read their photos with."""
+
+        def read(image_id: str) -> bytes:
+            data = self.picture(image_id, gallery)
+            if data is None:
+                raise ImageError(
+                    ImageFailure.MISSING, f"gallery '{gallery}' has no photo {image_id} any more"
+                )
+            return data
+
+        return read
+
+    def _json(self, method: str, path: str, body: Json | None = None) -> Any:
+        sent = _Body() if body is None else _Body(json.dumps(body).encode(), "application/json")
+        return self._parsed(method, path, sent)
+
+    def _parsed(self, method: str, path: str, body: _Body) -> Any:
+        return json.loads(self._send(method, path, body))
+
+    def _known(self, method: str, path: str) -> bytes | None:
+        """Return the body of an answer; None if there is no such photo."""
+        try:
+            return self._send(method, path, _Body())
+        except ImageNotFound:
+            return None
+
+    def _send(self, method: str, path: str, body: _Body, patience_s: float | None = None) -> bytes:
+        """Return the body of the answer; tries a busy server again until `patience_s` is over."""
+        patience_s = self._patience_s if patience_s is None else patience_s
+        end_s = time.monotonic() + patience_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            status, headers, data = self._exchange(method, path, body)
+            if status < 400:
+                return data
+            wait_s = _seconds(headers.get("retry-after"), pause_s)
+            if status not in _BUSY or time.monotonic() + wait_s > end_s:
+                raise _error(self.url, status, data)
+            self._sleep(wait_s)
+            pause_s *= 2
+
+    def _exchange(
+        self, method: str, path: str, body: _Body
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send one request on the open connection, or on a new one if the server closed that.
+
+        Raises:
+            ServerUnavailable: the connection failed, or there was no answer in time.
+        """
+        headers = {"Accept": "application/json"}
+        if body.media_type:
+            headers["Content-Type"] = body.media_type
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        for is_last in (self._connection.sock is None, True):
+            try:
+                self._connection.request(method, self._prefix + path, body.data or None, headers)
+                answer = self._connection.getresponse()
+                told = {name.lower(): value for name, value in answer.getheaders()}
+                return answer.status, told, answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                stale = isinstance(error, ConnectionError | http.client.BadStatusLine)
+                if is_last or not stale:
+                    raise ServerUnavailable(
+                        f"server {self.url} does not answer: {error or type(error).__name__}; is "
+                        f"`reir serve` running there?"
+                    ) from error
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _error(url: str, status: int, data: bytes) -> ReirError:
+    """Return the error of the library for a problem that the server reported."""
+    try:
+        told = json.loads(data)
+        name, detail = str(told["type"]).rpartition("/")[2], str(told["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ServerError(f"server {url} answered {status}: {data[:200]!r}")
+    if told.get("reason") in set(ImageFailure):
+        return ImageError(ImageFailure(told["reason"]), detail)
+    match name:
+        case "gallery-not-found":
+            return GalleryNotFound(detail)
+        case "image-not-found":
+            return ImageNotFound(detail)
+        case "schema-mismatch":
+            return SchemaMismatch(detail)
+        case "store-unavailable":
+            return StoreUnavailable(f"{url} (server)", detail)
+        case "invalid-request":
+            first = (told.get("errors") or [{}])[0]
+            return QueryError(str(first.get("field", "request")), str(first.get("detail", detail)))
+    if status in (401, 403):
+        return AccessDenied(f"{detail} (server {url}; pass key=... or set REIR_API_KEY)")
+    kind = ServerUnavailable if status in _BUSY else ServerError
+    return kind(f"server {url} answered {status}: {detail}")
+
+
+def _seconds(told: str | None, otherwise: float) -> float:
+    try:
+        return max(0.0, float(told or ""))
+    except ValueError:
+        return otherwise
+
+
+def _place(gallery: str) -> str:
+    return f"/v1/galleries/{quote(gallery, safe='')}/images"
+
+
+def _options(options: SearchOptions) -> Json:
+    """Return the options as the server's JSON."""
+    told: Json = dict(options)
+    if "also" in told:
+        told["also"] = [_term(term) for term in told["also"]]
+    return told
+
+
+def _request(query: Query, gallery: str) -> tuple[str, Json]:
+    """Return path and body for a query: the first wanted term, and the others as `also`."""
+    wanted = [term for term in query.terms if term.weight == 1 and term.vector is None]
+    leading = next((term for term in wanted if term.expression), next(iter(wanted), None))
+    if leading is None:
+        raise QueryError(
+            "terms", f"one must have weight 1 and an expression or an instance, got {query.terms}"
+        )
+    names = ("k", "per_image", "where", "min_presence", "rerank", "explain", "budget_ms", "cursor")
+    told: Json = {name: getattr(query, name) for name in names}
+    also = [_term(term) for term in query.terms if term is not leading]
+    told |= {"gallery": gallery, "localize": query.localize, "also": also}
+    if leading.expression:
+        return "/v1/search", {**told, "expression": leading.expression}
+    return "/v1/search/similar", {**told, "instance_id": leading.instance_id}
+
+
+def _term(term: Term) -> Json:
+    if term.vector is not None:
+        raise QueryError("also", "cannot hold a vector; send the photo with `similar`")
+    if term.instance_id:
+        return {"instance_id": term.instance_id, "weight": term.weight}
+    return {"expression": term.expression, "weight": term.weight}
+
+
+def _form(photo: bytes | Path, fields: Mapping[str, str]) -> _Body:
+    """Return a multipart form with a photo (RFC 7578)."""
+    data, name = (photo, "photo") if isinstance(photo, bytes) else (photo.read_bytes(), photo.name)
+    boundary = f"reir-{secrets.token_hex(16)}"
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
+        for field, value in fields.items()
+    ]
+    shown = quote(name, safe=" ()-_.,")
+    parts.append(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{shown}"\r\n'
+        f"Content-Type: application/octet-stream\r\n\r\n"
+    )
+    whole = "".join(parts).encode() + data + f"\r\n--{boundary}--\r\n".encode()
+    return _Body(whole, f"multipart/form-data; boundary={boundary}")

@@ -1,0 +1,122 @@
+"""Parses the JSON of a server into the records of the library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reir.records import Box, ImageRecord, MaskRle
+from reir.results import (
+    Evidence,
+    GalleryInfo,
+    Hit,
+    Localization,
+    LocalizedBox,
+    Neighbor,
+    PhotoReader,
+    SearchResult,
+)
+from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+
+Json = dict[str, Any]
+
+
+def result_of(answer: Json, reader: PhotoReader) -> SearchResult:
+    """Return a `SearchAnswer`, whose hits read their photos with `reader`."""
+    return SearchResult(
+        expression=answer["expression"],
+        gallery=answer["gallery"],
+        version=answer["version"],
+        hits=tuple(_hit(hit, reader) for hit in answer["hits"]),
+        timings_ms=answer["timings_ms"],
+        degraded=tuple(answer["degraded"]),
+        digest=answer["checkpoint"],
+        presence=answer["presence"],
+        found=answer["found"],
+        equally_good=answer["equally_good"],
+        cursor=answer["cursor"],
+    )
+
+
+def _hit(hit: Json, reader: PhotoReader) -> Hit:
+    names = ("instance_id", "image_id", "uri", "score", "objectness", "attributes", "presence")
+    told = hit["evidence"]
+    return Hit(
+        **{name: hit[name] for name in names},
+        box=_box(hit),
+        mask=_mask(hit["mask"]),
+        reader=reader,
+        evidence=None
+        if told is None
+        else Evidence(
+            dual_score=told["dual_score"],
+            rerank_score=told["rerank_score"],
+            margin=told["margin"],
+            neighbors=tuple(
+                Neighbor(instance_id=each["instance_id"], box=_box(each), weight=each["weight"])
+                for each in told["neighbors"]
+            ),
+        ),
+    )
+
+
+def localization_of(answer: Json) -> Localization:
+    """Return a `LocalizeAnswer`."""
+    names = ("expression", "width_px", "height_px", "present", "presence", "timings_ms")
+    return Localization(
+        **{name: answer[name] for name in names},
+        boxes=tuple(
+            LocalizedBox(
+                box=_box(each),
+                score=each["score"],
+                presence=each["presence"],
+                mask=_mask(each["mask"]),
+            )
+            for each in answer["boxes"]
+        ),
+    )
+
+
+def gallery_of(told: Json) -> GalleryInfo:
+    """Return a `GalleryOut`."""
+    names = ("name", "live", "searchable", "writable")
+    versions = tuple(map(_version, told["versions"]))
+    return GalleryInfo(**{name: told[name] for name in names}, versions=versions)
+
+
+def _version(told: Json) -> VersionInfo:
+    spec = VersionSpec(dim=told["dim"], digest=told["checkpoint"])
+    counts = {name: told[name] or 0 for name in ("num_images", "num_failed", "num_instances")}
+    return VersionInfo(name=told["name"], live=told["live"], spec=spec, **counts)
+
+
+def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:
+    """Return an `ImageAnswer`."""
+    names = ("image_id", "uri", "status", "reason", "width_px", "height_px", "attributes")
+    record = ImageRecord(
+        **{name: told[name] for name in names}, num_instances=len(told["instances"])
+    )
+    rows = [
+        InstanceRow(
+            instance_id=each["instance_id"],
+            image_id=record.image_id,
+            uri=record.uri,
+            box=_box(each),
+            objectness=each["objectness"],
+            area=each["area"],
+            attributes=record.attributes,
+        )
+        for each in told["instances"]
+    ]
+    return record, rows
+
+
+def _box(told: Json) -> Box:
+    x1, y1, x2, y2 = told["box"]
+    return x1, y1, x2, y2
+
+
+def _mask(told: Json | None) -> MaskRle | None:
+    if told is None:
+        return None
+    height, width = told["size"]
+    return MaskRle((height, width), told["counts"])

@@ -1,0 +1,79 @@
+"""Reads annotations of any format, given by name or detected from the path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from reir.datasets.coco import read_coco_instances
+from reir.datasets.dataset import ReferringDataset
+from reir.datasets.photos import EXPRESSIONS, read_photos
+from reir.datasets.refer import read_refer, read_refer_json
+from reir.datasets.reircoco import read_reircoco
+from reir.errors import DataError
+
+Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
+SplitBy = Literal["unc", "umd", "google"]
+IN_FOLDERS = ("photos", "refer")
+"""Formats whose path is a folder; that of all others is a file."""
+
+
+def read_as(
+    form: Format, path: str | Path, split_by: SplitBy = "unc", *, masks: bool = False
+) -> ReferringDataset:
+    """Read annotations of a known format.
+
+    Args:
+        form: name of the format.
+        path: a folder for formats in `IN_FOLDERS`, otherwise a file.
+        split_by: for format "refer" only.
+        masks: also read masks, if the format has any.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    if form == "refer":
+        return read_refer(path, split_by, masks=masks)
+    if form == "refer_json":
+        return read_refer_json(path)
+    readers = {
+        "photos": read_photos,
+        "coco": read_coco_instances,
+        "reircoco": read_reircoco,
+    }
+    return readers[form](path, masks=masks)
+
+
+def read_annotations(path: str | Path, split_by: SplitBy | None = None) -> ReferringDataset:
+    """Read referring expressions; the format is detected from the path.
+
+    A folder with `refs(...).p` is RefCOCO/+/g, and one with `expressions.json` has format "photos".
+    A JSON file with a list is RefCOCO/+/g, and one with an object REIRCOCO.
+
+    Args:
+        path: folder or file.
+        split_by: which `refs(...).p` to read if a folder has several.
+
+    Raises:
+        DataError: the format is unknown, `split_by` is missing, or a file is malformed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_as(_form_of_file(path), path)
+    found = [name for name in get_args(SplitBy) if (path / f"refs({name}).p").exists()]
+    if split_by is not None or len(found) == 1:
+        return read_as("refer", path, split_by or found[0])
+    if found:
+        raise DataError(f"{path} has splits by {' and '.join(found)}; choose one with --split-by")
+    if (path / EXPRESSIONS).exists():
+        return read_as("photos", path)
+    raise DataError(f"{path} contains neither refs(unc|umd|google).p nor {EXPRESSIONS}")
+
+
+def _form_of_file(path: Path) -> Format:
+    try:
+        with path.open("rb") as file:
+            first = file.read(1024).lstrip()[:1]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return "refer_json" if first == b"[" else "reircoco"

@@ -1,0 +1,382 @@
+"""Encodes the photos of a dataset into the gallery on which every evaluation is based."""
+
+# Shapes: P photos, M expressions, J instances of the whole gallery, D vector dimension
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+import reir
+from reir.datasets import Expression, ReferringDataset, ReferringImage
+from reir.errors import DataError
+from reir.evaluate.shards import EncodedShard, InstanceLists, Runner, Shard, run_here
+from reir.evaluate.work_folder import WorkFolder
+from reir.metrics import Gallery, Queries
+from reir.metrics.reir import Ints
+from reir.models.interfaces import ExpressionChooser, InstanceEncoder
+from reir.records import FloatArray
+
+logger = logging.getLogger(__name__)
+
+_EXPRESSIONS_AT_ONCE = 64
+# A photo whose aspect ratio differs by more is probably another photo, or rotated.
+_SHAPE_TOLERANCE = 0.02
+
+Progress = Callable[[int, int], None]
+"""Called after each shard with the number of photos done and of all photos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a gallery is encoded. Only `threads` and `shard_photos` can change the result.
+
+    Attributes:
+        runner: encodes the shards; None encodes them in this process, one after the other.
+        work: folder that keeps finished shards, from which a rerun continues; None keeps none.
+        threads: CPU threads of torch in each process; their number changes how sums are rounded.
+        shard_photos: photos per shard.
+        progress: called after each shard.
+    """
+
+    runner: Runner | None = None
+    work: Path | None = None
+    threads: int = 1
+    shard_photos: int = 32
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the numbers are positive."""
+        for name in ("threads", "shard_photos"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ChoosingExpressions:
+    """Expressions that choose instances of their own photo (`reir.models.interfaces`).
+
+    Attributes:
+        texts: M expressions.
+        vectors: (M, D).
+        images: (M,) position of each expression's photo in `dataset.images`.
+        num_kept: number of instances that each expression chooses.
+    """
+
+    texts: tuple[str, ...]
+    vectors: FloatArray
+    images: Ints
+    num_kept: int
+
+
+@dataclass(frozen=True)
+class ChosenInstances:
+    """The instances that each expression chose in its own photo.
+
+    Attributes:
+        instances: all of them; photos are given as positions in `dataset.images`.
+        expression: (J,) which of the M expressions chose each instance.
+        turn: (M,) index of each expression among those of its photo.
+        num_turns: (P,) number of expressions of each photo.
+    """
+
+    instances: Gallery
+    expression: Ints
+    turn: Ints
+    num_turns: Ints
+
+
+@dataclass(frozen=True)
+class EncodedGallery:
+    """The output of the visual stream for all photos of a gallery.
+
+    Attributes:
+        arrays: query-free instances; photos are given as positions in `dataset.images`.
+        image_vectors: (P', D) vectors of the photos that could be decoded.
+        image_rows: (P',) positions of these photos.
+        chosen: the instances that expressions chose; None if no expressions were given.
+        unreadable: file name -> reason, for photos that could not be decoded.
+        num_misshapen: number of photos whose aspect ratio is not the annotated one.
+        threads: CPU threads of torch that encoded it.
+    """
+
+    arrays: Gallery
+    image_vectors: FloatArray
+    image_rows: Ints
+    chosen: ChosenInstances | None
+    unreadable: Mapping[str, str]
+    num_misshapen: int
+    threads: int
+
+    def turns(self) -> Iterator[tuple[Ints, Gallery]]:
+        """Yield, for the t-th expression of every photo, their rows and the gallery to search.
+
+        One turn is one run of the released evaluator (docs/clare.md, section 6): each photo
+        contributes what its own expression of this turn chose. A photo with fewer expressions
+        starts again with its first one; a photo without any contributes its query-free instances.
+        """
+        if self.chosen is None:
+            raise ValueError("this gallery was encoded without expressions that choose instances")
+        chosen, num_turns = self.chosen, self.chosen.num_turns
+        bare = num_turns[self.arrays.images] == 0
+        own_turn = chosen.turn[chosen.expression]
+        for turn in range(int(num_turns.max(initial=0))):
+            # num_turns is never 0 here, since photos without expressions have no row in `chosen`
+            in_turn = own_turn == turn % num_turns[chosen.instances.images]
+            yield (
+                np.flatnonzero(chosen.turn == turn),
+                _concatenate(_rows(chosen.instances, in_turn), _rows(self.arrays, bare)),
+            )
+
+
+def encode_gallery(
+    encoder: InstanceEncoder,
+    dataset: ReferringDataset,
+    images_dir: str | Path,
+    *,
+    choosers: ChoosingExpressions | None = None,
+    how: Encoding | None = None,
+) -> EncodedGallery:
+    """Run the visual stream once on each photo of a dataset.
+
+    A photo that cannot be decoded stays in the gallery without instances, and is logged and
+    counted. A missing photo is an error.
+
+    Args:
+        encoder: the model; an `ExpressionChooser` if `choosers` is given.
+        dataset: its photos.
+        images_dir: folder of the photos.
+        choosers: expressions that choose instances in addition to the query-free ones.
+        how: how the photos are encoded.
+
+    Raises:
+        DataError: photos are missing, or a file name points outside `images_dir`.
+    """
+    how = how or Encoding()
+    paths = _photo_paths(dataset, Path(images_dir).absolute())
+    shards = _Shards(encoder, paths, choosers, how)
+    work = WorkFolder(how.work, shards.about(dataset)) if how.work else None
+    done: dict[int, EncodedShard] = {}
+    if work:
+        done = {n: shard for n in range(len(shards)) if (shard := work.load(n)) is not None}
+    shards.report(done)
+    missing = [number for number in range(len(shards)) if number not in done]
+    pending = (shards[number] for number in missing)  # lazy: a shard holds many vectors
+    for number, encoded in (how.runner or run_here(encoder))(pending):
+        if work:
+            work.save(number, encoded)
+        done[number] = encoded
+        shards.report(done)
+    return _assemble(dataset, [done[n] for n in range(len(shards))], choosers, how.threads)
+
+
+class _Shards:
+    """The shards of a gallery, each created when it is needed."""
+
+    def __init__(
+        self,
+        encoder: InstanceEncoder,
+        paths: Sequence[Path],
+        choosers: ChoosingExpressions | None,
+        how: Encoding,
+    ) -> None:
+        self._encoder, self._paths, self._choosers, self._how = encoder, paths, choosers, how
+        self._order = (
+            np.argsort(choosers.images, kind="stable") if choosers else np.empty(0, np.int64)
+        )
+        images = choosers.images[self._order] if choosers else self._order
+        self._starts = np.searchsorted(images, np.arange(len(paths) + 1))
+
+    def __len__(self) -> int:
+        return -(-len(self._paths) // self._how.shard_photos)
+
+    def __getitem__(self, number: int) -> Shard:
+        size = self._how.shard_photos
+        rows = range(len(self._paths))[number * size : (number + 1) * size]
+        vectors: tuple[FloatArray, ...] = ()
+        if self._choosers:
+            own = (self._order[self._starts[at] : self._starts[at + 1]] for at in rows)
+            vectors = tuple(self._choosers.vectors[some] for some in own)
+        return Shard(
+            number,
+            tuple(self._paths[at] for at in rows),
+            self._encoder.digest,
+            vectors,
+            self._choosers.num_kept if self._choosers else 0,
+            self._how.threads,
+        )
+
+    def report(self, done: Mapping[int, EncodedShard]) -> None:
+        if self._how.progress is not None:
+            photos = sum(len(shard.failures) for shard in done.values())
+            self._how.progress(photos, len(self._paths))
+
+    def about(self, dataset: ReferringDataset) -> dict[str, str | int]:
+        """Return everything that shards depend on; of photos, their names and file sizes."""
+        photos = hashlib.sha256()
+        for image, path in zip(dataset.images, self._paths, strict=True):
+            photos.update(f"{image.file_name}\0{path.stat().st_size}\n".encode())
+        texts = hashlib.sha256()
+        if self._choosers:
+            for image_row, text in zip(self._choosers.images, self._choosers.texts, strict=True):
+                texts.update(f"{image_row}\0{text}\n".encode())
+        return {
+            "version": reir.__version__,
+            "digest": self._encoder.digest,
+            "num_candidates": self._encoder.num_candidates,
+            "threads": self._how.threads,
+            "shard_photos": self._how.shard_photos,
+            "num_photos": len(self._paths),
+            "photos": photos.hexdigest(),
+            "num_expressions": len(self._order),
+            "expressions": texts.hexdigest(),
+            "num_kept": self._choosers.num_kept if self._choosers else 0,
+        }
+
+
+def encode_expressions(encoder: InstanceEncoder, texts: Sequence[str]) -> FloatArray:
+    """Return the (M, D) vectors of the texts."""
+    vectors = [np.empty((0, encoder.dim), dtype=np.float32)]
+    for first in range(0, len(texts), _EXPRESSIONS_AT_ONCE):
+        vectors.append(encoder.encode_expressions(texts[first : first + _EXPRESSIONS_AT_ONCE]))
+    return np.concatenate(vectors)
+
+
+def image_positions(dataset: ReferringDataset, image_ids: Sequence[str]) -> Ints:
+    """Return the (M,) positions of photos in `dataset.images`."""
+    position = {photo.image_id: at for at, photo in enumerate(dataset.images)}
+    return np.array([position[image_id] for image_id in image_ids], dtype=np.int64)
+
+
+def queries_of(
+    encoder: InstanceEncoder, dataset: ReferringDataset, expressions: Sequence[Expression]
+) -> Queries:
+    """Encode expressions as queries, with the position of their photo and their true box.
+
+    Raises:
+        DataError: there are no expressions.
+    """
+    if not expressions:
+        raise DataError(
+            f"{dataset.source}: none of {len(dataset.expressions)} expressions describes an "
+            f"instance; there is nothing to measure"
+        )
+    instances = [dataset.instances_by_id[str(text.instance_id)] for text in expressions]
+    return Queries(
+        encode_expressions(encoder, [text.text for text in expressions]),
+        image_positions(dataset, [each.image_id for each in instances]),
+        np.array([each.box_xyxy_px for each in instances], dtype=np.float64),
+    )
+
+
+def choosing_expressions(
+    encoder: InstanceEncoder, queries: Queries, texts: Sequence[str], num_kept: int
+) -> ChoosingExpressions | None:
+    """Return the queries as choosers of instances; None if the encoder does not support that."""
+    if not isinstance(encoder, ExpressionChooser):
+        return None
+    return ChoosingExpressions(tuple(texts), queries.vectors, queries.images, num_kept)
+
+
+def _assemble(
+    dataset: ReferringDataset,
+    shards: Sequence[EncodedShard],
+    choosers: ChoosingExpressions | None,
+    threads: int,
+) -> EncodedGallery:
+    failures = np.concatenate([shard.failures for shard in shards])
+    sizes_px = np.concatenate([shard.size_px for shard in shards])
+    readable = np.flatnonzero(failures == "")
+    unreadable = {}
+    for at in np.flatnonzero(failures != "").tolist():
+        unreadable[dataset.images[at].file_name] = str(failures[at])
+        logger.warning(
+            "%s: cannot be decoded (%s); it counts as a photo without instances",
+            dataset.images[at].file_name,
+            failures[at],
+        )
+    num_misshapen = sum(_is_misshapen(dataset.images[at], sizes_px[at]) for at in readable)
+    if num_misshapen:
+        logger.warning(
+            "%s: %d of %d photos have another aspect ratio than annotated; boxes may be wrong",
+            dataset.source,
+            num_misshapen,
+            len(failures),
+        )
+    instances = InstanceLists.concatenate([shard.instances for shard in shards])
+    image_vectors = np.concatenate([shard.image_vectors for shard in shards])
+    return EncodedGallery(
+        _gallery(dataset, instances, np.arange(len(failures))),
+        image_vectors[readable],
+        readable,
+        _chosen(dataset, InstanceLists.concatenate([shard.chosen for shard in shards]), choosers),
+        unreadable,
+        num_misshapen,
+        threads,
+    )
+
+
+def _chosen(
+    dataset: ReferringDataset, packed: InstanceLists, choosers: ChoosingExpressions | None
+) -> ChosenInstances | None:
+    if choosers is None:
+        return None
+    order = np.argsort(choosers.images, kind="stable")  # the order of the lists in the shards
+    num_turns = np.bincount(choosers.images, minlength=len(dataset.images))
+    turn = np.empty(len(order), dtype=np.int64)
+    firsts = np.cumsum(num_turns) - num_turns
+    turn[order] = np.arange(len(order)) - firsts[choosers.images[order]]
+    instances = _gallery(dataset, packed, choosers.images[order])
+    return ChosenInstances(instances, np.repeat(order, packed.counts), turn, num_turns)
+
+
+def _gallery(dataset: ReferringDataset, packed: InstanceLists, photo_of_list: Ints) -> Gallery:
+    """Return instances with their photo, and with boxes in pixels of the annotated size."""
+    images = np.repeat(photo_of_list, packed.counts)
+    size_px = np.array([(photo.width_px, photo.height_px) for photo in dataset.images])
+    width, height = size_px[images].T
+    return Gallery(packed.vectors, images, packed.boxes * np.stack([width, height] * 2, axis=-1))
+
+
+def _rows(gallery: Gallery, rows: np.ndarray) -> Gallery:
+    return Gallery(gallery.vectors[rows], gallery.images[rows], gallery.boxes_px[rows])
+
+
+def _concatenate(one: Gallery, other: Gallery) -> Gallery:
+    return Gallery(
+        np.concatenate([one.vectors, other.vectors]),
+        np.concatenate([one.images, other.images]),
+        np.concatenate([one.boxes_px, other.boxes_px]),
+    )
+
+
+def _photo_paths(dataset: ReferringDataset, images_dir: Path) -> list[Path]:
+    paths = [_photo_path(dataset, photo, images_dir) for photo in dataset.images]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} photos of {dataset.source} are not in {images_dir}, "
+            f"e.g. {missing[0].relative_to(images_dir)}; file names must be relative to this folder"
+        )
+    return paths
+
+
+def _photo_path(dataset: ReferringDataset, photo: ReferringImage, images_dir: Path) -> Path:
+    name = PurePosixPath(photo.file_name)
+    if name.is_absolute() or ".." in name.parts or "\0" in photo.file_name:
+        raise DataError(
+            f"{dataset.source}: image {photo.image_id!r}: expected a file_name inside the folder "
+            f"of photos, got {photo.file_name!r}"
+        )
+    return images_dir / name
+
+
+def _is_misshapen(photo: ReferringImage, size_px: Ints) -> bool:
+    width, height = size_px
+    ratio = (width * photo.height_px) / (height * photo.width_px)
+    return bool(abs(ratio - 1) > _SHAPE_TOLERANCE)

@@ -1,0 +1,1 @@
+"""One image and what is found on it: decoding, boxes, masks, drawing."""

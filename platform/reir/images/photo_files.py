@@ -1,0 +1,48 @@
+"""Reads the bytes of a photo by its URI: a file of this machine, or an object in a bucket."""
+
+from __future__ import annotations
+
+from reir.errors import ImageError, ImageFailure
+from reir.images.decode import DEFAULT_MAX_BYTES, path_of_uri, read_bytes
+
+BUCKET_SCHEMES = ("s3://", "gs://")
+
+
+def read_photo(uri: str, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+    """Return the bytes of a photo.
+
+    Args:
+        uri: `file:///PATH`, `s3://BUCKET/KEY` or `gs://BUCKET/KEY`.
+        max_bytes: refuse larger files before they are read.
+
+    Raises:
+        ImageError: MISSING, UNREADABLE, TOO_LARGE, or UNREACHABLE (also for any other URI).
+    """
+    if uri.startswith(BUCKET_SCHEMES):
+        return _read_object(uri, max_bytes)
+    if not uri.startswith("file:///"):
+        raise ImageError(
+            ImageFailure.UNREACHABLE,
+            f"photos are read from files and from s3:// and gs:// buckets, not from {uri!r}",
+        )
+    return read_bytes(path_of_uri(uri), max_bytes=max_bytes)
+
+
+def _read_object(uri: str, max_bytes: int) -> bytes:
+    try:
+        from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
+    except ImportError as error:
+        raise ImageError(
+            ImageFailure.UNREACHABLE, f"reading {uri} needs pyarrow; pip install pyarrow"
+        ) from error
+    try:
+        filesystem, path = open_filesystem(uri)
+        with filesystem.open_input_file(path) as file:
+            if file.size() > max_bytes:
+                raise ImageError(
+                    ImageFailure.TOO_LARGE, f"{file.size()} bytes, at most {max_bytes} are read"
+                )
+            return bytes(file.read())
+    except STORAGE_ERRORS as error:
+        place = without_secrets(uri)
+        raise ImageError(ImageFailure.UNREACHABLE, f"{place} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""The published CLARE model, one module for each part of the architecture."""

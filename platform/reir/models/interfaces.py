@@ -1,0 +1,125 @@
+"""The interfaces of encoders.
+
+Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
+relation re-ranker needs, and an `ExpressionChooser`, which only evaluation uses.
+"""
+
+# Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from reir.records import FloatArray, Instances, RgbImage
+
+
+class InstanceEncoder(Protocol):
+    """A dual-stream model: instances of an image without any query, and expressions.
+
+    Attributes:
+        dim: dimension D of both kinds of vector.
+        digest: identifies the model revision; vectors of different digests are never compared.
+        num_candidates: maximum number of instances per image.
+        masks: whether instances have masks.
+    """
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of both kinds of vector."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights."""
+        ...
+
+    @property
+    def num_candidates(self) -> int:
+        """Maximum number of instances per image."""
+        ...
+
+    @property
+    def masks(self) -> bool:
+        """Whether instances have masks."""
+        ...
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Return the query-free instances of each image, in the order given."""
+        ...
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """(N, D) float32 unit vectors, in the order given."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedExpression:
+    """The output of the text tower for one expression, as the re-ranker needs it.
+
+    Attributes:
+        vector: (D,) float32 unit vector, as from `encode_expressions`. A search with several terms
+            replaces it by their weighted sum.
+        states: (L, C) float32 states of its tokens, without padding.
+    """
+
+    vector: FloatArray
+    states: FloatArray
+
+
+@runtime_checkable
+class TokenEncoder(InstanceEncoder, Protocol):
+    """An encoder that also returns the states of single tokens."""
+
+    def encode_tokens(self, expressions: Sequence[str]) -> list[EncodedExpression]:
+        """Return the vector and the token states of each expression, in the order given."""
+        ...
+
+
+def encode_words(
+    encoder: InstanceEncoder, expressions: Sequence[str], *, words: bool
+) -> list[EncodedExpression]:
+    """Encode expressions; with token states if `words` is set and the encoder supports them."""
+    if words and isinstance(encoder, TokenEncoder):
+        return encoder.encode_tokens(expressions)
+    none = np.empty((0, 0), dtype=np.float32)
+    return [EncodedExpression(each, none) for each in encoder.encode_expressions(expressions)]
+
+
+@dataclass(frozen=True)
+class InstanceChoices:
+    """The instances of one photo, chosen in both ways.
+
+    Attributes:
+        query_free: as from `encode_images`.
+        by_expression: for each expression of the photo, in the order given, the instances with
+            the best scores for it; the scores take the place of their objectness.
+    """
+
+    query_free: Instances
+    by_expression: tuple[Instances, ...]
+
+
+@runtime_checkable
+class ExpressionChooser(InstanceEncoder, Protocol):
+    """An encoder that computes the vectors of far more instances than it keeps.
+
+    An expression can then choose among all of them, as in the released evaluator of CLARE
+    (docs/clare.md, section 6). An encoder that computes the vectors of kept instances only cannot
+    support that.
+    """
+
+    def encode_images_for(
+        self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
+    ) -> list[InstanceChoices]:
+        """Return the instances of each image, chosen without a query and by each expression.
+
+        Args:
+            images: as for `encode_images`.
+            expressions: for each image, the (T, D) vectors of its expressions; T may be 0.
+            num_kept: maximum number of instances that an expression chooses.
+        """
+        ...

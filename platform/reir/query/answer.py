@@ -1,0 +1,475 @@
+"""The query path: terms, vector, rows, optional re-ranking, page of hits, optional localization.
+
+Library and service both run `answer`; they differ in where the stages run (`reir.query.stages`).
+Stages that fail, or for which no time is left, are named in `degraded`. Encoding the text and
+searching the store are required: if they fail, the query fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile, zip_longest
+from typing import Any, TypeVar
+
+from reir.errors import QueryError
+from reir.models.interfaces import EncodedExpression
+from reir.query.clock import Clock
+from reir.query.paging import MAX_HITS, Cursor, Order, read_cursor
+from reir.query.presence import PHOTOS, Calibration
+from reir.query.ranking import instance_number
+from reir.query.request import Query, check_query
+from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
+from reir.query.stages import (
+    LOCALIZED_HITS,
+    RERANKED_PHOTOS,
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+    Stages,
+)
+from reir.records import MaskRle
+from reir.results import Evidence, Hit, SearchResult
+from reir.store.contract import InstanceRow
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]:
+    """Answer queries to one gallery, in the order given; each stage runs once for all of them.
+
+    The timings of each result are those of the whole call.
+
+    Raises:
+        QueryError: a part of a query is wrong; `field` names it.
+        ReirError: an error of the text model or of the store.
+    """
+    clock = Clock("text", "search", "rank")
+    pending = [_pending_answer(query, stages) for query in queries]
+    if not pending:
+        return []
+    with clock.stage("text"):
+        requests = await _retrieve_requests(pending, stages)
+    with clock.stage("search"):
+        found = await stages.retrieve(requests)
+    for one, each in zip(pending, found, strict=True):
+        one.retrieved = each
+    rank_ms = max(each.rank_ms for each in found)
+    # the retriever both reads rows and chooses among them; the choice counts as ranking
+    clock.add("search", -rank_ms)
+    clock.add("rank", rank_ms)
+    if wanted := [one for one in pending if one.reranks]:
+        await _rerank(wanted, stages, clock)
+    with clock.stage("rank"):
+        pages = [one.page() for one in pending]
+    masks = await _masks(pending, [page for page, _ in pages], stages, clock)
+    with clock.stage("rank"):
+        results = [
+            _result(one, page, beyond, masks)
+            for one, (page, beyond) in zip(pending, pages, strict=True)
+        ]
+    results = await _localize(pending, results, stages, clock)
+    return [
+        replace(
+            each,
+            gallery=stages.gallery,
+            timings_ms=dict(clock.ms),
+            degraded=tuple(one.degraded),
+        )
+        for one, each in zip(pending, results, strict=True)
+    ]
+
+
+def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits, as the stages in this process, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    coroutine.close()
+    raise RuntimeError("a stage waited; await the coroutine in an event loop instead")
+
+
+@dataclass(frozen=True)
+class _RankedRow:
+    """One instance with the score that orders it."""
+
+    row: InstanceRow
+    score: float
+    order: Order
+    reranked: RerankResult | None = None
+
+    @property
+    def place(self) -> tuple[bool, float, str, int]:
+        """Sort key; photos that the re-ranker did not score come last, as scores do not compare."""
+        row = self.row
+        return self.order == "rest", -self.score, row.image_id, instance_number(row.instance_id)
+
+
+@dataclass
+class _PendingAnswer:
+    """A query whose answer is being made.
+
+    Attributes:
+        original_expression: the expression before it was normalized.
+        query: the checked query.
+        cursor: end of the previous page, None for the first page.
+        reranks: whether the re-ranker orders the best photos.
+        calibration: None if the query is of a kind that the calibration was not fitted on.
+        encoded: the expression that the re-ranker reads.
+        retrieved: result of the retriever.
+        reranked: results of the re-ranker; None if it did not run.
+        degraded: names of stages that were left out.
+    """
+
+    original_expression: str
+    query: Query
+    cursor: Cursor | None
+    reranks: bool
+    calibration: Calibration | None
+    encoded: EncodedExpression | None = None
+    retrieved: RetrieveResult = field(init=False)
+    reranked: Sequence[RerankResult] | None = None
+    degraded: list[str] = field(default_factory=list)
+
+    @property
+    def last_order(self) -> Order | None:
+        """What ordered the last hit of the previous page."""
+        return self.cursor.order if self.cursor else None
+
+    @property
+    def num_previous(self) -> int:
+        """Number of hits on all previous pages."""
+        return self.cursor.num_hits if self.cursor else 0
+
+    @property
+    def num_photos(self) -> int:
+        """Number of best photos that calibration and re-ranker need."""
+        return max(
+            PHOTOS if self.calibration else 0,
+            RERANKED_PHOTOS if self.reranks or self.last_order == "rest" else 0,
+        )
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """Ids of the photos that the re-ranker scores, best first."""
+        return tuple(row.image_id for row in self.retrieved.photos[:RERANKED_PHOTOS])
+
+    @property
+    def best_scores(self) -> list[float]:
+        """Scores of the best photos, which the calibration reads."""
+        return [row.score for row in self.retrieved.photos[:PHOTOS]]
+
+    def needs(self, stage: str) -> bool:
+        """Whether an optional stage is required: the page continues an answer in its order."""
+        return stage == "rerank" and self.last_order == "pool"
+
+    def left_ms(self, stage: str, clock: Clock) -> float | None:
+        """Milliseconds of the budget that are left for a stage; None means no limit."""
+        if self.query.budget_ms is None or self.needs(stage):
+            return None
+        return self.query.budget_ms - clock.elapsed_ms
+
+    def page(self) -> tuple[list[_RankedRow], list[_RankedRow]]:
+        """Return the instances of the page, and the one that follows it, if there is one."""
+        ranked = self._ranked()
+        start = self._start(ranked)
+        end = start + self.query.k
+        return ranked[start:end], ranked[end : end + 1]
+
+    def _ranked(self) -> list[_RankedRow]:
+        rows = self.retrieved.rows
+        if self.reranked is None and self.last_order != "rest":
+            return [_RankedRow(row, row.score, "dual") for row in rows]
+        seen = set(self.pool)
+        first = [_RankedRow(each.row, each.score, "pool", each) for each in self.reranked or ()]
+        rest = [_RankedRow(row, row.score, "rest") for row in rows if row.image_id not in seen]
+        return sorted(first, key=lambda each: each.place) + rest
+
+    def _start(self, ranked: Sequence[_RankedRow]) -> int:
+        """Return the position of the first hit: after the last one of the previous page."""
+        last = self.cursor
+        if last is None:
+            return 0
+        place = (last.order == "rest", -last.score, last.image_id, last.number)
+        for position, each in enumerate(ranked):
+            # compared without the score, whose last bit may differ between two searches
+            if each.place[2:] == place[2:]:
+                return position + 1
+        # the last hit was deleted meanwhile: begin where it would have been
+        return sum(each.place <= place for each in ranked)
+
+
+def _pending_answer(query: Query, stages: Stages) -> _PendingAnswer:
+    """Check a query and start its answer."""
+    checked = check_query(query)
+    cursor = read_cursor(checked)
+    calibration = stages.calibration if checked.is_plain else None
+    if checked.min_presence and calibration is None:
+        raise QueryError(
+            "min_presence",
+            "needs a single expression and a checkpoint with a calibration; leave it out",
+        )
+    if cursor is not None and cursor.order == "pool" and not stages.reranks:
+        raise QueryError(
+            "cursor",
+            "continues an answer of the re-ranker, but the checkpoint has none any more; leave it "
+            "out to start again",
+        )
+    wanted = checked.rerank and stages.reranks and checked.expression != ""
+    return _PendingAnswer(
+        original_expression=query.expression,
+        query=checked,
+        cursor=cursor,
+        reranks=wanted if cursor is None else cursor.order == "pool",
+        calibration=calibration,
+    )
+
+
+async def _retrieve_requests(
+    pending: Sequence[_PendingAnswer], stages: Stages
+) -> list[RetrieveRequest]:
+    """Return the request of each query to the retriever; encodes all expressions in one call."""
+    texts = {
+        term.expression: None for one in pending for term in one.query.terms if term.expression
+    }
+    encoded = dict(zip(texts, await stages.encode(list(texts)), strict=True)) if texts else {}
+    for one in pending:
+        one.encoded = encoded.get(one.query.expression)
+    return [
+        RetrieveRequest(
+            terms=tuple(
+                VectorTerm(
+                    weight=term.weight,
+                    vector=encoded[term.expression].vector if term.expression else term.vector,
+                    instance_id=term.instance_id,
+                )
+                for term in one.query.terms
+            ),
+            num_rows=one.num_previous + one.query.k + 1,  # the last one tells if a page follows
+            per_image=one.query.per_image,
+            where=one.query.where,
+            num_photos=one.num_photos,
+            version=one.cursor.version if one.cursor else "",
+        )
+        for one in pending
+    ]
+
+
+async def _optional(
+    name: str,
+    pending: Sequence[_PendingAnswer],
+    stages: Stages,
+    clock: Clock,
+    work: Callable[[Sequence[_PendingAnswer], float | None], Awaitable[Sequence[T]]],
+) -> list[tuple[_PendingAnswer, T]]:
+    """Run an optional stage for the queries that have time left for it.
+
+    The others get its name in `degraded`. A stage has time if its usual duration fits into the
+    rest of the budget. A stage that fails is left out too, unless a page requires it.
+    """
+    usual_ms = stages.costs.usual_ms(name) * len(pending)
+    left = [(one, one.left_ms(name, clock)) for one in pending]
+    able = [one for one, ms in left if ms is None or ms > usual_ms]
+    limits = [ms for _, ms in left if ms is not None and ms > usual_ms]
+    done: Sequence[T] = ()
+    failed = False
+    started_ms = clock.elapsed_ms
+    if len(able) < len(pending):
+        stages.costs.note_left_out(name)
+    if able:
+        try:
+            with clock.stage(name):
+                done = await work(able, min(limits) / 1e3 if limits else None)
+        except Exception as error:
+            if any(one.needs(name) for one in able):
+                raise
+            logger.warning("stage %s failed and was left out: %r", name, error)
+            failed = not isinstance(error, TimeoutError)
+        if not failed:
+            stages.costs.note(name, (clock.elapsed_ms - started_ms) / len(able))
+    answered = list(zip(able, done, strict=bool(done)))
+    names = {id(one) for one, _ in answered}
+    for one in pending:
+        if id(one) not in names:
+            one.degraded.append(name)
+    return answered
+
+
+async def _rerank(pending: Sequence[_PendingAnswer], stages: Stages, clock: Clock) -> None:
+    """Let the re-ranker score the instances of the best photos."""
+
+    def work(
+        able: Sequence[_PendingAnswer], timeout_s: float | None
+    ) -> Awaitable[Sequence[Sequence[RerankResult]]]:
+        return stages.rerank([_rerank_request(one) for one in able], timeout_s)
+
+    for one, reranked in await _optional("rerank", pending, stages, clock, work):
+        one.reranked = reranked
+
+
+def _rerank_request(one: _PendingAnswer) -> RerankRequest:
+    query = one.query
+    assert one.encoded is not None, "queries without an expression are never re-ranked"
+    return RerankRequest(
+        expression=replace(one.encoded, vector=one.retrieved.vector),
+        version=one.retrieved.version,
+        image_ids=one.pool,
+        where=query.where,
+        per_image=query.per_image,
+        excluded=frozenset(term.instance_id for term in query.terms if term.instance_id),
+        neighbors=query.explain,
+    )
+
+
+def _result(
+    one: _PendingAnswer,
+    page: Sequence[_RankedRow],
+    beyond: Sequence[_RankedRow],
+    masks: Mapping[str, MaskRle],
+) -> SearchResult:
+    """Return the answer, without gallery, timings and degraded stages."""
+    found, calibration, best = one.retrieved, one.calibration, one.best_scores
+    presence = None
+    if calibration is not None:
+        presence = calibration.of_gallery(best, found.num_instances) if best else 0.0
+    hits = [
+        _hit(one, each, after, masks.get(each.row.instance_id))
+        for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
+    ]
+    return SearchResult(
+        expression=one.original_expression,
+        gallery="",
+        version=found.version,
+        hits=tuple(hit for hit in hits if (hit.presence or 0.0) >= one.query.min_presence),
+        timings_ms={},
+        digest=found.digest,
+        presence=presence,
+        found=bool(page) and (calibration is None or calibration.is_found(presence)),
+        equally_good=_equally_good(page, calibration),
+        cursor=_cursor(one, page) if beyond else "",
+    )
+
+
+def _hit(
+    one: _PendingAnswer, ranked: _RankedRow, after: _RankedRow | None, mask: MaskRle | None
+) -> Hit:
+    row, calibration = ranked.row, one.calibration
+    presence = None
+    if calibration is not None:
+        presence = calibration.of_hit(row.score, one.best_scores, one.retrieved.num_instances)
+    return Hit(
+        instance_id=row.instance_id,
+        image_id=row.image_id,
+        uri=row.uri,
+        box=row.box,
+        score=ranked.score,
+        objectness=row.objectness,
+        attributes=dict(row.attributes),  # the caller's own
+        mask=mask,
+        presence=presence,
+        evidence=_evidence(ranked, after) if one.query.explain else None,
+    )
+
+
+def _evidence(ranked: _RankedRow, after: _RankedRow | None) -> Evidence:
+    comparable = after is not None and after.order == ranked.order
+    return Evidence(
+        dual_score=ranked.row.score,
+        rerank_score=ranked.reranked.score if ranked.reranked else None,
+        margin=ranked.score - after.score if after and comparable else None,
+        neighbors=ranked.reranked.neighbors if ranked.reranked else (),
+    )
+
+
+def _equally_good(page: Sequence[_RankedRow], calibration: Calibration | None) -> int:
+    """Return how many first hits have scores too close to the best one to tell them apart."""
+    if not page:
+        return 0
+    first = page[0]
+    margin = calibration.tie_margin if calibration else 0.0
+    near = takewhile(
+        lambda each: each.order == first.order and first.score - each.score <= margin, page
+    )
+    return sum(1 for _ in near)
+
+
+def _cursor(one: _PendingAnswer, page: Sequence[_RankedRow]) -> str:
+    """Return the cursor of the next page."""
+    num_hits = one.num_previous + len(page)
+    if num_hits >= MAX_HITS:
+        return ""
+    if not page:
+        return one.query.cursor
+    last = page[-1]
+    cursor = Cursor(
+        version=one.retrieved.version,
+        fingerprint=one.query.fingerprint,
+        order=last.order,
+        score=last.score,
+        image_id=last.row.image_id,
+        number=instance_number(last.row.instance_id),
+        num_hits=num_hits,
+    )
+    return str(cursor)
+
+
+async def _masks(
+    pending: Sequence[_PendingAnswer],
+    pages: Sequence[Sequence[_RankedRow]],
+    stages: Stages,
+    clock: Clock,
+) -> dict[str, MaskRle]:
+    """Return the masks of all hits by instance id, from those versions that store masks."""
+    wanted: dict[str, dict[str, None]] = {}
+    for one, page in zip(pending, pages, strict=True):
+        if one.retrieved.has_masks and page:
+            of_page = (each.row.instance_id for each in page)
+            wanted.setdefault(one.retrieved.version, {}).update(dict.fromkeys(of_page))
+    masks: dict[str, MaskRle] = {}
+    for version, ids in wanted.items():
+        with clock.stage("search"):
+            masks |= await stages.masks(version, list(ids))
+    return masks
+
+
+async def _localize(
+    pending: Sequence[_PendingAnswer], results: list[SearchResult], stages: Stages, clock: Clock
+) -> list[SearchResult]:
+    """Refine boxes and masks of the first hits on the pixels of their photos."""
+    place = {id(one): number for number, one in enumerate(pending)}
+    wanted = [one for one in pending if one.query.localize and results[place[id(one)]].hits]
+
+    async def work(
+        able: Sequence[_PendingAnswer], timeout_s: float | None
+    ) -> list[list[RefineResult]]:
+        hits = [results[place[id(one)]].hits[:LOCALIZED_HITS] for one in able]
+        requests = [
+            RefineRequest(image_id=hit.image_id, uri=hit.uri, box=hit.box)
+            for of_one in hits
+            for hit in of_one
+        ]
+        refined = iter(await stages.localize(requests, timeout_s))
+        return [list(islice(refined, len(of_one))) for of_one in hits]
+
+    if wanted and not stages.localizes:
+        for one in wanted:
+            one.degraded.append("localize")
+    elif wanted:
+        for one, refined in await _optional("localize", wanted, stages, clock, work):
+            number = place[id(one)]
+            results[number] = _refined(results[number], refined)
+    return results
+
+
+def _refined(result: SearchResult, refined: Sequence[RefineResult]) -> SearchResult:
+    """Return the answer with the refined boxes and masks of its first hits."""
+    first = [
+        replace(hit, box=each.box, mask=each.mask or hit.mask)
+        for hit, each in zip(result.hits, refined, strict=False)
+    ]
+    return replace(result, hits=(*first, *result.hits[len(first) :]))

@@ -1,0 +1,71 @@
+"""Queries about a photo that is given as bytes: like what is in it, or where something is in it."""
+
+# Shapes: D vector dimension
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from reir.errors import QueryError
+from reir.images.boxes import pairwise_iou
+from reir.images.decode import DEFAULT_MAX_PIXELS, decode
+from reir.models.interfaces import InstanceEncoder
+from reir.query.clock import Clock
+from reir.query.localize import PixelLocalizer
+from reir.records import Box, FloatArray
+from reir.results import Localization
+from reir.text import validate_expression
+
+
+def vector_of(
+    encoder: InstanceEncoder, data: bytes, box: Box | None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> FloatArray:
+    """Return the (D,) vector of the instance that fits a box best; of the photo without a box.
+
+    Raises:
+        ImageError: the photo cannot be decoded, or has more than `max_pixels`.
+        QueryError: no instance overlaps the box.
+    """
+    (instances,) = encoder.encode_images([decode(data, max_pixels=max_pixels).pixels])
+    if box is None:
+        return instances.image_vector
+    overlaps = pairwise_iou([box], instances.boxes)[0] if len(instances) else np.zeros(0)
+    if not overlaps.any():
+        raise QueryError(
+            "box", f"overlaps none of the {len(instances)} instances found in the photo"
+        )
+    return np.asarray(instances.vectors[int(overlaps.argmax())])
+
+
+def locate(  # noqa: PLR0913 - all but the three parts of the question are by name
+    localizer: PixelLocalizer,
+    data: bytes,
+    expression: str,
+    k: int = 5,
+    *,
+    masks: bool = True,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Localization:
+    """Find the instances of a photo that an expression describes.
+
+    Raises:
+        ImageError: the photo cannot be decoded, or has more than `max_pixels`.
+        QueryError: the expression is empty or too long.
+    """
+    clock = Clock("decode", "localize")
+    text = validate_expression(expression)
+    with clock.stage("decode"):
+        photo = decode(data, max_pixels=max_pixels)
+    with clock.stage("localize"):
+        (found,) = localizer.locate(photo.pixels, [text], k)
+    boxes = found.boxes if masks else tuple(replace(each, mask=None) for each in found.boxes)
+    return replace(
+        found,
+        expression=expression,
+        width_px=photo.width_px,
+        height_px=photo.height_px,
+        boxes=boxes,
+        timings_ms=dict(clock.ms),
+    )

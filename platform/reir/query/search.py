@@ -1,0 +1,353 @@
+"""A gallery open for searching: the query path with all of its stages in this process.
+
+Knows the store's contract and the encoder's interface; no model, no Ray and no command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+from reir.encoders import (
+    TRAINED_KIND,
+    EncoderSpec,
+    checkpoint_folder,
+    load_encoder_spec,
+    stored_spec,
+)
+from reir.errors import CheckpointError, GalleryNotFound, QueryError, nearest_name
+from reir.images.decode import read_bytes
+from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_words
+from reir.models.reranker import Reranker
+from reir.query.answer import answer, run_now
+from reir.query.clock import StageCosts
+from reir.query.localize import PixelLocalizer
+from reir.query.photo_query import locate, vector_of
+from reir.query.presence import Calibration, load_calibration
+from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
+from reir.query.rerank import PhotoReranker
+from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
+from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.records import Box, MaskRle
+from reir.results import GalleryInfo, Localization, SearchResult
+from reir.store.contract import InstanceStore
+
+
+def open_gallery(
+    name: str,
+    *,
+    store: InstanceStore | str | None = None,
+    encoder: InstanceEncoder | str | None = None,
+    checkpoint: Path | None = None,
+) -> Gallery:
+    """Open the live version of a gallery for searching.
+
+    Args:
+        name: gallery.
+        store: an open store, which the caller closes; or a location as `reir.store.open_store`
+            takes it; None means the default location.
+        encoder: an encoder, or its name as `reir.encoders` takes it.
+        checkpoint: checkpoint directory, instead of an encoder. Without both, the encoder that the
+            live version was indexed with is loaded.
+
+    Raises:
+        GalleryNotFound: no such gallery, or none of its versions is live.
+        SchemaMismatch: the live version was built with another checkpoint.
+        ConfigError: the encoder's name is not known, or a package that it needs is missing.
+        CheckpointError: the checkpoint does not load.
+        StoreUnavailable: the store cannot be reached.
+    """
+    with ExitStack() as owned:
+        if store is None or isinstance(store, str):
+            from reir.store import open_store
+
+            store = open_store(store)
+            owned.callback(store.close)
+        check_gallery(store, name)  # before the checkpoint, which takes seconds to load
+        if encoder is None and checkpoint is not None:
+            encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
+        folder = None
+        if encoder is None:
+            store.live_version(name)  # says so when none is
+            spec = stored_spec(store, name)
+            encoder, folder = _load_own(name, spec), checkpoint_folder(spec)
+        elif isinstance(encoder, str):
+            folder = checkpoint_folder(encoder)
+            encoder = load_encoder_spec(encoder)
+        extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
+        gallery = Gallery(name, store, encoder, extras)
+        gallery.owned = owned.pop_all()
+        return gallery
+
+
+def list_galleries(store: InstanceStore | str | None = None) -> list[GalleryInfo]:
+    """Return the galleries of a store, by name.
+
+    Args:
+        store: an open store, or a location as `reir.store.open_store` takes it, None being the
+            default one.
+
+    Raises:
+        StoreUnavailable: the store cannot be reached.
+    """
+    if store is None or isinstance(store, str):
+        from reir.store import open_store
+
+        with closing(open_store(store)) as opened:
+            return list_galleries(opened)
+    found = []
+    for name in store.galleries():
+        versions = tuple(store.versions(name))
+        live = next((each.name for each in versions if each.live), "")
+        found.append(GalleryInfo(name=name, live=live, versions=versions, searchable=bool(live)))
+    return found
+
+
+@dataclass(frozen=True)
+class CheckpointExtras:
+    """The optional parts of a checkpoint."""
+
+    reranker: Reranker | None = None
+    calibration: Calibration | None = None
+
+
+def load_extras(folder: Path, digest: str) -> CheckpointExtras:
+    """Load re-ranker and calibration of a checkpoint directory.
+
+    A directory with other weights than `digest` gives none.
+
+    Raises:
+        CheckpointError: a file is damaged, or the re-ranker was trained on other weights.
+    """
+    from reir.checkpoint import load_reranker, read_config
+
+    if read_config(folder).get("digest") != digest:
+        return CheckpointExtras()
+    return CheckpointExtras(load_reranker(folder, digest), load_calibration(folder, digest))
+
+
+class LocalStages:
+    """The stages of one gallery in this process; see `reir.query.stages.Stages`."""
+
+    def __init__(
+        self,
+        encoder: InstanceEncoder,
+        retriever: Retriever,
+        reranker: PhotoReranker | None,
+        localizer: PixelLocalizer,
+        calibration: Calibration | None,
+    ) -> None:
+        self.gallery = retriever.gallery
+        self.reranks, self.localizes = reranker is not None, True
+        self.calibration = calibration
+        self.costs = StageCosts()
+        self._encoder, self._retriever = encoder, retriever
+        self._reranker, self._localizer = reranker, localizer
+
+    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
+        """See `Stages.encode`."""
+        return encode_words(self._encoder, expressions, words=self.reranks)
+
+    async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
+        """See `Retriever.retrieve`."""
+        return self._retriever.retrieve(requests)
+
+    async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
+        """See `Retriever.masks`."""
+        return self._retriever.masks(version, instance_ids)
+
+    async def rerank(
+        self, requests: Sequence[RerankRequest], _: float | None, /
+    ) -> Sequence[Sequence[RerankResult]]:
+        """See `PhotoReranker.rerank`; a call in this process cannot be interrupted."""
+        assert self._reranker is not None, "`reranks` says so"
+        return self._reranker.rerank(requests)
+
+    async def localize(
+        self, requests: Sequence[RefineRequest], _: float | None, /
+    ) -> Sequence[RefineResult]:
+        """See `PixelLocalizer.refine`; a call in this process cannot be interrupted."""
+        return self._localizer.refine(requests)
+
+
+class Gallery(AbstractContextManager["Gallery"]):
+    """A gallery open for searching; use it as a context manager, or call `close`.
+
+    Every search asks the store for the live version, so a promotion takes effect with the next
+    search.
+
+    Attributes:
+        name: name of the gallery.
+        stages: the stages of a query.
+        owned: what `close` closes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: InstanceStore,
+        encoder: InstanceEncoder,
+        extras: CheckpointExtras | None = None,
+    ) -> None:
+        """Search gallery `name` of a store with the expression vectors of `encoder`.
+
+        Without `extras`, there is no re-ranking and no presence.
+
+        Raises:
+            GalleryNotFound: no such gallery, or none of its versions is live.
+            SchemaMismatch: the live version was built with another checkpoint.
+        """
+        self.name = name
+        self.owned = ExitStack()
+        self._retriever = Retriever(store, name, encoder.digest, encoder.dim)
+        extras = extras or CheckpointExtras()
+        reranker = extras.reranker
+        self._encoder = encoder
+        self._localizer = PixelLocalizer(encoder, extras.calibration)
+        self.stages = LocalStages(
+            encoder=encoder,
+            retriever=self._retriever,
+            reranker=None if reranker is None else PhotoReranker(store, name, reranker),
+            localizer=self._localizer,
+            calibration=extras.calibration,
+        )
+
+    @property
+    def version(self) -> str:
+        """Name of the version that was live at the last search or `refresh`."""
+        return self._retriever.live
+
+    def refresh(self) -> str:
+        """Switch to the version that is live now and return its name; every search does this.
+
+        Raises:
+            GalleryNotFound: the gallery is gone.
+            SchemaMismatch: the version was built with another checkpoint.
+        """
+        return self._retriever.refresh()
+
+    def search(self, expression: str, **options: Unpack[SearchOptions]) -> SearchResult:
+        """Find the instances that an expression describes.
+
+        Args:
+            expression: describes one object.
+            options: `k`, `per_image`, `where`, `rerank` and the others of `SearchOptions`.
+
+        Returns:
+            Hits by score; if scores are equal, by image id and number of the instance.
+
+        Raises:
+            QueryError: an argument is out of range; `field` names it.
+            GalleryNotFound: the gallery is gone.
+            SchemaMismatch: the version that is live now was built with another checkpoint.
+        """
+        return self.search_batch([expression], **options)[0]
+
+    def search_batch(
+        self, expressions: Sequence[str], **options: Unpack[SearchOptions]
+    ) -> list[SearchResult]:
+        """Answer up to 1000 expressions with one pass of the text model and one call of the store.
+
+        Arguments and errors are those of `search`. The timings of each result are those of the
+        whole batch.
+        """
+        if isinstance(expressions, str):
+            raise QueryError("expressions", f"must be a list, got the text {expressions!r}")
+        if len(expressions) > MAX_K:
+            raise QueryError(
+                "expressions", f"holds {len(expressions)}, at most {MAX_K} are allowed; split them"
+            )
+        return self.ask([query_of([Term(expression=each)], options) for each in expressions])
+
+    def similar(
+        self,
+        like: str | bytes | Path,
+        *,
+        box: Box | None = None,
+        expression: str | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> SearchResult:
+        """Find instances like another one.
+
+        Args:
+            like: id of an instance of the gallery; or a photo, as bytes or as the path of its file.
+            box: of the instance in the photo, xyxy in [0, 1]; None takes the whole photo.
+            expression: added to the query.
+            options: see `SearchOptions`.
+
+        Raises:
+            QueryError: an argument is out of range; `field` names it.
+            ImageError: the photo cannot be decoded.
+        """
+        if isinstance(like, str):
+            if box is not None:
+                raise QueryError("box", "belongs to a photo; an instance has its own box")
+            term = Term(instance_id=like)
+        else:
+            data = like if isinstance(like, bytes) else read_bytes(like)
+            term = Term(vector=vector_of(self._encoder, data, box))
+        described = [] if expression is None else [Term(expression=expression)]
+        return self.ask([query_of([term, *described], options)])[0]
+
+    def localize(
+        self, photo: bytes | Path, expression: str, k: int = 5, *, masks: bool = False
+    ) -> Localization:
+        """Find the instances of one photo, of the gallery or not, that an expression describes.
+
+        Args:
+            photo: bytes or path of an image file.
+            expression: describes one object.
+            k: maximum number of boxes.
+            masks: return masks too, if the checkpoint has a mask branch.
+
+        Raises:
+            ImageError: the photo cannot be decoded.
+            QueryError: the expression is empty or too long.
+        """
+        data = photo if isinstance(photo, bytes) else read_bytes(photo)
+        return locate(self._localizer, data, expression, k, masks=masks)
+
+    def ask(self, queries: Sequence[Query]) -> list[SearchResult]:
+        """Answer queries, in the order given.
+
+        Raises:
+            QueryError: a part of a query is wrong; `field` names it.
+            GalleryNotFound: the gallery is gone.
+            SchemaMismatch: the version that has become live was built with another checkpoint.
+        """
+        return run_now(answer(queries, self.stages))
+
+    def __repr__(self) -> str:
+        return f"Gallery({self.name!r}, version {self.version!r})"
+
+    def close(self) -> None:
+        """Close the store, if this gallery opened it."""
+        self.owned.close()
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+
+def check_gallery(store: InstanceStore, name: str) -> None:
+    """Refuse a gallery that the store does not have, naming those that it has."""
+    known = store.galleries()
+    if name not in known:
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        have = f"this store has {', '.join(known[:10])}{more}" if known else "this store has none"
+        advice = nearest_name(name, known) or f"; `reir index SOURCE --gallery {name}` creates it"
+        raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
+
+
+def _load_own(gallery: str, spec: str) -> InstanceEncoder:
+    """Load the encoder that a gallery's live version was indexed with."""
+    try:
+        return load_encoder_spec(spec)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; gallery '{gallery}' was indexed with {spec or 'the shipped checkpoint'}. "
+            f"If it has moved, name its new place with --encoder (encoder= in Python)"
+        ) from error

@@ -1,0 +1,125 @@
+"""The stages of an answer, with their requests and results.
+
+The library runs them in this process (`reir.query.search`), the service in deployments of their
+own; `reir.query.answer` calls them in the same order in both.
+"""
+
+# Shapes: D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from reir.models.interfaces import EncodedExpression
+from reir.query.clock import StageCosts
+from reir.query.presence import Calibration
+from reir.query.retrieval import RetrieveRequest, RetrieveResult
+from reir.records import Box, MaskRle
+from reir.results import Neighbor
+from reir.store.contract import InstanceRow
+
+RERANKED_PHOTOS = 50
+"""Number of best photos that the re-ranker scores."""
+
+LOCALIZED_HITS = 3
+"""Number of first hits whose boxes are refined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankRequest:
+    """Asks the re-ranker to score all instances of some photos.
+
+    Attributes:
+        expression: token states of the expression, with the vector of the whole query.
+        version: version to read the instances from.
+        image_ids: the photos.
+        where: filter that every returned row must pass; other instances still count as neighbors.
+        per_image: rows to return of each photo.
+        excluded: ids of instances that must not be returned.
+        neighbors: whether to return the neighbors of each instance.
+    """
+
+    expression: EncodedExpression
+    version: str
+    image_ids: tuple[str, ...]
+    where: str | None = None
+    per_image: int = 1
+    excluded: frozenset[str] = frozenset()
+    neighbors: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankResult:
+    """One instance that the re-ranker scored.
+
+    Attributes:
+        row: the instance; its `score` is the inner product.
+        score: score of the re-ranker.
+        neighbors: instances with the largest attention weights, largest first; if asked for.
+    """
+
+    row: InstanceRow
+    score: float
+    neighbors: tuple[Neighbor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineRequest:
+    """Asks the localizer for the exact box of a hit in its photo."""
+
+    image_id: str
+    uri: str
+    box: Box
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineResult:
+    """Box and mask of a hit, refined on the pixels of its photo."""
+
+    box: Box
+    mask: MaskRle | None = None
+
+
+class Stages(Protocol):
+    """The stages of one gallery. Stages in this process never wait; those of a service do.
+
+    A stage that gets `timeout_s` raises `TimeoutError` when it takes longer, if it can.
+
+    Attributes:
+        gallery: name of the gallery.
+        reranks, localizes: whether the optional stage exists.
+        calibration: calibration of the checkpoint, None if it has none.
+        costs: how long the optional stages usually take.
+    """
+
+    gallery: str
+    reranks: bool
+    localizes: bool
+    calibration: Calibration | None
+    costs: StageCosts
+
+    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
+        """Encode each expression, with its token states if there is a re-ranker to read them."""
+        ...
+
+    async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
+        """See `Retriever.retrieve`."""
+        ...
+
+    async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
+        """See `Retriever.masks`."""
+        ...
+
+    async def rerank(
+        self, requests: Sequence[RerankRequest], timeout_s: float | None, /
+    ) -> Sequence[Sequence[RerankResult]]:
+        """Return for each request the best rows of each photo, in any order."""
+        ...
+
+    async def localize(
+        self, requests: Sequence[RefineRequest], timeout_s: float | None, /
+    ) -> Sequence[RefineResult]:
+        """Return the refined box and mask for each request."""
+        ...

@@ -1,0 +1,361 @@
+"""What a user gets back: the hits of a search, and the boxes of an expression in one photo."""
+
+# Shapes: H x W pixels of the upright photo
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+from urllib.parse import unquote
+
+from PIL import Image
+
+from reir.images.decode import decode, path_of_uri
+from reir.images.drawing import Sheet, Tile, contact_sheet
+from reir.images.photo_files import read_photo
+from reir.records import Attributes, Box, MaskRle
+from reir.store.contract import VersionInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PhotoReader = Callable[[str], bytes]
+"""Returns the bytes of a photo by its image id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbor:
+    """Another instance of a hit's photo that speaks for it.
+
+    Attributes:
+        instance_id: `<image_id>#<n>`.
+        box: xyxy in [0, 1] of the upright photo.
+        weight: its share of the re-ranker's attention, in [0, 1].
+    """
+
+    instance_id: str
+    box: Box
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Why a hit stands where it stands; given on request (`explain`).
+
+    Attributes:
+        dual_score: inner product of instance and query vector.
+        rerank_score: of the relation re-ranker; None where it did not run.
+        margin: score above that of the next hit; above the best instance left out for the last.
+        neighbors: the instances of the photo that the re-ranker looked at most, most first.
+    """
+
+    dual_score: float
+    rerank_score: float | None = None
+    margin: float | None = None
+    neighbors: tuple[Neighbor, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Hit:
+    """One instance returned for an expression.
+
+    Attributes:
+        instance_id: `<image_id>#<n>`.
+        image_id, uri: the photo.
+        box: xyxy in [0, 1] of the upright photo.
+        score: what hits are ordered by: the re-ranker's where it ran, else the inner product of
+            instance and expression vector; higher is better.
+        objectness: query-free confidence in [0, 1].
+        attributes: user columns of the photo.
+        mask: pixels of the instance, where the gallery was indexed with masks or it was localized.
+        presence: calibrated probability in [0, 1] that this is the described instance; None
+            without a calibration.
+        evidence: on request.
+        reader: reads the photo by its image id; None reads it by its URI. It is neither compared
+            nor part of the JSON.
+    """
+
+    instance_id: str
+    image_id: str
+    uri: str
+    box: Box
+    score: float
+    objectness: float
+    attributes: Attributes = field(default_factory=dict)
+    mask: MaskRle | None = None
+    presence: float | None = None
+    evidence: Evidence | None = None
+    reader: PhotoReader | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def area(self) -> float:
+        """Share of the photo that the box covers."""
+        x1, y1, x2, y2 = self.box
+        return (x2 - x1) * (y2 - y1)
+
+    @property
+    def path(self) -> Path:
+        """File of the photo on this machine.
+
+        Raises:
+            SourceError: the photo is in a bucket; `open` reads it from there.
+        """
+        return path_of_uri(self.uri)
+
+    @property
+    def box_px(self) -> tuple[int, int, int, int]:
+        """The box in pixels of the upright photo: left, top, right, bottom.
+
+        Reads the photo to learn its size, with the errors of `read`.
+        """
+        photo = decode(self.read(), at_least_px=1)
+        return _to_px(self.box, photo.width_px, photo.height_px)
+
+    def read(self) -> bytes:
+        """Return the bytes of the photo.
+
+        Raises:
+            ImageError: the photo is missing or cannot be read.
+        """
+        return read_photo(self.uri) if self.reader is None else self.reader(self.image_id)
+
+    def open(self) -> Image.Image:
+        """Return the photo as an upright RGB picture; errors are those of `read`."""
+        return Image.fromarray(decode(self.read()).pixels)
+
+    def crop(self, margin: float = 0.0) -> Image.Image:
+        """Return the part of the photo inside the box.
+
+        Args:
+            margin: added on each side, as a share of the side of the box; 0.1 shows some of what
+                is around the object.
+
+        Raises:
+            ValueError: `margin` is negative.
+        """
+        if margin < 0:
+            raise ValueError(f"margin must be 0 or more, got {margin}")
+        photo = self.open()
+        x1, y1, x2, y2 = self.box
+        wide, high = margin * (x2 - x1), margin * (y2 - y1)
+        return photo.crop(_to_px((x1 - wide, y1 - high, x2 + wide, y2 + high), *photo.size))
+
+    def __repr__(self) -> str:
+        box = ", ".join(f"{side:.2f}" for side in self.box)
+        presence = "" if self.presence is None else f", presence {self.presence:.0%}"
+        return f"Hit({file_name(self.uri)!r}, box ({box}), score {self.score:.3f}{presence})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizedBox:
+    """One box that answers an expression within one photo.
+
+    Attributes:
+        box: xyxy in [0, 1] of the upright photo.
+        score: of box and expression, higher is better.
+        presence: calibrated probability that this is the described instance; None without a
+            calibration.
+        mask: where the checkpoint has a mask branch.
+    """
+
+    box: Box
+    score: float
+    presence: float | None
+    mask: MaskRle | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Localization:
+    """Where an expression is in one photo.
+
+    Attributes:
+        expression: as asked.
+        width_px, height_px: of the upright photo.
+        present: whether anything fits: the best presence reaches the checkpoint's threshold.
+        presence: calibrated probability that the described instance is in this photo; None without
+            a calibration.
+        boxes: best first.
+        timings_ms: stage -> milliseconds.
+    """
+
+    expression: str
+    width_px: int
+    height_px: int
+    present: bool
+    presence: float | None
+    boxes: tuple[LocalizedBox, ...]
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SearchResult(Sequence[Hit]):
+    """The answer to one expression: a sequence of hits, best first, and how they came about.
+
+    A notebook shows it as a sheet of drawn photos.
+
+    Attributes:
+        expression: as asked.
+        gallery, version: what was searched.
+        hits: best first; at most `per_image` of each photo.
+        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `localize`, `rank`).
+        degraded: stages left out because their time budget was over, or because they failed.
+        digest: of the checkpoint that made the vectors.
+        presence: calibrated probability in [0, 1] that the described instance is in the gallery;
+            None without a calibration.
+        found: False where there is no hit, or `presence` is below the checkpoint's threshold: what
+            was described is not there, and the hits are only what comes nearest.
+        equally_good: how many of the first hits cannot be told apart by their scores; 1 is a clear
+            answer, 0 none.
+        cursor: where the next page begins; empty when there is none.
+    """
+
+    expression: str
+    gallery: str
+    version: str
+    hits: tuple[Hit, ...]
+    timings_ms: Mapping[str, float]
+    degraded: tuple[str, ...] = ()
+    digest: str = ""
+    presence: float | None = None
+    found: bool = True
+    equally_good: int = 0
+    cursor: str = ""
+
+    def __len__(self) -> int:
+        """Number of hits."""
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[index]
+
+    def __repr__(self) -> str:
+        expression = f"{self.expression!r}, " if self.expression else ""
+        presence = "" if self.presence is None else f", presence {self.presence:.0%}"
+        return f"SearchResult({expression}{_several_hits(len(self))}{presence})"
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a notebook shows it: the contact sheet, with the hits as text."""
+        picture = io.BytesIO()
+        self.draw().save(picture, "JPEG", quality=85)
+        data = base64.b64encode(picture.getvalue()).decode("ascii")
+        text = escape("; ".join(f"{rank} {hit!r}" for rank, hit in enumerate(self, 1)), quote=True)
+        return f'<img alt="{text}" src="data:image/jpeg;base64,{data}">'
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the form that `reir search --json` prints."""
+        values = asdict(replace(self, hits=tuple(replace(hit, reader=None) for hit in self)))
+        for hit in values["hits"]:
+            del hit["reader"]
+        return values
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame with one row for each hit, and one column for each attribute.
+
+        Columns: rank, instance_id, image_id, uri, x1, y1, x2, y2 (in [0, 1]), score, objectness,
+        presence, and `attr.NAME` for each attribute.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        import pandas as pd
+
+        rows = [
+            {
+                "rank": rank,
+                "instance_id": hit.instance_id,
+                "image_id": hit.image_id,
+                "uri": hit.uri,
+                **dict(zip(("x1", "y1", "x2", "y2"), hit.box, strict=True)),
+                "score": hit.score,
+                "objectness": hit.objectness,
+                "presence": hit.presence,
+                **{f"attr.{name}": value for name, value in hit.attributes.items()},
+            }
+            for rank, hit in enumerate(self, 1)
+        ]
+        return pd.DataFrame(rows, columns=None if rows else [*_COLUMNS])
+
+    @property
+    def sheet(self) -> Sheet:
+        """The answer as a contact sheet shows it."""
+        notes = [f"gallery {self.gallery}", _several_hits(len(self))]
+        if self.timings_ms:
+            notes.append(f"{sum(self.timings_ms.values()):.0f} ms")
+        if self.degraded:
+            notes.append("without " + ", ".join(self.degraded))
+        tiles = [Tile(file_name(hit.uri), hit.box, hit.score, hit.mask, hit.read) for hit in self]
+        return Sheet(self.expression, notes, tiles, f"in gallery '{self.gallery}'")
+
+    def draw(self, columns: int = 4, tile_px: int = 320) -> Image.Image:
+        """Return a contact sheet of the hits with boxes and scores; see `contact_sheet`."""
+        return contact_sheet(self.sheet, columns, tile_px)
+
+    def save_drawing(self, path: str | Path) -> None:
+        """Write `draw()` to a file; the ending chooses the format."""
+        self.draw().save(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryInfo:
+    """A gallery of a store or of a server.
+
+    Attributes:
+        name: of the gallery.
+        live: name of the live version; empty if none is live.
+        versions: oldest first; from a server their counts are 0 for a key that has a tenant.
+        searchable: whether it can be searched now.
+        writable: whether photos can be added and deleted.
+    """
+
+    name: str
+    live: str
+    versions: tuple[VersionInfo, ...]
+    searchable: bool = True
+    writable: bool = True
+
+    @property
+    def num_images(self) -> int:
+        """Photos of the live version, including those that could not be indexed."""
+        return self._of_live("num_images")
+
+    @property
+    def num_instances(self) -> int:
+        """Instances that searches of the live version can find."""
+        return self._of_live("num_instances")
+
+    def _of_live(self, name: str) -> int:
+        return sum(getattr(each, name) for each in self.versions if each.live)
+
+
+_COLUMNS = (
+    *("rank", "instance_id", "image_id", "uri", "x1", "y1", "x2", "y2"),
+    *("score", "objectness", "presence"),
+)
+
+
+def file_name(uri: str) -> str:
+    """Return the last part of a URI as a person reads it."""
+    return unquote(uri.rsplit("/", 1)[-1], errors="replace")
+
+
+def _several_hits(number: int) -> str:
+    return f"{number} hit{'' if number == 1 else 's'}"
+
+
+def _to_px(box: Box, width_px: int, height_px: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom in whole pixels, at least one pixel wide and high."""
+    x1, y1, x2, y2 = (min(max(side, 0.0), 1.0) for side in box)
+    left, top = min(round(x1 * width_px), width_px - 1), min(round(y1 * height_px), height_px - 1)
+    return left, top, max(round(x2 * width_px), left + 1), max(round(y2 * height_px), top + 1)

@@ -1,0 +1,138 @@
+"""`JournalReader`: searches one version, after it has read what is new in its journal.
+
+Any process may append to the journal or replace it. Reading what is new costs almost nothing if
+there is nothing new, so every search starts with it, and sees every write acknowledged before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from reir.records import FloatArray
+from reir.store.contract import InstanceRow, StoredPhoto
+from reir.store.embedded.exact_index import ExactIndex
+from reir.store.embedded.journal import FIRST_FRAME, Journal, JournalDamagedError, live_changes
+from reir.store.embedded.locks import FileLock
+from reir.store.filters import Filter
+from reir.store.validation import check_dim
+
+COMPACT_ABOVE_ROWS = 4096
+"""Smaller journals are not compacted, however many of their rows are dead: it would save little."""
+
+
+class JournalMaintainer(Protocol):
+    """Builds, verifies and repairs a journal, from the version in Milvus Lite."""
+
+    def ensure_journal(self) -> int:
+        """Build the journal if it is missing, and return the dimension of its vectors.
+
+        Raises:
+            GalleryNotFound: there is no such version.
+        """
+        ...
+
+    def verify(self) -> None:
+        """Compare the journal with the store, unless a valid stamp says that it is complete.
+
+        Raises:
+            JournalDamagedError: its photos are not those of the store.
+        """
+        ...
+
+    def repair(self, why: str) -> None:
+        """Rebuild the journal with a warning, unless another process has done so meanwhile."""
+        ...
+
+
+class JournalReader:
+    """Exact search over one version; safe to use from several threads."""
+
+    def __init__(self, path: Path, lock: Path, maintainer: JournalMaintainer) -> None:
+        """Read the journal at `path`; `lock` is the write lock of the version."""
+        self._path = path
+        self._lock = lock
+        self._maintainer = maintainer
+        self._mutex = threading.Lock()
+        self._journal: Journal | None = None
+        self._index = ExactIndex(1)
+        self._offset = FIRST_FRAME
+
+    def search(
+        self, queries: FloatArray, limit: int, tree: Filter | None, version: str
+    ) -> Sequence[Sequence[InstanceRow]]:
+        """The `limit` instances of largest inner product for each of the (Q, D) queries."""
+        with self._mutex:
+            self._refresh()
+            check_dim(queries.shape[1], self._index.dim, version)
+            selection = self._index.select(tree)
+        # Outside the mutex, so that threads search at the same time.
+        return selection.search(queries, limit)
+
+    def photos(self, image_ids: Sequence[str]) -> dict[str, StoredPhoto]:
+        """The images that have instances."""
+        with self._mutex:
+            self._refresh()
+            return self._index.photos(image_ids)
+
+    def count(self) -> int:
+        """Number of instances."""
+        with self._mutex:
+            self._refresh()
+            return len(self._index)
+
+    def close(self) -> None:
+        """Close the journal; a later search opens it again."""
+        with self._mutex:
+            self._close()
+
+    def _refresh(self) -> None:
+        try:
+            if self._catch_up():
+                self._maintainer.verify()
+        except JournalDamagedError as error:
+            self._close()
+            self._maintainer.repair(str(error))
+            self._catch_up()
+
+    def _catch_up(self) -> bool:
+        """Apply new frames; return whether the journal was opened, for the first time or again."""
+        journal = self._journal
+        is_new = journal is None or not journal.is_current
+        if journal is None or is_new:
+            journal = self._open()
+        elif journal.size == self._offset:
+            return False
+        for frame in journal.read(self._offset):
+            self._index.apply(frame)
+            self._offset = frame.end
+        # With more dead rows than live ones, reads cost twice as much memory and time as necessary.
+        if self._index.num_dead > max(len(self._index), COMPACT_ABOVE_ROWS) and self._compact():
+            self._catch_up()
+        return is_new
+
+    def _open(self) -> Journal:
+        self._close()
+        dim = self._maintainer.ensure_journal()
+        self._journal = Journal(self._path, dim)
+        self._index = ExactIndex(dim)
+        return self._journal
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        self._journal, self._index, self._offset = None, ExactIndex(1), FIRST_FRAME
+
+    def _compact(self) -> bool:
+        """Rewrite the journal without dead rows; return whether that was done.
+
+        Not done while a writer holds the lock, since the search that called this must not wait.
+        """
+        with FileLock(self._lock) as lock:
+            journal = self._journal
+            if journal is None or not lock.acquire() or not journal.is_current:
+                return False
+            Journal.create(self._path, self._index.dim, live_changes(journal))
+            return True

@@ -1,0 +1,90 @@
+"""The models that a process has loaded: an encoder each, and what its checkpoint adds to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from reir.encoders import checkpoint_folder, load_encoder_spec
+from reir.models.interfaces import InstanceEncoder
+from reir.query.presence import Calibration
+from reir.query.search import CheckpointExtras, load_extras
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Description of a model, for processes that have not loaded it.
+
+    Attributes:
+        spec: name of the model, as `reir.encoders` takes it.
+        digest: identifies the checkpoint.
+        dim: dimension of its vectors.
+        masks: whether it predicts masks.
+        reranks: whether its checkpoint includes a re-ranker.
+        calibration: of its scores; None if its checkpoint includes none.
+    """
+
+    spec: str
+    digest: str
+    dim: int
+    masks: bool
+    reranks: bool
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An encoder, and what its checkpoint includes besides."""
+
+    encoder: InstanceEncoder
+    extras: CheckpointExtras = field(default_factory=CheckpointExtras)
+
+    def info(self, spec: str) -> ModelInfo:
+        """Return the description of this model, which `spec` names."""
+        return ModelInfo(
+            spec=spec,
+            digest=self.encoder.digest,
+            dim=self.encoder.dim,
+            masks=self.encoder.masks,
+            reranks=self.extras.reranker is not None,
+            calibration=self.extras.calibration,
+        )
+
+
+def load_model(spec: str) -> LoadedModel:
+    """Load the encoder that a spec names, with its extras.
+
+    Raises:
+        ConfigError, CheckpointError: as `load_encoder_spec` and `load_extras`.
+    """
+    encoder, folder = load_encoder_spec(spec), checkpoint_folder(spec)
+    extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
+    return LoadedModel(encoder, extras)
+
+
+class ModelCache:
+    """Models by spec, each loaded when it is first needed. Safe to use from several threads."""
+
+    def __init__(self, load: Callable[[str], LoadedModel] = load_model) -> None:
+        """Load models with `load`."""
+        self._load = load
+        self._models: dict[str, LoadedModel] = {}
+        self._mutex = threading.Lock()
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """Specs of the models that are loaded."""
+        return tuple(self._models)
+
+    def get(self, spec: str) -> LoadedModel:
+        """Return the model that a spec names.
+
+        Raises:
+            ConfigError, CheckpointError: it cannot be loaded.
+        """
+        # The lock is held while a model loads, so that two requests do not load the same one twice.
+        with self._mutex:
+            if spec not in self._models:
+                self._models[spec] = self._load(spec)
+            return self._models[spec]

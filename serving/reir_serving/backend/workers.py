@@ -1,0 +1,320 @@
+"""`SearchWorkers`: the threads that run models and search the store, each on batches of calls.
+
+In the fused layout each replica has its own; in the split layout they are deployments of their own,
+which `reir_serving.ray.deployments.RemoteWorkers` calls. Knows no Ray and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from reir.errors import Overloaded
+from reir.models.interfaces import EncodedExpression, encode_words
+from reir.query.localize import PixelLocalizer
+from reir.query.photo_query import locate, vector_of
+from reir.query.rerank import PhotoReranker
+from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
+from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.records import Box, FloatArray, MaskRle
+from reir.results import Localization
+from reir.store import InstanceStore, VersionSpec
+from reir_serving.backend.batching import Batcher
+from reir_serving.backend.circuit_breaker import CircuitBreaker
+from reir_serving.backend.models import ModelCache, ModelInfo
+from reir_serving.backend.photos import EncodedPhoto, encode_photo
+from reir_serving.config import Limits
+
+MAX_BATCH_SIZE, MAX_RERANK_BATCH_SIZE = 32, 4
+"""A batch of the re-ranker is smaller because each of its calls scores up to 50 photos."""
+
+LIVE_FRESH_S, LIVE_STALE_S = 0.25, 1.0
+"""Age up to which the name of a gallery's live version is used as it is, and age up to which it is
+used while a thread reads it from the store again. A promotion takes effect that much later."""
+
+DEPLOYMENT_OF: Mapping[str, str] = {
+    "load_model": "text",
+    "encode": "text",
+    "retrieve": "retriever",
+    "masks": "retriever",
+    "rerank": "reranker",
+    "refine": "localizer",
+    "encode_photo": "localizer",
+    "vector_of": "localizer",
+    "localize": "localizer",
+}
+"""Method of `SearchWorkers` -> the deployment that runs it in the split layout. It is here, so that
+a new method changes only this file."""
+
+PHOTO_RETRY_AFTER_S = 2.0
+"""`Retry-After` of a request that found the queue of photos full."""
+
+CANARY = "the thing in the middle"
+"""Expression that health checks encode and search for."""
+
+T = TypeVar("T")
+Call = TypeVar("Call")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveCall:
+    """Requests for the best rows of one gallery.
+
+    Attributes:
+        digest, dim: of the model that encoded the requests.
+        pinned: version to search instead of the live one; empty for the live one.
+    """
+
+    gallery: str
+    digest: str
+    dim: int
+    requests: tuple[RetrieveRequest, ...]
+    pinned: str = ""
+
+
+class CachedLiveRetriever(Retriever):
+    """A retriever that rarely waits for the store to say which version is live.
+
+    Asking a Milvus server before each search would add a round trip to it. If the name was read
+    less than `LIVE_FRESH_S` ago, it is used as it is; if less than `LIVE_STALE_S` ago, it is used
+    while a thread reads it again. Otherwise, which means after a pause, the search waits.
+
+    Attributes:
+        pinned: version to search instead of the live one; empty for the live one.
+    """
+
+    def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
+        self.pinned = ""
+        self._read_at_s = -LIVE_STALE_S
+        self._executor = ThreadPoolExecutor(1)
+        self._reading: Future[None] | None = None
+        super().__init__(store, gallery, digest, dim)
+
+    def refresh(self) -> str:
+        """Return the name of the version to search."""
+        if self.pinned:
+            return self.pinned
+        age_s = time.monotonic() - self._read_at_s
+        if age_s > LIVE_FRESH_S and (self._reading is None or self._reading.done()):
+            self._reading = self._executor.submit(self._read_live_version)
+        if age_s > LIVE_STALE_S and self._reading is not None:
+            self._reading.result()
+        return self.live
+
+    def _read_live_version(self) -> None:
+        # The name may be as old as the start of the call: a promotion can happen during it.
+        started_s = time.monotonic()
+        super().refresh()
+        self._read_at_s = started_s
+
+
+def answer_in_groups(
+    calls: Sequence[Call],
+    key: Callable[[Call], Hashable],
+    requests_of: Callable[[Call], Sequence[Request]],
+    work: Callable[[Call, list[Request]], Sequence[Result]],
+) -> list[tuple[Result, ...]]:
+    """Answer all calls of a batch that have the same key in one go.
+
+    Args:
+        calls: the batch.
+        key: what calls must have in common to be answered together.
+        requests_of: returns the requests of a call.
+        work: first call of a group, requests of the whole group -> one result for each request.
+
+    Returns:
+        For each call, the results of its requests.
+    """
+    answers: list[tuple[Result, ...]] = [()] * len(calls)
+    for group in dict.fromkeys(map(key, calls)):
+        members = [n for n, call in enumerate(calls) if key(call) == group]
+        requests = [request for n in members for request in requests_of(calls[n])]
+        results = iter(work(calls[members[0]], requests))
+        for n in members:
+            answers[n] = tuple(islice(results, len(requests_of(calls[n]))))
+    return answers
+
+
+def _run_all(work: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [each() for each in work]
+
+
+class SearchWorkers:
+    """Four worker threads over one store: for text, search, re-ranking and photos.
+
+    Methods raise the errors of `reir.errors`, and `Overloaded` if a queue is full.
+    """
+
+    def __init__(
+        self,
+        store: InstanceStore,
+        models: ModelCache,
+        limits: Limits,
+        on_batch: Callable[[str, int, int], None] = lambda *_: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Search `store` with `models`.
+
+        Args:
+            store: the store to search; the caller closes it.
+            models: models of the galleries.
+            limits: limits of photos and of waiting calls.
+            on_batch: called for each batch with the name of its worker ("text", "search", "rerank",
+                "photo"), its size, and how many calls wait for the next one.
+            check: see `CircuitBreaker`.
+        """
+        self._store, self._models, self._limits = store, models, limits
+        self._breaker = CircuitBreaker(check)
+        self._retrievers: dict[tuple[str, str], CachedLiveRetriever] = {}
+        self._text = Batcher(
+            self._encode_batch, max_batch_size=MAX_BATCH_SIZE, on_batch=partial(on_batch, "text")
+        )
+        self._search = Batcher(
+            self._retrieve_batch,
+            max_batch_size=MAX_BATCH_SIZE,
+            on_batch=partial(on_batch, "search"),
+        )
+        self._rerank = Batcher(
+            self._rerank_batch,
+            max_batch_size=MAX_RERANK_BATCH_SIZE,
+            on_batch=partial(on_batch, "rerank"),
+        )
+        # Photos take long, so they have a worker of their own: no search ever waits for one.
+        self._photos: Batcher[Callable[[], Any], Any] = Batcher(
+            _run_all, max_batch_size=1, on_batch=partial(on_batch, "photo")
+        )
+
+    async def load_model(self, spec: str) -> ModelInfo:
+        """Load the model that a spec names, and return its description."""
+        loaded = await asyncio.to_thread(self._models.get, spec)
+        return loaded.info(spec)
+
+    async def encode(
+        self, spec: str, expressions: tuple[str, ...]
+    ) -> tuple[EncodedExpression, ...]:
+        """Return the vector of each expression, and its words if the model has a re-ranker."""
+        return await self._text((spec, expressions))
+
+    async def retrieve(self, call: RetrieveCall) -> tuple[RetrieveResult, ...]:
+        """Return the best rows for each request; see `Retriever.retrieve`."""
+        return await self._search(call)
+
+    async def masks(
+        self, gallery: str, version: str, instance_ids: tuple[str, ...]
+    ) -> dict[str, MaskRle]:
+        """Return the masks of those instances that have one."""
+        get = partial(self._store.get_masks, gallery, version, instance_ids)
+        return await asyncio.to_thread(self._breaker.call, get)
+
+    async def rerank(
+        self, spec: str, gallery: str, requests: tuple[RerankRequest, ...]
+    ) -> tuple[Sequence[RerankResult], ...]:
+        """Return the re-ranker's scores for each request; see `PhotoReranker.rerank`."""
+        return await self._rerank((spec, gallery, requests))
+
+    async def refine(
+        self, spec: str, requests: tuple[RefineRequest, ...]
+    ) -> tuple[RefineResult, ...]:
+        """Return refined boxes and masks of hits; see `PixelLocalizer.refine`."""
+        return await self._run_on_photo(lambda: tuple(self._localizer(spec).refine(requests)))
+
+    async def encode_photo(self, spec: str, version: VersionSpec, data: bytes) -> EncodedPhoto:
+        """Decode and encode a photo with the settings of a version.
+
+        Raises:
+            ImageError: the photo cannot be decoded.
+        """
+        return await self._run_on_photo(
+            lambda: encode_photo(self._models.get(spec).encoder, version, data, self._limits.pixels)
+        )
+
+    async def vector_of(self, spec: str, data: bytes, box: Box | None) -> FloatArray:
+        """Return the (D,) vector of the instance that a box overlaps most; None: of the photo."""
+        return await self._run_on_photo(
+            lambda: vector_of(self._models.get(spec).encoder, data, box, self._limits.pixels)
+        )
+
+    async def localize(
+        self, spec: str, data: bytes, expression: str, k: int, *, masks: bool
+    ) -> Localization:
+        """Return the instances of a photo that an expression describes."""
+        localizer, max_pixels = self._localizer(spec), self._limits.pixels
+        return await self._run_on_photo(
+            lambda: locate(localizer, data, expression, k, masks=masks, max_pixels=max_pixels)
+        )
+
+    async def check_health(self) -> None:
+        """Encode an expression with each loaded model; raises whatever prevents that."""
+        for spec in self._models.specs:
+            await self.encode(spec, (CANARY,))
+
+    def _localizer(self, spec: str) -> PixelLocalizer:
+        loaded = self._models.get(spec)
+        return PixelLocalizer(loaded.encoder, loaded.extras.calibration)
+
+    def _encode_batch(
+        self, calls: Sequence[tuple[str, tuple[str, ...]]]
+    ) -> list[tuple[EncodedExpression, ...]]:
+        """Encode all expressions for the same model in one pass."""
+
+        def encode(call: tuple[str, tuple[str, ...]], texts: list[str]) -> list[EncodedExpression]:
+            loaded = self._models.get(call[0])
+            words = loaded.extras.reranker is not None
+            return list(encode_words(loaded.encoder, texts, words=words))
+
+        return answer_in_groups(calls, lambda call: call[0], lambda call: call[1], encode)
+
+    def _retrieve_batch(self, calls: Sequence[RetrieveCall]) -> list[tuple[RetrieveResult, ...]]:
+        """Search once for all calls about the same version of a gallery."""
+
+        def retrieve(
+            call: RetrieveCall, requests: list[RetrieveRequest]
+        ) -> Sequence[RetrieveResult]:
+            return self._breaker.call(lambda: self._retriever(call).retrieve(requests))
+
+        return answer_in_groups(
+            calls,
+            lambda call: (call.gallery, call.digest, call.pinned),
+            lambda call: call.requests,
+            retrieve,
+        )
+
+    def _retriever(self, call: RetrieveCall) -> CachedLiveRetriever:
+        key = call.gallery, call.digest
+        if key not in self._retrievers:
+            self._retrievers[key] = CachedLiveRetriever(self._store, *key, call.dim)
+        # Safe to set here: only the thread of the search worker uses the retrievers.
+        self._retrievers[key].pinned = call.pinned
+        return self._retrievers[key]
+
+    def _rerank_batch(
+        self, calls: Sequence[tuple[str, str, tuple[RerankRequest, ...]]]
+    ) -> list[tuple[Sequence[RerankResult], ...]]:
+        """Re-rank all calls to one gallery together."""
+
+        def rerank(
+            call: tuple[str, str, tuple[RerankRequest, ...]], requests: list[RerankRequest]
+        ) -> Sequence[Sequence[RerankResult]]:
+            spec, gallery, _ = call
+            reranker = self._models.get(spec).extras.reranker
+            assert reranker is not None, "only models whose `ModelInfo.reranks` is true are asked"
+            photos = PhotoReranker(self._store, gallery, reranker)
+            return self._breaker.call(lambda: photos.rerank(requests))
+
+        return answer_in_groups(calls, lambda call: call[:2], lambda call: call[2], rerank)
+
+    async def _run_on_photo(self, work: Callable[[], T]) -> T:
+        """Run `work` on the photo worker, after the calls that already wait for it."""
+        # Checked before the photo is decoded: a rejected request costs almost nothing.
+        if self._photos.num_waiting >= self._limits.max_queued_photos:
+            raise Overloaded("the queue of photos", PHOTO_RETRY_AFTER_S)
+        answer: T = await self._photos(work)
+        return answer

@@ -1,0 +1,1 @@
+"""The subcommands `reir serve` and `reir keys`."""

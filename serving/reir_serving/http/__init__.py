@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, schemas, problem details and the OpenAPI document."""

@@ -1,0 +1,1 @@
+"""The endpoints, one module a subject; `reir_serving.http.app` puts them together."""

@@ -1,0 +1,116 @@
+"""Routes for operators (health, readiness, metrics), for the page, and the page itself."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+import reir
+from reir_serving.http.endpoint_context import Context
+from reir_serving.http.problems import NOT_READY, RETRY_STORE_S, ProblemError
+from reir_serving.http.schemas import json_response
+
+router = APIRouter(tags=["operation"])
+logger = logging.getLogger(__name__)
+
+OK = "ok"
+PAGE_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """Report that the process is running, without checking anything else."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/readyz")
+async def readyz(context: Context) -> Response:
+    """Report readiness: the store, the models, that they match, and the API keys."""
+    readiness, keys = await context.backend.readiness(), context.keys
+    checks = dict(readiness.checks) | ({} if keys is None else {"keys": keys.problem() or OK})
+    # /readyz needs no key. On a server with keys it is open to people who may know no gallery.
+    public = checks if keys is None else _without_names(checks)
+    if not readiness.ready or (keys is not None and keys.is_expired):
+        logger.warning("not ready: %s", checks)
+        failing = ", ".join(name for name, result in public.items() if result != OK) or "starting"
+        raise ProblemError(
+            NOT_READY, f"not ready: {failing}", retry_after_s=RETRY_STORE_S, checks=public
+        )
+    return json_response({"status": "ready", "checks": public})
+
+
+def _without_names(checks: Mapping[str, str]) -> dict[str, str]:
+    """Return checks by their kind, without names of galleries and addresses of stores."""
+    kinds = {name: name.partition(" ")[0] for name in checks}
+    failing = {kinds[name] for name, result in checks.items() if result != OK}
+    return {kind: "failing" if kind in failing else OK for kind in kinds.values()}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(context: Context) -> Response:
+    """Return the metrics of this server in Prometheus's text format."""
+    return Response(context.metrics.text(), media_type=context.metrics.media_type)
+
+
+@router.get("/v1/about")
+async def about(context: Context) -> Response:
+    """Return release, limits and models of the server, and whether the caller may change galleries.
+
+    Needs no key.
+    """
+    config = context.config
+    own: dict[str, Any] = {
+        "release": reir.__version__,
+        "keys_required": config.keys_file is not None,
+        "examples": config.examples,
+        "writes": bool(context.caller.write),
+        "limits": {
+            "body_bytes": config.limits.body_bytes,
+            "upload_bytes": config.limits.upload_bytes,
+            "pixels": config.limits.pixels,
+        },
+    }
+    return json_response({**await context.backend.about(), **own})
+
+
+def page_router() -> APIRouter:
+    """Return the routes of the page: one for each file, so that no URL can reach another file."""
+    page = APIRouter(include_in_schema=False)
+    folder = files("reir_serving") / "page"
+    if not folder.is_dir():
+        return page
+    for file in folder.iterdir():
+        kind = PAGE_TYPES.get(file.name[file.name.rfind(".") :])
+        if kind is not None:
+            path = "/" if file.name == "index.html" else f"/page/{file.name}"
+            page.add_api_route(path, _file_endpoint(file, kind), response_class=Response)
+    return page
+
+
+def _file_endpoint(file: Traversable, kind: str) -> Any:
+    data = file.read_bytes()
+    headers = {
+        "ETag": f'"{hashlib.sha256(data).hexdigest()[:24]}"',
+        # "no-cache" lets the browser keep the file, but has it ask for a newer one each time.
+        "Cache-Control": "no-cache",
+    }
+
+    async def send(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(data, 200, headers, kind)
+
+    return send

@@ -1,0 +1,355 @@
+"""Requests and answers of the search routes, and how a search result becomes an answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reir.query.language import seems_foreign
+from reir.query.request import MAX_TERMS, MAX_WEIGHT
+from reir.results import Evidence, Hit, SearchResult
+from reir.store.filters import MAX_LENGTH as MAX_FILTER
+from reir_serving.http.schemas import (
+    ApiAnswer,
+    ApiRequest,
+    Box,
+    Count,
+    Expression,
+    GalleryName,
+    InstanceId,
+    JsonObject,
+    MaskOut,
+    Scalar,
+    image_urls,
+    mask_json,
+    timings_json,
+)
+from reir_serving.middleware.access import Caller
+
+MAX_BATCH, MAX_CURSOR = 100, 2048
+MAX_ALSO = MAX_TERMS - 1
+"""Maximum number of terms in `also`, which come after the first term."""
+
+Side = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[
+    float,
+    Field(
+        ge=-MAX_WEIGHT,
+        le=MAX_WEIGHT,
+        allow_inf_nan=False,
+        description="Must not be 0. A negative weight means 'not this'.",
+        json_schema_extra={"anyOf": [{"exclusiveMinimum": 0}, {"exclusiveMaximum": 0}]},
+    ),
+]
+Where = Annotated[str, Field(max_length=MAX_FILTER, json_schema_extra={"format": "filter"})]
+Photo = Annotated[
+    bytes,
+    Field(json_schema_extra={"format": "photo", "contentMediaType": "application/octet-stream"}),
+]
+
+_EITHER_EXPRESSION_OR_INSTANCE: dict[str, Any] = {
+    "oneOf": [
+        {
+            "properties": {one: {"type": "string"}, other: {"type": "null"}},
+            "required": [one],
+        }
+        for one, other in (("expression", "instance_id"), ("instance_id", "expression"))
+    ]
+}
+_NO_MORE_TERMS: dict[str, Any] = {"properties": {"also": {"maxItems": 0}}}
+_NO_MIN_PRESENCE: dict[str, Any] = {"properties": {"min_presence": {"maximum": 0}}}
+
+
+class TermIn(ApiRequest):
+    """One more part of a query: an expression or an instance of the gallery, with a weight.
+
+    A negative weight means "not this".
+    """
+
+    model_config = ConfigDict(json_schema_extra=_EITHER_EXPRESSION_OR_INSTANCE)
+
+    expression: Expression | None = None
+    instance_id: InstanceId | None = None
+    weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.expression is None) == (self.instance_id is None):
+            raise ValueError("give either expression or instance_id")
+        return self
+
+
+class BaseSearchRequest(ApiRequest):
+    """Base class of search requests: the options of every kind of search."""
+
+    k: Count = Field(
+        10, description="Maximum number of hits. A server can be configured with another default."
+    )
+    per_image: Count = Field(1, description="Maximum number of hits from one photo.")
+    where: Where | None = Field(
+        None,
+        description="Filter on fields of the instance and attributes of its photo.",
+        examples=['area > 0.05 and cx < 0.5 and attr.camera == "X100"'],
+    )
+    group_by: Literal["image"] | None = Field(
+        None, description="Also return the hits grouped by photo."
+    )
+    min_presence: Side = Field(
+        0.0,
+        description="Leave out hits whose presence is below this probability. "
+        "Only for a query that is a single expression.",
+    )
+    rerank: bool = Field(
+        False,
+        description="Have the relation re-ranker order the best photos. "
+        "A server can be configured to do this by default.",
+    )
+    localize: bool = Field(
+        False, description="Refine the boxes of the first hits on the pixels of their photos."
+    )
+    explain: bool = Field(False, description="Return with each hit the evidence for its rank.")
+    budget_ms: float | None = Field(
+        None,
+        gt=0,
+        le=60_000,
+        description="Time budget in milliseconds; stages that would exceed it are skipped.",
+    )
+    cursor: str = Field(
+        "",
+        max_length=MAX_CURSOR,
+        description="Cursor from the answer with the previous page; empty for the first page.",
+        json_schema_extra={"format": "cursor"},
+    )
+
+
+class SearchRequest(BaseSearchRequest):
+    """`POST /v1/search`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [_NO_MORE_TERMS, _NO_MIN_PRESENCE],
+            "examples": [
+                {
+                    "gallery": "photos",
+                    "expression": "the red mug left of the laptop",
+                    "k": 5,
+                    "where": "area > 0.01",
+                }
+            ],
+        }
+    )
+
+    gallery: GalleryName
+    expression: Expression = Field(
+        description="Description of one object.", examples=["the red mug left of the laptop"]
+    )
+    also: list[TermIn] = Field(default_factory=list, max_length=MAX_ALSO)
+
+
+class BatchRequest(BaseSearchRequest):
+    """`POST /v1/search/batch`: returns one answer for each expression, in the same order."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"gallery": "photos", "expressions": ["the red mug", "the dog that lies down"]}
+            ]
+        }
+    )
+
+    gallery: GalleryName
+    expressions: list[Expression] = Field(min_length=1, max_length=MAX_BATCH)
+    cursor: str = Field(
+        "",
+        max_length=MAX_CURSOR,
+        description="Must be empty: a cursor belongs to a single expression.",
+        json_schema_extra={"maxLength": 0},
+    )
+
+
+class SimilarRequest(BaseSearchRequest):
+    """`POST /v1/search/similar`: finds instances similar to an instance of the gallery.
+
+    The same endpoint also accepts a photo, as a multipart form: the part `image` is the photo, and
+    the part `request` is this object as JSON (without `instance_id`, optionally with `box`).
+    """
+
+    gallery: GalleryName
+    instance_id: InstanceId | None = None
+    box: tuple[Side, Side, Side, Side] | None = None
+    expression: Expression | None = None
+    also: list[TermIn] = Field(
+        default_factory=list,
+        max_length=MAX_ALSO,
+        description=f"More terms; at most {MAX_ALSO - 1} if `expression` is given.",
+    )
+    min_presence: Side = Field(
+        0.0,
+        description="Must be 0: presence is only known for a query that is a single expression.",
+        json_schema_extra={"maximum": 0},
+    )
+
+
+class SimilarForm(BaseModel):
+    """The multipart form of `POST /v1/search/similar`, as the OpenAPI document describes it.
+
+    Attributes:
+        image: the photo.
+        request: the other parts of the request, as JSON.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Photo
+    request: SimilarRequest
+
+
+class NeighborOut(ApiAnswer):
+    """Another instance in the same photo that the re-ranker considered."""
+
+    instance_id: str
+    box: Box
+    weight: float
+
+
+class EvidenceOut(ApiAnswer):
+    """The evidence for the rank of a hit."""
+
+    dual_score: float
+    rerank_score: float | None
+    margin: float | None
+    neighbors: list[NeighborOut]
+    version: str
+    checkpoint: str
+
+
+class HitOut(ApiAnswer):
+    """One instance that was found.
+
+    Attributes:
+        uri: URI of the photo; here and in all other answers, a key with a tenant gets only the
+            file name.
+    """
+
+    instance_id: str
+    image_id: str
+    uri: str
+    box: Box
+    score: float
+    presence: float | None
+    objectness: float
+    area: float
+    attributes: dict[str, Scalar]
+    mask: MaskOut | None = None
+    image_url: str
+    thumbnail_url: str
+    evidence: EvidenceOut | None = None
+
+
+class ImageHits(ApiAnswer):
+    """The hits of one photo."""
+
+    image_id: str
+    uri: str
+    score: float
+    presence: float | None
+    hits: list[HitOut]
+
+
+class SearchAnswer(ApiAnswer):
+    """Hits, best first.
+
+    Attributes:
+        english: False if the expression does not seem to be English, the only language that the
+            models know.
+        found: False if `presence` is below the checkpoint's threshold, so the object is probably
+            not in the gallery.
+        equally_good: number of first hits that are equally good.
+        degraded: stages that were skipped.
+        cursor: cursor of the next page; empty on the last page.
+    """
+
+    gallery: str
+    version: str
+    checkpoint: str
+    expression: str
+    english: bool
+    hits: list[HitOut]
+    images: list[ImageHits] | None = None
+    presence: float | None
+    found: bool
+    equally_good: int
+    timings_ms: dict[str, float]
+    degraded: list[str]
+    cursor: str
+    request_id: str
+
+
+class BatchAnswer(ApiAnswer):
+    """One answer for each expression."""
+
+    answers: list[SearchAnswer]
+
+
+def search_answer(
+    result: SearchResult, request_id: str, caller: Caller, *, by_image: bool
+) -> JsonObject:
+    """Return `SearchAnswer`."""
+    hits = [_hit(hit, result, caller) for hit in result.hits]
+    return {
+        "gallery": result.gallery,
+        "version": result.version,
+        "checkpoint": result.digest,
+        "expression": result.expression,
+        "english": not seems_foreign(result.expression),
+        "hits": hits,
+        "images": _hits_by_image(hits) if by_image else None,
+        "presence": result.presence,
+        "found": result.found,
+        "equally_good": result.equally_good,
+        "timings_ms": timings_json(result.timings_ms),
+        "degraded": list(result.degraded),
+        "cursor": result.cursor,
+        "request_id": request_id,
+    }
+
+
+def _hit(hit: Hit, result: SearchResult, caller: Caller) -> JsonObject:
+    return {
+        "instance_id": hit.instance_id,
+        "image_id": hit.image_id,
+        "uri": caller.visible_uri(hit.uri),
+        "box": hit.box,
+        "score": hit.score,
+        "presence": hit.presence,
+        "objectness": hit.objectness,
+        "area": hit.area,
+        "attributes": dict(hit.attributes),
+        "mask": mask_json(hit.mask),
+        **image_urls(result.gallery, hit.image_id),
+        "evidence": None if hit.evidence is None else _evidence(hit.evidence, result),
+    }
+
+
+def _evidence(evidence: Evidence, result: SearchResult) -> JsonObject:
+    return {
+        "dual_score": evidence.dual_score,
+        "rerank_score": evidence.rerank_score,
+        "margin": evidence.margin,
+        "neighbors": [
+            {"instance_id": each.instance_id, "box": each.box, "weight": each.weight}
+            for each in evidence.neighbors
+        ],
+        "version": result.version,
+        "checkpoint": result.digest,
+    }
+
+
+def _hits_by_image(hits: list[JsonObject]) -> list[JsonObject]:
+    """Return the hits grouped by photo; photos are in the order of their best hits."""
+    groups: dict[str, JsonObject] = {}
+    for hit in hits:
+        photo = {name: hit[name] for name in ("image_id", "uri", "score", "presence")}
+        groups.setdefault(hit["image_id"], {**photo, "hits": []})["hits"].append(hit)
+    return list(groups.values())

@@ -1,1 +1,0 @@
-"""The endpoints, one module a subject; `reir_serving.app` puts them together."""

@@ -1,0 +1,33 @@
+"""Fakes and helpers that our own tests and those of users share. Knows no store and no Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reir_testing.fakes import PALETTE, ChoosingFakeEncoder, FakeEncoder, draw_scene
+
+__all__ = ["PALETTE", "ChoosingFakeEncoder", "FakeEncoder", "data_dir", "draw_scene"]
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def data_dir() -> Path | None:
+    """The folder of real photos and annotations, or None where this machine has none.
+
+    It is named by the environment variable `REIR_DATA`; without it, `../shared/data` beside the
+    repository is taken.
+
+    Raises:
+        FileNotFoundError: `REIR_DATA` is set but is no folder.
+    """
+    named = os.environ.get("REIR_DATA")
+    if named:
+        folder = Path(named)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"REIR_DATA={named!r} is not a folder; unset it or point it at the shared data"
+            )
+        return folder
+    beside = _REPOSITORY.parent / "shared" / "data"
+    return beside if beside.is_dir() else None

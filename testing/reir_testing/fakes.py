@@ -1,0 +1,200 @@
+"""`FakeEncoder`: an instance encoder without weights, for tests that need real answers fast.
+
+It sees blobs of saturated color and understands words of color, place, size and form, so that
+"the small red one on the left" ranks the right blob first. `draw_scene` draws photos it can read.
+"""
+
+# Shapes: N instances of one image, H x W pixels, C colors of the palette, D = 16
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reir.models.interfaces import InstanceChoices
+from reir.records import FloatArray, Instances, RgbImage
+
+Color = tuple[int, int, int]
+BoxPx = tuple[int, int, int, int]
+
+PALETTE: Mapping[str, Color] = {
+    "red": (220, 20, 20),
+    "green": (20, 160, 20),
+    "blue": (20, 20, 220),
+    "yellow": (240, 240, 20),
+    "cyan": (20, 220, 220),
+    "magenta": (220, 20, 220),
+    "orange": (250, 130, 10),
+    "purple": (110, 20, 140),
+}
+"""What the fake encoder can see: color word -> RGB."""
+
+_TRAITS = ("left", "right", "top", "bottom", "small", "large", "wide", "tall")
+_SYNONYMS = {"upper": "top", "lower": "bottom", "big": "large", "little": "small", "tiny": "small"}
+_AXES = {word: axis for axis, word in enumerate([*PALETTE, *_TRAITS])}
+_COLORS_C3 = np.array(list(PALETTE.values()), dtype=np.float32)
+_COLOR_TOLERANCE = 60.0  # RGB distance; JPEG noise stays below, neighbors in the palette above
+_TRAIT_WEIGHT = 0.4  # a color word outweighs every other word
+_SMALLEST_SHARE = 0.0005  # of the photo's pixels; smaller blobs are noise
+
+
+def draw_scene(
+    size_px: tuple[int, int],
+    shapes: Sequence[tuple[str, BoxPx]],
+    background: Color = (128, 128, 128),
+) -> RgbImage:
+    """Draw filled boxes of palette colors on a plain background.
+
+    Args:
+        size_px: (width, height).
+        shapes: (color word, xyxy box in pixels), later ones on top.
+        background: RGB; grey, white and black are no instance to the fake encoder.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        KeyError: a color word is not in `PALETTE`.
+    """
+    width, height = size_px
+    image = np.empty((height, width, 3), dtype=np.uint8)
+    image[:] = background
+    for word, (x1, y1, x2, y2) in shapes:
+        image[y1:y2, x1:x2] = PALETTE[word]
+    return image
+
+
+class FakeEncoder:
+    """An `InstanceEncoder` made of rules: deterministic, instant, no weights.
+
+    One instance a blob: the pixels of one palette color within one run of columns, so shapes of
+    one color must not overlap in x. Vectors are unit length; a photo without palette colors has
+    no instance.
+    """
+
+    dim = len(_AXES)
+    masks = False
+
+    def __init__(self, num_candidates: int = 30) -> None:
+        """Keep at most `num_candidates` blobs of a photo, the largest first."""
+        self.num_candidates = num_candidates
+        self.digest = hashlib.sha256(b"reir fake encoder 1").hexdigest()
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Instances of each (H, W, 3) uint8 image, in the order given."""
+        return [self._encode_image(image) for image in images]
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """(N, 16) float32 unit vectors; unknown words count only where no known word stands."""
+        rows = [_expression_vector(expression) for expression in expressions]
+        return np.stack(rows) if rows else np.empty((0, self.dim), dtype=np.float32)
+
+    def _encode_image(self, image: RgbImage) -> Instances:
+        color_of_pixel = _nearest_color(image)
+        blobs = sorted(_blobs(color_of_pixel), key=lambda blob: (-blob[2], blob[0], blob[1]))
+        blobs = blobs[: self.num_candidates]
+        boxes = np.array([box for _, box, _ in blobs], dtype=np.float32).reshape(-1, 4)
+        vectors = [_instance_vector(color, box) for color, box, _ in blobs]
+        histogram = np.zeros(self.dim, dtype=np.float32)
+        for color, _, share in blobs:
+            histogram[color] += share
+        return Instances(
+            boxes=boxes,
+            objectness=np.array([share**0.25 for _, _, share in blobs], dtype=np.float32),
+            vectors=np.array(vectors, dtype=np.float32).reshape(-1, self.dim),
+            image_vector=_unit(histogram),
+        )
+
+
+class ChoosingFakeEncoder(FakeEncoder):
+    """A fake that is an `ExpressionChooser` too: an expression chooses among all its blobs.
+
+    Args:
+        num_candidates: kept without a query, the largest first.
+    """
+
+    def encode_images_for(
+        self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
+    ) -> list[InstanceChoices]:
+        """Instances of each image, the largest, and the best by each expression."""
+        every = FakeEncoder(num_candidates=1000).encode_images(images)
+        return [
+            InstanceChoices(query_free, tuple(_best(found, text, num_kept) for text in texts))
+            for query_free, found, texts in zip(
+                self.encode_images(images), every, expressions, strict=True
+            )
+        ]
+
+
+def _best(found: Instances, text: FloatArray, num_kept: int) -> Instances:
+    scores = found.vectors @ text
+    rows = np.argsort(-scores, kind="stable")[:num_kept]
+    return Instances(
+        boxes=found.boxes[rows],
+        objectness=np.asarray((1 + scores[rows]) / 2, dtype=np.float32),
+        vectors=found.vectors[rows],
+        image_vector=found.image_vector,
+    )
+
+
+def _nearest_color(image: RgbImage) -> npt.NDArray[np.int64]:
+    """(H, W) index of the palette color that each pixel has, -1 for none."""
+    offsets = image.astype(np.float32)[:, :, None, :] - _COLORS_C3
+    distance_hwc = np.sqrt((offsets**2).sum(axis=-1))
+    near_enough = distance_hwc.min(axis=-1) <= _COLOR_TOLERANCE
+    return np.where(near_enough, distance_hwc.argmin(axis=-1), -1)
+
+
+def _blobs(
+    color_of_pixel: npt.NDArray[np.int64],
+) -> Iterator[tuple[int, tuple[float, float, float, float], float]]:
+    """Yield (color, normalized xyxy box, share of pixels) of each run of columns."""
+    height, width = color_of_pixel.shape
+    for color in range(len(PALETTE)):
+        mask = color_of_pixel == color
+        edges = np.flatnonzero(np.diff(mask.any(axis=0), prepend=False, append=False))
+        for x1, x2 in edges.reshape(-1, 2):
+            run = mask[:, x1:x2]
+            share = float(run.sum()) / mask.size
+            if share < _SMALLEST_SHARE:
+                continue
+            rows = np.flatnonzero(run.any(axis=1))
+            box = (x1 / width, rows[0] / height, x2 / width, (rows[-1] + 1) / height)
+            yield color, box, share
+
+
+def _instance_vector(color: int, box: tuple[float, float, float, float]) -> FloatArray:
+    """(16,) unit vector: color one-hot, graded traits of the box."""
+    x1, y1, x2, y2 = box
+    side = ((x2 - x1) * (y2 - y1)) ** 0.5
+    signed = ((x1 + x2) - 1, (y1 + y2) - 1, 4 * side - 1, (y2 - y1) - (x2 - x1))
+    vector = np.zeros(len(_AXES), dtype=np.float32)
+    vector[color] = 1.0
+    for pair, value in enumerate(signed):
+        low = len(PALETTE) + 2 * pair
+        vector[low + (value > 0)] = _TRAIT_WEIGHT * min(abs(value), 1.0)
+    return _unit(vector)
+
+
+def _expression_vector(expression: str) -> FloatArray:
+    """(16,) unit vector of the known words, or a direction of its own for unknown text."""
+    vector = np.zeros(len(_AXES), dtype=np.float32)
+    for word in re.findall(r"[a-z]+", expression.lower()):
+        axis = _AXES.get(_SYNONYMS.get(word, word))
+        if axis is not None:
+            vector[axis] += 1.0 if axis < len(PALETTE) else _TRAIT_WEIGHT
+    if not vector.any():
+        seed = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:8], "big")
+        vector = np.random.default_rng(seed).normal(size=vector.shape).astype(np.float32)
+    return _unit(vector)
+
+
+def _unit(vector: FloatArray) -> FloatArray:
+    """Scale to length 1; a zero vector becomes the diagonal."""
+    if not vector.any():
+        vector = np.ones_like(vector)
+    return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)

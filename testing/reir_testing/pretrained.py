@@ -1,0 +1,147 @@
+"""Directories with tiny random models of `transformers`, as `save_pretrained` writes them."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from transformers import (
+    AutoModel,
+    CLIPTokenizer,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Tokenizer,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTokenizer,
+)
+from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from reir.models.clare.config import ClareConfig
+from reir.models.clare.towers import text_config, vision_config
+from reir_testing.tiny import tiny_tokenizer
+
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LETTERS = string.ascii_lowercase + string.digits + "'-,"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def save_tiny_owlv2(folder: Path, seed: int = 0) -> Path:
+    """Write a random OWLv2 with 36 boxes a photo, whose shifts and scales differ; returns it."""
+    tokenizer = _clip_tokenizer()
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Owlv2Config(
+        text_config=TOWER | special | {"vocab_size": len(tokenizer), "pad_token_id": 0},
+        vision_config=TOWER | {"hidden_size": 40, "image_size": 96, "patch_size": 16},
+        projection_dim=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _spread(Owlv2ForObjectDetection(config))
+        torch.nn.init.normal_(model.box_head.dense2.weight, std=0.05)  # boxes stay near their patch
+        torch.nn.init.zeros_(model.box_head.dense2.bias)
+    size = {"height": 96, "width": 96}
+    for part in (model, tokenizer, Owlv2ImageProcessorPil(size=size)):
+        part.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_siglip(folder: Path, *, flexible: bool = False, seed: int = 0) -> Path:
+    """Write a random SigLIP, or the SigLIP 2 that takes pictures of any shape; returns it."""
+    tokenizer = _siglip2_tokenizer() if flexible else _word_tokenizer()
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    text = TOWER | special | {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
+    if flexible:
+        config = Siglip2Config(text_config=text, vision_config=TOWER | {"num_patches": 16})
+        processor = Siglip2ImageProcessorPil(max_num_patches=16)
+    else:
+        config = SiglipConfig(text_config=text, vision_config=TOWER | {"image_size": 48})
+        processor = SiglipImageProcessorPil(size={"height": 48, "width": 48})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _spread(AutoModel.from_config(config))
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+def save_siglip_towers(
+    folder: Path, config: ClareConfig, texts: Sequence[str], seed: int = 0
+) -> Path:
+    """Write random SigLIP towers of CLARE's shape, in the public format; return the folder.
+
+    The tokenizer is stored only as a SentencePiece model, `spiece.model`.
+
+    Args:
+        folder: created if it is missing.
+        config: shape of the towers; its vocabulary is also that of the tokenizer.
+        texts: training data of the tokenizer, enough of them for the vocabulary.
+        seed: seed of the weights.
+    """
+    vision, text = vision_config(config).to_dict(), text_config(config).to_dict()
+    whole = SiglipConfig(vision_config=vision | {"vision_use_head": True}, text_config=text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        SiglipModel(whole).save_pretrained(folder)
+    with (folder / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=file,
+            vocab_size=config.vocabulary,
+            pad_id=0,
+            eos_id=config.pad_token,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    SiglipTokenizer(str(folder / "spiece.model")).save_pretrained(folder)
+    return folder
+
+
+def _spread(model: Any) -> Any:
+    """Draw weights that are large enough for different input to differ in the output."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def _clip_tokenizer() -> Any:
+    """Return a CLIP tokenizer that knows letters only; its end has the highest id, as it must."""
+    words = ["!", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), START, END]
+    return CLIPTokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[],
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token="!",
+        model_max_length=16,
+    )
+
+
+def _word_tokenizer() -> Any:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer(),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids"],
+    )
+
+
+def _siglip2_tokenizer() -> Any:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *LETTERS]
+    return Siglip2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])

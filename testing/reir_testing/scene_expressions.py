@@ -1,0 +1,274 @@
+"""Expressions about shapes, each true of exactly one of them, in a photo or in a whole gallery.
+
+Every statement has three values. It *may* hold of a shape, and where nothing is close to a border
+(a shape a hair left of another, two of nearly one size) it *surely* holds. An expression is kept
+when it may hold of one shape only, in the photo or in the gallery, and surely holds of that one;
+so no reading of a doubtful case makes it wrong. Knows geometry and words, no pixels.
+
+The grammar, without negation:
+
+    the small red circle                                         attribute
+    the red circle left of the blue square                       relation, also right of, above,
+    the red circle nearest to the blue square                      below, next to
+    the large red circle left of the small blue square           relation_pair
+      and above the large green star
+    the second red circle from the left                          ordinal
+    the largest triangle, the leftmost shape                     superlative
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from math import hypot, log
+from typing import Literal
+
+Kind = Literal["attribute", "relation", "relation_pair", "ordinal", "superlative"]
+Scope = Literal["photo", "gallery"]
+Named = tuple[bool, bool, bool]
+Reading = tuple[str, Kind, int, bool]
+
+CLEAR_SHIFT = 0.06
+"""Distance of centers, in sides of the scene, from which on left, right, above, below are sure."""
+CLEAR_ORDER = 0.04
+"""The same for places in a row and for distances that are compared."""
+CLEAR_RATIO = 1.15
+"""Ratio of sides from which on one shape is surely larger."""
+CLOSE, NEARBY = 0.08, 0.16
+"""Gap of boxes, in sides of the scene, up to which shapes surely, or perhaps, are neighbors."""
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+MIN_ROW = 3
+"""People count in rows of so many; in shorter ones they say leftmost."""
+
+# Which of size, color and form a phrase names.
+_SIZE_COLOR_FORM: Named = (True, True, True)
+_COLOR_FORM: Named = (False, True, True)
+_FORM: Named = (False, False, True)
+_COLOR: Named = (False, True, False)
+_NOTHING: Named = (False, False, False)
+_ATTRIBUTES: Sequence[Named] = (
+    _SIZE_COLOR_FORM,
+    _COLOR_FORM,
+    (True, False, True),
+    _FORM,
+    (True, True, False),
+    _COLOR,
+    (True, False, False),
+)
+_PHRASES: Sequence[Named] = (*_ATTRIBUTES, _NOTHING)
+_HEADS: Sequence[Named] = (_SIZE_COLOR_FORM, _COLOR_FORM, _FORM, _COLOR, _NOTHING)
+_ANCHORS: Sequence[Named] = (_SIZE_COLOR_FORM, _COLOR_FORM, _FORM)
+_ROWS: Sequence[Named] = (_COLOR_FORM, _FORM, _COLOR, _NOTHING)
+_ENDS = (("leftmost", "left"), ("rightmost", "right"), ("topmost", "top"), ("bottommost", "bottom"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneShape:
+    """One instance of a scene.
+
+    Attributes:
+        form: noun, e.g. "circle".
+        color: color word.
+        size: "small", "medium" or "large".
+        box: xyxy in [0, 1], square, exact.
+        rgb: as drawn, near the color of the word.
+    """
+
+    form: str
+    color: str
+    size: str
+    box: tuple[float, float, float, float]
+    rgb: tuple[int, int, int]
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """(x, y) in [0, 1]."""
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+    @property
+    def side(self) -> float:
+        """Width and height of the box, as share of the scene's side."""
+        return self.box[2] - self.box[0]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneExpression:
+    """A sentence about one shape of a scene.
+
+    Attributes:
+        text: lower case, without a full stop, e.g. "the red circle left of the blue square".
+        index: of the shape in its scene.
+        kind: which rule of the grammar made it.
+    """
+
+    text: str
+    index: int
+    kind: Kind
+
+
+def expressions(
+    scenes: Sequence[Sequence[SceneShape]], scope: Scope
+) -> list[list[SceneExpression]]:
+    """All expressions of the grammar that are true of exactly one shape.
+
+    Args:
+        scenes: the shapes of each scene.
+        scope: "photo": of one in its scene; "gallery": of one in all `scenes` together.
+
+    Returns:
+        For each scene its expressions.
+    """
+    holders = [_holders(shapes) for shapes in scenes]
+    kept = [
+        [
+            SceneExpression(text, of_shapes.bit_length() - 1, kind)
+            for text, (of_shapes, kind, sure) in found.items()
+            if sure and of_shapes.bit_count() == 1
+        ]
+        for found in holders
+    ]
+    if scope == "photo":
+        return kept
+    in_scenes = Counter(text for found in holders for text in found)
+    return [[each for each in said if in_scenes[each.text] == 1] for said in kept]
+
+
+def _holders(shapes: Sequence[SceneShape]) -> dict[str, tuple[int, Kind, bool]]:
+    """Text -> the shapes that it may hold of, as bits; its kind; whether all of that is sure."""
+    found: dict[str, tuple[int, Kind, bool]] = {}
+    for text, kind, index, sure in _readings(_Layout(shapes)):
+        of_shapes, _, all_sure = found.get(text, (0, kind, True))
+        found[text] = of_shapes | 1 << index, kind, all_sure and sure
+    return found
+
+
+class _Layout:
+    """What the rules ask of one scene, computed once."""
+
+    def __init__(self, shapes: Sequence[SceneShape]) -> None:
+        self.shapes = shapes
+        self.phrases = [{named: _phrase(shape, named) for named in _PHRASES} for shape in shapes]
+        self.counts = Counter(text for one in self.phrases for text in set(one.values()))
+
+    def groups(self, named: Named, without: int = -1) -> dict[str, list[int]]:
+        """Phrase -> the shapes that it fits, all but one."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, phrases in enumerate(self.phrases):
+            if index != without:
+                groups[phrases[named]].append(index)
+        return groups
+
+
+def _phrase(shape: SceneShape, named: Named) -> str:
+    """ "small red circle", with "shape" where the form is not named."""
+    words = (shape.size if named[0] else "", shape.color if named[1] else "")
+    return " ".join([*filter(None, words), shape.form if named[2] else "shape"])
+
+
+def _readings(layout: _Layout) -> Iterator[Reading]:
+    """Yield every statement of the grammar that may hold of a shape."""
+    for index, phrases in enumerate(layout.phrases):
+        for phrase in (phrases[named] for named in _ATTRIBUTES):
+            yield f"the {phrase}", "attribute", index, True
+    yield from _relations(layout)
+    yield from _nearest(layout)
+    yield from _rows(layout)
+
+
+def _relations(layout: _Layout) -> Iterator[Reading]:
+    """Yield relations to one other shape, and pairs of relations to two."""
+    full: dict[int, list[tuple[str, str, bool]]] = defaultdict(list)
+    for one, other in permutations(range(len(layout.shapes)), 2):
+        for word, sure in _related(layout.shapes[one], layout.shapes[other]):
+            for named in _ANCHORS:
+                anchor = layout.phrases[other][named]
+                known = sure and layout.counts[anchor] == 1
+                for head in _HEADS:
+                    text = f"the {layout.phrases[one][head]} {word} the {anchor}"
+                    yield text, "relation", one, known
+                if named == _SIZE_COLOR_FORM:
+                    full[one].append((anchor, f"{word} the {anchor}", known))
+    for one, facts in full.items():
+        subject = layout.phrases[one][_SIZE_COLOR_FORM]
+        # In order of the anchors, so that a mirrored scene gives the same text, sides swapped.
+        for (anchor, first, sure), (another, second, also) in combinations(sorted(facts), 2):
+            if anchor != another:
+                yield f"the {subject} {first} and {second}", "relation_pair", one, sure and also
+
+
+def _related(one: SceneShape, other: SceneShape) -> Iterator[tuple[str, bool]]:
+    """Yield how one shape may lie to another, and whether it surely does."""
+    for axis, (before, after) in enumerate((("left of", "right of"), ("above", "below"))):
+        shift = other.center[axis] - one.center[axis]
+        if shift:
+            yield before if shift > 0 else after, abs(shift) >= CLEAR_SHIFT
+    gap = _gap(one, other)
+    if gap <= NEARBY:
+        yield "next to", gap <= CLOSE
+
+
+def _gap(one: SceneShape, other: SceneShape) -> float:
+    """Distance of two boxes, in sides of the scene."""
+    (left, top, right, bottom), (x1, y1, x2, y2) = one.box, other.box
+    return hypot(max(left - x2, x1 - right, 0.0), max(top - y2, y1 - bottom, 0.0))
+
+
+def _nearest(layout: _Layout) -> Iterator[Reading]:
+    """Yield which of several shapes is nearest to another one."""
+    for other, shape in enumerate(layout.shapes):
+        for head in _ROWS:
+            for phrase, members in layout.groups(head, without=other).items():
+                distances = [_distance(layout.shapes[index], shape) for index in members]
+                for index, place, sure in _places(members, distances, CLEAR_ORDER):
+                    for named in _ANCHORS if place == 0 else ():
+                        anchor = layout.phrases[other][named]
+                        known = sure and len(members) > 1 and layout.counts[anchor] == 1
+                        yield f"the {phrase} nearest to the {anchor}", "relation", index, known
+
+
+def _distance(one: SceneShape, other: SceneShape) -> float:
+    """Distance of two centers, in sides of the scene."""
+    return hypot(one.center[0] - other.center[0], one.center[1] - other.center[1])
+
+
+def _rows(layout: _Layout) -> Iterator[Reading]:
+    """Yield places in a row, its ends, the largest and the smallest."""
+    for named in _ROWS:
+        for phrase, members in layout.groups(named).items():
+            shapes = [layout.shapes[index] for index in members]
+            several = len(members) > 1
+            sizes = [log(shape.side) for shape in shapes]
+            for word, sign in (("smallest", 1), ("largest", -1)):
+                keys = [sign * size for size in sizes]
+                for index, place, sure in _places(members, keys, log(CLEAR_RATIO)):
+                    if place == 0:
+                        yield f"the {word} {phrase}", "superlative", index, sure and several
+            for number, (end, side) in enumerate(_ENDS):
+                axis, sign = number // 2, -1 if number % 2 else 1
+                keys = [sign * shape.center[axis] for shape in shapes]
+                for index, place, sure in _places(members, keys, CLEAR_ORDER):
+                    if place == 0:
+                        yield f"the {end} {phrase}", "superlative", index, sure and several
+                    in_row = sure and len(members) >= MIN_ROW
+                    yield (
+                        f"the {ORDINALS[place]} {phrase} from the {side}",
+                        "ordinal",
+                        index,
+                        in_row,
+                    )
+
+
+def _places(
+    members: Sequence[int], keys: Sequence[float], clear: float
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield (member, place, sure) for every place that a member may have, smallest key first."""
+    for at, (index, key) in enumerate(zip(members, keys, strict=True)):
+        others = [other - key for i, other in enumerate(keys) if i != at]
+        before = sum(step <= -clear for step in others)
+        perhaps_before = sum(step < clear for step in others)
+        for place in range(before, perhaps_before + 1):
+            yield index, place, before == perhaps_before

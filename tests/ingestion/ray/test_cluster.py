@@ -1,0 +1,100 @@
+"""Starting Ray and joining a cluster, and the errors of both."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import ray
+from ray.exceptions import NodeDiedError, RayTaskError
+
+from reir.errors import WorkersUnavailable
+from reir_ingestion.ray import cluster
+from reir_ingestion.ray.cluster import IDLE_MS, start_or_join_ray, translate_ray_errors
+
+pytestmark = [pytest.mark.ray]
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        (
+            "",
+            {
+                "address": "local",
+                "num_cpus": 64,
+                "include_dashboard": False,
+                "_system_config": {"idle_worker_killing_time_threshold_ms": IDLE_MS},
+            },
+        ),
+        ("cluster:6379", {"address": "cluster:6379"}),
+    ],
+    ids=["this machine", "cluster"],
+)
+def test_ray_joins_only_the_cluster_that_ray_address_names(
+    monkeypatch: pytest.MonkeyPatch, address: str, options: dict[str, object]
+) -> None:
+    class StopHereError(BaseException):
+        pass
+
+    def init(**given: object) -> None:
+        assert given == options | {"log_to_driver": False}
+        raise StopHereError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "_check_listens", lambda _: None)
+    with pytest.raises(StopHereError), start_or_join_ray(64):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("", "could not start on this machine: no room. It needs .* --runner local"),
+        ("cluster:1", "at RAY_ADDRESS cluster:1 does not answer: no room. .* unset RAY_ADDRESS"),
+    ],
+    ids=["this machine", "cluster"],
+)
+def test_the_error_says_what_to_do_when_ray_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("no room\nand a page of C++")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "_check_listens", lambda _: None)
+    with pytest.raises(WorkersUnavailable, match=message) as caught, start_or_join_ray(2):
+        pass
+    assert "C++" not in str(caught.value)
+
+
+def test_a_cluster_address_that_refuses_connections_is_reported_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray itself would retry for a quarter of an hour."""
+    with socket.socket() as held:  # bound but not listening, so that no other process listens there
+        held.bind(("0.0.0.0", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
+        message = f"{address} does not answer: .*refused.* unset RAY_ADDRESS"
+        with pytest.raises(WorkersUnavailable, match=message), start_or_join_ray(2):
+            pass
+
+
+def test_an_error_of_ray_becomes_one_line() -> None:
+    lost = pytest.raises(
+        WorkersUnavailable,
+        match=r"Ray lost a worker, a machine or data of this job: .*died\. Everything",
+    )
+    with lost as caught, translate_ray_errors():
+        raise NodeDiedError("the node died.\nand a page of C++")
+    assert "C++" not in str(caught.value)
+    bug = RayTaskError("read_batch", "trace", ValueError("a bug"))
+    with pytest.raises(RayTaskError), translate_ray_errors():
+        raise bug

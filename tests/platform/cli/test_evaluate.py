@@ -1,0 +1,187 @@
+"""`reir eval` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from reir.cli import evaluate
+from reir.datasets import write_reircoco
+from reir.errors import CheckpointError, ConfigError, DataError
+from reir.evaluate import EncodedShard, Shard, encode_shard
+from reir.models.interfaces import InstanceEncoder
+from reir_testing import FakeEncoder
+from reir_testing.photo_sets import three_photos
+from reir_testing.scenes import make_scenes, save_scenes
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _path: FakeEncoder())
+
+
+def run(*arguments: str) -> Any:
+    app = typer.Typer()
+    evaluate.register(app)
+    return CliRunner().invoke(app, ["eval", *arguments])
+
+
+def annotated(folder: Path) -> list[str]:
+    write_reircoco(three_photos(folder), folder / "val.json")
+    return ["--annotations", str(folder / "val.json"), "--images", str(folder)]
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    result = run("reir", *annotated(tmp_path), "--checkpoint", str(tmp_path))
+    assert isinstance(result.exception, CheckpointError)
+
+
+def test_reir_prints_json_and_table(tmp_path: Path, fake_model: None) -> None:
+    common = ["reir", *annotated(tmp_path)]
+    printed = run(*common, "--json")
+    assert printed.exit_code == 0, printed.output
+    report = json.loads(printed.stdout)
+    assert report["br1_50"] == 75
+    assert {f"br{k}_{t}" for k in (1, 5, 10) for t in (50, 70, 90)} <= report.keys()
+    limited = json.loads(run(*common, "--json", "--limit", "1").stdout)
+    assert limited["counts"]["photos"] == 1
+    assert "image recall" in run(*common).stdout
+    assert run(*common, "--limit", "0").exit_code == 2
+
+
+def test_rec_prints_json_and_table(tmp_path: Path, fake_model: None) -> None:
+    common = ["rec", *annotated(tmp_path)]
+    report = json.loads(run(*common, "--json").stdout)
+    assert report["splits"]["val"]["query_free"]["p50"] == 75
+    limited = json.loads(run(*common, "--json", "--limit", "1").stdout)
+    assert limited["splits"]["val"]["expressions"] == 2
+    assert "mean IoU" in run(*common).stdout
+
+
+def test_tir_takes_captions_expressions_or_captions_of_some_photos(
+    tmp_path: Path, fake_model: None
+) -> None:
+    common = annotated(tmp_path)
+    assert json.loads(run("tir", *common, "--json").stdout)["counts"]["texts"] == 4
+    size = {"width": 160, "height": 120}
+    document = {
+        "images": [{"id": name, "file_name": name, **size} for name in ("0.png", "1.png")],
+        "annotations": [
+            {"id": 1, "image_id": "0.png", "caption": "red beside blue"},
+            {"id": 2, "image_id": "1.png", "caption": "green"},
+            {"id": 3, "image_id": "1.png", "caption": "green and yellow"},
+        ],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(document))
+    captions = ["--captions", str(tmp_path / "captions.json")]
+    report = json.loads(run("tir", *captions, "--images", str(tmp_path), "--json").stdout)
+    assert (report["counts"]["photos"], report["counts"]["texts"]) == (2, 3)
+    assert report["best_instance"]["r1"] == 100
+    both = json.loads(run("tir", *common, *captions, "--limit", "1", "--json").stdout)
+    assert (both["counts"]["photos"], both["counts"]["texts"]) == (1, 1)
+    assert "by the vector of the photo" in run("tir", *common).stdout
+    nothing = run("tir", "--images", str(tmp_path))
+    assert isinstance(nothing.exception, ConfigError)
+    assert "give --captions, --annotations or both" in str(nothing.exception)
+
+
+def test_a_folder_with_splits(tmp_path: Path, fake_model: None) -> None:
+    save_scenes(tmp_path, {"train": make_scenes(4, 1), "val": make_scenes(2, 2)})
+    common = ["--annotations", str(tmp_path), "--images", str(tmp_path / "images"), "--json"]
+    assert json.loads(run("reir", *common).stdout)["counts"]["photos"] == 2
+    assert json.loads(run("reir", *common, "--split", "train").stdout)["counts"]["photos"] == 4
+    names = json.loads(run("rec", *common).stdout)["splits"]
+    assert {name.split()[0] for name in names} == {"val"}
+    every = json.loads(run("rec", *common, "--split", "train", "--split", "val").stdout)["splits"]
+    assert {name.split()[0] for name in every} == {"train", "val"}
+
+
+def test_one_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:
+    save_scenes(tmp_path, {"testA": make_scenes(1, 1), "testB": make_scenes(1, 2)})
+    result = run("reir", "--annotations", str(tmp_path), "--images", str(tmp_path / "images"))
+    assert isinstance(result.exception, DataError)
+    assert "has splits testA, testB; choose one with --split" in str(result.exception)
+
+
+def test_work_is_kept_and_taken_up(tmp_path: Path, fake_model: None) -> None:
+    common = ["reir", *annotated(tmp_path), "--work", str(tmp_path / "work"), "--json"]
+    first = run(*common)
+    assert len(list((tmp_path / "work").glob("*/00000.npz"))) == 1
+    assert run(*common).stdout == first.stdout
+
+
+def test_ctrl_c_says_what_is_kept(
+    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reir.evaluate.evaluate_reir", stop)
+    common = ["reir", *annotated(tmp_path)]
+    assert "with --work DIR, an interrupted run can be continued" in run(*common).stderr
+    shown = " ".join(run(*common, "--work", str(tmp_path / "w")).stderr.split())
+    assert "run the same command to continue" in shown
+
+
+# --------------------------------------------------------------------------------------- workers
+
+
+def test_workers_come_from_the_app_that_offers_them(
+    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    def offer(load: Callable[[], InstanceEncoder], **options: object) -> object:
+        def run_shards(shards: Iterable[Shard]) -> Iterator[tuple[int, EncodedShard]]:
+            seen.append(options)
+            encoder = load()
+            for shard in shards:
+                yield shard.number, encode_shard(encoder, shard)
+
+        return run_shards
+
+    class Entry:
+        def load(self) -> object:
+            return offer
+
+    monkeypatch.setattr(evaluate, "entry_points", lambda **_: [Entry()])
+    common = ["reir", *annotated(tmp_path), "--json"]
+    two = run(*common, "--num-workers", "2", "--gpu", "--threads", "3")
+    assert two.exit_code == 0, two.output
+    assert seen == [{"num_workers": 2, "use_gpu": True, "threads": 3}]
+    here = run(*common, "--threads", "3")
+    assert json.loads(two.stdout) == json.loads(here.stdout)
+
+
+def test_workers_without_the_app(
+    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "entry_points", lambda **_: [])
+    result = run("reir", *annotated(tmp_path), "--num-workers", "2")
+    assert isinstance(result.exception, ConfigError)
+    assert "pip install 'reir-platform[ingestion]'" in str(result.exception)
+
+
+def test_gpu_is_of_workers(tmp_path: Path) -> None:
+    result = run("rec", *annotated(tmp_path), "--gpu")
+    assert isinstance(result.exception, ConfigError)
+    assert "--gpu gives each Ray worker a GPU" in str(result.exception)
+
+
+def test_the_declared_runner_is_there() -> None:
+    pytest.importorskip("ray")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["entry-points"][evaluate.RUNNERS]
+    entry = EntryPoint("ray", declared["ray"], evaluate.RUNNERS)
+    assert callable(getattr(import_module(entry.module), entry.attr))

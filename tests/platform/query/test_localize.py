@@ -1,0 +1,114 @@
+"""Expressions in one photo, and hits seen again in a crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reir.errors import ImageError
+from reir.images import rle
+from reir.images.decode import canonical_uri
+from reir.query.localize import PixelLocalizer
+from reir.query.presence import Calibration, Logistic
+from reir.query.stages import RefineRequest
+from reir.records import FloatArray, Instances, RgbImage
+from reir_testing import FakeEncoder, draw_scene
+
+SCENE = draw_scene((400, 200), [("red", (20, 20, 60, 180)), ("blue", (300, 40, 340, 80))])
+ENCODER = FakeEncoder()
+
+
+class Sharper(FakeEncoder):
+    """Sees the true box in a crop only: in a whole photo every side is 4 % of the photo off."""
+
+    masks = True
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        found = []
+        for image, seen in zip(images, super().encode_images(images), strict=True):
+            height, width = image.shape[:2]
+            whole = (height, width) == SCENE.shape[:2]
+            boxes = np.clip(seen.boxes + ([-0.04, -0.04, 0.04, 0.04] if whole else 0), 0, 1)
+            masks = tuple(rle.encode(_inside(box, height, width)) for box in seen.boxes)
+            found.append(replace(seen, boxes=boxes, masks=masks))
+        return found
+
+
+def _inside(box: FloatArray, height: int, width: int) -> rle.BoolMask:
+    x1, y1, x2, y2 = (box * (width, height, width, height)).round().astype(int)
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+def in_photo(threshold: float) -> Calibration:
+    model = Logistic(features=("score", "lead", "spread"), weights=(10, 0, 0), bias=-5)
+    whole = Logistic(features=("score", "lead", "spread", "size"), weights=(1, 0, 0, 0), bias=0)
+    return Calibration(
+        digest=ENCODER.digest,
+        gallery=whole,
+        hit=whole,
+        photo=model,
+        box=model,
+        threshold=0.5,
+        photo_threshold=threshold,
+        tie_margin=0,
+        about={},
+    )
+
+
+def refinement(path: Path, box: tuple[float, float, float, float]) -> RefineRequest:
+    return RefineRequest(image_id="a", uri=canonical_uri(path), box=box)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    Image.fromarray(SCENE).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_expressions_find_their_boxes() -> None:
+    red, blue = PixelLocalizer(ENCODER).locate(SCENE, ["the red one", "a blue thing"], k=1)
+    assert red.boxes[0].box == pytest.approx((0.05, 0.1, 0.15, 0.9))
+    assert blue.boxes[0].box == pytest.approx((0.75, 0.2, 0.85, 0.4))
+    assert (red.present, red.presence, red.boxes[0].presence) == (True, None, None)
+
+
+def test_presence_decides_whether_it_is_there() -> None:
+    localizer = PixelLocalizer(ENCODER, in_photo(0.9))
+    red, purple = localizer.locate(SCENE, ["red", "purple"])
+    assert red.present
+    assert not purple.present
+    assert purple.presence == purple.boxes[0].presence
+    assert [each.score for each in red.boxes] == sorted(
+        (each.score for each in red.boxes), reverse=True
+    )
+    (empty,) = localizer.locate(np.full((50, 50, 3), 128, np.uint8), ["red"])
+    assert (empty.boxes, empty.presence, empty.present) == ((), 0.0, False)
+
+
+def test_a_box_moves_half_way_to_what_the_crop_shows_and_takes_its_mask(path: Path) -> None:
+    (found,) = PixelLocalizer(Sharper()).refine([refinement(path, (0.73, 0.18, 0.87, 0.42))])
+    assert found.box == pytest.approx((0.74, 0.19, 0.86, 0.41), abs=1e-6)
+    assert found.mask is not None
+    assert found.mask.size == (200, 400)
+    np.testing.assert_array_equal(rle.decode(found.mask)[40:80, 300:340], True)
+    assert rle.area_px(found.mask) == 40 * 40
+
+
+def test_the_old_box_stays_where_the_crop_shows_nothing_there(path: Path) -> None:
+    localizer = PixelLocalizer(Sharper())
+    empty, beside = (0.45, 0.5, 0.55, 0.6), (0.78, 0.1, 0.98, 0.5)
+    found = localizer.refine([refinement(path, empty), refinement(path, beside)])
+    assert [each.box for each in found] == [empty, beside]
+    assert localizer.refine([]) == []
+
+
+def test_a_photo_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="does not exist"):
+        PixelLocalizer(ENCODER).refine([refinement(tmp_path / "b.png", (0, 0, 1, 1))])

@@ -1,0 +1,196 @@
+"""Fitting the calibration, on random instances and with the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from reir.datasets import write_reircoco
+from reir.errors import DataError
+from reir.metrics import Gallery, Queries
+from reir.metrics.calibration import auroc
+from reir.query.presence import GALLERY_FEATURES, load_calibration
+from reir_testing import FakeEncoder
+from reir_testing.photo_sets import draw_photo_set, random_scenes
+from reir_training.cli.calibrate import calibrate
+from reir_training.report.calibration import (
+    ScoreTable,
+    Trials,
+    cross_validated,
+    draw_galleries,
+    fit,
+    fit_calibration,
+    gallery_trials,
+    photo_trials,
+    tie_margin,
+)
+
+DIM = 16
+
+
+def drawn(num_photos: int, noise: float, seed: int = 0) -> tuple[Gallery, Queries]:
+    """Three instances per photo, and for the first an expression vector that is a noisy copy."""
+    rng = np.random.default_rng(seed)
+    vectors = unit(rng.normal(size=(3 * num_photos, DIM)))
+    images = np.repeat(np.arange(num_photos), 3)
+    corners = np.tile([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], (num_photos, 1))
+    asked = unit(vectors[::3] + noise * rng.normal(size=(num_photos, DIM)))
+    boxes_px = corners.astype(np.float64)
+    return (
+        Gallery(vectors, images, boxes_px),
+        Queries(asked, np.arange(num_photos), boxes_px[::3]),
+    )
+
+
+def unit(vectors: Any) -> Any:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_scores_are_those_of_the_best_instance_of_each_photo() -> None:
+    gallery, queries = drawn(25, 0.3)
+    scored = ScoreTable(gallery, queries)
+    scores = queries.vectors @ gallery.vectors.T
+    for photo in range(25):
+        rows = scores[:, gallery.images == photo]
+        np.testing.assert_allclose(scored.best[:, photo], rows.max(axis=1), atol=1e-6)
+        right = rows[photo].argmax() == 0
+        assert scored.right[photo, photo] == right
+    assert scored.right.sum() == np.diag(scored.right).sum()
+
+
+def test_half_of_the_galleries_contain_the_photo() -> None:
+    scored = ScoreTable(*drawn(50, 0.1))
+    whole, hits = gallery_trials(scored, seed=0)
+    assert whole.labels.mean() == 0.5
+    assert set(np.round(whole.features[:, 3], 1)) == {
+        np.round(np.log10(1 + 3 * n), 1) for n in (49, 24)
+    }
+    assert len(hits.labels) == 10 * len(whole.labels)
+    assert hits.labels.sum() <= whole.labels.sum()
+    photos, boxes = photo_trials(scored, seed=0)
+    assert photos.labels.mean() == 0.5
+    assert len(boxes.labels) == 3 * len(photos.labels)
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.1, 0.97, 1.0), (3.0, 0.3, 0.75)])
+def test_presence_reflects_the_noise_of_the_vectors(
+    noise: float, least: float, most: float
+) -> None:
+    found = fit_calibration(*drawn(80, noise), digest="d", about={"split": "val"})
+    assert least <= found.about["gallery"]["auroc"] <= most
+    assert found.about["gallery"]["ece"] < 0.15
+    assert (found.digest, found.about["split"], found.about["photos"]) == ("d", "val", 80)
+    assert 0 < found.threshold < 1
+    assert found.gallery.features == GALLERY_FEATURES
+    again = fit_calibration(*drawn(80, noise), digest="d", about={"split": "val"})
+    assert again == found
+
+
+def test_fit_recovers_the_logistic_model() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, 2)) * [1, 5] + [3, 0]
+    p = 1 / (1 + np.exp(-(2 * x[:, 0] - 0.3 * x[:, 1] - 5)))
+    trials = Trials(x, rng.random(20_000) < p, np.arange(20_000))
+    found = fit(trials, ("a", "b"))
+    assert found.weights == pytest.approx((2, -0.3), abs=0.1)
+    assert found.bias == pytest.approx(-5, abs=0.25)
+    assert np.abs(cross_validated(trials, ("a", "b")) - p).max() < 0.06
+
+
+def some_trials(seed: int) -> Trials:
+    """Trials of 30 photos; the feature's effect has opposite signs in odd and in even photos."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(30), 6)
+    features = rng.normal(size=(len(groups), 2))
+    sign = np.where(groups % 2, 1, -1)
+    return Trials(
+        features, rng.random(len(groups)) < 1 / (1 + np.exp(-3 * sign * features[:, 0])), groups
+    )
+
+
+def test_cross_validation_predicts_each_half_from_the_other() -> None:
+    trials = some_trials(0)
+    found = cross_validated(trials, ("a", "b"))
+    for row in range(len(trials.labels)):
+        others = trials.groups % 2 != trials.groups[row] % 2
+        model = fit(trials.rows(others), ("a", "b"))
+        assert found[row] == pytest.approx(model(trials.features[row].tolist()))
+    assert auroc(found, trials.labels) < 0.2  # each model learned the opposite sign
+
+
+def test_gallery_trials_equal_the_loop() -> None:
+    gallery, queries = drawn(24, 0.6)
+    scored = ScoreTable(gallery, queries)
+    whole, hits = gallery_trials(scored, seed=3)
+    row = 0
+    for number, (expression, present, photos) in enumerate(draw_galleries(scored, seed=3)):
+        assert present == (queries.images[expression] in photos)
+        best = []
+        for photo in photos.tolist():
+            rows = np.flatnonzero(gallery.images == photo)
+            scores = gallery.vectors[rows] @ queries.vectors[expression]
+            right = photo == queries.images[expression] and int(scores.argmax()) == 0
+            best.append((float(scores.max()), right))
+        best = sorted(best, key=lambda each: -each[0])[:10]
+        scores_of_best = [score for score, _ in best]
+        spread, size = best[0][0] - float(np.mean(scores_of_best)), math.log10(1 + 3 * len(photos))
+        lead = best[0][0] - best[1][0]
+        np.testing.assert_allclose(
+            whole.features[number], (best[0][0], lead, spread, size), atol=1e-5
+        )
+        assert (whole.labels[number], whole.groups[number]) == (present, queries.images[expression])
+        for place, (score, right) in enumerate(best):
+            lead = score - best[0][0] if place else score - best[1][0]
+            np.testing.assert_allclose(hits.features[row], (score, lead, spread, size), atol=1e-5)
+            assert (hits.labels[row], hits.groups[row]) == (right, queries.images[expression])
+            row += 1
+    assert row == len(hits.labels)
+
+
+def test_tie_margin_is_the_largest_with_accuracy_near_chance() -> None:
+    scored = ScoreTable(*drawn(120, 0.3))
+    decided = []
+    for m in range(len(scored.own)):
+        first, second = np.argsort(-scored.best[m], kind="stable")[:2]
+        if scored.right[m, first] or scored.right[m, second]:
+            margin = scored.best[m, first] - scored.best[m, second]
+            decided.append((float(margin), bool(scored.right[m, first])))
+    decided.sort()
+    tied = [
+        decided[num - 1][0]
+        for num in range(20, len(decided) + 1)
+        if sum(right for _, right in decided[:num]) / num < 0.6
+    ]
+    assert tied
+    assert tie_margin(scored) == pytest.approx(max(tied), abs=1e-5)
+
+
+def test_too_few_photos_or_expressions_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 20 photos with instances, got 19"):
+        ScoreTable(*drawn(19, 0.1))
+    trials = Trials(np.ones((3, 1)), np.ones(3, dtype=np.bool_), np.arange(3))
+    with pytest.raises(DataError, match="all 3 trials have the same outcome"):
+        fit(trials, ("a",))
+
+
+def test_the_command_writes_calibration_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _path: FakeEncoder())
+    write_reircoco(draw_photo_set(tmp_path, random_scenes(0, 60)), tmp_path / "val.json")
+    app = typer.Typer()
+    app.command()(calibrate)
+    options = ["--annotations", str(tmp_path / "val.json"), "--images", str(tmp_path)]
+    result = CliRunner().invoke(app, [*options, "--checkpoint", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = load_calibration(tmp_path, FakeEncoder().digest)
+    assert found is not None
+    assert json.loads(result.stdout)["threshold"] == found.threshold
+    assert "wrote" in CliRunner().invoke(app, [*options, "--checkpoint", str(tmp_path)]).stdout

@@ -1,0 +1,1 @@
+"""Training of the published CLARE: data, losses, matching, and the task that combines them."""

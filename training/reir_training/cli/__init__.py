@@ -1,0 +1,1 @@
+"""The commands `reir train`, `reir calibrate` and `reir data check`."""

@@ -1,0 +1,1 @@
+"""Training data, for all models: annotations, sampling, augmentation and leakage checks."""

@@ -1,0 +1,264 @@
+"""The annotated photos of a run, independent of the format that they were read from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from reir.datasets.coco import read_coco_captions
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.dataset import (
+    Expression,
+    ReferringDataset,
+    ReferringImage,
+    ReferringInstance,
+)
+from reir.datasets.photos import read_caption_pairs
+from reir.datasets.readers import IN_FOLDERS, read_as
+from reir.errors import DataError
+from reir.records import FloatArray, MaskRle
+from reir_training.config import DataSource
+
+UNKNOWN_CLASS = -1
+_CLASS_NUMBERS = {name: i for i, name in enumerate(COCO_CLASSES)}
+TRAIN, VAL = "train", "val"
+
+
+@dataclass(frozen=True)
+class TrainExpression:
+    """A written expression, and the row of the box in `TrainPhoto.boxes` that it describes."""
+
+    text: str
+    box: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class TrainPhoto:
+    """A photo with all of its annotations.
+
+    Attributes:
+        path: image file.
+        split: "train" or "val".
+        boxes: (N, 4) xyxy in [0, 1], without crowds.
+        categories: (N,) index into `COCO_CLASSES`; -1 for other classes.
+        names: N class names.
+        expressions: written referring expressions.
+        captions: captions of the whole photo.
+        near_misses: captions with one wrong word.
+        crowded: classes that have a crowd annotation.
+        is_wide: whether the photo is wider than high.
+        gallery: the set of photos within which an expression describes one instance only: the
+            smallest split of the data set that contains the photo.
+        masks: N masks, None for instances without one; empty if masks were not read.
+    """
+
+    path: Path
+    split: str
+    boxes: FloatArray
+    categories: np.ndarray
+    names: tuple[str, ...]
+    expressions: tuple[TrainExpression, ...]
+    captions: tuple[str, ...] = ()
+    near_misses: tuple[str, ...] = ()
+    crowded: frozenset[str] = frozenset()
+    is_wide: bool = False
+    gallery: str = ""
+    masks: tuple[MaskRle | None, ...] = ()
+
+
+def count_annotations(
+    train: Iterable[TrainPhoto], held_out: Sequence[TrainPhoto]
+) -> dict[str, int]:
+    """Count the photos, boxes, expressions and captions to train on, and the held-out photos."""
+    counts = np.array(
+        [(1, len(p.boxes), len(p.expressions), len(p.captions)) for p in train], dtype=np.int64
+    ).reshape(-1, 4)
+    names = ("photos", "boxes", "expressions", "captions")
+    totals = dict(zip(names, counts.sum(axis=0).tolist(), strict=True))
+    return {**totals, "held_out_photos": len(held_out)}
+
+
+def split_held_out(photos: Sequence[TrainPhoto]) -> tuple[list[TrainPhoto], list[TrainPhoto]]:
+    """Split photos into the training photos and the held-out photos."""
+    return [p for p in photos if p.split != VAL], [p for p in photos if p.split == VAL]
+
+
+def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset:
+    """Read the annotations of a source, or of one of its splits if the source names a split.
+
+    Args:
+        source: data source.
+        masks: also read masks, if the format has them.
+
+    Raises:
+        DataError: a file is malformed, or there is no such split.
+    """
+    path = source.path if source.format in IN_FOLDERS else source.path / source.file
+    dataset = read_as(source.format, path, source.split_by, masks=masks)
+    if source.split:
+        dataset = dataset.split(source.split)
+    return hold_out(dataset, source.held_out) if source.held_out else dataset
+
+
+def hold_out(dataset: ReferringDataset, num: int) -> ReferringDataset:
+    """Turn `num` photos into the split "val", chosen by a hash of their ids.
+
+    So every run chooses the same photos.
+
+    Raises:
+        DataError: no photo would be left to train on, or the data set already has splits, in
+            which case the photos of its test splits would be trained on.
+    """
+    if dataset.splits:
+        raise DataError(
+            f"{dataset.source}: held_out={num} cannot be used with a data set that has splits, "
+            f"{sorted(dataset.splits)}; choose one of them with `split`, or remove held_out"
+        )
+    # A hash is independent of the order of the file, and leaves no pattern in the selection.
+    ids = sorted(dataset.images_by_id, key=lambda each: sha256(each.encode()).digest())
+    if num >= len(ids):
+        raise DataError(
+            f"{dataset.source}: held_out={num} of {len(ids)} photos leaves none to train on; use "
+            f"a lower number"
+        )
+    return replace(dataset, splits={VAL: frozenset(ids[:num]), TRAIN: frozenset(ids[num:])})
+
+
+def photo_uses(dataset: ReferringDataset) -> dict[str, str]:
+    """Map the image id of each photo that a run uses to "train" or "val".
+
+    Photos of a split "val" are held out, even if they are in "train" too. If there is a split
+    "train", only its other photos are trained on, and those of "test" and similar splits are
+    unused. Otherwise all remaining photos are trained on.
+    """
+    held_out = dataset.splits.get(VAL, frozenset())
+    trained = dataset.splits.get(TRAIN, dataset.images_by_id.keys())
+    return {
+        image.image_id: VAL if image.image_id in held_out else TRAIN
+        for image in dataset.images
+        if image.image_id in held_out or image.image_id in trained
+    }
+
+
+def build_photos(
+    source: DataSource, dataset: ReferringDataset, without: frozenset[str] = frozenset()
+) -> list[TrainPhoto]:
+    """Return the photos of a source that a run uses.
+
+    Args:
+        source: data source that `dataset` was read from.
+        dataset: its annotations.
+        without: image ids to exclude.
+
+    Raises:
+        DataError: the source has nothing to train on.
+    """
+    captions, near_misses = read_captions(source.path), read_near_misses(source.path)
+    instances: dict[str, list[ReferringInstance]] = defaultdict(list)
+    expressions: dict[str, list[Expression]] = defaultdict(list)
+    for instance in dataset.instances:
+        instances[instance.image_id].append(instance)
+    for expression in dataset.expressions:
+        expressions[expression.image_id].append(expression)
+    photos, splits = [], sorted(dataset.splits, key=lambda name: -len(dataset.splits[name]))
+    # A photo may be in several splits; the last one, which is the smallest, wins.
+    gallery_of = {each: name for name in splits for each in dataset.splits[name]}
+    for image_id, use in photo_uses(dataset).items():
+        if image_id in without:
+            continue
+        image = dataset.images_by_id[image_id]
+        # RefCOCOg "google" splits the expressions, not the photos
+        described = [e for e in expressions[image_id] if e.split in (None, use)]
+        photos.append(
+            replace(
+                _annotated_photo(image, instances[image_id], described, source.task),
+                path=source.path / source.images / image.file_name,
+                split=use,
+                gallery=f"{source.path}:{gallery_of.get(image_id, '')}",
+                captions=tuple(captions[image_id]),
+                near_misses=tuple(near_misses[image_id]),
+            )
+        )
+    useful = [p for p in photos if p.expressions or p.captions or len(p.boxes)]
+    if not useful:
+        excluded = f"; {len(without)} photos of evaluation sets are excluded" if without else ""
+        raise DataError(
+            f"{source.path} ({source.format}) has no annotated photo to train on{excluded}"
+        )
+    return useful
+
+
+def read_captions(folder: Path) -> dict[str, list[str]]:
+    """Map image ids to captions, if the folder has a captions.json.
+
+    Raises:
+        DataError: the file is malformed.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    if (folder / "captions.json").is_file():
+        for caption in read_coco_captions(folder / "captions.json"):
+            found[caption.image_id].append(caption.text.strip())
+    return found
+
+
+def read_near_misses(folder: Path) -> dict[str, list[str]]:
+    """Map image ids to captions with one wrong word, if the folder has such captions.
+
+    Raises:
+        DataError: the file is malformed.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    if (folder / "sugarcrepe_pairs.json").is_file():
+        for pair in read_caption_pairs(folder / "sugarcrepe_pairs.json"):
+            found[pair.image_id].append(pair.negative_caption.strip())
+    return found
+
+
+def _annotated_photo(
+    image: ReferringImage,
+    instances: Iterable[ReferringInstance],
+    expressions: Iterable[Expression],
+    task: str,
+) -> TrainPhoto:
+    """Return a photo with its boxes and expressions, ignoring crowds and empty boxes.
+
+    With the task "grounding", all classes are unknown, so that detection does not use the photo;
+    with "detection", there are no expressions.
+    """
+    size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)
+    rows: dict[str, int] = {}
+    boxes: list[np.ndarray] = []
+    names: list[str] = []
+    masks: list[MaskRle | None] = []
+    crowded: set[str] = set()
+    for instance in instances:
+        box = np.clip(np.asarray(instance.box_xyxy_px, dtype=np.float32) / size, 0, 1)
+        if instance.is_crowd:
+            crowded.add(instance.category or "")
+        elif (box[2:] > box[:2]).all():
+            rows[instance.instance_id] = len(boxes)
+            boxes.append(box)
+            names.append(instance.category or "")
+            masks.append(instance.mask)
+    known = {} if task == "grounding" else _CLASS_NUMBERS
+    return TrainPhoto(
+        path=Path(image.file_name),
+        split="train",
+        boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+        categories=np.array([known.get(n, UNKNOWN_CLASS) for n in names], dtype=np.int64),
+        names=tuple(names),
+        expressions=tuple(
+            TrainExpression(e.text, rows[e.instance_id], e.kind or "long")
+            for e in expressions
+            if e.instance_id in rows and task != "detection"
+        ),
+        crowded=frozenset(crowded),
+        is_wide=image.width_px > image.height_px,
+        masks=tuple(masks) if any(masks) else (),
+    )

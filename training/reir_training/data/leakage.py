@@ -1,0 +1,214 @@
+"""Prevents leakage: no photo of an evaluation set is trained on.
+
+Published data sets contain COCO's photos under different names, so photos are compared by their
+COCO id where the name has one. Uses annotations and file names, no model.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reir.datasets.dataset import ReferringDataset, ReferringImage
+from reir.errors import DataError
+from reir_training.config import DataConfig, DataSource
+from reir_training.data.examples import (
+    TRAIN,
+    VAL,
+    TrainPhoto,
+    build_photos,
+    photo_uses,
+    read_dataset,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMES_SHOWN = 3
+_COCO_NAME = re.compile(
+    r"(?:.*/)?(?:COCO_(?:train|val|test|unlabeled)20\d\d_)?(\d{12})(?:\.\w+)?", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class SourceDataset:
+    """A data source of the configuration and its annotations.
+
+    Attributes:
+        source: its entry in the configuration.
+        dataset: its annotations.
+    """
+
+    source: DataSource
+    dataset: ReferringDataset
+
+    def path_of(self, image: ReferringImage) -> Path:
+        """Return the path where the photo file should be."""
+        return self.source.path / self.source.images / image.file_name
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Photos that are in both an evaluation set and a training set.
+
+    Attributes:
+        evaluation: label of the evaluation set.
+        training: index of the training set in the configuration.
+        training_label: label of the training set.
+        image_ids: ids of the photos in the training set.
+        file_names: file names of the same photos, in the same order.
+    """
+
+    evaluation: str
+    training: int
+    training_label: str
+    image_ids: tuple[str, ...]
+    file_names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return a sentence that names the sets and some of the photos."""
+        num = len(self.file_names)
+        return (
+            f"{num} {'photo' if num == 1 else 'photos'} of the evaluation set {self.evaluation} "
+            f"would be trained on from {self.training_label}: {abbreviate(self.file_names)}"
+        )
+
+
+def coco_number(name: str) -> int | None:
+    """Return the COCO id in a photo's name, or None if the name does not follow COCO's pattern.
+
+    `COCO_train2014_000000123456.jpg`, `val2017/000000123456.jpg` and `000000123456` all give
+    123456, because the releases of 2014 and 2017 split the same photos differently.
+    """
+    found = _COCO_NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def read_sources(sources: Iterable[DataSource], *, masks: bool = False) -> list[SourceDataset]:
+    """Read the annotations of several sources, including masks if `masks` is set.
+
+    Raises:
+        DataError: a file is malformed or missing.
+    """
+    return [SourceDataset(source, read_dataset(source, masks=masks)) for source in sources]
+
+
+def find_leaks(
+    training: Sequence[SourceDataset], evaluation: Sequence[SourceDataset]
+) -> list[Leak]:
+    """Find training photos that are also in an evaluation set or a held-out split.
+
+    Two photos are the same if their COCO ids agree, taken from the file name or the image id.
+    Photos without a COCO id are the same if their file names agree and, if both files exist, their
+    bytes agree too.
+    """
+    leaks = []
+    for label, protected in _protected_sets(training, evaluation):
+        for row, each in enumerate(training):
+            use = photo_uses(each.dataset)
+            trained = (image for image in each.dataset.images if use.get(image.image_id) == TRAIN)
+            found = [image for image in trained if protected.contains(image, each)]
+            if found:
+                ids = tuple(image.image_id for image in found)
+                names = tuple(image.file_name for image in found)
+                leaks.append(Leak(label, row, each.source.label, ids, names))
+    return leaks
+
+
+def excluded_ids(leaks: Iterable[Leak]) -> Mapping[int, frozenset[str]]:
+    """Map the index of each training set to the image ids that must not be trained on."""
+    rows: dict[int, set[str]] = defaultdict(set)
+    for leak in leaks:
+        rows[leak.training].update(leak.image_ids)
+    return {row: frozenset(ids) for row, ids in rows.items()}
+
+
+def training_photos(config: DataConfig, *, masks: bool = False) -> list[TrainPhoto]:
+    """Read all photos that a run uses, except those that it will be evaluated on.
+
+    Args:
+        config: settings of the run.
+        masks: read masks too.
+
+    Raises:
+        DataError: a file is malformed, a source has nothing to train on, or a photo of an
+            evaluation set would be trained on and `exclude_evaluation` is not set.
+    """
+    training = read_sources(config.data, masks=masks)
+    leaks = find_leaks(training, read_sources(config.evaluation))
+    if leaks and not config.exclude_evaluation:
+        raise DataError("\n".join([*map(str, leaks), REMEDY]))
+    for leak in leaks:
+        logger.warning("%s; they are excluded from training", leak)
+    rows = excluded_ids(leaks)
+    return [
+        photo
+        for row, each in enumerate(training)
+        for photo in build_photos(each.source, each.dataset, rows.get(row, frozenset()))
+    ]
+
+
+REMEDY = (
+    "figures measured on training photos are meaningless: remove these photos from the data, "
+    "or set exclude_evaluation: true to exclude them from training"
+)
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """Join the first few names, and say how many more there are."""
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    return ", ".join(names[:MAX_NAMES_SHOWN]) + more
+
+
+class _PhotoIndex:
+    """The photos of one evaluation set, for lookups."""
+
+    def __init__(self, where: SourceDataset, images: Iterable[ReferringImage]) -> None:
+        self._numbers: set[int] = set()
+        self._named: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+        for image in images:
+            numbers = _coco_numbers(image)
+            self._numbers |= numbers
+            if not numbers:
+                path = where.path_of(image)
+                self._named[path.name].append((image.file_name, path))
+
+    def contains(self, image: ReferringImage, where: SourceDataset) -> bool:
+        """Return whether a photo of another set is one of these."""
+        numbers = _coco_numbers(image)
+        if numbers:
+            return not numbers.isdisjoint(self._numbers)
+        path = where.path_of(image)
+        return any(
+            _same_file(path, other, image.file_name == name)
+            for name, other in self._named.get(path.name, ())
+        )
+
+
+def _protected_sets(
+    training: Sequence[SourceDataset], evaluation: Sequence[SourceDataset]
+) -> Iterator[tuple[str, _PhotoIndex]]:
+    """Yield the evaluation sets, and the held-out photos of the training sets."""
+    for each in evaluation:
+        yield each.source.label, _PhotoIndex(each, each.dataset.images)
+    for each in training:
+        use = photo_uses(each.dataset)
+        held_out = [i for i in each.dataset.images if use.get(i.image_id) == VAL]
+        if held_out:
+            yield f"{each.source.label} [{VAL}]", _PhotoIndex(each, held_out)
+
+
+def _coco_numbers(image: ReferringImage) -> set[int]:
+    found = (coco_number(image.file_name), coco_number(image.image_id))
+    return {number for number in found if number is not None}
+
+
+def _same_file(one: Path, other: Path, same_name: bool) -> bool:
+    """Compare two files of the same base name; if one is missing, compare the full names."""
+    if one.is_file() and other.is_file():
+        return filecmp.cmp(one, other, shallow=False)
+    return same_name

@@ -1,0 +1,1 @@
+"""Training of `clare-nano`, from the cached output of its frozen part."""

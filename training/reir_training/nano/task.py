@@ -1,0 +1,98 @@
+"""The training task of `clare-nano`: model, batches, validation and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from reir.checkpoint import save_checkpoint
+from reir_training.config import NanoTrainConfig
+from reir_training.data.examples import TrainPhoto, count_annotations, split_held_out
+from reir_training.nano.batches import BatchMaker, NanoBatch
+from reir_training.nano.cache import FrozenCache
+from reir_training.nano.initialization import (
+    align_streams,
+    parameter_groups,
+    start_model,
+    training_sentences,
+)
+from reir_training.nano.objective import NanoObjective
+from reir_training.report.model_card import write_nano_card
+from reir_training.run.collectives import WorkerCollectives
+from reir_training.run.schedule import Epoch, Stage
+from reir_training.run.validate import validate
+
+
+class NanoTask:
+    """Trains `clare-nano` on the cached output of its frozen part.
+
+    Args:
+        config: settings of the run.
+        photos: training photos and held-out photos.
+        cache: folder of the complete `FrozenCache` of these photos.
+        init: checkpoint directory to start from.
+        rank, world_size: rank of this worker, and number of workers.
+    """
+
+    def __init__(  # noqa: PLR0913 - most are keyword-only
+        self,
+        config: NanoTrainConfig,
+        photos: Sequence[TrainPhoto],
+        *,
+        cache: Path,
+        init: Path | None,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._config, self._rank, self._world_size = config, rank, world_size
+        self._photos = photos
+        self.model, self.tokenizer = start_model(config, init)
+        if init is None:
+            align_streams(self.model, self.tokenizer, training_sentences(self._photos))
+        self._cache = FrozenCache(cache)
+        self._half = config.optimization.precision == "bf16"
+        self._maker = BatchMaker(self._photos, self._cache, config.optimization)
+        self.objective = NanoObjective(
+            self.model,
+            self.tokenizer,
+            config.loss,
+            workers=WorkerCollectives() if world_size > 1 else None,
+            half=self._half,
+        )
+
+    @property
+    def photos_per_step(self) -> int:
+        """Photos per step, over all workers."""
+        return self._config.optimization.photos_per_batch
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameter groups."""
+        return parameter_groups(self.objective, self._config.optimization)
+
+    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both stages
+        """Return the number of steps per epoch."""
+        return len(self._maker.epoch(0, self._rank, self._world_size))
+
+    def batches(self, epoch: Epoch, first: int) -> Iterator[NanoBatch]:
+        """Yield this worker's batches from step `first` on, one per part of a step."""
+        settings = self._config.optimization
+        parts = settings.accumulate_steps
+        shares = range(self._rank * parts, (self._rank + 1) * parts)
+        rows = [self._maker.epoch(epoch.number, s, self._world_size * parts) for s in shares]
+        for i in range(first, self.steps(epoch.stage)):
+            for of_share in rows:
+                yield self._maker.batch(of_share[i], [settings.seed, epoch.number, i])
+
+    def validate(self) -> dict[str, float]:
+        """Evaluate the current weights on the held-out photos."""
+        return validate(self.model, self.tokenizer, self._photos, self._cache, half=self._half)
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write the checkpoint directory, including the model card."""
+        save_checkpoint(folder, self.model, self.tokenizer, about)
+        write_nano_card(folder, about)
+
+    def about(self) -> dict[str, Any]:
+        """Return metadata for the checkpoint: the size of the training data."""
+        return count_annotations(*split_held_out(self._photos))

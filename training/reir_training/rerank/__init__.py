@@ -1,0 +1,1 @@
+"""Training of the relation re-ranker on a frozen `clare-nano`."""

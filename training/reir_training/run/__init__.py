@@ -1,0 +1,1 @@
+"""A training run: workers, training loop, schedule, saved states and metrics."""

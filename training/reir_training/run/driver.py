@@ -1,0 +1,203 @@
+"""The driver of a training run: prepares the cache, starts training and shows its progress."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from reir.config import dump_config
+from reir_training.config import ClareTrainConfig, NanoTrainConfig, TrainConfig
+from reir_training.run.num_workers import NumWorkers, check_shares
+from reir_training.run.schedule import RERANK, check_stage
+from reir_training.run.storage import METRICS, open_checked_storage
+
+POLL_S = 1.0
+ANNOTATIONS = "annotations"
+"""Folder in the output directory in which workers share the parsed annotations."""
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
+
+
+def run(  # noqa: PLR0913 - most are keyword-only
+    preset: str,
+    config: TrainConfig,
+    *,
+    output: Path,
+    stage: str,
+    init: Path | None,
+    num_workers: NumWorkers,
+    use_gpu: bool,
+    storage: str | None = None,
+) -> Path:
+    """Prepare the run, train, and return the checkpoint directory.
+
+    Args:
+        preset: name of the model.
+        config: settings of the run, of the class that the preset needs; saved as `config.yaml`.
+        output: output folder.
+        stage: "grounding", "clia", "all" (both) or "rerank".
+        init: checkpoint to start from; None for the published weights of the parts.
+        num_workers: number of Ray Train workers, or a range.
+        use_gpu: use one GPU per worker.
+        storage: URI of a bucket or folder for the saved states and a copy of the other output.
+
+    Raises:
+        ConfigError: the photos of a step cannot be divided among the workers, the stage does not
+            fit the preset, or the storage cannot be used.
+    """
+    from reir_training.run.jobs import train
+
+    config = with_absolute_paths(config)
+    check_shares(config.optimization, num_workers)
+    check_stage(preset, stage, init)
+    remote = open_checked_storage(storage) if storage else None
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(dump_config(config))
+    if remote is not None:
+        remote.push(output / "config.yaml")
+        remote.pull(output / METRICS)
+    console = Console(stderr=True)
+    with _progress(console) as bars:
+        cache = (output / ANNOTATIONS).resolve()
+        if isinstance(config, NanoTrainConfig):
+            cache = _cache(config, output, stage, init, bars).resolve()
+        _log_start(output / METRICS)
+        if remote is not None:
+            remote.push(output / METRICS)
+        with _MetricsFollower(output / METRICS, bars):
+            checkpoint = train(
+                preset,
+                config,
+                output=output.resolve(),
+                cache=cache,
+                stage=stage,
+                init=init.resolve() if init else None,
+                num_workers=num_workers,
+                use_gpu=use_gpu,
+                storage=storage,
+            )
+        if remote is not None:
+            remote.pull(output / METRICS)
+            remote.pull(checkpoint)
+    console.print(f"checkpoint: {checkpoint}")
+    return checkpoint
+
+
+def _progress(console: Console) -> Progress:
+    """Return progress bars that show a note and the remaining time."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def with_absolute_paths(config: AnyConfig) -> AnyConfig:
+    """Make the paths of a configuration absolute, because Ray workers run in another folder."""
+    data, evaluation = (
+        tuple(s.model_copy(update={"path": s.path.resolve()}) for s in sources)
+        for sources in (config.data, config.evaluation)
+    )
+    changes: dict[str, Any] = {"data": data, "evaluation": evaluation}
+    if isinstance(config, NanoTrainConfig):
+        changes["weights"] = config.weights.resolve()
+    if isinstance(config, ClareTrainConfig):
+        if config.tokenizer is not None:
+            changes["tokenizer"] = config.tokenizer.resolve()
+        if config.towers is not None and Path(config.towers).exists():
+            changes["towers"] = str(Path(config.towers).resolve())
+    return config.model_copy(update=changes)
+
+
+def _cache(
+    config: NanoTrainConfig, output: Path, stage: str, init: Path | None, bars: Progress
+) -> Path:
+    """Compute the output of the frozen part of the model, and return its folder."""
+    from reir_training.data.leakage import training_photos
+    from reir_training.nano.cache import build_cache
+    from reir_training.nano.initialization import start_model
+    from reir_training.rerank.task import load_rerank_data
+
+    root = config.cache or output / "cache"
+    photos = training_photos(config)
+    model, _ = start_model(config, init)
+    task = bars.add_task("caching the frozen part", total=len(photos), note="photos")
+    folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
+    bars.update(task, completed=len(photos))
+    if stage == RERANK:
+        assert init is not None
+        bars.add_task("encoding with the dual stream", total=None, note="photos and expressions")
+        load_rerank_data(config, photos, cache=folder, init=init)
+    return folder
+
+
+def _log_start(metrics: Path) -> None:
+    with metrics.open("a") as file:
+        file.write(json.dumps({"event": "start", "time": time.time()}) + "\n")
+
+
+class _MetricsFollower:
+    """Reads the metrics file that the first worker writes, and shows it as a progress bar."""
+
+    def __init__(self, path: Path, bars: Progress) -> None:
+        self._path, self._bars = path, bars
+        self._task: TaskID | None = None
+        self._offset = path.stat().st_size
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._read()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_S):
+            self._read()
+
+    def _read(self) -> None:
+        with self._path.open() as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith("\n"):  # the worker has not finished writing this line
+                    break
+                self._offset += len(line.encode())
+                self._show(json.loads(line))
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if line["event"] == "progress":
+            if self._task is None:
+                self._task = self._bars.add_task("", total=None, note="")
+            done = (line["epoch"] - 1) * line["steps"] + line["step"]
+            self._bars.update(
+                self._task,
+                description=line["stage"],
+                total=line["epochs"] * line["steps"],
+                completed=done,
+                note=f"steps  {line['photos_per_s']} photos/s  loss {line['loss']:.3f}",
+            )
+        elif line["event"] == "epoch" and "br1_50" in line:
+            self._bars.console.print(
+                f"epoch {line['epoch']}: BR@1 {line['br1_50']}  BR@10 {line['br10_50']}  "
+                f"REC {line['rec_long']}"
+            )

@@ -1,0 +1,65 @@
+"""The schedule of a run: its stages, their epochs, and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from reir.errors import ConfigError
+from reir_training.config import Schedule
+
+Stage = Literal["grounding", "clia", "rerank"]
+RERANK = "rerank"
+FINAL_RATE = 0.02
+STEP_AT, STEP_TO = 0.8, 0.1
+
+
+def check_stage(preset: str, stage: str, init: Path | None) -> None:
+    """Check that a stage is possible for a preset.
+
+    Raises:
+        ConfigError: the stage is "rerank", but the preset has no re-ranker or `init` is missing.
+    """
+    if stage == RERANK and preset != "clare-nano":
+        raise ConfigError(f"--stage rerank requires --preset clare-nano, got {preset!r}")
+    if stage == RERANK and init is None:
+        raise ConfigError("--stage rerank requires --init: the checkpoint to add the re-ranker to")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: its number over all stages, and the first epoch and length of its stage."""
+
+    number: int
+    stage: Stage
+    first_of_stage: int
+    epochs_of_stage: int
+
+
+def plan(settings: Schedule, stage: str) -> list[Epoch]:
+    """Return the epochs of a stage in order; "all" means "grounding", then "clia"."""
+    lengths: dict[Stage, int] = {
+        "grounding": settings.grounding_epochs,
+        "clia": settings.clia_epochs,
+        "rerank": settings.rerank_epochs,
+    }
+    out: list[Epoch] = []
+    for name, length in lengths.items():
+        if stage == name or (stage == "all" and name != "rerank"):
+            first = len(out)
+            out.extend(Epoch(first + i, name, first, length) for i in range(length))
+    return out
+
+
+def rate_factor(step: int, num_steps: int, settings: Schedule) -> float:
+    """Return the factor on the learning rate at a step of a stage: linear warm-up, then decay."""
+    start = settings.warmup_start
+    offset = 0 if start else 1  # a learning rate of 0 would waste the first step
+    warm = min(1.0, start + (1 - start) * (step + offset) / settings.warmup_steps)
+    done = min(step / max(num_steps, 1), 1)
+    if settings.decay == "step":
+        return warm * (1.0 if done < STEP_AT else STEP_TO)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)

@@ -1,0 +1,62 @@
+"""Builds the task of a preset and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reir_training.clare.task import ClareTask, Stream, load_in_process
+from reir_training.config import ClareTrainConfig, NanoTrainConfig, TrainConfig
+from reir_training.data.examples import TrainPhoto
+from reir_training.data.leakage import training_photos
+from reir_training.nano.task import NanoTask
+from reir_training.rerank.task import RerankTask
+from reir_training.run.schedule import RERANK
+
+AnyTask = NanoTask | ClareTask | RerankTask
+
+
+def make_task(  # noqa: PLR0913 - most are keyword-only
+    preset: str,
+    config: TrainConfig,
+    *,
+    stage: str,
+    init: Path | None,
+    cache: Path | None = None,
+    photos: Sequence[TrainPhoto] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    stream: Stream = load_in_process,
+) -> AnyTask:
+    """Build the task of one worker.
+
+    Args:
+        preset: name of the model; `config` must be of its class.
+        config: settings of the run.
+        stage: stage of the run; "rerank" trains the re-ranker instead of the model itself.
+        init: checkpoint directory to start from.
+        cache: for `clare-nano`, folder with the output of its frozen part; for the published
+            CLARE, folder in which workers share the annotations, or None to keep them in memory.
+        photos: for `clare-nano`, photos in the order of the cache; None for all photos of the run.
+        rank, world_size: rank of this worker, and number of workers.
+        stream: for the published CLARE, loads the steps.
+    """
+    if isinstance(config, NanoTrainConfig):
+        assert cache is not None
+        known = training_photos(config) if photos is None else photos
+        if stage == RERANK:
+            assert init is not None
+            return RerankTask(
+                config, known, cache=cache, init=init, rank=rank, world_size=world_size
+            )
+        return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
+    assert isinstance(config, ClareTrainConfig)
+    return ClareTask(
+        preset,
+        config,
+        init=init,
+        rank=rank,
+        world_size=world_size,
+        cache=cache,
+        stream=stream,
+    )
