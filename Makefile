@@ -17,6 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/reir demo
 
+# One OpenMP thread a process: tests start many processes, whose threads would wait for each other.
+test test-all: export OMP_NUM_THREADS ?= 1
 test: install
 	$(BIN)/python -m pytest -q -rs -m "not slow and not milvus"
 

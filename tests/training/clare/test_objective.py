@@ -211,13 +211,14 @@ def test_losses_of_two_workers_equal_those_of_one_unless_parity(
     weights = ClareLossWeights(mask_false_negatives=False)
     objective = partial(ClareObjective, model, tokenizer(), weights, denoising=False)
 
-    def work(first: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = batch_of_worker(tmp_path, 0 if first else 1, 2)
+    def work(first: bool, batch: ClareBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss, parts = objective(workers=PairWorker(pair, first))(batch, "clia")
         return loss, parts
 
+    # not in the threads: both would write the photos, and one could read half a file
+    batches = [batch_of_worker(tmp_path, rank, 2) for rank in (0, 1)]
     with ThreadPoolExecutor(2) as threads:
-        shares = list(threads.map(work, [True, False]))
+        shares = list(threads.map(work, [True, False], batches))
     _, of_one = objective()(batch_of_worker(tmp_path), "clia")
     together = shares[0][1]
     torch.testing.assert_close(together, shares[1][1])
@@ -226,7 +227,7 @@ def test_losses_of_two_workers_equal_those_of_one_unless_parity(
         assert together[name] == pytest.approx(scale * of_one[name], rel=1e-4)
 
     # as released, each worker divides by its own matched queries; otherwise by those of both
-    alone = [objective()(batch_of_worker(tmp_path, rank, 2), "clia")[1] for rank in (0, 1)]
+    alone = [objective()(batch, "clia")[1] for batch in batches]
     for name in ("classes", "l1", "giou", "proposal_l1"):
         own = (alone[0][name] + alone[1][name]) / 2
         assert together[name] == pytest.approx(own if parity else of_one[name], rel=1e-4)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from reir.errors import ConfigError
+from reir_testing.training.workers import run_workers
 from reir_training.config import DataSource, Schedule, TrainConfig
 from reir_training.report.memory import estimate_memory
 from reir_training.run.engine import BestEpoch, RunState, read_state, save_state, start_engine
@@ -223,22 +223,17 @@ def go(engine: Any, task: Rows, first: int, last: int) -> list[float]:
     return losses
 
 
-def pair(rank: int, port: int, folder: Path) -> None:
+def pair(folder: Path, rank: int, world_size: int) -> None:
     """Run one of two workers: resume the state of a single worker, and save one for it."""
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     for stage in range(4):
         settings = config(stage)
-        engine, state, task = start(settings, None, folder / f"one-{stage}", rank, 2)
+        engine, state, task = start(settings, None, folder / f"one-{stage}", rank, world_size)
         losses = go(engine, task, 3, STEPS)
         if rank == 0:
             torch.save(losses, folder / f"went-on-{stage}.pt")
-        engine, state, task = start(settings, None, None, rank, 2)
+        engine, state, task = start(settings, None, None, rank, world_size)
         go(engine, task, 0, 3)
         save_state(folder / f"two-{stage}", engine, None, state, rank=rank)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_a_run_resumes_with_another_number_of_workers(tmp_path: Path) -> None:
@@ -249,10 +244,7 @@ def test_a_run_resumes_with_another_number_of_workers(tmp_path: Path) -> None:
         go(engine, task, 0, 3)
         save_state(tmp_path / f"one-{stage}", engine, None, state, rank=0)
         wanted[stage] = go(engine, task, 3, STEPS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(pair, (port, tmp_path), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    run_workers(tmp_path, partial(pair, tmp_path))
     for stage in range(4):
         went_on = torch.load(tmp_path / f"went-on-{stage}.pt")
         assert went_on == pytest.approx(wanted[stage], rel=1e-5), f"one, then two, ZeRO {stage}"
