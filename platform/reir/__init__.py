@@ -7,7 +7,7 @@
         for hit in gallery.search("the red mug left of the laptop", k=5):
             print(hit.path, hit.box_px, hit.presence)
 
-Nothing heavy is imported before the first call.
+Importing `reir` is fast: modules that take long to import are imported by the first call.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ __all__ = [
     "index",
     "open",
 ]
+# Public classes and their modules, which `__getattr__` imports on first access: they need numpy and
+# Pillow, and some of them torch.
 _CLASSES = {
     "Client": "reir.client.http_client",
     "Gallery": "reir.query.search",
@@ -104,29 +106,32 @@ def index(  # noqa: PLR0913 - all but the source are by name
     """Make photos searchable, within this process; call it again to bring the gallery up to date.
 
     Args:
-        source: folder, image file, pattern, bucket, list, archive or table, as `reir index` takes.
-        gallery: to fill; made if there is none of that name.
-        store: an open store, or a location as `reir.store.open_store` takes it, None being the
-            default one.
-        encoder: finds the instances; or its name as `reir.encoders` takes it. Without it and
-            `checkpoint`, the one that the gallery was indexed with, at first the shipped one.
+        source: a folder, image file, pattern, bucket, list, archive or table; the same sources that
+            `reir index` accepts.
+        gallery: name of the gallery, which is created if it does not exist.
+        store: an open store, or a location in the form that `reir.store.open_store` accepts; None
+            means the default location.
+        encoder: finds the instances; or its name in the form that `reir.encoders` accepts. If
+            neither this nor `checkpoint` is given, a new gallery is indexed with the shipped
+            checkpoint, and any other with the encoder that it was indexed with before.
         checkpoint: checkpoint directory, instead of an encoder.
-        progress: True shows a progress bar on standard error; or a function that gets the progress,
-            called from several threads, one at a time.
-        batch_size: number of photos encoded at once.
-        prune: remove photos from the gallery whose file is gone from the source.
-        retry_failed: try photos again that failed before and have not changed.
+        progress: True shows a progress bar on standard error. A function is called with the
+            progress, from several threads, but never from two at the same time.
+        batch_size: number of photos to encode at once.
+        prune: remove photos from the gallery if their files are gone from the source.
+        retry_failed: also try photos that failed before and have not changed since.
 
     Returns:
         What happened to every photo of the source.
 
     Raises:
-        SourceError: the source does not exist or holds no image.
-        ConfigError: the gallery's name or the encoder's is not allowed, or indexing is not
-            installed.
-        CheckpointError: the checkpoint does not load.
+        SourceError: the source does not exist or has no images.
+        ConfigError: the name of the gallery or of the encoder is not allowed, or the packages for
+            indexing are not installed.
+        CheckpointError: the checkpoint cannot be loaded.
         StoreUnavailable: the store cannot be reached.
     """
+    # Indexing is an app of its own, which this package does not import: apps depend on the core.
     from reir.apps import app_function
 
     run: Callable[..., IndexReport] = app_function("index")
@@ -144,7 +149,7 @@ def index(  # noqa: PLR0913 - all but the source are by name
 
 
 def __getattr__(name: str) -> object:
-    """Import a class when it is asked for."""
+    """Import a public class when it is first accessed."""
     if name in _CLASSES:
         from importlib import import_module
 
@@ -153,5 +158,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """The public names alone."""
+    """Return the public names only."""
     return sorted(__all__)

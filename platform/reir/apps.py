@@ -1,6 +1,7 @@
-"""Functions of the apps that the core offers under its own name, found by entry point.
+"""Functions that the core offers on behalf of the apps, such as `reir.index`.
 
-The core imports no app; an app that is not installed is named with the command that installs it.
+The core does not import apps. It finds their functions by entry points. If a function is missing,
+the error says how to install its app.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from reir.errors import ConfigError
 
 FUNCTIONS = "reir.functions"
-"""Group of the entry points, one for each function."""
+"""Name of the group of entry points, which has one entry for each function."""
 
 _EXTRA = {"index": "ingestion"}
 
@@ -29,6 +30,7 @@ def app_function(name: str) -> Callable[..., Any]:
         raise ConfigError(f"reir.{name} is not installed; {install}")
     try:
         function: Callable[..., Any] = offered[0].load()
+    # The apps are in the same wheel as the core, but what they import comes with an extra.
     except ImportError as error:
         raise ConfigError(f"reir.{name} cannot run: {error}; {install}") from error
     return function

@@ -1,4 +1,4 @@
-"""Validation of the attributes of a photo, which come from the columns of a user."""
+"""Validation of the attributes of a photo, which come from columns of the user's data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def validate_attributes(columns: Mapping[str, Any]) -> Attributes:
     attributes = {
         name: _validate(name, value) for name, value in columns.items() if value is not None
     }
+    # The length in characters is that in bytes, since `json.dumps` escapes whatever is not ASCII.
     if len(json.dumps(attributes)) > MAX_ATTRIBUTES_BYTES:
         raise BadRow(f"the columns take more than {MAX_ATTRIBUTES_BYTES} bytes as JSON")
     return attributes
 
 
 def _validate(name: str, value: Any) -> JsonValue:
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # first, because for Python a boolean is an int as well
         return value
     if isinstance(value, str):
         return _text(name, value)
@@ -52,7 +53,7 @@ def _validate(name: str, value: Any) -> JsonValue:
 
 def _text(name: str, value: str) -> str:
     try:
-        value.encode()
+        value.encode()  # a lone surrogate, which Python allows, cannot be stored as UTF-8
     except UnicodeEncodeError:
         raise BadRow(f"column {name!a}: {value[:40]!a} is not valid Unicode") from None
     return value

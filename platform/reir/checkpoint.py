@@ -30,6 +30,7 @@ from reir.models.interfaces import InstanceEncoder
 from reir.models.nano.encoder import ClareNanoEncoder
 from reir.models.nano.model import ClareNano
 
+# Clare imports `transformers`, which takes longer than a search; only its own checkpoints need it.
 if TYPE_CHECKING:
     from reir.models.clare.model import Clare
     from reir.models.reranker import Reranker
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 RERANKER_CONFIG, RERANKER_WEIGHTS = "reranker.json", "reranker.safetensors"
+# To be incremented by a release whose files earlier releases cannot read.
 FORMAT = 1
 NANO, PUBLISHED = "clare-nano", "clare"
 MODELS = (NANO, PUBLISHED)
@@ -58,6 +60,7 @@ def save_checkpoint(
 
     folder.mkdir(parents=True, exist_ok=True)
     kind = NANO if isinstance(model, ClareNano) else PUBLISHED
+    # Contiguous, because safetensors refuses other layouts, such as channels-last weights.
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(pack(state) if kind == NANO else state, folder / WEIGHTS)
     tokenizer.save(str(folder / TOKENIZER))
@@ -192,7 +195,7 @@ def load_reranker(folder: Path | None = None, digest: str | None = None) -> Rera
     folder = Path(folder) if folder is not None else SHIPPED
     if not (folder / RERANKER_WEIGHTS).is_file():
         return None
-    expected = digest or weights_digest(folder)
+    expected = digest or weights_digest(folder)  # computed, because reading 100 MB takes time
     try:
         config = json.loads((folder / RERANKER_CONFIG).read_text(encoding="utf-8"))
         trained_on = config["digest"]
@@ -226,8 +229,11 @@ def _checkpoint_errors(folder: Path) -> Iterator[None]:
     """Turn errors about weights that do not fit into a `CheckpointError` that names the folder."""
     try:
         yield
+    # safetensors: a damaged file. RuntimeError: from `load_state_dict`, names or shapes differ.
+    # TypeError and ValueError: the configuration has unknown keys, or values out of range.
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
+            # Only the first line: torch goes on to list every weight that does not fit.
             f"cannot load checkpoint {folder}: {str(error).splitlines()[0]}; "
             f"{WEIGHTS} and {CONFIG} must come from the same `reir train` run"
         ) from error
@@ -292,6 +298,8 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {k: v.to(torch.float16).contiguous() for k, v in state.items() if v.is_floating_point()}
     out |= {k: v.contiguous() for k, v in state.items() if not v.is_floating_point()}
     rows = state[EMBEDDING].float()
+    # One scale per row, since the lengths of word vectors differ. The minimum avoids a division by
+    # 0 for a row of zeros.
     scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-8)
     del out[EMBEDDING]
     out[f"{EMBEDDING}.int8"] = (rows / scale).round().to(torch.int8)

@@ -25,6 +25,8 @@ Config = TypeVar("Config", bound="StrictConfig")
 class StrictConfig(BaseModel):
     """Base class of all configurations: frozen, without unknown keys, defaults validated too."""
 
+    # Unknown keys are errors, because a misspelled key would otherwise leave a setting at its
+    # default without notice. YAML can write NaN and infinity, which pass every range check or none.
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
@@ -54,12 +56,14 @@ def load_config(
     try:
         return model.model_validate(values)
     except ValidationError as error:
+        # All mistakes at once, so that a file does not have to be corrected one run at a time.
         lines = [_explain(model, each) + origin for each in error.errors()]
         raise ConfigError("\n".join(lines)) from error
 
 
 def dump_config(config: StrictConfig) -> str:
     """Return the configuration as YAML, all defaults included; inverse of `load_config`."""
+    # In JSON mode, paths and enums become text: `safe_dump` refuses anything but plain values.
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -70,6 +74,7 @@ def reir_home() -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        # `yaml.load` would also build Python objects that a file names, and so run code.
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
@@ -89,7 +94,7 @@ def _apply_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise ConfigError(f"override {override!r} must have the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(text)  # as in a file: numbers, lists and sections work, too
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     return _put(values, keys, value, override)
@@ -118,6 +123,7 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"'{dotted}' is required and has no default; set it in the file or as {dotted}=..."
     message = error["msg"].removeprefix("Value error, ")
+    # A validator of a whole section: its input would fill the message with unrelated values.
     if isinstance(error["input"], Mapping) and error["type"] == "value_error":
         return f"{_quoted_key(dotted)}: {message}"
     return f"{_quoted_key(dotted)}: got {error['input']!r}; {message[:1].lower()}{message[1:]}"
@@ -141,7 +147,7 @@ def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
             if part in candidate.model_fields
             for section in _sections(candidate.model_fields[str(part)].annotation)
         ]
-        # a list index, and the tag that pydantic inserts for a union, are not fields
+        # A list index, and the tag that pydantic inserts for a union, are not fields.
         candidates = deeper or candidates
     return {name for candidate in candidates for name in candidate.model_fields}
 

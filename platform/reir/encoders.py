@@ -1,4 +1,4 @@
-"""Encoders by name: parses specs of the form `KIND:SOURCE`, and loads the encoder of a spec.
+"""Names of encoders: parses specs of the form `KIND:SOURCE`, and loads the encoder of a spec.
 
     clare-nano                                    the checkpoint that comes with the package
     clare:DIR, or just DIR                        a checkpoint written by `reir train`
@@ -52,6 +52,7 @@ def parse_encoder_spec(text: str) -> EncoderSpec:
     text = text.strip()
     if not text or text == SHIPPED_KIND:
         return EncoderSpec(SHIPPED_KIND)
+    # At the first colon only, since a source may contain colons itself.
     kind, colon, source = text.partition(":")
     if colon and source and kind in KINDS and kind != SHIPPED_KIND:
         return EncoderSpec(kind, _absolute(source))
@@ -78,6 +79,7 @@ def load_encoder_spec(spec: str | EncoderSpec) -> InstanceEncoder:
     parsed = parse_encoder_spec(spec) if isinstance(spec, str) else spec
     try:
         return KINDS[parsed.kind](parsed.source)
+    # The optional packages are imported by the loaders, not when this module is.
     except ImportError as error:
         message = str(error).strip().splitlines()[0]
         raise ConfigError(f"encoder {parsed} needs more packages ({message}); {EXTRA}") from error
@@ -137,6 +139,7 @@ def _load_siglip_crops(source: str) -> InstanceEncoder:
     from reir.models.nano.encoder import fast_dtype
     from reir.models.siglip_crops import Detector, load_siglip_crops
 
+    # SigLIP detects nothing itself. The detector of clare-nano comes with the package.
     shipped, _ = load_model(SHIPPED)
     extractor = CandidateExtractor(shipped, fast_dtype())
     detector = Detector(extractor.propose, weights_digest(SHIPPED))
@@ -160,6 +163,7 @@ def _is_directory(source: str) -> bool:
 
 def _absolute(source: str) -> str:
     """Return a directory as an absolute path, and a hub name unchanged."""
+    # The spec is stored with the gallery, and a search may run in another working directory.
     return str(Path(source).expanduser().resolve()) if _is_directory(source) else source
 
 
@@ -167,6 +171,7 @@ def _known_kinds() -> str:
     return f"use one of {', '.join(KINDS)}, e.g. owlv2:google/owlv2-base-patch16-ensemble"
 
 
+# At the end of the module, because it refers to the functions above.
 KINDS: Mapping[str, Callable[[str], InstanceEncoder]] = {
     SHIPPED_KIND: _load_shipped,
     TRAINED_KIND: _load_trained,

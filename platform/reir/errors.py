@@ -74,6 +74,7 @@ class ImageError(DataError):
     """
 
     def __init__(self, reason: ImageFailure, detail: str) -> None:
+        # Here and below, the base class gets all arguments, with which unpickling calls this again.
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
@@ -191,7 +192,7 @@ class SchemaMismatch(StoreError):
 
 def nearest_name(name: str, known: list[str] | tuple[str, ...] | set[str] | dict[str, Any]) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `known`, or an empty string."""
-    import difflib
+    import difflib  # only for errors, which most processes never raise
 
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

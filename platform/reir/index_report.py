@@ -13,7 +13,7 @@ Stage = Literal["list", "read", "decode", "encode", "store"]
 STAGES: tuple[Stage, ...] = ("list", "read", "decode", "encode", "store")
 
 MAX_KINDS = 8
-"""So many kinds of skipped files are named; the rest is summed up."""
+"""Number of kinds of skipped files that are named in a table; the others are counted together."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class IndexProgress:
     done: int
     total: int | None
     failed: int
+    # Not compared, so that callers can tell whether any photos were added since the last report.
     shares: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
     @property

@@ -80,10 +80,14 @@ class DataConfig(StrictConfig):
 class NanoModelSettings(StrictConfig):
     """The settings of the `clare-nano` model that ablation runs change."""
 
+    # Two members of 128 dimensions rank better than one model of 256 (docs/LOG.md, 2026-11-21).
     num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
+    # Crops of 128 px rank slightly better, but make indexing too slow on two cores (docs/LOG.md).
     crop_px: int = Field(96, ge=32, le=512, multiple_of=32)
     num_experts: int = Field(4, ge=0, le=64)
+    # As in SigLIP. With a bias of 0, every pair would start at a probability of one half, and the
+    # many negatives would drown everything else: BR@1 falls from 18.7 to 5.0 (docs/LOG.md).
     clia_bias: float = -10.0
     dropout: float = Field(0.3, ge=0, lt=1)
     frozen_text_layers: int = Field(4, ge=0, le=6)
@@ -119,7 +123,7 @@ class Schedule(StrictConfig):
         accumulate_steps: gradient accumulation: number of parts into which each worker splits its
             share of the batch, to save memory. Photos of different parts are not negatives of one
             another, so a model that contrasts across photos (CLIA) sees fewer negatives.
-        learning_rate: learning rate of new layers, after warm-up.
+        learning_rate: learning rate of layers that start from random weights, after warm-up.
         betas: AdamW's decay rates of the first and second moments.
         warmup_start: fraction of the learning rate at the first step; with 0, the first step has
             1 / `warmup_steps` of it.
@@ -131,6 +135,7 @@ class Schedule(StrictConfig):
 
     grounding_epochs: int = Field(1, ge=0)
     clia_epochs: int = Field(8, ge=0)
+    # More epochs overfit: they help on held-out training photos, but not on `val` (docs/LOG.md).
     rerank_epochs: int = Field(2, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
@@ -175,6 +180,7 @@ class ClareSchedule(Schedule):
             weights, the vision tower needs a high learning rate and the text tower a low one.
     """
 
+    # 30 epochs of 2,000 steps are the published 60,000 steps.
     grounding_epochs: int = Field(30, ge=0)
     clia_epochs: int = Field(30, ge=0)
     steps_per_epoch: int = Field(2000, ge=1)
@@ -186,13 +192,15 @@ class ClareSchedule(Schedule):
     warmup_steps: int = Field(200, ge=1)
     warmup_start: float = Field(0.01, ge=0, le=1)
     decay: Literal["cosine", "step"] = "step"
+    # CLIA is a sum over all queries, in the thousands; this low limit absorbs that.
     max_gradient_norm: float = Field(0.1, gt=0)
+    # The published runs do not average the weights.
     ema_decay: float = Field(0.0, ge=0, lt=1)
     precision: Literal["bf16", "fp32"] = "fp32"
 
 
 class TrainConfig(DataConfig):
-    """The settings that all models have.
+    """The settings that the training runs of all models have.
 
     Attributes:
         zero_stage: ZeRO stage of DeepSpeed.
@@ -222,7 +230,8 @@ class RerankSettings(StrictConfig):
             the dual stream confuses most with the right one.
         generated_per_photo: generated expressions per photo; 0 turns them off.
         vector_dropout: dropout of the dual stream's visual part when it encodes the training
-            photos. It was trained on them; with .5, it is as uncertain as on new photos.
+            photos. The dual stream was trained on these photos, so it is too certain about them;
+            with a dropout of .5, it is as uncertain as on new photos.
         held_out: share of the training photos that is held out to choose the best epoch.
     """
 
@@ -282,10 +291,13 @@ class ClareTrainConfig(TrainConfig):
     towers: str | None = None
     tokenizer: Path | None = None
     paper_parity: bool = False
+    # A plain dictionary, because what is allowed depends on the preset and on the checkpoint of
+    # `--init`. `ClareConfig` checks the values when the model is built.
     shape: dict[str, Any] = Field(default_factory=dict)
     augmentation: Augmentation = Augmentation()
     texts_per_photo: int = Field(1, ge=1)
     expressions_per_instance: int = Field(1, ge=1)
+    # Off by default: such batches help late in stage 2, but harm an early model (docs/LOG.md).
     hard_negatives_from: float = Field(1.0, ge=0, le=1)
     loss: ClareLossWeights = ClareLossWeights()
     denoising: bool = True

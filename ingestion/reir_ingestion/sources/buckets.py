@@ -1,8 +1,7 @@
-"""The image files in a bucket: under `s3://bucket/prefix`, matching a pattern, or one object.
+"""The image files in a bucket: those under a prefix, those that match a pattern, or one object.
 
 A bucket is listed folder by folder. On S3, a folder comes in pages of a thousand objects; on Google
-Cloud Storage, a folder is held in memory as a whole. Size and time tell whether an image has
-changed.
+Cloud Storage, a folder is held in memory as a whole. An image has changed if its size or time has.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class BucketSource:
     """Image files in one bucket.
 
     Attributes:
-        text: as the user wrote it.
+        text: the source as the user wrote it.
         root: the folder, without a slash at the end, or the one object.
         pattern: segments that a key below `root` must match, `**` for any number of folders;
             empty if `root` is an object.
@@ -57,13 +56,15 @@ class BucketSource:
     reader: BucketReader = field(default_factory=BucketReader)
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
-        """Yield the images, sorted within each folder, folders depth first, without hidden ones.
+        """Yield the images that are not hidden, sorted within each folder, folders depth first.
 
         Raises:
             SourceError: a folder cannot be listed, even after retries.
         """
         del on_error  # a folder of a bucket that cannot be listed stops the run
-        self.__dict__.pop("_listed", None)  # the listing of an earlier run
+        # The same source may serve several runs, and `has_lost` must compare with this listing. The
+        # dataclass is frozen, but `cached_property` keeps its value in `__dict__`.
+        self.__dict__.pop("_listed", None)
         if not self.pattern:
             (status,) = list_with_retries(
                 partial(self.reader.statuses, [self.root.uri]), self.root.uri
@@ -80,6 +81,7 @@ class BucketSource:
                     yield SourceFile(self._below(below).uri, *status)
                 elif status is None and not name.startswith("."):
                     folders.append(below)
+            # `extendleft` reverses what it is given, so this puts the first folder first.
             waiting.extendleft(
                 each for each in reversed(folders) if may_match_below(each, self.pattern)
             )
@@ -99,8 +101,8 @@ class BucketSource:
     def has_lost(self, uri: str) -> bool:
         """Return whether `uri` is an object of this source that is no longer in the bucket.
 
-        The first call lists the bucket once more: that takes one request per thousand objects
-        rather than one each. Only objects that are not in that list are looked up by name.
+        The first call lists the bucket once more, which takes one request per thousand objects
+        instead of one per object. Only objects that are not in that list are looked up by name.
         """
         if not self._covers(uri) or uri in self._listed:
             return False
@@ -123,13 +125,20 @@ class BucketSource:
         return is_listed(parts[-1], self.suffixes) and matches(parts, self.pattern)
 
     def _below(self, parts: Segments) -> ObjectUri:
-        """Return the folder or object at these segments below the root; a segment may be empty."""
+        """Return the folder or object at these segments below the root.
+
+        A segment may be empty, because a key such as "a//b" is valid.
+        """
         above = [self.root.key] if self.root.key else []
         return self.root._replace(key="/".join([*above, *(part.decode() for part in parts)]))
 
 
 def open_bucket(text: str, suffixes: tuple[str, ...]) -> BucketSource:
-    """Open the files of "s3://bucket/prefix", of a pattern such as "s3://bucket/**/*.jpg", or one.
+    """Open the files of a bucket.
+
+    Args:
+        text: "s3://bucket/prefix", a pattern such as "s3://bucket/**/*.jpg", or one object.
+        suffixes: suffixes of the keys to list, in lower case.
 
     Raises:
         SourceError: there is no such bucket, object or prefix, or it cannot be reached.
@@ -137,6 +146,7 @@ def open_bucket(text: str, suffixes: tuple[str, ...]) -> BucketSource:
     name = split_uri(text)
     reader = BucketReader(name.login, name.options)
     key = name.key.strip("/").encode()
+    # An object with exactly this key comes first, because a key may contain wildcards itself.
     (status,) = (
         list_with_retries(partial(reader.statuses, [name.uri]), name.uri) if key else (None,)
     )
@@ -144,6 +154,7 @@ def open_bucket(text: str, suffixes: tuple[str, ...]) -> BucketSource:
         return BucketSource(text, name, (), suffixes, reader)
     root, pattern = split_pattern(key) if has_wildcard(key) else (key, (ANY_DEPTH,))
     found = BucketSource(text, name._replace(key=root.decode()), pattern, suffixes, reader)
+    # A folder of a bucket exists only as the beginning of keys, so this has to list it.
     if next(reader.folder(found.root), None) is None:
         raise SourceError(
             f"source {without_secrets(text)!a} does not exist: there is nothing under "

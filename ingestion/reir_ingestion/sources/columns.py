@@ -29,7 +29,7 @@ def image_column(names: Iterable[str], wanted: str) -> str | None:
 def typed(text: str) -> JsonValue:
     """Return the value of a CSV cell: a boolean, a number or a string; None if it is empty.
 
-    Texts such as "007" and "1_000", which Python would read as numbers, stay strings.
+    Texts such as "007" and "1_000", which Python accepts as numbers, stay strings.
     """
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -38,9 +38,12 @@ def typed(text: str) -> JsonValue:
             value = kind(text)
         except ValueError:
             continue
+        # `int` and `float` also accept underscores, spaces around a number, and digits of other
+        # scripts. A leading zero is part of a code, such as "007", which a number would lose.
         digits = text.lstrip("+-")
         is_plain = digits.isascii() and "_" not in digits and digits == digits.strip()
         leading_zero = len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
+        # The store holds finite numbers of up to 64 bits; a cell with any other stays text.
         if is_plain and not leading_zero and math.isfinite(value) and abs(value) <= MAX_INT:
             return value
     return text or None

@@ -25,7 +25,7 @@ class ContainerSource(ABC):
     """The images in a number of container files.
 
     Attributes:
-        text: as the user wrote it.
+        text: the source as the user wrote it.
         containers: source of the container files.
         reader: reads the container files.
     """
@@ -39,7 +39,7 @@ class ContainerSource(ABC):
 
     @abstractmethod
     def images(self, container: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
-        """Yield the images of a container; parts that cannot be used go to `on_error`.
+        """Yield the images of a container; `on_error` is called for parts that cannot be used.
 
         Raises:
             OSError, SourceError: the rest of the container cannot be read.
@@ -54,8 +54,10 @@ class ContainerSource(ABC):
         return (file.uri for file in self.files(on_error))
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
-        """Yield the images, container by container; a damaged one up to the damage."""
-        self.__dict__.pop("_listed", None)  # the listing of an earlier run
+        """Yield the images, container by container; a damaged container up to the damage."""
+        # The same source may serve several runs, and `has_lost` must compare with this listing. The
+        # dataclass is frozen, but `cached_property` keeps its value in `__dict__`.
+        self.__dict__.pop("_listed", None)
         for container in self.containers.files(on_error):
             try:
                 yield from self.images(container, on_error)
@@ -63,9 +65,9 @@ class ContainerSource(ABC):
                 on_error(container.uri, error)
 
     def has_lost(self, uri: str) -> bool:
-        """Return whether the container no longer has the image, or is itself gone.
+        """Return whether the container no longer has the image, or no longer exists itself.
 
-        An image is not lost if its container cannot be read to the end.
+        An image does not count as lost if its container cannot be read to the end.
         """
         kind, _, rest = uri.partition("+")
         container = rest.partition("#")[0]
@@ -74,20 +76,21 @@ class ContainerSource(ABC):
         uris, complete, gone = self._listed
         if container in complete:
             return uri not in uris
-        if container not in gone:
+        if container not in gone:  # asked once per container, since it may take a request
             gone[container] = self.containers.has_lost(container)
         return gone[container]
 
     def time_of(self, container: SourceFile) -> int:
-        """Return the time of the images in a container, which stands for its size as well.
+        """Return the time of the images in a container: that of the container, plus its size.
 
-        Some servers tell times in whole seconds only, so the size is added as nanoseconds: then a
-        container that is rewritten within a second still counts as changed.
+        Some servers report times in whole seconds only. The size is added as nanoseconds, so that a
+        container that is rewritten within a second, with another size, still counts as changed.
         """
         return container.mtime_ns + container.size_bytes
 
     def uri_of(self, container: SourceFile, name: str) -> str:
         """Return the canonical URI of an image in a container."""
+        # `quote` escapes "#", as it did in the URI of the container, so the only "#" is this one.
         return f"{self.kind}+{container.uri}#{quote(name)}"
 
     def container_of(self, file: SourceFile) -> str:
@@ -96,11 +99,17 @@ class ContainerSource(ABC):
 
     @cached_property
     def _listed(self) -> tuple[UriSet, set[str], dict[str, bool]]:
-        """Return all URIs, the containers read to their end, and which others are known as gone."""
+        """What `has_lost` needs to know.
+
+        Returns:
+            The URIs of all images; the containers that were read to their end; and an empty
+            dictionary, in which `has_lost` keeps which other containers are gone.
+        """
         damaged: set[str] = set()
         complete: set[str] = set()
 
         def uris() -> Iterator[str]:
+            # Containers are listed by themselves, because one without images yields no file.
             for container in self.containers.uris():
                 complete.add(container)
             for file in self.files(lambda part, _: damaged.add(part.partition("#")[0])):

@@ -1,7 +1,7 @@
-"""The interface of a source of images; `open_source` makes one from the text of the user.
+"""The interface of a source of images; `open_source` opens the source that the user named.
 
-Every source can be pickled, since the workers that read get a copy. Listing streams: no source
-holds the list of its images in memory.
+Every source can be pickled, because each worker that reads images gets a copy of it. A listing is
+a stream: no source keeps the list of its images in memory.
 """
 
 from __future__ import annotations
@@ -23,26 +23,30 @@ listed too, so that the ledger says why they are not indexed."""
 
 WEB_SCHEMES = ("http://", "https://")
 
+# Not 0, which is the time of a file that does not exist (`ABSENT_FILE`).
 UNKNOWN_TIME_NS = -1
-"""Time of a file of which a server tells neither time nor ETag: it is read in every run."""
+"""Time of a file for which a server reports neither a time nor an ETag. Such a file is read in
+every run, because nothing else would show that it has changed."""
 
 OnError = Callable[[str, Exception], None]
-"""Called with the name of a part that cannot be listed (a folder, file or line) and the error."""
+"""Function to call for each part that cannot be listed (a folder, file or line), with the name of
+that part and the error."""
 
 
 def ignore_error(part: str, error: Exception) -> None:
-    """Do nothing about a part that cannot be listed."""
+    """Ignore that a part cannot be listed; the default `OnError`."""
 
 
 class FileStatus(NamedTuple):
-    """Size and time of a file, by which a change is noticed; see `SourceFile`."""
+    """Size and time of a file; if either differs, the file has changed. See `SourceFile`."""
 
     size_bytes: int
     mtime_ns: int
 
 
 ABSENT_FILE = FileStatus(0, 0)
-"""Status of a path that does not exist or is not a regular file."""
+"""Status of a path that does not exist or is not a regular file. Such a path is listed like any
+other, so that the ledger records why it was not indexed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,11 @@ class SourceFile:
 
     Attributes:
         uri: canonical URI, under which the image is stored.
-        size_bytes: a change of size or time means that the file has changed. 0 if the file does
-            not exist, and for the row of a table.
-        mtime_ns: time of the last change; for an image in an archive or table, that of the archive
-            or table. 0 if the file does not exist, `UNKNOWN_TIME_NS` if the server does not tell.
-        attributes: columns of the user.
+        size_bytes: size of the file; 0 if the file does not exist, and for the row of a table.
+        mtime_ns: time of the last change. An image in an archive or table has the time of that
+            archive or table. 0 if the file does not exist, `UNKNOWN_TIME_NS` if the server does
+            not report a time.
+        attributes: values from the user's own columns.
         offset: position of the image in its archive (a byte) or table (a row).
     """
 
@@ -78,10 +82,10 @@ class Source(Protocol):
     def uris(self, on_error: OnError = ignore_error) -> Iterator[str]:
         """Yield the canonical URIs of the images.
 
-        Does not look up each image, so that counting is cheap.
+        Counting images this way is cheap, because sizes and times are not looked up.
 
         Args:
-            on_error: called for each part that cannot be listed; it counts as empty.
+            on_error: called for each part that cannot be listed; that part counts as empty.
 
         Raises:
             SourceError: the listing itself failed, even after retries.
@@ -92,7 +96,7 @@ class Source(Protocol):
         """Yield the images in the order of `uris`, with size and time.
 
         Args:
-            on_error: called for each part that cannot be listed; it counts as empty.
+            on_error: called for each part that cannot be listed; that part counts as empty.
 
         Raises:
             SourceError: the listing itself failed, even after retries.
@@ -100,7 +104,7 @@ class Source(Protocol):
         ...
 
     def read(self, file: SourceFile) -> bytes:
-        """Return the bytes of an image; called from many threads and processes.
+        """Return the bytes of an image. Many threads and processes call this at the same time.
 
         Raises:
             ImageError: MISSING, UNREADABLE, UNREACHABLE or TOO_LARGE.

@@ -1,6 +1,6 @@
 """Reads the records of a list: JSONL, CSV or TSV with a header, plain text, or a Parquet table.
 
-A line that cannot be read is returned as an error, and the lines after it are read.
+A line that cannot be read is returned as an error, and reading continues with the next line.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from reir.attributes import BadRow
 from reir_ingestion.sources.columns import image_column, typed
 
 MAX_LINE_BYTES = 1024**2
-"""Longer lines are skipped, and never kept in memory."""
+"""Longer lines are skipped, and never held in memory as a whole."""
 
 Record = str | Mapping[str, Any] | BadRow
-"""The name of an image, or columns, or what is wrong with the line."""
+"""One line: the name of an image, or the values of its columns, or what is wrong with the line."""
 
 _TOO_LONG = f"the line has more than {MAX_LINE_BYTES} bytes"
+# Some spreadsheets write it before the first line; it is not part of the first column's name.
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -28,8 +29,8 @@ def read_records(stream: IO[bytes], name: str, column: str) -> Iterator[tuple[in
 
     Args:
         stream: the list.
-        name: name of the list; its suffix, without ".gz", tells the format.
-        column: column of the images, see `image_column`; its cells stay strings.
+        name: name of the list; its suffix, without ".gz", determines the format.
+        column: column of the images, see `image_column`.
     """
     form = name.lower().removesuffix(".gz").rpartition(".")[2]
     if form in ("jsonl", "ndjson"):
@@ -67,11 +68,15 @@ def _csv_records(stream: IO[bytes], delimiter: str, column: str) -> Iterator[tup
     def texts() -> Iterator[str]:
         nonlocal number
         for number, line in _lines(stream):  # noqa: B007, it is read while the line is in use
+            # A line that is too long becomes a row without cells, which is reported below because
+            # of its wrong number of cells. The reader needs line ends to keep those within a cell.
             yield "" if line is None else _decoded(line) + "\n"
 
+    # Without `strict`, the reader would guess what a wrong quote means.
     rows = csv.reader(texts(), delimiter=delimiter, strict=True)
     header: list[str] = []
     image: str | None = None
+    # Not a `for` loop, which would end at the first error: the reader continues after one.
     while True:
         try:
             row = next(rows, None)
@@ -85,6 +90,7 @@ def _csv_records(stream: IO[bytes], delimiter: str, column: str) -> Iterator[tup
         elif len(row) != len(header):
             yield number, BadRow(f"{len(row)} cells, but the header has {len(header)} columns")
         else:
+            # The name of an image stays a string, even if it looks like a number.
             cells = zip(header, row, strict=True)
             yield number, {key: cell if key == image else typed(cell) for key, cell in cells}
 
@@ -97,7 +103,7 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
         if number == 1:
             line = line.removeprefix(_BYTE_ORDER_MARK)
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-            while line and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):  # skip the rest of this line
                 line = stream.readline(MAX_LINE_BYTES)
             yield number, None
         elif text := line.rstrip(b"\r\n"):
@@ -105,5 +111,5 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _decoded(line: bytes) -> str:
-    """Return a line as text; invalid bytes become surrogates, as in file names."""
+    """Return a line as text; invalid bytes become surrogates, as Python does in file names."""
     return line.decode("utf-8", "surrogateescape")

@@ -8,8 +8,11 @@ from typing import TypeVar
 from reir.errors import ImageError, ImageFailure, SourceError
 from reir_ingestion.retries import call_with_retries
 
+# These attempts come on top of the few that the clients of S3 and Google Cloud Storage make
+# themselves.
 RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-"""Pauses between attempts to reach a server; after the last one the image, or the job, fails."""
+"""Pauses between attempts to reach a server. If the attempt after the last pause fails too, the
+image fails, or, for a listing, the run."""
 
 Answer = TypeVar("Answer")
 
@@ -23,6 +26,7 @@ def read_with_retries(call: Callable[[], Answer]) -> Answer:
 
     Raises:
         ImageError: UNREACHABLE, after the last attempt.
+        Exception: any other error of `call`, which is not repeated.
     """
     try:
         return call_with_retries(call, pauses_s=RETRY_PAUSES_S, retry_on=LocationUnreachable)
@@ -36,14 +40,14 @@ def list_with_retries(call: Callable[[], Answer], name: str) -> Answer:
 
     Args:
         call: lists the part.
-        name: the part, for the error.
+        name: name of the part, for the error message.
 
     Raises:
         SourceError: the part could not be reached even after retries, or the server refused.
     """
     try:
         return call_with_retries(call, pauses_s=RETRY_PAUSES_S, retry_on=LocationUnreachable)
-    except LocationUnreachable as error:
+    except LocationUnreachable as error:  # is an OSError too, so this clause has to come first
         raise SourceError(
             f"{name} cannot be listed: {error} ({len(RETRY_PAUSES_S) + 1} attempts). Check the "
             f"address and the network, then run the same command again: everything written so far "

@@ -23,18 +23,19 @@ ARCHIVE_SUFFIX = ".tar"
 TABLE_SUFFIX = ".parquet"
 LANCE_SUFFIX = ".lance"
 
+# Archives with these suffixes are refused, with an error that says what to do instead.
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What a source may access, and where to find its images.
+    """What a source may access, and which column names its images.
 
     Attributes:
         allow_http: whether images, and lists of them, may be downloaded from the web.
-        allow_private: whether private networks and this machine may be contacted for that.
+        allow_private: whether downloads may come from private networks and from this machine.
         image_column: column of a table or list with the images; detected if empty.
-        follow_links: also follow symlinks whose targets are outside the folder or pattern.
+        follow_links: whether to follow symlinks whose targets are outside the folder or pattern.
     """
 
     allow_http: bool = False
@@ -48,10 +49,10 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
 
     Args:
         source: a folder, one file, or a pattern such as `photos/**/*.jpg`, in which `**` matches
-            any number of folders; on this machine, or under `s3://bucket/` or `gs://bucket/`. The
-            suffix tells a list (.jsonl, .csv, .tsv, .txt), an archive (.tar) or a table (.parquet,
-            .lance) that names or contains the images. If a file with wildcards in its name exists,
-            the text is not a pattern.
+            any number of folders; on this machine, or under `s3://bucket/` or `gs://bucket/`. A
+            file is recognized by its suffix as a list (.jsonl, .csv, .tsv, .txt), an archive (.tar)
+            or a table (.parquet, .lance) that names or contains the images. If a file with
+            wildcards in its name exists, the text is not a pattern.
         options: see `SourceOptions`.
 
     Raises:
@@ -63,7 +64,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None) -> Sou
     problems: list[str] = []
 
     def note(part: str, error: Exception) -> None:
-        if not problems:
+        if not problems:  # one is enough for the message; there may be one for every line of a list
             problems.append(f"; {part}: {error}")
 
     # An empty source is probably a mistake, such as a disk that is not mounted, and not an order to
@@ -88,8 +89,11 @@ def _without_secrets(text: str) -> str:
 
 
 def _open(text: str, options: SourceOptions) -> tuple[Source, str]:
-    """Return the source, and what it looks for, in words."""
+    """Return the source, and a description of what it looks for."""
+    # Modules of sources are imported where they are used: some need pyarrow, botocore or Lance,
+    # which a local folder does not.
     path = Path(text).expanduser()
+    # A Lance table is a folder, and is recognized first because `_name` ignores names of folders.
     if path.suffix == LANCE_SUFFIX and path.is_dir():
         from reir_ingestion.sources.lance import open_lance
 
@@ -121,8 +125,11 @@ def _open(text: str, options: SourceOptions) -> tuple[Source, str]:
 
 
 def _name(text: str) -> str:
-    """Return the name that tells the form of a source; empty for a folder, whatever its name."""
-    if "://" in text:
+    """Return the name whose suffix shows the form of a source; empty for a folder.
+
+    So a folder may have any name, such as `photos.tar`.
+    """
+    if "://" in text:  # what follows a "?" are options of the bucket, or the query of an address
         return text.partition("?")[0].lower()
     return "" if os.path.isdir(os.path.expanduser(text)) else text.lower()
 
@@ -132,6 +139,7 @@ def _lists(text: str, options: SourceOptions) -> tuple[Source, str]:
 
     reader = _uri_reader(text, options)
     on_web = text.lower().startswith(WEB_SCHEMES)
+    # For a web address, `uri_of` also checks that downloads are allowed.
     lists = [reader.uri_of(text, text)] if on_web else _files(text, LIST_SUFFIXES, options).uris()
     looked_for = "a path or URI in each line"
     return ListSource(text, tuple(lists), reader, options.image_column), looked_for
@@ -164,9 +172,12 @@ def _local_files(text: str, suffixes: tuple[str, ...], *, follow_links: bool) ->
     path = os.path.abspath(os.path.expanduser(text))
     if os.path.isdir(path):
         return LocalSource(text, os.fsencode(path), (ANY_DEPTH,), suffixes, follow_links)
+    # An existing file may have brackets in its name, so this comes before the wildcards. `lexists`
+    # is also true for a broken symlink, which is listed so that the ledger says what is wrong.
     if os.path.lexists(path):
         return LocalSource(text, os.fsencode(path), (), suffixes)
     if has_wildcard(os.fsencode(path)):
+        # The root of a pattern such as "/*.jpg" is empty, hence `root or b"/"` below.
         root, pattern = split_pattern(os.fsencode(path))
         if os.path.isdir(root or b"/"):
             return LocalSource(text, root or b"/", pattern, suffixes, follow_links)

@@ -11,6 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# Rows are decoded so many at a time, so that a table of any length can be listed.
 ROWS_AT_ONCE = 1024
 
 
@@ -23,12 +24,13 @@ def parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     number = 0
     try:
         table = pq.ParquetFile(stream)
+        # A column with the bytes of images is not among them, so listing a table reads no image.
         wanted = attribute_columns(table.schema_arrow)
         for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
             for row in batch.to_pylist():
                 number += 1
                 yield number, plain(row)
-    except pa.ArrowException as error:
+    except pa.ArrowException as error:  # whoever lists a file expects an OSError if it is damaged
         raise OSError(f"row {number}: {error}") from error
 
 
@@ -42,7 +44,7 @@ def attribute_columns(schema: pa.Schema) -> list[str]:
         pa.types.is_large_string,
         pa.types.is_decimal,
         pa.types.is_temporal,
-        pa.types.is_dictionary,
+        pa.types.is_dictionary,  # strings or numbers that pyarrow stores as categories
     )
     return [each.name for each in schema if any(test(each.type) for test in tests)]
 
@@ -53,12 +55,14 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, datetime.date | datetime.time):
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date, too
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, decimal.Decimal):
         return float(value)
+    # NaN counts as a missing value. As an attribute it would make `validate_attributes` reject the
+    # whole row.
     if isinstance(value, float) and math.isnan(value):
         return None
     return value

@@ -1,8 +1,8 @@
 """Images in tar archives, in the layout of WebDataset.
 
-Members with the same name up to the first dot form one sample: its images, and the user's columns
-in `.json` and `.txt` files. Images are read from the position at which the listing found them, so
-archives must not be compressed.
+Members with the same name up to the first dot form one sample, which has images, and the user's
+columns in `.json` and `.txt` files. Images are read from the position at which the listing found
+them, so archives must not be compressed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from reir_ingestion.sources.containers import ContainerSource
 from reir_ingestion.sources.contract import IMAGE_SUFFIXES, OnError, SourceFile
 from reir_ingestion.sources.uri_reader import MAX_NAME_CHARS
 
+# A `.json` or `.txt` file is read as a whole while the archive is listed.
 MAX_SIDECAR_BYTES = 1024**2
 
 _COMPRESSION = {
@@ -36,7 +37,10 @@ _SIDECARS = (".json", ".txt")
 
 @dataclass(frozen=True)
 class TarSource(ContainerSource):
-    """The images in archives. An image has changed if its archive and its own bytes have."""
+    """The images in archives.
+
+    An image is read again if its archive has changed, and encoded again if its own bytes have.
+    """
 
     kind = "tar"
 
@@ -48,6 +52,8 @@ class TarSource(ContainerSource):
         """
         seen: set[str] = set()
         with self.reader.stream(container.uri) as stream:
+            # WebDataset stores the members of a sample next to each other, so one sample at a time
+            # is in memory.
             for key, members in groupby(_members(stream), lambda member: member.key):
                 try:
                     images, attributes = _sample(members)
@@ -56,7 +62,7 @@ class TarSource(ContainerSource):
                     continue
                 for image in images:
                     uri = self.uri_of(container, image.name)
-                    if image.name in seen:
+                    if image.name in seen:  # both would have the same URI, and so one ledger row
                         on_error(
                             uri,
                             BadRow(
@@ -101,7 +107,7 @@ def _members(stream: IO[bytes]) -> Iterator[_Member]:
     """
     try:
         yield from _read_members(stream)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError) as error:  # neither of them is an OSError
         raise OSError(str(error)) from error
 
 
@@ -113,9 +119,11 @@ def _read_members(stream: IO[bytes]) -> Iterator[_Member]:
             f"decompress it to a plain .tar"
         )
     stream.seek(0)
+    # "r:" and not "r": positions must be those in the file, so nothing may be decompressed.
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (found := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+            # tarfile would keep the header of every member in memory.
+            archive.members.clear()  # type: ignore[attr-defined]
             name = found.name.rpartition("/")[2].lower()
             if not found.isreg() or name.startswith("."):
                 continue
@@ -128,7 +136,7 @@ def _read_members(stream: IO[bytes]) -> Iterator[_Member]:
             elif name.endswith(_SIDECARS):
                 content = archive.extractfile(found)
                 assert content is not None, "a regular file has content"
-                text = content.read(MAX_SIDECAR_BYTES + 1)
+                text = content.read(MAX_SIDECAR_BYTES + 1)  # one more, to notice a larger file
                 yield _Member(found.name, found.offset_data, found.size, text)
         _check_end(stream, archive.offset)
 
@@ -138,7 +146,11 @@ def _compression(start: bytes) -> str | None:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    """Raise an error if the archive does not end here: `tarfile` takes damage for the end."""
+    """Raise an error if the archive does not end here.
+
+    If a header in the middle is damaged, `tarfile` treats it as the end. A real end consists of
+    blocks of zeros.
+    """
     stream.seek(offset)
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"damaged at byte {offset}; what follows was not read")
@@ -162,6 +174,8 @@ def _sample(members: Iterable[_Member]) -> tuple[list[_Member], Attributes]:
         elif member.name.lower().endswith(".json"):
             columns |= flat(_object(member.name, member.sidecar))
         else:
+            # Invalid bytes become surrogates, which `validate_attributes` rejects with the name of
+            # the column.
             columns["txt"] = member.sidecar.decode("utf-8", "surrogateescape").strip()
     return images, validate_attributes(columns)
 
@@ -169,7 +183,7 @@ def _sample(members: Iterable[_Member]) -> tuple[list[_Member], Attributes]:
 def _object(name: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise BadRow(f"{name!a} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRow(f"{name!a} must contain a JSON object, got {type(value).__name__}")

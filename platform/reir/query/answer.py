@@ -84,7 +84,7 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never waits, as the stages in this process, without an event loop."""
+    """Run a coroutine that never waits, such as stages in this process, without an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -112,7 +112,7 @@ class _RankedRow:
 
 @dataclass
 class _PendingAnswer:
-    """A query whose answer is being made.
+    """A query whose answer is not complete yet.
 
     Attributes:
         original_expression: the expression before it was normalized.
@@ -149,6 +149,8 @@ class _PendingAnswer:
     @property
     def num_photos(self) -> int:
         """Number of best photos that calibration and re-ranker need."""
+        # A page of the "rest" runs no re-ranker, but leaves out the photos that were re-ranked for
+        # an earlier page.
         return max(
             PHOTOS if self.calibration else 0,
             RERANKED_PHOTOS if self.reranks or self.last_order == "rest" else 0,
@@ -197,10 +199,10 @@ class _PendingAnswer:
             return 0
         place = (last.order == "rest", -last.score, last.image_id, last.number)
         for position, each in enumerate(ranked):
-            # compared without the score, whose last bit may differ between two searches
+            # Compared without the score, whose last bit may differ between two searches.
             if each.place[2:] == place[2:]:
                 return position + 1
-        # the last hit was deleted meanwhile: begin where it would have been
+        # The last hit was deleted meanwhile: begin where it would have been.
         return sum(each.place <= place for each in ranked)
 
 
@@ -250,7 +252,9 @@ async def _retrieve_requests(
                 )
                 for term in one.query.terms
             ),
-            num_rows=one.num_previous + one.query.k + 1,  # the last one tells if a page follows
+            # All previous pages again, since a store cannot skip rows: `per_image` depends on them.
+            # One row more tells whether another page follows.
+            num_rows=one.num_previous + one.query.k + 1,
             per_image=one.query.per_image,
             where=one.query.where,
             num_photos=one.num_photos,
@@ -272,6 +276,7 @@ async def _optional(
     The others get its name in `degraded`. A stage has time if its usual duration fits into the
     rest of the budget. A stage that fails is left out too, unless a page requires it.
     """
+    # Costs are per query, and the stage runs once for all of them.
     usual_ms = stages.costs.usual_ms(name) * len(pending)
     left = [(one, one.left_ms(name, clock)) for one in pending]
     able = [one for one, ms in left if ms is None or ms > usual_ms]
@@ -289,11 +294,13 @@ async def _optional(
             if any(one.needs(name) for one in able):
                 raise
             logger.warning("stage %s failed and was left out: %r", name, error)
+            # A stage that fails at once must not count as fast. One that ran out of time took at
+            # least that long, which is worth noting.
             failed = not isinstance(error, TimeoutError)
         if not failed:
             stages.costs.note(name, (clock.elapsed_ms - started_ms) / len(able))
-    answered = list(zip(able, done, strict=bool(done)))
-    names = {id(one) for one, _ in answered}
+    answered = list(zip(able, done, strict=bool(done)))  # after a failure, nothing is `done`
+    names = {id(one) for one, _ in answered}  # mutable dataclasses have no hash
     for one in pending:
         if id(one) not in names:
             one.degraded.append(name)
@@ -361,6 +368,7 @@ def _hit(
     row, calibration = ranked.row, one.calibration
     presence = None
     if calibration is not None:
+        # From inner products, also for re-ranked hits: the calibration was fitted on those.
         presence = calibration.of_hit(row.score, one.best_scores, one.retrieved.num_instances)
     return Hit(
         instance_id=row.instance_id,
@@ -369,7 +377,7 @@ def _hit(
         box=row.box,
         score=ranked.score,
         objectness=row.objectness,
-        attributes=dict(row.attributes),  # the caller's own
+        attributes=dict(row.attributes),  # a copy: all rows of a photo share one mapping
         mask=mask,
         presence=presence,
         evidence=_evidence(ranked, after) if one.query.explain else None,
@@ -377,6 +385,7 @@ def _hit(
 
 
 def _evidence(ranked: _RankedRow, after: _RankedRow | None) -> Evidence:
+    # Scores of the re-ranker and inner products have different scales.
     comparable = after is not None and after.order == ranked.order
     return Evidence(
         dual_score=ranked.row.score,

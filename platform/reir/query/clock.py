@@ -1,4 +1,4 @@
-"""How long each stage of an answer took, and how long it usually takes."""
+"""Measures how long each stage of an answer takes, and remembers how long it usually takes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Clock:
     def __init__(self, *stages: str) -> None:
         """Start now; `stages` are listed even if they take no time."""
         self.ms = dict.fromkeys(stages, 0.0)
+        # Not `time.time`: changes of the system clock would falsify the budget of a query.
         self._started_s = time.perf_counter()
 
     @property
@@ -39,6 +40,7 @@ class Clock:
         try:
             yield
         finally:
+            # Also if the block raises: a failed optional stage has taken time, too.
             self.add(name, (time.perf_counter() - started_s) * 1e3)
 
     def add(self, name: str, ms: float) -> None:
@@ -51,6 +53,8 @@ class StageCosts:
 
     def __init__(self) -> None:
         """Start without any durations."""
+        # Only the last ones, so that the median follows the load of the machine; a median, so that
+        # one slow call does not count.
         self._durations: defaultdict[str, deque[float]] = defaultdict(
             lambda: deque(maxlen=NUM_DURATIONS)
         )
@@ -65,6 +69,9 @@ class StageCosts:
             durations.popleft()
 
     def usual_ms(self, stage: str) -> float:
-        """Milliseconds that a stage usually takes for one query; 0 while that is not known."""
+        """Milliseconds that a stage usually takes for one query; 0 while that is not known.
+
+        So a stage of unknown duration runs as long as any time is left.
+        """
         durations = tuple(self._durations[stage])
         return statistics.median(durations) if len(durations) >= MIN_DURATIONS else 0.0

@@ -56,9 +56,12 @@ def seems_foreign(text: str) -> bool:
     True if most of its letters are not Latin, or if it has more of the short words of other
     languages than of English.
     """
+    # Only letters: digits, punctuation and emoji belong to no language.
     letters = [char for char in text if char.isalpha()]
+    # By the name of each letter, because Python does not know the script of a character.
     latin = sum(unicodedata.name(char, "").startswith("LATIN") for char in letters)
     if 2 * latin < len(letters):
         return True
     words = set(_WORD.findall(text.casefold()))
+    # A single foreign word proves nothing: English expressions contain names such as "Los Angeles".
     return len(words & _OTHER) > len(words & _ENGLISH)

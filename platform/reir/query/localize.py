@@ -1,10 +1,11 @@
-"""Where an expression is in one photo, on its pixels.
+"""Finds the instances that an expression describes on the pixels of one photo.
 
-`locate` is plain REC: the photo is encoded, its instances are scored. `refine` looks at hits of a
-gallery again: a crop around the box is encoded at higher resolution, and the box is moved half way
-to what the crop shows in its place; from there comes a mask too, where the encoder has them. Taking
-the second box as it is made boxes worse, by score, overlap or objectness alike
-(`benchmarks/localization.py`). Knows the encoder's seam; no store and no Ray.
+`PixelLocalizer.locate` is referring expression comprehension (REC): it encodes a photo and scores
+its instances. `PixelLocalizer.refine` improves hits of a gallery: it encodes a crop around the box
+of each hit, in which the instance is larger, and moves the box half of the way to the box that the
+crop has at the same place. If the encoder computes masks, the mask comes from the crop, too.
+
+Depends on the interface of encoders; not on a store or on Ray.
 """
 
 # Shapes: N instances of a photo or crop, D vector dimension, H x W pixels
@@ -26,16 +27,19 @@ from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 from reir.results import Localization, LocalizedBox
 
 CONTEXT = 0.5
-"""Margin around a box in a crop, in sides of the box: what touches it stays in the picture."""
+"""Margin on each side of a box in a crop, as a share of the box's side. It keeps what is next to
+the instance in the crop."""
 
 LEAST_CROP = 0.2
-"""Of the photo's sides that a crop has."""
+"""Smallest side of a crop, as a share of the photo's side."""
 
 SAME_IOU = 0.5
-"""Overlap with the hit from which on an instance of the crop is the same."""
+"""Smallest IoU with the hit's box at which an instance of the crop counts as the same instance."""
 
+# Half, because the box of the crop alone was no better than the first one, however it was chosen:
+# by score, by overlap or by objectness. See `benchmarks/localization.py` for the gain of the mean.
 SECOND_LOOK = 0.5
-"""Share of the box in the crop; the rest is that of the first look."""
+"""Weight of the box from the crop; the box of the hit has the rest."""
 
 
 def photo_at(uri: str) -> RgbImage:
@@ -57,7 +61,13 @@ class PixelLocalizer:
         calibration: Calibration | None = None,
         photo: Callable[[str], RgbImage] = photo_at,
     ) -> None:
-        """See with `encoder`; `photo` gives the pixels of a photo by its URI."""
+        """Prepare the localizer.
+
+        Args:
+            encoder: encodes photos, crops and expressions.
+            calibration: of the encoder's checkpoint; without it, no presence is computed.
+            photo: returns the pixels of a photo by its URI.
+        """
         self._encoder, self._calibration, self._photo = encoder, calibration, photo
 
     def locate(self, image: RgbImage, expressions: Sequence[str], k: int = 5) -> list[Localization]:
@@ -65,9 +75,10 @@ class PixelLocalizer:
 
         Args:
             image: (H, W, 3) uint8, upright.
-            expressions: as encoders take them.
-            k: most instances.
+            expressions: normalized expressions.
+            k: maximum number of instances per expression.
         """
+        # Instances do not depend on the expression, so the photo is encoded once for all of them.
         (instances,) = self._encoder.encode_images([image])
         height_px, width_px = image.shape[:2]
         vectors = self._encoder.encode_expressions(expressions)
@@ -88,7 +99,7 @@ class PixelLocalizer:
         return answers
 
     def refine(self, requests: Sequence[RefineRequest]) -> list[RefineResult]:
-        """Look at hits again, each in a crop of its photo.
+        """Refine the boxes of hits, each in a crop of its photo.
 
         Raises:
             ImageError: a photo cannot be read any more.
@@ -104,7 +115,9 @@ class PixelLocalizer:
     ) -> tuple[tuple[LocalizedBox, ...], list[float]]:
         """Return the best instances for a query, and the scores of all, best first."""
         scores = instances.vectors @ vector_D
+        # A stable sort keeps instances with equal scores in the order of their objectness.
         order = np.argsort(-scores, kind="stable")
+        # All scores, not only the first k: the calibration compares with those of the others.
         best = scores[order].tolist()
         calibration = self._calibration
         boxes = tuple(
@@ -124,7 +137,8 @@ class PixelLocalizer:
         return self._calibration.of_photo(best) if best else 0.0
 
     def _is_there(self, presence: float | None) -> bool:
-        """Whether a photo of this presence counts as showing it."""
+        """Whether a photo with this presence counts as showing the described instance."""
+        # Without a calibration nothing can be ruled out, so the best box is offered as the answer.
         if presence is None or self._calibration is None:
             return True
         return presence >= self._calibration.photo_threshold
@@ -135,6 +149,7 @@ class _View:
     """A crop of a photo.
 
     Attributes:
+        pixels: (h, w, 3) of the crop.
         frame: (4,) xyxy of the crop in [0, 1] of the photo.
         photo_px: (height, width) of the photo.
     """
@@ -145,26 +160,31 @@ class _View:
 
 
 def _crop(image: RgbImage, box: Box) -> _View:
-    """Cut out a box with its surroundings, within the photo."""
+    """Cut out a box with its surroundings, as far as the photo goes."""
     height, width = image.shape[:2]
     corners = np.array(box, dtype=np.float64)
     center, side = (corners[:2] + corners[2:]) / 2, corners[2:] - corners[:2]
     half = np.maximum(side * (0.5 + CONTEXT), LEAST_CROP / 2)
     low, high = np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+    # Rounded outward, so that the crop has at least one pixel even in a tiny photo.
     x1, y1 = np.floor(low * (width, height)).astype(int).tolist()
     x2, y2 = np.ceil(high * (width, height)).astype(int).tolist()
+    # The frame of the whole pixels that were cut out, not of the exact margins: boxes in the crop
+    # are relative to it, and would be shifted otherwise.
     frame = np.array([x1 / width, y1 / height, x2 / width, y2 / height], dtype=np.float32)
     return _View(np.ascontiguousarray(image[y1:y2, x1:x2]), frame, (height, width))
 
 
 def _refined(request: RefineRequest, view: _View, seen: Instances) -> RefineResult:
-    """Move the box towards what the crop shows in its place, if anything."""
+    """Move the box of a hit toward the instance that the crop shows at the same place, if any."""
     corner, size = np.tile(view.frame[:2], 2), np.tile(view.frame[2:] - view.frame[:2], 2)
     boxes = np.clip(seen.boxes * size + corner, 0, 1)
     first = np.array(request.box, dtype=np.float32)
     iou = elementwise_iou(first, boxes)
+    # `initial`, because the maximum of no instances is an error in numpy.
     if iou.max(initial=0.0) < SAME_IOU:
         return RefineResult(box=request.box)
+    # By overlap, not by score: another instance of the crop may fit the expression as well.
     best = int(iou.argmax())
     box = SECOND_LOOK * boxes[best] + (1 - SECOND_LOOK) * first
     mask = None if seen.masks is None else _in_photo(seen.masks[best], view)

@@ -21,6 +21,7 @@ the re-ranker. "rest": the inner product, after all photos that the re-ranker sc
 _ORDERS: tuple[Order, ...] = ("dual", "pool", "rest")
 
 
+# A tuple, because it becomes JSON as it is; `dataclasses.astuple` would copy deeply, which is slow.
 class Cursor(NamedTuple):
     """The last hit of a page.
 
@@ -42,6 +43,7 @@ class Cursor(NamedTuple):
 
     def __str__(self) -> str:
         text = json.dumps(tuple(self)).encode()
+        # Without "=", so that no character has to be escaped in a URL.
         return base64.urlsafe_b64encode(text).decode("ascii").rstrip("=")
 
 
@@ -58,9 +60,13 @@ def read_cursor(query: Query) -> Cursor | None:
         values = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         cursor = Cursor(*values)
         kinds = tuple(map(type, cursor))
+    # Clients can send any text, also deeply nested JSON, for which the parser runs out of stack.
     except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise QueryError("cursor", f"{query.cursor[:40]!r} is not a cursor; {_ADVICE}") from error
+    # Types are compared and not tested with `isinstance`, for which a boolean is an int.
     is_valid = kinds == (str, str, str, float, str, int, int) and cursor.order in _ORDERS
+    # `num_hits` decides how many rows a search reads, so a forged one must not be larger than
+    # paging allows.
     if not is_valid or not 1 <= cursor.num_hits <= MAX_HITS:
         raise QueryError("cursor", f"{query.cursor[:40]!r} is not a cursor; {_ADVICE}")
     if cursor.fingerprint != query.fingerprint:

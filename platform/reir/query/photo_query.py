@@ -1,4 +1,4 @@
-"""Queries about a photo that is given as bytes: like what is in it, or where something is in it."""
+"""Queries about a photo that is given as bytes: a vector to search with, and localization in it."""
 
 # Shapes: D vector dimension
 
@@ -22,12 +22,14 @@ from reir.text import validate_expression
 def vector_of(
     encoder: InstanceEncoder, data: bytes, box: Box | None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> FloatArray:
-    """Return the (D,) vector of the instance that fits a box best; of the photo without a box.
+    """Return the (D,) vector of the instance that overlaps a box most; without one, the photo's.
 
     Raises:
         ImageError: the photo cannot be decoded, or has more than `max_pixels`.
         QueryError: no instance overlaps the box.
     """
+    # The whole photo is encoded, not a crop of the box, since the instances of the gallery were:
+    # their vectors depend on what surrounds them.
     (instances,) = encoder.encode_images([decode(data, max_pixels=max_pixels).pixels])
     if box is None:
         return instances.image_vector
@@ -55,6 +57,7 @@ def locate(  # noqa: PLR0913 - all but the three parts of the question are by na
         QueryError: the expression is empty or too long.
     """
     clock = Clock("decode", "localize")
+    # Before the photo is decoded, because this costs next to nothing.
     text = validate_expression(expression)
     with clock.stage("decode"):
         photo = decode(data, max_pixels=max_pixels)

@@ -1,8 +1,9 @@
-"""Calibrated presence: how likely the described instance is there, from an answer's scores.
+"""Calibrated presence: the probability that the described instance exists, from scores.
 
-Logistic models over a few features: of a gallery and one hit in it, of a photo and one box in it.
-They are fitted on held-out expressions, half of them with their photo taken away, by
-`reir_training.report.calibration`, and kept as `calibration.json` beside the weights.
+A calibration consists of four logistic models over a few features of the scores: for a gallery, for
+one hit in it, for a photo, and for one instance in it. `reir_training.report.calibration` fits them
+on photos that the model was not trained on: every expression searches galleries with and without
+its own photo. A checkpoint keeps them in `calibration.json`, beside its weights.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from reir.errors import CheckpointError
 
 FILE, FORMAT = "calibration.json", 1
 PHOTOS = 10
-"""Best photos whose scores are read."""
+"""Number of best photos whose scores the features are computed from."""
 
+# "score" of the hit; "lead" over its strongest rival; "spread", by how much the best score exceeds
+# the mean of the best; "size", the logarithm of the number of instances in the gallery.
 GALLERY_FEATURES = ("score", "lead", "spread", "size")
 HIT_FEATURES = ("score", "lead", "spread", "size")
 PHOTO_FEATURES = BOX_FEATURES = ("score", "lead", "spread")
@@ -47,20 +50,24 @@ class Logistic:
     def __call__(self, values: Sequence[float]) -> float:
         """Return the probability for one row of features."""
         logit = self.bias + sum(w * x for w, x in zip(self.weights, values, strict=True))
+        # `exp` raises an error for large arguments; beyond 60 the probability is as good as 0 or 1.
         return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, logit))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What scores of one checkpoint mean.
+    """Turns the scores of one checkpoint into probabilities.
 
     Attributes:
-        digest: sha256 of the weights that the scores are of.
-        gallery, hit: presence in a gallery, and of one hit.
-        photo, box: presence in one photo, and of one of its instances.
-        threshold, photo_threshold: presence from which on an answer counts as found.
-        tie_margin: hits whose scores differ by no more cannot be told apart.
-        about: what it was fitted on, and how well it did on the rest.
+        digest: sha256 of the weights that the calibration was fitted for.
+        gallery: presence of the described instance in a gallery.
+        hit: probability that one hit of a gallery is the described instance.
+        photo: presence of the described instance in one photo.
+        box: probability that one instance of a photo is the described one.
+        threshold, photo_threshold: an answer about a gallery or a photo counts as found from this
+            presence on.
+        tie_margin: hits cannot be told apart if their scores differ by no more than this.
+        about: the data that it was fitted on, and how well it did on held-out data.
     """
 
     digest: str
@@ -74,28 +81,28 @@ class Calibration:
     about: Mapping[str, Any]
 
     def is_found(self, presence: float | None) -> bool:
-        """Whether an answer of this presence counts as found."""
+        """Whether an answer with this presence counts as found."""
         return presence is not None and presence >= self.threshold
 
     def of_gallery(self, best: Sequence[float], num_instances: int) -> float:
-        """Presence in a gallery, from the scores of its best photos, best first."""
+        """Return the presence in a gallery, from the scores of its best photos, best first."""
         return self.gallery(gallery_features(best, num_instances))
 
     def of_hit(self, score: float, best: Sequence[float], num_instances: int) -> float:
-        """Presence of one hit: its own score among those of the best photos."""
+        """Return the presence of one hit, from its score and those of the best photos."""
         return self.hit(hit_features(score, best, num_instances))
 
     def of_photo(self, best: Sequence[float]) -> float:
-        """Presence in a photo, from the scores of its instances, best first."""
+        """Return the presence in a photo, from the scores of its instances, best first."""
         return self.photo(box_features(best[0], best))
 
     def of_box(self, score: float, best: Sequence[float]) -> float:
-        """Presence of one instance of a photo, among the scores of all, best first."""
+        """Return the presence of one instance of a photo, from the scores of all, best first."""
         return self.box(box_features(score, best))
 
 
 def gallery_features(best: Sequence[float], num_instances: int) -> tuple[float, ...]:
-    """Return `GALLERY_FEATURES` of an answer: those of its best hit."""
+    """Return `GALLERY_FEATURES` of an answer, which are the features of its best hit."""
     return hit_features(best[0], best, num_instances)
 
 
@@ -103,23 +110,27 @@ def hit_features(score: float, best: Sequence[float], num_instances: int) -> tup
     """Return `HIT_FEATURES` of a hit.
 
     Args:
-        score: of the hit.
-        best: of the best photos (or instances of one photo), best first; not empty.
-        num_instances: in the gallery.
+        score: score of the hit.
+        best: scores of the best photos (or of the instances of one photo), best first; not empty.
+        num_instances: number of instances in the gallery.
     """
     first = best[:PHOTOS]
+    # The best hit is compared with the second best, and every other hit with the best one.
     rival = first[0] if score < first[0] else first[1] if len(first) > 1 else score
     spread = first[0] - sum(first) / len(first)
+    # The size is a feature because the score of the best hit grows with the gallery, even if the
+    # described instance is not in it.
     return score, score - rival, spread, math.log10(1 + num_instances)
 
 
 def box_features(score: float, best: Sequence[float]) -> tuple[float, ...]:
     """Return `PHOTO_FEATURES` of the best instance of a photo, or `BOX_FEATURES` of any."""
+    # All features but the last one, the size of the gallery, which a photo does not have.
     return hit_features(score, best, 0)[: len(BOX_FEATURES)]
 
 
 def load_calibration(folder: Path, digest: str) -> Calibration | None:
-    """Read the calibration of a checkpoint; None where it has none, or one of other weights.
+    """Read the calibration of a checkpoint; None if it has none, or one for other weights.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -130,9 +141,10 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT or values["digest"] != digest:
-            return None  # of weights that were there before
+            return None  # fitted for weights that were in this folder before
         for name, features in _MODELS.items():
             values[name] = Logistic(**_tuples(values[name]))
+            # The models read their features by position, so other features would go unnoticed.
             if values[name].features != features:
                 raise ValueError(f"{name} has features {values[name].features}, not {features}")
         return Calibration(**values)
@@ -143,7 +155,7 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Write the calibration beside the weights; returns its path."""
+    """Write the calibration beside the weights, and return its path."""
     path = folder / FILE
     values = {"format": FORMAT, **asdict(calibration)}
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -159,4 +171,5 @@ _MODELS = {
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    # JSON has no tuples, so what was saved as a tuple comes back as a list.
     return {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}

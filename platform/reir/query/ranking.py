@@ -49,6 +49,8 @@ def best_of_each_photo(
     """
     taken: list[InstanceRow] = []
     of_image: Counter[str] = Counter()
+    # Groups of equal scores are read and sorted one by one: an embedded store builds a row only
+    # when it is read (`LazyRows`), so reading all of them would be slow.
     for _, equal in groupby(rows, key=_score):
         for row in sorted(equal, key=_tie_order):
             if of_image[row.image_id] < per_image:
@@ -63,6 +65,7 @@ _score = attrgetter("score")
 
 
 def _tie_order(row: InstanceRow) -> tuple[str, int]:
+    # By number, not by the text of the instance id, in which #10 would come before #9.
     return row.image_id, instance_number(row.instance_id)
 
 
@@ -104,6 +107,7 @@ class Ranking:
                 pages = self._read(vectors_QD[queries], limit)
                 for query, rows in zip(queries, pages, strict=True):
                     answers[query] = self._take(rows)
+                    # Fewer rows than the limit are all rows that there are.
                     if len(rows) == limit and not self._settled(answers[query], rows[-1]):
                         unsettled.append(query)
             pending = unsettled
@@ -133,6 +137,7 @@ class Ranking:
         image_ids = sorted({row.image_id for row in rows})
         if len(hits) == self.num_hits or len(rows) < MAX_LIMIT or len(image_ids) < 2:
             return hits
+        # Ranges of image ids never divide a photo, so `per_image` holds in each part by itself.
         middle = image_ids[len(image_ids) // 2]
         parts = [(ids[0], middle), (middle, ids[1])]
         found = (self._best_by_parts(vector_1D, part) for part in parts)

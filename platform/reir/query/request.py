@@ -86,10 +86,12 @@ class Query:
     @property
     def fingerprint(self) -> str:
         """Identifies the question: equal for all pages of one answer, whatever their size."""
+        # Without k, budget_ms, explain and localize, which may differ from page to page.
         told = hashlib.sha256()
         for term in self.terms:
             vector = b"" if term.vector is None else term.vector.tobytes()
             parts = (term.expression.encode(), term.instance_id.encode(), vector)
+            # `repr` puts each part in quotes, so no two different queries give the same text.
             told.update(repr((*parts, float(term.weight))).encode())
         told.update(repr((self.per_image, self.where, self.rerank, self.min_presence)).encode())
         return told.hexdigest()[:16]
@@ -120,7 +122,7 @@ def query_of(terms: Sequence[Term], options: SearchOptions) -> Query:
     Raises:
         TypeError: there is no such option.
     """
-    fields: dict[str, Any] = dict(options)
+    fields: dict[str, Any] = dict(options)  # a copy, since `also` is removed from it
     return Query(terms=(*terms, *fields.pop("also", ())), **fields)
 
 
@@ -131,10 +133,11 @@ def check_query(query: Query) -> Query:
         QueryError: a part is out of range; `field` names it.
     """
     if query.where is not None:
-        parse(query.where)
+        parse(query.where)  # only for its errors: the stores parse the text themselves
     if not 1 <= len(query.terms) <= MAX_TERMS:
         raise QueryError("terms", f"must hold 1 to {MAX_TERMS} terms, got {len(query.terms)}")
     terms = tuple(map(_checked_term, query.terms))
+    # Negative terms alone do not say what to look for.
     if all(term.weight <= 0 for term in terms):
         raise QueryError("terms", "all have negative weights; at least one needs a weight above 0")
     _check_number("min_presence", query.min_presence, 0.0, 1.0)
@@ -166,6 +169,7 @@ def _checked_term(term: Term) -> Term:
 
 def _vector(given: FloatArray) -> FloatArray:
     vector = np.ascontiguousarray(given, dtype=np.float32)
+    # After the conversion, in which large numbers become infinite and small ones 0.
     if vector.ndim != 1 or not np.isfinite(vector).all() or not vector.any():
         raise QueryError(
             "vector", f"must be (D,), finite and not zero, got an array of shape {vector.shape}"
@@ -174,6 +178,7 @@ def _vector(given: FloatArray) -> FloatArray:
 
 
 def _check_number(field_name: str, value: Any, least: float, most: float) -> None:
+    # For Python, True is an int, but as a number it is a mistake of the caller.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not least <= value <= most:
         raise QueryError(field_name, f"must be a number from {least:g} to {most:g}, got {value!r}")

@@ -1,7 +1,8 @@
-"""Scores all instances of the best photos with the relation re-ranker.
+"""Scores all instances of the best photos of a search with the relation re-ranker.
 
-Runs in the process that has the store and the re-ranker: that of the library, or of the service's
-re-ranker. It reads stored vectors and boxes only and opens no photo.
+It reads the vectors and boxes that the store has; it does not open photo files. So it runs in a
+process that has both a store and the re-ranker: that of the library, or the re-ranker worker of the
+service.
 """
 
 # Shapes: N instances of a photo, D vector dimension
@@ -27,11 +28,11 @@ class PhotoReranker:
     """Scores the instances of the best photos of a gallery with the relation re-ranker."""
 
     def __init__(self, store: InstanceStore, gallery: str, reranker: Reranker) -> None:
-        """Read the instances of `gallery` from a store."""
+        """Prepare for requests to `gallery`, whose instances are read from `store`."""
         self._store, self._gallery, self._reranker = store, gallery, reranker
 
     def rerank(self, requests: Sequence[RerankRequest]) -> list[list[RerankResult]]:
-        """Return for each request the best instances of each of its photos, in any order.
+        """Return the best instances of each photo of each request, in any order.
 
         A photo that was deleted since the search is left out.
         """
@@ -44,6 +45,7 @@ class PhotoReranker:
             ]
             for each in requests
         ]
+        # All requests in one batch of the model, so attention is computed for all if one needs it.
         scored = self._reranker.score(
             [each.expression for each in requests],
             [[_instances(photo) for photo in of_one] for of_one in wanted],
@@ -60,6 +62,7 @@ class PhotoReranker:
 
     def _read(self, requests: Sequence[RerankRequest]) -> dict[tuple[str, str], StoredPhoto]:
         """Return the photos of all requests by version and image id."""
+        # The inner dict serves as an ordered set: a photo that several requests name is read once.
         wanted: dict[str, dict[str, None]] = {}
         for each in requests:
             wanted.setdefault(each.version, {}).update(dict.fromkeys(each.image_ids))
@@ -81,8 +84,9 @@ def _best(
 ) -> Iterator[RerankResult]:
     """Yield the best instances of one photo, leaving out those that must not be hits."""
     allowed = _allowed(request, photo)
-    order = np.argsort(-reranked.scores, kind="stable")  # by number where equal
+    order = np.argsort(-reranked.scores, kind="stable")  # equal scores: in the order of numbers
     for number in order[allowed[order]][: request.per_image].tolist():
+        # The search may not have returned this instance, so its inner product is not known yet.
         dual_score = float(photo.vectors[number] @ request.expression.vector)
         yield RerankResult(
             row=photo.row(number, dual_score),
@@ -93,6 +97,7 @@ def _best(
 
 def _allowed(request: RerankRequest, photo: StoredPhoto) -> Mask:
     """(N,) whether each instance may be a hit."""
+    # The search has applied the filter, too, but only to the instances that it returned.
     allowed = np.ones(len(photo), dtype=np.bool_)
     for each in request.excluded:
         image_id, _, number = each.rpartition("#")
@@ -107,6 +112,7 @@ def _neighbors(photo: StoredPhoto, reranked: PhotoScores, number: int) -> tuple[
     """Return the instances with the largest attention weights of one instance."""
     assert reranked.attention is not None, "asked for"
     shares = reranked.attention[number]
+    # An instance attends to itself as well, which explains nothing.
     others = [each for each in np.argsort(-shares, kind="stable").tolist() if each != number]
     rows = [(photo.row(each), float(shares[each])) for each in others[:NUM_NEIGHBORS]]
     return tuple(

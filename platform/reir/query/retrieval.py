@@ -22,6 +22,7 @@ from reir.records import FloatArray, MaskRle
 from reir.store.contract import InstanceRow, InstanceStore, VersionInfo
 from reir.store.validation import instance_id, unknown_version_error
 
+# Reading it takes calls of the store, which a search should not wait for each time.
 SIZE_KNOWN_S = 600.0
 """The number of instances is read again after this time; only the calibration needs it."""
 
@@ -124,6 +125,7 @@ class Retriever:
             GalleryNotFound: the gallery is gone.
             SchemaMismatch: the version that has become live was built with another checkpoint.
         """
+        # Once for all requests, so that a promotion meanwhile does not divide them.
         live = self.refresh()
         named = [each if each.version else replace(each, version=live) for each in requests]
         infos = {each.version: self._paged(each.version) for each in named if each.version != live}
@@ -131,6 +133,8 @@ class Retriever:
         clock = Clock("rank")
         vectors = [self._vector(each) for each in named]
         rows = self._best([_widened(each) for each in named], vectors, clock)
+        # With one row per photo, these rows are the best photos as well. The other requests need a
+        # search of their own for the best photos.
         several = [number for number, each in enumerate(named) if each.per_image > 1]
         first = self._best(
             [replace(named[n], num_rows=named[n].num_photos, per_image=1) for n in several],
@@ -157,7 +161,7 @@ class Retriever:
         return self._store.get_masks(self.gallery, version, instance_ids)
 
     def _info(self, version: str) -> VersionInfo:
-        """Return the live version; refuse one whose vectors cannot be compared with ours."""
+        """Return the live version; refuse one whose vectors cannot be compared with queries."""
         if version != self._known.name or time.monotonic() > self._known_until_s:
             self._known = self._look_up(version)
             self._known_until_s = time.monotonic() + SIZE_KNOWN_S
@@ -190,9 +194,10 @@ class Retriever:
         self, requests: Sequence[RetrieveRequest], vectors: Sequence[FloatArray], clock: Clock
     ) -> list[list[InstanceRow]]:
         """Return the first `num_rows` rows of each request, at most `per_image` of a photo."""
+        # Requests whose rankings are equal differ only in their vectors, and share one search.
         groups: dict[Ranking, list[int]] = {}
         for number, each in enumerate(requests):
-            if not each.num_rows:
+            if not each.num_rows:  # no calibration and no re-ranker asks for the best photos
                 continue
             ranking = Ranking(
                 store=self._store,
@@ -227,7 +232,9 @@ class Retriever:
                     f"must have {self._dim} numbers like those of the gallery, got {len(vector)}",
                 )
         if len(weighted) == 1:
-            return weighted[0][1]  # normalizing it again could change its last bit
+            # Already of unit length; normalizing it again could change its last bit. A weight does
+            # not matter for a single term.
+            return weighted[0][1]
         total = np.sum([weight * _unit(vector) for weight, vector in weighted], axis=0)
         if np.linalg.norm(total) < _MIN_LENGTH:
             raise QueryError("terms", "cancel each other; change a weight or leave one out")

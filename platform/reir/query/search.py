@@ -47,11 +47,11 @@ def open_gallery(
 
     Args:
         name: gallery.
-        store: an open store, which the caller closes; or a location as `reir.store.open_store`
-            takes it; None means the default location.
-        encoder: an encoder, or its name as `reir.encoders` takes it.
-        checkpoint: checkpoint directory, instead of an encoder. Without both, the encoder that the
-            live version was indexed with is loaded.
+        store: an open store, which the caller closes; or a location in the form that
+            `reir.store.open_store` accepts; None means the default location.
+        encoder: an encoder, or its name in the form that `reir.encoders` accepts.
+        checkpoint: checkpoint directory, instead of an encoder. If neither is given, the encoder
+            that the live version was indexed with is loaded.
 
     Raises:
         GalleryNotFound: no such gallery, or none of its versions is live.
@@ -65,13 +65,14 @@ def open_gallery(
             from reir.store import open_store
 
             store = open_store(store)
-            owned.callback(store.close)
+            owned.callback(store.close)  # unlike a store of the caller, also if an error follows
         check_gallery(store, name)  # before the checkpoint, which takes seconds to load
         if encoder is None and checkpoint is not None:
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
         folder = None
         if encoder is None:
-            store.live_version(name)  # says so when none is
+            # For its error: without a live version, `stored_spec` names the shipped checkpoint.
+            store.live_version(name)
             spec = stored_spec(store, name)
             encoder, folder = _load_own(name, spec), checkpoint_folder(spec)
         elif isinstance(encoder, str):
@@ -79,16 +80,16 @@ def open_gallery(
             encoder = load_encoder_spec(encoder)
         extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
         gallery = Gallery(name, store, encoder, extras)
-        gallery.owned = owned.pop_all()
+        gallery.owned = owned.pop_all()  # from here on, the gallery closes the store
         return gallery
 
 
 def list_galleries(store: InstanceStore | str | None = None) -> list[GalleryInfo]:
-    """Return the galleries of a store, by name.
+    """Return the galleries of a store, ordered by name.
 
     Args:
-        store: an open store, or a location as `reir.store.open_store` takes it, None being the
-            default one.
+        store: an open store, or a location in the form that `reir.store.open_store` accepts; None
+            means the default location.
 
     Raises:
         StoreUnavailable: the store cannot be reached.
@@ -115,9 +116,10 @@ class CheckpointExtras:
 
 
 def load_extras(folder: Path, digest: str) -> CheckpointExtras:
-    """Load re-ranker and calibration of a checkpoint directory.
+    """Load the re-ranker and the calibration of a checkpoint directory, as far as it has them.
 
-    A directory with other weights than `digest` gives none.
+    Neither is loaded if the weights in the directory do not have the digest `digest`, because both
+    only fit the vectors of the weights that they were made for.
 
     Raises:
         CheckpointError: a file is damaged, or the re-ranker was trained on other weights.
@@ -130,7 +132,7 @@ def load_extras(folder: Path, digest: str) -> CheckpointExtras:
 
 
 class LocalStages:
-    """The stages of one gallery in this process; see `reir.query.stages.Stages`."""
+    """The stages of one gallery in this process; implements `reir.query.stages.Stages`."""
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class LocalStages:
         calibration: Calibration | None,
     ) -> None:
         self.gallery = retriever.gallery
+        # Localization needs only the encoder, which a local gallery always has.
         self.reranks, self.localizes = reranker is not None, True
         self.calibration = calibration
         self.costs = StageCosts()
@@ -162,14 +165,14 @@ class LocalStages:
     async def rerank(
         self, requests: Sequence[RerankRequest], _: float | None, /
     ) -> Sequence[Sequence[RerankResult]]:
-        """See `PhotoReranker.rerank`; a call in this process cannot be interrupted."""
+        """See `PhotoReranker.rerank`; runs to its end, since nothing here can interrupt it."""
         assert self._reranker is not None, "`reranks` says so"
         return self._reranker.rerank(requests)
 
     async def localize(
         self, requests: Sequence[RefineRequest], _: float | None, /
     ) -> Sequence[RefineResult]:
-        """See `PixelLocalizer.refine`; a call in this process cannot be interrupted."""
+        """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
         return self._localizer.refine(requests)
 
 
@@ -182,7 +185,7 @@ class Gallery(AbstractContextManager["Gallery"]):
     Attributes:
         name: name of the gallery.
         stages: the stages of a query.
-        owned: what `close` closes.
+        owned: resources that `close` releases, such as a store that was opened for this gallery.
     """
 
     def __init__(
@@ -192,7 +195,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         encoder: InstanceEncoder,
         extras: CheckpointExtras | None = None,
     ) -> None:
-        """Search gallery `name` of a store with the expression vectors of `encoder`.
+        """Open gallery `name` of a store, to be searched with the vectors of `encoder`.
 
         Without `extras`, there is no re-ranking and no presence.
 
@@ -233,11 +236,11 @@ class Gallery(AbstractContextManager["Gallery"]):
         """Find the instances that an expression describes.
 
         Args:
-            expression: describes one object.
+            expression: describes one instance.
             options: `k`, `per_image`, `where`, `rerank` and the others of `SearchOptions`.
 
         Returns:
-            Hits by score; if scores are equal, by image id and number of the instance.
+            The hits, ordered by score; hits with equal scores by image id and instance number.
 
         Raises:
             QueryError: an argument is out of range; `field` names it.
@@ -254,7 +257,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         Arguments and errors are those of `search`. The timings of each result are those of the
         whole batch.
         """
-        if isinstance(expressions, str):
+        if isinstance(expressions, str):  # a sequence too, whose characters would be searched for
             raise QueryError("expressions", f"must be a list, got the text {expressions!r}")
         if len(expressions) > MAX_K:
             raise QueryError(
@@ -274,8 +277,8 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Args:
             like: id of an instance of the gallery; or a photo, as bytes or as the path of its file.
-            box: of the instance in the photo, xyxy in [0, 1]; None takes the whole photo.
-            expression: added to the query.
+            box: box of the instance in the photo, xyxy in [0, 1]; None stands for the whole photo.
+            expression: an expression that the instances should fit as well.
             options: see `SearchOptions`.
 
         Raises:
@@ -299,7 +302,7 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Args:
             photo: bytes or path of an image file.
-            expression: describes one object.
+            expression: describes one instance.
             k: maximum number of boxes.
             masks: return masks too, if the checkpoint has a mask branch.
 
@@ -318,6 +321,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             GalleryNotFound: the gallery is gone.
             SchemaMismatch: the version that has become live was built with another checkpoint.
         """
+        # Without an event loop, so that searches also work where one runs already (notebooks).
         return run_now(answer(queries, self.stages))
 
     def __repr__(self) -> str:
@@ -328,12 +332,16 @@ class Gallery(AbstractContextManager["Gallery"]):
         self.owned.close()
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the gallery."""
         self.close()
 
 
 def check_gallery(store: InstanceStore, name: str) -> None:
-    """Refuse a gallery that the store does not have, naming those that it has."""
+    """Check that a store has a gallery.
+
+    Raises:
+        GalleryNotFound: it has no gallery of that name; the message lists those that it has.
+    """
     known = store.galleries()
     if name not in known:
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""

@@ -1,7 +1,7 @@
-"""The stages of an answer, with their requests and results.
+"""The interface of the stages that produce an answer, with their requests and results.
 
-The library runs them in this process (`reir.query.search`), the service in deployments of their
-own; `reir.query.answer` calls them in the same order in both.
+The library implements the stages as function calls (`reir.query.search`), and the service as calls
+to Ray Serve deployments. `reir.query.answer` calls them in the same order in both cases.
 """
 
 # Shapes: D vector dimension
@@ -23,6 +23,7 @@ from reir.store.contract import InstanceRow
 RERANKED_PHOTOS = 50
 """Number of best photos that the re-ranker scores."""
 
+# Few, because a hit takes about .2 s on two slow cores: its photo is decoded and a crop encoded.
 LOCALIZED_HITS = 3
 """Number of first hits whose boxes are refined."""
 
@@ -83,14 +84,17 @@ class RefineResult:
 
 
 class Stages(Protocol):
-    """The stages of one gallery. Stages in this process never wait; those of a service do.
+    """The stages of one gallery.
 
-    A stage that gets `timeout_s` raises `TimeoutError` when it takes longer, if it can.
+    The methods are coroutines because those of a service wait for other processes. Those of the
+    library never wait, so that `run_now` can run them without an event loop.
+
+    A method with `timeout_s` raises `TimeoutError` after that time, if it can be interrupted.
 
     Attributes:
         gallery: name of the gallery.
-        reranks, localizes: whether the optional stage exists.
-        calibration: calibration of the checkpoint, None if it has none.
+        reranks, localizes: whether these optional stages exist.
+        calibration: calibration of the checkpoint; None if it has none.
         costs: how long the optional stages usually take.
     """
 
@@ -101,7 +105,7 @@ class Stages(Protocol):
     costs: StageCosts
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
-        """Encode each expression, with its token states if there is a re-ranker to read them."""
+        """Encode each expression; with token states if there is a re-ranker, which reads them."""
         ...
 
     async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
@@ -115,11 +119,11 @@ class Stages(Protocol):
     async def rerank(
         self, requests: Sequence[RerankRequest], timeout_s: float | None, /
     ) -> Sequence[Sequence[RerankResult]]:
-        """Return for each request the best rows of each photo, in any order."""
+        """Return, for each request, the best rows of each of its photos, in any order."""
         ...
 
     async def localize(
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
     ) -> Sequence[RefineResult]:
-        """Return the refined box and mask for each request."""
+        """Return the refined box and mask of each request, in the order given."""
         ...

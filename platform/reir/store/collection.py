@@ -33,6 +33,8 @@ _IMPORT_END_STATES = (
     BulkInsertState.ImportFailed,
     BulkInsertState.ImportFailedAndCleaned,
 )
+_COMPACTION_TIMEOUT_S = 3600.0
+_COMPACTED = "Completed"
 _POLL_S = 0.5
 _MAX_TEXT_BYTES = 65_535
 
@@ -257,6 +259,18 @@ class MilvusCollection:
         """Delete rows by key; ids that do not exist are ignored."""
         for chunk in _chunks(ids, PAGE_ROWS):
             self._call("delete", filter=render_ids(self.key, chunk))
+
+    def compact(self) -> None:
+        """Merge the files of the collection without deleted rows, and wait until that is done."""
+        self._call("flush")
+        job = self._call("compact")
+        deadline_s = time.monotonic() + _COMPACTION_TIMEOUT_S
+        while self._connection.call("get_compaction_state", job_id=job) != _COMPACTED:
+            if time.monotonic() > deadline_s:
+                raise StoreError(
+                    f"the server has not compacted {self.name} within {_COMPACTION_TIMEOUT_S:g} s"
+                )
+            time.sleep(_POLL_S)
 
     def search(self, vectors: Any, limit: int, condition: str) -> Any:
         """Search in Milvus; return the hits of each vector, with all columns except the vector."""

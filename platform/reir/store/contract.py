@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from reir.records import Attributes, Box, FloatArray, ImageRecord, IndexedImage, MaskRle
 
@@ -310,6 +310,43 @@ class InstanceStore(Protocol):
         Returns:
             Number of photos that differed, all of which have been repaired.
         """
+        ...
+
+    def compact(self, gallery: str, version: str) -> bool:
+        """Remove from disk what was deleted from a version, or replaced in it.
+
+        Without this call, the files of a store hold deleted rows until they are merged, which may
+        be never.
+
+        Returns:
+            Whether the rows are gone from disk. A server returns False: it merges its files now,
+            and deletes the old ones when its own garbage collection runs.
+        """
+        ...
+
+    # --- Documents
+
+    def put_document(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
+        """Write a small JSON document, such as the state of a job, and replace an older one.
+
+        Every process that uses the store sees it when the call returns.
+
+        Args:
+            kind: what the document is, e.g. "reindex".
+            name: unique among the documents of this kind.
+            value: JSON values.
+
+        Raises:
+            StoreError: the document is larger than 60,000 bytes.
+        """
+        ...
+
+    def find_documents(self, kind: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return the documents of a kind whose name starts with `prefix`, ordered by name."""
+        ...
+
+    def delete_documents(self, kind: str, names: Collection[str]) -> None:
+        """Delete documents; names that do not exist are ignored."""
         ...
 
     # --- Closing

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from reir.store.validation import (
     check_queries,
     check_spec,
     drop_live_version_error,
+    encode_document,
     instance_id,
     latest_by_id,
     no_live_version_error,
@@ -50,6 +53,7 @@ class MemoryStore:
         """Start empty."""
         self._galleries: dict[str, dict[str, _Version]] = {}
         self._live: dict[str, str] = {}
+        self._documents: dict[tuple[str, str], str] = {}
 
     def galleries(self) -> list[str]:
         """Names of all galleries, sorted."""
@@ -243,6 +247,28 @@ class MemoryStore:
         """Return 0: searches read the store itself, not a copy."""
         self._version(gallery, version)
         return 0
+
+    def compact(self, gallery: str, version: str) -> bool:
+        """Return True: what is deleted is gone at once."""
+        self._version(gallery, version)
+        return True
+
+    def put_document(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
+        """Write a document."""
+        self._documents[kind, name] = encode_document(kind, name, value)
+
+    def find_documents(self, kind: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Documents of a kind whose name starts with `prefix`, ordered by name."""
+        return {
+            name: json.loads(self._documents[each, name])
+            for each, name in sorted(self._documents)
+            if each == kind and name.startswith(prefix)
+        }
+
+    def delete_documents(self, kind: str, names: Collection[str]) -> None:
+        """Delete documents; names that do not exist are ignored."""
+        for name in names:
+            self._documents.pop((kind, name), None)
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

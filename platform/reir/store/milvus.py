@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 from reir.errors import StoreDamaged
 from reir.records import ImageRecord, IndexedImage, MaskRle
@@ -30,6 +31,7 @@ from reir.store.catalog import Catalog
 from reir.store.client import MilvusConnection
 from reir.store.collection import MilvusCollection
 from reir.store.contract import InstanceRow, VersionInfo, VersionSpec
+from reir.store.documents import Documents
 from reir.store.filter_milvus import quote, render_ids
 from reir.store.rows import PENDING, Row, StoredVersion
 
@@ -41,6 +43,7 @@ class MilvusStore:
         """Use a connection."""
         self._connection = connection
         self._catalog = Catalog(connection)
+        self._documents = Documents(connection)
 
     def galleries(self) -> list[str]:
         """Names of all galleries, sorted."""
@@ -257,6 +260,20 @@ class MilvusStore:
             found = table.get(instance_ids, columns, consistency="Session")
         masks = {each: rows.mask_from_row(found[each]) for each in instance_ids if each in found}
         return {each: mask for each, mask in masks.items() if mask is not None}
+
+    def put_document(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
+        """Write a document, and replace an older one."""
+        self._check_writable()
+        self._documents.put(kind, name, value)
+
+    def find_documents(self, kind: str, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Documents of a kind whose name starts with `prefix`, ordered by name."""
+        return self._documents.find(kind, prefix)
+
+    def delete_documents(self, kind: str, names: Collection[str]) -> None:
+        """Delete documents; names that do not exist are ignored."""
+        self._check_writable()
+        self._documents.delete(kind, names)
 
     def close(self) -> None:
         """Close the connection."""

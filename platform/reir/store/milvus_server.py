@@ -103,6 +103,13 @@ class MilvusServerStore(MilvusStore):
         self._catalog.spec(gallery, version)
         return 0
 
+    def compact(self, gallery: str, version: str) -> bool:
+        """Have the server merge its files without deleted rows; it deletes the old files later."""
+        self._catalog.spec(gallery, version)
+        for collection in self._collections(gallery, version):
+            collection.compact()
+        return False
+
     def _condition(self, gallery: str, version: str, tree: Filter) -> str:
         """Return the filter as a Milvus expression.
 

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,9 @@ from reir.records import FloatArray, IndexedImage
 from reir.store.contract import InstanceStore, ServerStore, VersionSpec
 
 MAX_LIMIT = 16_384
+
+MAX_DOCUMENT_BYTES = 60_000
+"""Limit of one document as JSON; a text column of Milvus holds 65,535 bytes."""
 
 
 def instance_id(image_id: str, number: int) -> str:
@@ -148,3 +153,19 @@ def read_only_error(address: str, why: str) -> StoreError:
         f"the store at {address} can be searched but not changed: its folder is not writable "
         f"({why}); make it writable, or choose another store with --store"
     )
+
+
+def encode_document(kind: str, name: str, value: Mapping[str, Any]) -> str:
+    """Return a document as JSON.
+
+    Raises:
+        StoreError: it is too large for one row of the store.
+    """
+    text = json.dumps(value, allow_nan=False)
+    size = len(text.encode())
+    if size > MAX_DOCUMENT_BYTES:
+        raise StoreError(
+            f"document {kind}/{name} has {size:,} bytes as JSON; at most {MAX_DOCUMENT_BYTES:,} "
+            f"are allowed"
+        )
+    return text

@@ -41,7 +41,10 @@ from reir_training.data.sampling import Sampler, Step, TaskStream
 
 DETECTION, GROUNDING = "detection", "grounding"
 NO_TARGET = -1
+# A sample cannot be exchanged for another one, because the sampler has already chosen those of all
+# steps. So the last view shows the whole photo (docs/clare.md, section 9.4).
 MAX_DRAWS = 10
+# An instance key is one number, so that workers can exchange it: photo * this + row of the box.
 MAX_BOXES_PER_PHOTO = 1 << 16
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -92,8 +95,8 @@ class ClareBatch:
         photo_key: (B,) id of the photo in the data set.
         instance_key: (M,) id of the described instance in the data set, -1 for class names.
         by_class: True in detection.
-        max_targets: largest number of targets in a photo of the step, over all workers, to which
-            all photos are padded.
+        max_targets: largest number of targets in a photo of the step, over all workers; the targets
+            of all photos are padded to it.
         noise_seeds: B random seeds for the denoising noise of each photo.
         masks: (T, h, w) bool, all False for a target without mask; None without a mask branch.
         has_mask: (T,) bool; None without a mask branch.
@@ -236,12 +239,16 @@ class ClareData:
         Raises:
             ImageError: a photo cannot be decoded.
         """
+        # The views are seeded by the position in the global batch, so that they do not depend on
+        # how the batch is divided among workers.
         first = rank * len(step.rows)
         samples = self._samples[step.task]
         views = [
             self._augmented(step.task, int(row), per_instance, [self._seed, step.number, first + i])
             for i, row in enumerate(step.rows)
         ]
+        # Over all workers and before cropping, because the number of denoising queries follows from
+        # it. So that number is the same for any number of workers (docs/clare.md, section 9.2).
         max_targets = samples.count[step.all_rows].max()
         arrays = _collate(step.task, views) | {"max_targets": np.array(max_targets)}
         if self._mask_stride_px is not None:
@@ -251,7 +258,7 @@ class ClareData:
     def _augmented(
         self, task: str, row: int, per_instance: int, seed: Sequence[int]
     ) -> _SampleView:
-        """Load one sample in a random view; draw another view if the targets are cropped away."""
+        """Load one sample in a random view; draw a new view if its targets were cropped away."""
         samples = self._samples[task]
         number = int(samples.photo[row])
         photo = self._photos[number]
@@ -264,10 +271,13 @@ class ClareData:
         texts = _texts(task, photo, box_rows, per_instance, rng)
         settings = self._augmentation
         for draw in range(MAX_DRAWS):
-            if draw == MAX_DRAWS - 1:  # use the whole photo, with its boxes as annotated
+            if draw == MAX_DRAWS - 1:
+                # Use the whole photo, and its boxes as annotated: a mask that lies outside of its
+                # box would leave the box without area in any view.
                 shrunk_by = [None] * len(masks)
                 settings = settings.model_copy(update={"crop_probability": 0.0})
             expressions = [text for of_box in texts for text in of_box]
+            # An ordinal in an expression forbids cropping; class names need no such check.
             view = draw_view(width, height, rng, settings, expressions if task == GROUNDING else ())
             boxes = boxes_in(
                 view, shrink_boxes_to_masks(view, boxes_px, shrunk_by, (width, height))
@@ -284,6 +294,8 @@ class ClareData:
             box_rows=np.array(box_rows, np.int64)[keep],
             texts=[[text_in(view, text) for text in texts[i]] for i in keep],
             categories=photo.categories[box_rows][keep],
+            # Drawn from the sample's own random stream, so that the noise of its denoising queries
+            # does not depend on the other photos of the batch either.
             noise_seed=int(rng.integers(2**31)),
             masks=[self._mask_in(view, masks[i], (width, height)) for i in keep],
         )
@@ -364,6 +376,8 @@ def _collate(task: str, views: Sequence[_SampleView]) -> Arrays:
 
 def _numbered(views: Sequence[_SampleView]) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return (M,) texts and their targets: first one text per target, then all others."""
+    # `box_text` and the objective rely on this order: text i belongs to target i, and what follows
+    # the T first texts is only used by CLIA.
     of_target = [texts for each in views for texts in each.texts]
     pairs = [(texts[0], target) for target, texts in enumerate(of_target)]
     pairs += [(text, target) for target, texts in enumerate(of_target) for text in texts[1:]]

@@ -25,6 +25,7 @@ from reir.models.clare.denoising import DenoisingQueries
 from reir_training.clare.mask_losses import MaskOutputs, MaskPairs, choose_pairs, mask_distances
 from reir_training.clare.matching import Targets, full_precision, hungarian, simota
 
+# As in the released code (docs/clare.md, section 3.7).
 MAX_LOGIT = 50_000.0
 MeanOverWorkers = Callable[[Tensor], Tensor]
 """Averages (K,) float counts over all workers, without gradient."""
@@ -51,6 +52,8 @@ class ClareLossWeights(StrictConfig):
     mask_focal: float = Field(2.0, ge=0)
     mask_dice: float = Field(5.0, ge=0)
     masks_per_photo: int = Field(32, ge=1)
+    # The released table of weights lacks the names of the auxiliary terms, so they count with 1
+    # instead of 4, presumably by accident (docs/clare.md, section 8).
     clia: float = Field(4.0, ge=0)
     clia_auxiliary: float = Field(1.0, ge=0)
     mask_false_negatives: bool = True
@@ -181,6 +184,7 @@ def clare_losses(
         norm = mean_over_workers(norm)
     norms = torch.split(norm, [len(count) for count in counts])
     losses: dict[str, Tensor] = {}
+    # Not strict, because `norms` continues with the divisors of masks and CLIA.
     for group, norm_L in zip(groups, norms, strict=False):
         losses |= _group_losses(group, norm_L, weights)
     if masks is not None:
@@ -213,6 +217,7 @@ def _match_queries(outputs: StepOutputs, targets: Targets) -> list[_QueryGroup]:
         denoising, queries = outputs.denoising
         assigned_BQ = torch.where(queries.positive, queries.target, -1)  # made from their targets
         assigned = assigned_BQ.expand(denoising.boxes_xyxy.shape[:-1])
+        # A query on padding was made from no target, so it must not count as a negative either.
         counted_BQ = queries.target >= 0
         groups.append(_QueryGroup("denoising_", denoising, targets, assigned, counted_BQ))
     return groups
@@ -264,10 +269,10 @@ def _clia_losses(
 ) -> dict[str, Tensor]:
     """Compute CLIA of the last layer and of the other layers (docs/clare.md, section 4.4).
 
-    The positives of an expression are the queries that were matched to its target. The annotations
-    of a record are complete for its own expressions. But if the same photo or instance occurs in a
-    second record of the batch, a query there may show the described instance without being
-    labeled as a positive; `mask_false_negatives` excludes such pairs.
+    The positives of an expression are the queries that were matched to its target; all other
+    queries are negatives. If the photo or the instance also occurs in a second record of the batch,
+    a query there may show the described instance without being labeled as a positive.
+    `mask_false_negatives` excludes such pairs.
     """
     num_photos, num_targets = clia.target_instance.shape
     photo_B = torch.arange(num_photos, device=clia.photo.device)

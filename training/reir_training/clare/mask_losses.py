@@ -18,6 +18,7 @@ from torch import Tensor
 from reir.losses import focal_loss
 from reir_training.clare.matching import NUM_OVERLAPS
 
+# Without smoothing, the dice of an empty prediction for an empty mask would be 0 / 0.
 DICE_SMOOTHING = 1.0
 
 
@@ -61,6 +62,7 @@ def choose_pairs(assigned_LBN: Tensor, known_BG: Tensor, max_pairs: int) -> Mask
     proposal with the higher objectness. Targets without a mask are ignored.
     """
     num_targets, num_queries = known_BG.shape[1], assigned_LBN.shape[-1]
+    # The matching assigns at most `NUM_OVERLAPS` times as many queries as there are targets.
     max_pairs = min(max_pairs, num_queries, NUM_OVERLAPS * max(num_targets, 1))
     target_G = torch.arange(num_targets, device=assigned_LBN.device)
     own_LBNG = (assigned_LBN[..., None] == target_G) & known_BG[:, None]
@@ -82,7 +84,8 @@ def mask_distances(logits: Tensor, targets: Tensor, inside: Tensor) -> tuple[Ten
         inside: (..., h, w) bool, whether the cell is in the photo.
 
     Returns:
-        (...) focal loss (alpha .25, gamma 2), averaged over cells, and (...) 1 - dice in [0, 1).
+        (...) focal loss (alpha .25, gamma 2), averaged over the cells inside, and (...) 1 - dice,
+        in [0, 1).
     """
     labels = targets.to(logits.dtype)
     num_cells = inside.sum((-2, -1)).clamp(min=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reir.losses import center_size, generalized_iou, pairwise_iou
 
+# All costs are those of the released code (docs/clare.md, section 4.1).
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 CENTER_RADIUS = 2.5 / 32
 NUM_OVERLAPS = 10
@@ -148,19 +149,23 @@ def _dynamic_k(cost: Tensor, overlap: Tensor, valid_BG: Tensor) -> Tensor:
     """Let each target take its k cheapest queries; (..., B, G, N) -> (..., B, N) targets, or -1."""
     most = min(NUM_OVERLAPS, cost.shape[-1])
     num_taken = overlap.topk(most, dim=-1).values.sum(-1).floor().clamp(min=1)
+    # A stable sort, because `topk` would not give ties to the lower index.
     chosen = cost.sort(dim=-1, stable=True).indices[..., :most]
     within = torch.arange(most, device=cost.device) < num_taken[..., None]
     taken = torch.zeros_like(cost, dtype=torch.bool)
     taken = taken.scatter(-1, chosen, within & valid_BG[..., None])
     claims = taken.sum(-2)
     # As in the released code, a contested query goes to the target with the lowest cost of all,
-    # even if that target did not take it.
+    # even if that target did not take it. (`argmax` does not accept bool tensors.)
     owner = torch.where(claims > 1, cost.argmin(-2), taken.to(torch.uint8).argmax(-2))
     return owner.masked_fill(claims == 0, -1)
 
 
 def _serve_orphans(cost: Tensor, assigned: Tensor, valid_BG: Tensor) -> Tensor:
-    """Give each target without a query one: in each round, one target per photo and layer."""
+    """Give each target without a query one: in each round, one target per photo and layer.
+
+    The released code leaves such targets without a query (docs/clare.md, section 9.2).
+    """
     num_targets, num_queries = cost.shape[-2:]
     index_G1 = torch.arange(num_targets, device=cost.device)[:, None]
     while True:  # ends, because no target loses its last query and so each round has fewer orphans
@@ -220,11 +225,9 @@ def _all_found(cost_BGk: Tensor, partial_BGS: Tensor, valid_BG: Tensor) -> bool:
 
 @torch.no_grad()
 def hungarian(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor:
-    """Assign one encoder proposal to each target at the lowest total cost.
+    """Assign one encoder proposal to each target, at the lowest total cost.
 
-    See docs/clare.md, section 4.1.
-
-    If several assignments are optimal, scipy chooses one of them.
+    See docs/clare.md, section 4.1. If several assignments are optimal, scipy chooses one of them.
 
     Args:
         logits_BA: class-agnostic score of each proposal.
@@ -240,6 +243,7 @@ def hungarian(logits_BA: Tensor, boxes_xyxy: Tensor, targets: Targets) -> Tensor
         cheapest, where = cheapest_proposals(
             full_precision(logits_BA), full_precision(boxes_xyxy), targets
         )
+    # scipy solves one photo at a time, on the host, so everything is copied at once.
     assigned = np.full(logits_BA.shape, -1, dtype=np.int64)
     host = (x.cpu().numpy() for x in (cheapest, where, targets.valid))
     for row, cost_GK, where_GK, valid_G in zip(assigned, *host, strict=True):

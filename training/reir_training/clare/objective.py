@@ -115,6 +115,7 @@ class ClareObjective(nn.Module):
 
     def _logits(self, objects: Tensor, vectors_KMD: Tensor, slots: PaddedTargets) -> Tensor:
         """Return the (K, B, N, C) score of each query for each text of its own photo."""
+        # `text_BG` holds the first text of each target; further texts are only used by CLIA.
         texts = vectors_KMD if slots.by_class else vectors_KMD[:, slots.text_BG]
         return self.model.scores(objects, texts)
 
@@ -124,6 +125,7 @@ class ClareObjective(nn.Module):
         """Make denoising queries of the targets; their content is the text of the target."""
         if self.denoising is None:
             return None
+        # Padded targets point to text 0 (an index must be valid), so their content is set to zero.
         content_BGD = self.denoising(features_MF)[slots.text_BG] * slots.valid_BG[..., None]
         return denoising_queries(
             content_BGD,
@@ -167,6 +169,8 @@ class ClareObjective(nn.Module):
         photo_M, target_M = batch.box_photo[batch.text_target], slots.slot_T[batch.text_target]
         image_M, instance_M = batch.photo_key[photo_M], batch.instance_key
         if self._workers is not None:
+            # These texts keep their gradients, so that an expression is trained by the queries of
+            # all workers. Their photos are on other workers: -1.
             gather_others = self._workers.gather_others
             others_KMD = gather_others(vectors_KMD.transpose(0, 1)).transpose(0, 1)
             vectors_KMD = torch.cat([vectors_KMD, others_KMD], dim=1)
@@ -174,6 +178,7 @@ class ClareObjective(nn.Module):
             instance_M = torch.cat([instance_M, gather_others(instance_M)])
             num_others = len(image_M) - len(photo_M)
             photo_M, target_M = (F.pad(x, (0, num_others), value=-1) for x in (photo_M, target_M))
+        # The first T texts are those of the T targets, in the same order, and so are their keys.
         return CliaBatch(
             logits=self.model.clia_logits(output.objects, vectors_KMD).permute(0, 3, 1, 2),
             photo=photo_M,
@@ -232,6 +237,7 @@ class PaddedTargets:
             texts = F.one_hot(self.text_BG, len(self.batch.texts)).bool()
             text_valid = self.valid_BG.new_ones(len(self.valid_BG), len(self.batch.texts))
         else:
+            # Every target has a text of its own, so the table of targets and texts is the identity.
             same = torch.eye(self._shape[1], dtype=torch.bool, device=self.valid_BG.device)
             texts = same.expand(self._shape[0], -1, -1)
             text_valid = self.valid_BG

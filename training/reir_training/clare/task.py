@@ -42,6 +42,7 @@ from reir_training.run.validate import validate_encoder
 
 SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
 TEXT_TOWER = "model.language."
+# The parts with a tenth of the learning rate (docs/clare.md, section 5.1).
 SLOW_PARTS = ("model.vision.", "model.pyramid.upsample.", ".sampling_offsets.")
 DENOISING = "denoising.safetensors"
 """Checkpoint file with the weights of the denoising queries, which only training uses."""
@@ -52,13 +53,14 @@ CHANGEABLE = frozenset(
     }
 )
 """Settings in `shape` that may change with `--init`, because the other weights still fit."""
+# In this order, the end token gets the id 1, with which `ClareConfig.pad_token` pads expressions.
 UNKNOWN_WORD, END = "<unk>", "</s>"
 Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
 """(load, first, last): yields the result of `load` for each step in [first, last), in order."""
 
 
 def load_in_process(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
-    """A stream that loads each step in this process when it is needed."""
+    """Load each step in this process when it is needed; the simplest `Stream`."""
     return map(load, range(first, last))
 
 
@@ -94,6 +96,7 @@ class ClareTask:
         settings = config.optimization
         self._preset, self._config, self._stream = preset, config, stream
         self._rank, self._world_size = rank, world_size
+        # The open stream, and the stage and number of the batch that it yields next.
         self._arrays: Iterator[Arrays] = iter(())
         self._next: tuple[Stage, int] | None = None
         train, self._held_out = read_run_photos(config, cache)
@@ -167,7 +170,9 @@ class ClareTask:
         if self._next != (epoch.stage, due.start):
             of_stage = epoch.epochs_of_stage * steps
             load = self._loader(epoch.stage, of_stage)
+            # Only a dry run continues after the last epoch of the stage.
             self._arrays = self._stream(load, due.start, max(due.stop, of_stage))
+        # `due` comes first: when it ends, `zip` must not have taken a batch of the next epoch.
         for number, arrays in zip(due, self._arrays, strict=False):
             self._next = (epoch.stage, number + 1)
             yield ClareBatch.from_arrays(arrays)
@@ -178,6 +183,7 @@ class ClareTask:
         """Return a function that loads a batch, given its number among those of the stage."""
         parts, share = self._config.optimization.accumulate_steps, self._config.hard_negatives_from
         if stage == "clia":
+            # A step has several batches if gradients are accumulated, but the sampler counts steps.
             first_hard_batch = None if share == 1 else math.ceil(share * num_batches / parts)
             sampler = self._data.sampler((GROUNDING,), first_hard_batch)
             per_instance = self._config.expressions_per_instance
@@ -189,12 +195,14 @@ class ClareTask:
     def validate(self) -> dict[str, float]:
         """Evaluate the current weights on the held-out photos."""
         with _training_state_restored(self.model):
+            # The weights change in every step, so they have no digest.
             encoder = ClareEncoder(self.model, self.tokenizer, "in training", half=self._half)
             return validate_encoder(encoder, self._held_out)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write the checkpoint directory, including the model card."""
         save_checkpoint(folder, self.model, self.tokenizer, about)
+        # Kept so that a run with `--init` does not learn these weights again.
         if self.objective.denoising is not None:
             state = self.objective.denoising.state_dict()
             save_file({k: v.contiguous() for k, v in state.items()}, folder / DENOISING)
@@ -203,6 +211,7 @@ class ClareTask:
     def about(self) -> dict[str, Any]:
         """Return metadata for the checkpoint: preset, towers and size of the training data."""
         towers = self._config.towers
+        # The path of a local folder means nothing on another machine.
         named = Path(towers).name if towers and Path(towers).exists() else towers
         return {"preset": self._preset, "towers": named, **self._describe()}
 
@@ -250,7 +259,10 @@ def _load(
 
 @contextmanager
 def _training_state_restored(model: Clare) -> Iterator[None]:
-    """Restore the training state of a model after the block, in which an encoder freezes it."""
+    """Restore the training state of a model after the block.
+
+    `ClareEncoder` puts the model into evaluation mode and freezes its parameters.
+    """
     learning = [parameter.requires_grad for parameter in model.parameters()]
     was_training = model.training
     try:
@@ -303,6 +315,7 @@ def check_preset(preset: str, init: Path) -> None:
         ConfigError: it was trained with another preset.
         CheckpointError: its `config.json` is missing or damaged.
     """
+    # A checkpoint that does not name a preset is accepted; its weights must still fit the model.
     trained = read_config(init).get("training", {}).get("preset", preset)
     if trained != preset:
         raise ConfigError(
@@ -335,6 +348,7 @@ def with_changed_shape(model: Clare, config: ClareTrainConfig, init: Path) -> Cl
         )
     if not changed:
         return model
+    # New parts are random, but must be the same on all workers.
     torch.manual_seed(config.optimization.seed)
     try:
         other = Clare(replace(model.config, **changed))

@@ -1,7 +1,8 @@
 """Augmentation: photos are mirrored, cropped and resized (docs/clare.md, section 5.3).
 
-A `AugmentedView` describes an augmentation and is drawn from the size of the photo only. So the
-pixels are resampled once, and boxes, masks and expressions can be transformed exactly.
+An `AugmentedView` describes one random augmentation. It is drawn before any pixels are touched, so
+mirroring, cropping and resizing resample the pixels only once, and boxes, masks and expressions are
+transformed by the same description.
 """
 
 # Shapes: H x W pixels, N boxes, h x w cells of a view
@@ -91,12 +92,14 @@ def _draw_region(
         rng.uniform(min(least, whole), min(most, whole)) / scale
         for whole in (width_px * scale, height_px * scale)
     )
+    # `crop_sides` apply to the resized photo; the crop itself is in pixels of the original one.
     left, top = rng.uniform(0, width_px - width), rng.uniform(0, height_px - height)
     return float(left), float(top), float(left + width), float(top + height)
 
 
 def apply_view(image: RgbImage, view: AugmentedView) -> RgbImage:
     """Resample the pixels: (H, W, 3) uint8 -> (height_px, width_px, 3) uint8."""
+    # `box` may have fractions of pixels, so that the transformed boxes fit the pixels exactly.
     seen = Image.fromarray(image).resize(
         (view.width_px, view.height_px), Image.Resampling.BILINEAR, box=view.region_px
     )
@@ -131,6 +134,7 @@ def mask_in(
     """
     across, down = (np.arange(stride_px / 2, n, stride_px) for n in (view.width_px, view.height_px))
     if view.mirrored:
+        # Look up the cells from right to left, instead of mirroring the mask.
         across = view.width_px - across
     x1, y1, x2, y2 = view.region_px
     columns = (x1 + across * ((x2 - x1) / view.width_px)) * (mask.shape[1] / size_px[0])
@@ -146,16 +150,16 @@ def shrink_boxes_to_masks(
     masks: Sequence[BoolMask | None],
     size_px: tuple[int, int],
 ) -> FloatArray:
-    """Return the (N, 4) boxes of a photo, shrunk to the parts of their masks in the view.
+    """Return the (N, 4) boxes of a photo, shrunk to the visible parts of their masks.
 
-    See docs/clare.md, section 3.8.
-
-    A box without a mask is unchanged. If no part of a mask is in the view, its box gets no area.
+    The visible part of a mask is the part in the view (docs/clare.md, section 3.8). A box without a
+    mask is unchanged. If no part of a mask is visible, its box gets no area.
     """
     out = np.array(boxes_px)
     for box, mask in zip(out, masks, strict=True):
         if mask is not None:
             extent = _visible_extent(view, mask, size_px)
+            # The box is only ever shrunk: annotated boxes have fractions of pixels, masks do not.
             box[:2] = np.maximum(box[:2], extent[:2])
             box[2:] = np.maximum(box[:2], np.minimum(box[2:], extent[2:]))
     return out

@@ -53,9 +53,10 @@ class TrainPhoto:
         near_misses: captions with one wrong word.
         crowded: classes that have a crowd annotation.
         is_wide: whether the photo is wider than high.
-        gallery: the set of photos within which an expression describes one instance only: the
-            smallest split of the data set that contains the photo.
-        masks: N masks, None for instances without one; empty if masks were not read.
+        gallery: name of the set of photos within which an expression describes only one instance,
+            which is the smallest split of the data set that contains the photo.
+        masks: N masks, None for instances without one; empty if masks were not read, or if no
+            instance has one.
     """
 
     path: Path
@@ -137,6 +138,7 @@ def photo_uses(dataset: ReferringDataset) -> dict[str, str]:
     "train", only its other photos are trained on, and those of "test" and similar splits are
     unused. Otherwise all remaining photos are trained on.
     """
+    # Validation wins: a photo that is in both splits must not be trained on.
     held_out = dataset.splits.get(VAL, frozenset())
     trained = dataset.splits.get(TRAIN, dataset.images_by_id.keys())
     return {
@@ -173,7 +175,7 @@ def build_photos(
         if image_id in without:
             continue
         image = dataset.images_by_id[image_id]
-        # RefCOCOg "google" splits the expressions, not the photos
+        # RefCOCOg "google" splits the expressions, not the photos.
         described = [e for e in expressions[image_id] if e.split in (None, use)]
         photos.append(
             replace(
@@ -185,6 +187,7 @@ def build_photos(
                 near_misses=tuple(near_misses[image_id]),
             )
         )
+    # A photo without annotations has no targets, and would only take a place in a batch.
     useful = [p for p in photos if p.expressions or p.captions or len(p.boxes)]
     if not useful:
         excluded = f"; {len(without)} photos of evaluation sets are excluded" if without else ""
@@ -231,6 +234,7 @@ def _annotated_photo(
     With the task "grounding", all classes are unknown, so that detection does not use the photo;
     with "detection", there are no expressions.
     """
+    # The annotated size, which is that of the boxes, and not the size of the file.
     size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)
     rows: dict[str, int] = {}
     boxes: list[np.ndarray] = []
@@ -239,6 +243,8 @@ def _annotated_photo(
     crowded: set[str] = set()
     for instance in instances:
         box = np.clip(np.asarray(instance.box_xyxy_px, dtype=np.float32) / size, 0, 1)
+        # A crowd is not one instance, so it is no target. But its class is remembered, because a
+        # generated expression about that class could mean one of the crowd.
         if instance.is_crowd:
             crowded.add(instance.category or "")
         elif (box[2:] > box[:2]).all():
@@ -254,6 +260,7 @@ def _annotated_photo(
         categories=np.array([known.get(n, UNKNOWN_CLASS) for n in names], dtype=np.int64),
         names=tuple(names),
         expressions=tuple(
+            # Most formats name no kind. "long" gives full weight in the losses across photos.
             TrainExpression(e.text, rows[e.instance_id], e.kind or "long")
             for e in expressions
             if e.instance_id in rows and task != "detection"

@@ -24,6 +24,7 @@ CLEAR_SHIFT = 0.04
 """Minimum distance, as a share of the image side, for a box to be left of or above another."""
 CLEAR_SIZE = 1.4
 """Minimum ratio of areas for a box to be larger than another."""
+# Smaller instances get no expressions, but still make those of others ambiguous.
 MIN_AREA = 0.0015
 
 
@@ -50,6 +51,7 @@ class AnnotatedInstance:
 
 def color_word(rgb: Sequence[float]) -> str:
     """Return the name of an RGB color in [0, 1], or "" if no common name fits."""
+    # Between two names lies a gap without a name, because a wrong color is worse than none.
     hue, saturation, value = colorsys.rgb_to_hsv(*(float(c) for c in rgb))
     if value < 0.2:
         return "black"
@@ -57,14 +59,18 @@ def color_word(rgb: Sequence[float]) -> str:
         return "white" if value > 0.78 else "gray" if 0.35 < value < 0.65 else ""
     if saturation < 0.3:
         return ""
+    # Upper ends of the hues in degrees.
     bands = ((15, "red"), (40, "orange"), (66, "yellow"), (165, "green"), (260, "blue"))
     name = next((word for limit, word in bands if hue * 360 < limit), "")
+    # Red is at both ends of the circle of hues.
     name = name or ("purple" if hue * 360 < 300 else "pink" if hue * 360 < 340 else "red")
+    # Brown is a dark, dull orange or red, not a hue of its own.
     return "brown" if name in ("orange", "red") and value < 0.55 and saturation < 0.75 else name
 
 
 def central_color(grid: FloatArray) -> str:
     """Return the color word of the inner cells of a (4, 4, 3) grid of mean RGB, if they agree."""
+    # The outer cells of a crop often show the background.
     inner = np.asarray(grid, dtype=np.float32)[1:3, 1:3].reshape(-1, 3)
     words = {color_word(cell.tolist()) for cell in inner}
     return words.pop() if len(words) == 1 else ""
@@ -117,6 +123,7 @@ def _of_class(
         if gaps[-1] >= CLEAR_SHIFT:
             yield line[-1], _at_side(category, high, len(members))
             yield line[-1], f"{category} on the {high}" if axis == 0 else f"{high} {category}"
+        # Two instances are called left and right, and rows are counted from left to right only.
         if axis == 0 and 2 < len(members) <= MAX_ORDERED and gaps.min() >= CLEAR_SHIFT / 2:
             yield from _ordered(line, category)
 
@@ -151,6 +158,7 @@ def _sized(
     by_size = sorted(members, key=lambda i: instances[i].area)
     areas = [max(instances[i].area, 1e-9) for i in by_size]
     if areas[-1] / areas[-2] >= CLEAR_SIZE:
+        # In a photo, the largest of equal things is usually the closest one.
         yield by_size[-1], f"the largest {category}"
         yield by_size[-1], f"the closest {category}"
     if areas[1] / areas[0] >= CLEAR_SIZE:
@@ -161,6 +169,7 @@ def _colored(
     instances: Sequence[AnnotatedInstance], category: str, members: list[int]
 ) -> Iterator[tuple[int, str]]:
     """Yield expressions for a unique color, if the colors of the whole class are known."""
+    # If one color is unknown, it may be the same as another one, which would then not be unique.
     colors = [instances[i].color for i in members]
     for i, color in zip(members, colors, strict=True):
         if color and colors.count(color) == 1 and (len(members) == 1 or all(colors)):
@@ -180,6 +189,7 @@ def _related(
         for word, (axis, sign) in sides.items():
             shifts = [sign * (instances[i].center[axis] - other.center[axis]) for i in members]
             clear = [i for i, s in zip(members, shifts, strict=True) if s >= 2 * CLEAR_SHIFT]
+            # One that is only slightly on that side could also be meant.
             doubtful = [s for s in shifts if 0 < s < 2 * CLEAR_SHIFT]
             if len(clear) == 1 and not doubtful:
                 yield clear[0], f"{category} {word} {name}"

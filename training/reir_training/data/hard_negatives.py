@@ -3,8 +3,8 @@
 In random batches, the model soon distinguishes an expression from all of its negatives. What
 remains to be learned are the differences between photos that have similar expressions. Similarity
 is the cosine of tf-idf vectors of words and word pairs. Only photos of the same gallery are
-grouped, because an expression describes one instance of its gallery. So a similar photo cannot be a
-false negative.
+grouped: an expression describes only one instance in its gallery, so a similar photo of that
+gallery cannot be a false negative.
 """
 
 # Shapes: S samples of a pool, V words and word pairs
@@ -45,6 +45,7 @@ class HardNegativeBatches:
             batch_size: samples per batch.
         """
         order = order[np.argsort(self._galleries[order], kind="stable")]
+        # All samples of a pool are compared with one another, so the whole set would be too large.
         pool = POOL_BATCHES * batch_size
         parts = [self._regroup(order[i : i + pool], batch_size) for i in range(0, len(order), pool)]
         return np.concatenate(parts)
@@ -78,6 +79,7 @@ def text_similarity(texts: Sequence[Sequence[str]]) -> FloatArray:
     weight_SV = np.zeros((len(texts), len(column_of)), dtype=np.float32)
     for row, of_one in zip(weight_SV, counts, strict=True):
         row[[column_of[term] for term in of_one]] = np.log1p(list(of_one.values()))
+    # A word that all samples contain gets the weight 0: it says nothing about their similarity.
     weight_SV *= np.log(len(texts) / np.maximum((weight_SV > 0).sum(axis=0), 1))
     weight_SV /= np.maximum(np.linalg.norm(weight_SV, axis=1, keepdims=True), 1e-6)
     return np.asarray(weight_SV @ weight_SV.T, dtype=np.float32)

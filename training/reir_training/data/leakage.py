@@ -29,6 +29,7 @@ from reir_training.data.examples import (
 logger = logging.getLogger(__name__)
 
 MAX_NAMES_SHOWN = 3
+# ASCII only, because `\d` would also match the digits of other scripts.
 _COCO_NAME = re.compile(
     r"(?:.*/)?(?:COCO_(?:train|val|test|unlabeled)20\d\d_)?(\d{12})(?:\.\w+)?", re.ASCII
 )
@@ -179,6 +180,7 @@ class _PhotoIndex:
 
     def contains(self, image: ReferringImage, where: SourceDataset) -> bool:
         """Return whether a photo of another set is one of these."""
+        # The same COCO photo may have another file name, folder or size in another data set.
         numbers = _coco_numbers(image)
         if numbers:
             return not numbers.isdisjoint(self._numbers)
@@ -192,7 +194,10 @@ class _PhotoIndex:
 def _protected_sets(
     training: Sequence[SourceDataset], evaluation: Sequence[SourceDataset]
 ) -> Iterator[tuple[str, _PhotoIndex]]:
-    """Yield the evaluation sets, and the held-out photos of the training sets."""
+    """Yield the evaluation sets, and the held-out photos of the training sets.
+
+    A photo that one source holds out may be among the training photos of another source.
+    """
     for each in evaluation:
         yield each.source.label, _PhotoIndex(each, each.dataset.images)
     for each in training:
@@ -203,12 +208,14 @@ def _protected_sets(
 
 
 def _coco_numbers(image: ReferringImage) -> set[int]:
+    # RefCOCO's JSON form and ours name photos by file name, others by their COCO id alone.
     found = (coco_number(image.file_name), coco_number(image.image_id))
     return {number for number in found if number is not None}
 
 
 def _same_file(one: Path, other: Path, same_name: bool) -> bool:
     """Compare two files of the same base name; if one is missing, compare the full names."""
+    # Different data sets often use the same names, such as 1.jpg, so a name alone proves little.
     if one.is_file() and other.is_file():
         return filecmp.cmp(one, other, shallow=False)
     return same_name

@@ -30,6 +30,7 @@ from reir_training.data.leakage import training_photos
 
 logger = logging.getLogger(__name__)
 
+# All batches but the last have this length, which lets `__getitem__` find a row by division.
 ROWS_A_BATCH = 1024
 _TEXTS = pa.list_(pa.string())
 _SCHEMA = pa.schema(
@@ -145,7 +146,8 @@ def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         if not all(path.is_file() for path in paths.values()):
-            # Python would not return the memory that parsing takes, so a child process parses
+            # Python would not return the memory that parsing takes, so a child process parses. It
+            # is spawned, because a forked child would inherit threads and locks of this process.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
                 for warning in child.submit(_read_and_write, config, paths, masks).result():
                     logger.warning("%s", warning)
@@ -153,6 +155,7 @@ def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -
 
 def _read_and_write(config: DataConfig, paths: Mapping[str, Path], masks: bool) -> list[str]:
     """Write the tables, and return the warnings that were logged meanwhile."""
+    # The parent process logs them: the logging of a spawned child is not configured.
     collector = _WarningCollector()
     logging.getLogger().addHandler(collector)
     train, held_out = split_held_out(training_photos(config, masks=masks))
@@ -186,17 +189,19 @@ def _fingerprint(config: DataConfig, masks: bool) -> str:
     settings = config.model_dump_json(include=set(DataConfig.model_fields))
     parts = [settings, str(masks)]
     for source in (*config.data, *config.evaluation):
-        # a folder in the layout "photos" has several files
+        # Beside the main file, a folder may contain captions, splits and near misses.
         files = [source.path / source.file] if source.file else []
         for file in sorted({*files, *source.path.glob("*.json"), *source.path.glob("*.p")}):
             if file.is_file():
                 found = file.stat()
+                # Hashing the contents of gigabytes would take longer than the workers should wait.
                 parts.append(f"{file} {found.st_size} {found.st_mtime_ns}")
     return sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _row(photo: TrainPhoto) -> dict[str, Any]:
     runs = [None if mask is None else mask.counts for mask in photo.masks]
+    # Columns of a photo have equal lengths per mask, so a missing mask gets the size (0, 0).
     sides = [side for mask in photo.masks for side in (mask.size if mask else (0, 0))]
     return {
         "path": str(photo.path),

@@ -1,8 +1,8 @@
 """Chooses the samples of each step, as a pure function of seed and step.
 
 Every step holds samples of one task and one orientation of photo (wide, or not), so that little of
-a batch is padding (docs/clare.md, section 5.2). No state is kept between steps: a run that is
-resumed at step 10,000 takes the same step 10,000.
+a batch is padding (docs/clare.md, section 5.2). No state is kept between steps: a run that resumes
+at step 10,000 takes the same samples in that step as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class TaskStream:
         self._hard_negatives, self._first_hard_batch = hard_negatives, first_hard_batch
         wide = np.asarray(is_wide, dtype=bool)
         self._buckets = [rows for rows in map(np.flatnonzero, (wide, ~wide)) if len(rows)]
+        # Not an `lru_cache`, because the stream must be picklable for the processes that load data.
         self._epoch: tuple[tuple[int, bool], npt.NDArray[np.int64]] | None = None
 
     @property
@@ -79,7 +80,7 @@ class TaskStream:
         self, epoch: int, hard_negatives: HardNegativeBatches | None
     ) -> npt.NDArray[np.int64]:
         """Draw the (batches, batch_size) samples of an epoch."""
-        # Seeded by the epoch, so that a resumed run draws the same order.
+        # The generator is seeded by the epoch, so that a resumed run draws the same order.
         rng = np.random.default_rng([self._seed, epoch])
         batches = []
         for rows in self._buckets:
@@ -87,10 +88,11 @@ class TaskStream:
             if hard_negatives is not None:
                 order = hard_negatives.grouped(order, self.batch_size)
             missing = -len(order) % self.batch_size
+            # A batch must be full, because its samples are divided evenly among the workers.
             filled = np.concatenate([order, rng.choice(rows, missing)])
             batches.append(filled.reshape(-1, self.batch_size))
         whole = np.concatenate(batches)
-        # Otherwise, all batches of wide photos would come before the others.
+        # Batches are shuffled; otherwise, all batches of wide photos would come before the others.
         return np.asarray(rng.permutation(whole), dtype=np.int64)
 
 

@@ -69,6 +69,16 @@ class EmbeddedStore(MilvusStore):
         name = instances_collection(gallery, version)
         return self._journals.compare(name, self._source(gallery, version))
 
+    def compact(self, gallery: str, version: str) -> bool:
+        """Rewrite the files of Milvus Lite and the journal without deleted rows."""
+        self._catalog.spec(gallery, version)
+        ledger, instances = self._collections(gallery, version)
+        with self._writing(gallery, version):
+            ledger.compact()
+            instances.compact()
+            self._journals.compact(instances.name, self._source(gallery, version))
+        return True
+
     def close(self) -> None:
         """Close everything; the server process ends by itself once no client uses it."""
         self._journals.close()

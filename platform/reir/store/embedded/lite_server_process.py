@@ -62,8 +62,10 @@ def _serve_until_idle(
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     from reir.store.embedded.lite_checksums import install_checksums
+    from reir.store.embedded.lite_compaction import install_compaction
 
     install_checksums()
+    install_compaction()
     # One worker thread, since Milvus Lite does not protect a collection from concurrent writes.
     server, database, port = start_server_in_thread(
         str(directory / DATA_FOLDER), host="127.0.0.1", port=0, max_workers=1

@@ -148,6 +148,16 @@ class VersionJournals:
                 maintainer.rebuild(f"{num_different} photos differ")
         return num_different
 
+    def compact(self, collection: str, source: VersionSource) -> None:
+        """Rewrite the journal without replaced and deleted rows; the caller holds `writing`."""
+        path, dim = self._path(collection), source.dim()
+        # A missing or damaged journal is rebuilt from the store by the next reader anyway.
+        with (
+            contextlib.suppress(FileNotFoundError, JournalDamagedError),
+            contextlib.closing(Journal(path, dim)) as journal,
+        ):
+            Journal.create(path, dim, live_changes(journal))
+
     def close(self) -> None:
         """Close every journal."""
         for reader in self._readers.values():
