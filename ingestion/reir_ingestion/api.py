@@ -12,8 +12,9 @@ from reir.index_report import IndexProgress, IndexReport
 from reir.models.interfaces import InstanceEncoder
 from reir.store import InstanceStore, open_store
 from reir_ingestion import pipeline
+from reir_ingestion.known_sources import known_source
 from reir_ingestion.progress_bar import progress_bar
-from reir_ingestion.sources import open_source
+from reir_ingestion.sources import SourceOptions, open_source
 from reir_ingestion.stages import IndexOptions
 
 
@@ -34,12 +35,13 @@ def index(  # noqa: PLR0913 - see `reir.index`
         raise ConfigError("encoder and checkpoint name two models; give one of them")
     found = open_source(source)  # a wrong name is reported before the model is loaded
     if checkpoint is not None:
+        # The gallery stores this path, and later searches may run in another folder.
         encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
     with ExitStack() as stack:
         if store is None or isinstance(store, str):
             store = open_store(store)
             stack.callback(store.close)
-        spec = ""
+        spec = ""  # an encoder that is given as an object has no name to store with the gallery
         if encoder is None or isinstance(encoder, str):
             spec = encoder or stored_spec(store, gallery)
             encoder = load_encoder_spec(spec)
@@ -49,6 +51,10 @@ def index(  # noqa: PLR0913 - see `reir.index`
         elif progress is not False:
             show = progress
         options = IndexOptions(
-            batch_size=batch_size, prune=prune, retry_failed=retry_failed, encoder_spec=spec
+            batch_size=batch_size,
+            prune=prune,
+            retry_failed=retry_failed,
+            encoder_spec=spec,
+            origin=known_source(source, SourceOptions()),
         )
         return pipeline.index(found, gallery, store, encoder, options=options, progress=show)

@@ -41,7 +41,7 @@ SERVER_FROM_INSTANCES = 50_000
 """From about so many instances on, a Milvus server searches faster than the embedded store."""
 
 LARGE_SIZES = ("2561 to 5120", "over 5120")
-"""Keys of `IndexReport.sizes` for which the command recommends tiles."""
+"""Keys of `IndexReport.sizes`, which come from `report.SIZES`, for which tiles are recommended."""
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -199,6 +199,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     """Make photos searchable. Run the command again to bring the gallery up to date."""
     from reir.encoders import stored_spec
     from reir_ingestion.failures import FailureLimit
+    from reir_ingestion.known_sources import known_source
     from reir_ingestion.sources import SourceOptions, open_source
     from reir_ingestion.stages import IndexOptions
 
@@ -208,7 +209,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         image_column=image_column,
         follow_links=follow_links,
     )
-    # A wrong name is reported at once, rather than after the model is loaded.
+    # Before the model is loaded, so that a wrong name is reported at once.
     found = open_source(source, source_options)
     if verify:
         _verify(found, gallery, store, as_json=as_json)
@@ -227,6 +228,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             tiling=tiling,
             encoder_spec=spec,
             max_failures=limit,
+            origin=known_source(source, source_options),
             bulk_import=bulk_import,
         )
         run = partial(_run_here, store=held)
@@ -307,6 +309,7 @@ def _run_on_ray(  # noqa: PLR0913 - the options are keyword-only
             source,
             gallery,
             store,
+            # A function and not the model: each worker process loads a model of its own.
             partial(load_encoder_spec, options.encoder_spec),
             options=options,
             pool=EncoderPoolOptions(max_encoders=num_workers, num_gpus=num_gpus),
@@ -316,7 +319,10 @@ def _run_on_ray(  # noqa: PLR0913 - the options are keyword-only
 
 
 def _tiling(store: InstanceStore, gallery: str, tile: bool | None) -> Tiling | None:
-    """Return how to cut large photos: as the option says, or by default as in the live version."""
+    """Return how to cut large photos into tiles; by default, as in the live version.
+
+    Another setting would make another version, for which every photo is encoded again.
+    """
     from reir.images.tiling import Tiling
 
     versions = store.versions(gallery) if gallery in store.galleries() else []
@@ -349,7 +355,11 @@ def _sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]
 
 
 def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:
-    """Compare, print the differences and how to repair them, and exit with 1 if there are any."""
+    """Compare the gallery with its source, print the differences, and how to repair them.
+
+    Raises:
+        typer.Exit: with status 1, if there are differences.
+    """
     from reir.query.search import check_gallery
     from reir_ingestion.verify import verify
 
@@ -373,7 +383,7 @@ def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: boo
 def next_steps(
     report: IndexReport, store: str | None = None, *, tiled: bool = False
 ) -> Iterator[str]:
-    """Yield hints on the result, and commands that the user may want to run next."""
+    """Yield hints about the result, and commands that the user may want to run next."""
     from reir.store import is_embedded
     from reir_ingestion.sources.local import LINKS_OUT
 
@@ -391,7 +401,7 @@ def next_steps(
         kept = ", ".join(f"{each} ({plural(number, 'photo')})" for each, number in sizes)
         yield (
             f"Searches now use version {report.version} ({plural(report.num_images, 'photo')}). "
-            f"The gallery also keeps {kept}. To go back:  reir promote {name} VERSION{where}"
+            f"The gallery also keeps {kept}. To go back:  reir rollback {name}{where}"
         )
     num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE_SIZES)
     if num_large and not tiled:
@@ -422,4 +432,4 @@ def _stoppable() -> Iterator[None]:
         messages().print(
             "Stopped. Everything written so far is kept; run the same command again to continue."
         )
-        raise
+        raise  # `reir.cli.main` exits with the status of an interrupted command

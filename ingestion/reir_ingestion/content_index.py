@@ -1,8 +1,8 @@
 """Tracks which contents a version holds or is about to hold, so that each is encoded only once.
 
 Images are processed in the order of the listing. The first image with a content is encoded and
-holds the instances; later ones, in this run or any other, become duplicates of it. Photos with the
-same content but different attributes are kept apart, since a filter must find each by its own
+holds the instances. Later ones, in this run or any other, become duplicates of it. Photos with the
+same content but different attributes are no duplicates, because a filter must find each by its own
 attributes. This module uses the store through its contract only.
 """
 
@@ -22,7 +22,7 @@ from reir_ingestion.loading import LoadedImage
 from reir_ingestion.retries import call_with_retries
 
 QUERY_ALWAYS_ABOVE = 2_000_000
-"""Above this many ledger rows, a query per batch is faster than reading all rows at the start."""
+"""Number of ledger rows above which one query per batch is faster than reading all rows first."""
 
 _CHUNK = 512
 """Number of contents in one look-up."""
@@ -32,10 +32,10 @@ _OldHolder = tuple[str, str]
 
 
 class BloomFilter:
-    """A Bloom filter of content hashes: answers "certainly new" or "maybe seen" from 16 MiB.
+    """A Bloom filter of content hashes: in 16 MiB, it knows what is certainly new or maybe seen.
 
-    With 10 million hashes inside, it takes 4 in 1,000 new ones for "maybe seen". Parts of the
-    SHA-256 serve as the hash functions of the filter, since its bits are as good as random.
+    If it contains 10 million hashes, it mistakes 4 in 1,000 new ones for seen ones. Parts of the
+    SHA-256 serve as the hash functions of the filter, because its bits are as good as random.
     """
 
     _BITS = 27
@@ -63,7 +63,7 @@ class BloomFilter:
 
 @dataclass(frozen=True)
 class ImageUpdate:
-    """An image to be written to the store, and its ledger row of an earlier run."""
+    """An image to write to the store, and its ledger row of an earlier run, if it has one."""
 
     image: IndexedImage
     previous: ImageRecord | None
@@ -97,9 +97,12 @@ class DuplicateMerger:
         holders = self._store.get_images(*self._version_key, list(named)) if named else {}
         for row in rows:
             if row.same_as:
+                # The other run may have deleted the holder, or made it a duplicate itself.
                 holder = holders.get(row.same_as)
                 suspect = holder is None or not holder.holds_instances
             else:
+                # A second holder, or a false positive of the filter, which `merge_holders` leaves
+                # as it is.
                 suspect = row.holds_instances and _digest(row) in self._held
             if suspect:
                 self._suspects.add(row.content_hash)
@@ -115,7 +118,7 @@ class DuplicateMerger:
 
 
 class ContentIndex:
-    """Gives every content one holder; every method may be called from any thread."""
+    """Gives every content one holder. Every method may be called from any thread."""
 
     def __init__(
         self, store: InstanceStore, gallery: str, version: str, *, bulk_import: str = ""
@@ -149,10 +152,12 @@ class ContentIndex:
         self._failed_holders: dict[str, ImageRecord] = {}
 
     def mark_duplicates(self, batch: Sequence[LoadedImage]) -> list[LoadedImage]:
-        """Return the batch with every duplicate marked as one, and without its pixels.
+        """Return the batch, with every duplicate marked and without its pixels.
 
         Batches must come in the order in which they will be written.
         """
+        # The lock is held during the query: a holder that is written meanwhile would neither be in
+        # the answer nor in flight.
         with self._lock:
             stored = self._find_stored(
                 each.content_hash for each in batch if each.pixels is not None
@@ -192,6 +197,7 @@ class ContentIndex:
         stored = call_with_retries(
             partial(self._store.find_content, *self._version_key, set(losing.values()))
         )
+        # An image of this batch that gets one of these contents is not in the store yet.
         in_batch = {update.image.record.content_hash for update in updates}
         return {
             key: content_hash
@@ -204,13 +210,16 @@ class ContentIndex:
         new_holders = call_with_retries(
             partial(hand_over, self._store, *self._version_key, [image_id])
         )
+        # Duplicates that are still to be written name the old holder; see `_with_current_holder`.
         if image_id in new_holders:
             with self._lock:
                 self._new_holders[content_hash, image_id] = new_holders[image_id]
 
     def _write_part(self, part: Sequence[ImageUpdate]) -> list[ImageRecord]:
+        # The lock is not held while the store writes, so that other batches can be written too.
         with self._lock:
             images = [self._with_current_holder(update.image) for update in part]
+        # An image that failed again for the same reason has the row that it had before.
         changed = [
             image
             for image, update in zip(images, part, strict=True)
@@ -240,6 +249,8 @@ class ContentIndex:
             return loaded
         key = content_key(loaded.record)
         holder = self._in_flight.get(key) or self._find_holder(stored.get(key, ()))
+        # If the ledger names this very image, as with --retry-failed or new attributes, it keeps
+        # its content and is encoded again.
         if holder in (None, loaded.pending.image_id):
             self._in_flight[key] = loaded.pending.image_id
             self._known_hashes().add(loaded.content_hash)
@@ -254,7 +265,7 @@ class ContentIndex:
         take over.
         """
         staying = {row.image_id for row in rows} - self._losing_content
-        # A holder that keeps its content comes first.
+        # Prefer a holder that keeps its content.
         for row in sorted(rows, key=lambda row: row.image_id in self._losing_content):
             if row.holds_instances and (staying or row.image_id in self._referenced):
                 return row.image_id
@@ -290,6 +301,7 @@ class ContentIndex:
         the model may have refused it.
         """
         record = image.record
+        # A loop, because the new holder may have handed its instances over, too.
         while holder := self._new_holders.get((record.content_hash, record.same_as)):
             record = replace(record, same_as=holder)
         failure = self._failed_holders.get(record.same_as)
@@ -302,6 +314,7 @@ class ContentIndex:
             record.status == "failed"
             and self._in_flight.get(content_key(record)) == record.image_id
         ):
+            # Later duplicates of this photo have no pixels any more, so they have to fail as well.
             self._failed_holders[record.image_id] = record
         return IndexedImage(record, image.instances)
 

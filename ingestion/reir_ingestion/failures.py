@@ -11,7 +11,7 @@ from reir.errors import ConfigError, TooManyFailures
 from reir.records import ImageRecord
 
 MIN_IMAGES = 1000
-"""A percentage is taken of at least so many images, so that the first few bad ones do not stop a
+"""A percentage is taken of at least this many images, so that the first few bad ones do not stop a
 job."""
 
 _NUM_REASONS = 3
@@ -22,9 +22,9 @@ class FailureLimit:
     """The number of images that may fail, or the fraction of those in the source.
 
     Attributes:
-        text: as the user wrote it.
+        text: the limit as the user wrote it.
         value: number of images, or a fraction from 0 to 1.
-        is_fraction: which of the two.
+        is_fraction: whether `value` is a fraction.
     """
 
     text: str
@@ -59,7 +59,7 @@ class FailureBudget:
     """Counts the images that a job tries, and stops it when too many of them fail.
 
     Attributes:
-        limit: None never stops the job.
+        limit: the limit; None never stops the job.
     """
 
     limit: FailureLimit | None
@@ -72,7 +72,7 @@ class FailureBudget:
 
         Args:
             records: rows of this run, failed or not; failures of earlier runs do not count.
-            num_listed: images in the source; None until the listing has ended.
+            num_listed: number of images in the source; None until the listing has ended.
 
         Raises:
             TooManyFailures: more images failed than allowed; the error names reasons and examples.
@@ -85,6 +85,7 @@ class FailureBudget:
         if self.limit is None:
             return
         failed = self._reasons.total()
+        # Until the size of the source is known, a percentage refers to the images tried so far.
         allowed = self.limit.allowed(self._tried if num_listed is None else num_listed)
         if failed > allowed:
             raise TooManyFailures(

@@ -1,6 +1,6 @@
-"""Load one listed image: read its file, decode it, or say why that failed.
+"""Load one listed image: read and decode its file, or record why that failed.
 
-Does not access the store or the model. Runs in reader threads.
+Runs in reader threads, and uses neither the store nor the model.
 """
 
 # Shapes: H x W pixels of the upright photo
@@ -21,7 +21,7 @@ from reir_ingestion.retries import call_with_retries
 from reir_ingestion.sources.contract import ABSENT_FILE, UNKNOWN_TIME_NS, Source, SourceFile
 
 READ_RETRY_PAUSES_S = (0.1, 0.4, 1.6)
-"""Pauses between attempts to read from a disk or file server that fails for the moment."""
+"""Pauses between attempts to read from a disk or file server that fails temporarily."""
 
 MAX_DETAIL_CHARS = 500
 _HASHED_SIDE_PX = 64
@@ -53,12 +53,13 @@ class LoadedImage:
 
     Attributes:
         pending: the image that was read.
-        content_hash: SHA-256 of the bytes; empty when they could not be read.
+        content_hash: SHA-256 of the bytes; empty if they could not be read.
         pixels: (H, W, 3) uint8, at the requested scale.
         width_px, height_px: size of the whole upright photo.
         error: why there are no pixels.
-        perceptual_hash: similar for photos that look similar; empty when there are no pixels.
-        same_as: id of the photo that already holds this content; then there are no pixels.
+        perceptual_hash: a hash that is similar for photos that look similar; empty if the photo was
+            not decoded.
+        same_as: id of the photo that already holds this content. If it is set, there are no pixels.
     """
 
     pending: PendingImage
@@ -72,7 +73,7 @@ class LoadedImage:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the pixels take."""
+        """Number of bytes that the pixels occupy in memory."""
         return 0 if self.pixels is None else self.pixels.nbytes
 
     @property
@@ -83,6 +84,7 @@ class LoadedImage:
     @property
     def keeps_earlier_instances(self) -> bool:
         """Whether the image was indexed earlier and just cannot be reached at the moment."""
+        # A file server that is down for a while must not empty the gallery.
         previous, error = self.pending.previous, self.error
         return (
             previous is not None
@@ -93,7 +95,7 @@ class LoadedImage:
 
     @property
     def record(self) -> ImageRecord:
-        """Ledger row with what is known after reading."""
+        """The ledger row, with everything that is known after reading."""
         return ImageRecord(
             image_id=self.pending.image_id,
             uri=self.pending.file.uri,
@@ -130,7 +132,7 @@ class LoadedImage:
 
 
 def is_up_to_date(previous: ImageRecord | None, file: SourceFile, *, retry_failed: bool) -> bool:
-    """Return whether the ledger row already says what reading `file` would find out."""
+    """Return whether the ledger row is up to date, so that `file` need not be read."""
     # Instances carry the attributes of their image, so new attributes count as a change.
     if (
         previous is None
@@ -138,7 +140,7 @@ def is_up_to_date(previous: ImageRecord | None, file: SourceFile, *, retry_faile
         or previous.attributes != file.attributes
     ):
         return False
-    # Without a content hash the bytes were never read: there is nothing to compare, so try again.
+    # Without a content hash, the bytes were never read, so there is nothing to compare: try again.
     if previous.status == "failed" and (retry_failed or not previous.content_hash):
         return False
     return (previous.size_bytes, previous.mtime_ns) == (file.size_bytes, file.mtime_ns)
@@ -152,26 +154,29 @@ def load_image(
     retry_failed: bool,
     counters: RunCounters,
 ) -> LoadedImage:
-    """Read and decode one image; a bad file gives a `LoadedImage` with its error.
+    """Read and decode one image. For a bad file, return a `LoadedImage` with an error.
 
     Args:
         pending: the image.
         source: the source that listed it.
         at_least_px: see `reir.images.decode.decode`; None decodes at full size.
         retry_failed: whether content that failed before is decoded again.
-        counters: told how long reading and decoding took.
+        counters: count the time that reading and decoding take.
     """
     try:
         with counters.stage("read"):
+            # Only local files raise `ImageUnreachable`. Reads over a network have been retried by
+            # the source already.
             data = call_with_retries(
                 partial(source.read, pending.file),
                 pauses_s=READ_RETRY_PAUSES_S,
                 retry_on=ImageUnreachable,
             )
             digest = content_hash(data)
-    except (ImageError, MemoryError) as error:
+    except (ImageError, MemoryError) as error:  # out of memory: only this photo fails
         return LoadedImage(pending, error=_failure(error))
     pending = _with_size(pending, len(data))
+    # A file with a new time but unchanged bytes is not decoded.
     previous = pending.previous
     if previous is not None and _is_unchanged(
         previous, pending.file, digest, retry_failed=retry_failed
@@ -195,7 +200,7 @@ def _is_unchanged(
     return (
         previous.content_hash == digest
         and previous.attributes == file.attributes
-        # the rows of tables, and some web servers, tell no size
+        # 0 is the size of all rows of tables, and of files for which a web server reports no size.
         and file.size_bytes in (0, previous.size_bytes)
         and not (previous.status == "failed" and retry_failed)
     )
@@ -204,7 +209,7 @@ def _is_unchanged(
 def _with_size(pending: PendingImage, num_bytes: int) -> PendingImage:
     """Set the size of a file that did not exist when it was listed, but could be read later.
 
-    Its time stays unset, so that the next run reads it again.
+    Its time stays 0, so that the next run reads the file again: it may not have been complete yet.
     """
     if (pending.file.size_bytes, pending.file.mtime_ns) != ABSENT_FILE:
         return pending
@@ -221,6 +226,7 @@ def _failure(error: ImageError | MemoryError) -> ImageError:
 def perceptual_hash(pixels: RgbImage) -> str:
     """Return the pHash of a photo: 16 hex digits that change little with size, format and light."""
     image = Image.fromarray(pixels)
-    # The hash uses 32 x 32 pixels. Reducing to about twice that first is several times faster.
+    # The hash uses 32 x 32 pixels. Reducing the photo to about twice that size first is several
+    # times as fast.
     factor = max(min(image.size) // _HASHED_SIDE_PX, 1)
     return str(imagehash.phash(image.reduce(factor)))

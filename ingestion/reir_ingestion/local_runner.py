@@ -4,7 +4,8 @@
     the model, batch by batch            a few encoder threads, which share the cores
     the store, batch by batch            one writer thread
 
-All stages overlap. Every queue between them is bounded, by number of images and by bytes.
+All stages overlap. The queues between them are bounded: that of decoded images by number and bytes,
+the others by number.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from reir_ingestion.threads import BackgroundWriter, share_cores
 def run_in_threads(
     job: Job, counters: RunCounters, *, store: InstanceStore, encoder: InstanceEncoder
 ) -> RunCounters:
-    """Index every image of the source that is new, has changed or is due for another attempt.
+    """Index every image of the source that is new, has changed or has to be tried again.
 
     Args:
         job: what to index.
-        counters: updated while the run goes on, and returned.
+        counters: updated during the run, and returned.
         store: receives instances and ledger rows.
         encoder: the model; called from several threads at once.
     """
@@ -53,6 +54,8 @@ def run_in_threads(
         # Two batches: the model takes one while the readers fill the next.
         Bounds(options.num_readers, 2 * options.batch_size, stages.MAX_QUEUED_BYTES),
     )
+    # Encoded batches contain no pixels, so their bytes need no limit. One of them may wait for the
+    # writer while all encoders work.
     encoding = ParallelMap(
         (
             coordinator.mark_duplicates(batch, counters)
@@ -63,6 +66,8 @@ def run_in_threads(
         Bounds(options.num_encoders, options.num_encoders + 1),
     )
     counters.queues.update(decoded=reading.num_waiting, encoded=encoding.num_waiting)
+    # Checks batches in the order of the listing. In the threads of the encoders, it would depend on
+    # timing which images are refused one after another.
     guard = RefusalGuard()
     # The blocks end in reverse order: first the encoders stop, then the readers that feed them,
     # and the writer last, so that everything that was encoded is written.

@@ -1,8 +1,8 @@
-"""Prometheus metrics of an indexing run, made from its records.
+"""Prometheus metrics of an indexing run, computed from the records of the run.
 
 Every record has `event`, `time` (Unix seconds), `stage_seconds` (busy seconds of each stage since
 the last record, summed over threads) and `queues` (number of results that wait for the next stage).
-Events:
+These are the events, with the fields that only they have:
 
     start      gallery, version, source, num_encoders
     listed     total: images in the source
@@ -29,7 +29,11 @@ FRESHNESS_BUCKETS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class PrometheusSink:
-    """A sink that turns the records of a run into metrics, in a registry of its own."""
+    """A sink that turns the records of a run into metrics.
+
+    The metrics have a registry of their own, because the default registry of the Prometheus client
+    rejects a second metric of the same name, as a second run in this process would create.
+    """
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -126,6 +130,8 @@ class PrometheusSink:
         passed_s = record["time"] - self._last_s
         if self._last_s and passed_s > 0:  # the clock may have been set back
             busy = record["stage_seconds"]["encode"] / (passed_s * self._num_encoders)
+            # The time of a batch is counted at its end, so it may exceed the time since the last
+            # record.
             self._share.set(min(busy, 1.0))
         self._last_s = record["time"]
 

@@ -1,7 +1,7 @@
 """Apply a function to items in a few threads, ahead of the consumer and within bounds.
 
-Knows nothing about images. One parallel map may be the input of the next. The results come in the
-order of the items, whatever the number of threads, so that they never depend on timing.
+This module knows nothing about images. One parallel map may be the input of the next. The results
+come in the order of the items, whatever the number of threads, so they never depend on timing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Bounds:
-    """How many threads work, and how far ahead of the consumer.
+    """How many threads work, and how far they may be ahead of the consumer.
 
     Attributes:
         num_threads: number of threads.
-        max_items: largest number of items that are in progress or wait for the consumer.
+        max_items: maximum number of items that are in progress or wait for the consumer.
         max_bytes: no new item is started while the waiting results take more memory than this.
 
     Raises:
@@ -47,7 +47,7 @@ class Bounds:
 class ParallelMap(Generic[Item, Result]):
     """Iterates over `work(item)` for each item, computed ahead; use it as a context manager.
 
-    The threads take turns to draw an item from `items`. An error of `items` or `work` is raised to
+    The threads take turns drawing items from `items`. An error of `items` or `work` is raised to
     the consumer.
     """
 
@@ -58,10 +58,10 @@ class ParallelMap(Generic[Item, Result]):
         num_bytes: Callable[[Result], int],
         bounds: Bounds,
     ) -> None:
-        """Prepare; the threads start with the `with` block.
+        """Prepare the map; its threads start with the `with` block.
 
         Args:
-            items: the items.
+            items: the items. Only one thread at a time draws from them, so a generator is fine.
             work: called in one of the threads.
             num_bytes: returns the memory that a result takes.
             bounds: number of threads, and how far ahead they may work.
@@ -72,6 +72,8 @@ class ParallelMap(Generic[Item, Result]):
         self._bounds = bounds
         self._pool = ThreadPoolExecutor(bounds.num_threads, thread_name_prefix="reir-ahead")
         self._threads: list[Future[None]] = []
+        # Separate from the condition: drawing an item may take long, and meanwhile the consumer
+        # must be able to take results.
         self._draw_lock = threading.Lock()
         self._changed = threading.Condition()
         # The condition guards everything below.
@@ -113,7 +115,7 @@ class ParallelMap(Generic[Item, Result]):
                 self._num_given += 1
                 self._waiting_bytes -= self._num_bytes(result)
                 self._changed.notify_all()
-            yield result
+            yield result  # without the lock, so that the threads continue meanwhile
         for thread in self._threads:
             thread.result()  # raises the error that ended the thread
 
@@ -171,4 +173,6 @@ class ParallelMap(Generic[Item, Result]):
     def _has_room(self) -> bool:
         in_flight = self._num_drawn - self._num_given
         bounds = self._bounds
+        # The size of a result is known only once it exists, so a result may exceed the limit. If it
+        # had to fit, one photo that is larger than the limit would block the run.
         return in_flight < bounds.max_items and self._waiting_bytes <= bounds.max_bytes

@@ -1,7 +1,7 @@
 """Index a source into a gallery: open its version, run the stages, handle files that are gone.
 
 The stages are in `stages.py`. Two runners execute them: `local_runner.py` in this process, and
-`ray/runner.py` with Ray Data. `runner_choice.py` says when which one is used.
+`ray/runner.py` with Ray Data. `runner_choice.py` chooses between them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reir.errors import GalleryNotFound, StoreError
+from reir.errors import GalleryNotFound, SchemaMismatch, StoreError
 from reir.images.near_duplicates import NearDuplicates
 from reir.images.tiling import TiledEncoder, Tiling
 from reir.index_report import IndexProgress, IndexReport
 from reir.models.interfaces import InstanceEncoder
+from reir.operations.live_history import make_live
 from reir.sinks import Sink
 from reir.store.contract import LEDGER_LAYOUT, InstanceStore, ServerStore, VersionSpec
 from reir.store.duplicates import remove_images
 from reir_ingestion import stages
 from reir_ingestion.content_index import DuplicateMerger
+from reir_ingestion.known_sources import remember_source
 from reir_ingestion.local_runner import run_in_threads
 from reir_ingestion.report import RunCounters
 from reir_ingestion.retries import call_with_retries
@@ -52,15 +54,16 @@ Settings = Mapping[str, str | int | float | bool]
 ProgressCallback = Callable[[IndexProgress], None]
 
 INDEX_TIMEOUT_S = 600.0
-"""How long a run waits for the server to index the last instances that were written."""
+"""How long a run waits for the server to index the last instances that were written. After that the
+run ends with a warning, and the server continues by itself."""
 
 logger = logging.getLogger(__name__)
 
 Runner = Callable[[Job, RunCounters], RunCounters]
-"""Takes a job through all stages and returns the counts.
+"""Takes a job through all stages and returns the exact counts.
 
-The counters that it gets are for progress: they may lag behind, or count work twice that was done
-twice. A runner whose counts are always exact returns the same counters.
+The counters that a runner gets only show progress: they may lag behind, and they may count work
+twice that was done twice. If they are always exact, as in one process, the runner returns them.
 """
 
 
@@ -77,8 +80,8 @@ def index(  # noqa: PLR0913 - the options are keyword-only
     """Bring a gallery up to date with a source, in this process.
 
     Writes to the version that belongs to the encoder and its settings, and creates it if needed.
-    That version goes live at once if the gallery has no live version, and otherwise when the run
-    is complete. Other versions are kept.
+    If the gallery has no live version, that version becomes live at once, and otherwise when the
+    run is complete. Other versions are kept.
 
     Args:
         source: the images to index; a string is opened with `open_source`.
@@ -86,8 +89,9 @@ def index(  # noqa: PLR0913 - the options are keyword-only
         store: receives instances and ledger rows.
         encoder: the model; called from several threads at once.
         options: see `IndexOptions`.
-        progress: called from several threads, one at a time.
-        sinks: get the records of the run, in the same way; the caller closes them.
+        progress: called from several threads, but never from two at the same time.
+        sinks: receive the records of the run, also from one thread at a time; the caller closes
+            them.
 
     Raises:
         SourceError: the source does not exist or contains no images.
@@ -132,22 +136,23 @@ def index_with(  # noqa: PLR0913 - see `index`
         store: receives instances and ledger rows.
         spec: from `version_spec`.
         options: see `IndexOptions`.
-        progress: called from several threads, one at a time.
-        sinks: get the records of the run; see `index`.
+        progress: see `index`.
+        sinks: see `index`.
     """
-    version = version_name(spec.digest, spec.settings)
-    live = _open_version(store, gallery, version, spec)
+    version, is_live = _open_version(store, gallery, spec, options.candidate)
     job, counters = Job(source, gallery, version, options), RunCounters(progress, sinks)
     names = {"gallery": gallery, "version": version, "source": source.text}
     counters.emit("start", **names, num_encoders=options.num_encoders)
     try:
         end = _bring_up_to_date(run, job, store, counters)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C, too: the last record says why a run stopped
         counters.emit("stopped", error=f"{type(error).__name__}: {error}")
         raise
     # Only now: until the run is complete, searches see all photos in the version that was live.
-    if live != version:
-        store.promote(gallery, version)
+    if not is_live and not options.candidate:
+        make_live(store, gallery, version, by="reir index")
+    if options.origin is not None:
+        remember_source(store, gallery, options.origin)
     versions = {each.name: each for each in store.versions(gallery)}
     written = versions.pop(version)
     report = IndexReport(
@@ -185,7 +190,10 @@ def version_spec(encoder: InstanceEncoder, options: IndexOptions) -> VersionSpec
 def version_settings(
     encoder: InstanceEncoder, at_least_px: int | None = None, tiling: Tiling | None = None
 ) -> Settings:
-    """Return the settings which, besides the weights, decide what is stored for an image."""
+    """Return the settings that determine, together with the weights, what is stored for an image.
+
+    The ledger's layout is one of them, so that a new layout leads to a new version.
+    """
     settings: dict[str, str | int | float | bool] = {
         "num_candidates": encoder.num_candidates,
         "layout": LEDGER_LAYOUT,
@@ -201,19 +209,37 @@ def version_settings(
 
 def version_name(digest: str, settings: Settings) -> str:
     """Return the name of the version for a checkpoint and settings: 12 hex digits."""
+    # Sorted, so that the name does not depend on the order of the settings.
     text = json.dumps([digest, dict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _open_version(store: InstanceStore, gallery: str, version: str, spec: VersionSpec) -> str:
-    """Create the version if needed; return the live one, which may be the same."""
-    call_with_retries(partial(store.create_version, gallery, version, spec))
+def _open_version(
+    store: InstanceStore, gallery: str, spec: VersionSpec, candidate: str
+) -> tuple[str, bool]:
+    """Create the version to write to, unless it exists.
+
+    Returns:
+        Its name, and whether it is the live version.
+    """
+    if candidate:
+        call_with_retries(partial(store.create_version, gallery, candidate, spec))
+        return candidate, False
+    version = version_name(spec.digest, spec.settings)
     try:
-        return store.live_version(gallery)
+        live = call_with_retries(partial(store.live_version, gallery))
     except GalleryNotFound:
+        call_with_retries(partial(store.create_version, gallery, version, spec))
         # Without a live version nothing can be searched, so a partial one is better than none.
-        store.promote(gallery, version)
-        return version
+        make_live(store, gallery, version, by="reir index")
+        return version, True
+    try:
+        # A version that `reir reindex` built has a name of its own, and the spec of this run.
+        call_with_retries(partial(store.create_version, gallery, live, spec))
+    except SchemaMismatch:
+        call_with_retries(partial(store.create_version, gallery, version, spec))
+        return version, version == live
+    return live, True
 
 
 def _bring_up_to_date(
@@ -221,6 +247,7 @@ def _bring_up_to_date(
 ) -> dict[str, Any]:
     """Do the job; return the counts under the names of `IndexReport`."""
     if job.options.repair:
+        # Without their ledger rows, the run takes these images for new ones and encodes them again.
         _remove(job, store, damaged_images(store, job.gallery, job.version), counters)
     with background_thread("reir-count", partial(_count, job.source, counters)):
         counted = run(job, counters)
@@ -230,7 +257,7 @@ def _bring_up_to_date(
     _remove(job, store, [key for key, uri in unfinished if job.source.has_lost(uri)], counted)
     missing, found = _review(job, store, counted)
     removed = _remove(job, store, missing, counted) if job.options.prune else 0
-    if isinstance(job.source, LocalSource):
+    if isinstance(job.source, LocalSource):  # no other source counts what it skips
         found["skipped"] = dict(job.source.skipped)
     _wait_until_indexed(job, store, counted)
     return found | {"missing": len(missing) - removed, "removed": removed} | counted.counts()
@@ -270,7 +297,7 @@ def _wait_until_indexed(job: Job, store: InstanceStore, counters: RunCounters) -
 def _review(
     job: Job, store: InstanceStore, counters: RunCounters
 ) -> tuple[list[str], dict[str, Any]]:
-    """Read the whole ledger once more to find missing files, near duplicates and double contents.
+    """Read the whole ledger to find missing files, near duplicates, and contents stored twice.
 
     Another run may have written at the same time. Whichever run finishes last finds every content
     that both of them have stored, and leaves it with one holder.
@@ -291,12 +318,12 @@ def _review(
                     missing.append(row.image_id)
                 else:
                     alike.add(row)
-        merged = merger.merge()
+        merged = merger.merge()  # after the loop, because it changes rows that the loop reads
         return missing, {"near_duplicates": sum(map(len, alike.groups())), "merged": merged}
 
 
 def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], counters: RunCounters) -> int:
-    """Delete images from the gallery; return how many there were."""
+    """Delete images from the gallery; return how many of them it had."""
     size = stages.LEDGER_CHUNK
     chunks = (image_ids[start : start + size] for start in range(0, len(image_ids), size))
     delete = partial(remove_images, store, job.gallery, job.version)
@@ -305,10 +332,13 @@ def _remove(job: Job, store: InstanceStore, image_ids: Sequence[str], counters: 
 
 
 def _count(source: Source, counters: RunCounters, stop: threading.Event) -> None:
-    """Count the images of the source, so that the progress bar has a total."""
+    """Count the images of the source, so that the progress bar has a total.
+
+    The run itself lists the source only as fast as it reads the images.
+    """
     total = 0
     for _ in source.uris():
-        if stop.is_set():
+        if stop.is_set():  # the run has ended before the count
             return
         total += 1
     counters.set_total(total)

@@ -26,7 +26,8 @@ _LOCAL_ATTRIBUTES = frozenset(
 """Attributes of `RunCounters` that are neither sent to another process nor added up."""
 
 MAX_WARNINGS = 20
-"""So many parts of a source that cannot be listed get a warning each; all are counts."""
+"""Maximum number of warnings about parts of a source that cannot be listed, since every line of a
+list may be bad. All of them are counted."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ class BatchTimes:
     """Times of one batch.
 
     Attributes:
-        listed_s: Unix times at which its images were listed.
-        store_s: how long the store took.
+        listed_s: Unix times at which the images of the batch were listed.
+        store_s: time in seconds that the store took to write the batch.
     """
 
     listed_s: Sequence[float] = ()
@@ -50,7 +51,7 @@ class BatchTimes:
 
 
 def peak_rss_bytes() -> int:
-    """Peak memory of this process so far."""
+    """Return the peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
@@ -59,12 +60,14 @@ def peak_rss_bytes() -> int:
 class RunCounters:
     """Counts of a run in progress; every method may be called from any thread.
 
-    It can be pickled: the copy has the counts, but a clock of its own.
+    It can be pickled: the copy has the same counts, but its clock starts anew, and it has neither
+    `on_progress` nor sinks.
 
     Attributes:
-        on_progress: called after each change, from whichever thread made it, one at a time.
-        sinks: get one record for each change, in the same way; see `reir_ingestion.metrics`.
-        queues: name -> function that returns how many results wait in this queue.
+        on_progress: called after each change, in the thread that made the change, and never in two
+            threads at the same time.
+        sinks: receive one record for each change, in the same way; see `reir_ingestion.metrics`.
+        queues: name of a queue -> function that returns how many results wait in it.
     """
 
     on_progress: Callable[[IndexProgress], None] | None = None
@@ -83,11 +86,12 @@ class RunCounters:
     _emitted_s: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     _seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     _started_s: float = field(default_factory=time.perf_counter)
+    # Reentrant, because methods that hold it call `emit`, which takes it as well.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def total(self) -> int | None:
-        """Images in the source, None until the listing has ended."""
+        """Number of images in the source; None until the listing has ended."""
         with self._lock:
             return self._total
 
@@ -114,6 +118,8 @@ class RunCounters:
         with self._lock:
             self._unlisted += 1
             if self._unlisted <= MAX_WARNINGS:
+                # The text of an OSError repeats the path. In a log, the path has to be ASCII, since
+                # a file name may contain any bytes.
                 reason = getattr(error, "strerror", None) or error
                 logger.warning("%s cannot be listed: %s", ascii(part), reason)
 
@@ -122,7 +128,7 @@ class RunCounters:
 
         Args:
             rows: the ledger rows.
-            read: whether their files had to be read to find that out.
+            read: whether the files had to be read to see that they are unchanged.
         """
         with self._lock:
             for record in rows:
@@ -185,6 +191,7 @@ class RunCounters:
     def add(self, other: RunCounters) -> None:
         """Add the counts of another process."""
         with self._lock:
+            # Over all attributes, so that a new count cannot be forgotten here.
             for name, theirs in other._counts_only().items():
                 if isinstance(theirs, dict):
                     ours = getattr(self, name)
@@ -255,7 +262,7 @@ class RunCounters:
         if self.on_progress is not None:
             failed = sum(self._failed.values())
             done = sum(self._outcomes.values()) + failed
-            busy_s = sum(self._seconds.values())
+            busy_s = sum(self._seconds.values())  # 0 before the first stage has ended
             shares = {name: spent_s / busy_s for name, spent_s in self._seconds.items() if busy_s}
             self.on_progress(IndexProgress(done, self._total, failed, shares))
 
@@ -267,7 +274,7 @@ _SIZE_LIMITS_PX = (640, 1280, 2560, 5120)
 
 
 def size_bucket(record: ImageRecord) -> str:
-    """Return the bucket in `SIZES` of a photo."""
+    """Return the bucket in `SIZES` to which a photo belongs."""
     return SIZES[bisect_left(_SIZE_LIMITS_PX, max(record.width_px, record.height_px))]
 
 

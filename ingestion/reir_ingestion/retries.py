@@ -10,7 +10,8 @@ from typing import TypeVar
 from reir.errors import StoreUnavailable
 
 RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Pauses between attempts to reach the store. Half a minute covers a restart of a Milvus server."""
+"""Pauses between attempts to reach the store: together half a minute, which is long enough for a
+Milvus server to restart."""
 
 Answer = TypeVar("Answer")
 
@@ -24,12 +25,12 @@ def call_with_retries(
     sleep: Callable[[float], None] = time.sleep,
     retry_on: type[Exception] = StoreUnavailable,
 ) -> Answer:
-    """Return the result of `call()`, and repeat the call after each pause if it fails.
+    """Return the result of `call()`; if it fails, repeat it after each of the pauses.
 
     Args:
-        call: what to do.
-        pauses_s: one pause for each repetition.
-        sleep: waits for a pause.
+        call: function to call. It may be called several times, so it must be safe to repeat.
+        pauses_s: seconds to wait before each repetition.
+        sleep: function that waits.
         retry_on: the error after which the call is repeated. Any other error is raised at once.
 
     Raises:
@@ -41,4 +42,4 @@ def call_with_retries(
         except retry_on as error:
             logger.warning("%s; next attempt in %g s", error, pause_s)
             sleep(pause_s)
-    return call()
+    return call()  # outside of the `try`: the error of the last attempt is raised

@@ -1,15 +1,15 @@
 """Chooses the runner of an indexing job: threads of this process, or Ray Data.
 
-`auto` takes Ray Data where it has more to work with than one process can use:
+`auto` chooses Ray Data if there is more hardware than one process can use:
 
     RAY_ADDRESS is set                             the user has named a cluster
     this machine has more than one GPU             one process uses only one
     it has at least MANY_CORES cores, and the      the job is long enough to make up for the
       source has at least LARGE_SOURCE files       start of Ray
 
-Otherwise it takes threads. They need no start-up, pass photos on without copying them, and are the
-faster choice on few cores (`benchmarks/p4_indexing.py`). This module imports neither runner, so
-that Ray is imported only where it is used.
+Otherwise it chooses threads. They need no start-up, pass photos on without copying them, and are
+faster on few cores (`benchmarks/indexing.py`). This module imports neither runner, so that Ray is
+imported only where it is used.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def choose_runner(
 
     Args:
         requested: the value of `--runner`.
-        source: listed only as far as the rule needs.
+        source: the source, which is listed only as far as the rule needs.
         cores: number of cores of this machine; None counts them.
-        gpus: counts the GPUs of this machine.
+        gpus: function that counts the GPUs of this machine.
 
     Raises:
         ConfigError: Ray was requested and is not installed.
     """
-    installed = importlib.util.find_spec("ray") is not None
+    installed = importlib.util.find_spec("ray") is not None  # does not import it
     if requested is RunnerName.RAY and not installed:
         raise ConfigError(
             f"--runner ray needs Ray, which is not installed. Install it with: {EXTRA}"
@@ -92,7 +92,7 @@ def choose_runner(
     cores = num_cores() if cores is None else cores
     if cores >= MANY_CORES and _is_large(source):
         return RunnerChoice(RunnerName.RAY, f"{cores} cores and at least {LARGE_SOURCE:,} files")
-    # Last, since counting GPUs imports torch, which takes seconds.
+    # Last, because counting GPUs imports torch, which takes seconds.
     if (found := gpus()) > 1:
         return RunnerChoice(RunnerName.RAY, f"{found} GPUs")
     reason = f"fewer than {MANY_CORES} cores or {LARGE_SOURCE:,} files, and at most one GPU"

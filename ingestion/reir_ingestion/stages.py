@@ -1,9 +1,9 @@
 """The stages of indexing: list, look up in the ledger, read, find duplicates, encode, write.
 
-Each stage is a function of a `Job` and a batch, and counts what it did. None of them knows what
-runs it: `local_runner.py` runs them in threads, `ray/runner.py` spreads them over a cluster. The
-unit of restart is one batch: a killed run leaves whole batches behind, and the next run continues
-after them. The stages use the store and the model through their contracts only.
+Each stage is a function of a `Job` and a batch, and counts what it did. No stage depends on its
+runner: `local_runner.py` runs the stages in threads, `ray/runner.py` distributes them over a
+cluster. The unit of restart is one batch: a killed run leaves whole batches behind, and the next
+run continues after them. The stages use the store and the model through their contracts only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from reir.records import ImageRecord, Instances, RgbImage
 from reir.store.contract import InstanceStore
 from reir_ingestion.content_index import ContentIndex, ImageUpdate
 from reir_ingestion.failures import FailureBudget, FailureLimit
+from reir_ingestion.known_sources import KnownSource
 from reir_ingestion.loading import LoadedImage, PendingImage, is_up_to_date, load_image
 from reir_ingestion.report import BatchTimes, Outcome, RunCounters
 from reir_ingestion.retries import call_with_retries
@@ -34,17 +35,19 @@ LEDGER_CHUNK = 512
 """Number of images in one ledger look-up or deletion."""
 
 MAX_QUEUED_BYTES = 256 * 1024**2
-"""Size of the pixels that may wait for one model."""
+"""Maximum size of the pixels that wait for one model: two batches of `MAX_BATCH_BYTES`."""
 
 MAX_BATCH_BYTES = 128 * 1024**2
-"""Size of the pixels in one batch; large photos make a batch shorter."""
+"""Maximum size of the pixels in one batch. A batch of large photos has fewer photos."""
 
 MAX_CONSECUTIVE_REFUSALS = 100
-"""If the model refuses so many images without a success in between, the model is at fault."""
+"""If the model refuses this many images without a success in between, the model is at fault."""
 
 IMPORT_IMAGES = 3_200
-"""Number of images in one bulk import: some 100,000 instances, which cost Milvus one segment."""
+"""Number of images in one bulk import: some 100,000 instances, for which Milvus creates one
+segment."""
 
+# More readers than cores brought no gain (docs/LOG.md).
 MAX_THREADS = 4
 
 logger = logging.getLogger(__name__)
@@ -57,16 +60,19 @@ class IndexOptions:
     Attributes:
         batch_size: number of images per call of the model and per write to the store.
         num_readers: threads that read and decode, when indexing in this process.
-        num_encoders: batches that the model encodes side by side, when indexing in this process.
-            A model that makes many small steps does not gain from several cores, so the cores are
-            divided among the batches.
+        num_encoders: batches that the model encodes at the same time, when indexing in this
+            process. A model that makes many small steps gains nothing from several cores, so the
+            cores are divided among the batches.
         prune: delete images from the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
         repair: index images again if some of their instances are missing from the store.
         tiling: how large photos are cut into tiles; None encodes every photo as a whole only.
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode.decode`.
-        encoder_spec: name of the encoder, kept with a version that is created.
+        encoder_spec: name of the encoder, which a new version stores.
         max_failures: stop when more images fail than this; None never stops.
+        origin: the source as the user named it, to be kept with the gallery; None keeps nothing.
+        candidate: version to write to, which then does not become live; empty for the version that
+            belongs to the encoder and its settings.
         bulk_import: storage through which new images reach a Milvus server, `IMPORT_IMAGES` at a
             time, which is then the unit of restart; see `ServerStore.import_images`.
 
@@ -74,6 +80,7 @@ class IndexOptions:
         ConfigError: a number is below 1.
     """
 
+    # Batches of 8 and of 64 photos were not faster (docs/LOG.md), and a killed run repeats a batch.
     batch_size: int = 16
     num_readers: int = min(MAX_THREADS, num_cores())
     num_encoders: int = min(MAX_THREADS, num_cores())
@@ -84,6 +91,8 @@ class IndexOptions:
     at_least_px: int | None = None
     encoder_spec: str = ""
     max_failures: FailureLimit | None = None
+    origin: KnownSource | None = None
+    candidate: str = ""
     bulk_import: str = ""
 
     def __post_init__(self) -> None:
@@ -101,7 +110,7 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage of a run needs to know; picklable.
+    """What every stage of a run needs to know. A job can be pickled.
 
     Attributes:
         source: the images to index.
@@ -146,6 +155,7 @@ def list_chunks(job: Job, counters: RunCounters) -> Iterator[list[SourceFile]]:
     """Yield the files of the source, `LEDGER_CHUNK` at a time, in the order of the listing."""
     files = iter(job.source.files(counters.add_unlisted))
     while True:
+        # The block ends before the `yield`, so that it does not count the time of later stages.
         with counters.stage("list"):
             chunk = list(islice(files, LEDGER_CHUNK))
         if not chunk:
@@ -156,7 +166,7 @@ def list_chunks(job: Job, counters: RunCounters) -> Iterator[list[SourceFile]]:
 def look_up(
     job: Job, store: InstanceStore, files: Sequence[SourceFile], counters: RunCounters
 ) -> list[PendingImage]:
-    """Return the images that have to be read; the others are counted as their ledger rows say.
+    """Return the images that have to be read; count the others as unchanged.
 
     Raises:
         StoreUnavailable: the store could not be reached for half a minute.
@@ -227,6 +237,7 @@ def encode_batch(
     for image in batch:
         previous = image.pending.previous
         if image.is_unchanged and previous is not None:
+            # With the new time in the ledger, the next run does not have to read the file again.
             encoded.touched.append(replace(previous, mtime_ns=image.pending.file.mtime_ns))
             continue
         if image.error is not None and image.keeps_earlier_instances:
@@ -235,6 +246,7 @@ def encode_batch(
         if image.same_as:
             encoded.updates.append(ImageUpdate(image.to_duplicate(), previous))
             continue
+        # The results are those of the images with pixels, in the order of the batch.
         result = image.error or next(results)
         if isinstance(result, Instances):
             indexed = image.to_indexed(result)
@@ -259,6 +271,7 @@ def encode_images_or_fail(
         return []
     try:
         results: list[Instances | ImageError] = list(encoder.encode_images(images))
+    # torch raises a RuntimeError, also if the memory of a GPU runs out.
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(images) == 1:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -301,9 +314,10 @@ class RefusalGuard:
 
 
 class Coordinator:
-    """Decides what only one place can decide: which photo holds a content, and when to give up.
+    """Decides which photo holds a content, and stops a run with too many failures.
 
-    There is one coordinator per run. Every method may be called from any thread.
+    Both decisions need all batches of a run, so there is one coordinator per run. Every method may
+    be called from any thread.
     """
 
     def __init__(self, job: Job, store: InstanceStore) -> None:
@@ -326,7 +340,9 @@ class Coordinator:
             return call_with_retries(partial(self._content_index.mark_duplicates, batch))
 
     def write(self, encoded: EncodedBatch, counters: RunCounters) -> None:
-        """Write a batch: instances, then ledger rows. Writing it twice changes nothing.
+        """Write a batch: first the instances, then the ledger rows.
+
+        Writing the same batch twice has the same result as writing it once.
 
         Raises:
             StoreUnavailable: the store could not be reached for half a minute.
@@ -340,6 +356,8 @@ class Coordinator:
         with counters.stage("store"):
             records = [record for part in parts for record in self._write(part)]
             if mtimes_ns:
+                # The store reads these rows and writes them again, which would undo what another
+                # batch changes in them meanwhile.
                 with self._holder_lock:
                     call_with_retries(touch)
         previous = [update.previous for part in parts for update in part]
@@ -349,6 +367,7 @@ class Coordinator:
         times = BatchTimes(encoded.listed_s, time.perf_counter() - started_s)
         counters.add_written(records, outcomes, times)
         counters.add_unchanged(encoded.touched, read=True)
+        # Last, because it may stop the run: `reir failures` can then list this batch's failures.
         self._budget.spend(records, counters.total)
 
     def _split(self, updates: list[ImageUpdate]) -> list[list[ImageUpdate]]:
@@ -364,8 +383,9 @@ class Coordinator:
         return [new, others]
 
     def _write(self, updates: list[ImageUpdate]) -> list[ImageRecord]:
-        # Batches of new contents may be written side by side. Two batches that change which photo
-        # holds a content must not: each would read the ledger before the other has written it.
+        # Batches with only new contents may be written at the same time. Two batches that change
+        # which photo holds a content must not: each would read the ledger before the other has
+        # written it.
         with self._holder_lock if any(map(_may_change_holder, updates)) else nullcontext():
             return self._content_index.write(updates)
 

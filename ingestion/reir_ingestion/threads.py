@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 MAX_WAITING = 2
-"""Batches that may wait for the writer. One would let the writer idle while the next is made."""
+"""Number of batches that may wait for the writer. With only one, the writer would be idle while the
+next batch is made."""
 
 Batch = TypeVar("Batch")
 
@@ -20,9 +21,9 @@ Batch = TypeVar("Batch")
 class BackgroundWriter(Generic[Batch]):
     """Passes batches to `write` in a thread of its own; use it as a context manager.
 
-    At most `MAX_WAITING` batches wait. An error is raised to the caller at the next `put`, or at
-    the end of the `with` block. If the block itself ends with an error, the waiting batches are
-    dropped: the next run makes them again.
+    At most `MAX_WAITING` batches wait. If `write` raises an error, the caller gets it from a later
+    `put` or at the end of the `with` block. If the block itself ends with an error, the waiting
+    batches are dropped, because the next run makes them again.
     """
 
     def __init__(self, write: Callable[[Batch], None]) -> None:
@@ -57,7 +58,10 @@ class BackgroundWriter(Generic[Batch]):
 
 @contextmanager
 def background_thread(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `work` in a thread while the `with` block runs; the event is set when the block ends."""
+    """Run `work` in a thread while the `with` block runs.
+
+    When the block ends, the event that `work` gets is set, and the thread is waited for.
+    """
     stop = threading.Event()
     thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
 """`reir index --verify`: compare the source, the ledger and the stored instances.
 
-Opens no image and needs no model. The only thing it may change is the copy of the instances that
-an embedded store keeps for searches: if that copy differs from the store, it is rebuilt.
+The comparison opens no image and needs no model. It may change only one thing: if the copy of the
+instances that an embedded store keeps for searches differs from the store, the copy is rebuilt.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class VerifyReport:
 
     Attributes:
         gallery, version: the version that was compared.
-        listed: images in the source.
-        num_images: ledger rows.
-        num_instances: stored instances of the images in the ledger.
-        failed: images that the ledger lists as failed; these are not differences.
-        unlisted: folders of the source that could not be listed, so that the files in them were
-            not compared; these are not differences.
-        differences: kind -> number of images, or of instances for orphans.
-        examples: kind -> a few URIs.
-        repaired: images that differed in the copy that searches read, which was rebuilt; these are
-            not differences.
+        listed: number of images in the source.
+        num_images: number of ledger rows.
+        num_instances: number of stored instances of the images in the ledger.
+        failed: number of images that the ledger lists as failed; these are not differences.
+        unlisted: number of folders of the source that could not be listed, so that the files in
+            them were not compared; these are not differences.
+        differences: kind of difference -> number of images, or of instances for orphans.
+        examples: kind of difference -> a few URIs.
+        repaired: number of images that differed in the copy that searches read, which was rebuilt;
+            these are not differences.
     """
 
     gallery: str
@@ -75,17 +75,20 @@ class VerifyReport:
         """Yield the commands that repair the differences.
 
         Args:
-            source: as the user wrote it.
+            source: the source as the user wrote it.
             where: options that name the store.
         """
         command = f"reir index {shlex.quote(source)} --gallery {self.gallery}{where}"
         found = self.differences
+        # A run with --repair also indexes what is new, changed or unfinished.
         if found["damaged"]:
             yield f"{command} --repair"
         elif found["new"] or found["changed"] or found["unfinished"]:
             yield command
         if found["gone"]:
             yield f"{command} --prune"
+        # The instances of unfinished images count as orphans until the run above completes these
+        # images. Only if nothing else is wrong does the gallery have to be built again.
         if found["orphans"] and not (found["damaged"] or found["unfinished"]):
             yield f"reir rm {self.gallery}{where} && {command}"
 
@@ -116,13 +119,13 @@ class VerifyReport:
 
 @dataclass
 class _DifferenceLog:
-    """Differences found so far."""
+    """The differences that have been found so far."""
 
     counts: Counter[Difference] = field(default_factory=Counter)
     examples: dict[Difference, list[str]] = field(default_factory=dict)
 
     def add(self, kind: Difference, uri: str) -> None:
-        """Count a difference, and keep its URI if it is among the first."""
+        """Count a difference, and keep the URI of the first few as examples."""
         self.counts[kind] += 1
         kept = self.examples.setdefault(kind, [])
         if len(kept) < MAX_EXAMPLES:
@@ -154,6 +157,7 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
                 found.add("damaged", each.record.uri)
     for _, uri in store.unfinished_images(*place):
         found.add("unfinished", uri)
+    # The store can count instances without an image, but not list them.
     found.counts["orphans"] = store.num_stored(*place) - present
     return VerifyReport(
         gallery=gallery,
@@ -170,9 +174,9 @@ def verify(source: Source, gallery: str, store: InstanceStore, version: str) -> 
 
 
 def damaged_images(store: InstanceStore, gallery: str, version: str) -> list[str]:
-    """Return the ids of images with missing instances.
+    """Return the ids of images whose instances are not all in the store.
 
-    Once these are deleted from the gallery, the run that follows indexes them again.
+    If these images are deleted from the gallery, the next run indexes them again.
     """
     rows = store.iter_images(gallery, version)
     damaged: list[str] = []
@@ -224,6 +228,7 @@ def _compare_source(
             previous = ledger.get(image.image_id)
             if previous is None:
                 found.add("new", image.file.uri)
+            # A failed image is not a difference, even if the next run would try it again.
             elif previous.status == "indexed" and not is_up_to_date(
                 previous, image.file, retry_failed=False
             ):

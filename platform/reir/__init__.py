@@ -71,6 +71,7 @@ def open(  # noqa: A001, `reir.open("gallery")` reads as what it does
     store: InstanceStore | str | None = None,
     encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
+    version: str = "",
 ) -> Gallery:
     """Open a gallery for searching: `reir.open("photos").search("the red mug", k=5)`.
 
@@ -78,7 +79,9 @@ def open(  # noqa: A001, `reir.open("gallery")` reads as what it does
     """
     from reir.query.search import open_gallery
 
-    return open_gallery(gallery, store=store, encoder=encoder, checkpoint=checkpoint)
+    return open_gallery(
+        gallery, store=store, encoder=encoder, checkpoint=checkpoint, version=version
+    )
 
 
 def galleries(store: InstanceStore | str | None = None) -> list[GalleryInfo]:

@@ -195,7 +195,7 @@ def load_reranker(folder: Path | None = None, digest: str | None = None) -> Rera
     folder = Path(folder) if folder is not None else SHIPPED
     if not (folder / RERANKER_WEIGHTS).is_file():
         return None
-    expected = digest or weights_digest(folder)  # computed, because reading 100 MB takes time
+    expected = digest or weights_digest(folder)  # a known digest saves hashing the whole file
     try:
         config = json.loads((folder / RERANKER_CONFIG).read_text(encoding="utf-8"))
         trained_on = config["digest"]

@@ -26,7 +26,7 @@ class StrictConfig(BaseModel):
     """Base class of all configurations: frozen, without unknown keys, defaults validated too."""
 
     # Unknown keys are errors, because a misspelled key would otherwise leave a setting at its
-    # default without notice. YAML can write NaN and infinity, which pass every range check or none.
+    # default without notice. YAML can write NaN and infinity, which no setting has a use for.
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )

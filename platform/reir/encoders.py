@@ -101,12 +101,12 @@ def checkpoint_folder(spec: str) -> Path | None:
     return Path(parsed.source) if parsed.kind in (TRAINED_KIND, MASKS_KIND) else None
 
 
-def stored_spec(store: InstanceStore, gallery: str) -> str:
-    """Return the encoder spec of a gallery's live version; empty if no version is live."""
+def stored_spec(store: InstanceStore, gallery: str, version: str = "") -> str:
+    """Return the encoder spec of a version, by default of the live one; empty if there is none."""
     if gallery not in store.galleries():
         return ""
-    live = [each for each in store.versions(gallery) if each.live]
-    return live[0].spec.encoder if live else ""
+    found = (each for each in store.versions(gallery) if each.name == version or not version)
+    return next((each.spec.encoder for each in found if version or each.live), "")
 
 
 def _load_shipped(_: str) -> InstanceEncoder:

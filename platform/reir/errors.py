@@ -11,6 +11,8 @@
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        a checkpoint is incomplete, damaged or of the wrong kind
     ├── Overloaded             a queue is full: try again after `retry_after_s`
+    ├── JobRunning             another process does the same job now: wait for it
+    ├── LeaseLost              another process has taken the job over from this one
     ├── WorkersUnavailable     Ray, which runs the workers of a job, failed or did not start
     ├── ServerError            the server of a `reir.Client` refused a request or failed
     │   ├── ServerUnavailable  not reachable, or too busy for longer than the client waits
@@ -28,6 +30,7 @@ All of them can be pickled, since Ray passes errors between processes.
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from typing import Any
 
@@ -131,6 +134,31 @@ class Overloaded(ReirError):
 
     def __str__(self) -> str:
         return f"{self.what} is full; try again in {self.retry_after_s} s"
+
+
+class JobRunning(ReirError):
+    """Another process does this job now.
+
+    Attributes:
+        job: name of the job.
+        host, pid: the machine and the process.
+        since_s: Unix time since when.
+    """
+
+    def __init__(self, job: str, host: str, pid: int, since_s: float) -> None:
+        super().__init__(job, host, pid, since_s)
+        self.job, self.host, self.pid, self.since_s = job, host, pid, since_s
+
+    def __str__(self) -> str:
+        minutes = max(0.0, time.time() - self.since_s) / 60
+        return (
+            f"{self.job} is already running, as process {self.pid} on {self.host} for "
+            f"{minutes:.0f} min; wait until it has ended, or end that process"
+        )
+
+
+class LeaseLost(ReirError):
+    """Another process has taken over the job of this one, which stood still for too long."""
 
 
 class WorkersUnavailable(ReirError):

@@ -30,7 +30,7 @@ class IndexProgress:
     done: int
     total: int | None
     failed: int
-    # Not compared, so that callers can tell whether any photos were added since the last report.
+    # Not compared, because measured times differ from run to run.
     shares: Mapping[Stage, float] = field(default_factory=dict, compare=False)
 
     @property

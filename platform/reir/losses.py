@@ -2,8 +2,8 @@
 
 Stage 1, grounding, discriminates the described instance from the other candidates of its own photo
 (`discrimination_loss`) and refines boxes (`box_loss`). Stage 2, CLIA, contrasts every expression
-with the candidates of all photos in the batch (`clia_loss`, docs/clare.md, section 4.4). Callers
-gather the tensors of other ranks.
+with the candidates of all photos in the batch (`clia_loss`, docs/clare.md, section 4.4). In
+distributed training, callers pass tensors that they have gathered from all ranks.
 """
 
 # Shapes: M expressions, J candidates of the whole batch, K candidates of one photo, N boxes
@@ -26,6 +26,7 @@ def focal_loss(
         alpha: weight of the positive class.
         gamma: focusing exponent; larger values reduce the weight of easy elements.
     """
+    # From logits, because the logarithm of a rounded probability would be infinite at 0.
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p = logits.sigmoid()
     p_target = p * targets + (1 - p) * (1 - targets)
@@ -54,6 +55,7 @@ def soft_target(overlap: Tensor) -> Tensor:
 
     It is over the last axis; rows without such a candidate are all zero.
     """
+    # NMS leaves boxes that overlap by up to .7, so several candidates may fit the target.
     weight = torch.where(overlap >= 0.5, (overlap * 4).exp(), torch.zeros_like(overlap))
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
 
@@ -66,6 +68,7 @@ def ranking_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         target: same shape; a row sums to 1, to the weight of the row, or to 0 for no target.
         valid: same shape, bool; False excludes the entry from the softmax.
     """
+    # Not minus infinity, which times a target of 0 would be NaN.
     log_p = logits.masked_fill(~valid, -1e4).log_softmax(-1)
     rows = -(target * log_p).sum(-1)
     return rows.sum() / (target.sum(-1) > 0).sum().clamp(min=1)
@@ -78,15 +81,16 @@ def clia_loss(
 
     Args:
         logits_MJ: `scale * (o . T) + bias` of every expression with every candidate of the batch.
-        positive_MJ: bool, True where the candidate is the described instance.
-        counted_MJ: bool, False where the pair must not count as a negative (padding, or an
-            instance that the expression may also describe).
+        positive_MJ: bool, True if the candidate is the described instance.
+        counted_MJ: bool, False if the pair must not count as a negative: the candidate is padding,
+            or an instance that the expression may also describe.
         weight_M: weight of each expression; None for equal weights.
 
     Returns:
         Scalar, divided by M as in docs/clare.md, section 4.4; 0 without expressions.
     """
     sign = positive_MJ.to(logits_MJ.dtype) * 2 - 1
+    # Positives count whatever the mask says, which only guards against false negatives.
     pairs = -F.logsigmoid(sign * logits_MJ) * (counted_MJ | positive_MJ)
     rows_M = pairs.sum(-1) if weight_M is None else pairs.sum(-1) * weight_M
     return rows_M.sum() / max(len(logits_MJ), 1)
@@ -99,6 +103,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     inter = (bottom_right - top_left).clamp(min=0).prod(-1)
     area_a = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1)
     area_b = (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1)
+    # The smallest union is above 0, so that two boxes without area have an IoU of 0 and not NaN.
     return inter / (area_a[..., :, None] + area_b[..., None, :] - inter).clamp(min=1e-9)
 
 
@@ -108,6 +113,7 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     inter = (high - low).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    # Boxes without area would otherwise divide by 0, which makes all gradients NaN.
     hull = hull.clamp(min=0).prod(-1).clamp(min=1e-9)
     return inter / union.clamp(min=1e-9) - (hull - union) / hull
 
@@ -135,18 +141,19 @@ def box_distances(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def box_loss(
     predicted: Tensor, target: Tensor, *, l1_weight: float = 5.0, giou_weight: float = 2.0
 ) -> Tensor:
-    """`5 * L1 + 2 * (1 - GIoU)` averaged over N matched boxes (docs/clare.md, section 4.3).
+    """Average `5 * L1 + 2 * (1 - GIoU)` over N matched boxes (docs/clare.md, section 4.3).
 
     Args:
         predicted: (N, 4) xyxy in [0, 1].
         target: (N, 4) xyxy in [0, 1].
-        l1_weight: of the L1 distance, taken on center and size.
-        giou_weight: of 1 - GIoU.
+        l1_weight: weight of the L1 distance, taken on center and size.
+        giou_weight: weight of 1 - GIoU.
 
     Returns:
         Scalar; 0 without boxes.
     """
     if not len(predicted):
-        return predicted.sum()  # 0, and still part of the graph, so that backward() works
+        # 0, as the mean of nothing would be NaN; part of the graph, so that `backward` works.
+        return predicted.sum()
     l1, giou = box_distances(predicted, target)
     return (l1_weight * l1 + giou_weight * giou).mean()

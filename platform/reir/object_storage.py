@@ -6,7 +6,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSystem
 
 STORAGE_ERRORS = (ArrowException, OSError)
-"""What pyarrow raises for storage that cannot be used."""
+"""The exceptions that pyarrow raises if storage cannot be used."""
 
 
 def open_filesystem(uri: str) -> tuple[FileSystem, str]:
@@ -20,10 +20,11 @@ def open_filesystem(uri: str) -> tuple[FileSystem, str]:
         ArrowException, OSError: the kind of storage or an option is unknown.
     """
     filesystem, path = FileSystem.from_uri(uri)
-    return filesystem, path.rstrip("/")
+    return filesystem, path.rstrip("/")  # callers append "/name", and "//" would be another key
 
 
 def without_secrets(uri: str) -> str:
     """Return a URI for messages, without the parts that may be secret: before "@" and after "?"."""
     scheme, separator, rest = uri.partition("?")[0].rpartition("://")
+    # Up to the last "@", since a password may contain one, too.
     return scheme + separator + rest.rpartition("@")[2]

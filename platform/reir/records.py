@@ -101,6 +101,7 @@ class Instances:
         if self.masks is not None and len(self.masks) != num:
             raise ValueError(f"there must be {num} masks, one for each box, got {len(self.masks)}")
         vectors = _float32("vectors", self.vectors, (num, None))
+        # The only way to set fields of a frozen dataclass, before anybody has seen the record.
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "objectness", _float32("objectness", self.objectness, (num,)))
         object.__setattr__(self, "vectors", vectors)
@@ -176,6 +177,7 @@ class ImageRecord:
                 f"a failed image needs a reason and an indexed image must not have one, "
                 f"got status={self.status!r} reason={self.reason!r}"
             )
+        # The instances of a duplicate are stored under the photo that it names, and only there.
         if self.same_as and (self.status != "indexed" or self.num_instances):
             raise ValueError(
                 f"a duplicate must be indexed and have 0 instances, "

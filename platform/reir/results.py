@@ -1,4 +1,4 @@
-"""What a user gets back: the hits of a search, and the boxes of an expression in one photo."""
+"""The results that users get: hits of a search, and boxes of an expression in one photo."""
 
 # Shapes: H x W pixels of the upright photo
 
@@ -30,7 +30,7 @@ PhotoReader = Callable[[str], bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbor:
-    """Another instance of a hit's photo that speaks for it.
+    """Another instance of a hit's photo, which the re-ranker took into account.
 
     Attributes:
         instance_id: `<image_id>#<n>`.
@@ -45,13 +45,14 @@ class Neighbor:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Why a hit stands where it stands; given on request (`explain`).
+    """Explains the rank of a hit; returned on request (`explain`).
 
     Attributes:
         dual_score: inner product of instance and query vector.
-        rerank_score: of the relation re-ranker; None where it did not run.
-        margin: score above that of the next hit; above the best instance left out for the last.
-        neighbors: the instances of the photo that the re-ranker looked at most, most first.
+        rerank_score: score of the relation re-ranker; None if it did not run.
+        margin: by how much the score exceeds that of the next hit, also if that is on the next
+            page; None if there is no next hit, or if its score is not comparable.
+        neighbors: the instances of the photo with the largest attention weights, largest first.
     """
 
     dual_score: float
@@ -68,16 +69,17 @@ class Hit:
         instance_id: `<image_id>#<n>`.
         image_id, uri: the photo.
         box: xyxy in [0, 1] of the upright photo.
-        score: what hits are ordered by: the re-ranker's where it ran, else the inner product of
-            instance and expression vector; higher is better.
+        score: the score that orders hits: that of the re-ranker if it ran, otherwise the inner
+            product of instance and expression vector; higher is better.
         objectness: query-free confidence in [0, 1].
-        attributes: user columns of the photo.
-        mask: pixels of the instance, where the gallery was indexed with masks or it was localized.
+        attributes: the user's attributes of the photo.
+        mask: pixels of the instance, if the gallery was indexed with masks, or if the hit was
+            localized by an encoder with masks.
         presence: calibrated probability in [0, 1] that this is the described instance; None
             without a calibration.
-        evidence: on request.
-        reader: reads the photo by its image id; None reads it by its URI. It is neither compared
-            nor part of the JSON.
+        evidence: explains the rank; only on request.
+        reader: reads the photo by its image id; None means that it is read by its URI. It is not
+            compared, and not part of the JSON.
     """
 
     instance_id: str
@@ -100,10 +102,10 @@ class Hit:
 
     @property
     def path(self) -> Path:
-        """File of the photo on this machine.
+        """Path of the photo's file on this machine.
 
         Raises:
-            SourceError: the photo is in a bucket; `open` reads it from there.
+            SourceError: the photo is in a bucket, from which `open` can read it.
         """
         return path_of_uri(self.uri)
 
@@ -113,6 +115,7 @@ class Hit:
 
         Reads the photo to learn its size, with the errors of `read`.
         """
+        # Decoded as small as possible, since only the size of the photo is needed.
         photo = decode(self.read(), at_least_px=1)
         return _to_px(self.box, photo.width_px, photo.height_px)
 
@@ -132,8 +135,8 @@ class Hit:
         """Return the part of the photo inside the box.
 
         Args:
-            margin: added on each side, as a share of the side of the box; 0.1 shows some of what
-                is around the object.
+            margin: added on each side, as a share of the side of the box; 0.1 shows some of the
+                surroundings of the instance.
 
         Raises:
             ValueError: `margin` is negative.
@@ -153,14 +156,14 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalizedBox:
-    """One box that answers an expression within one photo.
+    """One instance of a photo, as the answer to an expression.
 
     Attributes:
         box: xyxy in [0, 1] of the upright photo.
-        score: of box and expression, higher is better.
+        score: inner product of instance and expression vector; higher is better.
         presence: calibrated probability that this is the described instance; None without a
             calibration.
-        mask: where the checkpoint has a mask branch.
+        mask: pixels of the instance, if the checkpoint has a mask branch.
     """
 
     box: Box
@@ -171,12 +174,13 @@ class LocalizedBox:
 
 @dataclass(frozen=True, kw_only=True)
 class Localization:
-    """Where an expression is in one photo.
+    """The instances of one photo that fit an expression best.
 
     Attributes:
-        expression: as asked.
-        width_px, height_px: of the upright photo.
-        present: whether anything fits: the best presence reaches the checkpoint's threshold.
+        expression: as it was given.
+        width_px, height_px: size of the upright photo.
+        present: whether the described instance is there: `presence` reaches the threshold of the
+            checkpoint. Without a calibration, whether the photo has any instance.
         presence: calibrated probability that the described instance is in this photo; None without
             a calibration.
         boxes: best first.
@@ -194,24 +198,26 @@ class Localization:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SearchResult(Sequence[Hit]):
-    """The answer to one expression: a sequence of hits, best first, and how they came about.
+    """The answer to one query: a sequence of hits, best first, with details of the search.
 
-    A notebook shows it as a sheet of drawn photos.
+    A notebook shows it as a contact sheet of the photos.
 
     Attributes:
-        expression: as asked.
-        gallery, version: what was searched.
+        expression: as it was given.
+        gallery, version: the version of a gallery that was searched.
         hits: best first; at most `per_image` of each photo.
         timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `localize`, `rank`).
-        degraded: stages left out because their time budget was over, or because they failed.
-        digest: of the checkpoint that made the vectors.
+        degraded: names of the stages that were left out, because the time budget did not allow
+            them or because they failed.
+        digest: digest of the checkpoint that computed the vectors.
         presence: calibrated probability in [0, 1] that the described instance is in the gallery;
             None without a calibration.
-        found: False where there is no hit, or `presence` is below the checkpoint's threshold: what
-            was described is not there, and the hits are only what comes nearest.
-        equally_good: how many of the first hits cannot be told apart by their scores; 1 is a clear
-            answer, 0 none.
-        cursor: where the next page begins; empty when there is none.
+        found: False if there is no hit, or if `presence` is below the threshold of the checkpoint.
+            Then the described instance is probably not in the gallery, and the hits are only the
+            most similar instances.
+        equally_good: number of first hits whose scores are too close to tell which is best; 1 means
+            a clear answer, and 0 no hit.
+        cursor: where the next page begins; empty if there is none.
     """
 
     expression: str
@@ -246,15 +252,18 @@ class SearchResult(Sequence[Hit]):
         return f"SearchResult({expression}{_several_hits(len(self))}{presence})"
 
     def _repr_html_(self) -> str:
-        """Return the answer as a notebook shows it: the contact sheet, with the hits as text."""
+        """Return the HTML for notebooks: the contact sheet, with the hits as alternative text."""
+        # Embedded in the page, because a notebook is often opened on a machine without the photos.
         picture = io.BytesIO()
         self.draw().save(picture, "JPEG", quality=85)
         data = base64.b64encode(picture.getvalue()).decode("ascii")
+        # File names of a user could contain markup, or a quote that ends the attribute.
         text = escape("; ".join(f"{rank} {hit!r}" for rank, hit in enumerate(self, 1)), quote=True)
         return f'<img alt="{text}" src="data:image/jpeg;base64,{data}">'
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the form that `reir search --json` prints."""
+        # Without the readers first: `asdict` would try to copy them, with the connection they use.
         values = asdict(replace(self, hits=tuple(replace(hit, reader=None) for hit in self)))
         for hit in values["hits"]:
             del hit["reader"]
@@ -269,7 +278,7 @@ class SearchResult(Sequence[Hit]):
         Raises:
             ImportError: pandas is not installed.
         """
-        import pandas as pd
+        import pandas as pd  # an optional dependency
 
         rows = [
             {
@@ -285,11 +294,12 @@ class SearchResult(Sequence[Hit]):
             }
             for rank, hit in enumerate(self, 1)
         ]
+        # Without rows, pandas cannot know the columns.
         return pd.DataFrame(rows, columns=None if rows else [*_COLUMNS])
 
     @property
     def sheet(self) -> Sheet:
-        """The answer as a contact sheet shows it."""
+        """The content of the contact sheet of this answer."""
         notes = [f"gallery {self.gallery}", _several_hits(len(self))]
         if self.timings_ms:
             notes.append(f"{sum(self.timings_ms.values()):.0f} ms")
@@ -312,9 +322,9 @@ class GalleryInfo:
     """A gallery of a store or of a server.
 
     Attributes:
-        name: of the gallery.
+        name: name of the gallery.
         live: name of the live version; empty if none is live.
-        versions: oldest first; from a server their counts are 0 for a key that has a tenant.
+        versions: oldest first. A server returns counts of 0 for an API key that has a tenant.
         searchable: whether it can be searched now.
         writable: whether photos can be added and deleted.
     """
@@ -347,6 +357,7 @@ _COLUMNS = (
 
 def file_name(uri: str) -> str:
     """Return the last part of a URI as a person reads it."""
+    # File names need not be valid UTF-8, so some bytes may have no character.
     return unquote(uri.rsplit("/", 1)[-1], errors="replace")
 
 
@@ -356,6 +367,7 @@ def _several_hits(number: int) -> str:
 
 def _to_px(box: Box, width_px: int, height_px: int) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom in whole pixels, at least one pixel wide and high."""
+    # Clipped, because margins may reach beyond the photo.
     x1, y1, x2, y2 = (min(max(side, 0.0), 1.0) for side in box)
     left, top = min(round(x1 * width_px), width_px - 1), min(round(y1 * height_px), height_px - 1)
     return left, top, max(round(x2 * width_px), left + 1), max(round(y2 * height_px), top + 1)

@@ -1,6 +1,7 @@
 """Destinations for the progress records of long jobs.
 
-A record is a mapping of JSON values with a key `event`. Training and indexing define their events.
+A record is a mapping of JSON values with a key `event`. Training and indexing define which events
+they write.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class JsonLines:
     def write(self, record: Record) -> None:
         """Write one record."""
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._file.flush()  # so that others can follow the job, and a killed one loses no record
 
     def close(self) -> None:
         """Close the file."""

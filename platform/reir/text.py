@@ -9,6 +9,8 @@ from reir.errors import QueryError
 
 DEFAULT_MAX_CHARS = 512
 
+# The lookahead lists the endings of compounds such as "leftmost", so that "leftover" and "bright",
+# in which no side is meant, stay as they are.
 _SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|ward|wards|er|ers|y|side)?\b)", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "right": "left"}
 _ORDINAL = re.compile(
@@ -25,7 +27,7 @@ def normalize_expression(text: str) -> str:
     (zero-width joiners, direction marks) are removed. The function is idempotent.
     """
     folded = unicodedata.normalize("NFKC", text)
-    # Case folding can yield text that NFKC changes again, so both are repeated until nothing moves.
+    # Case folding can yield text that NFKC changes again, so both repeat until nothing changes.
     while (again := unicodedata.normalize("NFKC", _printable(folded).casefold())) != folded:
         folded = again
     return " ".join(folded.split())
@@ -33,7 +35,7 @@ def normalize_expression(text: str) -> str:
 
 def _printable(text: str) -> str:
     """Return `text` without format characters, and with a space for each control character."""
-    if text.isprintable():
+    if text.isprintable():  # nearly all expressions; the loop below would slow them down
         return text
     kept = []
     for character in text:
@@ -57,7 +59,7 @@ def validate_expression(text: object, max_chars: int = DEFAULT_MAX_CHARS) -> str
         raise QueryError(
             "expression", f"must be text, got {type(text).__name__}; describe one object in words"
         )
-    # normalization takes time on a huge input, and never makes visible text 8 times shorter
+    # Normalization takes time on a huge input, and never makes visible text 8 times shorter.
     too_long = len(text.strip()) > 8 * max_chars
     expression = "" if too_long else normalize_expression(text)
     if too_long or len(expression) > max_chars:

@@ -1,7 +1,7 @@
 """Settings of `reir serve`: `ServeConfig`, and `LiveSettings`, which may change while it runs.
 
 Both are read from YAML by `reir.config.load_config`. Settings that are passed on to Ray Serve have
-the names that Ray gives them. Knows no Ray and no model.
+the names that Ray gives them. This module depends neither on Ray nor on a model.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ class ServeConfig(StrictConfig):
     text: Replicas = Replicas()
     retriever: Replicas = Replicas()
     reranker: Replicas = Replicas()
+    # A replica processes one photo at a time, so every further one waits.
     localizer: Replicas = Replicas(target_ongoing_requests=1.0)
     access_log: Path | None = None
     graceful_shutdown_timeout_s: float = Field(20.0, gt=0)

@@ -1,4 +1,4 @@
-"""Fakes and helpers that our own tests and those of users share. Knows no store and no Ray."""
+"""Fakes and helpers for our own tests and for tests of users. Uses no store and no Ray."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def data_dir() -> Path | None:
-    """The folder of real photos and annotations, or None where this machine has none.
+    """Return the folder of real photos and annotations; None if this machine has none.
 
-    It is named by the environment variable `REIR_DATA`; without it, `../shared/data` beside the
-    repository is taken.
+    The environment variable `REIR_DATA` names the folder. If it is not set, the folder is
+    `../shared/data` beside the repository.
 
     Raises:
         FileNotFoundError: `REIR_DATA` is set but is no folder.

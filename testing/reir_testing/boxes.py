@@ -1,4 +1,4 @@
-"""Box functions that only tests and benchmarks need: a plain NMS, and the box to be found."""
+"""Functions on boxes that only tests and benchmarks need: a simple NMS, and true boxes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def nms(
 
     Args:
         boxes: (N, 4) xyxy.
-        scores: (N,); of equal scores the lower index goes first.
-        max_iou: a box is dropped when its IoU with a kept one is larger than this.
-        num_keep: stop after so many boxes.
+        scores: (N,) scores; of equal scores, the lower index goes first.
+        max_iou: a box is dropped if its IoU with a kept box is larger than this.
+        num_keep: maximum number of kept boxes.
 
     Returns:
         (K,) kept indices, best first.
@@ -38,7 +38,7 @@ def target_box(
     """Return the box of the instance that an expression describes: xyxy in [0, 1] of its photo.
 
     Raises:
-        ValueError: the expression describes nothing in its photo.
+        ValueError: the expression describes no instance of its photo.
     """
     if expression.instance_id is None:
         raise ValueError(f"expression {expression.expression_id!r} has no instance")

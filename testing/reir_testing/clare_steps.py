@@ -1,7 +1,7 @@
-"""Random outputs of a training step of CLARE and their targets, float64, with the awkward cases.
+"""Random model outputs and targets of a training step of CLARE, in float64.
 
-Among the photos are one full of targets and one without any; texts are padded; photos and
-instances come twice. Needs scipy, as the losses do.
+They include the special cases: one photo has the maximum number of targets and another has none,
+texts are padded, and photos and instances occur twice. The module needs scipy, as the losses do.
 """
 
 # Shapes: see `reir_training.clare.losses`
@@ -21,12 +21,12 @@ CELLS = 4, 5
 
 
 def normal(*shape: int, random: torch.Generator) -> Tensor:
-    """Normal numbers."""
+    """Return normally distributed numbers."""
     return torch.randn(*shape, generator=random, dtype=torch.float64)
 
 
 def some_boxes(*shape: int, random: torch.Generator) -> Tensor:
-    """(..., 4) xyxy in [0, 1]."""
+    """Return random boxes, (..., 4) xyxy in [0, 1]."""
     points = torch.rand(*shape, 2, 2, generator=random, dtype=torch.float64)
     return points.sort(dim=-2).values.flatten(-2)
 
@@ -34,7 +34,7 @@ def some_boxes(*shape: int, random: torch.Generator) -> Tensor:
 def some_predictions(
     random: torch.Generator, num: int = QUERIES, texts: int = TEXTS
 ) -> Predictions:
-    """(L, B, num, ..) that want a gradient."""
+    """Return (L, B, num, ..) random predictions that require a gradient."""
     return Predictions(
         normal(LAYERS, PHOTOS, num, texts, random=random).requires_grad_(),
         some_boxes(LAYERS, PHOTOS, num, random=random).requires_grad_(),
@@ -42,13 +42,17 @@ def some_predictions(
 
 
 def some_proposals(random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(B, A) logits and (B, A, 4) boxes that want a gradient."""
+    """Return (B, A) logits and (B, A, 4) boxes of proposals that require a gradient."""
     logits_BA = normal(PHOTOS, PROPOSALS, random=random).requires_grad_()
     return logits_BA, some_boxes(PHOTOS, PROPOSALS, random=random).requires_grad_()
 
 
 def some_targets(random: torch.Generator, texts: int = TEXTS) -> Targets:
-    """The first photo is full, the second empty, the others as they come."""
+    """Return random targets.
+
+    The first photo has the maximum number of targets, the second has none, and the others have
+    random numbers of them.
+    """
     count = torch.randint(0, MOST_TARGETS + 1, (PHOTOS, 1), generator=random)
     count[0], count[1] = MOST_TARGETS, 0
     valid = torch.arange(MOST_TARGETS) < count
@@ -56,6 +60,7 @@ def some_targets(random: torch.Generator, texts: int = TEXTS) -> Targets:
     text_valid[:, 0] = True
     described = torch.rand(PHOTOS, MOST_TARGETS, texts, generator=random) < 0.5
     described &= text_valid[:, None]
+    # Every target needs at least one text; text 0 is always valid.
     described[..., 0] |= ~described.any(-1)
     boxes = some_boxes(PHOTOS, MOST_TARGETS, random=random) * valid[..., None]
     return Targets(boxes, described & valid[..., None], valid, text_valid)
@@ -64,7 +69,7 @@ def some_targets(random: torch.Generator, texts: int = TEXTS) -> Targets:
 def some_denoising(
     random: torch.Generator, targets: Targets
 ) -> tuple[Predictions, DenoisingQueries]:
-    """Denoising queries of the targets and what is said of them."""
+    """Return random predictions of denoising queries, and the denoising queries themselves."""
     queries = denoising_queries(
         torch.zeros(*targets.valid.shape, 2),
         targets.boxes_xyxy,
@@ -76,9 +81,10 @@ def some_denoising(
 
 
 def some_masks(random: torch.Generator, targets: Targets) -> tuple[MaskOutputs, Tensor]:
-    """Masks of most targets, in photos of unlike sizes, and (L, B, N, h, w) logits of all queries.
+    """Return random masks, and the (L, B, N, h, w) mask logits of all queries.
 
-    The logits, which `predict` picks from, want a gradient.
+    Some targets have no mask, and the photos have different sizes. The logits require a gradient,
+    and `predict` selects from them.
     """
     logits = normal(LAYERS, PHOTOS, QUERIES, *CELLS, random=random).requires_grad_()
     rows, columns = (torch.randint(1, side + 1, (PHOTOS, 1), generator=random) for side in CELLS)
@@ -95,9 +101,14 @@ def some_masks(random: torch.Generator, targets: Targets) -> tuple[MaskOutputs, 
 
 
 def some_clia(random: torch.Generator, targets: Targets) -> CliaBatch:
-    """None to two expressions of every target, and as many of other workers."""
+    """Return random scores for CLIA.
+
+    Every target has zero to two expressions. There are also expressions of other workers, one more
+    than of this worker.
+    """
     own = targets.valid.nonzero().repeat(2, 1)
     own = own[torch.rand(len(own), generator=random) < 0.7]
+    # From few numbers, so that photos and instances occur in several records.
     photo_image = torch.randint(3, (PHOTOS,), generator=random)
     instance = torch.randint(-1, 5, targets.valid.shape, generator=random)
     instance = torch.where(targets.valid, instance, -1)
@@ -118,7 +129,7 @@ def some_clia(random: torch.Generator, targets: Targets) -> CliaBatch:
 
 
 def some_step(seed: int) -> tuple[StepOutputs, Targets]:
-    """A step of stage 2 with everything in it."""
+    """Return the outputs and targets of a step of stage 2 with all kinds of queries."""
     random = torch.Generator().manual_seed(seed)
     targets = some_targets(random)
     outputs = StepOutputs(

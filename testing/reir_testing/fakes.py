@@ -1,7 +1,7 @@
-"""`FakeEncoder`: an instance encoder without weights, for tests that need real answers fast.
+"""`FakeEncoder`: an instance encoder without weights, for tests that need correct answers fast.
 
-It sees blobs of saturated color and understands words of color, place, size and form, so that
-"the small red one on the left" ranks the right blob first. `draw_scene` draws photos it can read.
+It finds blobs of saturated colors and understands words for color, place, size and shape. So "the
+small red one on the left" ranks the right blob first. `draw_scene` draws photos that it can encode.
 """
 
 # Shapes: N instances of one image, H x W pixels, C colors of the palette, D = 16
@@ -31,15 +31,18 @@ PALETTE: Mapping[str, Color] = {
     "orange": (250, 130, 10),
     "purple": (110, 20, 140),
 }
-"""What the fake encoder can see: color word -> RGB."""
+"""The colors that the fake encoder recognizes: color word -> RGB."""
 
 _TRAITS = ("left", "right", "top", "bottom", "small", "large", "wide", "tall")
 _SYNONYMS = {"upper": "top", "lower": "bottom", "big": "large", "little": "small", "tiny": "small"}
 _AXES = {word: axis for axis, word in enumerate([*PALETTE, *_TRAITS])}
 _COLORS_C3 = np.array(list(PALETTE.values()), dtype=np.float32)
-_COLOR_TOLERANCE = 60.0  # RGB distance; JPEG noise stays below, neighbors in the palette above
-_TRAIT_WEIGHT = 0.4  # a color word outweighs every other word
-_SMALLEST_SHARE = 0.0005  # of the photo's pixels; smaller blobs are noise
+# Distance in RGB. JPEG noise stays below it, and two colors of the palette differ by more.
+_COLOR_TOLERANCE = 60.0
+# Low enough that a color word outweighs any other word.
+_TRAIT_WEIGHT = 0.4
+# Share of the photo's pixels. Smaller blobs are noise, for example at the edges in a JPEG.
+_SMALLEST_SHARE = 0.0005
 
 
 def draw_scene(
@@ -51,8 +54,8 @@ def draw_scene(
 
     Args:
         size_px: (width, height).
-        shapes: (color word, xyxy box in pixels), later ones on top.
-        background: RGB; grey, white and black are no instance to the fake encoder.
+        shapes: (color word, xyxy box in pixels) of each shape; later shapes cover earlier ones.
+        background: RGB of the background; the fake encoder ignores grey, white and black.
 
     Returns:
         (H, W, 3) uint8.
@@ -69,11 +72,11 @@ def draw_scene(
 
 
 class FakeEncoder:
-    """An `InstanceEncoder` made of rules: deterministic, instant, no weights.
+    """An `InstanceEncoder` that consists of rules: it is deterministic and fast, without weights.
 
-    One instance a blob: the pixels of one palette color within one run of columns, so shapes of
-    one color must not overlap in x. Vectors are unit length; a photo without palette colors has
-    no instance.
+    Each blob is an instance. A blob is all pixels of one palette color within adjacent columns, so
+    shapes of the same color must not overlap horizontally. Vectors have unit length. A photo
+    without colors of the palette has no instances.
     """
 
     dim = len(_AXES)
@@ -85,11 +88,14 @@ class FakeEncoder:
         self.digest = hashlib.sha256(b"reir fake encoder 1").hexdigest()
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        """Instances of each (H, W, 3) uint8 image, in the order given."""
+        """Return the instances of each (H, W, 3) uint8 image, in the same order."""
         return [self._encode_image(image) for image in images]
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """(N, 16) float32 unit vectors; unknown words count only where no known word stands."""
+        """Return (N, 16) float32 unit vectors.
+
+        Unknown words are ignored, unless an expression has no other words.
+        """
         rows = [_expression_vector(expression) for expression in expressions]
         return np.stack(rows) if rows else np.empty((0, self.dim), dtype=np.float32)
 
@@ -104,6 +110,7 @@ class FakeEncoder:
             histogram[color] += share
         return Instances(
             boxes=boxes,
+            # The root spreads the small shares of typical blobs over [0, 1], in the same order.
             objectness=np.array([share**0.25 for _, _, share in blobs], dtype=np.float32),
             vectors=np.array(vectors, dtype=np.float32).reshape(-1, self.dim),
             image_vector=_unit(histogram),
@@ -111,16 +118,19 @@ class FakeEncoder:
 
 
 class ChoosingFakeEncoder(FakeEncoder):
-    """A fake that is an `ExpressionChooser` too: an expression chooses among all its blobs.
+    """A fake encoder that is an `ExpressionChooser` as well.
+
+    An expression chooses among all blobs, including those that are not among the query-free
+    instances.
 
     Args:
-        num_candidates: kept without a query, the largest first.
+        num_candidates: number of blobs that are kept without a query, the largest first.
     """
 
     def encode_images_for(
         self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
     ) -> list[InstanceChoices]:
-        """Instances of each image, the largest, and the best by each expression."""
+        """Return the instances of each image: the largest, and the best for each expression."""
         every = FakeEncoder(num_candidates=1000).encode_images(images)
         return [
             InstanceChoices(query_free, tuple(_best(found, text, num_kept) for text in texts))
@@ -142,7 +152,7 @@ def _best(found: Instances, text: FloatArray, num_kept: int) -> Instances:
 
 
 def _nearest_color(image: RgbImage) -> npt.NDArray[np.int64]:
-    """(H, W) index of the palette color that each pixel has, -1 for none."""
+    """Return the (H, W) index of the palette color of each pixel; -1 for other colors."""
     offsets = image.astype(np.float32)[:, :, None, :] - _COLORS_C3
     distance_hwc = np.sqrt((offsets**2).sum(axis=-1))
     near_enough = distance_hwc.min(axis=-1) <= _COLOR_TOLERANCE
@@ -152,7 +162,7 @@ def _nearest_color(image: RgbImage) -> npt.NDArray[np.int64]:
 def _blobs(
     color_of_pixel: npt.NDArray[np.int64],
 ) -> Iterator[tuple[int, tuple[float, float, float, float], float]]:
-    """Yield (color, normalized xyxy box, share of pixels) of each run of columns."""
+    """Yield (color, xyxy box in [0, 1], share of the pixels) for each blob."""
     height, width = color_of_pixel.shape
     for color in range(len(PALETTE)):
         mask = color_of_pixel == color
@@ -168,9 +178,10 @@ def _blobs(
 
 
 def _instance_vector(color: int, box: tuple[float, float, float, float]) -> FloatArray:
-    """(16,) unit vector: color one-hot, graded traits of the box."""
+    """Return a (16,) unit vector: the color as one-hot, and the traits of the box by degree."""
     x1, y1, x2, y2 = box
     side = ((x2 - x1) * (y2 - y1)) ** 0.5
+    # Positive values stand for the second word of each pair in `_TRAITS`, negative for the first.
     signed = ((x1 + x2) - 1, (y1 + y2) - 1, 4 * side - 1, (y2 - y1) - (x2 - x1))
     vector = np.zeros(len(_AXES), dtype=np.float32)
     vector[color] = 1.0
@@ -181,20 +192,22 @@ def _instance_vector(color: int, box: tuple[float, float, float, float]) -> Floa
 
 
 def _expression_vector(expression: str) -> FloatArray:
-    """(16,) unit vector of the known words, or a direction of its own for unknown text."""
+    """Return a (16,) unit vector of the known words, or a random direction for unknown text."""
     vector = np.zeros(len(_AXES), dtype=np.float32)
     for word in re.findall(r"[a-z]+", expression.lower()):
         axis = _AXES.get(_SYNONYMS.get(word, word))
         if axis is not None:
             vector[axis] += 1.0 if axis < len(PALETTE) else _TRAIT_WEIGHT
     if not vector.any():
+        # Seeded by the text: equal texts get equal vectors, but Python's own hash of a text differs
+        # between processes.
         seed = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:8], "big")
         vector = np.random.default_rng(seed).normal(size=vector.shape).astype(np.float32)
     return _unit(vector)
 
 
 def _unit(vector: FloatArray) -> FloatArray:
-    """Scale to length 1; a zero vector becomes the diagonal."""
+    """Scale a vector to length 1; a vector of zeros becomes the diagonal."""
     if not vector.any():
         vector = np.ones_like(vector)
     return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)

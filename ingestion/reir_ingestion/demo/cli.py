@@ -1,6 +1,6 @@
 """`reir demo`: index a built-in gallery with known answers, search it, and serve the search page.
 
-At the end, this process becomes `reir serve`, since this package must not import `reir_serving`.
+At the end, this process becomes `reir serve`, because this package must not import `reir_serving`.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
     from reir.query.search import open_gallery
     from reir.store import open_store
     from reir_ingestion.demo.gallery import build_demo_gallery
+    from reir_ingestion.known_sources import known_source
     from reir_ingestion.pipeline import IndexOptions, index
-    from reir_ingestion.sources import open_source
+    from reir_ingestion.sources import SourceOptions, open_source
 
     console = Console(stderr=as_json)
     encoder = load_encoder()
@@ -78,7 +79,7 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
     with closing(open_store(store)) as opened:
         console.print(f"Indexing {folder}")
         # The built-in gallery may differ from that of an earlier release, whose photos are gone.
-        options = IndexOptions(prune=True)
+        options = IndexOptions(prune=True, origin=known_source(folder, SourceOptions()))
         report = index(open_source(str(folder)), name, opened, encoder, options=options)
         console.print(report.table())
         examples: list[str] = []
@@ -95,13 +96,16 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
 
 
 def _become_server(settings: Mapping[str, object]) -> NoReturn:
-    """Replace this process with `reir serve`, so that signals reach the server directly."""
+    """Replace this process with `reir serve`.
+
+    As a child process, the server would keep running if this process got SIGTERM.
+    """
     from reir.config import reir_home
 
     file = reir_home() / "demo" / "serve.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
-    sys.stdout.flush()
+    sys.stdout.flush()  # `execv` drops what Python has buffered
     reir = [sys.executable, "-c", "from reir.cli.main import main; main()"]
     os.execv(sys.executable, [*reir, "serve", "--config", str(file)])
 
@@ -132,6 +136,7 @@ def _search_examples(
         )
     console.print(table)
     output.parent.mkdir(parents=True, exist_ok=True)
+    # Every n-th one, because neighboring sentences are about the same scene.
     on_sheet = results[:: max(len(results) // NUM_ON_SHEET, 1)][:NUM_ON_SHEET]
     contact_sheets([result.sheet for result in on_sheet]).save(output)
     br1 = 100 * sum(correct) / len(correct)

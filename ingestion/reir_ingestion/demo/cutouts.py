@@ -1,7 +1,7 @@
 """Cutouts of the subjects of the demo gallery, from photos that ship with scikit-image.
 
-The outlines were traced by hand; a random walk then finds the true edge within a few pixels of the
-line.
+The outlines were traced by hand. A random walker then finds the true edge within a few pixels of
+the traced line.
 """
 
 # Shapes: H x W pixels of the cut-out, RGBA
@@ -33,13 +33,13 @@ class Trace:
     """The outline of one subject in its source photo; points are (x, y) pixels of that photo.
 
     Attributes:
-        file_name: photo within scikit-image's data folder.
-        outlines: their union is the subject; edges are refined.
-        holes: background seen through the subject.
-        thin: parts that are too thin to be refined, such as tripod legs; added as traced.
-        band_px: how far from the line the true edge may lie.
-        top_px: rows that are added above the photo by mirroring, for a subject that the photo cuts
-            off; points there have negative y.
+        file_name: name of the photo in scikit-image's data folder.
+        outlines: outlines whose union is the subject; their edges are refined.
+        holes: outlines of background that is seen through the subject.
+        thin: parts that are too thin to be refined, such as tripod legs; they are added as traced.
+        band_px: how far from the traced line the true edge may be.
+        top_px: number of rows that are added above the photo by mirroring, for a subject that the
+            photo cuts off; points there have negative y.
     """
 
     file_name: str
@@ -174,6 +174,7 @@ def _filled(outlines: tuple[Outline, ...], size: tuple[int, int], top_px: int) -
 
 def _eroded(mask: Mask, radius_px: int) -> Mask:
     """Return `mask` shrunk by `radius_px`; the edges of the photo do not count as edges."""
+    # A subject that the photo cuts off must not shrink there: padding moves that edge away.
     grown = np.pad(mask, radius_px, mode="edge").astype(np.uint8) * 255
     shrunk = Image.fromarray(grown).filter(ImageFilter.MinFilter(2 * radius_px + 1))
     return np.asarray(shrunk)[radius_px:-radius_px, radius_px:-radius_px] > 0
@@ -181,6 +182,7 @@ def _eroded(mask: Mask, radius_px: int) -> Mask:
 
 def _refined(pixels: Pixels, mask: Mask, band_px: int) -> npt.NDArray[np.float64]:
     """Return (H, W) opacity in [0, 1], with the true edge within `band_px` of that of the mask."""
+    # Only the band around the traced line is left for the random walker to decide.
     seeds = np.zeros(mask.shape, np.int8)
     seeds[_eroded(mask, band_px)] = 1
     seeds[_eroded(~mask, band_px)] = 2
@@ -216,6 +218,7 @@ def _cut(trace: Trace) -> Image.Image:
     mask = _filled(trace.outlines, size, trace.top_px)
     mask = mask & ~_filled(trace.holes, size, trace.top_px)
     alpha = np.rint(_refined(pixels, mask, trace.band_px) * 255).astype(np.uint8)
+    # After the refinement, which would erode thin parts away.
     alpha[_filled(trace.thin, size, trace.top_px)] = 255
     soft = Image.fromarray(alpha).filter(ImageFilter.GaussianBlur(0.8))
     cut = Image.fromarray(np.dstack([pixels, np.asarray(soft)]))
@@ -247,6 +250,7 @@ def _painted(cut: Image.Image, kind: str, color: str) -> Image.Image:
     if color == "grey":
         hsv[..., 1] *= 0.08
     elif kind in _PAINT_HUES and color in _NEW_HUES:
+        # Hues form a circle: the distance between .95 and .05 is .1.
         away = np.abs((hsv[..., 0] - _PAINT_HUES[kind] + 0.5) % 1 - 0.5)
         painted = (away < 0.05) & (hsv[..., 1] > 0.55)
         hsv[..., 0] = np.where(painted, _NEW_HUES[color], hsv[..., 0])

@@ -1,8 +1,8 @@
 """Builds a small gallery from photos that ship with scikit-image; needs no network.
 
-Cutouts of a few subjects are composed on textured grounds: alone, in pairs and in threes. The
-sentences come from the same list of scenes. Each describes exactly one subject, whose box is known:
-"the brown cat left of the coffee cup" has one correct answer.
+Cutouts of a few subjects are placed on textured grounds: alone, in pairs and in threes. The
+sentences come from the same list of scenes. Each describes exactly one subject, whose box is known.
+For example, "the brown cat left of the coffee cup" has one correct answer.
 """
 
 # Shapes: H x W pixels
@@ -114,6 +114,7 @@ def build_demo_gallery(folder: Path, seed: int = 7) -> DemoGallery:
     scenes = make_scenes()
     others = {f"other_{Path(name).stem}.jpg": name for name in _OTHER_PHOTOS}
     names = [_file_name(number, scene) for number, scene in enumerate(scenes)]
+    # Photos of the gallery of an earlier release would be indexed too, and have no annotations.
     for stale in set(photos_dir.glob("*.jpg")) - {photos_dir / name for name in (*names, *others)}:
         stale.unlink()
     for name, source in others.items():
@@ -162,6 +163,7 @@ def _compose(scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, list[
         left = WIDTH_PX * middle - size[0] / 2 + float(rng.uniform(-8, 8))
         x = round(min(max(left, 0), WIDTH_PX - size[0]))
         y = HEIGHT_PX - size[1]
+        # A subject that its own photo cuts off has to be cut off here as well.
         if subject.kind not in _CUT_OFF:
             y -= round(float(rng.uniform(16, 48)))
             _cast_shadow(photo, (x, y, x + size[0], y + size[1]))

@@ -52,10 +52,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Description:
-    """One way to describe a subject; empty parts are not mentioned.
+    """One way to describe a subject. Empty parts are not mentioned in the sentence.
 
     Attributes:
-        kind, color: of the target; None leaves the color open.
+        kind, color: kind and color of the target; a color of None is not mentioned.
         relation: "", "next to", "left of" or "right of".
         other: kind of the neighbor in the relation.
         ground: ground of the photo.
@@ -80,8 +80,9 @@ class Description:
         return " ".join(parts)
 
     def fits(self, scene: Scene, place: int) -> bool:
-        """Return whether it describes the subject at `place` in a scene."""
+        """Return whether the description fits the subject at `place` in a scene."""
         target = scene.subjects[place]
+        # Subjects are ordered from left to right, so those after the target are right of it.
         neighbors = {
             "": (),
             "next to": scene.subjects[:place] + scene.subjects[place + 1 :],
@@ -106,6 +107,7 @@ def make_scenes() -> tuple[Scene, ...]:
     scenes = [Scene(ground, (Subject(kind, color),)) for kind, color, ground in alone]
     kinds = ("cat", "cup", "motorcycle", "woman", "horse", "man")
     for number, pair in enumerate(combinations(kinds, 2)):
+        # Otherwise a kind that comes early in `kinds` would always be on the left.
         ordered = pair if number % 2 else pair[::-1]
         scenes.append(Scene(grounds[number % len(grounds)], tuple(map(Subject, ordered))))
     mirrored = (
@@ -129,7 +131,10 @@ def make_scenes() -> tuple[Scene, ...]:
 
 
 def describe(scenes: Sequence[Scene]) -> Iterator[tuple[str, int, int]]:
-    """Yield (sentence, scene, place): for each subject the shortest sentence that only fits it."""
+    """Yield (sentence, scene, place): for each subject the shortest sentence that fits it alone.
+
+    A subject that no sentence identifies is left out.
+    """
     spots = [(n, place) for n, scene in enumerate(scenes) for place in range(len(scene.subjects))]
     for number, place in spots:
         for candidate in _candidates(scenes[number], place):

@@ -33,9 +33,9 @@ _COLUMN = "batch"
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on its way through the stages, with the counts of the stages behind it.
+    """A batch on its way through the stages, with the counts of the stages that it has passed.
 
-    The counts travel with the batch, since a batch that is made twice must be counted once.
+    The counts travel with the batch, so that a batch that is made twice is counted once.
 
     Attributes:
         items: files, images to read, or loaded images; an `EncodedBatch` after the model. May be
@@ -48,7 +48,7 @@ class Batch:
 
     def to_block(self) -> pa.Table:
         """Return a block of one row."""
-        # Pickled, because Arrow has no type for pixels of several sizes. `large_binary` is needed:
+        # Pickled, because Arrow has no type for pixels of several sizes. As `large_binary`, because
         # the offsets of plain `binary` end at 2 GiB.
         data = pa.array([pickle.dumps(self, protocol=pickle.HIGHEST_PROTOCOL)], pa.large_binary())
         return pa.table({_COLUMN: data})
@@ -61,7 +61,7 @@ class Batch:
 
 
 def _to_blocks(parts: Iterable[Any], counters: RunCounters) -> Iterator[pa.Table]:
-    """Yield one block per part, each with the counts since the last; at least one block."""
+    """Yield at least one block: one per part, with the counts since the previous part."""
     empty = True
     for part in parts:
         yield Batch(part, counters.drain()).to_block()
@@ -73,6 +73,7 @@ def _to_blocks(parts: Iterable[Any], counters: RunCounters) -> Iterator[pa.Table
 def list_batches(job: Job) -> Iterator[pa.Table]:
     """List the source; the last batch is empty and counts the folders that cannot be listed."""
     counters = RunCounters()
+    # Without the empty batch, what is counted after the last chunk would be lost.
     return _to_blocks(chain(list_chunks(job, counters), [[]]), counters)
 
 
@@ -85,14 +86,14 @@ def look_up_batch(block: pa.Table, *, job: Job, location: str) -> Iterator[pa.Ta
 
 
 def read_batch(block: pa.Table, *, job: Job) -> Iterator[pa.Table]:
-    """Turn a block of images to read into loaded images; large ones make several blocks."""
+    """Turn a block of images to read into blocks of loaded images; large photos take several."""
     batch = Batch.from_block(block)
     images = map(image_loader(job, batch.counters), batch.items)
     return _to_blocks(group_batches(images, job.options.batch_size), batch.counters)
 
 
 class BatchEncoder:
-    """Turns loaded images into instances; an actor that holds the model.
+    """Turns loaded images into instances; runs as an actor that holds the model.
 
     Args:
         load: returns the encoder.
@@ -121,5 +122,8 @@ def join_batches(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 @functools.lru_cache(maxsize=1)
 def worker_store(location: str) -> InstanceStore:
-    """Return the store, which each worker process opens once."""
+    """Return the store, which each worker process opens once.
+
+    A connection cannot be sent to another process, so workers get the location of the store.
+    """
     return open_store(location)

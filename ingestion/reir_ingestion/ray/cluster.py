@@ -1,4 +1,4 @@
-"""Start Ray on this machine or join a cluster, and turn Ray's errors into those of this project."""
+"""Start Ray on this machine or join a cluster, and translate Ray's errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ logger = logging.getLogger(__name__)
 
 LOCAL = "local"
 IDLE_MS = 60_000
-"""How long a worker may be idle in a Ray that is started here. On a small machine, a stage may have
-to wait for its turn longer than Ray's default of one second, and a new worker costs seconds."""
+"""How long a worker process may be idle in a Ray that is started here. By default, Ray ends one
+after a second if there are more of them than CPUs. On a small machine, a stage may wait longer than
+that for its turn, and a new process costs seconds of CPU time."""
 
 VITAL_PROCESSES = frozenset({"raylet", "gcs_server"})
 """Ray's processes on this machine without which no job can continue."""
 
+# Shorter than the few seconds after which Ray itself ends the process; see `_watch`.
 WATCH_INTERVAL_S = 0.5
 
 CONNECT_TIMEOUT_S = 10.0
@@ -52,16 +54,16 @@ def start_or_join_ray(num_cpus: int) -> Iterator[None]:
     Raises:
         WorkersUnavailable: Ray could not start, or the cluster does not answer.
     """
-    if ray.is_initialized():
+    if ray.is_initialized():  # whoever started Ray also shuts it down
         yield
         return
-    # Without an address, Ray would join any cluster that it finds on this machine, even one of
-    # another user. These options are for a new Ray only: `ray.init` fails if they are given when
-    # it joins a cluster.
+    # `_start` always gives an address. Without one, Ray would join any cluster that it finds on
+    # this machine, even one of another user. The options are for a new Ray only: `ray.init` fails
+    # if they are given when it joins a cluster.
     options: dict[str, Any] = {}
     if is_local():
-        # CPUs of Ray are slots, not cores. There must be enough of them for all that runs at once,
-        # even on a small machine, or Ray would wait forever for a free one.
+        # CPUs of Ray are slots, not cores. Even on a small machine, there must be enough of them
+        # for everything that runs at the same time, or Ray would wait forever for a free one.
         cpus = max(os.cpu_count() or 1, num_cpus)
         system_config = {"idle_worker_killing_time_threshold_ms": IDLE_MS}
         options = {"num_cpus": cpus, "include_dashboard": False, "_system_config": system_config}
@@ -96,13 +98,14 @@ def _start(options: dict[str, Any]) -> None:
 def _check_listens(address: str) -> None:
     """Check that a cluster accepts connections.
 
-    Ray itself would retry for a quarter of an hour without a word.
+    Ray itself would retry for a quarter of an hour without any message.
 
     Raises:
         OSError: nothing listens at this address.
     """
     if address == LOCAL or "://" in address:
         return
+    # Resolves "auto" to the address of the cluster that runs on this machine.
     found = services.canonicalize_bootstrap_address(address)
     host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -124,6 +127,7 @@ def _watch(stop: threading.Event) -> None:
                 "with fewer workers (--num-workers) to use less memory",
                 ", ".join(sorted(dead)),
             )
+            # Not `sys.exit`, which would end this thread only: the main thread waits within Ray.
             logging.shutdown()
             os._exit(1)
 

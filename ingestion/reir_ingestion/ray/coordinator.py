@@ -23,8 +23,8 @@ from reir_ingestion.stages import Coordinator, EncodedBatch, Job
 class CoordinatorActor:
     """`Coordinator` in a process of its own, with the counts and records for the driver.
 
-    If it dies, it starts again and knows what is in the store. Equal photos that were under way
-    at that moment may then both be encoded.
+    If the process dies, Ray starts it again, and it reads what is in the store. Equal photos that
+    were in flight at that moment may then both be encoded.
     """
 
     def __init__(self, job: Job, location: str) -> None:
@@ -38,6 +38,7 @@ class CoordinatorActor:
 
     def write(self, encoded: EncodedBatch, counters: RunCounters) -> RunCounters:
         """Write a batch; return its counts from all stages."""
+        # Counters lose their sinks when they are pickled, so the record of this batch goes here.
         counters.sinks = (self._records,)
         self._coordinator.write(encoded, counters)
         self._written.add(counters)
@@ -63,14 +64,15 @@ class _RecordBuffer:
 
     def drain(self) -> list[Record]:
         """Return the records so far, and forget them."""
-        # Writers may append meanwhile; `popleft` is safe between threads, `clear` would lose some.
+        # Writers may append meanwhile. `popleft` is safe between threads; `clear` would lose what
+        # they add.
         return [self._records.popleft() for _ in range(len(self._records))]
 
 
 def mark_duplicates_in_batch(block: pa.Table, *, coordinator: Any) -> pa.Table:
     """Return the block with its duplicates marked and without their pixels."""
     batch = Batch.from_block(block)
-    # The coordinator only checks whether there are pixels, so send one pixel per image.
+    # The coordinator only checks whether there are pixels, so one pixel per image is sent to it.
     light = [
         each if each.pixels is None else replace(each, pixels=each.pixels[:1, :1].copy())
         for each in batch.items
@@ -102,7 +104,7 @@ class StoreDatasink(Datasink[RunCounters]):  # type: ignore[misc]  # Ray has no 
 
     @property
     def min_rows_per_write(self) -> int | None:
-        """A batch is one row; None leaves the number to Ray."""
+        """How many rows, which are batches, Ray bundles for one write; None leaves it to Ray."""
         return self._batches_per_write if self._batches_per_write > 1 else None
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> RunCounters:  # noqa: ARG002 - part of Ray's interface
@@ -115,6 +117,6 @@ class StoreDatasink(Datasink[RunCounters]):  # type: ignore[misc]  # Ray has no 
 
     def on_write_complete(self, write_result: WriteResult[RunCounters]) -> None:
         """Add up the counts that the tasks returned."""
-        # Ray passes one result per block, even if a task ran twice: so every image counts once.
+        # Ray passes one result per block, even if a task ran twice, so every image counts once.
         for counters in write_result.write_returns:
             self.counters.add(counters)

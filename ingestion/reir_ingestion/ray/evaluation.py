@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 RETRIES = 3
 
 SHARDS_PER_WORKER = 2
-"""One is encoded while the other waits, so that no worker waits for the driver."""
+"""Shards that a worker has at a time: one is encoded while the other waits, so that no worker is
+idle until the driver sends the next one."""
 
 
 class ShardEncoder:
@@ -50,7 +51,7 @@ def ray_evaluation_runner(
         load: returns the encoder, picklable.
         num_workers: number of workers.
         use_gpu: whether each worker takes one GPU.
-        threads: CPUs that Ray reserves for each worker.
+        threads: number of CPUs that Ray reserves for each worker.
     """
 
     def run(shards: Iterable[Shard]) -> Iterator[tuple[int, EncodedShard]]:
@@ -68,6 +69,7 @@ def ray_evaluation_runner(
             )
             workers = [make.remote(load) for _ in range(num_workers)]
             running = {workers[0].encode.remote(first): workers[0]}
+            # Each worker gets a first shard before any of them gets a second one.
             for worker in workers * SHARDS_PER_WORKER:
                 _submit(waiting, worker, running)
             while running:
@@ -97,7 +99,7 @@ def _result(done: Any) -> tuple[int, EncodedShard]:
 
 
 def _check_gpus(num_workers: int, use_gpu: bool) -> None:
-    """Fail if Ray would wait forever for GPUs; a cluster may still grow, so there only warn.
+    """Fail if Ray would wait forever for GPUs; on a cluster, which may still grow, only warn.
 
     Raises:
         ConfigError: Ray runs on this machine alone, and it has fewer GPUs than workers.

@@ -1,16 +1,17 @@
 """Run the stages of indexing as one streaming Ray Data job, on this machine or on a cluster.
 
-    listing            one task; a block for every few hundred files, so no process holds them all
+    listing            one task; a block for every few hundred files, so no process keeps them all
     ledger look-up     a few tasks; unchanged images end here
     read and decode    as many tasks as there are free CPUs
     find duplicates    one task, which asks the coordinator
     encode             a pool of actors, which grows and shrinks; each loads its model once
     store              tasks that call the coordinator; one at a time for an embedded store
 
-The coordinator is one actor that knows what must be known once per run, see `stages.Coordinator`.
+The coordinator is one actor, for decisions that need all batches of a run; see
+`stages.Coordinator`.
 
-A block holds one `Batch`: the images, and the counts of the stages so far. If a process dies and a
-batch is made twice, it is counted once, and writing it twice changes nothing. Ray Data pauses a
+A block contains one `Batch`: the images, and the counts of the stages so far. If a process dies and
+a batch is made twice, it is counted once, and writing it twice changes nothing. Ray Data pauses a
 stage when too many bytes wait for the next one.
 """
 
@@ -71,21 +72,22 @@ from reir_ingestion.threads import background_thread
 
 LOOK_UP_TASKS = 2
 WRITE_TASKS = 4
-"""Tasks that write to a Milvus server at the same time."""
+"""Number of tasks that write to a Milvus server at the same time. A write mostly waits until the
+server has made earlier writes visible (docs/ray.md)."""
 
 BATCHES_PER_READER = 1000
-"""A reader process is replaced after so many batches, so that memory which image libraries leak
-stays small."""
+"""Number of batches after which a reader process is replaced, so that the memory that image
+libraries leak stays small."""
 
 MAX_LOAD_DEATHS = 10
-"""So many encoders in a row may die while they load their model; then the job fails."""
+"""The job fails once this many encoders in a row have died while they loaded their model."""
 
 PROGRESS_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPoolOptions:
-    """What the user asks for.
+    """The pool of encoders, as the user asks for it.
 
     Attributes:
         max_encoders: upper limit; None takes one encoder per GPU, or without GPUs all CPUs except
@@ -110,7 +112,7 @@ class EncoderPoolOptions:
 
 @dataclass(frozen=True)
 class EncoderPool:
-    """`EncoderPoolOptions` on a given cluster.
+    """The pool of encoders, as it fits the cluster.
 
     Attributes:
         max_size: largest number of encoders.
@@ -148,7 +150,7 @@ def index_on_ray(  # noqa: PLR0913 - the options are keyword-only
         options: see `IndexOptions`.
         pool: see `EncoderPoolOptions`.
         progress: called from one thread.
-        sinks: likewise; records of unchanged images arrive at the end only.
+        sinks: called from one thread; they get the records of unchanged images only at the end.
 
     Raises:
         ConfigError: an option or the name of the gallery is not allowed, the store is in the
@@ -205,6 +207,7 @@ def run_on_ray(
             num_cpus=0,
             # All writers at once, and beside them `mark_duplicates` and `drain`.
             max_concurrency=2 + WRITE_TASKS,
+            # -1 is no limit: every call can be repeated, see `Coordinator.write`.
             max_restarts=-1,
             max_task_retries=-1,
             **on_store_node,
@@ -232,8 +235,9 @@ def _encoded_batches(  # noqa: PLR0913 - one by one is clearer than a bag of opt
 ) -> Dataset:
     """Return the dataset of all stages but the last.
 
-    Ray Data fuses neighboring stages with equal resource arguments into one task. The stages here
-    differ in theirs, so each remains a stage of its own and they overlap.
+    Ray Data fuses neighboring stages with equal resource arguments into one task, in which they
+    would run one after the other. These stages differ in their arguments on purpose, so that each
+    of them remains a stage of its own and they overlap.
     """
     one_batch: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # Stages that wait more than they compute take no CPU. The listing lasts as long as the job, so
@@ -279,7 +283,7 @@ class ListingDatasource(Datasource):  # type: ignore[misc]  # Ray has no types
         self._job = job
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return None: the size is unknown until the listing has ended."""
+        """Return None, because the size is unknown until the listing has ended."""
         return None
 
     def get_read_tasks(
@@ -296,7 +300,7 @@ class ListingDatasource(Datasource):  # type: ignore[misc]  # Ray has no types
 
 @contextmanager
 def _relay_progress(coordinator: Any, live: RunCounters) -> Iterator[None]:
-    """Update `live` and its sinks from the coordinator now and then, and once at the end."""
+    """Update `live` and its sinks from the coordinator, at intervals and once at the end."""
     if live.on_progress is None and not live.sinks:
         yield
         return
@@ -304,6 +308,7 @@ def _relay_progress(coordinator: Any, live: RunCounters) -> Iterator[None]:
     def poll(stop: threading.Event) -> None:
         stopped = False
         while not stopped:
+            # After `stop`, the loop runs once more, for the records of the last batches.
             stopped = stop.wait(PROGRESS_INTERVAL_S)
             try:
                 counters, records = ray.get(coordinator.drain.remote())
@@ -326,7 +331,7 @@ def _load_with_tiling(
 def _version_spec_from_worker(
     load: Callable[[], InstanceEncoder], options: IndexOptions, pool: EncoderPool
 ) -> VersionSpec:
-    """Load the encoder in a worker: the driver's machine may lack the GPU or the memory."""
+    """Load the encoder in a worker, because the driver's machine may lack the GPU or the memory."""
 
     def make_spec() -> VersionSpec:
         return version_spec(load(), options)
@@ -338,7 +343,10 @@ def _version_spec_from_worker(
 
 
 def _num_reader_cpus(cpus: int) -> int:
-    """Return the CPUs to keep for readers: encoders on every CPU would wait for photos forever."""
+    """Return the number of CPUs to keep for readers.
+
+    If encoders occupied every CPU, they would wait for photos forever.
+    """
     return max(1, cpus // 4)
 
 
@@ -351,7 +359,7 @@ def _fit_pool(options: EncoderPoolOptions) -> EncoderPool:
     found = ray.cluster_resources()
     cpus, gpus = int(found.get("CPU", 1)), found.get("GPU", 0.0)
     num_gpus = min(1.0, gpus) if options.num_gpus is None else options.num_gpus
-    # A cluster may add machines with GPUs later; this machine will not.
+    # A cluster may add machines with GPUs later; this machine cannot.
     if num_gpus > gpus and is_local():
         raise ConfigError(
             f"--num-gpus {num_gpus:g}: this machine has {gpus:g} GPUs; use fewer, or set "
@@ -381,12 +389,13 @@ def _absolute_location(location: str | None) -> str:
 def _ray_data_settings(pool: EncoderPool) -> Iterator[None]:
     """Set Ray Data up for this job, and restore its settings, which belong to the whole process."""
     context = DataContext.get_current().copy()
-    # One byte: so every row, which is a whole batch, becomes a block of its own.
+    # With a limit of one byte, every row, which is a whole batch, becomes a block of its own.
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     # Of equal photos, the first of the listing is encoded, as in a run without Ray.
     context.execution_options.preserve_order = True
     context.print_on_execution_start = False
+    # For `translate_ray_errors`, which looks for the errors of the stages.
     context.raise_original_map_exception = True
     context.max_consecutive_actor_init_deaths = MAX_LOAD_DEATHS
     context.execution_options.resource_limits = ExecutionResources.for_limits(

@@ -1,7 +1,7 @@
 """Reads the objects of buckets: looks them up, lists folder by folder, and returns their bytes.
 
-Credentials come from the environment (AWS_*, GOOGLE_*) or from the role of the machine. Errors that
-may go away are told apart from those that will not.
+Credentials come from the environment (AWS_*, GOOGLE_*) or from the role of the machine. Temporary
+errors of the storage are distinguished from permanent ones, and only the former are retried.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ from reir_ingestion.sources.network_retries import (
 )
 from reir_ingestion.sources.s3_pages import Entry, S3Pages
 
+# Each read from an object is a request to the server, and lists, archives and tables are read in
+# small pieces.
 STREAM_BUFFER_BYTES = 1024**2
 
+# A "?" starts the options only if "name=" follows. DOTALL, because a key may contain line breaks.
 _URI = re.compile(
     r"(?P<scheme>s3|gs)://(?:(?P<login>[^@/]*)@)?(?P<bucket>[^/?@]+)"
     r"(?:/(?P<key>.*?))?(?:\?(?P<options>\w+=.*))?",
     re.DOTALL,
 )
+# pyarrow passes the error of the storage on as text only. Of the HTTP errors 4xx, 408 (timeout) and
+# 429 (too many requests) are temporary.
 _PERMANENT = re.compile(
     r"ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|NO_SUCH|NOT_FOUND|INVALID_|SIGNATURE"
     r"|HTTP (?:status|response code) 4(?!08|29)|Empty path component"
@@ -75,7 +80,7 @@ def split_uri(uri: str) -> ObjectUri:
 
 @dataclass(frozen=True)
 class BucketReader:
-    """Reads buckets.
+    """Reads the objects of buckets.
 
     Attributes:
         login: the part before the "@", as in "gs://anonymous@bucket".
@@ -102,7 +107,8 @@ class BucketReader:
     def statuses(self, uris: Sequence[str]) -> list[FileStatus | None]:
         """Return size and time of objects in one bucket; None for those that do not exist.
 
-        pyarrow cannot look up keys with an empty segment (`a//b`), only list them; they get None.
+        pyarrow can list keys with an empty segment (`a//b`), but not look them up, so these keys
+        get None.
 
         Raises:
             LocationUnreachable: another attempt may succeed.
@@ -116,10 +122,10 @@ class BucketReader:
         return [found.get(name.uri) for name in names]
 
     def folder(self, name: ObjectUri) -> Iterator[Entry]:
-        """Yield the files and folders directly in a folder, which need not exist, by name.
+        """Yield the files and folders directly in a folder, sorted by name.
 
-        On S3 the listing comes in pages; in each of them the files come before the folders. On
-        other storage, pyarrow returns the whole folder at once.
+        A folder that does not exist is empty. On S3 the listing comes in pages; within a page, the
+        files come before the folders. On other storage, pyarrow returns the whole folder at once.
 
         Raises:
             SourceError: the folder cannot be listed, even after retries.
@@ -130,6 +136,7 @@ class BucketReader:
         pages = _pages(self.login, name.bucket, self.options)
         prefix, token = f"{name.key}/" if name.key else "", None
         while True:
+            # Retries start at the page that failed and not at the beginning of the folder.
             page = list_with_retries(partial(pages.page, name.bucket, prefix, token), name.uri)
             yield from page.entries
             token = page.token
@@ -141,9 +148,9 @@ class BucketReader:
         filesystem = self._filesystem(name.scheme, name.bucket)
         infos = _translate_errors(partial(filesystem.get_file_info, selector), name.uri)
         found = (Entry(str(info.base_name), _status(info)) for info in infos)
-        return sorted(
-            found, key=lambda entry: entry.name
-        )  # by name only: a file and a folder may share one, and `None` cannot be compared
+        # By name only: if a file and a folder have the same name, the status of the folder is None,
+        # which cannot be compared.
+        return sorted(found, key=lambda entry: entry.name)
 
     def open(self, uri: str) -> IO[bytes]:
         """Open an object for reading from any position.
@@ -188,6 +195,8 @@ class BucketReader:
         return _filesystem(scheme, self.login, bucket, self.options)
 
 
+# Connections are cached here and not in `BucketReader`, because sources are compared with one
+# another and pickled for other processes.
 @lru_cache(maxsize=64)
 def _pages(login: str, bucket: str, options: str) -> S3Pages:
     """Return the lister of an S3 bucket; each process makes one per bucket."""
@@ -215,7 +224,7 @@ def _translate_errors(call: Callable[[], Answer], name: str) -> Answer:
     """Return the result of `call()`; raise `LocationUnreachable` where a retry may succeed."""
     try:
         return call()
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError):  # another attempt would not change these
         raise
     except STORAGE_ERRORS as error:
         if _PERMANENT.search(str(error)):

@@ -23,7 +23,9 @@ _ROW_ID = "_rowid"
 
 @dataclass(frozen=True)
 class LanceSource(ContainerSource):
-    """The images in the rows of a table. An image has changed if its table and its bytes have.
+    """The images in the rows of a table.
+
+    An image is read again if its table has changed, and encoded again if its own bytes have.
 
     Attributes:
         image_column: the column with the bytes of the images.
@@ -34,7 +36,7 @@ class LanceSource(ContainerSource):
     kind: ClassVar[str] = "lance"
 
     def images(self, container: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
-        """Yield the rows, named by their row ids, which stay when other rows are deleted.
+        """Yield the rows. Each is named by its row id, which it keeps when other rows are deleted.
 
         Raises:
             OSError: the table is damaged.
@@ -44,7 +46,7 @@ class LanceSource(ContainerSource):
             columns=attribute_columns(table.schema),
             batch_size=ROWS_AT_ONCE,
             with_row_id=True,
-            scan_in_order=True,
+            scan_in_order=True,  # `read` finds a row by its position in this order
         ).to_batches()
         for position, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             name = str(row.pop(_ROW_ID))
@@ -73,7 +75,7 @@ class LanceSource(ContainerSource):
 
 @dataclass(frozen=True)
 class _LanceTable:
-    """The table itself as a source of one container, which is a folder."""
+    """The table itself, as a source with a single container, which is a folder."""
 
     text: str
     uri: str
@@ -114,7 +116,7 @@ def open_lance(text: str, path: Path, column: str) -> LanceSource:
 def _open_latest(uri: str) -> Any:
     """Open the latest version of a table."""
     try:
-        import lance
+        import lance  # an optional dependency
     except ImportError as error:
         raise ConfigError(
             "Lance tables need pylance: pip install 'reir-platform[lance]'"
@@ -127,5 +129,8 @@ def _open_latest(uri: str) -> Any:
 
 @lru_cache(maxsize=MAX_OPEN_TABLES)
 def _table(uri: str, mtime_ns: int) -> Any:  # noqa: ARG001
-    """Return the open table, which is opened again only after it has changed."""
+    """Return the open table, which is opened again only after it has changed.
+
+    `mtime_ns` is only a part of the key of the cache.
+    """
     return _open_latest(uri)

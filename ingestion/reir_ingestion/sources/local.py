@@ -1,7 +1,7 @@
 """The image files of a local folder or pattern, or a single file.
 
-Listing goes folder by folder and opens no image. Paths are handled as bytes, since a file name need
-not be valid UTF-8.
+Folders are listed one by one, and no image is opened for that. Paths are bytes, because a file name
+need not be valid UTF-8.
 """
 
 from __future__ import annotations
@@ -53,18 +53,19 @@ class LocalSource:
 
         A hidden folder counts as one file, and so does a symlink that leaves the root.
         """
+        # Kept in `__dict__`, because the dataclass is frozen and this is not one of its fields.
         found: Mapping[str, int] = self.__dict__.get("_skipped", {})
         return found
 
     def paths(self, on_error: OnError = ignore_error) -> Iterator[bytes]:
         """Yield the absolute paths of the images, sorted within each folder, folders depth first.
 
-        Hidden names are skipped, and, unless `follow_links`, so are symlinks that leave the root.
-        Symlinks to folders are followed last, so that an image has its real path if possible. No
-        folder is listed twice, so symlinks may form loops.
+        Hidden names are skipped, and unless `follow_links` is set, so are symlinks that leave the
+        root. Symlinks to folders are followed last, so that an image has its real path if possible.
+        No folder is listed twice, so symlinks may form loops.
 
         Args:
-            on_error: called for each folder that cannot be listed; it counts as empty.
+            on_error: called for each folder that cannot be listed; that folder counts as empty.
         """
         if not self.pattern:
             yield self.root
@@ -85,6 +86,7 @@ class LocalSource:
             for name in entries.files:
                 if matches((*parts, name), self.pattern):
                     yield os.path.join(path, name)
+            # `extendleft` reverses what it is given, so this puts the first folder first.
             waiting.extendleft(self._matching_below(parts, reversed(entries.folders)))
             waiting.extend(self._matching_below(parts, entries.links))
             skipped.update(
@@ -118,7 +120,7 @@ class LocalSource:
         """
         try:
             path = os.fsencode(path_of_uri(uri))
-        except SourceError:
+        except SourceError:  # the gallery also has images of other sources, such as buckets
             return False
         return self._covers(path) and not _exists(path)
 
@@ -140,7 +142,7 @@ def _uri(path: bytes) -> str:
 
 @dataclass
 class _FolderEntries:
-    """The entries of a folder: sorted names, and the unsorted names of skipped entries."""
+    """The entries of a folder, by kind; names are sorted, except those that are skipped."""
 
     files: list[bytes] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
@@ -156,6 +158,7 @@ def _scan(folder: bytes, suffixes: tuple[str, ...], inside: bytes | None) -> _Fo
         for entry in entries:
             if entry.name.startswith(b"."):
                 found.skipped.append(entry.name)
+            # `is_symlink` rarely needs a system call, so only symlinks pay for being resolved.
             elif inside is not None and entry.is_symlink() and not _lies_in(inside, entry.path):
                 found.links_out += 1
             elif _is_folder(entry):
@@ -164,6 +167,7 @@ def _scan(folder: bytes, suffixes: tuple[str, ...], inside: bytes | None) -> _Fo
                 found.files.append(entry.name)
             else:
                 found.skipped.append(entry.name)
+    # The order of `scandir` depends on the file system; that of a listing must not.
     for names in (found.files, found.folders, found.links):
         names.sort()
     return found
@@ -179,6 +183,7 @@ def _kind(name: bytes) -> str:
     """Return the key under which a skipped name is counted."""
     if name.startswith(b"."):
         return HIDDEN
+    # In ASCII, because the report prints the suffix, and a file name may contain any bytes.
     return ascii(os.fsdecode(os.path.splitext(name)[1]).lower())[1:-1] or NO_SUFFIX
 
 
@@ -211,9 +216,9 @@ def status_of_file(path: bytes) -> FileStatus:
 
 def _exists(path: bytes) -> bool:
     try:
-        os.lstat(path)
+        os.lstat(path)  # not `stat`: a broken symlink is still listed, so it still exists
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:
+    except OSError:  # it cannot be reached, which does not mean that it is gone
         return True
     return True

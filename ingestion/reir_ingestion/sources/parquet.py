@@ -1,6 +1,6 @@
-"""Images in Parquet tables: a column of bytes, or a column of URIs.
+"""Images in Parquet tables: in a column of bytes, or named by a column of URIs.
 
-Row groups are read one after another, and only the columns that are needed.
+A table is read one row group at a time, and only the columns that are needed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ from reir_ingestion.sources.parquet_rows import parquet_rows
 from reir_ingestion.sources.uri_reader import UriReader
 
 CACHED_GROUPS = 2
-"""Row groups per table that a process keeps; readers ask for rows nearly in order."""
+"""Row groups of each table that a process keeps in memory. Two are enough, because the readers of a
+process ask for rows nearly in order."""
 
+# Each open table holds up to `CACHED_GROUPS` row groups with the bytes of their images.
 MAX_OPEN_TABLES = 4
 
 
 @dataclass(frozen=True)
 class ParquetSource(ContainerSource):
-    """The images in the rows of tables. An image has changed if its table and its bytes have.
+    """The images in the rows of tables.
+
+    An image is read again if its table has changed, and encoded again if its own bytes have.
 
     Attributes:
         image_column: the column with the bytes of the images.
@@ -45,7 +49,7 @@ class ParquetSource(ContainerSource):
     kind: ClassVar[str] = "parquet"
 
     def images(self, container: SourceFile, on_error: OnError) -> Iterator[SourceFile]:
-        """Yield the rows of a table; rows whose columns cannot be used go to `on_error`.
+        """Yield the rows of a table; `on_error` is called for rows whose columns cannot be used.
 
         Raises:
             OSError: the table is damaged.
@@ -58,6 +62,8 @@ class ParquetSource(ContainerSource):
                     on_error(f"{container.uri}#{number}", error)
                     continue
                 uri = self.uri_of(container, str(number))
+                # The size stays 0: it would take reading the image. `number` starts at 1, the
+                # offset at 0.
                 yield SourceFile(uri, 0, self.time_of(container), attributes, number - 1)
 
     def read(self, file: SourceFile) -> bytes:
@@ -76,7 +82,7 @@ class ParquetSource(ContainerSource):
 
 
 def open_parquet(text: str, tables: Source, reader: UriReader, column: str) -> Source:
-    """Open the images of tables; the first table decides whether they contain bytes or URIs.
+    """Open the images of tables; the first table shows whether they contain bytes or URIs.
 
     Raises:
         SourceError: there is no table, or the first one is damaged.
@@ -102,12 +108,15 @@ class _CachedColumn:
     """One column of an open table, read row group by row group."""
 
     def __init__(self, file: IO[bytes], column: str) -> None:
+        # When the cache drops a column, another thread may still read from its file, so the file is
+        # closed only when nobody refers to the column any more.
         weakref.finalize(self, file.close)
         self._table = table = pq.ParquetFile(file)
         self._column = column
         if column not in table.schema_arrow.names:
             raise OSError(f"there is no column {column!a}")
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        # Held while a row group is read: threads that need the same one wait for it.
         self._lock = threading.Lock()
         self._starts = [0]
         for group in range(table.metadata.num_row_groups):
@@ -127,7 +136,10 @@ class _CachedColumn:
 
 @lru_cache(maxsize=MAX_OPEN_TABLES)
 def _open_column(reader: UriReader, uri: str, column: str, mtime_ns: int) -> _CachedColumn:  # noqa: ARG001
-    """Return a column of a table, which is opened again only after the table has changed."""
+    """Return a column of a table, which is opened again only after the table has changed.
+
+    `mtime_ns` is only a part of the key of the cache.
+    """
     return _CachedColumn(reader.open(uri), column)
 
 
@@ -145,7 +157,7 @@ def bytes_column(schema: pa.Schema, wanted: str) -> str | None:
                 f"the columns are {', '.join(schema.names)}"
             )
         return wanted if wanted in names else None
-    if len(names) > 1:
+    if len(names) > 1:  # several columns of bytes: take the one with a known name, if there is one
         names = [found] if (found := image_column(names, "")) else names
     if len(names) > 1:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Lists a folder of S3 page by page, so that it may contain any number of objects.
 
-pyarrow, which reads the objects, can only return a folder as a whole. The connection here takes
-its options from the file system of pyarrow, so both use the same server and account.
+pyarrow, which reads the objects, can only return a folder as a whole. The connection of this module
+takes its options from the file system of pyarrow, so that both use the same server and account.
 """
 
 from __future__ import annotations
@@ -73,15 +73,20 @@ class S3Pages:
 
 def _connection(options: dict[str, Any]) -> dict[str, Any]:
     """Return arguments for botocore from the options of a pyarrow file system."""
+    # pyarrow accepts an endpoint without a scheme; botocore needs a URL.
     endpoint = options["endpoint_override"]
     if endpoint and "://" not in endpoint:
         endpoint = f"{options['scheme']}://{endpoint}"
+    # pyarrow's own rule: at an endpoint such as MinIO, the name of the bucket is in the path.
     virtual = not endpoint or options["force_virtual_addressing"]
     config = Config(
         s3={"addressing_style": "auto" if virtual else "path"},
         signature_version=UNSIGNED if options["anonymous"] else None,
+        # Few attempts, because `list_with_retries` repeats the request as well.
         retries={"mode": "standard", "total_max_attempts": 2},
     )
+    # pyarrow represents an option that is not set by an empty string. With None, botocore looks for
+    # the value in the environment.
     return {
         "region_name": options["region"] or None,
         "endpoint_url": endpoint or None,
@@ -95,7 +100,7 @@ def _connection(options: dict[str, Any]) -> dict[str, Any]:
 
 def _entries(answer: dict[str, Any], prefix: str) -> Iterator[Entry]:
     for each in answer.get("Contents", ()):
-        if each["Key"] != prefix:  # some tools create an object to mark a folder
+        if each["Key"] != prefix:  # some tools mark a folder by an empty object "folder/"
             status = FileStatus(each["Size"], _nanoseconds(each["LastModified"]))
             yield Entry(each["Key"].removeprefix(prefix), status)
     for each in answer.get("CommonPrefixes", ()):
@@ -103,12 +108,21 @@ def _entries(answer: dict[str, Any], prefix: str) -> Iterator[Entry]:
 
 
 def _nanoseconds(time: datetime) -> int:
-    """Return nanoseconds, exact to the millisecond, like the times that S3 lists."""
+    """Return nanoseconds, exact to the millisecond, like the times that S3 lists.
+
+    pyarrow must report the same time for the same object, or the object would count as changed.
+    """
+    # A float cannot hold the time in nanoseconds exactly, so the rounding has to come first.
     return round(time.timestamp() * 1e3) * 1_000_000
 
 
 def _raise_or_empty(error: ClientError) -> Page:
-    """Return an empty page if the bucket does not exist; otherwise raise the fitting error."""
+    """Return an empty page if the bucket does not exist; otherwise raise an error.
+
+    Raises:
+        LocationUnreachable: another attempt may succeed.
+        OSError: the server refused the request.
+    """
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if status == _GONE:
         return Page([], None)

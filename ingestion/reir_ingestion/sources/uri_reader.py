@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 LOCAL_SCHEME = "file:///"
 
 MAX_NAME_CHARS = 8192
-"""Limit of a path or an address, since a URI has to fit into a column of the store."""
+"""Maximum length of a path or an address, because a URI has to fit into a column of the store."""
 
+# Characters with a meaning in URLs, and "%", since most addresses are percent-encoded already.
 _UNQUOTED_IN_URLS = "%/:=&?#~+!$,;'@()*[]"
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class UriReader:
             SourceError: the text is not a path or URI, or the list must not name it.
             UnicodeError: the text has characters that a file name cannot have.
         """
+        # Functions of `os` raise a ValueError for a path with a zero byte.
         if not text or "\0" in text or len(text) > MAX_NAME_CHARS:
             raise SourceError(
                 f"{text[:80]!a} ({len(text)} characters) is not the name of an image; a name has "
@@ -84,12 +86,13 @@ class UriReader:
         return self._buckets.resolve(base, text)
 
     def statuses(self, uris: Sequence[str]) -> list[FileStatus]:
-        """Return size and time of each URI; those in one bucket, or on the web, are asked together.
+        """Return size and time of each URI, looked up together for each bucket and for the web.
 
-        If a bucket does not answer, the status is unknown; reading retries and reports the reason.
+        If a bucket does not answer, the time is unknown. Reading, which is retried, then finds the
+        reason.
 
         Raises:
-            SourceError: a URI is a web address, which is not allowed.
+            SourceError: a URI is a web address, and downloads are not allowed.
         """
         found: dict[str, FileStatus | None] = {}
         for uri in uris:
@@ -109,6 +112,8 @@ class UriReader:
         try:
             return list_with_retries(partial(self._buckets.statuses, uris), uris[0])
         except SourceError as error:
+            # A list may name many buckets, and one of them must not stop the run. Images with an
+            # unknown time are read, which records each of this bucket as unreachable.
             logger.warning("%s", error)
             return [FileStatus(0, UNKNOWN_TIME_NS)] * len(uris)
 
@@ -178,9 +183,10 @@ class UriReader:
 
     @property
     def _buckets(self) -> BucketReader:
+        # Imports pyarrow, which takes time and is not needed for local files.
         from reir_ingestion.sources.bucket_reader import (
             BucketReader,
-        )  # imports pyarrow, which takes time and is not needed for local files
+        )
 
         return BucketReader(self.login, self.options)
 
@@ -192,7 +198,11 @@ class UriReader:
         return self.web
 
     def _url(self, text: str) -> str:
-        """Return the canonical form of an address: scheme and host in lower case, no fragment."""
+        """Return the canonical form of an address: scheme and host in lower case, no fragment.
+
+        Raises:
+            SourceError: the address is not valid, or downloads are not allowed.
+        """
         self._allowed_web(text)
         try:
             parts = urlsplit(quote(text.strip(), safe=_UNQUOTED_IN_URLS))
@@ -210,5 +220,5 @@ class UriReader:
 
 @lru_cache(maxsize=8)
 def _folder(base: str) -> str:
-    """Return the folder of a local list."""
+    """Return the folder of a local list; cached, since it is needed for every line of the list."""
     return os.fspath(path_of_uri(base).parent)

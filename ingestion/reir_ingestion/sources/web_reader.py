@@ -30,18 +30,21 @@ from reir_ingestion.sources.network_retries import Answer, LocationUnreachable, 
 
 CONNECT_TIMEOUT_S = 20.0
 FETCH_TIMEOUT_S = 120.0
-"""For one whole image. The connection timeout alone would let a server send one byte at a time."""
+"""Timeout of one whole image. `CONNECT_TIMEOUT_S` applies to each read of a connection, so it alone
+would let a server send one byte at a time."""
 
 NUM_STATUS_THREADS = 16
 
+# Images are read in parts, so that the limits of size and time are checked in between.
 _READ_BYTES = 256 * 1024
 _GONE = frozenset({404, 410})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+# urllib does not decompress bodies, and `Content-Length` has to be the size of the file.
 _HEADERS = {"User-Agent": "reir", "Accept-Encoding": "identity"}
 
 
 class RequestRefused(OSError):
-    """The address must not be contacted, or its server refused the request."""
+    """The address must not be contacted, or its server refused the request; never retried."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class WebReader:
     def statuses(self, urls: Sequence[str]) -> list[FileStatus | None]:
         """Return size and time of each file; None if it does not exist.
 
-        The status is unknown if no header tells, or if the server does not answer: then reading,
-        which retries, finds the reason.
+        The time is unknown if no header contains it, or if the server does not answer. In the
+        latter case, reading the file, which is retried, finds the reason.
         """
         with ThreadPoolExecutor(NUM_STATUS_THREADS, thread_name_prefix="reir-head") as pool:
             return list(pool.map(self._status, urls))
@@ -118,7 +121,7 @@ class WebReader:
                 return _status_of(response.headers)
         except FileNotFoundError:
             return None
-        except OSError:
+        except OSError:  # includes servers that allow GET but not HEAD
             return FileStatus(0, UNKNOWN_TIME_NS)
 
     def _request(self, url: str, method: str) -> Any:
@@ -146,6 +149,7 @@ class _CheckedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """Opens connections to checked addresses."""
 
     def __init__(self, allow_private: bool) -> None:
+        # Not that of `HTTPSHandler`, which may create a TLS context: `_TlsConnection` has its own.
         urllib.request.AbstractHTTPHandler.__init__(self)
         self._allow_private = allow_private
 
@@ -170,12 +174,13 @@ class _TlsConnection(_Connection):
 
     def connect(self) -> None:
         super().connect()
+        # The certificate is compared with the name, although the connection goes to an address.
         self.sock = _tls().wrap_socket(self.sock, server_hostname=self.host)
 
 
 @cache
 def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    return ssl.create_default_context()  # reads the system's certificates, so only once
 
 
 def connect_checked(
@@ -190,6 +195,7 @@ def connect_checked(
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     private = [each for each in addresses if not is_public(each)]
+    # One private address is enough to refuse the host, since any of them may be used below.
     if private and not allow_private:
         raise RequestRefused(
             f"{host} has the private address {private[0]}; --allow-private permits that"
@@ -205,22 +211,22 @@ def connect_checked(
 
 def is_public(address: str) -> bool:
     """Return whether an IP address is part of the public internet."""
-    found = ipaddress.ip_address(address.partition("%")[0])
+    found = ipaddress.ip_address(address.partition("%")[0])  # a link-local one may end in "%eth0"
     if isinstance(found, ipaddress.IPv6Address):
         # These forms embed an IPv4 address, to which the packets are sent in the end.
         inner = found.ipv4_mapped or found.sixtofour
         if inner is not None:
             return is_public(str(inner))
-        if found in ipaddress.ip_network("64:ff9b::/96"):
+        if found in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
             return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
-    return found.is_global and not found.is_multicast
+    return found.is_global and not found.is_multicast  # Python counts multicast as global
 
 
 def _status_of(headers: Message) -> FileStatus:
     """Return size and time from the headers of a response.
 
-    `Last-Modified` counts whole seconds, so its nanoseconds are free for a hash of the ETag: if
-    either of the two headers changes, the time changes.
+    `Last-Modified` counts whole seconds, so the nanoseconds hold a hash of the ETag. The time
+    therefore changes if either of the two headers changes.
     """
     length, modified, etag = (headers[each] for each in ("Content-Length", "Last-Modified", "ETag"))
     size_bytes = int(length) if length and length.isdecimal() else 0
@@ -245,13 +251,13 @@ def _translate_errors(call: Callable[[], Answer], url: str) -> Answer:
         return call()
     except HTTPError as error:
         message = f"{error.code} {error.reason}"
-        error.close()
+        error.close()  # the error is also the response, and keeps its connection open
         if error.code in _GONE:
             raise FileNotFoundError(message) from error
         if error.code in _RETRYABLE:
             raise LocationUnreachable(f"{url}: {message}") from error
         raise RequestRefused(message) from error
-    except URLError as error:
+    except URLError as error:  # urllib wraps whatever `connect` raises
         if isinstance(error.reason, RequestRefused | ssl.SSLCertVerificationError):
             raise RequestRefused(str(error.reason)) from error
         raise LocationUnreachable(f"{url}: {error.reason}") from error

@@ -1,4 +1,4 @@
-"""`reir galleries`, `versions`, `promote`, `rm` and `failures`: manage the galleries of a store."""
+"""`reir galleries`, `versions`, `promote`, `rollback`, `rm`, `failures`: manage galleries."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def register(app: typer.Typer) -> None:
     app.command("promote", rich_help_panel=PANEL, epilog=_example("promote photos 4f1d22c09a7e"))(
         promote
     )
+    app.command("rollback", rich_help_panel=PANEL, epilog=_example("rollback photos"))(rollback)
     app.command(
         "rm",
         rich_help_panel=PANEL,
@@ -122,18 +123,38 @@ def promote(
 
     Running servers and open galleries use it from their next search on.
     """
+    from reir.operations.live_history import make_live
+
     with connect(store) as opened:
-        before = next((each.name for each in _versions(opened, gallery) if each.live), None)
         _check_version(opened, gallery, version)
-        opened.promote(gallery, version)
+        before = make_live(opened, gallery, version, by="reir promote")
     if as_json:
-        print_json({"gallery": gallery, "live": version, "was": before})
-    elif before in (None, version):
+        print_json({"gallery": gallery, "live": version, "was": before or None})
+    elif before in ("", version):
         output().print(f"Version {version} of gallery {gallery} is live.")
     else:
         output().print(
-            f"Version {version} of gallery {gallery} is live; "
-            f"go back with: reir promote {gallery} {before}"
+            f"Version {version} of gallery {gallery} is live; go back with: reir rollback {gallery}"
+        )
+
+
+def rollback(gallery: Gallery, as_json: AsJson = False, store: Store = None) -> None:
+    """Make the version live that was live before the current one.
+
+    Running servers and open galleries use it from their next search on. Photos that were indexed
+    after the switch are missing from it until `reir index` runs again.
+    """
+    from reir.operations.live_history import roll_back
+
+    with connect(store) as opened:
+        _versions(opened, gallery)
+        before, live = roll_back(opened, gallery)
+    if as_json:
+        print_json({"gallery": gallery, "live": live, "was": before})
+    else:
+        output().print(
+            f"Version {live} of gallery {gallery} is live again, instead of {before}; "
+            f"to undo this:  reir promote {gallery} {before}"
         )
 
 

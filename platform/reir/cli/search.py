@@ -129,6 +129,13 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
     server: Server = None,
+    version: Annotated[
+        str,
+        typer.Option(
+            help="Version to search, as listed by `reir versions`. Default: the live version.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Find the object that a sentence describes.
 
@@ -150,10 +157,16 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     check_query(query)  # before the model, which takes seconds to load
     if draw is not None:
         _check_picture(draw)
+    if server is not None and version:
+        raise ConfigError(
+            f"--version {version} is not possible with --server: a server searches the version "
+            f"that is live, or the one that its setting `live.pinned` names"
+        )
     if server is not None:
         result = _ask_server(server, query, gallery)
     else:
-        result = _ask_here(query, gallery, store, encoder_from_options(checkpoint, encoder))
+        spec = encoder_from_options(checkpoint, encoder)
+        result = _ask_here(query, gallery, store, spec, version)
     if draw is not None:
         result.save_drawing(draw)
     if as_json:
@@ -171,11 +184,13 @@ def _ask_server(server: str, query: Query, gallery: str) -> SearchResult:
         return client.ask([query], gallery)[0]
 
 
-def _ask_here(query: Query, gallery: str, store: str | None, encoder: str | None) -> SearchResult:
+def _ask_here(
+    query: Query, gallery: str, store: str | None, encoder: str | None, version: str
+) -> SearchResult:
     from reir.query.search import open_gallery
 
     with messages().status("loading the model"):
-        opened = open_gallery(gallery, store=store, encoder=encoder)
+        opened = open_gallery(gallery, store=store, encoder=encoder, version=version)
     with opened:
         return opened.ask([query])[0]
 

@@ -23,11 +23,11 @@ class Caption:
 def read_coco_instances(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read an instances file: a dataset without expressions.
 
-    Crowd boxes are included and marked; the few boxes without area are included, too.
+    Crowd boxes are included and marked. The few boxes without area are included, too.
 
     Args:
-        path: of the file.
-        masks: also read segmentations, which takes about 0.1 ms each.
+        path: path of the file.
+        masks: also read segmentations, which takes about 0.1 ms for each.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.
@@ -35,6 +35,7 @@ def read_coco_instances(path: str | Path, *, masks: bool = False) -> ReferringDa
     document = read_object(path)
     names = {item.identifier("id"): item.text("name") for item in document.entries("categories")}
     images = tuple(map(image_of, document.entries("images")))
+    # A polygon can only be turned into a mask if the size of its photo is known.
     masked = {image.image_id: image for image in images} if masks else {}
     return ReferringDataset(
         source=str(path),
@@ -85,7 +86,11 @@ def image_of(entry: Entry) -> ReferringImage:
 
 
 def mask_of(entry: Entry, image: ReferringImage | None) -> MaskRle | None:
-    """Return the mask of one `annotations` entry of a COCO-style file; None without its photo.
+    """Return the mask of one `annotations` entry of a COCO-style file.
+
+    Args:
+        entry: the entry.
+        image: the photo that the annotation is in; without it, the mask is None.
 
     Raises:
         DataError: the segmentation is malformed.

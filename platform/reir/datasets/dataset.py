@@ -23,9 +23,9 @@ class ReferringImage:
     """One photo of the gallery.
 
     Attributes:
-        image_id: unique in the dataset.
-        file_name: relative to the folder of photos.
-        width_px, height_px: the annotated size, to which boxes refer.
+        image_id: id of the photo, unique in the dataset.
+        file_name: path of the file, relative to the folder of photos.
+        width_px, height_px: annotated size. Boxes refer to it, even if the file has another size.
     """
 
     image_id: str
@@ -39,12 +39,13 @@ class ReferringInstance:
     """One annotated instance.
 
     Attributes:
-        instance_id: unique in the dataset.
-        image_id: the photo it is in.
-        box_xyxy_px: its box; published files contain some without area.
+        instance_id: id of the instance, unique in the dataset.
+        image_id: id of its photo.
+        box_xyxy_px: its box; published files contain some boxes without area.
         category: class name; None if the file has none.
-        is_crowd: the box covers a group instead of one instance; not for training.
-        mask: its pixels; None if the file has none, or masks were not requested.
+        is_crowd: whether the box covers a group instead of one instance; such boxes are not used
+            for training.
+        mask: its pixels; None if the file has no mask for it, or masks were not requested.
     """
 
     instance_id: str
@@ -60,12 +61,12 @@ class Expression:
     """One sentence about one instance of one photo.
 
     Attributes:
-        expression_id: unique in the dataset.
-        image_id: the photo that it was written for.
-        instance_id: the instance that it describes; None if there is no such instance in the photo.
-        text: as written.
-        kind: its style according to the file, e.g. "long".
-        split: its own split, if splits divide expressions instead of photos.
+        expression_id: id of the expression, unique in the dataset.
+        image_id: id of the photo that it was written for.
+        instance_id: id of the instance that it describes; None if the photo has no such instance.
+        text: the sentence as written.
+        kind: its style according to the file, for example "long".
+        split: its split, if the data set splits expressions instead of photos.
     """
 
     expression_id: str
@@ -81,14 +82,16 @@ class ReferringDataset:
     """A validated set of photos, instances and expressions.
 
     Attributes:
-        source: the file or folder that it was read from, for messages.
-        images: the photos of the gallery, including those without expressions.
+        source: file or folder that it was read from, for messages.
+        images: photos of the gallery, including those without expressions.
         instances: all annotated instances of these photos, with or without expressions.
-        expressions: in the order of the file; the first one of an instance is its main one.
-        splits: name -> image ids.
+        expressions: expressions in the order of the file. Evaluations that use one expression per
+            instance use its first one.
+        splits: name of each split -> ids of its photos. A photo may be in several splits.
 
     Raises:
-        DataError: an identifier is used twice or unknown, or a box cannot be a target.
+        DataError: an identifier is used twice or unknown, or the box of a described instance is
+            not (partly) inside its photo.
     """
 
     source: str
@@ -137,11 +140,12 @@ class ReferringDataset:
             )
         part = self.of_images(self.splits[name])
         own = (text for text in part.expressions if text.split in (None, name))
+        # What remains has no splits, so that a caller may define new ones, such as held-out photos.
         kept = tuple(replace(text, split=None) for text in own)
         return replace(part, source=f"{self.source}[{name}]", expressions=kept, splits={})
 
     def of_images(self, image_ids: Collection[str]) -> ReferringDataset:
-        """Return some photos with what belongs to them."""
+        """Return these photos with their instances and expressions."""
         return replace(
             self,
             images=tuple(image for image in self.images if image.image_id in image_ids),
@@ -151,7 +155,7 @@ class ReferringDataset:
         )
 
     def first_images(self, num: int | None) -> ReferringDataset:
-        """Return the first photos with what belongs to them; None: all."""
+        """Return the first `num` photos with their instances and expressions; None for all."""
         return self.of_images({image.image_id for image in self.images[:num]})
 
     def of_kind(self, kind: str) -> ReferringDataset:
@@ -196,6 +200,8 @@ class ReferringDataset:
                 f"is about image {image.image_id!r} but its instance {target.instance_id!r} "
                 f"is in image {target.image_id!r}"
             )
+        # Only the box of a described instance must be usable: published files contain others
+        # without area, and many boxes reach a little beyond their photo.
         if not _is_inside(image, target.box_xyxy_px):
             return (
                 f"expected a target box with an area inside {image.width_px} x "

@@ -56,11 +56,11 @@ def _read_json(path: str | Path) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of a file.
+    """One JSON object of a file, with its position for messages.
 
     Attributes:
-        source: the file.
-        where: position in the file, e.g. "images[3]"; empty for the top level.
+        source: path of the file.
+        where: position in the file, for example "images[3]"; empty for the top level.
         value: the object.
     """
 
@@ -105,6 +105,7 @@ class Entry:
     def identifier(self, key: str) -> str:
         """Return an id as text; files have whole numbers or text."""
         value = self.value.get(key)
+        # `bool` is a subclass of `int`, so `true` would otherwise become the id "True".
         if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
             self.fail(key, "an id (a whole number or a text)")
         return str(value)
@@ -114,6 +115,7 @@ class Entry:
         value = self.value.get(key)
         if not isinstance(value, list):
             self.fail(key, "a list of ids")
+        # As an object, so that a message names the place of a wrong item.
         items = Entry(self.source, self._at(key), {str(at): item for at, item in enumerate(value)})
         return [items.identifier(at) for at in items.value]
 
@@ -142,13 +144,17 @@ class Entry:
         return x, y, x + w, y + h
 
     def mask(self, key: str, height_px: int, width_px: int) -> MaskRle | None:
-        """Return a segmentation of a photo of this size; None where there is none, or no pixel."""
+        """Return a segmentation as a mask of a photo of this size.
+
+        None if there is no segmentation, or if it covers no pixel.
+        """
         if not self.value.get(key):
             return None
         try:
             found = from_annotation(self.value[key], height_px, width_px)
         except ValueError as error:
             self.fail(key, f"a segmentation as COCO has it ({error})")
+        # A polygon thinner than a pixel gives an empty mask, which has no bounding box.
         return found if area_px(found) else None
 
     def object(self, key: str) -> Entry:

@@ -25,8 +25,8 @@ class CaptionPair:
     """A caption of a photo, and a wrong caption that differs a little.
 
     Attributes:
-        image_id: the photo.
-        kind: the kind of change, e.g. "swap_att".
+        image_id: id of the photo.
+        kind: kind of change, for example "swap_att".
         caption: the right caption.
         negative_caption: the wrong caption.
     """
@@ -60,7 +60,7 @@ def read_photos(folder: str | Path, *, masks: bool = False) -> ReferringDataset:
 def read_human_expressions(folder: str | Path) -> ReferringDataset:
     """Read `refcocos_human.json` and the photos that it names.
 
-    The boxes are the ones in that file. An expression marked `empty_case` has no instance.
+    The boxes are taken from that file. An expression marked `empty_case` describes no instance.
 
     Raises:
         DataError: a file is malformed; the message names file and entry.
@@ -87,6 +87,7 @@ def read_human_expressions(folder: str | Path) -> ReferringDataset:
                 kind=HUMAN_KIND,
             )
         )
+    # `instances.json` describes the whole folder of photos, which is larger than this set.
     named = {expression.image_id for expression in expressions}
     return ReferringDataset(
         source=str(Path(folder) / "refcocos_human.json"),
@@ -118,6 +119,8 @@ def _expression(entry: Entry, gallery: ReferringDataset) -> Expression:
     instance = gallery.instances_by_id.get(instance_id)
     if instance is None:
         entry.fail("ann_id", f"the id of an annotation in {gallery.source}")
+    # The box is stored twice. If both files were made from different annotations, they would
+    # differ.
     if entry.box("bbox") != instance.box_xyxy_px:
         entry.fail("bbox", f"the box of annotation {instance_id} in {gallery.source}")
     return Expression(

@@ -15,7 +15,7 @@ from reir.errors import DataError
 Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
 SplitBy = Literal["unc", "umd", "google"]
 IN_FOLDERS = ("photos", "refer")
-"""Formats whose path is a folder; that of all others is a file."""
+"""Formats whose path is a folder; the path of all other formats is a file."""
 
 
 def read_as(
@@ -34,6 +34,7 @@ def read_as(
     """
     if form == "refer":
         return read_refer(path, split_by, masks=masks)
+    # This form of RefCOCO contains no masks.
     if form == "refer_json":
         return read_refer_json(path)
     readers = {
@@ -73,6 +74,7 @@ def read_annotations(path: str | Path, split_by: SplitBy | None = None) -> Refer
 def _form_of_file(path: Path) -> Format:
     try:
         with path.open("rb") as file:
+            # The first character tells a list from an object, without parsing a large file twice.
             first = file.read(1024).lstrip()[:1]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error

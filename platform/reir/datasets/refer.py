@@ -1,6 +1,7 @@
 """Reads RefCOCO, RefCOCO+ and RefCOCOg, in the two forms in which they are distributed.
 
-* a folder with `refs(<split by>).p` (a pickle, read without running it) and `instances.json`;
+* a folder with `refs(<split by>).p` (a pickle, which is read without running code) and
+  `instances.json`;
 * a JSON list for each split, with `img_id`, `sents`, `bbox`, `width`, `height`.
 """
 
@@ -19,12 +20,13 @@ from reir.datasets.plain_pickle import read_plain_pickle
 def read_refer(folder: str | Path, split_by: str, *, masks: bool = False) -> ReferringDataset:
     """Read `refs(<split_by>).p` with the photos and instances of `instances.json` beside it.
 
-    The text is the cleaned `sent`. Splits carry the names in the file: "train", "val" and, by
-    set, "test", "testA", "testB". Where a set divides instances rather than photos (RefCOCOg by
-    "google"), a photo is in several splits and each keeps only its own expressions.
+    The text of an expression is the cleaned field `sent`. Splits have the names in the file:
+    "train", "val" and, depending on the data set, "test" or "testA" and "testB". RefCOCOg by
+    "google" splits instances instead of photos. There, a photo may be in several splits, and each
+    split has only its own expressions.
 
     Args:
-        folder: e.g. `.../refcoco`.
+        folder: folder of the data set, for example `.../refcoco`.
         split_by: "unc" (RefCOCO, RefCOCO+), "umd" or "google".
         masks: also read segmentations.
 
@@ -66,6 +68,7 @@ def read_refer_json(path: str | Path) -> ReferringDataset:
             image_id=image.image_id,
             box_xyxy_px=entry.box("bbox"),
         )
+        # An instance has an entry for each of its expressions, which must agree on the box.
         known = instances.setdefault(instance.instance_id, instance)
         if known != instance:
             entry.fail("bbox", f"the box of the earlier entry, {known.box_xyxy_px} (xyxy)")
@@ -97,6 +100,7 @@ def _expressions(ref: Entry) -> Iterator[Expression]:
 
 
 def _json_image(entry: Entry) -> ReferringImage:
+    # The names of COCO's photos contain underscores themselves, so the last one counts.
     name, underscore, number = entry.text("img_id").rpartition("_")
     if not (name and underscore and number.isdecimal()):
         entry.fail("img_id", "a photo's name, '_' and a number")

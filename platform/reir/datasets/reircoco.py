@@ -1,8 +1,9 @@
 """Reads and writes the published JSON format of REIRCOCO.
 
-The file is COCO-style with one `images` entry for each referred instance: `{id, file_name, width,
-height, expressions: [...]}`, and its box in `annotations`. Entries with the same `file_name` are
-one photo of the gallery; entries without expressions are photos of the gallery, too.
+The file has COCO's layout, with one entry in `images` for each described instance: `{id, file_name,
+width, height, expressions: [...]}`. The box of the instance is in `annotations`. Entries with the
+same `file_name` are one photo of the gallery. Entries without expressions are photos of the
+gallery, too.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ _NO_CLASS = "object"
 def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     """Read an annotation file as published.
 
-    An image id of the dataset is the file name. Of an entry with expressions and several
-    annotations the last one is the target, as in the published loader; the others are
-    kept as instances without expressions. `masks` also reads masks.
+    The image ids of the dataset are the file names. If an entry with expressions has several
+    annotations, the last one is the target, as in the published loader; the others become instances
+    without expressions.
+
+    Args:
+        path: path of the file.
+        masks: also read masks.
 
     Raises:
         DataError: the file is malformed; the message names file, entry and what was expected.
@@ -49,6 +54,7 @@ def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
         if entry_id in entry_ids:
             entry.fail("id", "an id that no earlier entry has")
         entry_ids.add(entry_id)
+        # Taken out, so that annotations without an entry remain at the end.
         boxes = annotations.pop(entry_id, [])
         found = [_instance(box, photo, categories, masks) for box in boxes]
         texts = entry.texts("expressions")
@@ -91,6 +97,7 @@ def write_reircoco(dataset: ReferringDataset, path: str | Path) -> None:
             )
         texts[expression.instance_id].append(expression.text)
     referred = [dataset.instances_by_id[instance_id] for instance_id in texts]
+    # Annotations refer to a category by number, so there must be at least one.
     names = sorted({instance.category or _NO_CLASS for instance in referred}) or [_NO_CLASS]
     images, annotations = [], []
     for number, instance in enumerate(referred, start=1):
@@ -99,6 +106,7 @@ def write_reircoco(dataset: ReferringDataset, path: str | Path) -> None:
         images.append(_photo_json(number, photo, texts[instance.instance_id]))
         annotations.append(_annotation_json(number, instance, category_id))
     shown = {instance.image_id for instance in referred}
+    # Photos without described instances make the gallery larger, so they are entries as well.
     bare = (photo for photo in dataset.images if photo.image_id not in shown)
     for number, photo in enumerate(bare, start=len(referred) + 1):
         images.append(_photo_json(number, photo, []))
@@ -126,7 +134,9 @@ def _annotations_by_entry(document: Entry) -> dict[str, list[Entry]]:
 
 
 def _photo(entry: Entry, photos: dict[str, ReferringImage]) -> ReferringImage:
-    """Return the photo of an entry, the same one for every entry with its file name."""
+    """Return the photo of an entry; all entries with the same file name have the same photo."""
+    # An id belongs to an entry, of which a photo has one per instance. Only the file name
+    # identifies the photo.
     stated = image_of(entry)
     photo = ReferringImage(
         image_id=stated.file_name,

@@ -38,7 +38,7 @@ class Encoding:
 
     Attributes:
         runner: encodes the shards; None encodes them in this process, one after the other.
-        work: folder that keeps finished shards, from which a rerun continues; None keeps none.
+        work: folder for finished shards, from which a rerun continues; None to keep none.
         threads: CPU threads of torch in each process; their number changes how sums are rounded.
         shard_photos: photos per shard.
         progress: called after each shard.
@@ -59,11 +59,11 @@ class Encoding:
 
 @dataclass(frozen=True)
 class ChoosingExpressions:
-    """Expressions that choose instances of their own photo (`reir.models.interfaces`).
+    """Expressions that choose instances of their own photo, for an `ExpressionChooser`.
 
     Attributes:
         texts: M expressions.
-        vectors: (M, D).
+        vectors: (M, D) expression vectors.
         images: (M,) position of each expression's photo in `dataset.images`.
         num_kept: number of instances that each expression chooses.
     """
@@ -79,8 +79,8 @@ class ChosenInstances:
     """The instances that each expression chose in its own photo.
 
     Attributes:
-        instances: all of them; photos are given as positions in `dataset.images`.
-        expression: (J,) which of the M expressions chose each instance.
+        instances: the J chosen instances; photos are given as positions in `dataset.images`.
+        expression: (J,) index of the expression that chose each instance.
         turn: (M,) index of each expression among those of its photo.
         num_turns: (P,) number of expressions of each photo.
     """
@@ -96,7 +96,8 @@ class EncodedGallery:
     """The output of the visual stream for all photos of a gallery.
 
     Attributes:
-        arrays: query-free instances; photos are given as positions in `dataset.images`.
+        arrays: instances that were chosen without any query; photos are given as positions in
+            `dataset.images`.
         image_vectors: (P', D) vectors of the photos that could be decoded.
         image_rows: (P',) positions of these photos.
         chosen: the instances that expressions chose; None if no expressions were given.
@@ -114,11 +115,15 @@ class EncodedGallery:
     threads: int
 
     def turns(self) -> Iterator[tuple[Ints, Gallery]]:
-        """Yield, for the t-th expression of every photo, their rows and the gallery to search.
+        """Yield the turns of an evaluation in which each photo's own expression chooses.
 
-        One turn is one run of the released evaluator (docs/clare.md, section 6): each photo
-        contributes what its own expression of this turn chose. A photo with fewer expressions
-        starts again with its first one; a photo without any contributes its query-free instances.
+        One turn is one run of the released evaluator (docs/clare.md, section 6). In turn t, each
+        photo contributes the instances that its t-th expression chose. A photo with fewer
+        expressions starts again with its first one. A photo without expressions contributes its
+        query-free instances.
+
+        Yields:
+            The rows of the expressions that search in this turn, and the gallery to search.
         """
         if self.chosen is None:
             raise ValueError("this gallery was encoded without expressions that choose instances")
@@ -149,7 +154,7 @@ def encode_gallery(
 
     Args:
         encoder: the model; an `ExpressionChooser` if `choosers` is given.
-        dataset: its photos.
+        dataset: the data set whose photos are encoded.
         images_dir: folder of the photos.
         choosers: expressions that choose instances in addition to the query-free ones.
         how: how the photos are encoded.
@@ -160,6 +165,8 @@ def encode_gallery(
     how = how or Encoding()
     paths = _photo_paths(dataset, Path(images_dir).absolute())
     shards = _Shards(encoder, paths, choosers, how)
+    # Everything that could change a shard names its folder, so a shard that is found is never
+    # wrong.
     work = WorkFolder(how.work, shards.about(dataset)) if how.work else None
     done: dict[int, EncodedShard] = {}
     if work:
@@ -186,6 +193,7 @@ class _Shards:
         how: Encoding,
     ) -> None:
         self._encoder, self._paths, self._choosers, self._how = encoder, paths, choosers, how
+        # Sorted by photo, so that the expressions of a photo are one range of this order.
         self._order = (
             np.argsort(choosers.images, kind="stable") if choosers else np.empty(0, np.int64)
         )
@@ -220,12 +228,14 @@ class _Shards:
         """Return everything that shards depend on; of photos, their names and file sizes."""
         photos = hashlib.sha256()
         for image, path in zip(dataset.images, self._paths, strict=True):
+            # Sizes instead of contents, because hashing a gallery would take as long as reading it.
             photos.update(f"{image.file_name}\0{path.stat().st_size}\n".encode())
         texts = hashlib.sha256()
         if self._choosers:
             for image_row, text in zip(self._choosers.images, self._choosers.texts, strict=True):
                 texts.update(f"{image_row}\0{text}\n".encode())
         return {
+            # Another release may decode photos or choose candidates differently.
             "version": reir.__version__,
             "digest": self._encoder.digest,
             "num_candidates": self._encoder.num_candidates,
@@ -241,6 +251,7 @@ class _Shards:
 
 def encode_expressions(encoder: InstanceEncoder, texts: Sequence[str]) -> FloatArray:
     """Return the (M, D) vectors of the texts."""
+    # Without texts, the result still has the shape (0, D).
     vectors = [np.empty((0, encoder.dim), dtype=np.float32)]
     for first in range(0, len(texts), _EXPRESSIONS_AT_ONCE):
         vectors.append(encoder.encode_expressions(texts[first : first + _EXPRESSIONS_AT_ONCE]))
@@ -336,7 +347,10 @@ def _chosen(
 
 
 def _gallery(dataset: ReferringDataset, packed: InstanceLists, photo_of_list: Ints) -> Gallery:
-    """Return instances with their photo, and with boxes in pixels of the annotated size."""
+    """Return instances with their photo, and with boxes in pixels of the annotated size.
+
+    The true boxes are in these pixels, even if the file of a photo has another size.
+    """
     images = np.repeat(photo_of_list, packed.counts)
     size_px = np.array([(photo.width_px, photo.height_px) for photo in dataset.images])
     width, height = size_px[images].T
@@ -367,6 +381,7 @@ def _photo_paths(dataset: ReferringDataset, images_dir: Path) -> list[Path]:
 
 
 def _photo_path(dataset: ReferringDataset, photo: ReferringImage, images_dir: Path) -> Path:
+    # An annotation file is untrusted input, and must not name files outside of the folder.
     name = PurePosixPath(photo.file_name)
     if name.is_absolute() or ".." in name.parts or "\0" in photo.file_name:
         raise DataError(

@@ -12,6 +12,7 @@ REIR_COLUMNS = tuple(f"br{k}_{iou}" for iou in (50, 70, 90) for k in (1, 5, 10))
 REIRCOCO_VAL = (4994, 4994)
 """Number of photos and expressions in REIRCOCO's val split: one instance per photo."""
 
+# No two of these splits have the same numbers.
 REC_SPLITS: Mapping[tuple[int, int], str] = {
     (1500, 10834): "RefCOCO val",
     (750, 5657): "RefCOCO testA",
@@ -95,6 +96,7 @@ def _rows(columns: Sequence[str], text: str) -> tuple[PublishedRow, ...]:
     return tuple(rows)
 
 
+# The tables are copied digit by digit, in the layout of their source, so that they can be compared.
 _CLARE = "Hao et al., arXiv 2506.18246"
 _REC_COLUMNS = tuple(REC_SPLITS.values())
 

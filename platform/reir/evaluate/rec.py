@@ -1,10 +1,13 @@
 """Evaluation of referring expression comprehension (REC): find the described box in a given photo.
 
-Two answers are measured. *Query-free*: the best of the instances that an index stores for the
-photo, which were chosen without any expression. *By expression*: the best of all candidates of the
-encoder, which is how published models answer (docs/clare.md, section 6). Since the photo is given
-with the expression, this is no leak, but it needs the photo at query time. Non-maximum
-suppression makes no difference to it, since it never removes the best instance.
+Two answers are measured:
+
+* *Query-free*: the best of the instances that an index stores for the photo. These were chosen
+  without any expression.
+* *By expression*: the best of all candidates of the encoder, which is how published models answer
+  (docs/clare.md, section 6). Since the photo is given with the expression, this is no leak, but it
+  needs the photo at query time. Non-maximum suppression does not change this answer, because it
+  never removes the best instance.
 """
 
 # Shapes: M expressions, P photos
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 IOU_THRESHOLDS = (0.5, 0.7, 0.9)
+# Figures on photos that models are trained on would be meaningless.
 TRAIN = "train"
 QUERY_FREE_TITLE = "Query-free: candidates chosen without the expression, as in an index"
 BY_EXPRESSION_TITLE = (
@@ -59,12 +63,13 @@ class RecSplit:
     """The figures of one split, in percent, with 95 % bootstrap intervals.
 
     Attributes:
-        name: of the split, and of the kind of its expressions where it has several.
-        published_as: its name in published tables; empty if it is not published.
+        name: name of the split, followed by the kind of expressions if the split has several.
+        published_as: name of the split in published tables; empty if it is not published.
         num_photos: number of photos with expressions.
         num_expressions: number of expressions that describe an instance.
         query_free: `p50`, `p70`, `p90`, `mean_iou` of the best instance that an index stores.
-        by_expression: the same for the best of all candidates; None if the encoder cannot.
+        by_expression: the same figures for the best of all candidates; None if the encoder is no
+            `ExpressionChooser`.
     """
 
     name: str
@@ -80,8 +85,8 @@ class RecReport:
     """The figures of one evaluation.
 
     Attributes:
-        splits: in the order choosers for.
-        published: figures of others on those of the splits that they published; None without.
+        splits: the evaluated splits, in the order of the data set or of the request.
+        published: published figures of other systems on these splits; None if there are none.
         info: the data, encoder and settings of the evaluation.
     """
 
@@ -140,10 +145,11 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
 
     Args:
         encoder: the model; figures by expression need an `ExpressionChooser`.
-        dataset: a set with splits or without.
-        images_dir: where the photos are.
-        splits: to evaluate; empty for all but "train", or for a dataset without splits.
-        max_photos: only the first photos of each split.
+        dataset: data set with or without splits.
+        images_dir: folder of the photos.
+        splits: names of the splits to evaluate; empty for all but "train", or for a data set
+            without splits.
+        max_photos: use only so many photos of each split; None for all.
         how: how the photos are encoded.
 
     Raises:
@@ -152,8 +158,10 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
     """
     groups = _groups(dataset, splits, max_photos)
     expressions = [text for texts in groups.values() for text in texts]
+    # Photos without expressions are not asked about, so they need not be encoded.
     photos = dataset.of_images({text.image_id for text in expressions})
     queries = queries_of(encoder, photos, expressions)
+    # Only the best instance of a photo matters here, so each expression keeps a single one.
     choosers = choosing_expressions(
         encoder, queries, [text.text for text in expressions], num_kept=1
     )
@@ -162,6 +170,7 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
     own_boxes_px = None
     if choosers:
         own_boxes_px = np.full_like(boxes_px, np.nan)
+        # In other turns, the photo shows what another of its expressions chose.
         for of_turn, shown in gallery.turns():
             own_boxes_px[of_turn] = _top_boxes_px(queries[of_turn], shown)
     found: list[RecSplit] = []
@@ -194,7 +203,7 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
 def _groups(
     dataset: ReferringDataset, splits: Sequence[str], max_photos: int | None
 ) -> dict[str, list[Expression]]:
-    """Name of a split (and of a kind, if there are several) -> its expressions."""
+    """Map the name of each split (and of the kind, if there are several) to its expressions."""
     names = splits or [name for name in dataset.splits if name != TRAIN]
     parts = {name: dataset.split(name) for name in names}
     groups: dict[str, list[Expression]] = defaultdict(list)
@@ -211,7 +220,7 @@ def _groups(
 
 
 def _top_boxes_px(queries: Queries, gallery: Gallery) -> Floats:
-    """(M, 4) box of the best instance in each query's photo; NaN if it has none."""
+    """Return the (M, 4) boxes of the best instance in each query's photo; NaN if it has none."""
     top = top_instances(queries, gallery)
     boxes_px = np.full((len(queries), 4), np.nan)
     boxes_px[top >= 0] = gallery.boxes_px[top[top >= 0]]

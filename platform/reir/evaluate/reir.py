@@ -3,10 +3,10 @@
 Every photo of the gallery is encoded once, without any query; then every expression ranks all
 instances of all photos. No store is involved.
 
-For an `ExpressionChooser`, a second set of figures uses the candidates of the evaluator that was
-released with CLARE, where each photo's own expression chooses its candidates. That is a **leak**,
-since an index cannot know which photo an expression is about; these figures can be compared with
-published ones only.
+For an `ExpressionChooser`, there is a second set of figures. There, each photo's own expression
+chooses its candidates, as in the evaluator that was released with CLARE. That is a **leak**, since
+an index cannot know which photo an expression is about. These figures can only be compared with
+published ones.
 """
 
 # Shapes: M expressions, J instances of the whole gallery, D vector dimension
@@ -55,12 +55,12 @@ LEAKY_TITLE = "LEAKY: candidates chosen by the photo's own expression, which no 
 
 @dataclass(frozen=True, kw_only=True)
 class ReirFigures:
-    """Figures under one choice of candidates, in percent, with 95 % bootstrap intervals.
+    """Figures for one way to choose candidates, in percent, with 95 % bootstrap intervals.
 
     Attributes:
         definition_b: `br1_50` ... `br10_90`: one of the first K instances is right.
-        definition_a: the same, but the best instance of the true photo must be right and among
-            the first K.
+        definition_a: the same names: the best instance of the true photo is right, and is among the
+            first K.
         image_recall: `r1`, `r5`, `r10`.
         rec: `p50` ... `p90`, precision of the top box within the true photo.
     """
@@ -89,7 +89,8 @@ class ReirReport:
 
     Attributes:
         query_free: candidates chosen without any query, as in an index.
-        leaky: candidates chosen by each photo's own expression; None if the encoder cannot.
+        leaky: candidates chosen by each photo's own expression; None if the encoder is no
+            `ExpressionChooser`.
         published: published results on the same split; None if there are none.
         info: the data, encoder and settings of the evaluation.
     """
@@ -144,17 +145,19 @@ def evaluate_reir(
     Args:
         encoder: the model; the leaky figures need an `ExpressionChooser`.
         dataset: all its photos form the gallery; expressions without an instance are left out.
-        images_dir: where the photos are.
+        images_dir: folder of the photos.
         all_expressions: use every expression of an instance as a query instead of only the first.
         how: how the gallery is encoded.
 
     Raises:
         DataError: no expression has an instance, or photos are missing from `images_dir`.
     """
+    # Photos of left-out expressions stay in the gallery, as wrong answers.
     described = dataset.with_targets()
     chosen = described if all_expressions else described.first_expressions()
     texts = [text.text for text in chosen.expressions]
     queries = queries_of(encoder, dataset, chosen.expressions)
+    # As many instances per photo as in the query-free gallery, so that only the choice differs.
     choosers = choosing_expressions(encoder, queries, texts, encoder.num_candidates)
     gallery = encode_gallery(encoder, dataset, images_dir, choosers=choosers, how=how)
     leaky = None
@@ -184,6 +187,7 @@ def evaluate_reir(
 def _columns(queries: Queries, gallery: Gallery) -> Columns:
     """Return the success of each query: `part.figure` -> (M,)."""
     ranks = reir_ranks(queries, gallery)
+    # NaN stands for no answer, which counts as a miss.
     top_boxes_px = np.full((len(queries), 4), np.nan)
     answered = ranks.top_instance >= 0
     top_boxes_px[answered] = gallery.boxes_px[ranks.top_instance[answered]]
@@ -201,7 +205,7 @@ def _columns(queries: Queries, gallery: Gallery) -> Columns:
 
 
 def _leaky_columns(queries: Queries, turns: Iterator[tuple[Ints, Gallery]]) -> Columns:
-    """Return the successes like `_columns`, each query measured in the gallery of its own turn."""
+    """Return the same columns, with each query measured in the gallery of its own turn."""
     columns: dict[str, npt.NDArray[Any]] = {}
     for rows, gallery in turns:
         for name, values in _columns(queries[rows], gallery).items():

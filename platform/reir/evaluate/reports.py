@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Figures = Mapping[str, Interval]
 Columns = Mapping[str, npt.NDArray[Any]]
-"""Figure -> (M,) its value for each query, in [0, 1]."""
+"""Name of a figure -> (M,) its value for each query, in [0, 1]."""
 
 NUM_RESAMPLES = 2000
 NO_CHOICE = (
@@ -40,10 +40,10 @@ class EvaluationInfo:
 
     Attributes:
         counts: numbers of photos, unreadable and misshapen photos, instances, and texts.
-        digest: of the encoder.
-        versions: of the software.
-        settings: of the evaluation.
-        left_out: missing part of the report -> why it is missing.
+        digest: digest of the encoder.
+        versions: versions of the software.
+        settings: settings of the evaluation.
+        left_out: missing part of the report -> reason why it is missing.
     """
 
     counts: Mapping[str, int]
@@ -113,6 +113,8 @@ def evaluation_info(
 
 def intervals(columns: Columns, images: Ints) -> dict[str, Interval]:
     """Return the mean and interval of each figure in percent, resampled by photo."""
+    # Photos are resampled, not expressions. Expressions of one photo often succeed or fail
+    # together, so intervals over expressions would be too narrow.
     values = 100.0 * np.stack(list(columns.values()), axis=1)
     found = bootstrap_intervals(values, clusters=images, num_resamples=NUM_RESAMPLES)
     return dict(zip(columns, found, strict=True))
@@ -157,8 +159,8 @@ def comparison(
 
     Args:
         published: the published table.
-        headers: one for each of its columns.
-        ours: name of a row -> its figures.
+        headers: one header for each column.
+        ours: name of each of our rows -> its figures.
     """
     table = figure_table("Comparison with published figures", headers)
     theirs = {row.system: row.figures for row in published.rows}

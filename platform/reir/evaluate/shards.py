@@ -1,8 +1,8 @@
 """Shards: groups of photos that are encoded independently, in any process.
 
-A shard is the unit of restart and of distribution. Its result depends on the encoder and the shard
-alone, to the last bit: photos of two shards never share a batch, and the number of threads, which
-changes how sums are rounded, is part of the shard.
+An interrupted evaluation restarts at a shard, and workers get one shard at a time. The result of a
+shard depends only on the encoder and the shard, to the last bit: photos of two shards never share a
+batch, and the number of threads, which changes how sums are rounded, is part of the shard.
 """
 
 # Shapes: P photos of a shard, J instances, E expressions of these photos, L lists of instances,
@@ -32,14 +32,14 @@ BATCH_PHOTOS = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """A task: photos to encode.
+    """Some photos to encode, in the form that is sent to a worker.
 
     Attributes:
         number: index of the shard in the gallery.
-        paths: of P photos; every process must be able to read them.
-        digest: of the encoder to use.
+        paths: paths of P photos; every process must be able to read them.
+        digest: digest of the encoder to use.
         expressions: for each photo, the (T, D) vectors of the expressions that choose instances;
-            empty if none do.
+            empty if no expressions choose.
         num_kept: number of instances that each expression chooses.
         threads: CPU threads of torch.
     """
@@ -89,9 +89,9 @@ class EncodedShard:
     Attributes:
         instances: P lists, chosen without any query; empty if a photo cannot be decoded.
         chosen: E lists, one for each expression of each photo, photo by photo.
-        image_vectors: (P, D); NaN if a photo cannot be decoded.
+        image_vectors: (P, D) vectors of whole photos; NaN if a photo cannot be decoded.
         size_px: (P, 2) width and height of each photo; 0 if it cannot be decoded.
-        failures: (P,) why a photo cannot be decoded; empty if it can.
+        failures: (P,) reason why a photo cannot be decoded; empty text if it can.
     """
 
     instances: InstanceLists
@@ -164,10 +164,12 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
                 try:
                     photos[at] = _read(shard.paths[at])
                 except ImageError as error:
+                    # As text, which `np.savez` can store without a pickle.
                     failures[at] = error.reason.value
             for at, pixels in photos.items():
                 size_px[at] = pixels.shape[1::-1]
             found.update(zip(photos, _encode(encoder, shard, photos), strict=True))
+    # A photo that cannot be decoded keeps its place, so that lists and photos stay aligned.
     results = [found.get(at) or _nothing(encoder.dim, shard, at) for at in range(num_photos)]
     image_vectors = [
         found[at].query_free.image_vector if at in found else np.full(encoder.dim, np.nan)

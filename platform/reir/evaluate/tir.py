@@ -50,7 +50,7 @@ class TirReport:
 
     Attributes:
         best_instance: `r1`, `r5`, `r10` with photos ranked by their best instance.
-        photo_vector: the same with photos ranked by the vector of the whole photo.
+        photo_vector: the same figures with photos ranked by the vector of the whole photo.
         published: published results on the same split; None if there are none.
         info: the data, encoder and settings of the evaluation.
     """
@@ -99,8 +99,8 @@ def evaluate_tir(
     Args:
         encoder: the model.
         dataset: all its photos form the gallery.
-        texts: each is about one photo of the gallery.
-        images_dir: where the photos are.
+        texts: texts that were each written for one photo of the gallery.
+        images_dir: folder of the photos.
         how: how the gallery is encoded.
 
     Raises:
@@ -119,6 +119,7 @@ def evaluate_tir(
         best_instance=_figures(
             image_ranks(vectors, images, instances.vectors, instances.images), images
         ),
+        # Only photos that could be decoded have a vector; the others are unranked.
         photo_vector=_figures(
             image_ranks(vectors, images, gallery.image_vectors, gallery.image_rows), images
         ),

@@ -3,8 +3,8 @@
     DIR/<encoder digest>-<hash>/about.json    everything that the shards depend on
     DIR/<encoder digest>-<hash>/00012.npz     one finished shard
 
-<hash> is that of about.json. So shards of another checkpoint or of other
-photos are never mixed up with these, and several evaluations may share one DIR.
+<hash> is the hash of about.json. So shards of another checkpoint or of other photos are never mixed
+up with these, and several evaluations may share one DIR.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class WorkFolder:
 
     Args:
         parent: the folder that the user names; created if it does not exist.
-        about: plain JSON values that the shards depend on, with the encoder's `digest`.
+        about: plain JSON values that the shards depend on, including the encoder's `digest`.
 
     Raises:
         DataError: the folder cannot be created.
@@ -57,6 +57,7 @@ class WorkFolder:
         if not path.exists():
             return None
         try:
+            # A pickle in the folder could run code.
             with np.load(path, allow_pickle=False) as arrays:
                 return EncodedShard.from_arrays(arrays)
         except DAMAGED as error:
@@ -66,9 +67,11 @@ class WorkFolder:
     def save(self, number: int, shard: EncodedShard) -> None:
         """Write a shard; after an interruption its file is either complete or absent."""
         path = self._file(number)
+        # The process id keeps two processes apart that save the same shard.
         part = path.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
             np.savez(file, allow_pickle=False, **shard.to_arrays())
+            # Otherwise, a power failure after the renaming could leave an empty file of that name.
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -33,15 +33,15 @@ def bootstrap_intervals(
 ) -> list[Interval]:
     """Return percentile intervals of the mean of each metric over the queries.
 
-    Each resample draws as many clusters as there are, with replacement; without `clusters` every
-    query is a cluster. All metrics use the same resamples. The result is deterministic.
+    Each resample draws as many clusters as there are, with replacement. Without `clusters`, every
+    query is a cluster of its own. All metrics use the same resamples. The result is deterministic.
 
     Args:
-        values: (M, S) per-query values, e.g. successes.
+        values: (M, S) values of each query, for example 1 for a success.
         clusters: (M,) integers; queries of one cluster (one photo) are drawn together.
-        num_resamples: R, at least 1.
-        confidence: in (0, 1).
-        seed: of the draws.
+        num_resamples: number of resamples R, at least 1.
+        confidence: share of the resampled means inside the interval, in (0, 1).
+        seed: random seed of the resamples.
 
     Returns:
         S intervals in the order of the columns.
@@ -65,7 +65,7 @@ def bootstrap_intervals(
 
 
 def _cluster_sums(table: Floats, clusters: npt.ArrayLike | None) -> tuple[Floats, Floats]:
-    """(G, S) sums of values and (G,) numbers of queries; clusters in ascending order."""
+    """Return (G, S) sums of values and (G,) numbers of queries, by cluster in ascending order."""
     if clusters is None:
         return table, np.ones(len(table))
     labels = np.asarray(clusters)
@@ -81,7 +81,8 @@ def _cluster_sums(table: Floats, clusters: npt.ArrayLike | None) -> tuple[Floats
 def _resampled_means(
     sums: Floats, sizes: Floats, num_resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """(R, S) means over the queries of each resample."""
+    """Return the (R, S) means over the queries of each resample."""
+    # Counting how often each cluster is drawn turns the resampled sums into one matrix product.
     num_clusters = len(sizes)
     rows_at_once = max(1, _DRAWS_AT_ONCE // num_clusters)
     means = []
@@ -91,5 +92,6 @@ def _resampled_means(
         offsets = np.arange(rows)[:, None] * num_clusters
         counts = np.bincount((drawn + offsets).ravel(), minlength=rows * num_clusters)
         times_drawn = counts.reshape(rows, num_clusters).astype(np.float64)
+        # Clusters differ in size, so the number of queries differs between resamples.
         means.append((times_drawn @ sums) / (times_drawn @ sizes)[:, None])
     return np.concatenate(means)

@@ -14,7 +14,8 @@ Labels = npt.NDArray[np.bool_]
 def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     """Return the area under the ROC curve.
 
-    This is how often a true answer scores above a false one; equal scores count half.
+    This is the share of pairs of a true and a false answer in which the true one scores higher;
+    equal scores count half.
 
     Args:
         scores: (R,).
@@ -24,6 +25,7 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         ValueError: lengths differ, or all answers are true, or all are false.
     """
     values, true = _validate(scores, labels)
+    # Counting at each distinct score handles ties exactly, without comparing all pairs.
     order, place = np.unique(values, return_inverse=True)
     num_true = np.bincount(place[true], minlength=len(order))
     num_false = np.bincount(place[~true], minlength=len(order))
@@ -47,14 +49,30 @@ def threshold_at_tpr(scores: npt.ArrayLike, labels: npt.ArrayLike, tpr: float) -
 
 
 def expected_calibration_error(
-    probabilities: npt.ArrayLike, labels: npt.ArrayLike, num_bins: int = 15
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    num_bins: int = 15,
+    *,
+    balanced: bool = False,
 ) -> float:
-    """Return the mean gap between probability and frequency over bins of equal width."""
+    """Return the mean gap between probability and frequency over bins of equal width.
+
+    Args:
+        probabilities: (R,) in [0, 1].
+        labels: (R,) whether each answer is true.
+        num_bins: number of bins.
+        balanced: whether true and false answers get the same total weight, whatever their numbers;
+            for probabilities that were fitted on as many true answers as false ones.
+    """
     values, true = _validate(probabilities, labels)
+    weights = np.full(len(values), 1 / len(values))
+    if balanced:
+        weights = np.where(true, 0.5 / true.sum(), 0.5 / (~true).sum())
+    # A probability of 1 belongs to the last bin.
     bins = np.minimum((values * num_bins).astype(np.int64), num_bins - 1)
-    predicted = np.bincount(bins, weights=values, minlength=num_bins)
-    observed = np.bincount(bins, weights=true, minlength=num_bins)
-    return float(np.abs(predicted - observed).sum() / len(values))
+    predicted = np.bincount(bins, weights=values * weights, minlength=num_bins)
+    observed = np.bincount(bins, weights=true * weights, minlength=num_bins)
+    return float(np.abs(predicted - observed).sum())
 
 
 def _validate(scores: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Values, Labels]:

@@ -21,8 +21,9 @@ class RecHits:
     """Whether the top box of each of M queries is right.
 
     Attributes:
-        iou: (M,) of the top box with the true box; 0 if the photo has no box.
-        hits: (M, T) whether the IoU is **above** each threshold (BR@K asks for "at least").
+        iou: (M,) IoU of the top box with the true box; 0 if the photo has no box.
+        hits: (M, T) whether the IoU is **above** each threshold, whereas BR@K requires only that it
+            reaches the threshold.
         iou_thresholds: the T thresholds.
     """
 
@@ -43,9 +44,9 @@ def rec_hits(
     """Compare the top box of each query with its true box.
 
     Args:
-        top_boxes_px: (M, 4) xyxy in pixels; a row of NaN, a miss, if the photo has no box.
+        top_boxes_px: (M, 4) xyxy in pixels; a row of NaN if the photo has no box, which is a miss.
         target_boxes_px: (M, 4) xyxy in pixels.
-        iou_thresholds: a hit has a larger IoU than this.
+        iou_thresholds: IoUs that a hit must exceed.
 
     Raises:
         ValueError: the shapes differ or a target is not finite.

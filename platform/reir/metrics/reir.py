@@ -92,7 +92,7 @@ class ReirRanks:
 
     Attributes:
         top_instance: (M,) index of the best instance of the true photo; -1 if it has none.
-        top_iou: (M,) its IoU with the true box; 0 if there is none.
+        top_iou: (M,) IoU of that instance with the true box; 0 if there is none.
         top_rank: (M,) its rank among all instances of the gallery.
         image_rank: (M,) the rank of the true photo among the photos that have instances.
         fitting_rank: (M, T) rank of the best instance of the true photo whose IoU with the true
@@ -141,7 +141,10 @@ class _GroupedGallery:
     longest: float  # length of the longest vector
 
     def own_range(self, images: Ints) -> tuple[Ints, Ints]:
-        """First and past-last grouped position of each photo; an empty range when it has none."""
+        """Return the first and the past-last grouped position of each photo's instances.
+
+        The range is empty if the photo has no instances.
+        """
         if not len(self.image_ids):
             return np.zeros_like(images), np.zeros_like(images)
         at = np.searchsorted(self.image_ids, images).clip(max=len(self.image_ids) - 1)
@@ -160,7 +163,7 @@ class _GroupedGallery:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Every (query of the chunk, instance of its true photo), sorted by query."""
+    """All pairs of a query of the chunk and an instance of its true photo, sorted by query."""
 
     query: Ints  # (P,) row in the chunk
     position: Ints  # (P,) grouped position of the instance
@@ -183,7 +186,7 @@ def reir_ranks(
 
     Args:
         queries: expressions and their right answers.
-        gallery: what is searched.
+        gallery: instances to rank.
         iou_thresholds: an instance fits if its IoU with the true box is at least this.
         query_chunk: number of queries to score at once.
         instance_block: number of instances to score at once.
@@ -227,14 +230,14 @@ def top_instances(queries: Queries, gallery: Gallery, *, query_chunk: int = 256)
 
 
 def _tolerance(queries: Queries, gallery: _GroupedGallery) -> FloatArray:
-    """(C,) largest difference at which two scores of a query count as equal."""
+    """Return the (C,) largest difference at which two scores of a query count as equal."""
     return np.asarray(TIE * gallery.longest * _lengths(queries.vectors), dtype=np.float32)
 
 
 def _rank_chunk(
     queries: Queries, gallery: _GroupedGallery, thresholds: tuple[float, ...], block: int
 ) -> ReirRanks:
-    """Ranks of one chunk of queries."""
+    """Rank the gallery for one chunk of queries."""
     pairs = _own_pairs(queries, gallery)
     tolerance = _tolerance(queries, gallery)
     top_pair = _best_pair(pairs, tolerance)
@@ -246,6 +249,7 @@ def _rank_chunk(
     # Level 0: the best own score. Level 1 + t: the best own score that fits threshold t.
     least_ious = (-np.inf, *thresholds)
     levels = np.stack([_best_score(pairs, pairs.iou >= v, len(queries)) for v in least_ious], 1)
+    # Scores that are equal to a level must count as above it (ties count against the query).
     levels -= tolerance[:, None]
     above, image_rank = _count_others(queries.vectors, gallery, pairs, levels, block)
     above[:, 1:] += _count_own_misfits(pairs, levels[:, 1:], thresholds)
@@ -266,7 +270,10 @@ def _own_pairs(queries: Queries, gallery: _GroupedGallery) -> _Pairs:
 
 
 def _best_pair(pairs: _Pairs, tolerance: FloatArray) -> Ints:
-    """(C,) index of the pair with the highest score, the lowest IoU of equals; -1 for none."""
+    """Return the (C,) index of the pair with the highest score; -1 if a query has no pair.
+
+    Of equal scores, the pair with the lowest IoU is returned.
+    """
     num_queries = len(tolerance)
     level = _best_score(pairs, np.ones(len(pairs.query), dtype=bool), num_queries) - tolerance
     equals = np.flatnonzero(pairs.score >= level[pairs.query])
@@ -278,7 +285,10 @@ def _best_pair(pairs: _Pairs, tolerance: FloatArray) -> Ints:
 
 
 def _best_score(pairs: _Pairs, eligible: Bools, num_queries: int) -> FloatArray:
-    """(C,) highest score among eligible pairs; +inf if there is none, which nothing reaches."""
+    """Return the (C,) highest score among the eligible pairs.
+
+    Without such a pair it is +inf, a level that no score reaches.
+    """
     best = np.full(num_queries, -np.inf, dtype=np.float32)
     np.maximum.at(best, pairs.query[eligible], pairs.score[eligible])
     best[np.isneginf(best)] = np.inf
@@ -301,6 +311,7 @@ def _count_others(
         first, past = starts[0], gallery.starts[images.stop]
         scores_cb = vectors @ gallery.vectors[first:past].T
         own = (pairs.position >= first) & (pairs.position < past)
+        # Own instances are counted separately, because only those that fit worse rank above.
         scores_cb[pairs.query[own], pairs.position[own] - first] = -np.inf
         for column in range(levels.shape[1]):
             instances[:, column] += _count_true(scores_cb >= levels[:, [column]])
@@ -310,7 +321,7 @@ def _count_others(
 
 
 def _count_own_misfits(pairs: _Pairs, levels: FloatArray, thresholds: tuple[float, ...]) -> Ints:
-    """(C, T) own instances that reach the level of a threshold without fitting it."""
+    """Return the (C, T) numbers of own instances that reach a level but miss its IoU threshold."""
     counts = np.zeros(levels.shape, dtype=np.int64)
     for column, threshold in enumerate(thresholds):
         above = (pairs.iou < threshold) & (pairs.score >= levels[pairs.query, column])
@@ -319,7 +330,7 @@ def _count_own_misfits(pairs: _Pairs, levels: FloatArray, thresholds: tuple[floa
 
 
 def _count_true(mask_cb: Bools) -> Ints:
-    """(C,) number of true values in each row."""
+    """Return the (C,) number of true values in each row."""
     return np.asarray(np.count_nonzero(mask_cb, axis=1), dtype=np.int64)
 
 
@@ -349,12 +360,12 @@ def _group(gallery: Gallery) -> _GroupedGallery:
 
 
 def _lengths(vectors: FloatArray) -> FloatArray:
-    """(N,) Euclidean length of each vector."""
+    """Return the (N,) Euclidean lengths of the vectors."""
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), dtype=np.float32)
 
 
 def _validate(arrays: _BoxVectors) -> None:
-    """Check shapes and values, and replace the arrays by arrays of their types."""
+    """Check shapes and values, and convert the arrays to their types."""
     name = type(arrays).__name__
     vectors = np.asarray(arrays.vectors, dtype=np.float32)
     images = np.asarray(arrays.images)
@@ -371,6 +382,7 @@ def _validate(arrays: _BoxVectors) -> None:
     for field, array in (("vectors", vectors), ("boxes_px", boxes_px)):
         if not np.isfinite(array).all():
             raise ValueError(f"{name}.{field} must be finite, got NaN or infinity")
+    # The dataclass is frozen, so plain assignments would fail.
     object.__setattr__(arrays, "vectors", vectors)
     object.__setattr__(arrays, "images", images.astype(np.int64))
     object.__setattr__(arrays, "boxes_px", boxes_px)

@@ -16,10 +16,10 @@ Ints = npt.NDArray[np.int64]
 def image_ranks(
     text_vectors: FloatArray, text_images: Ints, vectors: FloatArray, images: Ints
 ) -> Ints:
-    """Return the (M,) 0-based rank of each text's photo; ties count against it.
+    """Return the (M,) rank of each text's photo, counted from 0; ties count against it.
 
-    A photo without a vector is `UNRANKED`. The score of a photo is that of its best vector
-    (docs/clare.md, section 1.4).
+    The score of a photo is that of its best vector (docs/clare.md, section 1.4). A photo without a
+    vector is `UNRANKED`.
 
     Args:
         text_vectors: (M, D).
@@ -30,7 +30,7 @@ def image_ranks(
     Raises:
         ValueError: shapes disagree or a value is not finite.
     """
-    # without an IoU threshold, the boxes do not matter
+    # Without an IoU threshold, the boxes do not matter.
     texts = Queries(text_vectors, text_images, np.zeros((len(text_vectors), 4)))
     gallery = Gallery(vectors, images, np.zeros((len(vectors), 4)))
     return reir_ranks(texts, gallery, iou_thresholds=()).image_rank

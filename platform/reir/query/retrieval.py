@@ -88,10 +88,13 @@ class Retriever:
     """Searches the version of one gallery that is live at the time of each search.
 
     Attributes:
-        live: the version that was live at the last search or `refresh`.
+        live: the version that the last search or `refresh` used.
+        pinned: version to search instead of the live one; empty for the live one.
     """
 
-    def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
+    def __init__(
+        self, store: InstanceStore, gallery: str, digest: str, dim: int, pinned: str = ""
+    ) -> None:
         """Search with vectors of dimension `dim` of the checkpoint `digest`.
 
         Raises:
@@ -100,21 +103,24 @@ class Retriever:
         """
         self._store, self.gallery = store, gallery
         self._digest, self._dim = digest, dim
-        self.live = store.live_version(gallery)
+        self.pinned = pinned
+        self.live = pinned or store.live_version(gallery)
         self._known = self._look_up(self.live)
         self._known_until_s = time.monotonic() + SIZE_KNOWN_S
 
     def refresh(self) -> str:
-        """Switch to the version that is live now and return its name; every search does this.
+        """Return the version to search: the pinned one, or the one that is live now.
+
+        Every search does this.
 
         Raises:
             GalleryNotFound: the gallery is gone.
             SchemaMismatch: the version was built with another checkpoint.
         """
-        live = self._store.live_version(self.gallery)
-        self._info(live)
-        self.live = live
-        return live
+        version = self.pinned or self._store.live_version(self.gallery)
+        self._info(version)
+        self.live = version
+        return version
 
     def retrieve(self, requests: Sequence[RetrieveRequest]) -> list[RetrieveResult]:
         """Answer requests, in the order given; those that differ only in vectors share a search.

@@ -31,9 +31,10 @@ from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
 from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
-from reir.records import Box, MaskRle
+from reir.records import Box, FloatArray, MaskRle
 from reir.results import GalleryInfo, Localization, SearchResult
 from reir.store.contract import InstanceStore
+from reir.text import validate_expression
 
 
 def open_gallery(
@@ -42,8 +43,9 @@ def open_gallery(
     store: InstanceStore | str | None = None,
     encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
+    version: str = "",
 ) -> Gallery:
-    """Open the live version of a gallery for searching.
+    """Open a gallery for searching.
 
     Args:
         name: gallery.
@@ -51,11 +53,12 @@ def open_gallery(
             `reir.store.open_store` accepts; None means the default location.
         encoder: an encoder, or its name in the form that `reir.encoders` accepts.
         checkpoint: checkpoint directory, instead of an encoder. If neither is given, the encoder
-            that the live version was indexed with is loaded.
+            that the version was indexed with is loaded.
+        version: the version to search, whichever is live; empty for the live one.
 
     Raises:
-        GalleryNotFound: no such gallery, or none of its versions is live.
-        SchemaMismatch: the live version was built with another checkpoint.
+        GalleryNotFound: no such gallery or version, or none of its versions is live.
+        SchemaMismatch: the version was built with another checkpoint.
         ConfigError: the encoder's name is not known, or a package that it needs is missing.
         CheckpointError: the checkpoint does not load.
         StoreUnavailable: the store cannot be reached.
@@ -71,15 +74,16 @@ def open_gallery(
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
         folder = None
         if encoder is None:
-            # For its error: without a live version, `stored_spec` names the shipped checkpoint.
-            store.live_version(name)
-            spec = stored_spec(store, name)
+            if not version:
+                # For its error: without a live version, `stored_spec` names the shipped checkpoint.
+                store.live_version(name)
+            spec = stored_spec(store, name, version)
             encoder, folder = _load_own(name, spec), checkpoint_folder(spec)
         elif isinstance(encoder, str):
             folder = checkpoint_folder(encoder)
             encoder = load_encoder_spec(encoder)
         extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
-        gallery = Gallery(name, store, encoder, extras)
+        gallery = Gallery(name, store, encoder, extras, version=version)
         gallery.owned = owned.pop_all()  # from here on, the gallery closes the store
         return gallery
 
@@ -194,10 +198,13 @@ class Gallery(AbstractContextManager["Gallery"]):
         store: InstanceStore,
         encoder: InstanceEncoder,
         extras: CheckpointExtras | None = None,
+        *,
+        version: str = "",
     ) -> None:
         """Open gallery `name` of a store, to be searched with the vectors of `encoder`.
 
-        Without `extras`, there is no re-ranking and no presence.
+        Without `extras`, there is no re-ranking and no presence. Without `version`, every search
+        uses the version that is live then.
 
         Raises:
             GalleryNotFound: no such gallery, or none of its versions is live.
@@ -205,10 +212,10 @@ class Gallery(AbstractContextManager["Gallery"]):
         """
         self.name = name
         self.owned = ExitStack()
-        self._retriever = Retriever(store, name, encoder.digest, encoder.dim)
-        extras = extras or CheckpointExtras()
+        self._retriever = Retriever(store, name, encoder.digest, encoder.dim, version)
+        self._store, self._encoder = store, encoder
+        self._extras = extras = extras or CheckpointExtras()
         reranker = extras.reranker
-        self._encoder = encoder
         self._localizer = PixelLocalizer(encoder, extras.calibration)
         self.stages = LocalStages(
             encoder=encoder,
@@ -218,9 +225,24 @@ class Gallery(AbstractContextManager["Gallery"]):
             calibration=extras.calibration,
         )
 
+    def with_version(self, version: str) -> Gallery:
+        """Return the same gallery and model, to search another version of the same checkpoint.
+
+        It uses the store of this gallery, which therefore must stay open.
+
+        Raises:
+            GalleryNotFound: there is no such version.
+            SchemaMismatch: the version was built with another checkpoint.
+        """
+        return Gallery(self.name, self._store, self._encoder, self._extras, version=version)
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """Return the (len(expressions), D) vectors of expressions, normalized as in a search."""
+        return self._encoder.encode_expressions([*map(validate_expression, expressions)])
+
     @property
     def version(self) -> str:
-        """Name of the version that was live at the last search or `refresh`."""
+        """Name of the version that the last search or `refresh` used."""
         return self._retriever.live
 
     def refresh(self) -> str:

@@ -1,4 +1,7 @@
-"""Where instances live: one contract, a memory twin, and Milvus (embedded Lite or a server)."""
+"""Stores of instances: one contract, implemented in memory, on Milvus Lite and on a Milvus server.
+
+Milvus Lite runs embedded: its data is a directory, and a process of our own serves it.
+"""
 
 from reir.store.contract import (
     InstanceRow,

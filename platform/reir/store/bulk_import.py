@@ -31,7 +31,7 @@ IMPORT_FROM_ROWS = 5_000
 
 _ARROW_TYPES = {
     DataType.VARCHAR: pa.string(),
-    DataType.JSON: pa.string(),
+    DataType.JSON: pa.string(),  # a server parses it when it reads the file
     DataType.INT64: pa.int64(),
     DataType.FLOAT: pa.float32(),
     DataType.FLOAT_VECTOR: pa.list_(pa.float32()),
@@ -54,17 +54,19 @@ def import_rows(collection: MilvusCollection, rows: Iterable[Row], storage: str)
         StoreError: the storage cannot be written, or the server cannot import what is there.
         StoreUnavailable: the server cannot be reached. It may continue the import nevertheless.
     """
+    # Collected while the rows pass by: they may come from an iterator, which cannot be read twice.
     keys: list[str] = []
     with _staged_file(collection, _collect_keys(rows, collection.key, keys), storage) as file:
         try:
             collection.import_file(file)
         except StoreUnavailable:
-            raise
+            raise  # a `StoreError` too, but one that says nothing about the storage
         except StoreError as error:
             raise StoreError(
                 f"{error}; bulk import needs a folder of the storage that the Milvus server "
                 f"itself uses, got {without_secrets(storage)}"
             ) from error
+    # An import counts as completed before searches can find its rows.
     collection.await_present(keys)
 
 
@@ -79,6 +81,7 @@ def _staged_file(collection: MilvusCollection, rows: Iterable[Row], storage: str
     """Write a file of the rows, yield its path as the server sees it, and delete it at the end."""
     try:
         filesystem, folder, has_bucket = _open_storage(storage)
+        # A name of its own, since several writers may import into one collection.
         path = f"{folder}/{collection.name}-{uuid.uuid4().hex}.parquet"
         _write(filesystem, path, rows, collection)
     except STORAGE_ERRORS as error:
@@ -86,6 +89,7 @@ def _staged_file(collection: MilvusCollection, rows: Iterable[Row], storage: str
             f"cannot write a file for bulk import into {without_secrets(storage)}: {error}"
         ) from error
     try:
+        # A server takes paths within the bucket that it is configured with.
         yield path.partition("/")[2] if has_bucket else path
     finally:
         try:
@@ -113,6 +117,7 @@ def _write(
     schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in collection.stored_columns()])
     remaining = iter(rows)
     with filesystem.open_output_stream(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+        # In chunks, so that not all rows are in memory as dicts at the same time.
         while chunk := list(islice(remaining, PAGE_ROWS)):
             writer.write_table(pa.Table.from_pylist(list(map(_json_as_text, chunk)), schema))
 

@@ -30,6 +30,7 @@ class Catalog:
     def __init__(self, connection: MilvusConnection) -> None:
         """Use a connection."""
         self._connection = connection
+        # The columns of a collection never change, so each process asks Milvus for them only once.
         self._ledger_columns: dict[str, Mapping[str, DataType]] = {}
         self._derived: dict[tuple[str, str], bool] = {}
 
@@ -48,6 +49,7 @@ class Catalog:
 
     def drop_ledger(self, gallery: str, version: str) -> None:
         """Drop the ledger of a version, even if it is damaged."""
+        # Not `self.images`, which raises `StoreDamaged` if only the ledger is missing.
         MilvusCollection(
             self._connection, images_collection(gallery, version), "image_id", {}
         ).drop()
@@ -66,6 +68,7 @@ class Catalog:
     def find(self, gallery: str, version: str) -> StoredVersion | None:
         """What was stored with a version when it was created; None if there is no such version."""
         found = self.instances(gallery, version).describe()
+        # A server may also have collections of other programs, with names like ours.
         ours = found is not None and VERSION_PROPERTY in found["properties"]
         return StoredVersion.from_properties(found["properties"]) if found and ours else None
 
@@ -89,6 +92,7 @@ class Catalog:
 
     def live(self, gallery: str) -> str | None:
         """Version that the gallery's alias points to; None if there is no alias."""
+        # Described by the name of an alias, Milvus returns the collection that it points to.
         alias = MilvusCollection(self._connection, live_alias(gallery), "instance_id", {})
         found = alias.describe()
         key = None if found is None else parse_instances_collection(found["collection_name"])
@@ -100,6 +104,7 @@ class Catalog:
             "collection_name": instances_collection(gallery, version),
             "alias": live_alias(gallery),
         }
+        # Altered and not dropped and created again, so that a version is live at every moment.
         try:
             self._connection.call("alter_alias", **target)
         except GalleryNotFound:
@@ -115,6 +120,7 @@ class Catalog:
     ) -> VersionInfo:
         """Describe a version; counts its images."""
         images = self.images(gallery, version)
+        # Images that are being written for the first time have ledger rows that nobody may see yet.
         pending = images.count(f"status == {quote(rows.PENDING)}")
         return VersionInfo(
             name=version,
@@ -130,7 +136,7 @@ class Catalog:
         if (gallery, version) not in self._derived:
             found = self.instances(gallery, version).describe()
             if found is None:
-                return True
+                return True  # not cached; the caller's next call says that the version is missing
             present = {each["name"] for each in found["fields"]}
             self._derived[gallery, version] = present >= rows.DERIVED_COLUMNS.keys()
         return self._derived[gallery, version]
@@ -163,6 +169,7 @@ class Catalog:
         try:
             yield
         except GalleryNotFound as error:
+            # Another process may have dropped the version and create it anew with other columns.
             self.clear_cache(gallery, version)
             self.images(gallery, version)  # raises `StoreDamaged` if only the ledger is missing
             raise validation.unknown_version_error(

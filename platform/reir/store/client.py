@@ -33,6 +33,7 @@ EF_SEARCH, EF_FILTERED = 256, 1024
 With filters that keep half of the instances, 0.86, 0.97 and 0.996; at 1024 it is 1.0, and a search
 takes 3 ms longer."""
 
+# Error codes of Milvus and of pymilvus.
 _CONNECT_FAILED = 2
 _NOT_FOUND = 100
 _ALIAS_NOT_FOUND = 1600
@@ -154,11 +155,14 @@ class MilvusConnection:
         return _bound(client, method)(**arguments)
 
     def _connected(self) -> MilvusClient:
+        # Under the lock, so that threads that start at the same time share one client.
         with self._mutex:
             if self._client is None:
                 uri = (
                     self._backend if isinstance(self._backend, str) else self._backend.address().uri
                 )
+                # Dedicated, because pymilvus keeps a shared connection open when a client is
+                # closed, and would return it again although its server has died.
                 self._client = MilvusClient(
                     uri, token=self._token, timeout=CONNECT_TIMEOUT_S, dedicated=True
                 )
@@ -181,6 +185,7 @@ class MilvusConnection:
         if _status(error) in _DENIED:
             hint = "set REIR_MILVUS_TOKEN to user:password or to an API key"
             return StoreError(f"the store at {self.address} denies access: {error}; {hint}")
+        # The protocol has no code for a full disk, only the text of the system.
         if os.strerror(errno.ENOSPC) in str(error):
             return StoreFull(f"the store at {self.address} refused {method}: {error}; {FREE_SPACE}")
         return StoreError(f"the store at {self.address} refused {method}: {error}")
@@ -195,6 +200,7 @@ def _bound(client: MilvusClient, method: str) -> Callable[..., Any]:
 
 
 def _status(error: Exception) -> object:
+    # The code is an attribute of Milvus' errors, and a method of gRPC's.
     code = getattr(error, "code", None)
     return code() if callable(code) else code
 

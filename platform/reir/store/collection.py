@@ -169,7 +169,7 @@ class MilvusCollection:
     ) -> dict[str, Row]:
         """Rows by key, by default with all columns except the vector. Unknown ids are left out."""
         found: dict[str, Row] = {}
-        for chunk in _chunks(dict.fromkeys(ids), PAGE_ROWS):
+        for chunk in _chunks(dict.fromkeys(ids), PAGE_ROWS):  # each id once, in the order given
             answer = self._call(
                 "query",
                 filter=render_ids(self.key, chunk),
@@ -181,6 +181,7 @@ class MilvusCollection:
 
     def pages(self, condition: str) -> Iterator[Row]:
         """Stream the rows that meet a condition, ordered by key, without vectors."""
+        # By key and not by offset: Milvus refuses to skip more than 16,384 rows.
         last = ""
         while True:
             answer = self._call(
@@ -208,6 +209,7 @@ class MilvusCollection:
 
     def upsert(self, rows: Iterable[Row]) -> None:
         """Write rows, and replace rows of the same key."""
+        # Also for rows that are certainly new: Milvus Lite takes twice as long to insert them.
         for chunk in _chunks(rows, PAGE_ROWS):
             self._call("upsert", data=chunk)
 
@@ -228,7 +230,7 @@ class MilvusCollection:
 
     def await_imports(self) -> None:
         """Wait until all imports that the server is running now have ended."""
-        for task in self._call("list_bulk_insert_tasks", limit=0):
+        for task in self._call("list_bulk_insert_tasks", limit=0):  # 0 means no limit
             self._await_import(task.task_id)
 
     def _await_import(self, task: int) -> BulkInsertState:

@@ -24,6 +24,8 @@ ContentKey = tuple[str, str]
 
 def content_key(record: ImageRecord) -> ContentKey:
     """Return the key that an image shares with its duplicates."""
+    # Attributes belong to it because instances store them: photos that differ in them cannot share
+    # instances. Sorted, since the order of a user's columns means nothing.
     return record.content_hash, json.dumps(dict(record.attributes), sort_keys=True)
 
 
@@ -98,6 +100,8 @@ def hand_over(
         for key, row in holders.items()
         if (staying := _staying(found.get(row.content_hash, ()), key, leaving))
     }
+    # All in one batch, which the store writes before it deletes anything: a killed process leaves
+    # the instances under the old id, the new one, or both.
     batch = [
         image
         for key, whole in store.get_indexed(gallery, version, list(heirs)).items()
@@ -105,6 +109,7 @@ def hand_over(
     ]
     if batch:
         store.upsert_images(gallery, version, batch)
+    # An interrupted call may have made some of these images duplicates already.
     done_before = {key: row.same_as for key, row in known.items() if row.same_as}
     return done_before | {key: staying[0].image_id for key, staying in heirs.items()}
 
@@ -114,6 +119,7 @@ def _wrong_rows(rows: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, str]
     holders = [row for row in rows if row.holds_instances]
     if not holders:
         return
+    # By URI, so that concurrent runs choose the same holder, and do not undo each other's work.
     first = min(holders, key=lambda row: row.uri).image_id
     for row in rows:
         if row.image_id != first and row.same_as != first:

@@ -1,4 +1,7 @@
-"""The fields of an instance that a filter can name: one table for the parser, numpy and Milvus."""
+"""The fields of an instance that a filter can name.
+
+The parser, the evaluation in numpy and the translation for Milvus all use this table.
+"""
 
 # Shapes: N instances
 
@@ -14,12 +17,12 @@ from reir.records import FloatArray
 
 @dataclass(frozen=True)
 class InstanceArrays:
-    """What the number fields of instances are computed from.
+    """The values that the number fields of instances are computed from.
 
     Attributes:
         boxes: (N, 4) float32, x1, y1, x2, y2 in shares of the photo.
         objectness: (N,) float32.
-        photo_sizes: (N,) float32, the number of instances in the photo of each.
+        photo_sizes: (N,) float32, for each instance the number of instances in its photo.
     """
 
     boxes: FloatArray

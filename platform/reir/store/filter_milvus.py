@@ -83,10 +83,12 @@ def _render_prefix(field: Field, prefix: str) -> str:
 
 def _successor(prefix: str) -> str | None:
     """Return the least string above all strings that start with `prefix`; None if none exists."""
+    # The last character cannot be increased, so the one before it is.
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
         return None
     code = ord(stem[-1]) + 1
+    # Surrogates, from U+D800 to U+DFFF, cannot be encoded in UTF-8.
     return stem[:-1] + chr(0xE000 if code == 0xD800 else code)
 
 
@@ -103,14 +105,15 @@ def _reference(field: Field) -> str:
 
 def _literal(field: Field, value: Value) -> str:
     match value:
-        case bool():
+        case bool():  # before numbers, since a boolean is an int in Python
             return "true" if value else "false"
         case str():
             return quote(value)
         case int() if field.attribute:
-            return str(value)
+            return str(value)  # all digits: JSON columns keep 64-bit integers exactly
         case _ if field.attribute:
             return repr(float(value) + 0.0)
         case _:
+            # Number columns are float32, so 0.1 in a filter must be rounded like a stored 0.1.
             # Plus 0.0 turns -0.0 into 0.0: Lite does not find -0.0 in a list that contains 0.0.
             return repr(float(np.float32(value)) + 0.0)

@@ -84,6 +84,7 @@ def evaluate(tree: Filter, get_column: ColumnGetter) -> Mask:
 
 def objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
     """Return `values` as a one-dimensional array of Python objects."""
+    # `np.array` would convert strings to fixed lengths, and numbers and booleans to one type.
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
@@ -124,6 +125,7 @@ def _compare(values: npt.NDArray[Any], name: Operator, value: Value) -> Mask:
     """Compare each value with one literal; values of another type compare as false."""
     compare = _OPERATORS[name]
     if values.dtype != object:
+        # The literal is rounded to float32 like the values, so that 0.1 equals a stored 0.1.
         return np.asarray(compare(values, values.dtype.type(value)), dtype=np.bool_)
     kind = type(value) if isinstance(value, str | bool) else (int, float)
     return _test(values, kind, lambda each: compare(each, value))

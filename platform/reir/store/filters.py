@@ -22,7 +22,9 @@ from reir.errors import FilterError, nearest_name
 from reir.store.filter_fields import FIELDS, STRING_FIELDS
 
 MAX_LENGTH = 8192
+# A server refuses 50 nested levels, to which the translation adds its own.
 MAX_DEPTH = 16
+# Integers of JSON columns have 64 bits, and number columns are float32.
 MAX_INT = 2**63 - 1
 MAX_FLOAT = 3.4e38
 
@@ -118,6 +120,7 @@ class _Token(NamedTuple):
     position: int
 
 
+# ASCII, because `\d` and `\w` would also match digits and letters of other scripts.
 _TOKENS = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
@@ -284,6 +287,7 @@ class _Parser:
             return _ESCAPED[match[1]]
 
         value = re.sub(r"\\(.)", unescape, token.text[1:-1], flags=re.DOTALL)
+        # A surrogate cannot be sent to Milvus, whose protocol encodes strings in UTF-8.
         if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
             raise self._error(token, "a string contains a NUL character or an unpaired surrogate")
         return value
@@ -301,7 +305,7 @@ class _Parser:
 
     def _take(self) -> _Token:
         token = self._peek()
-        self._next += token.kind != "end"
+        self._next += token.kind != "end"  # the end stays, so that there is always a next token
         return token
 
     def _accept(self, kind: str, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""`MemoryStore`: a store in dictionaries and numpy; the reference for the other stores."""
+"""`MemoryStore`: a store in dictionaries and numpy arrays, with which tests compare the others."""
 
 # Shapes: Q queries, N instances, D vector dimension
 
@@ -102,6 +102,7 @@ class MemoryStore:
         if self._live.get(gallery) == version:
             raise drop_live_version_error(gallery, version)
         del self._galleries[gallery][version]
+        # As in Milvus, where a gallery exists as long as it has a version.
         if not self._galleries[gallery]:
             del self._galleries[gallery]
 
@@ -310,5 +311,6 @@ def _vector(row: InstanceRow) -> FloatArray:
 
 
 def _best(rows: list[InstanceRow], scores_N: FloatArray, limit: int) -> list[InstanceRow]:
+    # Stable, so that equal scores stay in the order in which the rows were written.
     order = np.argsort(-scores_N, kind="stable")[:limit]
     return [rows[i]._replace(score=float(scores_N[i]), vector=None) for i in order]

@@ -105,6 +105,7 @@ class MilvusStore:
 
     def drop_version(self, gallery: str, version: str) -> None:
         """Delete a version that is not live, even if it is damaged."""
+        # Dropping is how a user recovers from damage. An unknown version is still an error.
         with contextlib.suppress(StoreDamaged):
             self._catalog.spec(gallery, version)
         if self._catalog.live(gallery) == version:
@@ -147,6 +148,7 @@ class MilvusStore:
                 with_derived=self._catalog.has_derived_columns(gallery, version),
             )
             validation.check_images(batch.values(), dim, version)
+            # With the vector, since rows are written back whole.
             stored = ledger.get(batch, ["*"])
             self._before_write(instances, stored)
             # The five steps that the docstring of this module lists.
@@ -162,6 +164,7 @@ class MilvusStore:
         """Store new modification times of images whose content has not changed."""
         ledger, _ = self._collections(gallery, version)
         with self._writing(gallery, version), self._catalog.translate_errors(gallery, version):
+            # All columns with the vector: an upsert replaces the whole row.
             found = _finished(ledger.get(mtimes_ns, ["*"]))
             ledger.upsert({**row, "mtime_ns": mtimes_ns[key]} for key, row in found.items())
 
@@ -172,6 +175,8 @@ class MilvusStore:
             dim = self._catalog.spec(gallery, version).dim
             found = ledger.get(image_ids)
             self._before_write(instances, found)
+            # By `reach`, so that instances of an interrupted write are deleted, too. The ledger
+            # comes last: after a kill, the next call still knows what is left to delete.
             instances.delete(rows.instance_ids(found, "reach"))
             self._after_delete(instances, dim, found)
             ledger.delete(found)
@@ -283,6 +288,8 @@ class MilvusStore:
         instances = self._catalog.instances(gallery, version)
         with self._writing(gallery, version):
             self._catalog.clear_cache(gallery, version)
+            # First, because the version exists as long as this collection does. A kill after it
+            # leaves a ledger that the next version of this name replaces.
             instances.drop()
             self._catalog.drop_ledger(gallery, version)
             self._after_drop(instances)
@@ -334,8 +341,10 @@ def _record_reach(
     growing: list[Row] = []
     reach: dict[str, int] = {}
     for image_id, image in batch.items():
+        # PENDING hides a new image until all of it is stored.
         first = {**rows.ledger_row(image, dim), "status": PENDING, "reach": 0}
         row = stored.get(image_id, first)
+        # Never lower than before: instances of an earlier write may still be stored.
         reach[image_id] = max(row["reach"], image.record.num_instances)
         if reach[image_id] > row["reach"]:
             growing.append({**row, "reach": reach[image_id]})

@@ -46,6 +46,7 @@ class MilvusServerStore(MilvusStore):
         batch = validation.latest_by_id(images)
         with self._catalog.translate_errors(gallery, version):
             known = ledger.get(batch)
+        # An import does not check keys, so images that may have rows already are upserted.
         new = [batch[image_id] for image_id in batch if image_id not in known]
         if sum(image.record.num_instances for image in new) >= IMPORT_FROM_ROWS:
             by_file = partial(import_rows, instances, storage=storage)

@@ -65,6 +65,7 @@ def parse_instances_collection(collection: str) -> VersionKey | None:
     if match is None:
         return None
     key = VersionKey(_decode(match[1]), _decode(match[2]))
+    # A collection of another program may match the pattern, but not be what we would name it.
     try:
         ours = instances_collection(*key) == collection
     except ConfigError:
@@ -91,6 +92,7 @@ def _encode_first(name: str) -> str:
 def _encode(name: str) -> str:
     """Encode "-" as `_m`, and "_" as `_u` where a plain `_` would be ambiguous."""
     parts = []
+    # The last character counts as if "_" followed, so that no encoded name ends in "_".
     for char, following in zip(name, name[1:] + "_", strict=True):
         ambiguous = following in "mu_-"
         parts.append(_ESCAPES[char] if char == "-" or (char == "_" and ambiguous) else char)

@@ -40,12 +40,14 @@ def open_store(location: str | None = None, *, patient: bool = True) -> Instance
         StoreUnavailable: the directory cannot be created, or is read-only and cannot be copied.
     """
     place = default_location() if location is None else location
+    # Each store is imported only when it is opened: pymilvus takes long to import.
     if place == "memory:":
         from reir.store.memory import MemoryStore
 
         return MemoryStore()
     if "://" in place:
         return _open_server(place, patient)
+    # A mistyped address, such as "http:/host", must not become a directory of that name.
     if not place.strip() or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) or "\0" in place:
         raise ConfigError(f"store location {place!r} must be one of {_ALLOWED}")
     return _open_directory(Path(place).expanduser().resolve(), patient)

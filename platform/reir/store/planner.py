@@ -69,6 +69,7 @@ class SearchPlanner:
             known = self._known.get(key)
         if known is not None and now_s < known.expires_s:
             return known.share
+        # Counted without the lock, so that other searches do not wait for the server's answer.
         share = count(condition) / max(1, count(""))
         with self._mutex:
             if len(self._known) >= _MAX_KNOWN:

@@ -91,6 +91,7 @@ def mask_columns(spec: VersionSpec) -> dict[str, DataType]:
 
 def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
     """Return the ledger row of an image. Without instances, its image vector is the zero vector."""
+    # Milvus requires a vector in every row.
     vector = np.zeros(dim, np.float32) if image.instances is None else image.instances.image_vector
     row = {each: getattr(image.record, each) for each in _RECORD_FIELDS}
     return {
@@ -102,12 +103,13 @@ def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
 
 
 def record_from_row(row: Mapping[str, Any]) -> ImageRecord:
-    """Convert a ledger row; one of an earlier release may lack columns, which have defaults."""
+    """Convert a ledger row; columns that an earlier release did not have get default values."""
     return ImageRecord(**{name: row[name] for name in _RECORD_FIELDS & row.keys()})
 
 
 def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> IndexedImage:
     """Return the image as it was written, from complete rows of both collections."""
+    # If the store has lost instances, the number in the ledger is too large; the rows decide.
     record = replace(record_from_row(ledger), num_instances=len(found))
     if not record.holds_instances:
         return IndexedImage(record, None)

@@ -15,6 +15,8 @@ from reir.errors import ConfigError, GalleryNotFound, QueryError, SchemaMismatch
 from reir.records import FloatArray, IndexedImage
 from reir.store.contract import InstanceStore, ServerStore, VersionSpec
 
+# What Milvus returns at most for one query. The other stores have the same limit, so that a call
+# that works on one of them works on all.
 MAX_LIMIT = 16_384
 
 MAX_DOCUMENT_BYTES = 60_000
@@ -70,6 +72,8 @@ def check_spec(found: VersionSpec, wanted: VersionSpec, version: str) -> None:
 
 def same_spec(first: VersionSpec, second: VersionSpec) -> bool:
     """Whether both specs give equal vectors for equal images."""
+    # As dicts, since mappings of different types need not be equal. `encoder` is left out: the same
+    # weights may be in another folder.
     return (first.dim, first.digest, dict(first.settings)) == (
         second.dim,
         second.digest,

@@ -4,7 +4,7 @@ No call waits for others to fill a batch: a single call starts at once, and batc
 calls queue up. `ray.serve.batch` forms a batch before a worker is free, so without a waiting time
 (`batch_wait_timeout_s`) each call would become a batch of its own. The worker thread takes the next
 batch from the queue itself, so it does not have to wait for an event loop that is busy with other
-requests. Knows no Ray and no model.
+requests. This module depends neither on Ray nor on a model.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class _Worker(Generic[Item, Answer]):
             if len(batch) == 1:
                 _call_in_loop(batch[0].future, _set_exception, batch[0].future, error)
             else:
+                # Nothing says which call is at fault, so each is tried by itself.
                 for call in batch:
                     self._answer([call])
             return

@@ -15,10 +15,12 @@ T = TypeVar("T")
 
 
 class CircuitBreaker:
-    """Calls a store; after a failure, makes all calls fail at once for `OPEN_FOR_S`.
+    """Calls a store. If a call fails, all calls fail at once for the next `OPEN_FOR_S` seconds.
 
     A store's client retries for seconds before it gives up. Without the breaker, each request would
     wait that long, and the queue of waiting requests would still be there when the store is back.
+
+    Threads share a breaker without a lock: at worst, a few more calls reach a store that is down.
     """
 
     def __init__(
@@ -26,7 +28,7 @@ class CircuitBreaker:
         check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start closed, which lets calls through.
+        """Create a breaker that is closed, which means that it lets calls through.
 
         Args:
             check: called before each call; raises `StoreUnavailable` if the store does not exist.
@@ -43,6 +45,7 @@ class CircuitBreaker:
             StoreUnavailable: the store does not answer, or did not less than `OPEN_FOR_S` ago.
         """
         if self._failure is not None and self._clock() < self._open_until_s:
+            # A new error, because several threads may raise one at the same time.
             raise StoreUnavailable(self._failure.address, self._failure.detail)
         try:
             answer = self._checked(work)

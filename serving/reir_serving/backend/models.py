@@ -1,4 +1,4 @@
-"""The models that a process has loaded: an encoder each, and what its checkpoint adds to it."""
+"""The models that a process has loaded: encoders, and what their checkpoints contain besides."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ModelInfo:
 
     Attributes:
         spec: name of the model, as `reir.encoders` takes it.
-        digest: identifies the checkpoint.
+        digest: digest that identifies the checkpoint.
         dim: dimension of its vectors.
         masks: whether it predicts masks.
         reranks: whether its checkpoint includes a re-ranker.
-        calibration: of its scores; None if its checkpoint includes none.
+        calibration: calibration of its scores; None if its checkpoint includes none.
     """
 
     spec: str
@@ -58,6 +58,7 @@ def load_model(spec: str) -> LoadedModel:
     Raises:
         ConfigError, CheckpointError: as `load_encoder_spec` and `load_extras`.
     """
+    # A frozen public encoder has no checkpoint folder, and so neither re-ranker nor calibration.
     encoder, folder = load_encoder_spec(spec), checkpoint_folder(spec)
     extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
     return LoadedModel(encoder, extras)
@@ -75,7 +76,7 @@ class ModelCache:
     @property
     def specs(self) -> tuple[str, ...]:
         """Specs of the models that are loaded."""
-        return tuple(self._models)
+        return tuple(self._models)  # a copy, because another thread may load a model meanwhile
 
     def get(self, spec: str) -> LoadedModel:
         """Return the model that a spec names.

@@ -1,7 +1,7 @@
 """`Photos`: shows, adds and deletes single photos of a gallery.
 
 An uploaded photo is saved in a folder of this server and indexed from there, with the settings of
-the version that it is added to. Knows no Ray and no HTTP.
+the version that it is added to. This module depends neither on Ray nor on HTTP.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from reir_serving.middleware.access import TENANT
 
 MAX_NAME_BYTES = 120
 ATTEMPTS = 100
-"""Maximum number of attempts to create a file in a folder that others delete when it is empty."""
+"""Maximum number of attempts to create a file in a folder that other threads or processes delete
+when it is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class EncodedPhoto:
     """The instances that a model found in a photo.
 
     Attributes:
-        width_px, height_px: of the upright photo.
+        width_px, height_px: size of the upright photo.
+        instances: the instances.
     """
 
     width_px: int
@@ -74,6 +76,7 @@ def encode_photo(
     tiling = Tiling.from_settings(spec.settings)
     photo_encoder: InstanceEncoder = encoder if tiling is None else TiledEncoder(encoder, tiling)
     (instances,) = photo_encoder.encode_images([photo.pixels])
+    # The model may predict masks although the version stores none.
     if not spec.has_masks:
         instances = replace(instances, masks=None)
     return EncodedPhoto(photo.width_px, photo.height_px, instances)
@@ -130,8 +133,8 @@ class Photos:
         """Store a photo and write its instances; return once searches can find it.
 
         The same bytes under the same name are the same photo: adding them again replaces it, but
-        not the photo of another tenant. If the gallery already holds these bytes with equal
-        attributes, only a ledger row is written, as after indexing.
+        not the photo of another tenant. If the gallery already has a photo with these bytes and
+        equal attributes, only a ledger row is written, as when `reir index` finds a duplicate.
 
         Args:
             place: gallery and version.
@@ -146,6 +149,7 @@ class Photos:
         path = self._upload_path(place[0], data, name, attributes)
         existed = path.exists()
         try:
+            # The file first, so that the ledger never names a file that does not exist.
             _write_atomically(path, data)
             return self._write_to_store(place, path, encoded, data, attributes)
         except (OSError, StoreFull):
@@ -175,6 +179,8 @@ class Photos:
             num_instances=len(encoded.instances),
             attributes=attributes,
         )
+        # If this photo is in the gallery with other attributes, its duplicates keep those, so one
+        # of them has to take over the instances.
         hand_over(self.store, gallery, version, [record.image_id])
         holder = self._holder(gallery, version, record)
         image = IndexedImage(record, encoded.instances)
@@ -210,6 +216,7 @@ class Photos:
         others = (each.name for each in self.store.versions(gallery) if each.name != version)
         for name in (*others, version):
             gone = remove_images(self.store, gallery, name, [image_id])
+        # A file elsewhere belongs to the user, who indexed it with `reir index`.
         if record.uri.startswith(canonical_uri(self.uploads / gallery) + "/"):
             _delete_upload(path_of_uri(record.uri))
         return gone > 0
@@ -220,6 +227,8 @@ class Photos:
         The folder is named after the content, so the same photo gets the same path again. The
         tenant is part of the hash, so two tenants never share a file.
         """
+        # `name` comes from a client: only its last part counts, and no character may have a meaning
+        # in a path. The end is kept for its suffix; the cut may have split an escape ("%C3").
         shown = quote(Path(name).name, safe=" ()-,")[-MAX_NAME_BYTES:].lstrip(".%") or "photo"
         tenant = str(attributes.get(TENANT, "")).encode()
         folder = content_hash(tenant + b"/" + data if tenant else data)
@@ -228,6 +237,7 @@ class Photos:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     """Write a file atomically: completely or not at all."""
+    # `os.replace` is atomic only within one file system, hence a file in the same folder.
     descriptor, temporary = _temporary_file(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

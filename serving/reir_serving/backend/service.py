@@ -1,7 +1,8 @@
 """`Service`: what the HTTP interface calls to search galleries and to change them.
 
 It knows which galleries are served, with which model, and whether they can be searched. The work is
-done by `SearchWorkers`, in this process or in other deployments. Knows no Ray and no HTTP.
+done by `SearchWorkers`, in this process or in other deployments. This module depends neither on Ray
+nor on HTTP.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ CANARY_QUERY = Query(terms=(Term(expression=CANARY),), k=1)
 """Query that checks whether a gallery can be searched."""
 
 WARM_UP_SEARCHES = 8
-"""Number of searches that prepare a gallery of some 80,000 rows: the reader of an embedded store
-computes a part of its int8 codes at each search (`reir.store.embedded.int8_codes`)."""
+"""Number of searches before the first request, enough for a gallery of some 80,000 instances: the
+reader of an embedded store computes a part of its int8 codes at each search
+(`reir.store.embedded.int8_codes`)."""
 
 SLICE_QUERIES = 4
-"""How many queries of one request are answered together before other requests get a turn."""
+"""Number of queries of one request that are answered together before other requests get a turn."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -168,8 +170,8 @@ class Service:
     async def search(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries to one gallery, in the order given.
 
-        They are answered in slices, so that other requests get a turn in between. The time budget
-        of a query counts from the start of the whole request.
+        The queries are answered in slices, so that other requests get a turn in between. The time
+        budget of a query counts from the start of the whole request.
 
         Raises:
             QueryError: a part of a query is wrong; `field` names it.
@@ -271,6 +273,8 @@ class Service:
             served = await self._ask_store(self._served_galleries)
         except ReirError as error:
             return Readiness(ready=False, checks={"store": str(error)})
+        # Without a list of galleries, those that nobody has used yet are not checked, because that
+        # would load their models.
         for name in self._config.galleries or [each for each in self._stages_of if each in served]:
             try:
                 await answer([CANARY_QUERY], await self._stages(name))
@@ -311,15 +315,16 @@ class Service:
     async def check_health(self) -> None:
         """Search for the canary expression in one gallery.
 
-        Errors of the store and a full queue do not count, because a new process would not help.
+        Errors of the store and a full queue do not count as failures: Serve replaces a replica
+        whose health check fails, and a new process would not help.
 
         Raises:
-            Exception: whatever else makes answers impossible.
+            Exception: anything else that prevents an answer.
         """
         stages = next(iter(self._stages_of.values()), None)
         if stages is None:
             return
-        # One gallery is enough: galleries share the process, and the model in most cases.
+        # One gallery is enough: all galleries share the process, and in most cases the model.
         with suppress(StoreError, Overloaded):
             await answer([CANARY_QUERY], stages)
 
@@ -334,6 +339,7 @@ class Service:
             spec = self._config.encoder
             if spec is None:
                 spec = await self._ask_store(lambda: self._encoder_of(gallery))
+            # If two requests get here at the same time, the model is still loaded only once.
             model = await self._workers.load_model(spec)
             stages = GalleryStages(gallery, model, self._workers, self._costs)
             self._stages_of[gallery] = stages
@@ -358,7 +364,7 @@ class Service:
         return (await self._stages(gallery)).model
 
     async def _ask_store(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread, because the store may take long to answer."""
+        """Run `work` in a thread, because the store may take long, and the event loop must not."""
         return await asyncio.to_thread(self._breaker.call, work)
 
     def _served_galleries(self) -> list[str]:

@@ -17,6 +17,7 @@ def folder_check(location: str) -> Callable[[], None]:
     """
     if not is_embedded(location):
         return lambda: None
+    # Resolved once, so that the check means the same folder that the store was opened with.
     folder = Path(location).expanduser().resolve()
 
     def check() -> None:

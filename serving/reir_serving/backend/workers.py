@@ -1,7 +1,8 @@
 """`SearchWorkers`: the threads that run models and search the store, each on batches of calls.
 
-In the fused layout each replica has its own; in the split layout they are deployments of their own,
-which `reir_serving.ray.deployments.RemoteWorkers` calls. Knows no Ray and no HTTP.
+In the fused layout each replica has its own workers. In the split layout the workers are
+deployments of their own, which `reir_serving.ray.deployments.RemoteWorkers` calls. This module
+depends neither on Ray nor on HTTP.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ MAX_BATCH_SIZE, MAX_RERANK_BATCH_SIZE = 32, 4
 """A batch of the re-ranker is smaller because each of its calls scores up to 50 photos."""
 
 LIVE_FRESH_S, LIVE_STALE_S = 0.25, 1.0
-"""Age up to which the name of a gallery's live version is used as it is, and age up to which it is
-used while a thread reads it from the store again. A promotion takes effect that much later."""
+"""Age in seconds up to which the name of a gallery's live version is used as it is, and age up to
+which it is used while a thread reads it from the store again. So a promotion takes effect at most
+`LIVE_STALE_S` later."""
 
 DEPLOYMENT_OF: Mapping[str, str] = {
     "load_model": "text",
@@ -83,16 +85,13 @@ class RetrieveCall:
 class CachedLiveRetriever(Retriever):
     """A retriever that rarely waits for the store to say which version is live.
 
-    Asking a Milvus server before each search would add a round trip to it. If the name was read
-    less than `LIVE_FRESH_S` ago, it is used as it is; if less than `LIVE_STALE_S` ago, it is used
-    while a thread reads it again. Otherwise, which means after a pause, the search waits.
-
-    Attributes:
-        pinned: version to search instead of the live one; empty for the live one.
+    Asking a Milvus server before each search would add a round trip to each of them. If the name
+    was read less than `LIVE_FRESH_S` ago, it is used as it is. If it was read less than
+    `LIVE_STALE_S` ago, it is used while a thread reads it again. An older name is only left after a
+    pause without searches; then the search waits until the name has been read.
     """
 
     def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
-        self.pinned = ""
         self._read_at_s = -LIVE_STALE_S
         self._executor = ThreadPoolExecutor(1)
         self._reading: Future[None] | None = None
@@ -110,7 +109,7 @@ class CachedLiveRetriever(Retriever):
         return self.live
 
     def _read_live_version(self) -> None:
-        # The name may be as old as the start of the call: a promotion can happen during it.
+        # Its age counts from the start of the call, because a promotion can happen during the call.
         started_s = time.monotonic()
         super().refresh()
         self._read_at_s = started_s
@@ -187,7 +186,7 @@ class SearchWorkers:
             max_batch_size=MAX_RERANK_BATCH_SIZE,
             on_batch=partial(on_batch, "rerank"),
         )
-        # Photos take long, so they have a worker of their own: no search ever waits for one.
+        # Photos take long, so they have a worker of their own, and no search ever waits for one.
         self._photos: Batcher[Callable[[], Any], Any] = Batcher(
             _run_all, max_batch_size=1, on_batch=partial(on_batch, "photo")
         )
@@ -313,7 +312,7 @@ class SearchWorkers:
 
     async def _run_on_photo(self, work: Callable[[], T]) -> T:
         """Run `work` on the photo worker, after the calls that already wait for it."""
-        # Checked before the photo is decoded: a rejected request costs almost nothing.
+        # Checked before the photo is decoded, so that a rejected request costs almost nothing.
         if self._photos.num_waiting >= self._limits.max_queued_photos:
             raise Overloaded("the queue of photos", PHOTO_RETRY_AFTER_S)
         answer: T = await self._photos(work)

@@ -37,6 +37,7 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
     Searches report it as `presence`. Use photos that the checkpoint was not trained on, with
     expressions that each describe exactly one object in all of the photos.
     """
+    # Imported here, so that `reir --help` does not wait for torch.
     from dataclasses import asdict
 
     from reir.cli.common import output, print_json

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from reir_training.report.data_check import DataReport, SetReport, SplitReport
 
+# Exit code, so that a script can stop before it starts a training that would fail.
 NOT_READY = 1
 
 
@@ -43,6 +44,7 @@ def check(
     Reads all annotations, finds missing photo files, decodes a sample of the photos, and finds
     photos that are both trained on and evaluated on. Exits with code 1 if there is a problem.
     """
+    # Imported here, so that `reir --help` does not wait for the libraries of training.
     from reir.cli.common import messages, print_json
     from reir.config import load_config
     from reir_training.report.data_check import DataOnlyConfig, check_data
@@ -79,13 +81,14 @@ def _show(report: DataReport) -> None:
 
 
 def _table(found: SetReport) -> Table:
-    """A table with one row per count and one column per split."""
+    """Return a table with one row per count and one column per split."""
     from reir.cli.common import new_table, printable
 
     names = [printable(f"{split.split} ({split.use})") for split in found.splits]
     table = new_table("", *names, right=tuple(names))
     for label, cell in _ROWS:
         table.add_row(label, *(cell(split) for split in found.splits))
+    # A data set with a single kind of expression needs no breakdown.
     kinds = sorted({kind for split in found.splits for kind in split.expressions_by_kind})
     if len(kinds) > 1:
         for kind in kinds:

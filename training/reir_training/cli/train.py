@@ -83,6 +83,8 @@ def train(  # noqa: PLR0913 - every argument is an option of the command
     override: Override = None,
 ) -> None:
     """Train a model on annotated photos and write a checkpoint directory."""
+    # Imported here, because every `reir` command loads this module to list its subcommands, and
+    # `reir --help` must not wait for torch, Ray and DeepSpeed.
     from reir.config import load_config
     from reir.errors import ConfigError, nearest_name
     from reir_training.config import PRESETS
@@ -115,7 +117,8 @@ def _dry_run(as_json: bool, preset: str, config: TrainConfig, **arguments: Any) 
     from reir.cli.common import messages, print_json
 
     if not arguments["use_gpu"]:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it on import
+        # DeepSpeed chooses its accelerator on import, and would take a GPU of this machine.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     from reir_training.report.dry_run import dry_run
     from reir_training.run.driver import with_absolute_paths
 

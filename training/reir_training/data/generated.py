@@ -51,7 +51,7 @@ class AnnotatedInstance:
 
 def color_word(rgb: Sequence[float]) -> str:
     """Return the name of an RGB color in [0, 1], or "" if no common name fits."""
-    # Between two names lies a gap without a name, because a wrong color is worse than none.
+    # Tones between two names get none, because a wrong word would make a wrong expression.
     hue, saturation, value = colorsys.rgb_to_hsv(*(float(c) for c in rgb))
     if value < 0.2:
         return "black"
@@ -123,7 +123,7 @@ def _of_class(
         if gaps[-1] >= CLEAR_SHIFT:
             yield line[-1], _at_side(category, high, len(members))
             yield line[-1], f"{category} on the {high}" if axis == 0 else f"{high} {category}"
-        # Two instances are called left and right, and rows are counted from left to right only.
+        # Two instances are called left and right, so ordinals start at three.
         if axis == 0 and 2 < len(members) <= MAX_ORDERED and gaps.min() >= CLEAR_SHIFT / 2:
             yield from _ordered(line, category)
 

@@ -166,7 +166,7 @@ def abbreviate(names: Sequence[str]) -> str:
 
 
 class _PhotoIndex:
-    """The photos of one evaluation set, for lookups."""
+    """The photos of one evaluation set, indexed by COCO id and by base name."""
 
     def __init__(self, where: SourceDataset, images: Iterable[ReferringImage]) -> None:
         self._numbers: set[int] = set()
@@ -180,7 +180,7 @@ class _PhotoIndex:
 
     def contains(self, image: ReferringImage, where: SourceDataset) -> bool:
         """Return whether a photo of another set is one of these."""
-        # The same COCO photo may have another file name, folder or size in another data set.
+        # The names are not compared: another data set may list the COCO photo under another name.
         numbers = _coco_numbers(image)
         if numbers:
             return not numbers.isdisjoint(self._numbers)
@@ -208,7 +208,6 @@ def _protected_sets(
 
 
 def _coco_numbers(image: ReferringImage) -> set[int]:
-    # RefCOCO's JSON form and ours name photos by file name, others by their COCO id alone.
     found = (coco_number(image.file_name), coco_number(image.image_id))
     return {number for number in found if number is not None}
 

@@ -147,7 +147,7 @@ def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -
     with _locked(folder / "lock"):
         if not all(path.is_file() for path in paths.values()):
             # Python would not return the memory that parsing takes, so a child process parses. It
-            # is spawned, because a forked child would inherit threads and locks of this process.
+            # is spawned, because a fork would not survive the threads of Ray and torch.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
                 for warning in child.submit(_read_and_write, config, paths, masks).result():
                     logger.warning("%s", warning)
@@ -194,14 +194,13 @@ def _fingerprint(config: DataConfig, masks: bool) -> str:
         for file in sorted({*files, *source.path.glob("*.json"), *source.path.glob("*.p")}):
             if file.is_file():
                 found = file.stat()
-                # Hashing the contents of gigabytes would take longer than the workers should wait.
                 parts.append(f"{file} {found.st_size} {found.st_mtime_ns}")
     return sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _row(photo: TrainPhoto) -> dict[str, Any]:
     runs = [None if mask is None else mask.counts for mask in photo.masks]
-    # Columns of a photo have equal lengths per mask, so a missing mask gets the size (0, 0).
+    # A missing mask gets the size (0, 0), so that sizes and runs stay aligned.
     sides = [side for mask in photo.masks for side in (mask.size if mask else (0, 0))]
     return {
         "path": str(photo.path),

@@ -22,9 +22,10 @@ from reir_training.nano.cache import FrozenCache
 
 NO_PHOTO = -1
 MATCH_IOU = 0.5
+# Stricter than a match: the color is taken from the candidate's crop, not from the annotated box.
 COLOR_IOU = 0.6
 EXPRESSIONS, CAPTIONS = 1, 2
-"""Distinguish the random streams of a photo."""
+"""Parts of a seed that give a photo independent random choices of expressions and captions."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def match_photo(
     """Match the annotations of a photo to its cached candidates."""
     overlap = pairwise_iou(cache.boxes(row), photo.boxes).astype(np.float32)
     best = overlap.max(axis=0, initial=0.0)
+    # An expression that no candidate reaches has no right answer to rank first.
     written = [
         (e.text, e.box, short_weight if e.kind == "short" else 1.0)
         for e in photo.expressions
@@ -114,7 +116,7 @@ def match_photo(
 
 
 class BatchMaker:
-    """Builds batches from photos and the cache of the frozen part.
+    """Builds batches from photos and the cached output of the frozen part.
 
     Raises:
         ConfigError: there are fewer training photos than photos per batch.
@@ -136,6 +138,7 @@ class BatchMaker:
 
     def epoch(self, epoch: int, rank: int, world_size: int) -> list[list[int]]:
         """Return the rows of this worker's batches in an epoch, which depend only on the seed."""
+        # Photos that do not fill a batch are left out; another epoch leaves out other photos.
         order = np.random.default_rng([self._settings.seed, epoch]).permutation(self.train_rows)
         size = max(self._settings.photos_per_batch // world_size, 1)
         whole = len(order) // (size * world_size)
@@ -153,6 +156,7 @@ class BatchMaker:
             seed: seed of the step. The texts of a photo depend only on the seed and the photo, not
                 on the photos of other workers.
         """
+        # This seed is the same on all workers, so that a step is the same for any number of them.
         mirrored = bool(np.random.default_rng(seed).random() < 0.5)
         candidates = self._cache.batch(rows)
         mirror_images = candidates.mirror()
@@ -198,6 +202,7 @@ class BatchMaker:
                 texts.append(text)
                 owner.append(i)
                 weight.append(cross)
+                # `found.overlap` lacks the padding of the batch, whose overlap is 0.
                 column = np.zeros(num_candidates, dtype=np.float32)
                 column[: len(found.overlap)] = found.overlap[:, box]
                 columns.append(column)

@@ -25,6 +25,7 @@ from reir.models.nano.model import CandidateBatch, ClareNano
 from reir_training.data.examples import TrainPhoto
 
 BATCH = 8
+# The large features; boxes and objectness take little space, so they keep full precision.
 HALF = ("crops", "scene", "class_scores", "detector", "colors")
 
 
@@ -62,6 +63,7 @@ def fingerprint(model: ClareNano, photos: Sequence[TrainPhoto]) -> str:
     inputs = {k: v for k, v in config.items() if k.endswith("_px") or k in _INPUT_SETTINGS}
     inputs["extraction"] = _EXTRACTION
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    # Only frozen weights count: the trained ones do not change what is cached.
     for part in model.frozen_parts():
         for name, value in part.state_dict().items():
             digest.update(name.encode())
@@ -100,6 +102,7 @@ def build_cache(
     done = json.loads(counter.read_text()) if counter.exists() else 0
     # Copy the model, because the extractor rounds its frozen part to bf16.
     extract = CandidateExtractor(copy.deepcopy(model), fast_dtype())
+    # Opened after the first batch, which shows the shapes.
     arrays: dict[str, np.ndarray] = {}
     for start in range(done, len(photos), BATCH):
         part = photos[start : start + BATCH]
@@ -115,7 +118,10 @@ def build_cache(
 
 
 def _stored(name: str, value: Tensor) -> np.ndarray:
-    """Convert features to half precision, which halves the disk space; the error is about 0.1 %."""
+    """Convert features to half precision, which halves the disk space; the error is about 0.1 %.
+
+    The other arrays are stored as they are.
+    """
     return np.asarray(value.to(torch.float16).numpy() if name in HALF else value.numpy())
 
 

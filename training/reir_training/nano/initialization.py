@@ -40,6 +40,7 @@ def start_model(config: NanoTrainConfig, init: Path | None) -> tuple[ClareNano, 
     Raises:
         CheckpointError: a weights file or the checkpoint is missing or does not fit.
     """
+    # All workers must start from the same random weights, and a repeated run too.
     torch.manual_seed(config.optimization.seed)
     if init is not None:
         model, tokenizer = load_model(init)
@@ -100,6 +101,7 @@ def align_streams(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) 
     # Spread the sample over the whole training set; all sentences would take too long.
     chosen = texts[:: max(1, len(texts) // ALIGN_TEXTS)][:ALIGN_TEXTS]
     sentences = _sentence_vectors(model, tokenizer, chosen)
+    # The mean direction is removed: it is common to all sentences and distinguishes none.
     center = sentences.mean(0)
     directions = torch.linalg.svd(sentences - center, full_matrices=False).Vh[:dim]
     for more in model.text.members:
@@ -143,7 +145,8 @@ def freeze(model: ClareNano, settings: NanoModelSettings) -> None:
 def parameter_groups(objective: torch.nn.Module, settings: NanoSchedule) -> list[dict[str, Any]]:
     """Return parameter groups: lower rates for pretrained parts, no weight decay for vectors.
 
-    The schedule computes `lr` of a group from its `base_lr` in every step.
+    The schedule computes `lr` of a group from its `base_lr` in every step. "Vectors" are parameters
+    with one axis: biases, the weights of normalization layers, and scales.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():

@@ -1,7 +1,7 @@
 """The objective of `clare-nano`: the losses of one step of either stage.
 
 The losses compare photos with one another. So every worker gathers the outputs of all workers and
-computes the losses of the global batch. Then the result does not depend on the number of workers.
+computes the losses of the global batch, and the result does not depend on the number of workers.
 """
 
 # Shapes: B photos, K candidates, J = 2 * B * K of photos and mirror images, M expressions,
@@ -26,6 +26,7 @@ from reir_training.nano.batches import MATCH_IOU, NanoBatch
 from reir_training.run.schedule import Stage
 
 LENGTH_BUCKETS = 3
+# As in CLIP, the learned scale is bounded, so that training cannot make it grow without end.
 MAX_SCALE = 100.0
 
 
@@ -151,6 +152,8 @@ class NanoObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        # One element instead of a scalar, which DeepSpeed cannot broadcast. The logarithm keeps the
+        # scale positive.
         self.log_ranking_scale = nn.Parameter(torch.tensor([20.0]).log())
         self._tokenizer, self._weights, self._workers = tokenizer, weights, workers
         self._half = half
@@ -187,6 +190,7 @@ class NanoObjective(nn.Module):
         number of forward passes is constant: under ZeRO stage 3, each one gathers weights from all
         workers, so all workers need the same number.
         """
+        # Empty texts make sure that no bucket is empty; their vectors are cut off at the end.
         shown = texts + [""] * (LENGTH_BUCKETS - len(texts))
         order = torch.tensor(sorted(range(len(shown)), key=lambda i: len(shown[i])))
         outs = []
@@ -244,9 +248,12 @@ class NanoObjective(nn.Module):
         overlap_MJ = similar_MJ.new_zeros(len(owner), *step.valid.shape)
         rows, overlap_MK = torch.arange(len(owner)), step.overlap[shown]
         overlap_MJ[rows, owner] = overlap_MK
+        # In the mirror image, the instance is right unless the expression names a side.
         overlap_MJ[rows, owner + step.num_photos] = overlap_MK * ~step.sided[shown][:, None]
         overlap_MJ = overlap_MJ.flatten(1)
         scale, bias = self.model.log_scale.exp().clamp(max=MAX_SCALE), self.model.bias
+        # Weights of mean 1, so that the size of the loss does not depend on how many expressions of
+        # the batch are short.
         share_M = weight_M / weight_M.mean().clamp(min=1e-9)
         clia = clia_loss(
             scale * similar_MJ + bias,
@@ -262,10 +269,12 @@ class NanoObjective(nn.Module):
         """Compute the loss between photo vectors and captions; near misses are negatives."""
         right = torch.nonzero(step.caption_owner >= 0)[:, 0]
         if not len(right):
+            # As in `_boxes`, a zero with a gradient.
             return {"caption": step.captions.sum() * 0}
         photos = step.caption_owner[right]
         logits_CB = self._scale() * step.captions @ step.image_vectors.T
         to_photo = F.cross_entropy(logits_CB[right], photos)
+        # Near misses are among the columns here, so a photo must prefer its right caption.
         to_caption = F.cross_entropy(logits_CB.T[photos], right)
         return {"caption": (to_photo + to_caption) / 2}
 

@@ -52,6 +52,7 @@ def load_yolox_nano(path: Path) -> StateDict:
     Raises:
         CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
     """
+    # Imported here, because only a training without `--init` reads this file.
     import onnx
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper
@@ -93,6 +94,7 @@ def load_mobilenet(path: Path) -> StateDict:
     """
     path = _file(path, MOBILENET_FILE)
     try:
+        # A pickle could run code, and a file of weights needs none.
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: torch.from_numpy(archive[key]) for key in archive.files}
     except (zipfile.BadZipFile, ValueError, OSError) as error:

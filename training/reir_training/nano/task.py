@@ -48,6 +48,7 @@ class NanoTask:
         self._config, self._rank, self._world_size = config, rank, world_size
         self._photos = photos
         self.model, self.tokenizer = start_model(config, init)
+        # The streams of a checkpoint have been trained; aligning would overwrite them.
         if init is None:
             align_streams(self.model, self.tokenizer, training_sentences(self._photos))
         self._cache = FrozenCache(cache)
@@ -72,12 +73,15 @@ class NanoTask:
 
     def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the same for both stages
         """Return the number of steps per epoch."""
+        # All epochs have the same number of steps.
         return len(self._maker.epoch(0, self._rank, self._world_size))
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[NanoBatch]:
         """Yield this worker's batches from step `first` on, one per part of a step."""
         settings = self._config.optimization
         parts = settings.accumulate_steps
+        # The parts of a step are divided like workers, so a step has the same photos for any
+        # number.
         shares = range(self._rank * parts, (self._rank + 1) * parts)
         rows = [self._maker.epoch(epoch.number, s, self._world_size * parts) for s in shares]
         for i in range(first, self.steps(epoch.stage)):

@@ -1,8 +1,9 @@
-"""Fits the `Calibration` of a checkpoint on encoded photos.
+"""Fits the `Calibration` of a checkpoint: from the scores of a search to a presence probability.
 
-Every expression searches galleries of several sizes, drawn from photos that were not trained on,
-once with its own photo in the gallery and once without. The outcomes train logistic models that
-predict whether the described object is there. Works on arrays; uses no encoder and no files.
+Galleries of several sizes are drawn from photos that the checkpoint was not trained on. Each
+expression searches galleries with its own photo in them, and galleries without it. From the scores
+of these searches, logistic models learn to predict whether the described instance is there. The
+module works on arrays; it uses no encoder and no files.
 """
 
 # Shapes: M expressions, P photos, J instances, R trials, F features
@@ -39,12 +40,14 @@ from reir.query.presence import (
 )
 
 TARGET_TPR = 0.9
-"""Share of the present objects whose presence is above the threshold."""
+"""An answer counts as found above a threshold that this share of the present instances reaches."""
 
 TIED = 0.6
-"""Below this share of correct answers, the order of the first two hits is not meaningful."""
+"""If the first of two hits is right less often than this, their order is not meaningful."""
 
+# The share of correct answers among fewer photos or ties would mostly be noise.
 MIN_PHOTOS, MIN_TIES = 20, 20
+# The ridge keeps the weights finite even if a feature separates the outcomes perfectly.
 _STEPS, _RIDGE = 50, 1e-3
 
 Floats = npt.NDArray[np.float64]
@@ -53,12 +56,13 @@ Labels = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Trials:
-    """The examples that a logistic model is fitted on.
+    """The examples that a logistic model is fitted on; each is the result of one search.
 
     Attributes:
-        features: (R, F).
-        labels: (R,) the outcome to predict.
-        groups: (R,) the described photo; trials of one photo are on the same side of a split.
+        features: (R, F) features of the scores.
+        labels: (R,) whether the described instance is there, or whether a hit is that instance.
+        groups: (R,) the photo that the expression describes. Cross-validation keeps all trials of a
+            photo on the same side.
     """
 
     features: Floats
@@ -66,17 +70,17 @@ class Trials:
     groups: npt.NDArray[np.int64]
 
     def rows(self, chosen: Labels) -> Trials:
-        """Return some of the trials."""
+        """Return the chosen trials."""
         return Trials(self.features[chosen], self.labels[chosen], self.groups[chosen])
 
 
 class ScoreTable:
-    """The scores of all expressions on all photos.
+    """The score of every expression on every photo.
 
     Attributes:
         best: (M, P) score of the best instance of each photo.
         right: (M, P) whether that instance is the described one.
-        counts: (P,) number of instances per photo.
+        counts: (P,) number of instances of each photo.
         own: (M,) the photo that each expression describes.
     """
 
@@ -97,6 +101,7 @@ class ScoreTable:
         self.boxes_px = queries.boxes_px[kept]
         self.own = np.searchsorted(photos, queries.images[kept])
         self.counts, self._starts, self._gallery = counts, starts, gallery
+        # `reduceat` relies on the order in which galleries are encoded: photo by photo.
         scores_MJ = self.vectors @ gallery.vectors.T
         self.best = np.maximum.reduceat(scores_MJ, starts, axis=1).astype(np.float64)
         self.right = np.zeros(self.best.shape, dtype=np.bool_)
@@ -121,12 +126,13 @@ def draw_galleries(
 ) -> Iterator[tuple[int, bool, npt.NDArray[np.int64]]]:
     """Yield galleries of several sizes for each expression, with and without its own photo.
 
-    Each item is (expression, whether its photo is in the gallery, photos of the gallery).
+    Yields:
+        (expression, whether its own photo is in the gallery, photos of the gallery).
     """
     rng = np.random.default_rng(seed)
     num_photos = scored.best.shape[1]
     # The score of the best hit grows with the size of the gallery, so the model needs several
-    # sizes.
+    # sizes. The largest is one less than all photos, since one gallery lacks the own photo.
     sizes = [num_photos - 1]
     while sizes[-1] >= 2 * MIN_PHOTOS:
         sizes.append(sizes[-1] // 2)
@@ -138,7 +144,11 @@ def draw_galleries(
 
 
 def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
-    """Return the trials of whole galleries, and the trials of their best hits."""
+    """Return the trials of whole galleries, and the trials of single hits in them.
+
+    A gallery's label says whether the described instance is in it; a hit's label, whether the hit
+    is that instance.
+    """
     galleries: list[tuple[tuple[float, ...], bool, int]] = []
     hits: list[tuple[tuple[float, ...], bool, int]] = []
     for expression, present, photos in draw_galleries(scored, seed):
@@ -154,15 +164,16 @@ def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
 
 
 def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
-    """Return the trials of single photos, and the trials of their best boxes.
+    """Return the trials of single photos, and the trials of single instances in them.
 
-    Each expression is tried on its own photo and on another one. The other photo is alternately a
-    random one and one of those that score best.
+    Each expression is tried on its own photo and on another one. That other photo is alternately a
+    random photo and one of the best-scoring photos.
     """
     rng = np.random.default_rng(seed)
     photos: list[tuple[tuple[float, ...], bool, int]] = []
     boxes: list[tuple[tuple[float, ...], bool, int]] = []
     for expression, own in enumerate(scored.own.tolist()):
+        # Random photos alone would be too easy to tell from the right one.
         others = np.argsort(-scored.best[expression])
         others = others[others != own]
         near = others[:PHOTOS] if expression % 2 else others
@@ -185,7 +196,7 @@ def fit_calibration(
         gallery: instances of photos that the checkpoint was not trained on.
         queries: expressions of instances in them.
         digest: digest of the checkpoint.
-        about: describes the photos; the figures are added to it.
+        about: describes the photos; the measured figures are added to it.
         seed: random seed for drawing galleries.
 
     Raises:
@@ -228,7 +239,8 @@ def calibration_figures(probabilities: Floats, labels: Labels) -> dict[str, floa
 
 def cross_validated(trials: Trials, names: tuple[str, ...]) -> Floats:
     """Return (R,) cross-validated probabilities: each half is predicted from the other half."""
-    # Trials of the same photo are similar, so a photo must not be in both halves.
+    # Trials of the same photo are similar, so a photo must not be in both halves. Otherwise, the
+    # figures would look better than on new photos.
     half = trials.groups % 2 == 0
     out = np.zeros(len(trials.labels))
     for mine in (half, ~half):
@@ -249,6 +261,7 @@ def fit(trials: Trials, names: tuple[str, ...]) -> Logistic:
             f"calibration needs right and wrong answers, but all {len(y)} trials have the same "
             "outcome: use more expressions"
         )
+    # Standardize the features, so that the ridge penalizes all of them alike.
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-9)
     z = np.column_stack([(x - mean) / scale, np.ones(len(x))])
     weights = np.zeros(z.shape[1])
@@ -260,6 +273,7 @@ def fit(trials: Trials, names: tuple[str, ...]) -> Logistic:
         weights -= step
         if np.abs(step).max() < 1e-10:
             break
+    # Searches have raw features, so convert the weights back.
     raw = weights[:-1] / scale
     return Logistic(
         features=names,
@@ -269,10 +283,11 @@ def fit(trials: Trials, names: tuple[str, ...]) -> Logistic:
 
 
 def tie_margin(scored: ScoreTable) -> float:
-    """Return the score margin below which the order of the first two hits is not meaningful.
+    """Return the score margin up to which the order of the first two hits is not meaningful.
 
-    Considers the expressions whose instance ranks first or second among all photos. The result is
-    the largest margin within which the instance ranks first in less than `TIED` of the cases.
+    Only expressions whose instance ranks first or second among all photos are considered. They are
+    sorted by the margin between the two scores. The result is the largest margin up to which the
+    instance ranks first in less than a share `TIED` of them; 0 if there is no such margin.
     """
     order = np.argsort(-scored.best, axis=1, kind="stable")[:, :2]
     rows = np.arange(len(order))[:, None]

@@ -31,13 +31,14 @@ from reir_training.data.leakage import REMEDY, SourceDataset, abbreviate, exclud
 
 Use = Literal["train", "held out", "unused", "evaluation"]
 
+# Decoding all photos of a published data set would take too long for a check before training.
 SAMPLE = 20
 ROUNDING_PX = 1.0
 """A box may extend this far beyond its photo, because published boxes are rounded."""
 MAX_OUTSIDE = 0.01
-"""With a larger share of such boxes, they were probably annotated on photos of another size."""
+"""If a larger share of boxes does, they were probably annotated on photos of another size."""
 MAX_STRETCH = 0.02
-"""With a larger relative difference in aspect ratio, the file is not the annotated photo."""
+"""If aspect ratios differ relatively by more than this, the file is not the annotated photo."""
 ALL, REST, NO_KIND = "all", "rest", "unnamed"
 
 
@@ -48,6 +49,7 @@ class DataOnlyConfig(DataConfig):
         ConfigError: raised by `load_config` for a key that no training configuration has.
     """
 
+    # `reir data check` does not know the preset, and so not which other settings are allowed.
     model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="after")
@@ -66,19 +68,20 @@ class SplitReport:
 
     Attributes:
         split: its name; "all" for a set without splits, "rest" for photos that are in no split.
-        use: what its photos are used for.
+        use: what training uses its photos for.
         photos, instances, expressions, captions: counts.
         expressions_by_kind: counts; "unnamed" for expressions whose kind is not annotated.
-        photos_without_expressions: training uses their boxes and captions.
+        photos_without_expressions: number of photos without expressions, of which training uses
+            only boxes and captions.
         missing: photos whose file does not exist.
         sampled: number of photos that were decoded.
         unreadable: sampled files that are not an image or not the annotated photo, with the reason.
-        boxes_outside: boxes that extend beyond their photo by more than a pixel.
-        boxes_empty: boxes without area; training ignores them.
-        duplicates: expressions that repeat another expression of the same instance.
-        ambiguous: expressions that also describe another instance of the photo.
-        leaked: photos that are also in an evaluation set.
-        mean_words, p95_words: length of the expressions.
+        boxes_outside: number of boxes that extend beyond their photo by more than a pixel.
+        boxes_empty: number of boxes without area; training ignores them.
+        duplicates: number of expressions that repeat another expression of the same instance.
+        ambiguous: number of expressions that also describe another instance of the photo.
+        leaked: number of photos that are also in an evaluation set.
+        mean_words, p95_words: mean and 95th percentile of the number of words per expression.
     """
 
     split: str
@@ -106,8 +109,8 @@ class SetReport:
     """What one set of the configuration contains.
 
     Attributes:
-        label: names it in messages.
-        folder: where its photos should be.
+        label: name of the set in messages.
+        folder: folder where its photos should be.
         splits: one report per split; a photo may be in several splits.
     """
 
@@ -121,7 +124,7 @@ class DataReport:
     """What the data of a configuration contains, and whether training can start.
 
     Attributes:
-        sets: those that could be read.
+        sets: reports of the sets that could be read.
         problems: reasons why training cannot start, each with a remedy.
         notes: irregularities that training handles.
     """
@@ -160,6 +163,7 @@ def check_data(
         for each, ids in zip(training, leaked_ids, strict=True)
     ]
     measured = [each.report(defaultdict(lambda: "evaluation")) for each in evaluation]
+    # The photos of an evaluation set may be on another machine, so their absence is no problem.
     problems = [*unread, *(problem for each in trained for problem in _problems(each))]
     notes = [note for each in (*trained, *measured) for note in _notes(each)]
     if config.exclude_evaluation:
@@ -194,6 +198,7 @@ def _readable(
     for source in sources:
         on_set(source.label)
         try:
+            # The result is not used; a malformed file must not surface only when training starts.
             read_near_misses(source.path)
             yield _SourceAnnotations(
                 SourceDataset(source, read_dataset(source)), read_captions(source.path)
@@ -225,6 +230,8 @@ class _SourceAnnotations:
         self, name: str, use: Use, dataset: ReferringDataset, leaked: frozenset[str]
     ) -> SplitReport:
         missing = [i for i in dataset.images if not self.read.path_of(i).is_file()]
+        # Sorted, because a set of strings has another order in every process, but two checks of the
+        # same data should look at the same photos.
         there = sorted(dataset.images_by_id.keys() - {i.image_id for i in missing})
         drawn = np.random.default_rng(0).permutation(len(there))[:SAMPLE]
         sample = [dataset.images_by_id[there[row]] for row in sorted(drawn.tolist())]
@@ -288,7 +295,11 @@ def _splits(dataset: ReferringDataset) -> Iterator[tuple[str, ReferringDataset]]
 
 
 def _count_repeats(expressions: Iterable[Expression]) -> tuple[int, int]:
-    """Count expressions that repeat one of the same instance, and those of several instances."""
+    """Count the duplicate expressions and the ambiguous ones.
+
+    An expression is a duplicate if the same instance has it already, and ambiguous if another
+    instance of the photo has it, too.
+    """
     instances_of: dict[tuple[str, str], Counter[str | None]] = defaultdict(Counter)
     for each in expressions:
         instances_of[each.image_id, normalize_expression(each.text)][each.instance_id] += 1

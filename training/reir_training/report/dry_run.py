@@ -1,7 +1,8 @@
 """Estimates a run before it starts: parameters, memory, number of steps, and time per step.
 
-Takes a few real steps in this process, as one of the run's workers: with that worker's share of the
-photos and the real DeepSpeed engine, but without Ray and without communication. Leaves no files.
+A dry run takes a few real steps in this process, as one of the run's workers. It uses that worker's
+share of the photos and the real DeepSpeed engine, but neither Ray nor communication between
+workers. It leaves no files behind.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class StepMeasurement:
     Attributes:
         stage: stage of the measured steps.
         photos: photos per step on this worker.
-        load_seconds: time to read and decode a step; a real run does this ahead, in other
-            processes.
+        load_seconds: time to read and decode the photos of a step; a real run does this ahead of
+            time, in other processes.
         step_seconds: time for the forward pass, the backward pass and the optimizer.
         activation_bytes: peak memory in a step, minus the memory in use between steps; None on a
             CPU, where it is not measured.
@@ -83,8 +84,9 @@ class DryRun:
     Attributes:
         device: device of the measurement.
         num_workers: the largest possible number of workers.
-        photos_per_s: throughput of all workers, if loading keeps up, without communication.
-        hours: duration of the whole run at that rate, without validation.
+        photos_per_s: throughput of all workers without communication, provided that loading the
+            photos keeps up.
+        hours: duration of the whole run at that throughput, without validation.
     """
 
     preset: str
@@ -134,11 +136,13 @@ def dry_run(  # noqa: PLR0913 - most are keyword-only
         raise ConfigError(
             "--gpu: PyTorch finds no GPU on this machine; remove --gpu to measure on the CPU"
         )
+    # As in a real run, where the workers share the cores of the machine.
     torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
     with _task(preset, config, stage, init, workers) as (task, train_photos):
         task.objective.to("cuda" if use_gpu else "cpu")
         parts = _module_parameters(task)
         stages = _stages(task, config, epochs, train_photos)
+        # The last stage is measured, because stage 2 computes all losses of stage 1, and CLIA.
         measured = _measure(task, config, epochs[-1], workers)
     photos_per_s = workers * measured.photos / measured.step_seconds
     trainable, frozen = sum(p.trainable for p in parts), sum(p.frozen for p in parts)
@@ -173,9 +177,10 @@ def _max_workers(config: TrainConfig, num_workers: NumWorkers) -> int:
 def _task(
     preset: str, config: TrainConfig, stage: str, init: Path | None, workers: int
 ) -> Iterator[tuple[AnyTask, int]]:
-    """Yield the task with the batches of one of `workers`, and the number of training photos.
+    """Yield the task of a single worker, and the number of training photos.
 
-    A single worker that accumulates `workers` times as many parts per step gets the same batches.
+    The worker must get batches of the size that one of `workers` would get. A single worker that
+    accumulates `workers` times as many parts per step gets such batches.
     """
     settings = config.optimization
     cut = settings.model_copy(update={"accumulate_steps": workers * settings.accumulate_steps})
@@ -218,6 +223,7 @@ def _stages(
     """Return the length of each stage, with the steps of the whole data set."""
     out = []
     for first in (epoch for epoch in epochs if epoch.number == epoch.first_of_stage):
+        # The task of `clare-nano` only has the photos of one step, so its own number is too small.
         steps = (
             train_photos // config.optimization.photos_per_batch
             if isinstance(config, NanoTrainConfig)
@@ -234,6 +240,7 @@ def _measure(task: AnyTask, config: TrainConfig, epoch: Epoch, workers: int) -> 
     engine, _ = start_engine(task, config, None)
     device = next(engine.module.parameters()).device
     on_gpu = device.type == "cuda"
+    # A GPU works asynchronously; without waiting, only the launch of its kernels would be timed.
     wait: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     batches = _batches(task, epoch)
     load = work = 0.0
@@ -271,11 +278,13 @@ def _init_single_process_group() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its log would go to standard output
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        # A store within this process needs no port, which other processes might use.
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def _batches(task: AnyTask, epoch: Epoch) -> Iterator[Any]:
     """Yield batches forever."""
+    # An epoch of a tiny data set may have fewer batches than are measured.
     for number in count(epoch.first_of_stage):
         yield from task.batches(replace(epoch, number=number), 0)

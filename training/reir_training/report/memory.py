@@ -9,7 +9,8 @@ are float32, with bf16 only under autocast, so every number takes 4 bytes:
 
 for P trainable and F frozen parameters. From stage 1 on, DeepSpeed keeps a second copy of the
 trainable weights for the optimizer (4 P, sharded like the moments) and a communication buffer for
-gradients. Stage 3 also holds parameters fetched from other workers, up to a limit.
+gradients. In stage 3, each worker also holds parameters that it has fetched from other workers, up
+to a limit.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 BYTES = 4
+# DeepSpeed's defaults for `reduce_bucket_size` and `stage3_max_live_parameters`.
 MAX_BUCKET = 500_000_000
 """Number of gradients that DeepSpeed communicates at once."""
 MAX_LIVE = 1_000_000_000
-"""Number of parameters that stage 3 keeps unsharded (`stage3_max_live_parameters`)."""
+"""Number of parameters that stage 3 keeps unsharded."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def estimate_memory(
         return -(-count // num_workers) if zero_stage >= from_stage else count
 
     everything = trainable + frozen
+    # Stage 0 is plain data parallelism, without the buffer and the copy of the sharding optimizer.
     buffers = bucket_size(trainable) if zero_stage else 0
     if zero_stage == 3 and num_workers > 1:
         buffers += min(everything, MAX_LIVE)

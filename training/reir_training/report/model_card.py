@@ -30,7 +30,7 @@ CLARE_LIMITS = """\
 
 
 def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the card of a `clare-nano` checkpoint from the metadata in `about`."""
+    """Write the model card of a `clare-nano` checkpoint from the metadata in `about`."""
     settings = about["settings"]
     drawn = (
         "Besides the written expressions, the model was trained on "
@@ -43,7 +43,7 @@ def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the card of a CLARE checkpoint from the metadata in `about`."""
+    """Write the model card of a CLARE checkpoint from the metadata in `about`."""
     towers = about["towers"] or "random weights"
     sources = (
         "| part | initialized from |\n|---|---|\n"
@@ -53,7 +53,7 @@ def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
-    """Write the model card of a checkpoint and add a section about its re-ranker.
+    """Write the model card of the dual stream again, with a section about the re-ranker.
 
     Args:
         folder: folder of the new checkpoint.
@@ -61,6 +61,7 @@ def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> N
         about: metadata of the re-ranker.
     """
     card = source / CARD
+    # The source may already have a re-ranker; its section is replaced, not repeated.
     before = card.read_text(encoding="utf-8").split(f"\n{RERANK_TITLE}")[0] if card.exists() else ""
     metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
     (folder / CARD).write_text(

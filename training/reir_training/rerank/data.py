@@ -1,9 +1,10 @@
 """Training data of the re-ranker: photos and expressions, encoded by the frozen dual stream.
 
-There are two variants of the data: the photos as they are, and mirrored, with "left" and "right"
-swapped in the expressions. In each, the scores of the dual stream determine the hard negatives of
-an expression. All of this is computed once and stored beside the cache of the frozen part, in a
-folder whose name depends on the digest of the dual stream.
+Photos and expressions exist in two variants: as they are, and mirrored, with "left" and "right"
+swapped in the expressions. In each variant, every expression gets hard negatives, which are the
+other photos that the dual stream scores highest for it. The dual stream does not change, so all of
+this is computed only once. It is stored beside the cache of the frozen part, in a folder whose name
+depends on the digest of the dual stream and on the texts.
 """
 
 # Shapes: B photos, K candidates per photo, M expressions, D dimension, T tokens of all texts
@@ -41,8 +42,9 @@ Ints = npt.NDArray[np.int64]
 NamedArrays = dict[str, Any]
 FIELDS = ("vectors", "boxes", "objectness", "valid")
 PHOTO_BATCH, TEXT_PART, QUERY_CHUNK = 16, 1024, 256
+# More than a step uses, so that an expression meets other hard negatives in every epoch.
 NUM_RIVALS = 48
-"""Number of hard negatives per expression: the other photos with the highest scores."""
+"""Number of hard negatives that are stored per expression."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ class EncodedVariant:
     """All photos and expressions, either as they are or mirrored.
 
     Attributes:
-        vectors: (B, K, D) float32.
+        vectors: (B, K, D) float32, the candidates' instance vectors.
         boxes: (B, K, 4) xyxy in [0, 1].
         objectness: (B, K).
-        valid: (B, K) bool.
-        texts: (M,) row of each expression in the table of texts.
+        valid: (B, K) bool, False on padding.
+        texts: (M,) row of each expression in the `TextTable`.
         overlap: (M, K) IoU of the candidates of the expression's photo with the described box.
-        rivals: (M, 48) rows of the hard negatives, highest score first.
+        rivals: (M, 48) photos that are the hard negatives of each expression, highest score first.
     """
 
     vectors: FloatArray
@@ -98,10 +100,13 @@ class EncodedVariant:
 
 
 class TextTable:
-    """Encoded texts, stored in parts so that an interrupted computation resumes.
+    """The encodings of a list of texts.
+
+    They are stored in several files, so that an interrupted computation resumes after the last
+    complete file.
 
     Args:
-        folder: folder of the parts; missing parts are computed.
+        folder: folder of the files; missing files are computed.
         encoder: encoder of the texts.
         texts: texts in the order of their rows.
     """
@@ -115,6 +120,8 @@ class TextTable:
                 partial(_encode_texts, encoder, texts[start : start + TEXT_PART]),
             )
             self.vectors[start : start + TEXT_PART] = part["vectors"]
+            # Texts have different numbers of tokens, so a file holds their states in one long
+            # array.
             self._states += np.split(part["states"], np.cumsum(part["lengths"])[:-1])
 
     def __getitem__(self, row: int) -> EncodedExpression:
@@ -136,6 +143,7 @@ def _load_or_compute(path: Path, make: Callable[[], NamedArrays]) -> NamedArrays
     """Load arrays by name from a file; compute and save them if it does not exist."""
     if not path.exists():
         # Rename the file when it is complete, so that an interrupted run leaves no partial file.
+        # The ending stays the same, because `np.savez` would append ".npz" to any other name.
         unfinished = path.with_name(f"unfinished_{path.name}")
         np.savez(unfinished, **make())
         unfinished.rename(path)
@@ -146,11 +154,17 @@ def _load_or_compute(path: Path, make: Callable[[], NamedArrays]) -> NamedArrays
 def rerank_expressions(
     photos: Sequence[TrainPhoto], cache: FrozenCache, generated_per_photo: int, seed: int
 ) -> list[RerankExpression]:
-    """Choose expressions of the training photos: written ones with a candidate, and generated."""
+    """Choose the expressions to train on.
+
+    These are all written expressions of the training photos whose box a candidate matches, and some
+    generated ones.
+    """
     out: list[RerankExpression] = []
     for row, photo in enumerate(photos):
         if photo.split == VAL:
             continue
+        # `PhotoTargets` has no kinds, but with this weight, only long expressions have the weight
+        # 1.
         found = match_photo(photo, cache, row, short_weight=0.0)
         out += [
             RerankExpression(text, row, box, "long" if weight == 1 else "short")
@@ -163,12 +177,14 @@ def rerank_expressions(
 
 
 class RerankData:
-    """The expressions, their encoded texts, and both variants of the photos.
+    """The training data: expressions, their encoded texts, and the photos in both variants.
 
     Attributes:
         expressions: M expressions of training photos.
-        texts: encoded texts, as they are and with sides swapped.
-        variants: photos and expressions as they are, then mirrored.
+        texts: encodings of all texts, as written and with "left" and "right" swapped.
+        variants: two variants: photos and expressions as they are, then mirrored.
+        projection: weight and bias of the dual stream's last text layer, from which the re-ranker
+            starts.
 
     Args:
         root: folder in which such data is stored by name.
@@ -176,8 +192,9 @@ class RerankData:
         photos: photos of the run.
         cache: output of the frozen part for these photos.
         generated_per_photo: number of generated expressions per photo.
-        vector_dropout: dropout of the visual stream when it encodes the photos. It was trained on
-            them, so without dropout it would be more certain about them than about new photos.
+        vector_dropout: dropout of the visual stream when it encodes the photos. The stream was
+            trained on these photos, so without dropout it would be more certain about them than
+            about new photos.
         seed: random seed.
     """
 
@@ -194,6 +211,7 @@ class RerankData:
     ) -> None:
         model, tokenizer = load_model(checkpoint)
         self.digest = weights_digest(checkpoint)
+        # The shared experts of the members form one layer, as their vectors form one vector.
         members = [m for m in model.text.members if isinstance(m, MixtureOfRelationExperts)]
         experts = [member.shared for member in members]
         self.projection = (
@@ -239,6 +257,7 @@ class RerankData:
             targets = np.stack([1 - x2, y1, 1 - x1, y2], axis=-1)
         trained = np.array([photo.split != VAL for photo in photos])
 
+        # Held-out photos must not appear in training, not even as negatives.
         def compute_rivals() -> NamedArrays:
             valid, vectors = found["valid"] & trained[:, None], self.texts.vectors[texts]
             return {"rivals": find_rivals(found["vectors"], valid, vectors, owners)}
@@ -255,6 +274,7 @@ def encode_photos(
     model: ClareNano, cache: FrozenCache, mirrored: bool, dropout: float, seed: int
 ) -> NamedArrays:
     """Encode all photos of a cache into the arrays of an `EncodedVariant`."""
+    # In evaluation mode, the modules would skip dropout, which is wanted here (see `RerankData`).
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     torch.manual_seed(seed + mirrored)
     model.visual.train()

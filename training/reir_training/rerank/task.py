@@ -47,7 +47,8 @@ class RerankBatch:
 
     Attributes:
         inputs: P photos, each with one of M expressions.
-        slots: (M, G) row of each photo of an expression in `inputs`, -1 for none.
+        slots: (M, G) for each expression, the rows of its G photos in `inputs`; -1 where it has no
+            such photo.
         overlap: (M, K) IoU of the candidates of the expression's photo with the described box.
     """
 
@@ -61,17 +62,23 @@ class RerankBatch:
 
 
 class RerankObjective(nn.Module):
-    """The re-ranker and its losses: ranking in all photos of an expression, and in its own."""
+    """The re-ranker and its two losses.
+
+    One loss ranks the candidates of all photos of an expression together, the other only those of
+    its own photo.
+    """
 
     def __init__(self, model: Reranker) -> None:
         super().__init__()
         self.model = model
+        # One element instead of a scalar, which DeepSpeed cannot broadcast.
         self.log_scale = nn.Parameter(torch.tensor([25.0]).log())
 
     def forward(self, batch: RerankBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """Return the loss and its terms by name."""
         out = self.model(batch.inputs)
         here = batch.slots >= 0
+        # A missing photo points to row 0, and `here` hides its candidates.
         rows = batch.slots.clamp(min=0)
         valid_MGK = batch.inputs.valid[rows] & here[..., None]
         logits_MGK = self.log_scale.exp() * (out.dual + out.correction)[rows]
@@ -96,7 +103,7 @@ class RerankBatchMaker:
     def batch(self, rows: Sequence[int], rng: np.random.Generator) -> RerankBatch:
         """Build a batch of some expressions, each in a random variant (as it is or mirrored).
 
-        Expressions that are unique only within their photo get no hard negatives.
+        Short and generated expressions get no hard negatives.
         """
         photos: list[PhotoInstances] = []
         expression_of_photo: list[int] = []
@@ -108,8 +115,10 @@ class RerankBatchMaker:
             texts.append(self._data.texts[int(variant.texts[row])])
             overlap.append(variant.overlap[row])
             found = {OWN: (side, each.photo)}
+            # Only an expression that names a side is wrong for the mirror image.
             if each.sided:
                 found[MIRROR] = (1 - side, each.photo)
+            # Other expressions are unique only within their photo, so any photo may fit them.
             if each.kind == "long":
                 rivals = variant.rivals[row]
                 drawn = rng.permutation(len(rivals))[: self._settings.rivals]
@@ -176,6 +185,7 @@ class RerankTask:
         self.model.start_from(*self.data.projection)
         self.objective = RerankObjective(self.model)
         self._maker = RerankBatchMaker(self.data, settings)
+        # Drawn from the seed, so that all workers and a resumed run hold out the same photos.
         draw = np.random.default_rng(seed).random(len(photos))
         trained = np.array([photo.split != VAL for photo in photos])
         self.held_out = trained & (draw < settings.held_out)
@@ -208,12 +218,13 @@ class RerankTask:
                 yield self._maker.batch(share.tolist(), rng)
 
     def validate(self) -> dict[str, float]:
-        """Return BR@k and REC on the held-out training photos; `dual_*` is without re-ranking."""
+        """Return BR@k and REC on the held-out training photos, see `validate_reranker`."""
         return validate_reranker(self.model, self.data, self.held_out)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write a copy of the dual stream's checkpoint directory with this re-ranker added."""
         folder.mkdir(parents=True, exist_ok=True)
+        # The dual stream is frozen, so its files, and with them its digest, stay the same.
         for name in (CONFIG, WEIGHTS, TOKENIZER):
             shutil.copyfile(self._init / name, folder / name)
         save_reranker(folder, self.model, self.data.digest, about)
@@ -229,7 +240,12 @@ class RerankTask:
 def validate_reranker(
     model: Reranker, data: RerankData, held_out: npt.NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Evaluate on a gallery of the held-out training photos; returns percentages."""
+    """Evaluate on a gallery of the held-out training photos.
+
+    Returns:
+        Percentages: BR@k and REC at IoU .5 for long expressions. Names that start with `dual_` are
+        without the re-ranker. Empty without long expressions.
+    """
     variant, rows_held_out = data.variants[0], np.flatnonzero(held_out)
     rows = [m for m, a in enumerate(data.expressions) if held_out[a.photo] and a.kind == "long"]
     if not rows:
@@ -241,6 +257,7 @@ def validate_reranker(
     inside = owner_J[None] == own[:, None]
     fits = np.zeros_like(inside)
     for m, row in enumerate(rows):
+        # Padding comes last, so the first entries are those of the real candidates.
         fits[m, inside[m]] = variant.overlap[row][: inside[m].sum()] >= MATCH_IOU
     dual = dual_scores(texts, photos)
     was_training = model.training

@@ -15,7 +15,7 @@ class _AllGather(torch.autograd.Function):
     """All-gather with gradients: (M, C) per worker -> (workers, M, C).
 
     `dist.all_gather` alone returns tensors without gradients. Every worker computes its loss from
-    the rows of all workers, so the gradient of a row is the sum over all workers.
+    the rows of all workers, so the gradient of a row is the sum of its gradients on all workers.
     """
 
     @staticmethod
@@ -37,6 +37,7 @@ def gather_all(values: Tensor) -> list[Tensor]:
     Workers may have different numbers of rows, but `all_gather` requires equal shapes. So the rows
     are padded to the longest, and the padding is removed afterwards.
     """
+    # On the device of the values: nccl cannot communicate tensors of the host.
     here = torch.tensor([len(values)], device=values.device)
     counts = [torch.zeros_like(here) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, here)
@@ -74,6 +75,8 @@ class WorkerCollectives:
     def gather_others(self, values: Tensor) -> Tensor:
         """Gather the rows of all other workers, (M, ...) -> (M', ...); see `gather_all`."""
         tables = gather_all(values)
+        # The own rows are left out, since the caller has them already; their gradients need no
+        # communication.
         return torch.cat(tables[: self.rank] + tables[self.rank + 1 :])
 
     def mean(self, values: Tensor) -> Tensor:

@@ -58,8 +58,10 @@ def run(  # noqa: PLR0913 - most are keyword-only
         ConfigError: the photos of a step cannot be divided among the workers, the stage does not
             fit the preset, or the storage cannot be used.
     """
+    # Imported here, because a dry run uses this module but needs no Ray.
     from reir_training.run.jobs import train
 
+    # All checks come first, so that a run that cannot succeed leaves no files.
     config = with_absolute_paths(config)
     check_shares(config.optimization, num_workers)
     check_stage(preset, stage, init)
@@ -68,6 +70,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
     (output / "config.yaml").write_text(dump_config(config))
     if remote is not None:
         remote.push(output / "config.yaml")
+        # On a new machine, the log continues that of the earlier starts.
         remote.pull(output / METRICS)
     console = Console(stderr=True)
     with _progress(console) as bars:
@@ -75,6 +78,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
         if isinstance(config, NanoTrainConfig):
             cache = _cache(config, output, stage, init, bars).resolve()
         _log_start(output / METRICS)
+        # The first worker may run on another node, and gets the log from the storage.
         if remote is not None:
             remote.push(output / METRICS)
         with _MetricsFollower(output / METRICS, bars):
@@ -97,7 +101,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
 
 
 def _progress(console: Console) -> Progress:
-    """Return progress bars that show a note and the remaining time."""
+    """Return progress bars that show a note for each task and the remaining time."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -121,6 +125,7 @@ def with_absolute_paths(config: AnyConfig) -> AnyConfig:
     if isinstance(config, ClareTrainConfig):
         if config.tokenizer is not None:
             changes["tokenizer"] = config.tokenizer.resolve()
+        # Otherwise, `towers` is a name on the model hub.
         if config.towers is not None and Path(config.towers).exists():
             changes["towers"] = str(Path(config.towers).resolve())
     return config.model_copy(update=changes)
@@ -130,6 +135,8 @@ def _cache(
     config: NanoTrainConfig, output: Path, stage: str, init: Path | None, bars: Progress
 ) -> Path:
     """Compute the output of the frozen part of the model, and return its folder."""
+    # Computed before the workers start, because each of them would compute all of it. The imports
+    # are here, because the published CLARE needs none of these modules in the driver.
     from reir_training.data.leakage import training_photos
     from reir_training.nano.cache import build_cache
     from reir_training.nano.initialization import start_model
@@ -159,6 +166,7 @@ class _MetricsFollower:
     def __init__(self, path: Path, bars: Progress) -> None:
         self._path, self._bars = path, bars
         self._task: TaskID | None = None
+        # Lines of earlier starts are not shown again.
         self._offset = path.stat().st_size
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -169,6 +177,7 @@ class _MetricsFollower:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        # The last lines may have been written after the thread last read the file.
         self._read()
 
     def _follow(self) -> None:

@@ -27,6 +27,7 @@ from reir_training.run.loop import ExponentialMovingAverage, Position
 from reir_training.run.tasks import AnyTask
 
 STATE, TAG, AVERAGED = "run.json", "state", "averaged.safetensors"
+# DeepSpeed's name for its shared-memory operator, see `_engine`.
 SHM_OP = "deepspeed_shm_comm"
 
 
@@ -98,6 +99,7 @@ def start_engine(  # noqa: PLR0913 - most are keyword-only
         if convert
         else nullcontext(resume_from) as folder
     ):
+        # Not strict, because `save_state` leaves out frozen parameters.
         engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     if convert:
         _restore_parameter_groups(engine, own)

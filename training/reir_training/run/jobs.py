@@ -94,6 +94,7 @@ def train(  # noqa: PLR0913 - most are keyword-only
 
 def _run_config(config: TrainConfig, output: Path, storage: str | None) -> RunConfig:
     """Return where Ray Train stores the states, which ones it keeps, and how often it restarts."""
+    # Ray Train gets the file system itself, so that it accepts the same URIs as our other storage.
     states = open_storage(storage) if storage else Storage(LocalFileSystem(), str(output.resolve()))
     return RunConfig(
         # Ray Train resumes a run if it finds states of the same name in the same storage.

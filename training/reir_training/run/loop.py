@@ -78,6 +78,7 @@ class ExponentialMovingAverage:
         for name, parameter in objective.named_parameters():
             if parameter.requires_grad:
                 kept = self.weights.get(name)
+                # On the host, so that the average takes no memory of the GPU.
                 if kept is None:
                     self.weights[name] = parameter.detach().float().cpu().clone()
                 else:
@@ -204,8 +205,11 @@ class TrainLoop:
                         parts={k: round(v / (step + 1), 4) for k, v in sums.items()},
                     )
                 )
+            # The end of an epoch is saved by the caller, after validation.
             if (step + 1) % self._settings.save_every_steps == 0 and step + 1 < steps:
                 self._on_position(Position(epoch.number, step + 1, sums))
+        # `sums` includes the steps before a restart, so that the means are those of the whole
+        # epoch.
         return {name: value / max(steps, 1) for name, value in sums.items()}
 
     def _train_on_batch(
@@ -214,7 +218,8 @@ class TrainLoop:
         """Train on batch `number` of an epoch; returns its contribution to the loss of the step."""
         parts = self._settings.accumulate_steps
         device = next(self.objective.parameters()).device
-        # Dropout must not depend on how many random numbers were drawn before a run resumed.
+        # Dropout must not depend on how many random numbers were drawn before a run resumed. Unlike
+        # that of a string, the hash of integers is the same in every process.
         torch.manual_seed(hash((self._settings.seed, epoch.number, self._rank, number)) % 2**31)
         loss, terms = self._engine(batch.to(device), epoch.stage)
         self._engine.backward(loss)  # divides the gradients by `accumulate_steps`
@@ -268,7 +273,7 @@ def _without_zero3_hooks(engine: Any, zero_stage: int) -> Iterator[None]:
 
 
 class _StepTimer:
-    """Measures the duration of the steps of an epoch that starts or resumes at step `first`."""
+    """Measures the steps of an epoch that starts or resumes at step `first`."""
 
     def __init__(self, photos_per_step: int, first: int) -> None:
         self._photos_per_step, self._first = photos_per_step, first
@@ -276,7 +281,7 @@ class _StepTimer:
         self._last = first
 
     def lap(self, step: int) -> dict[str, Any]:
-        """Return the figures for a `TrainProgress` after `step` steps of the epoch."""
+        """Return the timing fields of a `TrainProgress` after `step` steps of the epoch."""
         now = time.perf_counter()
         new, seconds = step - self._last, now - self._last_time
         self._last, self._last_time = step, now

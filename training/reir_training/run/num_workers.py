@@ -16,6 +16,7 @@ def parse_num_workers(text: str) -> NumWorkers:
         ConfigError: the text has neither form.
     """
     parts = text.split(":")
+    # `isdigit` also accepts digits of other scripts and superscripts, for which `int` may fail.
     numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
     if len(numbers) == len(parts) == 1 and numbers[0] > 0:
         return numbers[0]
@@ -38,6 +39,7 @@ def check_shares(settings: Schedule, num_workers: NumWorkers) -> None:
         ConfigError: they do not, for any number in the range.
     """
     fewest, most = (num_workers,) * 2 if isinstance(num_workers, int) else num_workers
+    # An elastic run needs only one possible number; `EvenScalingPolicy` avoids the others.
     if not any(shares_evenly(settings, n) for n in range(fewest, most + 1)):
         workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise ConfigError(

@@ -16,7 +16,9 @@ GAUGES = {
 
 
 class Prometheus:
-    """A sink for records that sets Prometheus metrics; Ray adds the prefix `ray_`.
+    """A sink that sets Prometheus metrics from the records of a run.
+
+    Ray exports the metrics on the metrics port of each node, with the prefix `ray_`.
 
     Args:
         run: value of the label `run`.

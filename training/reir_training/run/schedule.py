@@ -13,6 +13,7 @@ from reir_training.config import Schedule
 Stage = Literal["grounding", "clia", "rerank"]
 RERANK = "rerank"
 FINAL_RATE = 0.02
+# As published: to a tenth, after 48,000 of 60,000 steps (docs/clare.md, section 5.1).
 STEP_AT, STEP_TO = 0.8, 0.1
 
 
@@ -47,6 +48,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
     }
     out: list[Epoch] = []
     for name, length in lengths.items():
+        # The re-ranker needs a finished dual stream, so "all" does not include it.
         if stage == name or (stage == "all" and name != "rerank"):
             first = len(out)
             out.extend(Epoch(first + i, name, first, length) for i in range(length))

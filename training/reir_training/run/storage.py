@@ -31,13 +31,14 @@ class Storage:
         target = f"{self.path}/{local.name}"
         if local.is_dir():
             self.filesystem.create_dir(target)
-        # uploads with several threads can hang in pyarrow's S3 (apache/arrow#32372)
+        # Uploads with several threads can hang in pyarrow's S3 (apache/arrow#32372).
         copy_files(str(local), target, destination_filesystem=self.filesystem, use_threads=False)
 
     def pull(self, local: Path) -> None:
-        """Download the file or folder of that name, if the storage has a longer version of it.
+        """Download the file or folder of that name from the storage.
 
-        A local metrics file may have lines that were not uploaded before the run was interrupted.
+        A local file is only replaced if the stored one is longer: a local metrics file may have
+        lines that were not uploaded before the run was interrupted.
         """
         found = self.filesystem.get_file_info(f"{self.path}/{local.name}")
         if found.type == FileType.Directory:
@@ -56,6 +57,7 @@ class Storage:
         self.filesystem.create_dir(self.path)
         with self.filesystem.open_output_stream(marker) as stream:
             stream.write(MARKER.encode())
+        # Reading needs another permission than writing, and resuming a run needs both.
         with self.filesystem.open_input_stream(marker) as stream:
             if stream.read() != MARKER.encode():
                 raise OSError("a test file does not have the content that was written")

@@ -39,9 +39,11 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
             CLARE, folder in which workers share the annotations, or None to keep them in memory.
         photos: for `clare-nano`, photos in the order of the cache; None for all photos of the run.
         rank, world_size: rank of this worker, and number of workers.
-        stream: for the published CLARE, loads the steps.
+        stream: for the published CLARE, loads the steps, possibly ahead of time. `clare-nano` reads
+            its steps from the cache.
     """
     if isinstance(config, NanoTrainConfig):
+        # The driver builds the cache before it starts the workers, and so does a dry run.
         assert cache is not None
         known = training_photos(config) if photos is None else photos
         if stage == RERANK:

@@ -22,8 +22,8 @@ class TensorBoard:
 
     Args:
         folder: folder for the event files.
-        done: number of steps that were completed before this start; TensorBoard ignores later
-            steps in the files of earlier starts, because they are repeated.
+        done: number of steps that were completed before this start. Later steps in the files of
+            earlier starts are repeated now, so TensorBoard is told to ignore them.
     """
 
     def __init__(self, folder: Path, done: int) -> None:
@@ -33,6 +33,8 @@ class TensorBoard:
         """Write a record."""
         for name, value, step in scalars(record):
             self._writer.add_scalar(name, value, step)
+        # The files are uploaded while they are open, and a killed run must not lose the last
+        # figures.
         self._writer.flush()
 
     def close(self) -> None:

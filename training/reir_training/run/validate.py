@@ -44,7 +44,7 @@ def validate(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         gallery = _gallery(model, cache, rows)
         vectors = _texts(model, tokenizer, texts)
-    # Training continues with this model.
+    # Training continues with this model, so restore dropout.
     model.train(was_training)
     return _figures([photos[i] for i in rows], gallery, vectors)
 
@@ -52,7 +52,10 @@ def validate(
 def validate_encoder(
     encoder: InstanceEncoder, photos: Sequence[TrainPhoto], *, batch_size: int = 8
 ) -> dict[str, float]:
-    """Evaluate any encoder on the files of the held-out photos; returns the same figures.
+    """Evaluate any encoder on the files of the held-out photos.
+
+    Returns:
+        The same figures as `validate`.
 
     Raises:
         ImageError: a photo cannot be decoded.
@@ -88,6 +91,8 @@ def _figures(
     top = np.stack([_best_box(t, n, gallery) for t, n in zip(texts, found, strict=True)])
     hit = rec_hits(top, targets, (0.5,)).hits[:, 0]
     out = {}
+    # Short expressions are unique only within their photo, so they are not searched for in the
+    # whole gallery. Boxes may stay in [0, 1], since IoU does not depend on the unit.
     if is_long.any():
         queries = Queries(texts[is_long], found[is_long], targets[is_long])
         ranks = reir_ranks(queries, gallery, iou_thresholds=(0.5, 0.7))
@@ -106,6 +111,7 @@ def _gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Galle
         out = model.visual(batch.to(model.log_scale.device))
         vectors.append(out.vectors[batch.valid].cpu().numpy())
         boxes.append(out.boxes[batch.valid].cpu().numpy())
+        # Galleries number the held-out photos from 0, whatever their rows in the cache.
         owners.append(torch.nonzero(batch.valid)[:, 0].numpy() + start)
     return Gallery(np.concatenate(vectors), np.concatenate(owners), np.concatenate(boxes))
 

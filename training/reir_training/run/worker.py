@@ -60,6 +60,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
             stream_steps, readers=reader_limits(ray.cluster_resources().get("CPU", 0), num_workers)
         ),
     )
+    # Before the engine is built, because its optimizer keeps references to the parameters.
     task.objective.to(ray.train.torch.get_device())
     decay = config.optimization.ema_decay
     averaged = ExponentialMovingAverage(decay) if decay else None
@@ -124,6 +125,8 @@ def _report_state(
     figures: Mapping[str, float],
 ) -> None:
     """Save the state and report it to Ray Train, which passes it to the workers after a restart."""
+    # Every worker reports a folder with its own shard; Ray Train stores all of them as one
+    # checkpoint.
     rank = ray.train.get_context().get_world_rank()
     save_state(folder, engine, averaged, state, rank=rank)
     ray.train.report(dict(figures), checkpoint=Checkpoint.from_directory(str(folder)))
@@ -154,6 +157,7 @@ class _RunOutput:
         self._sinks: list[Sink] = []
         if active:
             self._folder.mkdir(parents=True, exist_ok=True)
+            # This worker may run on another node than the driver, and after a restart on a new one.
             if self._storage is not None:
                 self._storage.pull(self._folder / METRICS)
             done = sum(task.steps(epoch.stage) for epoch in epochs[: state.done.epochs])
@@ -176,6 +180,7 @@ class _RunOutput:
             return {}
         number, figures = epoch.number + 1, self._task.validate()
         value, best = figures.get(self._config.best_by), self._state.best
+        # Of equal epochs, the earliest is the best, since more training has brought nothing.
         if value is not None and (best is None or value > best.value):
             self._state.best = best = BestEpoch(number, value)
         best_epoch = best.epoch if best else None
@@ -213,6 +218,7 @@ def _training_metadata(
     """Return the metadata that the checkpoint keeps about its training."""
     lines = [json.loads(line) for line in (Path(job["output"]) / METRICS).read_text().splitlines()]
     starts = [line["time"] for line in lines if line["event"] == "start"]
+    # After a restart, steps are repeated and logged again, but count only once.
     steps = {(line["epoch"], line["step"]) for line in lines if line["event"] == "progress"}
     last_steps = {epoch: max(s for e, s in steps if e == epoch) for epoch, _ in steps}
     return {

@@ -1,4 +1,7 @@
-"""The shape of CLARE: every number of `clare-base` and `clare-large` (docs/clare.md, section 3)."""
+"""The configuration of CLARE, with the presets `clare-base` and `clare-large`.
+
+docs/clare.md, section 3, describes the model.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,32 @@ SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class ClareConfig:
-    """Every number that shapes the model; kept as `config.json` of a checkpoint.
+    """The hyperparameters of the model; stored in `config.json` of a checkpoint.
 
     Attributes:
-        vision_width, vision_layers, vision_heads, vision_mlp: SigLIP vision tower.
-        patch_px: side of its patches.
-        native_grid: side, in patches, of the position grid that it was trained on.
-        text_width, text_layers, text_heads, text_mlp: SigLIP text tower.
-        vocabulary, pad_token: of its tokenizer.
-        max_tokens: every expression is padded or cut to so many.
-        dim: D, of instance and expression vectors.
-        num_queries: N, the best proposals that are decoded.
-        neighbors: queries look at one another, by which a vector knows what is around its
-            instance; False leaves each query alone.
-        encoder_layers, decoder_layers, num_heads, num_points, ffn: deformable layers.
-        num_experts, top_k_experts, expert_mix: MORE (0 experts: off).
-        num_candidates, nms_iou: instances kept of a photo by objectness, after NMS.
-        shortest_side_px, longest_side_px: photos are resized to the one, never past the other.
-        masks: with the mask branch (docs/clare.md, section 3.8).
-        clia_scale: first value of the scale of CLIA.
-        clia_bias: first value of its bias; None takes -10, or 0 under `paper_parity`.
-        paper_parity: behave as the released code does (docs/clare.md, section 9.1).
+        vision_width, vision_layers, vision_heads, vision_mlp: size of the SigLIP vision tower.
+        patch_px: side of its patches in pixels.
+        native_grid: side of the grid of position embeddings that it was trained with, in patches.
+        text_width, text_layers, text_heads, text_mlp: size of the SigLIP text tower.
+        vocabulary: number of tokens of its tokenizer.
+        pad_token: id of the token that fills up short expressions.
+        max_tokens: number of tokens to which every expression is padded or truncated.
+        dim: D, the dimension of instance and expression vectors.
+        num_queries: N, the number of decoder queries, which start from the best N proposals.
+        neighbors: whether the queries of a photo attend to each other, so that an instance vector
+            also depends on the other instances.
+        encoder_layers, decoder_layers, num_heads, num_points, ffn: size of the deformable encoder
+            and decoder.
+        num_experts, top_k_experts, expert_mix: size of MORE; 0 experts switch it off.
+        num_candidates: number of instances to keep per photo, by objectness after NMS.
+        nms_iou: IoU threshold of that class-agnostic NMS.
+        shortest_side_px: length to which the shorter side of a photo is resized.
+        longest_side_px: upper limit of the longer side; if it is reached, the shorter side is
+            smaller than `shortest_side_px`.
+        masks: whether the model has a mask branch (docs/clare.md, section 3.8).
+        clia_scale: initial scale of CLIA.
+        clia_bias: initial bias of CLIA; None means -10, or 0 with `paper_parity`.
+        paper_parity: whether to behave like the released code (docs/clare.md, section 9.1).
     """
 
     vision_width: int = 768
@@ -69,11 +77,12 @@ class ClareConfig:
     paper_parity: bool = False
 
     def __post_init__(self) -> None:
-        """Check that widths and heads fit.
+        """Check that the sizes fit together.
 
         Raises:
-            ValueError: naming the value and what is allowed.
+            ValueError: a size is not allowed; the message says which sizes are.
         """
+        # The finest map has twice the resolution of the patches, and masks have four times theirs.
         for name, value, unit, why in (
             ("dim", self.dim, 2 * self.num_heads, "twice num_heads"),
             ("dim", self.dim, NORM_GROUPS, "the groups of its norms"),
@@ -95,37 +104,40 @@ class ClareConfig:
 
     @property
     def side_multiple_px(self) -> int:
-        """Sides of a padded batch are multiples of this (32)."""
+        """The sides of a padded batch are multiples of this number of pixels (32)."""
+        # Max pooling over 2 x 2 patches makes the map of stride 32, and needs an even number.
         return 2 * self.patch_px
 
     @property
     def strides(self) -> tuple[int, int, int, int]:
-        """Pixels a cell of the four maps: 8, 16, 32, 64."""
+        """The strides of the four feature maps in pixels: 8, 16, 32 and 64."""
         half = self.patch_px // 2
         return half, 2 * half, 4 * half, 8 * half
 
     @property
     def pixel_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation that pixels in [0, 1] are normalized by, red, green, blue."""
+        """Mean and standard deviation that normalize pixels in [0, 1], each for R, G and B."""
         if self.paper_parity:
             return IMAGENET_MEAN, IMAGENET_STD
         return SIGLIP_MEAN, SIGLIP_STD
 
     @property
     def first_clia_bias(self) -> float:
-        """What the bias of CLIA starts from."""
+        """The initial bias of CLIA."""
         if self.clia_bias is not None:
-            return float(self.clia_bias)  # a whole number in YAML is an int
+            return float(self.clia_bias)  # YAML reads -10 as an int, which makes an integer tensor
+        # At -10, almost every pair starts as a negative, which nearly all are. From 0, the many
+        # negatives would dominate the start of training (docs/LOG.md, "the bias is essential").
         return 0.0 if self.paper_parity else -10.0
 
 
 def clare_base(*, paper_parity: bool = False) -> ClareConfig:
-    """Return the preset of SigLIP ViT-B/16 at 384 px."""
+    """Return the preset that is based on SigLIP ViT-B/16 at 384 px."""
     return ClareConfig(paper_parity=paper_parity)
 
 
 def clare_large(*, paper_parity: bool = False) -> ClareConfig:
-    """Return the preset of SigLIP ViT-L/16 at 384 px."""
+    """Return the preset that is based on SigLIP ViT-L/16 at 384 px."""
     return ClareConfig(
         vision_width=1024,
         vision_layers=24,

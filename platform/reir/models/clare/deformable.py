@@ -1,8 +1,8 @@
 """Deformable encoder and decoder of a two-stage, DINO-style detector (docs/clare.md, section 3.3).
 
-Every position here is a share of the upright photo *without* its padding, so that nothing depends
-on how much padding a batch needed; only `DeformableAttention` turns it into a place on the padded
-map. Knows torch and nothing of towers, texts, losses or devices.
+All coordinates are normalized to the upright photo *without* its padding, so that results do not
+depend on how much padding a batch needs. Only `DeformableAttention` converts them to coordinates of
+the padded feature maps.
 """
 
 # Shapes: B images, T tokens of all levels, Q queries, D width, L levels, H heads, P points,
@@ -21,19 +21,22 @@ from torch.utils.checkpoint import checkpoint
 
 from reir.models.clare.level_sampling import sample_levels
 
+# Boxes are clamped to [eps, 1 - eps] before their logit is taken, which is infinite at 0 and 1.
 LOGIT_EPS = 1e-5
 TEMPERATURE = 10_000.0
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Where the tokens of a feature pyramid lie; tokens go level by level, row by row.
+    """The positions of the tokens of a feature pyramid.
+
+    A token is one cell of one feature map. Tokens are ordered by level, then row by row.
 
     Attributes:
-        sides: L pairs (height, width) in cells of the padded maps.
-        shares: (B, L, 2) share of each padded map, along x and y, that the photo covers.
-        centers: (B, T, 2) cell centers in the frame of the photo; beyond 1 in the padding.
-        valid: (B, T) bool, False where a cell begins outside the photo.
+        sides: L pairs (height, width), the sizes of the padded maps in cells.
+        shares: (B, L, 2) fraction of each padded map that the photo covers, along x and y.
+        centers: (B, T, 2) centers of the cells, normalized to the photo; above 1 in the padding.
+        valid: (B, T) bool, False for cells that begin outside the photo.
         levels: (T,) int64, the level of each token.
     """
 
@@ -47,12 +50,12 @@ class TokenGrid:
     def build(
         sizes_B2: Tensor, sides: Sequence[tuple[int, int]], strides: Sequence[int]
     ) -> TokenGrid:
-        """Lay out the maps of a padded batch.
+        """Compute the positions for a padded batch.
 
         Args:
             sizes_B2: (width, height) of each photo in pixels, without padding.
             sides: (height, width) of each padded map in cells.
-            strides: pixels per cell of each map.
+            strides: stride of each map in pixels.
         """
         starts, strides_T1, shares, levels = [], [], [], []
         for level, ((height, width), stride) in enumerate(zip(sides, strides, strict=True)):
@@ -68,12 +71,14 @@ class TokenGrid:
             sides=tuple(sides),
             shares=torch.stack(shares, dim=1),
             centers=(starts_T2 + size_T1 / 2) / sizes_B2[:, None],
+            # A cell that begins inside the photo counts even if most of it is padding: otherwise
+            # the last pixels of the photo would be in no cell.
             valid=(starts_T2 < sizes_B2[:, None]).all(dim=-1),
             levels=torch.cat(levels),
         )
 
     def valid_maps(self) -> list[Tensor]:
-        """Return `valid` as one (B, height, width) map a level."""
+        """Return `valid` as one (B, height, width) map per level."""
         parts = torch.split(self.valid, [height * width for height, width in self.sides], dim=1)
         return [part.view(-1, *side) for part, side in zip(parts, self.sides, strict=True)]
 
@@ -83,18 +88,19 @@ class TokenGrid:
 
 def sine_embedding(coordinates: Tensor, num_features: int) -> Tensor:
     """(..., C) numbers in [0, 1] -> (..., C * num_features), sine and cosine interleaved."""
+    # In float32, since bfloat16 cannot tell neighboring cells apart.
     exponent = torch.arange(0, num_features, 2, device=coordinates.device) / num_features
     angles = (2 * math.pi * coordinates.float())[..., None] / TEMPERATURE**exponent
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
 
 
 def logit(boxes: Tensor) -> Tensor:
-    """Inverse sigmoid, finite at 0 and 1."""
+    """Inverse of the sigmoid; finite at 0 and 1."""
     return torch.logit(boxes, eps=LOGIT_EPS)
 
 
 def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """(..., 4) center and size -> corners, not clipped."""
+    """(..., 4) cxcywh boxes -> xyxy boxes, not clipped."""
     center, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
     return torch.cat([center - half, center + half], dim=-1)
 
@@ -104,14 +110,14 @@ def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """The numbers that every layer of encoder and decoder shares.
+    """The sizes that all layers of the encoder and the decoder have in common.
 
     Attributes:
         dim: D.
-        num_heads: H, divides D.
+        num_heads: H; divides D.
         num_levels: L.
-        num_points: P, places read for each head and level.
-        ffn: hidden width of the feed-forward part.
+        num_points: P, the number of sampling points for each head and level.
+        ffn: hidden width of the feed-forward network.
     """
 
     dim: int = 256
@@ -122,7 +128,7 @@ class LayerShape:
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention: each query reads a few learned places of every level."""
+    """Multi-scale deformable attention: each query samples a few learned points of every level."""
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -136,10 +142,15 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with each head looking its own way, point `p` being `p` steps out."""
+        """Initialize the weights as in Deformable DETR.
+
+        At first, each head samples in a direction of its own, and its points lie at 1, 2, ... P
+        units from the reference, whatever the query is.
+        """
         num_heads, num_levels, num_points = self.shape
         angle = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
         way = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        # Scaled so that the larger offset is 1: the points then lie on the border of a square.
         way = way / way.abs().amax(dim=-1, keepdim=True)
         steps = torch.arange(1, num_points + 1, dtype=torch.float32)
         places = way[:, None, None] * steps[:, None]
@@ -153,9 +164,10 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def locations(self, query_BQD: Tensor, references: Tensor, grid: TokenGrid) -> Tensor:
-        """(B, Q, H, L, P, 2) places on the padded maps, as shares of them.
+        """(B, Q, H, L, P, 2) sampling points, normalized to the padded maps.
 
-        Offsets count cells around a point, and eighths of the box side around a box (at P = 4).
+        The unit of the offsets is one cell if the reference is a point. If it is a box, the unit is
+        a fraction 1 / (2 P) of its sides, so that at first all points lie within the box.
         """
         shares_B11L12 = grid.shares[:, None, None, :, None]
         offsets: Tensor = self.sampling_offsets(query_BQD).float()
@@ -170,14 +182,15 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query_BQD: Tensor, references: Tensor, memory_BTD: Tensor, grid: TokenGrid
     ) -> Tensor:
-        """Return (B, Q, D).
+        """Return the weighted sums of the sampled tokens, (B, Q, D).
 
         Args:
-            query_BQD: content with its position added.
-            references: (B, Q, 2) points or (B, Q, 4) cxcywh boxes in the frame of the photo.
-            memory_BTD: tokens that are read; those in the padding read as 0.
-            grid: where they lie.
+            query_BQD: content of the queries, with their position embeddings added.
+            references: (B, Q, 2) points or (B, Q, 4) cxcywh boxes, normalized to the photo.
+            memory_BTD: the tokens to sample; those in the padding count as 0.
+            grid: positions of the tokens.
         """
+        # After the projection, whose bias would make the padding nonzero again.
         value_BTD = self.value_proj(memory_BTD).masked_fill(~grid.valid[..., None], 0.0)
         weights = self.attention_weights(query_BQD).unflatten(-1, (self.shape[0], -1))
         weights = weights.float().softmax(dim=-1).unflatten(-1, self.shape[1:])
@@ -191,7 +204,7 @@ class DeformableAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Dense attention among queries; positions take part in the comparison only."""
+    """Dense attention among queries; positions are added to query and key, but not to the value."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -199,13 +212,22 @@ class SelfAttention(nn.Module):
         self.compare = nn.Linear(dim, 2 * dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
+        # Xavier's range depends on the shape, so the weights for query and key are initialized as
+        # the two layers that they stand for.
         for part in (*self.compare.weight.chunk(2), self.value.weight, self.output.weight):
             nn.init.xavier_uniform_(part)
         for linear in (self.compare, self.value, self.output):
             nn.init.zeros_(linear.bias)
 
     def forward(self, content_BQD: Tensor, position_BQD: Tensor, allowed: Tensor) -> Tensor:
-        """Return (B, Q, D); `allowed` (B, 1, Q, Q) is True where a row may look at a column."""
+        """Return (B, Q, D).
+
+        Args:
+            content_BQD: content of the queries.
+            position_BQD: position embeddings of the queries.
+            allowed: (B, 1, Q, Q) bool, True if the query of the row may attend to that of the
+                column.
+        """
         query, key = self.compare(content_BQD + position_BQD).chunk(2, dim=-1)
         query, key, value = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -216,7 +238,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU, the sum with the input, then LayerNorm."""
+    """Feed-forward network with ReLU, a residual connection, then LayerNorm (post-norm)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -236,7 +258,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over the tokens, then the feed-forward part; norms come last."""
+    """Deformable self-attention over the tokens, then a feed-forward network; post-norm."""
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -245,16 +267,17 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(shape.dim, shape.ffn)
 
     def forward(self, tokens_BTD: Tensor, position_BTD: Tensor, grid: TokenGrid) -> Tensor:
-        """Return the tokens, (B, T, D)."""
+        """Return the updated tokens, (B, T, D)."""
         read = self.attention(tokens_BTD + position_BTD, grid.centers, tokens_BTD, grid)
         return torch.as_tensor(self.feed_forward(self.norm(tokens_BTD + read)))
 
 
 class DeformableEncoder(nn.Module):
-    """A stack of encoder layers; sine positions plus one learned vector a level.
+    """A stack of encoder layers, with sine position embeddings and a learned vector per level.
 
     Attributes:
-        checkpointing: keep no activations of the layers for the backward pass.
+        checkpointing: whether to recompute activations in the backward pass instead of keeping
+            them, which saves memory.
     """
 
     def __init__(self, shape: LayerShape, num_layers: int) -> None:
@@ -264,7 +287,7 @@ class DeformableEncoder(nn.Module):
         self.checkpointing = False
 
     def forward(self, tokens_BTD: Tensor, grid: TokenGrid) -> Tensor:
-        """Return the memory, (B, T, D)."""
+        """Return the encoded tokens, (B, T, D)."""
         sine_BTD = sine_embedding(grid.centers, tokens_BTD.shape[-1] // 2)
         position_BTD = sine_BTD + self.level_embedding(grid.levels)
         for layer in self.layers:
@@ -273,14 +296,16 @@ class DeformableEncoder(nn.Module):
 
 
 def run_layer(stack: nn.Module, layer: nn.Module, *inputs: object) -> Tensor:
-    """Run one layer; under `stack.checkpointing`, gradients recompute what lies inside it."""
+    """Run one layer; with `stack.checkpointing`, the backward pass recomputes its activations."""
+    # Not reentrant: the reentrant variant gives no gradients to tensors inside other objects, such
+    # as those of `EncoderMemory`.
     if stack.checkpointing and torch.is_grad_enabled():
         return torch.as_tensor(checkpoint(layer, *inputs, use_reentrant=False))
     return torch.as_tensor(layer(*inputs))
 
 
 class BoxHead(nn.Module):
-    """Three linear layers that say by how much a box moves, in logits; starts with no move."""
+    """Three linear layers that predict the change of a box in logits; initially 0."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -290,20 +315,23 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.move.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., 4) float32."""
+        """(..., D) -> (..., 4) float32 change of cxcywh, in logits."""
         for linear in self.hidden:
             x = linear(x).relu()
         return torch.as_tensor(self.move(x).float())
 
 
 class ProposalHead(nn.Module):
-    """Class-agnostic objectness and one box for every token of the memory.
+    """Predicts a class-agnostic objectness and a box for every token of the encoder.
 
-    Anchors are square in the frame of the photo, of side 0.05 at the finest level and twice that
-    at each coarser one. Tokens in the padding and anchors centered within 1 % of the border, where
-    logits run off, propose nothing: their logit is `NO_PROPOSAL`.
+    Boxes are offsets from anchors. The width and height of an anchor are 0.05 of the photo's sides
+    at the finest level, and double from each level to the next.
+
+    Tokens in the padding, and tokens centered within 1 % of the border, where logits become very
+    large, propose nothing: their objectness logit is `NO_PROPOSAL`.
     """
 
+    # Finite, because minus infinity would make losses NaN; its sigmoid is 0 all the same.
     NO_PROPOSAL = -1e4
     ANCHOR_SIDE = 0.05
     BORDER = 0.01
@@ -316,10 +344,12 @@ class ProposalHead(nn.Module):
         self.box = BoxHead(dim)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
+        # Every token starts at the objectness `prior`: nearly all of them are background, which
+        # would otherwise dominate the first steps of training.
         nn.init.constant_(self.objectness.bias, math.log(prior / (1 - prior)))
 
     def forward(self, memory_BTD: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (B, T) objectness logits, (B, T, 4) cxcywh boxes as logits, (B, T) bool valid."""
+        """Return (B, T) objectness logits, (B, T, 4) cxcywh boxes in logits, (B, T) bool valid."""
         centers = grid.centers
         inside_BT = ((centers > self.BORDER) & (centers < 1 - self.BORDER)).all(dim=-1)
         valid_BT = grid.valid & inside_BT
@@ -336,7 +366,7 @@ class ProposalHead(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention among queries, deformable attention to the memory, feed-forward; norms last."""
+    """Self-attention of queries, deformable cross-attention, feed-forward network; post-norm."""
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -354,7 +384,7 @@ class DecoderLayer(nn.Module):
         allowed: Tensor,
         memory: EncoderMemory,
     ) -> Tensor:
-        """Return the content, (B, Q, D)."""
+        """Return the updated content of the queries, (B, Q, D)."""
         content = self.self_norm(content + self.self_attention(content, position, allowed))
         read = self.cross_attention(content + position, boxes, memory.tokens, memory.grid)
         return torch.as_tensor(self.feed_forward(self.cross_norm(content + read)))
@@ -362,21 +392,23 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderMemory:
-    """What the decoder reads: (B, T, D) tokens of the encoder, and where they lie."""
+    """The input of the decoder: (B, T, D) tokens of the encoder, and their positions."""
 
     tokens: Tensor
     grid: TokenGrid
 
 
 class DeformableDecoder(nn.Module):
-    """A stack of decoder layers, each with the box head that refines its queries' boxes.
+    """A stack of decoder layers, each with a box head that refines the boxes of the queries.
 
-    A layer's reference box is what the layer before made of its own, cut off from gradients. The
-    box that it *reports* starts from the uncut one, so that every box teaches the head of its own
-    layer and the one before (look forward twice).
+    The reference boxes of a layer are the refined boxes of the previous layer, detached from the
+    graph. The boxes that a layer *returns* are refined from the same boxes before they were
+    detached. So the loss of a box trains the box head of its own layer and that of the previous one
+    ("look forward twice").
 
     Attributes:
-        checkpointing: keep no activations of the layers for the backward pass.
+        checkpointing: whether to recompute activations in the backward pass instead of keeping
+            them, which saves memory.
     """
 
     def __init__(self, shape: LayerShape, num_layers: int) -> None:
@@ -393,13 +425,13 @@ class DeformableDecoder(nn.Module):
         """Decode every query.
 
         Args:
-            content_BQD: what each query starts from.
+            content_BQD: initial content of the queries.
             boxes_BQ4: cxcywh in (0, 1), the first reference boxes.
-            allowed_B1QQ: bool, True where a row may look at a column.
-            memory: of the encoder.
+            allowed_B1QQ: bool, True if the query of the row may attend to that of the column.
+            memory: output of the encoder.
 
         Returns:
-            (K, B, Q, D) states and (K, B, Q, 4) cxcywh boxes, float32, of every layer.
+            (K, B, Q, D) states and (K, B, Q, 4) cxcywh boxes, float32, of all layers.
         """
         reference, uncut = boxes_BQ4, boxes_BQ4
         states, boxes = [], []

@@ -1,14 +1,13 @@
-"""The optional mask branch of CLARE: a small network of its own for each instance.
+"""The optional mask branch of CLARE, as in CondInst (docs/clare.md, section 3.8).
 
-CondInst (docs/clare.md, section 3.8): a convolutional network computes a few feature maps of the
-photo. From the decoder state of an instance, a controller generates the weights of three 1 x 1
-convolutions. They read those maps and the position of each cell relative to the instance's box, and
-predict which cells belong to the instance. Masks are computed at stride 8 and returned at stride 4.
-Knows torch, no configuration, no loss, no device.
+A convolutional network computes a few feature maps of the photo. From the decoder state of an
+instance, a controller generates the weights of three 1 x 1 convolutions. They read those maps and
+the position of each cell relative to the instance's box, and predict which cells belong to the
+instance. Masks are computed at stride 8 and returned at stride 4.
 """
 
 # Shapes: B photos, h x w cells of the finest map (stride 8), D width, K decoder layers, N queries,
-#         P instances whose masks are asked for, C = 8 channels, S = C + 2
+#         P instances whose masks are requested, C = 8 channels, S = C + 2
 
 from __future__ import annotations
 
@@ -28,27 +27,29 @@ from reir.models.clare.vision import NORM_GROUPS, MaskedGroupNorm
 
 CHANNELS = 8
 LAYERS = ((CHANNELS + 2, CHANNELS), (CHANNELS, CHANNELS), (CHANNELS, 1))
-"""Inputs and outputs of the three convolutions of an instance."""
+"""Numbers of input and output channels of the three convolutions of an instance. The two further
+inputs of the first one are the relative coordinates."""
 
 NUM_WEIGHTS = sum((inputs + 1) * outputs for inputs, outputs in LAYERS)  # 169
 NUM_MAPS = 3
-"""The finest maps, of stride 8, 16 and 32, are read."""
+"""Number of maps that are read: those of stride 8, 16 and 32."""
 
 LEAST_SIDE = 8
-"""Cells; relative places in a smaller box are counted in so many, lest they become huge."""
+"""Relative coordinates are divided by the sides of the box, but by at least this number of cells:
+in a tiny box they would become huge."""
 
 UPSAMPLING = 2
-"""From the stride at which masks are computed to the one at which they are reported."""
+"""Factor from the resolution at which masks are computed to that at which they are returned."""
 
 
 @dataclass(frozen=True)
 class MaskInputs:
-    """What the masks of B photos are made from.
+    """The inputs from which the masks of B photos are computed.
 
     Attributes:
-        maps: (B, S, h, w) float32: the channels, then x and y of the center of each cell in the
-            frame of the photo. Cells in the padding repeat the photo's nearest.
-        states: (K, B, N, D) of the decoder.
+        maps: (B, S, h, w) float32: the channels, then x and y of the center of each cell,
+            normalized to the photo. Cells in the padding repeat the nearest cell of the photo.
+        states: (K, B, N, D) states of the decoder.
     """
 
     maps: Tensor
@@ -56,7 +57,7 @@ class MaskInputs:
 
 
 class MaskBranch(nn.Module):
-    """Channels of the photo, and the controller that makes each instance's convolutions."""
+    """Computes feature maps of the photo, and generates the convolutions of each instance."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -72,14 +73,17 @@ class MaskBranch(nn.Module):
         )
 
     def inputs(self, memory: EncoderMemory, states_KBND: Tensor) -> MaskInputs:
-        """Collect what masks are made from; nothing of the padding reaches the photo."""
+        """Return the inputs for masks; they do not depend on the padding of the batch."""
         sides = memory.grid.sides[:NUM_MAPS]
         levels = torch.split(memory.tokens, [h * w for h, w in memory.grid.sides], dim=1)
         valid = memory.grid.valid_maps()
+        # From coarse to fine, so that fine maps contain what coarse ones know of larger parts.
         mixed: Tensor | None = None
         for level in reversed(range(NUM_MAPS)):
             x = levels[level].transpose(1, 2).reshape(len(valid[0]), -1, *sides[level])
-            if mixed is not None:  # onto the four finer cells; the photo's lie in the photo's
+            if mixed is not None:
+                # Nearest, because each coarse cell then only reaches the four fine cells within it.
+                # Those of the photo lie in a coarse cell of the photo, so no padding gets in.
                 x = x + F.interpolate(mixed, scale_factor=2.0, mode="nearest")
             x = self.mixes[level](x.masked_fill(~valid[level][:, None], 0.0))
             mixed = self.norms[level](x, valid[level]).relu()
@@ -88,23 +92,24 @@ class MaskBranch(nn.Module):
         return MaskInputs(repeat_edges(maps, valid[0]), states_KBND)
 
     def forward(self, maps_BShw: Tensor, states_BPD: Tensor, boxes_BP4: Tensor) -> Tensor:
-        """Say which cells belong to each instance.
+        """Predict which cells belong to each instance.
 
         Args:
-            maps_BShw: of `inputs`.
-            states_BPD: the decoder's, of the instances asked for.
-            boxes_BP4: their boxes, xyxy in the frame of the photo; masks do not move them.
+            maps_BShw: `maps` of `inputs`.
+            states_BPD: decoder states of the requested instances.
+            boxes_BP4: their boxes, xyxy, normalized to the photo; they get no gradients from masks.
 
         Returns:
             (B, P, 2h, 2w) float32 logits at stride 4.
         """
         weights = self.controller(states_BPD)
+        # In float32, because bfloat16 cannot tell the coordinates of neighboring cells apart.
         with torch.autocast(maps_BShw.device.type, enabled=False):
             logits = convolve(maps_BShw, weights.float(), boxes_BP4.detach().float())
             return F.interpolate(logits, scale_factor=UPSAMPLING, mode="bilinear")
 
     def of_queries(self, inputs: MaskInputs, boxes_KBN4: Tensor, query_KBP: Tensor) -> Tensor:
-        """(K, B, P, 2h, 2w) logits of some queries of each layer and photo."""
+        """Return (K, B, P, 2h, 2w) logits of some queries of each layer and photo."""
         layers, _, asked = query_KBP.shape
         row = query_KBP[..., None]
         states, boxes = (
@@ -116,13 +121,16 @@ class MaskBranch(nn.Module):
 
 
 def cell_centers(grid: TokenGrid) -> Tensor:
-    """(B, 2, h, w) x and y of the cells of the finest map in the frame of the photo."""
+    """(B, 2, h, w) x and y of the cells of the finest map, normalized to the photo."""
     height, width = grid.sides[0]
     return grid.centers[:, : height * width].transpose(1, 2).reshape(-1, 2, height, width)
 
 
 def repeat_edges(maps: Tensor, valid_Bhw: Tensor) -> Tensor:
-    """(B, S, h, w) -> the same, where cells right of and below the photo repeat its nearest."""
+    """Return (B, S, h, w) maps whose cells right of and below the photo repeat its nearest cell.
+
+    Otherwise, upsampling would mix the padding into the masks along the border of the photo.
+    """
     height, width = valid_Bhw.shape[1:]
     last_row, last_column = (valid_Bhw.any(dim=axis).sum(dim=1) - 1 for axis in (2, 1))
     rows = torch.minimum(torch.arange(height, device=maps.device), last_row[:, None])
@@ -132,14 +140,15 @@ def repeat_edges(maps: Tensor, valid_Bhw: Tensor) -> Tensor:
 
 
 def convolve(maps_BShw: Tensor, weights_BPW: Tensor, boxes_BP4: Tensor) -> Tensor:
-    """(B, P, h, w) logits of all instances at once.
+    """Return the (B, P, h, w) logits of all instances.
 
-    Relative places differ by instance but are linear in the place, so they go into the weights of
-    the first convolution, and all instances of a photo read one input.
+    The relative coordinates differ between instances, but they are linear in the coordinates of the
+    photo. So scale and offset are moved into the weights and the bias of the first convolution, and
+    all instances of a photo can read the same maps.
     """
     height, width = maps_BShw.shape[2:]
     (first, bias), *others = split_weights(weights_BPW)
-    cell_B12 = 2 * maps_BShw[:, None, CHANNELS:, 0, 0]  # the first center is half a cell in
+    cell_B12 = 2 * maps_BShw[:, None, CHANNELS:, 0, 0]  # the first center is half a cell from 0
     box_BP4 = center_size(boxes_BP4)
     side_BP2 = torch.maximum(box_BP4[..., 2:], LEAST_SIDE * cell_B12)
     by_place = first[..., CHANNELS:] / side_BP2[:, :, None]
@@ -164,18 +173,19 @@ def split_weights(weights_BPW: Tensor) -> list[tuple[Tensor, Tensor]]:
 def paint(
     logits_HW: Tensor, share: Sequence[float], box: Sequence[float], size_px: tuple[int, int]
 ) -> BoolMask:
-    """Turn the logits of one instance into a mask of the photo, at any size; within its box.
+    """Turn the logits of one instance into a mask of the photo; outside its box, it is empty.
 
     Args:
-        logits_HW: of `MaskBranch`, over the padded batch.
-        share: of height and width of the padded batch that the photo covers.
+        logits_HW: output of `MaskBranch`, which covers the padded batch.
+        share: fractions of the height and the width of the padded batch that the photo covers.
         box: xyxy in [0, 1] of the photo.
-        size_px: (height, width) of the mask.
+        size_px: (height, width) of the mask, which may be any.
     """
     height, width = size_px
     left, top = math.floor(box[0] * width), math.floor(box[1] * height)
     right, bottom = math.ceil(box[2] * width), math.ceil(box[3] * height)
     device = logits_HW.device
+    # Sampled at the centers of the pixels; only those in the box, which are few in a large photo.
     x = (torch.arange(left, right, device=device) + 0.5) * (2 * share[1] / width) - 1
     y = (torch.arange(top, bottom, device=device) + 0.5) * (2 * share[0] / height) - 1
     places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
@@ -183,5 +193,5 @@ def paint(
         logits_HW[None, None], places[None], padding_mode="border", align_corners=False
     )
     mask = np.zeros(size_px, dtype=np.bool_)
-    mask[top:bottom, left:right] = (read[0, 0] > 0).cpu().numpy()
+    mask[top:bottom, left:right] = (read[0, 0] > 0).cpu().numpy()  # a probability above one half
     return mask

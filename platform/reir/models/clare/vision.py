@@ -1,12 +1,12 @@
-"""The vision stream of CLARE (docs/clare.md, section 3.2): SigLIP patches, pyramid of four maps.
+"""The vision tower and the feature pyramid of CLARE (docs/clare.md, section 3.2).
 
-Given which cells hold the photo, nothing of the padding reaches them: it is not attended to, not
-pooled, not counted by the norms, and positions are stretched over the photo alone. Knows torch, no
-configuration, no text, no device.
+If the functions are told which cells belong to the photo, the padding of the batch does not affect
+them: attention, pooling and norms leave it out, and the position embeddings are resampled to the
+photo without padding.
 """
 
 # Shapes: B photos, H x W pixels of the padded batch, h x w cells of a map, C tower width,
-#         D dimension; g side of the position grid
+#         D dimension
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ NORM_GROUPS = 32
 
 
 def resampling_weights(sizes_B: Tensor, num_out: int, num_in: int) -> Tensor:
-    """Bicubic resampling with antialiasing as a matrix for each photo.
+    """Return bicubic resampling with antialiasing as one matrix per photo.
 
-    The same as `F.interpolate(..., mode="bicubic", antialias=True)` to each size, but of all
-    photos of a batch at once and without knowing their sizes on the host.
+    The matrices give the same result as `F.interpolate(..., mode="bicubic", antialias=True)`, but
+    resample a whole batch to different sizes at once, and the CPU need not know these sizes.
 
     Args:
-        sizes_B: outputs of each photo, at most `num_out`.
-        num_out: rows; those from the photo's size on are 0.
-        num_in: columns.
+        sizes_B: number of outputs for each photo, at most `num_out`.
+        num_out: number of rows; the rows from the photo's size on are 0.
+        num_in: number of columns.
 
     Returns:
-        (B, num_out, num_in), rows sum to 1 or are 0.
+        (B, num_out, num_in); each row sums to 1 or is 0.
     """
+    # Not `F.interpolate` itself: torch 2.13 returns wrong values if the output has one column.
     sizes_B = sizes_B.float()
     step_B11 = (num_in / sizes_B)[:, None, None]
     out = torch.arange(num_out, device=sizes_B.device)
     source = torch.arange(num_in, device=sizes_B.device) + 0.5
     distance = (((out + 0.5)[:, None] * step_B11 - source) / step_B11.clamp(min=1)).abs()
+    # Cubic convolution (Keys, 1981) with a = -0.5, as in torch and Pillow.
     near = (1.5 * distance - 2.5) * distance.square() + 1
     far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
     weights = torch.where(distance < 1, near, far) * (distance < 2)
@@ -49,22 +51,26 @@ def resampling_weights(sizes_B: Tensor, num_out: int, num_in: int) -> Tensor:
 
 
 def encode_patches(tower: Any, pixels: Tensor, cells_B2: Tensor, valid: Tensor | None) -> Tensor:
-    """All patch states of a SigLIP vision tower, after its last norm.
+    """Return the states of all patches of a SigLIP vision tower, after its last norm.
 
     Args:
-        tower: `SiglipVisionModel`.
+        tower: a `SiglipVisionModel`.
         pixels: (B, 3, H, W), normalized.
-        cells_B2: columns and rows of patches that the position grid of each photo is stretched to.
+        cells_B2: columns and rows of patches to which the position grid is resampled for each
+            photo.
         valid: (B, h, w) bool, patches that may be attended to; None for all.
 
     Returns:
         (B, C, h, w).
     """
+    # The parts of the tower are called one by one, since its own `forward` resamples the position
+    # grid to the padded batch, and takes no mask.
     core = tower.base_model
     states = core.embeddings.patch_embedding(pixels)
     rows, columns = states.shape[2:]
     positions = core.embeddings.position_embedding
-    # called, not read: ZeRO-3 brings the weights of a module together while it is called
+    # The module is called instead of reading its `weight`, because ZeRO-3 gathers the weights of a
+    # module only while it is called.
     grid = positions(torch.arange(positions.num_embeddings, device=pixels.device))
     side = math.isqrt(len(grid))
     across = resampling_weights(cells_B2[:, 0], columns, side)
@@ -78,7 +84,7 @@ def encode_patches(tower: Any, pixels: Tensor, cells_B2: Tensor, valid: Tensor |
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """Group norm whose mean and variance are those of the valid cells."""
+    """Group norm whose mean and variance are computed from the valid cells only."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, D, h, w) -> the same shape; `valid` is (B, h, w) bool, None for all."""
@@ -95,7 +101,7 @@ class MaskedGroupNorm(nn.GroupNorm):
 
 
 class Pyramid(nn.Module):
-    """Patch states -> four maps of stride 8, 16, 32 and 64, projected to D channels."""
+    """Computes four maps of stride 8, 16, 32 and 64 with D channels from the patch states."""
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -115,13 +121,15 @@ class Pyramid(nn.Module):
 
         Args:
             patches: (B, C, h, w), h and w even.
-            valid: (B, h, w) bool for each map; cells outside the photo then read as if they were
-                beyond the border of the map. None lets them take part.
+            valid: (B, h, w) bool for each map. Cells outside the photo are then treated as if they
+                were beyond the border of the map. If None, they take part like any other cell.
         """
         if valid is None:
             coarse = F.max_pool2d(patches, 2)
         else:
             outside, outside_coarse = ~valid[1][:, None], ~valid[2][:, None]
+            # Minus infinity never is the maximum, except in a coarse cell without any patch of the
+            # photo, which becomes 0.
             coarse = F.max_pool2d(patches.masked_fill(outside, -torch.inf), 2)
             coarse = coarse.masked_fill(outside_coarse, 0.0)
         maps = [self.upsample(patches), patches, coarse, coarse]

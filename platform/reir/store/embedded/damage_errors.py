@@ -27,7 +27,8 @@ def parse_damage_report(address: str, text: str) -> StoreDamaged | None:
     found = _FOUND.search(text)
     if found is None:
         return None
-    problem = found["problem"].removesuffix(")>")
+    problem = found["problem"].removesuffix(")>")  # the end of the text of a `MilvusException`
+    # The aliases belong to no single gallery, and only they can be restored without indexing again.
     if ALIASES in problem:
         return StoreDamaged(
             f"the store at {address} no longer knows which versions are live: {problem}. Delete "

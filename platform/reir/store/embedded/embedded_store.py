@@ -26,7 +26,7 @@ from reir.store.rows import Row
 
 
 class EmbeddedStore(MilvusStore):
-    """Galleries in a directory; every process sees every write at once."""
+    """Galleries in a directory; a write is visible to all processes as soon as it returns."""
 
     def __init__(
         self, connection: MilvusConnection, journals: VersionJournals, *, read_only: str = ""
@@ -104,6 +104,7 @@ class EmbeddedStore(MilvusStore):
     @contextmanager
     def _writing(self, gallery: str, version: str) -> Iterator[None]:
         """Hold the write lock of the version, so that store and journal get writes in one order."""
+        # What is open then is a temporary copy, in which a change would be lost.
         self._check_writable()
         with self._journals.writing(instances_collection(gallery, version)):
             yield

@@ -94,6 +94,7 @@ class Selection:
         # the 11th best. Divided by the share that the filter keeps, since codes ignore the filter.
         num = (2 * limit + num_rows // 1000) * num_rows // num_kept
         use_codes = num_codes >= _CODES_FROM_ROWS and num_codes // _CODES_PER_ROW <= num_kept
+        # The zero vector has no codes, since its scale would be a division by 0.
         while use_codes and num + len(without_code) <= num_rows // 8 and query_1W.any():
             proposed, bound = self.codes.best(query_1W[0, NUM_COLUMNS:], num)
             proposed = np.concatenate([proposed, without_code])

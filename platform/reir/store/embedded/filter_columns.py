@@ -48,6 +48,7 @@ class GrowingArray:
         """Add entries at the end."""
         needed = self._length + len(entries)
         if needed > len(self._data):
+            # A new array, not `resize`: views of the old one may be in use in other threads.
             grown = np.empty(max(needed, 2 * len(self._data)), dtype=self._data.dtype)
             grown[: self._length] = self.view
             self._data = grown
@@ -103,6 +104,7 @@ class _NumberColumn:
         self._num_images = 0
 
     def extend(self, rows_NW: FloatArray, images: Sequence[ImageRows]) -> Column:
+        # Only what was added since the last call; rows that are there never change.
         sizes = [each.image.num_instances for each in images[self._num_images :]]
         self._num_images = len(images)
         added_NW = rows_NW[len(self._values) :]

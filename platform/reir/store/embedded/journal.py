@@ -170,6 +170,7 @@ class Journal:
     @property
     def is_current(self) -> bool:
         """Whether the open file is still at its path, neither replaced nor deleted."""
+        # Both leave the open file without a name. Every search asks, and this takes a single call.
         return os.fstat(self._file).st_nlink > 0
 
     @property
@@ -200,7 +201,7 @@ class Journal:
         data = _stamp(_boot_id(), state.st_ino, self._recorded_end(), state.st_ctime_ns)
         file = os.open(self.path.with_suffix(".stamp"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
         try:
-            os.pwrite(file, data, 0)
+            os.pwrite(file, data, 0)  # over the old stamp, which has the same length
         finally:
             os.close(file)
 
@@ -290,6 +291,7 @@ class Journal:
 
     def _complete_frames(self, offset: int) -> Iterator[tuple[memoryview, int]]:
         """Yield the bytes and the offset of each complete frame from `offset` on."""
+        # Read before the frames: those that a writer appends meanwhile may only make them longer.
         recorded = self._recorded_end()
         data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
         start = 0
@@ -355,6 +357,8 @@ def delete_change(image_ids: Sequence[str], dim: int) -> Change:
 
 def live_changes(journal: Journal) -> Iterator[Change]:
     """Yield the content of a journal without images that were replaced or deleted."""
+    # Read twice, because only the end of the journal says which frame has the last state of an
+    # image; holding all rows in memory instead could take gigabytes.
     last: dict[str, int] = {}
     for frame in journal.read():
         last.update({image.image_id: frame.end for image in frame.change.puts})

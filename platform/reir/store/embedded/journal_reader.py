@@ -57,7 +57,7 @@ class JournalReader:
         self._maintainer = maintainer
         self._mutex = threading.Lock()
         self._journal: Journal | None = None
-        self._index = ExactIndex(1)
+        self._index = ExactIndex(1)  # stands in until the dimension is known
         self._offset = FIRST_FRAME
 
     def search(
@@ -90,6 +90,7 @@ class JournalReader:
 
     def _refresh(self) -> None:
         try:
+            # Only when it was opened: a comparison with the store reads the whole ledger.
             if self._catch_up():
                 self._maintainer.verify()
         except JournalDamagedError as error:
@@ -103,7 +104,7 @@ class JournalReader:
         is_new = journal is None or not journal.is_current
         if journal is None or is_new:
             journal = self._open()
-        elif journal.size == self._offset:
+        elif journal.size == self._offset:  # the usual case, which has to be fast
             return False
         for frame in journal.read(self._offset):
             self._index.apply(frame)

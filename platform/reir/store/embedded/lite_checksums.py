@@ -67,6 +67,7 @@ class DamagedError(MilvusLiteError):  # type: ignore[misc]  # Lite has no types
 @cache
 def install_checksums() -> None:
     """Patch Milvus Lite for all stores that this process opens; further calls do nothing."""
+    # Names are replaced in the modules that use them, which have imported them already.
     data_file.pq = delta_file.pq = _CheckedParquet
     db.load_schema, db.Collection = _load_checked_schema, _open_collection
     Manifest._to_payload = _with_manifest_checksums(Manifest._to_payload)
@@ -144,6 +145,7 @@ class _CheckedParquet:
     @staticmethod
     def write_table(table: pa.MilvusCollection, path: str) -> None:
         pq.write_table(table, path)
+        # Of the whole file: Parquet's own page checksums do not cover the footer.
         _known[path] = _checksum(Path(path))
 
     @staticmethod
@@ -274,7 +276,9 @@ def _with_alias_checksums(save: Callable[..., None]) -> Callable[..., None]:
     def record_and_save(lite: Any, database_name: str = db.DEFAULT_DATABASE_NAME) -> None:
         path = Path(lite._aliases_path(database_name))
         aliases = lite._aliases(database_name)
+        # Exactly the text that Lite is about to write.
         text = json.dumps(aliases, ensure_ascii=False, indent=2, sort_keys=True)
+        # Both checksums are valid, because a kill between the two writes leaves the old aliases.
         before = _checksum(path) if path.exists() else 0
         temporary = path.with_name(f"{path.name}.sum.tmp")
         temporary.write_text(json.dumps([before, zlib.crc32(text.encode())]))

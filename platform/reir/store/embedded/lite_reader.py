@@ -41,6 +41,7 @@ class LiteVersionSource:
         A photo whose instances the store itself has lost does not count as missing from the
         journal: rebuilding the journal could not bring them back.
         """
+        # Photos without instances are left out, because searches do not find them.
         stored = {row["image_id"]: row for row in self._rows() if row["num_instances"]}
         unfinished = self.unfinished()
         extra = holders.keys() - stored.keys() - unfinished

@@ -104,12 +104,16 @@ class LiteServer:
                 directory no longer exists.
         """
         self._relock()
+        # The lock comes first: an idle server ends only with an exclusive lock on this file, so the
+        # one that is found below keeps running.
         deadline = time.monotonic() + _START_TIMEOUT_S
         if not self._clients_lock.acquire(shared=True, timeout_s=_START_TIMEOUT_S):
             raise self._unavailable("the previous server has not finished closing")
         with exclusive(self.directory / "start.lock"):
             process: subprocess.Popen[bytes] | None = None
             while time.monotonic() < deadline:
+                # By its lock, not by the address file: after a kill, another program may have that
+                # process id and port. A server that runs but does not answer may still be starting.
                 if not self.is_running():
                     if process is None:
                         process = self._start()
@@ -148,7 +152,7 @@ class LiteServer:
         self._clients_lock = FileLock(self.directory / CLIENTS_LOCK)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        (self.directory / ADDRESS_FILE).unlink(missing_ok=True)
+        (self.directory / ADDRESS_FILE).unlink(missing_ok=True)  # that of a killed server
         command = [
             sys.executable,
             "-m",

@@ -44,6 +44,7 @@ def serve(directory: Path, idle_s: float) -> int:
     Returns:
         Exit code: 0, or 1 if another process already serves the directory.
     """
+    # A handler must not raise or close anything: the signal may interrupt any line of this thread.
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -76,8 +77,10 @@ def _serve_until_idle(
     try:
         _wait_until_idle(address_file, lock, clients, stop, idle_s)
     finally:
+        # First, so that new clients start another server instead of waiting for this one.
         address_file.remove()
         server.stop(grace=5).wait()
+        # Closing writes files, which must not end up in a directory of another server.
         if lock.is_current:
             database.close()
         logger.info("stopped serving %s", directory)

@@ -31,10 +31,13 @@ class FileLock:
             shared: allow other shared locks at the same time, but no exclusive one.
             timeout_s: how long to wait; None waits without limit.
         """
+        # `flock` and not `lockf`, whose locks belong to the process, so that two stores in one
+        # process would not exclude each other.
         mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         if timeout_s is None:
             fcntl.flock(self._handle, mode)
             return True
+        # The system call has no time limit, so it is tried again and again.
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -88,5 +91,6 @@ def exclusive(path: Path) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the exclusive lock."""
+    # A shared lock, so that processes that ask at the same time do not see each other.
     with FileLock(path) as lock:
         return not lock.acquire(shared=True)

@@ -18,7 +18,7 @@ import numpy as np
 from reir.records import FloatArray
 
 _STEP_ROWS = 16_384
-"""The length of the file is a multiple of so many rows."""
+"""The length of the file is a multiple of this number of rows."""
 
 
 class RowsTruncatedError(Exception):
@@ -60,6 +60,8 @@ class MappedRows:
         if length < self._bytes(stop):
             raise RowsTruncatedError(f"{self.path} ends before row {stop}")
         if stop > len(self._mapped):
+            # The whole file is mapped, also where rows are still missing, so that readers need no
+            # new mapping when a writer adds them. Older arrays keep their own mapping alive.
             pages = mmap.mmap(self._file, length, access=mmap.ACCESS_READ)
             count = length // self._bytes(1)
             numbers = np.frombuffer(pages, dtype=np.float32, count=count * self._width)

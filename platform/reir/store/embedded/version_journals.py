@@ -140,6 +140,7 @@ class VersionJournals:
             Number of photos that differed.
         """
         maintainer = self._maintainer(collection, source)
+        # First without the lock, since reading everything takes long and writers would wait.
         if not maintainer.count_differences():
             return 0
         with self.writing(collection):  # compare again, while no writer can change anything
@@ -188,7 +189,7 @@ class VersionJournals:
         except FileNotFoundError:
             return
         except JournalDamagedError:
-            Journal.remove(path)
+            Journal.remove(path)  # so that all processes rebuild it, and none reads it any more
         except OSError as error:
             problem = f"journal {path} cannot be written: {error.strerror}"
             if error.errno == errno.ENOSPC:
@@ -228,6 +229,7 @@ class _Maintainer:
     def ensure_journal(self) -> int:
         """Build the journal if it is missing; return the dimension of its vectors."""
         dim = self.source.dim()
+        # Asked again under the lock, which another process may have held to do the same.
         if not self.path.exists():
             with exclusive(self.lock):
                 if not self.path.exists():
@@ -249,6 +251,7 @@ class _Maintainer:
     def repair(self, why: str) -> None:
         """Rebuild the journal, unless another process has done so in the meantime."""
         with exclusive(self.lock):
+            # Checked again: the process that held the lock before may have rebuilt the journal.
             try:
                 self._check_photos()
             except (FileNotFoundError, JournalDamagedError):

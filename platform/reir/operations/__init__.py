@@ -1,0 +1,1 @@
+"""Operating galleries: versions and their history, canaries, quality gate, backup, erasure."""

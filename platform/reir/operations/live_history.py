@@ -1,0 +1,107 @@
+"""Which versions of a gallery were live, so that `reir rollback` can go back to the one before."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+from reir.errors import GalleryNotFound, StoreError
+from reir.store.contract import InstanceStore
+
+KIND = "live-history"
+"""Kind of the documents; there is one for each gallery."""
+
+MAX_ENTRIES = 100
+
+
+@dataclass(frozen=True)
+class LiveEntry:
+    """A version that was live, or is.
+
+    Attributes:
+        version: its name.
+        since_s: Unix time at which it became live; 0 if that is not known.
+        by: the command that made it live.
+    """
+
+    version: str
+    since_s: float
+    by: str
+
+
+def make_live(store: InstanceStore, gallery: str, version: str, *, by: str) -> str:
+    """Make a version live with one atomic switch, and record it.
+
+    Args:
+        store: the store.
+        gallery: name of the gallery.
+        version: the version to make live.
+        by: the command that does it, for the record.
+
+    Returns:
+        The version that was live before; empty if none was.
+
+    Raises:
+        GalleryNotFound: there is no such gallery or version.
+    """
+    entries = live_history(store, gallery)
+    store.promote(gallery, version)
+    before = entries[-1].version if entries else ""
+    if before != version:
+        _write(store, gallery, [*entries, LiveEntry(version, time.time(), by)])
+    return before
+
+
+def roll_back(store: InstanceStore, gallery: str) -> tuple[str, str]:
+    """Make the version live that was live before the current one.
+
+    Going back twice goes back two versions. Versions that were deleted are skipped.
+
+    Returns:
+        The version that was live until now, and the one that is live now.
+
+    Raises:
+        StoreError: no earlier version is left; the message names the versions that exist.
+        GalleryNotFound: there is no such gallery, or none of its versions is live.
+    """
+    current = store.live_version(gallery)
+    existing = [each.name for each in store.versions(gallery)]
+    earlier = [each for each in live_history(store, gallery) if each.version in existing]
+    while earlier and earlier[-1].version == current:
+        earlier.pop()
+    if not earlier:
+        others = ", ".join(each for each in existing if each != current)
+        advice = (
+            f"it also has {others}; make one of them live with `reir promote {gallery} VERSION`"
+            if others
+            else "it has no other version"
+        )
+        raise StoreError(
+            f"gallery '{gallery}' cannot be rolled back: no version that was live before "
+            f"{current} is left; {advice}"
+        )
+    target = earlier[-1].version
+    store.promote(gallery, target)
+    _write(store, gallery, earlier)
+    return current, target
+
+
+def live_history(store: InstanceStore, gallery: str) -> list[LiveEntry]:
+    """Return the versions that were live, oldest first; the last one is the live one.
+
+    Empty if none is live. A version that became live without a record, by an earlier release or by
+    a process that was killed right after the switch, is added at the end.
+    """
+    found = store.find_documents(KIND, gallery).get(gallery, {})
+    entries = [LiveEntry(**each) for each in found.get("versions", ())]
+    try:
+        live = store.live_version(gallery)
+    except GalleryNotFound:
+        return []
+    if not entries or entries[-1].version != live:
+        entries.append(LiveEntry(live, 0.0, "unknown"))
+    return entries
+
+
+def _write(store: InstanceStore, gallery: str, entries: list[LiveEntry]) -> None:
+    store.put_document(KIND, gallery, {"versions": [*map(asdict, entries[-MAX_ENTRIES:])]})
