@@ -1,4 +1,4 @@
-"""Competing ways to search, which answer the same queries in turn: time, CPU time and recall."""
+"""Compares ways to search ("arms") that answer the same queries in turn: time, CPU, recall."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from _vectors import Case, Corpus, K, cases_of, cpu_ms_of, recall
 
 from reir.records import FloatArray
 
+# However slow an arm is, fewer searches would not give a median.
 MIN_QUERIES = 20
 
 
@@ -21,7 +22,7 @@ class Arm:
 
     Attributes:
         search: query (1, D) and case -> numbers of the hits.
-        pid: of its server process, None if it has none.
+        pid: id of its server process; None if it has none.
         filters: whether it also gets filtered queries.
     """
 
@@ -64,6 +65,8 @@ def measure(
     figures: dict[str, float | int] = {}
     for case in cases_of(corpus):
         asked = {name: arm for name, arm in arms.items() if arm.filters or case.where is None}
+        # The first search of a case may load or build something, which no arm should be charged
+        # for.
         for arm in asked.values():
             arm.search(corpus.queries[:1], case)
         for number in range(len(corpus.queries)):
@@ -83,6 +86,7 @@ def faiss_arm(corpus: Corpus) -> Arm:
     """The ground truth without filters: a full scan on one thread."""
 
     def search(query_1D: FloatArray, _: Case) -> list[int]:
+        # One thread, as in our search: a replica has only one core for a query.
         faiss.omp_set_num_threads(1)
         found = faiss.knn(query_1D, corpus.vectors, K, faiss.METRIC_INNER_PRODUCT)[1]
         return [int(number) for number in found[0]]

@@ -31,7 +31,7 @@ def encoder_of(arguments: argparse.Namespace) -> InstanceEncoder:
 
 
 def real_photos(count: int | None = None) -> list[Path]:
-    """The first `count` photos of `REIR_DATA`, or all of them."""
+    """Return the first `count` photos of `REIR_DATA`, or all of them."""
     data = data_dir()
     if data is None:
         raise SystemExit("no real photos: set REIR_DATA to the folder that holds photos/images")
@@ -48,6 +48,7 @@ def expressions(count: int) -> list[str]:
     assert data is not None
     content = json.loads((data / "photos" / "expressions.json").read_text(encoding="utf-8"))
     texts = [each["expression"] for each in content["expressions"]]
+    # Neighbors in the file are about the same photo, so its beginning would cover only few photos.
     return texts[:: max(1, len(texts) // count)][:count]
 
 

@@ -31,7 +31,7 @@ class Answers:
         seconds: how long it lasted.
         p50_ms, p95_ms, p99_ms, max_ms: at a fixed rate, times of the answers with status 2xx
             from the moment that the request was due; otherwise times of all answers.
-        broken: connections that failed: connect, read or write.
+        broken: number of connections that failed to connect, read or write.
         timeouts: requests without an answer for `TIMEOUT_S`.
         statuses: status -> answers; "no-retry-after" counts refusals that lack that header.
     """
@@ -76,13 +76,14 @@ class Answers:
 
 
 class Line:
-    """A client with one persistent connection, which itself costs next to nothing."""
+    """A client with one persistent connection, which itself takes hardly any time."""
 
     def __init__(self, address: str) -> None:
         """Connect to HOST:PORT."""
         host, _, port = address.rpartition(":")
         self._host = address
         self._socket = socket.create_connection((host, int(port)))
+        # Otherwise, the system may hold a small request back, which would look like a slow server.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._answer = self._socket.makefile("rb")
 
@@ -114,6 +115,7 @@ def closed_load(
     url: str, connections: int, seconds: float, bodies: Sequence[Mapping[str, object]] = ()
 ) -> Answers:
     """Run `connections` clients that send a request as soon as they have their answer."""
+    # One thread of `wrk` is enough for all of them, and leaves the cores to the server.
     return _wrk(url, 1, connections, seconds, bodies, 0.0)
 
 
@@ -121,6 +123,8 @@ def open_load(
     url: str, per_s: float, seconds: float, bodies: Sequence[Mapping[str, object]] = ()
 ) -> Answers:
     """Send requests at a fixed rate, however long the answers take."""
+    # Each thread of `wrk` has one connection and a schedule of its own (`_load.lua`), so a slow
+    # answer holds up only one of them.
     return _wrk(url, OPEN_CONNECTIONS, OPEN_CONNECTIONS, seconds, bodies, per_s)
 
 

@@ -67,8 +67,10 @@ VALUES = st.one_of(st.booleans(), st.integers(-1000, 1000), NAMES)
 FORMATS: Mapping[str, st.SearchStrategy[str]] = {
     "expression": st.text(min_size=1, max_size=DEFAULT_MAX_CHARS).filter(_is_expression),
     "filter": st.sampled_from(FILTERS),
+    # A cursor comes from an answer and cannot be made up; the empty one asks for the first page.
     "cursor": st.just(""),
     "attributes": st.dictionaries(NAMES, VALUES, max_size=4).map(json.dumps),
+    # Mostly the real gallery; otherwise, most requests would only test the answer 404.
     "gallery": st.sampled_from([KNOWN["gallery"]] * 3 + ["nowhere"]),
     "instance-id": st.sampled_from(KNOWN["instances"]),
     "image-id": st.sampled_from([*KNOWN["images"], "0123456789abcdef0123"]),

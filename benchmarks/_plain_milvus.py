@@ -38,6 +38,7 @@ class PlainMilvus:
 
     def wait_until_indexed(self) -> None:
         """Wait until a server searches all rows by the index."""
+        # Our own wait, so that both sides are measured in the same state of the server.
         collection = MilvusCollection(MilvusConnection(self._uri), self._name, "id", {})
         if not collection.wait_until_indexed(0, _INDEX_TIMEOUT_S):
             raise SystemExit(f"not indexed within {_INDEX_TIMEOUT_S:g} s")
@@ -61,6 +62,7 @@ class PlainMilvus:
     def _create(self, dim: int) -> None:
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
+        # Plain columns, which filter faster than the JSON attributes of our store.
         schema.add_field("tenant", DataType.INT64)
         schema.add_field("area", DataType.FLOAT)
         schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=dim)

@@ -27,9 +27,9 @@ def write_report(name: str, figures: Mapping[str, Any], *, accelerator: str | No
     """Write `figures` to `results/<name>.json` and return its path.
 
     Args:
-        name: of the file, e.g. "metrics_scale".
-        figures: JSON values under dotted keys, e.g. {"metrics.seconds": 12.5}.
-        accelerator: the GPU that was used, e.g. "NVIDIA H100"; None for CPU only.
+        name: name of the file, for example "metrics_scale".
+        figures: JSON values under dotted keys, for example {"metrics.seconds": 12.5}.
+        accelerator: GPU that was used, for example "NVIDIA H100"; None for CPU only.
 
     Raises:
         SystemExit: tracked source has uncommitted changes, and `REIR_ALLOW_DIRTY` is not 1.
@@ -58,7 +58,7 @@ def write_report(name: str, figures: Mapping[str, Any], *, accelerator: str | No
 
 
 def command_line() -> str:
-    """The command of this process as one would type it in the repository root."""
+    """Return the command of this process as one would type it in the repository root."""
     script = Path(sys.argv[0])
     if script.is_absolute():
         resolved = script.resolve()
@@ -67,7 +67,7 @@ def command_line() -> str:
 
 
 def _without_root(argument: str) -> str:
-    """An absolute path in an argument becomes relative to the root, or its last part."""
+    """Replace an absolute path in an argument by one relative to the root, or by its last part."""
     flag, equals, value = argument.rpartition("=")
     path = Path(value)
     if not path.is_absolute():
@@ -81,6 +81,7 @@ def commit() -> str:
     """Return the checked-out commit, followed by `DIRTY` if tracked source differs from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
+        # Results are no source: one benchmark must not keep the next one from saving its figures.
         changes = _git(
             "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
         )
@@ -97,7 +98,7 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict[str, str | int | float]:
-    """CPU model, cores this process may use, and memory in GiB."""
+    """Return the CPU model, the cores that this process may use, and the memory in GiB."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -107,7 +108,7 @@ def machine() -> dict[str, str | int | float]:
 
 
 def _cpu_model() -> str:
-    """Model name as Linux gives it."""
+    """Return the name of the CPU model from `/proc/cpuinfo`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -74,8 +74,8 @@ class Server:
     """A running `reir serve`.
 
     Attributes:
-        url: without a slash at the end.
-        process: of the command.
+        url: address without a slash at the end.
+        process: process of the command.
     """
 
     url: str
@@ -102,17 +102,19 @@ def served(
     """Run `reir serve` over a store as a user does, until the block ends.
 
     Args:
-        store: its location.
-        folder: for the log and the settings.
-        port: to serve on.
-        options: settings of `ServeConfig`.
+        store: location of the store.
+        folder: folder for the log and the settings.
+        port: port of the server.
+        options: further settings of `ServeConfig`.
     """
     config = folder / "serve.yaml"
     settings = {"store": store, "galleries": [GALLERY], "port": port, **(options or {})}
+    # Lines of the log are still formatted, but no figure depends on the speed of the disk.
     settings.setdefault("access_log", os.devnull)
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-c", _SERVE, "serve", "--config", str(config)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is ended ends it too
+    # If the benchmark is terminated, the server must not stay behind and slow down the next one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

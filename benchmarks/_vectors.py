@@ -60,16 +60,16 @@ class Corpus:
 
     @property
     def areas(self) -> FloatArray:
-        """(N,) areas of the boxes, as every store computes them."""
+        """The (N,) areas of the boxes, computed as in every store."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float32)
 
     def first(self, count: int) -> Corpus:
-        """The first `count` instances, and all queries."""
+        """Return the first `count` instances, and all queries."""
         return Corpus(self.vectors[:count], self.boxes[:count], self.tenants[:count], self.queries)
 
     def images(self, start: int = 0) -> Iterator[IndexedImage]:
-        """The instances from number `start` on as images of `PER_IMAGE` each."""
+        """Yield images with `PER_IMAGE` instances each, from instance number `start` on."""
         for first in range(start, len(self), PER_IMAGE):
             part = slice(first, first + PER_IMAGE)
             yield indexed_image(first, self.vectors[part], self.boxes[part], self.tenants[first])
@@ -145,10 +145,10 @@ class Case:
     """One kind of search.
 
     Attributes:
-        name: part of the figures' keys.
-        where: our filter, None for none.
-        plain: the same for a collection with the columns `tenant` and `area`.
-        kept: (M,) numbers of the instances that it keeps.
+        name: name of the case in the keys of the figures.
+        where: filter of our store; None for none.
+        plain: the same filter for a collection with the columns `tenant` and `area`.
+        kept: (M,) numbers of the instances that the filter keeps.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Case:
     kept: npt.NDArray[np.int64]
 
     def truth(self, corpus: Corpus) -> npt.NDArray[np.int64]:
-        """(Q, K) numbers of the best instances by a full scan; -1 if there are fewer than K."""
+        """Return the (Q, K) best instances by a full scan; -1 if there are fewer than K."""
         vectors = corpus.vectors if self.where is None else corpus.vectors[self.kept]
         faiss.omp_set_num_threads(1)
         _, found = faiss.knn(corpus.queries, vectors, K, faiss.METRIC_INNER_PRODUCT)
@@ -176,6 +176,7 @@ def cases_of(corpus: Corpus) -> list[Case]:
         bound = f"tenant < {tenants}" if tenants > 1 else "tenant == 0"
         cases.append(Case(f"tenant_{name}", f"attr.{bound}", bound, kept))
         least = float(np.sort(corpus.areas)[-max(1, round(share * len(corpus)))])
+        # `repr`, because a rounded bound would keep other instances than the truth.
         bound = f"area >= {least!r}"
         kept = np.flatnonzero(corpus.areas >= np.float32(least))
         cases.append(Case(f"area_{name}", bound, bound, kept))
@@ -185,6 +186,7 @@ def cases_of(corpus: Corpus) -> list[Case]:
 def recall(found: list[list[int]], truth: npt.NDArray[np.int64]) -> float:
     """Return the mean share of the true best instances that were found."""
     shares = []
+    # An arm that ran out of time has answered only the first queries.
     for hits, best in zip(found, truth, strict=False):
         wanted = set(best[best >= 0].tolist())
         shares.append(len(wanted & set(hits)) / len(wanted) if wanted else 1.0)
@@ -217,7 +219,7 @@ def cpu_ms_of(pid: int) -> float:
 
 
 def memory_mib(pid: int | str = "self") -> dict[str, float]:
-    """Resident MiB of a process: `anon`, its own, and `file`, pages that it maps."""
+    """Return the resident MiB of a process: `anon`, its own, and `file`, pages of mapped files."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return {
@@ -227,7 +229,7 @@ def memory_mib(pid: int | str = "self") -> dict[str, float]:
 
 
 def disk_mib(folder: Path) -> float:
-    """Return the MiB that a folder takes on disk."""
+    """Return the MiB that a folder takes on disk; holes in sparse files do not count."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file()) / 2**20
 
 

@@ -48,6 +48,7 @@ def trained(name: str, settings: list[str], folder: Path, epochs: int) -> dict[s
     ]
     command = [str(Path(sys.executable).with_name("reir")), "train", "--data", str(RECIPE)]
     command += ["--output", str(output)] + [part for s in settings for part in ("--set", s)]
+    # All variants read one cache of the frozen part, so they see the same candidates.
     subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["event"] == "epoch"][-1]
@@ -63,6 +64,7 @@ def with_candidates(num: int) -> dict[str, float]:
     gallery = encode_gallery(model, held_out, root / "photos" / "images", num)
     out: dict[str, float] = {}
     for kind in ("long", "short"):
+        # BR@k only for long expressions: short ones are unique only within their photo.
         _, vectors, own, iou = ask(model, tokenizer, held_out.of_kind(kind), gallery)
         scores = vectors @ gallery.vectors.T
         if kind == "long":

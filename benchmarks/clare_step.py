@@ -52,7 +52,7 @@ PARTS = ("model", "losses", "backward", "optimizer")
 
 @dataclass(frozen=True)
 class Bench:
-    """Device, precision and time limit of everything in this benchmark."""
+    """The device, the precision and the time limit of all measurements."""
 
     device: torch.device
     half: bool
@@ -65,6 +65,7 @@ class Bench:
 
     def time(self, call: Callable[[], object]) -> float:
         """Return the median seconds of at least two calls, after one to warm up."""
+        # The first call allocates memory and chooses kernels.
         call()
         self.wait()
         seconds: list[float] = []
@@ -78,7 +79,7 @@ class Bench:
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """The precision that the model runs in."""
+        """Run the block in the precision of the model."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             yield
 
@@ -117,6 +118,7 @@ class Step:
             Clare(config), tokenizer, ClareLossWeights(), half=bench.half
         ).to(bench.device)
         self.objective.train()
+        # A tiny rate: the time of a step does not depend on it, but the weights must stay finite.
         self._optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-6)
         self.marks: list[float] = []
         self.objective.model.register_forward_hook(lambda *_: self._mark())
@@ -160,6 +162,7 @@ def flops(call: Callable[[], object]) -> float:
 
 def matmul_tflops(bench: Bench) -> float:
     """Return the rate of one large matrix product."""
+    # Large enough to reach the device's peak.
     side = 8192 if bench.device.type == "cuda" else 2048
     kind = torch.bfloat16 if bench.half else torch.float32
     a, b = torch.randn(2, side, side, device=bench.device, dtype=kind)
@@ -183,7 +186,7 @@ class Table:
         self._best = 0.0
 
     def add(self, size: int, seconds: float, memory_gib: float | None) -> None:
-        """One batch size."""
+        """Add the row of one batch size."""
         rate = size * self._flops / seconds / 1e12
         row = {
             "step_ms": round(1000 * seconds, 1),
@@ -222,12 +225,15 @@ def train_table(
     """Time steps of growing batches until memory is full."""
     step = Step(config, bench)
     one = some_batch(1, photo_px).to(bench.device)
-    step.run(one, marked=False)  # the optimizer's state is there from now on
+    # The first step creates the optimizer's state, which later steps have in memory.
+    step.run(one, marked=False)
     table = Table("train", flops(lambda: step.run(one, marked=False)), peaks)
     for size in batches:
         batch = some_batch(size, photo_px).to(bench.device)
         memory_gib(bench)
         try:
+            # Timed without marks after the losses and the backward pass, since waiting there makes
+            # a step on a GPU slower.
             seconds = bench.time(partial(step.run, batch, marked=False))
             shares = parts_of(step, batch, bench)
         except torch.OutOfMemoryError:

@@ -98,6 +98,7 @@ def drive(job: str, photos: str, location: str) -> int:
             if job == "search":
                 version = store.live_version(GALLERY)
                 queries = np.random.default_rng(7).standard_normal((NUM_QUERIES, FakeEncoder.dim))
+                # More hits than the gallery has instances, so that the whole gallery is compared.
                 found = store.search(GALLERY, version, queries.astype(np.float32), 16_384)
                 print(json.dumps([_answer(rows) for rows in found]))
             else:
@@ -202,6 +203,7 @@ class Loop:
         """Search, and return whether the results equal the reference."""
         said_before, self.said = self.said, False
         answers = self.search()
+        # A search that fails is not wrong: it does not claim to have an answer.
         wrong = answers is not None and answers != self.reference
         if wrong and not self.said:
             self.figures["wrong_later" if said_before else "silent_wrong"] += 1
@@ -217,6 +219,7 @@ class Loop:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # With this argument, Python forks instead of using `vfork` or `posix_spawn`.
             preexec_fn=os.setsid,
         )
 

@@ -45,6 +45,7 @@ def is_searchable(store: InstanceStore, gallery: str, path: str | Path) -> bool:
     for row in found.get(key, []):
         assert row.vector is not None
         (hits,) = store.search(gallery, version, row.vector[None], 200)
+        # Hits with nearly the same score are equally good, in any order.
         near = {hit.instance_id for hit in hits if hit.score >= hits[0].score - TIE}
         if row.instance_id not in near:
             return False
@@ -67,6 +68,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, int]:
     for file in files:
         if file not in right:
             print(f"wrong: {file}")
+    # A file with an unusual name but a sound photo must be found like any other photo.
     good += [file.path for file in files if file.reason is None]
     searchable = sum(is_searchable(store, "hostile", path) for path in good)
     store.close()

@@ -56,13 +56,13 @@ Item = TypeVar("Item")
 
 
 def ours(folder: Path, place: Path) -> Figures:
-    """`reir index` as a user types it."""
+    """Run `reir index` as a user types it."""
     command = ["index", str(folder), "--gallery", "p4", "--store", str(place), "--json"]
     return json_of([sys.executable, "-c", "from reir.cli.main import main; main()", *command])
 
 
 def loop(batch_size: int) -> Callable[[Path, Path], Figures]:
-    """The obvious way: a loop over batches that does one step after the other."""
+    """Return the obvious way: a loop over batches that does one step after the other."""
 
     def run(folder: Path, place: Path) -> Figures:
         encoder, store = load_encoder_spec(""), open_store(str(place))
@@ -170,8 +170,10 @@ def recipe(folder: Path, place: Path) -> Figures:
 def bare(folder: Path, _: Path) -> Figures:
     """The model alone: in parallel threads as in `ours`, and with all cores on one batch."""
     encoder, options = load_encoder_spec(""), IndexOptions()
+    # Decoded in advance, so that only the model is timed.
     images = [read_image(path) for path in islice(sorted(folder.iterdir()), RESIDENT_PHOTOS)]
     parts = list(chunks(images, options.batch_size))
+    # Whichever is faster on this machine counts, so that the share of `ours` is not flattered.
     rates = [rate_of(encoder, parts, threads) for threads in {options.num_encoders, 1}]
     return {"images_per_s": max(rates)}
 
@@ -223,6 +225,7 @@ def compete(folder: Path, work: Path, num_images: int, rounds: int) -> Figures:
     runs: dict[str, list[Figures]] = {way: [] for way in WAYS}
     ways = list(WAYS)
     for number in range(rounds):
+        # Each round starts with another way, since the machine's speed changes over an hour.
         for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
             found = run_way(way, folder, work / f"{way}-{number}")
             runs[way].append(found)
@@ -230,6 +233,7 @@ def compete(folder: Path, work: Path, num_images: int, rounds: int) -> Figures:
     mine, alone = runs["ours"], runs["bare"]
     against = {
         f"p4.vs_{name}": median(
+            # Ratios within a round, in which the machine was about equally fast for all ways.
             theirs["whole_seconds"] / ours["whole_seconds"]
             for theirs, ours in zip(runs[way], mine, strict=True)
         )

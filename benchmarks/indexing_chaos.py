@@ -80,6 +80,7 @@ class PacedEncoder(FakeEncoder):
         for image in images:
             time.sleep(self._seconds)
             found += super().encode_images([image])
+            # A single byte is written at once, so a kill cannot lose or split an entry.
             os.write(self._log, b".")
         return found
 
@@ -203,6 +204,7 @@ class Chaos:
             gallery = f"round-{len(self.acknowledged)}"
             self.acknowledged[gallery] = set()
             self._disturb(gallery, pace, deadline)
+        # Completed without kills, because a row that is only not written yet is not lost.
         for gallery in self.acknowledged:
             last = self._start(gallery, 0.0)
             if last.wait():
@@ -264,6 +266,7 @@ class Chaos:
         store = open_store(self.server.location)
         with suppress(StoreError):
             version = store.live_version(gallery)
+            # What was acknowledged once must still be there at the end.
             ids = {record.image_id for record in store.iter_images(gallery, version)}
             self.acknowledged[gallery] |= ids
         store.close()
@@ -276,6 +279,7 @@ def compare(
     found = stored_rows(store, gallery)
     (info,) = store.versions(gallery)
     lost = {key.partition("#")[0] for key in expected.keys() - found.keys()}
+    # Rows in the store that no ledger row refers to, which `stored_rows` does not return.
     unseen = info.num_images + store.num_stored(gallery, info.name) - len(found)
     return Counter(
         missing=len(acknowledged & lost),

@@ -36,6 +36,7 @@ def main() -> None:
     folder = root / "photos"
     dataset = read_photos(folder).split("val").of_kind("long").with_targets()
     num = min(arguments.expressions, len(dataset.expressions))
+    # Spread over the whole split, because neighbors are about the same photo.
     rows = np.linspace(0, len(dataset.expressions) - 1, num).round().astype(int)
     asked = [dataset.expressions[row] for row in rows]
     encoder = encoder_of(arguments)
@@ -71,6 +72,7 @@ def main() -> None:
             figures[f"localise.p{round(100 * threshold)}_{name}"] = share
     of_photo = np.unique([each.image_id for each in requests], return_inverse=True)[1]
     for threshold in (0.5, 0.7, 0.9):
+        # Differences of pairs: the same expression before and after.
         gains = (after >= threshold).astype(float) - (before >= threshold)
         (span,) = bootstrap_intervals(gains[:, None], clusters=of_photo)
         for end, value in (("", span.mean), ("_low", span.low), ("_high", span.high)):

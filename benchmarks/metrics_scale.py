@@ -32,6 +32,7 @@ def make_case(num_queries: int, num_instances: int, seed: int = 0) -> tuple[Quer
     gallery = Gallery(vectors, np.arange(num_instances) // PER_PHOTO, boxes_px)
     target = rng.choice(num_instances, num_queries, replace=False)
     noise = _unit(rng.standard_normal((num_queries, DIM), dtype=np.float32))
+    # Enough noise that only some queries succeed, so that a mistake in the ranks would show.
     near = vectors[target] + np.float32(3.6) * noise
     return Queries(near, gallery.images[target], boxes_px[target]), gallery
 
@@ -42,7 +43,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def full_sort(queries: Queries, gallery: Gallery) -> dict[int, np.ndarray]:
-    """The obvious way: sort all scores of every query; definition B at each K."""
+    """Return definition B at each K in the obvious way: sort all scores of every query."""
     order = np.argsort(-(queries.vectors @ gallery.vectors.T), axis=1)
     found = {}
     for k in KS:
@@ -81,6 +82,7 @@ def measure(num_queries: int, num_instances: int, slice_size: int) -> dict[str, 
         "metrics.peak_rss_gib": round(growth_gib, 3),
         "metrics.full_sort_slice_queries": len(part),
         "metrics.full_sort_seconds_extrapolated": round(sort_all_seconds, 2),
+        # Scores in float32, and their order in int64.
         "metrics.full_sort_matrix_gib": round(num_queries * num_instances * 12 / 2**30, 2),
         "metrics.speedup_vs_full_sort": round(sort_all_seconds / seconds, 2),
         "metrics.br1_50": round(100 * float(ranks.hits_b(1, IOU_THRESHOLD).mean()), 2),

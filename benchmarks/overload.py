@@ -56,6 +56,7 @@ def main() -> None:
                         answers = open_load(url, rate, arguments.seconds, queries)
                     else:
                         answers = closed_load(url, CLIENTS, arguments.seconds, queries)
+                        # Measured anew in each round, because the machine's speed changes.
                         saturation = answers.good_per_s
                     loads[name].append(answers)
     figures = {"rounds": arguments.rounds, **_figures(loads)}
@@ -76,6 +77,7 @@ def _figures(loads: dict[str, list[Answers]]) -> dict[str, Any]:
             f"p10.{name}.statuses": dict(statuses),
             f"p10.{name}.unexplained": sum(each.unexplained for each in rounds),
         }
+    # Relative to the best load, which may be another than saturation.
     peak = max(figures[f"p10.{name}.good_per_s"] for name in loads)
     figures["p10.goodput_4x"] = figures["p10.x4.good_per_s"] / peak
     figures["p10.p95_ratio_4x"] = figures["p10.x4.p95_ms"] / figures["p10.x1.p95_ms"]

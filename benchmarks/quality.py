@@ -113,6 +113,7 @@ def image_then_box(gallery: Gallery, texts: Floats, vectors: Floats, by_class: F
     pooled = np.zeros((num, vectors.shape[1]), dtype=np.float32)
     np.add.at(pooled, gallery.photo, vectors)
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    # Only one box of a photo is an answer, as in a real two-stage system; all others rank last.
     by_photo = texts @ pooled.T
     scores = np.full_like(by_class, -np.inf)
     starts = np.searchsorted(gallery.photo, np.arange(num + 1))
@@ -161,6 +162,7 @@ def human_rec(
 
     No model was trained on these expressions, but most of their photos are training photos.
     """
+    # Expressions without an instance have no right box, so they are left out.
     human = read_human_expressions(folder).with_targets()
     about = {expression.image_id for expression in human.expressions}
     unseen = about & held_out.images_by_id.keys()
@@ -201,6 +203,7 @@ def main() -> None:
     figures: dict[str, float] = {"quality.num_candidates": num}
 
     texts, vectors, own, iou = ask(model, tokenizer, held_out.of_kind("long"), gallery)
+    # All arms rank the same candidates, so they differ only in how they rank them.
     encoder = Sentences()
     sentences, names = encoder.encode(texts), encoder.encode(list(COCO_CLASSES))
     by_class = class_match(gallery, sentences, names)
@@ -226,6 +229,7 @@ def main() -> None:
                 figures[f"quality.br{k}_50_low"] = round(100 * span.low, 2)
                 figures[f"quality.br{k}_50_high"] = round(100 * span.high, 2)
                 figures["quality.rec_long"] = round(100 * float(rec.mean()), 2)
+    # Compared with the better of the two baselines.
     baseline = max(br1["baseline_a_br"], br1["baseline_b_br"])
     figures["quality.baseline_ratio"] = round(br1["br"] / baseline, 2)
     figures["quality.ablation_ratio"] = round(br1["br"] / br1["ablation_b_br"], 2)

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     arguments = parser.parse_args()
     corpus = make_corpus(arguments, arguments.rows)
+    # As in the exact reader, which has one core per query.
     faiss.omp_set_num_threads(1)
     made = indexes(corpus.vectors.shape[1])
     for index in made.values():

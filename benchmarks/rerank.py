@@ -85,6 +85,7 @@ def cost_ms(
     reranker: Reranker, text: EncodedExpression, photos: Sequence[PhotoInstances]
 ) -> tuple[list[float], list[float]]:
     """Return milliseconds and CPU milliseconds of queries of 50 photos with 30 instances."""
+    # The worst case: photos with fewer instances cost less.
     full = [photo for photo in photos if len(photo.boxes) >= NUM_INSTANCES][:NUM_PHOTOS]
     passed, cpu = [], []
     for _ in range(WARM_UP + ROUNDS):
@@ -113,6 +114,7 @@ def main() -> None:
         asked = dataset.of_kind(kind)
         texts = encoder.encode_tokens([e.text for e in asked.expressions])
         without, with_it, own = successes(reranker, texts, photos, asked)
+        # Intervals of the difference, since both answers succeed or fail on the same expressions.
         gains = bootstrap_intervals(with_it - without, clusters=own)
         names = [*(f"br{k}" for k in KS), "rec"] if kind == "long" else ["rec_short"]
         columns = range(4) if kind == "long" else [3]
@@ -130,6 +132,7 @@ def main() -> None:
                 f"rerank.{name}_gain_low": round(100 * gain.low, 2),
                 f"rerank.{name}_gain_high": round(100 * gain.high, 2),
             }
+    # The cost grows with the number of words.
     longest = max(texts, key=lambda each: len(each.states))
     passed, cpu = cost_ms(reranker, longest, photos)
     figures["rerank.ms_50_photos"] = round(statistics.median(passed), 2)

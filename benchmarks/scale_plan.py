@@ -75,12 +75,14 @@ def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
     int8_bytes = graph_bytes - FLOAT_BYTES + code_bytes
     taken = by_size(figures, "p1.server_", "ours.cpu_ms")
     start, growth = per_decade(taken)
+    # The smallest gallery costs hardly more than the request itself.
     request_ms = taken[1][0]
     shards = math.ceil(count / options.shard)
     walk_ms = start + growth * math.log10(options.shard) - request_ms
     query_ms = request_ms + shards * walk_ms
     cores = options.qps * query_ms / 1e3 / options.busy
     usable_bytes = options.node_gib * GIB * options.fill
+    # Whichever is scarcer, memory or cores, decides about the number of nodes.
     nodes = {
         name: max(math.ceil(count * each / usable_bytes), math.ceil(cores / options.node_cores))
         for name, each in (("float", graph_bytes), ("int8", int8_bytes))

@@ -45,7 +45,7 @@ WRITES_A_SECOND = 5
 
 
 class Child:
-    """This script in another process, which takes orders line by line."""
+    """This script in another process, which reads orders line by line."""
 
     def __init__(self, role: str, location: str, corpus: Path) -> None:
         command = [sys.executable, sys.argv[0], "--role", role, location, str(corpus)]
@@ -105,6 +105,7 @@ def run_writer(store: InstanceStore, corpus: Corpus) -> None:
         batch = round(rate / WRITES_A_SECOND / PER_IMAGE)
         began = time.monotonic()
         for number in range(round(seconds * WRITES_A_SECOND)):
+            # Relative to the beginning, so that a slow write does not lower the rate of later ones.
             time.sleep(max(0.0, began + number / WRITES_A_SECOND - time.monotonic()))
             start = int(first) + number * batch
             started = time.monotonic()
@@ -128,6 +129,7 @@ def probe(writer: Child, store: InstanceStore, corpus: Corpus) -> tuple[list[flo
         query = corpus.vectors[number : number + 1]
         while number not in search(query, EVERYTHING):
             misses += 1
+        # Both processes read the same monotonic clock of the system.
         seconds.append(time.monotonic() - written["started"])
     return seconds, misses, time.monotonic() - began
 
@@ -172,6 +174,7 @@ def measure(
             writer.tell(rate, arguments.seconds, written)
             found, misses, took_s = probe(writer, store, corpus)
             busy = searchers.finish()
+            # The gallery has grown, so the idle rate is the mean of before and after.
             searchers.start()
             after = searchers.finish()
             written += round(rate * arguments.seconds / PER_IMAGE)

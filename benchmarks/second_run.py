@@ -92,6 +92,7 @@ def model_seconds(arguments: argparse.Namespace) -> float:
     encoder = encoder_of(arguments)
     photos = [read_image(path) for path in real_photos(arguments.photos)]
     batches = [photos[start : start + BATCH] for start in range(0, len(photos), BATCH)]
+    # Warm up, so that the first run is not charged for loading the model.
     encoder.encode_images(batches[0])
     started = time.perf_counter()
     for batch in batches:
@@ -108,6 +109,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int]
     again_s = []
     for _ in range(arguments.repeats):
         seconds, report = run(folder, store_folder)
+        # A second run that skips too much or too little would make the ratio meaningless.
         if (report.unchanged, report.read) != (arguments.images, 0):
             raise SystemExit(f"the second run had something to do: {report}")
         again_s.append(seconds)

@@ -102,6 +102,7 @@ def one_round(arguments: argparse.Namespace, store: str, number: int) -> Round:
     with tempfile.TemporaryDirectory(prefix="d") as log, own_temporary_directory(number) as own:
         with served(store, Path(log), free_port()) as server:
             with asking(server, arguments, seen) as enough:
+                # The signal must come in the middle of the load.
                 enough.wait(120)
                 started_s = time.monotonic()
                 send(server.process.pid, number_of_signal)
@@ -182,7 +183,8 @@ def ask_until_refused(server: Server, sent: Sequence[bytes], note: Any) -> None:
         try:
             if line.sock is None:
                 line.connect()
-        except OSError:  # the connection was refused, so nothing was sent
+        except OSError:
+            # The connection was refused, so nothing was sent that could be lost.
             return
         try:
             line.request(

@@ -77,6 +77,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ):
         found, killed = without_replicas(server, arguments.seconds)
         back_s, unexplained = without_haproxy(beside, arguments.kills)
+    # The second server needs no key, so its answer would be 200.
     allowed = {"401", "503"}
     cut = {what for what in found if what.startswith(CUT)}
     return {

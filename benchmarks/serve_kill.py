@@ -90,6 +90,7 @@ def killed_replicas(arguments: argparse.Namespace, folder: Path) -> dict[str, An
 def _kill_now_and_then(server: Server, stop: threading.Event, killed: list[int]) -> None:
     rng = random.Random(0)
     while not stop.wait(EVERY_S):
+        # No replica is spared: a client must also survive the death of the last one.
         if alive := server.replicas():
             killed.append(rng.choice(alive))
             os.kill(killed[-1], signal.SIGKILL)
@@ -104,6 +105,7 @@ def killed_store(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         fill_gallery(arguments, folder)
         with served(arguments.store, folder, free_port(), options) as server:
             url = f"{server.url}/v1/search"
+            # Everything is loaded before the outage, so that only the outage is measured.
             closed_load(url, CLIENTS, 3, bodies(arguments.queries))
             before = server.replicas()
             first.kill()

@@ -46,6 +46,7 @@ from _served import Server, add_arguments, bodies, fill_gallery, served
 from reir_serving.ray.environment import free_port
 
 EVERY_S, PROBE_EVERY_S, PROBE_TIMEOUT_S = 2.0, 0.1, 2.0
+# The server limits connections per address, so both kinds of client are tested.
 SOURCES = ("127.0.0.1", "127.0.0.2")
 _POST = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
 _SEARCH = _POST.format(path="/v1/search", kind="application/json")
@@ -71,6 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Each slow connection is an open file of this process.
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     with tempfile.TemporaryDirectory() as name:
         store = fill_gallery(arguments, Path(name))
@@ -133,6 +135,7 @@ def attacked(url: str, start: str, count: int) -> Iterator[SlowConnections]:
     thread = threading.Thread(target=asyncio.run, args=(attack,))
     thread.start()
     until_s = time.monotonic() + 60
+    # Probes start only when the attack is complete.
     while opened.total < count and time.monotonic() < until_s:
         time.sleep(0.1)
     print(f"{opened.most} slow connections", flush=True)

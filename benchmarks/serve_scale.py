@@ -100,6 +100,7 @@ def _count(
 def _figures(
     alone: float, steps: Sequence[Step], counts: Sequence[tuple[float, int]]
 ) -> dict[str, Any]:
+    # The first step that one replica cannot answer.
     heavy_s = next(step.start_s for step in steps if step.offered_per_s > alone)
     first_most_s = next((s for s, count in counts if count == MOST), None)
     last_most_s = max((s for s, count in counts if count > 1), default=0.0)

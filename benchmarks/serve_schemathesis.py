@@ -83,12 +83,14 @@ def tested(server: Server, key: str, examples: int, folder: Path) -> dict[str, A
         "--checks": "all",
         "--max-examples": examples,
         "--header": f"Authorization: Bearer {key}",
+        # Health checks judge how inputs are generated, not the server.
         "--suppress-health-check": "all",
         "--report": "json",
         "--report-json-path": report,
         "--request-timeout": 60,
     }
     told = [str(each) for option in options.items() for each in option]
+    # Deterministic, so that a failure can be reproduced.
     more = ["--continue-on-failure", "--generation-deterministic"]
     command = [*_TESTER, "run", f"{server.url}/openapi.json", *told, *more]
     subprocess.run(command, check=False, env=environment, cwd=folder)

@@ -87,6 +87,7 @@ def main() -> None:
         store = fill_gallery(arguments, folder)
         options = {"limits": LIMITS.model_dump(mode="json")}
         with served(store, folder, free_port(), options) as server:
+            # The floor is measured first, because idle servers use the CPU as well.
             figures, urls = against_floor(server.url, store, arguments), {"ours": server.url}
             with ExitStack() as others:
                 for arm in ARMS[1:]:
@@ -145,6 +146,7 @@ def other(arm: str, store: str, folder: Path) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stderr=log,
             stdout=log,
+            # One thread, as in the replicas of `ours`.
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         ) as process,
     ):
@@ -224,6 +226,8 @@ def against_floor(url: str, store: str, arguments: argparse.Namespace) -> dict[s
 
     ways = (ask_floor, ask_service)
     blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+    # The first block is repeated and not counted: it warms up. The order alternates, so that
+    # neither way always finds the caches filled by the other.
     for number, block in enumerate([blocks[0], *blocks]):
         for way in ways[:: 1 if number % 2 else -1]:
             for text in block:

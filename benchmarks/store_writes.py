@@ -125,6 +125,7 @@ def main() -> None:
             ours(server, batches[:1], 1)  # warm
             run = partial(ours, server, batches, writers)
             figures |= measured(server, f"ours_{writers}", num_rows, run)
+        # Keys that no other way uses, so that no rows are replaced.
         imported = [
             some_images((len(WRITERS) + 4) * asked.photos + at, IMPORT_IMAGES, asked.per_image)
             for at in range(0, asked.imports * IMPORT_IMAGES, IMPORT_IMAGES)

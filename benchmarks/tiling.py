@@ -96,6 +96,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | int]:
         sides: list[npt.NDArray[np.float64]] = []
         for canvas in canvases(dataset, cells):
             sides.append(canvas.sides_px)
+            # Both ways take turns on each canvas, so that changes in the machine's speed cancel
+            # out.
             for way, model in ways.items():
                 which, number, spent_s = is_found(model, canvas)
                 found[way].append(which)

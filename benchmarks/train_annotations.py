@@ -60,6 +60,7 @@ def write_annotations(folder: Path, photos: int, instances: int, expressions: in
         Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(file)
     names = [f"COCO_train2014_{i:012d}.jpg" for i in range(photos)]
     for i, name in enumerate(names):
+        # Hard links: the number of names matters for reading annotations, the pixels do not.
         os.link(files[i % NUM_FILES], images / name)
     texts = np.diff(np.linspace(0, expressions, instances + 1).round()).astype(int)
     entries, boxes = [], []
@@ -77,6 +78,7 @@ def write_annotations(folder: Path, photos: int, instances: int, expressions: in
 
 def memory_gib(root: psutil.Process) -> float:
     """Return the summed proportional set sizes (PSS) of a process and all its descendants."""
+    # PSS divides shared pages among their processes, so mapped annotations are counted only once.
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:

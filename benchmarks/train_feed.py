@@ -95,7 +95,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ray.init(
         address="local",
-        num_cpus=max((os.cpu_count() or 1) - 1, READER_CPUS),  # `reir train` holds one to train on
+        # `reir train` keeps one CPU for the training itself, so the readers must not have it here.
+        num_cpus=max((os.cpu_count() or 1) - 1, READER_CPUS),
         include_dashboard=False,
         log_to_driver=False,
     )

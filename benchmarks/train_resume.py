@@ -44,6 +44,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float | int 
     figures: dict[str, float | int | str] = {}
     found = []
     for victim in VICTIMS:
+        # Neither the first nor the last steps, so that there is something to resume and to lose.
         at = rng.choice(steps[1:-2])
         training, started = (
             TrainCommand(work / victim, settings, arguments.num_workers),

@@ -37,7 +37,8 @@ from reir.models.clare.encoder import ClareEncoder
 from reir_testing.scenes import Scene, make_scenes, save_scenes, to_dataset
 
 SIDE_PX, NUM_TRAIN, NUM_TEST = 96, 6000, 200
-GALLERY = 200  # expressions of the training scenes are unique among so many, as in the test
+# Expressions of the training scenes are unique in a gallery of the same size as in the test.
+GALLERY = 200
 TRAIN_SEED = 1
 TEST_SEEDS = (20_251, 20_252, 20_253)
 """Seed 2 is left out, because the recipe was tuned on it."""
@@ -54,6 +55,7 @@ SHAPE = {
     "text_mlp": 256,
     "max_tokens": 18,
     "dim": 128,
+    # A scene has at most six shapes.
     "num_queries": 12,
     "encoder_layers": 1,
     "decoder_layers": 4,  # what is around an instance reaches its vector from the second on

@@ -22,6 +22,7 @@ from reir_testing.training.workers import CASES, Difference, step_alone, steps_o
 
 def measure(work: Path) -> dict[str, Difference]:
     """Return the difference between two workers and one process, by name of the case."""
+    # A single process knows no ZeRO stage, so each step is run only once.
     alone = {(c.model, c.task): step_alone(work, c) for c in CASES if c.zero_stage == 1}
     together = steps_of_workers(work, CASES)
     return {

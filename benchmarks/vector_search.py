@@ -88,6 +88,7 @@ def embedded(work: Path, corpus: Corpus, sizes: list[int], budget_s: float) -> d
         arms = {"ours": Arm(our_search(store)), "faiss": faiss_arm(part)}
         arms |= {name: Arm(each.searching(256), address.pid) for name, each in plain.items()}
         figures |= measure(arms, part, budget_s, size)
+        # Compared with whichever plain index is faster at this size.
         plain_ms = min(figures[f"p1.{size}.{name}.p50_ms"] for name in plain)
         figures[f"p1.ratio_{size}"] = round(figures[f"p1.{size}.ours.p50_ms"] / plain_ms, 4)
         figures |= first_search(work / "ours", dim, size)
@@ -150,6 +151,7 @@ def million(work: Path, corpus: Corpus, budget_s: float) -> dict[str, Any]:
         (hits,) = journals.search(collection, JournalOnlySource(dim), (query_1D, K, tree), VERSION)
         return [number_of(hit) for hit in hits]
 
+    # The first searches build the codes, so they are slower and are reported separately.
     coding = Arm(search)
     for _ in range(SEARCHES):
         coding.ask(corpus.queries[:1], EVERYTHING)
@@ -179,7 +181,8 @@ def run_first_search(directory: Path, dim: int) -> None:
         journals.search(collection, JournalOnlySource(dim), (query, K, None), VERSION)
         return (time.perf_counter() - started) * 1e3
 
-    faiss.knn(query, query, 1, faiss.METRIC_INNER_PRODUCT)  # what any first call costs
+    # The first call of faiss has a cost of its own, which is not that of our reader.
+    faiss.knn(query, query, 1, faiss.METRIC_INNER_PRODUCT)
     before = memory_mib()
     first_ms = search()
     once = memory_mib()

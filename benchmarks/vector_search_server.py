@@ -57,11 +57,12 @@ def on_servers(
     """Measure our store and plain searches at growing sizes.
 
     Args:
-        servers: of our store, which keeps its data in `work`, and of the plain searches.
-        work: folder.
+        servers: server of our store, which keeps its data in `work`, and server of the plain
+            searches.
+        work: folder with the data of our store's server.
         corpus: all instances.
-        sizes: how many of them to measure with, smallest first.
-        budget_s: for each case and way.
+        sizes: numbers of instances to measure with, smallest first.
+        budget_s: seconds for each case and way.
     """
     figures: dict[str, Any] = {}
     mine, other = servers
@@ -70,6 +71,7 @@ def on_servers(
     for count in sizes:
         size, part = size_name(count), corpus.first(count)
         fill(store, part, filled)
+        # Before the final index is built, the server uses an interim index of lower recall.
         figures[f"p1.server_{size}.growing.recall"] = recall_now(search, part)
         plain.fill(part, filled)
         plain.wait_until_indexed()
@@ -82,6 +84,7 @@ def on_servers(
         arms |= {f"ef{ef}": Arm(plain.searching(ef), other.pid) for ef in EFS}
         taken = measure(arms, part, budget_s, f"server_{size}")
         figures |= taken
+        # `ef` 256 is the plain search with the highest recall, so it is the fair comparison.
         ours, theirs = (taken[f"p1.server_{size}.{name}.p50_ms"] for name in ("ours", "ef256"))
         figures[f"p1.server_ratio_{size}"] = round(ours / theirs, 4)
         figures[f"p1.server_{size}.anon_mib"] = round(memory_mib(mine.pid)["anon"], 1)

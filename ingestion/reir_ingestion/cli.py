@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +18,6 @@ from reir.cli.common import (
     Store,
     connect,
     encoder_from_options,
-    messages,
     output,
     photo_name,
     plural,
@@ -30,12 +26,8 @@ from reir.cli.common import (
 from reir_ingestion.runner_choice import RunnerName
 
 if TYPE_CHECKING:
-    from reir.images.tiling import Tiling
     from reir.index_report import IndexReport
-    from reir.sinks import Sink
-    from reir.store import InstanceStore
     from reir_ingestion.sources import Source as OpenSource
-    from reir_ingestion.stages import IndexOptions
 
 SERVER_FROM_INSTANCES = 50_000
 """From about so many instances on, a Milvus server searches faster than the embedded store."""
@@ -198,6 +190,12 @@ def index(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Make photos searchable. Run the command again to bring the gallery up to date."""
     from reir.encoders import stored_spec
+    from reir_ingestion.command_runner import (
+        CommandRunner,
+        choose_tiling,
+        open_sinks,
+        stoppable,
+    )
     from reir_ingestion.failures import FailureLimit
     from reir_ingestion.known_sources import known_source
     from reir_ingestion.sources import SourceOptions, open_source
@@ -217,9 +215,9 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     _check_import(bulk_import, store)
     named = encoder_from_options(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
-    with _stoppable(), _sinks(events, metrics_port) as sinks, connect(store) as held:
+    with stoppable(), open_sinks(events, metrics_port) as sinks, connect(store) as held:
         spec = named or stored_spec(held, gallery)
-        tiling = _tiling(held, gallery, tile)
+        tiling = choose_tiling(held, gallery, tile)
         options = IndexOptions(
             batch_size=batch_size,
             prune=prune,
@@ -231,10 +229,15 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             origin=known_source(source, source_options),
             bulk_import=bulk_import,
         )
-        run = partial(_run_here, store=held)
-        if _is_for_ray(runner, found):
-            run = partial(_run_on_ray, store=store, num_workers=num_workers, num_gpus=num_gpus)
-        report = run(found, gallery, options, sinks)
+        running = CommandRunner(
+            store=held,
+            location=store,
+            runner=runner,
+            num_workers=num_workers,
+            num_gpus=num_gpus,
+            sinks=sinks,
+        )
+        report = running.index(found, gallery, options)
     if report_to is not None:
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     if as_json:
@@ -258,100 +261,6 @@ def _check_import(bulk_import: str, store: str | None) -> None:
 
     if bulk_import and is_embedded(store):
         raise import_needs_server_error(store or default_location())
-
-
-def _is_for_ray(runner: RunnerName, source: OpenSource) -> bool:
-    """Choose the runner, and print which one and why."""
-    from reir_ingestion.runner_choice import choose_runner
-
-    choice = choose_runner(runner, source)
-    messages().print(str(choice))
-    return choice.name is RunnerName.RAY
-
-
-def _run_here(
-    source: OpenSource,
-    gallery: str,
-    options: IndexOptions,
-    sinks: Sequence[Sink],
-    *,
-    store: InstanceStore,
-) -> IndexReport:
-    from reir.encoders import load_encoder_spec
-    from reir_ingestion.pipeline import index
-    from reir_ingestion.progress_bar import progress_bar
-
-    with messages().status("Loading the model"):
-        encoder = load_encoder_spec(options.encoder_spec)
-    with progress_bar() as progress:
-        return index(
-            source, gallery, store, encoder, options=options, progress=progress, sinks=sinks
-        )
-
-
-def _run_on_ray(  # noqa: PLR0913 - the options are keyword-only
-    source: OpenSource,
-    gallery: str,
-    options: IndexOptions,
-    sinks: Sequence[Sink],
-    *,
-    store: str | None,
-    num_workers: int | None,
-    num_gpus: float | None,
-) -> IndexReport:
-    from reir.encoders import load_encoder_spec
-    from reir_ingestion.progress_bar import progress_bar
-    from reir_ingestion.ray.runner import EncoderPoolOptions, index_on_ray
-
-    # Ray prints messages about its workers on standard output, which is for the report.
-    with progress_bar() as progress, redirect_stdout(sys.stderr):
-        return index_on_ray(
-            source,
-            gallery,
-            store,
-            # A function and not the model: each worker process loads a model of its own.
-            partial(load_encoder_spec, options.encoder_spec),
-            options=options,
-            pool=EncoderPoolOptions(max_encoders=num_workers, num_gpus=num_gpus),
-            progress=progress,
-            sinks=sinks,
-        )
-
-
-def _tiling(store: InstanceStore, gallery: str, tile: bool | None) -> Tiling | None:
-    """Return how to cut large photos into tiles; by default, as in the live version.
-
-    Another setting would make another version, for which every photo is encoded again.
-    """
-    from reir.images.tiling import Tiling
-
-    versions = store.versions(gallery) if gallery in store.galleries() else []
-    live = next((each.spec.settings for each in versions if each.live), {})
-    current = Tiling.from_settings(live)
-    if tile is None:
-        return current
-    return (current or Tiling()) if tile else None
-
-
-@contextmanager
-def _sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]]:
-    """Open the sinks that get the records of the run."""
-    from reir.sinks import JsonLines
-
-    with ExitStack() as opened_sinks:
-        sinks: list[Sink] = []
-        if events is not None:
-            sinks.append(JsonLines(events))
-            opened_sinks.callback(sinks[-1].close)
-        if metrics_port is not None:
-            from reir_ingestion.metrics import ADDRESS, PrometheusSink
-
-            metrics = PrometheusSink()
-            port = metrics.serve(metrics_port)
-            opened_sinks.callback(metrics.close)
-            messages().print(f"Metrics: http://{ADDRESS}:{port}/metrics")
-            sinks.append(metrics)
-        yield sinks
 
 
 def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: bool) -> None:
@@ -421,15 +330,3 @@ def next_steps(
 
 def _store_option(store: str | None) -> str:
     return f" --store {shlex.quote(store)}" if store else ""
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Print on Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        messages().print(
-            "Stopped. Everything written so far is kept; run the same command again to continue."
-        )
-        raise  # `reir.cli.main` exits with the status of an interrupted command

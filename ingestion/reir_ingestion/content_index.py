@@ -32,10 +32,11 @@ _OldHolder = tuple[str, str]
 
 
 class BloomFilter:
-    """A Bloom filter of content hashes: in 16 MiB, it knows what is certainly new or maybe seen.
+    """A Bloom filter of content hashes: a hash is certainly new, or may have been added before.
 
-    If it contains 10 million hashes, it mistakes 4 in 1,000 new ones for seen ones. Parts of the
-    SHA-256 serve as the hash functions of the filter, because its bits are as good as random.
+    The filter takes 16 MiB. With 10 million hashes in it, it answers "may have been added" for 4 in
+    1,000 new ones. Parts of the SHA-256 serve as the hash functions of the filter, because its bits
+    are as good as random.
     """
 
     _BITS = 27
@@ -123,7 +124,7 @@ class ContentIndex:
     def __init__(
         self, store: InstanceStore, gallery: str, version: str, *, bulk_import: str = ""
     ) -> None:
-        """Read nothing yet: a run without new photos does not need the stored contents.
+        """Create an index; the store is read only once a new photo needs the stored contents.
 
         Args:
             store: the store.

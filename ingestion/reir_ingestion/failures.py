@@ -19,7 +19,7 @@ _NUM_REASONS = 3
 
 @dataclass(frozen=True)
 class FailureLimit:
-    """The number of images that may fail, or the fraction of those in the source.
+    """The number of images that may fail, or the fraction of the images in the source.
 
     Attributes:
         text: the limit as the user wrote it.

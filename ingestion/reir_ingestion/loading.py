@@ -43,7 +43,7 @@ class PendingImage:
 
     @property
     def image_id(self) -> str:
-        """Key of the image."""
+        """Id of the image, which is the key of its ledger row."""
         return image_id(self.file.uri)
 
 

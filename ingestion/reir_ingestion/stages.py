@@ -294,7 +294,7 @@ class RefusalGuard:
         self._num_consecutive = 0
 
     def check(self, encoded: EncodedBatch) -> EncodedBatch:
-        """Return the batch.
+        """Count the refusals in a batch, and return the batch as it is.
 
         Raises:
             CheckpointError: the model refused `MAX_CONSECUTIVE_REFUSALS` images one after another.

@@ -7,7 +7,6 @@ key, the file, the value and what is allowed.
 from __future__ import annotations
 
 import os
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,6 +153,6 @@ def _keys_at(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
     """Return the configuration classes within a type such as `list[A] | None`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [found for part in typing.get_args(annotation) for found in _sections(part)]

@@ -23,6 +23,7 @@ def nms(
     Returns:
         (K,) kept indices, best first.
     """
+    # A stable sort gives ties to the lower index.
     remaining = np.argsort(-scores, kind="stable")
     kept: list[int] = []
     while remaining.size and len(kept) < num_keep:

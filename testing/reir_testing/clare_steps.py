@@ -16,6 +16,7 @@ from reir_training.clare.losses import CliaBatch, Predictions, StepOutputs
 from reir_training.clare.mask_losses import MaskOutputs
 from reir_training.clare.matching import Targets
 
+# Small, because the tests compare with nested loops.
 LAYERS, PHOTOS, QUERIES, PROPOSALS, MOST_TARGETS, TEXTS = 3, 4, 7, 9, 3, 2
 CELLS = 4, 5
 

@@ -24,7 +24,7 @@ from reir_testing import PALETTE, FakeEncoder, draw_scene
 
 BOMB_SIDE_PX = 30_000
 METADATA_BYTES = 8 * 1024**2
-"""Unpacked size of a small metadata chunk; a hostile one could reach gigabytes."""
+"""Unpacked size of a metadata chunk that is small in the file; an attack could reach gigabytes."""
 ROWS_AT_ONCE = 256
 
 
@@ -33,9 +33,10 @@ class HostileFile:
     """A file that may break an indexing run.
 
     Attributes:
-        path: absolute, as `os.fsdecode` gives it.
-        kind: what is wrong with it.
-        reason: reason in the ledger; None if only the name is odd and the file must be indexed.
+        path: absolute path, as `os.fsdecode` returns it.
+        kind: what is wrong with the file.
+        reason: reason that the ledger must name; None if only the name of the file is unusual, so
+            that it must be indexed.
     """
 
     path: str
@@ -69,26 +70,31 @@ def write_scenes(folder: Path, count: int, seed: int = 0, *, scale: int = 1) -> 
     for number in range(count):
         path = folder / f"{number:03}.{'jpg' if number % 2 else 'png'}"
         image = Image.fromarray(random_scene(rng))
+        # Other filters would blend colors at the edges into colors that belong to no blob.
         image.resize((image.width * scale, image.height * scale), Resampling.NEAREST).save(path)
         paths.append(path)
     return paths
 
 
 def write_hostile_files(folder: Path, count: int, seed: int = 0) -> list[HostileFile]:
-    """Write files of every kind that has broken an indexing run, in turn.
+    """Write files of every kind that has broken an indexing run, one kind after the other.
 
     Args:
         folder: created if it does not exist.
-        count: number of files.
+        count: number of files; after the last kind, the first one follows again.
         seed: seed of the random offsets and pictures.
     """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
+    # Paths are bytes here, because some of the names are not valid UTF-8.
     return [_KINDS[i % len(_KINDS)](os.fsencode(folder), i, rng) for i in range(count)]
 
 
 class CrashOnceEncoder(FakeEncoder):
-    """An encoder that kills its process at the first photo, but only once."""
+    """An encoder that kills its process at the first photo.
+
+    Only the first process is killed; the process that replaces it encodes as usual.
+    """
 
     def __init__(self, mark: Path) -> None:
         """`mark` is a file that exists once a process has been killed."""
@@ -97,6 +103,7 @@ class CrashOnceEncoder(FakeEncoder):
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         """Encode the images, or kill this process."""
+        # Creating the file is atomic, so that only one of several processes is killed.
         try:
             self._mark.touch(exist_ok=False)
         except FileExistsError:
@@ -136,7 +143,7 @@ def encode_image_file(image: RgbImage, file_format: str) -> bytes:
 
 
 def png_header(width_px: int, height_px: int) -> bytes:
-    """Return a PNG whose header claims a size, with almost no data."""
+    """Return a PNG whose header claims this size, with almost no data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = zlib.crc32(kind + body)
@@ -151,6 +158,7 @@ def png_header(width_px: int, height_px: int) -> bytes:
 def jpeg_header(width_px: int, height_px: int, rng: random.Random) -> bytes:
     """Return a JPEG whose frame header claims a size that its data does not have."""
     data = bytearray(encode_image_file(random_scene(rng), "JPEG"))
+    # The frame header (SOF0) has the height and the width five bytes after its marker.
     start = data.index(b"\xff\xc0")
     data[start + 5 : start + 9] = struct.pack(">HH", height_px, width_px)
     return bytes(data)
@@ -162,7 +170,7 @@ _Maker = Callable[[bytes, int, random.Random], HostileFile]
 def _file(
     name: str, kind: str, reason: ImageFailure | None, content: Callable[[random.Random], bytes]
 ) -> _Maker:
-    """Return a maker of regular files; `{}` in `name` is replaced by the number."""
+    """Return a function that writes a regular file; `{}` in `name` is replaced by its number."""
 
     def make(folder: bytes, number: int, rng: random.Random) -> HostileFile:
         path = os.path.join(folder, os.fsencode(name.format(f"{number:03}")))
@@ -173,7 +181,7 @@ def _file(
 
 
 def _special(kind: str, reason: ImageFailure, create: Callable[[bytes], None]) -> _Maker:
-    """Return a maker of special files."""
+    """Return a function that creates a special file, such as a pipe or a broken link."""
 
     def make(folder: bytes, number: int, _: random.Random) -> HostileFile:
         path = os.path.join(folder, os.fsencode(f"{kind} {number:03}.jpg"))
@@ -186,6 +194,7 @@ def _special(kind: str, reason: ImageFailure, create: Callable[[bytes], None]) -
 def _cut(file_format: str) -> Callable[[random.Random], bytes]:
     def content(rng: random.Random) -> bytes:
         data = encode_image_file(random_scene(rng), file_format)
+        # The first bytes stay, so that the file is still recognized as an image.
         return data[: rng.randrange(4, len(data) - 1)]
 
     return content
@@ -203,6 +212,7 @@ def _grey_png(width_px: int, height_px: int) -> bytes:
 
 def _heic_of_another_size(rng: random.Random) -> bytes:
     """Return a HEIC whose header claims 8 x 8 px, but which contains more pixels."""
+    # `ispe` is the property that states the size of the image.
     plain = np.full((512, 512, 3), rng.randrange(256), dtype=np.uint8)
     data = bytearray(encode_image_file(plain, "HEIF"))
     start = data.index(b"ispe") + 8
@@ -224,7 +234,10 @@ def _png_with_long_profile(rng: random.Random) -> bytes:
 
 
 def _locked(path: bytes) -> None:
-    """Create a file without permissions, or for root, who may read everything, a link to itself."""
+    """Create a file that cannot be read.
+
+    It has no permissions. Because root may read any file, root gets a link to itself instead.
+    """
     if os.geteuid() == 0:
         os.symlink(path, path)
     else:
@@ -273,10 +286,11 @@ _KINDS: tuple[_Maker, ...] = tuple(_kinds())
 
 
 def ray_workers(driver: int, title: str) -> list[int]:
-    """Return the ids of the processes of a driver's own Ray whose title contains `title`.
+    """Return the ids of a driver's descendant processes whose title contains `title`.
 
-    Ray sets the title of a worker to the name of the task that it runs. Linux only.
+    Ray sets the title of a worker process to the name of the task that it runs. Linux only.
     """
+    # Only descendants, because other tests may run a Ray of their own on this machine.
     processes = {
         int(entry.name): entry for entry in Path("/proc").iterdir() if entry.name.isdigit()
     }
@@ -290,6 +304,7 @@ def ray_workers(driver: int, title: str) -> list[int]:
 
 def _parent(entry: Path) -> int:
     try:
+        # The name of the process, in parentheses, may itself contain spaces and parentheses.
         return int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except OSError:  # the process has ended
         return 0

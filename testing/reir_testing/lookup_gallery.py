@@ -1,6 +1,6 @@
-"""Galleries of handwritten vectors, and an encoder that looks expression vectors up in a table.
+"""Galleries of handwritten vectors, and an encoder that reads expression vectors from a table.
 
-With them, a test knows the score of every instance without a model or a photo.
+With these, a test knows the score of every instance without a model and without photos.
 """
 
 # Shapes: N instances of one image, D = 4
@@ -25,7 +25,7 @@ TIED_VECTORS = np.array(
 
 
 class LookupEncoder:
-    """Returns rows of a table as expression vectors; does not encode images."""
+    """An encoder that returns rows of a table as expression vectors; it cannot encode images."""
 
     dim = DIM
     digest = "table"
@@ -47,7 +47,7 @@ class LookupEncoder:
 
 
 class RightmostReranker(Reranker):
-    """A re-ranker that scores an instance by how far right its box begins; can be made to fail."""
+    """A re-ranker that scores an instance by the left edge of its box; it can be made to fail."""
 
     def __init__(self, *, fails: bool = False) -> None:
         super().__init__(RerankerConfig(dim=DIM, text_width=4, width=4, num_heads=1, num_layers=1))
@@ -76,7 +76,7 @@ def _by_place(photo: PhotoInstances, explain: bool) -> PhotoScores:
 
 
 def indexed_image(image_id: str, vectors: FloatArray) -> IndexedImage:
-    """An image whose instances have these vectors; their boxes lie side by side."""
+    """Return an image whose instances have these vectors; their boxes lie side by side."""
     num = len(vectors)
     edges = np.linspace(0, 1, num + 1, dtype=np.float32)
     boxes = np.stack([edges[:-1], 0 * edges[1:], edges[1:], 0 * edges[1:] + 1], axis=1)
@@ -94,7 +94,7 @@ def indexed_image(image_id: str, vectors: FloatArray) -> IndexedImage:
 
 
 def images_from_vectors(vectors: FloatArray, counts: Sequence[int]) -> list[IndexedImage]:
-    """Divide vectors among images: the first image has `counts[0]` of them, and so on."""
+    """Divide vectors among images: the first image gets `counts[0]` of them, and so on."""
     parts = np.split(vectors, np.cumsum(counts))[:-1]
     return [indexed_image(f"img{number:03d}", part) for number, part in enumerate(parts)]
 

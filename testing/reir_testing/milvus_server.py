@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# Runs in a process of its own, so that the server stops even if the tests are killed.
 _SERVER = """
 import sys
 from milvus import MilvusServer, MilvusServerConfig
@@ -34,7 +35,7 @@ data-dir: {data}
 
 @dataclass(frozen=True)
 class RunningServer:
-    """Address and process id of a server."""
+    """The address and the process id of a server."""
 
     uri: str
     pid: int
@@ -42,7 +43,7 @@ class RunningServer:
 
 @contextmanager
 def milvus_server(directory: Path) -> Iterator[RunningServer]:
-    """Start a server with its data in `directory`; stop it at the end of the block.
+    """Start a server that keeps its data in `directory`, and stop it at the end of the block.
 
     Raises:
         RuntimeError: the server does not start; the message names the folder of its logs.
@@ -60,6 +61,7 @@ def milvus_server(directory: Path) -> Iterator[RunningServer]:
         if len(answer) != 2:
             raise RuntimeError(f"the Milvus server did not start; see {directory / 'logs'}")
         yield RunningServer(f"http://127.0.0.1:{answer[0]}", int(answer[1]))
+        # Closes its input, which tells it to stop the server.
         process.communicate(timeout=60)
 
 
@@ -68,6 +70,7 @@ def _etcd_config(directory: Path) -> Path:
 
     The default ports are fixed, so two servers on one machine would collide.
     """
+    # Both are open at the same time, so that the system cannot give out one port twice.
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,

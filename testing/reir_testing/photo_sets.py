@@ -1,4 +1,4 @@
-"""Small drawn photo sets with expressions that `FakeEncoder` can answer, some of them wrongly."""
+"""Small sets of drawn photos with expressions, some of which `FakeEncoder` answers wrongly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from reir_testing.fakes import PALETTE, BoxPx, draw_scene
 
 SIZE_PX = (160, 120)
 Scene = Sequence[tuple[str, BoxPx, str]]
-"""Shapes of one photo: color, box, and an expression about it or "" for none."""
+"""The shapes of one photo: color, box, and an expression about the shape ("" for none)."""
 
 
 def draw_photo_set(folder: Path, scenes: Sequence[Scene]) -> ReferringDataset:
-    """Draw one photo a scene, `0.png` and so on; each shape is an annotated instance."""
+    """Draw one photo for each scene: `0.png`, `1.png`, ...; each shape is an annotated instance."""
     images, instances, expressions = [], [], []
     for at, scene in enumerate(scenes):
         name = f"{at}.png"
@@ -41,7 +41,7 @@ def draw_photo_set(folder: Path, scenes: Sequence[Scene]) -> ReferringDataset:
 
 
 def three_photos(folder: Path) -> ReferringDataset:
-    """Three photos, four expressions; the fake encoder gets three of four right at once."""
+    """Draw three photos with four expressions; the fake encoder answers three of them correctly."""
     return draw_photo_set(
         folder,
         [
@@ -49,6 +49,7 @@ def three_photos(folder: Path) -> ReferringDataset:
                 ("red", (10, 40, 50, 80), "the red one on the left"),
                 ("blue", (110, 40, 150, 80), "blue"),
             ],
+            # The encoder takes colors literally, so "orange" does not find the yellow shape.
             [("green", (60, 20, 90, 100), "green"), ("yellow", (100, 20, 120, 40), "orange")],
             [],
         ],
@@ -56,12 +57,16 @@ def three_photos(folder: Path) -> ReferringDataset:
 
 
 def random_scenes(seed: int, num_photos: int) -> list[list[tuple[str, BoxPx, str]]]:
-    """Shapes in three columns; many expressions name only a color, so ties are common."""
+    """Return random scenes with up to three shapes, in columns.
+
+    Many expressions name only a color, so equal scores are common.
+    """
     rng = np.random.default_rng(seed)
     words = list(PALETTE)[:3]
     scenes = []
     for _ in range(num_photos):
         scene = []
+        # In columns, because the fake encoder would join shapes of one color that overlap in x.
         for column in range(int(rng.integers(0, 4))):
             x, y = 55 * column + int(rng.integers(0, 10)), int(rng.integers(0, 60))
             box = (x, y, x + int(rng.integers(10, 40)), y + int(rng.integers(10, 50)))

@@ -1,4 +1,4 @@
-"""Directories with tiny random models of `transformers`, as `save_pretrained` writes them."""
+"""Writes folders with tiny random models of `transformers`, as `save_pretrained` would."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def save_tiny_owlv2(folder: Path, seed: int = 0) -> Path:
-    """Write a random OWLv2 with 36 boxes a photo, whose shifts and scales differ; returns it."""
+    """Write a random OWLv2 with 36 boxes per photo, and return the folder.
+
+    Each box has a shift and a scale of its own.
+    """
     tokenizer = _clip_tokenizer()
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = Owlv2Config(
@@ -48,10 +51,12 @@ def save_tiny_owlv2(folder: Path, seed: int = 0) -> Path:
         vision_config=TOWER | {"hidden_size": 40, "image_size": 96, "patch_size": 16},
         projection_dim=32,
     )
+    # The forked generator leaves the random numbers of the calling test as they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _spread(Owlv2ForObjectDetection(config))
-        torch.nn.init.normal_(model.box_head.dense2.weight, std=0.05)  # boxes stay near their patch
+        # Small weights, so that the boxes stay near their patches.
+        torch.nn.init.normal_(model.box_head.dense2.weight, std=0.05)
         torch.nn.init.zeros_(model.box_head.dense2.bias)
     size = {"height": 96, "width": 96}
     for part in (model, tokenizer, Owlv2ImageProcessorPil(size=size)):
@@ -60,7 +65,13 @@ def save_tiny_owlv2(folder: Path, seed: int = 0) -> Path:
 
 
 def save_tiny_siglip(folder: Path, *, flexible: bool = False, seed: int = 0) -> Path:
-    """Write a random SigLIP, or the SigLIP 2 that takes pictures of any shape; returns it."""
+    """Write a random SigLIP, and return the folder.
+
+    Args:
+        folder: folder to write to.
+        flexible: write a SigLIP 2 that accepts pictures of any shape instead.
+        seed: seed of the weights.
+    """
     tokenizer = _siglip2_tokenizer() if flexible else _word_tokenizer()
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     text = TOWER | special | {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
@@ -81,17 +92,18 @@ def save_tiny_siglip(folder: Path, *, flexible: bool = False, seed: int = 0) -> 
 def save_siglip_towers(
     folder: Path, config: ClareConfig, texts: Sequence[str], seed: int = 0
 ) -> Path:
-    """Write random SigLIP towers of CLARE's shape, in the public format; return the folder.
+    """Write random SigLIP towers of CLARE's shape in the published format, and return the folder.
 
     The tokenizer is stored only as a SentencePiece model, `spiece.model`.
 
     Args:
-        folder: created if it is missing.
+        folder: created if it does not exist.
         config: shape of the towers; its vocabulary is also that of the tokenizer.
-        texts: training data of the tokenizer, enough of them for the vocabulary.
+        texts: training data of the tokenizer; there must be enough for the vocabulary.
         seed: seed of the weights.
     """
     vision, text = vision_config(config).to_dict(), text_config(config).to_dict()
+    # The published checkpoints contain a pooling head, which CLARE's towers do not use.
     whole = SiglipConfig(vision_config=vision | {"vision_use_head": True}, text_config=text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,7 +124,7 @@ def save_siglip_towers(
 
 
 def _spread(model: Any) -> Any:
-    """Draw weights that are large enough for different input to differ in the output."""
+    """Draw weights that are large enough for different inputs to give different outputs."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -120,7 +132,8 @@ def _spread(model: Any) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    """Return a CLIP tokenizer that knows letters only; its end has the highest id, as it must."""
+    """Return a CLIP tokenizer that knows only single characters."""
+    # CLIP reads the text feature at the token with the highest id, so the end token must come last.
     words = ["!", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), START, END]
     return CLIPTokenizer(
         vocab={word: number for number, word in enumerate(words)},

@@ -1,7 +1,7 @@
 """Measures the source tree itself: its folders, files, functions and imports.
 
-The guards in `tests/test_repository.py` and the figures of `benchmarks/house.py` share it, so that
-both mean the same by a module or a cycle. Knows no model, no store and no Ray.
+The guards in `tests/test_repository.py` and the figures of `benchmarks/house.py` share this module,
+so that both count modules and import cycles in the same way. It uses no model, store or Ray.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ SOURCE_ROOTS = {
     "serving": "reir_serving",
     "testing": "reir_testing",
 }
-"""Top-level folder -> the one package that it holds."""
+"""Top-level folder -> the only package in it."""
 
+# Limits that keep a folder, a file and a function small enough to read at once.
 MAX_FOLDER_MODULES = 20
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 70
 
 
 def tracked_files() -> list[Path]:
-    """Files under version control; without git (an unpacked archive), all but build leftovers."""
+    """Return the files under version control.
+
+    In an unpacked archive, which has no git, these are all files except build leftovers.
+    """
     try:
         listed = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
@@ -37,6 +41,7 @@ def tracked_files() -> list[Path]:
         leftovers = {".venv", ".git", "__pycache__", "dist", "build", "out", "runs"}
         found = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
         listed = [str(path) for path in found if not leftovers & set(path.parts)]
+    # Git also lists files that were deleted but whose deletion is not committed.
     return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
 
 
@@ -46,7 +51,7 @@ def relative_name(path: Path) -> str:
 
 
 def python_files(*top_folders: str) -> list[Path]:
-    """Tracked Python files below these top-level folders, or all of them if none is named."""
+    """Return the tracked Python files below these top-level folders, or all if none is named."""
     return [
         path
         for path in tracked_files()
@@ -56,17 +61,20 @@ def python_files(*top_folders: str) -> list[Path]:
 
 
 def source_lines(path: Path) -> int:
-    """Count the lines of a file, blank lines and comments included."""
+    """Count the lines of a file, including blank lines and comments."""
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def modules_per_folder(paths: Iterable[Path]) -> dict[str, int]:
-    """Folder -> number of Python files directly in it, `__init__.py` included."""
+    """Map each folder to the number of Python files directly in it, including `__init__.py`."""
     return dict(Counter(relative_name(path.parent) for path in paths))
 
 
 def long_functions(source: str, limit: int) -> list[str]:
-    """Functions of more than `limit` lines, docstring included and decorators left out."""
+    """Return the functions with more than `limit` lines.
+
+    Docstrings and comments count, decorators do not.
+    """
     return [
         f"{node.name} ({node.end_lineno - node.lineno + 1} lines)"
         for node in ast.walk(ast.parse(source))
@@ -77,7 +85,7 @@ def long_functions(source: str, limit: int) -> list[str]:
 
 
 def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute module) of every import, also of those within functions."""
+    """Yield (line, absolute module) for every import, including those in functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -92,12 +100,14 @@ def module_name(path: Path) -> str:
 
 
 def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
-    """Module -> the modules among `sources` that it imports.
+    """Map each module to the modules among `sources` that it imports.
 
-    Imports in functions and under `TYPE_CHECKING` count: they hide a cycle, they do not remove it.
-    `from package import name` leads to the module `package.name` where there is one, otherwise to
-    the package itself. That Python also runs the `__init__.py` of every parent is not an edge;
-    with it, each package that exports one of its own modules would be a cycle.
+    Imports in functions and under `TYPE_CHECKING` count, because they hide a cycle but do not
+    remove it. `from package import name` counts as an import of the module `package.name` if there
+    is one, and otherwise of the package itself.
+
+    Python also runs the `__init__.py` of every parent package. This does not count as an import;
+    otherwise, each package that exports one of its own modules would be a cycle.
 
     Args:
         sources: dotted module name -> source code.
@@ -118,7 +128,10 @@ def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def import_cycles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Groups of modules that import one another: strongly connected components of two or more."""
+    """Return the groups of two or more modules that import one another.
+
+    These are the strongly connected components of the graph.
+    """
     reachable = {module: _reachable(graph, module) for module in graph}
     groups = {
         frozenset(other for other in reachable[module] if module in reachable[other])
@@ -129,7 +142,10 @@ def import_cycles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
 
 def _reachable(graph: Mapping[str, Iterable[str]], start: str) -> set[str]:
-    """Modules that `start` imports, directly or through others; itself if it is in a cycle."""
+    """Return the modules that `start` imports, directly or through others.
+
+    `start` itself is among them only if it is in a cycle.
+    """
     found: set[str] = set()
     waiting = list(graph[start])
     while waiting:

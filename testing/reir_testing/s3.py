@@ -1,4 +1,4 @@
-"""`local_s3`: an S3 server on this machine, from the package moto (extra `dev`)."""
+"""`local_s3`: an S3 server on this machine, provided by the package moto (extra `dev`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Bucket:
     """The objects of a bucket whose keys start with a prefix.
 
     Attributes:
-        client: boto3 client.
+        client: boto3 client of the server.
         name: name of the bucket.
         prefix: prefix of the keys, without slashes at its ends.
-        options: the query part of a URI, which names the server.
+        options: query part of a URI, which contains the address of the server.
     """
 
     client: Any
@@ -44,7 +44,8 @@ class Bucket:
 
 @contextmanager
 def local_s3(bucket: str) -> Iterator[Bucket]:
-    """Run a server with one bucket; set its credentials in the environment."""
+    """Run a server with one bucket, and set its credentials in the environment."""
+    # The server accepts any credentials, but clients refuse to send requests without some.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "anyone")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")

@@ -1,15 +1,16 @@
-"""Expressions about shapes, each true of exactly one of them, in a photo or in a whole gallery.
+"""Generates expressions that are true of exactly one shape in a photo or in a whole gallery.
 
-Every statement has three values. It *may* hold of a shape, and where nothing is close to a border
-(a shape a hair left of another, two of nearly one size) it *surely* holds. An expression is kept
-when it may hold of one shape only, in the photo or in the gallery, and surely holds of that one;
-so no reading of a doubtful case makes it wrong. Knows geometry and words, no pixels.
+Some statements are doubtful, for example if a shape is only a hair left of another one, or if two
+shapes have nearly the same size. So for each statement and shape, there are three cases: it is
+certainly true, it is doubtful, or it is certainly false. An expression is kept only if it is
+certainly true of one shape and certainly false of all others. Then it is correct, however people
+would decide the doubtful cases. The module uses geometry and words, but no pixels.
 
 The grammar, without negation:
 
     the small red circle                                         attribute
-    the red circle left of the blue square                       relation, also right of, above,
-    the red circle nearest to the blue square                      below, next to
+    the red circle left of the blue square                       relation; also "right of",
+    the red circle nearest to the blue square                      "above", "below", "next to"
     the large red circle left of the small blue square           relation_pair
       and above the large green star
     the second red circle from the left                          ordinal
@@ -31,19 +32,21 @@ Named = tuple[bool, bool, bool]
 Reading = tuple[str, Kind, int, bool]
 
 CLEAR_SHIFT = 0.06
-"""Distance of centers, in sides of the scene, from which on left, right, above, below are sure."""
+"""Centers that differ by at least this, as a share of the scene's side, are certainly left of,
+right of, above or below each other."""
 CLEAR_ORDER = 0.04
-"""The same for places in a row and for distances that are compared."""
+"""The same for the order in a row, and for comparing two distances."""
 CLEAR_RATIO = 1.15
-"""Ratio of sides from which on one shape is surely larger."""
+"""A shape is certainly larger if the ratio of the sides is at least this."""
 CLOSE, NEARBY = 0.08, 0.16
-"""Gap of boxes, in sides of the scene, up to which shapes surely, or perhaps, are neighbors."""
+"""Shapes are certainly next to each other if the gap between their boxes is at most the first
+number, as a share of the scene's side, and doubtfully if it is at most the second."""
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 MIN_ROW = 3
-"""People count in rows of so many; in shorter ones they say leftmost."""
+"""People count only in rows of at least this length; in shorter rows, they say "leftmost"."""
 
-# Which of size, color and form a phrase names.
+# Each triple says whether a phrase names size, color and form.
 _SIZE_COLOR_FORM: Named = (True, True, True)
 _COLOR_FORM: Named = (False, True, True)
 _FORM: Named = (False, False, True)
@@ -70,11 +73,11 @@ class SceneShape:
     """One instance of a scene.
 
     Attributes:
-        form: noun, e.g. "circle".
+        form: noun, for example "circle".
         color: color word.
         size: "small", "medium" or "large".
-        box: xyxy in [0, 1], square, exact.
-        rgb: as drawn, near the color of the word.
+        box: exact box, xyxy in [0, 1]; it is a square.
+        rgb: color as drawn, similar to the color that the word stands for.
     """
 
     form: str
@@ -85,13 +88,13 @@ class SceneShape:
 
     @property
     def center(self) -> tuple[float, float]:
-        """(x, y) in [0, 1]."""
+        """The center (x, y) in [0, 1]."""
         x1, y1, x2, y2 = self.box
         return (x1 + x2) / 2, (y1 + y2) / 2
 
     @property
     def side(self) -> float:
-        """Width and height of the box, as share of the scene's side."""
+        """The width and height of the box, as a share of the scene's side."""
         return self.box[2] - self.box[0]
 
 
@@ -100,9 +103,10 @@ class SceneExpression:
     """A sentence about one shape of a scene.
 
     Attributes:
-        text: lower case, without a full stop, e.g. "the red circle left of the blue square".
-        index: of the shape in its scene.
-        kind: which rule of the grammar made it.
+        text: lower-case text without a period, for example "the red circle left of the blue
+            square".
+        index: index of the shape in its scene.
+        kind: rule of the grammar that generated it.
     """
 
     text: str
@@ -113,14 +117,15 @@ class SceneExpression:
 def expressions(
     scenes: Sequence[Sequence[SceneShape]], scope: Scope
 ) -> list[list[SceneExpression]]:
-    """All expressions of the grammar that are true of exactly one shape.
+    """Return all expressions of the grammar that are true of exactly one shape.
 
     Args:
         scenes: the shapes of each scene.
-        scope: "photo": of one in its scene; "gallery": of one in all `scenes` together.
+        scope: "photo": of exactly one shape in its scene; "gallery": of exactly one shape in all
+            `scenes` together.
 
     Returns:
-        For each scene its expressions.
+        The expressions of each scene.
     """
     holders = [_holders(shapes) for shapes in scenes]
     kept = [
@@ -133,12 +138,16 @@ def expressions(
     ]
     if scope == "photo":
         return kept
+    # A text must not even be doubtful in another scene, so count all that it may hold of.
     in_scenes = Counter(text for found in holders for text in found)
     return [[each for each in said if in_scenes[each.text] == 1] for said in kept]
 
 
 def _holders(shapes: Sequence[SceneShape]) -> dict[str, tuple[int, Kind, bool]]:
-    """Text -> the shapes that it may hold of, as bits; its kind; whether all of that is sure."""
+    """Map each text to the shapes that it may be true of, its kind, and whether none is doubtful.
+
+    The shapes are the bits of an integer.
+    """
     found: dict[str, tuple[int, Kind, bool]] = {}
     for text, kind, index, sure in _readings(_Layout(shapes)):
         of_shapes, _, all_sure = found.get(text, (0, kind, True))
@@ -147,7 +156,7 @@ def _holders(shapes: Sequence[SceneShape]) -> dict[str, tuple[int, Kind, bool]]:
 
 
 class _Layout:
-    """What the rules ask of one scene, computed once."""
+    """The shapes of a scene with their phrases, which all rules of the grammar use."""
 
     def __init__(self, shapes: Sequence[SceneShape]) -> None:
         self.shapes = shapes
@@ -155,7 +164,7 @@ class _Layout:
         self.counts = Counter(text for one in self.phrases for text in set(one.values()))
 
     def groups(self, named: Named, without: int = -1) -> dict[str, list[int]]:
-        """Phrase -> the shapes that it fits, all but one."""
+        """Map each phrase to the shapes that it fits, ignoring the shape `without`."""
         groups: dict[str, list[int]] = defaultdict(list)
         for index, phrases in enumerate(self.phrases):
             if index != without:
@@ -164,13 +173,13 @@ class _Layout:
 
 
 def _phrase(shape: SceneShape, named: Named) -> str:
-    """ "small red circle", with "shape" where the form is not named."""
+    """Return a phrase such as "small red circle"; "shape" replaces a form that is not named."""
     words = (shape.size if named[0] else "", shape.color if named[1] else "")
     return " ".join([*filter(None, words), shape.form if named[2] else "shape"])
 
 
 def _readings(layout: _Layout) -> Iterator[Reading]:
-    """Yield every statement of the grammar that may hold of a shape."""
+    """Yield every statement of the grammar that may be true of a shape."""
     for index, phrases in enumerate(layout.phrases):
         for phrase in (phrases[named] for named in _ATTRIBUTES):
             yield f"the {phrase}", "attribute", index, True
@@ -186,6 +195,7 @@ def _relations(layout: _Layout) -> Iterator[Reading]:
         for word, sure in _related(layout.shapes[one], layout.shapes[other]):
             for named in _ANCHORS:
                 anchor = layout.phrases[other][named]
+                # If several shapes fit the anchor, it is doubtful which one is meant.
                 known = sure and layout.counts[anchor] == 1
                 for head in _HEADS:
                     text = f"the {layout.phrases[one][head]} {word} the {anchor}"
@@ -194,14 +204,14 @@ def _relations(layout: _Layout) -> Iterator[Reading]:
                     full[one].append((anchor, f"{word} the {anchor}", known))
     for one, facts in full.items():
         subject = layout.phrases[one][_SIZE_COLOR_FORM]
-        # In order of the anchors, so that a mirrored scene gives the same text, sides swapped.
+        # Sorted by anchor, so that a mirrored scene gives the same texts with sides swapped.
         for (anchor, first, sure), (another, second, also) in combinations(sorted(facts), 2):
             if anchor != another:
                 yield f"the {subject} {first} and {second}", "relation_pair", one, sure and also
 
 
 def _related(one: SceneShape, other: SceneShape) -> Iterator[tuple[str, bool]]:
-    """Yield how one shape may lie to another, and whether it surely does."""
+    """Yield the relations that one shape may have to another, and whether it certainly has them."""
     for axis, (before, after) in enumerate((("left of", "right of"), ("above", "below"))):
         shift = other.center[axis] - one.center[axis]
         if shift:
@@ -212,13 +222,13 @@ def _related(one: SceneShape, other: SceneShape) -> Iterator[tuple[str, bool]]:
 
 
 def _gap(one: SceneShape, other: SceneShape) -> float:
-    """Distance of two boxes, in sides of the scene."""
+    """Return the distance of two boxes, as a share of the scene's side."""
     (left, top, right, bottom), (x1, y1, x2, y2) = one.box, other.box
     return hypot(max(left - x2, x1 - right, 0.0), max(top - y2, y1 - bottom, 0.0))
 
 
 def _nearest(layout: _Layout) -> Iterator[Reading]:
-    """Yield which of several shapes is nearest to another one."""
+    """Yield statements about which of several shapes is nearest to another one."""
     for other, shape in enumerate(layout.shapes):
         for head in _ROWS:
             for phrase, members in layout.groups(head, without=other).items():
@@ -231,16 +241,17 @@ def _nearest(layout: _Layout) -> Iterator[Reading]:
 
 
 def _distance(one: SceneShape, other: SceneShape) -> float:
-    """Distance of two centers, in sides of the scene."""
+    """Return the distance of two centers, as a share of the scene's side."""
     return hypot(one.center[0] - other.center[0], one.center[1] - other.center[1])
 
 
 def _rows(layout: _Layout) -> Iterator[Reading]:
-    """Yield places in a row, its ends, the largest and the smallest."""
+    """Yield statements about places in a row, the ends of a row, and the largest and smallest."""
     for named in _ROWS:
         for phrase, members in layout.groups(named).items():
             shapes = [layout.shapes[index] for index in members]
             several = len(members) > 1
+            # In logarithms, a ratio of sizes is a difference, as `_places` expects.
             sizes = [log(shape.side) for shape in shapes]
             for word, sign in (("smallest", 1), ("largest", -1)):
                 keys = [sign * size for size in sizes]
@@ -265,7 +276,13 @@ def _rows(layout: _Layout) -> Iterator[Reading]:
 def _places(
     members: Sequence[int], keys: Sequence[float], clear: float
 ) -> Iterator[tuple[int, int, bool]]:
-    """Yield (member, place, sure) for every place that a member may have, smallest key first."""
+    """Yield (member, place, sure) for every place that a member may have.
+
+    Args:
+        members: shapes to put in order.
+        keys: key of each member; the smallest key has place 0.
+        clear: keys that differ by less are in doubtful order.
+    """
     for at, (index, key) in enumerate(zip(members, keys, strict=True)):
         others = [other - key for i, other in enumerate(keys) if i != at]
         before = sum(step <= -clear for step in others)

@@ -1,11 +1,11 @@
-"""Scenes with exact truth: pictures of colored shapes, drawn and described from one scene graph.
+"""Scenes: drawn pictures of colored shapes with exact annotations.
 
-A scene needs no download and no annotator: boxes, colors, sizes and places are known by
-construction, so a model can be trained and measured on as many pictures as a test needs.
-`reir_testing.scene_expressions` says what is true of them. Knows no model and no training.
+A scene needs neither a download nor annotators: boxes, colors, sizes and positions are known by
+construction. So a model can be trained and evaluated on as many pictures as a test needs.
+`reir_testing.scene_expressions` generates the expressions. The module uses no model.
 """
 
-# Shapes: H x W pixels of a scene (side_px each way), S side of one shape in pixels
+# Shapes: H x W pixels of a scene (both are side_px), S side of one shape in pixels
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SIZES: Mapping[str, tuple[float, float]] = {
     "medium": (0.17, 0.215),
     "large": (0.27, 0.33),
 }
-"""Side of a shape as share of the scene's side; between two words lies a clear step."""
+"""Range of a shape's side, as a share of the scene's side; gaps between them keep words clear."""
 FORMS = ("circle", "square", "triangle", "star", "ring", "cross")
 
 _GROUNDS: Sequence[Color] = (
@@ -53,8 +53,11 @@ _GROUNDS: Sequence[Color] = (
     (96, 98, 104),
     (34, 34, 38),
 )
-_GAP = 0.015  # least distance of two shapes, in sides
-_REPEAT = 0.4  # share of shapes that take over form or color of an earlier one, as a rival
+# Minimum distance of two shapes, as a share of the scene's side.
+_GAP = 0.015
+# Share of shapes that have the form or the color of an earlier shape. Without such rivals, a single
+# word would often identify a shape, and relations would not be needed.
+_REPEAT = 0.4
 _COLOR_SHIFT = 10
 _TRIES = 40
 _OVERSAMPLING = 8
@@ -62,15 +65,15 @@ _OVERSAMPLING = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One picture as a graph: what stands where on which ground.
+    """The description of one picture: its shapes and its background.
 
     Attributes:
-        image_id: unique among the scenes of one seed, and names that seed.
-        side_px: width and height.
-        shapes: 2-6, boxes apart from each other.
+        image_id: id that contains the seed and is unique among the scenes of that seed.
+        side_px: width and height of the picture.
+        shapes: 2 to 6 shapes, whose boxes do not touch.
         ground: RGB of the background.
-        texture: of the background, far fainter than any shape.
-        texture_seed: of its random part.
+        texture: pattern of the background, much fainter than any shape.
+        texture_seed: seed of the random part of the texture.
     """
 
     image_id: str
@@ -82,16 +85,16 @@ class Scene:
 
     @property
     def file_name(self) -> str:
-        """Name under which `save_scenes` writes the picture."""
+        """The file name under which `save_scenes` writes the picture."""
         return f"{self.image_id}.png"
 
     def box_px(self, shape: SceneShape) -> BoxPx:
-        """xyxy of one of its shapes in whole pixels, exact."""
+        """Return the exact box of one of its shapes: xyxy in whole pixels."""
         x1, y1, x2, y2 = (round(edge * self.side_px) for edge in shape.box)
         return x1, y1, x2, y2
 
     def mask(self, shape: SceneShape) -> MaskRle:
-        """Pixels that one of its shapes covers by half or more."""
+        """Return the pixels that one of its shapes covers by half or more."""
         x1, y1, x2, y2 = self.box_px(shape)
         whole = np.zeros((self.side_px, self.side_px), dtype=bool)
         whole[y1:y2, x1:x2] = _mask(shape.form, x2 - x1) >= 128
@@ -99,15 +102,15 @@ class Scene:
 
 
 def make_scenes(count: int, seed: int, side_px: int = 128) -> tuple[Scene, ...]:
-    """Make scenes; the first n of a seed are the same whatever `count` is.
+    """Generate scenes. The first n scenes of a seed are the same for any `count`.
 
     Args:
         count: number of scenes.
-        seed: not negative; other seeds give other scenes and other image ids.
-        side_px: width and height of each.
+        seed: random seed, not negative; other seeds give other scenes and other image ids.
+        side_px: width and height of each scene.
 
     Raises:
-        ValueError: `side_px` is too small to tell the forms apart, or `count` is negative.
+        ValueError: `side_px` is too small to distinguish the forms, or `count` is negative.
     """
     if count < 0:
         raise ValueError(f"count must be 0 or more, got {count}")
@@ -117,7 +120,7 @@ def make_scenes(count: int, seed: int, side_px: int = 128) -> tuple[Scene, ...]:
 
 
 def render(scene: Scene) -> RgbImage:
-    """Draw a scene, shapes anti-aliased.
+    """Draw a scene with anti-aliased shapes.
 
     Returns:
         (H, W, 3) uint8.
@@ -134,20 +137,21 @@ def render(scene: Scene) -> RgbImage:
 def to_dataset(
     scenes: Sequence[Scene], *, scope: Scope = "gallery", per_instance: int = 3, seed: int = 0
 ) -> ReferringDataset:
-    """Return scenes as what every annotation reader returns; the category is the form.
+    """Return scenes in the form that every annotation reader returns; the category is the form.
 
     Args:
-        scenes: the gallery.
-        scope: "photo" or "gallery": where each expression is true of one instance only.
-        per_instance: most expressions of an instance, kinds drawn with equal chances; an instance
-            of which nothing unique can be said has none.
-        seed: of the draw.
+        scenes: scenes of the gallery.
+        scope: "photo" or "gallery", in which each expression is true of only one instance.
+        per_instance: maximum number of expressions per instance. All kinds are equally likely. An
+            instance has none if no expression is true of it alone.
+        seed: random seed for the choice of expressions.
     """
     instances: list[ReferringInstance] = []
     drawn: list[tuple[ReferringInstance, SceneExpression]] = []
     for number, (scene, said) in enumerate(
         zip(scenes, expressions([scene.shapes for scene in scenes], scope), strict=True)
     ):
+        # A generator for each scene, so that its expressions do not depend on the other scenes.
         rng = np.random.default_rng([seed, number])
         for index, shape in enumerate(scene.shapes):
             instance = ReferringInstance(
@@ -193,11 +197,11 @@ def save_scenes(
     per_instance: int = 3,
     seed: int = 0,
 ) -> None:
-    """Write scenes as a folder that `reir.datasets.read_photos` and `reir train` take.
+    """Write scenes as a folder that `reir.datasets.read_photos` and `reir train` can read.
 
     Args:
-        folder: gets `images/`, `instances.json` and `expressions.json`.
-        splits: name -> scenes; each split is a gallery of its own for `scope`.
+        folder: folder for `images/`, `instances.json` and `expressions.json`.
+        splits: name of each split -> its scenes; for `scope`, each split is a gallery of its own.
         scope, per_instance, seed: as in `to_dataset`.
     """
     root = Path(folder)
@@ -217,7 +221,7 @@ def save_scenes(
 
 
 def _append(document: dict[str, list[Any]], dataset: ReferringDataset) -> None:
-    """Add a dataset to the lists of COCO's form."""
+    """Append a dataset to the lists of a document in COCO's layout."""
     for image in dataset.images:
         size = {"width": image.width_px, "height": image.height_px}
         document["images"].append({"id": image.image_id, "file_name": image.file_name, **size})
@@ -250,7 +254,10 @@ def _append(document: dict[str, list[Any]], dataset: ReferringDataset) -> None:
 def _draw(
     said: Sequence[SceneExpression], most: int, rng: np.random.Generator
 ) -> list[SceneExpression]:
-    """Draw without repeats, each time a kind first and then one of its expressions."""
+    """Draw expressions without repetition: first a kind, then an expression of that kind.
+
+    There are far more relations than other kinds, and they would otherwise be drawn almost always.
+    """
     by_kind: dict[str, list[SceneExpression]] = defaultdict(list)
     for each in said:
         by_kind[each.kind].append(each)
@@ -267,7 +274,8 @@ def _draw(
 def _make_scene(seed: int, number: int, side_px: int) -> Scene:
     rng = np.random.default_rng([seed, number])
     wanted = int(rng.integers(NUM_SHAPES[0], NUM_SHAPES[1] + 1))
-    # Large shapes may leave no room for the last one; such a start is given up, not squeezed in.
+    # Large shapes may leave no room for the last one. Then start again with new sizes; dropping the
+    # shape would make scenes with many shapes rare.
     while len(places := _place(rng, wanted, side_px)) < wanted:
         pass
     shapes: list[SceneShape] = []
@@ -294,7 +302,7 @@ def _make_scene(seed: int, number: int, side_px: int) -> Scene:
 
 
 def _place(rng: np.random.Generator, wanted: int, side_px: int) -> list[tuple[str, BoxPx]]:
-    """Size words and boxes, one by one; stops where no room is found."""
+    """Choose size words and boxes one after the other; stop if there is no room for a shape."""
     places: list[tuple[str, BoxPx]] = []
     for _ in range(wanted):
         size = str(rng.choice(list(SIZES)))
@@ -309,7 +317,7 @@ def _place(rng: np.random.Generator, wanted: int, side_px: int) -> list[tuple[st
 def _free_box(
     rng: np.random.Generator, shape_px: int, side_px: int, taken: Sequence[BoxPx]
 ) -> BoxPx | None:
-    """Find a box that keeps its distance from all others; None after many tries."""
+    """Return a random box with enough distance from all others; None if many tries fail."""
     gap_px = max(round(_GAP * side_px), 1)
     starts = rng.integers(gap_px, side_px - gap_px - shape_px + 1, size=(_TRIES, 2))
     for x, y in starts.tolist():
@@ -325,7 +333,7 @@ def _apart(a: BoxPx, b: BoxPx, gap_px: int) -> bool:
 
 
 def _look(rng: np.random.Generator, shapes: Sequence[SceneShape]) -> tuple[str, str]:
-    """Form and color, one of them often shared with an earlier shape."""
+    """Choose a form and a color; often, one of them is that of an earlier shape."""
     form, color = str(rng.choice(FORMS)), str(rng.choice(list(PALETTE)))
     if shapes and rng.random() < _REPEAT:
         rival = shapes[int(rng.integers(len(shapes)))]
@@ -334,14 +342,14 @@ def _look(rng: np.random.Generator, shapes: Sequence[SceneShape]) -> tuple[str, 
 
 
 def _near(color: Color, rng: np.random.Generator) -> Color:
-    """Return a color that still goes by the same word."""
+    """Return a similar color, for which people would still use the same word."""
     shift = rng.integers(-_COLOR_SHIFT, _COLOR_SHIFT + 1, size=3)
     red, green, blue = np.clip(np.array(color) + shift, 0, 255).tolist()
     return red, green, blue
 
 
 def _draw_ground(scene: Scene) -> npt.NDArray[np.float32]:
-    """(H, W, 3) float32 background."""
+    """Draw the (H, W, 3) float32 background."""
     side, rng = scene.side_px, np.random.default_rng(scene.texture_seed)
     relief = np.zeros((side, side), dtype=np.float32)
     along = np.arange(side, dtype=np.float32) / side
@@ -357,11 +365,14 @@ def _draw_ground(scene: Scene) -> npt.NDArray[np.float32]:
 
 @lru_cache(maxsize=1024)
 def _mask(form: str, shape_px: int) -> npt.NDArray[np.uint8]:
-    """(S, S) uint8 coverage of each pixel by a form, symmetric, that touches all four sides."""
+    """Return the (S, S) uint8 coverage of each pixel by a form.
+
+    The coverage is symmetric, and the form touches all four sides, so that its box is exact.
+    """
     fine_px = shape_px * _OVERSAMPLING
     image = Image.new("L", (fine_px, fine_px))
     _DRAW[form](ImageDraw.Draw(image), fine_px - 1)
-    # Slanted edges are filled unevenly by a pixel; both halves alike make mirrored scenes exact.
+    # Pillow fills slanted edges unevenly by a pixel. With equal halves, mirrored scenes are exact.
     image = ImageChops.lighter(image, ImageOps.mirror(image))
     return np.asarray(image.reduce(_OVERSAMPLING))
 
@@ -376,7 +387,7 @@ def _ring(draw: ImageDraw.ImageDraw, last: int) -> None:
 
 
 def _polygon(points: Sequence[Point]) -> Callable[[ImageDraw.ImageDraw, int], None]:
-    """Stretch points to the unit square, so that the form touches all four sides."""
+    """Return a function that draws a polygon, stretched so that it touches all four sides."""
     low_2, high_2 = np.min(points, axis=0), np.max(points, axis=0)
     unit = ((np.array(points) - low_2) / (high_2 - low_2)).tolist()
 

@@ -1,4 +1,4 @@
-"""Small galleries of drawn scenes, for tests of the server that need correct answers."""
+"""Small galleries of drawn scenes, for tests of the server that need correct search results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from reir.store import InstanceStore, VersionSpec
 from reir_testing import FakeEncoder, draw_scene
 
 SIZE_PX = (64, 48)
+# Two photos have the same shapes on opposite sides, so only an expression with a side tells them
+# apart.
 SCENES = {
     "red-left": [("red", (4, 8, 20, 40)), ("blue", (40, 8, 60, 40))],
     "red-right": [("blue", (4, 8, 20, 40)), ("red", (40, 8, 60, 40))],
     "green": [("green", (20, 10, 44, 40))],
 }
-"""Name of a photo -> the shapes in it."""
+"""Name of each photo -> its shapes."""
 
 
 def draw_photo(folder: Path, scene: str) -> Path:
@@ -46,8 +48,8 @@ def index_photos(  # noqa: PLR0913, the tests vary each of them
         gallery: name of the gallery; it is created if it does not exist.
         photos: paths of the photos.
         version: name of the new version.
-        encoder: None for `FakeEncoder`.
-        spec: name by which a search loads the encoder.
+        encoder: encoder of the photos; None for `FakeEncoder`.
+        spec: name by which a search loads the encoder of the gallery.
     """
     encoder = encoder or FakeEncoder()
     version_spec = VersionSpec(dim=encoder.dim, digest=encoder.digest, encoder=spec)

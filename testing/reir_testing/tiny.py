@@ -1,6 +1,6 @@
-"""A `clare-nano` small enough for unit tests, with tokenizer and candidates. Knows no training."""
+"""A `clare-nano` that is small enough for unit tests, with a tokenizer and random candidates."""
 
-# Shapes: B photos, K candidates a photo
+# Shapes: B photos, K candidates per photo
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ WORDS = (
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> ClareNano:
-    """A random model of one layer a stream, without dropout, in eval mode.
+    """Return a random model with one layer per stream, without dropout, in evaluation mode.
 
     Args:
-        seed: of the weights.
-        changes: fields of `ClareNanoConfig` to set differently.
+        seed: seed of the weights.
+        changes: fields of `ClareNanoConfig` with other values.
     """
     small: dict[str, Any] = {
         "dim": 32,
@@ -58,13 +58,17 @@ def tiny_model(seed: int = 0, **changes: Any) -> ClareNano:
         "max_tokens": 16,
         "dropout": 0.0,
     }
+    # The forked generator leaves the random numbers of the calling test as they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ClareNano(ClareNanoConfig(**(small | changes))).eval()
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A word-level tokenizer that frames a text with [CLS] and [SEP], as the real one does."""
+    """Return a tokenizer that puts [CLS] before a text and [SEP] after it, as the real one does.
+
+    Each word is one token.
+    """
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -76,12 +80,12 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def tiny_batch(num_photos: int = 2, num_candidates: int = 5, seed: int = 0) -> CandidateBatch:
-    """Random candidates, all valid, in float32; boxes have an area.
+    """Return random candidates, all of them valid, in float32.
 
     Args:
-        num_photos: B.
-        num_candidates: K.
-        seed: of every value.
+        num_photos: number of photos B.
+        num_candidates: number of candidates per photo K.
+        seed: seed of all values.
     """
     random = torch.Generator().manual_seed(seed)
 
@@ -89,9 +93,11 @@ def tiny_batch(num_photos: int = 2, num_candidates: int = 5, seed: int = 0) -> C
         return torch.rand(num_photos, *shape, generator=random)
 
     k = num_candidates
+    # Boxes have an area and lie inside of the photo.
     corner, size = uniform(k, 2) * 0.6, uniform(k, 2) * 0.3 + 0.1
     return CandidateBatch(
         boxes=torch.cat([corner, corner + size], dim=-1),
+        # Real candidates are in this order as well.
         objectness=uniform(k).sort(dim=1, descending=True).values,
         class_scores=uniform(k, NUM_CLASSES),
         detector=uniform(k, DETECTOR_FEATURES),

@@ -1,4 +1,4 @@
-"""A random CLARE of the real classes, small enough for unit tests. Knows no training."""
+"""A random CLARE that is small enough for unit tests, built from the real classes."""
 
 # Shapes: B photos, H x W pixels of the padded batch
 
@@ -18,10 +18,10 @@ from reir_testing.scenes import make_scenes, save_scenes
 
 
 def tiny_clare_config(**changes: Any) -> ClareConfig:
-    """Two layers everywhere, 32 dimensions, 20 queries, photos of 64 to 128 px.
+    """Return a configuration with few layers, 32 dimensions, 20 queries and photos of 64 to 128 px.
 
     Args:
-        changes: fields of `ClareConfig` to set differently.
+        changes: fields of `ClareConfig` with other values.
     """
     small: dict[str, Any] = {
         "vision_width": 32,
@@ -50,15 +50,17 @@ def tiny_clare_config(**changes: Any) -> ClareConfig:
 
 
 def tiny_clare(seed: int = 0, **changes: Any) -> Clare:
-    """A random model in eval mode; every weight is moved off its start, so that no path is silent.
+    """Return a random model in evaluation mode.
 
     Args:
-        seed: of the weights.
-        changes: fields of `ClareConfig` to set differently.
+        seed: seed of the weights.
+        changes: fields of `ClareConfig` with other values.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Clare(tiny_clare_config(**changes)).eval()
+        # Some weights start at zero, which would hide mistakes in what they multiply. Scales and
+        # biases of the scores keep their meaningful initial values.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if not name.startswith(("clia_", "score_")):
@@ -67,18 +69,19 @@ def tiny_clare(seed: int = 0, **changes: Any) -> Clare:
 
 
 def tiny_photos(sizes_px: Sequence[tuple[int, int]], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random normalized photos as `Clare.forward` takes them.
+    """Return random normalized photos in the form that `Clare.forward` needs.
 
     Args:
-        sizes_px: (height, width) of each.
-        seed: of the pixels; a photo's pixels depend on its place in the list alone.
+        sizes_px: (height, width) of each photo.
+        seed: seed of the pixels.
 
     Returns:
-        (B, 3, H, W) with 0 in the padding, and (B, H, W) bool, True in the padding.
+        (B, 3, H, W) pixels with 0 in the padding, and (B, H, W) bool, True in the padding.
     """
     height, width = (-(-max(side) // 32) * 32 for side in zip(*sizes_px, strict=True))
     pixels = torch.zeros(len(sizes_px), 3, height, width)
     mask = torch.ones(len(sizes_px), height, width, dtype=torch.bool)
+    # Each photo has a generator of its own, so that its pixels do not depend on the other photos.
     for i, (rows, columns) in enumerate(sizes_px):
         random = torch.Generator().manual_seed(1000 * seed + i)
         pixels[i, :, :rows, :columns] = torch.randn(3, rows, columns, generator=random)
@@ -87,15 +90,19 @@ def tiny_photos(sizes_px: Sequence[tuple[int, int]], seed: int = 0) -> tuple[Ten
 
 
 def tiny_training(folder: Path, **optimization: Any) -> dict[str, Any]:
-    """Values of a configuration that trains the tiny model on scenes, drawn into `folder`.
+    """Return the values of a configuration that trains the tiny model on drawn scenes.
+
+    Each stage has two steps of four photos.
 
     Args:
-        folder: gets the scenes, 12 to train on and 3 held out, unless it has them.
-        optimization: settings of the schedule to set differently; two steps of four photos a stage.
+        folder: folder for 12 scenes to train on and 3 that are held out; they are drawn if it does
+            not contain them yet.
+        optimization: settings of the schedule with other values.
     """
     if not (folder / "scenes").exists():
         scenes = {"train": make_scenes(12, 1), "val": make_scenes(3, 2)}
         save_scenes(folder / "scenes", scenes)
+    # Training builds a tokenizer from the expressions, and rejects `paper_parity` in `shape`.
     own = {"vocabulary", "paper_parity"}
     shape = {k: v for k, v in asdict(tiny_clare_config()).items() if k not in own}
     small = {

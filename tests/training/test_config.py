@@ -22,7 +22,7 @@ def test_the_shipped_recipe_is_valid() -> None:
     assert config.optimization.clia_epochs > 0
 
 
-def test_config_round_trip(tmp_path: Path) -> None:
+def test_a_saved_config_loads_as_the_same_config(tmp_path: Path) -> None:
     config = load_config(NanoTrainConfig, SMALL, ["optimization.seed=5", "loss.caption=0"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(NanoTrainConfig, tmp_path / "config.yaml") == config

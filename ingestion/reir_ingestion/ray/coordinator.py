@@ -60,7 +60,7 @@ class _RecordBuffer:
         self._records.append(record)
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing; every sink has this method."""
 
     def drain(self) -> list[Record]:
         """Return the records so far, and forget them."""

@@ -276,7 +276,7 @@ def _encoded_batches(  # noqa: PLR0913 - one by one is clearer than a bag of opt
 
 
 class ListingDatasource(Datasource):  # type: ignore[misc]  # Ray has no types
-    """The files of a job: one read task, which yields a block per chunk of the listing."""
+    """The files of a job, as one read task that yields a block per chunk of the listing."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()

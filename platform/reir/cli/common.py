@@ -1,4 +1,7 @@
-"""What all commands share: options, the consoles for output, and formatting for the terminal."""
+"""What all commands share: options, consoles for output, and formatting for the terminal.
+
+Heavy packages are imported within functions, so that `reir --help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from reir.store.contract import InstanceStore
 
 DEFAULT_GALLERY = "default"
+# Width for a pipe or file, where rich would otherwise wrap lines as in a terminal of 80 columns.
 UNLIMITED_COLUMNS = 10_000
 
 Gallery = Annotated[str, typer.Argument(metavar="GALLERY", help="Name of the gallery.")]
@@ -46,11 +50,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 def output() -> Console:
     """Return the console for results; lines are wrapped in a terminal, never in a pipe or file."""
+    # Without `highlight`, rich does not color the numbers and paths in a text.
     return Console(width=None if sys.stdout.isatty() else UNLIMITED_COLUMNS, highlight=False)
 
 
 def messages() -> Console:
-    """Return the console for everything but the result itself: standard error."""
+    """Return the console for everything but the result itself, on standard error."""
     return Console(stderr=True, highlight=False)
 
 
@@ -82,6 +87,7 @@ def encoder_from_options(checkpoint: Path | None, encoder: str | None) -> str | 
         raise ConfigError(
             f"--checkpoint {checkpoint} and --encoder {encoder} exclude each other; give only one"
         )
+    # A gallery stores this path, and later commands may run in another folder.
     return str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
 
 

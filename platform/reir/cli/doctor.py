@@ -40,6 +40,7 @@ COLORS: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"
 DISTRIBUTION = "reir-platform"
 APP_EXTRAS = ("ingestion", "training", "serving")
 OLDEST_PYTHON = (3, 11)
+# Below the first, the check is a warning, below the second a failure.
 LOW_DISK_BYTES, FULL_DISK_BYTES = 2 * 2**30, 200 * 2**20
 
 
@@ -118,7 +119,7 @@ def _python(version: tuple[int, ...]) -> Check:
 def _torch() -> Check:
     try:
         import torch
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError) as error:  # OSError: one of its shared libraries does not load
         advice = "reinstall the torch build for this machine"
         return Check("torch", "fail", f"importing it failed: {error}", advice)
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
@@ -137,7 +138,10 @@ def _threads(cpus: int) -> Check:
 
 
 def _nearest_folder(location: str | None) -> Path:
-    """Return a folder that exists on the disk that an embedded store at `location` would use."""
+    """Return an existing folder on the disk that an embedded store at `location` uses or would use.
+
+    For any other store, this is the home folder.
+    """
     from reir.store import default_location
 
     place = default_location() if location is None else location
@@ -207,6 +211,8 @@ def _round_trip(store: InstanceStore) -> Check:
     from reir.records import ImageRecord, IndexedImage, Instances
     from reir.store.contract import VersionSpec
 
+    # A random name, so that no existing gallery is touched. Of four orthogonal vectors, a search
+    # for one must return exactly that one.
     gallery, version = f"doctor-{uuid.uuid4().hex[:12]}", "v1"
     vectors = np.eye(4, dtype=np.float32)
     boxes = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (4, 1))

@@ -105,7 +105,7 @@ def near_groups(store: InstanceStore, gallery: str, version: str) -> Iterator[Du
     uris = _uris_of(store, (gallery, version), groups)
     for group in groups:
         found = sorted(uris[number] for number in group if number in uris)
-        if len(found) > 1:
+        if len(found) > 1:  # photos may have been removed since the first reading
             yield DuplicateGroup(tuple(found))
 
 
@@ -114,8 +114,9 @@ def _uris_of(
 ) -> dict[int, str]:
     """Return the URIs of rows by their position in the ledger.
 
-    The ledger is read a second time, since keeping all URIs along with the hashes would take far
-    more memory. A row added or removed in between shifts the positions; the next call is right.
+    The ledger is read a second time, because keeping all URIs along with the hashes would take far
+    more memory. A row that is added or removed in between shifts the positions, so that this call
+    may return wrong groups; the next call returns the right ones.
     """
     wanted = {number for group in groups for number in group}
     if not wanted:

@@ -61,6 +61,7 @@ NumWorkers = Annotated[
     ),
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="Give each Ray worker a GPU.")]
+# All subcommands use 1 by default, so that figures do not depend on the machine.
 Threads = Annotated[
     int,
     typer.Option(
@@ -186,6 +187,7 @@ def tir(  # noqa: PLR0913, every argument is an option of the command
         raise ConfigError("there are no texts to evaluate; give --captions, --annotations or both")
     dataset = dataset.first_images(limit)
     all_texts = texts_of(dataset) if captions is None else read_coco_captions(captions)
+    # A file of captions may also cover photos that --split or --limit leaves out.
     texts = [text for text in all_texts if text.image_id in dataset.images_by_id]
     with options.encoding() as (model, how):
         report = evaluate_tir(model, dataset, texts, images, how=how)
@@ -208,7 +210,7 @@ class EncodingOptions:
     threads: int
 
     def __post_init__(self) -> None:
-        """Refuse an option without effect, before anything is read."""
+        """Reject an option that would have no effect, before anything is read."""
         if self.gpu and self.num_workers is None:
             raise ConfigError(
                 "--gpu gives each Ray worker a GPU, so it needs --num-workers N; without it, a "
@@ -222,6 +224,7 @@ class EncodingOptions:
         from reir.evaluate import Encoding
 
         spec = encoder_from_options(self.checkpoint, self.encoder) or ""
+        # Before the model is loaded, so that a missing app is reported at once.
         runner = self._runner(spec)
         with messages().status("loading the model"):
             model = load_encoder_spec(spec)
@@ -232,11 +235,12 @@ class EncodingOptions:
             )
 
     def _runner(self, spec: str) -> Runner | None:
-        """Return the runner that encodes shards on Ray workers, None for this process."""
+        """Return the runner that encodes shards on Ray workers; None for this process."""
         if self.num_workers is None:
             return None
         from reir.encoders import load_encoder_spec
 
+        # Found by its entry point, because the platform must not import its apps.
         installed = list(entry_points(group=RUNNERS, name="ray"))
         if not installed:
             raise ConfigError(

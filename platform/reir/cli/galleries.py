@@ -178,7 +178,7 @@ def remove(
         what = (
             f"gallery {gallery}" if version is None else f"version {version} of gallery {gallery}"
         )
-        if not yes:
+        if not yes:  # asks on standard error, because standard output is for the result
             typer.confirm(f"Delete {what} ({size})?", abort=True, err=True)
         if version is None:
             opened.drop_gallery(gallery)
@@ -193,7 +193,10 @@ def remove(
 def _versions_to_delete(
     store: InstanceStore, gallery: str, version: str | None
 ) -> tuple[list[str], str]:
-    """Return the versions to delete, and their size in words; a damaged gallery lists none."""
+    """Return the versions to delete, and their size in words.
+
+    A damaged gallery can be deleted too, although its versions cannot be read.
+    """
     try:
         found = _versions(store, gallery)
         if version is not None:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.text import Text
 
 import reir
-from reir.cli import doctor, duplicates, evaluate, galleries, search
+from reir.cli import canary, doctor, duplicates, evaluate, galleries, search
 from reir.cli.common import messages, printable
 from reir.errors import ConfigError, QueryError, ReirError
 
@@ -45,10 +45,11 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader closed the pipe. The interpreter flushes stdout once more at exit, which would
-        # raise again, so stdout is pointed at /dev/null.
+        # The reader has closed the pipe. The interpreter flushes stdout once more at exit, which
+        # would raise the error again, so stdout is redirected to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    # Any other exception is a bug, and keeps its traceback.
     except (ReirError, OSError, ModuleNotFoundError) as error:
         if logging.getLogger("reir").isEnabledFor(logging.DEBUG):
             raise
@@ -67,11 +68,11 @@ def build_app() -> typer.Typer:
         epilog=EPILOG,
         rich_markup_mode="rich",
         no_args_is_help=True,
-        pretty_exceptions_enable=False,
+        pretty_exceptions_enable=False,  # `run` prints errors
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for command in (search, evaluate, doctor, galleries, duplicates):
+    for command in (search, evaluate, doctor, galleries, duplicates, canary):
         command.register(app)
     for entry in sorted(entry_points(group=APPS), key=lambda entry: entry.name):
         _register(app, entry)
@@ -120,6 +121,7 @@ def _options(
     ] = False,
 ) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    # On the handlers, because a filter of the root logger would not see records of its children.
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_ours_or_warning)
     logging.getLogger().setLevel(logging.DEBUG if debug else logging.WARNING)
@@ -139,6 +141,7 @@ def _debug_first(arguments: Sequence[str]) -> list[str]:
 
 def _register(app: typer.Typer, entry: EntryPoint) -> None:
     """Add the commands of an app, or one command that says why the app cannot be used."""
+    # Apps are optional, and a broken one must not make the other commands unusable.
     try:
         register: Callable[[typer.Typer], None] = entry.load()
     except (ImportError, AttributeError) as error:
@@ -153,6 +156,7 @@ def _register_unavailable(app: typer.Typer, entry: EntryPoint, error: Exception)
     def unavailable() -> None:
         raise ReirError(problem)
 
+    # The user should read the reason, and not that an option is unknown.
     anything = {"allow_extra_args": True, "ignore_unknown_options": True}
     help_text = escape(f"Not installed{_install_hint(entry.module)}")
     app.command(entry.name, help=help_text, context_settings=anything)(unavailable)
@@ -166,7 +170,10 @@ def _message_of(error: Exception) -> str:
 
 
 def _last_app(traceback: TracebackType | None) -> str:
-    """Return the innermost module of an app in a traceback, or "reir"."""
+    """Return the innermost module of an app in a traceback, or "reir".
+
+    The extra of that app is the one to install.
+    """
     module = "reir"
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__", ""))

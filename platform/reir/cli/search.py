@@ -154,7 +154,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         localize=localize,
         explain=explain,
     )
-    check_query(query)  # before the model, which takes seconds to load
+    check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         _check_picture(draw)
     if server is not None and version:
@@ -243,7 +243,7 @@ def as_table(result: SearchResult) -> RenderableType:
         x1, y1, x2, y2 = (round(100 * side) for side in hit.box)
         table.add_row(
             str(rank),
-            f"{hit.score:#.3g}",
+            f"{hit.score:#.3g}",  # "#" keeps trailing zeros, so that all scores have three digits
             *([_percent(hit.presence)] if calibrated else []),
             photo_text(hit.uri),
             f"{x1}-{x2}",
@@ -260,7 +260,7 @@ def _remarks(result: SearchResult) -> list[RenderableType]:
 
 
 def _headline(result: SearchResult) -> list[RenderableType]:
-    """Return what the hits alone do not show: that the object may be absent, or a tie."""
+    """Return a line above the hits if the object may be absent, or if the first hits are tied."""
     line = ""
     if result.presence is not None and not result.found:
         absent = _percent(1 - result.presence)

@@ -1,6 +1,7 @@
-"""`Client`: searches over HTTP, with the methods of `Gallery`, for a server of `reir serve`.
+"""`Client`: searches the galleries of a server that `reir serve` runs, over HTTP.
 
-Sends requests with the standard library and returns the same results as a gallery in this process.
+It has the methods of `Gallery` and returns the same results as a gallery in this process. Requests
+are sent with the standard library, so that the client needs no further package.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ from reir.store.contract import InstanceRow
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "REIR_API_KEY"
+# Used if a busy server does not say when to try again, and doubled after each attempt.
 FIRST_PAUSE_S = 0.2
 
+# Requests with these answers may succeed later: 429 is a rate limit, and 503 a server without
+# capacity, store or replicas.
 _BUSY = (429, 503)
 
 
@@ -60,11 +64,11 @@ class _Body:
 class Client(AbstractContextManager["Client"]):
     """Sends requests to a server; use it as a context manager, or call `close`.
 
-    A client is for one thread at a time. If the server is busy or cannot reach its store, the
-    client waits for as long as the server says (`Retry-After`) and tries again, for up to
-    `patience_s`. All methods raise `ServerUnavailable` if there is no answer in that time,
-    `AccessDenied` if the key is not valid or lacks a permission, and `GalleryNotFound` for a
-    gallery that the key cannot read.
+    Only one thread at a time can use a client, because it has a single connection. If the server is
+    busy or cannot reach its store, the client waits for as long as the server says (`Retry-After`)
+    and tries again, for up to `patience_s`. All methods raise `ServerUnavailable` if there is no
+    answer in that time, `AccessDenied` if the key is not valid or lacks a permission, and
+    `GalleryNotFound` for a gallery that the key cannot read.
     """
 
     def __init__(
@@ -121,6 +125,9 @@ class Client(AbstractContextManager["Client"]):
     def ask(self, queries: Sequence[Query], gallery: str = "default") -> list[SearchResult]:
         """Answer queries, in the order given, with one request for each.
 
+        The server's batch route cannot be used, because it applies the same options to all
+        expressions.
+
         Raises:
             QueryError: a part is out of range, no term of weight 1 has an expression or an
                 instance, or a term has a vector, which a server does not accept.
@@ -167,6 +174,7 @@ class Client(AbstractContextManager["Client"]):
             ImageError: the photo cannot be decoded.
         """
         asked = {"gallery": gallery, "expression": expression, **_options(options)}
+        # The route takes JSON for an instance of the gallery, and a form for a photo.
         if isinstance(like, str):
             asked |= {"instance_id": like, "box": box}
             return result_of(self._json("POST", "/v1/search/similar", asked), self._reader(gallery))
@@ -218,7 +226,7 @@ class Client(AbstractContextManager["Client"]):
     def image(
         self, image_id: str, gallery: str = "default"
     ) -> tuple[ImageRecord, list[InstanceRow]] | None:
-        """Return ledger row and instances of a photo; None if there is no photo of that id."""
+        """Return the ledger row and the instances of a photo; None if the gallery lacks it."""
         found = self._known("GET", f"{_place(gallery)}/{quote(image_id, safe='')}")
         return None if found is None else image_of(json.loads(found))
 
@@ -246,7 +254,7 @@ class Client(AbstractContextManager["Client"]):
         """Return whether the server is ready to answer; makes a single attempt."""
         try:
             self._send("GET", "/readyz", _Body(), patience_s=0.0)
-        except ServerError:
+        except ServerError:  # includes `ServerUnavailable`, if nothing answers at all
             return False
         return True
 
@@ -255,14 +263,14 @@ class Client(AbstractContextManager["Client"]):
         self._connection.close()
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the connection."""
         self.close()
 
     def __repr__(self) -> str:
         return f"Client({self.url!r})"
 
     def _reader(self, gallery: str) -> PhotoReader:
-        """Return what hits of a gallery read their photos with."""
+        """Return the function with which the hits of a gallery read their photos."""
 
         def read(image_id: str) -> bytes:
             data = self.picture(image_id, gallery)
@@ -289,7 +297,11 @@ class Client(AbstractContextManager["Client"]):
             return None
 
     def _send(self, method: str, path: str, body: _Body, patience_s: float | None = None) -> bytes:
-        """Return the body of the answer; tries a busy server again until `patience_s` is over."""
+        """Send a request and return the body of the answer; a busy server is tried again.
+
+        Raises:
+            ReirError: the error that the server reported, after the last attempt.
+        """
         patience_s = self._patience_s if patience_s is None else patience_s
         end_s = time.monotonic() + patience_s
         pause_s = FIRST_PAUSE_S
@@ -297,6 +309,7 @@ class Client(AbstractContextManager["Client"]):
             status, headers, data = self._exchange(method, path, body)
             if status < 400:
                 return data
+            # If the time left is shorter than the wait, the client gives up without waiting.
             wait_s = _seconds(headers.get("retry-after"), pause_s)
             if status not in _BUSY or time.monotonic() + wait_s > end_s:
                 raise _error(self.url, status, data)
@@ -306,7 +319,7 @@ class Client(AbstractContextManager["Client"]):
     def _exchange(
         self, method: str, path: str, body: _Body
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Send one request on the open connection, or on a new one if the server closed that.
+        """Send one request on the open connection, or on a new one if the server has closed it.
 
         Raises:
             ServerUnavailable: the connection failed, or there was no answer in time.
@@ -316,6 +329,9 @@ class Client(AbstractContextManager["Client"]):
             headers["Content-Type"] = body.media_type
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        # A server closes a connection that was idle for long, which the client notices only when it
+        # sends the next request. So an open connection gets a second attempt, a new one does not. A
+        # request may then be processed twice, which is safe: every request can be repeated.
         for is_last in (self._connection.sock is None, True):
             try:
                 self._connection.request(method, self._prefix + path, body.data or None, headers)
@@ -324,6 +340,7 @@ class Client(AbstractContextManager["Client"]):
                 return answer.status, told, answer.read()
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
+                # Other errors, such as a timeout, do not mean that the connection had been closed.
                 stale = isinstance(error, ConnectionError | http.client.BadStatusLine)
                 if is_last or not stale:
                     raise ServerUnavailable(
@@ -338,7 +355,7 @@ def _error(url: str, status: int, data: bytes) -> ReirError:
     try:
         told = json.loads(data)
         name, detail = str(told["type"]).rpartition("/")[2], str(told["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # not from `reir serve`, but from a proxy before it
         return ServerError(f"server {url} answered {status}: {data[:200]!r}")
     if told.get("reason") in set(ImageFailure):
         return ImageError(ImageFailure(told["reason"]), detail)
@@ -380,7 +397,14 @@ def _options(options: SearchOptions) -> Json:
 
 
 def _request(query: Query, gallery: str) -> tuple[str, Json]:
-    """Return path and body for a query: the first wanted term, and the others as `also`."""
+    """Return the path and body of the request for a query.
+
+    One term becomes the main one of the request, and the others become `also`.
+
+    Raises:
+        QueryError: no term can be the main one, or another one has a vector.
+    """
+    # The main term has no weight in a request: its weight is always 1.
     wanted = [term for term in query.terms if term.weight == 1 and term.vector is None]
     leading = next((term for term in wanted if term.expression), next(iter(wanted), None))
     if leading is None:
@@ -407,11 +431,12 @@ def _term(term: Term) -> Json:
 def _form(photo: bytes | Path, fields: Mapping[str, str]) -> _Body:
     """Return a multipart form with a photo (RFC 7578)."""
     data, name = (photo, "photo") if isinstance(photo, bytes) else (photo.read_bytes(), photo.name)
-    boundary = f"reir-{secrets.token_hex(16)}"
+    boundary = f"reir-{secrets.token_hex(16)}"  # random, because it must not occur in the photo
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
         for field, value in fields.items()
     ]
+    # A quote or a line break in the file name would end the header.
     shown = quote(name, safe=" ()-_.,")
     parts.append(
         f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{shown}"\r\n'

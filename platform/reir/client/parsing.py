@@ -1,4 +1,7 @@
-"""Parses the JSON of a server into the records of the library."""
+"""Turns the JSON of a server into the records of the library.
+
+The docstrings name the models of the API (`reir_serving.http`) from which each record is made.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ Json = dict[str, Any]
 
 
 def result_of(answer: Json, reader: PhotoReader) -> SearchResult:
-    """Return a `SearchAnswer`, whose hits read their photos with `reader`."""
+    """Return the result of a `SearchAnswer`; its hits read their photos with `reader`."""
     return SearchResult(
         expression=answer["expression"],
         gallery=answer["gallery"],
@@ -60,7 +63,7 @@ def _hit(hit: Json, reader: PhotoReader) -> Hit:
 
 
 def localization_of(answer: Json) -> Localization:
-    """Return a `LocalizeAnswer`."""
+    """Return the localization of a `LocalizeAnswer`."""
     names = ("expression", "width_px", "height_px", "present", "presence", "timings_ms")
     return Localization(
         **{name: answer[name] for name in names},
@@ -77,20 +80,22 @@ def localization_of(answer: Json) -> Localization:
 
 
 def gallery_of(told: Json) -> GalleryInfo:
-    """Return a `GalleryOut`."""
+    """Return the gallery of a `GalleryOut`."""
     names = ("name", "live", "searchable", "writable")
     versions = tuple(map(_version, told["versions"]))
     return GalleryInfo(**{name: told[name] for name in names}, versions=versions)
 
 
 def _version(told: Json) -> VersionInfo:
+    # The API does not return the settings of a version. It returns null instead of the counts to
+    # the key of a tenant.
     spec = VersionSpec(dim=told["dim"], digest=told["checkpoint"])
     counts = {name: told[name] or 0 for name in ("num_images", "num_failed", "num_instances")}
     return VersionInfo(name=told["name"], live=told["live"], spec=spec, **counts)
 
 
 def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:
-    """Return an `ImageAnswer`."""
+    """Return the ledger row and the instances of an `ImageAnswer`."""
     names = ("image_id", "uri", "status", "reason", "width_px", "height_px", "attributes")
     record = ImageRecord(
         **{name: told[name] for name in names}, num_instances=len(told["instances"])
@@ -111,7 +116,7 @@ def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:
 
 
 def _box(told: Json) -> Box:
-    x1, y1, x2, y2 = told["box"]
+    x1, y1, x2, y2 = told["box"]  # a list: JSON has no tuples
     return x1, y1, x2, y2
 
 

@@ -49,12 +49,13 @@ def pairwise_iou(a: npt.ArrayLike, b: npt.ArrayLike) -> Values:
 
 
 def _columns(boxes: npt.ArrayLike) -> tuple[Values, Values, Values, Values]:
-    """The four columns of (..., 4) boxes, floating; float32 and float64 are kept."""
+    """Return the four columns of (..., 4) boxes as floats; float32 and float64 are kept."""
     array = np.asarray(boxes)
-    if array.size == 0 and array.ndim == 1:
+    if array.size == 0 and array.ndim == 1:  # an empty list
         array = array.reshape(0, 4)
     if array.ndim == 0 or array.shape[-1] != 4:
         raise ValueError(f"boxes must have shape (..., 4), got {array.shape}")
+    # Areas in integers could overflow, and float16 cannot represent every pixel of a large photo.
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
     return array[..., 0], array[..., 1], array[..., 2], array[..., 3]

@@ -50,7 +50,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
-# below this the reader's rounding up to whole pixels would shift normalized boxes
+# Below this, the reader's rounding up to whole pixels would shift normalized boxes.
 _LEAST_DRAFT_SIDE_PX = 64
 
 # Exceptions that Pillow's readers raise for damaged files.
@@ -134,7 +134,7 @@ def decode(
         raise ImageError(
             ImageFailure.TRUNCATED, f"{file_format.name} of {len(data)} bytes has no end"
         )
-    size = image.size
+    size = image.size  # of the whole photo: `_draft` changes it
     try:
         if at_least_px is not None:
             _draft(image, at_least_px)
@@ -174,7 +174,7 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
         ImageUnreachable: the disk or the file server failed, perhaps temporarily.
     """
     try:
-        # without O_NONBLOCK, opening a pipe would block forever
+        # Without O_NONBLOCK, opening a pipe would block forever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -185,7 +185,7 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
                     ImageFailure.TOO_LARGE,
                     f"{_quoted(path)} has {status.st_size} bytes, at most {max_bytes} are read",
                 )
-            return file.read(max_bytes)
+            return file.read(max_bytes)  # the file may have grown since its size was read
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(ImageFailure.MISSING, f"{_quoted(path)} does not exist") from error
     except (OSError, ValueError) as error:
@@ -216,6 +216,7 @@ def path_of_uri(uri: str) -> Path:
 
 def image_id(uri: str) -> str:
     """Return the stable key of an image: 20 hex digits of the sha256 of its canonical URI."""
+    # 80 bits: among a billion images, the probability that any two ids are equal is below 10^-6.
     return hashlib.sha256(uri.encode()).hexdigest()[:20]
 
 
@@ -254,7 +255,7 @@ def _recognize(data: bytes) -> ImageFormat:
         raise ImageError(ImageFailure.EMPTY, "the file has 0 bytes")
     file_format = sniff(data)
     if file_format is None:
-        # the message contains none of its bytes: a list may name files that its user must not read
+        # The message contains none of its bytes: a list may name files that its user must not read.
         if is_cut_within_magic(data):
             raise ImageError(ImageFailure.TRUNCATED, f"only {len(data)} bytes")
         raise ImageError(
@@ -270,6 +271,8 @@ def _open(data: bytes, file_format: ImageFormat, max_pixels: int) -> ImageFile.I
         raise ImageError(
             ImageFailure.UNSUPPORTED, f"{file_format.name} files are not decoded; convert to JPEG"
         )
+    # If our own parser finds the size, before Pillow's reader touches the file; in any case, after
+    # it has parsed the header.
     _check_size(file_format.header_size(data), max_pixels)
     _hide_metadata_warnings()
     try:
@@ -300,6 +303,7 @@ def _hide_metadata_warnings() -> None:
     The filter is for Pillow's modules only, and stays installed: saving and restoring the warning
     filters for each image would not be thread-safe.
     """
+    # Other libraries and tests may have put their own filters first since the last image.
     if not warnings.filters or warnings.filters[0] != _QUIET:
         warnings.filterwarnings("ignore", category=UserWarning, module=_QUIET_MODULES)
 
@@ -359,7 +363,7 @@ def _to_rgb(image: Image.Image, orientation: int) -> RgbImage:
         image = image.convert("RGB")
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    return np.array(image)
+    return np.array(image)  # a copy: `np.asarray` would return a read-only view
 
 
 def _gray_to_8_bit(image: Image.Image) -> Image.Image:
@@ -368,6 +372,7 @@ def _gray_to_8_bit(image: Image.Image) -> Image.Image:
     32-bit integers and floats have no defined white, so their smallest and largest finite values
     become black and white.
     """
+    # Pillow reads 16-bit PNM files as 32-bit integers, but with the range of 16 bits.
     if image.mode.startswith("I;16") or image.format == "PPM":
         deep = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))

@@ -21,12 +21,12 @@ MASK_OPACITY = 115  # of 255
 
 @dataclass(frozen=True)
 class Tile:
-    """One hit as a contact sheet shows it.
+    """The content of one tile of a contact sheet, which shows one hit.
 
     Attributes:
-        name: written under the photo.
+        name: name of the photo, written under it.
         box: xyxy in [0, 1].
-        score: written under the photo.
+        score: score of the hit, written under the photo.
         mask: shaded on the photo, if there is one.
         read: returns the bytes of the photo.
     """
@@ -40,13 +40,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a contact sheet shows.
+    """The content of a contact sheet.
 
     Attributes:
         title: the expression.
         notes: written below the title, side by side.
         tiles: one for each hit, best first.
-        if_empty: what to say instead of tiles where there are none.
+        if_empty: text that is shown if there are no tiles.
     """
 
     title: str
@@ -66,11 +66,11 @@ def draw_boxes(
     Args:
         image: the upright photo.
         boxes: xyxy in [0, 1].
-        labels: one text a box; an empty one draws the box alone.
-        masks: one a box, of any size, or none at all.
+        labels: one text for each box; if it is empty, only the box is drawn.
+        masks: one mask for each box, of any size, or no masks at all.
 
     Raises:
-        ValueError: there are not as many labels as boxes, or masks that are not as many.
+        ValueError: the number of labels or masks differs from the number of boxes.
     """
     if len(boxes) != len(labels):
         raise ValueError(f"{len(boxes)} boxes need as many labels, got {len(labels)}")
@@ -82,6 +82,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     for number in reversed(range(len(boxes))):
         _draw_box(draw, canvas.size, boxes[number], HIT_COLORS[number % len(HIT_COLORS)])
+    # After all boxes, so that no box is drawn across a label.
     for number in reversed(range(len(boxes))):
         if labels[number]:
             color = HIT_COLORS[number % len(HIT_COLORS)]
@@ -96,9 +97,9 @@ def contact_sheet(sheet: Sheet, columns: int = 4, tile_px: int = 320) -> Image.I
     cannot be read, or an answer without hits, gets a card that says so.
 
     Args:
-        sheet: what to show.
-        columns: most tiles side by side; fewer hits make a narrower sheet.
-        tile_px: side of the square that each photo is fitted into.
+        sheet: the content.
+        columns: maximum number of tiles side by side; fewer hits make a narrower sheet.
+        tile_px: side of the square into which each photo is fitted.
 
     Raises:
         ValueError: `columns` or `tile_px` is too small.
@@ -159,7 +160,9 @@ def _lay_out(sheet: Sheet, cards: Sequence[Image.Image], columns: int) -> Image.
 def _card(tile: Tile, rank: int, tile_px: int) -> Image.Image:
     """Return the tile of one hit: the photo with its box, then rank, file name and score."""
     try:
+        # A large JPEG is decoded at a fraction of its size, which is several times faster.
         photo = Image.fromarray(decode(tile.read(), at_least_px=tile_px).pixels)
+    # A sheet with one missing photo is still useful.
     except DataError as error:
         why = error.reason.value if isinstance(error, ImageError) else "not a local file"
         card = _notice("photo not readable", why.replace("_", " "), tile_px)
@@ -211,7 +214,7 @@ def _add_caption(card: Image.Image, rank: int, tile: Tile, tile_px: int) -> Imag
 
 
 def _shade(canvas: Image.Image, mask: MaskRle | None, color: str) -> None:
-    """Lay a color, half see-through, over the pixels of a mask."""
+    """Lay a translucent color over the pixels of a mask."""
     if mask is None:
         return
     shade = Image.fromarray(decode_mask(mask).astype(np.uint8) * MASK_OPACITY)
@@ -271,7 +274,7 @@ def _plain(text: str) -> str:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width_px: float) -> str:
-    """Return `text`, with its middle left out where it is wider than `width_px`."""
+    """Return `text`, with its middle left out if it is wider than `width_px`."""
     if font.getlength(text) <= width_px:
         return text
     for kept in range(len(text) - 1, 0, -1):

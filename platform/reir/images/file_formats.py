@@ -27,9 +27,12 @@ from PIL import (
 
 Size = tuple[int, int]
 
+# A marker is 0xFF and its number. Within coded data, 0xFF is followed by 0x00 if it is a value, and
+# by 0xD0 to 0xD7 for a restart; repeated 0xFF are padding.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_END = 0xD9
 _JPEG_STANDALONE = frozenset({0x01, 0xD8})
+# The other three define tables, or are reserved.
 _JPEG_FRAME_STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -118,7 +121,7 @@ def _bmp_size(data: bytes) -> Size | None:
     if len(data) < 26 or data[14] == 12:  # the 1985 header has 16-bit sides
         return None
     width, height = struct.unpack_from("<ii", data, 18)
-    return abs(width), abs(height)
+    return abs(width), abs(height)  # a negative height means that rows are stored from the top
 
 
 def _riff_is_complete(data: bytes) -> bool:
@@ -126,7 +129,10 @@ def _riff_is_complete(data: bytes) -> bool:
 
 
 def _heic_is_complete(data: bytes) -> bool:
-    """Whether no box extends past the end of the file; decoders accept a truncated grid."""
+    """Whether no box extends past the end of the file.
+
+    libheif decodes a truncated grid of tiles without an error, so it would not notice.
+    """
     position = 0
     while position + 8 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -180,7 +186,9 @@ FORMATS: tuple[ImageFormat, ...] = (
         _magic(rb"II\*\0|MM\0\*|II\x2b\0|MM\0\x2b"),
         TiffImagePlugin.TiffImageFile,
     ),
+    # With the zeros of its reserved fields, since a text may begin with "BM", too.
     ImageFormat("BMP", _magic(rb"BM.{4}\0{4}"), BmpImagePlugin.BmpImageFile, _bmp_size),
+    # Before HEIC, whose pattern also fits AVIF files of the general brands "mif1" and "msf1".
     ImageFormat(
         "AVIF",
         _magic(rb".{4}ftyp(?:avi[fs]|m[is]f1.{4,60}avi[fs])"),
@@ -203,6 +211,7 @@ FORMATS: tuple[ImageFormat, ...] = (
 )
 
 _LONGEST_MAGIC = 12
+# Without short ones such as "BM" and "P5", with which a short text may begin as well.
 _BINARY_STARTS = (
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",

@@ -32,7 +32,7 @@ def outlines(mask: MaskRle) -> list[list[Point]]:
 
 
 def _loops(pixels_HW: BoolMask) -> list[list[_Corner]]:
-    """Closed walks along the borders between pixels, the mask on the right hand."""
+    """Return closed walks along the borders between pixels, with the mask on the right."""
     ahead: dict[_Corner, list[_Corner]] = defaultdict(list)
     for start, end in _borders(pixels_HW):
         ahead[start].append(end)
@@ -48,7 +48,11 @@ def _loops(pixels_HW: BoolMask) -> list[list[_Corner]]:
 
 
 def _step(ahead: dict[_Corner, list[_Corner]], here: _Corner, came: _Corner | None) -> _Corner:
-    """Take a border away and return its end; where two start, the one that turns right."""
+    """Remove a border that starts at `here`, and return its end.
+
+    Where two pixels touch at a corner, two borders start, and the one that turns right is taken:
+    it stays with the same pixel, so the two are not connected.
+    """
     ends = ahead[here]
     if came is not None and len(ends) > 1:
         dx, dy = here[0] - came[0], here[1] - came[1]
@@ -61,7 +65,9 @@ def _step(ahead: dict[_Corner, list[_Corner]], here: _Corner, came: _Corner | No
 
 
 def _borders(pixels_HW: BoolMask) -> list[tuple[_Corner, _Corner]]:
-    """Sides of pixels (x, y) -> (x, y) where the mask begins or ends."""
+    """Return the sides of pixels, from (x, y) to (x, y), at which the mask begins or ends."""
+    # Padded, so that the border of the mask is closed at the border of the photo; signed, because
+    # differences of unsigned numbers are never -1.
     padded = np.pad(pixels_HW, 1).astype(np.int8)
     down = np.diff(padded, axis=0)[:, 1:-1]  # 1 where the mask begins below a horizontal side
     across = np.diff(padded, axis=1)[1:-1]
@@ -75,6 +81,7 @@ def _borders(pixels_HW: BoolMask) -> list[tuple[_Corner, _Corner]]:
 
 def _simplify(loop: list[_Corner]) -> list[_Corner]:
     """Leave out corners that lie within `SLACK_PX` of the rest (Douglas and Peucker, 1973)."""
+    # The algorithm is for open lines, so the loop is divided at the corner farthest from its start.
     points_P2 = np.array([*loop, loop[0]], dtype=np.float64)
     middle = int(np.abs(points_P2 - points_P2[0]).sum(axis=1).argmax())
     kept = {0, middle}
@@ -96,7 +103,7 @@ def _distances(
     start_2: npt.NDArray[np.float64],
     end_2: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """(P,) distances of points from the line through two others, or from the one if they meet."""
+    """(P,) distances of points from the line through two others, or from both if they are equal."""
     along, offsets = end_2 - start_2, points_P2 - start_2
     length = float(np.hypot(*along))
     if length == 0:

@@ -59,6 +59,7 @@ def near_groups(hashes: _Hashes, max_distance: int = MAX_DISTANCE) -> list[list[
     """
     if not 0 <= max_distance <= 15:
         raise ValueError(f"max_distance must be 0 to 15, got {max_distance}")
+    # Equal hashes count as one: the number of pairs among them would grow quadratically.
     distinct_U, place_N = np.unique(hashes, return_inverse=True)
     parents = list(range(len(distinct_U)))
     for one, other in _near_pairs(distinct_U, max_distance):
@@ -77,6 +78,8 @@ def _near_pairs(distinct_U: _Hashes, max_distance: int) -> Iterable[tuple[int, i
         band_U = (distinct_U >> np.uint64(low)) & mask
         order_U = np.argsort(band_U, kind="stable")
         sorted_U = band_U[order_U]
+        # In sorted order, hashes that share the band are neighbors. Each step compares every hash
+        # with the one so many places further, until no pair shares the band any more.
         for step in range(1, len(order_U)):
             same = sorted_U[:-step] == sorted_U[step:]
             if not same.any():

@@ -29,11 +29,15 @@ def read_photo(uri: str, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
 
 
 def _read_object(uri: str, max_bytes: int) -> bytes:
+    # Imported only for photos in buckets: pyarrow is optional, and takes long to import.
     try:
         from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
     except ImportError as error:
         raise ImageError(
-            ImageFailure.UNREACHABLE, f"reading {uri} needs pyarrow; pip install pyarrow"
+            # Without the URI, which may contain credentials; the function that hides them needs
+            # pyarrow, too.
+            ImageFailure.UNREACHABLE,
+            "reading photos in buckets needs pyarrow; pip install pyarrow",
         ) from error
     try:
         filesystem, path = open_filesystem(uri)

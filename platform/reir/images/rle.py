@@ -23,6 +23,7 @@ def encode(mask: BoolMask) -> MaskRle:
     If the runs take more than `MAX_RLE_BYTES`, the mask is repeatedly reduced to every second row
     and column; the size of the result tells.
     """
+    # COCO's runs go down the columns, so pycocotools accepts only this memory layout.
     found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     if len(found["counts"]) > MAX_RLE_BYTES:
         return encode(mask[::2, ::2])
@@ -30,7 +31,7 @@ def encode(mask: BoolMask) -> MaskRle:
 
 
 def decode(rle: MaskRle) -> BoolMask:
-    """Return the (H, W) bool mask, H and W being `rle.size`."""
+    """Return the (H, W) bool mask, of size `rle.size`."""
     found: BoolMask = coco.decode({"size": list(rle.size), "counts": rle.counts}).astype(bool)
     return found
 
@@ -69,6 +70,7 @@ def from_annotation(segmentation: object, height_px: int, width_px: int) -> Mask
     runs = _decompress(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
         raise ValueError("its counts are neither a text nor whole numbers of at least 0")
+    # pycocotools does not check this.
     if sum(runs) != height_px * width_px:
         raise ValueError(f"its runs cover {sum(runs)} of {height_px * width_px} pixels")
     whole = {"size": [height_px, width_px], "counts": runs}

@@ -1,8 +1,8 @@
 """`TiledEncoder`: encodes large photos in overlapping tiles, with any `InstanceEncoder`.
 
-A model resizes photos to its own resolution, so small objects in a large photo are lost. Here, a
+A model resizes photos to its own resolution, so it misses small instances in a large photo. Here, a
 large photo is encoded as a whole and in overlapping tiles. Boxes that an inner edge of a tile cuts
-are dropped: objects smaller than the overlap are complete in another tile, and larger ones are
+are dropped: instances smaller than the overlap are complete in another tile, and larger ones are
 found in the whole photo. Instances that several views contain are merged by box and vector.
 """
 
@@ -80,6 +80,7 @@ class Tiling:
         if max(width_px, height_px) <= self.above_px:
             return np.empty((0, 4), dtype=np.int64)
         side_px = self.side_px
+        # Larger tiles rather than fewer: the whole photo has to be covered.
         while self._count(width_px, side_px) * self._count(height_px, side_px) > self.max_tiles:
             side_px = math.ceil(side_px * 1.1)
         columns, rows = self._places(width_px, side_px), self._places(height_px, side_px)
@@ -101,6 +102,7 @@ class Tiling:
 
     def _places(self, length_px: int, side_px: int) -> list[int]:
         """Return the evenly spaced starts of the tiles."""
+        # Evenly, so that all overlaps are equal and no tile extends beyond the photo.
         last = max(length_px - side_px, 0)
         return [round(place) for place in np.linspace(0, last, self._count(length_px, side_px))]
 
@@ -204,7 +206,9 @@ class TiledEncoder:
             best, waiting = int(waiting[0]), waiting[1:]
             chosen.append(best)
             iou = elementwise_iou(boxes[best], boxes[waiting])
+            # Two people behind each other have overlapping boxes, but different vectors.
             alike = vectors[waiting] @ vectors[best] > self._tiling.same_similarity
+            # Instances of one view are distinct already, since its encoder applies NMS.
             same = (iou > self._tiling.same_iou) & alike & (view_N[waiting] != view_N[best])
             waiting = waiting[~same]
         return np.array(chosen, dtype=np.int64)
@@ -214,6 +218,7 @@ def _drop_cut_boxes(
     instances: Instances, frame: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return boxes in the whole photo, objectness and vectors, without boxes that a tile cuts."""
+    # Only at edges within the photo: at the border of the photo itself, an instance is complete.
     near = instances.boxes[:, :2] <= _EDGE
     far = instances.boxes[:, 2:] >= 1 - _EDGE
     inner_near, inner_far = frame[:2] > 0, frame[2:] < 1

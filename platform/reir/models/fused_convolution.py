@@ -60,6 +60,7 @@ class Convolution(NamedTuple):
             fused = getattr(_fused_operators(), activation)
             return torch.as_tensor(fused(x, weight, bias, list(padding), [stride, stride], groups))
         y = self(x)
+        # In place, which saves memory: nothing else reads the output of the convolution.
         return F.relu6(y, inplace=True) if activation == "relu6" else F.silu(y, inplace=True)
 
 
@@ -75,7 +76,7 @@ def _can_fuse(x: Tensor) -> bool:
 def _fused_types() -> tuple[torch.dtype, ...]:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
-    # on a CPU with AVX2 only, oneDNN raises an error for bf16
+    # On a CPU with AVX2 only, oneDNN raises an error for bf16.
     halves = (torch.bfloat16,) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ()
     return (torch.float32, *halves)
 
@@ -85,5 +86,5 @@ _FUSED_TYPES = _fused_types()
 
 @cache
 def _fused_operators() -> torch.jit.CompilationUnit:
-    # compiled on first use, since it fails if torch was built without oneDNN
+    # Compiled on first use, since it fails if torch was built without oneDNN.
     return torch.jit.CompilationUnit(_SOURCE)

@@ -85,7 +85,7 @@ def encode_words(
     """Encode expressions; with token states if `words` is set and the encoder supports them."""
     if words and isinstance(encoder, TokenEncoder):
         return encoder.encode_tokens(expressions)
-    none = np.empty((0, 0), dtype=np.float32)
+    none = np.empty((0, 0), dtype=np.float32)  # the re-ranker, the only reader, is not there
     return [EncodedExpression(each, none) for each in encoder.encode_expressions(expressions)]
 
 

@@ -105,9 +105,11 @@ def linear_range(head: nn.Linear, norm: nn.LayerNorm) -> tuple[float, float]:
     A layer norm of width C gives `gain * h + offset` with h of mean 0 and length at most sqrt(C),
     so the unit's output is a constant plus an inner product with h, largest along its own weights.
     """
+    # In float64, so that only the layer norm itself, in float32, can exceed the bounds by rounding.
     weight_C, bias = head.weight[0].detach().double(), head.bias[0].detach()
     slope_C = weight_C * norm.weight.detach().double()
     center = float(weight_C @ norm.bias.detach().double() + bias)
+    # The mean of h is 0, so the mean of the slope has no effect.
     reach = float((slope_C - slope_C.mean()).norm()) * math.sqrt(len(slope_C))
     return center - reach, center + reach
 
@@ -197,6 +199,8 @@ class Owlv2Encoder:
     @torch.inference_mode()
     def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
         pixels = self._parts.pixels(images)["pixel_values"]
+        # The tower takes nearly all of the time. The heads stay in float32, since their outputs
+        # determine the order of hits.
         with self._parts.autocast():
             maps, _ = self._model.image_embedder(pixels)
         features_BPC = maps.float().flatten(1, 2)
@@ -211,6 +215,7 @@ class Owlv2Encoder:
         self, image: RgbImage, features_PC: Tensor, objectness_P: Tensor, cxcywh_P4: Tensor
     ) -> Instances:
         boxes_P4 = boxes_without_padding(cxcywh_P4, image.shape[0], image.shape[1])
+        # Boxes that are thinner than a pixel of the model's input are remains of the padding.
         pixel = 1 / self._model.config.vision_config.image_size
         rows = best_boxes(boxes_P4, objectness_P, self._num_candidates, self._nms_iou, pixel)
         part_KE = self._vector_part(features_PC[rows])
@@ -245,6 +250,7 @@ def best_boxes(
     Boxes in the padding, and boxes with a side below `min_side` of the photo, are never kept.
     """
     usable_P = ((boxes_P4[:, 2:] - boxes_P4[:, :2]) >= min_side).all(dim=1)
+    # `greedy_nms` never keeps a score of 0.
     scores_P, order_P = objectness_P.where(usable_P, 0.0).sort(descending=True, stable=True)
     picks, counts = greedy_nms(boxes_P4[order_P][None], scores_P[None], num_keep, max_iou)
     return order_P[picks[0, : int(counts[0])]]

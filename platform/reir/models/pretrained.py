@@ -52,7 +52,7 @@ class PretrainedModel:
     digest: str
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    # a call sets the padding of the tokenizer, which is shared between threads
+    # A call sets the padding of the tokenizer, which is shared between threads.
     _tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def tokens(self, expressions: Sequence[str]) -> Mapping[str, Tensor]:
@@ -69,6 +69,7 @@ class PretrainedModel:
 
     def pixels(self, images: Sequence[RgbImage]) -> Mapping[str, Tensor]:
         """Return the input of the image tower for (H, W, 3) pictures of any sizes."""
+        # The library would take a crop that is 1 or 3 pixels high for one with its channels first.
         pixels = self.image_processor(
             images=list(images), input_data_format="channels_last", return_tensors="pt"
         )
@@ -107,6 +108,7 @@ def load_pretrained(
         with _no_progress_bars():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             _check_type(source, config.model_type, model_types)
+            # In float32, whatever the file has: only the image tower computes in half precision.
             model, report = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -123,6 +125,7 @@ def load_pretrained(
             f"cannot load {source}: {_first_line(error)}; it must contain config.json, {WEIGHTS}, "
             f"preprocessor_config.json and the tokenizer files of one model"
         ) from error
+    # The library gives missing weights random values, and only logs a warning.
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
             f"{source} lacks {len(missing)} weights of {model_class.__name__}, such as "

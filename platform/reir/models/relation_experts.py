@@ -1,8 +1,7 @@
 """MORE: a shared expert plus routed experts that turn a text feature into an expression vector.
 
-See docs/clare.md, section 3.6: one Linear an expert, softmax router with bias, the gates of the
-chosen experts not renormalized. All experts are applied to all rows, and those
-that are not chosen get gate 0: with a handful of experts this is faster than gathering.
+See docs/clare.md, section 3.6. Each expert is one linear layer, and the router is a linear layer
+with softmax, whose gates are not renormalized after the best experts were chosen.
 """
 
 # Shapes: N texts, C text width, D vector dimension, E routed experts
@@ -38,6 +37,7 @@ class MixtureOfRelationExperts(nn.Module):
         self.shared = nn.Linear(in_features, out_features)
         if num_experts:
             self.router = nn.Linear(in_features, num_experts)
+            # All experts as one layer, which is one product of matrices.
             self.experts = nn.Linear(in_features, num_experts * out_features)
 
     def forward(self, text_NC: Tensor) -> Tensor:
@@ -48,6 +48,8 @@ class MixtureOfRelationExperts(nn.Module):
             return shared_ND
         gates_NE = self.router(unit_NC).softmax(-1)
         top = gates_NE.topk(self.top_k, dim=-1)
+        # All experts are applied to all texts, and those not chosen get the gate 0: with a handful
+        # of experts, this is faster than gathering the texts of each expert.
         gates_NE = torch.zeros_like(gates_NE).scatter(-1, top.indices, top.values)
         expert_NED = self.experts(unit_NC).unflatten(-1, (self.num_experts, -1))
         routed_ND = torch.einsum("ne,ned->nd", gates_NE, expert_NED)

@@ -104,7 +104,7 @@ class PhotoScores:
 
 @dataclass
 class RerankInputs:
-    """P photos, each with one of E expressions; `valid` and `mask` tell values from padding.
+    """P photos, each with one of E expressions; `valid` and `mask` are False on padding.
 
     Attributes:
         vectors: (P, N, D).
@@ -228,6 +228,7 @@ class WordAttention(nn.Module):
     def forward(self, x_PNW: Tensor, words_ELW: Tensor, mask_EL: Tensor, index_P: Tensor) -> Tensor:
         """Return the (P, N, W) result of the attention."""
         (query,) = split_heads(self.query(self.norm(x_PNW)), 1, self.num_heads)
+        # Keys and values are computed once per expression, and only then repeated for its photos.
         key, value = split_heads(self.key_value(words_ELW), 2, self.num_heads)
         key = key / query.shape[-1] ** 0.5
         weights = exp_of(query @ key[index_P].mT) * mask_EL[index_P].float()[:, None, None]
@@ -270,7 +271,7 @@ class NeighborAttention(nn.Module):
         weights = exp_of(logits) * valid_PN.float()[:, None, None]
         total = 1 + sums(weights)[..., None]
         mean = (weights @ value / total).transpose(1, 2).flatten(2)
-        # a mean forgets how many there were, so the number of neighbors is a feature of its own
+        # A mean does not tell how many neighbors there were, so their number is a further feature.
         count = sums(weights / (1 + weights)).log1p().transpose(1, 2)
         return self.out(torch.cat([mean, count], dim=-1)), NeighborWeights(weights, total)
 
@@ -345,7 +346,7 @@ class Match(nn.Module):
         fits_PNL = x_PNW @ words_ELW[inputs.expression_index].mT
         logits_ELQ = self.weigh(words_ELW).masked_fill(~inputs.mask[..., None], -1e4)
         shares_PLQ = logits_ELQ.softmax(1)[inputs.expression_index]
-        # an addition, since masked_fill with a broadcast mask is four times slower
+        # An addition, since `masked_fill` with a broadcast mask is four times slower.
         never_PN1 = (~inputs.valid[..., None]).float() * -1e4
         own_PNQ = fits_PNL @ shares_PLQ
         best_PQ = (own_PNQ + never_PN1).amax(1)
@@ -377,18 +378,19 @@ class Reranker(nn.Module):
         # Both inputs have unit length, so the usual small weights would make them vanish.
         nn.init.normal_(self.appearance.weight, std=1.0)
         nn.init.normal_(self.text.weight, std=1.0)
-        # the correction is 0 before training
+        # Before training, the scores are those of the dual stream.
         nn.init.zeros_(self.correct.weight)
         nn.init.zeros_(self.correct.bias)
 
     def forward(self, inputs: RerankInputs, *, explain: bool = False) -> RerankOutput:
-        """Compute the scores of the instances of P photos."""
+        """Compute dual-stream scores and corrections of the instances of P photos."""
         dual = torch.einsum("pnd,pd->pn", inputs.vectors, inputs.queries[inputs.expression_index])
         words = self.text(self.drop(F.normalize(inputs.states, dim=-1)))
         looks = self.appearance(self.drop(inputs.vectors))
         order = order_features(inputs, dual)
         places = instance_features(inputs, dual, order)
         pairs = pair_features(inputs.boxes, dual, order)
+        # Set to 0 and not left out, so that the layers that read them keep their shapes.
         if not self.config.geometry:
             places[..., :-NOT_PLACES], pairs[:, :-NOT_PAIRS] = 0, 0
         x = looks + self.geometry(places)

@@ -22,7 +22,7 @@ def resize(image: RgbImage, height_px: int, width_px: int) -> Tensor:
     Returns:
         (height_px, width_px, 3) uint8.
     """
-    # a copy of a read-only array avoids a warning of torch
+    # Torch warns about read-only arrays, which it cannot protect; a copy avoids that.
     pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
     one = pixels.permute(2, 0, 1)[None]
     size = (height_px, width_px)

@@ -73,11 +73,11 @@ class SiglipCropsEncoder:
     Args:
         parts: SigLIP with its tokenizer and image processor.
         detector: proposes the boxes.
-        num_candidates: most instances of a photo.
+        num_candidates: maximum number of instances per photo.
         context_share: weight of the context in a vector, 0 to 1.
 
     Raises:
-        ValueError: `num_candidates` is below 1 or `context_share` out of range.
+        ValueError: `num_candidates` is below 1, or `context_share` is out of range.
     """
 
     masks = False
@@ -96,6 +96,7 @@ class SiglipCropsEncoder:
             raise ValueError(f"context_share must lie in [0, 1], got {context_share}")
         self._parts, self._model, self._detector = parts, parts.model, detector
         self._num_candidates, self._context_share = num_candidates, context_share
+        # Everything that a vector depends on, because vectors of equal digests are compared.
         made_of = [parts.digest, detector.digest, CLOSE_MARGIN, CONTEXT_MARGIN, context_share]
         self._digest = hashlib.sha256(" ".join(map(str, made_of)).encode()).hexdigest()
 
@@ -143,6 +144,7 @@ class SiglipCropsEncoder:
         boxes = found.boxes.cpu().numpy()
         close = [crop(image, box, CLOSE_MARGIN) for box in boxes]
         context = [crop(image, box, CONTEXT_MARGIN) for box in boxes]
+        # The photo as a whole goes first, for the vector of the photo.
         unit_MD = self._encode_crops([image, *close, *context])
         close_ND, context_ND = unit_MD[1 : 1 + len(boxes)], unit_MD[1 + len(boxes) :]
         mixed_ND = close_ND.lerp(context_ND, self._context_share)

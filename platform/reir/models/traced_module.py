@@ -28,12 +28,13 @@ class TracedModule:
 
     def __init__(self, module: nn.Module, *example: Tensor) -> None:
         with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            # Not checked by torch, which would run the module again: tests compare the bits.
             self._traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
                 module, example, check_trace=False
             )
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return the output of the module, without gradients."""
-        # torch would spend the first calls on optimizing the graph, without making it faster
+        # Torch would spend the first calls on optimizing the graph, without making it faster.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return self._traced(*inputs)

@@ -27,8 +27,9 @@ STRIDES = (8, 16, 32)
 INPUT_SIDE_PX = 416
 NUM_CLASSES = 80
 HEAD_CHANNELS = 64
-PADDING_VALUE = 114
-# Boxes that enter NMS; boxes of lower rank would not be among the first few hundred after it.
+PADDING_VALUE = 114  # the gray that the published weights were trained with
+# Number of boxes that enter NMS. Boxes of lower rank would not be among the first few hundred
+# after it.
 NMS_POOL = 1000
 MIN_SIDE_PX = 1.0  # of the network input; thinner boxes are remains of clipping
 
@@ -254,6 +255,7 @@ class LevelHead(nn.Module):
         """
         x = self.stem(x)
         class_map, box_map = self.class_branch(x), self.box_branch(x)
+        # bfloat16 has 8 significant bits: a coordinate of 400 pixels would be rounded to 2 pixels.
         deltas = flatten_cells(self.box_deltas(box_map)).float()
         objectness = flatten_cells(self.objectness_logit(box_map)).float()
         logits = flatten_cells(self.class_logits(class_map)).float()
@@ -353,6 +355,7 @@ def letterbox(image: npt.NDArray[np.uint8], size: int = INPUT_SIDE_PX) -> tuple[
     width_px, height_px = max(int(width * scale), 1), max(int(height * scale), 1)
     square = torch.full((3, size, size), PADDING_VALUE, dtype=torch.float32)
     resized = resize(image, height_px, width_px)
+    # RGB to BGR, in which the published weights were trained.
     square[:, :height_px, :width_px] = resized.flip(2).permute(2, 0, 1)
     return square, scale
 
@@ -396,8 +399,10 @@ def select_candidates(
         [(w * s, h * s) * 2 for (h, w), s in zip(sizes_px, scales, strict=True)]
     ).reshape(-1, 1, 4)
     boxes_px = output.boxes_xyxy_px.clamp(min=0).minimum(limits)
+    # NaN is not larger than anything, so a box with NaN is dropped, too.
     usable = ((boxes_px[..., 2:] - boxes_px[..., :2]) >= MIN_SIDE_PX).all(dim=2)
     scores = torch.where(usable, output.scores, 0.0)
+    # Stable, so that anchors with equal scores are chosen in the same order on every machine.
     pool_scores, pool = scores.sort(dim=1, descending=True, stable=True)
     pool_scores, pool = pool_scores[:, :NMS_POOL], pool[:, :NMS_POOL]
     pool_boxes_px = boxes_px.gather(1, pool[..., None].expand(-1, -1, 4))
@@ -439,7 +444,8 @@ def greedy_nms(
     alive = scores > 0
     picks, kept = [], []
     for _ in range(min(num_keep, scores.shape[1])):
-        first = alive.byte().argmax(dim=1, keepdim=True)  # rows are sorted, so the first is best
+        # Rows are sorted, so the first one that is left is the best; `argmax` takes no booleans.
+        first = alive.byte().argmax(dim=1, keepdim=True)
         picks.append(first)
         kept.append(alive.gather(1, first))
         box = boxes.gather(1, first[..., None].expand(-1, -1, 4))
@@ -448,5 +454,6 @@ def greedy_nms(
         )
         overlap = sides.clamp_(min=0).prod(dim=2)
         union = area + area.gather(1, first) - overlap
+        # Multiplied instead of divided, because two boxes without area have a union of 0.
         alive = (alive & (overlap <= max_iou * union)).scatter(1, first, False)
     return torch.cat(picks, dim=1), torch.cat(kept, dim=1).sum(dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from reir.errors import GalleryNotFound, StoreError
@@ -65,25 +66,25 @@ def roll_back(store: InstanceStore, gallery: str) -> tuple[str, str]:
         GalleryNotFound: there is no such gallery, or none of its versions is live.
     """
     current = store.live_version(gallery)
-    existing = [each.name for each in store.versions(gallery)]
-    earlier = [each for each in live_history(store, gallery) if each.version in existing]
-    while earlier and earlier[-1].version == current:
+    earlier = [each for each in live_history(store, gallery) if each.version != current]
+    while earlier:
+        target = earlier[-1].version
+        # Not checked before: listing the versions counts their photos, which takes far longer.
+        with suppress(GalleryNotFound):
+            store.promote(gallery, target)
+            _write(store, gallery, earlier)
+            return current, target
         earlier.pop()
-    if not earlier:
-        others = ", ".join(each for each in existing if each != current)
-        advice = (
-            f"it also has {others}; make one of them live with `reir promote {gallery} VERSION`"
-            if others
-            else "it has no other version"
-        )
-        raise StoreError(
-            f"gallery '{gallery}' cannot be rolled back: no version that was live before "
-            f"{current} is left; {advice}"
-        )
-    target = earlier[-1].version
-    store.promote(gallery, target)
-    _write(store, gallery, earlier)
-    return current, target
+    others = ", ".join(each.name for each in store.versions(gallery) if each.name != current)
+    advice = (
+        f"it also has {others}; make one of them live with `reir promote {gallery} VERSION`"
+        if others
+        else "it has no other version"
+    )
+    raise StoreError(
+        f"gallery '{gallery}' cannot be rolled back: no version that was live before {current} is "
+        f"left; {advice}"
+    )
 
 
 def live_history(store: InstanceStore, gallery: str) -> list[LiveEntry]:

@@ -105,7 +105,7 @@ class _RankedRow:
 
     @property
     def place(self) -> tuple[bool, float, str, int]:
-        """Sort key; photos that the re-ranker did not score come last, as scores do not compare."""
+        """Sort key; photos that were not re-ranked come last: their scores are of another kind."""
         row = self.row
         return self.order == "rest", -self.score, row.image_id, instance_number(row.instance_id)
 
@@ -138,7 +138,7 @@ class _PendingAnswer:
 
     @property
     def last_order(self) -> Order | None:
-        """What ordered the last hit of the previous page."""
+        """The order to which the last hit of the previous page belongs; None for the first page."""
         return self.cursor.order if self.cursor else None
 
     @property
@@ -167,7 +167,7 @@ class _PendingAnswer:
         return [row.score for row in self.retrieved.photos[:PHOTOS]]
 
     def needs(self, stage: str) -> bool:
-        """Whether an optional stage is required: the page continues an answer in its order."""
+        """Whether an optional stage is required, because the page continues an answer of it."""
         return stage == "rerank" and self.last_order == "pool"
 
     def left_ms(self, stage: str, clock: Clock) -> float | None:
@@ -412,8 +412,6 @@ def _cursor(one: _PendingAnswer, page: Sequence[_RankedRow]) -> str:
     num_hits = one.num_previous + len(page)
     if num_hits >= MAX_HITS:
         return ""
-    if not page:
-        return one.query.cursor
     last = page[-1]
     cursor = Cursor(
         version=one.retrieved.version,

@@ -19,10 +19,11 @@ from reir.store.contract import InstanceRow, InstanceStore
 from reir.store.validation import MAX_LIMIT
 
 _FIRST_ROWS, _ROWS_PER_HIT = 24, 8
-"""Rows read at first: enough if photos have several instances ahead of the next photo's best."""
+"""Number of rows in the first read, in all and for each hit: usually enough, although several
+instances of a photo may rank before the best one of the next photo."""
 
 _GROWTH = 8
-"""The next read takes so many times more rows if one was too small."""
+"""If the rows that were read are too few, the next read takes this many times as many."""
 
 _ROWS_PER_CALL = 200_000
 """Maximum number of rows of one call to the store; a larger batch takes several calls."""

@@ -101,7 +101,8 @@ def _allowed(request: RerankRequest, photo: StoredPhoto) -> Mask:
     allowed = np.ones(len(photo), dtype=np.bool_)
     for each in request.excluded:
         image_id, _, number = each.rpartition("#")
-        if image_id == photo.image_id:
+        # The photo may have been indexed again since the search, with fewer instances.
+        if image_id == photo.image_id and int(number) < len(photo):
             allowed[int(number)] = False
     if request.where is None:
         return allowed

@@ -41,7 +41,7 @@ class VectorTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveRequest:
-    """What the retriever is asked for.
+    """A request to the retriever.
 
     Attributes:
         terms: unit vectors, which are added by weight.
@@ -62,7 +62,7 @@ class RetrieveRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveResult:
-    """What the retriever found.
+    """The answer of the retriever to one request.
 
     Attributes:
         version, digest: the version that was searched, and the checkpoint of its vectors.

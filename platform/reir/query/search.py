@@ -130,6 +130,7 @@ def load_extras(folder: Path, digest: str) -> CheckpointExtras:
     """
     from reir.checkpoint import load_reranker, read_config
 
+    # The gallery keeps the path of its checkpoint, where other weights may have been saved since.
     if read_config(folder).get("digest") != digest:
         return CheckpointExtras()
     return CheckpointExtras(load_reranker(folder, digest), load_calibration(folder, digest))
@@ -307,6 +308,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             QueryError: an argument is out of range; `field` names it.
             ImageError: the photo cannot be decoded.
         """
+        # Text is always an id, and a file is always a `Path`: either could look like the other.
         if isinstance(like, str):
             if box is not None:
                 raise QueryError("box", "belongs to a photo; an instance has its own box")

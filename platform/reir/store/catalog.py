@@ -169,7 +169,7 @@ class Catalog:
         try:
             yield
         except GalleryNotFound as error:
-            # Another process may have dropped the version and create it anew with other columns.
+            # Another process has dropped the version, and may create it again with other columns.
             self.clear_cache(gallery, version)
             self.images(gallery, version)  # raises `StoreDamaged` if only the ledger is missing
             raise validation.unknown_version_error(

@@ -189,6 +189,7 @@ class _Parser:
         return operands[0] if len(operands) == 1 else And(tuple(operands))
 
     def _not(self) -> Filter:
+        # Every recursion passes through here, so Python's stack cannot overflow either.
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self._error(self._peek(), f"it is nested deeper than {MAX_DEPTH} levels")
@@ -264,6 +265,8 @@ class _Parser:
         value = self._literal(token)
         if field.attribute:
             return value
+        # Compared with another type, the field would not fit in any photo: surely a mistake. Only
+        # attributes may have any type.
         wanted = "a string" if field.name in STRING_FIELDS else "a number"
         if isinstance(value, bool) or isinstance(value, str) != (wanted == "a string"):
             raise self._error(

@@ -297,11 +297,11 @@ def _instance_rows(image: IndexedImage) -> list[InstanceRow]:
             uri=record.uri,
             box=tuple(instances.boxes[number].tolist()),
             objectness=float(instances.objectness[number]),
-            area=float(instances.areas[number]),
+            area=area,
             vector=instances.vectors[number].copy(),
             attributes=dict(record.attributes),
         )
-        for number in range(len(instances))
+        for number, area in enumerate(instances.areas.tolist())
     ]
 
 

@@ -150,7 +150,8 @@ def instance_rows(
     """Return the rows of an image's instances, with the columns that the version has."""
     if image.instances is None:
         return []
-    found = [_instance_row(image.record, image.instances, i) for i in range(len(image.instances))]
+    areas = image.instances.areas.tolist()
+    found = [_instance_row(image.record, image.instances, i, area) for i, area in enumerate(areas)]
     if with_derived:
         _add_derived(found, image.instances)
     if with_masks:
@@ -189,7 +190,9 @@ def mask_from_row(row: Mapping[str, Any]) -> MaskRle | None:
     return MaskRle(tuple(values["size"]), values["counts"])
 
 
-def _instance_row(record: ImageRecord, instances: Instances, number: int) -> dict[str, Any]:
+def _instance_row(
+    record: ImageRecord, instances: Instances, number: int, area: float
+) -> dict[str, Any]:
     x1, y1, x2, y2 = instances.boxes[number].tolist()
     return {
         "instance_id": instance_id(record.image_id, number),
@@ -200,7 +203,7 @@ def _instance_row(record: ImageRecord, instances: Instances, number: int) -> dic
         "x2": x2,
         "y2": y2,
         "objectness": float(instances.objectness[number]),
-        "area": float(instances.areas[number]),
+        "area": area,
         "attributes": dict(record.attributes),
         "vector": instances.vectors[number],
     }

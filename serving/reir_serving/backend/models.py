@@ -35,7 +35,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An encoder, and what its checkpoint includes besides."""
+    """An encoder, with the re-ranker and the calibration that its checkpoint may include."""
 
     encoder: InstanceEncoder
     extras: CheckpointExtras = field(default_factory=CheckpointExtras)

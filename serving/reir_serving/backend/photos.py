@@ -62,7 +62,7 @@ class EncodedPhoto:
 def encode_photo(
     encoder: InstanceEncoder, spec: VersionSpec, data: bytes, max_pixels: int
 ) -> EncodedPhoto:
-    """Decode and encode a photo as indexing into a version does.
+    """Decode and encode a photo in the same way as `reir index` does for a version.
 
     Raises:
         ImageError: the photo cannot be decoded, or has more than `max_pixels`.

@@ -127,6 +127,8 @@ class GalleryStages:
         self, requests: Sequence[RerankRequest], timeout_s: float | None, /
     ) -> Sequence[Sequence[RerankResult]]:
         """Return the re-ranker's scores of the best photos."""
+        # After the timeout, the answer leaves this stage out. A call that no worker has started yet
+        # is then dropped (`batching.py`).
         async with asyncio.timeout(timeout_s):
             return await self._workers.rerank(self.model.spec, self.gallery, tuple(requests))
 
@@ -203,7 +205,9 @@ class Service:
         return await answer(queries, await self._stages(gallery))
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
-        """Return the (D,) vector of the instance that a box overlaps most; None: of the photo.
+        """Return the (D,) vector of the instance that a box overlaps most.
+
+        Without a box, return the vector of the whole photo.
 
         Raises:
             ImageError: the photo cannot be decoded.
@@ -249,6 +253,8 @@ class Service:
         Raises:
             ImageError: the photo cannot be decoded; nothing is saved.
         """
+        # Read once, so that the photo is encoded for the version that it is written to, even if
+        # another version becomes live meanwhile.
         version = await self._ask_store(lambda: self._version_info(gallery))
         model = (await self._stages(gallery)).model
         # A version that another model indexed may have become live since the stages were created.
@@ -285,6 +291,7 @@ class Service:
 
     async def about(self) -> Mapping[str, Any]:
         """Return what the page shows of this server."""
+        # Without the names of galleries and stores, because the route needs no key.
         models = [stages.model for stages in self._stages_of.values()]
         return {
             "cpu_path": cpu_path(),

@@ -92,7 +92,7 @@ class CachedLiveRetriever(Retriever):
     """
 
     def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
-        self._read_at_s = -LIVE_STALE_S
+        self._read_at_s = -LIVE_STALE_S  # so long ago that the first search reads the name
         self._executor = ThreadPoolExecutor(1)
         self._reading: Future[None] | None = None
         super().__init__(store, gallery, digest, dim)
@@ -133,7 +133,7 @@ def answer_in_groups(
         For each call, the results of its requests.
     """
     answers: list[tuple[Result, ...]] = [()] * len(calls)
-    for group in dict.fromkeys(map(key, calls)):
+    for group in dict.fromkeys(map(key, calls)):  # like a set, but in the order of the calls
         members = [n for n, call in enumerate(calls) if key(call) == group]
         requests = [request for n in members for request in requests_of(calls[n])]
         results = iter(work(calls[members[0]], requests))
@@ -193,6 +193,7 @@ class SearchWorkers:
 
     async def load_model(self, spec: str) -> ModelInfo:
         """Load the model that a spec names, and return its description."""
+        # In a thread, because loading takes seconds, in which other requests must be answered.
         loaded = await asyncio.to_thread(self._models.get, spec)
         return loaded.info(spec)
 
@@ -236,7 +237,7 @@ class SearchWorkers:
         )
 
     async def vector_of(self, spec: str, data: bytes, box: Box | None) -> FloatArray:
-        """Return the (D,) vector of the instance that a box overlaps most; None: of the photo."""
+        """Return a (D,) vector: that of the instance that a box overlaps most, or of the photo."""
         return await self._run_on_photo(
             lambda: vector_of(self._models.get(spec).encoder, data, box, self._limits.pixels)
         )
@@ -251,7 +252,7 @@ class SearchWorkers:
         )
 
     async def check_health(self) -> None:
-        """Encode an expression with each loaded model; raises whatever prevents that."""
+        """Encode an expression with each loaded model, which raises an error if one has failed."""
         for spec in self._models.specs:
             await self.encode(spec, (CANARY,))
 

@@ -84,8 +84,8 @@ Build = Annotated[
 ]
 
 SCALED = ("ingress", "text", "retriever", "reranker")
-"""Deployments whose number of replicas the options set. The localizer is not among them, because
-only few requests use it."""
+"""Deployments whose number of replicas `--min-replicas` and `--max-replicas` set. The localizer is
+not among them, because only few requests use it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -145,6 +145,7 @@ def serve_file(config: ServeConfig) -> str:
     """Return the config file with which Ray Serve and KubeRay run this application, as YAML."""
     import yaml
 
+    # The store is always written, because its default depends on the machine and its environment.
     values = config.model_dump(mode="json", exclude_defaults=True) | {"store": config.store}
     application = {
         "name": "reir",
@@ -158,7 +159,7 @@ def serve_file(config: ServeConfig) -> str:
 
 
 def _check(config: ServeConfig) -> None:
-    """Check that the settings can be served, because the start of Ray takes several seconds.
+    """Check the settings before Ray starts, because that takes several seconds.
 
     Raises:
         ConfigError: the server cannot listen on the port.
@@ -179,6 +180,7 @@ def check_port(host: str, port: int) -> None:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
+        # Otherwise the connections of a server that has just stopped would keep its port in use.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -217,7 +219,8 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
     from reir_serving.ray.environment import server_folder
     from reir_serving.ray.supervisor import ServerProcess, StatusMessage, ready_address
 
-    # Signals and status messages arrive in one queue, so that one loop handles them in order.
+    # Signals and status messages arrive in one queue, so that one loop handles them in order. A
+    # signal handler may call `SimpleQueue.put`, but not `Queue.put`, which could wait for itself.
     events: queue.SimpleQueue[int | StatusMessage] = queue.SimpleQueue()
     for number in (*STOP, signal.SIGHUP):
         signal.signal(number, lambda number, _: events.put(number))

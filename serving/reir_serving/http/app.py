@@ -1,8 +1,8 @@
 """`create_app`: the HTTP interface of a `Service`.
 
-A request passes `AdmissionMiddleware` (is there room?), `RequestContextMiddleware` (request id,
-security headers, log, metrics) and `AuthMiddleware` (key, rate, size, time) before it reaches a
-route. Every error on its way becomes a problem (RFC 9457).
+Before a request reaches a route, it passes `AdmissionMiddleware` (whether there is room for it),
+`RequestContextMiddleware` (request id, security headers, log, metrics) and `AuthMiddleware` (key,
+rate, size, time). Every error on the way becomes problem details (RFC 9457).
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    assert isinstance(error, HTTPException)  # Starlette's type for handlers is wider
     problem = problem_of_http_exception(error, request)
     if problem.kind is WRONG_METHOD:
-        # The framework names only the methods of the first route whose path matches.
+        # The framework lists only the methods of the first route whose path matches.
         problem.headers = {"Allow": ", ".join(_allowed_methods(request))}
     return problem_response(problem, request)
 

@@ -61,6 +61,7 @@ class EndpointContext:
         Raises:
             ProblemError: the gallery does not exist, or the caller may not see it.
         """
+        # The same answer in all cases, so that a caller cannot find out which galleries exist.
         try:
             check_name("gallery", gallery)
         except ConfigError as error:
@@ -107,7 +108,8 @@ class EndpointContext:
 
 
 async def _context(request: Request) -> EndpointContext:
-    # `async` although it awaits nothing: FastAPI calls other dependencies in a thread.
+    # `async` although it awaits nothing, because FastAPI calls other functions in a thread, which
+    # costs a hand-over for each request.
     return EndpointContext(request)
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives from the routes, plus problems and API keys."""
+"""The OpenAPI document: FastAPI derives it from the routes, and we add problems and API keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request must be changed.", **_PROBLEM},
     "5XX": {"description": "The server cannot answer at the moment; try again later.", **_PROBLEM},
 }
-"""The errors of every route."""
+"""The descriptions of errors that every route has in the OpenAPI document."""
 
 
 def set_openapi(app: FastAPI, extra: tuple[type[BaseModel], ...], *, needs_key: bool) -> None:
@@ -63,7 +63,7 @@ def _document(app: FastAPI, extra: tuple[type[BaseModel], ...], needs_key: bool)
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
-    # An empty entry says that the operation also works without a key.
+    # In OpenAPI, an empty entry means that the operation also works without a key.
     keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
     security = keys if needs_key else [*keys, {}]
     for path, operations in document["paths"].items():

@@ -2,7 +2,7 @@
 
 A picture is either a photo of a type that browsers show, sent with the media type that its first
 bytes imply, or pixels that this module encoded. So the server never sends an uploaded document that
-a browser would execute. Knows no store and no HTTP.
+a browser would execute. This module depends neither on a store nor on HTTP.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def render(data: bytes, record: ImageRecord, view: View, max_pixels: int) -> Pic
     media_type = UNCHANGED_TYPES.get(known.name) if known else None
     if view.is_whole and media_type:
         return Picture(data, media_type)
-    at_least_px = None  # lets the JPEG decoder scale down while it decodes, which is faster
+    # `at_least_px` lets the JPEG decoder scale down while it decodes, which is faster. It refers to
+    # the longer side, and `view.width_px` to the width.
+    at_least_px = None
     if view.width_px and record.width_px and record.height_px:
         longer = max(1.0, record.height_px / record.width_px)
         at_least_px = math.ceil(view.width_px * longer)
@@ -110,7 +112,10 @@ def _fit(photo: Image.Image, width_px: int) -> Image.Image:
 
 
 class PictureCache:
-    """The most recently used pictures, up to a total size; threads can share it."""
+    """The most recently used pictures, up to a total size. Threads can share a cache.
+
+    No picture ever becomes outdated, because its `ETag` changes with the content of the photo.
+    """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         """Start empty."""
@@ -128,6 +133,7 @@ class PictureCache:
     def put(self, tag: str, picture: Picture) -> None:
         """Add a picture, and remove those that have not been used for the longest time."""
         with self._lock:
+            # A picture that is larger than the whole cache would only push out all others.
             if tag in self._pictures or len(picture.data) > self._max_bytes:
                 return
             self._pictures[tag] = picture

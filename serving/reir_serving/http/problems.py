@@ -1,7 +1,7 @@
 """Errors as problem details (RFC 9457): which error becomes which answer, and what the answer says.
 
-An answer tells the caller what to change. What only the operator may know (the address of the
-store, names of other galleries, a traceback) goes to the log.
+An answer tells the caller what to change. Details that only the operator may know, such as the
+address of the store, names of other galleries, or a traceback, go to the log.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class ProblemKind:
     """A kind of problem.
 
     Attributes:
-        name: also the last part of `type` in the problem details.
+        name: name of the kind, and the last part of `type` in the problem details.
         status: HTTP status.
-        title: what the kind has in common, without details of the request.
+        title: a summary that is the same for all problems of this kind.
     """
 
     name: str
@@ -99,10 +99,10 @@ _KIND_OF_IMAGE_FAILURE = {
 
 
 class ProblemError(HTTPException):
-    """Raised where a request is to be answered with a problem.
+    """Raised wherever a request is to be answered with a problem.
 
-    It is an `HTTPException` because FastAPI turns any other error that occurs while it reads a body
-    into a 400 of its own.
+    It is an `HTTPException`, because FastAPI turns any other error that occurs while it reads a
+    body into a 400 of its own.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
     state.problem = kind.name
     headers = {"Cache-Control": "no-store", **(problem.headers or {})}
     if problem.retry_after_s is not None:
+        # The header counts whole seconds; with 0, clients would try again at once.
         headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
     return Response(problem_body(problem, state.request_id), kind.status, headers, MEDIA_TYPE)
 
@@ -172,7 +173,7 @@ def problem_of_validation_error(error: RequestValidationError, request: Request)
     errors = [
         {
             "field": _field(each["loc"]),
-            "detail": each["msg"].removeprefix("Value error, "),
+            "detail": each["msg"].removeprefix("Value error, "),  # pydantic's, for a ValueError
             "value": repr(each.get("input"))[:_MAX_VALUE_CHARS],
             "kind": each["type"],
         }
@@ -217,7 +218,7 @@ def problem_of_reir_error(error: ReirError) -> ProblemError:
             return ProblemError(kind, detail, retry_after_s=retry_s, reason=error.reason.value)
         case Overloaded():
             return ProblemError(OVERLOADED, str(error), retry_after_s=error.retry_after_s)
-        case GalleryNotFound():
+        case GalleryNotFound():  # its text may name galleries that the key must not know
             return gallery_not_found("")
         case SchemaMismatch():
             return ProblemError(MISMATCH, str(error))

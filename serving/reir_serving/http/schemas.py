@@ -36,6 +36,8 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+# The limits come before the validator. In the other order, pydantic would write them as "ge" and
+# "le" into the OpenAPI document, where clients look for "minimum" and "maximum".
 Count = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
 GalleryName = Annotated[
     str, Field(min_length=1, max_length=255, json_schema_extra={"format": "gallery"})
@@ -98,7 +100,7 @@ class Problem(BaseModel):
 
 def json_response(value: JsonObject, status: int = 200) -> Response:
     """Return a response with plain values as JSON; a number that is not finite becomes null."""
-    # Answers hold photos of one key: neither a proxy nor the browser may keep them.
+    # An answer is for one key, so neither a proxy nor the browser may keep it.
     headers = {"Cache-Control": "no-store"}
     return Response(to_json(value, inf_nan_mode="null"), status, headers, JSON)
 

@@ -1,6 +1,6 @@
-"""What a caller may see: galleries depend on the key, photos on the key's tenant.
+"""What a caller may see: the galleries that the key names, and in them the photos of its tenant.
 
-Both come from the key alone; no request can name them. Knows no HTTP.
+Both come from the key alone, never from a request. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Caller:
     """Whoever sends requests with one key.
 
     Attributes:
-        key_id: for the log and the rate limit; empty on a server without keys.
+        key_id: id of the key, for the log and the rate limit; empty on a server without keys.
         tenant: if set, the caller sees only photos whose attribute `tenant` has this value.
         read, write: names of galleries, or `ALL_GALLERIES`; write access includes read access.
         rate_per_s: rate limit of this key; None applies the server's.
@@ -52,7 +52,7 @@ class Caller:
         return not self.tenant or record.attributes.get(TENANT) == self.tenant
 
     def restrict_filter(self, where: str | None) -> str | None:
-        """Return a filter that `where` and the tenant both allow.
+        """Return a filter for instances that match `where` and belong to the caller's tenant.
 
         Raises:
             FilterError: `where` cannot be parsed, or a tenant's filter uses `uri`, because tenants
@@ -60,11 +60,11 @@ class Caller:
         """
         if not self.tenant:
             return where
-        own = f'attr.{TENANT} == "{self.tenant}"'
+        own = f'attr.{TENANT} == "{self.tenant}"'  # `KeyEntry` allows no quotes in the name
         if where is None:
             return own
-        # Parsed by itself first: "area > 0) or (area > 0" would otherwise close our parenthesis
-        # and so escape from the condition on the tenant.
+        # The filter is first parsed by itself. Otherwise "area > 0) or (area > 0" would close our
+        # parenthesis and so escape from the condition on the tenant.
         if URI_FIELD in fields_of(parse(where)):
             raise FilterError(
                 "filter",

@@ -1,8 +1,8 @@
 """Admission control: limits how many requests are in progress, and rejects the others.
 
-Under overload the server rejects most requests, on the same cores that should answer the rest. So a
-rejection reads no body and looks for no route, and the rejections of one second are counted and
-logged together.
+Under overload the server rejects most requests, on the same cores that should answer the rest.
+Therefore the body of a rejected request is not read, its route is not looked up, and all rejections
+of one second are counted and logged together.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from reir_serving.middleware.metrics import Metrics
 from reir_serving.middleware.request_context import SECURITY_HEADERS, request_id_of
 
 RETRY_AFTER_S = 1
-"""When a rejected client should try again."""
+"""`Retry-After` of a rejection, in seconds."""
 
 REPORT_EVERY_S = 1.0
-"""How often rejections are counted and logged."""
+"""Interval in seconds at which rejections are counted and logged."""
 
 BUFFERED_BYTES = 60_000
-"""HAProxy forwards a request of up to this many bytes only once all of it has arrived
-(`haproxy_settings.py`). The rest of a larger request may arrive at any speed."""
+"""Size up to which HAProxy forwards a request only once all of it has arrived
+(`haproxy_settings.py`). The rest of a larger request may arrive at any speed, and so occupy a
+replica for long."""
 
 _OVERLOAD = ProblemError(
     OVERLOADED,
@@ -59,7 +60,8 @@ class AdmissionControl:
     """Counts the requests in progress; requests that only read are cheap and always admitted."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
-        """Admit as many requests as may be in progress and wait."""
+        """Admit up to `max_ongoing_requests` plus `max_queued_requests` requests at a time."""
+        # There are no locks, because everything runs in the event loop of the replica.
         self._limits, self._metrics = limits, metrics
         self._in_progress: Counter[bool] = Counter()  # whether it is large -> number
         self._unreported: Counter[str] = Counter()  # method -> number of rejections
@@ -77,6 +79,7 @@ class AdmissionControl:
             >= self._limits.max_ongoing_requests + self._limits.max_queued_requests
         ):
             return True
+        # `is_large` comes last, because it has to read the headers.
         return self._in_progress[True] >= self._limits.max_ongoing_requests and is_large(scope)
 
     @contextmanager
@@ -117,6 +120,7 @@ class AdmissionControl:
 
     def report(self) -> None:
         """Add the rejections since the last report to the metrics and the access log."""
+        # Replaced, because the next rejection schedules a new report if it finds an empty counter.
         rejections, self._unreported = self._unreported, Counter()
         for method, count in rejections.items():
             self._metrics.note_rejections(method, OVERLOADED.status, OVERLOADED.name, count)
@@ -176,6 +180,7 @@ def is_large(scope: Scope) -> bool:
         return True
     length = headers.get("content-length", "")
     body = int(length[:20]) if length.isascii() and length.isdigit() else 0
+    # HAProxy's buffer holds the first line and the headers as well.
     url = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
     size = body + url + sum(len(name) + len(value) for name, value in headers.raw)
     return size > BUFFERED_BYTES

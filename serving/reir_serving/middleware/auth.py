@@ -1,6 +1,6 @@
 """Authenticates callers, and limits the rate, size and duration of their requests.
 
-Most rejections cost little: they come before a body is read and a route is looked for.
+Most rejections cost little, because they come before the body is read and the route is looked up.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ PREFIX = "/v1/"
 """Start of the paths of the API; all other paths (page, health, metrics) need no key."""
 
 OPEN_PATHS = frozenset({"/v1/about"})
-"""Paths of the API that need no key: the page learns there whether it has to ask for one."""
+"""Paths of the API that need no key. From `/v1/about`, the page learns whether it has to ask the
+user for a key."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class AuthMiddleware:
-    """Lets authenticated requests of the API pass, and other paths; limits apply to both."""
+    """Rejects requests to the API without a valid key, and applies limits to all requests."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class AuthMiddleware:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Check keys with `keys`; None allows everything to requests from this machine."""
+        """Check keys with `keys`; without keys, every request from this machine is allowed."""
         self._app, self._keys, self._limits, self._clock = app, keys, limits, clock
         self._rate = RateLimit(limits.rate_per_s, limits.burst)
 
@@ -61,6 +62,7 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Created before the limit is known, because `_timeout` below needs it in any case.
         body, headers = _BodyLimit(receive, 0), Headers(scope=scope)
         try:
             if scope["path"].startswith(PREFIX):
@@ -72,7 +74,7 @@ class AuthMiddleware:
             await problem_response(error, Request(scope))(scope, receive, send)
         except TimeoutError:
             if request_state(scope).status:
-                raise  # the answer has begun; the server can only cut the connection
+                raise  # the answer has begun, so the server can only cut the connection
             await problem_response(self._timeout(body), Request(scope))(scope, receive, send)
 
     def _authenticate(self, scope: Scope, headers: Headers, state: RequestState) -> None:
@@ -86,6 +88,7 @@ class AuthMiddleware:
             _check_origin(scope["method"], headers)
         is_open = scope["path"] in OPEN_PATHS
         state.caller = caller = self._caller(headers, needs_key=not is_open)
+        # Callers without a key have the same empty id, so they share one rate limit.
         wait_s = self._rate.take(caller.key_id, caller.rate_per_s, self._clock())
         if wait_s:
             detail = f"this key has reached its rate limit; try again in {wait_s:.1f} s"
@@ -96,7 +99,7 @@ class AuthMiddleware:
             return FULL_ACCESS
         try:
             caller = self._keys.caller(_token(headers))
-        except KeysUnusable as error:
+        except KeysUnusable as error:  # the reason is in the server's log, not in the answer
             if not needs_key:
                 return NO_ACCESS
             detail = (
@@ -121,6 +124,7 @@ class AuthMiddleware:
             ProblemError: the request states a larger size.
         """
         limit = self._limits.upload_bytes if is_form(headers) else self._limits.body_bytes
+        # Python refuses to convert texts of thousands of digits, and 20 exceed every limit.
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise _too_large(limit)
@@ -157,7 +161,8 @@ class _BodyLimit:
 
 
 def _too_large(limit_bytes: int) -> ProblemError:
-    # Closes the connection: the server would take the unread rest of the body for the next request.
+    # The connection is closed, because the server would mistake the rest of the body, which nobody
+    # has read, for the next request.
     detail = f"the body exceeds this server's limit of {limit_bytes} bytes; send a smaller one"
     return ProblemError(TOO_LARGE, detail, headers={"Connection": "close"})
 

@@ -1,13 +1,13 @@
 """Rejects requests over the limit before Ray Serve and uvicorn spend any work on them.
 
-Ray Serve does much for each request: metadata, metrics, a task that notices when the client
-disconnects. That costs far more than a rejection, and so does uvicorn's call of the application.
-Ray Serve loads this module because `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it. Serve's
-own proxies load it too; they have no admission control, so they reject nothing.
+For each request, Ray Serve collects metadata and metrics, and starts a task that notices when the
+client disconnects. That costs far more than a rejection, and so does uvicorn's call of the
+application. Ray Serve loads this module because `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names
+it. Serve's own proxies load it too; they have no admission control, so they reject nothing.
 
-It also checks that requests come from the proxy of the same server (`environment.SECRET`): the
-proxy of another server on this machine may still send requests to a port that its own replica once
-used.
+This module also checks that requests come from the proxy of the same server (`environment.SECRET`):
+the proxy of another server on this machine may still send requests to a port that one of its own
+replicas once used.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from reir_serving.ray.haproxy_settings import SECRET_HEADER
 MISDIRECTED = b"HTTP/1.1 421 Misdirected Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 """The answer to requests that do not come from this server's proxy."""
 
+# uvicorn creates the protocol objects, so they find the admission control of their process here. It
+# is empty in processes that reject nothing.
 _admission_control: list[AdmissionControl] = []
 
 
 def set_admission_control(admission: AdmissionControl) -> None:
-    """Reject the requests of this process that `admission` has no room for; replaces the last."""
+    """Reject the requests of this process for which `admission` has no room."""
     _admission_control[:] = [admission]
 
 

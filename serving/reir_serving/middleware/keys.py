@@ -1,7 +1,8 @@
 """API keys: the file with their salted hashes, and the key ring with which a server checks them.
 
 A key has the form `reir_ID_SECRET`. The file never contains the secret. The secret has 256 random
-bits, so nobody can guess it from its hash, and a single round of hashing is enough. Knows no HTTP.
+bits, so nobody can guess it from its hash, and a single round of hashing is enough. This module
+does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ CHECK_EVERY_S = 1.0
 
 TRUSTED_S = 60.0
 """Seconds for which the last keys stay valid after the keys file has become unusable. This is long
-enough to correct a mistake in the file, and keeps a key that was to be revoked from staying valid
-for long."""
+enough to correct a mistake in the file, and short enough that a key whose revocation broke the file
+does not stay valid for long."""
 
 _TOKEN = re.compile(r"reir_([0-9a-f]{8})_([0-9a-f]{64})")
+# Stands in for the salt of an unknown key, see `KeyRing.caller`.
 _NO_SALT = "0" * 32
 
 GalleryNames = tuple[str, ...]
@@ -49,7 +51,7 @@ class KeyEntry(StrictConfig):
         salt, hash: hexadecimal; `hash` is the HMAC-SHA256 of the secret with the salt as the key.
         read, write: names of galleries, or "*" for all.
         tenant: see `Caller.tenant`.
-        rate_per_s: requests a second in the long run; None applies the server's limit.
+        rate_per_s: average number of requests per second; None applies the server's limit.
         note: who uses the key.
         created: ISO date.
     """
@@ -75,6 +77,7 @@ class KeyEntry(StrictConfig):
     @field_validator("tenant")
     @classmethod
     def _tenant(cls, name: str) -> str:
+        # `Caller.restrict_filter` puts the name into a filter, so it must not contain quotes.
         return _checked_name("tenant", name) if name else name
 
     @property
@@ -201,6 +204,7 @@ class KeyRing:
             return
         self._checked_s = now_s
         stamp = _stamp(self._path)
+        # A file may become readable without a change of its time, for example by `chmod`.
         if stamp == self._stamp and not self._problem:
             return
         self._stamp = stamp
@@ -220,7 +224,7 @@ class KeyRing:
                 TRUSTED_S,
                 problem,
             )
-        elif problem and self.is_expired and not self._is_expiry_logged:
+        elif problem and self.is_expired and not self._is_expiry_logged:  # checked every second
             self._is_expiry_logged = True
             logger.error("no key is accepted until the keys file can be used: %s", problem)
         elif self._problem and not problem:
@@ -235,6 +239,7 @@ def _entries(path: Path) -> dict[str, KeyEntry]:
 
 def _stamp(path: Path) -> tuple[int, int]:
     """Return values that change whenever the file does; zeros if there is no file."""
+    # The inode tells when `_save` has replaced the file, even within the resolution of the time.
     try:
         status = path.stat()
     except OSError:
@@ -244,7 +249,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _save(path: Path, content: KeyFile) -> None:
     """Replace the file in one step; only its owner can read it."""
-    # A running server reads the file at any time, so it must never see half of it.
+    # A running server may read the file at any time, so it must never see half of it. With the
+    # process id in the name, two commands do not write to the same temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -19,7 +19,7 @@ AUDIT = logging.getLogger("reir_serving.audit")
 
 
 def open_logs(path: Path | None) -> None:
-    """Write both logs to a file, or to standard error (None), and no longer anywhere else."""
+    """Write both logs to a file, or to standard error if `path` is None, and nowhere else."""
     handler = logging.FileHandler(path) if path else logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for log in (ACCESS, AUDIT):
@@ -28,7 +28,7 @@ def open_logs(path: Path | None) -> None:
             old.close()
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-        log.propagate = False
+        log.propagate = False  # otherwise the root logger would write each line once more
 
 
 def log_line(log: logging.Logger, **values: Any) -> None:

@@ -33,6 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         """Start at zero."""
+        # The Prometheus client opens files in this folder as soon as a metric is created.
         if folder := os.environ.get(SHARED_FOLDER_VARIABLE):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self.registry = CollectorRegistry()
@@ -71,6 +72,7 @@ class Metrics:
             "worker_waiting", "Number of calls that wait for a worker.", "worker"
         )
         self.in_flight = self._gauge("in_flight_requests", "Number of requests in progress.")
+        # Gauges are added up over all live processes, so this counts the replicas.
         self._gauge("replicas", "Number of processes that answer requests.").set(1)
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -83,7 +85,7 @@ class Metrics:
         self._problems.labels(problem).inc()
 
     def note_rejections(self, method: str, status: int, problem: str, count: int) -> None:
-        """Count requests that were rejected before a route was looked for."""
+        """Count requests that were rejected before their route was looked up."""
         self._requests.labels(method, UNKNOWN_ROUTE, str(status)).inc(count)
         self._problems.labels(problem).inc(count)
 

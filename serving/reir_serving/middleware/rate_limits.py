@@ -1,4 +1,7 @@
-"""Rate limits: a token bucket for each key. The caller gives the time, so tests need no clock."""
+"""Rate limits: a token bucket for each key.
+
+The time is an argument of each call, so that tests need no clock.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ class TokenBucket:
 
 
 class RateLimit:
-    """The buckets of one process: with n replicas, a key gets up to n times its rate."""
+    """The buckets of one process. With n replicas, a key gets up to n times its rate."""
 
     def __init__(self, rate_per_s: float | None, burst: int) -> None:
-        """Limit keys without a rate of their own to `rate_per_s`; None does not limit them."""
+        """Set the rate of keys without a rate of their own; None does not limit them."""
         self._rate_per_s, self._burst = rate_per_s, burst
         self._buckets: dict[str, TokenBucket] = {}
 
@@ -46,5 +49,5 @@ class RateLimit:
         # The rate differs if the keys file has changed since the last request.
         if bucket is None or bucket.rate_per_s != rate_per_s:
             bucket = self._buckets[key_id] = TokenBucket(rate_per_s, self._burst)
-            bucket.updated_s = now_s
+            bucket.updated_s = now_s  # a new bucket is full, and is refilled from now on
         return bucket.take(now_s)

@@ -1,6 +1,7 @@
 """Gives every admitted request an id, security headers, a line in the access log, and metrics.
 
-A plain ASGI class: Starlette's `BaseHTTPMiddleware` needs a task and a queue for each request.
+The middleware is a plain ASGI class, because Starlette's `BaseHTTPMiddleware` needs a task and a
+queue for each request.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from reir_serving.middleware.request_state import SCOPE_KEY, RequestState
 CLIENT_GONE = 499
 """Status in the access log for a client that disconnected before the answer began."""
 
-# What may be in an id that the client chose: nothing that a log or a header could misinterpret.
+# An id that the client chose may contain nothing that a log or a header could misinterpret.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+# The page needs no other server than this one. With an API key, it fetches pictures by itself and
+# shows them as `blob:`, because the request of an <img> cannot carry the key.
 _CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; "
@@ -43,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class RequestContextMiddleware:
-    """Wraps an application; every answer passes through here, including answers to bugs."""
+    """Wraps an application. Every answer passes through here, also the answers to bugs (500)."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         """Count requests in `metrics`."""
@@ -69,7 +72,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send_with_headers)
         except Exception:
             logger.exception("request %s failed", state.request_id)
-            if state.status:  # the answer has begun; the server can only cut the connection
+            if state.status:  # the answer has begun, so the server can only cut the connection
                 raise
             detail = f"the server's log explains this error under request id {state.request_id}"
             problem = ProblemError(INTERNAL, detail)
@@ -79,7 +82,7 @@ class RequestContextMiddleware:
             self._note(scope, state, time.perf_counter() - started_s)
 
     def _note(self, scope: Scope, state: RequestState, seconds: float) -> None:
-        """Count and log a request under its route, whose template contains no names."""
+        """Count and log a request under the template of its route, which contains no names."""
         route = getattr(scope.get("route"), "path", "") or UNKNOWN_ROUTE
         status = state.status or CLIENT_GONE
         self._metrics.note_request(scope["method"], route, status, seconds)

@@ -16,8 +16,8 @@ class RequestState:
     """State of one request; the access log and the metrics read it when the answer is sent.
 
     Attributes:
-        request_id: sent back as `X-Request-Id`.
-        caller: whose key it is.
+        request_id: id of the request, which the answer contains as `X-Request-Id`.
+        caller: the caller that the key belongs to; without access until the key has been checked.
         status: HTTP status of the answer; 0 until the answer begins.
         problem: name of the kind of problem; empty if there is none.
     """

@@ -39,6 +39,7 @@ from reir_serving.middleware.logs import open_logs
 from reir_serving.middleware.metrics import Metrics
 
 APP, INGRESS = "reir", "ingress"
+# With fewer CPUs, calls between replicas would make searches slower (docs/serve.md).
 FUSED_BELOW_CPUS = 8
 
 RETRY_AFTER_S = 1.0
@@ -50,8 +51,8 @@ because none of them changes anything: the replicas of `ingress` write to the st
 
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 SPARE_REQUESTS = 64
-"""What Serve lets through to a replica beyond the limits: health checks, metrics, the page, and
-requests that the replica itself is going to reject."""
+"""Number of requests beyond the limits that Serve passes to a replica: health checks, metrics, the
+page, and requests that the replica itself rejects."""
 
 
 def build_app(args: ServeConfig) -> Any:
@@ -77,8 +78,8 @@ def layout_of(config: ServeConfig, resources: Mapping[str, float] | None = None)
     """Return the layout to use: "auto" becomes "fused" if there are few CPUs and no GPU.
 
     Args:
-        config: its `layout` is returned if it is not "auto".
-        resources: the cluster's resources; None asks Ray.
+        config: the settings; a `layout` other than "auto" is returned as it is.
+        resources: resources of the cluster by name; None asks Ray.
     """
     if config.layout != "auto":
         return config.layout
@@ -95,7 +96,8 @@ class Ingress:
 
         Args:
             values: `ServeConfig` as JSON values.
-            handles: handles of the deployments that do the work, by name; None to do it here.
+            handles: handles of the deployments that do the work, by name; None in the fused layout,
+                in which this replica does the work.
         """
         config = load_config(ServeConfig, values)
         open_logs(config.access_log)
@@ -106,21 +108,22 @@ class Ingress:
                 store, ModelCache(), config.limits, self._metrics.note_batch, check
             )
         else:
-            # A type checker does not see the methods that `__getattr__` provides.
+            # Type checkers do not see the methods that `__getattr__` provides.
             workers = cast("SearchWorkers", RemoteWorkers(handles))
         self._service = Service(config, store, workers, config.uploads or reir_home() / "uploads")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application that answers HTTP; Serve calls this method by its name."""
         app = create_app(self._service, self._config, self._metrics)
-        # The same counts for the code that rejects requests before they reach the application.
+        # The code that rejects requests before they reach the application needs the same counts.
         set_admission_control(app.state.admission)
         return app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply live settings, and warm up the first time.
+        """Apply live settings. The first call also warms the replica up.
 
         Serve calls this before a replica counts as ready, so no request waits for a model to load.
+        It calls this again for every change of the live settings.
         """
         self._service.live = load_config(LiveSettings, user_config)
         if not self._is_warm:
@@ -146,11 +149,12 @@ def _open_store(config: ServeConfig) -> tuple[InstanceStore, Callable[[], None]]
     """Open the store, and return it with the function that checks that its folder exists."""
     check = folder_check(config.store)
     check()  # opening would create an empty store in a folder that does not exist
+    # Not patient, because the circuit breaker answers clients at once, and they try again.
     return open_store(config.store, patient=False), check
 
 
 class RemoteWorkers:
-    """Has the methods of `SearchWorkers`; each call goes to a replica of a worker deployment."""
+    """The methods of `SearchWorkers`, each of which calls a replica of a worker deployment."""
 
     def __init__(self, handles: dict[str, Any]) -> None:
         """Call the deployments behind Serve's handles, by name."""
@@ -177,7 +181,7 @@ class RemoteWorkers:
 
 @contextmanager
 def _original_errors(deployment: str) -> Iterator[None]:
-    """Turn Ray's errors into those that `SearchWorkers` raises, which become HTTP problems."""
+    """Raise the errors that `SearchWorkers` raises in place of Ray's, which wrap them."""
     try:
         yield
     except RayTaskError as error:
@@ -199,7 +203,7 @@ def _deployment(cls: type, name: str, replicas: Replicas, config: ServeConfig) -
         # health checks and metrics too, and reject them when the server is busy.
         options = {"max_ongoing_requests": limits.max_ongoing_requests + waiting + SPARE_REQUESTS}
         cls = serve.ingress()(cls)
-    if replicas.min_replicas == replicas.max_replicas:
+    if replicas.min_replicas == replicas.max_replicas:  # Serve accepts one of the two options only
         options["num_replicas"] = replicas.min_replicas
     else:
         options["autoscaling_config"] = _autoscaling(replicas)
@@ -213,9 +217,9 @@ def _deployment(cls: type, name: str, replicas: Replicas, config: ServeConfig) -
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         **options,
     )
-    # Without an explicit version, each `serve.run` generates a random one and so replaces all
-    # replicas, even if only `user_config` has changed, for which none has to restart. Serve accepts
-    # a version only from its own code, hence `_internal`.
+    # Without an explicit version, each `serve.run` generates a random one and therefore replaces
+    # all replicas, even if only `user_config` has changed, for which none has to restart. Serve
+    # accepts a version from its own code only, hence `_internal`.
     return deployment.options(version=_version(config), _internal=True)
 
 

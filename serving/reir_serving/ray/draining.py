@@ -1,11 +1,11 @@
 """Drains HAProxy: it accepts no new connections, finishes open requests, and exits.
 
-On a soft stop (SIGUSR1), HAProxy closes its ports at once and closes each connection after the
-answer to the next request on it. An idle connection would keep HAProxy running until a timeout, so
-`drain` asks it how many requests are open and kills it once there are none. It asks over an
+On a soft stop (SIGUSR1), HAProxy closes its ports at once, and each connection after the answer to
+the next request on it. An idle connection would keep HAProxy running until a timeout, so `drain`
+asks HAProxy how many requests are open and kills it once there are none. It asks over an
 administration connection opened before the soft stop, because HAProxy accepts none afterwards.
 
-Does not import Ray.
+This module does not import Ray.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def drain(folder: Path, within_s: float) -> None:
             is_busy = any(_is_busy(pid, each) for pid, each in connections.items())
             quiet_polls = 0 if is_busy else quiet_polls + 1
             time.sleep(POLL_S)
+    # The remaining processes have only idle connections, or requests past the deadline.
     for pid in with_settings_in(folder):
         _send(pid, signal.SIGKILL)
 
@@ -137,7 +138,7 @@ def _is_busy(pid: int, connection: AdminConnection | None) -> bool:
         return False
     try:
         return connection is None or connection.num_requests() > 0
-    except OSError:
+    except OSError:  # it has exited, or is too slow to answer: then its requests may still be open
         return is_running(pid)
 
 

@@ -1,7 +1,7 @@
 """The environment variables for Ray Serve and HAProxy, which `reir serve` sets before Ray starts.
 
-With KubeRay, the same variables belong in the pods (docs/serve.md). Does not import Ray, because
-Ray reads most of them when it is imported.
+With KubeRay, the same variables belong in the pods (docs/serve.md). This module does not import
+Ray, because Ray reads most of the variables when it is imported.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SECRET = "REIR_SERVE_SECRET"
 If it is not set, they do not check."""
 
 HOST, LOOPBACK = "REIR_SERVE_HOST", "127.0.0.1"
-"""Variable with the address that HAProxy listens on, and the loopback address. If it is not set,
-HAProxy listens on the address in Ray's settings, as the replicas do."""
+"""Variable with the address that HAProxy listens on, and the loopback address. If the variable is
+not set, HAProxy listens on the address in Ray's settings, as the replicas do."""
 
 MAX_CONNECTIONS = 16_384
 """Connection limit for all clients together, if the limit of open files allows it
@@ -45,7 +45,8 @@ VARIABLES: Mapping[str, str] = {
     # has the same result, because its id is the same.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
-    # A dead replica has the fewest connections, so it would get every attempt until it is left out.
+    # HAProxy chooses the replica with the fewest connections. That is a dead one, which would get
+    # every attempt until it is marked down, so one failed connection is enough for that.
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     # A request can only be sent again while HAProxy holds all of it.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
@@ -57,7 +58,7 @@ VARIABLES: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Timeout for a client that neither sends nor reads anything.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # Two processes must not share a port: either would answer requests meant for the other.
+    # If two processes shared a port, each would answer requests that are meant for the other.
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",
     # Serve restarts the actor that manages HAProxy after three failed health checks.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
@@ -140,6 +141,7 @@ def apply(folder: Path) -> None:
         ConfigError: no block of ports is free.
     """
     program = folder / "balancer"
+    # With `-P`, Python does not import modules from the current folder.
     command = f"{shlex.quote(sys.executable)} -P -m reir_serving.ray.load_balancer"
     program.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     program.chmod(0o700)

@@ -1,11 +1,11 @@
 """Adjusts the HAProxy settings that Ray Serve writes.
 
-With Ray's own settings, a client may take an hour to send a request; when no replica is left,
-requests go to a proxy that all servers on a machine share; HAProxy trusts whatever process listens
-on the port of a replica that has exited; and errors are plain text. `adjust` adds our lines to each
-section and removes the lines of Ray's that we do not want.
+Ray's own settings have four problems. A client may take an hour to send a request. When no replica
+is left, requests go to a proxy that all servers on a machine share. HAProxy trusts whatever process
+listens on the port of a replica that has exited. Errors are plain text. `adjust` adds our lines to
+each section, and removes or changes some of Ray's lines.
 
-Uses only the standard library, for the reason given in `load_balancer.py`.
+This module uses only the standard library, for the reason given in `load_balancer.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ CLIENT_CONNECTIONS_DIVISOR = 2
 """The connection limit of one client address is the total divided by this number, so that one
 address cannot use up all connections."""
 
+# If one of these is missing, this version of Ray writes other settings than those known here.
 _ADJUSTED_SECTIONS = {
     "defaults",
     "frontend http_frontend",
@@ -41,9 +42,10 @@ RETRY_AFTER_S = 1
 
 
 def error_response(status: int, name: str, title: str, detail: str) -> str:
-    """Return the setting for an error answer that HAProxy gives itself, as `problems.py` does.
+    """Return the setting for an error answer of HAProxy itself.
 
-    HAProxy generates the request id, because the request has not reached a replica.
+    The answer has the same fields as those of `problems.py`. HAProxy generates the request id,
+    because the request has not reached a replica.
     """
     body = {
         "type": f"/problems/{name}",
@@ -83,8 +85,8 @@ _ERROR_RESPONSES = {
     503: _NOT_READY,
     504: _NOT_READY,
 }
-"""HTTP status of HAProxy -> its error answer. For a request that HAProxy cannot parse it uses a
-fixed answer of its own, which no setting changes."""
+"""HTTP status of HAProxy -> its error answer. For a request that HAProxy cannot parse, it uses a
+fixed answer of its own, which no setting can change."""
 
 _DEFAULTS = [
     "unique-id-format %[uuid]",
@@ -103,11 +105,11 @@ _NO_UPGRADE = "http-request del-header upgrade"
 to another protocol class, which does not have the checks that `early_rejection.py` adds."""
 
 _NO_REPLICA = "no-replica"
-"""Name of the backup server that gets requests while no replica is available: HAProxy itself, on a
-socket. It holds a request for a second and then lets HAProxy choose a replica again, because a
-replica that has crashed is usually back within seconds. Without the backup server, HAProxy would
-just close the client's connection when a replica dies during a request that was sent over a reused
-connection."""
+"""Name of the backup server that gets requests while no replica is available. It is HAProxy itself,
+on a socket. It holds a request for a second and then lets HAProxy choose a replica again, because a
+replica that has crashed is usually back within seconds. An immediate 503 would have clients retry
+so often that new replicas could not start (docs/LOG.md). Without any backup server, HAProxy would
+just close the client's connection if a replica died during a request on a reused connection."""
 
 _HELD_HEADER = "x-reir-held"
 """Header that a request gets each time that it was held."""
@@ -116,24 +118,24 @@ MAX_HOLDS = 10
 """How often a request is held, for a second each time, before it gets status 503."""
 
 MAX_HELD = 400
-"""Requests that are held at a time; a request that was held n times counts n times, as it has so
-many connections through HAProxy. More requests get status 503 at once."""
+"""Maximum number of requests that are held at the same time; further ones get status 503 at once. A
+request that was held n times counts n times, because it has n connections through HAProxy."""
 
 _ANSWER_NOW = "path -m end /readyz /healthz"
-"""Probes ask whether a replica is available, so they are never held."""
+"""Requests that are never held, because probes ask whether a replica is available."""
 
 _ONE_REQUEST_ID = (
     "http-response set-header x-request-id %[res.fhdr(x-request-id,1)]"
     " if { res.hdr_cnt(x-request-id) gt 1 }"
 )
-"""Removes the second header: both we and Ray add the request id, and the two are the same."""
+"""Removes a second request id from an answer: Ray adds the same id as we do."""
 
 
 def adjust(config: str, secret: str = "", host: str = "") -> str:
     """Return Ray's HAProxy settings with our adjustments.
 
     Args:
-        config: settings as Ray wrote them.
+        config: the settings as Ray wrote them.
         secret: secret of this server; if empty, every replica in Ray's settings is trusted.
         host: address to listen on; empty keeps the one in Ray's settings.
 
@@ -177,8 +179,8 @@ def replica_lines(config: str) -> dict[str, list[str]]:
 def restore_replicas(config: str, previous: Mapping[str, Sequence[str]]) -> str:
     """Return Ray's settings in which an application without replicas keeps its previous ones.
 
-    Ray leaves a replica out while it applies new live settings, although it still answers. A
-    replica that has exited fails HAProxy's health checks, so it gets no requests.
+    Ray leaves a replica out while it applies new live settings, although the replica still answers.
+    A replica that has exited fails HAProxy's health checks, so it gets no requests.
 
     Args:
         config: settings as Ray wrote them.
@@ -195,7 +197,7 @@ def restore_replicas(config: str, previous: Mapping[str, Sequence[str]]) -> str:
 def _holding_sections(backup_socket: Path, secret: str) -> list[str]:
     """Return the sections that hold requests while no replica is available.
 
-    The request goes on to a socket and not to the application's section: when Ray names a new
+    A held request goes to a socket and not to the application's section. When Ray names a new
     replica, a new HAProxy process takes over all sockets, and only that process knows the replica.
     """
     own = f" hdr {SECRET_HEADER} {secret}" if secret else ""
@@ -209,7 +211,7 @@ def _holding_sections(backup_socket: Path, secret: str) -> list[str]:
         *([f"    http-response set-header {SECRET_HEADER} {secret}"] if secret else []),
         f"    default_backend {_NO_REPLICA}",
         f"backend {_NO_REPLICA}",
-        # A kept connection would lead to the old process.
+        # No connection is kept for later requests, since it would lead to the old process.
         f"    server again unix@{_again_socket(backup_socket)} pool-max-conn 0",
     ]
 
@@ -255,10 +257,11 @@ def _additions(
             "stick-table type ipv6 size 100k expire 60s store conn_cur",
             "tcp-request connection track-sc0 src",
             f"tcp-request connection reject if {{ sc0_conn_cur gt {client_limit} }}",
-            # When the header times out, HAProxy can only send its own fixed answer: send none.
+            # When the header times out, HAProxy can only send its own fixed answer, so it sends
+            # none.
             "errorfile 408 /dev/null",
-            # A replica that exits while it answers counts as unavailable: the request may be sent
-            # again, which our clients do on status 503.
+            # A replica that exits while it answers counts as unavailable. Clients such as
+            # `reir.Client` send a request again on status 503.
             "http-after-response set-status 503 if { status 502 504 }",
         ]
     if not section.startswith("backend http-"):

@@ -32,8 +32,8 @@ HAPROXY_TIMEOUT_S = 10.0
 """Seconds to wait until HAProxy knows a replica; if it takes longer, clients get 503 until then."""
 
 SPARE_CPUS = 1
-"""CPUs given to Ray in addition to those of the replicas, so that one more replica always fits,
-for example while a replica that shuts down still has its CPUs."""
+"""Number of CPUs that Ray gets in addition to those of the replicas, so that one more replica
+always fits, for example while a replica that shuts down still occupies its CPUs."""
 
 
 @contextmanager
@@ -66,6 +66,7 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
         os.environ[HOST] = config.host  # for HAProxy; all else listens on the loopback address
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
+        # Replicas listen on this host too. A local HAProxy gets the configured one from `HOST`.
         host = LOOPBACK if address == LOCAL else config.host
         serve.start(http_options={"host": host, "port": config.port})
         with _plain_errors():
@@ -89,6 +90,7 @@ def _wait_for_haproxy(config: ServeConfig) -> None:
     while time.monotonic() < until_s:
         connection = HTTPConnection(host, config.port, timeout=HAPROXY_TIMEOUT_S)
         with closing(connection), suppress(OSError, HTTPException):
+            # HAProxy itself answers 503 to this path while it knows no replica.
             connection.request("GET", "/healthz")
             if connection.getresponse().status != HTTPStatus.SERVICE_UNAVAILABLE:
                 return
@@ -126,8 +128,8 @@ def reconfigure(config: ServeConfig, live: LiveSettings) -> None:
 def num_cpus(config: ServeConfig) -> int:
     """Return the number of CPUs to give to a Ray started here: at least what the replicas need.
 
-    Ray uses the number only to decide what fits. If it were the machine's number of cores, the last
-    replicas of a user who asks for more would wait for a free core forever.
+    Ray uses the number only to decide what fits. With the machine's number of cores, a user who
+    asks for more replicas would wait forever for the last of them.
     """
     deployments = (config.ingress, config.text, config.retriever, config.reranker, config.localizer)
     needed = sum(each.max_replicas * each.num_cpus for each in deployments)
@@ -149,9 +151,9 @@ def _with_layout(config: ServeConfig, address: str) -> ServeConfig:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise the error for which a replica could not start, without Serve's traceback.
+    """Raise the error that prevented the start of a replica, without Serve's traceback.
 
-    Serve reports the error only as text; its last line that names one of our errors is the cause.
+    Serve reports the error only as text. The last line that names one of our errors is the cause.
     """
     try:
         yield

@@ -4,14 +4,14 @@ Ray Serve starts this program in place of HAProxy (`RAY_SERVE_HAPROXY_BINARY_PAT
 `environment.py`). Whenever the replicas change, Ray writes a new settings file and starts the
 program again; the new process takes over from the old one. HAProxy itself runs as a child process,
 with adjusted settings (`haproxy_settings.py`). If it dies, it is restarted at once; Ray would need
-about 20 seconds to notice, and would forget the replicas. Ray identifies the process that it
-started by the process id that the administration socket reports: `AdminSocketProxy` reports ours
-and forwards everything else to HAProxy.
+about 20 seconds to notice, and would forget the replicas. Ray recognizes the process that it
+started by the process id that the administration socket reports. `AdminSocketProxy` therefore
+reports our process id, and forwards everything else to HAProxy.
 
 Neither this module nor its files have "haproxy" in their names, so that `pkill -f haproxy` kills
 HAProxy alone, which is then restarted.
 
-Uses only the standard library, so that it starts fast. Does not import Ray.
+This module uses only the standard library, so that it starts fast, and does not import Ray.
 """
 
 from __future__ import annotations
@@ -200,11 +200,12 @@ class AdminSocketProxy(socketserver.ThreadingUnixStreamServer):
             path: socket that Ray queries.
             inner: HAProxy's own administration socket.
         """
+        # Bound under a name of its own, and renamed in `server_activate`.
         self.inner, self._path = inner, path
         super().__init__(str(path.with_name(f"a{os.getpid()}")), _AdminCommandHandler)
 
     def server_activate(self) -> None:
-        """Listen first and then replace the previous socket, so that one always answers."""
+        """Listen first and then replace the previous socket, so that one of them always answers."""
         super().server_activate()
         os.replace(str(self.server_address), self._path)
 
@@ -264,7 +265,7 @@ def haproxy_binary() -> str:
 def main() -> int:
     """Run HAProxy with the options on our command line; return its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # `reir serve` handles Ctrl-C, and drains first
-    _die_with_parent(signal.SIGTERM)
+    _die_with_parent(signal.SIGTERM)  # Ray may be killed, and so cannot stop this process
     command_line = CommandLine.parse(sys.argv[1:])
     secret, host = os.environ.get(SECRET, ""), os.environ.get(HOST, "")
     return HAProxySupervisor(haproxy_binary(), command_line, secret, host).run()

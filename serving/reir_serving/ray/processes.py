@@ -1,4 +1,4 @@
-"""Finds running processes in `/proc`; on systems without `/proc`, finds none."""
+"""Finds running processes in `/proc`; on systems without `/proc`, it finds none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def with_settings_in(folder: Path) -> dict[int, ConfiguredProcess]:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process is running; one that has exited but was not reaped is not."""
+    """Return whether a process is running.
+
+    A process that has exited, but was not reaped, does not count: its command line is empty.
+    """
     return bool(_command_of(pid)[0])
 
 

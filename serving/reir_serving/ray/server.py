@@ -1,10 +1,10 @@
 """The process that runs Ray for `reir serve`: `python -m reir_serving.ray.server FOLDER STATUS`.
 
 It reads its instructions from standard input, one line of JSON each: first the settings, then any
-new live settings. It stops at the end of the input, which also comes when the parent process
-exits. It writes status messages to the file descriptor STATUS, one line of JSON each.
+new live settings. It stops when its input ends, which also happens when the parent process exits.
+It writes status messages to the file descriptor STATUS, one line of JSON each.
 
-`supervisor.py` starts this process and explains why it is a separate one. Does not import Ray until
+`supervisor.py` starts this process and explains why it is a separate one. Ray is not imported until
 the environment is set.
 """
 
@@ -30,6 +30,7 @@ ready; for `MESSAGE`, a message for the user; for `FAILED`, why the server could
 def main(arguments: list[str]) -> int:
     """Serve until standard input ends; return the exit status."""
     folder, descriptor = arguments
+    # Line buffering, because the parent process waits for each message.
     with os.fdopen(int(descriptor), "w", buffering=1, encoding="utf-8") as status:
         try:
             config = ServeConfig.model_validate_json(sys.stdin.readline())

@@ -1,11 +1,11 @@
 """Starts the server process that runs Ray, controls it, and cleans up after it.
 
 Ray's processes and HAProxy stay in the process group in which they were started, and some of them
-exit as soon as they receive a signal. The server process therefore runs in a session of its own:
-Ctrl-C does not reach it, so open requests can be finished first. If Ray does not shut down cleanly,
-its remaining processes are found by their session and killed.
+exit as soon as they receive a signal. The server process therefore runs in a session of its own.
+Ctrl-C does not reach that session, so open requests can be finished first. If Ray does not shut
+down cleanly, its remaining processes are found by their session and killed.
 
-Does not import Ray.
+This module does not import Ray.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StatusMessage(NamedTuple):
     """A status message from the server process.
 
     Attributes:
-        kind: one of the kinds in `server.py`, or `ENDED`, which is always the last one.
+        kind: one of the kinds in `server.py`, or `ENDED`, which every process sends last.
         text: content of the message; its meaning depends on `kind`.
     """
 
@@ -132,6 +132,7 @@ class ServerProcess:
         _traceback: TracebackType | None,
     ) -> None:
         """Kill the processes of the session that are still running."""
+        # `start_new_session` made the id of the process the id of its session.
         for pid in of_session(self._process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

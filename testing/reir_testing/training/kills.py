@@ -21,6 +21,7 @@ VICTIMS: tuple[Victim, ...] = get_args(Victim)
 WORKER_TITLE = "ray::RayTrainWorker"
 WEIGHTS = Path("checkpoint") / "model.safetensors"
 POLL_S = 0.05
+# Generous, because starting Ray on a busy machine may take minutes.
 LONGEST_RUN_S, LONGEST_END_S = 900.0, 180.0
 StepId = tuple[int, int]
 """Epoch and step within it, both counted from 1."""
@@ -48,6 +49,7 @@ class TrainCommand:
         command = [str(Path(sys.executable).with_name("reir")), "train", "--preset", "clare-base"]
         command += ["--data", str(data), "--output", str(self.folder / "run")]
         command += ["--num-workers", str(self.num_workers)]
+        # Appended, since the messages of all starts are needed to explain a failure.
         with (self.folder / "messages.txt").open("ab") as messages:
             return subprocess.Popen(command, stdout=messages, stderr=messages)
 
@@ -71,6 +73,7 @@ class TrainCommand:
         path = self.folder / "run" / "metrics.jsonl"
         if not path.exists():
             return []
+        # What follows the last line break is a line that is still being written.
         whole_lines = path.read_text().split("\n")[:-1]
         lines = [line for line in map(json.loads, whole_lines) if line["event"] == "progress"]
         return [((line["epoch"], line["step"]), line["loss"]) for line in lines]
@@ -79,13 +82,13 @@ class TrainCommand:
 def run_killed(training: TrainCommand, victim: Victim, at: StepId) -> int:
     """Start a training, kill a part of it when it has logged a step, and let it finish.
 
-    If a worker is killed, the command recovers by itself; otherwise, it is started again.
+    If a worker is killed, the command recovers by itself. Otherwise, it is started again.
 
     Args:
         training: command without output so far.
-        victim: what to kill: one of the Ray Train workers, the process of the command, or all
+        victim: part to kill: one of the Ray Train workers, the process of the command, or all
             processes of its Ray cluster.
-        at: step after which to kill it.
+        at: step after which it is killed.
 
     Returns:
         The number of killed processes.
@@ -100,13 +103,15 @@ def run_killed(training: TrainCommand, victim: Victim, at: StepId) -> int:
             training.finish(child)
             raise RuntimeError(f"training ended before step {at}; choose an earlier one")
         time.sleep(POLL_S)
+    # Listed before the kill: orphans are no longer descendants of the command.
     cluster = family(child.pid)
     killed = _victims(victim, child.pid, cluster)
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     if victim != "worker":
         try:
-            child.wait(LONGEST_END_S)  # it cannot continue without a cluster
+            # Without a cluster, the command ends by itself.
+            child.wait(LONGEST_END_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -194,6 +199,7 @@ def _status(pid: int) -> list[str]:
 
 def _started(pid: int) -> str:
     """Return the start time of a process in clock ticks; empty if there is no process."""
+    # A zombie (Z) has ended, although its parent has not collected its exit status yet.
     fields = _status(pid)
     return fields[19] if fields and fields[0] != "Z" else ""
 

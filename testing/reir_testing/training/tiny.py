@@ -39,7 +39,7 @@ WORDS = ("dog", "cat", "man", "red car")
 def write_scenes(folder: Path, *, train: int = 12, val: int = 4) -> None:
     """Write scenes as a folder of the format "photos", with shapes named after COCO classes.
 
-    Detection only uses COCO's classes.
+    The names make the scenes usable for detection, which only uses COCO's classes.
     """
     save_scenes(folder, {"train": make_scenes(train, 0, 96), "val": make_scenes(val, 1, 96)})
     path = folder / "instances.json"
@@ -50,7 +50,7 @@ def write_scenes(folder: Path, *, train: int = 12, val: int = 4) -> None:
 
 
 def tiny_clare_settings(photos: Path, **changes: Any) -> dict[str, Any]:
-    """Return settings of `reir train --preset clare-base` with steps of a few milliseconds.
+    """Return settings of `reir train --preset clare-base` for a model with very short steps.
 
     Args:
         photos: folder that `write_scenes` wrote.
@@ -121,7 +121,10 @@ class TinyNanoTask:
 
 
 def _write_cache(folder: Path) -> None:
-    """Write candidates of a few photos; some photos have fewer candidates."""
+    """Write random candidates of a few photos.
+
+    Some photos have fewer candidates than others, so that there is padding.
+    """
     folder.mkdir(parents=True)
     batch = tiny_batch(NUM_NANO_PHOTOS, NUM_CANDIDATES)
     batch.valid[::2, -1] = False
@@ -131,6 +134,8 @@ def _write_cache(folder: Path) -> None:
 
 def _nano_photo(cache: FrozenCache, row: int) -> TrainPhoto:
     """Return a photo; the numbers of boxes, expressions and captions differ between photos."""
+    # Workers then have different numbers of everything, which is where a mean over workers and a
+    # mean over all photos would differ.
     boxes = cache.boxes(row)[: 1 + row % 3]
     texts = ("the red dog", "a blue car", "man left of the cat")
     kinds = ("long", "short", "long")
@@ -148,6 +153,8 @@ def _nano_photo(cache: FrozenCache, row: int) -> TrainPhoto:
 
 def tiny_task(folder: Path, model: ModelName, rank: int, world_size: int) -> Any:
     """Return a `TrainTask` with `config` and `groups`, and with perturbed initial weights.
+
+    Initial weights of zero would hide differences between workers.
 
     Args:
         folder: folder for photos and caches; missing files are written.

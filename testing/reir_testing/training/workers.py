@@ -1,8 +1,8 @@
-"""Runs the same step, or the same training, on one worker and on several.
+"""Runs the same step, or the same training, on one worker and on several workers.
 
-A step of several workers uses the DeepSpeed engine, as in `reir train`. A step of one worker is
-plain autograd on the global batch. Under ZeRO stage 3, all weights are sharded, including small
-ones, which DeepSpeed would otherwise not shard.
+Several workers use the DeepSpeed engine, as in `reir train`. A single worker uses plain autograd on
+the global batch. In ZeRO stage 3, all weights are sharded, including small ones, which DeepSpeed
+would not shard by default.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from reir_training.run.schedule import Epoch, Stage
 
 TaskName = Literal["detection", "grounding", "clia"]
 ZeroStage = Literal[1, 2, 3]
+# The number of threads changes how sums are rounded, so it must be the same for all workers.
 THREADS = 1
 
 
@@ -58,7 +59,8 @@ class StepCase:
 
     def batch(self, task: Any) -> Any:
         """Return one worker's batch of the step."""
-        first = 1 if self.model == "clare" and self.task == "grounding" else 0  # tasks alternate
+        # Stage 1 of CLARE alternates between detection (step 0) and grounding (step 1).
+        first = 1 if self.model == "clare" and self.task == "grounding" else 0
         return next(iter(task.batches(Epoch(0, self.stage, 0, 1), first)))
 
 
@@ -77,7 +79,10 @@ CASES = tuple(
 
 @dataclass(frozen=True)
 class StepResult:
-    """The loss and the full gradients by parameter name; zeros without a gradient."""
+    """The loss and the full gradients of a step, by parameter name.
+
+    A parameter without a gradient has a gradient of zeros.
+    """
 
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -90,6 +95,7 @@ class StepResult:
             float((mine - other.gradients[name]).abs().max())
             for name, mine in self.gradients.items()
         )
+        # Relative to the largest element of all, because tiny gradients are mostly rounding errors.
         largest = max(float(mine.abs().max()) for mine in self.gradients.values())
         return Difference(loss / float(self.loss.abs()), gradient / largest, loss, gradient)
 
@@ -159,6 +165,7 @@ def run_workers(folder: Path, job: Any, num_workers: int = 2) -> None:
         num_workers: number of processes.
     """
     os.environ["DS_ACCELERATOR"] = "cpu"
+    # The file of an earlier call would connect the processes to workers that no longer exist.
     meeting = folder / "meeting"
     meeting.unlink(missing_ok=True)
     start_processes(  # type: ignore[no-untyped-call]
@@ -190,6 +197,7 @@ def tiny_engine(
     resume_from: Path | None = None,
 ) -> tuple[Any, Any]:
     """Return engine and state as `start_engine` does, but let ZeRO stage 3 shard all weights."""
+    # Importing DeepSpeed chooses its accelerator, so `run_workers` must set the environment first.
     from reir_training.run.engine import start_engine
 
     config: TrainConfig = task.config.model_copy(update={"zero_stage": zero_stage})
@@ -208,7 +216,8 @@ def _run_cases(folder: Path, cases: Sequence[StepCase], rank: int, world_size: i
         engine, _ = tiny_engine(task, zero_stage, world_size)
         engine.train()
         for group in engine.optimizer.param_groups:
-            group["lr"] = 0.0  # so that all steps start from the same weights
+            # All cases share an engine, but must start from the same weights.
+            group["lr"] = 0.0
         for case in same:
             loss, _ = engine(case.batch(task), case.stage)
             engine.backward(loss)
@@ -252,9 +261,10 @@ def runs_and_resumed_runs(
     Raises:
         torch.multiprocessing.ProcessRaisedException: a worker failed; contains its traceback.
     """
+    # Writes the photos that the workers share.
     tiny_task(folder, "clare", 0, 1)
     run_workers(folder, partial(_run_twice, folder, tuple(zero_stages)), num_workers)
-    # the file was just written by `_run_twice`
+    # Loading a pickle is safe here: `_run_twice` has just written it.
     return dict(torch.load(folder / "runs.pt", weights_only=False))
 
 

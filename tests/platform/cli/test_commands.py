@@ -379,7 +379,7 @@ def test_versions_marks_the_live_one(terminal: Terminal) -> None:
 
 
 def test_promote_says_how_to_go_back(terminal: Terminal, spare: str) -> None:
-    assert "go back with: reir promote spare v1" in terminal.run("promote", spare, "v2")
+    assert "go back with: reir rollback spare" in terminal.run("promote", spare, "v2")
     assert terminal.json("search", "red", "--gallery", spare)["version"] == "v2"
     assert terminal.json("promote", spare, "v1") == {"gallery": spare, "live": "v1", "was": "v2"}
     assert terminal.run("promote", spare, "v1") == "Version v1 of gallery spare is live.\n"

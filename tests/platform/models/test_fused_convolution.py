@@ -16,7 +16,7 @@ STEPS = {"relu6": F.relu6, "silu": F.silu}
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 8), (2, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num", [0, 3])
-def test_equals_convolution_then_activation(
+def test_a_fused_convolution_equals_convolution_then_activation(
     activation: Activation, stride: int, groups: int, dtype: torch.dtype, num: int
 ) -> None:
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def test_equals_convolution_then_activation(
         assert expected.std() > 0.5  # both branches of the activation are met
 
 
-def test_gradients_flow_in_training() -> None:
+def test_gradients_flow_through_a_fused_convolution() -> None:
     conv = nn.Conv2d(3, 4, 1)
     convolution = Convolution(conv.weight, conv.bias, 1, (0, 0))
     total = convolution.with_activation(torch.randn(2, 3, 5, 5), "silu").sum()

@@ -102,7 +102,7 @@ def rows_of(boxes: FloatArray, library_boxes_px: FloatArray, image: RgbImage) ->
 # ------------------------------------------------------------------------------------- the scores
 
 
-def test_scores_are_the_librarys_logits_within_and_across_photos(
+def test_scores_equal_the_logits_of_transformers_within_and_across_photos(
     encoder: Owlv2Encoder, library: Library
 ) -> None:
     queries = encoder.encode_expressions(EXPRESSIONS)
@@ -121,7 +121,9 @@ def test_scores_are_the_librarys_logits_within_and_across_photos(
         assert (np.diff(scores[best]) < 3e-5 / encoder.score_scale).all()
 
 
-def test_the_test_would_notice_a_lost_shift_or_scale(parts: PretrainedModel) -> None:
+def test_shifts_and_scales_differ_enough_for_the_comparison_to_notice_them(
+    parts: PretrainedModel,
+) -> None:
     """Both differ from box to box in the tiny model, far more than the tolerance above."""
     with torch.inference_mode():
         maps, _ = parts.model.image_embedder(parts.pixels(PHOTOS[:1])["pixel_values"])
@@ -129,7 +131,7 @@ def test_the_test_would_notice_a_lost_shift_or_scale(parts: PretrainedModel) -> 
         assert parts.model.class_head.logit_scale(maps).std() > 0.01
 
 
-def test_vectors_have_length_one_and_scores_lie_within_one(encoder: Owlv2Encoder) -> None:
+def test_vectors_have_unit_length_and_scores_are_at_most_one(encoder: Owlv2Encoder) -> None:
     queries = encoder.encode_expressions(EXPRESSIONS)
     np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-6)
     for found in encoder.encode_images(PHOTOS):
@@ -140,7 +142,7 @@ def test_vectors_have_length_one_and_scores_lie_within_one(encoder: Owlv2Encoder
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bounds_hold_for_every_layer_norm_output_and_are_reached(seed: int) -> None:
+def test_bounds_of_linear_range_are_never_exceeded_and_are_reached(seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head, norm = nn.Linear(24, 1), nn.LayerNorm(24, eps=0.0)
@@ -168,14 +170,18 @@ def test_a_model_without_shift_still_has_a_unit_form(folder: Path) -> None:
     torch.testing.assert_close(scores, unit @ unit.T, atol=1e-5, rtol=0)
 
 
-def test_a_photo_scores_the_mean_logit_of_its_instances(encoder: Owlv2Encoder) -> None:
+def test_the_score_of_a_photo_is_the_weighted_mean_score_of_its_instances(
+    encoder: Owlv2Encoder,
+) -> None:
     queries = encoder.encode_expressions(EXPRESSIONS)
     for found in encoder.encode_images(PHOTOS[:3]):
         wanted = np.average(found.vectors @ queries.T, axis=0, weights=found.objectness)
         np.testing.assert_allclose(queries @ found.image_vector, wanted, atol=1e-6)
 
 
-def test_a_photo_without_instances_scores_alike_for_all_and_less(parts: PretrainedModel) -> None:
+def test_a_photo_without_instances_has_the_same_low_score_everywhere(
+    parts: PretrainedModel,
+) -> None:
     encoder = Owlv2Encoder(parts)
     queries = encoder.encode_expressions(EXPRESSIONS)
     empty = unit_form(parts.model).photo(torch.zeros(0, 33), torch.zeros(0))
@@ -212,7 +218,7 @@ def reference_rows(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("tied", [False, True])
-def test_best_boxes_match_reference(seed: int, tied: bool) -> None:
+def test_best_boxes_equal_the_slow_reference(seed: int, tied: bool) -> None:
     random = torch.Generator().manual_seed(seed)
     corner = torch.rand(60, 2, generator=random) * 0.7
     boxes = torch.cat([corner, corner + torch.rand(60, 2, generator=random) * 0.3], dim=1)
@@ -226,7 +232,7 @@ def test_best_boxes_match_reference(seed: int, tied: bool) -> None:
         assert found == wanted
 
 
-def test_no_usable_box_gives_no_row() -> None:
+def test_boxes_without_area_are_never_chosen() -> None:
     boxes = torch.tensor([[0.1, 1.0, 0.4, 1.0], [0.2, 0.2, 0.2, 0.9]])
     assert best_boxes(boxes, torch.tensor([0.9, 0.8]), 5, 0.7, 0.01).tolist() == []
 
@@ -239,18 +245,22 @@ def test_no_usable_box_gives_no_row() -> None:
         ((80, 80), [0.25, 0.0, 0.75, 0.5]),
     ],
 )
-def test_boxes_leave_the_padded_square(size: tuple[int, int], wanted: Sequence[float]) -> None:
+def test_boxes_are_converted_from_the_padded_square_to_the_photo(
+    size: tuple[int, int], wanted: Sequence[float]
+) -> None:
     square = torch.tensor([[0.5, 0.25, 0.5, 0.5]])
     assert boxes_without_padding(square, *size)[0].tolist() == pytest.approx(wanted)
 
 
-def test_boxes_in_the_padding_go(encoder: Owlv2Encoder) -> None:
+def test_boxes_in_the_padding_are_dropped(encoder: Owlv2Encoder) -> None:
     wide, square = encoder.encode_images([photo(24, 96, 1), photo(96, 96, 1)])
     assert 0 < len(wide) < len(square)
     assert (wide.boxes[:, 3] > wide.boxes[:, 1]).all()
 
 
-def test_the_best_are_kept_best_first(parts: PretrainedModel, encoder: Owlv2Encoder) -> None:
+def test_the_best_candidates_are_kept_in_order_of_objectness(
+    parts: PretrainedModel, encoder: Owlv2Encoder
+) -> None:
     few = Owlv2Encoder(parts, num_candidates=5, nms_iou=0.2).encode_images(PHOTOS[2:3])[0]
     every = encoder.encode_images(PHOTOS[2:3])[0]
     rows = reference_rows(every.boxes, every.objectness, 5, 0.2, 1 / 96)
@@ -263,7 +273,7 @@ def test_the_best_are_kept_best_first(parts: PretrainedModel, encoder: Owlv2Enco
 # ------------------------------------------------------------------------------------ the encoder
 
 
-def test_batches_equal_photos_alone(encoder: Owlv2Encoder) -> None:
+def test_a_photo_has_the_same_vectors_alone_and_in_a_batch(encoder: Owlv2Encoder) -> None:
     assert encoder.encode_images([]) == []
     for image, found in zip(PHOTOS, encoder.encode_images(PHOTOS), strict=True):
         (alone,) = encoder.encode_images([image])
@@ -274,12 +284,12 @@ def test_batches_equal_photos_alone(encoder: Owlv2Encoder) -> None:
     assert encoder.encode_expressions([]).shape == (0, 34)
 
 
-def test_case_and_spaces_of_an_expression_do_not_count(encoder: Owlv2Encoder) -> None:
+def test_case_and_spaces_of_an_expression_do_not_matter(encoder: Owlv2Encoder) -> None:
     first, second = encoder.encode_expressions(["A  Red\nDOG", "a red dog"])
     np.testing.assert_array_equal(first, second)
 
 
-def test_threads_get_what_one_gets(encoder: Owlv2Encoder) -> None:
+def test_concurrent_threads_get_the_same_vectors_as_one_thread(encoder: Owlv2Encoder) -> None:
     def both(number: int) -> tuple[Any, Any]:
         texts = [f"{'red ' * (number % 5)}dog {number}"]
         vectors = encoder.encode_images([PHOTOS[number % 3]])[0].vectors
@@ -293,7 +303,7 @@ def test_threads_get_what_one_gets(encoder: Owlv2Encoder) -> None:
         np.testing.assert_allclose(vectors, wanted_vectors, atol=1e-6)
 
 
-def test_half_precision_of_the_tower_moves_scores_little(folder: Path) -> None:
+def test_half_precision_of_the_vision_tower_changes_vectors_only_slightly(folder: Path) -> None:
     exact, half = (
         load_owlv2(str(folder), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
     )
@@ -305,20 +315,20 @@ def test_half_precision_of_the_tower_moves_scores_little(folder: Path) -> None:
     assert exact.digest == half.digest
 
 
-def test_numbers_out_of_range_are_refused(parts: PretrainedModel) -> None:
+def test_num_candidates_below_one_is_refused(parts: PretrainedModel) -> None:
     assert Owlv2Encoder(parts, num_candidates=3).num_candidates == 3
     with pytest.raises(ValueError, match="num_candidates must be at least 1, got 0"):
         Owlv2Encoder(parts, num_candidates=0)
 
 
-def test_every_attention_is_over_its_own_photo(encoder: Owlv2Encoder) -> None:
+def test_photos_of_a_batch_do_not_affect_one_another(encoder: Owlv2Encoder) -> None:
     """Photos of one batch do not leak into each other: order does not matter."""
     forward, backward = encoder.encode_images(PHOTOS[:3]), encoder.encode_images(PHOTOS[2::-1])
     for first, second in zip(forward, backward[::-1], strict=True):
         np.testing.assert_allclose(first.vectors, second.vectors, atol=1e-5)
 
 
-def test_gradients_are_off(parts: PretrainedModel) -> None:
+def test_loaded_parameters_require_no_gradient(parts: PretrainedModel) -> None:
     parameters: list[Tensor] = list(parts.model.parameters())
     assert not any(each.requires_grad for each in parameters)
     assert not parts.model.training

@@ -46,7 +46,7 @@ def load(source: str | Path) -> PretrainedModel:
     return load_pretrained(str(source), Owlv2ForObjectDetection, ("owlv2",))
 
 
-def test_a_directory_is_read_where_it_is(saved: Path) -> None:
+def test_a_directory_is_loaded_without_copying(saved: Path) -> None:
     found = load(saved)
     assert fetch(str(saved)) == saved
     assert found.digest == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
@@ -55,7 +55,7 @@ def test_a_directory_is_read_where_it_is(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, f"{NAME}@{REVISION}", f"{NAME}@main"])
-def test_a_hub_name_comes_from_the_cache_with_the_same_digest(
+def test_a_hub_name_is_loaded_from_the_cache_with_the_same_digest(
     name: str, hub: Path, saved: Path
 ) -> None:
     assert fetch(name) == hub
@@ -65,14 +65,14 @@ def test_a_hub_name_comes_from_the_cache_with_the_same_digest(
 @pytest.mark.parametrize(
     "source", ["acme/other", f"{NAME}@older", "/no/such/folder", "no such name", "../owl"]
 )
-def test_what_is_nowhere_says_so(source: str, hub: Path) -> None:
+def test_sources_that_cannot_be_found_are_refused(source: str, hub: Path) -> None:
     with pytest.raises(
         CheckpointError, match="neither a directory nor a hub model that can be reached"
     ):
         fetch(source)
 
 
-def test_weights_in_parts_have_a_digest_of_all(saved: Path, copied: Path) -> None:
+def test_the_digest_of_sharded_weights_covers_all_files(saved: Path, copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
     (copied / "model.safetensors").unlink()
     names = sorted(tensors)
@@ -100,7 +100,7 @@ def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_pickle_is_no_weights_file(saved: Path, copied: Path) -> None:
+def test_weights_in_a_pickle_are_refused(saved: Path, copied: Path) -> None:
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"cannot load .*copied: .*model\.safetensors"):
@@ -110,13 +110,13 @@ def test_a_pickle_is_no_weights_file(saved: Path, copied: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["config.json", "preprocessor_config.json"])
-def test_a_lost_file_is_refused(copied: Path, lost: str) -> None:
+def test_a_checkpoint_with_a_missing_file_is_refused(copied: Path, lost: str) -> None:
     (copied / lost).unlink()
     with pytest.raises(CheckpointError, match=r"cannot load .*copied"):
         load(copied)
 
 
-def test_lost_weights_are_not_made_up(copied: Path) -> None:
+def test_missing_weights_are_refused_instead_of_initialized(copied: Path) -> None:
     tensors = load_file(copied / "model.safetensors")
     del tensors["class_head.logit_shift.weight"]
     save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
@@ -125,14 +125,14 @@ def test_lost_weights_are_not_made_up(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 100, -8])
-def test_cut_weights_are_refused(copied: Path, keep: int) -> None:
+def test_truncated_weights_are_refused(copied: Path, keep: int) -> None:
     content = (copied / "model.safetensors").read_bytes()
     (copied / "model.safetensors").write_bytes(content[:keep])
     with pytest.raises(CheckpointError, match=r"cannot load .*copied"):
         load(copied)
 
 
-def test_code_that_a_checkpoint_brings_along_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     folder = save_tiny_siglip(tmp_path / "siglip")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}

@@ -34,7 +34,7 @@ def slow(more: MixtureOfRelationExperts, text: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_batched_equals_the_loop(top_k: int) -> None:
+def test_the_batched_experts_equal_the_loop(top_k: int) -> None:
     more = make(top_k=top_k)
     batch = texts()
     want = torch.stack([slow(more, text) for text in batch])
@@ -56,7 +56,7 @@ def test_length_of_the_text_feature_does_not_matter() -> None:
     torch.testing.assert_close(more(texts() * 9), more(texts()))
 
 
-def test_without_experts_only_the_shared_one_speaks() -> None:
+def test_without_experts_the_output_is_that_of_the_shared_expert() -> None:
     more = make(num_experts=0)
     assert set(more.state_dict()) == {"shared.weight", "shared.bias"}
     torch.testing.assert_close(
@@ -64,7 +64,7 @@ def test_without_experts_only_the_shared_one_speaks() -> None:
     )
 
 
-def test_unchosen_experts_get_no_gradient_and_the_router_does() -> None:
+def test_only_chosen_experts_and_the_router_get_gradients() -> None:
     more = make(top_k=1)
     one = texts(1)
     more(one).sum().backward()
@@ -75,11 +75,11 @@ def test_unchosen_experts_get_no_gradient_and_the_router_does() -> None:
     assert more.router.weight.grad.abs().sum() > 0
 
 
-def test_no_text_gives_no_vector() -> None:
+def test_an_empty_batch_gives_no_vectors() -> None:
     assert make()(texts(0)).shape == (0, 8)
 
 
 @pytest.mark.parametrize("top_k", [0, 5, -1])
-def test_bad_top_k_is_refused_with_both_values(top_k: int) -> None:
+def test_an_invalid_top_k_is_refused(top_k: int) -> None:
     with pytest.raises(ValueError, match=rf"between 1 and num_experts=4, got {top_k}"):
         make(top_k=top_k)

@@ -74,7 +74,7 @@ EXPRESSIONS = [expression(4, 0), expression(9, 1), expression(1, 2)]
 PHOTOS = [[photo(5, 0), photo(1, 1)], [photo(7, 2)], [photo(3, 3), photo(0, 4), photo(6, 5)]]
 
 
-def test_a_new_model_gives_the_score_of_the_dual_stream() -> None:
+def test_an_untrained_reranker_returns_the_scores_of_the_dual_stream() -> None:
     torch.manual_seed(0)
     model = Reranker(RerankerConfig(**SMALL)).eval()
     for asked, found, photos in zip(
@@ -84,7 +84,7 @@ def test_a_new_model_gives_the_score_of_the_dual_stream() -> None:
             np.testing.assert_allclose(one.scores, of_photo.vectors @ asked.vector, atol=1e-6)
 
 
-def test_all_at_once_equals_one_by_one() -> None:
+def test_a_batch_gives_the_same_scores_as_single_photos() -> None:
     model = trained()
     together = model.score(EXPRESSIONS, PHOTOS, explain=True)
     for asked, found, photos in zip(EXPRESSIONS, together, PHOTOS, strict=True):
@@ -97,7 +97,7 @@ def test_all_at_once_equals_one_by_one() -> None:
             np.testing.assert_allclose(one.attention, alone.attention, atol=1e-5)
 
 
-def test_what_stands_in_the_padding_changes_nothing() -> None:
+def test_values_in_the_padding_do_not_change_the_scores() -> None:
     model = trained()
     inputs = pad_inputs(EXPRESSIONS, [photo(3, 0), photo(6, 1)], [0, 1])
     other = pad_inputs(EXPRESSIONS, [photo(3, 0), photo(6, 1)], [0, 1])
@@ -125,7 +125,7 @@ def test_the_order_of_instances_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("what", ["words", "geometry", "neighbors"])
-def test_what_is_taken_away_is_not_used(what: str) -> None:
+def test_parts_that_are_switched_off_do_not_affect_the_scores(what: str) -> None:
     """Each of the three changes the scores unless the model does without it."""
     one, asked = photo(5, 0), EXPRESSIONS[0]
     changed = {
@@ -144,7 +144,7 @@ def test_what_is_taken_away_is_not_used(what: str) -> None:
         assert (gap > 1e-4) == used
 
 
-def test_attention_is_a_share() -> None:
+def test_attention_is_nonnegative_and_sums_to_at_most_one() -> None:
     ((one,),) = trained().score(EXPRESSIONS[:1], [[photo(6, 0)]], explain=True)
     assert one.attention is not None
     assert (one.attention >= 0).all()
@@ -153,14 +153,14 @@ def test_attention_is_a_share() -> None:
     assert plain.attention is None
 
 
-def test_nothing_to_rank() -> None:
+def test_no_photos_or_instances_give_empty_scores() -> None:
     assert trained().score([], []) == []
     assert trained().score(EXPRESSIONS[:2], [[], []]) == [[], []]
     ((empty,),) = trained().score(EXPRESSIONS[:1], [[photo(0, 0)]])
     assert empty.scores.shape == (0,)
 
 
-def test_pairs_see_sides_and_cover() -> None:
+def test_pair_features_contain_offsets_and_overlaps() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.8, 0.0, 1.0, 0.2], [0.0, 0.0, 0.1, 0.2]]])
     pairs = pair_features(boxes, torch.zeros(1, 3), torch.zeros(1, 4, 3))[0]
     assert pairs[0, 0, 1] == pytest.approx(0.8)  # dx: the second lies right of the first
@@ -171,7 +171,7 @@ def test_pairs_see_sides_and_cover() -> None:
     assert pairs[10, 0, 2] == pytest.approx(0.5)  # and covers half of it
 
 
-def test_ranks_match_reference() -> None:
+def test_ranks_by_hand() -> None:
     values = torch.tensor([[3.0, 1.0, 2.0, 2.0, -5.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
     valid = torch.tensor([[True, True, True, True, False], [True, False, False, False, False]])
     found = ranks(values[:, None], valid)[:, 0]
@@ -179,7 +179,7 @@ def test_ranks_match_reference() -> None:
     assert found[1, 0] == 0
 
 
-def test_heads_must_share_the_width() -> None:
+def test_a_width_that_heads_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match="num_heads must divide width=10, got 4"):
         RerankerConfig(width=10, num_heads=4)
 
@@ -193,7 +193,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_saved_and_loaded_bit_for_bit(checkpoint: Path) -> None:
+def test_a_saved_reranker_is_loaded_bit_for_bit(checkpoint: Path) -> None:
     digest, model = weights_digest(checkpoint), trained()
     save_reranker(checkpoint, model, digest, {"steps": 3})
     assert weights_digest(checkpoint) == digest
@@ -206,11 +206,11 @@ def test_saved_and_loaded_bit_for_bit(checkpoint: Path) -> None:
     assert json.loads((checkpoint / RERANKER_CONFIG).read_text())["training"] == {"steps": 3}
 
 
-def test_a_checkpoint_may_have_none(checkpoint: Path) -> None:
+def test_a_checkpoint_may_have_no_reranker(checkpoint: Path) -> None:
     assert load_reranker(checkpoint) is None
 
 
-def test_refuses_the_vectors_of_another_model(checkpoint: Path) -> None:
+def test_a_reranker_of_another_checkpoint_is_refused(checkpoint: Path) -> None:
     save_reranker(checkpoint, trained(), "a" * 64, {})
     with pytest.raises(CheckpointError, match=r"checkpoint aaaaaaaaaaaa.*--stage rerank"):
         load_reranker(checkpoint)
@@ -220,7 +220,7 @@ def test_refuses_the_vectors_of_another_model(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["config", "weights", "shape"])
-def test_damaged_files_are_named(checkpoint: Path, damage: str) -> None:
+def test_damaged_reranker_files_are_refused(checkpoint: Path, damage: str) -> None:
     save_reranker(checkpoint, trained(), weights_digest(checkpoint), {})
     if damage == "config":
         (checkpoint / RERANKER_CONFIG).unlink()
@@ -238,7 +238,7 @@ def test_damaged_files_are_named(checkpoint: Path, damage: str) -> None:
 # ------------------------------------------------------------------------------------------ words
 
 
-def test_tokens_and_vectors_come_from_one_pass() -> None:
+def test_encode_tokens_returns_the_same_vectors_as_encode_expressions() -> None:
     encoder = ClareNanoEncoder(tiny_model(), tiny_tokenizer(), "x")
     assert isinstance(encoder, TokenEncoder)
     texts = ["the red dog left of the car", "a cat", "man"]

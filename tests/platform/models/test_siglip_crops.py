@@ -95,7 +95,7 @@ def library(folder: Path) -> Library:
     return Library(folder)
 
 
-def test_scores_are_the_librarys_up_to_scale_and_bias(
+def test_scores_equal_those_of_transformers_up_to_scale_and_bias(
     parts: PretrainedModel, library: Library
 ) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR, context_share=0.0)
@@ -110,7 +110,9 @@ def test_scores_are_the_librarys_up_to_scale_and_bias(
     assert encoder.dim == queries.shape[1] == 32
 
 
-def test_context_takes_its_share(parts: PretrainedModel, library: Library) -> None:
+def test_vectors_mix_close_and_context_crops_by_the_context_share(
+    parts: PretrainedModel, library: Library
+) -> None:
     whole, near, context = (
         SiglipCropsEncoder(parts, DETECTOR, context_share=share)
         for share in (CONTEXT_SHARE, 0.0, 1.0)
@@ -126,7 +128,7 @@ def test_context_takes_its_share(parts: PretrainedModel, library: Library) -> No
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
-def test_boxes_and_objectness_are_the_detectors(parts: PretrainedModel) -> None:
+def test_boxes_and_objectness_come_from_the_detector(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR, num_candidates=2)
     (found,) = encoder.encode_images(PHOTOS[:1])
     np.testing.assert_array_equal(found.boxes, BOXES[:2])
@@ -134,7 +136,7 @@ def test_boxes_and_objectness_are_the_detectors(parts: PretrainedModel) -> None:
     assert encoder.num_candidates == 2
 
 
-def test_a_photo_without_instances_and_an_empty_batch(parts: PretrainedModel) -> None:
+def test_photos_without_instances_and_empty_batches_are_encoded(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR)
     (found,) = encoder.encode_images([photo(1, 1, 0)])
     assert found.vectors.shape == (0, 32)
@@ -143,7 +145,7 @@ def test_a_photo_without_instances_and_an_empty_batch(parts: PretrainedModel) ->
     assert encoder.encode_expressions([]).shape == (0, 32)
 
 
-def test_batches_equal_photos_alone(parts: PretrainedModel) -> None:
+def test_a_photo_has_the_same_vectors_alone_and_in_a_batch(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR)
     photos = [photo(40 + n, 70 - n, n) for n in range(9)]
     for image, found in zip(photos, encoder.encode_images(photos), strict=True):
@@ -152,7 +154,7 @@ def test_batches_equal_photos_alone(parts: PretrainedModel) -> None:
     np.testing.assert_allclose(queries[-2:], encoder.encode_expressions(EXPRESSIONS), atol=1e-6)
 
 
-def test_the_candidates_of_clare_nano_will_do(parts: PretrainedModel) -> None:
+def test_the_detector_of_clare_nano_can_propose_candidates(parts: PretrainedModel) -> None:
     extractor = CandidateExtractor(tiny_model(), torch.float32)
     encoder = SiglipCropsEncoder(parts, Detector(extractor.propose, "digest"), num_candidates=4)
     wanted = extractor.propose(PHOTOS, 4)
@@ -161,7 +163,7 @@ def test_the_candidates_of_clare_nano_will_do(parts: PretrainedModel) -> None:
         assert len(found) > 0
 
 
-def test_threads_get_what_one_gets(parts: PretrainedModel) -> None:
+def test_concurrent_threads_get_the_same_vectors_as_one_thread(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR)
     texts = [f"{'red ' * (number % 5)}dog" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -173,7 +175,7 @@ def test_threads_get_what_one_gets(parts: PretrainedModel) -> None:
         np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-6)
 
 
-def test_the_digest_is_of_all_that_makes_a_vector(parts: PretrainedModel) -> None:
+def test_the_digest_depends_on_the_detector_and_the_context_share(parts: PretrainedModel) -> None:
     digests = [
         SiglipCropsEncoder(parts, DETECTOR).digest,
         SiglipCropsEncoder(parts, Detector(fixed_boxes, "e" * 64)).digest,
@@ -192,7 +194,7 @@ def test_the_digest_is_of_all_that_makes_a_vector(parts: PretrainedModel) -> Non
         ({"context_share": 1.5}, r"context_share must lie in \[0, 1\], got 1.5"),
     ],
 )
-def test_numbers_out_of_range_are_refused(
+def test_settings_out_of_range_are_refused(
     parts: PretrainedModel, argument: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -209,7 +211,7 @@ UNIT = st.floats(0, 1, width=32)
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     margin=st.sampled_from([0.0, 0.1, 0.5]),
 )
-def test_a_crop_is_every_pixel_that_the_box_touches(
+def test_a_crop_contains_every_pixel_that_the_box_touches(
     corners: tuple[float, ...], size: tuple[int, int], margin: float
 ) -> None:
     height, width = size

@@ -85,7 +85,7 @@ def slow_anchors(
 @pytest.mark.parametrize("keep", [1, 7, 400], ids=["one", "few", "more-than-there-are"])
 @pytest.mark.parametrize("levels", [0, 5], ids=["distinct", "ties"])
 @pytest.mark.parametrize("anchors", [1, 40, 300])
-def test_select_candidates_matches_reference(anchors: int, levels: int, keep: int) -> None:
+def test_select_candidates_equals_the_slow_reference(anchors: int, levels: int, keep: int) -> None:
     output = random_output(2, anchors, seed=anchors + levels, levels=levels)
     scales, sizes_px = [0.5, 2.0], [(150, 200), (40, 50)]
     found = select_candidates(output, scales, sizes_px, keep)
@@ -94,7 +94,7 @@ def test_select_candidates_matches_reference(anchors: int, levels: int, keep: in
         assert candidates.anchors.tolist() == expected
 
 
-def test_candidates_carry_what_their_anchor_says() -> None:
+def test_candidates_have_the_box_scores_and_features_of_their_anchor() -> None:
     output = random_output(2, 200, seed=3)
     height, width, scale = 150, 200, 0.5
     candidates = select_candidates(output, [scale] * 2, [(height, width)] * 2, 20)[1]
@@ -125,7 +125,7 @@ def test_an_image_without_candidates_gives_empty_tensors_beside_a_full_one() -> 
         assert empty.class_features.shape == (0, 64)
 
 
-def test_boxes_that_are_not_numbers_are_never_chosen() -> None:
+def test_candidates_with_nan_are_never_chosen() -> None:
     output = random_output(1, 30, seed=5)
     output.boxes_xyxy_px[0, :10] = float("nan")
     output.objectness[0, 10:20] = float("nan")
@@ -156,7 +156,9 @@ def test_suppression_keeps_touching_boxes_and_drops_equal_ones() -> None:
     [([1.0], 5, "2 images need as many"), ([1.0, 1.0], 0, "at least 1, got 0")],
     ids=["lengths", "none-wanted"],
 )
-def test_select_candidates_refuses(scales: list[float], keep: int, message: str) -> None:
+def test_select_candidates_refuses_invalid_arguments(
+    scales: list[float], keep: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         select_candidates(random_output(2, 5, seed=0), scales, [(9, 9)] * len(scales), keep)
 
@@ -176,7 +178,9 @@ def test_decoding_matches_a_loop_over_cells() -> None:
     torch.testing.assert_close(found[0].double(), torch.tensor(expected), rtol=1e-5, atol=1e-4)
 
 
-def test_shapes_and_ranges(detector: YoloxNano, images: torch.Tensor) -> None:
+def test_detector_outputs_have_the_expected_shapes_and_ranges(
+    detector: YoloxNano, images: torch.Tensor
+) -> None:
     with torch.inference_mode():
         output = detector(images)
     anchors = 12 * 12 + 6 * 6 + 3 * 3
@@ -187,7 +191,7 @@ def test_shapes_and_ranges(detector: YoloxNano, images: torch.Tensor) -> None:
     assert 0 <= output.scores.min() <= output.scores.max() <= 1
 
 
-def test_the_stem_sees_patches_of_two_by_two_as_groups_of_channels() -> None:
+def test_the_stem_equals_slicing_into_patches_and_a_convolution() -> None:
     torch.manual_seed(0)
     stem, images = Focus(16), torch.randn(2, 3, 12, 20)
     top, bottom = images[..., ::2, :], images[..., 1::2, :]
@@ -198,12 +202,14 @@ def test_the_stem_sees_patches_of_two_by_two_as_groups_of_channels() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 96, 96), (1, 1, 96, 96), (1, 3, 100, 96)])
-def test_wrong_shapes_are_refused(detector: YoloxNano, shape: tuple[int, ...]) -> None:
+def test_images_of_wrong_shape_are_refused(detector: YoloxNano, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
         detector(torch.zeros(shape))
 
 
-def test_alone_and_in_a_batch_are_equal(detector: YoloxNano, images: torch.Tensor) -> None:
+def test_an_image_gives_the_same_output_alone_and_in_a_batch(
+    detector: YoloxNano, images: torch.Tensor
+) -> None:
     with torch.inference_mode():
         together = detector(images)
         for i in range(len(images)):
@@ -214,7 +220,9 @@ def test_alone_and_in_a_batch_are_equal(detector: YoloxNano, images: torch.Tenso
                 )
 
 
-def test_memory_layout_changes_nothing(detector: YoloxNano, images: torch.Tensor) -> None:
+def test_the_memory_layout_does_not_change_the_output(
+    detector: YoloxNano, images: torch.Tensor
+) -> None:
     last = YoloxNano().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     last.load_state_dict(detector.state_dict())
     with torch.inference_mode():
@@ -243,7 +251,7 @@ def test_gradients_reach_every_parameter(images: torch.Tensor) -> None:
     assert [n for n, p in detector.named_parameters() if p.grad is None] == []
 
 
-def test_saved_and_loaded_detector_is_the_same(
+def test_a_saved_detector_is_loaded_bit_for_bit(
     detector: YoloxNano, images: torch.Tensor, tmp_path: Path
 ) -> None:
     save_file(detector.state_dict(), tmp_path / "detector.safetensors")
@@ -276,6 +284,6 @@ def test_letterbox_puts_the_image_top_left_on_grey(height: int, width: int) -> N
     [np.zeros((5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3), np.int32)],
     ids=["grey", "empty", "wide-integers"],
 )
-def test_letterbox_refuses(image: np.ndarray) -> None:
+def test_letterbox_refuses_images_of_wrong_shape_or_type(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not empty, got"):
         letterbox(image, 64)

@@ -309,7 +309,7 @@ def test_all_expressions_of_an_instance_share_its_queries() -> None:
 # ------------------------------------------------------------------------------ weights and errors
 
 
-def test_the_published_weights() -> None:
+def test_default_weights_are_the_published_ones() -> None:
     outputs, targets = some_step(1)
     plain = clare_losses(outputs, targets, PLAIN)
     published = clare_losses(outputs, targets, ClareLossWeights())

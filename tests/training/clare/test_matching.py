@@ -200,7 +200,9 @@ def test_simota_equals_the_loop_with_ties(seed: int) -> None:
 
 @given(seeds, st.integers(1, 14), st.integers(1, 6))
 @few
-def test_simota_invariants(seed: int, queries: int, most: int) -> None:
+def test_simota_gives_every_target_a_query_while_queries_last(
+    seed: int, queries: int, most: int
+) -> None:
     logits, boxes, targets = random_case(seed, queries=queries, most=most)
     assigned = simota(logits, boxes, targets)
     assert assigned.shape == boxes.shape[:-1]

@@ -60,7 +60,7 @@ def test_data_ready_for_training_exits_with_0(config: Path) -> None:
     assert shown.rstrip().endswith("\nready for training")
 
 
-def test_json_output(config: Path) -> None:
+def test_json_output_contains_the_report(config: Path) -> None:
     code, shown = run("--data", str(config), "--json")
     assert code == 1
     report = json.loads(shown)

@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_boxes_classes_and_expressions(folder: Path) -> None:
+def test_a_photo_has_its_boxes_classes_and_expressions(folder: Path) -> None:
     first, second = read(DataSource(format="photos", path=folder))
     np.testing.assert_allclose(first.boxes, [[0.1, 0.1, 0.3, 0.9], [0.5, 0.2, 1.0, 0.6]], atol=1e-6)
     assert first.names == ("cat", "gnome")

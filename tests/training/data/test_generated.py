@@ -148,7 +148,7 @@ def test_no_instances_give_no_expressions() -> None:
     assert generate_expressions([]) == []
 
 
-def test_two_of_a_class_by_hand() -> None:
+def test_expressions_for_two_instances_of_a_class() -> None:
     found = texts_of(one(0.2, 0.5), one(0.8, 0.5, side=0.2))
     assert found == {
         "the largest dog": 1,
@@ -184,7 +184,7 @@ def test_small_differences_give_no_expressions() -> None:
     assert texts_of(one(0.5, 0.5), one(0.5 + CLEAR_SHIFT * 0.9, 0.5, side=larger)) == {}
 
 
-def test_the_only_instance_of_a_class() -> None:
+def test_expressions_for_the_only_instance_of_a_class() -> None:
     assert texts_of(one(0.1, 0.9)) == {
         "the dog": 0,
         "dog in the bottom left of the photo": 0,
@@ -244,7 +244,7 @@ def test_instances_without_a_class_name_get_no_expressions() -> None:
         ((0.6, 0.5, 0.48), ""),
     ],
 )
-def test_color_words(rgb: tuple[float, float, float], word: str) -> None:
+def test_colors_get_their_common_names(rgb: tuple[float, float, float], word: str) -> None:
     assert color_word(rgb) == word
 
 

@@ -136,7 +136,9 @@ def test_the_texts_of_a_photo_do_not_depend_on_the_rest_of_the_batch(maker: Batc
             assert texts == (whole.texts[num:] if captions else whole.texts[:num])
 
 
-def test_contents_of_a_batch(maker: BatchMaker, cache: FrozenCache) -> None:
+def test_a_batch_contains_written_and_generated_expressions(
+    maker: BatchMaker, cache: FrozenCache
+) -> None:
     batch = draw(maker, [4, 5], mirrored=False)
     num = len(batch.owner)
     assert num == 2 * (2 + 1)  # two reachable written ones and a generated one each

@@ -97,7 +97,7 @@ def backward(loss: Tensor) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-def test_parts_of_each_stage(objective: NanoObjective) -> None:
+def test_each_stage_has_its_loss_terms(objective: NanoObjective) -> None:
     total, parts = objective(batch_of(), "grounding")
     assert set(parts) == GROUNDING
     assert total.isfinite()

@@ -93,7 +93,7 @@ def only_split(report: DataReport) -> SplitReport:
         ("", None),
     ],
 )
-def test_coco_numbers_in_names(name: str, number: int | None) -> None:
+def test_coco_numbers_are_found_in_names(name: str, number: int | None) -> None:
     assert coco_number(name) == number
 
 
@@ -189,7 +189,7 @@ def test_photos_held_out_from_a_split_keep_their_expressions(tmp_path: Path) -> 
         training_photos(DataConfig(data=(whole,)))
 
 
-def test_leaks_in_both_layouts_of_refcoco(tmp_path: Path) -> None:
+def test_leaks_in_both_layouts_of_refcoco_are_found(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "g", [f"COCO_train2014_{n:012d}.jpg" for n in range(4)])
     write_refs(folder, [(0, "train"), (1, "train"), (1, "val"), (2, "testA")], "google")
     source = DataSource(format="refer", path=folder, split_by="google")
@@ -210,7 +210,7 @@ def test_leaks_in_both_layouts_of_refcoco(tmp_path: Path) -> None:
         training_photos(DataConfig(data=(source,), evaluation=(val,)))
 
 
-def test_counts_of_generated_scenes(tmp_path: Path) -> None:
+def test_generated_scenes_are_counted_correctly(tmp_path: Path) -> None:
     splits = {"train": make_scenes(30, 1), "val": make_scenes(5, 2)}
     save_scenes(tmp_path, splits, per_instance=2)
     report = check_data(DataConfig(data=(DataSource(format="photos", path=tmp_path),)))
@@ -230,7 +230,7 @@ def test_counts_of_generated_scenes(tmp_path: Path) -> None:
     assert [split.use for split in report.sets[0].splits] == ["train", "held out"]
 
 
-def test_missing_and_broken_files(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_reported(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "a", ["1.png", "2.png", "3.png", "4.png"])
     (folder / "images" / "1.png").unlink()
     (folder / "images" / "2.png").write_bytes(b"no image")
@@ -263,7 +263,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     ],
     ids=["inside", "rounded", "right", "left", "below", "flat"],
 )
-def test_boxes_outside_and_empty(
+def test_boxes_outside_or_without_area_are_counted(
     tmp_path: Path, box: Box, outside: int, empty: int, fit: bool
 ) -> None:
     report = check_data(DataConfig(data=(coco(write_coco(tmp_path / "a", ["1.png"], box)),)))
@@ -272,7 +272,7 @@ def test_boxes_outside_and_empty(
     assert report.fit == fit
 
 
-def test_duplicate_and_ambiguous_expressions(tmp_path: Path) -> None:
+def test_duplicate_and_ambiguous_expressions_are_counted(tmp_path: Path) -> None:
     scenes = make_scenes(1, 3)
     dataset = to_dataset(scenes, scope="photo", per_instance=1)
     first, second, *_ = dataset.expressions
@@ -339,7 +339,7 @@ def test_paths_of_evaluation_sets_become_absolute(
 
 @needs_data
 @pytest.mark.data
-def test_published_files_of_every_format() -> None:
+def test_published_files_of_every_format_can_be_checked() -> None:
     assert DATA is not None
     refer = DATA / "photos_masks" / "refer_layout"
     refs = [("refcoco", "unc", 59), ("refcoco+", "unc", 59), ("refcocog", "umd", 24)]

@@ -31,7 +31,7 @@ def dry_run(folder: Path, values: dict[str, Any], *arguments: str, preset: str) 
     return done.stdout
 
 
-def test_dry_run_of_the_published_model(tmp_path: Path) -> None:
+def test_dry_run_of_clare_reports_parts_memory_and_steps(tmp_path: Path) -> None:
     values = tiny_training(tmp_path, grounding_epochs=3, accumulate_steps=2)
     found = json.loads(
         dry_run(tmp_path, values, "--num-workers", "2", "--json", preset="clare-base")

@@ -15,7 +15,7 @@ from reir_training.report.memory import (
 MILLION = 1_000_000
 
 
-def test_memory_by_hand() -> None:
+def test_estimated_memory_by_hand() -> None:
     """Ten million trainable and two million frozen parameters of 4 bytes on four workers, in MB."""
 
     def of(stage: int) -> tuple[float, ...]:
@@ -29,7 +29,7 @@ def test_memory_by_hand() -> None:
     assert of(3) == (12, 10, 30, 40 + 48, 140)  # small enough to stay whole once fetched
 
 
-def test_buffers_have_limits() -> None:
+def test_buffers_have_a_maximum_size() -> None:
     assert bucket_size(0) == 1
     assert bucket_size(7) == 7
     assert bucket_size(2 * MAX_BUCKET) == MAX_BUCKET

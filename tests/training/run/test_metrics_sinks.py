@@ -80,6 +80,6 @@ def test_tensorboard_drops_repeated_steps(tmp_path: Path) -> None:
     assert [e.step for e in events(tmp_path) if e.HasField("session_log")] == [31]
 
 
-def test_figures_of_an_epoch() -> None:
+def test_only_epochs_have_validation_figures() -> None:
     assert validation_figures(EPOCH) == {"br1_50": 12.5}
     assert list(scalars(START)) == []

@@ -94,8 +94,6 @@ def denoising_queries(
     boxes = _shaken(boxes_xyxy[:, target_Q], positive_Q, seeds)
     return DenoisingQueries(
         content=content_BGD[:, target_Q] * real_BQ[..., None],
-        # Padding gets a box in the middle of the photo, which is as good as any: nothing reads what
-        # becomes of it.
         boxes_cxcywh=torch.where(real_BQ[..., None], boxes, 0.5),
         attention_mask=isolation_mask(groups, 2 * num_targets, num_queries, device=device),
         positive=real_BQ & positive_Q,

@@ -1,7 +1,7 @@
-"""`ClareEncoder`: a trained CLARE behind the `InstanceEncoder` seam; its query-free candidates."""
+"""`ClareEncoder`: a trained CLARE as an `InstanceEncoder`, with query-free candidates."""
 
 # Shapes: B photos, H x W pixels of the padded batch, N queries, k candidates, D dimension,
-#         M texts, J tokens a text
+#         M texts, J tokens per text
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from reir.records import FloatArray, Instances, MaskRle, RgbImage
 from reir.text import normalize_expression
 
 TEXT_BATCH = 128
-MIN_SIDE = 1e-3  # thinner boxes, as a share of the photo, are no candidates
+MIN_SIDE = 1e-3  # boxes with a thinner side, as a fraction of the photo, are not candidates
+# The released code trains with these characters removed (docs/clare.md, section 3.5).
 _DROPPED = str.maketrans("-/", "  ", ".,'!?\"()*#:;")
 
 
 @dataclass(frozen=True)
 class ClareCandidates:
-    """Instances of B photos, best objectness first; only the first `counts` rows are real.
+    """The candidates of B photos, by descending objectness, padded to the same number.
 
     Attributes:
         boxes: (B, k, 4) xyxy in [0, 1].
         objectness: (B, k) in [0, 1].
-        vectors: (B, k, D) of the last layer.
-        counts: (B,) int64.
-        queries: (B, k) int64, which query each was.
+        vectors: (B, k, D) instance vectors of the last layer.
+        counts: (B,) int64, number of candidates; further rows are padding.
+        queries: (B, k) int64, number of the query that each candidate comes from.
     """
 
     boxes: Tensor
@@ -50,15 +51,15 @@ class ClareCandidates:
 
 
 def candidates(output: ClareOutput, num: int, nms_iou: float) -> ClareCandidates:
-    """Choose the instances of each photo without any expression.
+    """Choose the candidates of each photo without any expression.
 
-    Ranked by the class-agnostic objectness of each query's proposal; of last-layer boxes that
-    overlap by more than `nms_iou` the best is kept.
+    Queries are ranked by the class-agnostic objectness of their proposals. Of last-layer boxes that
+    overlap by more than `nms_iou`, only the best one is kept.
 
     Args:
-        output: of `Clare`.
-        num: keep at most so many a photo.
-        nms_iou: class-agnostic NMS threshold.
+        output: output of `Clare`.
+        num: maximum number of candidates per photo.
+        nms_iou: threshold of the class-agnostic NMS.
 
     Raises:
         ValueError: `num` is below 1.
@@ -67,6 +68,7 @@ def candidates(output: ClareOutput, num: int, nms_iou: float) -> ClareCandidates
         raise ValueError(f"num must be at least 1, got {num}")
     boxes = output.boxes[-1].clamp(0, 1)
     usable = (boxes[..., 2:] - boxes[..., :2] >= MIN_SIDE).all(dim=-1)
+    # `greedy_nms` never keeps a score of 0, and needs no sorting: proposals are sorted already.
     scores = torch.where(usable, output.proposal_logits.sigmoid(), 0.0)
     picks, counts = greedy_nms(boxes, scores, num, nms_iou)
     rows = picks[..., None]
@@ -80,14 +82,14 @@ def candidates(output: ClareOutput, num: int, nms_iou: float) -> ClareCandidates
 
 
 def scored_by(output: ClareOutput, expression_BD: Tensor) -> ClareOutput:
-    """Let an expression take the place of objectness: queries by their score with it, best first.
+    """Rank the queries of each photo by their score with an expression instead of by objectness.
 
     Args:
-        output: of `Clare`.
-        expression_BD: one expression a photo.
+        output: output of `Clare`.
+        expression_BD: one expression vector per photo.
 
     Returns:
-        The last layer only, with the scores as `proposal_logits`.
+        The last layer only, with the scores as `proposal_logits`, best first.
     """
     last = output.objects[-1]
     logits, order = torch.einsum("bnd,bd->bn", last, expression_BD.to(last)).sort(
@@ -105,10 +107,10 @@ def scored_by(output: ClareOutput, expression_BD: Tensor) -> ClareOutput:
 
 
 def target_size(image: RgbImage, config: ClareConfig) -> tuple[int, int]:
-    """(height, width) in pixels that a photo is resized to, its aspect kept.
+    """Return the (height, width) in pixels to which a photo is resized; its aspect ratio is kept.
 
-    The shorter side becomes `shortest_side_px`, unless the longer one would pass
-    `longest_side_px`. A side is never less than one pixel.
+    The shorter side becomes `shortest_side_px`, unless the longer one would exceed
+    `longest_side_px`. A side has at least one pixel.
 
     Raises:
         ValueError: the photo is empty or not (H, W, 3) uint8.
@@ -124,7 +126,7 @@ def target_size(image: RgbImage, config: ClareConfig) -> tuple[int, int]:
 
 
 def resized(image: RgbImage, config: ClareConfig) -> RgbImage:
-    """(h, w, 3) uint8, of `target_size`; errors as there."""
+    """Return a photo resized to `target_size`, (h, w, 3) uint8; errors as there."""
     height, width = target_size(image, config)
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -132,12 +134,12 @@ def resized(image: RgbImage, config: ClareConfig) -> RgbImage:
 def model_input(
     pixels_B3HW: Tensor, size_px_B2: Tensor, config: ClareConfig
 ) -> tuple[Tensor, Tensor]:
-    """Normalize a padded batch, and pad it on to sides that the model takes.
+    """Normalize a padded batch, and pad it further to sides that the model accepts.
 
     Args:
-        pixels_B3HW: uint8 RGB, each photo in the top left.
-        size_px_B2: height and width of each photo within.
-        config: of the model.
+        pixels_B3HW: uint8 RGB, each photo in the top left corner.
+        size_px_B2: height and width of each photo.
+        config: configuration of the model.
 
     Returns:
         (B, 3, H', W') float32 with 0 in the padding, and (B, H', W') bool, True in the padding.
@@ -150,6 +152,7 @@ def model_input(
     mask = (rows[:, None] >= size_px_B2[:, :1, None]) | (columns >= size_px_B2[:, 1:, None])
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in config.pixel_mean_std)
     pixels = (F.pad(pixels_B3HW, (0, right, 0, below)).float() / 255 - mean) / std
+    # Normalization turns the zeros of the padding into other values.
     return pixels.masked_fill(mask[:, None], 0.0), mask
 
 
@@ -159,11 +162,12 @@ def clean_expression(text: str) -> str:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], config: ClareConfig) -> Tensor:
-    """(M, max_tokens) int64 ids; of longer texts the last token, the end mark, is kept."""
+    """Return (M, max_tokens) int64 ids; truncated texts keep their end-of-sequence token."""
     ids = torch.full((len(texts), config.max_tokens), config.pad_token, dtype=torch.long)
     for row, encoded in enumerate(tokenizer.encode_batch([clean_expression(t) for t in texts])):
         kept = encoded.ids
         if len(kept) > config.max_tokens:
+            # The text tower reads its output from the last position, so the end token stays there.
             kept = [*kept[: config.max_tokens - 1], kept[-1]]
         ids[row, : len(kept)] = torch.tensor(kept)
     return ids
@@ -175,22 +179,22 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], config: ClareConfig) ->
 class ClareEncoder:
     """Encodes photos and expressions; thread-safe, since nothing is written after construction.
 
-    Vectors are unit length. Under `paper_parity` they are raw, since the released ranking is by
+    Vectors are of unit length. With `paper_parity` they are raw, since the released code ranks by
     the raw inner product.
 
     Args:
-        model: trained model, where it is to run; is put into eval mode.
-        tokenizer: of the text tower, without padding or truncation.
+        model: trained model, on the device where it is to run; it is put into eval mode.
+        tokenizer: tokenizer of the text tower, without padding or truncation.
         digest: sha256 of the weights file.
-        num_candidates: instances kept of a photo; None takes the checkpoint's own number.
-        batch_size: photos that go through the model together; those of like shape are put
-            together, since the rest of a batch is padding.
+        num_candidates: instances to keep per photo; None for the number in the checkpoint.
+        batch_size: number of photos that the model encodes at once. Photos of similar shape share a
+            batch, so that little of it is padding.
         half: run the model under bf16 autocast.
-        masks: give instances their masks.
+        masks: compute the masks of instances.
 
     Raises:
-        ValueError: `num_candidates` or `batch_size` is below 1, or masks are asked of a model
-            without the mask branch.
+        ValueError: `num_candidates` or `batch_size` is below 1, or masks are requested from a model
+            without a mask branch.
     """
 
     def __init__(  # noqa: PLR0913 - all but the three parts are by name
@@ -227,12 +231,12 @@ class ClareEncoder:
 
     @property
     def num_candidates(self) -> int:
-        """The most instances kept of one photo."""
+        """Maximum number of instances per photo."""
         return self._num_candidates
 
     @property
     def masks(self) -> bool:
-        """Whether instances come with their masks, at the size of the photo as it was given."""
+        """Whether instances have masks, which are of the size of the original photo."""
         return self._masks
 
     @property
@@ -240,7 +244,7 @@ class ClareEncoder:
         return self._model.queries.weight.device
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
-        """Instances of each photo, best objectness first; a photo may have none.
+        """Return the instances of each photo, by descending objectness; a photo may have none.
 
         Raises:
             ValueError: a photo is empty or not (H, W, 3) uint8.
@@ -257,10 +261,10 @@ class ClareEncoder:
     def encode_images_for(
         self, images: Sequence[RgbImage], expressions: Sequence[FloatArray], num_kept: int
     ) -> list[InstanceChoices]:
-        """Instances of each photo, chosen without a query and by each of its expressions.
+        """Return the instances of each photo, chosen without a query and by each expression.
 
-        An expression chooses as in the released evaluator (docs/clare.md, section 6): queries of
-        the last layer by their score with it, with the same NMS.
+        An expression chooses as in the released evaluator (docs/clare.md, section 6): it ranks the
+        queries of the last layer by their scores, before the same NMS.
 
         Raises:
             ValueError: a photo is empty or not (H, W, 3) uint8.
@@ -275,14 +279,14 @@ class ClareEncoder:
         return [found[i] for i in range(len(images))]
 
     def _batches(self, images: Sequence[RgbImage]) -> list[list[int]]:
-        """Put photos of like shape together, by their place in the list."""
+        """Divide photos, as indices, into batches of similar shape."""
         config = self._model.config
         order = sorted(range(len(images)), key=lambda i: target_size(images[i], config))
         size = self._batch_size
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _forward(self, images: Sequence[RgbImage]) -> tuple[ClareOutput, Tensor]:
-        """What the model says of photos, and (B, 2) how much of the batch's sides each covers."""
+        """Return the model's output, and (B, 2) fractions of the batch's sides for each photo."""
         config = self._model.config
         photos = [resized(image, config) for image in images]
         batch, sizes = (torch.from_numpy(x).to(self._device) for x in pad_and_stack(photos))
@@ -297,8 +301,12 @@ class ClareEncoder:
     def _chosen_by(
         self, output: ClareOutput, expressions: Sequence[FloatArray], num_kept: int
     ) -> list[tuple[Instances, ...]]:
-        """What each expression of each photo chooses; the t-th ones of all photos go together."""
+        """Return what each expression of each photo chooses.
+
+        The t-th expressions of all photos choose at the same time.
+        """
         counts = [len(vectors) for vectors in expressions]
+        # Photos with fewer expressions choose by a zero vector, and the result is dropped.
         turns = np.zeros((max(counts), len(counts), self.dim), dtype=np.float32)
         for photo, vectors in enumerate(expressions):
             turns[: len(vectors), photo] = vectors
@@ -322,15 +330,16 @@ class ClareEncoder:
         shares_B2: Tensor,
         images: Sequence[RgbImage],
     ) -> list[tuple[MaskRle, ...]]:
-        """Masks of the candidates of each photo, at the size of the photo as it was given.
+        """Return the masks of the candidates of each photo, at the size of the original photo.
 
         Args:
-            output: of the model.
-            chosen: its candidates.
-            shares_B2: of the height and width of the padded batch that each photo covers.
+            output: output of the model.
+            chosen: the candidates.
+            shares_B2: fractions of height and width of the padded batch that each photo covers.
             images: the photos.
         """
         assert output.masks is not None, "asked of a model with the mask branch"
+        # Only the last layer, from which boxes and vectors come, too; training uses all layers.
         last = MaskInputs(output.masks.maps, output.masks.states[-1:])
         logits = self._model.masks.of_queries(last, output.boxes[-1:], chosen.queries[None])[0]
         return [
@@ -349,7 +358,7 @@ class ClareEncoder:
         ]
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """(M, D) float32 vectors of the last layer, in the order given."""
+        """Return (M, D) float32 vectors of the last layer, in the order given."""
         vectors = np.zeros((len(expressions), self.dim), dtype=np.float32)
         for start in range(0, len(expressions), TEXT_BATCH):
             texts = expressions[start : start + TEXT_BATCH]
@@ -365,7 +374,7 @@ class ClareEncoder:
 def _records(
     chosen: ClareCandidates, masks: Sequence[tuple[MaskRle, ...] | None] | None = None
 ) -> list[Instances]:
-    """The record of each photo."""
+    """Return the record of each photo."""
     return [
         instances_of(boxes[:count], objectness[:count], vectors[:count], found)
         for boxes, objectness, vectors, count, found in zip(
@@ -385,7 +394,11 @@ def instances_of(
     vectors_kD: Tensor,
     masks: tuple[MaskRle, ...] | None = None,
 ) -> Instances:
-    """Return the record of one photo; its vector is the candidates' mean, weighed by objectness."""
+    """Return the record of one photo.
+
+    The vector of the photo is the mean of its candidates' vectors, weighted by objectness. The
+    model has no vector for the whole photo.
+    """
     whole_D = F.normalize((objectness_k[:, None] * vectors_kD).sum(dim=0), dim=0)
     return Instances(
         boxes=boxes_k4.numpy(),

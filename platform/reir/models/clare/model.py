@@ -41,7 +41,8 @@ from reir.models.relation_experts import MixtureOfRelationExperts
 if TYPE_CHECKING:
     from reir.models.clare.denoising import DenoisingQueries
 
-# Probability with which every pair of an instance and an expression, and every proposal, starts.
+# Initial probability of every proposal and, without `paper_parity`, of every pair of an instance
+# and an expression: nearly all of them are negatives.
 PRIOR = 0.01
 SCORE_SCALE, MAX_SCALE = 20.0, 100.0
 # That of the released code, whose inner products have no other bound (docs/clare.md, section 3.7).
@@ -145,8 +146,8 @@ class Clare(nn.Module):
         # Called instead of reading `weight`, for ZeRO-3 as in `encode_patches`.
         content = self.queries(torch.arange(num_queries, device=best.device))
         content = content.expand(len(best), -1, -1)
-        # The encoder learns boxes from losses of its own. Through the decoder, it would also get
-        # the gradients of every layer that refines them.
+        # The encoder learns its boxes from losses of its own. In the released code, gradients of
+        # the decoder reach them as well.
         boxes = first if self.config.paper_parity else first.detach()
         num_known = 0
         if denoising is not None:
@@ -191,7 +192,7 @@ class Clare(nn.Module):
             maps = self.pyramid(patches, None)
         else:
             valid = grid.valid_maps()
-            # The last patches of a photo may contain padding, so that must be the same in any batch.
+            # The last patches of a photo may contain padding, which must be the same in any batch.
             pixels = pixels_B3HW.masked_fill(mask_BHW[:, None], 0.0)
             cells_B2 = (sizes_B2 / self.config.patch_px).ceil()
             patches = encode_patches(self.vision, pixels, cells_B2, valid[1])
@@ -238,7 +239,7 @@ class Clare(nn.Module):
         return scaled(products(objects, texts), self.score_log_scale, self.score_bias)
 
     def clia_logits(self, objects: Tensor, texts: Tensor) -> Tensor:
-        """Return the (K, B, N, M) logits of CLIA (section 4.4); arguments as in `scores`."""
+        """Return the (K, B, N, M) logits of CLIA: see `scores` and docs/clare.md, section 4.4."""
         logits = scaled(products(objects, texts), self.clia_log_scale, self.clia_bias)
         return logits.clamp(-SCORE_LIMIT, SCORE_LIMIT)
 

@@ -1,4 +1,4 @@
-"""CLARE's SigLIP towers: their configurations, and public weights and tokenizers to start from."""
+"""CLARE's SigLIP towers: their configurations, and loading of public weights and tokenizers."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def text_config(config: ClareConfig) -> Any:
 
 
 def load_towers(vision: nn.Module, language: nn.Module, name_or_path: str) -> None:
-    """Put pretrained SigLIP weights into both towers; only safetensors are read.
+    """Load pretrained SigLIP weights into both towers; only safetensors are read.
 
     Args:
         vision: SigLIP vision tower; its weights are overwritten.
         language: SigLIP text tower; its weights are overwritten.
-        name_or_path: name on a model hub or a local directory, of a whole SigLIP model.
+        name_or_path: hub name or local directory of a SigLIP model with both towers.
 
     Raises:
-        CheckpointError: it is not there, lacks weights, or its shapes are not the model's.
+        CheckpointError: the model does not exist, lacks weights, or has other shapes.
     """
     for tower, options in ((vision, {"vision_use_head": False}), (language, {})):
         kind: Any = type(tower)
@@ -73,12 +73,15 @@ def load_towers(vision: nn.Module, language: nn.Module, name_or_path: str) -> No
                 f"{name_or_path} does not load as {kind.__name__} ({what}); "
                 f"give a hub name or the directory of a SigLIP model"
             ) from error
+        # The library gives missing weights random values, and only logs a warning.
         missing = sorted(report["missing_keys"])
         if missing:
             raise CheckpointError(
                 f"{name_or_path} lacks {len(missing)} weights of {kind.__name__}, such as "
                 f"{missing[0]}; give the directory of a whole SigLIP model"
             )
+        # `from_pretrained` builds a tower from the public configuration. Copying its weights checks
+        # that the tower of this model has the same shapes.
         try:
             tower.load_state_dict(loaded.state_dict())
         except RuntimeError as error:
@@ -104,6 +107,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     from transformers import AutoTokenizer, SiglipTokenizer
 
     try:
+        # Never the code that a model repository may contain.
         found = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         if isinstance(found, SiglipTokenizer):
             return _from_sentence_piece(found)
@@ -114,6 +118,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
             f"{name_or_path} has no usable tokenizer ({what}); give the hub name or the directory "
             f"of a SigLIP model that includes spiece.model, or set `tokenizer` to another one"
         ) from error
+    # `tokenize` pads and truncates itself, so that the end-of-sequence token is kept.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -67,6 +67,7 @@ class CandidateExtractor:
         num, config = num_candidates or self._config.num_candidates, self._config
         found = self.propose(images, num)
         with torch.inference_mode():
+            # Crops of all photos go through the network together, and are divided again below.
             crops = [
                 crop_boxes(image, c.boxes.numpy(), config.crop_px, config.crop_margin)
                 for image, c in zip(images, found, strict=True)
@@ -98,6 +99,7 @@ class CandidateExtractor:
 
     @cached_property
     def _detect(self) -> TracedModule:
+        # Any input of the right size will do: the control flow does not depend on the pixels.
         side_px = self._config.detector_px
         return TracedModule(
             self._detector, self._channels_last(torch.zeros(1, 3, side_px, side_px))
@@ -127,6 +129,8 @@ class CandidateExtractor:
         fine, coarse = self._parts_for_size(side_px)
         parts = []
         for some in torch.split(squares, max(1, FINE_PIXELS // side_px**2)):
+            # Converted here, batch by batch, because floats take two or four times the memory. The
+            # network expects RGB in [-1, 1].
             parts.append(fine(some.permute(0, 3, 1, 2).to(self._dtype).div_(127.5).sub_(1)))
         some_maps = torch.split(torch.cat(parts), max(1, COARSE_PIXELS // side_px**2))
         return torch.cat([coarse(maps) for maps in some_maps])
@@ -153,6 +157,7 @@ def crop_boxes(photo: RgbImage, boxes: np.ndarray, side_px: int, margin: float) 
     sizes_px = np.array([width, height] * 2)
     grow = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64) * margin
     edges = np.concatenate([boxes[:, :2] - grow, boxes[:, 2:] + grow], axis=1).clip(0, 1)
+    # Whole pixels, so that a crop is a part of the array and not interpolated before it is resized.
     edges_px = np.rint(edges * sizes_px).astype(np.int64)
     first = edges_px[:, :2].clip(max=sizes_px[:2] - 1)
     last = np.maximum(edges_px[:, 2:], first + 1)
@@ -165,6 +170,7 @@ def crop_boxes(photo: RgbImage, boxes: np.ndarray, side_px: int, margin: float) 
 def _colors(crops: Tensor) -> Tensor:
     """(N, 4, 4, 3) mean RGB in [0, 1] of a grid over each crop."""
     side = crops.shape[1] // COLOR_GRID
+    # Sums of integers are exact, so colors do not depend on the order of summation.
     rows = crops.view(-1, COLOR_GRID, side, COLOR_GRID * side * 3).sum(2, dtype=torch.int32)
     cells = rows.view(-1, COLOR_GRID, COLOR_GRID, side, 3).sum(3)
     return cells.float() / (255 * side**2)

@@ -25,7 +25,7 @@ TEXT_BATCH = 128
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
     """Return (N, L) int64 token ids and mask (1 on real tokens), padded to the longest text."""
     encoded = [e.ids for e in tokenizer.encode_batch([normalize_expression(t) for t in texts])]
-    # truncated by hand, so that the end token is kept
+    # Truncated by hand, so that the end token is kept.
     encoded = [
         ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]] for ids in encoded
     ]
@@ -40,6 +40,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tup
 
 def fast_dtype() -> torch.dtype:
     """Return bf16 if the CPU has instructions for it, else float32."""
+    # AVX2 alone is not enough: oneDNN has no bf16 for it.
     supported = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if supported else torch.float32
 
@@ -158,6 +159,7 @@ class ClareNanoEncoder:
 
     def _trace_text(self) -> TracedModule:
         ids_NL = torch.tensor([[1, 1, 1], [1, 1, 0]])
+        # Without the weight cache of autocast, as torch recommends for tracing.
         with torch.autocast("cpu", self._dtype, self._half, cache_enabled=False):
             return TracedModule(_Text(self._model.text).eval(), ids_NL, (ids_NL > 0).long())
 
@@ -165,6 +167,7 @@ class ClareNanoEncoder:
         self, expressions: Sequence[str]
     ) -> Iterator[tuple[list[int], FloatArray, FloatArray, list[int]]]:
         """Yield rows, (n, D) vectors, (n, L, C) states and lengths, by texts of similar length."""
+        # A batch is padded to its longest text, so texts of similar length go together.
         by_length = sorted(range(len(expressions)), key=lambda i: len(expressions[i]))
         for start in range(0, len(by_length), TEXT_BATCH):
             rows = by_length[start : start + TEXT_BATCH]

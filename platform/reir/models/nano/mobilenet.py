@@ -52,7 +52,8 @@ class SameConv(nn.Conv2d):
         left, right = same_padding(int(x.shape[3]), kernel, stride)
         weight, padding = self.weight, (top, left)
         if self.groups > 1:
-            # zeros around the kernel are cheaper than padding, and so copying, the feature maps
+            # Zeros around the kernel of a depthwise convolution, which has a single channel, are
+            # cheaper than padding, and so copying, the feature maps.
             weight, padding = F.pad(weight, (right - left, 0, bottom - top, 0)), (bottom, right)
         elif (top, left) != (bottom, right):
             x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)

@@ -168,11 +168,12 @@ class VisualOutput(NamedTuple):
 
 
 def box_geometry(boxes: Tensor, objectness: Tensor, aspect: Tensor) -> Tensor:
-    """(B, T, 13) position, size and shape of each box, and the photo's aspect."""
+    """(B, T, 13) position, size and shape of each box, and the photo's aspect ratio."""
     x1, y1, x2, y2 = boxes.unbind(-1)
+    # Padding has sides of 0, of which there is no logarithm.
     w, h = (x2 - x1).clamp(min=1e-4), (y2 - y1).clamp(min=1e-4)
     photo = aspect[:, None].expand_as(x1)
-    shape = (w / h).log() + photo
+    shape = (w / h).log() + photo  # in pixels: w and h are relative to sides of different lengths
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
     parts = [x1, y1, x2, y2, cx, cy, w, h, (w * h).sqrt(), (w * h).log() / 4, shape, photo]
     return torch.stack([*parts, objectness], dim=-1)
@@ -195,9 +196,10 @@ def pair_geometry(boxes: Tensor) -> Tensor:
         y1[:, None], y1[:, :, None]
     )
     inside = overlap_w.clamp(min=0) * overlap_h.clamp(min=0) / (w * h)[:, :, None]
+    # Next to a tiny box, distances in units of its sides would outweigh all other features.
     relative = [(dx / w[:, :, None]).clamp(-8, 8) / 4, (dy / h[:, :, None]).clamp(-8, 8) / 4]
     sizes = [between(w.log()) / 2, between(h.log()) / 2]
-    distance = (dx.square() + dy.square() + 1e-6).sqrt()
+    distance = (dx.square() + dy.square() + 1e-6).sqrt()  # at 0, the gradient would be infinite
     return torch.stack([dx, dy, distance, inside, *relative, *sizes], dim=-1)
 
 
@@ -239,6 +241,7 @@ def scene_boxes(num_photos: int, device: torch.device) -> Tensor:
 
 def join_members(parts: Sequence[Tensor]) -> Tensor:
     """M tensors (..., P) of unit length -> (..., D) of unit length."""
+    # With this factor, an inner product of joined vectors is the mean of those of the members.
     return torch.cat([part / len(parts) ** 0.5 for part in parts], dim=-1)
 
 
@@ -263,7 +266,7 @@ class InstanceMember(nn.Module):
         self.geometry = nn.Sequential(
             nn.Linear(GEOMETRY_FEATURES, 128), nn.GELU(), nn.Linear(128, width)
         )
-        # spelled as in the shipped weights, whose names would change with it
+        # Spelled as in the shipped weights, whose names follow from it.
         self.colour = nn.Sequential(
             nn.Linear(3 * COLOR_GRID**2, 128), nn.GELU(), nn.Dropout(drop), nn.Linear(128, width)
         )
@@ -277,10 +280,11 @@ class InstanceMember(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_vector = nn.Linear(width, config.member_dim)
         self.to_image_vector = nn.Linear(width, config.member_dim)
-        self.photo_share = nn.Parameter(torch.tensor([0.5]))
+        self.photo_share = nn.Parameter(torch.tensor([0.5]))  # DeepSpeed cannot broadcast scalars
         self.to_class = nn.Linear(width, NUM_CLASSES)
         self.to_box = nn.Sequential(nn.Linear(width, width // 2), nn.GELU())
         self.box_delta = nn.Linear(width // 2, 4)
+        # So a new model returns the boxes of the detector.
         nn.init.zeros_(self.box_delta.weight)
         nn.init.zeros_(self.box_delta.bias)
 
@@ -309,6 +313,7 @@ class InstanceMember(nn.Module):
             pairs: (B, T, T, 8) geometry of those boxes.
         """
         num = batch.valid.shape[1]
+        # The photo and its grid cells have no objectness; they count as certain.
         sure_BT = F.pad(batch.objectness, (0, boxes_BT4.shape[1] - num), value=1.0)
         geometry = box_geometry(boxes_BT4, sure_BT, batch.aspect)
         candidates = self.candidate_tokens(batch, geometry[:, :num])
@@ -354,7 +359,8 @@ class InstanceStream(nn.Module):
 
 
 def refine_boxes(boxes: Tensor, delta: Tensor) -> Tensor:
-    """Move center by `delta[:2]` box sides and scale the sides by `exp(delta[2:])`, clipped."""
+    """Move the center by `delta[:2]` sides of the box, and scale the sides by `exp(delta[2:])`."""
+    # Limited to half a side and a factor of about 2, so that a box stays where the detector saw it.
     size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-4)
     center = (boxes[..., :2] + boxes[..., 2:]) / 2 + delta[..., :2].clamp(-0.5, 0.5) * size
     half = size * delta[..., 2:].clamp(-0.7, 0.7).exp() / 2
@@ -368,6 +374,7 @@ class TextStream(nn.Module):
         super().__init__()
         self.tower = SentenceTower(num_layers=config.text_layers, max_tokens=config.max_tokens)
         self.weigh = nn.Linear(self.tower.width, config.num_members)
+        # With equal weights, the pooling starts as the mean over the tokens.
         nn.init.zeros_(self.weigh.weight)
         self.drop = nn.Dropout(config.dropout)
         self.members = nn.ModuleList(
@@ -406,7 +413,7 @@ class ClareNano(nn.Module):
         self.crop_network = MobileNetV2()
         self.visual = InstanceStream(config)
         self.text = TextStream(config)
-        # of shape (1,), since DeepSpeed cannot broadcast scalars
+        # Of shape (1,), since DeepSpeed cannot broadcast scalars.
         self.log_scale = nn.Parameter(torch.tensor([10.0]).log())
         self.bias = nn.Parameter(torch.tensor([clia_bias]))
 
@@ -423,5 +430,5 @@ class ClareNano(nn.Module):
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ClareNano:
-        """Build from the `model` section of a checkpoint's config.json."""
+        """Build from the `model_config` section of a checkpoint's config.json."""
         return ClareNano(ClareNanoConfig(**values))

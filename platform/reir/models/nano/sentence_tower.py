@@ -18,7 +18,7 @@ WIDTH = 384
 NUM_HEADS = 12
 MLP_WIDTH = 1536
 DROPOUT = 0.1
-LAYER_NORM_EPS = 1e-12
+LAYER_NORM_EPS = 1e-12  # BERT's; the default of torch is 1e-5
 
 _LAYER_NAMES = {
     "self_attn.out_proj": "attention.output.dense",

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from reir.config import StrictConfig
-from reir.operations.canary import Canary
+from reir.operations.canary import Canary, CanaryAnswer
 from reir.operations.gate.measure import Measurements, VersionAnswers
+from reir.records import Box
 
 Verdict = Literal["passed", "failed", "info"]
 """`info` is a number without a limit."""
@@ -88,17 +89,21 @@ class GateCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryChange:
-    """A canary that the two versions answer differently.
+    """A canary whose first hit is right in one of the two versions only.
 
     Attributes:
-        expression, uri: the canary.
+        expression, uri, box: the canary, with its known answer.
         live_rank, candidate_rank: rank of the first right hit, from 1; 0 if it is not among ten.
+        wrong_uri, wrong_box: the first hit of the version that is wrong; empty if it has none.
     """
 
     expression: str
     uri: str
+    box: Box | None
     live_rank: int
     candidate_rank: int
+    wrong_uri: str = ""
+    wrong_box: Box | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,21 +342,41 @@ def _changed_canaries(measured: Measurements) -> tuple[list[CanaryChange], list[
     """Return the canaries that only the live version gets right, and those that only the other."""
     if measured.live is None:
         return [], []
-    before, now = _ranks(measured.live), _ranks(measured.candidate)
-    changes = [
-        CanaryChange(
-            expression=canary.expression,
-            uri=canary.uri,
-            live_rank=before[canary],
-            candidate_rank=now[canary],
-        )
-        for canary in sorted(before.keys() & now.keys(), key=lambda each: each.expression)
-        if (before[canary] == 1) != (now[canary] == 1)
-    ]
-    lost = [each for each in changes if each.live_rank == 1]
-    return lost, [each for each in changes if each.live_rank != 1]
+    before, now = _by_canary(measured.live), _by_canary(measured.candidate)
+    lost: list[CanaryChange] = []
+    won: list[CanaryChange] = []
+    for canary in sorted(before.keys() & now.keys(), key=lambda each: each.expression):
+        was_right, is_right = _rank(before[canary]) == 1, _rank(now[canary]) == 1
+        if was_right and not is_right:
+            lost.append(_change(canary, before[canary], now[canary], wrong=now[canary]))
+        elif is_right and not was_right:
+            won.append(_change(canary, before[canary], now[canary], wrong=before[canary]))
+    return lost, won
 
 
-def _ranks(answers: VersionAnswers) -> dict[Canary, int]:
-    found = {each.canary: each.rank for each in answers.answers if each.canary.is_present}
-    return found | dict.fromkeys(answers.lost, 0)
+def _by_canary(answers: VersionAnswers) -> dict[Canary, CanaryAnswer | None]:
+    """Return the answer to each canary with a known answer; None if its photo is lost."""
+    found = {each.canary: each for each in answers.answers if each.canary.is_present}
+    return {**dict.fromkeys(answers.lost), **found}
+
+
+def _rank(answer: CanaryAnswer | None) -> int:
+    return 0 if answer is None else answer.rank
+
+
+def _change(
+    canary: Canary,
+    before: CanaryAnswer | None,
+    now: CanaryAnswer | None,
+    wrong: CanaryAnswer | None,
+) -> CanaryChange:
+    first = wrong.result[0] if wrong is not None and len(wrong.result) else None
+    return CanaryChange(
+        expression=canary.expression,
+        uri=canary.uri,
+        box=canary.box,
+        live_rank=_rank(before),
+        candidate_rank=_rank(now),
+        wrong_uri=first.uri if first else "",
+        wrong_box=first.box if first else None,
+    )

@@ -149,6 +149,7 @@ class Journal:
 
         The caller holds the version's write lock.
         """
+        # A rows file of its own, so that readers of the journal that is replaced keep theirs.
         token = secrets.token_hex(4)
         temporary = path.with_suffix(".new")
         temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()) + _end(FIRST_FRAME, 0))
@@ -189,6 +190,8 @@ class Journal:
             return False
         boot, file, end, changed_ns, _ = _STAMP.unpack(data)
         state = os.fstat(self._file)
+        # The boot, because a power failure may lose writes that no process waited for. The time of
+        # the last change, because inode and length also match an older copy that was put back.
         as_now = (_boot_id(), state.st_ino, state.st_ctime_ns)
         return (boot, file, changed_ns) == as_now and end <= state.st_size
 
@@ -220,7 +223,7 @@ class Journal:
         frame = _encode(change, end_row)
         os.ftruncate(self._file, self._end)  # cut off a partial frame of a killed writer
         written = 0
-        while written < len(frame):
+        while written < len(frame):  # `pwrite` may write less than it was given
             written += os.pwrite(self._file, frame[written:], self._end + written)
         self._end, self._end_row = self._end + len(frame), end_row
         os.pwrite(self._file, _end(self._end, end_row), _START.size)
@@ -302,6 +305,7 @@ class Journal:
 
     def _recorded_end(self) -> int:
         """End of the frames, from the header. A killed writer may have left more bytes after it."""
+        # Writers do not lock out readers, so a wrong checksum may mean that one is writing.
         for _ in range(_READS):
             data = os.pread(self._file, _END.size, _START.size)
             if len(data) == _END.size and data == _end(*_END.unpack(data)[:2]):

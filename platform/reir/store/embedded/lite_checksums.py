@@ -143,14 +143,14 @@ class _CheckedParquet:
     """Replaces the module `pyarrow.parquet`, with the two functions that Lite uses."""
 
     @staticmethod
-    def write_table(table: pa.MilvusCollection, path: str) -> None:
+    def write_table(table: pa.Table, path: str) -> None:
         pq.write_table(table, path)
         # Of the whole file: Parquet's own page checksums do not cover the footer.
         _known[path] = _checksum(Path(path))
 
     @staticmethod
-    def read_table(path: str) -> pa.MilvusCollection:
-        if path in _known:
+    def read_table(path: str) -> pa.Table:
+        if path in _known:  # files of an earlier release are not
             _compare(Path(path), _known[path])
         return pq.read_table(path)
 
@@ -241,6 +241,7 @@ def _check_log(log: Path, sum_file: Path) -> None:
     if not sum_file.exists():
         raise DamagedError(sum_file, "is missing")
     length = checksum = 0
+    # Only the last entry counts, but a damaged one before it means that the file was changed.
     for length, checksum, own in _ENTRY.iter_unpack(_complete_entries(sum_file)):
         if _entry(length, checksum) != _ENTRY.pack(length, checksum, own):
             raise DamagedError(sum_file, _UNEQUAL)
@@ -255,6 +256,7 @@ def _check_log(log: Path, sum_file: Path) -> None:
 
 def _complete_entries(sum_file: Path) -> bytes:
     data = sum_file.read_bytes()
+    # A killed process may leave a part of an entry, for a write that it never acknowledged.
     return data[: len(data) // _ENTRY.size * _ENTRY.size]
 
 

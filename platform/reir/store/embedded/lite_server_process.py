@@ -77,7 +77,7 @@ def _serve_until_idle(
     try:
         _wait_until_idle(address_file, lock, clients, stop, idle_s)
     finally:
-        # First, so that new clients start another server instead of waiting for this one.
+        # First, so that no further client connects to a server that is about to stop.
         address_file.remove()
         server.stop(grace=5).wait()
         # Closing writes files, which must not end up in a directory of another server.

@@ -154,7 +154,7 @@ async def add_image(
     """Add a photo; searches find it as soon as the answer is sent."""
     context.writable(gallery)
     own = context.caller.add_tenant(_parse_attributes(attributes))
-    # Only the name: a path from the client must not choose where the server stores the photo.
+    # Only the name, because a path from the client must not choose where the photo is stored.
     name = PurePath(image.filename or "").name[:120]
     record = await context.backend.add_image(gallery, await image.read(), name, own)
     context.note_write("add", gallery, {"image_id": record.image_id, "bytes": record.size_bytes})

@@ -95,11 +95,11 @@ async def picture(  # noqa: PLR0913, every argument is a part of the URL
     tag = etag(image.record, view)
     headers = {
         "ETag": tag,
-        # "private" and "Vary": a shared cache must not give the photo to another key.
+        # "private" and "Vary", because a shared cache must not give the photo to another key.
         "Cache-Control": "private, max-age=300",
         "Vary": "Authorization, X-API-Key",
     }
-    if tag in request.headers.get("if-none-match", ""):
+    if tag in request.headers.get("if-none-match", ""):  # may be a list of tags
         return Response(status_code=304, headers=headers)
     made = context.pictures.get(tag) or await _render(context, gallery, image, view, tag)
     return Response(made.data, 200, headers, made.media_type)
@@ -171,6 +171,7 @@ async def _render(
         data = await context.backend.photo(gallery, record.image_id)
         if data is None:
             raise image_not_found(gallery, record.image_id)
+        # In a thread, because decoding and encoding a photo would block all other requests.
         made = await run_sync(render, data, record, view, context.config.limits.pixels)
     except ImageUnreachable as error:
         detail = "the file of this photo cannot be reached at the moment; try again later"

@@ -41,7 +41,7 @@ async def readyz(context: Context) -> Response:
     """Report readiness: the store, the models, that they match, and the API keys."""
     readiness, keys = await context.backend.readiness(), context.keys
     checks = dict(readiness.checks) | ({} if keys is None else {"keys": keys.problem() or OK})
-    # /readyz needs no key. On a server with keys it is open to people who may know no gallery.
+    # /readyz needs no key, so on a server with keys it must not name galleries or stores.
     public = checks if keys is None else _without_names(checks)
     if not readiness.ready or (keys is not None and keys.is_expired):
         logger.warning("not ready: %s", checks)
@@ -104,7 +104,7 @@ def _file_endpoint(file: Traversable, kind: str) -> Any:
     data = file.read_bytes()
     headers = {
         "ETag": f'"{hashlib.sha256(data).hexdigest()[:24]}"',
-        # "no-cache" lets the browser keep the file, but has it ask for a newer one each time.
+        # "no-cache" lets the browser keep the file, but makes it ask each time for a newer one.
         "Cache-Control": "no-cache",
     }
 

@@ -107,7 +107,7 @@ async def search_similar(request: Request, context: Context) -> Response:
 async def _read_similar(request: Request) -> tuple[bytes | None, SimilarRequest]:
     """Read a request that comes as JSON, or as a form with a photo.
 
-    A route of FastAPI takes either a JSON body or a form, so this one parses its body itself.
+    A route of FastAPI takes either a JSON body or a form, so this route parses its body itself.
 
     Returns:
         The photo, None for JSON, and the request.
@@ -121,6 +121,7 @@ async def _read_similar(request: Request) -> tuple[bytes | None, SimilarRequest]
         return None, _similar_request(await request.body())
     if media != FORM:
         raise unsupported_media_type(media, f"{JSON} or {FORM}")
+    # By default, Starlette accepts a thousand files and a thousand fields.
     async with request.form(max_files=1, max_fields=1) as form:
         image, text = form.get("image"), form.get("request")
         if not isinstance(image, UploadFile) or not isinstance(text, str) or len(form) != 2:
@@ -132,6 +133,7 @@ def _similar_request(text: bytes | str) -> SimilarRequest:
     try:
         return SimilarRequest.model_validate_json(text)
     except ValidationError as error:
+        # As FastAPI itself would raise it for a wrong field of the body.
         found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
         raise RequestValidationError(found) from error
 
@@ -148,7 +150,7 @@ async def _answers(
     context: EndpointContext, gallery: str, body: BaseSearchRequest, queries: Sequence[Query]
 ) -> list[JsonObject]:
     if context.caller.tenant:
-        # A vector of another tenant's instance would reveal what is in that photo.
+        # A search with an instance of another tenant would reveal what is in that tenant's photo.
         for image_id in sorted(set().union(*map(image_ids_of_terms, queries))):
             await context.image(gallery, image_id)
     _check_work(context.backend.live, queries)
@@ -186,7 +188,8 @@ def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
 
 
 def _query(context: EndpointContext, body: BaseSearchRequest, terms: Sequence[Term]) -> Query:
-    # The live settings give the defaults, so it matters whether the request names a field.
+    # The defaults come from the live settings and not from the model of the request, so it matters
+    # whether the request names a field.
     given, live = body.model_fields_set, context.backend.live
     return Query(
         terms=tuple(terms),

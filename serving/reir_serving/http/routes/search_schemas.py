@@ -32,6 +32,8 @@ MAX_ALSO = MAX_TERMS - 1
 """Maximum number of terms in `also`, which come after the first term."""
 
 Side = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# The schema says "not 0" as `anyOf`, because schemathesis, which tests the API, cannot handle `not`
+# in the schema of a multipart form.
 Weight = Annotated[
     float,
     Field(
@@ -48,6 +50,8 @@ Photo = Annotated[
     Field(json_schema_extra={"format": "photo", "contentMediaType": "application/octet-stream"}),
 ]
 
+# What only validators check has to be added to the schemas by hand, or the OpenAPI document would
+# allow requests that the server rejects.
 _EITHER_EXPRESSION_OR_INSTANCE: dict[str, Any] = {
     "oneOf": [
         {

@@ -108,7 +108,7 @@ def slow_attention(
 # ------------------------------------------------------------------------------------------ grid
 
 
-def test_the_frame_of_positions_is_the_photo_without_padding() -> None:
+def test_positions_are_relative_to_the_photo_without_padding() -> None:
     grid = make_grid()
     torch.testing.assert_close(grid.centers[0, 0], torch.tensor([4 / 48, 4 / 32]))
     torch.testing.assert_close(grid.centers[1, 0], torch.tensor([4 / 30, 4 / 20]))
@@ -118,7 +118,7 @@ def test_the_frame_of_positions_is_the_photo_without_padding() -> None:
     assert grid.levels.tolist() == [0] * 24 + [1] * 6 + [2] * 2
 
 
-def test_a_cell_is_valid_where_it_begins_inside_the_photo() -> None:
+def test_a_cell_is_valid_if_it_begins_inside_the_photo() -> None:
     grid = make_grid()
     finest, middle, coarsest = grid.valid_maps()
     assert finest[0].all()
@@ -128,7 +128,7 @@ def test_a_cell_is_valid_where_it_begins_inside_the_photo() -> None:
     assert coarsest[1].tolist() == [[True, False]]
 
 
-def test_more_padding_moves_no_center() -> None:
+def test_more_padding_does_not_move_the_centers_of_cells() -> None:
     size = torch.tensor([[30.0, 20.0]])
     tight = TokenGrid.build(size, [(3, 4)], [8])
     wide = TokenGrid.build(size, [(9, 8)], [8])
@@ -152,7 +152,7 @@ def test_sine_embedding_matches_reference() -> None:
     assert got.shape == (3, 12)
 
 
-def test_boxes_turn_into_corners_and_logits_stay_finite_at_the_border() -> None:
+def test_boxes_become_corners_and_logits_are_finite_at_the_border() -> None:
     corners = to_xyxy(torch.tensor([0.5, 0.4, 0.2, 0.6]))
     torch.testing.assert_close(corners, torch.tensor([0.4, 0.1, 0.6, 0.7]))
     assert logit(torch.tensor([0.0, 1.0])).isfinite().all()
@@ -166,7 +166,7 @@ two_ways = pytest.mark.parametrize("sample", [sum_cells, sum_samples])
 
 
 @two_ways
-def test_samples_match_reference_inside_on_the_border_and_beyond(sample: Sampling) -> None:
+def test_samples_equal_the_reference_inside_at_and_beyond_the_border(sample: Sampling) -> None:
     value = random(1, NUM_TOKENS, 2, 3)
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [-0.05, 0.3], [1.04, 0.9], [2, -2]])
     places = corners[None, :, None, None, None].expand(1, 6, 2, 3, 1, 2)
@@ -183,7 +183,7 @@ def test_samples_match_reference_inside_on_the_border_and_beyond(sample: Samplin
 
 
 @two_ways
-def test_samples_equal_those_of_the_library(sample: Sampling) -> None:
+def test_samples_equal_those_of_transformers(sample: Sampling) -> None:
     value, places = random(2, NUM_TOKENS, 4, 5), uniform(2, 7, 4, 3, 2, 2) * 1.2 - 0.1
     weights = uniform(2, 7, 4, 3, 2, seed=1)
     library = modeling_deformable_detr.MultiScaleDeformableAttention()
@@ -193,7 +193,7 @@ def test_samples_equal_those_of_the_library(sample: Sampling) -> None:
     torch.testing.assert_close(sample(value, SIDES, places, weights), want)
 
 
-def test_gradients_do_not_depend_on_the_way_of_sampling() -> None:
+def test_both_ways_of_sampling_have_the_same_gradients() -> None:
     given = (
         random(2, NUM_TOKENS, 4, 5).double().requires_grad_(),
         (uniform(2, 7, 4, 3, 2, 2) * 1.2 - 0.1).double().requires_grad_(),
@@ -210,7 +210,7 @@ def test_gradients_do_not_depend_on_the_way_of_sampling() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_half_precision_is_sampled_in_full() -> None:
+def test_half_precision_inputs_are_sampled_in_float32() -> None:
     value, places = random(1, NUM_TOKENS, 2, 4), uniform(1, 3, 2, 3, 2, 2)
     weights = uniform(1, 3, 2, 3, 2, seed=1)
     want = sample_levels(value.bfloat16().float(), SIDES, places, weights.bfloat16().float())
@@ -229,7 +229,7 @@ def test_deformable_attention_matches_reference(columns: int) -> None:
         torch.testing.assert_close(attention(query, places, memory, grid), want)
 
 
-def test_what_lies_in_the_padding_is_not_read() -> None:
+def test_tokens_in_the_padding_are_not_read() -> None:
     attention = stirred(DeformableAttention(SHAPE))
     query, memory, places = random(2, 5, 16), random(2, NUM_TOKENS, 16), uniform(2, 5, 2)
     grid = make_grid()
@@ -239,7 +239,7 @@ def test_what_lies_in_the_padding_is_not_read() -> None:
     assert torch.equal(before, after)
 
 
-def test_heads_start_by_looking_each_its_own_way() -> None:
+def test_each_head_starts_with_its_own_direction_of_offsets() -> None:
     attention = DeformableAttention(SHAPE)
     first = attention.sampling_offsets.bias.detach().view(4, 3, 2, 2)[:, 0, 0]
     ways = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -270,7 +270,7 @@ def test_self_attention_matches_reference() -> None:
 # ---------------------------------------------------------------------------- encoder, proposals
 
 
-def test_encoder_matches_its_layers_one_by_one() -> None:
+def test_encoder_equals_its_layers_one_by_one() -> None:
     encoder = stirred(DeformableEncoder(SHAPE, 2))
     tokens, grid = random(2, NUM_TOKENS, 16), make_grid()
     with torch.no_grad():
@@ -284,7 +284,7 @@ def test_encoder_matches_its_layers_one_by_one() -> None:
     torch.testing.assert_close(got, tokens, rtol=1e-4, atol=1e-5)
 
 
-def test_fresh_proposals_are_the_anchors() -> None:
+def test_an_untrained_head_proposes_the_anchors() -> None:
     head, grid = ProposalHead(16), make_grid()
     with torch.no_grad():
         logits, boxes, valid = head(random(2, NUM_TOKENS, 16), grid)
@@ -296,7 +296,7 @@ def test_fresh_proposals_are_the_anchors() -> None:
     assert (logits[valid] > -10).all()
 
 
-def test_tokens_in_the_padding_or_at_the_border_propose_nothing() -> None:
+def test_tokens_in_the_padding_or_at_the_border_give_no_proposals() -> None:
     size = torch.tensor([[64.0, 804.0]])
     grid = TokenGrid.build(size, [(104, 12)], [8])  # the first row is centered at 0.5 % of 804
     _, _, valid = ProposalHead(16)(random(1, 104 * 12, 16), grid)
@@ -321,7 +321,7 @@ def decoder_inputs() -> tuple[Tensor, Tensor, Tensor, EncoderMemory]:
     return random(2, 5, 16), uniform(2, 5, 4) * 0.8 + 0.1, allowed, memory
 
 
-def test_decoder_matches_its_layers_one_by_one() -> None:
+def test_decoder_equals_its_layers_one_by_one() -> None:
     decoder = stirred(DeformableDecoder(SHAPE, 3))
     content, boxes, allowed, memory = decoder_inputs()
     with torch.no_grad():
@@ -344,7 +344,7 @@ def test_decoder_matches_its_layers_one_by_one() -> None:
             torch.testing.assert_close(refined[k], boxes, rtol=1e-4, atol=1e-5)
 
 
-def test_each_box_teaches_its_own_head_and_the_one_before() -> None:
+def test_each_box_gives_gradients_to_its_own_head_and_the_one_before() -> None:
     decoder = stirred(DeformableDecoder(SHAPE, 4))
     _, boxes = decoder(*decoder_inputs())
     for k in range(4):
@@ -354,7 +354,7 @@ def test_each_box_teaches_its_own_head_and_the_one_before() -> None:
         assert taught == ([k - 1, k] if k else [0])
 
 
-def test_the_first_boxes_pass_gradients_to_where_they_come_from() -> None:
+def test_gradients_reach_the_boxes_that_the_decoder_starts_from() -> None:
     content, first, allowed, memory = decoder_inputs()
     first.requires_grad_()
     _, boxes = stirred(DeformableDecoder(SHAPE, 2))(content, first, allowed, memory)
@@ -362,7 +362,7 @@ def test_the_first_boxes_pass_gradients_to_where_they_come_from() -> None:
     assert (gradient != 0).all()
 
 
-def test_fresh_box_heads_move_nothing() -> None:
+def test_untrained_box_heads_do_not_move_the_boxes() -> None:
     content, first, allowed, memory = decoder_inputs()
     with torch.no_grad():
         assert torch.equal(BoxHead(16)(content), torch.zeros(2, 5, 4))
@@ -370,7 +370,7 @@ def test_fresh_box_heads_move_nothing() -> None:
     torch.testing.assert_close(boxes, first.expand(2, -1, -1, -1))
 
 
-def test_a_query_that_nobody_may_see_changes_no_other() -> None:
+def test_a_masked_query_does_not_change_the_others() -> None:
     decoder = stirred(DeformableDecoder(SHAPE, 2))
     content, first, allowed, memory = decoder_inputs()
     allowed[..., :4, 4] = False
@@ -383,7 +383,7 @@ def test_a_query_that_nobody_may_see_changes_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_checkpointing_changes_no_gradient(name: str) -> None:
+def test_activation_checkpointing_does_not_change_the_gradients(name: str) -> None:
     content, first, allowed, memory = decoder_inputs()
     stack: nn.Module = stirred(
         DeformableEncoder(SHAPE, 2) if name == "encoder" else DeformableDecoder(SHAPE, 2)

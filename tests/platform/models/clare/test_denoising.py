@@ -56,12 +56,12 @@ def slow_layout(num_targets: int, valid: list[bool]) -> list[tuple[int, bool]]:
 @pytest.mark.parametrize(
     ("targets", "groups"), [(0, 0), (1, 100), (2, 50), (3, 33), (100, 1), (101, 1), (500, 1)]
 )
-def test_number_of_groups(targets: int, groups: int) -> None:
+def test_number_of_denoising_groups_by_hand(targets: int, groups: int) -> None:
     assert num_groups(targets) == groups
 
 
 @pytest.mark.parametrize("num_targets", [1, 3, 60])
-def test_layout_equals_the_loop(num_targets: int) -> None:
+def test_the_layout_of_denoising_queries_equals_the_loop(num_targets: int) -> None:
     valid = torch.rand(3, num_targets, generator=seeded(4)) < 0.6
     valid[0], valid[1] = True, False
     queries, content = make(inner_boxes(3, num_targets, 2), valid)
@@ -86,7 +86,9 @@ def corner_moves(queries: DenoisingQueries, boxes: Tensor) -> tuple[Tensor, Tens
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 4))
 @settings(max_examples=15, deadline=None)
-def test_noise_of_positives_and_negatives(seed: int, num_targets: int) -> None:
+def test_noise_moves_positives_less_than_half_a_side_and_negatives_more(
+    seed: int, num_targets: int
+) -> None:
     boxes = inner_boxes(2, num_targets, seed)
     queries, _ = make(boxes, torch.ones(2, num_targets, dtype=torch.bool), seed=seed)
     moved, whole = corner_moves(queries, boxes)
@@ -97,7 +99,7 @@ def test_noise_of_positives_and_negatives(seed: int, num_targets: int) -> None:
     assert (moved[negatives] <= 1 + 1e-4).all()
 
 
-def test_noise_fills_its_range_and_goes_both_ways() -> None:
+def test_noise_fills_its_range_in_both_directions() -> None:
     boxes = torch.tensor([[[0.4, 0.4, 0.6, 0.6]]])
     queries, _ = make(boxes, torch.ones(1, 1, dtype=torch.bool))
     found = queries.boxes_cxcywh[queries.positive]
@@ -120,7 +122,7 @@ def test_boxes_at_the_edge_stay_within_the_open_unit_square() -> None:
     assert queries.boxes_cxcywh.logit().isfinite().all()
 
 
-def test_the_seeds_decide_the_noise() -> None:
+def test_the_seeds_determine_the_noise() -> None:
     boxes, valid = inner_boxes(2, 2, 0), torch.ones(2, 2, dtype=torch.bool)
     first, again, other = (make(boxes, valid, seed=seed)[0].boxes_cxcywh for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -128,7 +130,7 @@ def test_the_seeds_decide_the_noise() -> None:
     assert len({tuple(row) for row in first[0].tolist()}) == first.shape[1]
 
 
-def test_the_noise_of_a_photo_does_not_depend_on_those_beside_it() -> None:
+def test_the_noise_of_a_photo_does_not_depend_on_the_batch() -> None:
     boxes, valid = inner_boxes(3, 2, 0), torch.ones(3, 2, dtype=torch.bool)
     content = torch.zeros(3, 2, DIM)
     whole = denoising_queries(content, boxes, valid, num_queries=5, seeds=[7, 8, 9])
@@ -168,12 +170,12 @@ def slow_mask(groups: int, size: int, num_queries: int) -> list[list[bool]]:
 @pytest.mark.parametrize(
     ("groups", "size", "queries"), [(3, 4, 5), (1, 2, 1), (2, 2, 0), (0, 0, 3)]
 )
-def test_mask_equals_the_loop(groups: int, size: int, queries: int) -> None:
+def test_the_isolation_mask_equals_the_loop(groups: int, size: int, queries: int) -> None:
     mask = isolation_mask(groups, size, queries, device=CPU)
     assert mask.tolist() == slow_mask(groups, size, queries)
 
 
-def test_mask_by_hand() -> None:
+def test_the_isolation_mask_by_hand() -> None:
     """Two groups of one positive and one negative, one matching query."""
     queries = isolation_mask(2, 2, 1, device=CPU)
     assert queries.int().tolist() == [
@@ -194,7 +196,7 @@ def test_matching_queries_do_not_change_through_attention_with_denoising_queries
     torch.testing.assert_close(seen[:, -7:], attend(matching, matching, matching))
 
 
-def test_no_target_gives_no_query() -> None:
+def test_photos_without_targets_have_no_denoising_queries() -> None:
     queries, content = make(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool))
     assert queries.content.shape == (2, 0, DIM)
     assert queries.boxes_cxcywh.shape == (2, 0, 4)
@@ -204,7 +206,7 @@ def test_no_target_gives_no_query() -> None:
     assert content.grad is not None
 
 
-def test_content_is_a_normalized_projection() -> None:
+def test_denoising_content_is_a_normalized_projection() -> None:
     torch.manual_seed(0)
     layer = DenoisingContent(4, DIM)
     text = torch.randn(2, 3, 4)

@@ -67,7 +67,7 @@ def output_of(boxes: Tensor, logits: Tensor) -> ClareOutput:
     )
 
 
-def test_candidates_match_reference() -> None:
+def test_candidates_equal_the_slow_reference() -> None:
     random = torch.Generator().manual_seed(1)
     corner = torch.rand(3, 60, 2, generator=random) * 1.1 - 0.1  # some reach beyond the photo
     boxes = torch.cat([corner, corner + torch.rand(3, 60, 2, generator=random) * 0.5 + 0.01], -1)
@@ -87,18 +87,18 @@ def test_candidates_match_reference() -> None:
         torch.testing.assert_close(got.vectors[b, :count], output.objects[-1, b, kept])
 
 
-def test_tokens_that_propose_nothing_are_no_candidates() -> None:
+def test_tokens_without_a_proposal_are_not_candidates() -> None:
     boxes = torch.tensor([[[0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9]]])
     assert candidates(output_of(boxes, torch.tensor([[0.3, -1e4]])), 5, 0.7).counts.tolist() == [1]
     assert candidates(output_of(boxes, torch.full((1, 2), -1e4)), 5, 0.7).counts.tolist() == [0]
 
 
-def test_number_of_candidates_is_at_least_one() -> None:
+def test_a_number_of_candidates_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="num must be at least 1, got 0"):
         candidates(output_of(torch.rand(1, 2, 4), torch.zeros(1, 2)), 0, 0.7)
 
 
-def test_vector_of_a_photo_is_the_weighed_mean_of_its_candidates() -> None:
+def test_the_vector_of_a_photo_is_the_weighted_mean_of_its_instances() -> None:
     boxes, objectness = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([0.9, 0.3])
     vectors = torch.eye(4)[:2]
     want = torch.tensor([0.9, 0.3, 0, 0]) / (0.9**2 + 0.3**2) ** 0.5
@@ -145,7 +145,7 @@ def test_pixels_are_resized_and_normalized() -> None:
     [np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)],
     ids=["empty", "grey", "float"],
 )
-def test_what_is_no_rgb_photo_is_refused(image: RgbImage) -> None:
+def test_images_that_are_not_rgb_photos_are_refused(image: RgbImage) -> None:
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not empty"):
         encoder().encode_images([image])
 
@@ -164,7 +164,7 @@ def test_expressions_lose_their_punctuation() -> None:
     assert clean_expression(text) == "the mans left hand right cup 2 ok no yes ab"
 
 
-def test_texts_are_padded_or_cut_to_their_length_and_keep_the_end_mark() -> None:
+def test_texts_are_padded_or_truncated_and_keep_the_end_token() -> None:
     tokenizer, config = tiny_tokenizer(), tiny_clare_config()
     short, long = tokenize(tokenizer, ["the red dog", "the " * 30], config).tolist()
     end = tokenizer.token_to_id("[SEP]")
@@ -178,13 +178,13 @@ def test_texts_are_padded_or_cut_to_their_length_and_keep_the_end_mark() -> None
 # -------------------------------------------------------------------------------------- encoder
 
 
-def test_it_fits_the_seam() -> None:
+def test_the_encoder_implements_the_interface() -> None:
     seam: InstanceEncoder = encoder(num_candidates=4)
     assert (seam.dim, seam.digest, seam.num_candidates) == (32, "d" * 64, 4)
     assert encoder().num_candidates == 6
 
 
-def test_instances_come_in_the_order_of_the_photos_best_first_with_unit_vectors() -> None:
+def test_instances_are_ordered_by_objectness_and_have_unit_vectors() -> None:
     found = encoder(batch_size=2).encode_images(photos())
     assert len(found) == len(SIZES)
     for each in found:
@@ -233,7 +233,7 @@ def test_expressions_become_unit_vectors_of_the_last_layer() -> None:
 # ------------------------------------------------------------------------ chosen by an expression
 
 
-def test_an_expression_chooses_as_the_reference_does() -> None:
+def test_candidates_chosen_by_an_expression_equal_the_slow_reference() -> None:
     random = torch.Generator().manual_seed(2)
     corner = torch.rand(3, 60, 2, generator=random) * 0.6
     boxes = torch.cat([corner, corner + torch.rand(3, 60, 2, generator=random) * 0.4 + 0.01], -1)
@@ -250,7 +250,7 @@ def test_an_expression_chooses_as_the_reference_does() -> None:
         torch.testing.assert_close(got.objectness[b, :count], scores[kept].sigmoid())
 
 
-def test_each_photo_has_what_each_of_its_expressions_chose_there() -> None:
+def test_each_photo_has_the_instances_that_its_expressions_choose() -> None:
     model = encoder(batch_size=2)
     assert isinstance(model, ExpressionChooser)
     texts = model.encode_expressions(["the red dog", "left of the car", "a man"])
@@ -280,7 +280,7 @@ def test_half_precision_gives_nearly_the_same_text_vectors_and_finite_instances(
         np.testing.assert_allclose(np.linalg.norm(each.vectors, axis=1), 1, rtol=1e-3)
 
 
-def test_parity_keeps_vectors_raw_for_the_released_ranking() -> None:
+def test_paper_parity_keeps_vectors_unnormalized() -> None:
     raw = ClareEncoder(tiny_clare(paper_parity=True), tiny_tokenizer(), "d" * 64)
     (found,) = raw.encode_images([photo(64, 96)])
     assert (np.linalg.norm(found.vectors, axis=1) > 2).all()
@@ -314,7 +314,7 @@ def test_masks_have_the_size_of_the_photo_and_stay_in_their_box() -> None:
     assert some > 0
 
 
-def test_masks_are_those_of_the_model() -> None:
+def test_masks_equal_the_logits_of_the_model_above_zero() -> None:
     """At the size that the model sees, a mask says what its logits say, cell by cell."""
     image, model = photo(64, 96), tiny_clare(masks=True)
     (found,) = masking().encode_images([image])
@@ -344,7 +344,7 @@ def test_a_photo_has_the_same_masks_alone_and_in_a_batch() -> None:
             assert (decode(one) != decode(other)).mean() < 0.01
 
 
-def test_masks_are_given_only_when_they_are_asked_for() -> None:
+def test_masks_are_returned_only_on_request() -> None:
     quiet = ClareEncoder(tiny_clare(masks=True), tiny_tokenizer(), "d" * 64)
     assert (quiet.masks, masking().masks) == (False, True)
     assert quiet.encode_images([photo(64, 96)])[0].masks is None

@@ -61,7 +61,7 @@ def slow_mask(maps_Shw: Tensor, weights_W: Tensor, box_4: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(20, 28), (3, 5), (1, 1)])
-def test_all_instances_at_once_equal_one_at_a_time(size: tuple[int, int]) -> None:
+def test_masks_of_a_batch_equal_those_of_single_instances(size: tuple[int, int]) -> None:
     maps, weights, boxes = some_maps(2, *size), random(2, 5, NUM_WEIGHTS), some_boxes(2, 5)
     boxes[0, 0, 2:] = boxes[0, 0, :2]  # a box without area
     got = convolve(maps, weights, boxes)
@@ -108,14 +108,14 @@ def masks_of(model: Clare, pixels: Tensor, padding: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("paper_parity", [False, True])
-def test_shapes(paper_parity: bool) -> None:
+def test_masks_have_a_quarter_of_the_resolution_of_the_batch(paper_parity: bool) -> None:
     model = tiny_clare(masks=True, paper_parity=paper_parity)
     with torch.no_grad():
         assert masks_of(model, *tiny_photos([(64, 96), (50, 64)])).shape == (2, 20, 16, 24)
 
 
 @torch.no_grad()
-def test_a_photo_in_a_padded_batch_has_the_masks_it_has_alone() -> None:
+def test_a_photo_has_the_same_masks_alone_and_in_a_padded_batch() -> None:
     model, size = tiny_clare(masks=True), (50, 71)
     alone = masks_of(model, *tiny_photos([size]))
     together = masks_of(model, *tiny_photos([size, (128, 120)]))
@@ -126,7 +126,7 @@ def test_a_photo_in_a_padded_batch_has_the_masks_it_has_alone() -> None:
     )
 
 
-def test_the_branch_changes_nothing_else() -> None:
+def test_the_mask_branch_does_not_change_the_other_outputs() -> None:
     with_masks, without = tiny_clare(masks=True), tiny_clare()
     report = with_masks.load_state_dict(without.state_dict(), strict=False)
     assert report.unexpected_keys == []
@@ -139,7 +139,7 @@ def test_the_branch_changes_nothing_else() -> None:
     assert other.masks is None
 
 
-def test_masks_follow_their_gradient_and_do_not_move_boxes() -> None:
+def test_gradients_of_masks_reach_every_weight_of_the_branch_and_no_boxes() -> None:
     model = tiny_clare(masks=True)
     output = model(*tiny_photos([(64, 96)]))
     boxes = output.boxes[-1].detach().requires_grad_()
@@ -153,7 +153,7 @@ def test_masks_follow_their_gradient_and_do_not_move_boxes() -> None:
 
 
 @torch.no_grad()
-def test_half_precision_is_near_full() -> None:
+def test_half_precision_masks_are_close_to_full_precision() -> None:
     model, photos = tiny_clare(masks=True), tiny_photos([(64, 96)])
     want = model(*photos)
     full = model.masks(want.masks.maps, want.masks.states[-1], want.boxes[-1])
@@ -163,7 +163,7 @@ def test_half_precision_is_near_full() -> None:
     assert ((half > 0) == (full > 0)).float().mean() > 0.95
 
 
-def test_a_patch_that_gives_no_whole_stride_is_refused() -> None:
+def test_a_patch_size_that_masks_cannot_divide_is_refused() -> None:
     assert tiny_clare_config(patch_px=14).masks is False
     with pytest.raises(ValueError, match="patch_px must be a multiple of 4"):
         tiny_clare_config(patch_px=14, masks=True)

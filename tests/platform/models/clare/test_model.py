@@ -54,7 +54,7 @@ def assert_same(a: ClareOutput, b: ClareOutput, rtol: float = 1e-4, atol: float 
 # ---------------------------------------------------------------------------------- configuration
 
 
-def test_configuration_survives_json() -> None:
+def test_configurations_can_be_saved_as_json() -> None:
     config = tiny_clare_config(paper_parity=True, clia_bias=-3)
     assert ClareConfig(**json.loads(json.dumps(asdict(config)))) == config
     assert Clare.from_dict(json.loads(json.dumps(asdict(config)))).config == config
@@ -73,7 +73,7 @@ def test_configuration_survives_json() -> None:
         ({"top_k_experts": 5}, "top_k must be between 1 and num_experts=4"),
     ],
 )
-def test_configuration_that_cannot_be_built_is_refused(changes: Any, message: str) -> None:
+def test_configurations_that_cannot_be_built_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Clare(tiny_clare_config(**changes))
 
@@ -82,7 +82,7 @@ def test_configuration_that_cannot_be_built_is_refused(changes: Any, message: st
 
 
 @pytest.mark.parametrize("size", [(4, 4), (7, 5), (3, 9), (1, 2), (24, 11)])
-def test_resampling_equals_the_library(size: tuple[int, int]) -> None:
+def test_resampling_of_positions_equals_torch(size: tuple[int, int]) -> None:
     grid = random(5, 6, 6)
     want = F.interpolate(grid[None], size=size, mode="bicubic", antialias=True)[0]
     down = resampling_weights(torch.tensor([float(size[0])]), size[0], 6)[0]
@@ -97,7 +97,7 @@ def test_resampling_of_a_batch_leaves_the_padding_empty() -> None:
     torch.testing.assert_close(both[1].sum(-1), torch.ones(7))
 
 
-def test_positions_are_untouched_at_the_native_grid() -> None:
+def test_positions_are_unchanged_on_the_native_grid() -> None:
     assert torch.equal(resampling_weights(torch.tensor([4.0]), 4, 4)[0], torch.eye(4))
     model, (pixels, _) = tiny_clare(), tiny_photos([(64, 64)])
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_positions_are_untouched_at_the_native_grid() -> None:
     torch.testing.assert_close(got.flatten(2).transpose(1, 2), want)
 
 
-def test_norm_over_valid_cells_matches_reference() -> None:
+def test_masked_group_norm_equals_the_norm_of_the_valid_cells() -> None:
     norm = MaskedGroupNorm(32, 64)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
@@ -117,7 +117,7 @@ def test_norm_over_valid_cells_matches_reference() -> None:
     torch.testing.assert_close(got[1:], norm(x[1:]), rtol=1e-4, atol=1e-5)
 
 
-def test_pyramid_has_four_maps_and_padding_is_like_the_border() -> None:
+def test_the_pyramid_has_four_maps_and_ignores_padding() -> None:
     pyramid, patches = Pyramid(16, 32), random(1, 16, 6, 10)
     assert [tuple(x.shape[2:]) for x in pyramid(patches, None)] == [
         (12, 20),
@@ -133,7 +133,7 @@ def test_pyramid_has_four_maps_and_padding_is_like_the_border() -> None:
         torch.testing.assert_close(x[..., :rows, :columns], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_size_of_a_photo_is_read_off_the_mask() -> None:
+def test_the_size_of_a_photo_is_computed_from_the_mask() -> None:
     _, mask = tiny_photos([(40, 70), (64, 33)])
     assert photo_sizes(mask).tolist() == [[70.0, 40.0], [33.0, 64.0]]
 
@@ -205,7 +205,7 @@ def slow_forward(model: Clare, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(objects), torch.stack(corners)
 
 
-def test_logits_and_boxes_match_reference() -> None:
+def test_logits_and_boxes_equal_the_slow_reference() -> None:
     model, (pixels, mask) = tiny_clare(), tiny_photos([(64, 64)])
     with torch.no_grad():
         output, texts = model(pixels, mask), model.text(ids(5))
@@ -224,7 +224,7 @@ def test_logits_and_boxes_match_reference() -> None:
                     )
 
 
-def test_pixels_in_the_padding_change_nothing() -> None:
+def test_pixels_in_the_padding_do_not_change_the_output() -> None:
     model, (pixels, mask) = tiny_clare(), tiny_photos([(50, 70), (96, 128)])
     other = torch.where(mask[:, None], 7.0, pixels)
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_pixels_in_the_padding_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (33, 128), (96, 97)])
-def test_a_photo_is_seen_alone_as_in_a_padded_batch(size: tuple[int, int]) -> None:
+def test_a_photo_has_the_same_output_alone_and_in_a_padded_batch(size: tuple[int, int]) -> None:
     model = tiny_clare()
     with torch.no_grad():
         alone = model(*tiny_photos([size]))
@@ -241,7 +241,7 @@ def test_a_photo_is_seen_alone_as_in_a_padded_batch(size: tuple[int, int]) -> No
     assert_same(alone, together)
 
 
-def test_a_photo_with_fewer_tokens_than_queries_is_seen_alone_as_in_a_padded_batch() -> None:
+def test_a_photo_with_few_tokens_has_the_same_output_in_a_padded_batch() -> None:
     model = tiny_clare(num_queries=100)
     with torch.no_grad():
         alone = model(*tiny_photos([(64, 64)]))  # 64 + 16 + 4 + 1 tokens
@@ -251,7 +251,7 @@ def test_a_photo_with_fewer_tokens_than_queries_is_seen_alone_as_in_a_padded_bat
     assert (together.proposal_logits[0, 85:] == model.proposals.NO_PROPOSAL).all()
 
 
-def test_batch_of_another_shape_than_it_should_be_is_refused() -> None:
+def test_batches_of_wrong_shape_are_refused() -> None:
     model, (pixels, mask) = tiny_clare(), tiny_photos([(64, 64)])
     with pytest.raises(ValueError, match="multiples of 32"):
         model(pixels[..., :50], mask[..., :50])
@@ -275,7 +275,7 @@ def test_text_is_pooled_at_the_last_position_without_mask() -> None:
         assert not torch.allclose(model.text_features(longer)[0], want[0])
 
 
-def test_expressions_have_unit_length_and_a_mixture_for_every_layer() -> None:
+def test_expressions_have_a_unit_vector_for_every_layer() -> None:
     model = tiny_clare()
     with torch.no_grad():
         texts = model.text(ids(4))
@@ -306,7 +306,7 @@ def test_scores_start_at_the_prior_and_scales_have_a_limit() -> None:
         assert float(model.scores(objects, texts).max()) == pytest.approx(100 - math.log(99))
 
 
-def test_texts_of_each_photo_are_held_against_that_photo_alone() -> None:
+def test_texts_of_a_photo_are_scored_against_that_photo_only() -> None:
     model = tiny_clare()
     objects, texts = random(3, 2, 5, 32), random(3, 6, 32, seed=1)
     with torch.no_grad():
@@ -330,7 +330,7 @@ def known_queries(model: Clare, num_photos: int) -> Any:
     )
 
 
-def test_denoising_queries_are_decoded_apart() -> None:
+def test_denoising_queries_do_not_change_the_other_outputs() -> None:
     model, (pixels, mask) = tiny_clare(), tiny_photos([(64, 96), (50, 80)])
     known = known_queries(model, 2)
     with torch.no_grad():
@@ -342,7 +342,7 @@ def test_denoising_queries_are_decoded_apart() -> None:
     assert_same(output, plain)
 
 
-def test_denoising_mask_of_another_number_of_queries_is_refused() -> None:
+def test_a_denoising_mask_of_wrong_size_is_refused() -> None:
     known = known_queries(tiny_clare(num_queries=30), 1)
     with pytest.raises(ValueError, match=r"must be \(220, 220\), got \(230, 230\)"):
         tiny_clare()(*tiny_photos([(64, 64)]), known)
@@ -380,7 +380,7 @@ def test_every_weight_gets_a_finite_gradient_in_bf16() -> None:
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_keeping_no_activations_changes_no_gradient() -> None:
+def test_activation_checkpointing_does_not_change_the_gradients() -> None:
     model, photos = tiny_clare().train(), tiny_photos([(64, 96), (50, 80)])
     gradients = []
     for enabled in (False, True, False):
@@ -395,7 +395,7 @@ def test_keeping_no_activations_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("paper_parity", [False, True], ids=["mended", "parity"])
-def test_weights_survive_a_file_bit_by_bit(tmp_path: Path, paper_parity: bool) -> None:
+def test_saved_weights_give_the_same_output_bit_for_bit(tmp_path: Path, paper_parity: bool) -> None:
     model, photos = tiny_clare(paper_parity=paper_parity), tiny_photos([(64, 96), (50, 80)])
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     other = tiny_clare(seed=1, paper_parity=paper_parity)
@@ -472,7 +472,7 @@ def test_towers_that_lack_a_weight_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("neighbors", [True, False])
-def test_a_query_knows_of_the_others_only_with_neighbors(neighbors: bool) -> None:
+def test_a_query_depends_on_the_others_only_with_neighbors(neighbors: bool) -> None:
     many = tiny_clare(neighbors=neighbors)
     few = Clare(replace(many.config, num_queries=5)).eval()
     weights = many.state_dict()

@@ -30,7 +30,7 @@ def twins() -> tuple[Clare, Clare]:
 
 
 @both
-def test_pixels_are_normalized_as_the_towers_learned_or_as_imagenet(paper_parity: bool) -> None:
+def test_pixels_are_normalized_like_siglip_or_like_imagenet_in_parity(paper_parity: bool) -> None:
     config = tiny_clare_config(paper_parity=paper_parity)
     photo = torch.tensor((255, 0, 51), dtype=torch.uint8)[:, None, None].expand(1, 3, 64, 64)
     got = model_input(photo, torch.tensor([[64, 64]]), config)[0][0, :, 5, 7]
@@ -51,7 +51,7 @@ def test_first_boxes_pass_gradients_to_the_encoder_in_parity_only(paper_parity: 
 
 
 @both
-def test_boxes_of_the_proposals_always_teach_the_encoder(paper_parity: bool) -> None:
+def test_boxes_of_the_proposals_always_have_gradients(paper_parity: bool) -> None:
     model = tiny_clare(paper_parity=paper_parity)
     output = model(*tiny_photos([(64, 96)]))
     (gradient,) = torch.autograd.grad(
@@ -60,7 +60,7 @@ def test_boxes_of_the_proposals_always_teach_the_encoder(paper_parity: bool) -> 
     assert gradient.abs().max() > 0
 
 
-def test_score_is_the_raw_inner_product() -> None:
+def test_the_score_in_parity_is_the_inner_product() -> None:
     mended, parity = twins()
     photos = tiny_photos([(64, 128)])  # no padding, so that the streams agree
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_score_is_the_raw_inner_product() -> None:
             torch.testing.assert_close(parity.scores(raw, raw_texts)[k, 0], want)
 
 
-def test_score_is_clamped() -> None:
+def test_the_score_in_parity_is_clamped() -> None:
     _, parity = twins()
     large = torch.full((3, 1, 1, 32), 1e4)
     signs = torch.stack([torch.ones(32), -torch.ones(32)]).expand(3, 2, 32) * 1e4
@@ -84,7 +84,7 @@ def test_score_is_clamped() -> None:
 
 
 @both
-def test_an_object_across_the_text_starts_at_the_prior_or_at_one_half(paper_parity: bool) -> None:
+def test_orthogonal_vectors_start_at_the_prior_or_at_one_half_in_parity(paper_parity: bool) -> None:
     model = tiny_clare(paper_parity=paper_parity)
     objects, texts = torch.eye(32)[None, None, :1], torch.eye(32)[None, 1:2]
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_an_object_across_the_text_starts_at_the_prior_or_at_one_half(paper_pari
     ],
     ids=["mended", "parity", "parity with the intended bias", "chosen"],
 )
-def test_first_bias_of_clia(changes: dict[str, Any], first: float) -> None:
+def test_clia_starts_with_the_configured_bias(changes: dict[str, Any], first: float) -> None:
     model = tiny_clare(**changes)
     assert model.clia_bias.tolist() == [first] * 3
     torch.testing.assert_close(model.clia_log_scale.detach().exp(), torch.full((3,), 10.0))
@@ -118,7 +118,7 @@ def seen_alone_and_padded(model: Clare) -> tuple[ClareOutput, ClareOutput]:
 
 
 @both
-def test_padding_takes_part_in_parity_only(paper_parity: bool) -> None:
+def test_padding_changes_the_photo_in_parity_only(paper_parity: bool) -> None:
     alone, padded = seen_alone_and_padded(tiny_clare(paper_parity=paper_parity))
     same = torch.allclose(alone.proposal_logits[0], padded.proposal_logits[0], atol=1e-4)
     assert same is not paper_parity
@@ -133,7 +133,7 @@ def test_pixels_in_the_padding_reach_the_photo_in_parity_only(paper_parity: bool
     assert torch.equal(before.proposal_logits, after.proposal_logits) is not paper_parity
 
 
-def test_parity_sees_patches_as_the_library_does_padding_or_not() -> None:
+def test_patches_in_parity_equal_those_of_transformers_despite_padding() -> None:
     """The released tower has no mask, and stretches its positions over the padded batch."""
     model, (pixels, mask) = tiny_clare(paper_parity=True), tiny_photos([(50, 40), (64, 64)])
     seen: list[Tensor] = []
@@ -148,7 +148,7 @@ def test_parity_sees_patches_as_the_library_does_padding_or_not() -> None:
     torch.testing.assert_close(seen[1], stretched)
 
 
-def test_both_agree_where_there_is_no_padding() -> None:
+def test_the_model_in_parity_equals_the_default_one_without_padding() -> None:
     mended, parity = twins()
     pixels, mask = tiny_photos([(128, 128), (128, 128)])
     with torch.no_grad():

@@ -14,7 +14,7 @@ from reir.models.clare.model import Clare
     [(clare_base(), 86e6, 110e6, 28e6), (clare_large(), 304e6, 336e6, 31e6)],
     ids=["base", "large"],
 )
-def test_presets_are_of_the_published_size(
+def test_presets_have_the_published_numbers_of_parameters(
     config: ClareConfig, vision: float, text: float, rest: float
 ) -> None:
     with torch.device("meta"):
@@ -44,7 +44,7 @@ def test_full_size_photos_have_the_published_number_of_tokens() -> None:
     assert texts.shape == (6, 5, 256)
 
 
-def test_parity_switches_every_preset() -> None:
+def test_every_preset_has_a_paper_parity_variant() -> None:
     for preset in (clare_base, clare_large):
         assert preset(paper_parity=True).paper_parity
         assert preset(paper_parity=True).first_clia_bias == 0

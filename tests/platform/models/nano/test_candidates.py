@@ -45,7 +45,9 @@ def assert_same(a: Instances, b: Instances, tolerance: float = 0.05) -> None:
     np.testing.assert_allclose(a.image_vector, b.image_vector, atol=tolerance)
 
 
-def test_instances_of_a_photo(encoder: ClareNanoEncoder) -> None:
+def test_instances_are_ordered_by_objectness_and_have_unit_vectors(
+    encoder: ClareNanoEncoder,
+) -> None:
     for found in encoder.encode_images(SCENES):
         assert 0 < len(found) <= encoder.num_candidates
         assert found.dim == encoder.dim == 32
@@ -53,7 +55,7 @@ def test_instances_of_a_photo(encoder: ClareNanoEncoder) -> None:
         assert (np.diff(found.objectness) <= 0).all()
 
 
-def test_a_photo_alone_and_among_others_of_other_sizes(encoder: ClareNanoEncoder) -> None:
+def test_a_photo_has_the_same_instances_alone_and_in_a_batch(encoder: ClareNanoEncoder) -> None:
     together = encoder.encode_images(SCENES)
     for scene, found in zip(SCENES, together, strict=True):
         assert_same(found, encoder.encode_images([scene])[0])
@@ -66,7 +68,7 @@ def test_more_photos_than_one_batch_keep_their_order(encoder: ClareNanoEncoder) 
         assert_same(instances, found[i % 3])
 
 
-def test_photos_without_candidates() -> None:
+def test_photos_without_candidates_have_only_an_image_vector() -> None:
     encoder = ClareNanoEncoder(blind_model(), tiny_tokenizer(), "digest")
     for found in encoder.encode_images(SCENES[:2]):
         assert len(found) == 0
@@ -75,7 +77,7 @@ def test_photos_without_candidates() -> None:
         assert np.linalg.norm(found.image_vector) == pytest.approx(1, abs=1e-4)
 
 
-def test_fewer_candidates_are_the_best_ones(encoder: ClareNanoEncoder) -> None:
+def test_num_candidates_keeps_the_best_candidates(encoder: ClareNanoEncoder) -> None:
     few = ClareNanoEncoder(tiny_model(), tiny_tokenizer(), "digest", num_candidates=2)
     assert few.num_candidates == 2
     two, six = few.encode_images(SCENES[:1])[0], encoder.encode_images(SCENES[:1])[0]
@@ -91,7 +93,7 @@ def test_a_number_of_candidates_below_one_is_refused(number: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_networks_in_one_call_give_the_same_bits(dtype: torch.dtype) -> None:
+def test_the_extractor_gives_the_output_of_its_separate_networks(dtype: torch.dtype) -> None:
     model = tiny_model()
     extract = CandidateExtractor(model, dtype)
     squares, scales = zip(*(letterbox(s, model.config.detector_px) for s in SCENES), strict=True)
@@ -111,7 +113,7 @@ def test_networks_in_one_call_give_the_same_bits(dtype: torch.dtype) -> None:
             torch.testing.assert_close(found, looks.mean((2, 3)).float(), rtol=0.02, atol=tolerance)
 
 
-def test_photos_that_may_not_be_written_to_are_read(encoder: ClareNanoEncoder) -> None:
+def test_read_only_photos_are_encoded_without_warnings(encoder: ClareNanoEncoder) -> None:
     locked = SCENES[0].copy()
     locked.flags.writeable = False
     with warnings.catch_warnings(action="error"):
@@ -141,7 +143,7 @@ def halves() -> RgbImage:
     return photo
 
 
-def test_crops_show_the_box() -> None:
+def test_crops_contain_the_pixels_of_the_box() -> None:
     boxes = np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]], dtype=np.float32)
     left, right = crop_boxes(halves(), boxes, 16, 0.0).numpy()
     # the column at the border blends over into the other half
@@ -160,12 +162,12 @@ def test_a_margin_shows_the_surroundings_within_the_photo() -> None:
     "box",
     [(0.5, 0.5, 0.5, 0.5), (1, 1, 1, 1), (0, 0, 0, 0), (0.999999, 0, 1, 1), (0, 0, 1, 1)],
 )
-def test_boxes_at_the_limits_are_cut(box: tuple[float, ...]) -> None:
+def test_boxes_at_the_border_or_without_area_give_crops(box: tuple[float, ...]) -> None:
     crops = crop_boxes(halves(), np.array([box], dtype=np.float32), 16, 0.1)
     assert crops.shape == (1, 16, 16, 3)
 
 
-def test_crops_equal_what_pillow_makes_of_the_same_pixels() -> None:
+def test_crops_equal_those_of_pillow() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
     boxes = np.array([[0.25, 0.1, 0.75, 0.6], [0.4, 0.5, 0.5, 0.6]], dtype=np.float32)
     areas = [(24, 5, 96, 65), (47, 49, 61, 61)]  # a tenth more on each side, whole pixels

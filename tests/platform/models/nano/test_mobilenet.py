@@ -82,7 +82,9 @@ class SlowNetwork:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 50), (96, 31)])
-def test_matches_a_slow_evaluation(network: MobileNetV2, height: int, width: int) -> None:
+def test_the_network_equals_the_slow_reference(
+    network: MobileNetV2, height: int, width: int
+) -> None:
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height)) * 2 - 1
     slow = SlowNetwork(network)
     expected = slow(image[0].double().numpy())
@@ -98,7 +100,7 @@ def test_matches_a_slow_evaluation(network: MobileNetV2, height: int, width: int
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (6, 7), (9, 8)])
 @pytest.mark.parametrize("each_channel", [False, True])
-def test_same_conv_matches_reference(
+def test_same_conv_equals_the_slow_reference(
     height: int, width: int, kernel: int, stride: int, each_channel: bool
 ) -> None:
     torch.manual_seed(0)
@@ -122,7 +124,7 @@ def test_the_odd_cell_of_padding_goes_to_the_end() -> None:
     assert same_padding(8, 1, 2) == (0, 0)
 
 
-def test_blocks_keep_shapes_chained_and_add_only_equal_ones(network: MobileNetV2) -> None:
+def test_only_blocks_that_keep_the_shape_are_residual(network: MobileNetV2) -> None:
     blocks = [m for m in network.modules() if isinstance(m, InvertedResidual)]
     channels = [32, *(b.project.out_channels for b in blocks)]
     assert [c for _, c, _ in BLOCKS] == channels[1:]
@@ -137,7 +139,7 @@ def test_blocks_keep_shapes_chained_and_add_only_equal_ones(network: MobileNetV2
     ]
 
 
-def test_alone_and_in_a_batch_are_equal(network: MobileNetV2) -> None:
+def test_a_crop_gives_the_same_features_alone_and_in_a_batch(network: MobileNetV2) -> None:
     crops = torch.rand(5, 3, 96, 96, generator=torch.Generator().manual_seed(2)) * 2 - 1
     with torch.inference_mode():
         together = network(crops)
@@ -146,7 +148,7 @@ def test_alone_and_in_a_batch_are_equal(network: MobileNetV2) -> None:
             torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-4)
 
 
-def test_memory_layout_changes_nothing(network: MobileNetV2) -> None:
+def test_the_memory_layout_does_not_change_the_output(network: MobileNetV2) -> None:
     crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     last = MobileNetV2().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     last.load_state_dict(network.state_dict())
@@ -160,7 +162,7 @@ def test_no_crops_give_no_features(network: MobileNetV2) -> None:
         assert network(torch.zeros(0, 3, 96, 96)).shape == (0, 1280, 3, 3)
 
 
-def test_saved_and_loaded_network_is_the_same(network: MobileNetV2, tmp_path: Path) -> None:
+def test_a_saved_network_is_loaded_bit_for_bit(network: MobileNetV2, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "network.safetensors")
     loaded = MobileNetV2().eval()
     loaded.load_state_dict(load_file(tmp_path / "network.safetensors"))

@@ -51,7 +51,7 @@ def photo(batch: CandidateBatch, row: int) -> CandidateBatch:
 # ---------------------------------------------------------------------------------- visual stream
 
 
-def test_shapes_and_unit_lengths(model: ClareNano) -> None:
+def test_outputs_have_the_expected_shapes_and_unit_vectors(model: ClareNano) -> None:
     output = see(model, tiny_batch(num_photos=3, num_candidates=5))
     assert output.vectors.shape == (3, 5, 32)
     assert output.image_vectors.shape == (3, 32)
@@ -61,7 +61,7 @@ def test_shapes_and_unit_lengths(model: ClareNano) -> None:
     close(output.image_vectors.norm(dim=-1), torch.ones(3))
 
 
-def test_padding_changes_no_instance(model: ClareNano) -> None:
+def test_padding_does_not_change_the_instances(model: ClareNano) -> None:
     batch = tiny_batch(num_photos=2, num_candidates=5)
     alone, behind = see(model, batch), see(model, padded(batch, 30))
     close(behind.vectors[:, :5], alone.vectors)
@@ -70,7 +70,7 @@ def test_padding_changes_no_instance(model: ClareNano) -> None:
     assert behind.vectors.isfinite().all()
 
 
-def test_what_lies_in_padding_is_not_seen(model: ClareNano) -> None:
+def test_values_in_the_padding_do_not_change_the_instances(model: ClareNano) -> None:
     batch = tiny_batch(num_photos=1, num_candidates=6)
     batch.valid[:, 4:] = False
     other = tiny_batch(num_photos=1, num_candidates=6, seed=9)
@@ -83,7 +83,7 @@ def test_what_lies_in_padding_is_not_seen(model: ClareNano) -> None:
     close(see(model, CandidateBatch(**mixed)).vectors[:, :4], see(model, batch).vectors[:, :4])
 
 
-def test_other_photos_of_the_batch_are_not_seen(model: ClareNano) -> None:
+def test_other_photos_of_the_batch_do_not_change_a_photo(model: ClareNano) -> None:
     batch = tiny_batch(num_photos=3)
     together = see(model, batch)
     for row in range(3):
@@ -92,7 +92,7 @@ def test_other_photos_of_the_batch_are_not_seen(model: ClareNano) -> None:
         close(together.image_vectors[row : row + 1], alone.image_vectors)
 
 
-def test_order_of_candidates_only_reorders_vectors(model: ClareNano) -> None:
+def test_the_order_of_candidates_only_reorders_the_vectors(model: ClareNano) -> None:
     batch = tiny_batch(num_photos=2, num_candidates=5)
     order = torch.tensor([3, 1, 4, 0, 2])
     shuffled = {
@@ -103,7 +103,7 @@ def test_order_of_candidates_only_reorders_vectors(model: ClareNano) -> None:
 
 @pytest.mark.parametrize(("num_layers", "reached"), [(1, True), (0, False)])
 @pytest.mark.parametrize("field", ["boxes", "crops", "class_scores"])
-def test_neighbors_reach_the_vector_through_layers_only(
+def test_neighbors_change_a_vector_only_through_attention_layers(
     num_layers: int, reached: bool, field: str, model: ClareNano
 ) -> None:
     model = model if num_layers == 1 else tiny_model(num_layers=0)
@@ -115,7 +115,7 @@ def test_neighbors_reach_the_vector_through_layers_only(
     assert differs.tolist() == [reached, True, reached, reached]
 
 
-def test_no_candidates_at_all(model: ClareNano) -> None:
+def test_photos_without_candidates_have_a_finite_image_vector(model: ClareNano) -> None:
     output = see(model, tiny_batch(num_photos=2, num_candidates=0))
     assert output.vectors.shape == (2, 0, 32)
     assert output.image_vectors.isfinite().all()
@@ -124,23 +124,23 @@ def test_no_candidates_at_all(model: ClareNano) -> None:
 # --------------------------------------------------------------------------- boxes, mirror images
 
 
-def test_refining_by_nothing_is_the_identity() -> None:
+def test_refining_boxes_by_zero_is_the_identity() -> None:
     boxes = tiny_batch(num_photos=4).boxes
     close(refine_boxes(boxes, torch.zeros_like(boxes)), boxes)
 
 
-def test_a_fresh_model_leaves_the_boxes(model: ClareNano) -> None:
+def test_an_untrained_model_does_not_change_the_boxes(model: ClareNano) -> None:
     batch = tiny_batch()
     close(see(model, batch).boxes, batch.boxes)
 
 
-def test_refining_by_hand() -> None:
+def test_refining_boxes_by_hand() -> None:
     box = torch.tensor([[0.4, 0.4, 0.6, 0.5]])
     delta = torch.tensor([[0.5, -0.1, np.log(1.5), 0.0]], dtype=torch.float32)
     close(refine_boxes(box, delta), torch.tensor([[0.45, 0.39, 0.75, 0.49]]))
 
 
-def test_refined_boxes_stay_boxes_within_the_photo() -> None:
+def test_refined_boxes_are_valid_and_within_the_photo() -> None:
     random = torch.Generator().manual_seed(3)
     boxes = tiny_batch(num_photos=50, num_candidates=20).boxes
     refined = refine_boxes(boxes, torch.randn(boxes.shape, generator=random) * 100)
@@ -149,14 +149,14 @@ def test_refined_boxes_stay_boxes_within_the_photo() -> None:
     assert (refined[..., 2:] >= refined[..., :2]).all()
 
 
-def test_mirrored_twice_is_the_identity() -> None:
+def test_mirroring_twice_is_the_identity() -> None:
     batch = tiny_batch()
     twice = batch.mirror().mirror().tensors()
     for name, value in batch.tensors().items():
         close(twice[name], value)
 
 
-def test_mirrored_flips_what_lies_across_and_keeps_the_rest() -> None:
+def test_mirroring_swaps_left_and_right_and_keeps_the_rest() -> None:
     batch = tiny_batch()
     flipped = batch.mirror()
     x1, y1, x2, y2 = batch.boxes.unbind(-1)
@@ -179,7 +179,7 @@ def read(model: ClareNano, texts: list[str]) -> Tensor:
     return vectors
 
 
-def test_padding_of_texts_changes_nothing(model: ClareNano) -> None:
+def test_padding_does_not_change_the_vectors_of_texts(model: ClareNano) -> None:
     short, long = "the red dog", "the dog in the car left of the blue cat"
     both = read(model, [short, long])
     close(both[:1], read(model, [short]))
@@ -188,7 +188,7 @@ def test_padding_of_texts_changes_nothing(model: ClareNano) -> None:
     assert F.cosine_similarity(both[0], both[1], dim=0) < 0.999
 
 
-def test_tokens_are_framed_padded_and_marked() -> None:
+def test_texts_are_tokenized_with_start_end_and_padding() -> None:
     ids, mask = tokenize(TOKENS, ["The  RED dog", "cat"], 16)
     cls, sep = TOKENS.token_to_id("[CLS]"), TOKENS.token_to_id("[SEP]")
     the, red, dog, cat = (TOKENS.token_to_id(w) for w in ("the", "red", "dog", "cat"))
@@ -196,7 +196,7 @@ def test_tokens_are_framed_padded_and_marked() -> None:
     assert mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
-def test_long_texts_are_cut_and_keep_their_end_mark(model: ClareNano) -> None:
+def test_long_texts_are_truncated_and_keep_the_end_token(model: ClareNano) -> None:
     words = " ".join(WORDS * 3)
     ids, mask = tokenize(TOKENS, [words], 16)
     assert ids.shape == mask.shape == (1, 16)
@@ -205,7 +205,7 @@ def test_long_texts_are_cut_and_keep_their_end_mark(model: ClareNano) -> None:
     close(read(model, [words]), read(model, [" ".join((WORDS * 3)[:14])]))
 
 
-def test_no_texts() -> None:
+def test_no_texts_give_no_tokens() -> None:
     ids, mask = tokenize(TOKENS, [], 16)
     assert ids.shape == mask.shape == (0, 0)
 
@@ -230,12 +230,12 @@ def test_more_expressions_than_one_batch_keep_their_order(encoder: ClareNanoEnco
         np.testing.assert_allclose(vectors[i], encoder.encode_expressions([texts[i]])[0], atol=0.02)
 
 
-def test_no_expressions_and_no_images(encoder: ClareNanoEncoder) -> None:
+def test_empty_lists_give_no_vectors(encoder: ClareNanoEncoder) -> None:
     assert encoder.encode_expressions([]).shape == (0, 32)
     assert encoder.encode_images([]) == []
 
 
-def test_score_starts_at_the_clia_bias() -> None:
+def test_score_scale_and_bias_start_at_those_of_clia() -> None:
     model = tiny_model()
     _, text, scale, bias = model(tiny_batch(), *tokenize(TOKENS, ["a cat"], 16))
     assert text.shape == (1, 32)
@@ -244,7 +244,7 @@ def test_score_starts_at_the_clia_bias() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_text_stream_in_one_call_gives_the_same_bits(
+def test_encode_tokens_gives_the_output_of_the_text_stream_bit_for_bit(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reir.models.nano.encoder.fast_dtype", lambda: dtype)

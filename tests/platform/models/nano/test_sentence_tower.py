@@ -48,7 +48,7 @@ def test_states_equal_those_of_bert() -> None:
     torch.testing.assert_close(ours[real], theirs[real], rtol=1e-4, atol=1e-4)
 
 
-def test_padding_changes_no_state() -> None:
+def test_padding_does_not_change_the_states() -> None:
     tower = tower_of(bert(1))
     ids, mask = texts()
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def test_padding_changes_no_state() -> None:
             torch.testing.assert_close(alone[0], together[row, :length], rtol=1e-4, atol=1e-4)
 
 
-def test_products_kept_in_bf16_change_no_bit() -> None:
+def test_keeping_products_in_bf16_does_not_change_the_states() -> None:
     tower, ids, mask = tower_of(bert(3)), *texts()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         cast_each_time = tower(ids, mask)
@@ -68,7 +68,7 @@ def test_products_kept_in_bf16_change_no_bit() -> None:
         assert torch.equal(tower(ids, mask), cast_each_time)
 
 
-def test_training_reaches_every_weight() -> None:
+def test_every_weight_gets_a_finite_gradient() -> None:
     tower = tower_of(bert(2)).train()
     tower(*texts()).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in tower.parameters())

@@ -1,0 +1,138 @@
+"""`reir reindex --dry-run`: how many photos would be indexed, how long it takes, and how much disk.
+
+Time is measured: a sample of the photos is indexed into memory, on this machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from reir.errors import SourceError
+from reir.models.interfaces import InstanceEncoder
+from reir.store import InstanceStore, default_location, is_embedded
+from reir.store.contract import VersionInfo
+from reir.store.memory import MemoryStore
+from reir_ingestion.known_sources import known_sources
+from reir_ingestion.pipeline import index
+from reir_ingestion.reindex.run import ReindexRequest
+from reir_ingestion.sources import SourceFile
+from reir_ingestion.sources.known_files import KnownFilesSource
+from reir_ingestion.sources.uri_set import UriSet
+from reir_ingestion.stages import IndexOptions
+
+SAMPLE_PHOTOS = 48
+SERVER_BYTES_PER_INSTANCE = 3_100
+"""Memory of an instance on a Milvus server (docs/scale.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReindexPlan:
+    """What a re-indexing job would cost.
+
+    Attributes:
+        sources: number of photos of each source.
+        others: photos of the gallery that are in none of them.
+        photos_per_s: measured on a sample, on this machine without Ray; None if no photo of the
+            gallery could be read.
+        bytes_needed: for the candidate, estimated from the live version.
+        bytes_free: on the disk of an embedded store; None on a server.
+    """
+
+    sources: dict[str, int]
+    others: int
+    photos_per_s: float | None
+    bytes_needed: int
+    bytes_free: int | None
+
+    @property
+    def num_photos(self) -> int:
+        """Photos that would be encoded."""
+        return sum(self.sources.values()) + self.others
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated time; None if it could not be measured."""
+        return self.num_photos / self.photos_per_s if self.photos_per_s else None
+
+
+def make_plan(  # noqa: PLR0913 - each is needed, and they have no common name
+    store: InstanceStore,
+    location: str | None,
+    gallery: str,
+    request: ReindexRequest,
+    encoder: InstanceEncoder,
+    options: IndexOptions,
+) -> ReindexPlan:
+    """Estimate the cost of a job; changes nothing.
+
+    Raises:
+        SourceError: a source does not exist.
+    """
+    known = request.sources or tuple(known_sources(store, gallery))
+    sources = [each.open() for each in known]
+    listed = UriSet(uri for source in sources for uri in source.uris())
+    live = store.live_version(gallery)
+    infos = {each.name: each for each in store.versions(gallery)}
+    rows = store.iter_images(gallery, live, status="indexed")
+    others = sum(
+        row.uri not in listed and not any(each.has_lost(row.uri) for each in sources)
+        for row in rows
+    )
+    return ReindexPlan(
+        sources={each.text: sum(1 for _ in each.uris()) for each in sources},
+        others=others,
+        photos_per_s=_measure(store, gallery, live, encoder, options),
+        bytes_needed=_bytes_needed(location, infos[live], [*infos.values()]),
+        bytes_free=shutil.disk_usage(_folder(location)).free if is_embedded(location) else None,
+    )
+
+
+def _measure(
+    store: InstanceStore,
+    gallery: str,
+    version: str,
+    encoder: InstanceEncoder,
+    options: IndexOptions,
+) -> float | None:
+    """Return photos per second of indexing a sample into memory."""
+    files = tuple(_sample(store, gallery, version))
+    if not files:
+        return None
+    source = KnownFilesSource(f"a sample of gallery {gallery}", files)
+    try:
+        report = index(source, gallery, MemoryStore(), encoder, options=options)
+    except SourceError:
+        return None
+    return report.new / report.seconds if report.new else None
+
+
+def _sample(store: InstanceStore, gallery: str, version: str) -> Iterator[SourceFile]:
+    for row in islice(store.iter_images(gallery, version, status="indexed"), SAMPLE_PHOTOS):
+        yield SourceFile(row.uri, row.size_bytes, row.mtime_ns, row.attributes)
+
+
+def _bytes_needed(location: str | None, live: VersionInfo, versions: Sequence[VersionInfo]) -> int:
+    """Estimate the size of the candidate: it has about as many instances as the live version."""
+    if not is_embedded(location):
+        return live.num_instances * SERVER_BYTES_PER_INSTANCE
+    files = (path for path in _folder(location).rglob("*") if path.is_file())
+    stored = sum(path.stat().st_size for path in files)
+    total = sum(each.num_instances for each in versions)
+    return round(stored * live.num_instances / max(total, 1))
+
+
+def _folder(location: str | None) -> Path:
+    return Path(location or default_location()).expanduser()
+
+
+def format_bytes(number: float) -> str:
+    """Return a size for people, such as "1.2 GiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"

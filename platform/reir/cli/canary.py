@@ -1,0 +1,151 @@
+"""`reir canary`: the expressions with known answers, by which versions of a gallery are judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from reir.cli.common import (
+    AsJson,
+    Gallery,
+    Store,
+    connect,
+    new_table,
+    output,
+    photo_text,
+    plural,
+    print_json,
+)
+from reir.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reir.operations.canary import Canary
+
+KINDS = {"present": "in the gallery", "absent": "not in the gallery", "query": "not known"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommands to the command line."""
+    canary = typer.Typer(
+        no_args_is_help=True,
+        help="Expressions with known answers, by which `reir reindex` and `reir monitor` judge a "
+        "gallery.",
+    )
+    canary.command("add")(add)
+    canary.command("list")(list_canaries)
+    canary.command("rm")(remove)
+    app.add_typer(canary, name="canary", rich_help_panel="Galleries")
+
+
+def add(
+    gallery: Gallery,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help='JSON lines such as {"expression": "the red mug", "photo": "desk.jpg", "box": '
+            '[0.1, 0.2, 0.4, 0.6]} or {"expression": "a giraffe", "absent": true}. A box is x1, '
+            "y1, x2, y2 in [0, 1], and can be left out.",
+        ),
+    ],
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Add canaries from a file to those of a gallery."""
+    from reir.operations.canary import add_canaries, canaries_of, read_canaries, resolve_canaries
+    from reir.query.search import check_gallery
+
+    found = read_canaries(file)
+    with connect(store) as opened:
+        check_gallery(opened, gallery)
+        _, lost = resolve_canaries(opened, gallery, opened.live_version(gallery), found)
+        if lost:
+            raise ConfigError(
+                f"{plural(len(lost), 'photo')} of {file} are not in gallery '{gallery}', such as "
+                f"{lost[0].uri}; index them first, or take these lines out"
+            )
+        added = add_canaries(opened, gallery, found)
+        total = len(canaries_of(opened, gallery))
+    if as_json:
+        print_json({"gallery": gallery, "added": added, "total": total})
+    else:
+        output().print(
+            f"Added {plural(added, 'canary').replace('canarys', 'canaries')}; gallery {gallery} "
+            f"has {total} now."
+        )
+
+
+def list_canaries(
+    gallery: Gallery,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Print the lines that `reir canary add` reads.")
+    ] = False,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """List the canaries of a gallery."""
+    from reir.operations.canary import canaries_of, to_line
+    from reir.query.search import check_gallery
+
+    with connect(store) as opened:
+        check_gallery(opened, gallery)
+        found = canaries_of(opened, gallery)
+    if lines:
+        for each in found:
+            typer.echo(to_line(each))
+        return
+    if as_json:
+        print_json(
+            [
+                {"expression": c.expression, "kind": _kind(c), "uri": c.uri, "box": c.box}
+                for c in found
+            ]
+        )
+        return
+    table = new_table("expression", "object is", "photo")
+    for each in found:
+        photo = photo_text(each.uri) if each.uri else ""
+        table.add_row(Text(each.expression), KINDS[_kind(each)], photo)
+    output().print(table)
+
+
+def remove(
+    gallery: Gallery,
+    expression: Annotated[
+        list[str] | None,
+        typer.Option(help="Remove the canaries with this expression; repeatable."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all canaries.")] = False,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Remove canaries from a gallery."""
+    from reir.operations.canary import canaries_of, remove_canaries
+    from reir.query.search import check_gallery
+
+    if not expression and not everything:
+        raise ConfigError("name the canaries to remove with --expression, or use --all")
+    with connect(store) as opened:
+        check_gallery(opened, gallery)
+        found = canaries_of(opened, gallery)
+        known = {each.expression for each in found}
+        if unknown := [each for each in expression or () if each not in known]:
+            raise ConfigError(
+                f"gallery '{gallery}' has no canary {unknown[0]!r}; `reir canary list {gallery}` "
+                f"lists them"
+            )
+        wanted = [each for each in found if everything or each.expression in (expression or ())]
+        remove_canaries(opened, gallery, wanted)
+    if as_json:
+        print_json({"gallery": gallery, "removed": len(wanted)})
+    else:
+        output().print(f"Removed {len(wanted)} of {len(found)} canaries.")
+
+
+def _kind(canary: Canary) -> str:
+    if canary.is_present:
+        return "present"
+    return "absent" if canary.absent else "query"
