@@ -26,7 +26,7 @@ from _load import Answers, closed_load, open_load
 from _report import write_report
 from _served import add_arguments, bodies, fill_gallery, served
 
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 CLIENTS = 12
 LOADS = {"saturation": 0, "x1": 1, "x2": 2, "x4": 4, "x8": 8}

@@ -34,7 +34,7 @@ from _indexing import parser_of
 from _report import write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 MARK = "REIR_DRAIN_ROUND"
 """Variable in the environment of all processes of one round, by which they are found."""

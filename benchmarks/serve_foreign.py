@@ -40,7 +40,7 @@ from _report import write_report
 from _served import GALLERY, Server, add_arguments, fill_gallery, processes, served
 
 from reir_serving.middleware.keys import new_key
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 CLIENTS, TIMEOUT_S, BACK_TIMEOUT_S = 4, 10.0, 60.0
 PROBLEM = "application/problem+json"

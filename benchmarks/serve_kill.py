@@ -40,7 +40,7 @@ from _load import Answers, closed_load
 from _report import write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 EVERY_S = 5.0
 REPLICAS = 3

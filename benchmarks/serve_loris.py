@@ -43,7 +43,7 @@ from _indexing import parser_of
 from _report import write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 EVERY_S, PROBE_EVERY_S, PROBE_TIMEOUT_S = 2.0, 0.1, 2.0
 # The server limits connections per address, so both kinds of client are tested.

@@ -30,7 +30,7 @@ from _report import ROOT, write_report
 from _served import Server, add_arguments, bodies, fill_gallery, served
 from PIL import Image, ImageDraw
 
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 STEPS = (0.2, 0.5, 1.0, 2.0, 4.0, 4.0, 2.0, 0.5, 0.2)
 MOST = 3

@@ -29,7 +29,7 @@ from _report import write_report
 from _served import Server, served
 
 from reir_serving.middleware.keys import new_key
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 GALLERY, KNOWN_PHOTOS = "photos", 8
 _REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]

@@ -53,7 +53,7 @@ from _served import GALLERY, VERSION, add_arguments, bodies, fill_gallery, serve
 from reir.records import FloatArray
 from reir.store import open_store
 from reir_serving.config import Limits, ServeConfig
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 CONCURRENCIES = (1, 8, 32)
 ARMS = ("ours", "fastapi", "default")

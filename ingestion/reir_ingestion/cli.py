@@ -23,14 +23,16 @@ from reir.cli.common import (
     plural,
     print_json,
 )
+from reir_ingestion.command_runner import CommandRunner, choose_tiling, open_sinks, stoppable
 from reir_ingestion.runner_choice import RunnerName
 
 if TYPE_CHECKING:
     from reir.index_report import IndexReport
     from reir_ingestion.sources import Source as OpenSource
 
-SERVER_FROM_INSTANCES = 50_000
-"""From about so many instances on, a Milvus server searches faster than the embedded store."""
+SERVER_FROM_INSTANCES = 1_000_000
+"""From about so many instances on, a Milvus server searches faster than the embedded store
+(docs/scale.md)."""
 
 LARGE_SIZES = ("2561 to 5120", "over 5120")
 """Keys of `IndexReport.sizes`, which come from `report.SIZES`, for which tiles are recommended."""
@@ -190,12 +192,6 @@ def index(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Make photos searchable. Run the command again to bring the gallery up to date."""
     from reir.encoders import stored_spec
-    from reir_ingestion.command_runner import (
-        CommandRunner,
-        choose_tiling,
-        open_sinks,
-        stoppable,
-    )
     from reir_ingestion.failures import FailureLimit
     from reir_ingestion.known_sources import known_source
     from reir_ingestion.sources import SourceOptions, open_source
@@ -229,25 +225,18 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             origin=known_source(source, source_options),
             bulk_import=bulk_import,
         )
-        running = CommandRunner(
-            store=held,
-            location=store,
-            runner=runner,
-            num_workers=num_workers,
-            num_gpus=num_gpus,
-            sinks=sinks,
-        )
+        running = CommandRunner(held, store, runner, num_workers, num_gpus, sinks)
         report = running.index(found, gallery, options)
     if report_to is not None:
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    _show(report, store, tiled=tiling is not None, as_json=as_json)
+
+
+def _show(report: IndexReport, store: str | None, *, tiled: bool, as_json: bool) -> None:
+    """Print the report and the next steps."""
     if as_json:
         print_json(report.to_dict())
-    else:
-        _show(report, store, tiled=tiling is not None)
-
-
-def _show(report: IndexReport, store: str | None, *, tiled: bool) -> None:
-    """Print the report and the next steps."""
+        return
     screen = output()
     screen.print(report.table())
     for line in next_steps(report, store, tiled=tiled):
@@ -322,7 +311,7 @@ def next_steps(
     if report.num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (
             f"The gallery has {report.num_instances:,} instances. From about "
-            f"{SERVER_FROM_INSTANCES:,} on, use a Milvus server instead of the embedded store:  "
+            f"{SERVER_FROM_INSTANCES:,} on, a Milvus server searches faster than this store:  "
             f"reir index SOURCE --gallery {name} --store http://HOST:19530"
         )
     yield f'To search it:  reir search "the red mug left of the laptop" --gallery {name}{where}'

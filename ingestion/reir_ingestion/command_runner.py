@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reir_ingestion.stages import IndexOptions
 
 
-@dataclass(kw_only=True)
+@dataclass
 class CommandRunner:
     """Indexes sources for a command, and shows the progress.
 

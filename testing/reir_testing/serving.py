@@ -1,7 +1,8 @@
-"""Small galleries of drawn scenes, for tests of the server that need correct search results."""
+"""What tests of the server need: small galleries of drawn scenes, and free ports."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,13 @@ SCENES = {
     "green": [("green", (20, 10, 44, 40))],
 }
 """Name of each photo -> its shapes."""
+
+
+def free_port() -> int:
+    """Return a port of this machine that is free at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def draw_photo(folder: Path, scene: str) -> Path:

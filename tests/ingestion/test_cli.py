@@ -81,7 +81,7 @@ def test_the_summary_names_the_version_of_the_previous_model(
     assert main.run(["index", str(photos)]) == 0
     shown = capsys.readouterr().out
     assert f"The gallery also keeps {first['version']} (7 photos)" in shown
-    assert "reir promote default VERSION" in shown
+    assert "reir rollback default" in shown
 
 
 def test_a_wrong_source_is_reported_before_the_model_is_loaded(

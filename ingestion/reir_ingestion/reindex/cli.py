@@ -175,14 +175,7 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
         if status or drop:
             _show_job(_drop(opened, gallery) if drop else _job(opened, gallery), as_json=as_json)
             return
-        running = CommandRunner(
-            store=opened,
-            location=store,
-            runner=runner,
-            num_workers=num_workers,
-            num_gpus=num_gpus,
-            sinks=sinks,
-        )
+        running = CommandRunner(opened, store, runner, num_workers, num_gpus, sinks)
         if dry_run:
             _show_plan(_plan(running, gallery, request), as_json=as_json)
             return

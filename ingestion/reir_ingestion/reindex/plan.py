@@ -18,9 +18,9 @@ from reir.store.contract import VersionInfo
 from reir.store.memory import MemoryStore
 from reir_ingestion.known_sources import known_sources
 from reir_ingestion.pipeline import index
+from reir_ingestion.reindex.known_files import KnownFilesSource
 from reir_ingestion.reindex.run import ReindexRequest
 from reir_ingestion.sources import SourceFile
-from reir_ingestion.sources.known_files import KnownFilesSource
 from reir_ingestion.sources.uri_set import UriSet
 from reir_ingestion.stages import IndexOptions
 

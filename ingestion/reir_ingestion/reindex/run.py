@@ -19,8 +19,8 @@ from reir.operations.live_history import live_history, make_live
 from reir.store.contract import InstanceStore
 from reir_ingestion.known_sources import KnownSource, known_sources
 from reir_ingestion.reindex.job import ReindexJob, State, load_job, save_job, save_report
+from reir_ingestion.reindex.known_files import KnownFilesSource
 from reir_ingestion.sources import Source, SourceFile
-from reir_ingestion.sources.known_files import KnownFilesSource
 
 if TYPE_CHECKING:
     from reir.operations.canary import Canary

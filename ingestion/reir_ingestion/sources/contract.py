@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from reir.records import Attributes
 
@@ -70,7 +70,6 @@ class SourceFile:
     offset: int = 0
 
 
-@runtime_checkable
 class Source(Protocol):
     """Lists images and reads them."""
 

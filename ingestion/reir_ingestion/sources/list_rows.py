@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from reir.attributes import BadRow
+from reir.errors import SourceError
 from reir_ingestion.sources.columns import image_column, typed
 
 MAX_LINE_BYTES = 1024**2
@@ -31,6 +32,9 @@ def read_records(stream: IO[bytes], name: str, column: str) -> Iterator[tuple[in
         stream: the list.
         name: name of the list; its suffix, without ".gz", determines the format.
         column: column of the images, see `image_column`.
+
+    Raises:
+        SourceError: the header of a CSV or TSV list is too long to be read.
     """
     form = name.lower().removesuffix(".gz").rpartition(".")[2]
     if form in ("jsonl", "ndjson"):
@@ -64,12 +68,14 @@ def _json_record(line: bytes) -> Record:
 def _csv_records(stream: IO[bytes], delimiter: str, column: str) -> Iterator[tuple[int, Record]]:
     """Yield each record with the number of its last line: a cell may contain line breaks."""
     number = 0
+    is_too_long = False
 
     def texts() -> Iterator[str]:
-        nonlocal number
-        for number, line in _lines(stream):  # noqa: B007, it is read while the line is in use
-            # A line that is too long becomes a row without cells, which is reported below because
-            # of its wrong number of cells. The reader needs line ends to keep those within a cell.
+        nonlocal number, is_too_long
+        for number, line in _lines(stream, empty=True):  # noqa: B007, read while it is in use
+            # Both a line that is too long and an empty one become a row without cells. Within a
+            # cell, an empty line belongs to the text; the reader needs line ends to keep it.
+            is_too_long = line is None
             yield "" if line is None else _decoded(line) + "\n"
 
     # Without `strict`, the reader would guess what a wrong quote means.
@@ -85,6 +91,10 @@ def _csv_records(stream: IO[bytes], delimiter: str, column: str) -> Iterator[tup
             continue
         if row is None:
             return
+        if not row and not is_too_long:
+            continue
+        if not header and not row:
+            raise SourceError(f"the header of the list is too long: {_TOO_LONG}")
         if not header:
             header, image = row, image_column(row, column)
         elif len(row) != len(header):
@@ -95,8 +105,13 @@ def _csv_records(stream: IO[bytes], delimiter: str, column: str) -> Iterator[tup
             yield number, {key: cell if key == image else typed(cell) for key, cell in cells}
 
 
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the number and the bytes of each line that is not empty; None if it is too long."""
+def _lines(stream: IO[bytes], *, empty: bool = False) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the number and the bytes of each line; None if it is too long.
+
+    Args:
+        stream: the list.
+        empty: whether to yield empty lines, too.
+    """
     number = 0
     while line := stream.readline(MAX_LINE_BYTES):
         number += 1
@@ -106,8 +121,10 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
             while line and not line.endswith(b"\n"):  # skip the rest of this line
                 line = stream.readline(MAX_LINE_BYTES)
             yield number, None
-        elif text := line.rstrip(b"\r\n"):
-            yield number, text
+        else:
+            text = line.rstrip(b"\r\n")
+            if text or empty:
+                yield number, text
 
 
 def _decoded(line: bytes) -> str:

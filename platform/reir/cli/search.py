@@ -80,6 +80,19 @@ Explain = Annotated[
         "--explain", help="Show for each hit the scores and neighbors that explain its rank."
     ),
 ]
+Localize = Annotated[
+    bool,
+    typer.Option(
+        "--localize", help="Refine the boxes of the first hits on the pixels of their photos."
+    ),
+]
+Version = Annotated[
+    str,
+    typer.Option(
+        help="Version to search, as listed by `reir versions`. Default: the live version.",
+        show_default=False,
+    ),
+]
 Server = Annotated[
     str | None,
     typer.Option(
@@ -114,12 +127,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     rerank: Annotated[
         bool, typer.Option(help="Order the best photos with the relation re-ranker.")
     ] = False,
-    localize: Annotated[
-        bool,
-        typer.Option(
-            "--localize", help="Refine the boxes of the first hits on the pixels of their photos."
-        ),
-    ] = False,
+    localize: Localize = False,
     explain: Explain = False,
     draw: Annotated[
         Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")
@@ -129,13 +137,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
     server: Server = None,
-    version: Annotated[
-        str,
-        typer.Option(
-            help="Version to search, as listed by `reir versions`. Default: the live version.",
-            show_default=False,
-        ),
-    ] = "",
+    version: Version = "",
 ) -> None:
     """Find the object that a sentence describes.
 
@@ -157,13 +159,8 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         _check_picture(draw)
-    if server is not None and version:
-        raise ConfigError(
-            f"--version {version} is not possible with --server: a server searches the version "
-            f"that is live, or the one that its setting `live.pinned` names"
-        )
     if server is not None:
-        result = _ask_server(server, query, gallery)
+        result = _ask_server(server, query, gallery, version)
     else:
         spec = encoder_from_options(checkpoint, encoder)
         result = _ask_here(query, gallery, store, spec, version)
@@ -177,8 +174,14 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         output().print(Text(f"picture: {draw}"))
 
 
-def _ask_server(server: str, query: Query, gallery: str) -> SearchResult:
+def _ask_server(server: str, query: Query, gallery: str, version: str) -> SearchResult:
     from reir.client.http_client import Client
+
+    if version:
+        raise ConfigError(
+            f"--version {version} is not possible with --server: a server searches the version "
+            f"that is live, or the one that its setting `live.pinned` names"
+        )
 
     with Client(server) as client:
         return client.ask([query], gallery)[0]

@@ -246,9 +246,13 @@ class SearchWorkers:
         self, spec: str, data: bytes, expression: str, k: int, *, masks: bool
     ) -> Localization:
         """Return the instances of a photo that an expression describes."""
-        localizer, max_pixels = self._localizer(spec), self._limits.pixels
+        max_pixels = self._limits.pixels
+        # The localizer is made in the worker, too: it may have to load a model, which would stop
+        # the event loop for seconds.
         return await self._run_on_photo(
-            lambda: locate(localizer, data, expression, k, masks=masks, max_pixels=max_pixels)
+            lambda: locate(
+                self._localizer(spec), data, expression, k, masks=masks, max_pixels=max_pixels
+            )
         )
 
     async def check_health(self) -> None:

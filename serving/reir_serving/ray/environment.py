@@ -181,10 +181,3 @@ def max_connections() -> int:
     if max_files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
     return max(100, min(MAX_CONNECTIONS, max_files // 2 - 500))
-
-
-def free_port(host: str = LOOPBACK) -> int:
-    """Return a port of this machine that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

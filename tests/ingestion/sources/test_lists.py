@@ -168,6 +168,23 @@ def test_csv_cells_are_typed(tmp_path: Path) -> None:
     assert said == ["list.csv line 5: 2 cells, but the header has 7 columns"]
 
 
+def test_empty_lines_between_rows_are_skipped_and_within_a_cell_kept(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text('\nimage,note\n\n1.jpg,"a\n\nb"\n\n2.jpg,c\n')
+    assert [file.attributes for file in open_source(path).files()] == [
+        {"note": "a\n\nb"},
+        {"note": "c"},
+    ]
+
+
+def test_a_header_that_is_too_long_stops_the_job(tmp_path: Path) -> None:
+    """Otherwise the first row would become the header."""
+    path = tmp_path / "list.csv"
+    path.write_text("image," + "x" * list_rows.MAX_LINE_BYTES + "\n1.jpg,2\n3.jpg,4\n")
+    with pytest.raises(SourceError, match="header of the list is too long"):
+        open_source(path)
+
+
 def test_plain_text_tsv_and_gzip_lists(tmp_path: Path) -> None:
     expected = [canonical_uri(tmp_path / name) for name in ("a b.jpg", "#c,d.jpg")]
     text = tmp_path / "list.txt"

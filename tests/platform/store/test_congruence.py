@@ -495,12 +495,3 @@ def test_the_error_about_an_unknown_version_lists_the_existing_ones(pair: Pair) 
         pair.store.versions("unknown")
     with pytest.raises(GalleryNotFound):
         pair.store.live_version("unknown")
-
-
-def test_compaction_changes_nothing_that_can_be_read(pair: Pair, make_image: MakeImage) -> None:
-    pair.upsert([make_image(f"i{n}") for n in range(20)])
-    pair.upsert([make_image(f"i{n}", 2, seed=3) for n in range(5)])
-    pair.delete([f"i{n}" for n in range(10, 14)])
-    assert isinstance(pair.store.compact(pair.gallery, V), bool)
-    pair.check_content()
-    pair.check_search(queries(), 50)

@@ -20,7 +20,7 @@ from reir.store import open_store
 from reir_serving.cli.serve import IMPORT_PATH, check_port, register
 from reir_serving.config import Replicas, ServeConfig
 from reir_serving.ray import environment
-from reir_testing.serving import draw_photo, index_photos
+from reir_testing.serving import draw_photo, free_port, index_photos
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 
@@ -100,7 +100,7 @@ def test_an_address_of_another_machine_is_an_error() -> None:
 
 
 def test_the_error_for_an_unknown_gallery_suggests_a_name(app: typer.Typer, location: str) -> None:
-    port = str(environment.free_port())
+    port = str(free_port())
     error = error_of(app, "--gallery", "gg", "--store", location, "--port", port)
     assert isinstance(error, GalleryNotFound)
     assert "did you mean 'g'?" in str(error)
@@ -111,7 +111,7 @@ def test_the_error_for_another_checkpoint_names_the_command_to_run(
 ) -> None:
     save_checkpoint(tmp_path / "tiny", tiny_model(), tiny_tokenizer(), {})
     options = ["--checkpoint", str(tmp_path / "tiny"), "--store", location]
-    error = error_of(app, "--gallery", "g", *options, "--port", str(environment.free_port()))
+    error = error_of(app, "--gallery", "g", *options, "--port", str(free_port()))
     assert isinstance(error, SchemaMismatch)
     assert "reir index SOURCE --gallery g" in str(error)
 

