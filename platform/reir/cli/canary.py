@@ -64,18 +64,15 @@ def add(
         _, lost = resolve_canaries(opened, gallery, opened.live_version(gallery), found)
         if lost:
             raise ConfigError(
-                f"{plural(len(lost), 'photo')} of {file} are not in gallery '{gallery}', such as "
-                f"{lost[0].uri}; index them first, or take these lines out"
+                f"gallery '{gallery}' does not have {plural(len(lost), 'photo')} of {file}, such "
+                f"as {lost[0].uri}; index them first, or take these lines out"
             )
         added = add_canaries(opened, gallery, found)
         total = len(canaries_of(opened, gallery))
     if as_json:
         print_json({"gallery": gallery, "added": added, "total": total})
     else:
-        output().print(
-            f"Added {plural(added, 'canary').replace('canarys', 'canaries')}; gallery {gallery} "
-            f"has {total} now."
-        )
+        output().print(f"Canaries added to gallery {gallery}: {added}. It has {total} now.")
 
 
 def list_canaries(

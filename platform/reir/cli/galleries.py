@@ -171,6 +171,8 @@ def remove(
 
     The photo files themselves are not deleted.
     """
+    from reir.operations.documents import delete_gallery
+
     if as_json and not yes:
         raise ConfigError("`reir rm --json` cannot ask for confirmation; add --yes")
     with connect(store) as opened:
@@ -181,7 +183,7 @@ def remove(
         if not yes:  # asks on standard error, because standard output is for the result
             typer.confirm(f"Delete {what} ({size})?", abort=True, err=True)
         if version is None:
-            opened.drop_gallery(gallery)
+            delete_gallery(opened, gallery)
         else:
             opened.drop_version(gallery, version)
     if as_json:

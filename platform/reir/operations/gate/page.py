@@ -52,12 +52,8 @@ def report_page(report: GateReport) -> str:
             f"<p>Candidate version <b>{escape(report.candidate)}</b> compared with the live "
             f"version <b>{escape(report.live)}</b> on {when}. {_summary(report)}</p>",
             *_table(report),
-            *_changes(
-                "Canaries that the candidate gets wrong and the live version right", report.lost
-            ),
-            *_changes(
-                "Canaries that the candidate gets right and the live version wrong", report.won
-            ),
+            *_changes("only the live version gets right", report.num_lost, report.lost),
+            *_changes("only the candidate gets right", report.num_won, report.won),
             "</body></html>",
         ]
     )
@@ -99,10 +95,10 @@ def _table(report: GateReport) -> Iterator[str]:
     yield "</tbody></table>"
 
 
-def _changes(title: str, changes: tuple[CanaryChange, ...]) -> Iterator[str]:
-    if not changes:
+def _changes(what: str, number: int, changes: tuple[CanaryChange, ...]) -> Iterator[str]:
+    if not number:
         return
-    yield f"<h2>{title} ({len(changes)})</h2>"
+    yield f"<h2>Canaries that {what}: {number}</h2>"
     for change in changes[:MAX_PICTURED]:
         yield f"<p><b>{escape(change.expression)}</b></p>"
         yield _figure(change.uri, change.box, "the known answer")
@@ -110,7 +106,7 @@ def _changes(title: str, changes: tuple[CanaryChange, ...]) -> Iterator[str]:
             yield _figure(change.wrong_uri, change.wrong_box, "the wrong first hit")
     if rest := changes[MAX_PICTURED:]:
         items = "".join(f"<li>{escape(change.expression)}</li>" for change in rest)
-        yield f"<p>Without photos:</p><ul>{items}</ul>"
+        yield f"<p>More of them:</p><ul>{items}</ul>"
 
 
 def _figure(uri: str, box: Box | None, caption: str) -> str:

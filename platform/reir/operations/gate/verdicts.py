@@ -114,8 +114,9 @@ class GateReport:
         gallery, live, candidate: what was compared.
         created_s: Unix time.
         checks: every number.
-        lost, won: canaries whose first hit is right in the live version only, and in the
-            candidate only; a few of each.
+        num_lost, num_won: canaries whose first hit is right in the live version only, and in the
+            candidate only.
+        lost, won: the first `MAX_EXAMPLES` of each.
     """
 
     gallery: str
@@ -123,6 +124,8 @@ class GateReport:
     candidate: str
     created_s: float
     checks: tuple[GateCheck, ...]
+    num_lost: int = 0
+    num_won: int = 0
     lost: tuple[CanaryChange, ...] = ()
     won: tuple[CanaryChange, ...] = ()
 
@@ -153,6 +156,8 @@ def judge(
         candidate=candidate,
         created_s=time.time(),
         checks=tuple(judged.checks()),
+        num_lost=len(lost),
+        num_won=len(won),
         lost=tuple(lost[:MAX_EXAMPLES]),
         won=tuple(won[:MAX_EXAMPLES]),
     )
