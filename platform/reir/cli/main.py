@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.text import Text
 
 import reir
-from reir.cli import canary, doctor, duplicates, evaluate, galleries, search
+from reir.cli import canary, doctor, duplicates, evaluate, galleries, schedule, search
 from reir.cli.common import messages, printable
 from reir.errors import ConfigError, QueryError, ReirError
 
@@ -72,7 +72,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for command in (search, evaluate, doctor, galleries, duplicates, canary):
+    for command in (search, evaluate, doctor, galleries, duplicates, canary, schedule):
         command.register(app)
     for entry in sorted(entry_points(group=APPS), key=lambda entry: entry.name):
         _register(app, entry)

@@ -1,0 +1,1 @@
+"""The monitor: measures what no request can, and exports it to Prometheus."""

@@ -1,0 +1,218 @@
+"""The runs of schedules: starts the command, keeps its output, and remembers how it ended.
+
+Each schedule has a folder with a file `TIME.json` and a file `TIME.log` for every run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from reir.config import reir_home
+from reir.errors import JobRunning
+from reir.operations.schedule.schedules import Schedule
+from reir.store.embedded.locks import FileLock
+
+KEPT_RUNS = 50
+STOP_GRACE_S = 60.0
+"""How long a command may take to stop after SIGINT, before it is killed."""
+
+_REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]
+
+_POLL_S = 0.2
+
+Status = Literal["running", "succeeded", "failed", "timed out", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledRun:
+    """One run.
+
+    Attributes:
+        schedule: name of the schedule.
+        command: words of the `reir` command.
+        status: how it ended; "stopped" if the scheduler ended or was killed meanwhile.
+        exit_code: of the command; None while it runs.
+        started_s, ended_s: Unix times; `ended_s` is 0 while it runs.
+        log: file with the output of the command.
+    """
+
+    schedule: str
+    command: tuple[str, ...]
+    status: Status
+    exit_code: int | None
+    started_s: float
+    ended_s: float
+    log: str
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended without success."""
+        return self.status not in ("running", "succeeded")
+
+
+def default_runs_folder() -> Path:
+    """Return the folder of the runs of all schedules."""
+    return reir_home() / "schedule-runs"
+
+
+def run_schedule(
+    folder: Path, name: str, schedule: Schedule, stop: threading.Event | None = None
+) -> ScheduledRun:
+    """Run the command of a schedule, wait for its end, and record it.
+
+    Args:
+        folder: folder of the runs of all schedules.
+        name: name of the schedule.
+        schedule: the schedule.
+        stop: if this is set meanwhile, the command is stopped.
+
+    Raises:
+        JobRunning: the schedule is running already, in this or another process.
+    """
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock") as lock:
+        if not lock.acquire():
+            running = last_runs(folder, name, 1)
+            since_s = running[0].started_s if running else time.time()
+            raise JobRunning(f"schedule {name}", "this machine", _pid_in(place / "lock"), since_s)
+        (place / "lock").write_text(str(os.getpid()))
+        run = _start(place, name, schedule)
+        _write(place, run)
+        ended = _run_command(run, schedule, stop or threading.Event())
+        _write(place, ended)
+        _remove_old(place)
+        return ended
+
+
+def last_runs(folder: Path, name: str, limit: int = KEPT_RUNS) -> list[ScheduledRun]:
+    """Return the last runs of a schedule, newest first."""
+    place = folder / name
+    files = sorted(place.glob("*.json"), reverse=True)[:limit]
+    is_running = _is_locked(place / "lock")
+    runs = [_read(file) for file in files]
+    return [
+        # If a run is recorded as running, but nobody holds the lock, its scheduler was killed.
+        run
+        if run.status != "running" or (is_running and number == 0)
+        else ScheduledRun(**{**asdict(run), "status": "stopped", "ended_s": run.started_s})
+        for number, run in enumerate(runs)
+    ]
+
+
+def last_success_s(folder: Path, name: str, schedule: Schedule) -> float:
+    """Return the Unix time at which a schedule last succeeded; at first, when it was added."""
+    ends = (run.ended_s for run in last_runs(folder, name) if run.status == "succeeded")
+    return next(ends, schedule.added_s)
+
+
+def due_s(folder: Path, name: str, schedule: Schedule) -> float | None:
+    """Return the Unix time by which a schedule should have succeeded again.
+
+    That is the end of the first run that was due after its last success: the time at which it is
+    due, the largest jitter, and the time limit. None if it is never due again.
+    """
+    since = datetime.fromtimestamp(last_success_s(folder, name, schedule), UTC)
+    following = schedule.next_due(since)
+    if following is None:
+        return None
+    return following.timestamp() + schedule.jitter_s + (schedule.time_limit_s or 0.0)
+
+
+def _start(place: Path, name: str, schedule: Schedule) -> ScheduledRun:
+    now = datetime.now(UTC)
+    log = place / f"{now:%Y%m%d-%H%M%S-%f}.log"
+    return ScheduledRun(
+        schedule=name,
+        command=tuple(schedule.command),
+        status="running",
+        exit_code=None,
+        started_s=now.timestamp(),
+        ended_s=0.0,
+        log=str(log),
+    )
+
+
+def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -> ScheduledRun:
+    """Run the command to its end, or to its time limit, or until `stop` is set."""
+    with Path(run.log).open("wb") as output:
+        # A group of its own, so that Ctrl-C at the scheduler does not reach the command: the
+        # scheduler stops it itself.
+        process = subprocess.Popen(
+            [*_REIR, *run.command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        status: Status | None = None
+        while status is None:
+            time_is_over = schedule.time_limit_s is not None and (
+                time.time() - run.started_s > schedule.time_limit_s
+            )
+            if process.poll() is not None:
+                status = "succeeded" if process.returncode == 0 else "failed"
+            elif time_is_over or stop.is_set():
+                _stop(process)
+                status = "timed out" if time_is_over else "stopped"
+            else:
+                stop.wait(_POLL_S)
+    return ScheduledRun(
+        **{
+            **asdict(run),
+            "status": status,
+            "exit_code": process.returncode,
+            "ended_s": time.time(),
+        }
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a command as Ctrl-C does, so that it can finish what it is doing; if not, kill it."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _write(place: Path, run: ScheduledRun) -> None:
+    file = Path(run.log).with_suffix(".json")
+    temporary = place / f".{file.name}"
+    temporary.write_text(json.dumps(asdict(run), indent=2) + "\n")
+    temporary.replace(file)
+
+
+def _read(file: Path) -> ScheduledRun:
+    values = json.loads(file.read_text())
+    return ScheduledRun(**{**values, "command": tuple(values["command"])})
+
+
+def _remove_old(place: Path) -> None:
+    for file in sorted(place.glob("*.json"))[:-KEPT_RUNS]:
+        file.with_suffix(".log").unlink(missing_ok=True)
+        file.unlink()
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with FileLock(path) as lock:
+        return not lock.acquire(shared=True)
+
+
+def _pid_in(path: Path) -> int:
+    text: Sequence[str] = path.read_text().split()
+    return int(text[0]) if text else 0
