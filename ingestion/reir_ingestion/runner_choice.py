@@ -84,7 +84,7 @@ def choose_runner(
             f"--runner ray needs Ray, which is not installed. Install it with: {EXTRA}"
         )
     if requested is not RunnerName.AUTO:
-        return RunnerChoice(requested, "requested by --runner")
+        return RunnerChoice(requested, "as requested")
     if not installed:
         return RunnerChoice(RunnerName.LOCAL, "Ray is not installed")
     if address := os.environ.get("RAY_ADDRESS"):

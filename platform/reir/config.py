@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,14 +49,31 @@ def load_config(
     if source is None or isinstance(source, Mapping):
         values, origin = dict(source or {}), ""
     else:
-        values, origin = _read_yaml(Path(source)), f" (file {source})"
+        values, origin = read_yaml(Path(source)), f" (file {source})"
     for override in overrides:
         values = _apply_override(values, override)
+    return validate_config(model, values, lambda _: origin)
+
+
+def validate_config(
+    model: type[Config], values: Mapping[str, Any], origin_of: Callable[[str], str]
+) -> Config:
+    """Build a configuration from values.
+
+    Args:
+        model: the class of the configuration.
+        values: of the file, the environment or the command line.
+        origin_of: returns, for the dotted key of a wrong value, where the value is from; that is
+            put at the end of the message.
+
+    Raises:
+        ConfigError: keys or values are wrong; all of them are named.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         # All mistakes at once, so that a file does not have to be corrected one run at a time.
-        lines = [_explain(model, each) + origin for each in error.errors()]
+        lines = [_explain(model, each) + origin_of(_dotted(each["loc"])) for each in error.errors()]
         raise ConfigError("\n".join(lines)) from error
 
 
@@ -71,7 +88,12 @@ def reir_home() -> Path:
     return Path(os.environ.get("REIR_HOME") or Path.home() / ".reir").expanduser().absolute()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping in YAML.
+    """
     try:
         # `yaml.load` would also build Python objects that a file names, and so run code.
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -107,7 +107,7 @@ def test_the_runner_is_printed_and_gets_the_options(
     monkeypatch.setattr(ray_runner, "index_on_ray", instead)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main.run(["index", str(photos), "--runner", "local"]) == 0
-    assert "Runner: threads of this process (requested by --runner)" in capsys.readouterr().err
+    assert "Runner: threads of this process (as requested)" in capsys.readouterr().err
     assert given == []
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     typed = ["--num-workers", "3", "--num-gpus", "0.5", "--batch-size", "9", "--json"]

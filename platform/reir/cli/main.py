@@ -13,19 +13,38 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.text import Text
 
 import reir
-from reir.cli import canary, doctor, duplicates, evaluate, galleries, schedule, search
+from reir.cli import (
+    canary,
+    config,
+    doctor,
+    duplicates,
+    evaluate,
+    galleries,
+    monitor,
+    schedule,
+    search,
+)
 from reir.cli.common import messages, printable
 from reir.errors import ConfigError, QueryError, ReirError
+from reir.settings import command_defaults
 
 APPS = "reir.commands"
 FAILED, INVALID_USE, INTERRUPTED = 1, 2, 130
+SECTION_OF_COMMAND = {
+    "index": "index",
+    "reindex": "index",
+    "monitor": "monitor",
+    "schedule": "schedule",
+}
+"""Sections of the settings whose keys are options of a command."""
+
 EPILOG = (
     "[bold]Start here[/bold]\n\n"
     "reir index ~/Pictures --gallery photos\n\n"
@@ -72,7 +91,17 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for command in (search, evaluate, doctor, galleries, duplicates, canary, schedule):
+    for command in (
+        search,
+        evaluate,
+        doctor,
+        galleries,
+        duplicates,
+        canary,
+        monitor,
+        schedule,
+        config,
+    ):
         command.register(app)
     for entry in sorted(entry_points(group=APPS), key=lambda entry: entry.name):
         _register(app, entry)
@@ -81,11 +110,26 @@ def build_app() -> typer.Typer:
 
 def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
     try:
-        app(arguments, prog_name="reir")
+        app(arguments, prog_name="reir", default_map=_defaults(arguments))
     except SystemExit as stop:
         sys.stdout.flush()  # raises BrokenPipeError here, where `run` handles it
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _defaults(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the defaults of the options of the command, as click takes them, from the settings.
+
+    `reir serve` is not among these commands: most of its settings are no options.
+    """
+    words = [each for each in arguments if not each.startswith("-")]
+    section = SECTION_OF_COMMAND.get(words[0]) if words else None
+    if section is None or "--help" in arguments:
+        return {}
+    values = command_defaults(section)
+    # The commands of a group, such as `reir schedule start`, are one level deeper.
+    subcommand = {words[1]: values} if len(words) > 1 else {}
+    return {words[0]: {**values, **subcommand}}
 
 
 def _print_version(requested: bool) -> None:

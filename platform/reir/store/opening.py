@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from reir.config import reir_home
 from reir.errors import ConfigError
+from reir.settings import store_setting
 from reir.store.contract import InstanceStore
 
 _ALLOWED = "'memory:', a directory, http://HOST:PORT, https://HOST:PORT or tcp://HOST:PORT"
@@ -14,9 +16,15 @@ _SERVER = re.compile(r"(https?|tcp)://[^\s/:]+(:\d{1,5})?/?")
 
 
 def default_location() -> str:
-    """Location of the default store: $REIR_STORE, $REIR_HOME/store, or ~/.reir/store."""
-    home = os.environ.get("REIR_HOME") or str(Path.home() / ".reir")
-    return os.environ.get("REIR_STORE") or str(Path(home) / "store")
+    """Location of the default store.
+
+    It is $REIR_STORE, or `store` in the settings file, or the folder `store` in $REIR_HOME.
+
+    Raises:
+        ConfigError: the settings file cannot be read.
+    """
+    named = store_setting()
+    return str(reir_home() / "store") if named is None else named[0]
 
 
 def is_embedded(location: str | None = None) -> bool:

@@ -1,0 +1,39 @@
+"""Settings of `reir index`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from reir.config import StrictConfig
+from reir_ingestion.runner_choice import RunnerName
+
+
+class IndexSettings(StrictConfig):
+    """The section `index` of the settings; `reir reindex` uses `runner` and what follows, too.
+
+    Attributes:
+        batch_size: number of photos per batch.
+        max_failures: stop when more photos fail, such as "100" or "5%"; None never stops.
+        tile: whether to encode large photos tile by tile; None keeps what the gallery has.
+        allow_http, allow_private, follow_links: what sources may access.
+        bulk_import: storage of a Milvus server through which new photos reach it.
+        runner: where to index.
+        num_workers, num_gpus: encoders on Ray, and GPUs of each.
+        events: file to which every batch appends a line.
+        metrics_port: port of the metrics during a run.
+    """
+
+    batch_size: int = Field(16, ge=1)
+    max_failures: str | None = None
+    tile: bool | None = None
+    allow_http: bool = False
+    allow_private: bool = False
+    follow_links: bool = False
+    bulk_import: str = ""
+    runner: RunnerName = RunnerName.AUTO
+    num_workers: int | None = Field(None, ge=1)
+    num_gpus: float | None = Field(None, ge=0)
+    events: Path | None = None
+    metrics_port: int | None = Field(None, ge=0, le=65_535)
