@@ -140,6 +140,10 @@ FollowLinks = Annotated[
     bool,
     typer.Option("--follow-links", help="Also index photos behind symlinks that leave the folder."),
 ]
+IncludeErased = Annotated[
+    bool,
+    typer.Option("--include-erased", help="Index photos again that `reir erase` has deleted."),
+]
 RunnerOption = Annotated[
     RunnerName,
     typer.Option(
@@ -180,6 +184,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     allow_http: AllowHttp = False,
     allow_private: AllowPrivate = False,
     follow_links: FollowLinks = False,
+    include_erased: IncludeErased = False,
     runner: RunnerOption = RunnerName.AUTO,
     num_workers: NumWorkers = None,
     num_gpus: NumGpus = None,
@@ -223,6 +228,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             encoder_spec=spec,
             max_failures=limit,
             origin=known_source(source, source_options),
+            include_erased=include_erased,
             bulk_import=bulk_import,
         )
         running = CommandRunner(held, store, runner, num_workers, num_gpus, sinks)

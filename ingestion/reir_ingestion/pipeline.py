@@ -21,6 +21,7 @@ from reir.images.near_duplicates import NearDuplicates
 from reir.images.tiling import TiledEncoder, Tiling
 from reir.index_report import IndexProgress, IndexReport
 from reir.models.interfaces import InstanceEncoder
+from reir.operations.erase.tombstones import tombstones_of
 from reir.operations.live_history import make_live
 from reir.sinks import Sink
 from reir.store.contract import LEDGER_LAYOUT, InstanceStore, ServerStore, VersionSpec
@@ -142,6 +143,7 @@ def index_with(  # noqa: PLR0913 - see `index`
     version, is_live = _open_version(store, gallery, spec, options.candidate)
     job, counters = Job(source, gallery, version, options), RunCounters(progress, sinks)
     names = {"gallery": gallery, "version": version, "source": source.text}
+    call_with_retries(tombstones_of(store, gallery).refresh)
     counters.emit("start", **names, num_encoders=options.num_encoders)
     try:
         end = _bring_up_to_date(run, job, store, counters)

@@ -78,6 +78,7 @@ class RunCounters:
     _failed: Counter[str] = field(default_factory=Counter)
     _failed_before: int = 0
     _unlisted: int = 0
+    _erased: int = 0
     _duplicates: int = 0
     _read: int = 0
     _read_bytes: int = 0
@@ -122,6 +123,12 @@ class RunCounters:
                 # a file name may contain any bytes.
                 reason = getattr(error, "strerror", None) or error
                 logger.warning("%s cannot be listed: %s", ascii(part), reason)
+
+    def add_erased(self, number: int) -> None:
+        """Count photos that are left out because they were erased."""
+        with self._lock:
+            self._erased += number
+            self._report_progress()
 
     def add_unchanged(self, rows: Sequence[ImageRecord], *, read: bool = False) -> None:
         """Count ledger rows that stay as they are.
@@ -218,6 +225,7 @@ class RunCounters:
                 "failed": dict(sorted(self._failed.items())),
                 "failed_before": self._failed_before,
                 "unlisted": self._unlisted,
+                "erased": self._erased,
                 "duplicates": self._duplicates,
                 "instances": self._instances,
                 "read": self._read,
@@ -261,7 +269,7 @@ class RunCounters:
     def _report_progress(self) -> None:
         if self.on_progress is not None:
             failed = sum(self._failed.values())
-            done = sum(self._outcomes.values()) + failed
+            done = sum(self._outcomes.values()) + failed + self._erased
             busy_s = sum(self._seconds.values())  # 0 before the first stage has ended
             shares = {name: spent_s / busy_s for name, spent_s in self._seconds.items() if busy_s}
             self.on_progress(IndexProgress(done, self._total, failed, shares))

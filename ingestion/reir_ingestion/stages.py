@@ -21,6 +21,7 @@ from reir.cores import num_cores
 from reir.errors import CheckpointError, ConfigError, ImageError, ImageFailure
 from reir.images.tiling import Tiling
 from reir.models.interfaces import InstanceEncoder
+from reir.operations.erase.tombstones import Tombstones, tombstones_of
 from reir.records import ImageRecord, Instances, RgbImage
 from reir.store.contract import InstanceStore
 from reir_ingestion.content_index import ContentIndex, ImageUpdate
@@ -71,6 +72,7 @@ class IndexOptions:
         encoder_spec: name of the encoder, which a new version stores.
         max_failures: stop when more images fail than this; None never stops.
         origin: the source as the user named it, to be kept with the gallery; None keeps nothing.
+        include_erased: index photos again that `reir erase` has deleted.
         candidate: version to write to, which then does not become live; empty for the version that
             belongs to the encoder and its settings.
         bulk_import: storage through which new images reach a Milvus server, `IMPORT_IMAGES` at a
@@ -92,6 +94,7 @@ class IndexOptions:
     encoder_spec: str = ""
     max_failures: FailureLimit | None = None
     origin: KnownSource | None = None
+    include_erased: bool = False
     candidate: str = ""
     bulk_import: str = ""
 
@@ -176,6 +179,8 @@ def look_up(
     # A dict, since a list may name an image twice; the last line counts.
     images = {image.image_id: image for image in found}
     with counters.stage("list"):
+        if not job.options.include_erased:
+            images = _without_erased(images, tombstones_of(store, job.gallery), counters)
         ledger = call_with_retries(
             partial(store.get_images, job.gallery, job.version, list(images))
         )
@@ -188,6 +193,16 @@ def look_up(
     for row in up_to_date:
         del images[row.image_id]
     return [replace(image, previous=ledger.get(image_id)) for image_id, image in images.items()]
+
+
+def _without_erased(
+    images: dict[str, PendingImage], tombstones: Tombstones, counters: RunCounters
+) -> dict[str, PendingImage]:
+    kept = {
+        key: image for key, image in images.items() if not tombstones.covers_uri(image.file.uri)
+    }
+    counters.add_erased(len(images) - len(kept))
+    return kept
 
 
 def image_loader(job: Job, counters: RunCounters) -> Callable[[PendingImage], LoadedImage]:
@@ -352,7 +367,7 @@ class Coordinator:
         mtimes_ns = {record.image_id: record.mtime_ns for record in encoded.touched}
         touch = partial(self._store.touch_images, self._job.gallery, self._job.version, mtimes_ns)
         started_s = time.perf_counter()
-        parts = self._split(encoded.updates)
+        parts = self._split(self._without_erased(encoded.updates, counters))
         with counters.stage("store"):
             records = [record for part in parts for record in self._write(part)]
             if mtimes_ns:
@@ -369,6 +384,23 @@ class Coordinator:
         counters.add_unchanged(encoded.touched, read=True)
         # Last, because it may stop the run: `reir failures` can then list this batch's failures.
         self._budget.spend(records, counters.total)
+
+    def _without_erased(
+        self, updates: Sequence[ImageUpdate], counters: RunCounters
+    ) -> list[ImageUpdate]:
+        """Leave out photos with a content that was erased, now that their content is known.
+
+        If such photos are wanted again, they are taken off the list of what was erased instead.
+        """
+        tombstones = tombstones_of(self._store, self._job.gallery)
+        erased = [update for update in updates if tombstones.covers(update.image.record)]
+        if not erased:
+            return list(updates)
+        if self._job.options.include_erased:
+            tombstones.remove([update.image.record for update in erased])
+            return list(updates)
+        counters.add_erased(len(erased))
+        return [update for update in updates if update not in erased]
 
     def _split(self, updates: list[ImageUpdate]) -> list[list[ImageUpdate]]:
         """Return the parts of a batch that are written one after another."""

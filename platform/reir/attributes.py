@@ -10,8 +10,16 @@ from typing import Any
 from reir.records import Attributes, JsonValue
 from reir.store.filters import MAX_INT
 
+TENANT = "tenant"
+"""Attribute with the tenant of a photo; the server sets it for keys that have a tenant."""
+
 MAX_ATTRIBUTES_BYTES = 16 * 1024
 """Size limit of one photo's attributes as JSON. Every instance stores a copy of them."""
+
+
+def tenant_of(attributes: Attributes) -> str:
+    """Return the tenant of a photo; empty if it has none."""
+    return str(attributes.get(TENANT, ""))
 
 
 class BadRow(ValueError):

@@ -5,6 +5,7 @@
     ├── DataError              an annotation file, a source or a photo cannot be used
     │   ├── SourceError        the source to index does not exist or contains no images
     │   ├── TooManyFailures    more images of a job failed than its limit allows
+    │   ├── PhotoErased        the photo was erased from the gallery, and must not come back
     │   └── ImageError         one image cannot be read or decoded (`reason` says why)
     │       └── ImageUnreachable   its bytes cannot be fetched at the moment: try again
     ├── QueryError             the request cannot be answered as written (`field` names the part)
@@ -92,6 +93,10 @@ class ImageUnreachable(ImageError):
 
 class TooManyFailures(DataError):
     """More images of a job failed than its limit allows; what was written is kept."""
+
+
+class PhotoErased(DataError):
+    """The photo, or its content, was erased from the gallery, and must not come back."""
 
 
 class QueryError(ReirError):

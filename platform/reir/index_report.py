@@ -46,7 +46,7 @@ class IndexProgress:
 class IndexReport:
     """What a run did with every image of the source, and the time and memory it took.
 
-    Each listed image is counted once: new, changed, unchanged or failed.
+    Each listed image is counted once: new, changed, unchanged, failed or erased.
 
     Attributes:
         gallery, version: the version that was written.
@@ -60,6 +60,7 @@ class IndexReport:
         failed_before: how many of `failed` are from earlier runs and were not tried again.
         unlisted: folders, archives and lines of the source that could not be listed; their images
             are left as they are.
+        erased: images that `reir erase` has deleted, and that are therefore left out.
         skipped: suffix -> files in the folder that are not images, as in `LocalSource.skipped`.
         duplicates: images among the new, changed and unchanged ones whose content another image
             already held.
@@ -87,6 +88,7 @@ class IndexReport:
     failed: Mapping[str, int]
     failed_before: int
     unlisted: int
+    erased: int
     duplicates: int
     merged: int
     near_duplicates: int
@@ -109,7 +111,7 @@ class IndexReport:
     @property
     def num_listed(self) -> int:
         """Images in the source."""
-        return self.new + self.changed + self.unchanged + self.num_failed
+        return self.new + self.changed + self.unchanged + self.num_failed + self.erased
 
     @property
     def images_per_s(self) -> float:
@@ -150,21 +152,9 @@ class IndexReport:
         yield "failed", f"{self.num_failed:,}", earlier
         for reason, count in sorted(self.failed.items()):
             yield f"  {reason}", f"{count:,}", ""
-        if self.unlisted:
-            yield "not listed", f"{self.unlisted:,}", "folders, archives or lines; see warnings"
-        if self.skipped:
-            yield "skipped", f"{sum(self.skipped.values()):,}", format_counts(self.skipped)
-        if self.duplicates:
-            yield "duplicates", f"{self.duplicates:,}", "same content as another photo"
-        if self.merged:
-            remark = "two concurrent runs stored them; now duplicates"
-            yield "merged", f"{self.merged:,}", remark
-        if self.near_duplicates:
-            yield "near duplicates", f"{self.near_duplicates:,}", "in the whole gallery"
-        if self.missing:
-            yield "gone from source", f"{self.missing:,}", "still searchable; --prune removes them"
-        if self.removed:
-            yield "removed", f"{self.removed:,}", "their files are gone from source"
+        for name, number, remark in self._exceptions():
+            if number:
+                yield name, f"{number:,}", remark
         yield "instances written", f"{self.instances:,}", ""
         for size, counts in self.sizes.items():
             instances = f"{counts['instances']:,} instances"
@@ -174,6 +164,17 @@ class IndexReport:
         busy = ", ".join(f"{name} {self.stage_seconds[name]:.1f}" for name in STAGES)
         yield "busy seconds", f"{sum(self.stage_seconds.values()):,.1f}", busy
         yield "peak memory", f"{self.peak_rss_bytes / 2**20:,.0f} MiB", "of this process"
+
+    def _exceptions(self) -> Iterator[tuple[str, int, str]]:
+        """Yield the counts that are 0 in most runs, with a remark."""
+        yield "not listed", self.unlisted, "folders, archives or lines; see warnings"
+        yield "erased", self.erased, "left out; --include-erased indexes them again"
+        yield "skipped", sum(self.skipped.values()), format_counts(self.skipped)
+        yield "duplicates", self.duplicates, "same content as another photo"
+        yield "merged", self.merged, "two concurrent runs stored them; now duplicates"
+        yield "near duplicates", self.near_duplicates, "in the whole gallery"
+        yield "gone from source", self.missing, "still searchable; --prune removes them"
+        yield "removed", self.removed, "their files are gone from source"
 
 
 def format_counts(numbers: Mapping[str, int]) -> str:

@@ -28,12 +28,12 @@ def normalize_expression(text: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", text)
     # Case folding can yield text that NFKC changes again, so both repeat until nothing changes.
-    while (again := unicodedata.normalize("NFKC", _printable(folded).casefold())) != folded:
+    while (again := unicodedata.normalize("NFKC", without_controls(folded).casefold())) != folded:
         folded = again
     return " ".join(folded.split())
 
 
-def _printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """Return `text` without format characters, and with a space for each control character."""
     if text.isprintable():  # nearly all expressions; the loop below would slow them down
         return text

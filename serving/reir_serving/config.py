@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from reir.config import StrictConfig
+from reir.operations.search_log import KEEP_DAYS
 from reir.store import default_location
 
 Layout = Literal["auto", "fused", "split"]
@@ -130,6 +131,9 @@ class ServeConfig(StrictConfig):
             GPU, otherwise "split".
         ingress, text, retriever, reranker, localizer: replicas of each deployment.
         access_log: file for one JSON line per request; None for standard error.
+        search_log: folder for searches and feedback; None logs neither. It contains expressions,
+            which are personal data (docs/serve.md).
+        search_log_days: number of days for which the search log is kept.
         graceful_shutdown_timeout_s: how long a replica that shuts down may take to finish its
             requests.
     """
@@ -152,4 +156,6 @@ class ServeConfig(StrictConfig):
     # A replica processes one photo at a time, so every further one waits.
     localizer: Replicas = Replicas(target_ongoing_requests=1.0)
     access_log: Path | None = None
+    search_log: Path | None = None
+    search_log_days: int = Field(KEEP_DAYS, ge=1)
     graceful_shutdown_timeout_s: float = Field(20.0, gt=0)

@@ -52,6 +52,8 @@ def test_every_image_is_counted_once() -> None:
     assert found.failed == {"empty": 2, "truncated": 1}
     assert (found.failed_before, found.instances, found.read) == (2, 3, 4)
     assert found.num_listed == 7
+    counters.add_erased(2)
+    assert report(**counters.counts()).num_listed == 9
 
 
 def test_progress_is_reported_after_each_change() -> None:
@@ -98,6 +100,7 @@ def counted() -> RunCounters:
     counters.add_written(images, ["new", "new", "changed"])
     counters.add_unchanged([row(), row("empty")], read=True)
     counters.add_unlisted("folder", OSError("no"))
+    counters.add_erased(3)
     with counters.stage("decode"), counters.stage("store"):
         pass
     return counters
@@ -136,7 +139,7 @@ def test_drained_counts_are_counted_once() -> None:
     for each in (taken, counters):
         total.add(each)
     assert total.counts()["new"] == expected["new"] + 1
-    assert [each.done for each in seen] == [5, 6]
+    assert [each.done for each in seen] == [8, 9]
 
 
 def test_images_per_second() -> None:

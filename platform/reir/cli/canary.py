@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
         "gallery.",
     )
     canary.command("add")(add)
+    canary.command("make")(make)
     canary.command("list")(list_canaries)
     canary.command("rm")(remove)
     app.add_typer(canary, name="canary", rich_help_panel="Galleries")
@@ -73,6 +74,83 @@ def add(
         print_json({"gallery": gallery, "added": added, "total": total})
     else:
         output().print(f"Canaries added to gallery {gallery}: {added}. It has {total} now.")
+
+
+def make(  # noqa: PLR0913, every argument is an option of the command
+    gallery: Gallery,
+    search_log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of `reir serve --search-log`. Default: $REIR_HOME/searches.",
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=0, help="Maximum number of canaries with a known answer.")
+    ] = 200,
+    queries: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Maximum number of searches without feedback, whose answer is not known."
+        ),
+    ] = 50,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the canaries to this file, as `reir canary add` reads it, instead of "
+            "adding them.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    store: Store = None,
+) -> None:
+    """Make canaries from what users said about their searches; the newest are taken."""
+    from reir.operations.canary import canaries_of, to_line
+    from reir.operations.canary_make import add_made_canaries, make_canaries
+    from reir.operations.search_log import default_folder
+    from reir.query.search import check_gallery
+
+    with connect(store) as opened:
+        check_gallery(opened, gallery)
+        made = make_canaries(
+            opened, gallery, search_log or default_folder(), size=size, queries=queries
+        )
+        added = 0 if out else add_made_canaries(opened, gallery, made)
+        total = len(canaries_of(opened, gallery))
+    if out:
+        out.write_text("".join(f"{to_line(each)}\n" for each in made), encoding="utf-8")
+    if as_json:
+        print_json(
+            {
+                "gallery": gallery,
+                "present": len(made.present),
+                "absent": len(made.absent),
+                "queries": len(made.queries),
+                "lost_photos": made.num_lost,
+                "left_out_of_tenants": made.num_of_tenants,
+                "added": added,
+                "total": total,
+                "file": str(out) if out else None,
+            }
+        )
+        return
+    console = output()
+    console.print(
+        f"From the search log: {plural(len(made.present), 'object')} in the gallery, "
+        f"{len(made.absent)} not in it, {len(made.queries)} without a known answer."
+    )
+    if made.num_lost:
+        console.print(f"Left out: {plural(made.num_lost, 'photo')} no longer in the gallery.")
+    if made.num_of_tenants:
+        console.print(
+            f"Left out: {plural(made.num_of_tenants, 'verdict')} 'absent' of keys with a tenant, "
+            f"which see only a part of the gallery."
+        )
+    if out:
+        console.print(f"Written to {out}; `reir canary add {gallery} {out}` adds them.")
+    else:
+        console.print(f"Canaries added to gallery {gallery}: {added}. It has {total} now.")
 
 
 def list_canaries(

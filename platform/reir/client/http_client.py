@@ -40,6 +40,7 @@ from reir.errors import (
     ServerUnavailable,
     StoreUnavailable,
 )
+from reir.operations.search_log import Verdict
 from reir.query.request import Query, SearchOptions, Term
 from reir.records import Attributes, Box, ImageRecord
 from reir.results import GalleryInfo, Localization, PhotoReader, SearchResult
@@ -192,6 +193,30 @@ class Client(AbstractContextManager["Client"]):
         """
         form = _form(photo, {"expression": expression, "k": str(k), "masks": str(masks).lower()})
         return localization_of(self._parsed("POST", "/v1/localize", form))
+
+    def feedback(
+        self, gallery: str, expression: str, verdict: Verdict, instance_id: str = ""
+    ) -> bool:
+        """Tell the server whether a hit is right, or that the object is not in the gallery.
+
+        Args:
+            gallery: gallery that was searched.
+            expression: what was searched for.
+            verdict: "right" or "wrong" about an instance, or "absent" about the whole gallery.
+            instance_id: the hit that is right or wrong; empty for "absent".
+
+        Returns:
+            Whether the verdict was recorded; False if the server cannot write its search log.
+
+        Raises:
+            QueryError: the verdict is not one of these, or an instance is missing or superfluous.
+            ImageNotFound: the gallery has no such instance.
+            ServerError: the server keeps no search log.
+        """
+        told = {"gallery": gallery, "expression": expression, "verdict": verdict}
+        about = {"instance_id": instance_id} if instance_id else {}
+        answer = self._json("POST", "/v1/feedback", {**told, **about})
+        return bool(answer["recorded"])
 
     def galleries(self) -> list[GalleryInfo]:
         """List the galleries that the key may read."""

@@ -1,11 +1,22 @@
-"""Reads the bytes of a photo by its URI: a file of this machine, or an object in a bucket."""
+"""Reads the bytes of a photo by its URI, from this machine or a bucket; deletes uploads."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
 
 from reir.errors import ImageError, ImageFailure
 from reir.images.decode import DEFAULT_MAX_BYTES, path_of_uri, read_bytes
 
 BUCKET_SCHEMES = ("s3://", "gs://")
+
+
+def delete_upload(path: Path) -> None:
+    """Delete an uploaded photo, and the folders of the photo and the gallery if they are empty."""
+    path.unlink(missing_ok=True)
+    for folder in (path.parent, path.parent.parent):
+        with suppress(OSError):  # the folder is not empty, or was never created
+            folder.rmdir()
 
 
 def read_photo(uri: str, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:

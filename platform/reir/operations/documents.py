@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from reir.store.contract import InstanceStore
 
-OF_GALLERY = ("backup", "canary", "live-history", "reindex", "reindex-report", "source")
+OF_GALLERY = ("backup", "canary", "live-history", "reindex", "reindex-report", "restore", "source")
 """Kinds of documents whose name is the name of a gallery, or begins with it and a slash.
 
 Receipts of erasures, and the list of what was erased, are kept when a gallery is deleted: otherwise
 erased photos would come back if it is indexed again.
 """
+
+OF_BACKUP = ("canary", "source")
+"""The kinds among them that a backup of the gallery contains."""
 
 
 def delete_gallery(store: InstanceStore, gallery: str) -> None:

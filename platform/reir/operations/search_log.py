@@ -22,15 +22,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reir.config import reir_home
 from reir.errors import DataError
-from reir.records import Box
-from reir.results import SearchResult
-from reir.store.contract import InstanceRow
 from reir.store.embedded.locks import FileLock
 from reir.store.names import check_name
+
+if TYPE_CHECKING:
+    from reir.records import Box
+    from reir.results import SearchResult
+    from reir.store.contract import InstanceRow
 
 Event = Mapping[str, Any]
 Verdict = Literal["right", "wrong", "absent"]
@@ -385,6 +387,10 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise ValueError(f"'event' must be one of {', '.join(_KEYS)}, got {kind!r}")
     if missing := [key for key in _KEYS[kind] if key not in event]:
         raise ValueError(f"the event lacks '{missing[0]}'")
+    if not isinstance(event["time"], str) or not isinstance(event["expression"], str):
+        raise ValueError("'time' and 'expression' must be texts")
+    if kind == "feedback" and (event["box"] is None) != (event["verdict"] == "absent"):
+        raise ValueError(f"the verdict {event['verdict']!r} does not go with box {event['box']}")
     return event
 
 
@@ -419,8 +425,8 @@ def _without_ending(path: Path) -> Path:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"cannot read the search log {path}: {error.strerror}; only the user who runs `reir serve` "
-        f"can read it"
+        f"cannot read the search log {path}: {error.strerror}; name a folder that `reir serve "
+        f"--search-log` writes, and read it as the user who runs that command"
     )
 
 

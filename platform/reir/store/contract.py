@@ -243,7 +243,10 @@ class InstanceStore(Protocol):
     ) -> dict[str, IndexedImage]:
         """Images as they were written, with vectors, image vector and masks.
 
-        Ids that do not exist are left out.
+        Ids that do not exist are left out. An embedded store returns all of these images as they
+        were at one moment, and writers wait meanwhile. A server cannot make the writers of other
+        processes wait: an image that is being written at this moment may be returned with its old
+        ledger row and some of its new instances.
         """
         ...
 
@@ -313,7 +316,7 @@ class InstanceStore(Protocol):
         ...
 
     def compact(self, gallery: str, version: str) -> bool:
-        """Remove from disk what was deleted from a version, or replaced in it.
+        """Remove from disk what was deleted from a version, or replaced in it, and from documents.
 
         Without this call, the files of a store hold deleted rows until they are merged, which may
         be never.

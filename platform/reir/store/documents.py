@@ -56,6 +56,11 @@ class Documents:
         if self._table_exists():
             self._table.delete(_key(kind, name) for name in names)
 
+    def compact(self) -> None:
+        """Remove replaced and deleted documents from disk."""
+        if self._table_exists():
+            self._table.compact()
+
     def _table_exists(self) -> bool:
         # Another process may create the collection at any time, but nobody ever drops it.
         self._exists = self._exists or self._table.describe() is not None

@@ -225,7 +225,7 @@ class MilvusStore:
     ) -> dict[str, IndexedImage]:
         """Images as they were written, with vectors, image vector and masks."""
         ledger, instances = self._collections(gallery, version)
-        with self._catalog.translate_errors(gallery, version):
+        with self._reading(gallery, version), self._catalog.translate_errors(gallery, version):
             images = _finished(ledger.get(image_ids, ["*"]))
             found = instances.get(rows.instance_ids(images, "num_instances"), ["*"])
         return {
@@ -309,6 +309,10 @@ class MilvusStore:
 
     def _writing(self, gallery: str, version: str) -> AbstractContextManager[None]:  # noqa: ARG002
         """Exclude other writers of a version if the backend cannot have several."""
+        return contextlib.nullcontext()
+
+    def _reading(self, gallery: str, version: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Exclude all writers of a version if the backend can do that."""
         return contextlib.nullcontext()
 
     def _create_instances(

@@ -109,6 +109,7 @@ class MilvusServerStore(MilvusStore):
         self._catalog.spec(gallery, version)
         for collection in self._collections(gallery, version):
             collection.compact()
+        self._documents.compact()
         return False
 
     def _condition(self, gallery: str, version: str, tree: Filter) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from reir.errors import StoreFull
+from reir.attributes import tenant_of
+from reir.errors import PhotoErased, StoreFull
 from reir.images.decode import (
     canonical_uri,
     content_hash,
@@ -21,15 +21,15 @@ from reir.images.decode import (
     image_id,
     path_of_uri,
 )
-from reir.images.photo_files import read_photo
+from reir.images.photo_files import delete_upload, read_photo
 from reir.images.tiling import TiledEncoder, Tiling
 from reir.models.interfaces import InstanceEncoder
+from reir.operations.erase.tombstones import tombstones_of
 from reir.records import Attributes, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
 from reir.store.contract import InstanceRow
 from reir.store.duplicates import hand_over, remove_images
 from reir.store.names import check_name
-from reir_serving.middleware.access import TENANT
 
 MAX_NAME_BYTES = 120
 ATTEMPTS = 100
@@ -145,6 +145,7 @@ class Photos:
 
         Raises:
             OSError, StoreFull: the photo cannot be written; nothing of it is kept.
+            PhotoErased: the photo was erased from the gallery; nothing of it is kept.
         """
         path = self._upload_path(place[0], data, name, attributes)
         existed = path.exists()
@@ -152,9 +153,9 @@ class Photos:
             # The file first, so that the ledger never names a file that does not exist.
             _write_atomically(path, data)
             return self._write_to_store(place, path, encoded, data, attributes)
-        except (OSError, StoreFull):
+        except (OSError, StoreFull, PhotoErased):
             if not existed:  # the gallery may hold the photo from an earlier upload
-                _delete_upload(path)
+                delete_upload(path)
             raise
 
     def _write_to_store(
@@ -181,6 +182,11 @@ class Photos:
         )
         # If this photo is in the gallery with other attributes, its duplicates keep those, so one
         # of them has to take over the instances.
+        if tombstones_of(self.store, gallery).covers(record):
+            raise PhotoErased(
+                f"this photo was erased from gallery '{gallery}'; whoever operates the server can "
+                f"admit it again with `reir index FILE --gallery {gallery} --include-erased`"
+            )
         hand_over(self.store, gallery, version, [record.image_id])
         holder = self._holder(gallery, version, record)
         image = IndexedImage(record, encoded.instances)
@@ -218,7 +224,7 @@ class Photos:
             gone = remove_images(self.store, gallery, name, [image_id])
         # A file elsewhere belongs to the user, who indexed it with `reir index`.
         if record.uri.startswith(canonical_uri(self.uploads / gallery) + "/"):
-            _delete_upload(path_of_uri(record.uri))
+            delete_upload(path_of_uri(record.uri))
         return gone > 0
 
     def _upload_path(self, gallery: str, data: bytes, name: str, attributes: Attributes) -> Path:
@@ -230,7 +236,7 @@ class Photos:
         # `name` comes from a client: only its last part counts, and no character may have a meaning
         # in a path. The end is kept for its suffix; the cut may have split an escape ("%C3").
         shown = quote(Path(name).name, safe=" ()-,")[-MAX_NAME_BYTES:].lstrip(".%") or "photo"
-        tenant = str(attributes.get(TENANT, "")).encode()
+        tenant = tenant_of(attributes).encode()
         folder = content_hash(tenant + b"/" + data if tenant else data)
         return self.uploads / check_name("gallery", gallery) / folder[:16] / shown
 
@@ -248,18 +254,10 @@ def _write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _delete_upload(path: Path) -> None:
-    """Delete an uploaded photo, and the folders of the photo and the gallery if they are empty."""
-    path.unlink(missing_ok=True)
-    for folder in (path.parent, path.parent.parent):
-        with suppress(OSError):  # the folder is not empty, or was never created
-            folder.rmdir()
-
-
 def _temporary_file(folder: Path) -> tuple[int, str]:
     """Create a temporary file in `folder`, and `folder` too if it is missing.
 
-    Retries, because `_delete_upload` may delete the folder in another thread or process.
+    Retries, because `delete_upload` may delete the folder in another thread or process.
     """
     for left in reversed(range(ATTEMPTS)):
         try:

@@ -229,6 +229,10 @@ class Service:
         """Return all galleries that are served, by name."""
         return await self._ask_store(self._galleries)
 
+    async def version(self, gallery: str) -> str:
+        """Return the name of the version that searches use now."""
+        return await self._ask_store(lambda: self._version(gallery))
+
     async def image(self, gallery: str, image_id: str) -> GalleryImage | None:
         """Return one photo; None if the gallery does not have it."""
         return await self._ask_store(

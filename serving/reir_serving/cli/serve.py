@@ -69,6 +69,15 @@ MaxReplicas = Annotated[
         help="Maximum number of replicas, 1 by default; Ray Serve adjusts the number to the load.",
     ),
 ]
+SearchLogFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Log searches in this folder, and let users say whether hits are right. By default, "
+        "nothing is logged. `reir canary make` makes canaries from it, by default from "
+        "$REIR_HOME/searches.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -103,6 +112,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
     keys: Keys = None,
     min_replicas: MinReplicas = None,
     max_replicas: MaxReplicas = None,
+    search_log: SearchLogFolder = None,
     config: ConfigFile = None,
     build: Build = None,
     as_json: AsJson = False,
@@ -119,6 +129,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
         "host": host,
         "port": port,
         "keys_file": keys,
+        "search_log": search_log,
     }
     values = load_config(ServeConfig, config).model_dump(mode="json", exclude_unset=True)
     values |= {name: value for name, value in given.items() if value is not None}
@@ -162,11 +173,13 @@ def _check(config: ServeConfig) -> None:
     """Check the settings before Ray starts, because that takes several seconds.
 
     Raises:
-        ConfigError: the server cannot listen on the port.
+        ConfigError: the server cannot listen on the port, or write its search log.
         GalleryNotFound: a gallery does not exist, or has no live version.
         SchemaMismatch: a gallery was indexed with another checkpoint than the given one.
     """
     check_port(config.host, config.port)
+    if config.search_log is not None:
+        check_search_log(config.search_log)
     with connect(config.store) as store:
         for name in config.galleries or ():
             _check_gallery(store, name, config.encoder)
@@ -194,6 +207,24 @@ def check_port(host: str, port: int) -> None:
                 f"the server cannot listen on port {port} of {host}: {error}; "
                 "--host must be an address of this machine"
             ) from error
+
+
+def check_search_log(folder: Path) -> None:
+    """Create the folder of the search log, and check that files can be written there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not by writing a file: on a full disk, the server can still search.
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"the search log cannot be written to {folder}: {error.strerror}; name a folder that "
+            f"you may write with --search-log, or leave the option out"
+        ) from error
 
 
 def _check_gallery(store: InstanceStore, name: str, encoder: str | None) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from reir.errors import ReirError
+from reir.operations.search_log import SearchLog
 from reir_serving.backend.service import Service
 from reir_serving.config import ServeConfig
 from reir_serving.http.endpoint_context import AppState
@@ -29,7 +30,7 @@ from reir_serving.http.problems import (
     problem_response,
     storage_full,
 )
-from reir_serving.http.routes import galleries, images, operation, search
+from reir_serving.http.routes import feedback, galleries, images, operation, search
 from reir_serving.middleware.admission import AdmissionControl, AdmissionMiddleware
 from reir_serving.middleware.auth import AuthMiddleware
 from reir_serving.middleware.keys import KeyRing
@@ -54,8 +55,9 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     metrics = metrics or Metrics()
     keys = KeyRing(config.keys_file) if config.keys_file else None
-    app.state.app_state = AppState(backend, config, metrics, PictureCache(), keys)
-    for module in (search, galleries, images, operation):
+    log = _search_log(config, metrics)
+    app.state.app_state = AppState(backend, config, metrics, PictureCache(), keys, log)
+    for module in (search, feedback, galleries, images, operation):
         app.include_router(module.router, responses=PROBLEM_RESPONSES)
     app.include_router(operation.page_router())
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -69,6 +71,13 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     app.add_middleware(AdmissionMiddleware, admission=app.state.admission)
     set_openapi(app, search.EXTRA_MODELS, needs_key=keys is not None)
     return app
+
+
+def _search_log(config: ServeConfig, metrics: Metrics) -> SearchLog | None:
+    if config.search_log is None:
+        return None
+    on_drop = metrics.note_dropped_event
+    return SearchLog(config.search_log, config.search_log_days, on_drop=on_drop)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

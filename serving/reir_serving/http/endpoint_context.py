@@ -10,6 +10,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from reir.errors import ConfigError
+from reir.operations.search_log import SearchLog
 from reir.store.names import check_name
 from reir_serving.backend.photos import GalleryImage
 from reir_serving.backend.service import Service
@@ -37,12 +38,14 @@ class AppState:
     metrics: Metrics
     pictures: PictureCache
     keys: KeyRing | None = None
+    search_log: SearchLog | None = None
 
 
 class EndpointContext:
     """One request at its endpoint: what all requests share, its caller and its id.
 
     Attributes:
+        search_log: where searches and feedback are logged; None if this is off.
         caller: whoever sent the request.
         request_id: see `RequestState`.
     """
@@ -50,7 +53,7 @@ class EndpointContext:
     def __init__(self, request: Request) -> None:
         app: AppState = request.app.state.app_state
         self.backend, self.config, self.metrics = app.backend, app.config, app.metrics
-        self.pictures, self.keys = app.pictures, app.keys
+        self.pictures, self.keys, self.search_log = app.pictures, app.keys, app.search_log
         state = request_state(request.scope)
         self.caller: Caller = state.caller
         self.request_id = state.request_id

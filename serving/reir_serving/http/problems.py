@@ -28,6 +28,7 @@ from reir.errors import (
     ImageError,
     ImageFailure,
     Overloaded,
+    PhotoErased,
     QueryError,
     ReirError,
     SchemaMismatch,
@@ -70,6 +71,7 @@ GALLERY_NOT_FOUND = ProblemKind("gallery-not-found", 404, "No such gallery")
 IMAGE_NOT_FOUND = ProblemKind("image-not-found", 404, "No such image")
 WRONG_METHOD = ProblemKind("method-not-allowed", 405, "Method not allowed")
 TOO_SLOW = ProblemKind("request-timeout", 408, "The request arrived too slowly")
+ERASED = ProblemKind("erased", 409, "The photo was erased")
 MISMATCH = ProblemKind("schema-mismatch", 409, "The gallery and the checkpoint do not match")
 TOO_LARGE = ProblemKind("too-large", 413, "Too large")
 WRONG_TYPE = ProblemKind("unsupported-media-type", 415, "Unsupported media type")
@@ -77,6 +79,7 @@ INVALID = ProblemKind("invalid-request", 422, "A value is invalid")
 BAD_IMAGE = ProblemKind("bad-image", 422, "The image cannot be decoded")
 TOO_MANY = ProblemKind("rate-limited", 429, "Too many requests")
 INTERNAL = ProblemKind("internal", 500, "Internal error")
+FEEDBACK_DISABLED = ProblemKind("feedback-disabled", 501, "This server records no feedback")
 OVERLOADED = ProblemKind("overloaded", 503, "Too many requests are waiting")
 STORE_UNAVAILABLE = ProblemKind("store-unavailable", 503, "The store cannot be reached")
 UNREACHABLE = ProblemKind("image-unreachable", 503, "The photo cannot be read at the moment")
@@ -216,6 +219,8 @@ def problem_of_reir_error(error: ReirError) -> ProblemError:
             # The text of other kinds may contain the path of a stored photo.
             detail = _shorten(str(error)) if kind.status in (413, 415, 422) else kind.title
             return ProblemError(kind, detail, retry_after_s=retry_s, reason=error.reason.value)
+        case PhotoErased():
+            return ProblemError(ERASED, str(error))
         case Overloaded():
             return ProblemError(OVERLOADED, str(error), retry_after_s=error.retry_after_s)
         case GalleryNotFound():  # its text may name galleries that the key must not know
@@ -261,6 +266,15 @@ def image_not_found(gallery: str, image_id: str) -> ProblemError:
         IMAGE_NOT_FOUND,
         f"gallery {gallery!a} has no image {_shorten(image_id)!a}; the hits of a search contain "
         f"image ids",
+    )
+
+
+def instance_not_found(image_id: str, instance_id: str) -> ProblemError:
+    """Return the problem for an instance that an image does not have."""
+    return ProblemError(
+        IMAGE_NOT_FOUND,
+        f"image {image_id} has no instance {instance_id[:100]!a}; "
+        f"GET /v1/galleries/GALLERY/images/{image_id} lists its instances",
     )
 
 

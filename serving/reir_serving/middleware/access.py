@@ -9,14 +9,13 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from reir.attributes import TENANT
 from reir.errors import ConfigError, FilterError, QueryError
 from reir.query.request import Query
 from reir.records import Attributes, ImageRecord
 from reir.store.filters import Field, fields_of, parse
 
 ALL_GALLERIES = "*"
-TENANT = "tenant"
-"""Name of the attribute that says to which tenant a photo belongs."""
 
 URI_FIELD = Field("uri")
 """Filter field that tenants may not use, because it would reveal where photos are stored."""

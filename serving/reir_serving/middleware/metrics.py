@@ -61,6 +61,12 @@ class Metrics:
             "problems_total", "Number of requests that ended with this problem.", "problem"
         )
         self._writes = self._counter("writes_total", "Number of photos added or deleted.", "action")
+        self._feedback = self._counter(
+            "feedback_total", "Number of verdicts of users that were recorded.", "verdict"
+        )
+        self._search_log_dropped = self._counter(
+            "search_log_dropped_total", "Number of events that the search log could not write."
+        )
         self._worker_batch = Histogram(
             "reir_serve_worker_batch",
             "Number of calls that a worker processed in one batch.",
@@ -92,6 +98,14 @@ class Metrics:
     def note_write(self, action: str) -> None:
         """Count an added or deleted photo."""
         self._writes.labels(action).inc()
+
+    def note_feedback(self, verdict: str) -> None:
+        """Count a recorded verdict of a user."""
+        self._feedback.labels(verdict).inc()
+
+    def note_dropped_event(self) -> None:
+        """Count an event that the search log could not write; may be called in any thread."""
+        self._search_log_dropped.inc()
 
     def note_timings(self, timings_ms: Mapping[str, float]) -> None:
         """Record the durations of the stages of one answer."""

@@ -4,6 +4,7 @@ import { call, photoForm } from "./api.js";
 import { cards, moveFocus, skeletons } from "./cards.js";
 import { remember, showChips } from "./chips.js";
 import { announce, button, byId, make } from "./dom.js";
+import { galleryFeedback } from "./feedback.js";
 import { fillGalleries, readFilters, showFilters, showGallery } from "./filters.js";
 import { showLocal } from "./localize.js";
 import * as notices from "./notices.js";
@@ -22,12 +23,14 @@ const EVEN = 0.5; // below this presence, the object is more likely absent than 
 const TITLE = document.title;
 const NUM_BOXES = 5; // to show in a photo of the user
 const NUM_EXAMPLES = 6;
+const NOTHING = Object.freeze({ hits: [], cursor: "", described: "" });
 const MIN_TYPED_CHARS = 3; // shorter sentences are not searched for while the user types
 
 let state = EMPTY_STATE;
 let upload = null; // {file, box}: a photo of the user; with a box, the search is for its content
-let shown = { hits: [], cursor: "" };
+let shown = NOTHING;
 let galleries = [];
+let takesFeedback = false; // whether the server records it
 let running = null; // AbortController of the request in progress
 let typing = null;
 
@@ -123,8 +126,9 @@ function showProblem(error, retry, keepsHits = false) {
 }
 
 function clearHits() {
-  shown = { hits: [], cursor: "" };
+  shown = NOTHING;
   byId("grid").replaceChildren();
+  byId("absent").replaceChildren();
   byId("next").hidden = true;
   announce("");
 }
@@ -139,7 +143,7 @@ function showHits(answer, isNext) {
   const hadFocus = grid.contains(document.activeElement);
   const { hits } = answer;
   const before = isNext ? shown.hits : [];
-  shown = { hits: [...before, ...hits], cursor: answer.cursor };
+  shown = { hits: [...before, ...hits], cursor: answer.cursor, described: described() };
   remember(hits);
   const made = cards(hits, {
     first: before.length + 1, tied: answer.equally_good,
@@ -149,7 +153,10 @@ function showHits(answer, isNext) {
   else grid.replaceChildren(...made);
   if (isNext || hadFocus) made[0]?.querySelector(".open").focus();
   byId("next").hidden = !answer.cursor;
-  if (!isNext) showVerdict(answer);
+  if (!isNext) {
+    showVerdict(answer);
+    showGalleryFeedback();
+  }
   announce([summary(answer), degraded(answer.degraded)].filter(Boolean).join(" "));
 }
 
@@ -164,6 +171,18 @@ function showVerdict(answer) {
   if (absent) notices.notFound(`in \u201c${state.gallery}\u201d`, answer.presence, disclose);
   else if (shown.hits.length === 0) notices.empty(numFilters(state) > 0, clearFilters);
   else if (answer.equally_good > 1) notices.ambiguous(answer.equally_good);
+}
+
+/** What users can give feedback on: a sentence that says by itself what the object is. */
+const described = () =>
+  takesFeedback && !upload && state.terms.every((term) => term.kind !== "more")
+    ? state.sentence : "";
+
+/** Offer to say that the object is not in the gallery, if filters have left nothing out. */
+function showGalleryFeedback() {
+  const about = { gallery: state.gallery, expression: shown.described };
+  const offers = shown.described && numFilters(state) === 0;
+  byId("absent").replaceChildren(...(offers ? [galleryFeedback(about)] : []));
 }
 
 function summary(answer) {
@@ -183,7 +202,7 @@ function clearFilters() {
 
 function openViewer(rank) {
   const mayWrite = thisGallery()?.writable === true;
-  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite });
+  viewer.open(shown.hits, rank, { gallery: state.gallery, mayWrite, expression: shown.described });
 }
 
 /** Search in a photo of the user, or with a part of it; null goes back to the gallery. */
@@ -209,6 +228,7 @@ async function start() {
   try {
     const [about, listed] = await Promise.all([call("v1/about"), call("v1/galleries")]);
     galleries = listed.galleries;
+    takesFeedback = about.feedback;
     const linked = fromHash(location.hash);
     state = { ...linked, gallery: fillGalleries(galleries, linked.gallery) };
     showExamples(about.examples ?? []);

@@ -3,6 +3,7 @@
 import { call, hasKey, imagePath } from "./api.js";
 import { markOf } from "./cards.js";
 import { button, byId, icon, make } from "./dom.js";
+import { hitFeedback } from "./feedback.js";
 import { photoFrame } from "./photo.js";
 import { count, explain, fileName, percent, place, presence, score } from "./format.js";
 
@@ -17,6 +18,7 @@ export class Viewer {
   #instances = new Map(); // id -> instance of the photo
   #on;
   #mayWrite = false;
+  #expression = "";
 
   /** @param on.more(hit), on.not(hit), on.removed(hit), on.closed(rank) */
   constructor(on) {
@@ -30,9 +32,13 @@ export class Viewer {
     dialog.addEventListener("close", () => this.#on.closed(this.#at + 1));
   }
 
-  /** Show the hit at `rank`, which starts at 1; the arrow keys go through all `hits`. */
-  open(hits, rank, { gallery, mayWrite }) {
+  /**
+   * Show the hit at `rank`, which starts at 1; the arrow keys go through all `hits`.
+   * @param expression what the hits are for, to give feedback on; empty for no feedback
+   */
+  open(hits, rank, { gallery, mayWrite, expression }) {
     [this.#hits, this.#at, this.#gallery, this.#mayWrite] = [hits, rank - 1, gallery, mayWrite];
+    this.#expression = expression;
     this.#show();
     if (!byId("viewer").open) byId("viewer").showModal();
   }
@@ -120,9 +126,14 @@ export class Viewer {
       make("div", { class: "actions" },
         button({ click: () => this.#use("more", instance) }, icon("more"), "More like this"),
         button({ click: () => this.#use("not", instance) }, icon("not"), "Not this")),
+      ...(isHit && this.#expression ? [this.#feedback(hit)] : []),
       ...(isHit && hit.evidence ? [why(hit.evidence)] : []),
       ...attributesOf(hit),
       this.#photoActions(hit));
+  }
+
+  #feedback({ instance_id }) {
+    return hitFeedback({ gallery: this.#gallery, expression: this.#expression, instance_id });
   }
 
   #photoActions(hit) {

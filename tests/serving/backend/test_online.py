@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from reir.attributes import TENANT
 from reir.client.http_client import Client
+from reir.images.photo_files import delete_upload
 from reir.store import InstanceStore, open_store
 from reir.store.memory import MemoryStore
 from reir_serving.backend import photos as photos_module
@@ -19,7 +21,6 @@ from reir_serving.backend.photos import EncodedPhoto, Photos, encode_photo
 from reir_serving.backend.service import Service
 from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import ServeConfig
-from reir_serving.middleware.access import TENANT
 from reir_testing import FakeEncoder
 from reir_testing.serving import SCENES, draw_photo, index_photos
 
@@ -168,7 +169,7 @@ def test_photos_can_be_added_to_and_deleted_from_one_folder_concurrently(
             for _ in range(50):
                 path = photos._upload_path("g", pair, "a.png", {})
                 photos_module._write_atomically(path, pair)
-                photos_module._delete_upload(path)
+                delete_upload(path)
         except Exception as error:  # noqa: BLE001, the test reports it
             errors.append(error)
 

@@ -246,6 +246,7 @@ def test_health_readiness_and_about(client: TestClient, backend: Any) -> None:
     assert int(answer.headers["retry-after"]) >= 1
     about = client.get("/v1/about").json()
     assert (about["keys_required"], about["writes"]) == (False, True)
+    assert about["feedback"] is False
     assert about["cpu_path"] == cpu_path()
 
 

@@ -117,7 +117,7 @@ def test_unusual_text_is_a_valid_expression(client: TestClient, expression: str)
     ids=lambda body: str(body[:30]),
 )
 def test_an_invalid_body_is_rejected(client: TestClient, body: bytes) -> None:
-    for place in ("/v1/search", "/v1/search/batch", "/v1/search/similar"):
+    for place in ("/v1/search", "/v1/search/batch", "/v1/search/similar", "/v1/feedback"):
         answer = client.post(place, content=body, headers=JSON)
         problem_of(answer, 400 if answer.status_code == 400 else 422)
         assert len(answer.content) < 4000
@@ -134,6 +134,7 @@ def test_unknown_paths_media_types_and_galleries_are_problems(client: TestClient
     ("path", "methods"),
     [
         ("/v1/search", "POST"),
+        ("/v1/feedback", "POST"),
         ("/v1/galleries", "GET"),
         ("/v1/galleries/photos/images", "POST"),
         ("/v1/galleries/photos/images/x", "DELETE, GET"),

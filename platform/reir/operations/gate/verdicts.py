@@ -144,6 +144,14 @@ class GateReport:
         return {"passed": self.passed, **asdict(self)}
 
 
+def report_from(values: Mapping[str, Any]) -> GateReport:
+    """Return a report from the values that `GateReport.to_dict` returned."""
+    known = {name: value for name, value in values.items() if name != "passed"}
+    checks = tuple(GateCheck(**each) for each in known.pop("checks"))
+    lost, won = (tuple(map(_change_from, known.pop(name))) for name in ("lost", "won"))
+    return GateReport(checks=checks, lost=lost, won=won, **known)
+
+
 def judge(
     gallery: str, live: str, candidate: str, measured: Measurements, limits: GateLimits
 ) -> GateReport:
@@ -357,6 +365,11 @@ def _changed_canaries(measured: Measurements) -> tuple[list[CanaryChange], list[
         elif is_right and not was_right:
             won.append(_change(canary, before[canary], now[canary], wrong=before[canary]))
     return lost, won
+
+
+def _change_from(values: Mapping[str, Any]) -> CanaryChange:
+    boxes = {name: tuple(values[name]) for name in ("box", "wrong_box") if values[name]}
+    return CanaryChange(**{**values, **boxes})
 
 
 def _by_canary(answers: VersionAnswers) -> dict[Canary, CanaryAnswer | None]:

@@ -10,7 +10,7 @@ instead (`version_journals.py`): they take a fraction of the time, and run in ev
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from reir.records import FloatArray, IndexedImage
 from reir.store import validation
@@ -77,6 +77,7 @@ class EmbeddedStore(MilvusStore):
             ledger.compact()
             instances.compact()
             self._journals.compact(instances.name, self._source(gallery, version))
+        self._documents.compact()
         return True
 
     def close(self) -> None:
@@ -108,6 +109,12 @@ class EmbeddedStore(MilvusStore):
         self._check_writable()
         with self._journals.writing(instances_collection(gallery, version)):
             yield
+
+    def _reading(self, gallery: str, version: str) -> AbstractContextManager[None]:
+        """Hold the write lock of the version, so that no image is read while it is written."""
+        if self._read_only:  # what is open is a temporary copy, which has no writers
+            return nullcontext()
+        return self._journals.writing(instances_collection(gallery, version))
 
     def _create_instances(
         self, instances: MilvusCollection, spec: VersionSpec, properties: Mapping[str, str]

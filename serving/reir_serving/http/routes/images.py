@@ -21,6 +21,7 @@ from reir_serving.http.problems import (
     UNREACHABLE,
     ProblemError,
     image_not_found,
+    instance_not_found,
 )
 from reir_serving.http.routes.galleries import ImageId, PhotoFile
 from reir_serving.http.schemas import (
@@ -149,11 +150,7 @@ def _view(image: GalleryImage, width: int | None, boxes: bool, wanted: Sequence[
     instances = {row.instance_id: row for row in image.instances}
     for instance_id in wanted:
         if instance_id not in instances:
-            raise ProblemError(
-                IMAGE_NOT_FOUND,
-                f"image {image.record.image_id} has no instance {instance_id[:100]!a}; "
-                f"GET /v1/galleries/GALLERY/images/{image.record.image_id} lists its instances",
-            )
+            raise instance_not_found(image.record.image_id, instance_id)
     rows = list(instances.values()) if boxes else [instances[i] for i in dict.fromkeys(wanted)]
     return View(width_px=width, boxes=[row.box for row in rows], labels=_labels(rows))
 

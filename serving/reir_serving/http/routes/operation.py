@@ -77,6 +77,7 @@ async def about(context: Context) -> Response:
         "keys_required": config.keys_file is not None,
         "examples": config.examples,
         "writes": bool(context.caller.write),
+        "feedback": context.search_log is not None,
         "limits": {
             "body_bytes": config.limits.body_bytes,
             "upload_bytes": config.limits.upload_bytes,

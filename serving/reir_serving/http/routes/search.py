@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reir.errors import QueryError
+from reir.operations.search_log import SearchLog, search_event
 from reir.query.request import Query, Term
+from reir.results import SearchResult
 from reir_serving.config import LiveSettings
 from reir_serving.http.endpoint_context import Context, EndpointContext
 from reir_serving.http.openapi import schema_ref
@@ -157,10 +159,34 @@ async def _answers(
     results = await context.backend.search(gallery, queries)
     context.metrics.note_results(results)
     by_image = body.group_by == "image"
-    return [
+    answers = [
         search_answer(result, context.request_id, context.caller, by_image=by_image)
         for result in results
     ]
+    if context.search_log is not None:
+        for query, result in zip(queries, results, strict=True):
+            _log(context, context.search_log, query, body.where, result)
+    return answers
+
+
+def _log(
+    context: EndpointContext,
+    log: SearchLog,
+    query: Query,
+    where: str | None,
+    result: SearchResult,
+) -> None:
+    """Log the first page of a search by one expression; other searches cannot become canaries."""
+    if not query.is_plain or query.cursor:
+        return
+    event = search_event(
+        result,
+        request_id=context.request_id,
+        tenant=context.caller.tenant,
+        k=query.k,
+        where=where,  # without the condition on the tenant, which `query.where` contains
+    )
+    log.append(result.gallery, event)
 
 
 def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:

@@ -1,0 +1,1 @@
+"""Backups of galleries in open files: written, checked, restored and verified."""

@@ -1,0 +1,147 @@
+"""`BackupFolder`: the folder of a backup, on a disk of this machine or in a bucket."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from reir.errors import FREE_SPACE, ConfigError, DataError
+from reir.object_storage import STORAGE_ERRORS, open_filesystem, without_secrets
+
+
+@dataclass(frozen=True)
+class BackupFolder:
+    """A folder with files, each of which is written as a whole.
+
+    Attributes:
+        filesystem: pyarrow file system.
+        path: path of the folder in that file system.
+        place: the folder in the words of messages and records, without secrets.
+    """
+
+    filesystem: FileSystem
+    path: str
+    place: str
+
+    def sizes(self) -> dict[str, int]:
+        """Size of each file in the folder by name, 0 for folders; empty if there is no folder.
+
+        Raises:
+            ConfigError: it is a file.
+            DataError: it cannot be read.
+        """
+        try:
+            if self.filesystem.get_file_info(self.path).type == FileType.File:
+                raise ConfigError(f"{self.place} is a file; name a folder for the backup")
+            found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        except STORAGE_ERRORS as error:
+            raise DataError(f"the folder {self.place} cannot be read: {error}") from error
+        return {each.base_name: each.size or 0 for each in found}
+
+    def create(self) -> None:
+        """Create the folder if it is missing; in a bucket, the first file does that.
+
+        Raises:
+            DataError: it cannot be created.
+        """
+        try:
+            if self._is_local:
+                os.makedirs(self.path, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"the folder {self.place} cannot be created: {error}") from error
+
+    def write(self, name: str, content: memoryview) -> None:
+        """Write a file, which gets its name when it is complete, and replace one of that name.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        try:
+            if self._is_local:
+                self._write_local(name, content)
+            else:  # a bucket shows an object only once all of it was sent
+                with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                    stream.write(content)
+        except STORAGE_ERRORS as error:
+            advice = f"; {FREE_SPACE}" if getattr(error, "errno", None) == errno.ENOSPC else ""
+            raise DataError(f"{self.place}/{name} cannot be written: {error}{advice}") from error
+
+    def read(self, name: str) -> Any:
+        """Return the content of a file as a buffer.
+
+        Raises:
+            DataError: it is missing, or cannot be read.
+        """
+        with self.open(name) as file:
+            try:
+                return file.read_buffer()
+            except STORAGE_ERRORS as error:
+                raise self._read_error(name, error) from error
+
+    def open(self, name: str) -> Any:
+        """Open a file to read parts of it.
+
+        Raises:
+            DataError: it is missing, or cannot be read.
+        """
+        try:
+            return self.filesystem.open_input_file(f"{self.path}/{name}")
+        except FileNotFoundError as error:
+            raise DataError(f"{self.place}/{name} is missing") from error
+        except STORAGE_ERRORS as error:
+            raise self._read_error(name, error) from error
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files as far as that is possible; those that do not exist are ignored."""
+        for name in names:
+            with suppress(*STORAGE_ERRORS):
+                self.filesystem.delete_file(f"{self.path}/{name}")
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def _write_local(self, name: str, content: memoryview) -> None:
+        temporary = os.path.join(self.path, f".{name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # so that a power failure cannot leave an empty file
+            os.replace(temporary, os.path.join(self.path, name))
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _read_error(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{self.place}/{name} cannot be read: {error}")
+
+
+def open_folder(place: str) -> BackupFolder:
+    """Return a folder, which need not exist yet.
+
+    Args:
+        place: a local path, or a folder in a bucket as `reir.object_storage.open_filesystem`
+            accepts it.
+
+    Raises:
+        ConfigError: the kind of storage or an option is unknown.
+    """
+    if "://" not in place:
+        path = str(Path(place).expanduser().absolute())
+        return BackupFolder(LocalFileSystem(), path, path)
+    try:
+        return BackupFolder(*open_filesystem(place), without_secrets(place))
+    except STORAGE_ERRORS as error:
+        raise ConfigError(
+            f"the folder {without_secrets(place)!r} cannot be used: {error}; name a local path, "
+            f"s3://BUCKET/PATH or gs://BUCKET/PATH"
+        ) from error

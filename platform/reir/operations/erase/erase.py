@@ -1,0 +1,222 @@
+"""Erases photos from all versions of a gallery, and everything that was kept about them.
+
+An erasure that is interrupted is finished by the next one of the same gallery: what it is about is
+kept in the store until all places are clean.
+
+1. The photos are noted in documents of the kind "erasing", and become tombstones.
+2. They are deleted from all versions, and from uploads, logs, canaries and reports.
+3. A note with the unsigned receipt, which names none of them, replaces these documents.
+4. The files of the store are rewritten without what was deleted.
+5. The receipt joins the chain, and the note is deleted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from reir.errors import DataError
+from reir.operations.erase import receipts
+from reir.operations.erase.places import (
+    ErasedNames,
+    ErasePlaces,
+    erase_documents,
+    erase_log_lines,
+    erase_report_files,
+    erase_searches,
+    erase_uploads,
+)
+from reir.operations.erase.receipts import Receipt
+from reir.operations.erase.selection import EraseScope, select_photos
+from reir.operations.erase.tombstones import FRESH_S, tombstones_of
+from reir.operations.lease import hold_lease
+from reir.records import ImageRecord
+from reir.store.contract import InstanceStore
+from reir.store.duplicates import remove_images
+
+KIND = "erasing"
+"""Kind of the documents of an erasure that has not ended."""
+
+SETTLE_S = FRESH_S + 1.0
+"""After so many seconds, runs of `reir index` that are going on have noticed new tombstones."""
+
+_PART_PHOTOS = 150
+_NOTE = "receipt"
+
+
+@dataclass
+class _Counts:
+    """What was deleted so far."""
+
+    photos: dict[str, int] = field(default_factory=dict)
+    instances: dict[str, int] = field(default_factory=dict)
+
+
+OnStep = Callable[[str], None]
+
+
+def erase(  # noqa: PLR0913 - the options are keyword-only
+    store: InstanceStore,
+    gallery: str,
+    scope: EraseScope,
+    places: ErasePlaces,
+    *,
+    settle_s: float = SETTLE_S,
+    on_step: OnStep = lambda _: None,
+) -> Receipt:
+    """Erase photos, and return the receipt.
+
+    Args:
+        store: the store.
+        gallery: name of the gallery.
+        scope: which photos.
+        places: where else to look for traces.
+        settle_s: how long to wait until indexing runs have noticed the tombstones.
+        on_step: called with a sentence at the start of every step.
+
+    Raises:
+        DataError: no photo fits the scope, and no erasure was interrupted.
+        JobRunning: another erasure of this gallery is going on.
+        GalleryNotFound: there is no such gallery.
+    """
+    with hold_lease(store, f"erase/{gallery}"):
+        finished = _finish_interrupted(store, gallery)
+        found = select_photos(store, gallery, scope)
+        if any(found.values()):
+            on_step("noting what is erased")
+            _note_photos(store, gallery, scope, found)
+        elif not store.find_documents(KIND, f"{gallery}/"):
+            if finished is not None:
+                return finished
+            raise DataError(
+                f"no photo of gallery '{gallery}' fits --{scope.kind} {scope.text!r}; `reir "
+                f"search` and `reir failures` show photos with their URIs"
+            )
+        return _erase_noted(store, gallery, places, settle_s, on_step)
+
+
+def is_interrupted(store: InstanceStore, gallery: str) -> bool:
+    """Whether an erasure of a gallery was interrupted, so that it has to be finished."""
+    return bool(store.find_documents(KIND, f"{gallery}/"))
+
+
+def _note_photos(
+    store: InstanceStore,
+    gallery: str,
+    scope: EraseScope,
+    found: Mapping[str, Mapping[str, ImageRecord]],
+) -> None:
+    """Note photos in documents, and make them tombstones."""
+    by_id = {key: row for rows in found.values() for key, row in rows.items()}
+    records = [by_id[key] for key in sorted(by_id)]
+    start = len(store.find_documents(KIND, f"{gallery}/"))
+    for number, part in enumerate(_parts(records), start):
+        photos = [[r.image_id, r.uri, r.content_hash, dict(r.attributes)] for r in part]
+        values = {"scope": scope.kind, "photos": photos}
+        store.put_document(KIND, f"{gallery}/{number}", values)
+    # Every content that a photo had in some version becomes a tombstone.
+    rows = [row for of_version in found.values() for row in of_version.values()]
+    tombstones_of(store, gallery).add(rows)
+
+
+def _erase_noted(
+    store: InstanceStore, gallery: str, places: ErasePlaces, settle_s: float, on_step: OnStep
+) -> Receipt:
+    """Erase everything that is noted."""
+    notes = store.find_documents(KIND, f"{gallery}/")
+    photos = [photo for note in notes.values() for photo in note["photos"]]
+    names = ErasedNames(
+        image_ids=frozenset(each[0] for each in photos), uris=frozenset(each[1] for each in photos)
+    )
+    on_step("waiting until indexing runs have noticed")
+    time.sleep(settle_s)
+    on_step("deleting from all versions")
+    counts = _delete_photos(store, gallery, sorted(names.image_ids))
+    on_step("deleting uploads, searches, canaries, reports and log lines")
+    canaries, sources, documents = erase_documents(store, gallery, names)
+    key = receipts.new_key()
+    texts = {text for each in photos for text in (each[0], each[2]) if text}
+    hashes = tuple(sorted(receipts.keyed_hash(key, text) for text in texts))
+    receipt = Receipt(
+        number=0,
+        gallery=gallery,
+        scope=next(iter(notes.values()))["scope"],
+        erased_s=time.time(),
+        photos=counts.photos,
+        instances=counts.instances,
+        uploads=erase_uploads(places, gallery, names),
+        search_events=erase_searches(places, gallery, names),
+        canaries=canaries,
+        reports=documents + erase_report_files(places, names),
+        log_lines=sum(erase_log_lines(path, names) for path in places.logs if path.exists()),
+        sources=sources,
+        is_gone_from_disk=False,
+        key=key,
+        hashes=hashes,
+        hashes_digest=receipts.digest_of(hashes),
+        previous="",
+    )
+    store.put_document(KIND, f"{gallery}/{_NOTE}", _note_of(receipt))
+    store.delete_documents(KIND, [*notes])
+    on_step("rewriting the files of the store")
+    return _finish(store, gallery, receipt)
+
+
+def _delete_photos(store: InstanceStore, gallery: str, image_ids: Sequence[str]) -> _Counts:
+    counts = _Counts()
+    for version in (each.name for each in store.versions(gallery)):
+        for chunk in _chunks(image_ids):
+            rows = store.get_images(gallery, version, chunk)
+            instances = sum(row.num_instances for row in rows.values())
+            deleted = remove_images(store, gallery, version, chunk)
+            counts.photos[version] = counts.photos.get(version, 0) + deleted
+            counts.instances[version] = counts.instances.get(version, 0) + instances
+    return counts
+
+
+def _finish_interrupted(store: InstanceStore, gallery: str) -> Receipt | None:
+    """Finish an erasure that had deleted everything, and return its receipt."""
+    notes = store.find_documents(KIND, f"{gallery}/")
+    note = notes.pop(f"{gallery}/{_NOTE}", None)
+    if note is None:
+        return None
+    store.delete_documents(KIND, [*notes])
+    return _finish(store, gallery, receipts.receipt_from(note))
+
+
+def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
+    """Rewrite the store's files, and add the receipt to the chain."""
+    versions = [each.name for each in store.versions(gallery)]
+    is_gone = all([store.compact(gallery, version) for version in versions])
+    # All erasures of a store share a chain, so they must not add to it at the same time.
+    with hold_lease(store, "receipts"):
+        known = receipts.chain(store)
+        receipt = replace(
+            receipt,
+            number=len(known),
+            previous=known[-1].hash if known else "",
+            is_gone_from_disk=is_gone,
+        )
+        receipt = replace(receipt, hash=receipt.computed_hash)
+        receipts.save_receipt(store, receipt)
+    store.delete_documents(KIND, [f"{gallery}/{_NOTE}"])
+    return receipt
+
+
+def _note_of(receipt: Receipt) -> dict[str, Any]:
+    kept = receipt.hashes if len(receipt.hashes) <= receipts.MAX_KEPT_HASHES else ()
+    return {**asdict(receipt), "hashes": kept}
+
+
+def _parts(records: Sequence[ImageRecord]) -> Iterator[Sequence[ImageRecord]]:
+    for start in range(0, len(records), _PART_PHOTOS):
+        yield records[start : start + _PART_PHOTOS]
+
+
+def _chunks(image_ids: Sequence[str]) -> Iterator[list[str]]:
+    remaining = iter(image_ids)
+    while chunk := list(islice(remaining, 512)):
+        yield chunk

@@ -1,0 +1,183 @@
+"""The places beside the store in which an erased photo may have left traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from reir.config import reir_home
+from reir.errors import DataError
+from reir.images.decode import canonical_uri, path_of_uri
+from reir.images.photo_files import delete_upload
+from reir.operations.canary import KIND as CANARY
+from reir.operations.gate.page import report_page
+from reir.operations.gate.verdicts import report_from
+from reir.operations.search_log import remove_events
+from reir.store.contract import InstanceStore
+
+REINDEX_REPORT, SOURCE = "reindex-report", "source"
+"""Kinds of documents of `reir reindex` that may name photos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasePlaces:
+    """Folders and files to look in.
+
+    Attributes:
+        uploads: folder of uploaded photos.
+        search_log: folder of the search log.
+        reports: folder of reports of `reir reindex`.
+        logs: other log files, such as the access log of a server.
+    """
+
+    uploads: Path
+    search_log: Path
+    reports: Path
+    logs: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class ErasedNames:
+    """What an erased photo may be called in these places."""
+
+    image_ids: frozenset[str]
+    uris: frozenset[str]
+
+    @property
+    def texts(self) -> list[str]:
+        """All names, also the paths of local files, as logs have them."""
+        paths = {str(path_of_uri(uri)) for uri in self.uris if uri.startswith("file:///")}
+        return sorted(self.image_ids | self.uris | paths)
+
+
+def default_places() -> ErasePlaces:
+    """Return the places in `$REIR_HOME`, and those that the settings of `reir serve` name."""
+    from reir.settings import load_settings, sections
+
+    home = reir_home()
+    serve: Any = None
+    if model := sections().get("serve"):
+        serve = load_settings("serve", model).values
+    uploads = getattr(serve, "uploads", None) or home / "uploads"
+    search_log = getattr(serve, "search_log", None) or home / "searches"
+    access_log = getattr(serve, "access_log", None)
+    logs = sorted((home / "schedule-runs").glob("*/*.log"))
+    return ErasePlaces(
+        uploads=uploads,
+        search_log=search_log,
+        reports=home / "reports",
+        logs=(*logs, *([access_log] if access_log else [])),
+    )
+
+
+def erase_uploads(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
+    """Delete the files of uploaded photos; return how many there were."""
+    ours = canonical_uri(places.uploads / gallery) + "/"
+    paths = [path_of_uri(uri) for uri in names.uris if uri.startswith(ours)]
+    existing = [path for path in paths if path.exists()]
+    for path in existing:
+        delete_upload(path)
+    return len(existing)
+
+
+def erase_searches(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
+    """Delete the events of the search log that name a photo; return how many there were."""
+
+    def names_one(event: Mapping[str, Any]) -> bool:
+        hits = [event, *event.get("hits", ())]
+        return any(
+            each.get("image_id") in names.image_ids or each.get("uri") in names.uris
+            for each in hits
+        )
+
+    if not places.search_log.exists():
+        return 0
+    return remove_events(places.search_log, gallery, names_one)
+
+
+def erase_documents(store: InstanceStore, gallery: str, names: ErasedNames) -> tuple[int, int, int]:
+    """Delete canaries and sources that are one of the photos, and take them out of reports.
+
+    Returns:
+        How many canaries, sources and reports were changed.
+    """
+    canaries = _names_of(store, CANARY, gallery, lambda value: value["uri"] in names.uris)
+    sources = _names_of(store, SOURCE, gallery, lambda value: _is_photo(value["text"], names))
+    store.delete_documents(CANARY, canaries)
+    store.delete_documents(SOURCE, sources)
+    changed = 0
+    for name, values in store.find_documents(REINDEX_REPORT, f"{gallery}/").items():
+        cleaned = _without_photos(values, names)
+        if cleaned != values:
+            store.put_document(REINDEX_REPORT, name, cleaned)
+            changed += 1
+    return len(canaries), len(sources), changed
+
+
+def erase_report_files(places: ErasePlaces, names: ErasedNames) -> int:
+    """Take the photos out of the reports in the folder; return how many were changed."""
+    changed = 0
+    for path in sorted(places.reports.glob("*/report.json")):
+        try:
+            values = json.loads(path.read_text())
+            cleaned = _without_photos(values, names)
+            if cleaned == values:
+                continue
+            page = report_page(report_from(cleaned))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is not a report of `reir reindex` ({error}); delete its folder"
+            ) from error
+        path.write_text(json.dumps(cleaned, indent=2) + "\n")
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
+        changed += 1
+    return changed
+
+
+def erase_log_lines(path: Path, names: ErasedNames) -> int:
+    """Overwrite the lines of a log that name a photo with spaces; return how many there were.
+
+    In place: a server that is writing to the file goes on writing to it.
+    """
+    wanted = [text.encode() for text in names.texts]
+    erased = 0
+    with path.open("r+b") as file:
+        for start, line in _lines(file):
+            if any(text in line for text in wanted):
+                file.seek(start)
+                file.write(b" " * len(line.rstrip(b"\n")))
+                file.seek(start + len(line))
+                erased += 1
+    return erased
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and bytes of each line."""
+    while True:
+        start = file.tell()
+        line = file.readline()
+        if not line:
+            return
+        yield start, line
+
+
+def _names_of(
+    store: InstanceStore, kind: str, gallery: str, is_meant: Callable[[Mapping[str, Any]], bool]
+) -> list[str]:
+    found = store.find_documents(kind, f"{gallery}/")
+    return [name for name, value in found.items() if is_meant(value)]
+
+
+def _is_photo(source: str, names: ErasedNames) -> bool:
+    return source in names.uris or ("://" not in source and canonical_uri(source) in names.uris)
+
+
+def _without_photos(report: Mapping[str, Any], names: ErasedNames) -> dict[str, Any]:
+    def is_other(change: Mapping[str, Any]) -> bool:
+        return change["uri"] not in names.uris and change["wrong_uri"] not in names.uris
+
+    kept = {name: [*filter(is_other, report[name])] for name in ("lost", "won")}
+    return {**report, **kept}

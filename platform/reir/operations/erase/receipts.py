@@ -1,0 +1,148 @@
+"""Receipts of erasures: what was erased, where and when, in a chain of hashes.
+
+A receipt names nothing that was erased. It holds keyed hashes of the ids and contents, with a key
+of its own, so that `reir erase --verify` can look for them again. Each receipt contains the hash of
+the one before, so none can be changed or taken away unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from reir.errors import DataError
+from reir.records import ImageRecord
+from reir.store.contract import InstanceStore
+
+KIND = "receipt"
+FORMAT = 1
+MAX_KEPT_HASHES = 1_000
+"""The store keeps the hashes of smaller erasures; those of larger ones are in the file alone, since
+a document has a limited size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """One receipt.
+
+    Attributes:
+        format: version of this layout.
+        number: place in the chain of the store, from 0.
+        gallery: name of the gallery.
+        scope: "photo", "tenant" or "where".
+        erased_s: Unix time.
+        photos, instances: version -> how many were deleted from it.
+        uploads, search_events, canaries, reports, log_lines: how many of each were deleted.
+        sources: sources of the gallery that were one of the photos.
+        is_gone_from_disk: whether nothing is left on disk; False on a Milvus server, which deletes
+            old files itself, later.
+        key: key of the hashes.
+        hashes: keyed hashes of the image ids and the contents.
+        hashes_digest: hash of these hashes.
+        previous: hash of the receipt before; empty for the first one.
+        hash: of everything but `hashes`, for which their digest stands.
+    """
+
+    number: int
+    gallery: str
+    scope: str
+    erased_s: float
+    photos: Mapping[str, int]
+    instances: Mapping[str, int]
+    uploads: int
+    search_events: int
+    canaries: int
+    reports: int
+    log_lines: int
+    sources: int
+    is_gone_from_disk: bool
+    key: str
+    hashes: tuple[str, ...]
+    hashes_digest: str
+    previous: str
+    hash: str = ""
+    format: int = FORMAT
+
+    def covers(self, text: str) -> bool:
+        """Whether this image id or content hash is among what was erased."""
+        return keyed_hash(self.key, text) in set(self.hashes)
+
+    @property
+    def computed_hash(self) -> str:
+        """The hash that the receipt must have."""
+        values = {**asdict(self), "hash": "", "hashes": ()}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def new_key() -> str:
+    """Return a random key for the hashes of a receipt."""
+    return secrets.token_hex(16)
+
+
+def keyed_hash(key: str, text: str) -> str:
+    """Return the hash of an image id or a content hash."""
+    return hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def hashes_of(key: str, records: Iterable[ImageRecord]) -> list[str]:
+    """Return the keyed hashes of the ids and contents of photos."""
+    texts = {text for each in records for text in (each.image_id, each.content_hash) if text}
+    return sorted(keyed_hash(key, text) for text in texts)
+
+
+def digest_of(hashes: Iterable[str]) -> str:
+    """Return the digest of hashes."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def chain(store: InstanceStore) -> list[Receipt]:
+    """Return all receipts of a store, oldest first."""
+    found = [receipt_from(values) for values in store.find_documents(KIND).values()]
+    return sorted(found, key=lambda each: each.number)
+
+
+def save_receipt(store: InstanceStore, receipt: Receipt) -> None:
+    """Add a receipt to the chain."""
+    kept = receipt.hashes if len(receipt.hashes) <= MAX_KEPT_HASHES else ()
+    store.put_document(KIND, f"{receipt.number:08d}", {**asdict(receipt), "hashes": kept})
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read a receipt from a file.
+
+    Raises:
+        DataError: the file is not a receipt.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return receipt_from(values)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a receipt of `reir erase`: {error}") from error
+
+
+def write_receipt(path: Path, receipt: Receipt) -> None:
+    """Write a receipt to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(receipt), indent=2) + "\n", encoding="utf-8")
+
+
+def receipt_from(values: Any) -> Receipt:
+    """Return a receipt from JSON values.
+
+    Raises:
+        ValueError, TypeError: the values are not those of a receipt.
+    """
+    if not isinstance(values, dict):
+        raise TypeError(f"expected an object, got {type(values).__name__}")
+    if values.get("format") != FORMAT:
+        raise ValueError(f"format {values.get('format')!r} is not {FORMAT}")
+    known = {field.name for field in fields(Receipt)}
+    if missing := known - values.keys():
+        raise ValueError(f"{', '.join(sorted(missing))} is missing")
+    return Receipt(**{**values, "hashes": tuple(values["hashes"])})

@@ -1,0 +1,91 @@
+"""Checks a receipt: that it is one of the chain, and that nothing of what was erased is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reir.images.decode import content_hash
+from reir.operations.canary import canaries_of
+from reir.operations.erase import receipts
+from reir.operations.erase.places import ErasePlaces
+from reir.operations.erase.receipts import Receipt
+from reir.operations.search_log import read_events
+from reir.store.contract import InstanceStore
+
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong.
+
+    Attributes:
+        what: a sentence about it.
+        advice: what to do.
+    """
+
+    what: str
+    advice: str
+
+
+def verify_receipt(
+    store: InstanceStore, receipt: Receipt, places: ErasePlaces
+) -> Iterator[Finding]:
+    """Yield everything that is wrong with a receipt, or left of what it says was erased."""
+    yield from _check_chain(store, receipt)
+    advice = f"erase it again: `reir erase {receipt.gallery} --photo IMAGE_ID`"
+    if receipt.gallery in store.galleries():
+        for version in (each.name for each in store.versions(receipt.gallery)):
+            for row in store.iter_images(receipt.gallery, version):
+                if receipt.covers(row.image_id) or receipt.covers(row.content_hash):
+                    what = f"version {version} has photo {row.image_id} ({row.uri})"
+                    yield Finding(what, advice)
+        yield from _check_canaries(store, receipt)
+    yield from _check_uploads(receipt, places)
+    yield from _check_searches(receipt, places)
+
+
+def _check_chain(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]:
+    restore = "restore the receipt, or the store, from a backup"
+    if receipt.hash != receipt.computed_hash:
+        yield Finding("the receipt was changed: it does not have its own hash", restore)
+    if receipts.digest_of(receipt.hashes) != receipt.hashes_digest:
+        yield Finding("the receipt was changed: its list of hashes is not complete", restore)
+    known = receipts.chain(store)
+    if receipt.hash not in {each.hash for each in known}:
+        yield Finding("the store does not know the receipt", "name the store with --store")
+    previous = ""
+    for number, each in enumerate(known):
+        if each.number != number or each.previous != previous or each.hash != each.computed_hash:
+            yield Finding(f"the chain of receipts is broken at number {number}", restore)
+            return
+        previous = each.hash
+
+
+def _check_canaries(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]:
+    from reir.images.decode import image_id
+
+    for canary in canaries_of(store, receipt.gallery):
+        if canary.uri and receipt.covers(image_id(canary.uri)):
+            advice = f"reir canary rm {receipt.gallery} --expression {canary.expression!r}"
+            yield Finding(f"the canary {canary.expression!r} names the photo", advice)
+
+
+def _check_uploads(receipt: Receipt, places: ErasePlaces) -> Iterator[Finding]:
+    folder = places.uploads / receipt.gallery
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.is_file() and receipt.covers(content_hash(path.read_bytes())):
+            yield Finding(f"the upload {path} is one of the photos", "delete this file")
+
+
+def _check_searches(receipt: Receipt, places: ErasePlaces) -> Iterator[Finding]:
+    if not places.search_log.exists():
+        return
+    for event in read_events(places.search_log, receipt.gallery):
+        hits = [event, *event.get("hits", ())]
+        if any(receipt.covers(each.get("image_id", "")) for each in hits):
+            yield Finding(
+                f"the search log in {places.search_log} names a photo ({event['time']})",
+                "erase it again",
+            )

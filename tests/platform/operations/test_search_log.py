@@ -1,0 +1,515 @@
+"""The search log: what is written, by whom, for how long, and how it is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reir.errors import ConfigError, DataError
+from reir.operations import search_log
+from reir.operations.search_log import (
+    Event,
+    SearchLog,
+    feedback_event,
+    read_events,
+    remove_events,
+    search_event,
+)
+from reir.results import Hit, SearchResult
+from reir.store.contract import InstanceRow
+from reir.store.embedded.locks import exclusive
+
+G = "photos"
+TODAY = datetime.now(UTC).date().isoformat()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "searches"
+
+
+@pytest.fixture
+def log(folder: Path) -> Iterator[SearchLog]:
+    made = SearchLog(folder)
+    yield made
+    made.close()
+
+
+def event(expression: str = "the red mug", day: str = TODAY) -> Event:
+    said = feedback_event("absent", expression, None, request_id="r", version="v1", tenant="")
+    return {**said, "time": day + said["time"][10:]}
+
+
+def write(log: SearchLog, *events: Event, gallery: str = G) -> list[bool]:
+    return [future.result(20) for future in [log.append(gallery, each) for each in events]]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+
+
+def texts(folder: Path, gallery: str = G) -> list[str]:
+    return [each["expression"] for each in read_events(folder, gallery)]
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def test_events_have_the_documented_fields(log: SearchLog, folder: Path) -> None:
+    hits = tuple(
+        Hit(
+            instance_id=f"i#{n}",
+            image_id="i",
+            uri="file:///a%20b.jpg",
+            box=(0.123456, 0.2, 0.3, 0.98765432),
+            score=0.5,
+            objectness=0.9,
+            presence=0.25,
+        )
+        for n in range(5)
+    )
+    result = SearchResult(
+        expression="l'été \U0001f9f2\n",
+        gallery=G,
+        version="v1",
+        hits=hits,
+        timings_ms={},
+        presence=0.75,
+        found=True,
+    )
+    row = InstanceRow("i#2", "i", "file:///a%20b.jpg", (0.0, 0.11111111, 0.5, 1.0), 0.9, 0.4, {})
+    who: dict[str, Any] = {"request_id": "r1", "tenant": "acme"}
+    write(
+        log,
+        search_event(result, k=7, where="area > 0", **who),
+        feedback_event("right", "the mug", row, version="v2", **who),
+        feedback_event("absent", "a giraffe", None, version="v2", **who),
+    )
+    search, right, absent = read_events(folder, G)
+    assert datetime.fromisoformat(search.pop("time")).utcoffset() == timedelta(0)
+    assert search == {
+        "event": "search",
+        "request_id": "r1",
+        "version": "v1",
+        "tenant": "acme",
+        "expression": "l'été \U0001f9f2\n",
+        "k": 7,
+        "where": "area > 0",
+        "presence": 0.75,
+        "found": True,
+        "hits": [
+            {
+                "instance_id": f"i#{n}",
+                "image_id": "i",
+                "uri": "file:///a%20b.jpg",
+                "box": [0.1235, 0.2, 0.3, 0.9877],
+                "score": 0.5,
+                "presence": 0.25,
+            }
+            for n in range(3)
+        ],
+    }
+    assert {key: right[key] for key in ("event", "verdict", "instance_id", "image_id", "uri")} == {
+        "event": "feedback",
+        "verdict": "right",
+        "instance_id": "i#2",
+        "image_id": "i",
+        "uri": "file:///a%20b.jpg",
+    }
+    assert right["box"] == [0.0, 0.1111, 0.5, 1.0]
+    assert (absent["verdict"], absent["instance_id"], absent["box"]) == ("absent", "", None)
+
+
+def test_each_gallery_and_day_has_a_file_that_only_its_owner_can_read(
+    log: SearchLog, folder: Path
+) -> None:
+    next_day = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+    assert all(write(log, event("one"), event("two"), event("three", next_day)))
+    write(log, event("four"), gallery="other")
+    own = f"{search_log._host()}-{os.getpid()}.jsonl"
+    assert files(folder) == [f"other/{TODAY}-{own}", f"{G}/{TODAY}-{own}", f"{G}/{next_day}-{own}"]
+    for path in (folder / G).iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / G).stat().st_mode) == 0o700
+    assert texts(folder) == ["one", "two", "three"]
+    assert texts(folder, "other") == ["four"]
+    assert texts(folder, "never-searched") == []
+
+
+def test_a_gallery_name_cannot_name_another_folder(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gallery name '\.\./x' is not allowed"):
+        list(read_events(folder, "../x"))
+
+
+def test_few_files_stay_open(log: SearchLog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_log, "MAX_OPEN", 3)
+    for turn in range(2):
+        for number in range(8):
+            write(log, event(f"turn {turn}"), gallery=f"g{number}")
+            assert len(log._files) <= 3
+    assert all(texts(folder, f"g{number}") == ["turn 0", "turn 1"] for number in range(8))
+
+
+def test_closing_writes_what_is_waiting(folder: Path) -> None:
+    log = SearchLog(folder)
+    futures = [log.append(G, event(str(n))) for n in range(500)]
+    log.close()
+    assert all(future.result(0) for future in futures)
+    assert texts(folder) == [str(n) for n in range(500)]
+
+
+def test_an_event_waits_in_no_thread_of_the_caller(log: SearchLog, folder: Path) -> None:
+    write(log, event("first"))
+    (path,) = (folder / G).iterdir()
+    with exclusive(path):
+        started_s = time.monotonic()
+        waiting = log.append(G, event("second"))
+        assert time.monotonic() - started_s < 0.5
+        time.sleep(0.1)
+        assert not waiting.done()
+    assert waiting.result(20)
+    assert texts(folder) == ["first", "second"]
+
+
+def test_more_events_than_may_wait_are_dropped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(search_log, "MAX_WAITING", 3)
+    drops: list[None] = []
+    log = SearchLog(folder, on_drop=lambda: drops.append(None))
+    write(log, event("first"))
+    (path,) = (folder / G).iterdir()
+    with exclusive(path):
+        futures = [log.append(G, event(str(n))) for n in range(5)]
+        assert [future.result(0) for future in futures[3:]] == [False, False]
+    assert [future.result(20) for future in futures] == [True] * 3 + [False] * 2
+    assert len(drops) == 2
+    assert len(caplog.records) == 1
+    assert "3 events are waiting" in caplog.text
+    log.close()
+
+
+# ------------------------------------------------------------------------------------ when it fails
+
+
+def test_a_folder_that_disappears_drops_events_until_it_is_back(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drops: list[None] = []
+    log = SearchLog(folder, on_drop=lambda: drops.append(None))
+    assert write(log, event("one")) == [True]
+    shutil.rmtree(folder)
+    assert write(log, event("two"), event("three")) == [False, False]
+    assert not folder.exists()
+    assert len(drops) == 2
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert f"not logged in {folder}: [Errno 2]" in warning.getMessage()
+    folder.mkdir()
+    assert write(log, event("four")) == [True]
+    assert texts(folder) == ["four"]
+    shutil.rmtree(folder)
+    write(log, event("five"))
+    assert len(caplog.records) == 2, "the next series of drops is logged again"
+    log.close()
+
+
+def test_the_folder_of_a_gallery_can_be_deleted_to_erase_its_log(
+    log: SearchLog, folder: Path
+) -> None:
+    write(log, event("one"))
+    shutil.rmtree(folder / G)
+    assert write(log, event("two")) == [True]
+    assert texts(folder) == ["two"]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from reir.operations.search_log import SearchLog, feedback_event
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = SearchLog(Path(sys.argv[1]))
+def write(text):
+    event = feedback_event("absent", text, None, request_id="r", version="v", tenant="")
+    return log.append("photos", event).result(20)
+assert write("first")
+(file,) = Path(sys.argv[1], "photos").iterdir()
+# There is room for a part of the next line.
+resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, resource.RLIM_INFINITY))
+assert not write("second")
+assert file.read_bytes().count(b"\\n") == 1 and file.read_bytes().endswith(b"}\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert write("third")
+log.close()
+"""
+
+
+def test_a_line_that_is_written_only_in_part_is_taken_back(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "File too large" in done.stderr
+    assert texts(folder) == ["first", "third"]
+
+
+def test_a_folder_that_cannot_be_used_drops_everything(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    log = SearchLog(tmp_path / "file")
+    assert write(log, event()) == [False]
+    assert "cannot be used" in caplog.text
+    log.close()
+
+
+# ------------------------------------------------------------------------------------- how long
+
+
+def test_old_files_of_all_galleries_are_deleted_when_another_file_is_opened(folder: Path) -> None:
+    def day(age: int) -> str:
+        return (datetime.now(UTC).date() - timedelta(days=age)).isoformat()
+
+    (folder / "other").mkdir(parents=True)
+    for age in (0, 6, 7, 8, 400):
+        (folder / "other" / f"{day(age)}-host-1.jsonl").write_text("")
+    (folder / "other" / f"{day(9)}-host-1.jsonl.tmp").write_text("left by a killed process")
+    (folder / "other" / "2001-notes.jsonl").write_text("not ours")
+    log = SearchLog(folder, keep_days=7)
+    write(log, event())
+    left = [name.removeprefix("other/") for name in files(folder) if name.startswith("other/")]
+    assert left == ["2001-notes.jsonl", *sorted(f"{day(n)}-host-1.jsonl" for n in (0, 6, 7))]
+    tomorrow = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
+    write(log, event(day=tomorrow))
+    assert f"other/{day(7)}-host-1.jsonl" not in files(folder)
+    log.close()
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def line(**changes: Any) -> bytes:
+    """Return a line of a file, the same one at every call."""
+    told = {**event(), "time": f"{TODAY}T12:00:00.000+00:00", **changes}
+    return json.dumps(told).encode() + b"\n"
+
+
+def put(folder: Path, data: bytes, name: str = f"{TODAY}-host-1.jsonl") -> Path:
+    (folder / G).mkdir(parents=True, exist_ok=True)
+    (folder / G / name).write_bytes(data)
+    return folder / G / name
+
+
+def test_the_partial_last_line_of_a_killed_writer_is_left_out(folder: Path) -> None:
+    put(folder, line(expression="one") + line(expression="two")[:-9])
+    put(folder, line(expression="three")[:40], f"{TODAY}-host-2.jsonl")
+    put(folder, line(expression="four"), f"{TODAY}-host-3.jsonl")
+    assert texts(folder) == ["one", "four"]
+
+
+def test_a_process_with_the_id_of_a_killed_one_continues_its_file(
+    log: SearchLog, folder: Path
+) -> None:
+    name = f"{TODAY}-{search_log._host()}-{os.getpid()}.jsonl"
+    put(folder, line(expression="one") + line(expression="two")[:-9], name)
+    write(log, event("three"))
+    assert texts(folder) == ["one", "three"]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        (b"{\n", "Expecting property name"),
+        (b"\0\0\0\n", "Expecting value"),
+        (b"\xff\xfe\n", "codec can't decode"),
+        (b"[1]\n", "must be a JSON object"),
+        (b"\n", "Expecting value"),
+        (line(event="visit"), "'event' must be one of search, feedback, got 'visit'"),
+        (line(event=["search"]), "'event' must be one of"),
+        (line(event="search"), "lacks 'k'"),
+        (line(expression=7), "must be texts"),
+        (line(verdict="right"), "'right' does not go with box None"),
+    ],
+)
+def test_other_damage_is_an_error_that_names_the_line(
+    folder: Path, damaged: bytes, problem: str
+) -> None:
+    path = put(folder, line() + damaged + line())
+    expected = rf"{path.name}, line 2: .*{problem}.*remove this line, or delete the file"
+    with pytest.raises(DataError, match=expected):
+        texts(folder)
+    with pytest.raises(DataError, match=expected):
+        remove_events(folder, G, lambda _: True)
+    assert path.read_bytes() == line() + damaged + line()
+    assert files(folder) == [f"{G}/{path.name}"]
+
+
+def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / G).write_text("")
+    with pytest.raises(DataError, match=r"cannot read the search log .*photos: Not a directory"):
+        texts(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------- removing
+
+
+def test_events_are_removed_and_empty_files_deleted(log: SearchLog, folder: Path) -> None:
+    write(log, event("keep 1"), event("drop 1"), event("keep 2"))
+    put(folder, line(expression="drop 2"), "2024-01-01-host-1.jsonl")
+    same = put(folder, line(expression="keep 3"), "2024-01-02-host-1.jsonl")
+    before = same.stat()
+    write(log, event("drop 3"), gallery="other")
+    assert remove_events(folder, G, lambda each: "drop" in each["expression"]) == 2
+    assert texts(folder) == ["keep 3", "keep 1", "keep 2"]
+    assert len(files(folder)) == 3
+    assert (same.stat().st_ino, same.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert texts(folder, "other") == ["drop 3"]
+    write(log, event("keep 4"), event("drop 4"))
+    assert texts(folder)[-2:] == ["keep 4", "drop 4"]
+    for path in (folder / G).iterdir():
+        path.chmod(0o640)
+    assert remove_events(folder, G, lambda each: "drop" in each["expression"]) == 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder / G).iterdir()} == {0o640}
+    assert remove_events(folder, G, lambda _: True) == 4
+    assert [path for path in (folder / G).iterdir()] == []
+    assert remove_events(folder, "none", lambda _: True) == 0
+
+
+def test_what_killed_processes_left_is_removed_too(folder: Path) -> None:
+    put(folder, line(expression="keep") + line(expression="about Ann")[:-5])
+    put(folder, b"about Ann", f"{TODAY}-host-1.jsonl.tmp")
+    put(folder, b"about Ann", f"{TODAY}-host-2.jsonl.tmp")
+    assert remove_events(folder, G, lambda each: "Ann" in each["expression"]) == 0
+    (left,) = (folder / G).iterdir()
+    assert left.read_bytes() == line(expression="keep")
+
+
+def test_a_failed_removal_leaves_the_file(folder: Path) -> None:
+    path = put(folder, line() * 3)
+
+    def fails(_: Event) -> bool:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        remove_events(folder, G, fails)
+    assert path.read_bytes() == line() * 3
+    assert files(folder) == [f"{G}/{path.name}"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from reir.operations.search_log import SearchLog, feedback_event
+folder, name, stop = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+log, n = SearchLog(folder), 0
+while not stop.exists():
+    text = f"{'keep' if n % 3 else 'drop'} {name} {n}"
+    event = feedback_event("absent", text, None, request_id="r", version="v", tenant="")
+    assert log.append("photos", event).result(60)
+    n += 1
+    time.sleep(0.0005)  # or the files grow so fast that few removals fit in
+log.close()
+print(n)
+"""
+NUM_WRITERS, NUM_REMOVALS = 3, 25
+
+
+class Writer:
+    """A process that writes events, a third of which is to be removed, until it is told to stop."""
+
+    def __init__(self, folder: Path, name: str, code: str = WRITER) -> None:
+        self.name, self._stop = name, folder.parent / f"stop-{name}"
+        command = [sys.executable, "-c", code, str(folder), name, str(self._stop)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def stop(self) -> list[str]:
+        """Return the expressions of its events that are not to be removed."""
+        self._stop.touch()
+        written, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+        return [f"keep {self.name} {n}" for n in range(int(written)) if n % 3]
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Writer]]:
+    started: list[Writer] = []
+
+    def start_writer(name: str, code: str = WRITER) -> Writer:
+        started.append(Writer(folder, name, code))
+        return started[-1]
+
+    yield start_writer
+    for each in started:
+        with each.process:
+            each.process.kill()
+
+
+def wait_for_events(folder: Path, names: Iterable[str]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not set(names) <= {text.split()[1] for text in texts(folder)}:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def is_dropped(event: Event) -> bool:
+    return bool(event["expression"].startswith("drop"))
+
+
+def test_events_that_are_written_during_removals_survive(
+    folder: Path, start: Callable[..., Writer]
+) -> None:
+    writers = [start(f"w{n}") for n in range(NUM_WRITERS)]
+    wait_for_events(folder, [each.name for each in writers])
+    removed = []
+    for _ in range(NUM_REMOVALS):
+        removed.append(remove_events(folder, G, is_dropped))
+        texts(folder)  # reading never sees a damaged line
+    assert sum(number > 0 for number in removed) > NUM_REMOVALS // 2
+    kept = [each.stop() for each in writers]
+    removed.append(remove_events(folder, G, is_dropped))
+    found = texts(folder)
+    for writer, expected in zip(writers, kept, strict=True):
+        # All of them, and in the order of time.
+        assert [each for each in found if f" {writer.name} " in each] == expected
+    assert len(found) == sum(map(len, kept))
+    assert sum(removed) == pytest.approx(sum(map(len, kept)) / 2, abs=NUM_WRITERS)
+    assert len(files(folder)) == NUM_WRITERS
+    assert all(name.endswith(".jsonl") for name in files(folder))
+
+
+def test_processes_that_share_a_file_write_whole_lines(
+    folder: Path, start: Callable[..., Writer]
+) -> None:
+    """Two containers with the same host name and process id, on a shared volume."""
+    same = WRITER.replace("import sys, time", "import os, sys, time\nos.getpid = lambda: 1")
+    writers = [start(name, same) for name in ("a", "b")]
+    wait_for_events(folder, ["a", "b"])
+    for _ in range(NUM_REMOVALS):
+        remove_events(folder, G, is_dropped)
+    kept = [each.stop() for each in writers]
+    remove_events(folder, G, is_dropped)
+    assert len(files(folder)) == 1
+    assert sorted(texts(folder)) == sorted(kept[0] + kept[1])
+
+
+def test_a_killed_writer_leaves_a_log_that_can_be_read(
+    folder: Path, start: Callable[..., Writer]
+) -> None:
+    writer = start("w")
+    wait_for_events(folder, ["w"])
+    time.sleep(0.1)
+    writer.process.kill()
+    writer.process.wait()
+    found = texts(folder)
+    assert found == [f"{'keep' if n % 3 else 'drop'} w {n}" for n in range(len(found))]
