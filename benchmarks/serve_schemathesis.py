@@ -62,6 +62,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "galleries": [GALLERY],
         "keys_file": str(keys),
         "uploads": str(folder / "uploads"),
+        "search_log": str(folder / "searches"),  # without it, feedback is answered with 501
     }
     with served(store, folder, free_port(), options) as server:
         return tested(server, key, arguments.examples, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from reir.errors import (
     GalleryNotFound,
     ImageError,
     ImageFailure,
+    ImageNotFound,
     Overloaded,
     QueryError,
     SchemaMismatch,
@@ -27,6 +29,7 @@ from reir.errors import (
     ServerUnavailable,
     StoreUnavailable,
 )
+from reir.operations.search_log import read_events
 from reir.query.request import Query, Term
 from reir_serving.middleware.keys import new_key
 
@@ -110,6 +113,36 @@ def test_localization_and_galleries(client: Client, pair: bytes) -> None:
     assert [each.name for each in client.galleries()] == ["other", "photos"]
     assert client.galleries()[1].versions[0].spec.dim == 16
     assert client.ready()
+
+
+def test_feedback_is_recorded(serve: Any, backend: Any, tmp_path: Path) -> None:
+    log = tmp_path / "searches"
+    with Client(serve(backend, search_log=log), patience_s=0.0) as client:
+        hit = client.search("the red box", "photos", k=1)[0]
+        assert client.feedback("photos", "the red box", "right", hit.instance_id)
+        assert client.feedback("photos", "the red box", "wrong", instance_id=hit.instance_id)
+        assert client.feedback("photos", "a giraffe", "absent")
+        with pytest.raises(QueryError, match="the verdict 'right' needs the hit"):
+            client.feedback("photos", "the red box", "right")
+        with pytest.raises(QueryError, match="not allowed with the verdict 'absent'"):
+            client.feedback("photos", "the red box", "absent", hit.instance_id)
+        with pytest.raises(ImageNotFound):
+            client.feedback("photos", "the red box", "right", f"{hit.image_id}#99")
+        with pytest.raises(GalleryNotFound):
+            client.feedback("none", "the red box", "absent")
+        _, *said = read_events(log, "photos")
+        assert [(each["verdict"], each["instance_id"]) for each in said] == [
+            ("right", hit.instance_id),
+            ("wrong", hit.instance_id),
+            ("absent", ""),
+        ]
+        shutil.rmtree(log)
+        assert not client.feedback("photos", "a giraffe", "absent")
+
+
+def test_feedback_needs_a_search_log(client: Client) -> None:
+    with pytest.raises(ServerError, match=r"501: .*reir serve --search-log FOLDER"):
+        client.feedback("photos", "a giraffe", "absent")
 
 
 @pytest.mark.parametrize(

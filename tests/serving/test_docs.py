@@ -28,7 +28,7 @@ def place(
     for name in ("mug.jpg", "desk.jpg"):
         (tmp_path / name).write_bytes(pair)
     monkeypatch.chdir(tmp_path)
-    return str(serve(backend)).removeprefix("http://")
+    return str(serve(backend, search_log=tmp_path / "searches")).removeprefix("http://")
 
 
 def blocks(language: str, word: str) -> list[str]:
@@ -39,7 +39,7 @@ def blocks(language: str, word: str) -> list[str]:
 def test_the_python_of_the_page_runs(place: str) -> None:
     names: dict[str, Any] = {}
     found = blocks("python", "")
-    assert len(found) == 2
+    assert len(found) == 3
     for body in found:
         exec(body.replace(WRITTEN, place), names)
     assert names["result"].hits
@@ -55,7 +55,7 @@ def test_the_curl_of_the_page_runs(place: str, backend: Any) -> None:
         for line in re.sub(r"\\\n\s*", "", body).splitlines()
         if line.startswith("curl")
     ]
-    assert len(commands) == 8
+    assert len(commands) == 10
     for command in commands:
         real = command.replace(WRITTEN, place).replace("IMAGE_ID", record.image_id)
         real = real.replace("0123456789abcdef0123#4", f"{record.image_id}#0")

@@ -21,6 +21,7 @@ from rich.text import Text
 
 import reir
 from reir.cli import (
+    backup,
     canary,
     config,
     doctor,
@@ -98,6 +99,7 @@ def build_app() -> typer.Typer:
         doctor,
         galleries,
         duplicates,
+        backup,
         canary,
         erase,
         monitor,

@@ -101,7 +101,7 @@ def monitor(  # noqa: PLR0913, every argument is an option of the command
         if as_json:
             print_json({"address": address})
         else:
-            messages().print(f"Metrics: {address}  (press Ctrl-C to stop)")
+            messages().print(f"Metrics: {address}  (press Ctrl-C to stop)", soft_wrap=True)
         try:
             watched.run(stop)
         finally:

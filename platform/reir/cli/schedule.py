@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from reir.cli.common import AsJson, messages, new_table, output, print_json
+from reir.cli.common import AsJson, messages, new_table, output, plural, print_json
 from reir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -232,7 +232,9 @@ def start(file: File = None, folder: Folder = None, as_json: AsJson = False) -> 
         else:
             output().print(f"{name}: {_outcome(run)}")
 
-    messages().print(f"Running {len(known)} schedules of {path}; press Ctrl-C to stop.")
+    messages().print(
+        f"Running {plural(len(known), 'schedule')} of {path}; press Ctrl-C to stop.", soft_wrap=True
+    )
     Scheduler(path, place, show).run(stop)
 
 

@@ -11,8 +11,8 @@ Receipts of erasures, and the list of what was erased, are kept when a gallery i
 erased photos would come back if it is indexed again.
 """
 
-OF_BACKUP = ("canary", "source")
-"""The kinds among them that a backup of the gallery contains."""
+OF_BACKUP = ("canary", "erased", "source")
+"""Kinds of documents of a gallery that its backup contains."""
 
 
 def delete_gallery(store: InstanceStore, gallery: str) -> None:

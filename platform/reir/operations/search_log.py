@@ -10,31 +10,35 @@ can read them, and files are deleted after some days. Knows neither HTTP nor Ray
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
-import os
-import re
-import socket
-import stat
+import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reir.config import reir_home
-from reir.errors import DataError
-from reir.store.embedded.locks import FileLock
-from reir.store.names import check_name
+from reir.operations.search_log_files import Event as Event
+from reir.operations.search_log_files import (
+    LogFile,
+    delete_files_before,
+    events_in,
+    files_of,
+    path_of,
+    remove_from,
+)
 
 if TYPE_CHECKING:
     from reir.records import Box
     from reir.results import SearchResult
     from reir.store.contract import InstanceRow
 
-Event = Mapping[str, Any]
 Verdict = Literal["right", "wrong", "absent"]
 
 KEEP_DAYS = 30
@@ -47,14 +51,6 @@ MAX_WAITING = 10_000
 MAX_OPEN = 64
 """Maximum number of files that a process keeps open, one for each gallery."""
 
-_ALWAYS = ("time", "event", "request_id", "version", "tenant", "expression")
-_KEYS = {
-    "search": (*_ALWAYS, "k", "where", "presence", "found", "hits"),
-    "feedback": (*_ALWAYS, "verdict", "instance_id", "image_id", "uri", "box"),
-}
-_SUFFIX, _REWRITTEN = ".jsonl", ".tmp"
-_DATED = re.compile(r"\d{4}-\d\d-\d\d-.+\.jsonl")
-
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +62,7 @@ def default_folder() -> Path:
 def search_event(
     result: SearchResult, *, request_id: str, tenant: str, k: int, where: str | None
 ) -> Event:
-    """Return the event of a search.
+    """Return the event of a search, to which the log adds the time.
 
     Args:
         result: the answer, whose expression is logged as the user wrote it.
@@ -103,7 +99,7 @@ def feedback_event(  # noqa: PLR0913, each is a part of the event
     version: str,
     tenant: str,
 ) -> Event:
-    """Return the event of a user's verdict.
+    """Return the event of a user's verdict, to which the log adds the time.
 
     Args:
         verdict: "right" or "wrong" about an instance, or "absent" about the whole gallery.
@@ -121,6 +117,27 @@ def feedback_event(  # noqa: PLR0913, each is a part of the event
         "uri": instance.uri if instance else "",
         "box": _rounded(instance.box) if instance else None,
     }
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An event that waits to be written.
+
+    Attributes:
+        gallery: its gallery.
+        time_s: Unix time at which it happened.
+        make_event: returns the event, without the time.
+        written: receives whether it was written; None if nobody wants to know.
+    """
+
+    gallery: str
+    time_s: float
+    make_event: Callable[[], Event]
+    written: Future[bool] | None = None
+
+    def finish(self, *, written: bool) -> None:
+        if self.written is not None and self.written.set_running_or_notify_cancel():
+            self.written.set_result(written)
 
 
 class SearchLog:
@@ -147,55 +164,70 @@ class SearchLog:
         """
         self.folder, self.keep_days = folder, keep_days
         self._on_drop = on_drop
-        self._files: dict[str, _LogFile] = {}  # by gallery; only the writer uses it
+        self._files: dict[str, LogFile] = {}  # by gallery; only the writer uses it
         self._cleaned = ""  # the day on which old files were last deleted
-        self._is_dropping = False
-        self._room = threading.BoundedSemaphore(MAX_WAITING)
-        # One thread, so that events are written in the order in which they were given.
-        self._writer = ThreadPoolExecutor(1, "reir-search-log")
-        self._writer.submit(self._start)
+        self._is_dropping, self._is_closed = False, False
+        self._waiting: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._run, name="reir-search-log", daemon=True)
+        self._writer.start()
+        atexit.register(self.close)  # which a daemon thread would not wait for
 
-    def append(self, gallery: str, event: Event) -> Future[bool]:
-        """Write an event soon; returns at once.
+    def append(self, gallery: str, make_event: Callable[[], Event]) -> None:
+        """Write an event soon. `make_event` is called in the thread of the log, to save time."""
+        self._put(_Entry(gallery, time.time(), make_event))
 
-        Returns:
-            A future that says whether the event was written, or was dropped.
-        """
-        if self._room.acquire(blocking=False):
-            return self._writer.submit(self._write, gallery, event)
-        self._drop(f"{MAX_WAITING} events are waiting to be written")
-        dropped: Future[bool] = Future()
-        dropped.set_result(False)
-        return dropped
+    def write(self, gallery: str, event: Event) -> Future[bool]:
+        """Write an event soon; the future says whether it was written or dropped."""
+        entry = _Entry(gallery, time.time(), lambda: event, Future())
+        self._put(entry)
+        assert entry.written is not None
+        return entry.written
 
     def close(self) -> None:
-        """Write the events that are waiting, and close all files."""
-        self._writer.submit(self._close_files)
-        self._writer.shutdown()
+        """Write the events that are waiting, and close all files; later ones are dropped."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._waiting.put(None)
+            self._writer.join()
+            atexit.unregister(self.close)
 
-    def _start(self) -> None:
+    def _put(self, entry: _Entry) -> None:
+        if self._is_closed:
+            self._drop(entry, "the log is closed")
+        elif self._waiting.qsize() >= MAX_WAITING:
+            self._drop(entry, f"{MAX_WAITING} events are waiting to be written")
+        else:
+            self._waiting.put(entry)
+
+    def _run(self) -> None:
+        """Write all events, in the order in which they were given."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._delete_old_files(datetime.now(UTC).date().isoformat())
         except OSError as error:
             logger.warning("the folder of the search log cannot be used: %s", error)
-
-    def _write(self, gallery: str, event: Event) -> bool:
-        try:
-            line = json.dumps(event, separators=(",", ":")).encode("ascii")
-            self._file(gallery, event["time"][:10]).append(line + b"\n")
-        except OSError as error:
+        for entry in iter(self._waiting.get, None):
+            try:
+                self._write(entry)
+            except OSError as error:
+                self._close_file(entry.gallery)
+                self._drop(entry, str(error))
+            except Exception:
+                logger.exception("a bug prevents that an event is logged")
+                self._drop(entry, "a bug")
+        for gallery in [*self._files]:
             self._close_file(gallery)
-            self._drop(str(error))
-            return False
-        finally:
-            self._room.release()
-        self._is_dropping = False
-        return True
 
-    def _file(self, gallery: str, day: str) -> _LogFile:
-        name = f"{day}-{_host()}-{os.getpid()}{_SUFFIX}"
-        path = _gallery_folder(self.folder, gallery) / name
+    def _write(self, entry: _Entry) -> None:
+        stamp = datetime.fromtimestamp(entry.time_s, UTC).isoformat(timespec="milliseconds")
+        event = {"time": stamp, **entry.make_event()}
+        line = json.dumps(event, separators=(",", ":")).encode("ascii")
+        self._file(entry.gallery, event["time"][:10]).append(line + b"\n")
+        self._is_dropping = False
+        entry.finish(written=True)
+
+    def _file(self, gallery: str, day: str) -> LogFile:
+        path = path_of(self.folder, gallery, day)
         known = self._files.get(gallery)
         if known is not None and known.path == path:
             return known
@@ -203,24 +235,20 @@ class SearchLog:
         if len(self._files) >= MAX_OPEN:
             self._close_file(next(iter(self._files)))
         self._delete_old_files(day)
-        self._files[gallery] = _LogFile(path)
+        self._files[gallery] = LogFile(path)
         return self._files[gallery]
 
     def _delete_old_files(self, today: str) -> None:
         if self._cleaned != today:
             first = date.fromisoformat(today) - timedelta(days=self.keep_days)
-            _delete_files_before(self.folder, first.isoformat())
+            delete_files_before(self.folder, first.isoformat())
             self._cleaned = today
 
     def _close_file(self, gallery: str) -> None:
         if gallery in self._files:
             self._files.pop(gallery).close()
 
-    def _close_files(self) -> None:
-        for gallery in [*self._files]:
-            self._close_file(gallery)
-
-    def _drop(self, reason: str) -> None:
+    def _drop(self, entry: _Entry, reason: str) -> None:
         self._on_drop()
         if not self._is_dropping:
             self._is_dropping = True
@@ -230,67 +258,7 @@ class SearchLog:
                 self.folder,
                 reason,
             )
-
-
-class _LogFile:
-    """A file that one process appends to. It stays open from one event to the next."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock: FileLock | None = None
-        self._file = -1
-
-    def append(self, line: bytes) -> None:
-        """Append a whole line, or nothing.
-
-        Raises:
-            OSError: the line was not written.
-        """
-        with self._locked():
-            size = os.fstat(self._file).st_size
-            try:
-                written = 0
-                while written < len(line):
-                    written += os.write(self._file, line[written:])
-            except OSError:
-                # A full disk may have had room for a part of it.
-                os.ftruncate(self._file, size)
-                raise
-
-    def close(self) -> None:
-        """Close the file; the next line opens it again."""
-        if self._file >= 0:
-            os.close(self._file)
-        if self._lock is not None:
-            self._lock.close()
-        self._lock, self._file = None, -1
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock on the file that is at the path now."""
-        while True:
-            if self._lock is None:
-                # Not its parents: without the folder of the log, nothing may be written.
-                self.path.parent.mkdir(mode=0o700, exist_ok=True)
-                self._lock = FileLock(self.path)
-            self._lock.acquire(timeout_s=None)
-            if self._lock.is_current:
-                break
-            self.close()  # `remove_events` has put another file in its place
-        try:
-            if self._file < 0:
-                self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-                self._remove_partial_line()
-            yield
-        finally:
-            if self._lock is not None:
-                self._lock.release()
-
-    def _remove_partial_line(self) -> None:
-        # Of a process with the same id that was killed; a container starts with the same ids again.
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            os.ftruncate(self._file, self.path.read_bytes().rfind(b"\n") + 1)
+        entry.finish(written=False)
 
 
 def read_events(folder: Path, gallery: str) -> Iterator[dict[str, Any]]:
@@ -301,15 +269,8 @@ def read_events(folder: Path, gallery: str) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: a file cannot be read, or a line is damaged; the message names it.
     """
-    for path in _files_of(folder, gallery):
-        try:
-            with path.open("rb") as file:
-                for _, event in _parsed_lines(path, file):
-                    yield event
-        except FileNotFoundError:
-            continue  # it was deleted in the meantime, because it was old
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    for path in files_of(folder, gallery):
+        yield from events_in(path)
 
 
 def remove_events(folder: Path, gallery: str, matches: Callable[[Event], bool]) -> int:
@@ -325,120 +286,13 @@ def remove_events(folder: Path, gallery: str, matches: Callable[[Event], bool]) 
             stays as it was. The message names the line.
         OSError: a file cannot be replaced.
     """
-    return sum(_remove_from(path, matches) for path in _files_of(folder, gallery))
-
-
-def _remove_from(path: Path, matches: Callable[[Event], bool]) -> int:
-    while True:
-        with FileLock(path) as lock:
-            lock.acquire(timeout_s=None)
-            if lock.is_current:
-                return _rewrite(path, matches)
-
-
-def _rewrite(path: Path, matches: Callable[[Event], bool]) -> int:
-    """Remove events from a file that this process has locked."""
-    rewritten = path.with_name(path.name + _REWRITTEN)
-    removed = 0
-    try:
-        with path.open("rb") as old, rewritten.open("wb") as new:
-            before = os.fstat(old.fileno())
-            os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
-            # Its process must still be able to write to it if somebody else removes events.
-            os.fchown(new.fileno(), before.st_uid, before.st_gid)
-            for line, event in _parsed_lines(path, old):
-                is_match = matches(event)
-                removed += is_match
-                if not is_match:
-                    new.write(line)
-            new.flush()
-            os.fsync(new.fileno())
-            left_bytes = new.tell()
-        if left_bytes == 0:
-            path.unlink()
-        elif left_bytes < before.st_size:  # a partial line, too, may be about what was removed
-            os.replace(rewritten, path)
-        _sync(path.parent)
-    finally:
-        rewritten.unlink(missing_ok=True)
-    return removed
-
-
-def _parsed_lines(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            event = _parse(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number}: {error}; the file is damaged: remove this line, or delete "
-                f"the file"
-            ) from error
-        yield line, event
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    event = json.loads(line)
-    if not isinstance(event, dict):
-        raise ValueError(f"an event must be a JSON object, got {line[:60]!r}")
-    kind = event.get("event")
-    if kind not in [*_KEYS]:
-        raise ValueError(f"'event' must be one of {', '.join(_KEYS)}, got {kind!r}")
-    if missing := [key for key in _KEYS[kind] if key not in event]:
-        raise ValueError(f"the event lacks '{missing[0]}'")
-    if not isinstance(event["time"], str) or not isinstance(event["expression"], str):
-        raise ValueError("'time' and 'expression' must be texts")
-    if kind == "feedback" and (event["box"] is None) != (event["verdict"] == "absent"):
-        raise ValueError(f"the verdict {event['verdict']!r} does not go with box {event['box']}")
-    return event
-
-
-def _files_of(folder: Path, gallery: str) -> list[Path]:
-    """Return the files of a gallery, ordered by date, even if only a part of one is left."""
-    place = _gallery_folder(folder, gallery)
-    try:
-        found = [_without_ending(path) for path in place.iterdir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise _unreadable(place, error) from error
-    return sorted({path for path in found if _DATED.fullmatch(path.name)})
-
-
-def _delete_files_before(folder: Path, day: str) -> None:
-    """Delete the files of earlier days, of all galleries."""
-    for path in {_without_ending(found) for found in folder.glob(f"*/*{_SUFFIX}*")}:
-        if not _DATED.fullmatch(path.name) or path.name[:10] >= day:
-            continue
-        # A file that is locked is being rewritten, which would bring it back.
-        with suppress(OSError), FileLock(path) as lock:
-            if lock.acquire():
-                path.with_name(path.name + _REWRITTEN).unlink(missing_ok=True)
-                path.unlink()
-
-
-def _without_ending(path: Path) -> Path:
-    """Return the path of a file of the log for itself, or for what `_rewrite` left of it."""
-    return path.with_name(path.name.removesuffix(_REWRITTEN))
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot read the search log {path}: {error.strerror}; name a folder that `reir serve "
-        f"--search-log` writes, and read it as the user who runs that command"
-    )
-
-
-def _gallery_folder(folder: Path, gallery: str) -> Path:
-    return folder / check_name("gallery", gallery)
+    return sum(remove_from(path, matches) for path in files_of(folder, gallery))
 
 
 def _head(
     event: str, request_id: str, version: str, tenant: str, expression: str
 ) -> dict[str, Any]:
     return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "event": event,
         "request_id": request_id,
         "version": version,
@@ -449,16 +303,3 @@ def _head(
 
 def _rounded(box: Box) -> list[float]:
     return [round(side, 4) for side in box]
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk remember that files of a folder were replaced or deleted."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

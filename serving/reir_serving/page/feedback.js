@@ -16,15 +16,15 @@ const said = new Map();
 const keyOf = ({ gallery, expression, instance_id = "" }) =>
   JSON.stringify([gallery, expression, instance_id]);
 
-/** Buttons about one hit. @param about {gallery, expression, instance_id} */
-export const hitFeedback = (about) =>
-  buttons(about, "Is this what you described?", { right: "Right", wrong: "Wrong" });
+/** Buttons about the hit of a rank. @param about {gallery, expression, instance_id} */
+export const hitFeedback = (about, rank) =>
+  buttons(about, `Is hit ${rank} what you described?`, { right: "Right", wrong: "Wrong" });
 
 /** A button about the whole gallery. @param about {gallery, expression} */
 export const galleryFeedback = (about) =>
-  buttons(about, "Feedback", { absent: "It is not in this gallery" });
+  buttons(about, "", { absent: "It is not in this gallery" });
 
-function buttons(about, label, labels) {
+function buttons(about, question, labels) {
   const key = keyOf(about);
   const status = make("p", { class: "faint", role: "status", "aria-live": "polite" });
   const made = Object.entries(labels).map(([verdict, text]) =>
@@ -49,5 +49,6 @@ function buttons(about, label, labels) {
     }
   }
   show();
-  return make("div", { class: "feedback", role: "group", "aria-label": label }, ...made, status);
+  return make("div", { class: "feedback", role: "group", "aria-label": question || "Feedback" },
+    question && make("p", { class: "faint" }, question), ...made, status);
 }

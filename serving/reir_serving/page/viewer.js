@@ -61,11 +61,21 @@ export class Viewer {
     byId("viewer-previous").disabled = this.#at === 0;
     byId("viewer-next").disabled = this.#at === this.#hits.length - 1;
     byId("viewer-note").textContent = "Loading the other objects \u2026";
+    this.#showFeedback(hit);
     this.#instances = new Map([[hit.instance_id, hit]]);
     byId("viewer-stage").replaceChildren(photoFrame({
       source: hit.image_url, marks: this.#marks(hit), alt: `Photo ${fileName(hit.uri)}`,
     }));
     this.#choose(hit.instance_id);
+  }
+
+  /** Not among the details of an instance: those change on the way from the photo to a button. */
+  #showFeedback({ instance_id }) {
+    const place = byId("viewer-feedback");
+    const focused = place.querySelector(":focus")?.dataset.verdict;
+    const about = { gallery: this.#gallery, expression: this.#expression, instance_id };
+    place.replaceChildren(...(this.#expression ? [hitFeedback(about, this.#at + 1)] : []));
+    place.querySelector(`[data-verdict="${focused}"]`)?.focus();
   }
 
   /** All boxes of the hit's photo; only the hit's own box if the others cannot be loaded. */
@@ -126,14 +136,9 @@ export class Viewer {
       make("div", { class: "actions" },
         button({ click: () => this.#use("more", instance) }, icon("more"), "More like this"),
         button({ click: () => this.#use("not", instance) }, icon("not"), "Not this")),
-      ...(isHit && this.#expression ? [this.#feedback(hit)] : []),
       ...(isHit && hit.evidence ? [why(hit.evidence)] : []),
       ...attributesOf(hit),
       this.#photoActions(hit));
-  }
-
-  #feedback({ instance_id }) {
-    return hitFeedback({ gallery: this.#gallery, expression: this.#expression, instance_id });
   }
 
   #photoActions(hit) {

@@ -84,9 +84,9 @@ class Users:
     def _write(self, event: Any, minute: int | None) -> None:
         self._minute += 1
         hours, minutes = divmod(self._minute if minute is None else minute, 60)
-        time = f"{event['time'][:10]}T{hours:02d}:{minutes:02d}:00.000+00:00"
-        log = SearchLog(self.folder)
-        assert log.append(G, {**event, "time": time}).result(20)
+        time = f"2026-11-24T{hours:02d}:{minutes:02d}:00.000+00:00"
+        log = SearchLog(self.folder, 10_000)
+        assert log.write(G, {**event, "time": time}).result(20)
         log.close()
 
 

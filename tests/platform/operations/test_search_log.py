@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
 import subprocess
@@ -26,6 +25,7 @@ from reir.operations.search_log import (
     remove_events,
     search_event,
 )
+from reir.operations.search_log_files import path_of
 from reir.results import Hit, SearchResult
 from reir.store.contract import InstanceRow
 from reir.store.embedded.locks import exclusive
@@ -48,11 +48,11 @@ def log(folder: Path) -> Iterator[SearchLog]:
 
 def event(expression: str = "the red mug", day: str = TODAY) -> Event:
     said = feedback_event("absent", expression, None, request_id="r", version="v1", tenant="")
-    return {**said, "time": day + said["time"][10:]}
+    return {"time": f"{day}T12:00:00.000+00:00", **said}
 
 
 def write(log: SearchLog, *events: Event, gallery: str = G) -> list[bool]:
-    return [future.result(20) for future in [log.append(gallery, each) for each in events]]
+    return [future.result(20) for future in [log.write(gallery, each) for each in events]]
 
 
 def files(folder: Path) -> list[str]:
@@ -137,8 +137,8 @@ def test_each_gallery_and_day_has_a_file_that_only_its_owner_can_read(
     next_day = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
     assert all(write(log, event("one"), event("two"), event("three", next_day)))
     write(log, event("four"), gallery="other")
-    own = f"{search_log._host()}-{os.getpid()}.jsonl"
-    assert files(folder) == [f"other/{TODAY}-{own}", f"{G}/{TODAY}-{own}", f"{G}/{next_day}-{own}"]
+    own = path_of(folder, G, "").name
+    assert files(folder) == [f"other/{TODAY}{own}", f"{G}/{TODAY}{own}", f"{G}/{next_day}{own}"]
     for path in (folder / G).iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / G).stat().st_mode) == 0o700
@@ -163,10 +163,13 @@ def test_few_files_stay_open(log: SearchLog, folder: Path, monkeypatch: pytest.M
 
 def test_closing_writes_what_is_waiting(folder: Path) -> None:
     log = SearchLog(folder)
-    futures = [log.append(G, event(str(n))) for n in range(500)]
+    futures = [log.write(G, event(str(n))) for n in range(500)]
     log.close()
     assert all(future.result(0) for future in futures)
     assert texts(folder) == [str(n) for n in range(500)]
+    log.close()
+    assert write(log, event("late")) == [False]
+    assert len(texts(folder)) == 500
 
 
 def test_an_event_waits_in_no_thread_of_the_caller(log: SearchLog, folder: Path) -> None:
@@ -174,12 +177,41 @@ def test_an_event_waits_in_no_thread_of_the_caller(log: SearchLog, folder: Path)
     (path,) = (folder / G).iterdir()
     with exclusive(path):
         started_s = time.monotonic()
-        waiting = log.append(G, event("second"))
+        waiting = log.write(G, event("second"))
         assert time.monotonic() - started_s < 0.5
         time.sleep(0.1)
         assert not waiting.done()
     assert waiting.result(20)
     assert texts(folder) == ["first", "second"]
+
+
+def test_the_time_is_that_of_the_event_and_not_of_its_writing(log: SearchLog, folder: Path) -> None:
+    def without_time(expression: str) -> Event:
+        return {name: value for name, value in event(expression).items() if name != "time"}
+
+    write(log, event("first"))
+    (path,) = (folder / G).iterdir()
+    before = datetime.now(UTC)
+    with exclusive(path):
+        log.append(G, lambda: without_time("second"))
+        later = log.write(G, without_time("third"))
+        between = datetime.now(UTC)
+        time.sleep(0.3)
+    assert later.result(20)
+    _, second, third = read_events(folder, G)
+    for each in (second, third):
+        assert next(iter(each)) == "time"
+        happened = datetime.fromisoformat(each["time"]) + timedelta(milliseconds=1)
+        assert before <= happened <= between + timedelta(milliseconds=1)
+
+
+def test_a_bug_in_one_event_does_not_stop_the_log(
+    log: SearchLog, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert write(log, {**event(), "k": object()}) == [False]
+    assert "is not JSON serializable" in caplog.text
+    assert write(log, event("next")) == [True]
+    assert texts(folder) == ["next"]
 
 
 def test_more_events_than_may_wait_are_dropped(
@@ -191,7 +223,7 @@ def test_more_events_than_may_wait_are_dropped(
     write(log, event("first"))
     (path,) = (folder / G).iterdir()
     with exclusive(path):
-        futures = [log.append(G, event(str(n))) for n in range(5)]
+        futures = [log.write(G, event(str(n))) for n in range(5)]
         assert [future.result(0) for future in futures[3:]] == [False, False]
     assert [future.result(20) for future in futures] == [True] * 3 + [False] * 2
     assert len(drops) == 2
@@ -242,7 +274,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 log = SearchLog(Path(sys.argv[1]))
 def write(text):
     event = feedback_event("absent", text, None, request_id="r", version="v", tenant="")
-    return log.append("photos", event).result(20)
+    return log.write("photos", event).result(20)
 assert write("first")
 (file,) = Path(sys.argv[1], "photos").iterdir()
 # There is room for a part of the next line.
@@ -300,9 +332,7 @@ def test_old_files_of_all_galleries_are_deleted_when_another_file_is_opened(fold
 
 
 def line(**changes: Any) -> bytes:
-    """Return a line of a file, the same one at every call."""
-    told = {**event(), "time": f"{TODAY}T12:00:00.000+00:00", **changes}
-    return json.dumps(told).encode() + b"\n"
+    return json.dumps({**event(), **changes}).encode() + b"\n"
 
 
 def put(folder: Path, data: bytes, name: str = f"{TODAY}-host-1.jsonl") -> Path:
@@ -321,7 +351,7 @@ def test_the_partial_last_line_of_a_killed_writer_is_left_out(folder: Path) -> N
 def test_a_process_with_the_id_of_a_killed_one_continues_its_file(
     log: SearchLog, folder: Path
 ) -> None:
-    name = f"{TODAY}-{search_log._host()}-{os.getpid()}.jsonl"
+    name = path_of(folder, G, TODAY).name
     put(folder, line(expression="one") + line(expression="two")[:-9], name)
     write(log, event("three"))
     assert texts(folder) == ["one", "three"]
@@ -416,7 +446,7 @@ log, n = SearchLog(folder), 0
 while not stop.exists():
     text = f"{'keep' if n % 3 else 'drop'} {name} {n}"
     event = feedback_event("absent", text, None, request_id="r", version="v", tenant="")
-    assert log.append("photos", event).result(60)
+    assert log.write("photos", event).result(60)
     n += 1
     time.sleep(0.0005)  # or the files grow so fast that few removals fit in
 log.close()

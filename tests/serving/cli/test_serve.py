@@ -17,7 +17,7 @@ from reir.checkpoint import save_checkpoint
 from reir.config import load_config
 from reir.errors import ConfigError, GalleryNotFound, SchemaMismatch
 from reir.store import open_store
-from reir_serving.cli.serve import IMPORT_PATH, check_port, register
+from reir_serving.cli.serve import IMPORT_PATH, check_port, check_search_log, register
 from reir_serving.config import Replicas, ServeConfig
 from reir_serving.ray import environment
 from reir_testing.serving import draw_photo, free_port, index_photos
@@ -54,6 +54,7 @@ def test_options_override_the_config_file(app: typer.Typer, tmp_path: Path) -> N
     built = tmp_path / "built.yaml"
     options = ["--config", str(file), "--port", "9001", "--gallery", "a", "--gallery", "b"]
     options += ["--max-replicas", "3", "--store", "http://milvus:19530", "--build", str(built)]
+    options += ["--search-log", "/logs"]
     result = CliRunner().invoke(app, ["serve", *options])
     assert result.exit_code == 0, result.output
     written = yaml.safe_load(built.read_text())
@@ -61,6 +62,7 @@ def test_options_override_the_config_file(app: typer.Typer, tmp_path: Path) -> N
     (application,) = written["applications"]
     config = load_config(ServeConfig, application["args"])
     assert config.galleries == ("a", "b")
+    assert (config.search_log, config.search_log_days) == (Path("/logs"), 30)
     assert config.store == "http://milvus:19530"
     assert config.ingress == Replicas(min_replicas=1, max_replicas=3, target_ongoing_requests=2)
     assert config.text == Replicas(min_replicas=1, max_replicas=3)
@@ -97,6 +99,18 @@ def test_a_port_in_use_is_an_error(app: typer.Typer, location: str) -> None:
 def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on port 8000 of 192\.0\.2\.99: .*assign"):
         check_port("192.0.2.99", 8000)
+
+
+def test_a_search_log_that_cannot_be_written_is_an_error(
+    app: typer.Typer, location: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--store", location, "--port", str(free_port())]
+    error = error_of(app, "--search-log", str(tmp_path / "file" / "searches"), *options)
+    assert isinstance(error, ConfigError)
+    assert f"cannot be written to {tmp_path}/file/searches: Not a directory" in str(error)
+    check_search_log(tmp_path / "new" / "searches")
+    assert (tmp_path / "new" / "searches").is_dir()
 
 
 def test_the_error_for_an_unknown_gallery_suggests_a_name(app: typer.Typer, location: str) -> None:

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def events(folder: Path) -> Callable[[], list[dict[str, Any]]]:
-    """Return the events of the log, once all of those that were sent are written."""
+    """Return the events of the log; searches that came before a verdict are written before it."""
 
     def read() -> list[dict[str, Any]]:
         return list(read_events(folder, G))
@@ -116,10 +116,9 @@ def test_without_the_setting_nothing_is_logged(
         problem = problem_of(send(client, verdict, instance_id), 501, "feedback-disabled")
         assert "reir serve --search-log FOLDER" in problem["detail"]
     assert client.get("/v1/about").json()["feedback"] is False
-    assert [path for path in tmp_path.rglob("*.jsonl")] == []
+    assert list(tmp_path.rglob("*.jsonl")) == []
     assert not (tmp_path / "home").exists()
-    log = client.app.state.app_state.search_log
-    assert log is None
+    assert log_of(client) is None
 
 
 def test_a_log_that_cannot_be_written_fails_no_request(

@@ -13,7 +13,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,14 +82,28 @@ CALIBRATION = Calibration(
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def search_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the server's search log, in which feedback is recorded."""
+    return tmp_path_factory.mktemp("searches")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, search_log: Path) -> Iterator[str]:
     """Address of a server on a free port."""
-    folder = tmp_path_factory.mktemp("scenes")
+    with page_server(tmp_path_factory.mktemp("scenes"), search_log) as address:
+        yield address
+
+
+@contextmanager
+def page_server(folder: Path, search_log: Path | None) -> Iterator[str]:
+    """Serve the scenes, whose photos are drawn into a folder; yields the address."""
     for name in SCENES:
         (folder / name).write_bytes(png(name))
     store = open_store("memory:")
     index_photos(store, GALLERY, [folder / name for name in SCENES])
-    config = ServeConfig(store="memory:", galleries=(GALLERY,), examples=EXAMPLES)
+    config = ServeConfig(
+        store="memory:", galleries=(GALLERY,), examples=EXAMPLES, search_log=search_log
+    )
     loaded = LoadedModel(FakeEncoder(), CheckpointExtras(calibration=CALIBRATION))
     workers = SearchWorkers(store, ModelCache(lambda _: loaded), config.limits)
     service = Service(config, store, workers, folder / "uploads")

@@ -176,7 +176,7 @@ class PairWriter:
 
     def _rows_of(self, pair: Pair) -> Iterator[tuple[ImageRecord, Pair]]:
         with self._folder.open(pair.files[0].name) as file:
-            table = pq.read_table(file, columns=list(LEDGER_COLUMNS))
+            table = pq.ParquetFile(file).read(list(LEDGER_COLUMNS))
         for record in records_of(table):
             if record.image_id not in pair.dropped:
                 yield record, pair
@@ -190,7 +190,8 @@ class PairWriter:
             self._folder.delete(names)
             return False
         opened = [self._folder.read(name) for name in names]
-        tables = [without_images(pq.read_table(pa.BufferReader(o)), pair.dropped) for o in opened]
+        tables = [pq.ParquetFile(pa.BufferReader(each)).read() for each in opened]
+        tables = [without_images(table, pair.dropped) for table in tables]
         files = self._new_files()
         for file, table in zip(files, tables, strict=True):
             file.add(table)

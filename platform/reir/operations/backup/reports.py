@@ -62,11 +62,12 @@ class RestoreReport:
         source: the folder of the backup, without secrets.
         counts: what the backup contains.
         written: photos that this run wrote; the others were in the store already.
+        erased: photos that were left out, because they were erased from the gallery.
         problems: what differs between the backup and the store; empty if nothing does.
         queries: number of searches that were compared.
         recall: mean share of the ten nearest instances of a query that the searches found.
         live: whether the version is live now.
-        documents: canaries and sources that were restored.
+        documents: documents of the gallery that were restored, such as canaries and sources.
         seconds: time that the restore took.
     """
 
@@ -75,6 +76,7 @@ class RestoreReport:
     source: str
     counts: Counts
     written: int
+    erased: int
     problems: tuple[str, ...]
     queries: int
     recall: float

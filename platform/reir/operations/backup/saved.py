@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reir.errors import DataError
+from reir.object_storage import STORAGE_ERRORS
 from reir.operations.backup.folder import BackupFolder, open_folder
-from reir.operations.backup.format import images_of, instances_schema, photos_schema
+from reir.operations.backup.format import (
+    images_of,
+    instances_schema,
+    photos_schema,
+    records_of,
+    vectors_of,
+)
 from reir.operations.backup.manifest import BackupFile, Manifest, read_manifest
 from reir.operations.backup.reports import Progress
-from reir.object_storage import STORAGE_ERRORS
-from reir.records import IndexedImage
+from reir.records import FloatArray, ImageRecord, IndexedImage
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,26 @@ class SavedBackup:
     Attributes:
         folder: where it is.
         manifest: what it contains.
+        left_out: image id -> number of instances of the photos that are not to be restored.
     """
 
     folder: BackupFolder
     manifest: Manifest
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_photos(self) -> int:
+        """Number of photos to restore."""
+        return self.manifest.counts.photos - len(self.left_out)
+
+    @property
+    def num_instances(self) -> int:
+        """Number of instances to restore."""
+        return self.manifest.counts.instances - sum(self.left_out.values())
+
+    def without(self, records: Iterable[ImageRecord]) -> SavedBackup:
+        """Return the backup without some of its photos."""
+        return replace(self, left_out={each.image_id: each.num_instances for each in records})
 
     def check(self, progress: Progress) -> None:
         """Check size and checksum of all files.
@@ -59,10 +83,44 @@ class SavedBackup:
         schemas = photos_schema(dim), instances_schema(dim)
         for pair in self.manifest.pairs():
             tables = [self._table(file, schema) for file, schema in zip(pair, schemas, strict=True)]
-            try:
-                yield images_of(*tables)
-            except (ValueError, TypeError) as error:
-                raise self._damaged(pair[0], str(error)) from error
+            with self._reading(pair[0]):
+                images = images_of(*tables)
+            yield [each for each in images if each.record.image_id not in self.left_out]
+
+    def record_parts(self) -> Iterator[list[ImageRecord]]:
+        """Yield the ledger rows of all photos, those of one file at a time.
+
+        Raises:
+            DataError: a file is missing or damaged; the message names it.
+        """
+        schema = photos_schema(self.manifest.spec.dim)
+        for file, _ in self.manifest.pairs():
+            table = self._table(file, schema)
+            with self._reading(file):
+                records = records_of(table)
+            yield [each for each in records if each.image_id not in self.left_out]
+
+    def instances(self, rows: Sequence[int]) -> tuple[list[str], FloatArray]:
+        """Return image ids and vectors of some instances, also of photos that are left out.
+
+        Args:
+            rows: numbers of rows of all files of instances together, in ascending order.
+
+        Raises:
+            DataError: a file is missing or damaged; the message names it.
+        """
+        dim = self.manifest.spec.dim
+        ids: list[str] = []
+        vectors = [np.empty((0, dim), dtype=np.float32)]
+        first = 0
+        for _, file in self.manifest.pairs():
+            wanted = [row - first for row in rows if first <= row < first + file.rows]
+            first += file.rows
+            if wanted:
+                table = self._table(file, instances_schema(dim)).take(wanted)
+                ids += table["image_id"].to_pylist()
+                vectors.append(vectors_of(table))
+        return ids, np.concatenate(vectors)
 
     def _content(self, file: BackupFile) -> Any:
         """Return the content of a file, whose checksum is correct."""
@@ -81,13 +139,23 @@ class SavedBackup:
     def _table(self, file: BackupFile, schema: Any) -> Any:
         """Return the rows of a file, with the columns of a schema."""
         try:
-            table = pq.read_table(pa.BufferReader(self._content(file)), columns=schema.names)
-            table = table.select(schema.names).cast(schema)
-        except (*STORAGE_ERRORS, KeyError) as error:
-            raise self._damaged(file, f"it does not have the columns of a backup ({error})") from error
+            opened = pq.ParquetFile(pa.BufferReader(self._content(file)))
+            if missing := sorted(set(schema.names) - set(opened.schema_arrow.names)):
+                raise self._damaged(file, f"it has no column {missing[0]!r}")
+            table = opened.read(schema.names).select(schema.names).cast(schema)
+        except STORAGE_ERRORS as error:
+            raise self._damaged(file, str(error).partition("\n")[0]) from error
         if table.num_rows != file.rows:
             raise self._damaged(file, f"it has {table.num_rows} rows instead of {file.rows}")
         return table
+
+    @contextmanager
+    def _reading(self, file: BackupFile) -> Iterator[None]:
+        """Turn errors about values that are not allowed into one that names the file."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise self._damaged(file, str(error)) from error
 
     def _damaged(self, file: BackupFile, why: str) -> DataError:
         return DataError(f"{self.folder.place}/{file.name} is damaged: {why}; use another backup")

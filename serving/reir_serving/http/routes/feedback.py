@@ -146,7 +146,7 @@ async def _instance(context: EndpointContext, gallery: str, instance_id: str) ->
 
 async def _write(log: SearchLog, gallery: str, event: Event) -> bool:
     """Write an event, and return whether it is in the log or will be."""
-    written = asyncio.wrap_future(log.append(gallery, event))
+    written = asyncio.wrap_future(log.write(gallery, event))
     # Unlike `wait_for`, this does not take the event back after the timeout.
     done, _ = await asyncio.wait({written}, timeout=WRITE_TIMEOUT_S)
     return written.result() if done else True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -179,14 +180,15 @@ def _log(
     """Log the first page of a search by one expression; other searches cannot become canaries."""
     if not query.is_plain or query.cursor:
         return
-    event = search_event(
+    make_event = partial(
+        search_event,
         result,
         request_id=context.request_id,
         tenant=context.caller.tenant,
         k=query.k,
         where=where,  # without the condition on the tenant, which `query.where` contains
     )
-    log.append(result.gallery, event)
+    log.append(result.gallery, make_event)
 
 
 def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
