@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := training,ingestion,serving,dev
+EXTRAS := training,ingestion,serving,operations,dev
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test test-all bench check

@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "reir_training": {"reir", "reir_training"},
     "reir_ingestion": {"reir", "reir_ingestion"},
     "reir_serving": {"reir", "reir_serving"},
+    # Generates the monitoring files; not in the wheel either.
+    "reir_k8s": {"reir", "reir_training", "reir_ingestion", "reir_serving", "reir_k8s"},
     # Helpers of tests and benchmarks; not in the wheel, so no other package may import them.
     "reir_testing": {"reir", "reir_training", "reir_ingestion", "reir_serving", "reir_testing"},
 }

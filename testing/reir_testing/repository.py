@@ -19,6 +19,7 @@ SOURCE_ROOTS = {
     "ingestion": "reir_ingestion",
     "serving": "reir_serving",
     "testing": "reir_testing",
+    "k8s": "reir_k8s",
 }
 """Top-level folder -> the only package in it."""
 

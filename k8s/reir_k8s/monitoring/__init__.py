@@ -1,0 +1,1 @@
+"""Dashboards, and recording and alert rules, of the platform."""
