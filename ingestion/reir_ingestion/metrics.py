@@ -8,7 +8,8 @@ These are the events, with the fields that only they have:
     listed     total: images in the source
     unchanged  images; read: whether their files had to be opened to see that they are unchanged
     batch      images, outcomes, failures by reason, duplicates, instances, bytes, store_seconds,
-               freshness_seconds: from the listing of the first image until it is searchable
+               freshness_seconds: from the listing of the first image until it is searchable,
+               stage_times: stage -> Unix times of its first start and last end in this batch
     end        report: the dictionary that `IndexReport.to_dict` returns
     stopped    error: why the run ended early
 """
@@ -16,16 +17,68 @@ These are the events, with the fields that only they have:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 
-from reir.errors import ConfigError
+from reir.errors import ConfigError, ImageFailure
+from reir.index_report import STAGES
+from reir.prometheus_metric import PrometheusMetric
 from reir.sinks import Record
 
 ADDRESS = "127.0.0.1"
-LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-FRESHNESS_BUCKETS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+IMAGES = PrometheusMetric(
+    "reir_index_images_total",
+    "counter",
+    "Images by outcome: new, changed, unchanged or failed.",
+    ("outcome",),
+    starts_with=("new", "changed", "unchanged", "failed"),
+)
+FAILURES = PrometheusMetric(
+    "reir_index_failures_total",
+    "counter",
+    "Images that could not be indexed, by reason.",
+    ("reason",),
+    starts_with=tuple(ImageFailure),
+)
+DUPLICATES = PrometheusMetric(
+    "reir_index_duplicates_total",
+    "counter",
+    "Images whose content another image already holds.",
+)
+INSTANCES = PrometheusMetric(
+    "reir_index_instances_total", "counter", "Instances written to the store."
+)
+READ = PrometheusMetric(
+    "reir_index_read_bytes_total", "counter", "Size of the image files that were read."
+)
+BUSY = PrometheusMetric(
+    "reir_index_stage_busy_seconds_total",
+    "counter",
+    "Busy time of each stage, summed over threads.",
+    ("stage",),
+    starts_with=STAGES,
+)
+WAITING = PrometheusMetric(
+    "reir_index_queue_items", "gauge", "Results that wait for the next stage.", ("queue",)
+)
+SOURCE = PrometheusMetric("reir_index_source_images", "gauge", "Images in the source.")
+ENCODER_BUSY = PrometheusMetric(
+    "reir_index_encoder_busy_ratio", "gauge", "Fraction of time that the encoders were busy."
+)
+STORE_LATENCY = PrometheusMetric(
+    "reir_index_store_latency_seconds",
+    "histogram",
+    "Time to write a batch to the store.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+FRESHNESS = PrometheusMetric(
+    "reir_index_freshness_seconds",
+    "histogram",
+    "Time from the listing of a file until it is searchable.",
+    buckets=(0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+METRICS = tuple(each for each in [*globals().values()] if isinstance(each, PrometheusMetric))
 
 
 class PrometheusSink:
@@ -38,33 +91,17 @@ class PrometheusSink:
     def __init__(self) -> None:
         """Start at zero."""
         self.registry = CollectorRegistry()
-        self._images = self._counter(
-            "images_total", "Images by outcome: new, changed, unchanged or failed.", "outcome"
-        )
-        self._failures = self._counter(
-            "failures_total", "Images that could not be indexed, by reason.", "reason"
-        )
-        self._duplicates = self._counter(
-            "duplicates_total", "Images whose content another image already holds."
-        )
-        self._instances = self._counter("instances_total", "Instances written to the store.")
-        self._bytes = self._counter("read_bytes_total", "Size of the image files that were read.")
-        self._busy = self._counter(
-            "stage_busy_seconds_total", "Busy time of each stage, summed over threads.", "stage"
-        )
-        self._waiting = self._gauge("queue_items", "Results that wait for the next stage.", "queue")
-        self._total = self._gauge("source_images", "Images in the source.")
-        self._share = self._gauge(
-            "encoder_busy_ratio", "Fraction of time that the encoders were busy."
-        )
-        self._latency = self._histogram(
-            "store_latency_seconds", "Time to write a batch to the store.", LATENCY_BUCKETS_S
-        )
-        self._freshness = self._histogram(
-            "freshness_seconds",
-            "Time from the listing of a file until it is searchable.",
-            FRESHNESS_BUCKETS_S,
-        )
+        self._images = IMAGES.counter(self.registry)
+        self._failures = FAILURES.counter(self.registry)
+        self._duplicates = DUPLICATES.counter(self.registry)
+        self._instances = INSTANCES.counter(self.registry)
+        self._bytes = READ.counter(self.registry)
+        self._busy = BUSY.counter(self.registry)
+        self._waiting = WAITING.gauge(self.registry)
+        self._total = SOURCE.gauge(self.registry)
+        self._share = ENCODER_BUSY.gauge(self.registry)
+        self._latency = STORE_LATENCY.histogram(self.registry)
+        self._freshness = FRESHNESS.histogram(self.registry)
         self._num_encoders, self._last_s = 1, 0.0
         self._close: Callable[[], None] = lambda: None
 
@@ -134,13 +171,3 @@ class PrometheusSink:
             # record.
             self._share.set(min(busy, 1.0))
         self._last_s = record["time"]
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"reir_index_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"reir_index_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        options: dict[str, Any] = {"buckets": buckets, "registry": self.registry}
-        return Histogram(f"reir_index_{name}", text, **options)

@@ -88,6 +88,8 @@ NOT_READY = ProblemKind("not-ready", 503, "Not ready")
 FULL = ProblemKind("storage-full", 507, "The disk is full")
 TIMED_OUT = ProblemKind("timed-out", 503, "The answer took too long")
 
+PROBLEM_KINDS = tuple(each for each in [*globals().values()] if isinstance(each, ProblemKind))
+
 _KIND_OF_STATUS = {
     kind.status: kind
     for kind in (BAD_REQUEST, NO_KEY, FORBIDDEN, NOT_FOUND, WRONG_METHOD, TOO_LARGE, WRONG_TYPE)
@@ -131,10 +133,11 @@ def problem_response(problem: ProblemError, request: Request) -> Response:
     if problem.retry_after_s is not None:
         # The header counts whole seconds; with 0, clients would try again at once.
         headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
-    return Response(problem_body(problem, state.request_id), kind.status, headers, MEDIA_TYPE)
+    body = problem_body(problem, state.request_id, state.trace_id)
+    return Response(body, kind.status, headers, MEDIA_TYPE)
 
 
-def problem_body(problem: ProblemError, request_id: str) -> bytes:
+def problem_body(problem: ProblemError, request_id: str, trace_id: str = "") -> bytes:
     """Return the problem details as JSON."""
     kind = problem.kind
     details: dict[str, Any] = {
@@ -144,6 +147,7 @@ def problem_body(problem: ProblemError, request_id: str) -> bytes:
         "detail": problem.detail,
         "instance": f"/requests/{request_id}",
         "request_id": request_id,
+        **({"trace_id": trace_id} if trace_id else {}),
         "errors": problem.errors,
         **problem.more,
     }

@@ -10,20 +10,101 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from reir.operations.search_log import Verdict
+from reir.prometheus_metric import PrometheusMetric
 from reir.results import SearchResult
-
-LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
+from reir_serving.http.problems import PROBLEM_KINDS
 
 UNKNOWN_ROUTE = "unknown"
 """Route label of requests that reached no route."""
 
 SHARED_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
+
+REQUESTS = PrometheusMetric(
+    "reir_serve_requests_total",
+    "counter",
+    "Number of requests that were answered.",
+    ("method", "route", "status"),
+)
+LATENCY = PrometheusMetric(
+    "reir_serve_latency_seconds",
+    "histogram",
+    "Time from the request to the end of its answer, in seconds.",
+    ("route",),
+    buckets=LATENCY_BUCKETS_S,
+)
+STAGE = PrometheusMetric(
+    "reir_serve_stage_seconds",
+    "histogram",
+    "Duration of one stage of a search, in seconds.",
+    ("stage",),
+    buckets=LATENCY_BUCKETS_S,
+)
+BATCH = PrometheusMetric(
+    "reir_serve_batch_queries",
+    "histogram",
+    "Number of queries in one search call of the backend.",
+    buckets=BATCH_BUCKETS,
+)
+DEGRADED = PrometheusMetric(
+    "reir_serve_degraded_total",
+    "counter",
+    "Number of answers for which this stage was skipped.",
+    ("stage",),
+    starts_with=("rerank", "localize"),
+)
+PROBLEMS = PrometheusMetric(
+    "reir_serve_problems_total",
+    "counter",
+    "Number of requests that ended with this problem.",
+    ("problem",),
+    starts_with=tuple(kind.name for kind in PROBLEM_KINDS),
+)
+WRITES = PrometheusMetric(
+    "reir_serve_writes_total",
+    "counter",
+    "Number of photos added or deleted.",
+    ("action",),
+    starts_with=("add", "delete"),
+)
+FEEDBACK = PrometheusMetric(
+    "reir_serve_feedback_total",
+    "counter",
+    "Number of verdicts of users that were recorded.",
+    ("verdict",),
+    starts_with=get_args(Verdict),
+)
+SEARCH_LOG_DROPPED = PrometheusMetric(
+    "reir_serve_search_log_dropped_total",
+    "counter",
+    "Number of events that the search log could not write.",
+)
+WORKER_BATCH = PrometheusMetric(
+    "reir_serve_worker_batch",
+    "histogram",
+    "Number of calls that a worker processed in one batch.",
+    ("worker",),
+    buckets=BATCH_BUCKETS,
+)
+WORKER_WAITING = PrometheusMetric(
+    "reir_serve_worker_waiting", "gauge", "Number of calls that wait for a worker.", ("worker",)
+)
+IN_FLIGHT = PrometheusMetric(
+    "reir_serve_in_flight_requests", "gauge", "Number of requests in progress."
+)
+REPLICAS = PrometheusMetric(
+    "reir_serve_replicas", "gauge", "Number of processes that answer requests."
+)
+METRICS = tuple(each for each in [*globals().values()] if isinstance(each, PrometheusMetric))
 
 
 class Metrics:
@@ -37,49 +118,20 @@ class Metrics:
         if folder := os.environ.get(SHARED_FOLDER_VARIABLE):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self.registry = CollectorRegistry()
-        self._requests = self._counter(
-            "requests_total", "Number of requests that were answered.", "method", "route", "status"
-        )
-        self._latency = self._histogram(
-            "latency_seconds",
-            "Time from the request to the end of its answer, in seconds.",
-            "route",
-        )
-        self._stages = self._histogram(
-            "stage_seconds", "Duration of one stage of a search, in seconds.", "stage"
-        )
-        self._batch = Histogram(
-            "reir_serve_batch_queries",
-            "Number of queries in one search call of the backend.",
-            buckets=BATCH_BUCKETS,
-            registry=self.registry,
-        )
-        self._degraded = self._counter(
-            "degraded_total", "Number of answers for which this stage was skipped.", "stage"
-        )
-        self._problems = self._counter(
-            "problems_total", "Number of requests that ended with this problem.", "problem"
-        )
-        self._writes = self._counter("writes_total", "Number of photos added or deleted.", "action")
-        self._feedback = self._counter(
-            "feedback_total", "Number of verdicts of users that were recorded.", "verdict"
-        )
-        self._search_log_dropped = self._counter(
-            "search_log_dropped_total", "Number of events that the search log could not write."
-        )
-        self._worker_batch = Histogram(
-            "reir_serve_worker_batch",
-            "Number of calls that a worker processed in one batch.",
-            ["worker"],
-            buckets=BATCH_BUCKETS,
-            registry=self.registry,
-        )
-        self._worker_waiting = self._gauge(
-            "worker_waiting", "Number of calls that wait for a worker.", "worker"
-        )
-        self.in_flight = self._gauge("in_flight_requests", "Number of requests in progress.")
-        # Gauges are added up over all live processes, so this counts the replicas.
-        self._gauge("replicas", "Number of processes that answer requests.").set(1)
+        self._requests = REQUESTS.counter(self.registry)
+        self._latency = LATENCY.histogram(self.registry)
+        self._stages = STAGE.histogram(self.registry)
+        self._batch = BATCH.histogram(self.registry)
+        self._degraded = DEGRADED.counter(self.registry)
+        self._problems = PROBLEMS.counter(self.registry)
+        self._writes = WRITES.counter(self.registry)
+        self._feedback = FEEDBACK.counter(self.registry)
+        self._search_log_dropped = SEARCH_LOG_DROPPED.counter(self.registry)
+        self._worker_batch = WORKER_BATCH.histogram(self.registry)
+        # Gauges are added up over all live processes, so `REPLICAS` counts them.
+        self._worker_waiting = WORKER_WAITING.gauge(self.registry, multiprocess_mode="livesum")
+        self.in_flight = IN_FLIGHT.gauge(self.registry, multiprocess_mode="livesum")
+        REPLICAS.gauge(self.registry, multiprocess_mode="livesum").set(1)
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -136,22 +188,6 @@ class Metrics:
         all_processes = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
         return generate_latest(all_processes)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"reir_serve_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        options: dict[str, Any] = {"buckets": LATENCY_BUCKETS_S, "registry": self.registry}
-        return Histogram(f"reir_serve_{name}", text, labels, **options)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(
-            f"reir_serve_{name}",
-            text,
-            labels,
-            registry=self.registry,
-            multiprocess_mode="livesum",
-        )
 
 
 def _remove_gauges_of_ended_processes(folder: Path) -> None:

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
+from reir.prometheus_metric import PrometheusMetric
 from reir.sinks import Record
 from reir_training.run.tensorboard import validation_figures
 
-GAUGES = {
-    "loss": "Loss of the last reported step.",
-    "learning_rate": "Highest learning rate of the parameter groups.",
-    "step_seconds": "Mean duration of a step since the last report, in seconds.",
-    "epoch": "Current epoch, counted from 1.",
-}
+LOSS = PrometheusMetric("reir_train_loss", "gauge", "Loss of the last reported step.", ("run",))
+LEARNING_RATE = PrometheusMetric(
+    "reir_train_learning_rate",
+    "gauge",
+    "Highest learning rate of the optimizer's parameter groups.",
+    ("run",),
+)
+STEP_SECONDS = PrometheusMetric(
+    "reir_train_step_seconds",
+    "gauge",
+    "Mean duration of a step since the last report, in seconds.",
+    ("run",),
+)
+EPOCH = PrometheusMetric("reir_train_epoch", "gauge", "Current epoch, counted from 1.", ("run",))
+LOSS_PART = PrometheusMetric(
+    "reir_train_loss_part", "gauge", "Mean of a loss term over the epoch so far.", ("run", "part")
+)
+HELD_OUT = PrometheusMetric(
+    "reir_train_held_out", "gauge", "Validation figure of the last epoch.", ("run", "figure")
+)
+PHOTOS = PrometheusMetric(
+    "reir_train_photos_total", "counter", "Photos processed by all workers.", ("run",)
+)
+METRICS = tuple(each for each in [*globals().values()] if isinstance(each, PrometheusMetric))
+
+EXPORT_PREFIX = "ray_"
+"""What Ray puts before the names on its metrics port."""
 
 
 class Prometheus:
@@ -27,17 +49,16 @@ class Prometheus:
     def __init__(self, run: str) -> None:
         self._run = {"run": run}
         self._gauges = {
-            name: Gauge(f"reir_train_{name}", text, ("run",)) for name, text in GAUGES.items()
+            name: _gauge(metric)
+            for name, metric in {
+                "loss": LOSS,
+                "learning_rate": LEARNING_RATE,
+                "step_seconds": STEP_SECONDS,
+                "epoch": EPOCH,
+            }.items()
         }
-        self._part = Gauge(
-            "reir_train_loss_part", "Mean of a loss term over the epoch so far.", ("run", "part")
-        )
-        self._held_out = Gauge(
-            "reir_train_held_out", "Validation figure of the last epoch.", ("run", "figure")
-        )
-        self._photos = Counter(
-            "reir_train_photos_total", "Photos processed by all workers.", ("run",)
-        )
+        self._part, self._held_out = _gauge(LOSS_PART), _gauge(HELD_OUT)
+        self._photos = Counter(PHOTOS.name, PHOTOS.help, PHOTOS.labels)
 
     def write(self, record: Record) -> None:
         """Update the metrics from a record."""
@@ -53,3 +74,7 @@ class Prometheus:
 
     def close(self) -> None:
         """Do nothing: the metrics need no flushing."""
+
+
+def _gauge(metric: PrometheusMetric) -> Gauge:
+    return Gauge(metric.name, metric.help, metric.labels)

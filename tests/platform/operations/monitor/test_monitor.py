@@ -267,7 +267,7 @@ def test_labels_are_checked() -> None:
 
 def test_every_metric_is_exported_even_without_a_value() -> None:
     names = {family.name for family in MonitorCollector().collect()}
-    assert names == {f"reir_monitor_{metric.name}" for metric in METRICS}
+    assert names == {metric.name for metric in METRICS}
 
 
 def test_metrics_are_served_until_the_server_is_closed() -> None:
