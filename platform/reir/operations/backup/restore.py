@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reir.errors import ConfigError, GalleryNotFound, StoreDamaged
+from reir.images.decode import canonical_uri
 from reir.operations.backup.reports import Progress, RestoreReport
 from reir.operations.backup.saved import SavedBackup, open_backup
 from reir.operations.backup.verify import Sample, Verdict, difference_of, verify
 from reir.operations.erase import tombstones
 from reir.operations.lease import hold_lease
 from reir.operations.live_history import make_live
-from reir.records import ImageRecord, IndexedImage
+from reir.records import IndexedImage
 from reir.store.contract import InstanceStore, ServerStore, VersionInfo
 from reir.store.names import check_name
 
@@ -76,13 +78,17 @@ def restore_backup(
     backup.check(progress)
     # No photo may be erased between the check whether it was and its write.
     with hold_lease(store, f"{KIND}/{gallery}"), hold_lease(store, f"erase/{gallery}"):
-        backup = backup.without(_erased(store, gallery, backup))
-        job = _RestoreJob(store, gallery, backup, progress)
+        erased = tombstones.tombstones_of(store, gallery)
+        # Before anything else: the backup may contain a photo that was erased while it was written.
+        num_merged = erased.merge(backup.manifest.documents.get(tombstones.KIND, {}).values())
+        rows = itertools.chain.from_iterable(backup.record_parts())
+        backup = backup.without(filter(erased.covers, rows))
+        job = _RestoreJob(store, gallery, backup, erased, progress)
         version = job.begin(request.version)
         written, verdict = job.write_and_verify(version)
         documents = 0
         if not verdict.problems:
-            documents = job.restore_documents(version)
+            documents = num_merged + job.restore_documents(version)
             job.promote(version, request.promote)
             store.delete_documents(KIND, [f"{gallery}/{version}"])
         is_live = job.live_version() == version
@@ -109,6 +115,7 @@ class _RestoreJob:
     store: InstanceStore
     gallery: str
     backup: SavedBackup
+    erased: tombstones.Tombstones
     progress: Progress
 
     def begin(self, wanted: str) -> str:
@@ -154,19 +161,18 @@ class _RestoreJob:
         return num_photos, verify(self.store, self.gallery, info, self.backup, sample)
 
     def restore_documents(self, version: str) -> int:
-        """Write the documents of the gallery as far as they are missing; return their number."""
+        """Write canaries and sources, unless the gallery existed before; return their number."""
         found = self.store.find_documents(KIND, self._name(version)).get(self._name(version), {})
-        is_new = bool(found.get("new_gallery"))
-        written = 0
-        for kind, documents in self.backup.manifest.documents.items():
-            # What was erased is kept when a gallery is deleted, and must not get two keys.
-            is_erased = kind == tombstones.KIND
-            if is_erased and self.store.find_documents(kind, self._name("")):
-                continue
-            for name, value in documents.items() if is_new or is_erased else ():
-                self.store.put_document(kind, self._name(name), value)
-                written += 1
-        return written
+        documents = self.backup.manifest.documents if found.get("new_gallery") else {}
+        wanted = {
+            (kind, name): value
+            for kind in documents.keys() - {tombstones.KIND}
+            for name, value in documents[kind].items()
+            if not _names_photo(value, self.erased)
+        }
+        for (kind, name), value in wanted.items():
+            self.store.put_document(kind, self._name(name), value)
+        return len(wanted)
 
     def promote(self, version: str, wanted: bool | None) -> None:
         """Make the version live if that is wanted, or if none is live and nothing else is said."""
@@ -226,12 +232,12 @@ class _RestoreJob:
         return f"{self.gallery}/{name}"
 
 
-def _erased(store: InstanceStore, gallery: str, backup: SavedBackup) -> Iterator[ImageRecord]:
-    """Yield the photos of a backup that were erased from the gallery since."""
-    erased = tombstones.tombstones_of(store, gallery)
-    erased.refresh()
-    for records in backup.record_parts():
-        yield from filter(erased.covers, records)
+def _names_photo(document: Mapping[str, Any], erased: tombstones.Tombstones) -> bool:
+    """Whether a canary or a source is a photo that was erased since."""
+    if uri := document.get("uri"):
+        return erased.covers_uri(uri)
+    text = document.get("text", "")
+    return bool(text) and erased.covers_uri(text if "://" in text else canonical_uri(text))
 
 
 def _batches(images: Sequence[IndexedImage]) -> Iterator[list[IndexedImage]]:

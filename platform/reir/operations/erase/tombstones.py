@@ -2,7 +2,8 @@
 
 A source may still contain a photo that was erased. Each tombstone is a keyed hash of its URI, or of
 its content and tenant: enough to recognize the photo when it is listed or read again, but nothing
-from which it could be found. The key is a random number of the gallery.
+from which it could be found. The key is a random number of the gallery. A gallery into which a
+backup of another store was restored has the tombstones of both, each with their key.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from reir.records import ImageRecord
 from reir.store.contract import InstanceStore
 
 KIND = "erased"
-"""Kind of the documents: one with the key of each gallery, and parts with its tombstones."""
+"""Kind of the documents, each of which has some tombstones of a gallery, and their key."""
 
 PART_SIZE = 500
 FRESH_S = 2.0
@@ -44,42 +45,43 @@ class Tombstones:
     def __init__(self, store: InstanceStore, gallery: str) -> None:
         """Read them at the first use."""
         self._store, self._gallery = store, gallery
-        self._key = b""
-        self._hashes: frozenset[str] = frozenset()
         self._parts: Mapping[str, Mapping[str, Any]] = {}
+        self._hashes: Mapping[bytes, frozenset[str]] = {}
         self._read_s = float("-inf")
 
     def covers_uri(self, uri: str) -> bool:
         """Whether a photo with this URI was erased."""
         self._refresh_if_old()
-        return bool(self._hashes) and self._hash("uri", uri) in self._hashes
+        return any(_hash(key, "uri", uri) in hashes for key, hashes in self._hashes.items())
 
     def covers(self, record: ImageRecord) -> bool:
         """Whether this photo, or one of the same tenant with the same content, was erased."""
         self._refresh_if_old()
-        return bool(self._hashes) and not self._hashes.isdisjoint(self._hashes_of(record))
+        return any(
+            not hashes.isdisjoint(_hashes_of(key, record)) for key, hashes in self._hashes.items()
+        )
 
     def add(self, records: Collection[ImageRecord]) -> None:
         """Add photos that are about to be erased."""
         self.refresh()
-        if not self._key:
-            self._key = secrets.token_bytes(32)
-            self._store.put_document(KIND, f"{self._gallery}/key", {"key": self._key.hex()})
-        found = {each for record in records for each in self._hashes_of(record)} - self._hashes
-        numbers = [int(name.rpartition("/")[2]) for name in self._parts]
-        start = max(numbers, default=-1) + 1
-        for number, part in enumerate(_chunks(sorted(found)), start):
-            self._store.put_document(KIND, f"{self._gallery}/{number}", {"hashes": part})
-        self.refresh()
+        key = next(iter(self._hashes), None) or secrets.token_bytes(32)
+        self._add(key, {each for record in records for each in _hashes_of(key, record)})
 
-    def remove(self, records: Iterable[ImageRecord]) -> None:
+    def merge(self, documents: Iterable[Mapping[str, Any]]) -> int:
+        """Add the tombstones of a backup; return how many of its documents brought new ones."""
+        self.refresh()
+        return sum(self._add(bytes.fromhex(each["key"]), set(each["hashes"])) for each in documents)
+
+    def remove(self, records: Collection[ImageRecord]) -> None:
         """Remove photos that are wanted again."""
         self.refresh()
-        wanted = {each for record in records for each in self._hashes_of(record)}
+        wanted = {
+            each for key in self._hashes for record in records for each in _hashes_of(key, record)
+        }
         for name, part in self._parts.items():
             kept = [each for each in part["hashes"] if each not in wanted]
             if len(kept) < len(part["hashes"]):
-                self._store.put_document(KIND, name, {"hashes": kept})
+                self._store.put_document(KIND, name, {**part, "hashes": kept})
         self.refresh()
 
     def _refresh_if_old(self) -> None:
@@ -88,22 +90,33 @@ class Tombstones:
 
     def refresh(self) -> None:
         """Read the tombstones again."""
-        found = self._store.find_documents(KIND, f"{self._gallery}/")
-        key = found.pop(f"{self._gallery}/key", None)
-        self._key = bytes.fromhex(key["key"]) if key else b""
-        self._parts = found
-        self._hashes = frozenset(each for part in found.values() for each in part["hashes"])
+        self._parts = self._store.find_documents(KIND, f"{self._gallery}/")
+        hashes: dict[bytes, set[str]] = {}
+        for part in self._parts.values():
+            hashes.setdefault(bytes.fromhex(part["key"]), set()).update(part["hashes"])
+        self._hashes = {key: frozenset(found) for key, found in hashes.items()}
         self._read_s = time.monotonic()
 
-    def _hashes_of(self, record: ImageRecord) -> Iterator[str]:
-        yield self._hash("uri", record.uri)
-        if record.content_hash:  # its bytes may never have been read
-            # With the tenant, since two of them may own the same picture.
-            yield self._hash("content", f"{tenant_of(record.attributes)}/{record.content_hash}")
+    def _add(self, key: bytes, hashes: set[str]) -> bool:
+        """Add tombstones with their key; return whether any of them is new."""
+        new = sorted(hashes - self._hashes.get(key, frozenset()))
+        start = 1 + max((int(name.rpartition("/")[2]) for name in self._parts), default=-1)
+        for number, part in enumerate(_chunks(new), start):
+            values = {"key": key.hex(), "hashes": part}
+            self._store.put_document(KIND, f"{self._gallery}/{number}", values)
+        self.refresh()
+        return bool(new)
 
-    def _hash(self, kind: str, text: str) -> str:
-        digest = hmac.new(self._key, f"{kind}:{text}".encode(), hashlib.sha256).hexdigest()
-        return digest[:_HEX_DIGITS]
+
+def _hashes_of(key: bytes, record: ImageRecord) -> Iterator[str]:
+    yield _hash(key, "uri", record.uri)
+    if record.content_hash:  # its bytes may never have been read
+        # With the tenant, since two of them may own the same picture.
+        yield _hash(key, "content", f"{tenant_of(record.attributes)}/{record.content_hash}")
+
+
+def _hash(key: bytes, kind: str, text: str) -> str:
+    return hmac.new(key, f"{kind}:{text}".encode(), hashlib.sha256).hexdigest()[:_HEX_DIGITS]
 
 
 def _chunks(hashes: list[str]) -> Iterator[list[str]]:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from reir.images.decode import path_of_uri
 from reir.operations.backup import pairs
 from reir.operations.backup.reports import BackupReport, RestoreReport
 from reir.operations.backup.write import recorded_backups
@@ -174,7 +176,7 @@ def test_documents_of_the_gallery_come_back_with_it(
     Tombstones(full_store, G).add([erased])
     back_up(full_store, tmp_path / "b")
     other = MemoryStore()
-    assert restore(other, tmp_path / "b", gallery="copy").documents == 5
+    assert restore(other, tmp_path / "b", gallery="copy").documents == 4
     assert {each.expression for each in canaries_of(other, "copy")} == {"a giraffe", "caf\u00e9"}
     assert other.find_documents("source") == {"copy/1f": {"text": "/data"}}
     assert Tombstones(other, "copy").covers(erased)
@@ -198,3 +200,47 @@ def test_erased_photos_stay_out(
     restored = restore(embedded, tmp_path / "b")
     assert (restored.problems, restored.erased, restored.written) == ((), 2, 40)
     assert embedded.get_images(G, V, ["copy", copy.same_as]) == {}
+
+
+def test_canaries_and_sources_that_are_erased_photos_stay_out(
+    full_store: MemoryStore, tmp_path: Path, back_up: BackUp, restore: Restore
+) -> None:
+    gone, kept = islice(full_store.iter_images(G, V), 2)
+    texts = [gone.uri, str(path_of_uri(gone.uri)), "/data", kept.uri]
+    for number, text in enumerate(texts):
+        full_store.put_document("source", f"{G}/{number}", {"text": text})
+    canaries = [Canary(expression=each.uri, uri=each.uri) for each in (gone, kept)]
+    add_canaries(full_store, G, [*canaries, Canary(expression="a giraffe", absent=True)])
+    back_up(full_store, tmp_path / "b")
+    store = MemoryStore()
+    Tombstones(store, G).add([gone])
+    assert restore(store, tmp_path / "b").erased == 1
+    assert {each["text"] for each in store.find_documents("source").values()} == {"/data", kept.uri}
+    assert {each.uri for each in canaries_of(store, G)} == {kept.uri, ""}
+
+
+def test_what_was_erased_in_either_store_stays_out(
+    full_store: MemoryStore, tmp_path: Path, back_up: BackUp, restore: Restore
+) -> None:
+    """A gallery moves to another store and back, and photos are erased in both."""
+    first, second, third, other = islice(full_store.iter_images(G, V), 4)
+    Tombstones(full_store, G).add([first])
+    back_up(full_store, tmp_path / "there")
+    server = MemoryStore()
+    restore(server, tmp_path / "there")
+    Tombstones(server, G).add([second])
+    Tombstones(server, "unrelated").add([other])
+    back_up(server, tmp_path / "back")
+    Tombstones(full_store, G).add([third])
+    assert restore(full_store, tmp_path / "back", version="back").documents == 1
+    erased = Tombstones(full_store, G)
+    assert [erased.covers(each) for each in (first, second, third, other)] == [True] * 3 + [False]
+    assert restore(full_store, tmp_path / "back", version="back").documents == 0
+    # A gallery that has never had a key in common with the backup.
+    stranger = MemoryStore()
+    Tombstones(stranger, G).add([third])
+    restore(stranger, tmp_path / "there")
+    erased = Tombstones(stranger, G)
+    assert [erased.covers_uri(each.uri) for each in (first, second, third)] == [True, False, True]
+    erased.remove([first, third])
+    assert not any(Tombstones(stranger, G).covers(each) for each in (first, third))
