@@ -7,6 +7,9 @@ rate, size, time). Every error on the way becomes problem details (RFC 9457).
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -52,8 +55,10 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     Raises:
         ConfigError: the keys file cannot be used.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     metrics = metrics or Metrics()
+    app = FastAPI(
+        docs_url=None, redoc_url=None, openapi_url="/openapi.json", lifespan=_closing(metrics)
+    )
     keys = KeyRing(config.keys_file) if config.keys_file else None
     log = _search_log(config, metrics)
     app.state.app_state = AppState(backend, config, metrics, PictureCache(), keys, log)
@@ -71,6 +76,17 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     app.add_middleware(AdmissionMiddleware, admission=app.state.admission)
     set_openapi(app, search.EXTRA_MODELS, needs_key=keys is not None)
     return app
+
+
+def _closing(metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return a lifespan that closes the metrics when the application is stopped."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        metrics.close()
+
+    return lifespan
 
 
 def _search_log(config: ServeConfig, metrics: Metrics) -> SearchLog | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -104,6 +105,11 @@ IN_FLIGHT = PrometheusMetric(
 REPLICAS = PrometheusMetric(
     "reir_serve_replicas", "gauge", "Number of processes that answer requests."
 )
+REPLICAS_KILLED = PrometheusMetric(
+    "reir_serve_replicas_killed_total",
+    "counter",
+    "Number of processes that ended without having been stopped.",
+)
 METRICS = tuple(each for each in [*globals().values()] if isinstance(each, PrometheusMetric))
 
 
@@ -132,6 +138,7 @@ class Metrics:
         self._worker_waiting = WORKER_WAITING.gauge(self.registry, multiprocess_mode="livesum")
         self.in_flight = IN_FLIGHT.gauge(self.registry, multiprocess_mode="livesum")
         REPLICAS.gauge(self.registry, multiprocess_mode="livesum").set(1)
+        self._killed = REPLICAS_KILLED.counter(self.registry)
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -179,20 +186,30 @@ class Metrics:
         self._worker_batch.labels(worker).observe(size)
         self._worker_waiting.labels(worker).set(waiting)
 
+    def close(self) -> None:
+        """Remove the gauges of this process, which is being stopped."""
+        if folder := os.environ.get(SHARED_FOLDER_VARIABLE):
+            multiprocess.mark_process_dead(os.getpid(), folder)  # type: ignore[no-untyped-call]
+
     def text(self) -> bytes:
         """Return the metrics of all processes of this server, in Prometheus's text format."""
         folder = os.environ.get(SHARED_FOLDER_VARIABLE)
         if folder is None:
             return generate_latest(self.registry)
-        _remove_gauges_of_ended_processes(Path(folder))
+        self._killed.inc(_remove_gauges_of_killed_processes(Path(folder)))
         all_processes = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_processes)  # type: ignore[no-untyped-call]
         return generate_latest(all_processes)
 
 
-def _remove_gauges_of_ended_processes(folder: Path) -> None:
-    # Ray may kill a replica, which then cannot remove its gauges itself.
-    for file in folder.glob("gauge_live*_*.db"):
+def _remove_gauges_of_killed_processes(folder: Path) -> int:
+    """Remove the gauges of processes that ended without `Metrics.close`; return their number."""
+    num_killed = 0
+    for file in folder.glob("gauge_live*_*.db"):  # all gauges of a process are in one file
         pid = file.stem.rpartition("_")[2]
         if not Path("/proc", pid).exists():
-            multiprocess.mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call]
+            # Several processes may find the file at once; the one that removes it counts it.
+            with suppress(FileNotFoundError):
+                file.unlink()
+                num_killed += 1
+    return num_killed

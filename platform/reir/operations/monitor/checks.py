@@ -14,6 +14,7 @@ import numpy as np
 from reir.errors import GalleryNotFound, StoreError
 from reir.operations.canary import Canary, canaries_of
 from reir.operations.gate.recall import search_recall
+from reir.operations.lease import holder_of
 from reir.operations.monitor import metrics
 from reir.operations.monitor.metrics import Sample
 from reir.operations.monitor.searches import LoggedSearches
@@ -21,6 +22,9 @@ from reir.store.contract import InstanceStore, VersionInfo
 
 SOURCE, REINDEX, BACKUP = "source", "reindex", "backup"
 """Kinds of documents that indexing, re-indexing and backups leave in the store."""
+
+REINDEX_ENDS = ("done", "rejected", "dropped")
+"""States in which a re-indexing job has ended."""
 
 RECALL_EXPRESSIONS = 50
 
@@ -173,6 +177,9 @@ def _document_samples(store: InstanceStore, gallery: str) -> Iterator[Sample]:
     if job is not None:
         yield metrics.REINDEX_STATE.sample(1, gallery, job["state"])
         yield metrics.REINDEX_CHANGED.sample(job["updated_s"], gallery)
+        has_ended = job["state"] in REINDEX_ENDS
+        is_stopped = not has_ended and holder_of(store, f"{REINDEX}/{gallery}") is None
+        yield metrics.REINDEX_STOPPED.sample(is_stopped, gallery)
         if job["state"] == "done":
             indexed_s.append(job["updated_s"])
     if indexed_s:

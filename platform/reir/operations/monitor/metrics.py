@@ -97,6 +97,12 @@ REINDEX_CHANGED = MonitorMetric(
     "Unix time at which the last re-indexing job changed its state.",
     GALLERY,
 )
+REINDEX_STOPPED = MonitorMetric(
+    "reir_monitor_reindex_stopped",
+    "gauge",
+    "Whether the last re-indexing job has not ended, but no process works on it: 1 or 0.",
+    GALLERY,
+)
 
 RECALL = MonitorMetric(
     "reir_monitor_recall_ratio",

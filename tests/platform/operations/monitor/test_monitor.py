@@ -21,6 +21,7 @@ from reir.errors import ConfigError, StoreUnavailable
 from reir.images.decode import canonical_uri
 from reir.operations.canary import Canary, add_canaries
 from reir.operations.gate.recall import search_recall
+from reir.operations.lease import hold_lease
 from reir.operations.monitor import checks, exporter, searches
 from reir.operations.monitor.checks import CHECKS, MonitoredSystem
 from reir.operations.monitor.exporter import Monitor, serve_metrics
@@ -31,6 +32,7 @@ from reir.operations.schedule.schedules import Schedule, add_schedule
 from reir.store import InstanceStore, open_store
 from reir_ingestion.known_sources import known_source
 from reir_ingestion.pipeline import index
+from reir_ingestion.reindex.job import State
 from reir_ingestion.sources import SourceOptions, open_source
 from reir_ingestion.stages import IndexOptions
 from reir_testing import FakeEncoder
@@ -196,6 +198,15 @@ def test_backups_and_reindexing_jobs_are_told(system: MonitoredSystem) -> None:
     values = measure(system)
     assert values[f"reir_monitor_reindex_timestamp_seconds,{G}"] == later_s
     assert values[f"reir_monitor_index_timestamp_seconds,{G}"] < later_s
+
+
+def test_a_reindexing_job_that_nobody_works_on_is_told(system: MonitoredSystem) -> None:
+    stopped = f"reir_monitor_reindex_stopped,{G}"
+    for state in State:
+        system.store.put_document("reindex", G, {"state": state.value, "updated_s": 1.0})
+        assert measure(system)[stopped] == (not state.is_end)
+        with hold_lease(system.store, f"reindex/{G}"):
+            assert measure(system)[stopped] == 0
 
 
 def test_schedules_are_told(system: MonitoredSystem, monkeypatch: pytest.MonkeyPatch) -> None:

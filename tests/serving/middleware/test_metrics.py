@@ -1,0 +1,83 @@
+"""The metrics that the processes of a server count together, also when one of them is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from reir_serving.middleware.metrics import SHARED_FOLDER_VARIABLE
+
+# The Prometheus client decides by the environment of the process, so each replica is a process.
+REPLICA = """
+import sys
+from reir_serving.middleware.metrics import Metrics
+metrics = Metrics()
+print("ready", flush=True)
+for line in sys.stdin:
+    if line.strip() == "stop":
+        metrics.close()
+        break
+    values = dict(each.rsplit(" ", 1) for each in metrics.text().decode().splitlines())
+    print(values[line.strip()], flush=True)
+"""
+
+
+class Replica:
+    """A process that counts."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def value(self, metric: str) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{metric}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        self._process.communicate("stop\n")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "metrics"
+
+
+@contextmanager
+def replica(folder: Path) -> Iterator[Replica]:
+    with subprocess.Popen(
+        [sys.executable, "-c", REPLICA],
+        env={**os.environ, SHARED_FOLDER_VARIABLE: str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Replica(process)
+        process.kill()
+
+
+def test_killed_replicas_are_counted_and_stopped_ones_are_not(folder: Path) -> None:
+    running, killed = "reir_serve_replicas", "reir_serve_replicas_killed_total"
+    with replica(folder) as first, replica(folder) as second, replica(folder) as third:
+        assert (first.value(running), first.value(killed)) == (3, 0)
+        second.stop()
+        assert (first.value(running), first.value(killed)) == (2, 0)
+        third.kill()
+        assert (first.value(running), first.value(killed)) == (1, 1)
+        with replica(folder) as fourth:
+            assert (fourth.value(running), fourth.value(killed)) == (2, 1), "counted only once"
+            first.kill()
+            assert (fourth.value(running), fourth.value(killed)) == (1, 2)
