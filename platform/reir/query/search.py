@@ -5,11 +5,12 @@ Knows the store's contract and the encoder's interface; no model, no Ray and no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from reir.encoders import (
     TRAINED_KIND,
@@ -18,7 +19,13 @@ from reir.encoders import (
     load_encoder_spec,
     stored_spec,
 )
-from reir.errors import CheckpointError, GalleryNotFound, QueryError, nearest_name
+from reir.errors import (
+    CheckpointError,
+    GalleryNotFound,
+    QueryError,
+    SchemaMismatch,
+    nearest_name,
+)
 from reir.images.decode import read_bytes
 from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_words
 from reir.models.reranker import Reranker
@@ -35,6 +42,11 @@ from reir.records import Box, FloatArray, MaskRle
 from reir.results import GalleryInfo, Localization, SearchResult
 from reir.store.contract import InstanceStore
 from reir.text import validate_expression
+
+T = TypeVar("T")
+
+MAX_RELOADS = 3
+"""So often a search loads another model, if a version of another model becomes live meanwhile."""
 
 
 def open_gallery(
@@ -53,7 +65,8 @@ def open_gallery(
             `reir.store.open_store` accepts; None means the default location.
         encoder: an encoder, or its name in the form that `reir.encoders` accepts.
         checkpoint: checkpoint directory, instead of an encoder. If neither is given, the encoder
-            that the version was indexed with is loaded.
+            that the version was indexed with is loaded, and another one as soon as a version of
+            another encoder becomes live.
         version: the version to search, whichever is live; empty for the live one.
 
     Raises:
@@ -72,18 +85,10 @@ def open_gallery(
         check_gallery(store, name)  # before the checkpoint, which takes seconds to load
         if encoder is None and checkpoint is not None:
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
-        folder = None
-        if encoder is None:
-            if not version:
-                # For its error: without a live version, `stored_spec` names the shipped checkpoint.
-                store.live_version(name)
-            spec = stored_spec(store, name, version)
-            encoder, folder = _load_own(name, spec), checkpoint_folder(spec)
-        elif isinstance(encoder, str):
-            folder = checkpoint_folder(encoder)
-            encoder = load_encoder_spec(encoder)
-        extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
-        gallery = Gallery(name, store, encoder, extras, version=version)
+        model = _own_model(store, name, version) if encoder is None else _chosen_model(encoder)
+        gallery = Gallery(name, store, *model, version=version)
+        if encoder is None and not version:
+            gallery.own_model = partial(_own_model, store, name)
         gallery.owned = owned.pop_all()  # from here on, the gallery closes the store
         return gallery
 
@@ -117,6 +122,9 @@ class CheckpointExtras:
 
     reranker: Reranker | None = None
     calibration: Calibration | None = None
+
+
+Model = tuple[InstanceEncoder, CheckpointExtras]
 
 
 def load_extras(folder: Path, digest: str) -> CheckpointExtras:
@@ -185,12 +193,13 @@ class Gallery(AbstractContextManager["Gallery"]):
     """A gallery open for searching; use it as a context manager, or call `close`.
 
     Every search asks the store for the live version, so a promotion takes effect with the next
-    search.
+    search. If another model indexed the new version, that search loads the model first.
 
     Attributes:
         name: name of the gallery.
         stages: the stages of a query.
         owned: resources that `close` releases, such as a store that was opened for this gallery.
+        own_model: loads the model that the live version was indexed with; None to keep `encoder`.
     """
 
     def __init__(
@@ -213,9 +222,20 @@ class Gallery(AbstractContextManager["Gallery"]):
         """
         self.name = name
         self.owned = ExitStack()
-        self._retriever = Retriever(store, name, encoder.digest, encoder.dim, version)
-        self._store, self._encoder = store, encoder
-        self._extras = extras = extras or CheckpointExtras()
+        self.own_model: Callable[[], Model] | None = None
+        self._store, self._version = store, version
+        self._use(encoder, extras or CheckpointExtras())
+
+    def _use(self, encoder: InstanceEncoder, extras: CheckpointExtras) -> None:
+        """Search with a model.
+
+        Raises:
+            GalleryNotFound: no such gallery, or none of its versions is live.
+            SchemaMismatch: the version to search was built with another checkpoint.
+        """
+        name, store = self.name, self._store
+        self._retriever = Retriever(store, name, encoder.digest, encoder.dim, self._version)
+        self._encoder, self._extras = encoder, extras
         reranker = extras.reranker
         self._localizer = PixelLocalizer(encoder, extras.calibration)
         self.stages = LocalStages(
@@ -253,7 +273,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             GalleryNotFound: the gallery is gone.
             SchemaMismatch: the version was built with another checkpoint.
         """
-        return self._retriever.refresh()
+        return self._with_live_model(lambda: self._retriever.refresh())
 
     def search(self, expression: str, **options: Unpack[SearchOptions]) -> SearchResult:
         """Find the instances that an expression describes.
@@ -313,11 +333,23 @@ class Gallery(AbstractContextManager["Gallery"]):
             if box is not None:
                 raise QueryError("box", "belongs to a photo; an instance has its own box")
             term = Term(instance_id=like)
-        else:
-            data = like if isinstance(like, bytes) else read_bytes(like)
-            term = Term(vector=vector_of(self._encoder, data, box))
+            return self._ask_similar(lambda: term, expression, options)
+        data = like if isinstance(like, bytes) else read_bytes(like)
+        return self._ask_similar(
+            lambda: Term(vector=vector_of(self._encoder, data, box)), expression, options
+        )
+
+    def _ask_similar(
+        self, term: Callable[[], Term], expression: str | None, options: SearchOptions
+    ) -> SearchResult:
         described = [] if expression is None else [Term(expression=expression)]
-        return self.ask([query_of([term, *described], options)])[0]
+
+        def ask() -> SearchResult:
+            # The vector of a photo belongs to one model, so it is made again with another one.
+            query = query_of([term(), *described], options)
+            return run_now(answer([query], self.stages))[0]
+
+        return self._with_live_model(ask)
 
     def localize(
         self, photo: bytes | Path, expression: str, k: int = 5, *, masks: bool = False
@@ -346,7 +378,20 @@ class Gallery(AbstractContextManager["Gallery"]):
             SchemaMismatch: the version that has become live was built with another checkpoint.
         """
         # Without an event loop, so that searches also work where one runs already (notebooks).
-        return run_now(answer(queries, self.stages))
+        return self._with_live_model(lambda: run_now(answer(queries, self.stages)))
+
+    def _with_live_model(self, work: Callable[[], T]) -> T:
+        """Do `work`, again with another model if a version of that model has become live."""
+        for _ in range(MAX_RELOADS):
+            try:
+                return work()
+            except SchemaMismatch:
+                if self.own_model is None:
+                    raise
+            # Loading takes seconds, in which yet another version may become live.
+            with suppress(SchemaMismatch):
+                self._use(*self.own_model())
+        return work()
 
     def __repr__(self) -> str:
         return f"Gallery({self.name!r}, version {self.version!r})"
@@ -374,12 +419,29 @@ def check_gallery(store: InstanceStore, name: str) -> None:
         raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
 
 
-def _load_own(gallery: str, spec: str) -> InstanceEncoder:
-    """Load the encoder that a gallery's live version was indexed with."""
+def _chosen_model(encoder: InstanceEncoder | str) -> Model:
+    """Return an encoder and, if it is named, the optional parts of its checkpoint."""
+    if not isinstance(encoder, str):
+        return encoder, CheckpointExtras()
+    return _with_extras(load_encoder_spec(encoder), encoder)
+
+
+def _own_model(store: InstanceStore, gallery: str, version: str = "") -> Model:
+    """Load the model that a version was indexed with, by default the live one."""
+    if not version:
+        # For its error: without a live version, `stored_spec` names the shipped checkpoint.
+        store.live_version(gallery)
+    spec = stored_spec(store, gallery, version)
     try:
-        return load_encoder_spec(spec)
+        return _with_extras(load_encoder_spec(spec), spec)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; gallery '{gallery}' was indexed with {spec or 'the shipped checkpoint'}. "
             f"If it has moved, name its new place with --encoder (encoder= in Python)"
         ) from error
+
+
+def _with_extras(encoder: InstanceEncoder, spec: str) -> Model:
+    folder = checkpoint_folder(spec)
+    extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
+    return encoder, extras

@@ -57,6 +57,9 @@ reader of an embedded store computes a part of its int8 codes at each search
 SLICE_QUERIES = 4
 """Number of queries of one request that are answered together before other requests get a turn."""
 
+MAX_RELOADS = 3
+"""So often a search loads another model, if a version of another model becomes live meanwhile."""
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -198,14 +201,19 @@ class Service:
     async def _answer_slice(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer the queries of one slice together."""
         stages = await self._stages(gallery)
-        try:
-            return await answer(queries, stages)
-        except SchemaMismatch:  # a version that another model indexed has become live
-            await self._reload_model(gallery)
-        return await answer(queries, await self._stages(gallery))
+        for _ in range(MAX_RELOADS):
+            try:
+                return await answer(queries, stages)
+            except SchemaMismatch:  # a version that another model indexed has become live
+                # The vector of a photo belongs to one model, so the photo has to be sent again.
+                if any(term.vector is not None for query in queries for term in query.terms):
+                    raise
+                await self._reload_model(gallery)
+                stages = await self._stages(gallery)
+        return await answer(queries, stages)
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
-        """Return the (D,) vector of the instance that a box overlaps most.
+        """Return the (D,) vector of the instance that a box overlaps most, by the live model.
 
         Without a box, return the vector of the whole photo.
 
@@ -213,8 +221,9 @@ class Service:
             ImageError: the photo cannot be decoded.
             QueryError: no instance overlaps the box.
         """
-        stages = await self._stages(gallery)
-        return await self._workers.vector_of(stages.model.spec, data, box)
+        version = await self._ask_store(lambda: self._version_info(gallery))
+        model = await self._live_model(gallery, version)
+        return await self._workers.vector_of(model.spec, data, box)
 
     async def localize(self, data: bytes, expression: str, k: int, *, masks: bool) -> Localization:
         """Return the instances of an encoded photo that an expression describes.
@@ -260,10 +269,7 @@ class Service:
         # Read once, so that the photo is encoded for the version that it is written to, even if
         # another version becomes live meanwhile.
         version = await self._ask_store(lambda: self._version_info(gallery))
-        model = (await self._stages(gallery)).model
-        # A version that another model indexed may have become live since the stages were created.
-        if model.digest != version.spec.digest:
-            model = await self._reload_model(gallery)
+        model = await self._live_model(gallery, version)
         encoded = await self._workers.encode_photo(model.spec, version.spec, data)
         place = gallery, version.name
         return await self._ask_store(
@@ -357,6 +363,14 @@ class Service:
         # Read again for each request, because live settings may have changed.
         stages.pinned = self.live.pinned.get(gallery, "")
         return stages
+
+    async def _live_model(self, gallery: str, version: VersionInfo) -> ModelInfo:
+        """Return the model of a version of a gallery that was live a moment ago."""
+        model = (await self._stages(gallery)).model
+        # Another model may have indexed it than the one that was live when the stages were created.
+        if model.digest != version.spec.digest:
+            model = await self._reload_model(gallery)
+        return model
 
     async def _reload_model(self, gallery: str) -> ModelInfo:
         """Load the model with which the live version of a gallery was indexed.

@@ -23,6 +23,7 @@ from reir.results import Hit
 from reir.store import InstanceRow, InstanceStore, VersionSpec, open_store
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.fake_models import FAKE_KINDS, BetterEncoder, WorseEncoder
 from reir_testing.lookup_gallery import (
     DIM,
     TIED_VECTORS,
@@ -31,6 +32,7 @@ from reir_testing.lookup_gallery import (
     images_from_vectors,
     indexed_image,
 )
+from reir_testing.serving import draw_photo, index_photos
 
 
 class CountingStore(MemoryStore):
@@ -276,6 +278,33 @@ def test_a_promotion_to_another_checkpoint_is_refused_and_mended_by_promoting_ba
         gallery.search("number 0")
     store.promote("photos", "v1")
     assert gallery.search("number 0").version == "v1"
+
+
+def test_a_gallery_loads_the_model_of_a_version_that_becomes_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.encoders.KINDS", FAKE_KINDS)
+    store = MemoryStore()
+    (photo,) = [draw_photo(tmp_path, "green")]
+    index_photos(store, "g", [photo], "v1", FakeEncoder())
+    index_photos(store, "g", [photo], "v2", BetterEncoder(), spec="better:x")
+    index_photos(store, "g", [photo], "v3", WorseEncoder(), spec="worse:x")
+    store.promote("g", "v1")
+    with open_gallery("g", store=store) as gallery:
+        assert gallery.search("the green one").version == "v1"
+        store.promote("g", "v2")
+        assert gallery.search("the green one").digest == BetterEncoder().digest
+        store.promote("g", "v1")
+        assert gallery.similar(photo).digest == FakeEncoder().digest
+        store.promote("g", "v3")
+        assert gallery.refresh() == "v3"
+        # This model understands expressions in another way.
+        right, wrong = gallery.encode_expressions(["the green one"]), FakeEncoder()
+        assert not np.allclose(right, wrong.encode_expressions(["the green one"]))
+    with open_gallery("g", store=store, encoder="worse:x") as gallery:
+        store.promote("g", "v1")
+        with pytest.raises(SchemaMismatch):  # this model was asked for
+            gallery.search("the green one")
 
 
 @pytest.mark.parametrize(

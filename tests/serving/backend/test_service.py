@@ -181,7 +181,18 @@ def test_a_promotion_to_another_checkpoint_loads_its_model(
     store.upsert_images("g", "v2", list(images.values()))
     store.promote("g", "v2")
     run(asyncio.sleep(LIVE_STALE_S))
+    photo = (tmp_path / "photos" / "green.png").read_bytes()
+    vector = run(service.vector_of("g", photo, None))
+    assert run(service.search("g", [Query(terms=(Term(vector=vector),))]))[0].digest == "newer"
     assert search(service, "the green one").digest == "newer"
+
+    store.promote("g", "v1")
+    run(asyncio.sleep(LIVE_STALE_S))
+    with pytest.raises(SchemaMismatch):  # the vector is one of the model that is live no longer
+        run(service.search("g", [Query(terms=(Term(vector=vector),))]))
+    assert search(service, "the green one").version == "v1"
+    store.promote("g", "v2")
+    run(asyncio.sleep(LIVE_STALE_S))
 
     with pytest.raises(SchemaMismatch, match="reir index SOURCE --gallery g"):
         search(make(encoder="clare-nano"), "the green one")
