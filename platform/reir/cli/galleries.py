@@ -147,8 +147,11 @@ def rollback(gallery: Gallery, as_json: AsJson = False, store: Store = None) -> 
     from reir.operations.live_history import roll_back
 
     with connect(store) as opened:
-        _versions(opened, gallery)
-        before, live = roll_back(opened, gallery)
+        try:
+            before, live = roll_back(opened, gallery)
+        except GalleryNotFound:
+            _versions(opened, gallery)  # its message names the galleries that exist
+            raise
     if as_json:
         print_json({"gallery": gallery, "live": live, "was": before})
     else:

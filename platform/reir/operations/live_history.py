@@ -66,14 +66,15 @@ def roll_back(store: InstanceStore, gallery: str) -> tuple[str, str]:
         GalleryNotFound: there is no such gallery, or none of its versions is live.
     """
     current = store.live_version(gallery)
-    earlier = [each for each in live_history(store, gallery) if each.version != current]
+    earlier = live_history(store, gallery)
     while earlier:
         target = earlier[-1].version
         # Not checked before: listing the versions counts their photos, which takes far longer.
-        with suppress(GalleryNotFound):
-            store.promote(gallery, target)
-            _write(store, gallery, earlier)
-            return current, target
+        if target != current:
+            with suppress(GalleryNotFound):
+                store.promote(gallery, target)
+                _write(store, gallery, earlier)
+                return current, target
         earlier.pop()
     others = ", ".join(each.name for each in store.versions(gallery) if each.name != current)
     advice = (

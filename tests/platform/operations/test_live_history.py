@@ -42,6 +42,23 @@ def test_going_back_twice_goes_back_two_versions(store: MemoryStore) -> None:
     assert store.live_version(G) == "a"
 
 
+def test_going_back_after_versions_took_turns_goes_back_to_each_of_them(store: MemoryStore) -> None:
+    for version in ("a", "b", "a", "b"):
+        make_live(store, G, version, by="test")
+    assert [roll_back(store, G)[1] for _ in range(3)] == ["a", "b", "a"]
+    with pytest.raises(StoreError, match="no version that was live before a is left"):
+        roll_back(store, G)
+
+
+def test_the_version_itself_is_skipped_if_the_one_in_between_was_deleted(
+    store: MemoryStore,
+) -> None:
+    for version in ("c", "a", "b", "a"):
+        make_live(store, G, version, by="test")
+    store.drop_version(G, "b")
+    assert roll_back(store, G) == ("a", "c")
+
+
 def test_versions_that_were_deleted_are_skipped(store: MemoryStore) -> None:
     for version in ("a", "b", "c"):
         make_live(store, G, version, by="test")
