@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from reir_ingestion.stages import IndexOptions
 
 
+SERVICE = "reir-index"
+"""Name in traces."""
+
+
 @dataclass
 class CommandRunner:
     """Indexes sources for a command, and shows the progress.
@@ -114,10 +118,15 @@ def choose_tiling(store: InstanceStore, gallery: str, tile: bool | None) -> Tili
 @contextmanager
 def open_sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]]:
     """Open the sinks that get the records of the run."""
-    from reir.sinks import JsonLines
+    from reir.sinks import JsonLines, Spans
+    from reir.tracing import set_variables, start_tracing, stop_tracing
 
+    set_variables()
     with ExitStack() as opened_sinks:
         sinks: list[Sink] = []
+        if start_tracing(SERVICE):
+            opened_sinks.callback(stop_tracing)
+            sinks.append(Spans())
         if events is not None:
             sinks.append(JsonLines(events))
             opened_sinks.callback(sinks[-1].close)

@@ -7,6 +7,7 @@ Runs in reader threads, and uses neither the store nor the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from PIL import Image
 from reir.errors import ImageError, ImageFailure, ImageUnreachable
 from reir.images.decode import content_hash, decode, image_id
 from reir.records import ImageRecord, IndexedImage, Instances, RgbImage
+from reir.tracing import Period
 from reir_ingestion.report import RunCounters
 from reir_ingestion.retries import call_with_retries
 from reir_ingestion.sources.contract import ABSENT_FILE, UNKNOWN_TIME_NS, Source, SourceFile
@@ -60,6 +62,7 @@ class LoadedImage:
         perceptual_hash: a hash that is similar for photos that look similar; empty if the photo was
             not decoded.
         same_as: id of the photo that already holds this content. If it is set, there are no pixels.
+        periods: when it was read and decoded.
     """
 
     pending: PendingImage
@@ -70,6 +73,7 @@ class LoadedImage:
     error: ImageError | None = None
     perceptual_hash: str = ""
     same_as: str = ""
+    periods: Sequence[Period] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -163,8 +167,9 @@ def load_image(
         retry_failed: whether content that failed before is decoded again.
         counters: count the time that reading and decoding take.
     """
+    periods: list[Period] = []
     try:
-        with counters.stage("read"):
+        with counters.stage("read", periods):
             # Only local files raise `ImageUnreachable`. Reads over a network have been retried by
             # the source already.
             data = call_with_retries(
@@ -174,22 +179,28 @@ def load_image(
             )
             digest = content_hash(data)
     except (ImageError, MemoryError) as error:  # out of memory: only this photo fails
-        return LoadedImage(pending, error=_failure(error))
+        return LoadedImage(pending, error=_failure(error), periods=periods)
     pending = _with_size(pending, len(data))
     # A file with a new time but unchanged bytes is not decoded.
     previous = pending.previous
     if previous is not None and _is_unchanged(
         previous, pending.file, digest, retry_failed=retry_failed
     ):
-        return LoadedImage(pending, digest)
+        return LoadedImage(pending, digest, periods=periods)
     try:
-        with counters.stage("decode"):
+        with counters.stage("decode", periods):
             image = decode(data, at_least_px=at_least_px)
             appearance = perceptual_hash(image.pixels)
     except (ImageError, MemoryError) as error:
-        return LoadedImage(pending, digest, error=_failure(error))
+        return LoadedImage(pending, digest, error=_failure(error), periods=periods)
     return LoadedImage(
-        pending, digest, image.pixels, image.width_px, image.height_px, perceptual_hash=appearance
+        pending,
+        digest,
+        image.pixels,
+        image.width_px,
+        image.height_px,
+        perceptual_hash=appearance,
+        periods=periods,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from reir.index_report import STAGES, IndexProgress, Stage
 from reir.records import ImageRecord
 from reir.sinks import Record, Sink
+from reir.tracing import Period
 
 Outcome = Literal["new", "changed", "unchanged"]
 
@@ -39,15 +40,27 @@ class BatchTimes:
     Attributes:
         listed_s: Unix times at which the images of the batch were listed.
         store_s: time in seconds that the store took to write the batch.
+        periods: when each stage worked on an image of the batch, or on the whole batch.
     """
 
     listed_s: Sequence[float] = ()
     store_s: float = 0.0
+    periods: Sequence[Period] = ()
 
     @property
     def freshness_s(self) -> float:
         """Time from the first listing to now, when the batch is searchable; never negative."""
         return max(time.time() - min(self.listed_s, default=time.time()), 0.0)
+
+    @property
+    def of_stages(self) -> dict[str, tuple[float, float]]:
+        """Stage -> Unix times at which it began and ended its work on the batch."""
+        times: dict[str, tuple[float, float]] = {}
+        for period in self.periods:
+            start_s, end_s = period.start_ns / 1e9, period.end_ns / 1e9
+            first_s, last_s = times.get(period.name, (start_s, end_s))
+            times[period.name] = min(first_s, start_s), max(last_s, end_s)
+        return times
 
 
 def peak_rss_bytes() -> int:
@@ -97,13 +110,15 @@ class RunCounters:
             return self._total
 
     @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
-        started_s = time.perf_counter()
+    def stage(self, name: Stage, periods: list[Period] | None = None) -> Iterator[None]:
+        """Add the time that the block takes to a stage, and its period to `periods`."""
+        start_ns, started_s = time.time_ns(), time.perf_counter()
         try:
             yield
         finally:
             spent_s = time.perf_counter() - started_s
+            if periods is not None:
+                periods.append(Period(name, start_ns, start_ns + round(spent_s * 1e9)))
             with self._lock:
                 self._seconds[name] += spent_s
 
@@ -300,4 +315,5 @@ def _batch_figures(
         "bytes": sum(row.size_bytes for row in records),
         "store_seconds": times.store_s,
         "freshness_seconds": times.freshness_s,
+        "stage_times": times.of_stages,
     }

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -24,6 +24,7 @@ from reir.models.interfaces import InstanceEncoder
 from reir.operations.erase.tombstones import Tombstones, tombstones_of
 from reir.records import ImageRecord, Instances, RgbImage
 from reir.store.contract import InstanceStore
+from reir.tracing import Period
 from reir_ingestion.content_index import ContentIndex, ImageUpdate
 from reir_ingestion.failures import FailureBudget, FailureLimit
 from reir_ingestion.known_sources import KnownSource
@@ -136,12 +137,14 @@ class EncodedBatch:
         touched: ledger rows of which only the time changes.
         unreachable: failures of this run for images that keep the instances of an earlier run.
         listed_s: Unix times at which the images were listed.
+        periods: when the stages worked on the images.
     """
 
     updates: list[ImageUpdate]
     touched: list[ImageRecord]
     unreachable: list[ImageRecord]
     listed_s: list[float]
+    periods: list[Period] = field(default_factory=list)
 
     @staticmethod
     def concatenate(parts: Sequence[EncodedBatch]) -> EncodedBatch:
@@ -151,6 +154,7 @@ class EncodedBatch:
             [record for part in parts for record in part.touched],
             [record for part in parts for record in part.unreachable],
             [each_s for part in parts for each_s in part.listed_s],
+            [period for part in parts for period in part.periods],
         )
 
 
@@ -246,9 +250,10 @@ def encode_batch(
         CheckpointError: the model returned more or fewer results than it got images.
     """
     pixels = [image.pixels for image in batch if image.pixels is not None]
-    with counters.stage("encode"):
+    periods = [period for image in batch for period in image.periods]
+    with counters.stage("encode", periods):
         results = iter(encode_images_or_fail(encoder, pixels))
-    encoded = EncodedBatch([], [], [], [image.pending.listed_s for image in batch])
+    encoded = EncodedBatch([], [], [], [image.pending.listed_s for image in batch], periods)
     for image in batch:
         previous = image.pending.previous
         if image.is_unchanged and previous is not None:
@@ -368,7 +373,8 @@ class Coordinator:
         touch = partial(self._store.touch_images, self._job.gallery, self._job.version, mtimes_ns)
         started_s = time.perf_counter()
         parts = self._split(self._without_erased(encoded.updates, counters))
-        with counters.stage("store"):
+        periods = list(encoded.periods)
+        with counters.stage("store", periods):
             records = [record for part in parts for record in self._write(part)]
             if mtimes_ns:
                 # The store reads these rows and writes them again, which would undo what another
@@ -379,7 +385,7 @@ class Coordinator:
         outcomes: list[Outcome] = ["new" if row is None else "changed" for row in previous]
         records += encoded.unreachable
         outcomes += ["unchanged"] * len(encoded.unreachable)
-        times = BatchTimes(encoded.listed_s, time.perf_counter() - started_s)
+        times = BatchTimes(encoded.listed_s, time.perf_counter() - started_s, periods)
         counters.add_written(records, outcomes, times)
         counters.add_unchanged(encoded.touched, read=True)
         # Last, because it may stop the run: `reir failures` can then list this batch's failures.

@@ -16,6 +16,7 @@ entry-point group `reir.settings`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -33,6 +34,7 @@ STORE = "store"
 
 DEFAULT = "default"
 _SEPARATOR = "__"
+_SECTION_OF_VARIABLE = re.compile(rf"REIR_([A-Z]+){_SEPARATOR}")
 
 Section = TypeVar("Section", bound=StrictConfig)
 Values = Mapping[str, Any]
@@ -157,15 +159,20 @@ def _file() -> dict[str, Any]:
             raise ConfigError(f"REIR_CONFIG names {path}, which does not exist; create it or unset")
         return {}
     values = read_yaml(path)
-    # The names only: loading the classes of all apps would make every command slow.
-    known = [STORE, *sorted(entry.name for entry in entry_points(group=GROUP))]
     for name in values:
-        if name not in known:
-            raise ConfigError(
-                f"unknown section '{name}' in {path}{nearest_name(name, known) or ';'} allowed: "
-                f"{', '.join(known)}"
-            )
+        if name != STORE:
+            _check_section(name, str(path), STORE)
     return values
+
+
+def _check_section(name: str, origin: str, *others: str) -> None:
+    # The names only: loading the classes of all apps would make every command slow.
+    known = [*others, *sorted(entry.name for entry in entry_points(group=GROUP))]
+    if name not in known:
+        raise ConfigError(
+            f"unknown section '{name}' in {origin}{nearest_name(name, known) or ';'} allowed: "
+            f"{', '.join(known)}"
+        )
 
 
 def _environment(section: str) -> Iterator[tuple[str, Values]]:
@@ -173,6 +180,8 @@ def _environment(section: str) -> Iterator[tuple[str, Values]]:
     prefix = f"REIR_{section.upper()}{_SEPARATOR}"
     for name in sorted(os.environ):
         if not name.startswith(prefix):
+            if found := _SECTION_OF_VARIABLE.match(name):
+                _check_section(found[1].lower(), f"environment {name}")
             continue
         keys = name.removeprefix(prefix).lower().split(_SEPARATOR)
         try:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from reir.tracing import Attributes, Period, record_span
+
 Record = Mapping[str, Any]
 
 
@@ -40,3 +42,46 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class Spans:
+    """Makes a span of each record that has `stage_times`, and one within it for each stage.
+
+    `stage_times` maps stages to Unix times of their start and end. The numbers of the record become
+    attributes of its span, and so do gallery and version of the record "start". Needs
+    `start_tracing`.
+    """
+
+    def __init__(self) -> None:
+        self._names: Attributes = {}
+
+    def write(self, record: Record) -> None:
+        """Record the spans of one record."""
+        if record["event"] == "start":
+            self._names = {f"reir.{name}": record[name] for name in ("gallery", "version")}
+        times: Mapping[str, tuple[float, float]] = record.get("stage_times", {})
+        if not times:
+            return
+        periods = [
+            Period(stage, round(start_s * 1e9), round(end_s * 1e9))
+            for stage, (start_s, end_s) in times.items()
+        ]
+        start_ns = min(each.start_ns for each in periods)
+        end_ns = max(each.end_ns for each in periods)
+        whole = record_span(
+            Period(record["event"], start_ns, end_ns),
+            attributes={**self._names, **_numbers(record)},
+        )
+        for period in periods:
+            record_span(period, parent=whole)
+
+    def close(self) -> None:
+        """Do nothing: `stop_tracing` sends the spans that still wait."""
+
+
+def _numbers(record: Record) -> dict[str, Any]:
+    return {
+        f"reir.{name}": value
+        for name, value in record.items()
+        if isinstance(value, int | float) and name != "time"
+    }

@@ -137,7 +137,7 @@ def test_the_store_of_the_file_is_the_default(home: Path, monkeypatch: pytest.Mo
 
 
 def test_the_apps_declare_their_sections() -> None:
-    assert list(sections()) == ["index", "monitor", "schedule", "serve"]
+    assert list(sections()) == ["index", "monitor", "schedule", "serve", "tracing"]
 
 
 # ---------------------------------------------------------------------------------- the commands
@@ -163,20 +163,15 @@ def test_settings_are_shown_with_their_origin(
     assert "did you mean 'index'" in capsys.readouterr().err
 
 
-def test_options_count_more_than_settings(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_variable_of_an_unknown_section_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(home, "schedule: {file: /nowhere/schedules.yaml}")
-    assert main.run(["schedule", "remove", "x"]) == 2
-    assert "there is no schedule 'x'" in capsys.readouterr().err
-    add = ["schedule", "add", "x", "--cron", "0 3 * * *", "--file", str(tmp_path / "s.yaml")]
-    assert main.run([*add, "--", "doctor"]) == 0
-    assert (tmp_path / "s.yaml").exists()
-    write(home, f"schedule: {{file: {tmp_path / 's.yaml'}}}")
-    assert main.run(["schedule", "list", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out.partition("{")[1] + capsys.readouterr().out or "{}")
-    assert isinstance(listed, dict)
-    assert main.run(["schedule", "remove", "x"]) == 0
+    monkeypatch.setenv("REIR_SERV__PORT", "9000")
+    for command in (["config", "show"], ["schedule", "list"]):
+        assert main.run(command) == 2
+        shown = capsys.readouterr().err
+        assert "unknown section 'serv' in environment REIR_SERV__PORT" in shown
+        assert "did you mean 'serve'?" in shown
 
 
 def test_wrong_settings_stop_a_command_but_not_its_help(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,12 @@ def show(
     changed: Annotated[
         bool, typer.Option("--changed", help="Show only settings that are not the default.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The file that `reir serve --config` gets, for its section."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show every setting, its value, and where the value comes from.
@@ -47,7 +54,7 @@ def show(
     rows = [] if section else [_store()]
     for name, model in known.items():
         if section in (None, name):
-            rows += _rows(name, model)
+            rows += _rows(name, model, config if name == "serve" else None)
     if changed:
         rows = [row for row in rows if row["origin"] != DEFAULT]
     path = settings_file()
@@ -78,10 +85,10 @@ def _store() -> dict[str, Any]:
     }
 
 
-def _rows(name: str, model: Any) -> list[dict[str, Any]]:
+def _rows(name: str, model: Any, extra_file: Path | None) -> list[dict[str, Any]]:
     from reir.settings import load_settings
 
     return [
         {"key": f"{name}.{key}", "value": value, "origin": origin}
-        for key, value, origin in load_settings(name, model).rows()
+        for key, value, origin in load_settings(name, model, extra_file=extra_file).rows()
     ]

@@ -21,6 +21,7 @@ from reir.query.presence import PHOTOS, Calibration
 from reir.query.ranking import instance_number
 from reir.query.request import Query, check_query
 from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
+from reir.query.spans import record_answer
 from reir.query.stages import (
     LOCALIZED_HITS,
     RERANKED_PHOTOS,
@@ -51,10 +52,20 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
     pending = [_pending_answer(query, stages) for query in queries]
     if not pending:
         return []
+    try:
+        return await _answer(pending, stages, clock)
+    finally:
+        record_answer(clock, stages.gallery, len(pending))
+
+
+async def _answer(
+    pending: Sequence[_PendingAnswer], stages: Stages, clock: Clock
+) -> list[SearchResult]:
     with clock.stage("text"):
         requests = await _retrieve_requests(pending, stages)
     with clock.stage("search"):
         found = await stages.retrieve(requests)
+    clock.periods += found[0].searches
     for one, each in zip(pending, found, strict=True):
         one.retrieved = each
     rank_ms = max(each.rank_ms for each in found)

@@ -8,6 +8,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from reir.tracing import Period
+
 NUM_DURATIONS = 33
 """Number of durations in the running median."""
 
@@ -20,11 +22,15 @@ class Clock:
 
     Attributes:
         ms: stage -> milliseconds, in the order of the first mention.
+        start_ns: Unix time of the start, in nanoseconds.
+        periods: when stages ran, in the order in which they ended.
     """
 
     def __init__(self, *stages: str) -> None:
         """Start now; `stages` are listed even if they take no time."""
         self.ms = dict.fromkeys(stages, 0.0)
+        self.start_ns = time.time_ns()
+        self.periods: list[Period] = []
         # Not `time.time`: changes of the system clock would falsify the budget of a query.
         self._started_s = time.perf_counter()
 
@@ -36,12 +42,17 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes."""
-        started_s = time.perf_counter()
+        start_ns, started_s, error = time.time_ns(), time.perf_counter(), ""
         try:
             yield
+        except BaseException as raised:
+            error = type(raised).__name__
+            raise
         finally:
             # Also if the block raises: a failed optional stage has taken time, too.
-            self.add(name, (time.perf_counter() - started_s) * 1e3)
+            spent_s = time.perf_counter() - started_s
+            self.add(name, spent_s * 1e3)
+            self.periods.append(Period(name, start_ns, start_ns + round(spent_s * 1e9), error))
 
     def add(self, name: str, ms: float) -> None:
         """Add time that was measured elsewhere."""

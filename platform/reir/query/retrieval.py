@@ -18,9 +18,11 @@ from reir.errors import GalleryNotFound, QueryError, SchemaMismatch
 from reir.query.clock import Clock
 from reir.query.paging import version_gone
 from reir.query.ranking import Ranking
+from reir.query.spans import STORE_SEARCH
 from reir.records import FloatArray, MaskRle
 from reir.store.contract import InstanceRow, InstanceStore, VersionInfo
 from reir.store.validation import instance_id, unknown_version_error
+from reir.tracing import Period
 
 # Reading it takes calls of the store, which a search should not wait for each time.
 SIZE_KNOWN_S = 600.0
@@ -72,6 +74,7 @@ class RetrieveResult:
         rows: best first.
         photos: the best row of each of the best photos, best first.
         rank_ms: the part of the time that was spent on choosing among rows.
+        searches: when the store searched, for this request and those answered with it.
     """
 
     version: str
@@ -82,6 +85,7 @@ class RetrieveResult:
     rows: tuple[InstanceRow, ...]
     photos: tuple[InstanceRow, ...]
     rank_ms: float
+    searches: tuple[Period, ...] = ()
 
 
 class Retriever:
@@ -148,6 +152,9 @@ class Retriever:
             clock,
         )
         photos = dict(enumerate(rows)) | dict(zip(several, first, strict=True))
+        searches = tuple(
+            each._replace(name=STORE_SEARCH) for each in clock.periods if each.name == "search"
+        )
         return [
             RetrieveResult(
                 version=each.version,
@@ -158,6 +165,7 @@ class Retriever:
                 rows=tuple(rows[number][: each.num_rows]),
                 photos=tuple(photos[number][: each.num_photos]),
                 rank_ms=clock.ms["rank"],
+                searches=searches,
             )
             for number, each in enumerate(named)
         ]

@@ -7,8 +7,9 @@ import os
 import queue
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +39,9 @@ reir serve --host 0.0.0.0 --keys keys.yaml --min-replicas 2 --max-replicas 4
 reir serve --gallery photos --build serve.yaml
 
 RAY_ADDRESS=auto reir serve --config serve-config.yaml"""
+
+SECTION = "serve"
+"""Section of the settings."""
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 IMPORT_PATH = "reir_serving.ray.deployments:build_app"
@@ -81,7 +85,10 @@ SearchLogFolder = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", metavar="FILE", help="YAML file with settings; options override them."
+        "--config",
+        metavar="FILE",
+        help="YAML file with the settings of the section `serve`; `REIR_SERVE__...` variables and "
+        "options count more. SIGHUP has the server read its settings `live` again.",
     ),
 ]
 Build = Annotated[
@@ -118,11 +125,12 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
     as_json: AsJson = False,
 ) -> None:
     """Serve galleries over HTTP and on a web page, until Ctrl-C."""
-    from reir.config import load_config
+    from reir.settings import load_settings
+    from reir.tracing import set_variables
     from reir_serving.config import ServeConfig
     from reir_serving.middleware.access import check_bind
 
-    given = {
+    given: dict[str, Any] = {
         "galleries": gallery or None,
         "store": store,
         "encoder": encoder_from_options(checkpoint, encoder),
@@ -131,16 +139,10 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
         "keys_file": keys,
         "search_log": search_log,
     }
-    values = load_config(ServeConfig, config).model_dump(mode="json", exclude_unset=True)
-    values |= {name: value for name, value in given.items() if value is not None}
     scaling = {"min_replicas": min_replicas, "max_replicas": max_replicas}
-    overrides = [
-        f"{deployment}.{name}={count}"
-        for deployment in SCALED
-        for name, count in scaling.items()
-        if count is not None
-    ]
-    chosen = load_config(ServeConfig, values, overrides)
+    given |= {deployment: _without_none(scaling) or None for deployment in SCALED}
+    chosen = load_settings(SECTION, ServeConfig, _without_none(given), config).values
+    set_variables()
     check_bind(chosen.host, chosen.keys_file)
     if build is not None:
         build.write_text(serve_file(chosen), encoding="utf-8")
@@ -150,6 +152,10 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
         return
     _check(chosen)
     _serve(chosen, config, as_json=as_json)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def serve_file(config: ServeConfig) -> str:
@@ -278,10 +284,10 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
 
 def _reload(server: ServerProcess, file: Path) -> None:
     """Read the config file again and apply its section `live`."""
-    from reir.config import load_config
+    from reir.settings import load_settings
     from reir_serving.config import ServeConfig
 
     try:
-        server.reconfigure(load_config(ServeConfig, file).live)
+        server.reconfigure(load_settings(SECTION, ServeConfig, extra_file=file).values.live)
     except ConfigError as error:  # the server keeps its settings
         messages().print(f"the settings were not reloaded: {error}")

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +20,7 @@ from starlette.routing import Match
 
 from reir.errors import ReirError
 from reir.operations.search_log import SearchLog
+from reir.tracing import stop_tracing, tracer_provider
 from reir_serving.backend.service import Service
 from reir_serving.config import ServeConfig
 from reir_serving.http.endpoint_context import AppState
@@ -57,7 +59,11 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     """
     metrics = metrics or Metrics()
     app = FastAPI(
-        docs_url=None, redoc_url=None, openapi_url="/openapi.json", lifespan=_closing(metrics)
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=_closing(metrics),
+        telemetry=_telemetry(),
     )
     keys = KeyRing(config.keys_file) if config.keys_file else None
     log = _search_log(config, metrics)
@@ -79,14 +85,30 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
 
 
 def _closing(metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Return a lifespan that closes the metrics when the application is stopped."""
+    """Return a lifespan that closes metrics and traces when the application is stopped."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         metrics.close()
+        stop_tracing()
 
     return lifespan
+
+
+def _telemetry() -> TelemetryConfig:
+    """Return what FastAPI traces: requests of the API, if `reir.tracing.start_tracing` has run."""
+    provider = tracer_provider()
+    return {
+        "tracer_provider": provider,
+        "tracing": provider is not None,
+        "metrics": False,
+        "logs": False,  # would contain the messages of errors, which may quote an expression
+        "operation_spans": False,
+        "auto_configure": False,
+        # Machines request the health checks and the metrics every few seconds.
+        "exclude": lambda scope: not scope["path"].startswith("/v1/"),
+    }
 
 
 def _search_log(config: ServeConfig, metrics: Metrics) -> SearchLog | None:

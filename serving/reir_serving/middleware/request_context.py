@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reir.tracing import current_trace_id
 from reir_serving.http.problems import INTERNAL, ProblemError, problem_response
 from reir_serving.middleware.logs import ACCESS, log_line
 from reir_serving.middleware.metrics import UNKNOWN_ROUTE, Metrics
@@ -57,7 +58,9 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope[SCOPE_KEY] = RequestState(request_id_of(Headers(scope=scope)))
+        request_id = request_id_of(Headers(scope=scope))
+        trace_id = current_trace_id(**{"reir.request_id": request_id})
+        state = scope[SCOPE_KEY] = RequestState(request_id, trace_id=trace_id)
         started_s = time.perf_counter()
         self._metrics.in_flight.inc()
 
@@ -97,6 +100,7 @@ class RequestContextMiddleware:
             request_id=state.request_id,
             key=state.caller.key_id,
             **({"problem": state.problem} if state.problem else {}),
+            **({"trace_id": state.trace_id} if state.trace_id else {}),
         )
 
 

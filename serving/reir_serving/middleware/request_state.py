@@ -20,12 +20,14 @@ class RequestState:
         caller: the caller that the key belongs to; without access until the key has been checked.
         status: HTTP status of the answer; 0 until the answer begins.
         problem: name of the kind of problem; empty if there is none.
+        trace_id: id of the trace that contains the request; empty if traces are off.
     """
 
     request_id: str
     caller: Caller = NO_ACCESS
     status: int = 0
     problem: str = ""
+    trace_id: str = ""
 
 
 def request_state(scope: Mapping[str, Any]) -> RequestState:

@@ -28,6 +28,7 @@ from reir import __version__
 from reir.config import load_config, reir_home
 from reir.errors import Overloaded
 from reir.store import InstanceStore, open_store
+from reir.tracing import start_tracing
 from reir_serving.backend.models import ModelCache
 from reir_serving.backend.service import Service
 from reir_serving.backend.store_folder import folder_check
@@ -39,6 +40,9 @@ from reir_serving.middleware.logs import open_logs
 from reir_serving.middleware.metrics import Metrics
 
 APP, INGRESS = "reir", "ingress"
+SERVICE = "reir-serve"
+"""Name of this service in traces."""
+
 # With fewer CPUs, calls between replicas would make searches slower (docs/serve.md).
 FUSED_BELOW_CPUS = 8
 
@@ -101,6 +105,7 @@ class Ingress:
         """
         config = load_config(ServeConfig, values)
         open_logs(config.access_log)
+        start_tracing(SERVICE)
         store, check = _open_store(config)
         self._config, self._is_warm, self._metrics = config, False, Metrics()
         if handles is None:
