@@ -20,12 +20,15 @@ from reir.operations.search_log import Verdict
 from reir.prometheus_metric import PrometheusMetric
 from reir.results import SearchResult
 from reir_serving.http.problems import PROBLEM_KINDS
+from reir_serving.middleware.metrics_server import serve_metrics
 
 UNKNOWN_ROUTE = "unknown"
 """Route label of requests that reached no route."""
 
 SHARED_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
+PORT_VARIABLE = "REIR_SERVE_METRICS_PORT"
+"""Variable with a port on which replicas serve the metrics of their machine: `serve_metrics`."""
 
 LATENCY_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
@@ -138,6 +141,8 @@ class Metrics:
         self._worker_waiting = WORKER_WAITING.gauge(self.registry, multiprocess_mode="livesum")
         self.in_flight = IN_FLIGHT.gauge(self.registry, multiprocess_mode="livesum")
         REPLICAS.gauge(self.registry, multiprocess_mode="livesum").set(1)
+        if port := os.environ.get(PORT_VARIABLE):
+            serve_metrics(int(port), self.text)
         self._killed = REPLICAS_KILLED.counter(self.registry)
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from reir_serving.middleware.metrics import SHARED_FOLDER_VARIABLE
+from reir_serving.middleware.metrics import PORT_VARIABLE, SHARED_FOLDER_VARIABLE
+from reir_testing.serving import free_port
 
 # The Prometheus client decides by the environment of the process, so each replica is a process.
 REPLICA = """
@@ -57,10 +59,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def replica(folder: Path) -> Iterator[Replica]:
+def replica(folder: Path, **variables: str) -> Iterator[Replica]:
     with subprocess.Popen(
         [sys.executable, "-c", REPLICA],
-        env={**os.environ, SHARED_FOLDER_VARIABLE: str(folder)},
+        env={**os.environ, SHARED_FOLDER_VARIABLE: str(folder), **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -81,3 +83,19 @@ def test_killed_replicas_are_counted_and_stopped_ones_are_not(folder: Path) -> N
             assert (fourth.value(running), fourth.value(killed)) == (2, 1), "counted only once"
             first.kill()
             assert (fourth.value(running), fourth.value(killed)) == (1, 2)
+
+
+def test_replicas_of_one_machine_share_a_port(folder: Path) -> None:
+    port = str(free_port())
+
+    def replicas() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        return next(line for line in text.splitlines() if line.startswith("reir_serve_replicas "))
+
+    with replica(folder, **{PORT_VARIABLE: port}) as first:
+        with replica(folder, **{PORT_VARIABLE: port}):
+            # Each connection goes to either of them.
+            assert {replicas() for _ in range(8)} == {"reir_serve_replicas 2.0"}
+        assert {replicas() for _ in range(8)} == {"reir_serve_replicas 1.0"}
+        assert first.value("reir_serve_replicas") == 1
