@@ -3,7 +3,7 @@
 An erasure that is interrupted is finished by the next one of the same gallery: what it is about is
 kept in the store until all places are clean.
 
-1. The photos are noted in documents of the kind "erasing", and become tombstones.
+1. The photos become tombstones, and are noted in documents of the kind "erasing".
 2. They are deleted from all versions, and from uploads, logs, canaries and reports.
 3. A note with the unsigned receipt, which names none of them, replaces these documents.
 4. The files of the store are rewritten without what was deleted.
@@ -13,10 +13,10 @@ kept in the store until all places are clean.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from reir.errors import DataError
 from reir.operations.erase import receipts
@@ -28,6 +28,7 @@ from reir.operations.erase.places import (
     erase_report_files,
     erase_searches,
     erase_uploads,
+    known_expressions,
 )
 from reir.operations.erase.receipts import Receipt
 from reir.operations.erase.selection import EraseScope, select_photos
@@ -43,8 +44,11 @@ KIND = "erasing"
 SETTLE_S = FRESH_S + 1.0
 """After so many seconds, runs of `reir index` that are going on have noticed new tombstones."""
 
-_PART_PHOTOS = 150
+# Documents have a limited size.
+_PART_PHOTOS, _PART_EXPRESSIONS = 150, 500
+_CHUNK = 512
 _NOTE = "receipt"
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -109,17 +113,18 @@ def _note_photos(
     scope: EraseScope,
     found: Mapping[str, Mapping[str, ImageRecord]],
 ) -> None:
-    """Note photos in documents, and make them tombstones."""
-    by_id = {key: row for rows in found.values() for key, row in rows.items()}
-    records = [by_id[key] for key in sorted(by_id)]
-    start = len(store.find_documents(KIND, f"{gallery}/"))
-    for number, part in enumerate(_parts(records), start):
-        photos = [[r.image_id, r.uri, r.content_hash, dict(r.attributes)] for r in part]
-        values = {"scope": scope.kind, "photos": photos}
-        store.put_document(KIND, f"{gallery}/{number}", values)
-    # Every content that a photo had in some version becomes a tombstone.
+    """Make photos tombstones, and note them in documents."""
+    # Every content that a photo had in some version.
     rows = [row for of_version in found.values() for row in of_version.values()]
     tombstones_of(store, gallery).add(rows)
+    texts: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        texts[row.image_id, row.uri].update(receipts.texts_of(row))
+    photos = [[*key, sorted(of_photo)] for key, of_photo in sorted(texts.items())]
+    start = len(store.find_documents(KIND, f"{gallery}/"))
+    for number, part in enumerate(_parts(photos, _PART_PHOTOS), start):
+        values = {"scope": scope.kind, "photos": part}
+        store.put_document(KIND, f"{gallery}/{number}", values)
 
 
 def _erase_noted(
@@ -128,9 +133,7 @@ def _erase_noted(
     """Erase everything that is noted."""
     notes = store.find_documents(KIND, f"{gallery}/")
     photos = [photo for note in notes.values() for photo in note["photos"]]
-    names = ErasedNames(
-        image_ids=frozenset(each[0] for each in photos), uris=frozenset(each[1] for each in photos)
-    )
+    names = _names_of(store, gallery, places, notes)
     on_step("waiting until indexing runs have noticed")
     time.sleep(settle_s)
     on_step("deleting from all versions")
@@ -138,7 +141,7 @@ def _erase_noted(
     on_step("deleting uploads, searches, canaries, reports and log lines")
     canaries, sources, documents = erase_documents(store, gallery, names)
     key = receipts.new_key()
-    texts = {text for each in photos for text in (each[0], each[2]) if text}
+    texts = {text for _, _, of_photo in photos for text in of_photo}
     hashes = tuple(sorted(receipts.keyed_hash(key, text) for text in texts))
     receipt = Receipt(
         number=0,
@@ -160,15 +163,39 @@ def _erase_noted(
         previous="",
     )
     store.put_document(KIND, f"{gallery}/{_NOTE}", _note_of(receipt))
-    store.delete_documents(KIND, [*notes])
+    others = store.find_documents(KIND, f"{gallery}/").keys() - {f"{gallery}/{_NOTE}"}
+    store.delete_documents(KIND, others)
     on_step("rewriting the files of the store")
     return _finish(store, gallery, receipt)
+
+
+def _names_of(
+    store: InstanceStore,
+    gallery: str,
+    places: ErasePlaces,
+    notes: Mapping[str, Mapping[str, Any]],
+) -> ErasedNames:
+    """Return what the photos may be called, and note the expressions that describe them.
+
+    Afterwards, these would be known no more if the erasure were interrupted.
+    """
+    photos = [photo for note in notes.values() for photo in note["photos"]]
+    names = ErasedNames(
+        image_ids=frozenset(each[0] for each in photos), uris=frozenset(each[1] for each in photos)
+    )
+    noted = {text for note in notes.values() for text in note.get("expressions", ())}
+    found = sorted(known_expressions(store, places, gallery, names) - noted)
+    scope = next(iter(notes.values()))["scope"]
+    for number, part in enumerate(_parts(found, _PART_EXPRESSIONS), len(notes)):
+        values = {"scope": scope, "photos": [], "expressions": part}
+        store.put_document(KIND, f"{gallery}/{number}", values)
+    return replace(names, expressions=frozenset({*noted, *found}))
 
 
 def _delete_photos(store: InstanceStore, gallery: str, image_ids: Sequence[str]) -> _Counts:
     counts = _Counts()
     for version in (each.name for each in store.versions(gallery)):
-        for chunk in _chunks(image_ids):
+        for chunk in _parts(image_ids, _CHUNK):
             rows = store.get_images(gallery, version, chunk)
             instances = sum(row.num_instances for row in rows.values())
             deleted = remove_images(store, gallery, version, chunk)
@@ -211,12 +238,6 @@ def _note_of(receipt: Receipt) -> dict[str, Any]:
     return {**asdict(receipt), "hashes": kept}
 
 
-def _parts(records: Sequence[ImageRecord]) -> Iterator[Sequence[ImageRecord]]:
-    for start in range(0, len(records), _PART_PHOTOS):
-        yield records[start : start + _PART_PHOTOS]
-
-
-def _chunks(image_ids: Sequence[str]) -> Iterator[list[str]]:
-    remaining = iter(image_ids)
-    while chunk := list(islice(remaining, 512)):
-        yield chunk
+def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from reir.images.photo_files import delete_upload
 from reir.operations.canary import KIND as CANARY
 from reir.operations.gate.page import report_page
 from reir.operations.gate.verdicts import report_from
-from reir.operations.search_log import remove_events
+from reir.operations.search_log import read_events, remove_events
 from reir.store.contract import InstanceStore
+from reir.text import normalize_expression
 
-REINDEX_REPORT, SOURCE = "reindex-report", "source"
+REINDEX, REINDEX_REPORT, SOURCE = "reindex", "reindex-report", "source"
 """Kinds of documents of `reir reindex` that may name photos."""
 
 
@@ -41,16 +43,32 @@ class ErasePlaces:
 
 @dataclass(frozen=True)
 class ErasedNames:
-    """What an erased photo may be called in these places."""
+    """What erased photos may be called in these places.
+
+    Attributes:
+        image_ids, uris: of the photos.
+        expressions: `expression_hash` of each expression that is known to describe one of them.
+    """
 
     image_ids: frozenset[str]
     uris: frozenset[str]
+    expressions: frozenset[str] = frozenset()
 
     @property
     def texts(self) -> list[str]:
-        """All names, also the paths of local files, as logs have them."""
+        """All names, also the paths of local files, as logs have them, in JSON and without."""
         paths = {str(path_of_uri(uri)) for uri in self.uris if uri.startswith("file:///")}
-        return sorted(self.image_ids | self.uris | paths)
+        escaped = {json.dumps(path)[1:-1] for path in paths}
+        return sorted(self.image_ids | self.uris | paths | escaped)
+
+    def is_about(self, expression: str) -> bool:
+        """Whether an expression is known to describe one of the photos."""
+        return expression_hash(expression) in self.expressions
+
+
+def expression_hash(expression: str) -> str:
+    """Return a hash that is the same for all spellings that encoders do not tell apart."""
+    return hashlib.sha256(normalize_expression(expression).encode()).hexdigest()
 
 
 def default_places() -> ErasePlaces:
@@ -78,42 +96,75 @@ def erase_uploads(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
     ours = canonical_uri(places.uploads / gallery) + "/"
     paths = [path_of_uri(uri) for uri in names.uris if uri.startswith(ours)]
     existing = [path for path in paths if path.exists()]
-    for path in existing:
-        delete_upload(path)
+    for folder in {path.parent for path in existing}:
+        # All files of a folder have the same content and tenant; one may be what an upload that was
+        # killed has left.
+        for file in [*folder.iterdir()]:
+            delete_upload(file)
     return len(existing)
 
 
-def erase_searches(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
-    """Delete the events of the search log that name a photo; return how many there were."""
+def known_expressions(
+    store: InstanceStore, places: ErasePlaces, gallery: str, names: ErasedNames
+) -> set[str]:
+    """Return hashes of expressions that canaries or users' feedback say describe a photo."""
+    canaries = store.find_documents(CANARY, f"{gallery}/").values()
+    found = {each["expression"] for each in canaries if each["uri"] in names.uris}
+    if places.search_log.exists():
+        found |= {
+            event["expression"]
+            for event in read_events(places.search_log, gallery)
+            if event.get("verdict") == "right" and event["uri"] in names.uris
+        }
+    return set(map(expression_hash, found))
 
-    def names_one(event: Mapping[str, Any]) -> bool:
+
+def erase_searches(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
+    """Delete the events of the search log that are about a photo; return how many there were."""
+    ids_and_uris = names.image_ids | names.uris
+
+    def is_meant(event: Mapping[str, Any]) -> bool:
         hits = [event, *event.get("hits", ())]
-        return any(
-            each.get("image_id") in names.image_ids or each.get("uri") in names.uris
-            for each in hits
+        # In a filter, names are in quotes.
+        quoted = set((event.get("where") or "").replace("'", '"').split('"'))
+        return (
+            names.is_about(event["expression"])
+            or not quoted.isdisjoint(ids_and_uris)
+            or any(
+                each.get("image_id") in names.image_ids or each.get("uri") in names.uris
+                for each in hits
+            )
         )
 
     if not places.search_log.exists():
         return 0
-    return remove_events(places.search_log, gallery, names_one)
+    return remove_events(places.search_log, gallery, is_meant)
 
 
 def erase_documents(store: InstanceStore, gallery: str, names: ErasedNames) -> tuple[int, int, int]:
-    """Delete canaries and sources that are one of the photos, and take them out of reports.
+    """Delete canaries and sources that are about a photo, and take it out of jobs and reports.
 
     Returns:
-        How many canaries, sources and reports were changed.
+        How many canaries, sources, and jobs and reports were changed.
     """
-    canaries = _names_of(store, CANARY, gallery, lambda value: value["uri"] in names.uris)
+
+    def is_canary(value: Mapping[str, Any]) -> bool:
+        return value["uri"] in names.uris or names.is_about(value["expression"])
+
+    canaries = _names_of(store, CANARY, gallery, is_canary)
     sources = _names_of(store, SOURCE, gallery, lambda value: _is_photo(value["text"], names))
     store.delete_documents(CANARY, canaries)
     store.delete_documents(SOURCE, sources)
     changed = 0
-    for name, values in store.find_documents(REINDEX_REPORT, f"{gallery}/").items():
-        cleaned = _without_photos(values, names)
-        if cleaned != values:
-            store.put_document(REINDEX_REPORT, name, cleaned)
-            changed += 1
+    for kind, prefix, cleaned_of in (
+        (REINDEX_REPORT, f"{gallery}/", _without_photos),
+        (REINDEX, gallery, _job_without_photos),
+    ):
+        for name, values in store.find_documents(kind, prefix).items():
+            cleaned = cleaned_of(values, names)
+            if name.partition("/")[0] == gallery and cleaned != values:
+                store.put_document(kind, name, cleaned)
+                changed += 1
     return len(canaries), len(sources), changed
 
 
@@ -131,8 +182,9 @@ def erase_report_files(places: ErasePlaces, names: ErasedNames) -> int:
             raise DataError(
                 f"{path} is not a report of `reir reindex` ({error}); delete its folder"
             ) from error
-        path.write_text(json.dumps(cleaned, indent=2) + "\n")
+        # The page first: if this is interrupted, the next run finds the photo in the JSON again.
         path.with_suffix(".html").write_text(page, encoding="utf-8")
+        path.write_text(json.dumps(cleaned, indent=2) + "\n")
         changed += 1
     return changed
 
@@ -181,3 +233,9 @@ def _without_photos(report: Mapping[str, Any], names: ErasedNames) -> dict[str, 
 
     kept = {name: [*filter(is_other, report[name])] for name in ("lost", "won")}
     return {**report, **kept}
+
+
+def _job_without_photos(job: Mapping[str, Any], names: ErasedNames) -> dict[str, Any]:
+    sources = [each for each in job["sources"] if not _is_photo(each["text"], names)]
+    names_one = any(text in job["error"] for text in names.texts)
+    return {**job, "sources": sources, "error": "" if names_one else job["error"]}

@@ -13,9 +13,11 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reir.attributes import tenant_of
 from reir.errors import DataError
 from reir.records import ImageRecord
 from reir.store.contract import InstanceStore
@@ -43,7 +45,7 @@ class Receipt:
         is_gone_from_disk: whether nothing is left on disk; False on a Milvus server, which deletes
             old files itself, later.
         key: key of the hashes.
-        hashes: keyed hashes of the image ids and the contents.
+        hashes: keyed hashes of the image ids, and of the contents with their tenants.
         hashes_digest: hash of these hashes.
         previous: hash of the receipt before; empty for the first one.
         hash: of everything but `hashes`, for which their digest stands.
@@ -69,9 +71,13 @@ class Receipt:
     hash: str = ""
     format: int = FORMAT
 
+    @cached_property
+    def _hash_set(self) -> frozenset[str]:
+        return frozenset(self.hashes)
+
     def covers(self, text: str) -> bool:
-        """Whether this image id or content hash is among what was erased."""
-        return keyed_hash(self.key, text) in set(self.hashes)
+        """Whether this image id, or another of `texts_of`, is among what was erased."""
+        return keyed_hash(self.key, text) in self._hash_set
 
     @property
     def computed_hash(self) -> str:
@@ -86,14 +92,14 @@ def new_key() -> str:
 
 
 def keyed_hash(key: str, text: str) -> str:
-    """Return the hash of an image id or a content hash."""
+    """Return the hash of one of `texts_of`."""
     return hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def hashes_of(key: str, records: Iterable[ImageRecord]) -> list[str]:
-    """Return the keyed hashes of the ids and contents of photos."""
-    texts = {text for each in records for text in (each.image_id, each.content_hash) if text}
-    return sorted(keyed_hash(key, text) for text in texts)
+def texts_of(record: ImageRecord) -> list[str]:
+    """Return what the hashes of a receipt are about: id, and tenant and content, of a photo."""
+    content = record.content_hash and f"{tenant_of(record.attributes)}/{record.content_hash}"
+    return [text for text in (record.image_id, content) if text]
 
 
 def digest_of(hashes: Iterable[str]) -> str:

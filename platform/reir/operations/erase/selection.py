@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from reir.attributes import tenant_of
 from reir.errors import ConfigError, FilterError
@@ -87,7 +87,12 @@ def select_photos(
 def _matching(
     store: InstanceStore, gallery: str, version: str, is_meant: Callable[[ImageRecord], bool]
 ) -> Iterator[ImageRecord]:
-    return (row for row in store.iter_images(gallery, version) if is_meant(row))
+    # Of these, the store may have vectors, but not yet a ledger row with attributes and content.
+    unfinished = (
+        ImageRecord(image_id=image_id, uri=uri, status="failed", reason="interrupted")
+        for image_id, uri in store.unfinished_images(gallery, version)
+    )
+    return filter(is_meant, chain(store.iter_images(gallery, version), unfinished))
 
 
 def _with_content(

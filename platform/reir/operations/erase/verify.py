@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from reir.images.decode import content_hash
+from reir.errors import DataError
+from reir.images.decode import canonical_uri, image_id
 from reir.operations.canary import canaries_of
 from reir.operations.erase import receipts
-from reir.operations.erase.places import ErasePlaces
+from reir.operations.erase.places import REINDEX_REPORT, ErasePlaces
 from reir.operations.erase.receipts import Receipt
 from reir.operations.search_log import read_events
 from reir.store.contract import InstanceStore
@@ -38,10 +42,14 @@ def verify_receipt(
     if receipt.gallery in store.galleries():
         for version in (each.name for each in store.versions(receipt.gallery)):
             for row in store.iter_images(receipt.gallery, version):
-                if receipt.covers(row.image_id) or receipt.covers(row.content_hash):
+                if any(map(receipt.covers, receipts.texts_of(row))):
                     what = f"version {version} has photo {row.image_id} ({row.uri})"
                     yield Finding(what, advice)
+            for key, uri in store.unfinished_images(receipt.gallery, version):
+                if receipt.covers(key):
+                    yield Finding(f"version {version} has a part of photo {key} ({uri})", advice)
         yield from _check_canaries(store, receipt)
+        yield from _check_reports(store, receipt, places)
     yield from _check_uploads(receipt, places)
     yield from _check_searches(receipt, places)
 
@@ -64,18 +72,40 @@ def _check_chain(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]:
 
 
 def _check_canaries(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]:
-    from reir.images.decode import image_id
-
     for canary in canaries_of(store, receipt.gallery):
         if canary.uri and receipt.covers(image_id(canary.uri)):
             advice = f"reir canary rm {receipt.gallery} --expression {canary.expression!r}"
             yield Finding(f"the canary {canary.expression!r} names the photo", advice)
 
 
+def _check_reports(
+    store: InstanceStore, receipt: Receipt, places: ErasePlaces
+) -> Iterator[Finding]:
+    found = store.find_documents(REINDEX_REPORT, f"{receipt.gallery}/")
+    reports = {f"the report of version {name.partition('/')[2]}": found[name] for name in found}
+    files = sorted(places.reports.glob("*/report.json"))
+    for what, report in {**reports, **{str(path): _read(path) for path in files}}.items():
+        uris = {change[key] for key in ("uri", "wrong_uri") for change in _changes(report)}
+        if any(uri and receipt.covers(image_id(uri)) for uri in uris):
+            yield Finding(f"{what} names a photo", "erase it again, or delete the report")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not a report of `reir reindex`: {error}") from error
+    return report
+
+
+def _changes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*report.get("lost", ()), *report.get("won", ())]
+
+
 def _check_uploads(receipt: Receipt, places: ErasePlaces) -> Iterator[Finding]:
     folder = places.uploads / receipt.gallery
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.is_file() and receipt.covers(content_hash(path.read_bytes())):
+        if path.is_file() and receipt.covers(image_id(canonical_uri(path))):
             yield Finding(f"the upload {path} is one of the photos", "delete this file")
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,88 +12,20 @@ from pathlib import Path
 import pytest
 
 from reir.errors import ConfigError, DataError, FilterError
-from reir.images.decode import canonical_uri, image_id
+from reir.images.decode import image_id
 from reir.operations.canary import Canary, add_canaries, canaries_of
 from reir.operations.erase import erase as module
 from reir.operations.erase import receipts
-from reir.operations.erase.erase import KIND, erase
-from reir.operations.erase.places import ErasedNames, ErasePlaces, erase_log_lines
-from reir.operations.erase.receipts import Receipt, read_receipt, write_receipt
+from reir.operations.erase.erase import KIND
+from reir.operations.erase.places import ErasePlaces
+from reir.operations.erase.receipts import read_receipt, write_receipt
 from reir.operations.erase.selection import EraseScope
 from reir.operations.erase.tombstones import Tombstones
-from reir.operations.erase.verify import verify_receipt
-from reir.operations.gate.page import report_page
-from reir.operations.gate.verdicts import CanaryChange, GateReport
-from reir.records import Attributes, ImageRecord, IndexedImage
-from reir.store import InstanceStore, VersionSpec, open_store
-from reir_testing import FakeEncoder, draw_scene
-
-G = "photos"
-SCENES = {
-    "party.jpg": [("red", (10, 10, 40, 90))],
-    "mug.jpg": [("blue", (10, 10, 40, 90)), ("green", (60, 10, 90, 90))],
-    "dog.jpg": [("yellow", (30, 10, 70, 90))],
-}
-
-
-def uri(name: str) -> str:
-    return f"file:///home/me/{name}"
-
-
-def photo(
-    name: str,
-    scene: str = "",
-    *,
-    attributes: Attributes | None = None,
-    same_as: str = "",
-    location: str = "",
-) -> IndexedImage:
-    (instances,) = FakeEncoder().encode_images([draw_scene((100, 100), SCENES[scene or name])])
-    place = location or uri(name)
-    record = ImageRecord(
-        image_id=image_id(place),
-        uri=place,
-        status="indexed",
-        content_hash=image_id(f"content of {scene or name}") * 3,
-        num_instances=0 if same_as else len(instances),
-        attributes=attributes or {},
-        same_as=same_as,
-    )
-    return IndexedImage(record, None if same_as else instances)
-
-
-def fill(store: InstanceStore, *versions: str) -> None:
-    encoder = FakeEncoder()
-    for version in versions:
-        store.create_version(G, version, VersionSpec(dim=encoder.dim, digest=encoder.digest))
-        store.upsert_images(G, version, [photo(name) for name in SCENES])
-    store.promote(G, versions[-1])
-
-
-@pytest.fixture(params=["memory", "embedded"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InstanceStore]:
-    location = "memory:" if request.param == "memory" else str(tmp_path / "store")
-    with closing(open_store(location)) as opened:
-        fill(opened, "v1", "v2")
-        yield opened
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> ErasePlaces:
-    return ErasePlaces(
-        uploads=tmp_path / "uploads",
-        search_log=tmp_path / "searches",
-        reports=tmp_path / "reports",
-    )
-
-
-def run(store: InstanceStore, places: ErasePlaces, **scope: object) -> Receipt:
-    return erase(store, G, EraseScope(**scope), places, settle_s=0)  # type: ignore[arg-type]
-
-
-def names_in(store: InstanceStore, version: str) -> set[str]:
-    return {row.uri.rpartition("/")[2] for row in store.iter_images(G, version)}
-
+from reir.store import InstanceStore, open_store
+from reir.store.contract import ServerStore
+from reir_testing import FakeEncoder
+from reir_testing.erasing import GALLERY as G
+from reir_testing.erasing import SCENES, erase_now, fill, findings, names_in, photo, uri
 
 # -------------------------------------------------------------------------------- what is erased
 
@@ -106,9 +36,9 @@ def names_in(store: InstanceStore, version: str) -> set[str]:
 def test_a_photo_is_erased_from_all_versions(
     store: InstanceStore, places: ErasePlaces, name: str
 ) -> None:
-    receipt = run(store, places, photos=(name,))
+    receipt = erase_now(store, places, photos=(name,))
     assert (receipt.photos, receipt.instances) == ({"v1": 1, "v2": 1}, {"v1": 1, "v2": 1})
-    assert receipt.is_gone_from_disk
+    assert receipt.is_gone_from_disk == (not isinstance(store, ServerStore))
     for version in ("v1", "v2"):
         assert names_in(store, version) == {"mug.jpg", "dog.jpg"}
         assert store.num_stored(G, version) == 3
@@ -122,7 +52,7 @@ def test_copies_with_the_same_content_are_erased_too(
 ) -> None:
     copy = photo("copy.jpg", "party.jpg", same_as=image_id(uri("party.jpg")))
     store.upsert_images(G, "v2", [copy])
-    receipt = run(store, places, photos=(uri("copy.jpg"),))
+    receipt = erase_now(store, places, photos=(uri("copy.jpg"),))
     assert receipt.photos == {"v1": 1, "v2": 2}
     assert names_in(store, "v2") == {"mug.jpg", "dog.jpg"}
 
@@ -133,117 +63,33 @@ def test_the_same_picture_of_another_tenant_stays(
     theirs = photo("theirs.jpg", "party.jpg", attributes={"tenant": "b"})
     ours = photo("ours.jpg", "party.jpg", attributes={"tenant": "a"})
     store.upsert_images(G, "v2", [theirs, ours])
-    receipt = run(store, places, tenant="a")
+    receipt = erase_now(store, places, tenant="a")
     assert receipt.photos == {"v1": 0, "v2": 1}
     assert names_in(store, "v2") == {*SCENES, "theirs.jpg"}
     assert not Tombstones(store, G).covers(theirs.record)
     assert Tombstones(store, G).covers(ours.record)
+    assert findings(store, receipt, places) == []
 
 
 def test_photos_are_chosen_by_their_attributes(store: InstanceStore, places: ErasePlaces) -> None:
     for number, who in enumerate(["J. Doe", "M. Roe", "J. Doe"]):
         one = photo(f"{number}.jpg", "dog.jpg", attributes={"person": who})
         store.upsert_images(G, "v2", [replace(one, record=replace(one.record, content_hash=who))])
-    receipt = run(store, places, where='attr.person == "J. Doe"')
+    receipt = erase_now(store, places, where='attr.person == "J. Doe"')
     assert receipt.photos == {"v1": 0, "v2": 2}
     assert names_in(store, "v2") == {*SCENES, "1.jpg"}
 
 
 def test_what_is_not_there_is_an_error(store: InstanceStore, places: ErasePlaces) -> None:
     with pytest.raises(DataError, match="no photo of gallery 'photos' fits --photo"):
-        run(store, places, photos=("/home/me/none.jpg",))
+        erase_now(store, places, photos=("/home/me/none.jpg",))
     with pytest.raises(FilterError, match="names area, which belongs to instances"):
-        run(store, places, where="area > 0.5")
+        erase_now(store, places, where="area > 0.5")
     with pytest.raises(ConfigError, match="exactly one of them is needed, got 0"):
         EraseScope()
     with pytest.raises(ConfigError, match="got 2"):
         EraseScope(photos=("a",), tenant="b")
     assert names_in(store, "v2") == {*SCENES}
-
-
-# ---------------------------------------------------------------------------------- other places
-
-
-def test_canaries_sources_and_reports_are_cleaned(
-    store: InstanceStore, places: ErasePlaces
-) -> None:
-    kept = Canary(expression="the blue one", uri=uri("mug.jpg"))
-    add_canaries(store, G, [Canary(expression="the red one", uri=uri("party.jpg")), kept])
-    store.put_document("source", f"{G}/1", {"text": "/home/me/party.jpg", "indexed_s": 1})
-    store.put_document("source", f"{G}/2", {"text": "/home/me", "indexed_s": 1})
-    changes = [
-        CanaryChange(
-            expression=f"the {name}",
-            uri=uri(name),
-            box=(0.1, 0.1, 0.5, 0.5),
-            live_rank=1,
-            candidate_rank=0,
-            wrong_uri=uri(wrong),
-            wrong_box=(0.1, 0.1, 0.5, 0.5),
-        )
-        for name, wrong in [
-            ("party.jpg", "dog.jpg"),
-            ("mug.jpg", "dog.jpg"),
-            ("dog.jpg", "party.jpg"),
-        ]
-    ]
-    report = GateReport(
-        gallery=G,
-        live="v1",
-        candidate="v2",
-        created_s=1.0,
-        checks=(),
-        num_lost=3,
-        lost=tuple(changes),
-    )
-    store.put_document("reindex-report", f"{G}/v2", report.to_dict())
-    folder = places.reports / "one"
-    folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps(report.to_dict()))
-    (folder / "report.html").write_text(report_page(report))
-    assert "party" in (folder / "report.html").read_text()
-    receipt = run(store, places, photos=(uri("party.jpg"),))
-    assert (receipt.canaries, receipt.sources, receipt.reports) == (1, 1, 2)
-    assert canaries_of(store, G) == [kept]
-    assert [each["text"] for each in store.find_documents("source").values()] == ["/home/me"]
-    (left,) = store.find_documents("reindex-report").values()
-    assert [each["uri"] for each in left["lost"]] == [uri("mug.jpg")]
-    assert "party" not in (folder / "report.html").read_text()
-    assert "party" not in (folder / "report.json").read_text()
-    assert "mug" in (folder / "report.html").read_text()
-
-
-def test_uploads_are_deleted_and_other_files_are_not(
-    store: InstanceStore, places: ErasePlaces, tmp_path: Path
-) -> None:
-    upload = places.uploads / G / "0123" / "up.jpg"
-    outside = tmp_path / "mine.jpg"
-    upload.parent.mkdir(parents=True)
-    for path, scene in ((upload, "dog.jpg"), (outside, "mug.jpg")):
-        path.write_bytes(b"jpeg")
-        store.upsert_images(G, "v2", [photo(path.name, scene, location=canonical_uri(path))])
-    receipt = run(store, places, photos=(str(upload), str(outside)))
-    assert receipt.uploads == 1
-    assert not upload.parent.exists()
-    assert outside.exists()
-
-
-def test_lines_of_a_log_are_overwritten_while_it_is_written(tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
-    names = ErasedNames(frozenset({"abc"}), frozenset({"file:///home/me/a%20b.jpg"}))
-    with log.open("ab", buffering=0) as server:
-        server.write(b'{"image": "abc"}\n{"image": "xyz"}\nread /home/me/a b.jpg\n')
-        server.write(b"get file:///home/me/a%20b.jpg\nlast line of abc")
-        assert erase_log_lines(log, names) == 4
-        server.write(b"\nnew\n")
-    assert [line.strip() for line in log.read_text().splitlines()] == [
-        "",
-        '{"image": "xyz"}',
-        "",
-        "",
-        "",
-        "new",
-    ]
 
 
 def test_nothing_is_left_in_any_file(tmp_path: Path, places: ErasePlaces) -> None:
@@ -268,7 +114,7 @@ def test_nothing_is_left_in_any_file(tmp_path: Path, places: ErasePlaces) -> Non
         store.upsert_images(G, "v2", [replace(gone, record=replace(gone.record, mtime_ns=5))])
         add_canaries(store, G, [Canary(expression="a birthday guest", uri=uri("party.jpg"))])
         assert all(files_with(trace) for trace in traces)
-        receipt = run(store, places, photos=(uri("party.jpg"),))
+        receipt = erase_now(store, places, photos=(uri("party.jpg"),))
         write_receipt(tmp_path / "receipt.json", receipt)
         assert {trace: files_with(trace) for trace in traces} == {trace: [] for trace in traces}
         assert files_with(b"mug")
@@ -277,14 +123,10 @@ def test_nothing_is_left_in_any_file(tmp_path: Path, places: ErasePlaces) -> Non
 # ------------------------------------------------------------------------------------- receipts
 
 
-def findings(store: InstanceStore, receipt: Receipt, places: ErasePlaces) -> list[str]:
-    return [each.what for each in verify_receipt(store, receipt, places)]
-
-
 def test_a_receipt_can_be_verified(
     store: InstanceStore, places: ErasePlaces, tmp_path: Path
 ) -> None:
-    receipt = run(store, places, photos=(uri("party.jpg"),))
+    receipt = erase_now(store, places, photos=(uri("party.jpg"),))
     path = tmp_path / "receipts" / "one.json"
     write_receipt(path, receipt)
     assert read_receipt(path) == receipt
@@ -300,14 +142,40 @@ def test_a_receipt_can_be_verified(
 def test_what_comes_back_in_other_places_is_found(
     store: InstanceStore, places: ErasePlaces
 ) -> None:
-    receipt = run(store, places, photos=(uri("party.jpg"),))
+    receipt = erase_now(store, places, photos=(uri("party.jpg"),))
     add_canaries(store, G, [Canary(expression="the red one", uri=uri("party.jpg"))])
-    assert findings(store, receipt, places) == ["the canary 'the red one' names the photo"]
+    change = {"uri": uri("mug.jpg"), "wrong_uri": uri("party.jpg")}
+    store.put_document("reindex-report", f"{G}/v2", {"lost": [change], "won": []})
+    assert findings(store, receipt, places) == [
+        "the canary 'the red one' names the photo",
+        "the report of version v2 names a photo",
+    ]
+
+
+def test_a_photo_whose_first_write_was_interrupted_is_erased(
+    tmp_path: Path, places: ErasePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = photo("late.jpg", "party.jpg")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with closing(open_store(str(tmp_path / "store"))) as store:
+        fill(store, "v1")
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_after_upsert", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.upsert_images(G, "v1", [late])
+        assert [*store.unfinished_images(G, "v1")] == [(late.record.image_id, late.record.uri)]
+        receipt = erase_now(store, places, photos=(late.record.uri,))
+        assert [*store.unfinished_images(G, "v1")] == []
+        assert names_in(store, "v1") == {*SCENES}
+        assert findings(store, receipt, places) == []
 
 
 def test_receipts_form_a_chain(store: InstanceStore, places: ErasePlaces) -> None:
-    first = run(store, places, photos=(uri("party.jpg"),))
-    second = run(store, places, photos=(uri("mug.jpg"),))
+    first = erase_now(store, places, photos=(uri("party.jpg"),))
+    second = erase_now(store, places, photos=(uri("mug.jpg"),))
     assert (first.number, first.previous, second.number) == (0, "", 1)
     assert second.previous == first.hash
     assert findings(store, first, places) == findings(store, second, places) == []
@@ -339,7 +207,7 @@ def test_a_large_erasure_has_one_receipt(
         one = photo(f"{n}.jpg", "dog.jpg", attributes={"tenant": "a"})
         hashed = replace(one.record, content_hash=f"{n:064x}")
         store.upsert_images(G, "v2", [replace(one, record=hashed)])
-    receipt = run(store, places, tenant="a")
+    receipt = erase_now(store, places, tenant="a")
     assert receipt.photos == {"v1": 0, "v2": 40}
     assert len(receipt.hashes) == 80
     assert findings(store, receipt, places) == []
@@ -379,7 +247,7 @@ def test_an_erasure_that_was_killed_is_finished_by_the_next(tmp_path: Path, step
         places = ErasePlaces(
             uploads=tmp_path / "u", search_log=tmp_path / "s", reports=tmp_path / "r"
         )
-        receipt = run(store, places, photos=(uri("party.jpg"),))
+        receipt = erase_now(store, places, photos=(uri("party.jpg"),))
         assert findings(store, receipt, places) == []
         assert canaries_of(store, G) == []
         assert store.find_documents(KIND) == {}
