@@ -10,7 +10,7 @@ import pytest
 
 from reir.operations.erase.places import ErasePlaces
 from reir.store import InstanceStore, open_store
-from reir_testing.erasing import GALLERY, fill
+from reir_testing.operations.erased_gallery import GALLERY, fill
 
 KINDS = ("canary", "erased", "erasing", "receipt", "reindex", "reindex-report", "source")
 

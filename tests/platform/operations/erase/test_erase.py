@@ -24,8 +24,16 @@ from reir.operations.erase.tombstones import Tombstones
 from reir.store import InstanceStore, open_store
 from reir.store.contract import ServerStore
 from reir_testing import FakeEncoder
-from reir_testing.erasing import GALLERY as G
-from reir_testing.erasing import SCENES, erase_now, fill, findings, names_in, photo, uri
+from reir_testing.operations.erased_gallery import GALLERY as G
+from reir_testing.operations.erased_gallery import (
+    SCENES,
+    erase_now,
+    fill,
+    findings,
+    names_in,
+    photo,
+    uri,
+)
 
 # -------------------------------------------------------------------------------- what is erased
 

@@ -13,8 +13,8 @@ from reir.operations.gate.verdicts import CanaryChange, GateReport
 from reir.operations.search_log import SearchLog, read_events
 from reir.records import ImageRecord
 from reir.store import InstanceStore
-from reir_testing.erasing import GALLERY as G
-from reir_testing.erasing import erase_now, photo, uri
+from reir_testing.operations.erased_gallery import GALLERY as G
+from reir_testing.operations.erased_gallery import erase_now, photo, uri
 
 
 def test_canaries_sources_and_reports_are_cleaned(

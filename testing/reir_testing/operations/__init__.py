@@ -1,0 +1,1 @@
+"""What tests of operations need, such as galleries to erase from."""
