@@ -136,6 +136,8 @@ class ServeConfig(StrictConfig):
         search_log_days: number of days for which the search log is kept.
         graceful_shutdown_timeout_s: how long a replica that shuts down may take to finish its
             requests.
+        ray_metrics_port: port of the metrics of Ray itself, on the loopback address; 0 picks a free
+            one. A Ray cluster that is running already keeps its own.
     """
 
     store: str = Field(default_factory=default_location)
@@ -159,3 +161,4 @@ class ServeConfig(StrictConfig):
     search_log: Path | None = None
     search_log_days: int = Field(KEEP_DAYS, ge=1)
     graceful_shutdown_timeout_s: float = Field(20.0, gt=0)
+    ray_metrics_port: int = Field(0, ge=0, le=65_535)

@@ -62,6 +62,7 @@ def serving(config: ServeConfig, folder: Path) -> Iterator[str]:
             "num_cpus": num_cpus(config),
             "include_dashboard": False,
             "_temp_dir": str(folder / "ray"),
+            "_metrics_export_port": config.ray_metrics_port or None,
         }
         os.environ[HOST] = config.host  # for HAProxy; all else listens on the loopback address
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
