@@ -20,7 +20,11 @@ import yaml
 from reir_testing.serving import free_port
 
 READY_TIMEOUT_S = 60.0
-PROGRAMS = {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}
+PROGRAMS = {
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+}
 """Name of each program -> the Debian package that installs it."""
 KEEP_ALERTS: Mapping[str, Any] = {
     "route": {"receiver": "nobody", "group_wait": "0s", "group_interval": "1s"},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from reir_k8s.monitoring.rules.rule import Alert, Durations, Limits, Recording, RuleGroup, duration
 
-JOB = "reir-monitor"
-"""Name of the scrape job of the monitor."""
+JOB = "(.+/)?reir-monitor"
+"""Names of the scrape job of the monitor."""
 
 
 def operation_rules(times: Durations, limits: Limits) -> RuleGroup:
@@ -97,12 +97,12 @@ def _monitor_alerts(times: Durations) -> list[Alert]:
     return [
         Alert(
             name="ReirMonitorDown",
-            expr=f'absent(up{{job="{JOB}"}} == 1)',
+            expr=f'absent(up{{job=~"{JOB}"}} == 1)',
             hold_s=times.down,
             severity="critical",
             summary="The monitor does not answer",
-            description="Prometheus reaches no monitor of the job {{ $labels.job }}, so alerts "
-            "about galleries, backups, schedules and the store cannot fire.",
+            description="Prometheus reaches no monitor, so alerts about galleries, backups, "
+            "schedules and the store cannot fire.",
             runbook="monitor-down",
         ),
         Alert(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from reir_k8s.monitoring.rules.rule import Alert, Durations, Limits, Recording, RuleGroup, duration
 
-JOB = "reir-serve"
-"""Name of the scrape job of the servers."""
+JOB = "(.+/)?reir-serve"
+"""Names of the scrape job of the servers; a `PodMonitor` puts its namespace in front."""
 
 _USERS = 'route!~"/metrics|/healthz|/readyz"'
 """Selects the requests of users: other requests would hide errors, and come also without users."""
@@ -79,12 +79,12 @@ def _replica_alerts(times: Durations, limits: Limits) -> list[Alert]:
     return [
         Alert(
             name="ReirServerDown",
-            expr=f'absent(up{{job="{JOB}"}} == 1)',
+            expr=f'absent(up{{job=~"{JOB}"}} == 1)',
             hold_s=times.down,
             severity="critical",
             summary="No server answers",
-            description="Prometheus reaches no server of the job {{ $labels.job }}: the servers "
-            "are stopped, or none of their replicas is ready. Users get no answers.",
+            description="Prometheus reaches no server: the servers are stopped, or none of their "
+            "replicas is ready. Users get no answers.",
             runbook="server-down",
         ),
         Alert(
