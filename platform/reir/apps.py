@@ -15,7 +15,7 @@ from reir.errors import ConfigError
 FUNCTIONS = "reir.functions"
 """Name of the group of entry points, which has one entry for each function."""
 
-_EXTRA = {"index": "ingestion"}
+_EXTRA = {"cluster": "ingestion", "index": "ingestion"}
 
 
 def app_function(name: str) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SECTION = "tracing"
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 ENDPOINTS = (ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+DELAY_MS = "OTEL_BSP_SCHEDULE_DELAY"
 SAMPLER, SAMPLER_ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 
 Attributes = Mapping[str, str | int | float]
@@ -124,6 +125,8 @@ def start_tracing(service: str) -> bool:
 
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
     provider = TracerProvider(resource=Resource.create({**named, "service.version": __version__}))
+    # Ray kills replicas when a server stops, and the spans that wait then are lost.
+    os.environ.setdefault(DELAY_MS, "1000")
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _exports.append(_Export(provider, provider.get_tracer("reir", __version__)))
     return True

@@ -75,6 +75,24 @@ def start_or_join_ray(num_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def describe_cluster() -> dict[str, Any]:
+    """Return Ray's release, and the nodes and resources of the cluster at `RAY_ADDRESS`.
+
+    Returns:
+        `ray`, `nodes` (those that are alive), and `total` and `free`: resource -> amount.
+
+    Raises:
+        WorkersUnavailable: the cluster does not answer.
+    """
+    with start_or_join_ray(0):
+        return {
+            "ray": ray.__version__,
+            "nodes": sum(bool(node["Alive"]) for node in ray.nodes()),
+            "total": ray.cluster_resources(),
+            "free": ray.available_resources(),
+        }
+
+
 def _start(options: dict[str, Any]) -> None:
     try:
         _check_listens(_address())

@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray.exceptions import NodeDiedError, RayTaskError
 
+from reir.cli.doctor.remote import check_cluster
 from reir.errors import WorkersUnavailable
 from reir_ingestion.ray import cluster
 from reir_ingestion.ray.cluster import IDLE_MS, start_or_join_ray, translate_ray_errors
@@ -98,3 +99,16 @@ def test_an_error_of_ray_becomes_one_line() -> None:
     bug = RayTaskError("read_batch", "trace", ValueError("a bug"))
     with pytest.raises(RayTaskError), translate_ray_errors():
         raise bug
+
+
+def test_doctor_counts_nodes_and_free_cpus_of_a_real_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", context.address_info["address"])
+        (found,) = check_cluster()
+    finally:
+        ray.shutdown()
+    assert found.status == "ok", found
+    assert f"1 node, 3 of 3 CPUs free; Ray {ray.__version__}" in found.detail

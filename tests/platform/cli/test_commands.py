@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reir.cli import doctor, main, search
+from reir.cli import main, search
+from reir.cli.doctor.galleries import check_galleries
 from reir.images.decode import canonical_uri, image_id, path_of_uri
 from reir.query import request
 from reir.query.language import NOTE
@@ -451,26 +452,9 @@ def test_doctor_warns_of_galleries_of_another_checkpoint(terminal: Terminal, spa
         encoder = FakeEncoder()
         encoder.digest = digest
         with_store = open_store(str(terminal.store))
-        found = list(doctor._galleries(with_store, encoder))
+        found = list(check_galleries(with_store, encoder))
         with_store.close()
         return [(check.name, check.status) for check in found]
 
     assert status(ENCODER.digest) == [("gallery photos", "ok"), (f"gallery {spare}", "ok")]
     assert status("other") == [("gallery photos", "warn"), (f"gallery {spare}", "warn")]
-
-
-def test_doctor_judges_python_disk_and_apps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert doctor._python((3, 10)).status == "fail"
-    assert doctor._python((3, 11)).status == "ok"
-    assert doctor._nearest_folder(str(tmp_path / "a" / "b")) == tmp_path
-    assert doctor._nearest_folder("http://host:19530") == Path.home()
-    for free, status in ((3 << 30, "ok"), (1 << 30, "warn"), (1 << 20, "fail")):
-        usage = type("Usage", (), {"free": free})
-        monkeypatch.setattr("shutil.disk_usage", lambda _, usage=usage: usage)
-        assert doctor._disk(tmp_path).status == status
-    needs = ["no-such-thing>=1; extra == 'serving'", 'typer>=1; extra == "training"']
-    monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
-    assert doctor._app("training").status == "ok"
-    assert doctor._app("serving").detail == "not installed: no-such-thing"
