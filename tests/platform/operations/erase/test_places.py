@@ -10,7 +10,7 @@ from reir.operations.canary import Canary, add_canaries, canaries_of
 from reir.operations.erase.places import ErasedNames, ErasePlaces, erase_log_lines
 from reir.operations.gate.page import report_page
 from reir.operations.gate.verdicts import CanaryChange, GateReport
-from reir.operations.search_log import SearchLog, read_events
+from reir.operations.search_log import Event, SearchLog, read_events
 from reir.records import ImageRecord
 from reir.store import InstanceStore
 from reir_testing.operations.erased_gallery import GALLERY as G
@@ -92,7 +92,7 @@ def test_searches_about_a_photo_are_erased(store: InstanceStore, places: ErasePl
         "instance_id": "",
         "box": [0, 0, 1, 1],
     }
-    events = [
+    events: list[Event] = [
         {**search, "expression": "anything", "hits": [hit(kept), hit(gone)]},
         {**search, "expression": "all", "hits": [], "where": f'uri == "{gone.uri}" and area > 0'},
         {**search, "expression": "The  GUEST", "hits": [hit(kept)]},
