@@ -65,7 +65,10 @@ Check = Callable[[MonitoredSystem], Iterator[Sample]]
 
 def check_store(system: MonitoredSystem) -> Iterator[Sample]:
     """Measure whether and how fast the store answers, and its disk."""
-    if system.store_folder is not None and system.store_folder.exists():
+    if system.store_folder is not None:
+        if not system.store_folder.is_dir():  # its server may still answer from open files
+            yield metrics.STORE_UP.sample(0)
+            return
         usage = shutil.disk_usage(system.store_folder)
         yield metrics.STORE_FREE.sample(usage.free)
         yield metrics.STORE_DISK.sample(usage.total)

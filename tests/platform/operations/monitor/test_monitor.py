@@ -185,6 +185,17 @@ def test_presence_of_recent_searches_is_compared_with_those_before(
     assert not [key for key in measure(system) if "presence" in key]
 
 
+def test_a_store_whose_folder_is_gone_is_down(system: MonitoredSystem) -> None:
+    assert system.store_folder is not None
+    away = system.store_folder.with_name("away")
+    system.store_folder.rename(away)
+    samples = {each.metric: each.value for each in checks.check_store(system)}
+    assert samples == {STORE_UP: 0}, "its server still answers, from open files"
+    away.rename(system.store_folder)
+    samples = {each.metric: each.value for each in checks.check_store(system)}
+    assert samples[STORE_UP] == 1
+
+
 def test_backups_and_reindexing_jobs_are_told(system: MonitoredSystem) -> None:
     system.store.put_document("backup", f"{G}/v1", {"ended_s": 100.0})
     system.store.put_document("backup", f"{G}/v2", {"ended_s": 300.0})
