@@ -90,7 +90,7 @@ def test_replicas_of_one_machine_share_a_port(folder: Path) -> None:
 
     def replicas() -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+            text: str = answer.read().decode()
         return next(line for line in text.splitlines() if line.startswith("reir_serve_replicas "))
 
     with replica(folder, **{PORT_VARIABLE: port}) as first:
