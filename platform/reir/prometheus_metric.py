@@ -25,8 +25,9 @@ class PrometheusMetric:
         kind: its type.
         help: what it says, in one sentence.
         labels: names of its labels.
-        starts_with: values of its only label that exist from the start, at zero. Without them, a
-            counter appears when it first counts, and `increase()` misses that first time.
+        starts_with: values of its label, or tuples of values of its labels, that exist from the
+            start, at zero. Otherwise a counter appears when it first counts, and `rate()` and
+            `increase()` miss that first time.
         buckets: upper limits of the buckets of a histogram.
     """
 
@@ -34,7 +35,7 @@ class PrometheusMetric:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
-    starts_with: tuple[str, ...] = ()
+    starts_with: tuple[str | tuple[str, ...], ...] = ()
     buckets: tuple[float, ...] = ()
 
     def counter(self, registry: CollectorRegistry) -> Counter:
@@ -58,6 +59,6 @@ class PrometheusMetric:
         )
 
     def _started(self, metric: M) -> M:
-        for value in self.starts_with:
-            metric.labels(value)
+        for values in self.starts_with:
+            metric.labels(*([values] if isinstance(values, str) else values))
         return metric

@@ -38,6 +38,12 @@ REQUESTS = PrometheusMetric(
     "counter",
     "Number of requests that were answered.",
     ("method", "route", "status"),
+    # The share of failed requests must count the first failures, too.
+    starts_with=tuple(
+        ("POST", route, status)
+        for route in ("/v1/search", UNKNOWN_ROUTE)
+        for status in ("200", "500", "503")
+    ),
 )
 LATENCY = PrometheusMetric(
     "reir_serve_latency_seconds",

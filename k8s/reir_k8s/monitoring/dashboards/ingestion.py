@@ -85,11 +85,13 @@ _RUN = (
             f" / sum by (instance) (reir_index_source_images{{{JOB}}})"
         },
         unit="percentunit",
+        is_instant=False,
     ),
     Number(
         "Photos in the source",
         "Number of photos that the run has listed.",
         {"{{instance}}": f"sum by (instance) (reir_index_source_images{{{JOB}}})"},
+        is_instant=False,
     ),
     Number(
         "Failed photos of the run",
@@ -97,11 +99,13 @@ _RUN = (
         {"{{instance}}": f'sum by (instance) (reir_index_images_total{{{JOB}, outcome="failed"}})'},
         limit=NONE,
         runbook="index-failures",
+        is_instant=False,
     ),
     Number(
         "Duplicates",
         "Photos whose content another photo of the gallery already has.",
         {"{{instance}}": f"sum by (instance) (reir_index_duplicates_total{{{JOB}}})"},
+        is_instant=False,
     ),
     Graph(
         "Photos by outcome",

@@ -29,7 +29,7 @@ _STATE = (
         "Targets that cannot be scraped",
         "Servers, monitors and nodes that do not answer Prometheus, by job. An indexing run that "
         "has ended no longer answers, which is no fault.",
-        {"{{job}}": f"sum by (job) (1 - up{{{JOB}}})"},
+        {"{{job}}": f"count by (job) (up{{{JOB}}} == 0)" + or_none("job")},
         limit=NONE,
         runbook="server-down",
     ),

@@ -84,6 +84,7 @@ class Panel(ABC):
         unit: name of the unit in Grafana.
         limit: from which value on it shows a problem.
         runbook: name of the run-book that helps then, without ".md".
+        is_instant: whether only the present counts. Otherwise a series that has ended is shown too.
     """
 
     title: str
@@ -93,6 +94,7 @@ class Panel(ABC):
     unit: str = "short"
     limit: Limit | None = None
     runbook: str | None = None
+    is_instant: bool = False
 
     @abstractmethod
     def build(self) -> Builder[GrafanaPanel]:
@@ -103,6 +105,7 @@ class Panel(ABC):
         panel = panel.datasource(DATASOURCE)
         for number, (legend, expression) in enumerate(self.queries.items()):
             query = prometheus.Dataquery().expr(expression).legend_format(legend)
+            query = query.instant() if self.is_instant else query.range()
             panel = panel.with_target(query.ref_id(chr(ord("A") + number)))
         if self.runbook is not None:
             link = dashboard.DashboardLink(f"Run-book: {self.runbook}").type(DashboardLinkType.LINK)
@@ -124,8 +127,12 @@ class Graph(Panel):
         return self._common(panel.span(8).height(8))
 
 
+@dataclass(frozen=True)
 class Number(Panel):
-    """The last value of each series; red on the wrong side of the limit."""
+    """The value of each series; red on the wrong side of the limit."""
+
+    _: KW_ONLY
+    is_instant: bool = True
 
     def build(self) -> Builder[GrafanaPanel]:
         """Return the panel as the Grafana SDK takes it."""

@@ -32,11 +32,12 @@ _STATE = (
         runbook="server-down",
     ),
     Number(
-        "Replicas that HAProxy uses",
-        "Replicas that pass HAProxy's health checks. Without any, users get status 503.",
-        {"replicas": f'sum(haproxy_backend_active_servers{{{JOB}, proxy="http-reir"}})'},
-        limit=ALL,
-        runbook="server-down",
+        "Share of requests that fail",
+        "Requests of users that end with 5xx, over 5 minutes.",
+        {"failed": "reir:serve_failed:ratio_rate5m"},
+        unit="percentunit",
+        limit=Limit(_LIMITS.page_burn * _LIMITS.error_budget),
+        runbook="error-budget",
     ),
     Number(
         "Requests in progress",
@@ -86,28 +87,6 @@ _REQUESTS = (
         limit=Limit(_LIMITS.rejected),
         runbook="server-overloaded",
     ),
-    Graph(
-        "Answers of HAProxy by class",
-        "Answers a second that clients got, including those of HAProxy itself while no replica "
-        "answers.",
-        {
-            "{{code}}": "sum by (code) (rate("
-            f'haproxy_backend_http_responses_total{{{JOB}, proxy="http-reir"}}{RATE}))'
-        },
-        unit="reqps",
-        runbook="server-down",
-    ),
-    Graph(
-        "Requests that were sent once more",
-        "Requests a second that HAProxy sent to another replica, because the first one did not "
-        "take them.",
-        {
-            "requests": "sum(rate("
-            f'haproxy_backend_retry_warnings_total{{{JOB}, proxy="http-reir"}}{RATE}))'
-        },
-        unit="reqps",
-        runbook="replica-killed",
-    ),
 )
 _TIME = (
     Graph(
@@ -154,6 +133,37 @@ _TIME = (
             "queries": f"sum(rate(reir_serve_batch_queries_sum{{{JOB}}}{RATE}))"
             f" / sum(rate(reir_serve_batch_queries_count{{{JOB}}}{RATE}))"
         },
+    ),
+)
+_HAPROXY = (
+    Graph(
+        "Replicas that HAProxy uses",
+        "Replicas that pass HAProxy's health checks. Without any, users get status 503.",
+        {"replicas": f'sum(haproxy_backend_active_servers{{{JOB}, proxy="http-reir"}})'},
+        limit=ALL,
+        runbook="server-down",
+    ),
+    Graph(
+        "Answers of HAProxy by class",
+        "Answers a second that clients got, including those of HAProxy itself while no replica "
+        "answers.",
+        {
+            "{{code}}": "sum by (code) (rate("
+            f'haproxy_backend_http_responses_total{{{JOB}, proxy="http-reir"}}{RATE}))'
+        },
+        unit="reqps",
+        runbook="server-down",
+    ),
+    Graph(
+        "Requests that were sent once more",
+        "Requests a second that HAProxy sent to another replica, because the first one did not "
+        "take them.",
+        {
+            "requests": "sum(rate("
+            f'haproxy_backend_retry_warnings_total{{{JOB}, proxy="http-reir"}}{RATE}))'
+        },
+        unit="reqps",
+        runbook="replica-killed",
     ),
 )
 _USERS = (
@@ -234,6 +244,7 @@ SERVING = Page(
         "State": _STATE,
         "Requests": _REQUESTS,
         "Where the time goes": _TIME,
+        "HAProxy, where Prometheus scrapes it": _HAPROXY,
         "What users do": _USERS,
         "Replicas and nodes": _RAY,
     },

@@ -11,22 +11,26 @@ _NOW = (
         "Epoch",
         "Current epoch, counted from 1.",
         {"{{run}}": f"max by (run) (ray_reir_train_epoch{{{_RUN}}})"},
+        is_instant=False,
     ),
     Number(
         "Loss",
         "Loss of the last reported step.",
         {"{{run}}": f"max by (run) (ray_reir_train_loss{{{_RUN}}})"},
+        is_instant=False,
     ),
     Number(
         "Time of a step",
         "Mean since the last report.",
         {"{{run}}": f"max by (run) (ray_reir_train_step_seconds{{{_RUN}}})"},
         unit="s",
+        is_instant=False,
     ),
     Number(
         "Photos processed",
         "By all workers, since the run started or resumed.",
         {"{{run}}": f"sum by (run) (ray_reir_train_photos_total{{{_RUN}}})"},
+        is_instant=False,
     ),
 )
 _LEARNING = (
