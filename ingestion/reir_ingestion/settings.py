@@ -11,16 +11,20 @@ from reir_ingestion.runner_choice import RunnerName
 
 
 class IndexSettings(StrictConfig):
-    """The section `index` of the settings; `reir reindex` uses `runner` and what follows, too.
+    """Settings of `reir index`; `reir reindex` uses `tile`, and `runner` with what follows it.
 
     Attributes:
         batch_size: number of photos per batch.
         max_failures: stop when more photos fail, such as "100" or "5%"; None never stops.
         tile: whether to encode large photos tile by tile; None keeps what the gallery has.
-        allow_http, allow_private, follow_links: what sources may access.
+        allow_http: whether to download images from http:// and https:// addresses.
+        allow_private: with `allow_http`, whether to download from private network addresses, too.
+        follow_links: whether to index photos behind symlinks that leave the folder.
         bulk_import: storage of a Milvus server through which new photos reach it.
-        runner: where to index.
-        num_workers, num_gpus: encoders on Ray, and GPUs of each.
+        runner: where to index: in threads of this process, or with Ray Data; "auto" chooses by the
+            number of files, cores and GPUs.
+        num_workers: largest number of encoders on Ray; None for as many as the cluster can run.
+        num_gpus: GPUs of each encoder on Ray; with 0.5, two encoders share a GPU.
         events: file to which every batch appends a line.
         metrics_port: port of the metrics during a run.
     """

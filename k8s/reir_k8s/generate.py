@@ -1,7 +1,8 @@
 """Writes all generated files of the repository: `python -m reir_k8s.generate`.
 
-These are the dashboards and rules in k8s/monitoring/, docs/metrics.md and the list of alerts in
-docs/runbooks/. With `--check`, nothing is written, and the exit status is 1 if a file differs.
+These are the dashboards and rules in k8s/monitoring/, docs/metrics.md, docs/configuration.md and
+the list of alerts in docs/runbooks/. With `--check`, nothing is written, and the exit status is 1
+if a file differs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from reir_k8s.monitoring.dashboards.pages import dashboard_files
 from reir_k8s.monitoring.declared_metrics import metrics_page
 from reir_k8s.monitoring.rules.files import alerts_page, rule_files
+from reir_k8s.settings_page import settings_page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +23,7 @@ def generated_files() -> dict[Path, str]:
     """Return the path, relative to the repository, and the text of each generated file."""
     monitoring = Path("k8s/monitoring")
     return {
+        Path("docs/configuration.md"): settings_page(),
         Path("docs/metrics.md"): metrics_page(),
         Path("docs/runbooks/README.md"): alerts_page(),
         **{monitoring / "dashboards" / name: text for name, text in dashboard_files().items()},

@@ -33,7 +33,7 @@ Attributes = Mapping[str, str | int | float]
 
 
 class TracingSettings(StrictConfig):
-    """The section `tracing` of the settings. OpenTelemetry's own variables count more.
+    """Settings of traces. OpenTelemetry's own variables count more.
 
     Attributes:
         endpoint: address of a collector that takes OTLP over HTTP, such as http://localhost:4318;

@@ -10,7 +10,7 @@ from reir.config import StrictConfig
 
 
 class MonitorSettings(StrictConfig):
-    """The section `monitor` of the settings.
+    """Settings of `reir monitor`.
 
     Attributes:
         galleries: names of the galleries to look at; None for all.

@@ -8,7 +8,7 @@ from reir.config import StrictConfig
 
 
 class ScheduleSettings(StrictConfig):
-    """The section `schedule` of the settings.
+    """Settings of `reir schedule`.
 
     Attributes:
         file: file of the schedules; None for `schedules.yaml` in `$REIR_HOME`.
