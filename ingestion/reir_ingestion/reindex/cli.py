@@ -173,7 +173,8 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
     with stoppable(), open_sinks(events, metrics_port) as sinks, connect(store) as opened:
         check_gallery(opened, gallery)
         if status or drop:
-            _show_job(_drop(opened, gallery) if drop else _job(opened, gallery), as_json=as_json)
+            job = _drop(opened, gallery) if drop else _job(opened, gallery)
+            _show_job(opened, job, as_json=as_json)
             return
         running = CommandRunner(opened, store, runner, num_workers, num_gpus, sinks)
         if dry_run:
@@ -292,16 +293,22 @@ def _job(store: InstanceStore, gallery: str) -> ReindexJob:
     return job
 
 
-def _show_job(job: ReindexJob, *, as_json: bool) -> None:
-    from reir_ingestion.reindex.run import job_summary
+def _show_job(store: InstanceStore, job: ReindexJob, *, as_json: bool) -> None:
+    from reir.operations.lease import holder_of
+    from reir_ingestion.reindex.job import State, load_report
+    from reir_ingestion.reindex.run import job_summary, lease_of
 
+    holder, report = holder_of(store, lease_of(job.gallery)), load_report(store, job)
+    runs_in = "" if holder is None else f"process {holder.pid} on {holder.host}"
+    failed = [] if report is None else [check.name for check in report.failed_checks]
     if as_json:
-        print_json(job_summary(job))
+        print_json(job_summary(job) | {"runs_in": runs_in or None, "failed_checks": failed})
         return
     table = new_table("", "")
     table.show_header = False
     table.add_row("gallery", job.gallery)
     table.add_row("state", job.state.value)
+    table.add_row("runs in", runs_in or "no process")
     table.add_row("new version", job.candidate)
     table.add_row("compared with", job.live)
     table.add_row("encoder", job.encoder or "clare-nano")
@@ -309,14 +316,15 @@ def _show_job(job: ReindexJob, *, as_json: bool) -> None:
         table.add_row("source", Text(each.text))
     table.add_row("started", _age(job.started_s))
     table.add_row("last change", _age(job.updated_s))
+    if failed:
+        table.add_row("limits not kept", Text(", ".join(failed), style="red"))
     if job.error:
         table.add_row("error", Text(job.error, style="red"))
     output().print(table)
-    if not job.state.is_end:
-        output().print(
-            f"To finish it:  reir reindex {job.gallery}\n"
-            f"To give it up:  reir reindex {job.gallery} --drop"
-        )
+    if not job.state.is_end and not runs_in:
+        output().print(f"To finish it:  reir reindex {job.gallery}")
+    if (not job.state.is_end and not runs_in) or job.state is State.REJECTED:
+        output().print(f"To delete the new version:  reir reindex {job.gallery} --drop")
 
 
 def _show_plan(plan: ReindexPlan, *, as_json: bool) -> None:

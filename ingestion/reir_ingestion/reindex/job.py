@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from reir.operations.gate.verdicts import GateLimits, GateReport
+from reir.operations.gate.verdicts import GateLimits, GateReport, report_from
 from reir.store.contract import InstanceStore
 from reir_ingestion.known_sources import KnownSource
 from reir_ingestion.sources import SourceOptions
@@ -70,7 +70,7 @@ class ReindexJob:
         keep: number of old versions to keep.
         limits: of the check.
         canary_file: file with canaries; empty for those of the gallery.
-        leftovers: candidates of earlier jobs, which are deleted when this job succeeds.
+        leftovers: candidates of earlier jobs that were never live; deleted when this job ends.
         started_s, updated_s: Unix times of the start and of the last change of state.
         error: why the job stopped at its state; empty if it was not stopped by an error.
     """
@@ -114,6 +114,13 @@ def save_report(store: InstanceStore, job: ReindexJob, report: GateReport) -> No
     names = store.find_documents(REPORT_KIND, f"{job.gallery}/")
     oldest = sorted(names, key=lambda name: float(names[name]["created_s"]))
     store.delete_documents(REPORT_KIND, oldest[:-KEPT_REPORTS])
+
+
+def load_report(store: InstanceStore, job: ReindexJob) -> GateReport | None:
+    """Return the report of a job; None if it has not been checked, or the report is deleted."""
+    name = f"{job.gallery}/{job.candidate}"
+    values = store.find_documents(REPORT_KIND, name).get(name)
+    return None if values is None else report_from(values)
 
 
 def _job(values: Mapping[str, Any]) -> ReindexJob:

@@ -25,10 +25,12 @@ from reir_ingestion.sources import Source, SourceFile
 if TYPE_CHECKING:
     from reir.operations.canary import Canary
 
-LEASE = "reindex"
 _CHUNK = 512
 MAX_OTHER_PHOTOS = 200_000
 """Limit of the photos that are in no source: they are sent to every worker."""
+
+SWITCH_SEEN_S = 2.0
+"""After a switch, servers still search the version before for up to a second."""
 
 Build = Callable[[Source, ReindexJob], IndexReport]
 """Indexes a source into the candidate version of a job, or into the live version that it became."""
@@ -98,7 +100,7 @@ def reindex(
         SourceError: a source of the gallery does not exist.
         GalleryNotFound: there is no such gallery, or none of its versions is live.
     """
-    with hold_lease(store, f"{LEASE}/{gallery}") as lease:
+    with hold_lease(store, lease_of(gallery)) as lease:
         job = load_job(store, gallery)
         if job is None or job.state.is_end:
             job = _new_job(store, gallery, request, job)
@@ -108,6 +110,11 @@ def reindex(
         return _Run(store, lease, build, on_state).finish(job)
 
 
+def lease_of(gallery: str) -> str:
+    """Return the name of the lease that a job of a gallery holds while a process works on it."""
+    return f"reindex/{gallery}"
+
+
 def drop_job(store: InstanceStore, gallery: str) -> ReindexJob:
     """Delete the candidate of a job that was interrupted or rejected.
 
@@ -115,7 +122,7 @@ def drop_job(store: InstanceStore, gallery: str) -> ReindexJob:
         JobRunning: another process continues the job now.
         ConfigError: there is no such job, or its candidate is live already.
     """
-    with hold_lease(store, f"{LEASE}/{gallery}"):
+    with hold_lease(store, lease_of(gallery)):
         job = load_job(store, gallery)
         if job is None or job.state in (State.DONE, State.DROPPED):
             raise ConfigError(f"gallery '{gallery}' has no re-indexing job that could be dropped")
@@ -155,6 +162,8 @@ def _new_job(
     for each in sources:
         each.open()  # an unmounted disk is reported before any work is done
     leftovers = () if last is None else (last.candidate, *last.leftovers)
+    # Versions that were live are kept or deleted by their number, `--keep`.
+    kept = {live, *(each.version for each in live_history(store, gallery))}
     now_s = time.time()
     return ReindexJob(
         gallery=gallery,
@@ -167,7 +176,7 @@ def _new_job(
         keep=request.keep,
         limits=request.limits,
         canary_file=request.canary_file,
-        leftovers=tuple(each for each in leftovers if each in names and each != live),
+        leftovers=tuple(each for each in leftovers if each in names and each not in kept),
         started_s=now_s,
         updated_s=now_s,
     )
@@ -265,7 +274,11 @@ class _Run:
         )
         self._report = judge(job.gallery, live, job.candidate, measured, job.limits)
         save_report(self._store, job, self._report)
-        return job.to(State.SWITCHING if self._report.passed else State.REJECTED, live=live)
+        if self._report.passed:
+            return job.to(State.SWITCHING, live=live)
+        # One rejected candidate is kept; otherwise a schedule whose runs fail would fill the disk.
+        self._drop(job, job.leftovers)
+        return job.to(State.REJECTED, live=live, leftovers=())
 
     def _switch(self, job: ReindexJob) -> ReindexJob:
         """Make the candidate live, unless the version that it was compared with no longer is."""
@@ -284,10 +297,19 @@ class _Run:
 
     def _clean(self, job: ReindexJob) -> ReindexJob:
         """Delete candidates of earlier jobs, and all but `keep` of the versions that were live."""
-        for version in (*job.leftovers, *self._surplus(job)):
-            if drop_if_present(self._store, job.gallery, version):
-                self._deleted.append(version)
+        surplus = self._surplus(job)
+        if job.live in surplus:
+            # Only without --keep. Servers and open galleries learn of the switch a moment later.
+            time.sleep(SWITCH_SEEN_S)
+        self._drop(job, (*job.leftovers, *surplus))
         return job.to(State.DONE, leftovers=())
+
+    def _drop(self, job: ReindexJob, versions: Sequence[str]) -> None:
+        """Delete versions, as far as they still exist and are not live."""
+        live = self._store.live_version(job.gallery)
+        for version in versions:
+            if version != live and drop_if_present(self._store, job.gallery, version):
+                self._deleted.append(version)
 
     def _surplus(self, job: ReindexJob) -> list[str]:
         """Return the versions to delete.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future
 
 from pymilvus import DataType
 
@@ -11,7 +12,7 @@ from reir.errors import GalleryNotFound
 from reir.store import rows, validation
 from reir.store.client import MilvusConnection
 from reir.store.collection import MilvusCollection
-from reir.store.contract import VersionInfo, VersionSpec
+from reir.store.contract import VersionSpec
 from reir.store.embedded.damage_errors import missing_ledger_error
 from reir.store.filter_milvus import quote
 from reir.store.names import (
@@ -115,21 +116,17 @@ class Catalog:
         if self.live(gallery) is not None:
             self._connection.call("drop_alias", alias=live_alias(gallery))
 
-    def info(
-        self, gallery: str, version: str, spec: VersionSpec, *, live: bool, num_instances: int
-    ) -> VersionInfo:
-        """Describe a version; counts its images."""
+    def count_images(
+        self, gallery: str, version: str, pool: Executor
+    ) -> tuple[Future[int], Future[int], Future[int]]:
+        """Count the ledger rows of a version: all of them, those that are hidden, and failed ones.
+
+        Images that are being written for the first time have rows that nobody may see yet.
+        """
         images = self.images(gallery, version)
-        # Images that are being written for the first time have ledger rows that nobody may see yet.
-        pending = images.count(f"status == {quote(rows.PENDING)}")
-        return VersionInfo(
-            name=version,
-            spec=spec,
-            live=live,
-            num_images=images.count() - pending,
-            num_failed=images.count(f"status == {quote('failed')}"),
-            num_instances=num_instances,
-        )
+        conditions = [f"status == {quote(status)}" for status in (rows.PENDING, "failed")]
+        every, pending, failed = (pool.submit(images.count, each) for each in ("", *conditions))
+        return every, pending, failed
 
     def has_derived_columns(self, gallery: str, version: str) -> bool:
         """Whether the instances collection has `rows.DERIVED_COLUMNS`."""

@@ -21,11 +21,11 @@ from reir.models.interfaces import EncodedExpression, encode_words
 from reir.query.localize import PixelLocalizer
 from reir.query.photo_query import locate, vector_of
 from reir.query.rerank import PhotoReranker
-from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
+from reir.query.retrieval import SIZE_KNOWN_S, Retriever, RetrieveRequest, RetrieveResult
 from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import Localization
-from reir.store import InstanceStore, VersionSpec
+from reir.store import InstanceStore, VersionInfo, VersionSpec
 from reir_serving.backend.batching import Batcher
 from reir_serving.backend.circuit_breaker import CircuitBreaker
 from reir_serving.backend.models import ModelCache, ModelInfo
@@ -111,8 +111,17 @@ class CachedLiveRetriever(Retriever):
     def _read_live_version(self) -> None:
         # Its age counts from the start of the call, because a promotion can happen during the call.
         started_s = time.monotonic()
-        super().refresh()
-        self._read_at_s = started_s
+        version = self._store.live_version(self.gallery)
+        if version != self.live or started_s > self._known_until_s:
+            # A server takes some 300 ms for this, in which searches use the version before.
+            self._known = self._look_up(version)
+            self._known_until_s = started_s + SIZE_KNOWN_S
+        self.live, self._read_at_s = version, started_s
+
+    def _info(self, version: str) -> VersionInfo:
+        """Return the live version; its size is read again together with its name."""
+        is_known = not self.pinned and version == self._known.name
+        return self._known if is_known else super()._info(version)
 
 
 def answer_in_groups(

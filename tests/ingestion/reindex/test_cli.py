@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reir.cli import main
+from reir.operations.lease import hold_lease
+from reir.store import open_store
 from reir_ingestion.reindex.cli import REJECTED
+from reir_ingestion.reindex.job import State, load_job, save_job
+from reir_ingestion.reindex.run import lease_of
 from reir_testing.fake_models import COLORS, RIGHT, save_photo
 
 # The fake models answer in less than a millisecond, and other tests run beside this one.
@@ -81,12 +87,16 @@ def test_a_worse_model_is_refused(gallery: str, run: Run, tmp_path: Path) -> Non
     assert "Re-indexing of pets: refused" in page
     assert "data:image/jpeg" in page
     job = json.loads(run("reindex", gallery, "--status", "--json"))
-    assert job["state"] == "rejected"
+    assert (job["state"], job["runs_in"]) == ("rejected", None)
+    assert "BR@1 of canaries" in job["failed_checks"]
+    assert "To delete the new version:  reir reindex pets --drop" in run(
+        "reindex", gallery, "--status"
+    )
     found = json.loads(
         run("search", "the red one", "--gallery", gallery, "--version", job["candidate"], "--json")
     )
     assert found["version"] == job["candidate"]
-    assert "state          dropped" in run("reindex", gallery, "--drop")
+    assert "dropped" in run("reindex", gallery, "--drop")
     assert len(json.loads(run("versions", gallery, "--json"))) == 1
 
 
@@ -96,6 +106,24 @@ def test_json_has_everything(gallery: str, run: Run) -> None:
     assert result["indexed"][0]["new"] == len(COLORS)
     assert Path(result["report_folder"], "report.html").is_file()
     assert {check["name"] for check in result["report"]["checks"]} >= {"lost photos", "photos"}
+
+
+def test_the_status_names_the_process_that_works_on_the_job(
+    gallery: str, run: Run, tmp_path: Path
+) -> None:
+    run("reindex", gallery, *CALM)
+    with closing(open_store(str(tmp_path / "store"))) as store:
+        job = load_job(store, gallery)
+        assert job is not None
+        save_job(store, job.to(State.INDEXING))
+        shown = run("reindex", gallery, "--status")
+        assert "no process" in shown
+        assert "To finish it:  reir reindex pets" in shown
+        with hold_lease(store, lease_of(gallery)):
+            shown = run("reindex", gallery, "--status")
+            assert f"process {os.getpid()} on" in shown
+            assert "To finish it" not in shown
+            assert "already running" in run("reindex", gallery, status=1, both=True)
 
 
 def test_canaries_of_a_file_are_used_instead_of_those_of_the_gallery(

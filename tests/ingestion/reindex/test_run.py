@@ -16,7 +16,7 @@ from reir.index_report import IndexReport
 from reir.operations import lease
 from reir.operations.canary import Canary, add_canaries
 from reir.operations.gate.verdicts import GateLimits
-from reir.operations.live_history import live_history, roll_back
+from reir.operations.live_history import live_history, make_live, roll_back
 from reir.query.search import open_gallery
 from reir.store.memory import MemoryStore
 from reir_ingestion.known_sources import KnownSource, known_source, known_sources
@@ -36,6 +36,12 @@ LIMITS = GateLimits(min_canaries=4, latency_ratio=1000)
 
 def origin(folder: Path) -> KnownSource:
     return known_source(folder, SourceOptions())
+
+
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server searches the store of these tests."""
+    monkeypatch.setattr(run, "SWITCH_SEEN_S", 0.0)
 
 
 @pytest.fixture
@@ -142,6 +148,27 @@ def test_the_next_job_deletes_a_rejected_candidate(store: MemoryStore) -> None:
     result = start(store)
     assert result.deleted == (rejected,)
     assert versions(store) == [old, result.job.candidate]
+
+
+def test_only_the_last_rejected_candidate_is_kept(store: MemoryStore) -> None:
+    old = store.live_version(G)
+    first = start(store, encoder="worse:x").job.candidate
+    second = start(store, encoder="worse:x")
+    assert second.deleted == (first,)
+    assert versions(store) == [old, second.job.candidate]
+
+
+def test_a_rejected_candidate_that_was_promoted_counts_as_an_old_version(
+    store: MemoryStore,
+) -> None:
+    old = store.live_version(G)
+    rejected = start(store, encoder="worse:x").job.candidate
+    for version in (rejected, old):
+        make_live(store, G, version, by="test")
+    assert start(store, encoder="worse:x").job.state is State.REJECTED
+    assert rejected in versions(store)
+    assert start(store, keep=2).job.state is State.DONE
+    assert {old, rejected} < set(versions(store))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2])

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from reir.config import StrictConfig
 from reir.operations.canary import Canary, CanaryAnswer
-from reir.operations.gate.measure import Measurements, VersionAnswers
+from reir.operations.gate.measure import MIN_CALIBRATED, Measurements, VersionAnswers
 from reir.records import Box
 
 Verdict = Literal["passed", "failed", "info"]
@@ -22,6 +22,14 @@ MAX_EXAMPLES = 40
 NO_CANARIES = (
     "add some with `reir canary add` or `reir canary make`, or accept an unknown model with "
     "--limit min_canaries=0"
+)
+NO_CALIBRATION = (
+    "the new model has no calibration, so it cannot tell whether an object is in the gallery; fit "
+    "one with `reir calibrate`, or accept this with --limit presence_ece=1"
+)
+TOO_FEW_FOR_PRESENCE = (
+    f"not measured: this takes a calibrated model, and {MIN_CALIBRATED} canaries each of objects "
+    f"that are in the gallery and of objects that are not"
 )
 _LATENCY_NOISE_MS = 5.0
 """Latencies that differ by less are equal, whatever their ratio: a search takes some 10 ms."""
@@ -304,15 +312,26 @@ class _Judge:
 
     def _presence(self) -> Iterator[GateCheck]:
         ece, area = self._candidate.presence_ece, self._candidate.presence_auroc
-        if ece is None or area is None:
-            return
         before = None if self._live is None else self._live.presence_ece
+        limit = self.limits.presence_ece
+        if ece is None or area is None:
+            # A model without calibration cannot say any more that an object is not there.
+            is_lost = before is not None
+            yield GateCheck(
+                name="calibration error of presence",
+                live=before,
+                candidate=None,
+                limit=f"at most {limit:g}" if is_lost else "",
+                verdict=_verdict(limit >= 1) if is_lost else "info",
+                note=NO_CALIBRATION if is_lost else TOO_FEW_FOR_PRESENCE,
+            )
+            return
         yield GateCheck(
             name="calibration error of presence",
             live=before,
             candidate=ece,
-            limit=f"at most {self.limits.presence_ece:g}",
-            verdict=_verdict(ece <= self.limits.presence_ece),
+            limit=f"at most {limit:g}",
+            verdict=_verdict(ece <= limit),
         )
         area_before = None if self._live is None else self._live.presence_auroc
         limit = self.limits.presence_auroc_drop

@@ -71,8 +71,9 @@ class Schedule(StrictConfig):
         Raises:
             ValueError: the time zone or the cron expression is wrong.
         """
+        zone = self._zone()
         try:
-            return CronTrigger.from_crontab(_with_weekday_names(self.cron), timezone=self._zone())
+            return CronTrigger.from_crontab(_with_weekday_names(self.cron), timezone=zone)
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"cron {self.cron!r} must have five fields: minute, hour, day of month, month, day "

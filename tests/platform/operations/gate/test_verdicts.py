@@ -185,12 +185,31 @@ def test_poorly_calibrated_presence_fails() -> None:
     ]
 
 
-def test_presence_is_not_measured_without_a_calibration() -> None:
-    answers = tuple(
+def without_presence(name: str) -> VersionAnswers:
+    """A version of a model without a calibration."""
+    answers = (
         replace(each, result=replace(each.result, presence=None)) for each in version().answers
     )
-    names = [check.name for check in report(candidate=version(answers=answers)).checks]
-    assert "calibration error of presence" not in names
+    return version(name, answers=tuple(answers))
+
+
+def presence_check(found: GateReport) -> GateCheck:
+    (check,) = [each for each in found.checks if each.name == "calibration error of presence"]
+    return check
+
+
+def test_a_model_that_loses_the_calibration_must_be_accepted_explicitly() -> None:
+    found = report(candidate=without_presence("new"))
+    assert failures(candidate=without_presence("new")) == ["calibration error of presence"]
+    assert "--limit presence_ece=1" in presence_check(found).note
+    assert report(GateLimits(presence_ece=1), candidate=without_presence("new")).passed
+
+
+def test_the_report_says_that_presence_was_not_measured() -> None:
+    found = report(live=without_presence("old"), candidate=without_presence("new"))
+    assert found.passed
+    assert presence_check(found).verdict == "info"
+    assert "not measured" in presence_check(found).note
 
 
 def test_a_live_version_that_cannot_be_asked_is_no_reason_to_fail() -> None:
