@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 import reir
-from reir.cli.doctor import installation, operations, remote
+from reir.cli import doctor
+from reir.cli.doctor import installation, operations, remote, run_checks
 from reir.cli.doctor.check import Check
 from reir.cli.doctor.galleries import check_clock, check_galleries
+from reir.errors import StoreDamaged
 from reir.operations.lease import hold_lease
 from reir.operations.schedule.runs import run_schedule
 from reir.operations.schedule.schedules import Schedule, add_schedule
@@ -240,3 +242,13 @@ def test_a_cluster_without_free_cpus_is_a_warning() -> None:
     assert ok.status == "ok"
     assert remote.cluster_check("head:6379", {**found, "free": {}}).status == "warn"
     assert remote.cluster_check("head:6379", {**found, "total": {}}).status == "fail"
+
+
+def test_a_damaged_store_is_to_be_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(_: str | None) -> None:
+        raise StoreDamaged("file x does not match its checksum")
+
+    monkeypatch.setattr(doctor, "connect", refuse)
+    (found,) = (each for each in run_checks(str(tmp_path), None, None) if each.name == "store")
+    assert (found.status, "file x" in found.detail) == ("fail", True)
+    assert "docs/operations/disaster-recovery.md" in found.advice

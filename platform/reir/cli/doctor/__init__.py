@@ -14,7 +14,7 @@ from rich.text import Text
 from reir.cli.common import AsJson, Checkpoint, Store, connect, output, print_json
 from reir.cli.doctor.check import Check, Status
 from reir.cores import num_cores
-from reir.errors import ConfigError, StoreError
+from reir.errors import ConfigError, StoreDamaged, StoreError
 
 if TYPE_CHECKING:
     from reir.models.interfaces import InstanceEncoder
@@ -89,6 +89,9 @@ def run_checks(
     yield check
     try:
         yield from _check_store(location, encoder)
+    except StoreDamaged as error:
+        advice = "restore a backup into a new --store (docs/operations/disaster-recovery.md)"
+        yield Check("store", "fail", str(error), advice)
     except (StoreError, ConfigError) as error:
         yield Check("store", "fail", str(error), "correct --store or REIR_STORE")
     yield from remote.check_cluster()
