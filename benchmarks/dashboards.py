@@ -2,11 +2,11 @@
 
     python benchmarks/dashboards.py
 
-Runs the whole platform on this machine (`reir_testing.live_system`), scraped by a real Prometheus:
-indexing, a server with searches, feedback and rejected requests, the monitor, a schedule with
-backups, a re-indexing job, indexing on Ray Data, and training on Ray Train. Then every query of
-every panel of k8s/monitoring/dashboards/ is evaluated through Prometheus's API, and the panels are
-drawn into docs/dashboards/.
+Runs the whole platform on this machine (`reir_testing/monitoring/live_system.py`), scraped by a
+real Prometheus: indexing, a server with searches, feedback and rejected requests, the monitor, a
+schedule with backups, a re-indexing job, indexing on Ray Data, and training on Ray Train. Then
+every query of every panel of k8s/monitoring/dashboards/ is evaluated through Prometheus's API, and
+the panels are drawn into docs/dashboards/.
 
     dashboards.live_share      panels whose queries all have data / panels
     dashboards.panels          panels
@@ -16,16 +16,18 @@ drawn into docs/dashboards/.
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from _indexing import parser_of
-from _panel_pictures import draw_dashboard
 from _report import ROOT, write_report
 
-from reir_testing.live_panels import LivePanel, evaluate_dashboard
-from reir_testing.live_system import live_system
+from reir_testing.monitoring.live_panels import LivePanel, evaluate_dashboard
+from reir_testing.monitoring.live_system import live_system
+from reir_testing.monitoring.panel_pictures import draw_dashboard
 
 DASHBOARDS = ROOT / "k8s" / "monitoring" / "dashboards"
 PICTURES = ROOT / "docs" / "dashboards"
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="Leave out Ray Data and Ray Train.")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="Folder for the pictures.")
     arguments = parser.parse_args()
+    # If the benchmark is terminated, the system must not stay behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="d-") as name:
         panels, down = measure(Path(name), arguments.photos, with_ray=not arguments.no_ray)
     for dashboard in dict.fromkeys(panel.dashboard for panel in panels):

@@ -164,7 +164,8 @@ class Commands:
             ),
             encoding="utf-8",
         )
-        self._start("serve", "--config", str(settings))
+        url = f"http://127.0.0.1:{self._ports['reir-serve']}"
+        self._start("serve", "--config", str(settings), ready=lambda: _is_ready(url))
         backups = str(self._folder / "backups" / "{date}-{time}")
         words = ("schedule", "add", "backup", "--cron", "* * * * *", "--")
         self._run(*words, "backup", GALLERY, backups)
@@ -172,8 +173,6 @@ class Commands:
         self._start("schedule", "start")
         intervals = ("--interval-s", "1", "--deep-interval-s", "10")
         self._start("monitor", *intervals, "--port", str(self._ports["reir-monitor"]))
-        with Client(f"http://127.0.0.1:{self._ports['reir-serve']}", patience_s=0) as client:
-            _wait_until(lambda: _is_ready(client), "the server does not start; see serve.log")
 
     def reindex(self) -> None:
         """Build a new version of the gallery, and switch to it."""
@@ -186,10 +185,10 @@ class Commands:
         options = ["--head", "--block", "--include-dashboard=false", "--disable-usage-stats"]
         options += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
         options += [f"--metrics-export-port={port}", "--num-cpus=4"]
-        options += ["--ray-client-server-port=0", "--dashboard-agent-listen-port=0"]
+        for name in ("ray-client-server", "dashboard-agent-listen"):
+            options.append(f"--{name}-port={free_port()}")
         options += [f"--temp-dir={self._folder / 'ray'}"]
-        self._start("start", *options, program="ray")
-        _wait_until(lambda: _listens(address), "Ray does not start; see start.log")
+        self._start("start", *options, program="ray", ready=lambda: _listens(address))
         self._environment["RAY_ADDRESS"] = address
         photos = str(self._folder / "photos")
         batch = ("--num-workers", "1", "--batch-size", "4")
@@ -219,9 +218,12 @@ class Commands:
                 f"reir {' '.join(words)} failed:\n{done.stdout}{done.stderr}"[-4000:]
             )
 
-    def _start(self, *words: str, program: str = "reir") -> None:
-        """Start a command that runs until the stack is closed."""
-        log = self._stack.enter_context((self._folder / f"{words[0]}.log").open("wb"))
+    def _start(
+        self, *words: str, program: str = "reir", ready: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Start a command that runs until the stack is closed, and wait until it is ready."""
+        path = self._folder / f"{words[0]}.log"
+        log = self._stack.enter_context(path.open("wb"))
         process = subprocess.Popen(
             [_program(program), *words],
             env=self._environment,
@@ -231,6 +233,11 @@ class Commands:
             start_new_session=True,
         )
         self._stack.callback(_stop, process)
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"{words[0]} does not start:\n{path.read_text()[-4000:]}")
+            time.sleep(0.5)
 
 
 def use(url: str, scenes: Sequence[Scene], photos: Path) -> None:
@@ -289,8 +296,8 @@ def _expressions(scene: Scene) -> list[str]:
     return [f"the {shape.color} {shape.form}" for shape in scene.shapes]
 
 
-def _is_ready(client: Client) -> bool:
-    with suppress(OSError, ServerUnavailable):
+def _is_ready(url: str) -> bool:
+    with suppress(OSError, ServerUnavailable), Client(url, patience_s=0) as client:
         return client.ready()
     return False
 
@@ -300,14 +307,6 @@ def _listens(address: str) -> bool:
     with suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
         return True
     return False
-
-
-def _wait_until(holds: Callable[[], bool], problem: str) -> None:
-    deadline_s = time.monotonic() + _TIMEOUT_S
-    while not holds():
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(problem)
-        time.sleep(0.5)
 
 
 def _is_measured(prometheus: RunningPrometheus) -> bool:
@@ -333,8 +332,8 @@ def _program(name: str) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command as Ctrl-C does, and its children if it does not end."""
-    process.send_signal(signal.SIGINT)
+    """Stop a command, and its children if it does not end."""
+    process.terminate()
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:

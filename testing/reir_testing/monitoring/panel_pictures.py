@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from reir_testing.live_panels import LivePanel
+from reir_testing.monitoring.live_panels import LivePanel
 from reir_testing.prometheus_server import Series
 
 COLUMN_INCH, ROW_INCH = 0.62, 0.36
@@ -156,8 +156,8 @@ def formatted(value: float, unit: str) -> str:
     if unit == "s":
         return _time(value)
     size, letter = next(((s, name) for s, name in _SIZES if abs(value) >= s), (1.0, ""))
-    suffix = {"Bps": "B/s", "reqps": "/s", "ops": "/s", "wps": "/s"}.get(unit, "")
-    return f"{value / size:.3g}{letter and ' ' + letter}{suffix and ' ' + suffix}"
+    suffix = letter + {"Bps": "B/s", "reqps": "/s", "ops": "/s", "wps": "/s"}.get(unit, "")
+    return f"{value / size:.3g}{' ' if suffix and suffix[0] != '/' else ''}{suffix}"
 
 
 def _time(seconds: float) -> str:

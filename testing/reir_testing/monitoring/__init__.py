@@ -1,0 +1,1 @@
+"""Runs the whole platform under Prometheus, and evaluates and draws its dashboards."""
