@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import yaml
 
@@ -86,6 +87,15 @@ def rule_files(
         )
         for subject, group in rule_groups(times, limits).items()
     }
+
+
+def write_rules(folder: Path, times: Durations) -> list[Path]:
+    """Write the rules with these durations, for a test that cannot wait; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = rule_files(times)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
 
 
 def _group(group: RuleGroup, runbooks: str) -> dict[str, object]:
