@@ -17,7 +17,7 @@ from reir_testing.prometheus_server import ProgramMissing, prometheus_server, re
 from reir_testing.repository import ROOT
 
 DASHBOARDS = ROOT / "k8s" / "monitoring" / "dashboards"
-ON_RAY = "Blocks that operators of Ray Data process"
+ON_RAY = "Rows that operators of Ray Data put out"
 """The only panel of these dashboards that needs a Ray cluster besides that of the server."""
 
 

@@ -60,9 +60,9 @@ RAY_NODE = (
 )
 RAY_DATA = (
     PrometheusMetric(
-        "ray_data_num_task_inputs_processed",
+        "ray_data_output_rows",
         "gauge",
-        "Blocks that an operator has processed.",
+        "Rows that an operator has put out since the run began.",
         ("dataset", "operator"),
     ),
 )

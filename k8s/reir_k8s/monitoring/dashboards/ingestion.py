@@ -164,12 +164,10 @@ _RUN = (
         runbook="store-down",
     ),
     Graph(
-        "Blocks that operators of Ray Data process",
-        "Blocks a second of a run on Ray (`--runner ray`), by operator.",
-        {
-            "{{operator}}": "sum by (operator) "
-            f"(rate(ray_data_num_task_inputs_processed{{{JOB}}}{RATE}))"
-        },
+        "Rows that operators of Ray Data put out",
+        "Rows a second of a run on Ray (`--runner ray`), by operator. The first operator that puts "
+        "out fewer than the others before it is the bottleneck.",
+        {"{{operator}}": f"sum by (operator) (rate(ray_data_output_rows{{{JOB}}}{RATE}))"},
         unit="ops",
     ),
 )
