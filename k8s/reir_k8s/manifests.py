@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,8 +55,9 @@ class PodTemplate:
         return [*self.spec.get("initContainers", ()), *self.spec["containers"]]
 
 
-def render(overlay: str) -> list[Manifest]:
-    """Return the manifests of an overlay.
+@functools.cache
+def render(overlay: str) -> Sequence[Manifest]:
+    """Return the manifests of an overlay, which the caller must not change.
 
     Raises:
         ReirError: kubectl is missing, or kustomize rejects the overlay.
@@ -67,7 +70,7 @@ def render(overlay: str) -> list[Manifest]:
     )
     if found.returncode:
         raise ReirError(f"kustomize rejects {folder}: {found.stderr.strip()}")
-    return [each for each in yaml.safe_load_all(found.stdout) if each]
+    return tuple(each for each in yaml.safe_load_all(found.stdout) if each)
 
 
 def named(manifests: Sequence[Manifest], kind: str, name: str) -> Manifest:
@@ -122,3 +125,19 @@ def environment(template: PodTemplate, manifests: Sequence[Manifest]) -> dict[st
     for variable in container.get("env", ()):
         values[variable["name"]] = variable.get("value", "")
     return values
+
+
+def commands(manifests: Sequence[Manifest]) -> dict[str, list[str]]:
+    """Return the command line of `reir` in each manifest that has one, by kind and name."""
+    found = {}
+    for each in manifests:
+        owner = f"{each['kind']}/{each['metadata']['name']}"
+        spec = each.get("spec", {})
+        job = spec.get("jobTemplate", spec)
+        if "entrypoint" in job:
+            found[owner] = shlex.split(job["entrypoint"])
+    for template in pod_templates(manifests):
+        for container in template.containers:
+            if container.get("command", [""])[0] == "reir":
+                found[template.owner] = list(container["command"])
+    return found

@@ -1,0 +1,1 @@
+"""Runs what the manifests say on this machine: `k8s/rehearse.sh`."""

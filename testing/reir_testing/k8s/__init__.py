@@ -1,0 +1,1 @@
+"""What tests of the manifests need: schemas, and which connections NetworkPolicies allow."""
