@@ -161,24 +161,28 @@ def write_page(tables: Mapping[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `plan` reads, except for the number of instances."""
+    parser.add_argument("--per-photo", type=float, default=30)
+    parser.add_argument("--shard", type=float, default=1e6, help="Instances of one graph.")
+    parser.add_argument(
+        "--exact-ms", type=float, default=100, help="Time limit of an exact search."
+    )
+    parser.add_argument("--qps", type=float, default=100, help="Queries per second.")
+    parser.add_argument("--busy", type=float, default=0.5, help="Planned load of a core.")
+    parser.add_argument("--node-gib", type=float, default=256)
+    parser.add_argument("--node-cores", type=float, default=32)
+    parser.add_argument("--fill", type=float, default=0.7, help="Usable share of memory.")
+    parser.add_argument("--node-price", type=float, default=2.0, help="USD per hour.")
+    parser.add_argument("--core-price", type=float, default=0.04, help="USD per hour.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    number = float
-    parser.add_argument("--instances", type=number, default=1e9)
-    parser.add_argument("--per-photo", type=number, default=30)
-    parser.add_argument("--shard", type=number, default=1e6, help="Instances of one graph.")
-    parser.add_argument(
-        "--exact-ms", type=number, default=100, help="Time limit of an exact search."
-    )
-    parser.add_argument("--qps", type=number, default=100, help="Queries per second.")
-    parser.add_argument("--busy", type=number, default=0.5, help="Planned load of a core.")
-    parser.add_argument("--node-gib", type=number, default=256)
-    parser.add_argument("--node-cores", type=number, default=32)
-    parser.add_argument("--fill", type=number, default=0.7, help="Usable share of memory.")
-    parser.add_argument("--node-price", type=number, default=2.0, help="USD per hour.")
-    parser.add_argument("--core-price", type=number, default=0.04, help="USD per hour.")
+    add_options(parser)
+    parser.add_argument("--instances", type=float, default=1e9)
     options = parser.parse_args()
     found, missing = measured()
     write_page({"measured": measured_table(found)})
