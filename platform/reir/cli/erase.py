@@ -177,6 +177,11 @@ def _show(receipt: Receipt, path: Path, *, as_json: bool) -> None:
         screen.print("The Milvus server deletes its old files when it collects garbage.")
     screen.print(f"Receipt: {path}", soft_wrap=True)
     screen.print(f"To check it:  reir erase --verify {path}", soft_wrap=True)
+    screen.print(
+        f"Backups written before still contain what was erased; `reir backup {receipt.gallery} "
+        f"--list` shows the last ones.",
+        soft_wrap=True,
+    )
 
 
 def _verify(store: InstanceStore, file: Path, places: ErasePlaces, *, as_json: bool) -> None:

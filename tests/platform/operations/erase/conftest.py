@@ -10,22 +10,15 @@ import pytest
 
 from reir.operations.erase.places import ErasePlaces
 from reir.store import InstanceStore, open_store
-from reir_testing.operations.erased_gallery import GALLERY, fill
-
-KINDS = ("canary", "erased", "erasing", "receipt", "reindex", "reindex-report", "source")
+from reir_testing.operations.erased_gallery import fill
 
 
-@pytest.fixture(params=["memory", "embedded", pytest.param("server", marks=pytest.mark.milvus)])
+@pytest.fixture(params=["memory", "embedded"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InstanceStore]:
-    locations = {"memory": "memory:", "embedded": str(tmp_path / "store")}
-    location = locations.get(request.param) or request.getfixturevalue("milvus_uri")
+    location = "memory:" if request.param == "memory" else str(tmp_path / "store")
     with closing(open_store(location)) as opened:
         fill(opened, "v1", "v2")
         yield opened
-        if request.param == "server":  # all tests share it
-            opened.drop_gallery(GALLERY)
-            for kind in KINDS:
-                opened.delete_documents(kind, opened.find_documents(kind).keys())
 
 
 @pytest.fixture

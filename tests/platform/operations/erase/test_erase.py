@@ -22,7 +22,6 @@ from reir.operations.erase.receipts import read_receipt, write_receipt
 from reir.operations.erase.selection import EraseScope
 from reir.operations.erase.tombstones import Tombstones
 from reir.store import InstanceStore, open_store
-from reir.store.contract import ServerStore
 from reir_testing import FakeEncoder
 from reir_testing.operations.erased_gallery import GALLERY as G
 from reir_testing.operations.erased_gallery import (
@@ -46,13 +45,35 @@ def test_a_photo_is_erased_from_all_versions(
 ) -> None:
     receipt = erase_now(store, places, photos=(name,))
     assert (receipt.photos, receipt.instances) == ({"v1": 1, "v2": 1}, {"v1": 1, "v2": 1})
-    assert receipt.is_gone_from_disk == (not isinstance(store, ServerStore))
+    assert receipt.is_gone_from_disk
     for version in ("v1", "v2"):
         assert names_in(store, version) == {"mug.jpg", "dog.jpg"}
         assert store.num_stored(G, version) == 3
     query = FakeEncoder().encode_expressions(["the red one"])
     assert "party" not in str(store.search(G, "v2", query, 10))
     assert store.find_documents(KIND) == {}
+
+
+@pytest.mark.milvus
+@pytest.mark.slow
+def test_a_photo_is_erased_from_a_server(milvus_uri: str, places: ErasePlaces) -> None:
+    with closing(open_store(milvus_uri)) as server:
+        fill(server, "v1")
+        try:
+            add_canaries(server, G, [Canary(expression="a guest", uri=uri("party.jpg"))])
+            receipt = erase_now(server, places, photos=(uri("party.jpg"),))
+            assert (receipt.photos, receipt.canaries) == ({"v1": 1}, 1)
+            assert not receipt.is_gone_from_disk, "its garbage collection deletes the files later"
+            assert names_in(server, "v1") == {"mug.jpg", "dog.jpg"}
+            assert server.num_stored(G, "v1") == 3
+            query = FakeEncoder().encode_expressions(["the red one"])
+            assert "party" not in str(server.search(G, "v1", query, 10))
+            assert Tombstones(server, G).covers(photo("party.jpg").record)
+            assert findings(server, receipt, places) == []
+        finally:
+            server.drop_gallery(G)
+            for kind in ("erased", "receipt"):
+                server.delete_documents(kind, server.find_documents(kind).keys())
 
 
 def test_copies_with_the_same_content_are_erased_too(

@@ -1,0 +1,120 @@
+"""`reir erase` as typed, on real embedded stores."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from reir.cli import main
+from reir.images.decode import image_id
+from reir.store import open_store
+from reir_testing.operations.erased_gallery import GALLERY, fill, photo, uri
+
+
+class Terminal:
+    """Runs `reir erase` in this process and keeps what it prints."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str], store: Path) -> None:
+        self.capture, self.store = capture, str(store)
+        self.error = ""
+
+    def run(self, *words: str | Path, expect: int = 0) -> str:
+        """Return standard output."""
+        code = main.run(["erase", *map(str, words), "--store", self.store])
+        output, self.error = self.capture.readouterr()
+        assert code == expect, f"{output}\n{self.error}"
+        return output
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REIR_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def terminal(home: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    with closing(open_store(str(home / "store"))) as store:
+        fill(store, "v1", "v2")
+    return Terminal(capsys, home / "store")
+
+
+def test_a_photo_is_erased_and_the_receipt_verified(terminal: Terminal, home: Path) -> None:
+    log = home / "schedule-runs" / "nightly" / "1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("cannot read /home/me/party.jpg\nall other photos\n")
+    text = terminal.run(GALLERY, "--photo", "/home/me/party.jpg", "--yes")
+    receipt = home / "receipts" / "photos-00000000.json"
+    assert text.splitlines() == [
+        "version v1: 1 photo with 1 instance",
+        "version v2: 1 photo with 1 instance",
+        "besides: 1 log line",
+        f"Receipt: {receipt}",
+        f"To check it:  reir erase --verify {receipt}",
+        "Backups written before still contain what was erased; `reir backup photos --list` shows "
+        "the last ones.",
+    ]
+    assert log.read_text().split() == ["all", "other", "photos"]
+    assert terminal.run("--verify", receipt).startswith("Nothing is left of what receipt 0 of gal")
+    with closing(open_store(terminal.store)) as store:
+        store.upsert_images(GALLERY, "v1", [photo("party.jpg")])
+    found = terminal.run("--verify", receipt, expect=1).splitlines()
+    assert found[0].startswith(f"version v1 has photo {image_id(uri('party.jpg'))}")
+    assert found[1] == f"  -> erase it again: `reir erase {GALLERY} --photo IMAGE_ID`"
+    found = json.loads(terminal.run("--verify", receipt, "--json", expect=1))
+    assert (found["is_clean"], len(found["findings"])) == (False, 1)
+
+
+def test_json(terminal: Terminal, tmp_path: Path) -> None:
+    path = tmp_path / "receipt.json"
+    where = f'uri == "{uri("mug.jpg")}"'
+    found = json.loads(
+        terminal.run(GALLERY, "--where", where, "--receipt", path, "--yes", "--json")
+    )
+    assert (found["receipt"], found["scope"], found["photos"]) == (
+        str(path),
+        "where",
+        {"v1": 1, "v2": 1},
+    )
+    assert json.loads(path.read_text())["hash"] == found["hash"]
+    assert "mug" not in path.read_text()
+
+
+def test_nothing_is_erased_without_consent(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(question: str, **_: object) -> None:
+        asked.append(question)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.confirm", refuse)
+    terminal.run(GALLERY, "--photo", "/home/me/mug.jpg", expect=main.INTERRUPTED)
+    assert asked == ["Erase 1 photo of gallery photos for good?"]
+    terminal.run(GALLERY, "--photo", "/home/me/mug.jpg", "--json", expect=main.INVALID_USE)
+    assert "cannot ask for confirmation; add --yes" in terminal.error
+    with closing(open_store(terminal.store)) as store:
+        assert store.num_stored(GALLERY, "v1") == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("--photo", "x"), main.INVALID_USE, "name the gallery: `reir erase GALLERY"),
+        ((GALLERY,), main.INVALID_USE, "exactly one of them is needed, got 0"),
+        ((GALLERY, "--photo", "x", "--tenant", "a"), main.INVALID_USE, "is needed, got 2"),
+        (("photo", "--photo", "x"), main.FAILED, "did you mean 'photos'?"),
+        ((GALLERY, "--tenant", "a", "--yes"), main.FAILED, "fits --tenant 'a'"),
+        ((GALLERY, "--where", "attr.", "--yes"), main.INVALID_USE, "cannot parse 'attr.'"),
+        (("--verify", "no.json"), main.FAILED, "no.json is not a receipt of `reir erase`"),
+    ],
+)
+def test_mistakes_are_explained(
+    terminal: Terminal, words: tuple[str, ...], status: int, message: str
+) -> None:
+    assert terminal.run(*words, expect=status) == ""
+    assert message in terminal.error
