@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from reir.errors import ConfigError, DataError
 from reir.images.decode import path_of_uri
 from reir.operations.backup import pairs
 from reir.operations.backup.reports import BackupReport, RestoreReport
@@ -21,6 +22,7 @@ from reir.operations.erase.tombstones import Tombstones
 from reir.records import IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir.store.memory import MemoryStore
+from reir_testing.operations.gcs import local_gcs
 from reir_testing.rewriting import SPEC
 from reir_testing.s3 import Bucket
 
@@ -144,6 +146,28 @@ def test_a_bucket(
     restored = restore(memory, bucket.source(folder))
     assert (restored.problems, restored.source) == ((), report.dest)
     assert content(memory) == content(full_store)
+
+
+def test_google_cloud_storage(
+    full_store: MemoryStore,
+    back_up: BackUp,
+    restore: Restore,
+    content: ContentOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs, "FILE_BYTES", 1)
+    with local_gcs("backups") as options:
+        place = f"gs://anonymous@backups/reir/one{options}"
+        report = back_up(full_store, place)
+        assert report.dest == "gs://backups/reir/one"
+        with pytest.raises(ConfigError, match="gs://backups/reir/one already contains a backup"):
+            back_up(full_store, place)
+        memory = MemoryStore()
+        restored = restore(memory, place)
+        assert (restored.problems, restored.source) == ((), report.dest)
+        assert content(memory) == content(full_store)
+        with pytest.raises(DataError, match="no finished backup in gs://backups/reir/two"):
+            restore(MemoryStore(), place.replace("/one", "/two"))
 
 
 def test_the_files_can_be_read_by_any_program(
