@@ -362,11 +362,13 @@ def _show_plan(plan: ReindexPlan, *, as_json: bool) -> None:
 def _save_report(report: GateReport, gallery: str, folder: Path | None) -> Path:
     from reir.config import reir_home
     from reir.operations.gate.page import report_page
+    from reir.operations.schedule.report_note import note_report
 
     folder = folder or reir_home() / "reports" / f"{gallery}-{report.candidate}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     (folder / "report.html").write_text(report_page(report), encoding="utf-8")
+    note_report((folder / "report.html").absolute())
     return folder
 
 

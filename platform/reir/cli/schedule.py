@@ -191,7 +191,7 @@ def runs(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the last runs of a schedule, newest first, with the files of their output."""
+    """List the last runs of a schedule, newest first, with the files of output and report."""
     from reir.operations.schedule.runs import last_runs
     from reir.operations.schedule.schedules import find_schedule, read_schedules
 
@@ -202,26 +202,22 @@ def runs(
     if as_json:
         print_json([_run_values(run) for run in found])
         return
-    table = new_table("started", "took", "status", "output")
+    table = new_table("started", "took", "status", "output and report")
     for run in found:
         started = datetime.fromtimestamp(run.started_s).astimezone()
         took = f"{run.ended_s - run.started_s:.0f} s" if run.ended_s else ""
-        table.add_row(_moment(started), took, _status(run), Text(run.log))
+        files = "\n".join(each for each in (run.log, run.report) if each)
+        table.add_row(_moment(started), took, _status(run), Text(files))
     output().print(table)
 
 
 def start(file: File = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """Run the schedules at their times, until Ctrl-C; a running command is stopped then, too."""
-    from reir.operations.schedule.scheduler import Scheduler, is_scheduler_alive
+    from reir.operations.schedule.scheduler import Scheduler, only_scheduler
     from reir.operations.schedule.schedules import read_schedules
 
     path, place = _file(file), _folder(folder)
     known = read_schedules(path)
-    if is_scheduler_alive(place):
-        raise ConfigError(
-            f"a scheduler with the folder {place} runs already; stop it first, or use another "
-            f"folder with --runs"
-        )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -232,10 +228,12 @@ def start(file: File = None, folder: Folder = None, as_json: AsJson = False) -> 
         else:
             output().print(f"{name}: {_outcome(run)}")
 
-    messages().print(
-        f"Running {plural(len(known), 'schedule')} of {path}; press Ctrl-C to stop.", soft_wrap=True
-    )
-    Scheduler(path, place, show).run(stop)
+    with only_scheduler(place):
+        messages().print(
+            f"Running {plural(len(known), 'schedule')} of {path}; press Ctrl-C to stop.",
+            soft_wrap=True,
+        )
+        Scheduler(path, place, show).run(stop)
 
 
 def parse_duration(option: str, text: str) -> float:

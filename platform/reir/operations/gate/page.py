@@ -14,6 +14,7 @@ from reir.errors import ReirError
 from reir.images.decode import decode
 from reir.images.drawing import draw_boxes
 from reir.images.photo_files import read_photo
+from reir.operations.canary import MIN_IOU, NUM_HITS
 from reir.operations.gate.verdicts import CanaryChange, GateCheck, GateReport
 from reir.records import Box
 
@@ -30,11 +31,13 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #dde2ea;
          vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number, td.number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .passed { color: #14703a; } .failed { color: #b3261e; font-weight: 600; }
 .note { color: #5a6575; }
 figure { display: inline-block; margin: 0 .8rem .4rem 0; }
 figcaption { color: #5a6575; font-size: .85rem; }
+code { font-size: .9em; background: #f2f4f8; padding: .1rem .3rem; }
 img { display: block; border: 1px solid #dde2ea; }
 """
 
@@ -76,13 +79,19 @@ def _summary(report: GateReport) -> str:
     names = ", ".join(check.name for check in report.failed_checks)
     return (
         f"These limits are not kept: {escape(names)}. The live version is unchanged, and the "
-        f"candidate is kept for inspection."
+        f"candidate is kept for inspection.</p>"
+        f"<ul><li>To search it: <code>reir search EXPRESSION --gallery {escape(report.gallery)} "
+        f"--version {escape(report.candidate)}</code></li>"
+        f"<li>To make it live nevertheless: <code>reir promote {escape(report.gallery)} "
+        f"{escape(report.candidate)}</code></li>"
+        f"<li>To delete it: <code>reir reindex {escape(report.gallery)} --drop</code></li></ul><p>"
     )
 
 
 def _table(report: GateReport) -> Iterator[str]:
-    yield "<table><thead><tr><th>what</th><th>live</th><th>candidate</th><th>limit</th>"
-    yield "<th>verdict</th><th>note</th></tr></thead><tbody>"
+    yield '<table><thead><tr><th>what</th><th class="number">live</th>'
+    yield '<th class="number">candidate</th><th>limit</th><th>verdict</th><th>note</th></tr>'
+    yield "</thead><tbody>"
     for check in report.checks:
         yield (
             f"<tr><td>{escape(check.name)}</td>"
@@ -93,6 +102,12 @@ def _table(report: GateReport) -> Iterator[str]:
             f'<td class="note">{escape(check.note)}</td></tr>'
         )
     yield "</tbody></table>"
+    yield (
+        '<p class="note">A canary is an expression whose answer is known. BR@k is the share of the '
+        "canaries whose object is among the first k hits, in the right photo and with a box that "
+        f"overlaps the right one by {MIN_IOU:.0%} or more. An absent canary is recognized if the "
+        "search says that its object is probably not in the gallery.</p>"
+    )
 
 
 def _changes(what: str, number: int, changes: tuple[CanaryChange, ...]) -> Iterator[str]:
@@ -100,13 +115,20 @@ def _changes(what: str, number: int, changes: tuple[CanaryChange, ...]) -> Itera
         return
     yield f"<h2>Canaries that {what}: {number}</h2>"
     for change in changes[:MAX_PICTURED]:
-        yield f"<p><b>{escape(change.expression)}</b></p>"
+        yield (
+            f'<p><b>{escape(change.expression)}</b> <span class="note">right hit: live version '
+            f"{_rank(change.live_rank)}, candidate {_rank(change.candidate_rank)}</span></p>"
+        )
         yield _figure(change.uri, change.box, "the known answer")
         if change.wrong_uri:
             yield _figure(change.wrong_uri, change.wrong_box, "the wrong first hit")
     if rest := changes[MAX_PICTURED:]:
         items = "".join(f"<li>{escape(change.expression)}</li>" for change in rest)
         yield f"<p>More of them:</p><ul>{items}</ul>"
+
+
+def _rank(rank: int) -> str:
+    return f"rank {rank}" if rank else f"not among the first {NUM_HITS}"
 
 
 def _figure(uri: str, box: Box | None, caption: str) -> str:

@@ -209,7 +209,7 @@ class _Judge:
             candidate=candidate.photos,
             limit="",
             verdict="info",
-            note=f"{changes.added:,} that the live version has not indexed",
+            note=f"{changes.added:,} of them are new, not indexed in the live version",
         )
         yield GateCheck(
             name="lost photos",

@@ -20,6 +20,7 @@ from typing import Literal
 
 from reir.config import reir_home
 from reir.errors import JobRunning
+from reir.operations.schedule.report_note import REPORT_NOTE, take_report_note
 from reir.operations.schedule.schedules import Schedule
 from reir.store.embedded.locks import FileLock
 
@@ -45,6 +46,7 @@ class ScheduledRun:
         exit_code: of the command; None while it runs.
         started_s, ended_s: Unix times; `ended_s` is 0 while it runs.
         log: file with the output of the command.
+        report: page with the report of a re-indexing job; empty if there is none.
     """
 
     schedule: str
@@ -54,6 +56,7 @@ class ScheduledRun:
     started_s: float
     ended_s: float
     log: str
+    report: str = ""
 
     @property
     def has_failed(self) -> bool:
@@ -146,6 +149,7 @@ def _start(place: Path, name: str, schedule: Schedule) -> ScheduledRun:
 
 def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -> ScheduledRun:
     """Run the command to its end, or to its time limit, or until `stop` is set."""
+    note = Path(run.log).with_suffix(".report")
     with Path(run.log).open("wb") as output:
         # A group of its own, so that Ctrl-C at the scheduler does not reach the command: the
         # scheduler stops it itself.
@@ -155,6 +159,7 @@ def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=os.environ | {REPORT_NOTE: str(note)},
         )
         status: Status | None = None
         while status is None:
@@ -174,6 +179,7 @@ def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -
             "status": status,
             "exit_code": process.returncode,
             "ended_s": time.time(),
+            "report": take_report_note(note),
         }
     )
 

@@ -11,7 +11,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from reir.errors import ConfigError, JobRunning
 from reir.operations.schedule.runs import ScheduledRun, last_runs, run_schedule
 from reir.operations.schedule.schedules import Schedule, read_schedules
+from reir.store.embedded.locks import FileLock
 
 HEARTBEAT = "scheduler.alive"
 """File whose time of change says that a scheduler process runs."""
@@ -29,6 +31,8 @@ POLL_S = 2.0
 _MAX_PARALLEL = 4
 
 logger = logging.getLogger(__name__)
+# It would warn of every run that is due while the one before it is going on.
+logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 OnRun = Callable[[str, ScheduledRun], None]
 
@@ -91,7 +95,7 @@ class Scheduler:
             args=(name, schedule),
             id=name,
             replace_existing=True,
-            # One run at a time; what became due meanwhile is one run, or none.
+            # One run at a time. What becomes due meanwhile is one run, or none; see `_start`.
             max_instances=1,
             coalesce=True,
             misfire_grace_time=None if schedule.missed == "run" else 60,
@@ -107,15 +111,35 @@ class Scheduler:
         return due is not None and due.timestamp() < time.time()
 
     def _start(self, name: str, schedule: Schedule) -> None:
+        """Run a schedule; and once more if that took so long that another run became due."""
         # Not APScheduler's own jitter, which may start a run before it is due.
-        if self._stop.wait(random.uniform(0, schedule.jitter_s)):
-            return
-        try:
-            run = run_schedule(self._folder, name, schedule, self._stop)
-        except JobRunning as error:
-            logger.warning("%s", error)
-            return
-        self._on_run(name, run)
+        while not self._stop.wait(random.uniform(0, schedule.jitter_s)):
+            try:
+                run = run_schedule(self._folder, name, schedule, self._stop)
+            except JobRunning as error:
+                logger.warning("%s", error)
+                return
+            self._on_run(name, run)
+            is_current = self._known.get(name) == schedule
+            if schedule.missed == "skip" or not is_current or not self._was_missed(name, schedule):
+                return
+
+
+@contextmanager
+def only_scheduler(folder: Path) -> Iterator[None]:
+    """Be the only scheduler of a folder of runs during a block.
+
+    Raises:
+        ConfigError: there is another one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "scheduler.lock") as lock:
+        if not lock.acquire():
+            raise ConfigError(
+                f"a scheduler with the folder {folder} runs already; stop it first, or use another "
+                f"folder with --runs"
+            )
+        yield
 
 
 def is_scheduler_alive(folder: Path) -> bool:

@@ -18,7 +18,13 @@ import pytest
 from reir.config import load_config
 from reir.errors import JobRunning
 from reir.operations.schedule import runs, scheduler
-from reir.operations.schedule.runs import due_s, last_runs, last_success_s, run_schedule
+from reir.operations.schedule.runs import (
+    ScheduledRun,
+    due_s,
+    last_runs,
+    last_success_s,
+    run_schedule,
+)
 from reir.operations.schedule.scheduler import Scheduler, is_scheduler_alive
 from reir.operations.schedule.schedules import Schedule, add_schedule, remove_schedule
 
@@ -44,6 +50,18 @@ def test_a_run_is_recorded_with_its_output(tmp_path: Path) -> None:
     assert Path(run.log).read_text().split() == ["hello", "problem"]
     assert last_runs(tmp_path, "a") == [run]
     assert last_success_s(tmp_path, "a", schedule()) == run.ended_s
+
+
+def test_a_run_remembers_the_report_of_its_command(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from reir.operations.schedule.report_note import note_report; "
+        f"note_report(Path({str(tmp_path / 'report.html')!r}))"
+    )
+    run = run_schedule(tmp_path, "a", schedule(program))
+    assert run.report == str(tmp_path / "report.html")
+    assert last_runs(tmp_path, "a") == [run]
+    assert not list(tmp_path.glob("a/*.report"))
+    assert run_schedule(tmp_path, "a", schedule()).report == ""
 
 
 def test_a_failed_run_is_no_success(tmp_path: Path) -> None:
@@ -170,6 +188,40 @@ def test_a_missed_run_is_made_up_for_once(tmp_path: Path) -> None:
     with Running(tmp_path) as again:
         time.sleep(0.5)
         assert again.ended == [], "the run has been made up for"
+
+
+def test_a_run_that_was_due_during_the_one_before_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run seems to take an hour, and another one is due every hour."""
+    hourly = {"cron": "0 * * * *", "added_s": long_ago()}
+    began = tmp_path / "began"
+    program = f"from pathlib import Path; Path({str(began)!r}).open('a').write('x')"
+    started = runs._start
+
+    def start_earlier(place: Path, name: str, one: Schedule) -> ScheduledRun:
+        run = started(place, name, one)
+        is_first = not began.exists()
+        return replace(run, started_s=run.started_s - 3600 * is_first)
+
+    monkeypatch.setattr(runs, "_start", start_earlier)
+    with Running(tmp_path) as running:
+        add_schedule(running.file, "late", schedule(program, **hourly))
+        running.wait_for(2)
+    assert began.read_text() == "xx"
+
+
+def test_a_scheduler_that_was_killed_can_be_started_again_at_once(tmp_path: Path) -> None:
+    program = "from reir.cli.main import main; main()"
+    environment = {**os.environ, "REIR_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program, "schedule", "start"]
+    for _ in range(2):
+        with subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            assert "press Ctrl-C to stop" in process.stderr.readline()
+            process.kill()
 
 
 def test_a_running_command_is_stopped_with_the_scheduler(tmp_path: Path) -> None:
