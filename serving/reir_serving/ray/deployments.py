@@ -59,20 +59,26 @@ SPARE_REQUESTS = 64
 page, and requests that the replica itself rejects."""
 
 
-def build_app(args: ServeConfig) -> Any:
-    """Return the application to run on Serve; `args` is the section `args` of its config file."""
-    ingress = _deployment(Ingress, INGRESS, args.ingress, args)
-    ingress = ingress.options(user_config=args.live.model_dump(mode="json"))
-    values = args.model_dump(mode="json")
-    if layout_of(args) == "fused":
+def build_app(args: ServeConfig | Mapping[str, Any]) -> Any:
+    """Return the application to run on Serve; `args` is the section `args` of its config file.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    # Serve passes a mapping: it makes an object only of a class that the annotation names alone.
+    config = args if isinstance(args, ServeConfig) else load_config(ServeConfig, args)
+    ingress = _deployment(Ingress, INGRESS, config.ingress, config)
+    ingress = ingress.options(user_config=config.live.model_dump(mode="json"))
+    values = config.model_dump(mode="json")
+    if layout_of(config) == "fused":
         return ingress.bind(values)
     workers = {
-        name: _deployment(WorkerReplica, name, replicas, args).bind(values)
+        name: _deployment(WorkerReplica, name, replicas, config).bind(values)
         for name, replicas in (
-            ("text", args.text),
-            ("retriever", args.retriever),
-            ("reranker", args.reranker),
-            ("localizer", args.localizer),
+            ("text", config.text),
+            ("retriever", config.retriever),
+            ("reranker", config.reranker),
+            ("localizer", config.localizer),
         )
     }
     return ingress.bind(values, workers)
