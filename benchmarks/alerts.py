@@ -28,7 +28,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from _report import ROOT, write_report
 
 from reir_k8s.monitoring.rules.files import all_alerts, write_rules
 from reir_k8s.monitoring.rules.rule import Durations
-from reir_testing.alerting.faults import FAULTS
+from reir_testing.alerting.faults import FAULTS, Fault
 from reir_testing.alerting.rehearsal import (
     FaultRun,
     run_fault,
@@ -63,6 +62,9 @@ def main() -> None:
     parser.add_argument("--quiet-minutes", type=float, default=20.0)
     parser.add_argument("--scale", type=float, default=1 / 20, help="Factor of all durations.")
     parser.add_argument("--photos", type=int, default=80)
+    parser.add_argument(
+        "--no-server", action="store_true", help="Leave out the server and its faults."
+    )
     parser.add_argument("--only", nargs="*", help="Words of the names of faults to run.")
     arguments = parser.parse_args()
     # If the benchmark is terminated, no process of it may stay behind.
@@ -83,12 +85,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         num_photos=arguments.photos,
         interval_s=scale * CHECK_S,
         deep_interval_s=scale * DEEP_CHECK_S,
+        with_server=not arguments.no_server,
     ) as system:
         time.sleep(SETTLE_S)
         rules = write_rules(folder / "rules", Durations().scaled(scale))
         with watched_by_prometheus(system, folder / "scaled", rules) as (server, received):
             false = quiet(system, folder, arguments.quiet_minutes, server, received)
-            runs = run_faults(system, received, arguments.only)
+            runs = [
+                run_fault_and_print(fault, system, received)
+                for fault in FAULTS
+                if not (arguments.no_server and fault.needs_server)
+                and (arguments.only is None or any(word in fault.name for word in arguments.only))
+            ]
         texts = unexpanded_texts(received)
     induced = {name for run in runs for name in run.fired_s}
     return {
@@ -128,16 +136,11 @@ def quiet(
     return sorted(names)
 
 
-def run_faults(
-    system: WatchedSystem, received: Webhook, only: Sequence[str] | None
-) -> list[FaultRun]:
-    """Run the faults whose names contain one of the words, or all of them."""
-    runs = []
-    for fault in FAULTS:
-        if only is None or any(word in fault.name for word in only):
-            runs.append(run_fault(fault, system, received))
-            print(_line(runs[-1]), flush=True)
-    return runs
+def run_fault_and_print(fault: Fault, system: WatchedSystem, received: Webhook) -> FaultRun:
+    """Run a fault, and print how it was reported."""
+    run = run_fault(fault, system, received)
+    print(_line(run), flush=True)
+    return run
 
 
 def _row(run: FaultRun) -> dict[str, Any]:

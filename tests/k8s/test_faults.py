@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from reir_testing.alerting.rehearsal import run_fault, unexpanded_texts, watched
 from reir_testing.alerting.watched_system import watched_system
 
 SCALE = 1 / 20
-SHORT = ("a replica is killed", "a schedule fails")
+SHORT = ("the backup is old", "a schedule fails", "the disk is nearly full")
 
 
 def test_the_faults_name_alerts_that_exist() -> None:
@@ -27,7 +26,6 @@ def test_the_faults_name_alerts_that_exist() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.data
 @pytest.mark.skipif(
     shutil.which("prometheus-alertmanager") is None or shutil.which("prometheus") is None,
@@ -35,17 +33,19 @@ def test_the_faults_name_alerts_that_exist() -> None:
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 @pytest.mark.skipif(data_dir() is None, reason="needs the shared photos (REIR_DATA)")
-def test_faults_fire_their_alerts_and_repairs_end_them() -> None:
-    # Not pytest's folder: the names of Ray's sockets must be short.
+def test_faults_fire_their_alerts_and_repairs_end_them(tmp_path: Path) -> None:
     with (
-        tempfile.TemporaryDirectory(prefix="a-") as name,
         watched_system(
-            Path(name), num_photos=20, interval_s=60 * SCALE, deep_interval_s=900 * SCALE
+            tmp_path,
+            num_photos=20,
+            interval_s=60 * SCALE,
+            deep_interval_s=900 * SCALE,
+            with_server=False,
         ) as system,
         watched_by_prometheus(
             system,
-            Path(name) / "prometheus",
-            write_rules(Path(name) / "rules", Durations().scaled(SCALE)),
+            tmp_path / "prometheus",
+            write_rules(tmp_path / "rules", Durations().scaled(SCALE)),
         ) as (_, received),
     ):
         for fault in FAULTS:

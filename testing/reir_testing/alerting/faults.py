@@ -39,12 +39,14 @@ class Fault:
     Attributes:
         name: what breaks.
         alerts: names of the alerts that must fire.
-        break_it: a context in which it is broken; leaving it repairs it.
+        break_it: breaks it, yields once, and repairs it.
+        needs_server: whether the alerts come from requests of users.
     """
 
     name: str
     alerts: tuple[str, ...]
     break_it: Callable[[WatchedSystem], Iterator[None]]
+    needs_server: bool = False
 
 
 def replica_killed(system: WatchedSystem) -> Iterator[None]:
@@ -200,8 +202,18 @@ def monitor_stopped(system: WatchedSystem) -> Iterator[None]:
 
 
 FAULTS = (
-    Fault(name="a replica is killed", alerts=("ReirReplicaKilled",), break_it=replica_killed),
-    Fault(name="the server is stopped", alerts=("ReirServerDown",), break_it=server_stopped),
+    Fault(
+        name="a replica is killed",
+        alerts=("ReirReplicaKilled",),
+        break_it=replica_killed,
+        needs_server=True,
+    ),
+    Fault(
+        name="the server is stopped",
+        alerts=("ReirServerDown",),
+        break_it=server_stopped,
+        needs_server=True,
+    ),
     Fault(
         name="the store is gone",
         alerts=(
@@ -211,11 +223,25 @@ FAULTS = (
             "ReirMonitorCheckFailing",
         ),
         break_it=store_gone,
+        needs_server=True,
     ),
-    Fault(name="the file of keys is broken", alerts=("ReirKeysUnusable",), break_it=keys_broken),
-    Fault(name="too many requests", alerts=("ReirServerOverloaded",), break_it=too_many_requests),
     Fault(
-        name="the search log is gone", alerts=("ReirSearchLogDropped",), break_it=search_log_gone
+        name="the file of keys is broken",
+        alerts=("ReirKeysUnusable",),
+        break_it=keys_broken,
+        needs_server=True,
+    ),
+    Fault(
+        name="too many requests",
+        alerts=("ReirServerOverloaded",),
+        break_it=too_many_requests,
+        needs_server=True,
+    ),
+    Fault(
+        name="the search log is gone",
+        alerts=("ReirSearchLogDropped",),
+        break_it=search_log_gone,
+        needs_server=True,
     ),
     Fault(name="searches read noised vectors", alerts=("ReirRecallLow",), break_it=noised_vectors),
     Fault(

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,13 +185,14 @@ class WatchedSystem:
         ]
 
     def scrape_configs(self) -> list[dict[str, Any]]:
-        """Return the scrape jobs for Prometheus."""
+        """Return the scrape jobs of the parts that run."""
         return [
             {
                 "job_name": f"reir-{part}",
                 "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
             }
             for part, port in self.ports.items()
+            if part in self._processes
         ]
 
     def client(self) -> Client:
@@ -270,7 +271,12 @@ class WatchedSystem:
 
 @contextmanager
 def watched_system(
-    folder: Path, *, num_photos: int, interval_s: float, deep_interval_s: float
+    folder: Path,
+    *,
+    num_photos: int,
+    interval_s: float,
+    deep_interval_s: float,
+    with_server: bool = True,
 ) -> Iterator[WatchedSystem]:
     """Prepare and run the system, with light traffic, until the end of the block.
 
@@ -278,6 +284,7 @@ def watched_system(
         folder: for all files.
         num_photos: real photos of the gallery.
         interval_s, deep_interval_s: of the monitor.
+        with_server: whether the server runs as well, with light traffic.
 
     Raises:
         RuntimeError: a command fails, or this user may not mount a disk.
@@ -286,9 +293,11 @@ def watched_system(
     with small_disk(system.disk):
         system.prepare(num_photos)
         try:
-            for part in ("serve", "schedule", "monitor"):
+            for part in ("schedule", "monitor"):
                 system.start(part)
-            with system.traffic():
+            if with_server:
+                system.start("serve")
+            with system.traffic() if with_server else nullcontext():
                 yield system
         finally:
             system.stop_all()

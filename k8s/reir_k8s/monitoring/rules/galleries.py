@@ -45,7 +45,8 @@ def _recordings() -> list[Recording]:
 
 
 def _quality_alerts(times: Durations, limits: Limits) -> list[Alert]:
-    best = f"[{duration(times.baseline)}]"
+    # The median, because what is broken for a while can also make one of the values better.
+    usual = f"[{duration(times.baseline)}]"
     return [
         Alert(
             name="ReirRecallLow",
@@ -60,26 +61,26 @@ def _quality_alerts(times: Durations, limits: Limits) -> list[Alert]:
         ),
         Alert(
             name="ReirCanaryAnswersWorse",
-            expr=f'max_over_time(reir:canary_br:ratio{{k="1"}}{best})'
+            expr=f'quantile_over_time(0.5, reir:canary_br:ratio{{k="1"}}{usual})'
             f' - reir:canary_br:ratio{{k="1"}} > {limits.canary_drop:g}',
             hold_s=times.deep,
             severity="critical",
             summary="Answers in {{ $labels.gallery }} have become worse",
             description="BR@1 of the canaries of gallery {{ $labels.gallery }} is "
-            "{{ $value | humanizePercentage }} of all canaries below its best value within "
+            "{{ $value | humanizePercentage }} of all canaries below its median of the last "
             f"{duration(times.baseline)}.",
             runbook="canary-answers-worse",
         ),
         Alert(
             name="ReirCanaryAbsentWorse",
-            expr=f"max_over_time(reir:canary_absent:ratio{best})"
+            expr=f"quantile_over_time(0.5, reir:canary_absent:ratio{usual})"
             f" - reir:canary_absent:ratio > {limits.absent_drop:g}",
             hold_s=times.deep,
             severity="warning",
             summary="Absent objects are recognized less often in {{ $labels.gallery }}",
             description="The share of absent canaries that gallery {{ $labels.gallery }} "
             "recognizes as absent is {{ $value | humanizePercentage }} of all absent canaries "
-            f"below its best value within {duration(times.baseline)}.",
+            f"below its median of the last {duration(times.baseline)}.",
             runbook="canary-answers-worse",
         ),
         Alert(

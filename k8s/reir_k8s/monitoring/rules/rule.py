@@ -22,7 +22,7 @@ class Durations:
         rate: range over which requests, errors and latencies are averaged.
         page, ticket: short and long range of the burn rates of the error budget.
         killed: range in which killed replicas are counted.
-        baseline: range in which the best value of a canary is what later values are compared with.
+        baseline: range whose median the present values of the canaries are compared with.
         trend, ahead: range from which the growth of the store is extrapolated, and how far.
         at_once: `for` of conditions that do not occur in normal operation.
         down: `for` of targets that a restart interrupts.
@@ -66,7 +66,7 @@ class Limits:
         storeless: share of requests that fail because the store cannot be reached.
         crash_loop: killed replicas within the range `killed`.
         recall: recall@10 of searches, compared with an exact scan.
-        canary_drop: how far BR@1 of the canaries may fall below its best recent value.
+        canary_drop: how far BR@1 of the canaries may fall below its median.
         absent_drop: the same for the share of absent canaries that are recognized.
         presence_drift: difference between the mean presence of recent answers and earlier ones.
         failed_photos: share of photos that could not be indexed.
