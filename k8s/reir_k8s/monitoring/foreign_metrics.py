@@ -93,9 +93,6 @@ HAPROXY = (
         "Requests that were sent to a replica once more.",
         ("proxy",),
     ),
-    PrometheusMetric(
-        "haproxy_backend_current_queue", "gauge", "Requests that wait for a replica.", ("proxy",)
-    ),
 )
 PROMETHEUS = (
     PrometheusMetric(

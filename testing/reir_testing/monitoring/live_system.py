@@ -182,6 +182,8 @@ class Commands:
         """Start a Ray cluster, index into a second gallery there, and train a tiny model."""
         address = f"127.0.0.1:{free_port()}"
         port = str(self._ports["ray-batch"])
+        # Otherwise the cluster would ask for a token, but only if this user happens to have one.
+        self._environment["RAY_AUTH_MODE"] = "disabled"
         options = ["--head", "--block", "--include-dashboard=false", "--disable-usage-stats"]
         options += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
         options += [f"--metrics-export-port={port}", "--num-cpus=4"]

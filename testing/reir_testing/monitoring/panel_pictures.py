@@ -156,7 +156,9 @@ def formatted(value: float, unit: str) -> str:
     if unit == "s":
         return _time(value)
     size, letter = next(((s, name) for s, name in _SIZES if abs(value) >= s), (1.0, ""))
-    suffix = letter + {"Bps": "B/s", "reqps": "/s", "ops": "/s", "wps": "/s"}.get(unit, "")
+    suffix = letter + {"bytes": "B", "Bps": "B/s", "reqps": "/s", "ops": "/s", "wps": "/s"}.get(
+        unit, ""
+    )
     return f"{value / size:.3g}{' ' if suffix and suffix[0] != '/' else ''}{suffix}"
 
 

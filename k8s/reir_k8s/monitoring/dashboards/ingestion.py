@@ -34,11 +34,11 @@ _GALLERIES = (
         {"{{gallery}}": f"max by (gallery) (reir_monitor_instances{{{GALLERY}}})"},
     ),
     Number(
-        "Versions",
-        "Versions of each gallery, including the live one. Each takes as much disk as the live "
-        "one.",
-        {"{{gallery}}": f"max by (gallery) (reir_monitor_versions{{{GALLERY}}})"},
-        runbook="disk-full",
+        "Re-indexing jobs that stopped",
+        "1 if the last job has not ended, but no process works on it.",
+        {"{{gallery}}": f"max by (gallery) (reir_monitor_reindex_stopped{{{GALLERY}}})"},
+        limit=NONE,
+        runbook="reindex-stopped",
     ),
     Number(
         "State of the last re-indexing job",
@@ -74,6 +74,30 @@ _GALLERIES = (
         unit="percentunit",
         limit=Limit(_LIMITS.failed_photos),
         runbook="index-failures",
+    ),
+    Graph(
+        "Versions",
+        "Versions of each gallery, including the live one. Each takes as much disk as the live "
+        "one.",
+        {"{{gallery}}": f"max by (gallery) (reir_monitor_versions{{{GALLERY}}})"},
+        runbook="disk-full",
+    ),
+    Graph(
+        "Size of the store",
+        "Size of the files of an embedded store.",
+        {"{{instance}}": f"reir_monitor_store_size_bytes{{{JOB}}}"},
+        unit="bytes",
+        runbook="disk-full",
+    ),
+    Graph(
+        "Time since a re-indexing job changed its state",
+        "A job that stays in one state for longer than usual is slow or has stopped.",
+        {
+            "{{gallery}}": "time() - max by (gallery) "
+            f"(reir_monitor_reindex_timestamp_seconds{{{GALLERY}}})"
+        },
+        unit="s",
+        runbook="reindex-stopped",
     ),
 )
 _RUN = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from reir_k8s.monitoring.dashboards.panels import (
     ALL,
     JOB,
+    NONE,
     RATE,
     Graph,
     Limit,
@@ -189,9 +190,21 @@ _USERS = (
 )
 _RAY = (
     Graph(
-        "Healthy replicas by deployment",
-        "Replicas of Ray Serve that passed their last health check.",
-        {"{{deployment}}": f"sum by (deployment) (ray_serve_deployment_replica_healthy{{{JOB}}})"},
+        "Replicas that were killed",
+        "Replicas that ended within 10 minutes without having been stopped.",
+        {"replicas": f"sum(increase(reir_serve_replicas_killed_total{{{JOB}}}[10m]))"},
+        limit=NONE,
+        runbook="replica-killed",
+    ),
+    Graph(
+        "Replicas by deployment",
+        "Replicas of Ray Serve that passed their last health check, and how many there should be.",
+        {
+            "{{deployment}}, healthy": "sum by (deployment) "
+            f"(ray_serve_deployment_replica_healthy{{{JOB}}})",
+            "{{deployment}}, wanted": "max by (deployment) "
+            f"(ray_serve_autoscaling_target_replicas{{{JOB}}})",
+        },
         runbook="replica-killed",
     ),
     Graph(
