@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -23,6 +23,7 @@ from reir.errors import ConfigError
 
 if TYPE_CHECKING:
     from reir.operations.canary import Canary
+    from reir.operations.canary_make import MadeCanaries
 
 KINDS = {"present": "in the gallery", "absent": "not in the gallery", "query": "not known"}
 
@@ -121,20 +122,28 @@ def make(  # noqa: PLR0913, every argument is an option of the command
     if out:
         out.write_text("".join(f"{to_line(each)}\n" for each in made), encoding="utf-8")
     if as_json:
-        print_json(
-            {
-                "gallery": gallery,
-                "present": len(made.present),
-                "absent": len(made.absent),
-                "queries": len(made.queries),
-                "lost_photos": made.num_lost,
-                "left_out_of_tenants": made.num_of_tenants,
-                "added": added,
-                "total": total,
-                "file": str(out) if out else None,
-            }
-        )
-        return
+        print_json(_made_values(gallery, made, added, total, out))
+    else:
+        _show_made(gallery, made, added, total, out)
+
+
+def _made_values(
+    gallery: str, made: MadeCanaries, added: int, total: int, out: Path | None
+) -> dict[str, Any]:
+    return {
+        "gallery": gallery,
+        "present": len(made.present),
+        "absent": len(made.absent),
+        "queries": len(made.queries),
+        "lost_photos": made.num_lost,
+        "left_out_of_tenants": made.num_of_tenants,
+        "added": added,
+        "total": total,
+        "file": str(out) if out else None,
+    }
+
+
+def _show_made(gallery: str, made: MadeCanaries, added: int, total: int, out: Path | None) -> None:
     console = output()
     console.print(
         f"From the search log: {plural(len(made.present), 'object')} in the gallery, "
