@@ -238,7 +238,8 @@ class Rounds:
             if number == kills:
                 status = job.finish()
                 break
-            if not number and job.wait_for("indexing"):
+            # A job that is refused does not catch up, so it may miss the photo.
+            if not number and not is_worse and job.wait_for("indexing"):
                 self._upload(before)
             if (state == "indexing" and not number) or job.wait_for(state):
                 time.sleep(self.rng.uniform(0, self._lengths_s[state]))
