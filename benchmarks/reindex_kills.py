@@ -156,14 +156,16 @@ class Job:
     def kill(self) -> bool:
         """Send SIGKILL; return whether the job was still running."""
         self._process.kill()
-        self._process.communicate()
+        _, rest = self._process.communicate()
+        self._lines.append(rest)
         return self._process.returncode == -signal.SIGKILL
 
     def finish(self) -> int:
         """Wait for the end; return the exit status."""
-        _, rest = self._process.communicate(timeout=TIMEOUT_S)
-        self._lines.append(rest)
-        return self._process.returncode
+        if self._process.returncode is None:
+            _, rest = self._process.communicate(timeout=TIMEOUT_S)
+            self._lines.append(rest)
+        return self._process.wait()
 
     @property
     def messages(self) -> str:
