@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
@@ -121,14 +122,13 @@ def start_tracing(service: str) -> bool:
             f"traces are configured ({' or '.join(ENDPOINTS)}), but cannot be exported: {error}; "
             f"pip install 'reir-platform[operations]', or unset the variable"
         ) from error
-    from reir import __version__
-
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
-    provider = TracerProvider(resource=Resource.create({**named, "service.version": __version__}))
+    release = version("reir-platform")
+    provider = TracerProvider(resource=Resource.create({**named, "service.version": release}))
     # Ray kills replicas when a server stops, and the spans that wait then are lost.
     os.environ.setdefault(DELAY_MS, "1000")
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    _exports.append(_Export(provider, provider.get_tracer("reir", __version__)))
+    _exports.append(_Export(provider, provider.get_tracer("reir", release)))
     return True
 
 
