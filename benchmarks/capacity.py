@@ -139,8 +139,8 @@ def main() -> None:
         for photos, each in columns.items()
         for key, value in each.items()
     }
+    write_report("capacity", flat)  # before the page, whose change would make the tree dirty
     write_page(table(columns))
-    write_report("capacity", flat)
 
 
 if __name__ == "__main__":
