@@ -32,9 +32,9 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The last two measure nothing: they compute the plan for docs/scale.md and write the figures into the docs.
-BENCHMARKS := $(filter-out %/scale_plan.py %/tables.py,$(wildcard benchmarks/[a-z]*.py))
+# The last three measure nothing: they compute docs/scale.md and docs/operations/capacity.md, and write figures into the docs.
+BENCHMARKS := $(filter-out %/scale_plan.py %/capacity.py %/tables.py,$(wildcard benchmarks/[a-z]*.py))
 bench: install
-	for script in $(BENCHMARKS) benchmarks/scale_plan.py benchmarks/tables.py; do \
+	for script in $(BENCHMARKS) benchmarks/scale_plan.py benchmarks/capacity.py benchmarks/tables.py; do \
 		$(BIN)/python $$script || exit 1; \
 	done
