@@ -47,7 +47,7 @@ def watched_by_prometheus(
             folder,
             system.scrape_configs(),
             rules=rules,
-            alertmanager=received.config(),
+            alertmanager=received.config(() if system.with_server else ("ReirServerDown",)),
         ) as server,
     ):
         yield server, received
@@ -61,8 +61,7 @@ def run_fault(fault: Fault, system: WatchedSystem, received: Webhook) -> FaultRu
     fired = {
         name: received.wait_until_fired(name, begun_s, FIRE_TIMEOUT_S) for name in fault.alerts
     }
-    for _ in broken:
-        raise AssertionError("a fault has one `yield`")
+    next(broken, None)
     repaired_s = time.time()
     cleared: dict[str, float | None] = {}
     for name in fault.alerts:
@@ -70,8 +69,9 @@ def run_fault(fault: Fault, system: WatchedSystem, received: Webhook) -> FaultRu
         was_told = fired[name] is not None and silent_s is not None
         cleared[name] = max(0.0, silent_s - repaired_s) if was_told and silent_s else None
     names = {each.name for each in received.received if each.received_s >= begun_s}
-    for name in names:
-        received.wait_until_silent(name, CLEAR_TIMEOUT_S)
+    deadline_s = time.monotonic() + CLEAR_TIMEOUT_S
+    for name in names:  # the next fault begins when nothing fires any more
+        received.wait_until_silent(name, max(0.0, deadline_s - time.monotonic()))
     return FaultRun(
         fault=fault,
         fired_s={name: None if at is None else at - begun_s for name, at in fired.items()},

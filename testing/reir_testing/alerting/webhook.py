@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,15 +50,20 @@ class Webhook:
         with self._changed:
             return [*self._received]
 
-    def config(self) -> dict[str, Any]:
-        """Return a configuration of Alertmanager that sends each alert at once."""
-        route = {"receiver": "webhook", "group_by": ["..."], "group_wait": "0s"}
+    def config(self, ignored: Sequence[str] = ()) -> dict[str, Any]:
+        """Return a configuration of Alertmanager that sends each alert at once.
+
+        Args:
+            ignored: names of alerts that are not sent.
+        """
+        route: dict[str, Any] = {"receiver": "webhook", "group_by": ["..."], "group_wait": "0s"}
         route |= {"group_interval": "1s", "repeat_interval": "12h"}
+        route["routes"] = [
+            {"receiver": "nobody", "matchers": [f'alertname = "{name}"']} for name in ignored
+        ]
         webhook = {"url": self.url, "send_resolved": True}
-        return {
-            "route": route,
-            "receivers": [{"name": "webhook", "webhook_configs": [webhook]}],
-        }
+        receivers = [{"name": "webhook", "webhook_configs": [webhook]}, {"name": "nobody"}]
+        return {"route": route, "receivers": receivers}
 
     def firing(self) -> set[str]:
         """Return the names of the alerts that fire now."""
