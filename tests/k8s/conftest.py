@@ -1,13 +1,14 @@
-"""What tests of the monitoring need."""
+"""What tests of the monitoring and the manifests need."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from reir_k8s.manifests import OVERLAYS, Manifest, render
 from reir_testing.prometheus_server import ProgramMissing, require_program
 
 
@@ -24,3 +25,9 @@ def promtool() -> Callable[..., None]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(params=OVERLAYS)
+def manifests(request: pytest.FixtureRequest) -> Sequence[Manifest]:
+    """The manifests of each overlay in turn."""
+    return render(request.param)

@@ -11,7 +11,10 @@ import typer
 from typer.core import TyperGroup
 
 from reir.cli.main import build_app
-from reir_k8s.manifests import OVERLAYS, Manifest, commands, named, render
+from reir_k8s.manifests import Manifest, commands, named
+from reir_testing.k8s import NEEDS_KUBECTL
+
+pytestmark = NEEDS_KUBECTL
 
 # Typer has a click of its own, and makes few of its classes public.
 UsageError = typer.BadParameter.__base__ or Exception
@@ -25,11 +28,6 @@ EXPECTED = {
     "Deployment/reir-monitor": "monitor",
     "CronJob/reir-backup": "backup",
 }
-
-
-@pytest.fixture(params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest) -> Sequence[Manifest]:
-    return render(request.param)
 
 
 def parse(words: Sequence[str]) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from reir_k8s.manifests import OVERLAYS, Manifest, pod_templates, render
+from reir_k8s.manifests import Manifest, pod_templates
+from reir_testing.k8s import NEEDS_KUBECTL
 from reir_testing.k8s.network_policies import Pod, is_allowed
+
+pytestmark = NEEDS_KUBECTL
 
 NAMESPACE = "reir"
 DASHBOARD, RAY_CLIENT, HAPROXY_STATS, HAPROXY_METRICS = 8265, 10001, 8404, 9101
@@ -63,11 +66,6 @@ def connections(
         for target in targets
         if is_allowed(policies, source, target, port)
     }
-
-
-@pytest.fixture(params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest) -> Sequence[Manifest]:
-    return render(request.param)
 
 
 def test_only_kuberay_and_submitters_reach_the_dashboard(manifests: Sequence[Manifest]) -> None:

@@ -7,18 +7,14 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
+from reir_k8s.manifests import K8S, Manifest, named, pod_templates, render
+from reir_testing.k8s import NEEDS_KUBECTL
 
-from reir_k8s.manifests import K8S, OVERLAYS, Manifest, named, pod_templates, render
+pytestmark = NEEDS_KUBECTL
 
 ROOT = Path(__file__).parents[2]
 RUN_TO_THEIR_END = ("backup", "submitter")
 """Components that need no probes: they run a command and end."""
-
-
-@pytest.fixture(params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest) -> Sequence[Manifest]:
-    return render(request.param)
 
 
 def test_containers_are_confined(manifests: Sequence[Manifest]) -> None:

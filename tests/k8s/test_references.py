@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from reir_k8s.manifests import OVERLAYS, Manifest, PodTemplate, named, pod_templates, render
+from reir_k8s.manifests import Manifest, PodTemplate, named, pod_templates, render
+from reir_testing.k8s import NEEDS_KUBECTL
 from reir_testing.k8s.network_policies import matches
+
+pytestmark = NEEDS_KUBECTL
 
 DOCS = Path(__file__).parents[2] / "docs" / "kubernetes.md"
 OF_OPERATORS = (
@@ -24,11 +25,6 @@ OF_OPERATORS = (
     {"gateway.networking.k8s.io/gateway-name": "reir-serve-gateway"},
 )
 """Labels of pods that operators make; the first include the `podLabels` of the Milvus object."""
-
-
-@pytest.fixture(params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest) -> Sequence[Manifest]:
-    return render(request.param)
 
 
 def names(manifests: Sequence[Manifest], kind: str) -> set[str]:

@@ -10,7 +10,10 @@ import jsonschema
 import pytest
 
 from reir_k8s.manifests import OVERLAYS, named, render
+from reir_testing.k8s import NEEDS_KUBECTL
 from reir_testing.k8s.schemas import check, custom_schemas, schema_folder
+
+pytestmark = NEEDS_KUBECTL
 
 
 @pytest.fixture(scope="module")

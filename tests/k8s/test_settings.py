@@ -17,26 +17,22 @@ from reir.config import load_config
 from reir.settings import sections
 from reir_k8s.derived_manifests import derived_manifests
 from reir_k8s.manifests import (
-    OVERLAYS,
     Manifest,
     environment,
     named,
     pod_templates,
-    render,
 )
 from reir_serving.config import LiveSettings, ServeConfig
 from reir_serving.middleware.access import check_bind
 from reir_serving.ray.environment import VARIABLES
+from reir_testing.k8s import NEEDS_KUBECTL
 from reir_testing.repository import ROOT, SOURCE_ROOTS
 from reir_training.config import PRESETS
 
+pytestmark = NEEDS_KUBECTL
+
 OF_LIBRARIES = {"HOME", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "PROMETHEUS_MULTIPROC_DIR"}
 """Variables of the operating system, OpenMP, the tokenizers and the Prometheus client."""
-
-
-@pytest.fixture(params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest) -> Sequence[Manifest]:
-    return render(request.param)
 
 
 def serve_file(manifests: Sequence[Manifest]) -> dict[str, Any]:
