@@ -148,7 +148,7 @@ class Commands:
         self._run("canary", "add", GALLERY, str(canaries))
 
     def serve_and_watch(self) -> None:
-        """Start the server, the monitor and the scheduler, with a backup every minute."""
+        """Start the server, the monitor and the scheduler, with a backup every few minutes."""
         settings = self._folder / "serve.yaml"
         limits = {"max_ongoing_requests": 2, "max_queued_requests": 1}
         settings.write_text(
@@ -167,11 +167,11 @@ class Commands:
         url = f"http://127.0.0.1:{self._ports['reir-serve']}"
         self._start("serve", "--config", str(settings), ready=lambda: _is_ready(url))
         backups = str(self._folder / "backups" / "{date}-{time}")
-        words = ("schedule", "add", "backup", "--cron", "* * * * *", "--")
+        words = ("schedule", "add", "backup", "--cron", "*/5 * * * *", "--")
         self._run(*words, "backup", GALLERY, backups)
         self._run("schedule", "run-now", "backup")
         self._start("schedule", "start")
-        intervals = ("--interval-s", "1", "--deep-interval-s", "10")
+        intervals = ("--interval-s", "2", "--deep-interval-s", "20")
         self._start("monitor", *intervals, "--port", str(self._ports["reir-monitor"]))
 
     def reindex(self) -> None:
@@ -196,7 +196,7 @@ class Commands:
         batch = ("--num-workers", "1", "--batch-size", "4")
         self._run("index", photos, "--gallery", f"{GALLERY}-on-ray", "--runner", "ray", *batch)
         settings = self._folder / "train.yaml"
-        values = tiny_training(self._folder, clia_epochs=10, steps_per_epoch=20)
+        values = tiny_training(self._folder, clia_epochs=4, steps_per_epoch=20)
         settings.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = ("--preset", "clare-base", "--stage", "clia", "--data", str(settings))
         self._run("train", *words, "--output", str(self._folder / "run"))
