@@ -71,7 +71,10 @@ def _index_and_serve(
 ) -> None:
     with step("RayService: serveConfigV2"):
         cluster.deploy(local.serve_config())
-        client.wait_until_ready()
+        try:
+            client.wait_until_ready()
+        except ReirError as error:
+            raise ReirError(f"{error}\n{cluster.serve_status()}") from error
     with step("probes"):
         check_probes(local)
     with step("RayJob reir-index"):

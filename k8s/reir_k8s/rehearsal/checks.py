@@ -26,7 +26,7 @@ from reir_k8s.rehearsal.local_copy import (
     LocalCopy,
 )
 
-READY_TIMEOUT_S, MONITOR_TIMEOUT_S = 180.0, 300.0
+READY_TIMEOUT_S, MONITOR_TIMEOUT_S = 300.0, 300.0
 GALLERY, EXPRESSIONS = "photos", ("the man on the left", "a dog", "the red car", "a white plate")
 
 

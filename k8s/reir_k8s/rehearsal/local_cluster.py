@@ -81,6 +81,10 @@ class Cluster:
         file.write_text(serve_config, encoding="utf-8")
         run_here(["serve", "deploy", "--address", self.dashboard, str(file)], self.token)
 
+    def serve_status(self) -> str:
+        """Return what Ray Serve says of its applications."""
+        return run_here(["serve", "status", "--address", self.dashboard], self.token)
+
     def run_job(self, entrypoint: Sequence[str]) -> str:
         """Run an entrypoint to its end, with the command that KubeRay's submitting pod runs."""
         submit = ["ray", "job", "submit", "--address", self.dashboard]
