@@ -31,7 +31,7 @@ from reir.operations.erase.places import (
     known_expressions,
 )
 from reir.operations.erase.receipts import Receipt
-from reir.operations.erase.selection import EraseScope, select_photos
+from reir.operations.erase.selection import EraseScope, photos_with, select_photos
 from reir.operations.erase.tombstones import FRESH_S, tombstones_of
 from reir.operations.lease import hold_lease
 from reir.records import ImageRecord
@@ -91,7 +91,7 @@ def erase(  # noqa: PLR0913 - the options are keyword-only
         found = select_photos(store, gallery, scope)
         if any(found.values()):
             on_step("noting what is erased")
-            _note_photos(store, gallery, scope, found)
+            _note_photos(store, gallery, scope.kind, found)
         elif not store.find_documents(KIND, f"{gallery}/"):
             if finished is not None:
                 return finished
@@ -110,7 +110,7 @@ def is_interrupted(store: InstanceStore, gallery: str) -> bool:
 def _note_photos(
     store: InstanceStore,
     gallery: str,
-    scope: EraseScope,
+    scope: str,
     found: Mapping[str, Mapping[str, ImageRecord]],
 ) -> None:
     """Make photos tombstones, and note them in documents."""
@@ -123,7 +123,7 @@ def _note_photos(
     photos = [[*key, sorted(of_photo)] for key, of_photo in sorted(texts.items())]
     start = len(store.find_documents(KIND, f"{gallery}/"))
     for number, part in enumerate(_parts(photos, _PART_PHOTOS), start):
-        values = {"scope": scope.kind, "photos": part}
+        values = {"scope": scope, "photos": part}
         store.put_document(KIND, f"{gallery}/{number}", values)
 
 
@@ -131,11 +131,12 @@ def _erase_noted(
     store: InstanceStore, gallery: str, places: ErasePlaces, settle_s: float, on_step: OnStep
 ) -> Receipt:
     """Erase everything that is noted."""
+    on_step("waiting until indexing runs have noticed")
+    time.sleep(settle_s)
+    _note_late_copies(store, gallery)
     notes = store.find_documents(KIND, f"{gallery}/")
     photos = [photo for note in notes.values() for photo in note["photos"]]
     names = _names_of(store, gallery, places, notes)
-    on_step("waiting until indexing runs have noticed")
-    time.sleep(settle_s)
     on_step("deleting from all versions")
     counts = _delete_photos(store, gallery, sorted(names.image_ids))
     on_step("deleting uploads, searches, canaries, reports and log lines")
@@ -167,6 +168,22 @@ def _erase_noted(
     store.delete_documents(KIND, others)
     on_step("rewriting the files of the store")
     return _finish(store, gallery, receipt)
+
+
+def _note_late_copies(store: InstanceStore, gallery: str) -> None:
+    """Note copies that indexing runs have written before they noticed what is erased."""
+    notes = store.find_documents(KIND, f"{gallery}/").values()
+    photos = [photo for note in notes for photo in note["photos"]]
+    noted = {image_id for image_id, _, _ in photos}
+    # As `receipts.texts_of` writes them: TENANT/CONTENT.
+    pairs = (text.rpartition("/") for _, _, texts in photos for text in texts if "/" in text)
+    found = photos_with(store, gallery, {(content, tenant) for tenant, _, content in pairs})
+    late = {
+        version: {key: row for key, row in rows.items() if key not in noted}
+        for version, rows in found.items()
+    }
+    if any(late.values()):
+        _note_photos(store, gallery, next(iter(notes))["scope"], late)
 
 
 def _names_of(

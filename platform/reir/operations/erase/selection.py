@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -79,9 +79,21 @@ def select_photos(
         for row in rows.values()
         if row.content_hash
     }
-    for version, rows in found.items():
-        rows |= _with_content(store, gallery, version, contents)
+    for version, rows in photos_with(store, gallery, contents).items():
+        found[version] |= rows
     return found
+
+
+def photos_with(
+    store: InstanceStore, gallery: str, contents: Collection[tuple[str, str]]
+) -> dict[str, dict[str, ImageRecord]]:
+    """Return the photos with one of these content hashes and the tenant beside it.
+
+    Returns:
+        Version -> image id -> ledger row; all versions of the gallery are there.
+    """
+    versions = [each.name for each in store.versions(gallery)]
+    return {version: _with_content(store, gallery, version, contents) for version in versions}
 
 
 def _matching(
@@ -96,7 +108,7 @@ def _matching(
 
 
 def _with_content(
-    store: InstanceStore, gallery: str, version: str, contents: set[tuple[str, str]]
+    store: InstanceStore, gallery: str, version: str, contents: Collection[tuple[str, str]]
 ) -> dict[str, ImageRecord]:
     hashes = iter(sorted({content for content, _ in contents}))
     found: dict[str, ImageRecord] = {}

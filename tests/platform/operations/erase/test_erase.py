@@ -16,7 +16,7 @@ from reir.images.decode import image_id
 from reir.operations.canary import Canary, add_canaries, canaries_of
 from reir.operations.erase import erase as module
 from reir.operations.erase import receipts
-from reir.operations.erase.erase import KIND
+from reir.operations.erase.erase import KIND, erase
 from reir.operations.erase.places import ErasePlaces
 from reir.operations.erase.receipts import read_receipt, write_receipt
 from reir.operations.erase.selection import EraseScope
@@ -38,7 +38,7 @@ from reir_testing.operations.erased_gallery import (
 
 
 @pytest.mark.parametrize(
-    "name", ["/home/me/party.jpg", uri("party.jpg"), image_id(uri("party.jpg"))]
+    "name", ["/data/me/party.jpg", uri("party.jpg"), image_id(uri("party.jpg"))]
 )
 def test_a_photo_is_erased_from_all_versions(
     store: InstanceStore, places: ErasePlaces, name: str
@@ -86,6 +86,22 @@ def test_copies_with_the_same_content_are_erased_too(
     assert names_in(store, "v2") == {"mug.jpg", "dog.jpg"}
 
 
+def test_a_copy_that_is_written_while_the_erasure_begins_is_erased(
+    store: InstanceStore, places: ErasePlaces
+) -> None:
+    def index_copy(step: str) -> None:
+        if step.startswith("waiting"):
+            theirs = photo("theirs.jpg", "party.jpg", attributes={"tenant": "b"})
+            store.upsert_images(G, "v2", [photo("copy.jpg", "party.jpg"), theirs])
+
+    scope = EraseScope(photos=(uri("party.jpg"),))
+    receipt = erase(store, G, scope, places, settle_s=0, on_step=index_copy)
+    assert receipt.photos == {"v1": 1, "v2": 2}
+    assert names_in(store, "v2") == {"mug.jpg", "dog.jpg", "theirs.jpg"}
+    assert receipt.covers(image_id(uri("copy.jpg")))
+    assert Tombstones(store, G).covers_uri(uri("copy.jpg"))
+
+
 def test_the_same_picture_of_another_tenant_stays(
     store: InstanceStore, places: ErasePlaces
 ) -> None:
@@ -111,7 +127,7 @@ def test_photos_are_chosen_by_their_attributes(store: InstanceStore, places: Era
 
 def test_what_is_not_there_is_an_error(store: InstanceStore, places: ErasePlaces) -> None:
     with pytest.raises(DataError, match="no photo of gallery 'photos' fits --photo"):
-        erase_now(store, places, photos=("/home/me/none.jpg",))
+        erase_now(store, places, photos=("/data/me/none.jpg",))
     with pytest.raises(FilterError, match="names area, which belongs to instances"):
         erase_now(store, places, where="area > 0.5")
     with pytest.raises(ConfigError, match="exactly one of them is needed, got 0"):

@@ -22,8 +22,8 @@ def test_canaries_sources_and_reports_are_cleaned(
 ) -> None:
     kept = Canary(expression="the blue one", uri=uri("mug.jpg"))
     add_canaries(store, G, [Canary(expression="the red one", uri=uri("party.jpg")), kept])
-    store.put_document("source", f"{G}/1", {"text": "/home/me/party.jpg", "indexed_s": 1})
-    store.put_document("source", f"{G}/2", {"text": "/home/me", "indexed_s": 1})
+    store.put_document("source", f"{G}/1", {"text": "/data/me/party.jpg", "indexed_s": 1})
+    store.put_document("source", f"{G}/2", {"text": "/data/me", "indexed_s": 1})
     changes = [
         CanaryChange(
             expression=f"the {name}",
@@ -58,7 +58,7 @@ def test_canaries_sources_and_reports_are_cleaned(
     receipt = erase_now(store, places, photos=(uri("party.jpg"),))
     assert (receipt.canaries, receipt.sources, receipt.reports) == (1, 1, 2)
     assert canaries_of(store, G) == [kept]
-    assert [each["text"] for each in store.find_documents("source").values()] == ["/home/me"]
+    assert [each["text"] for each in store.find_documents("source").values()] == ["/data/me"]
     (left,) = store.find_documents("reindex-report").values()
     assert [each["uri"] for each in left["lost"]] == [uri("mug.jpg")]
     assert "party" not in (folder / "report.html").read_text()
@@ -67,12 +67,15 @@ def test_canaries_sources_and_reports_are_cleaned(
 
 
 def test_a_reindexing_job_is_cleaned(store: InstanceStore, places: ErasePlaces) -> None:
-    job = {"sources": [{"text": "/home/me/party.jpg"}, {"text": "/home/me"}], "state": "checking"}
-    store.put_document("reindex", G, {**job, "error": "cannot read /home/me/party.jpg"})
+    job = {
+        "sources": [{"text": "/data/me/party.jpg"}, {"text": "/data/me"}],
+        "state": "checking",
+    }
+    store.put_document("reindex", G, {**job, "error": "cannot read /data/me/party.jpg"})
     store.put_document("reindex", f"{G}2", {**job, "error": ""})
     assert erase_now(store, places, photos=(uri("party.jpg"),)).reports == 1
     found = store.find_documents("reindex")
-    assert found[G] == {"sources": [{"text": "/home/me"}], "state": "checking", "error": ""}
+    assert found[G] == {"sources": [{"text": "/data/me"}], "state": "checking", "error": ""}
     assert found[f"{G}2"] == {**job, "error": ""}, "another gallery"
 
 
@@ -133,10 +136,10 @@ def test_uploads_are_deleted_and_other_files_are_not(
 
 def test_lines_of_a_log_are_overwritten_while_it_is_written(tmp_path: Path) -> None:
     log = tmp_path / "access.log"
-    names = ErasedNames(frozenset({"abc"}), frozenset({"file:///home/me/a%20b.jpg"}))
+    names = ErasedNames(frozenset({"abc"}), frozenset({"file:///data/me/a%20b.jpg"}))
     with log.open("ab", buffering=0) as server:
-        server.write(b'{"image": "abc"}\n{"image": "xyz"}\nread /home/me/a b.jpg\n')
-        server.write(b"get file:///home/me/a%20b.jpg\nlast line of abc")
+        server.write(b'{"image": "abc"}\n{"image": "xyz"}\nread /data/me/a b.jpg\n')
+        server.write(b"get file:///data/me/a%20b.jpg\nlast line of abc")
         assert erase_log_lines(log, names) == 4
         server.write(b"\nnew\n")
     assert [line.strip() for line in log.read_text().splitlines()] == [
