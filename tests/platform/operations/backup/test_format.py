@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reir.operations.backup import format as backup_format
@@ -47,6 +47,7 @@ def test_images_survive_bit_by_bit(every_kind: list[IndexedImage]) -> None:
             assert one.tobytes() == other.tobytes(), name
 
 
+@settings(deadline=None)
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4))
 def test_every_finite_float_survives(bits: list[int]) -> None:
     vectors = np.array([bits], dtype=np.uint32).view(np.float32)
@@ -60,6 +61,7 @@ def test_every_finite_float_survives(bits: list[int]) -> None:
     assert found.instances.vectors.tobytes() == vectors.tobytes()
 
 
+@settings(deadline=None)
 @given(
     attributes=st.dictionaries(
         st.text(),
