@@ -52,7 +52,8 @@ def example(cls: type[ReirError]) -> ReirError:
         return cls("what went wrong")
     hints = typing.get_type_hints(cls.__init__)
     names = [name for name in inspect.signature(cls).parameters if name != "self"]
-    return cls(*(ImageFailure.EMPTY if hints[n] is ImageFailure else f"some {n}" for n in names))
+    values: dict[type, object] = {ImageFailure: ImageFailure.EMPTY, float: 1.5, int: 2}
+    return cls(*(values.get(hints[name], f"some {name}") for name in names))
 
 
 for module in pkgutil.walk_packages(reir.__path__, "reir."):

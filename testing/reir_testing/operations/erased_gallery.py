@@ -23,7 +23,7 @@ SCENES = {
 
 def uri(name: str) -> str:
     """Return the URI of a photo."""
-    return f"file:///home/me/{name}"
+    return f"file:///data/me/{name}"
 
 
 def photo(

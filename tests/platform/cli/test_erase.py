@@ -45,8 +45,8 @@ def terminal(home: Path, capsys: pytest.CaptureFixture[str]) -> Terminal:
 def test_a_photo_is_erased_and_the_receipt_verified(terminal: Terminal, home: Path) -> None:
     log = home / "schedule-runs" / "nightly" / "1.log"
     log.parent.mkdir(parents=True)
-    log.write_text("cannot read /home/me/party.jpg\nall other photos\n")
-    text = terminal.run(GALLERY, "--photo", "/home/me/party.jpg", "--yes")
+    log.write_text("cannot read /data/me/party.jpg\nall other photos\n")
+    text = terminal.run(GALLERY, "--photo", "/data/me/party.jpg", "--yes")
     receipt = home / "receipts" / "photos-00000000.json"
     assert text.splitlines() == [
         "version v1: 1 photo with 1 instance",
@@ -93,9 +93,9 @@ def test_nothing_is_erased_without_consent(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("typer.confirm", refuse)
-    terminal.run(GALLERY, "--photo", "/home/me/mug.jpg", expect=main.INTERRUPTED)
+    terminal.run(GALLERY, "--photo", "/data/me/mug.jpg", expect=main.INTERRUPTED)
     assert asked == ["Erase 1 photo of gallery photos for good?"]
-    terminal.run(GALLERY, "--photo", "/home/me/mug.jpg", "--json", expect=main.INVALID_USE)
+    terminal.run(GALLERY, "--photo", "/data/me/mug.jpg", "--json", expect=main.INVALID_USE)
     assert "cannot ask for confirmation; add --yes" in terminal.error
     with closing(open_store(terminal.store)) as store:
         assert store.num_stored(GALLERY, "v1") == 4
