@@ -28,6 +28,15 @@ reir erase --verify acme.json"""
 
 REMAINS = 1
 
+Uploads = Annotated[
+    Path | None,
+    typer.Option(help="Folder of uploaded photos. Default: that of the settings of serve."),
+]
+SearchLog = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the search log. Default: that of the settings of serve."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to the command line."""
@@ -62,14 +71,8 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
             help="Erase nothing; check that nothing is left of what this receipt says.",
         ),
     ] = None,
-    uploads: Annotated[
-        Path | None,
-        typer.Option(help="Folder of uploaded photos. Default: that of the settings of serve."),
-    ] = None,
-    search_log: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the search log. Default: that of the settings of serve."),
-    ] = None,
+    uploads: Uploads = None,
+    search_log: SearchLog = None,
     log: Annotated[
         list[Path] | None,
         typer.Option(

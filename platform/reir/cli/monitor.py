@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reir.cli.common import AsJson, Store, connect, messages, print_json
+
+if TYPE_CHECKING:
+    from reir.operations.monitor.exporter import Monitor
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -68,52 +71,51 @@ def monitor(  # noqa: PLR0913, every argument is an option of the command
     """
     from reir.config import reir_home
     from reir.operations.monitor.checks import MonitoredSystem
-    from reir.operations.monitor.exporter import Monitor, serve_metrics
+    from reir.operations.monitor.exporter import Monitor
     from reir.operations.monitor.searches import LoggedSearches
     from reir.operations.schedule.runs import default_runs_folder
     from reir.operations.schedule.schedules import default_schedule_file
     from reir.store import default_location, is_embedded
 
     place = store or default_location()
+    runs = schedule_runs or default_runs_folder()
     with connect(store) as opened:
-        watched = Monitor(
-            MonitoredSystem(
-                store=opened,
-                store_folder=Path(place).expanduser() if is_embedded(place) else None,
-                galleries=tuple(galleries) if galleries else None,
-                searches=LoggedSearches(search_log or reir_home() / "searches"),
-                schedules=(
-                    schedules or default_schedule_file(),
-                    schedule_runs or default_runs_folder(),
-                ),
-            ),
-            interval_s=interval_s,
-            deep_interval_s=deep_interval_s,
+        system = MonitoredSystem(
+            store=opened,
+            store_folder=Path(place).expanduser() if is_embedded(place) else None,
+            galleries=tuple(galleries) if galleries else None,
+            searches=LoggedSearches(search_log or reir_home() / "searches"),
+            schedules=(schedules or default_schedule_file(), runs),
         )
+        watched = Monitor(system, interval_s=interval_s, deep_interval_s=deep_interval_s)
         if once:
             _print_once(watched, as_json=as_json)
-            return
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        bound, close = serve_metrics(watched.collector, host, port)
-        address = f"http://{host}:{bound}/metrics"
-        if as_json:
-            print_json({"address": address})
         else:
-            messages().print(f"Metrics: {address}  (press Ctrl-C to stop)", soft_wrap=True)
-        try:
-            watched.run(stop)
-        finally:
-            close()
+            _serve(watched, host, port, as_json=as_json)
 
 
-def _print_once(watched: object, *, as_json: bool) -> None:
+def _serve(watched: Monitor, host: str, port: int, *, as_json: bool) -> None:
+    """Run the checks, and serve their values, until the process is told to stop."""
+    from reir.operations.monitor.exporter import serve_metrics
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    bound, close = serve_metrics(watched.collector, host, port)
+    address = f"http://{host}:{bound}/metrics"
+    if as_json:
+        print_json({"address": address})
+    else:
+        messages().print(f"Metrics: {address}  (press Ctrl-C to stop)", soft_wrap=True)
+    try:
+        watched.run(stop)
+    finally:
+        close()
+
+
+def _print_once(watched: Monitor, *, as_json: bool) -> None:
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from reir.operations.monitor.exporter import Monitor
-
-    assert isinstance(watched, Monitor)
     watched.run_due()
     registry = CollectorRegistry()
     registry.register(watched.collector)
