@@ -107,6 +107,10 @@ MetricsPort = Annotated[
         min=0, max=65_535, help="Serve Prometheus metrics on this port during the run; 0 picks one."
     ),
 ]
+MetricsHost = Annotated[
+    str,
+    typer.Option(help="Address to serve the metrics on; they need no key, so keep it private."),
+]
 ReportTo = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write the final report as JSON.")
 ]
@@ -192,6 +196,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     bulk_import: BulkImport = "",
     events: Events = None,
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     report_to: ReportTo = None,
     as_json: AsJson = False,
 ) -> None:
@@ -216,7 +221,11 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     _check_import(bulk_import, store)
     named = encoder_from_options(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
-    with stoppable(), open_sinks(events, metrics_port) as sinks, connect(store) as held:
+    with (
+        stoppable(),
+        open_sinks(events, metrics_port, metrics_host) as sinks,
+        connect(store) as held,
+    ):
         spec = named or stored_spec(held, gallery)
         tiling = choose_tiling(held, gallery, tile)
         options = IndexOptions(

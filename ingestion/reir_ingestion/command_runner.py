@@ -116,7 +116,9 @@ def choose_tiling(store: InstanceStore, gallery: str, tile: bool | None) -> Tili
 
 
 @contextmanager
-def open_sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[Sink]]:
+def open_sinks(
+    events: Path | None, metrics_port: int | None, metrics_host: str
+) -> Iterator[list[Sink]]:
     """Open the sinks that get the records of the run."""
     from reir.sinks import JsonLines, Spans
     from reir.tracing import set_variables, start_tracing, stop_tracing
@@ -131,12 +133,12 @@ def open_sinks(events: Path | None, metrics_port: int | None) -> Iterator[list[S
             sinks.append(JsonLines(events))
             opened_sinks.callback(sinks[-1].close)
         if metrics_port is not None:
-            from reir_ingestion.metrics import ADDRESS, PrometheusSink
+            from reir_ingestion.metrics import PrometheusSink
 
             metrics = PrometheusSink()
-            port = metrics.serve(metrics_port)
+            port = metrics.serve(metrics_port, metrics_host)
             opened_sinks.callback(metrics.close)
-            messages().print(f"Metrics: http://{ADDRESS}:{port}/metrics")
+            messages().print(f"Metrics: http://{metrics_host}:{port}/metrics")
             sinks.append(metrics)
         yield sinks
 

@@ -25,7 +25,7 @@ from reir.index_report import STAGES
 from reir.prometheus_metric import PrometheusMetric
 from reir.sinks import Record
 
-ADDRESS = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 IMAGES = PrometheusMetric(
     "reir_index_images_total",
@@ -105,20 +105,21 @@ class PrometheusSink:
         self._num_encoders, self._last_s = 1, 0.0
         self._close: Callable[[], None] = lambda: None
 
-    def serve(self, port: int) -> int:
-        """Answer `GET /metrics` on the loopback address of this machine; return the port.
+    def serve(self, port: int, host: str = LOOPBACK) -> int:
+        """Answer `GET /metrics`; return the port.
 
         Args:
             port: port to listen on; 0 takes a free one.
+            host: address to listen on.
 
         Raises:
             ConfigError: the port is in use or not allowed.
         """
         try:
-            server, thread = start_http_server(port, ADDRESS, self.registry)
+            server, thread = start_http_server(port, host, self.registry)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"cannot serve metrics on {ADDRESS}:{port} ({error}); choose another port, or 0 "
+                f"cannot serve metrics on {host}:{port} ({error}); choose another port, or 0 "
                 f"for any free one"
             ) from error
 

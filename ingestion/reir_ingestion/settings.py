@@ -26,7 +26,7 @@ class IndexSettings(StrictConfig):
         num_workers: largest number of encoders on Ray; None for as many as the cluster can run.
         num_gpus: GPUs of each encoder on Ray; with 0.5, two encoders share a GPU.
         events: file to which every batch appends a line.
-        metrics_port: port of the metrics during a run.
+        metrics_port, metrics_host: port and address of the metrics during a run.
     """
 
     batch_size: int = Field(16, ge=1)
@@ -41,3 +41,4 @@ class IndexSettings(StrictConfig):
     num_gpus: float | None = Field(None, ge=0)
     events: Path | None = None
     metrics_port: int | None = Field(None, ge=0, le=65_535)
+    metrics_host: str = "127.0.0.1"

@@ -131,7 +131,7 @@ def test_pods_of_a_ray_cluster_reach_each_other(manifests: Sequence[Manifest], p
 def test_prometheus_scrapes(manifests: Sequence[Manifest]) -> None:
     pods = own_pods(manifests)
     policies = [each for each in manifests if each["kind"] == "NetworkPolicy"]
-    wanted = [("serve worker", 9465), ("monitor", 9464)]
+    wanted = [("serve worker", 9465), ("monitor", 9464), ("index head", 9468)]
     wanted += [(name, 8080) for name in pods if name.split()[-1] in ("head", "worker")]
     for name, port in wanted:
         assert is_allowed(policies, PROMETHEUS, pods[name], port), (name, port)

@@ -141,14 +141,16 @@ def test_settings_are_valid(
         load_config(sections()[section], settings)
     monitor = environment_of(manifests, "Deployment/reir-monitor")
     assert monitor["REIR_CONFIG"] == "/etc/reir/config.yaml"
-    ports = _monitor_ports(manifests)
-    assert ports == {values["monitor"]["port"]}
-    assert values["monitor"]["host"] == "0.0.0.0", "Prometheus is in another pod"
+    monitored, indexing = values["monitor"], values["index"]
+    assert _ports(manifests, "Deployment/reir-monitor") == {monitored["port"]}
+    assert indexing["metrics_port"] in _ports(manifests, "RayJob/reir-index head")
+    # Prometheus is in another pod.
+    assert monitored["host"] == indexing["metrics_host"] == "0.0.0.0"
 
 
-def _monitor_ports(manifests: Sequence[Manifest]) -> set[int]:
-    monitor = named(manifests, "Deployment", "reir-monitor")["spec"]["template"]["spec"]
-    return {each["containerPort"] for each in monitor["containers"][0]["ports"]}
+def _ports(manifests: Sequence[Manifest], owner: str) -> set[int]:
+    (template,) = [each for each in pod_templates(manifests) if each.owner == owner]
+    return {port["containerPort"] for each in template.containers for port in each["ports"]}
 
 
 def test_the_search_log_is_where_canaries_are_made_from(manifests: Sequence[Manifest]) -> None:

@@ -147,6 +147,9 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
         int | None,
         typer.Option(min=0, max=65_535, help="Serve Prometheus metrics on this port meanwhile."),
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to serve the metrics on, as for `reir index`.")
+    ] = "127.0.0.1",
     as_json: AsJson = False,
 ) -> None:
     """Build a new version of a gallery, check it, and switch to it.
@@ -170,7 +173,11 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
         limits=load_config(GateLimits, limits, limit or ()),
         canary_file="" if canary is None else str(canary.absolute()),
     )
-    with stoppable(), open_sinks(events, metrics_port) as sinks, connect(store) as opened:
+    with (
+        stoppable(),
+        open_sinks(events, metrics_port, metrics_host) as sinks,
+        connect(store) as opened,
+    ):
         check_gallery(opened, gallery)
         if status or drop:
             job = _drop(opened, gallery) if drop else _job(opened, gallery)

@@ -21,7 +21,7 @@ from reir_serving.ray.environment import variables as server_variables
 from reir_serving.ray.processes import of_session
 from reir_testing.serving import free_port
 
-START_TIMEOUT_S, COMMAND_TIMEOUT_S = 120.0, 600.0
+START_TIMEOUT_S, COMMAND_TIMEOUT_S = 180.0, 1200.0
 _LAST_LINES = 30
 
 

@@ -15,8 +15,8 @@ from reir_serving.config import ServeConfig
 from reir_testing.serving import free_port
 
 STORE = "http://reir-milvus:19530"
-SERVICE, MONITOR, METRICS, DASHBOARD, AGENT = 8000, 9464, 9465, 8265, 52365
-"""Ports in the manifests: of the service, the monitor, the metrics of replicas, and of Ray."""
+SERVICE, MONITOR, METRICS, INDEX, DASHBOARD, AGENT = 8000, 9464, 9465, 9468, 8265, 52365
+"""Ports in the manifests: of the service; metrics of the monitor, replicas and jobs; of Ray."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LocalCopy:
         for each in texts.values():
             if Path(each).is_relative_to(folder):
                 Path(each).mkdir(exist_ok=True)
-        ports = {port: free_port() for port in (SERVICE, MONITOR, METRICS, DASHBOARD, AGENT)}
+        ports = {port: free_port() for port in (SERVICE, MONITOR, METRICS, INDEX, DASHBOARD, AGENT)}
         return cls(manifests, texts, ports)
 
     def text(self, value: str) -> str:
@@ -119,6 +119,7 @@ class LocalCopy:
         settings = yaml.safe_load(
             self.text(named(self.manifests, "ConfigMap", name)["data"]["config.yaml"])
         )
+        settings["index"] |= {"metrics_host": "127.0.0.1", "metrics_port": self.ports[INDEX]}
         settings["monitor"] |= {"host": "127.0.0.1", "port": self.ports[MONITOR]}
         file = Path(self.text("/etc/reir/config.yaml"))
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")

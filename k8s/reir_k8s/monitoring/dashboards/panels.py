@@ -44,7 +44,7 @@ P = TypeVar("P", timeseries.Panel, stat.Panel)
 
 def or_none(label: str) -> str:
     """Return an alternative for an expression without a result: one series, of value 0."""
-    return f' or label_replace(vector(0), "{label}", "none", "", "")'
+    return f' or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
 @dataclass(frozen=True)
