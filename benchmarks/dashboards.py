@@ -26,7 +26,7 @@ from _indexing import parser_of
 from _report import ROOT, write_report
 
 from reir_testing.monitoring.live_panels import LivePanel, evaluate_dashboard
-from reir_testing.monitoring.live_system import live_system
+from reir_testing.monitoring.live_system import RATE_INTERVAL_S, live_system
 from reir_testing.monitoring.panel_pictures import draw_dashboard
 
 DASHBOARDS = ROOT / "k8s" / "monitoring" / "dashboards"
@@ -67,7 +67,7 @@ def measure(folder: Path, num_photos: int, *, with_ray: bool) -> tuple[list[Live
             panel
             for file in sorted(DASHBOARDS.glob("*.json"))
             for panel in evaluate_dashboard(
-                file, system.prometheus, system.started_s, now_s, system.scrape_interval_s
+                file, system.prometheus, system.started_s, now_s, RATE_INTERVAL_S
             )
         ]
         targets = system.prometheus.targets()

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from reir_k8s.monitoring.dashboards.panels import Graph, Number, Page
 from reir_testing.monitoring.live_panels import LivePanel, evaluate_dashboard
-from reir_testing.monitoring.live_system import live_system
+from reir_testing.monitoring.live_system import RATE_INTERVAL_S, live_system
 from reir_testing.prometheus_server import ProgramMissing, prometheus_server, require_program
 from reir_testing.repository import ROOT
 
@@ -32,7 +32,7 @@ def _prometheus_is_installed() -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_panels_of_serving_indexing_and_quality_have_data(tmp_path: Path) -> None:
-    with live_system(tmp_path, num_photos=24, with_ray=False) as system:
+    with live_system(tmp_path, num_photos=40, with_ray=False) as system:
         now_s = time.time()
         panels = [
             panel
@@ -42,7 +42,7 @@ def test_panels_of_serving_indexing_and_quality_have_data(tmp_path: Path) -> Non
                 system.prometheus,
                 system.started_s,
                 now_s,
-                system.scrape_interval_s,
+                RATE_INTERVAL_S,
             )
         ]
         down = {t["labels"]["job"] for t in system.prometheus.targets() if t["health"] != "up"}
@@ -84,7 +84,7 @@ def live(tmp_path: Path) -> Iterator[list[LivePanel]]:
     started_s = time.time()
     with prometheus_server(tmp_path / "server", [scrape], scrape_interval_s=0.5) as prometheus:
         prometheus.wait_for(lambda server: server.query("rate(height_meters[2s])"))
-        yield evaluate_dashboard(file, prometheus, started_s, time.time(), 0.5)
+        yield evaluate_dashboard(file, prometheus, started_s, time.time(), 2.0)
     exporter.shutdown()
     exporter.server_close()
     thread.join()

@@ -11,8 +11,8 @@ from typing import Any
 
 from reir_testing.prometheus_server import RunningPrometheus, Series
 
-NUM_POINTS = 200
-"""Points on the time axis of a panel."""
+NUM_POINTS, MIN_STEP_S = 200, 1.0
+"""Points on the time axis of a panel, and the shortest time between two of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class LivePanel:
 
 
 def evaluate_dashboard(
-    file: Path, prometheus: RunningPrometheus, start_s: float, end_s: float, interval_s: float
+    file: Path, prometheus: RunningPrometheus, start_s: float, end_s: float, rate_interval_s: float
 ) -> list[LivePanel]:
     """Evaluate the queries of all panels, with "All" for each variable.
 
@@ -57,7 +57,7 @@ def evaluate_dashboard(
         file: dashboard in Grafana's format.
         prometheus: has the data.
         start_s, end_s: Unix times of the first and the last value.
-        interval_s: time between two scrapes.
+        rate_interval_s: value of `$__rate_interval`, four times the time between two scrapes.
 
     Raises:
         ValueError: Prometheus refuses a query.
@@ -67,9 +67,8 @@ def evaluate_dashboard(
         each["name"]: each.get("allValue") or each.get("query", "")
         for each in model["templating"]["list"]
     }
-    # Grafana's definition, for panels with more points than scrapes.
-    variables["__rate_interval"] = f"{round(4e3 * interval_s)}ms"
-    step_s = max((end_s - start_s) / NUM_POINTS, interval_s)
+    variables["__rate_interval"] = f"{round(1e3 * rate_interval_s)}ms"
+    step_s = max((end_s - start_s) / NUM_POINTS, MIN_STEP_S)
     found, row = [], ""
     for panel in model["panels"]:
         if panel["type"] == "row":

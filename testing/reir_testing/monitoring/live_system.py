@@ -39,6 +39,9 @@ RULES = ROOT / "k8s" / "monitoring" / "rules"
 JOBS = ("reir-serve", "reir-monitor", "reir-index", "haproxy", "ray-serve", "ray-batch")
 """Scrape jobs; `ray-batch` is the cluster of indexing and training."""
 
+RATE_INTERVAL_S = 20.0
+"""Four times the longest time between two scrapes."""
+
 _RELATED_SEARCHES = 250
 """The monitor compares the presence of the last 200 searches with at least 50 before."""
 _CLIENTS, _CROWD, _PAUSE_S = 3, 24, 0.2
@@ -53,25 +56,20 @@ class LiveSystem:
     Attributes:
         prometheus: scrapes all parts of it.
         started_s: Unix time at which the first scrape may have happened.
-        scrape_interval_s: time between two scrapes.
     """
 
     prometheus: RunningPrometheus
     started_s: float
-    scrape_interval_s: float
 
 
 @contextmanager
-def live_system(
-    folder: Path, *, num_photos: int, with_ray: bool, scrape_interval_s: float = 1.0
-) -> Iterator[LiveSystem]:
+def live_system(folder: Path, *, num_photos: int, with_ray: bool) -> Iterator[LiveSystem]:
     """Run the platform until the end of the block, which begins when everything was used once.
 
     Args:
         folder: for all files; its path must be short, because Ray creates sockets in it.
         num_photos: photos of the gallery.
         with_ray: whether indexing also runs on Ray Data, and a tiny model is trained on Ray Train.
-        scrape_interval_s: time between two scrapes.
 
     Raises:
         ProgramMissing: Prometheus is not installed.
@@ -82,7 +80,12 @@ def live_system(
         ports = dict(zip(JOBS, _free_ports(len(JOBS)), strict=True))
         started_s = time.time()
         scrape = [
-            {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+            {
+                "job_name": job,
+                "static_configs": [{"targets": [f"127.0.0.1:{port}"]}],
+                "scrape_interval": (interval := "5s" if job.startswith("ray") else "1s"),
+                "scrape_timeout": interval,
+            }
             for job, port in ports.items()
         ]
         prometheus = stack.enter_context(
@@ -90,7 +93,6 @@ def live_system(
                 folder / "prometheus",
                 scrape,
                 rules=sorted(RULES.glob("*.yaml")),
-                scrape_interval_s=scrape_interval_s,
             )
         )
         commands = Commands(folder, ports, stack)
@@ -104,9 +106,7 @@ def live_system(
         if with_ray:
             commands.work_on_ray()
         prometheus.wait_for(_is_measured, _TIMEOUT_S)
-        yield LiveSystem(
-            prometheus=prometheus, started_s=started_s, scrape_interval_s=scrape_interval_s
-        )
+        yield LiveSystem(prometheus=prometheus, started_s=started_s)
 
 
 class Commands:
@@ -136,7 +136,8 @@ class Commands:
             Image.fromarray(render(scene)).save(photos / scene.file_name)
         (photos / "copy.png").write_bytes((photos / scenes[0].file_name).read_bytes())
         (photos / "broken.jpg").write_bytes(b"no photo")
-        self._run("index", str(photos), "--gallery", GALLERY, *self._metrics_port("reir-index"))
+        batches = ("--batch-size", "4", *self._metrics_port("reir-index"))
+        self._run("index", str(photos), "--gallery", GALLERY, *batches)
         canaries = self._folder / "canaries.jsonl"
         known = [
             {"expression": text, "photo": str(photos / scene.file_name)}

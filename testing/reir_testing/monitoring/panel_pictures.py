@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -15,6 +16,7 @@ mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
 from reir_testing.monitoring.live_panels import LivePanel
 from reir_testing.prometheus_server import Series
@@ -23,6 +25,7 @@ COLUMN_INCH, ROW_INCH = 0.62, 0.36
 MAX_LEGEND = 6
 """More lines are drawn, but not named."""
 MAX_NUMBERS = 8
+NUM_COLORS = 64
 _RED, _GREEN, _TEXT = "#c4162a", "#37872d", "#3d3d3d"
 _SIZES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -48,7 +51,10 @@ def draw_dashboard(panels: Sequence[LivePanel], path: Path) -> None:
     for row, y in _headings(panels).items():
         figure.text(0.008, 1 - (y - 0.4) / height, row, fontsize=11, color=_TEXT, va="center")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, pil_kwargs={"optimize": True})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with Image.open(drawn) as picture:  # a palette makes the file a third as large
+        picture.convert("RGB").quantize(NUM_COLORS).save(path, optimize=True)
 
 
 def _headings(panels: Iterable[LivePanel]) -> dict[str, int]:
