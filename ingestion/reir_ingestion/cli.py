@@ -221,11 +221,8 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     _check_import(bulk_import, store)
     named = encoder_from_options(checkpoint, encoder)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
-    with (
-        stoppable(),
-        open_sinks(events, metrics_port, metrics_host) as sinks,
-        connect(store) as held,
-    ):
+    opened_sinks = open_sinks(events, metrics_port, metrics_host)
+    with stoppable(), opened_sinks as sinks, connect(store) as held:
         spec = named or stored_spec(held, gallery)
         tiling = choose_tiling(held, gallery, tile)
         options = IndexOptions(

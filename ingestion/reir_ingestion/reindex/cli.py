@@ -109,6 +109,9 @@ Tile = Annotated[
         "--tile/--no-tile", help="Also encode large photos tile by tile. Default: as before."
     ),
 ]
+MetricsHost = Annotated[
+    str, typer.Option(help="Address to serve the metrics on, as for `reir index`.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -147,9 +150,7 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
         int | None,
         typer.Option(min=0, max=65_535, help="Serve Prometheus metrics on this port meanwhile."),
     ] = None,
-    metrics_host: Annotated[
-        str, typer.Option(help="Address to serve the metrics on, as for `reir index`.")
-    ] = "127.0.0.1",
+    metrics_host: MetricsHost = "127.0.0.1",
     as_json: AsJson = False,
 ) -> None:
     """Build a new version of a gallery, check it, and switch to it.
@@ -173,11 +174,8 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
         limits=load_config(GateLimits, limits, limit or ()),
         canary_file="" if canary is None else str(canary.absolute()),
     )
-    with (
-        stoppable(),
-        open_sinks(events, metrics_port, metrics_host) as sinks,
-        connect(store) as opened,
-    ):
+    opened_sinks = open_sinks(events, metrics_port, metrics_host)
+    with stoppable(), opened_sinks as sinks, connect(store) as opened:
         check_gallery(opened, gallery)
         if status or drop:
             job = _drop(opened, gallery) if drop else _job(opened, gallery)
