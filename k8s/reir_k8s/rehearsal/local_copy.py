@@ -119,7 +119,12 @@ class LocalCopy:
         settings = yaml.safe_load(
             self.text(named(self.manifests, "ConfigMap", name)["data"]["config.yaml"])
         )
-        settings["index"] |= {"metrics_host": "127.0.0.1", "metrics_port": self.ports[INDEX]}
+        settings["index"] |= {
+            "metrics_host": "127.0.0.1",
+            "metrics_port": self.ports[INDEX],
+            # Replicas share this cluster with the jobs, which would leave them no CPUs by default.
+            "num_workers": 1,
+        }
         settings["monitor"] |= {"host": "127.0.0.1", "port": self.ports[MONITOR]}
         file = Path(self.text("/etc/reir/config.yaml"))
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")

@@ -6,23 +6,29 @@ from reir_k8s.monitoring.dashboards.panels import JOB, RATE, Graph, Limit, Numbe
 
 _RUN = 'job=~"$job", run=~"$run"'
 
+
+def _last(gauge: str, labels: str) -> str:
+    # Ray exports a gauge for about 20 s after it was set; a run sets its gauges every ten steps.
+    return f"max by ({labels}) (last_over_time({gauge}{{{_RUN}}}[15m]))"
+
+
 _NOW = (
     Number(
         "Epoch",
         "Current epoch, counted from 1.",
-        {"{{run}}": f"max by (run) (ray_reir_train_epoch{{{_RUN}}})"},
+        {"{{run}}": _last("ray_reir_train_epoch", "run")},
         is_instant=False,
     ),
     Number(
         "Loss",
         "Loss of the last reported step.",
-        {"{{run}}": f"max by (run) (ray_reir_train_loss{{{_RUN}}})"},
+        {"{{run}}": _last("ray_reir_train_loss", "run")},
         is_instant=False,
     ),
     Number(
         "Time of a step",
         "Mean since the last report.",
-        {"{{run}}": f"max by (run) (ray_reir_train_step_seconds{{{_RUN}}})"},
+        {"{{run}}": _last("ray_reir_train_step_seconds", "run")},
         unit="s",
         is_instant=False,
     ),
@@ -38,22 +44,22 @@ _LEARNING = (
         "Loss",
         "A loss that grows, or that is missing because it is no number, means that the learning "
         "rate is too high.",
-        {"{{run}}": f"max by (run) (ray_reir_train_loss{{{_RUN}}})"},
+        {"{{run}}": _last("ray_reir_train_loss", "run")},
     ),
     Graph(
         "Terms of the loss",
         "Means over the epoch so far.",
-        {"{{run}}, {{part}}": f"max by (run, part) (ray_reir_train_loss_part{{{_RUN}}})"},
+        {"{{run}}, {{part}}": _last("ray_reir_train_loss_part", "run, part")},
     ),
     Graph(
         "Validation figures",
         "Figures of the last epoch. If they fall while the loss falls too, the model overfits.",
-        {"{{run}}, {{figure}}": f"max by (run, figure) (ray_reir_train_held_out{{{_RUN}}})"},
+        {"{{run}}, {{figure}}": _last("ray_reir_train_held_out", "run, figure")},
     ),
     Graph(
         "Learning rate",
         "Highest one of the optimizer's parameter groups.",
-        {"{{run}}": f"max by (run) (ray_reir_train_learning_rate{{{_RUN}}})"},
+        {"{{run}}": _last("ray_reir_train_learning_rate", "run")},
     ),
     Graph(
         "Photos",
@@ -65,7 +71,7 @@ _LEARNING = (
     Graph(
         "Time of a step",
         "Mean since the last report.",
-        {"{{run}}": f"max by (run) (ray_reir_train_step_seconds{{{_RUN}}})"},
+        {"{{run}}": _last("ray_reir_train_step_seconds", "run")},
         unit="s",
     ),
 )
@@ -76,7 +82,7 @@ _RAY = (
         "again loses workers.",
         {
             "{{ray_train_controller_state}}": "max by (ray_train_controller_state) "
-            f"(ray_train_controller_state{{{JOB}}})"
+            f"(last_over_time(ray_train_controller_state{{{JOB}}}[1d]))"
         },
     ),
     Graph(
