@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,8 @@ class Place:
             raise SystemExit(
                 f"{' '.join(words)} ended with {done.returncode}, not {status}: {done.stderr}"
             )
-        self.note(" ".join(["reir", *words]), time.perf_counter() - started_s)
+        command = re.sub(r"\br\d{8}-\d{6}\b", "VERSION", " ".join(["reir", *words]))
+        self.note(command, time.perf_counter() - started_s)
         return json.loads(done.stdout) if done.stdout else done.stderr
 
     def note(self, step: str, seconds: float) -> None:
@@ -227,6 +229,8 @@ def rehearse(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}: {sum(counted):.1f} s, {different} different answers", flush=True)
         place.wait_until_idle()
         shutil.rmtree(place.folder)
+    # What else the machine did: below the number of cores, it did not slow the commands down.
+    figures["recovery.load"] = round(os.getloadavg()[1], 1)
     return figures
 
 
@@ -238,7 +242,8 @@ def table(figures: Mapping[str, Any]) -> str:
     """Return the timelines as Markdown."""
     photos, later = figures["recovery.photos"], figures["recovery.later"]
     lines = [
-        f"{photos} photos in the backup, {later} indexed since; {machine()['cores']} cores.",
+        f"{photos} photos in the backup, {later} indexed since; {machine()['cores']} cores, with a "
+        f"load average of {figures['recovery.load']} at the end.",
         "",
         "| scenario | after, s | step | took, s |",
         "|---|--:|---|--:|",
