@@ -64,8 +64,10 @@ def test_panels_use_declared_metrics(panel: Panel) -> None:
 
 def test_rules_use_declared_metrics() -> None:
     for group in GROUPS:
-        for rule in (*group.recordings, *group.alerts):
-            assert names_in(rule.expr) <= series_names() | RECORDED, rule
+        for expression in [each.expr for each in group.recordings] + [
+            each.expr for each in group.alerts
+        ]:
+            assert names_in(expression) <= series_names() | RECORDED, expression
 
 
 def test_names_are_found_in_expressions() -> None:
