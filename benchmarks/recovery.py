@@ -243,8 +243,8 @@ def table(figures: Mapping[str, Any]) -> str:
     photos, later = figures["recovery.photos"], figures["recovery.later"]
     lines = [
         f"{photos} photos in the backup, {later} indexed since; {machine()['cores']} cores, with a "
-        f"load average of {figures['recovery.load']} at the end. Answers that differed from those of "
-        f"before: {figures['recovery.different']}.",
+        f"load average of {figures['recovery.load']} at the end. Answers that differed from those "
+        f"of before: {figures['recovery.different']}.",
         "",
         "| scenario | after, s | step | took, s |",
         "|---|--:|---|--:|",
