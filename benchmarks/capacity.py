@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from _pages import replace_section
 from _report import RESULTS, ROOT, write_report
 from scale_plan import add_options, measured, plan
 
@@ -115,14 +116,6 @@ def _said(value: Any) -> str:
     return "-" if not value else f"{value:,.0f}" if value == int(value) else f"{value:,}"
 
 
-def write_page(text: str) -> None:
-    """Put the table between its markers in the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,7 +133,7 @@ def main() -> None:
         for key, value in each.items()
     }
     write_report("capacity", flat)  # before the page, whose change would make the tree dirty
-    write_page(table(columns))
+    PAGE.write_text(replace_section(PAGE.read_text(), BEGIN, END, table(columns)))
 
 
 if __name__ == "__main__":

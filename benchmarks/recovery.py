@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from _indexing import expressions, real_photos
+from _pages import replace_section
 from _report import ROOT, machine, write_report
 from _served import served
 from safetensors.torch import load_file, save_file
@@ -262,14 +263,6 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_page(text: str) -> None:
-    """Put the table between its markers in the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -283,7 +276,7 @@ def main() -> None:
         figures = rehearse(Path(folder), options)
     print(json.dumps(figures, indent=2))
     write_report("recovery", figures)  # before the page, whose change would make the tree dirty
-    write_page(table(figures))
+    PAGE.write_text(replace_section(PAGE.read_text(), BEGIN, END, table(figures)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from _pages import replace_section
 from _report import RESULTS, ROOT, write_report
 
 GIB = 2**30
@@ -154,10 +155,7 @@ def write_page(tables: Mapping[str, str]) -> None:
     path = ROOT / "docs" / "scale.md"
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{table}\n{end}{after}"
+        text = replace_section(text, f"<!-- {name} -->", f"<!-- end of {name} -->", table)
     path.write_text(text, encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ import re
 from functools import cache
 from typing import Any
 
+from _pages import replace_section
 from _report import RESULTS, ROOT
 
 TEMPLATES = ROOT / "benchmarks" / "templates"
@@ -62,10 +63,8 @@ def benchmarks_page() -> str:
 def readme() -> str:
     """Return README.md with its table of figures rendered anew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, _, rest = text.partition(FIGURES_BEGIN)
-    _, _, after = rest.partition(FIGURES_END)
     table = render((TEMPLATES / "readme_figures.md").read_text(encoding="utf-8"))
-    return f"{before}{FIGURES_BEGIN}\n{table}{FIGURES_END}{after}"
+    return replace_section(text, FIGURES_BEGIN, FIGURES_END, table)
 
 
 def main() -> None:
