@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from reir_serving.config import Limits
 from reir_serving.middleware import early_rejection
 from reir_serving.middleware.admission import AdmissionControl, AdmissionMiddleware
+from reir_serving.middleware.logs import ACCESS
 from reir_serving.middleware.metrics import SHARED_FOLDER_VARIABLE, Metrics
 
 NUM = 6
@@ -142,10 +144,11 @@ def test_a_rejection_has_all_parts_of_a_problem() -> None:
 
 
 def test_rejections_of_one_second_are_counted_and_logged_together(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("reir_serving.access"), "propagate", True)
-    caplog.set_level(logging.INFO, "reir_serving.access")
+    written = io.StringIO()
+    monkeypatch.setattr(ACCESS, "handlers", [logging.StreamHandler(written)])
+    monkeypatch.setattr(ACCESS, "level", logging.INFO)
     monkeypatch.setattr("reir_serving.middleware.admission.REPORT_EVERY_S", 0.01)
     metrics = Metrics()
     admission = AdmissionControl(Limits(max_ongoing_requests=1, max_queued_requests=0), metrics)
@@ -159,7 +162,7 @@ def test_rejections_of_one_second_are_counted_and_logged_together(
         await asyncio.sleep(0.1)
 
     asyncio.run(two_rejections())
-    (line,) = [json.loads(record.message) for record in caplog.records]
+    (line,) = map(json.loads, written.getvalue().splitlines())
     assert (line["status"], line["problem"], line["requests"]) == (503, "overloaded", 2)
     families = {each.name: each for each in text_string_to_metric_families(metrics.text().decode())}
     counted = [each for each in families["reir_serve_problems"].samples if each.value]
