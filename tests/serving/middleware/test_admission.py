@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from reir_serving.config import Limits
 from reir_serving.middleware import early_rejection
 from reir_serving.middleware.admission import AdmissionControl, AdmissionMiddleware
-from reir_serving.middleware.logs import ACCESS
+from reir_serving.middleware.logs import open_logs
 from reir_serving.middleware.metrics import SHARED_FOLDER_VARIABLE, Metrics
 
 NUM = 6
@@ -144,11 +143,10 @@ def test_a_rejection_has_all_parts_of_a_problem() -> None:
 
 
 def test_rejections_of_one_second_are_counted_and_logged_together(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = io.StringIO()
-    monkeypatch.setattr(ACCESS, "handlers", [logging.StreamHandler(written)])
-    monkeypatch.setattr(ACCESS, "level", logging.INFO)
+    written = tmp_path / "access.log"
+    open_logs(written)
     monkeypatch.setattr("reir_serving.middleware.admission.REPORT_EVERY_S", 0.01)
     metrics = Metrics()
     admission = AdmissionControl(Limits(max_ongoing_requests=1, max_queued_requests=0), metrics)
@@ -162,7 +160,7 @@ def test_rejections_of_one_second_are_counted_and_logged_together(
         await asyncio.sleep(0.1)
 
     asyncio.run(two_rejections())
-    (line,) = map(json.loads, written.getvalue().splitlines())
+    (line,) = map(json.loads, written.read_text().splitlines())
     assert (line["status"], line["problem"], line["requests"]) == (503, "overloaded", 2)
     families = {each.name: each for each in text_string_to_metric_families(metrics.text().decode())}
     counted = [each for each in families["reir_serve_problems"].samples if each.value]
