@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from reir_k8s.monitoring.dashboards.panels import Graph, Number, Page
-from reir_testing.monitoring.live_panels import LivePanel, evaluate_dashboard
+from reir_testing.monitoring.live_panels import MIN_STEP_S, LivePanel, evaluate_dashboard
 from reir_testing.monitoring.live_system import RATE_INTERVAL_S, live_system
 from reir_testing.prometheus_server import ProgramMissing, prometheus_server, require_program
 from reir_testing.repository import ROOT
@@ -83,8 +83,9 @@ def live(tmp_path: Path) -> Iterator[list[LivePanel]]:
     file.write_text(page.to_json())
     started_s = time.time()
     with prometheus_server(tmp_path / "server", [scrape], scrape_interval_s=0.5) as prometheus:
-        prometheus.wait_for(lambda server: server.query("rate(height_meters[2s])"))
-        yield evaluate_dashboard(file, prometheus, started_s, time.time(), 2.0)
+        prometheus.wait_for(lambda server: server.query("rate(height_meters[20s])"))
+        # A step later, so that one of the steps comes after the second scrape.
+        yield evaluate_dashboard(file, prometheus, started_s, time.time() + MIN_STEP_S, 20.0)
     exporter.shutdown()
     exporter.server_close()
     thread.join()
