@@ -44,9 +44,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="d-") as name:
         panels, down = measure(Path(name), arguments.photos, with_ray=not arguments.no_ray)
-    for dashboard in dict.fromkeys(panel.dashboard for panel in panels):
-        of_dashboard = [panel for panel in panels if panel.dashboard == dashboard]
-        draw_dashboard(of_dashboard, arguments.pictures / f"{dashboard}.png")
     without = [f"{each.dashboard}: {each.title}" for each in panels if not each.has_data]
     figures = {
         "dashboards.live_share": round(1 - len(without) / len(panels), 4),
@@ -57,6 +54,10 @@ def main() -> None:
     for key, value in figures.items():
         print(f"{key:28} {value}")
     print(f"figures in {write_report('dashboards', figures).name}")
+    # After the report: new pictures in docs/ would make the tree dirty.
+    for dashboard in dict.fromkeys(panel.dashboard for panel in panels):
+        of_dashboard = [panel for panel in panels if panel.dashboard == dashboard]
+        draw_dashboard(of_dashboard, arguments.pictures / f"{dashboard}.png")
 
 
 def measure(folder: Path, num_photos: int, *, with_ray: bool) -> tuple[list[LivePanel], list[str]]:
