@@ -70,6 +70,8 @@ from reir_ingestion.stages import (
 )
 from reir_ingestion.threads import background_thread
 
+logger = logging.getLogger(__name__)
+
 LOOK_UP_TASKS = 2
 WRITE_TASKS = 4
 """Number of tasks that write to a Milvus server at the same time. A write mostly waits until the
@@ -78,6 +80,8 @@ server has made earlier writes visible (docs/ray.md)."""
 BATCHES_PER_READER = 1000
 """Number of batches after which a reader process is replaced, so that the memory that image
 libraries leak stays small."""
+
+CPUS_NEEDED = 2
 
 MAX_LOAD_DEATHS = 10
 """The job fails once this many encoders in a row have died while they loaded their model."""
@@ -90,8 +94,8 @@ class EncoderPoolOptions:
     """The pool of encoders, as the user asks for it.
 
     Attributes:
-        max_encoders: upper limit; None takes one encoder per GPU, or without GPUs all CPUs except
-            those that readers need.
+        max_encoders: upper limit; None takes one encoder per GPU, or without GPUs all CPUs that are
+            free at the start, except those that readers need.
         num_gpus: GPUs per encoder, a fraction if several share one; None takes one if the cluster
             has any.
 
@@ -166,7 +170,7 @@ def index_on_ray(  # noqa: PLR0913 - the options are keyword-only
         translate_ray_errors(),
         closing(open_store(location)) as store,
     ):
-        fitted = _fit_pool(pool or EncoderPoolOptions())
+        fitted = fit_pool(pool or EncoderPoolOptions())
         load = functools.partial(_load_with_tiling, load, options)
         run = functools.partial(run_on_ray, location=location, load=load, pool=fitted)
         spec = _version_spec_from_worker(load, options, fitted)
@@ -350,14 +354,24 @@ def _num_reader_cpus(cpus: int) -> int:
     return max(1, cpus // 4)
 
 
-def _fit_pool(options: EncoderPoolOptions) -> EncoderPool:
+def fit_pool(options: EncoderPoolOptions) -> EncoderPool:
     """Fit the pool of encoders to the cluster.
 
     Raises:
         ConfigError: Ray runs on this machine alone, which has too few GPUs.
     """
-    found = ray.cluster_resources()
-    cpus, gpus = int(found.get("CPU", 1)), found.get("GPU", 0.0)
+    found, free = ray.cluster_resources(), ray.available_resources()
+    gpus = found.get("GPU", 0.0)
+    # CPUs that other work on the cluster holds count for nothing: encoders on all that are left
+    # would leave no reader any room.
+    cpus = int(free.get("CPU", 0.0))
+    if cpus < CPUS_NEEDED:
+        logger.warning(
+            "indexing needs %d CPUs of the cluster, one to read and one to encode; %g are free, so "
+            "it waits for more",
+            CPUS_NEEDED,
+            free.get("CPU", 0.0),
+        )
     num_gpus = min(1.0, gpus) if options.num_gpus is None else options.num_gpus
     # A cluster may add machines with GPUs later; this machine cannot.
     if num_gpus > gpus and is_local():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -12,6 +14,9 @@ from reir.cli.doctor.remote import check_cluster
 from reir.errors import WorkersUnavailable
 from reir_ingestion.ray import cluster
 from reir_ingestion.ray.cluster import IDLE_MS, start_or_join_ray, translate_ray_errors
+from reir_ingestion.ray.runner import EncoderPoolOptions, fit_pool, index_on_ray
+from reir_testing import FakeEncoder
+from reir_testing.ingestion import write_scenes
 
 pytestmark = [pytest.mark.ray]
 
@@ -112,3 +117,35 @@ def test_doctor_counts_nodes_and_free_cpus_of_a_real_cluster(
         ray.shutdown()
     assert found.status == "ok", found
     assert f"1 node, 3 of 3 CPUs free; Ray {ray.__version__}" in found.detail
+
+
+class Replica:
+    """Another user of the cluster."""
+
+    def ready(self) -> bool:
+        """Return once the replica runs."""
+        return True
+
+
+@pytest.mark.timeout(120)
+def test_encoders_leave_readers_room_beside_other_work_on_the_cluster(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scenes(tmp_path / "photos", 20)
+    store = str(tmp_path / "store")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        replica = ray.remote(num_cpus=0.5)(Replica).remote()
+        assert ray.get(replica.ready.remote())
+        assert index_on_ray(tmp_path / "photos", "photos", store, FakeEncoder).new == 20
+        assert "CPUs" not in caplog.text
+        busy = [ray.remote(num_cpus=1)(Replica).remote() for _ in range(2)]
+        assert all(ray.get([each.ready.remote() for each in busy]))
+        # Ray tells the free resources with some delay.
+        while ray.available_resources()["CPU"] != 1.5:
+            time.sleep(0.1)
+        assert fit_pool(EncoderPoolOptions()).max_size == 1
+    finally:
+        ray.shutdown()
+    assert "needs 2 CPUs of the cluster" in caplog.text
+    assert "1.5 are free" in caplog.text

@@ -110,8 +110,8 @@ def _monitor_alerts(times: Durations) -> list[Alert]:
             expr="max by (check) (reir_monitor_check_failed) == 1",
             hold_s=times.down,
             severity="warning",
-            summary="Check {{ $labels.check }} of the monitor fails",
-            description="Check {{ $labels.check }} of the monitor ends with an error, so its "
+            summary="The check {{ $labels.check }} of reir monitor fails",
+            description="The check {{ $labels.check }} of reir monitor ends with an error, so its "
             "values are those of its last success.",
             runbook="monitor-check",
         ),
@@ -120,8 +120,8 @@ def _monitor_alerts(times: Durations) -> list[Alert]:
             expr="time() - max by (check) (reir_monitor_check_timestamp_seconds)"
             f" > {times.check_late:g}",
             severity="warning",
-            summary="Check {{ $labels.check }} of the monitor is late",
-            description="Check {{ $labels.check }} of the monitor last ended "
+            summary="The check {{ $labels.check }} of reir monitor is late",
+            description="The check {{ $labels.check }} of reir monitor last ended "
             "{{ $value | humanizeDuration }} ago.",
             runbook="monitor-check",
         ),

@@ -103,7 +103,7 @@ def texts_of(record: ImageRecord) -> list[str]:
 
 
 def digest_of(hashes: Iterable[str]) -> str:
-    """Return the digest of hashes."""
+    """Return the SHA-256 of all hashes together, in their order; the receipt carries it."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
