@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -21,18 +22,17 @@ from rich.table import Table
 if TYPE_CHECKING:
     from reir.query.search import Gallery
     from reir.results import SearchResult
-    from reir_ingestion.demo.gallery import DemoExpression
+    from reir_ingestion.demo.gallery import DemoScore, DemoSentence
 
 DEMO_GALLERY = "demo"
 OWN_GALLERY = "demo-own"
-NUM_HITS = 4
+NUM_HITS = 5
+NUM_DRAWN = 4
+"""Number of hits in a row of the contact sheet."""
 NUM_ON_SHEET = 6
-"""Number of sentences on the contact sheet, spread over all examples."""
+"""Number of sentences on the contact sheet, spread over all sentences."""
 NUM_SUGGESTIONS = 5
-"""Number of sentences that the search page suggests, besides `ABSENT`."""
-ABSENT = "the white refrigerator with magnets"
-"""A sentence about something that no photo shows."""
-MIN_IOU = 0.5
+"""Number of sentences that the search page suggests, besides one about something absent."""
 
 
 def register_demo(app: typer.Typer) -> None:
@@ -63,18 +63,16 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Index a built-in gallery, search it and serve the search page. Works offline."""
     from reir.checkpoint import load_encoder
-    from reir.config import reir_home
     from reir.query.search import open_gallery
     from reir.store import open_store
-    from reir_ingestion.demo.gallery import build_demo_gallery
+    from reir_ingestion.demo.gallery import PHOTOS, demo_sentences
     from reir_ingestion.known_sources import known_source
     from reir_ingestion.pipeline import IndexOptions, index
     from reir_ingestion.sources import SourceOptions, open_source
 
     console = Console(stderr=as_json)
     encoder = load_encoder()
-    built = None if photos else build_demo_gallery(reir_home() / "demo")
-    folder = photos or built.photos_dir  # type: ignore[union-attr]
+    folder = photos or PHOTOS
     name = OWN_GALLERY if photos else DEMO_GALLERY
     with closing(open_store(store)) as opened:
         console.print(f"Indexing {folder}")
@@ -83,10 +81,10 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
         report = index(open_source(str(folder)), name, opened, encoder, options=options)
         console.print(report.table())
         examples: list[str] = []
-        with closing(open_gallery(name, store=opened, encoder=encoder)) as gallery:
-            if built is not None:
+        with closing(open_gallery(name, store=opened)) as gallery:
+            if photos is None:
                 examples = _search_examples(
-                    gallery, built.expressions, output, console, as_json=as_json
+                    gallery, demo_sentences(), output, console, as_json=as_json
                 )
             elif not serve:
                 _search_interactively(gallery, output, console)
@@ -112,59 +110,74 @@ def _become_server(settings: Mapping[str, object]) -> NoReturn:
 
 def _search_examples(
     gallery: Gallery,
-    expressions: Sequence[DemoExpression],
+    sentences: Sequence[DemoSentence],
     output: Path,
     console: Console,
     *,
     as_json: bool,
 ) -> list[str]:
-    """Search every example, score and draw the results; return suggestions for the search page."""
+    """Search every sentence, score and draw the results; return suggestions for the search page."""
     from reir.images.drawing import contact_sheets
+    from reir_ingestion.demo.gallery import score_demo
 
-    results = gallery.search_batch([e.text for e in expressions], k=NUM_HITS)
-    correct = [is_correct(r, e) for r, e in zip(results, expressions, strict=True)]
-    table = Table(title="Best hit for each sentence")
-    for column in ("sentence", "photo", "score", "correct"):
-        table.add_column(column)
-    for result, is_hit in zip(results, correct, strict=True):
-        top = result.hits[0] if result.hits else None
-        table.add_row(
-            result.expression,
-            Path(top.uri).name if top else "nothing found",
-            f"{top.score:.3f}" if top else "",
-            "yes" if is_hit else "no",
-        )
-    console.print(table)
+    results = gallery.search_batch([each.text for each in sentences], k=NUM_HITS)
+    score = score_demo(sentences, results)
+    console.print(_table(sentences, results))
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Every n-th one, because neighboring sentences are about the same scene.
-    on_sheet = results[:: max(len(results) // NUM_ON_SHEET, 1)][:NUM_ON_SHEET]
-    contact_sheets([result.sheet for result in on_sheet]).save(output)
-    br1 = 100 * sum(correct) / len(correct)
-    console.print(f"BR@1: the best hit is correct for {br1:.0f}% of {len(correct)} sentences")
+    # Every n-th one, so that some of the sentences at the end, about absent things, are drawn too.
+    on_sheet = results[:: max(len(results) // NUM_ON_SHEET, 1)][-NUM_ON_SHEET:]
+    drawn = [replace(result, hits=result.hits[:NUM_DRAWN]) for result in on_sheet]
+    contact_sheets([result.sheet for result in drawn]).save(output)
+    for line in describe_score(score, sentences):
+        console.print(line)
     console.print(f"Contact sheet: {output.resolve()}", soft_wrap=True)
     if as_json:
-        answers = [{"right": ok, **r.to_dict()} for r, ok in zip(results, correct, strict=True)]
-        typer.echo(json.dumps({"br1_50": br1, "sheet": str(output), "answers": answers}, indent=2))
-    return choose_suggestions(expressions, correct)
+        answers = [
+            {"rank": each.rank_in(result), "absent": each.is_absent, **result.to_dict()}
+            for each, result in zip(sentences, results, strict=True)
+        ]
+        values = asdict(score) | {"sheet": str(output), "answers": answers}
+        typer.echo(json.dumps(values, indent=2))
+    return choose_suggestions(sentences, results)
 
 
-def choose_suggestions(expressions: Sequence[DemoExpression], correct: Sequence[bool]) -> list[str]:
-    """Return sentences for the search page: some with a correct best hit, and `ABSENT`."""
-    solved = [each.text for ok, each in zip(correct, expressions, strict=True) if ok]
-    return [*solved[:: max(len(solved) // NUM_SUGGESTIONS, 1)][:NUM_SUGGESTIONS], ABSENT]
+def _table(sentences: Sequence[DemoSentence], results: Sequence[SearchResult]) -> Table:
+    table = Table(title="Answers to the sentences")
+    for column in ("sentence", "best hit", "probability", "right answer"):
+        table.add_column(column)
+    for each, result in zip(sentences, results, strict=True):
+        top = result[0] if len(result) else None
+        rank = each.rank_in(result)
+        table.add_row(
+            each.text,
+            Path(top.uri).name if top and result.found else "probably not there",
+            f"{top.presence:.0%}" if top and top.presence is not None else "",
+            "not there" if each.is_absent else f"hit {rank}" if rank else f"not in {NUM_HITS} hits",
+        )
+    return table
 
 
-def is_correct(result: SearchResult, truth: DemoExpression) -> bool:
-    """Return whether the best hit is the true photo, with an IoU of at least `MIN_IOU`."""
-    from reir.images.boxes import elementwise_iou
+def describe_score(score: DemoScore, sentences: Sequence[DemoSentence]) -> list[str]:
+    """Return the lines that say how many sentences are answered right."""
+    num_absent = sum(each.is_absent for each in sentences)
+    num_present = len(sentences) - num_absent
+    return [
+        f"{num_present} sentences describe something in the photos: the best hit is right for "
+        f"{score.top1:.0%} of them, one of the first five for {score.top5:.0%}.",
+        f"{num_absent} sentences describe something that no photo shows: {score.absent:.0%} of "
+        f"them are answered with 'probably not there', and so are {score.false_absent:.0%} of the "
+        "others.",
+    ]
 
-    if not result.hits:
-        return False
-    top = result.hits[0]
-    sides = truth.size_px * 2
-    box = [value / side for value, side in zip(truth.box_xyxy_px, sides, strict=True)]
-    overlap = float(elementwise_iou([top.box], [box])[0])
-    return Path(top.uri).name == truth.file_name and overlap >= MIN_IOU
+
+def choose_suggestions(
+    sentences: Sequence[DemoSentence], results: Sequence[SearchResult]
+) -> list[str]:
+    """Return sentences for the search page: some whose answers are right, and one about nothing."""
+    pairs = list(zip(sentences, results, strict=True))
+    solved = [each.text for each, result in pairs if result.found and each.rank_in(result) == 1]
+    refused = [each.text for each, result in pairs if each.is_absent and not result.found]
+    return [*solved[:: max(len(solved) // NUM_SUGGESTIONS, 1)][:NUM_SUGGESTIONS], *refused[:1]]
 
 
 def _search_interactively(gallery: Gallery, output: Path, console: Console) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from reir.results import Hit, SearchResult
 from reir_ingestion.demo import cli
-from reir_ingestion.demo.gallery import DemoExpression
+from reir_ingestion.demo.gallery import DemoSentence, score_demo
 
 
 def test_the_demo_process_becomes_the_serve_command(tmp_path: Path) -> None:
@@ -32,22 +32,56 @@ def test_the_demo_process_becomes_the_serve_command(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "demo" / "serve.yaml").read_text()) == settings
 
 
-def answered(text: str, file_name: str) -> SearchResult:
-    hit = Hit(
-        instance_id="a#0",
-        image_id="a",
-        uri=f"file:///photos/{file_name}",
-        box=(0.1, 0.1, 0.5, 0.5),
-        score=0.5,
-        objectness=0.5,
+BOX = (0.1, 0.1, 0.5, 0.5)
+
+
+def answered(text: str, photos: list[str], *, found: bool = True) -> SearchResult:
+    hits = tuple(
+        Hit(
+            instance_id=f"{name}#0",
+            image_id=name,
+            uri=f"file:///photos/{name}.jpg",
+            box=BOX,
+            score=0.5,
+            objectness=0.5,
+        )
+        for name in photos
     )
-    return SearchResult(expression=text, gallery="demo", version="v", hits=(hit,), timings_ms={})
+    return SearchResult(
+        expression=text, gallery="demo", version="v", hits=hits, timings_ms={}, found=found
+    )
+
+
+def test_the_score_counts_first_hits_first_five_hits_and_absent_things() -> None:
+    sentences = [*(DemoSentence(f"the {n}", f"{n}.jpg", BOX) for n in "abcd"), DemoSentence("no")]
+    results = [
+        answered("the a", ["a", "b"]),
+        answered("the b", ["x", "y", "z", "w", "b"]),
+        answered("the c", ["x", "y", "z", "w", "v", "c"]),
+        answered("the d", [], found=False),
+        answered("no", ["a"], found=False),
+    ]
+    score = score_demo(sentences, results)
+    assert (score.top1, score.top5, score.absent, score.false_absent) == (0.25, 0.5, 1.0, 0.25)
+    first, second = cli.describe_score(score, sentences)
+    assert "4 sentences" in first
+    assert "right for 25% of them, one of the first five for 50%" in first
+    assert "no photo shows: 100% of them" in second
+    assert "25% of the others" in second
+
+
+def test_a_hit_is_right_if_photo_and_box_are() -> None:
+    (hit,) = answered("the a", ["a"]).hits
+    assert DemoSentence("the a", "a.jpg", BOX).is_answer(hit)
+    assert not DemoSentence("the a", "b.jpg", BOX).is_answer(hit)
+    assert not DemoSentence("the a", "a.jpg", (0.4, 0.4, 0.9, 0.9)).is_answer(hit)
+    assert not DemoSentence("the a").is_answer(hit)
 
 
 def test_the_page_suggests_solved_sentences_and_one_without_an_answer() -> None:
-    asked = [DemoExpression(f"the {n}", f"{n}.jpg", (64, 48, 320, 240)) for n in range(12)]
-    results = [answered(e.text, e.file_name if n % 2 else "x.jpg") for n, e in enumerate(asked)]
-    right = [cli.is_correct(r, e) for r, e in zip(results, asked, strict=True)]
-    assert right == [bool(n % 2) for n in range(12)]
-    offered = cli.choose_suggestions(asked, right)
-    assert offered == ["the 1", "the 3", "the 5", "the 7", "the 9", cli.ABSENT]
+    sentences = [DemoSentence(f"the {n}", f"{n}.jpg", BOX) for n in range(12)]
+    results = [answered(e.text, [str(n) if n % 2 else "x"]) for n, e in enumerate(sentences)]
+    absent = [DemoSentence("taken for present"), DemoSentence("recognized as absent")]
+    more = [answered(e.text, ["x"], found=not n) for n, e in enumerate(absent)]
+    offered = cli.choose_suggestions([*sentences, *absent], [*results, *more])
+    assert offered == ["the 1", "the 3", "the 5", "the 7", "the 9", "recognized as absent"]
