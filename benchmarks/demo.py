@@ -2,7 +2,8 @@
 
     python benchmarks/demo.py
 
-    demo.top1           share of the sentences about something in the photos whose first hit is right
+    demo.top1           share of the sentences about something in the photos whose first hit is
+                        right
     demo.top5           the same for the first five hits
     demo.absent         share of the sentences about something that no photo shows that are
                         recognized as such
@@ -32,7 +33,8 @@ def main() -> None:
         reir = [sys.executable, "-c", "from reir.cli.main import main; main()"]
         sheet = Path(folder) / "sheet.png"
         options = ["--json", "--output", str(sheet), "--store", f"{folder}/store"]
-        done = subprocess.run([*reir, "demo", *options], capture_output=True, text=True, check=False)
+        command = [*reir, "demo", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found = json.loads(done.stdout)
