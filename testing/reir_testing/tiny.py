@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from reir.models.nano.mobilenet import CHANNELS
+from reir.models.nano.crop_network import CHANNELS
 from reir.models.nano.model import (
     COLOR_GRID,
     DETECTOR_FEATURES,

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from reir.config import StrictConfig
 from reir.datasets.readers import Format, SplitBy
+from reir.models.nano.crop_network import CropNetworkName
 from reir_training.clare.losses import ClareLossWeights
 from reir_training.data.augment import Augmentation
 
@@ -83,6 +84,7 @@ class NanoModelSettings(StrictConfig):
     # Two members of 128 dimensions rank better than one model of 256 (docs/LOG.md, 2026-11-21).
     num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
+    crop_network: CropNetworkName = "mobilenet_v2"
     # Crops of 128 px rank slightly better, but make indexing too slow on two cores (docs/LOG.md).
     crop_px: int = Field(96, ge=32, le=512, multiple_of=32)
     num_experts: int = Field(4, ge=0, le=64)

@@ -1,4 +1,4 @@
-"""`reir eval`: a subcommand for each of the three published tasks."""
+"""`reir eval`: a subcommand for each of the three published tasks, and one for probes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from reir.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from reir.datasets import ReferringDataset
-    from reir.evaluate import Encoding, Progress, RecReport, ReirReport, Runner, TirReport
+    from reir.evaluate import (
+        Encoding,
+        ProbeReport,
+        Progress,
+        RecReport,
+        ReirReport,
+        Runner,
+        TirReport,
+    )
     from reir.models.interfaces import InstanceEncoder
 
 RUNNERS = "reir.runners"
@@ -80,6 +88,7 @@ def register(app: typer.Typer) -> None:
     group.command("reir")(reir)
     group.command("rec")(rec)
     group.command("tir")(tir)
+    group.command("probes")(probes)
     app.add_typer(group, name="eval")
 
 
@@ -194,6 +203,35 @@ def tir(  # noqa: PLR0913, every argument is an option of the command
     show(report, as_json)
 
 
+def probes(  # noqa: PLR0913, every argument is an option of the command
+    annotations: Annotations,
+    images: Images,
+    checkpoint: Checkpoint = None,
+    encoder: Spec = None,
+    split_by: SplitBy = None,
+    split: Split = None,
+    work: Work = None,
+    num_workers: NumWorkers = None,
+    gpu: Gpu = False,
+    threads: Threads = 1,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Probes of understanding: is a sentence preferred to the same one with a wrong word?
+
+    Reports the share of sentences by what was changed: color, side, size, number, relation, action,
+    or the class of the object. 50% is chance.
+    """
+    from reir.datasets import read_annotations
+    from reir.evaluate import evaluate_probes
+
+    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads)
+    dataset = one_split(read_annotations(annotations, split_by), split).first_images(limit)
+    with options.encoding() as (model, how):
+        report = evaluate_probes(model, dataset, images, how=how)
+    show(report, as_json)
+
+
 @dataclass(frozen=True)
 class EncodingOptions:
     """The options that all subcommands share: which encoder to use, and where and how it runs.
@@ -281,7 +319,7 @@ def one_split(dataset: ReferringDataset, name: str | None) -> ReferringDataset:
     return dataset.split(names[0]) if names else dataset
 
 
-def show(report: ReirReport | RecReport | TirReport, as_json: bool) -> None:
+def show(report: ReirReport | RecReport | TirReport | ProbeReport, as_json: bool) -> None:
     """Print a report as tables or as JSON."""
     if as_json:
         print_json(report.to_dict())

@@ -2,12 +2,13 @@
 
 Each task first encodes its photos in shards, in this process or on Ray workers, and continues from
 finished shards after an interruption (`encoded_gallery`, `shards`, `work_folder`). The modules
-`reir`, `rec` and `tir` then compute the metrics of their task.
+`reir`, `rec`, `tir` and `probes` then compute the metrics of their task.
 """
 
 from __future__ import annotations
 
 from reir.evaluate.encoded_gallery import EncodedGallery, Encoding, Progress, encode_gallery
+from reir.evaluate.probes import ProbeReport, evaluate_probes
 from reir.evaluate.rec import RecReport, evaluate_rec
 from reir.evaluate.reir import ReirReport, evaluate_reir
 from reir.evaluate.shards import EncodedShard, Runner, Shard, encode_shard
@@ -17,6 +18,7 @@ __all__ = [
     "EncodedGallery",
     "EncodedShard",
     "Encoding",
+    "ProbeReport",
     "Progress",
     "RecReport",
     "ReirReport",
@@ -25,6 +27,7 @@ __all__ = [
     "TirReport",
     "encode_gallery",
     "encode_shard",
+    "evaluate_probes",
     "evaluate_rec",
     "evaluate_reir",
     "evaluate_tir",

@@ -96,6 +96,14 @@ def test_tir_takes_captions_expressions_or_captions_of_some_photos(
     assert "give --captions, --annotations or both" in str(nothing.exception)
 
 
+def test_probes_print_json_and_table(tmp_path: Path, fake_model: None) -> None:
+    common = ["probes", *annotated(tmp_path)]
+    printed = run(*common, "--json")
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout)["probes"] == {"color": 4, "side": 1}
+    assert "passes 50 %" in run(*common).stdout
+
+
 def test_a_folder_with_splits(tmp_path: Path, fake_model: None) -> None:
     save_scenes(tmp_path, {"train": make_scenes(4, 1), "val": make_scenes(2, 2)})
     common = ["--annotations", str(tmp_path), "--images", str(tmp_path / "images"), "--json"]

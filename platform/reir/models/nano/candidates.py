@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.models.nano.mobilenet import CHANNELS
+from reir.models.nano.crop_network import CHANNELS
 from reir.models.nano.model import COLOR_GRID, SCENE_GRID, CandidateBatch, ClareNano
 from reir.models.resizing import resize
 from reir.models.traced_module import TracedModule
@@ -127,11 +127,11 @@ class CandidateExtractor:
         if not len(squares):
             return torch.empty(0, CHANNELS, side_px // 32, side_px // 32)
         fine, coarse = self._parts_for_size(side_px)
-        parts = []
+        plan, parts = self._network.plan, []
         for some in torch.split(squares, max(1, FINE_PIXELS // side_px**2)):
-            # Converted here, batch by batch, because floats take two or four times the memory. The
-            # network expects RGB in [-1, 1].
-            parts.append(fine(some.permute(0, 3, 1, 2).to(self._dtype).div_(127.5).sub_(1)))
+            # Converted here, batch by batch, because floats take two or four times the memory.
+            pixels = some.permute(0, 3, 1, 2).to(self._dtype)
+            parts.append(fine(pixels.div_(plan.scale).sub_(plan.center / plan.scale)))
         some_maps = torch.split(torch.cat(parts), max(1, COARSE_PIXELS // side_px**2))
         return torch.cat([coarse(maps) for maps in some_maps])
 

@@ -1,6 +1,6 @@
 """`clare-nano`: the CLARE dual stream at a size that runs on two CPU cores.
 
-Visual stream, query-free: a one-stage detector proposes candidates, and a MobileNetV2 encodes a
+Visual stream, query-free: a one-stage detector proposes candidates, and a small network encodes a
 crop of each. A small transformer over the candidates of one photo, with pairwise box geometry, adds
 neighbors and position to the instance vectors. Text stream: a MiniLM-size tower, whose token states
 are pooled by attention and pass through MORE. The two streams meet only in a dot product
@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.models.nano.mobilenet import CHANNELS, MobileNetV2
+from reir.models.nano.crop_network import CHANNELS, CropNetwork, CropNetworkName
 from reir.models.nano.sentence_tower import SentenceTower
 from reir.models.relation_experts import MixtureOfRelationExperts
 from reir.models.yolox import HEAD_CHANNELS, NUM_CLASSES, YoloxNano
@@ -50,6 +50,7 @@ class ClareNanoConfig:
         num_layers, num_heads: of that transformer; with 0 layers, neighbors have no effect.
         num_candidates: K instances to keep per photo, by objectness after NMS.
         nms_iou: class-agnostic NMS threshold.
+        crop_network: network that encodes crops and whole photos.
         detector_px, crop_px, scene_px: input side of detector, crops and whole photo.
         crop_margin: fraction of the box side added on each side of a crop.
         num_experts, top_k_experts, expert_mix: MORE; 0 experts for none.
@@ -65,6 +66,7 @@ class ClareNanoConfig:
     num_heads: int = 6
     num_candidates: int = 30
     nms_iou: float = 0.7
+    crop_network: CropNetworkName = "mobilenet_v2"
     detector_px: int = 416
     crop_px: int = 96
     scene_px: int = 224
@@ -410,7 +412,7 @@ class ClareNano(nn.Module):
         super().__init__()
         self.config = config
         self.detector = YoloxNano()
-        self.crop_network = MobileNetV2()
+        self.crop_network = CropNetwork(config.crop_network)
         self.visual = InstanceStream(config)
         self.text = TextStream(config)
         # Of shape (1,), since DeepSpeed cannot broadcast scalars.

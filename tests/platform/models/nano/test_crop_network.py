@@ -1,4 +1,4 @@
-"""MobileNetV2 against a plain numpy evaluation of the same weights, cell by cell."""
+"""Crop networks against a plain numpy evaluation of the same weights, cell by cell."""
 
 from __future__ import annotations
 
@@ -12,22 +12,44 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reir.models.nano.mobilenet import InvertedResidual, MobileNetV2, SameConv, same_padding
+from reir.models.nano.crop_network import (
+    PLANS,
+    CropNetwork,
+    CropNetworkName,
+    InvertedResidual,
+    SameConv,
+    same_padding,
+)
 
 Array = npt.NDArray[np.float64]
-# expansion, channels, stride of all 17 blocks, written out
-BLOCKS = [(1, 16, 1), (6, 24, 2), (6, 24, 1), (6, 32, 2), (6, 32, 1), (6, 32, 1)]
-BLOCKS += [(6, 64, 2), (6, 64, 1), (6, 64, 1), (6, 64, 1), (6, 96, 1), (6, 96, 1), (6, 96, 1)]
-BLOCKS += [(6, 160, 2), (6, 160, 1), (6, 160, 1), (6, 320, 1)]
+# expansion, channels, stride and kernel of all blocks, written out
+BLOCKS: dict[CropNetworkName, list[tuple[int, int, int, int]]] = {
+    "mobilenet_v2": [
+        *[(1, 16, 1, 3), (6, 24, 2, 3), (6, 24, 1, 3), (6, 32, 2, 3), (6, 32, 1, 3), (6, 32, 1, 3)],
+        *[(6, 64, 2, 3), (6, 64, 1, 3), (6, 64, 1, 3), (6, 64, 1, 3)],
+        *[(6, 96, 1, 3), (6, 96, 1, 3), (6, 96, 1, 3)],
+        *[(6, 160, 2, 3), (6, 160, 1, 3), (6, 160, 1, 3), (6, 320, 1, 3)],
+    ],
+    "efficientnet_lite0": [
+        *[(1, 16, 1, 3), (6, 24, 2, 3), (6, 24, 1, 3), (6, 40, 2, 5), (6, 40, 1, 5)],
+        *[(6, 80, 2, 3), (6, 80, 1, 3), (6, 80, 1, 3)],
+        *[(6, 112, 1, 5), (6, 112, 1, 5), (6, 112, 1, 5)],
+        *[(6, 192, 2, 5), (6, 192, 1, 5), (6, 192, 1, 5), (6, 192, 1, 5), (6, 320, 1, 3)],
+    ],
+}
+
+
+def network_named(name: CropNetworkName) -> CropNetwork:
+    torch.manual_seed(0)
+    network = CropNetwork(name).eval()
+    for parameter in network.parameters():  # keep activations away from zero through 50 layers
+        nn.init.normal_(parameter, std=(2 / max(parameter[0].numel(), 1)) ** 0.5 / 1.1)
+    return network
 
 
 @pytest.fixture(scope="module")
-def network() -> MobileNetV2:
-    torch.manual_seed(0)
-    network = MobileNetV2().eval()
-    for parameter in network.parameters():  # keep activations away from zero through 52 layers
-        nn.init.normal_(parameter, std=(2 / max(parameter[0].numel(), 1)) ** 0.5 / 1.1)
-    return network
+def network() -> CropNetwork:
+    return network_named("mobilenet_v2")
 
 
 def slow_conv(x: Array, weight: Array, bias: Array, stride: int, *, each_channel: bool) -> Array:
@@ -58,8 +80,9 @@ def slow_conv(x: Array, weight: Array, bias: Array, stride: int, *, each_channel
 class SlowNetwork:
     """Consumes the convolutions in the order of execution."""
 
-    def __init__(self, network: MobileNetV2) -> None:
+    def __init__(self, name: CropNetworkName, network: CropNetwork) -> None:
         self.layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+        self.blocks = BLOCKS[name]
         self.used = 0
 
     def conv(self, x: Array, stride: int = 1, *, each: bool = False, act: bool = True) -> Array:
@@ -73,8 +96,9 @@ class SlowNetwork:
     def __call__(self, x: Array) -> Array:
         x = self.conv(x, 2)
         channels = 32
-        for expansion, c_out, stride in BLOCKS:
+        for expansion, c_out, stride, kernel in self.blocks:
             y = self.conv(x) if expansion > 1 else x
+            assert self.layers[self.used].kernel_size == (kernel, kernel)
             y = self.conv(self.conv(y, stride, each=True), act=False)
             x = x + y if stride == 1 and channels == c_out else y
             channels = c_out
@@ -82,13 +106,15 @@ class SlowNetwork:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 50), (96, 31)])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_the_network_equals_the_slow_reference(
-    network: MobileNetV2, height: int, width: int
+    name: CropNetworkName, height: int, width: int
 ) -> None:
+    network = network_named(name)
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height)) * 2 - 1
-    slow = SlowNetwork(network)
+    slow = SlowNetwork(name, network)
     expected = slow(image[0].double().numpy())
-    assert slow.used == len(slow.layers) == 52
+    assert slow.used == len(slow.layers) == 3 * len(BLOCKS[name]) + 1
     with torch.inference_mode():
         found = network(image)
     assert found.shape == (1, 1280, -(-height // 32), -(-width // 32))
@@ -124,22 +150,32 @@ def test_the_odd_cell_of_padding_goes_to_the_end() -> None:
     assert same_padding(8, 1, 2) == (0, 0)
 
 
-def test_only_blocks_that_keep_the_shape_are_residual(network: MobileNetV2) -> None:
+def test_only_blocks_that_keep_the_shape_are_residual(network: CropNetwork) -> None:
     blocks = [m for m in network.modules() if isinstance(m, InvertedResidual)]
     channels = [32, *(b.project.out_channels for b in blocks)]
-    assert [c for _, c, _ in BLOCKS] == channels[1:]
+    plan = BLOCKS["mobilenet_v2"]
+    assert [c for _, c, _, _ in plan] == channels[1:]
     assert [b.residual for b in blocks] == [
         False,
         *(
             before == after and stride == 1
-            for (before, after), (_, _, stride) in zip(
-                pairwise(channels[1:]), BLOCKS[1:], strict=True
+            for (before, after), (_, _, stride, _) in zip(
+                pairwise(channels[1:]), plan[1:], strict=True
             )
         ),
     ]
 
 
-def test_a_crop_gives_the_same_features_alone_and_in_a_batch(network: MobileNetV2) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_the_first_part_ends_at_stride_8(name: CropNetworkName) -> None:
+    network = CropNetwork(name).eval()
+    with torch.inference_mode():
+        maps = network.fine(torch.zeros(1, 3, 96, 96))
+        assert maps.shape[2:] == (12, 12)
+        assert network.coarse(maps).shape == (1, 1280, 3, 3)
+
+
+def test_a_crop_gives_the_same_features_alone_and_in_a_batch(network: CropNetwork) -> None:
     crops = torch.rand(5, 3, 96, 96, generator=torch.Generator().manual_seed(2)) * 2 - 1
     with torch.inference_mode():
         together = network(crops)
@@ -148,23 +184,23 @@ def test_a_crop_gives_the_same_features_alone_and_in_a_batch(network: MobileNetV
             torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-4)
 
 
-def test_the_memory_layout_does_not_change_the_output(network: MobileNetV2) -> None:
+def test_the_memory_layout_does_not_change_the_output(network: CropNetwork) -> None:
     crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    last = MobileNetV2().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = CropNetwork().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     last.load_state_dict(network.state_dict())
     with torch.inference_mode():
         found = last(crops.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(found, network(crops), rtol=1e-4, atol=1e-4)
 
 
-def test_no_crops_give_no_features(network: MobileNetV2) -> None:
+def test_no_crops_give_no_features(network: CropNetwork) -> None:
     with torch.inference_mode():
         assert network(torch.zeros(0, 3, 96, 96)).shape == (0, 1280, 3, 3)
 
 
-def test_a_saved_network_is_loaded_bit_for_bit(network: MobileNetV2, tmp_path: Path) -> None:
+def test_a_saved_network_is_loaded_bit_for_bit(network: CropNetwork, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "network.safetensors")
-    loaded = MobileNetV2().eval()
+    loaded = CropNetwork().eval()
     loaded.load_state_dict(load_file(tmp_path / "network.safetensors"))
     x = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():

@@ -1,0 +1,268 @@
+"""Probes of understanding: does the model prefer a sentence to the same one with a wrong word?
+
+For an expression about an instance, a probe replaces one word, so that the sentence becomes wrong:
+"the *red* bus" becomes "the *blue* bus". The model passes if the described instance has a higher
+score with the right sentence; a model that ignores the word passes half of the time. The photos and
+boxes play no other role, so a probe shows what the two streams understand and not what the detector
+finds. The idea is that of SugarCrepe (Hsieh et al. 2023), applied to instances.
+"""
+
+# Shapes: N probes, D vector dimension
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+
+from reir.datasets import Expression, ReferringDataset
+from reir.errors import DataError
+from reir.evaluate.encoded_gallery import (
+    Encoding,
+    encode_expressions,
+    encode_gallery,
+    queries_of,
+)
+from reir.evaluate.reports import (
+    EvaluationInfo,
+    Figures,
+    cell,
+    evaluation_info,
+    figure_table,
+    intervals,
+    means,
+    ranges,
+    with_notes,
+)
+from reir.images.boxes import elementwise_iou
+from reir.metrics import Gallery, Queries
+from reir.metrics.reir import Ints
+from reir.models.interfaces import InstanceEncoder
+from reir.text import swap_left_right
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MATCH_IOU = 0.5
+"""An instance is the described one if its box overlaps the true box at least so much."""
+
+CHANCE = "A model that ignores the changed word passes 50 %."
+
+SIDE, ABSENT = "side", "absent"
+# A word, or several, and what makes the sentence wrong in their place.
+SWAPS: Mapping[str, Mapping[str, str]] = {
+    "color": {
+        "black": "white",
+        "white": "black",
+        "red": "blue",
+        "blue": "red",
+        "green": "orange",
+        "yellow": "purple",
+        "orange": "green",
+        "brown": "green",
+        "gray": "red",
+        "grey": "red",
+        "silver": "red",
+        "pink": "green",
+        "purple": "yellow",
+    },
+    "size": {
+        "big": "small",
+        "large": "small",
+        "huge": "tiny",
+        "small": "large",
+        "little": "big",
+        "tiny": "huge",
+        "tall": "short",
+        "short": "tall",
+        "long": "short",
+    },
+    "number": {"two": "five", "three": "seven", "four": "two", "five": "two", "six": "two"},
+    "relation": {
+        "in front of": "behind",
+        "behind": "in front of",
+        "on top of": "under",
+        "above": "below",
+        "below": "above",
+        "under": "on top of",
+        "inside": "outside",
+        "outside": "inside",
+    },
+    "action": {
+        "sitting": "standing",
+        "standing": "sitting",
+        "walking": "sitting",
+        "running": "sitting",
+        "lying": "standing",
+        "jumping": "sitting",
+        "riding": "pushing",
+        "holding": "throwing",
+        "eating": "reading",
+        "swinging": "dropping",
+        "looking": "sleeping",
+        "wearing": "carrying",
+    },
+}
+PROBES = ("color", SIDE, "size", "number", "relation", "action", ABSENT)
+"""The names of all probes. For `ABSENT`, the named class becomes one that the photo lacks."""
+
+PERSON = "person"
+PERSONS = ("person", "man", "woman", "boy", "girl", "child", "player", "lady", "guy", "kid")
+"""Words for the class `PERSON`, which expressions hardly ever call by its name."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe.
+
+    Attributes:
+        name: one of `PROBES`.
+        expression: the right expression.
+        altered: its text with a wrong word.
+    """
+
+    name: str
+    expression: Expression
+    altered: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReport:
+    """The figures of one evaluation.
+
+    Attributes:
+        accuracy: probe -> share of passed probes in percent, with a 95 % bootstrap interval.
+        counts: probe -> number of probes.
+        info: the data, encoder and settings of the evaluation.
+    """
+
+    accuracy: Figures
+    counts: Mapping[str, int]
+    info: EvaluationInfo
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "accuracy": means(self.accuracy),
+            "intervals": ranges(self.accuracy),
+            "probes": dict(self.counts),
+            **self.info.to_dict(),
+        }
+
+    def table(self) -> RenderableType:
+        """Return the figures as a table for the terminal."""
+        table = figure_table("Probes of understanding", ["probes", "passed"])
+        for name, accuracy in self.accuracy.items():
+            table.add_row(name, f"{self.counts[name]:,}", cell(accuracy))
+        return with_notes([table], [CHANCE, *self.info.notes()])
+
+
+def evaluate_probes(
+    encoder: InstanceEncoder,
+    dataset: ReferringDataset,
+    images_dir: str | Path,
+    *,
+    how: Encoding | None = None,
+) -> ProbeReport:
+    """Encode photos, and compare each expression with sentences that have one wrong word.
+
+    Expressions whose instance the encoder did not keep are left out, and counted.
+
+    Args:
+        encoder: the model.
+        dataset: photos, boxes with classes, and expressions.
+        images_dir: folder of the photos.
+        how: how the photos are encoded.
+
+    Raises:
+        DataError: there is no expression with a word that a probe replaces, or photos are missing
+            from `images_dir`.
+    """
+    probes = list(find_probes(dataset))
+    if not probes:
+        raise DataError(
+            f"{dataset.source}: no expression has a word that a probe replaces, such as a color or "
+            f"a side"
+        )
+    photos = dataset.of_images({each.expression.image_id for each in probes})
+    queries = queries_of(encoder, photos, [each.expression for each in probes])
+    gallery = encode_gallery(encoder, photos, images_dir, how=how)
+    target_N = _described(queries, gallery.arrays)
+    rows = np.flatnonzero(target_N >= 0)
+    altered_ND = encode_expressions(encoder, [probes[row].altered for row in rows])
+    instances_ND = gallery.arrays.vectors[target_N[rows]]
+    right_N = (queries.vectors[rows] * instances_ND).sum(1)
+    passed_N = right_N > (altered_ND * instances_ND).sum(1)
+    names_N = np.array([probes[row].name for row in rows])
+    images_N = queries.images[rows]
+    of_probe = {name: names_N == name for name in PROBES if (names_N == name).any()}
+    return ProbeReport(
+        accuracy={
+            name: intervals({name: passed_N[chosen]}, images_N[chosen])[name]
+            for name, chosen in of_probe.items()
+        },
+        counts={name: int(chosen.sum()) for name, chosen in of_probe.items()},
+        info=evaluation_info(
+            encoder,
+            gallery,
+            counts={"probes": len(rows), "instances not kept": len(probes) - len(rows)},
+            settings={"match_iou": MATCH_IOU},
+            left_out={
+                f"probe of {name}": "no expression has a word that it replaces"
+                for name in PROBES
+                if name not in of_probe
+            },
+        ),
+    )
+
+
+def find_probes(dataset: ReferringDataset) -> Iterator[Probe]:
+    """Yield the probes of all expressions; at most one of each name for an expression."""
+    classes = sorted({each.category for each in dataset.instances if each.category})
+    shown: dict[str, set[str]] = {photo.image_id: set() for photo in dataset.images}
+    for instance in dataset.instances:
+        if instance.category:
+            shown[instance.image_id].add(instance.category)
+    for expression in dataset.with_targets().expressions:
+        text = expression.text
+        for name, words in SWAPS.items():
+            altered = _replaced_once(text, words)
+            if altered is not None:
+                yield Probe(name, expression, altered)
+        if swap_left_right(text) != text:
+            yield Probe(SIDE, expression, swap_left_right(text))
+        category = dataset.instances_by_id[str(expression.instance_id)].category
+        absent = [each for each in classes if each not in shown[expression.image_id]]
+        if category and absent:
+            # Chosen by the text, so that every run asks the same and all classes are used.
+            other = absent[crc32(text.encode()) % len(absent)]
+            words_of = PERSONS if category == PERSON else (category,)
+            altered = _replaced_once(text, dict.fromkeys(words_of, other))
+            if altered is not None:
+                yield Probe(ABSENT, expression, altered)
+
+
+def _replaced_once(text: str, words: Mapping[str, str]) -> str | None:
+    """Return the text with its first word of `words` replaced; None if it has none of them."""
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    found = re.search(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
+    if found is None:
+        return None
+    return text[: found.start()] + words[found.group().lower()] + text[found.end() :]
+
+
+def _described(queries: Queries, gallery: Gallery) -> Ints:
+    """Return the (N,) gallery row of each described instance; -1 if it is not in the gallery."""
+    rows_of = {image: np.flatnonzero(gallery.images == image) for image in set(queries.images)}
+    found = np.full(len(queries), -1, dtype=np.int64)
+    for number, (image, box) in enumerate(zip(queries.images, queries.boxes_px, strict=True)):
+        rows = rows_of[image]
+        overlap = elementwise_iou(gallery.boxes_px[rows], box)
+        if len(rows) and overlap.max() >= MATCH_IOU:
+            found[number] = rows[overlap.argmax()]
+    return found
