@@ -54,6 +54,6 @@ def missing_ledger_error(address: str, gallery: str, version: str) -> StoreDamag
 
 def _remedy(gallery: str) -> str:
     return (
-        f"Restore the store's folder from a backup, or rebuild the gallery: "
-        f"`reir rm {gallery}`, then `reir index SOURCE --gallery {gallery}`"
+        f"Delete the gallery with `reir rm {gallery}`; then restore its last backup with "
+        f"`reir restore BACKUP`, or index it again with `reir index SOURCE --gallery {gallery}`"
     )
