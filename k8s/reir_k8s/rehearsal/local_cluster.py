@@ -118,6 +118,9 @@ def ray_cluster(local: LocalCopy, folder: Path, variables: Mapping[str, str]) ->
     # In a pod, the network and the file system are its own. Here, other servers may use the ports
     # and files of HAProxy that Ray chooses by default.
     own = {**server_variables(folder), **variables, "REIR_SERVE_SECRET": secrets.token_hex(16)}
+    # Processes of Ray that are killed leave temporary files behind.
+    own["TMPDIR"] = str(folder / "tmp")
+    Path(own["TMPDIR"]).mkdir()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     log = folder / "ray.log"
     with (
