@@ -196,7 +196,8 @@ def test_a_damaged_version_is_refused_with_an_error_that_says_what_to_do(
         answers(store)
     message = str(caught.value)
     assert message.startswith(f"version v1 of gallery g in the store at {directory} is damaged: ")
-    assert "`reir rm g`, then `reir index SOURCE --gallery g`" in message
+    for command in ("`reir rm g`", "`reir restore BACKUP`", "`reir index SOURCE --gallery g`"):
+        assert command in message
     assert "Milvus" not in message
     assert len(answers(store, "other")) == 3 * len(SOUND)
     assert main.run(["rm", "g", "--yes", "--store", str(directory)]) == 0
