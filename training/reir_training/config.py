@@ -33,6 +33,8 @@ class DataSource(StrictConfig):
             classes), "grounding" (referring expressions), or "both", as far as it is annotated.
         held_out: number of photos that become the validation split, "val"; every run chooses the
             same ones. Only for a data set without splits, or together with `split`.
+        test: number of photos of the split "train" that become the split "test", which no run
+            trains or chooses on; every run chooses the same ones.
     """
 
     format: Format
@@ -43,6 +45,7 @@ class DataSource(StrictConfig):
     split: str | None = None
     task: Literal["both", "detection", "grounding"] = "both"
     held_out: int = Field(0, ge=0)
+    test: int = Field(0, ge=0)
 
     @property
     def file(self) -> str:
@@ -100,6 +103,7 @@ class NanoLossWeights(StrictConfig):
 
     Attributes:
         ranking, discrimination: softmax loss and focal loss within the photo.
+        wrong_word: loss of sentences with one wrong word, which must score lower.
         clia, cross_ranking: sigmoid loss and softmax loss across the photos of the batch (stage 2).
         caption: contrastive loss between photo vectors and captions (stage 2).
         box: L1 and GIoU.
@@ -108,6 +112,7 @@ class NanoLossWeights(StrictConfig):
 
     ranking: float = Field(1.0, ge=0)
     discrimination: float = Field(1.0, ge=0)
+    wrong_word: float = Field(0.5, ge=0)
     clia: float = Field(1.0, ge=0)
     cross_ranking: float = Field(1.0, ge=0)
     caption: float = Field(0.5, ge=0)
@@ -164,11 +169,15 @@ class NanoSchedule(Schedule):
         short_weight: weight of short expressions in the losses across photos, lower because they
             are unique only within their photo.
         generated_per_photo: generated expressions per photo and epoch; 0 turns them off.
+        wrong_per_expression: sentences with one wrong word per written expression and epoch, which
+            must score lower (`loss.wrong_word`); 0 turns them off. The shipped checkpoint was
+            trained without them.
     """
 
     text_tower_factor: float = Field(0.1, ge=0)
     short_weight: float = Field(0.3, ge=0, le=1)
     generated_per_photo: int = Field(1, ge=0)
+    wrong_per_expression: int = Field(0, ge=0)
 
 
 class ClareSchedule(Schedule):

@@ -11,16 +11,15 @@ finds. The idea is that of SugarCrepe (Hsieh et al. 2023), applied to instances.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 
 from reir.datasets import Expression, ReferringDataset
+from reir.datasets.wrong_words import KINDS, wrong_sentences
 from reir.errors import DataError
 from reir.evaluate.encoded_gallery import (
     Encoding,
@@ -43,7 +42,6 @@ from reir.images.boxes import elementwise_iou
 from reir.metrics import Gallery, Queries
 from reir.metrics.reir import Ints
 from reir.models.interfaces import InstanceEncoder
-from reir.text import swap_left_right
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,75 +51,12 @@ MATCH_IOU = 0.5
 
 CHANCE = "A model that ignores the changed word passes 50 %."
 
-SIDE, ABSENT = "side", "absent"
-# A word, or several, and what makes the sentence wrong in their place.
-SWAPS: Mapping[str, Mapping[str, str]] = {
-    "color": {
-        "black": "white",
-        "white": "black",
-        "red": "blue",
-        "blue": "red",
-        "green": "orange",
-        "yellow": "purple",
-        "orange": "green",
-        "brown": "green",
-        "gray": "red",
-        "grey": "red",
-        "silver": "red",
-        "pink": "green",
-        "purple": "yellow",
-    },
-    "size": {
-        "big": "small",
-        "large": "small",
-        "huge": "tiny",
-        "small": "large",
-        "little": "big",
-        "tiny": "huge",
-        "tall": "short",
-        "short": "tall",
-        "long": "short",
-    },
-    "number": {"two": "five", "three": "seven", "four": "two", "five": "two", "six": "two"},
-    "relation": {
-        "in front of": "behind",
-        "behind": "in front of",
-        "on top of": "under",
-        "above": "below",
-        "below": "above",
-        "under": "on top of",
-        "inside": "outside",
-        "outside": "inside",
-    },
-    "action": {
-        "sitting": "standing",
-        "standing": "sitting",
-        "walking": "sitting",
-        "running": "sitting",
-        "lying": "standing",
-        "jumping": "sitting",
-        "riding": "pushing",
-        "holding": "throwing",
-        "eating": "reading",
-        "swinging": "dropping",
-        "looking": "sleeping",
-        "wearing": "carrying",
-    },
-}
-PROBES = ("color", SIDE, "size", "number", "relation", "action", ABSENT)
-"""The names of all probes. For `ABSENT`, the named class becomes one that the photo lacks."""
-
-PERSON = "person"
-PERSONS = ("person", "man", "woman", "boy", "girl", "child", "player", "lady", "guy", "kid")
-"""Words for the class `PERSON`, which expressions hardly ever call by its name."""
-
-
 @dataclass(frozen=True)
 class Probe:
     """One probe.
 
     Attributes:
-        name: one of `PROBES`.
+        name: one of `wrong_words.KINDS`.
         expression: the right expression.
         altered: its text with a wrong word.
     """
@@ -200,7 +135,7 @@ def evaluate_probes(
     passed_N = right_N > (altered_ND * instances_ND).sum(1)
     names_N = np.array([probes[row].name for row in rows])
     images_N = queries.images[rows]
-    of_probe = {name: names_N == name for name in PROBES if (names_N == name).any()}
+    of_probe = {name: names_N == name for name in KINDS if (names_N == name).any()}
     return ProbeReport(
         accuracy={
             name: intervals({name: passed_N[chosen]}, images_N[chosen])[name]
@@ -214,7 +149,7 @@ def evaluate_probes(
             settings={"match_iou": MATCH_IOU},
             left_out={
                 f"probe of {name}": "no expression has a word that it replaces"
-                for name in PROBES
+                for name in KINDS
                 if name not in of_probe
             },
         ),
@@ -229,31 +164,11 @@ def find_probes(dataset: ReferringDataset) -> Iterator[Probe]:
         if instance.category:
             shown[instance.image_id].add(instance.category)
     for expression in dataset.with_targets().expressions:
-        text = expression.text
-        for name, words in SWAPS.items():
-            altered = _replaced_once(text, words)
-            if altered is not None:
-                yield Probe(name, expression, altered)
-        if swap_left_right(text) != text:
-            yield Probe(SIDE, expression, swap_left_right(text))
-        category = dataset.instances_by_id[str(expression.instance_id)].category
-        absent = [each for each in classes if each not in shown[expression.image_id]]
-        if category and absent:
-            # Chosen by the text, so that every run asks the same and all classes are used.
-            other = absent[crc32(text.encode()) % len(absent)]
-            words_of = PERSONS if category == PERSON else (category,)
-            altered = _replaced_once(text, dict.fromkeys(words_of, other))
-            if altered is not None:
-                yield Probe(ABSENT, expression, altered)
-
-
-def _replaced_once(text: str, words: Mapping[str, str]) -> str | None:
-    """Return the text with its first word of `words` replaced; None if it has none of them."""
-    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    found = re.search(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
-    if found is None:
-        return None
-    return text[: found.start()] + words[found.group().lower()] + text[found.end() :]
+        category = dataset.instances_by_id[str(expression.instance_id)].category or ""
+        for name, sentence in wrong_sentences(
+            expression.text, category, shown[expression.image_id], classes
+        ):
+            yield Probe(name, expression, sentence)
 
 
 def _described(queries: Queries, gallery: Gallery) -> Ints:

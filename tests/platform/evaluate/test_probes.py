@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from reir.datasets import ReferringDataset
+from reir.datasets.wrong_words import KINDS
 from reir.errors import DataError
 from reir.evaluate import evaluate_probes
-from reir.evaluate.probes import PROBES, find_probes
+from reir.evaluate.probes import find_probes
 from reir.records import FloatArray
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import Scene, draw_photo_set
@@ -77,7 +78,7 @@ def test_a_model_that_understands_a_word_passes_its_probe(tmp_path: Path) -> Non
     assert figures["accuracy"]["action"] == 0
     assert figures["probes"] == {"color": 3, "side": 1, "action": 1}
     assert set(figures["left_out"]) == {
-        f"probe of {name}" for name in PROBES if name not in figures["probes"]
+        f"probe of {name}" for name in KINDS if name not in figures["probes"]
     }
     console = Console(width=100, file=io.StringIO())
     with console.capture() as capture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from reir.datasets.coco_classes import COCO_CLASSES
 from reir.errors import DataError
 from reir_testing.training.tiny import write_scenes
 from reir_training.config import DataConfig, DataSource
-from reir_training.data.examples import UNKNOWN_CLASS, TrainExpression, TrainPhoto
+from reir_training.data.examples import (
+    UNKNOWN_CLASS,
+    TrainExpression,
+    TrainPhoto,
+    read_dataset,
+)
 from reir_training.data.leakage import training_photos
 
 IMAGES = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in (1, 2)]
@@ -152,6 +158,25 @@ def test_a_source_is_used_only_for_its_task(
     assert any((photo.categories >= 0).any() for photo in photos) == detects
     assert any(photo.expressions for photo in photos) == grounds
     assert all(len(photo.boxes) and any(photo.names) for photo in photos)
+
+
+def test_every_run_sets_the_same_test_photos_aside(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", train=8, val=2)
+    values = {"format": "photos", "path": tmp_path / "scenes"}
+
+    def splits(num: int) -> Mapping[str, frozenset[str]]:
+        return read_dataset(DataSource.model_validate(values | {"test": num})).splits
+
+    assert set(splits(0)) == {"train", "val"}
+    few, more = splits(2), splits(5)
+    assert (len(few["test"]), len(few["train"]), len(few["val"])) == (2, 6, 2)
+    assert few["test"] < more["test"]
+    assert few["test"] | few["train"] == splits(0)["train"]
+    shown = read(DataSource.model_validate(values | {"test": 2}))
+    assert len(shown) == 8  # neither trained on nor validated on
+    for num in (8, 9):
+        with pytest.raises(DataError, match=rf"test={num} needs a split train of more photos"):
+            splits(num)
 
 
 def test_every_run_holds_out_the_same_photos(tmp_path: Path) -> None:

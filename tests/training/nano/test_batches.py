@@ -18,7 +18,9 @@ from reir_training.nano.batches import NO_PHOTO, BatchMaker, NanoBatch
 from reir_training.nano.cache import FrozenCache
 
 NUM_PHOTOS, NUM_CANDIDATES = 12, 5
-SETTINGS = NanoSchedule(photos_per_batch=4, generated_per_photo=1, short_weight=0.3)
+SETTINGS = NanoSchedule(
+    photos_per_batch=4, generated_per_photo=1, wrong_per_expression=1, short_weight=0.3
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,16 @@ def draw(maker: BatchMaker, rows: list[int], *, mirrored: bool) -> NanoBatch:
     return maker.batch(rows, [seed])
 
 
+def texts_by_kind(batch: NanoBatch) -> tuple[list[str], list[str], list[str]]:
+    """Expressions, captions, and sentences with a wrong word."""
+    first, second = len(batch.owner), len(batch.owner) + len(batch.caption_owner)
+    return batch.texts[:first], batch.texts[first:second], batch.texts[second:]
+
+
 def assert_same(a: NanoBatch, b: NanoBatch) -> None:
     assert a.texts == b.texts
-    for name in ("owner", "overlap", "cross_weight", "caption_owner", "matched", "matched_boxes"):
+    names = ("owner", "overlap", "cross_weight", "caption_owner", "altered", "matched")
+    for name in (*names, "matched_boxes"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert torch.equal(a.candidates.boxes, b.candidates.boxes)
 
@@ -124,16 +133,9 @@ def test_the_texts_of_a_photo_do_not_depend_on_the_rest_of_the_batch(maker: Batc
         assert torch.equal(
             whole.candidates.boxes[:2], torch.cat([part.candidates.boxes[:1] for part in parts])
         )
-        for captions in (False, True):
-            texts = [
-                text
-                for part in parts
-                for text in (
-                    part.texts[len(part.owner) :] if captions else part.texts[: len(part.owner)]
-                )
-            ]
-            num = len(whole.owner)
-            assert texts == (whole.texts[num:] if captions else whole.texts[:num])
+        for kind in range(3):
+            of_parts = [text for part in parts for text in texts_by_kind(part)[kind]]
+            assert of_parts == texts_by_kind(whole)[kind]
 
 
 def test_a_batch_contains_written_and_generated_expressions(
@@ -145,7 +147,7 @@ def test_a_batch_contains_written_and_generated_expressions(
     assert batch.texts[:2] == ["the person left in 4", "left one"]
     assert batch.owner.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.cross_weight.tolist() == pytest.approx([1.0, 0.3, 0.0] * 2)
-    assert len(batch.texts) == num + len(batch.caption_owner)
+    assert len(batch.texts) == num + len(batch.caption_owner) + len(batch.altered)
     assert "a car that no candidate reaches" not in batch.texts
     for m, box in ((0, 0), (1, 1), (3, 0)):
         row = [4, 5][int(batch.owner[m])]
@@ -155,11 +157,21 @@ def test_a_batch_contains_written_and_generated_expressions(
         assert batch.overlap[m, -1] == 0  # padding
 
 
+def test_sentences_with_a_wrong_word_follow_their_expression(maker: BatchMaker) -> None:
+    for mirrored in (False, True):
+        batch = draw(maker, [4, 5], mirrored=mirrored)
+        assert batch.altered.tolist() == [0, 1, 3, 4]  # the written ones
+        for text, row in zip(texts_by_kind(batch)[2], batch.altered.tolist(), strict=True):
+            right, wrong = batch.texts[row].split(), text.split()
+            assert sum(a != b for a, b in zip(right, wrong, strict=False)) >= 1
+            assert text != batch.texts[row]
+
+
 def test_captions_have_a_photo_and_near_misses_have_none(maker: BatchMaker) -> None:
     seen = set()
     for seed in range(20):
         batch = maker.batch([4, 5], [seed])
-        captions = batch.texts[len(batch.owner) :]
+        captions = texts_by_kind(batch)[1]
         for text, owner in zip(captions, batch.caption_owner.tolist(), strict=True):
             seen.add(owner)
             if owner == NO_PHOTO:

@@ -15,12 +15,12 @@ from reir_training.nano.batches import NanoBatch
 from reir_training.nano.initialization import freeze
 from reir_training.nano.objective import LossInputs, NanoObjective
 
-GROUNDING = {"ranking", "discrimination", "box", "category"}
+GROUNDING = {"ranking", "discrimination", "wrong_word", "box", "category"}
 ACROSS = {"clia", "cross_ranking", "caption"}
 
 
 def batch_of(*, shift: float = 0.0) -> NanoBatch:
-    """Two photos with two expressions and one caption each, and a caption that fits neither."""
+    """Two photos with two expressions and one caption each, and texts that fit neither."""
     candidates = tiny_batch(num_photos=2, num_candidates=4)
     candidates.valid[1, 3] = False
     owner, target = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 2])
@@ -38,12 +38,15 @@ def batch_of(*, shift: float = 0.0) -> NanoBatch:
             "a dog in the car",
             "a man of the cat in the red car",
             "the green cat",
+            "the blue dog",
+            "man right of the cat",
         ],
         owner=owner,
         overlap=overlap,
         sided=torch.tensor([False, False, True, True]),
         cross_weight=torch.tensor([1.0, 0.3, 1.0, 0.0]),
         caption_owner=torch.tensor([0, 1, -1]),
+        altered=torch.tensor([0, 2]),
         matched=matched,
         matched_boxes=(described[:, 0] + shift).clamp(0, 1),
         matched_classes=torch.tensor([3, 5, -1, 7]),
@@ -61,6 +64,7 @@ def empty_batch() -> NanoBatch:
         sided=torch.zeros(0, dtype=torch.bool),
         cross_weight=torch.zeros(0),
         caption_owner=none,
+        altered=none,
         matched=torch.zeros(0, 2, dtype=torch.long),
         matched_boxes=torch.zeros(0, 4),
         matched_classes=none,
@@ -169,6 +173,24 @@ def test_expressions_with_a_side_learn_to_reject_the_mirror_image() -> None:
     assert gap[~batch.sided].abs().max() < gap[batch.sided].min()
 
 
+def test_a_sentence_with_a_wrong_word_learns_to_score_lower() -> None:
+    objective, batch = make(), batch_of()
+
+    def margins() -> Tensor:
+        with torch.no_grad():
+            visual = objective.model.visual(batch.candidates)
+            step = LossInputs.of(batch, visual, objective._encode(batch.texts))
+        return ((step.right - step.wrong) * step.described).sum(-1)
+
+    before = margins()
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        backward(objective(batch, "grounding")[0])
+        optimizer.step()
+    assert (margins() > before + 0.1).all()
+
+
 def test_captions_have_no_gradient_in_grounding(objective: NanoObjective) -> None:
     word = tiny_tokenizer().token_to_id("green")  # in one caption only
     embedding = objective.model.text.tower.words.weight
@@ -186,7 +208,7 @@ def test_captions_have_no_gradient_in_grounding(objective: NanoObjective) -> Non
 
 def test_captions_do_not_change_the_grounding_loss(objective: NanoObjective) -> None:
     batch = batch_of()
-    other = replace(batch, texts=[*batch.texts[:4], "a", "the", "in the"])
+    other = replace(batch, texts=[*batch.texts[:4], "a", "the", "in the", *batch.texts[7:]])
     torch.testing.assert_close(objective(batch, "grounding")[0], objective(other, "grounding")[0])
 
 
@@ -224,6 +246,8 @@ def test_gathered_photos_keep_their_order_and_texts(
     assert whole.owner[len(mine.owner) :].tolist() == here.tolist()
     assert whole.caption_owner[len(mine.caption_owner) :].tolist() == [2, 3, -1]
     assert len(whole.boxes) == 2 * len(mine.boxes)
+    for name in ("right", "wrong", "described"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(mine, name)] * 2))
 
 
 @pytest.mark.parametrize("stage", ["grounding", "clia"])
@@ -236,7 +260,13 @@ def test_a_batch_without_texts_has_zero_loss(objective: NanoObjective, stage: st
 
 def test_a_weight_of_zero_turns_a_loss_term_off() -> None:
     only_box = NanoLossWeights(
-        ranking=0, discrimination=0, clia=0, cross_ranking=0, caption=0, category=0
+        ranking=0,
+        discrimination=0,
+        wrong_word=0,
+        clia=0,
+        cross_ranking=0,
+        caption=0,
+        category=0,
     )
     loss, parts = make(weights=only_box)(batch_of(shift=0.02), "clia")
     assert loss.item() == pytest.approx(0.5 * parts["box"], rel=1e-5)

@@ -24,6 +24,9 @@ TEXTS = (
     "a man of the green cat",
     "the green cat",
     "the car of a man",
+    "the blue dog",
+    "a man right of the cat",
+    "the left man",
 )
 LOGITS = {"ranking": 20.0, "clia": 7.0, "bias": -3.0}
 
@@ -47,6 +50,7 @@ def some_batch(seed: int) -> NanoBatch:
         sided=torch.tensor([False, True, False, True, False]),
         cross_weight=torch.tensor([1.0, 0.3, 0.5, 0.0, 0.7]),
         caption_owner=torch.tensor([2, -1, 0, 1]),
+        altered=torch.tensor([0, 1, 3]),
         matched=matched,
         matched_boxes=torch.cat([corner, corner + size + 0.05], dim=1),
         matched_classes=torch.tensor([3, -1, 7]),
@@ -106,6 +110,18 @@ class Loops:
                 right += overlap >= 0.5
         return {"ranking": ranking / ranked, "discrimination": focals / right}
 
+    def wrong_words(self, batch: NanoBatch) -> float:
+        """Logistic loss of the score of the right sentence minus that of the wrong one."""
+        total = 0.0
+        for a, m in enumerate(batch.altered.tolist()):
+            shares = shares_of(self.step.overlap[m].tolist())
+            margin = 0.0
+            for k, share in enumerate(shares):
+                vector = self.step.vectors[int(self.step.owner[m]), k]
+                margin += share * float((self.step.expressions[m] - self.step.wrong[a]) @ vector)
+            total += math.log1p(math.exp(-LOGITS["ranking"] * margin))
+        return total / len(batch.altered)
+
     def across(self) -> dict[str, float]:
         weights = self.step.cross_weight
         shown = [m for m in range(len(weights)) if weights[m] > 0]
@@ -156,11 +172,12 @@ def slow_boxes(step: LossInputs) -> dict[str, float]:
     return {"box": box / len(step.boxes), "category": sum(categories) / len(categories)}
 
 
-def slow_parts(step: LossInputs, num_members: int) -> dict[str, float]:
+def slow_parts(batch: NanoBatch, step: LossInputs, num_members: int) -> dict[str, float]:
     parts: dict[str, float] = {}
     for member in step.members(num_members):
         loops = Loops(member)
-        mine = loops.within() | loops.across() | {"caption": loops.captions()}
+        mine = loops.within() | loops.across()
+        mine |= {"caption": loops.captions(), "wrong_word": loops.wrong_words(batch)}
         for name, value in mine.items():
             parts[name] = parts.get(name, 0.0) + value / num_members
     return parts | slow_boxes(step)
@@ -177,5 +194,5 @@ def test_every_loss_term_equals_the_loop(seed: int) -> None:
         model.bias.fill_(LOGITS["bias"])
         _, parts = objective(batch, "clia")
         visual, text = model.visual(batch.candidates), objective._encode(batch.texts)
-    wanted = slow_parts(LossInputs.of(batch, visual, text), model.config.num_members)
+    wanted = slow_parts(batch, LossInputs.of(batch, visual, text), model.config.num_members)
     assert parts == pytest.approx(wanted, rel=2e-4)

@@ -26,7 +26,7 @@ from reir_training.config import DataSource
 
 UNKNOWN_CLASS = -1
 _CLASS_NUMBERS = {name: i for i, name in enumerate(COCO_CLASSES)}
-TRAIN, VAL = "train", "val"
+TRAIN, VAL, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,31 @@ def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset
     dataset = read_as(source.format, path, source.split_by, masks=masks)
     if source.split:
         dataset = dataset.split(source.split)
-    return hold_out(dataset, source.held_out) if source.held_out else dataset
+    if source.held_out:
+        dataset = hold_out(dataset, source.held_out)
+    return set_test_photos_aside(dataset, source.test) if source.test else dataset
+
+
+def set_test_photos_aside(dataset: ReferringDataset, num: int) -> ReferringDataset:
+    """Move `num` photos from the split "train" to the split "test", chosen by a hash of their ids.
+
+    Raises:
+        DataError: there is no split "train" with more photos, or there is a split "test" already.
+    """
+    train = dataset.splits.get(TRAIN, frozenset())
+    if TEST in dataset.splits or num >= len(train):
+        raise DataError(
+            f"{dataset.source}: test={num} needs a split train of more photos (it has "
+            f"{len(train)}) and no split test; remove it or use a lower number"
+        )
+    ids = _by_hash(train)
+    test = frozenset(ids[:num])
+    return replace(dataset, splits={**dataset.splits, TEST: test, TRAIN: train - test})
+
+
+def _by_hash(image_ids: Iterable[str]) -> list[str]:
+    """Order photos by a hash: independent of the order of the file, and without a pattern."""
+    return sorted(image_ids, key=lambda each: sha256(each.encode()).digest())
 
 
 def hold_out(dataset: ReferringDataset, num: int) -> ReferringDataset:
@@ -121,8 +145,7 @@ def hold_out(dataset: ReferringDataset, num: int) -> ReferringDataset:
             f"{dataset.source}: held_out={num} cannot be used with a data set that has splits, "
             f"{sorted(dataset.splits)}; choose one of them with `split`, or remove held_out"
         )
-    # A hash is independent of the order of the file, and leaves no pattern in the selection.
-    ids = sorted(dataset.images_by_id, key=lambda each: sha256(each.encode()).digest())
+    ids = _by_hash(dataset.images_by_id)
     if num >= len(ids):
         raise DataError(
             f"{dataset.source}: held_out={num} of {len(ids)} photos leaves none to train on; use "

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.wrong_words import wrong_sentences
 from reir.errors import ConfigError
 from reir.images.boxes import pairwise_iou
 from reir.models.nano.model import CandidateBatch
@@ -24,8 +26,8 @@ NO_PHOTO = -1
 MATCH_IOU = 0.5
 # Stricter than a match: the color is taken from the candidate's crop, not from the annotated box.
 COLOR_IOU = 0.6
-EXPRESSIONS, CAPTIONS = 1, 2
-"""Parts of a seed that give a photo independent random choices of expressions and captions."""
+EXPRESSIONS, CAPTIONS, WRONG_WORDS = 1, 2, 3
+"""Parts of a seed that give a photo independent random choices of each kind of text."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class PhotoTargets:
         overlap: (K', N) IoU of its candidates with its annotated boxes.
         written: (text, box, weight across photos) of written expressions whose box overlaps a
             candidate.
+        wrong: sentences with one wrong word for each of `written`.
         generated: (text, box) of generated expressions.
     """
 
     overlap: np.ndarray
     written: tuple[tuple[str, int, float], ...]
+    wrong: tuple[tuple[str, ...], ...]
     generated: tuple[tuple[str, int], ...]
 
 
@@ -50,7 +54,7 @@ class NanoBatch:
 
     Attributes:
         candidates: candidates of B photos, then of their mirror images.
-        texts: M expressions, then C captions.
+        texts: M expressions, then C captions, then A sentences with one wrong word.
         owner: (M,) photo of each expression.
         overlap: (M, K) IoU of that photo's candidates with the described box.
         sided: (M,) whether the expression contains "left" or "right", so that it is wrong for the
@@ -58,6 +62,7 @@ class NanoBatch:
         cross_weight: (M,) weight in the losses across photos; 0 for expressions that are used only
             within their photo.
         caption_owner: (C,) photo of each caption; -1 for a near miss, which fits no photo.
+        altered: (A,) expression from which each sentence with one wrong word was made.
         matched: (P, 2) photo and candidate index of candidates that match an annotated box.
         matched_boxes: (P, 4) xyxy of that box.
         matched_classes: (P,) class of that box, -1 if it is not one of COCO's.
@@ -70,6 +75,7 @@ class NanoBatch:
     sided: Tensor
     cross_weight: Tensor
     caption_owner: Tensor
+    altered: Tensor
     matched: Tensor
     matched_boxes: Tensor
     matched_classes: Tensor
@@ -112,7 +118,12 @@ def match_photo(
         for i, text in generate_expressions(annotated, photo.crowded)
         if best[i] >= MATCH_IOU and photo.names[i]
     ]
-    return PhotoTargets(overlap, tuple(written), tuple(generated))
+    shown = set(photo.names)
+    wrong = tuple(
+        tuple(each for _, each in wrong_sentences(text, photo.names[box], shown, COCO_CLASSES))
+        for text, box, _ in written
+    )
+    return PhotoTargets(overlap, tuple(written), wrong, tuple(generated))
 
 
 class BatchMaker:
@@ -163,11 +174,12 @@ class BatchMaker:
         num_candidates = candidates.valid.shape[1]
         texts, owner, overlap, weight = self._expressions(rows, seed, num_candidates)
         captions, caption_owner = self._captions(rows, seed)
+        wrong, altered = self._wrong_sentences(rows, seed)
         matched, boxes, classes = self._matches(rows)
         if mirrored:
             candidates, mirror_images = mirror_images, candidates
             boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
-        texts = texts + captions
+        texts = texts + captions + wrong
         return NanoBatch(
             candidates=candidates.followed_by(mirror_images),
             texts=[swap_left_right(t) for t in texts] if mirrored else texts,
@@ -176,6 +188,7 @@ class BatchMaker:
             sided=torch.tensor([swap_left_right(t) != t for t in texts[: len(owner)]]).bool(),
             cross_weight=torch.tensor(weight, dtype=torch.float32),
             caption_owner=torch.tensor(caption_owner, dtype=torch.long),
+            altered=torch.tensor(altered, dtype=torch.long),
             matched=torch.from_numpy(matched),
             matched_boxes=torch.from_numpy(boxes),
             matched_classes=torch.from_numpy(classes),
@@ -222,6 +235,25 @@ class BatchMaker:
                 texts.append(photo.near_misses[rng.integers(len(photo.near_misses))])
                 owner.append(NO_PHOTO)
         return texts, owner
+
+    def _wrong_sentences(
+        self, rows: Sequence[int], seed: Sequence[int]
+    ) -> tuple[list[str], list[int]]:
+        """Choose sentences with a wrong word for each written expression that has any."""
+        texts: list[str] = []
+        altered: list[int] = []
+        first = 0
+        for row in rows:
+            found = self.targets[row]
+            rng = np.random.default_rng([*seed, WRONG_WORDS, row])
+            for i, sentences in enumerate(found.wrong):
+                chosen = rng.permutation(len(sentences))[: self._settings.wrong_per_expression]
+                texts += [sentences[j] for j in chosen]
+                altered += [first + i] * len(chosen)
+            # The generated expressions of a photo follow its written ones.
+            drawn = min(self._settings.generated_per_photo, len(found.generated))
+            first += len(found.written) + drawn
+        return texts, altered
 
     def _matches(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Find the candidates that match an annotated box, with that box and its class."""

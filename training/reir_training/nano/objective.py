@@ -54,6 +54,8 @@ class LossInputs:
         boxes, class_logits: (P, 4) and (P, 80) predictions for the candidates that match an
             annotated box.
         expressions, captions: (M, D) and (C, D) text vectors.
+        right, wrong: (A, D) text vectors of expressions, and of the same with one wrong word.
+        described: (A, D) vectors of the instances that these expressions describe.
 
     The other attributes are the same as in `NanoBatch`.
     """
@@ -65,6 +67,9 @@ class LossInputs:
     class_logits: Tensor
     expressions: Tensor
     captions: Tensor
+    right: Tensor
+    wrong: Tensor
+    described: Tensor
     owner: Tensor
     overlap: Tensor
     sided: Tensor
@@ -78,6 +83,9 @@ class LossInputs:
         """Build the inputs of one worker from its batch and the outputs of the model."""
         photo, candidate = batch.matched.unbind(1)
         num_expressions = len(batch.owner)
+        num_right = num_expressions + len(batch.caption_owner)
+        share_AK = soft_target(batch.overlap[batch.altered])
+        vectors_AKD = visual.vectors[batch.owner[batch.altered]]
         return cls(
             vectors=visual.vectors,
             valid=batch.candidates.valid,
@@ -85,7 +93,10 @@ class LossInputs:
             boxes=visual.boxes[photo, candidate],
             class_logits=visual.class_logits[photo, candidate],
             expressions=text_ND[:num_expressions],
-            captions=text_ND[num_expressions:],
+            captions=text_ND[num_expressions:num_right],
+            right=text_ND[batch.altered],
+            wrong=text_ND[num_right:],
+            described=torch.einsum("ak,akd->ad", share_AK.to(vectors_AKD.dtype), vectors_AKD),
             owner=batch.owner,
             overlap=batch.overlap,
             sided=batch.sided,
@@ -120,7 +131,10 @@ class LossInputs:
 
     def members(self, num_members: int) -> list[LossInputs]:
         """Return the inputs of each ensemble member, which uses its own part of every vector."""
-        names = ("vectors", "image_vectors", "expressions", "captions")
+        names = (
+            *("vectors", "image_vectors", "expressions", "captions"),
+            *("right", "wrong", "described"),
+        )
         parts = zip(*(split_members(getattr(self, n), num_members) for n in names), strict=True)
         return [replace(self, **dict(zip(names, part, strict=True))) for part in parts]
 
@@ -220,7 +234,16 @@ class NanoObjective(nn.Module):
             "ranking": ranking_loss(logits_MK, soft_target(overlap_MK), valid_MK),
             # The focal loss needs a threshold: here, a cosine of one half has a probability of .5.
             "discrimination": discrimination_loss(logits_MK - scale / 2, overlap_MK, valid_MK),
+            "wrong_word": self._wrong_word(step),
         }
+
+    def _wrong_word(self, step: LossInputs) -> Tensor:
+        """Compute the loss of sentences with a wrong word: the right one must score higher."""
+        if not len(step.wrong):
+            # As in `_boxes`, a zero with a gradient.
+            return step.wrong.sum() * 0
+        margin_A = ((step.right - step.wrong) * step.described).sum(-1)
+        return F.softplus(-self._scale() * margin_A).mean()
 
     def _boxes(self, step: LossInputs) -> dict[str, Tensor]:
         """Compute the box and class losses of candidates that match an annotated box."""
