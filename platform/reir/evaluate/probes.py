@@ -51,6 +51,7 @@ MATCH_IOU = 0.5
 
 CHANCE = "A model that ignores the changed word passes 50 %."
 
+
 @dataclass(frozen=True)
 class Probe:
     """One probe.
