@@ -1,7 +1,7 @@
 """Sentences with one wrong word: hard negatives in training, and probes in evaluation.
 
-"the *red* bus" becomes "the *blue* bus". The idea is that of SugarCrepe (Hsieh et al. 2023), applied to
-referring expressions.
+"the *red* bus" becomes "the *blue* bus". The idea is that of SugarCrepe (Hsieh et al. 2023),
+applied to referring expressions.
 """
 
 from __future__ import annotations
