@@ -126,7 +126,8 @@ def _search_examples(
     output.parent.mkdir(parents=True, exist_ok=True)
     # Every n-th one, so that some of the sentences at the end, about absent things, are drawn too.
     on_sheet = results[:: max(len(results) // NUM_ON_SHEET, 1)][-NUM_ON_SHEET:]
-    drawn = [replace(result, hits=result.hits[:NUM_DRAWN]) for result in on_sheet]
+    # Without the time, which is that of all sentences together.
+    drawn = [replace(each, hits=each.hits[:NUM_DRAWN], timings_ms={}) for each in on_sheet]
     contact_sheets([result.sheet for result in drawn]).save(output)
     for line in describe_score(score, sentences):
         console.print(line)

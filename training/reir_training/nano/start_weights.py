@@ -152,13 +152,13 @@ def _load_efficientnet(name: CropNetworkName, path: Path) -> StateDict:
         factor = gain / (variance + EFFICIENTNET_BATCH_NORM_EPS).sqrt()
         state[f"{target}.weight"] = weight * factor[:, None, None, None]
         state[f"{target}.bias"] = shift - mean * factor
-    unused = ("num_batches_tracked",)
     _refuse_leftovers(
         path,
         [
             key
             for key in tensors
-            if key.split(".")[0] != EFFICIENTNET_CLASSIFIER and not key.endswith(unused)
+            if key.split(".")[0] != EFFICIENTNET_CLASSIFIER
+            and not key.endswith(".num_batches_tracked")
         ],
     )
     return state

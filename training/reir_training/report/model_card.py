@@ -42,7 +42,8 @@ def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
     settings = about["settings"]
     drawn = (
         "Besides the written expressions, the model was trained on "
-        f"{_generated(settings['optimization'])}captions, captions with one\nwrong word, and the "
+        f"{_generated(settings['optimization'])}{_wrong(settings['optimization'])}captions, "
+        "captions with one\nwrong word, and the "
         "mirror image of every photo, with left and right swapped in its expressions.\nThe "
         "detector, the crop network and the lower "
         f"{settings['model']['frozen_text_layers']} layers of the text tower were frozen.\n"
@@ -133,6 +134,12 @@ at IoU .5. All figures are percentages.
 ## Limits
 
 {limits}""")
+
+
+def _wrong(settings: Mapping[str, Any]) -> str:
+    """Describe the expressions with a wrong word, if they were used."""
+    used = settings["wrong_per_expression"]
+    return "versions of the written\nexpressions with one wrong word, on " if used else ""
 
 
 def _generated(settings: Mapping[str, Any]) -> str:
