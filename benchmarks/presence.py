@@ -97,7 +97,7 @@ def main() -> None:
     queries = queries_of(encoder, held_out, held_out.of_kind("long").with_targets().expressions)
     how = Encoding(work=arguments.work)
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
-    scored = ScoreTable(gallery, queries)
+    scored = ScoreTable(gallery, queries, shipped.background)
     whole, hits = gallery_trials(scored, seed=0)
     photos, boxes = photo_trials(scored, seed=0)
     found: dict[str, float] = {

@@ -18,7 +18,7 @@ from reir.models.nano.model import (
     ClareNano,
     ClareNanoConfig,
 )
-from reir.models.yolox import NUM_CLASSES
+from reir.models.picodet import NUM_CLASSES
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (
@@ -51,6 +51,7 @@ def tiny_model(seed: int = 0, **changes: Any) -> ClareNano:
         "num_layers": 1,
         "num_heads": 3,
         "num_candidates": 6,
+        "crop_network": "efficientnet_lite0",
         "detector_px": 128,
         "crop_px": 32,
         "scene_px": 64,

@@ -87,9 +87,9 @@ class NanoModelSettings(StrictConfig):
     # Two members of 128 dimensions rank better than one model of 256 (docs/LOG.md, 2026-11-21).
     num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
-    crop_network: CropNetworkName = "mobilenet_v2"
-    # Crops of 128 px rank slightly better, but make indexing too slow on two cores (docs/LOG.md).
-    crop_px: int = Field(96, ge=32, le=512, multiple_of=32)
+    crop_network: CropNetworkName = "efficientnet_lite2"
+    # Crops of 96 px are indexed faster, but rank worse (docs/LOG.md, 2026-11-25).
+    crop_px: int = Field(128, ge=32, le=512, multiple_of=32)
     num_experts: int = Field(4, ge=0, le=64)
     # As in SigLIP. With a bias of 0, every pair would start at a probability of one half, and the
     # many negatives would drown everything else: BR@1 falls from 18.7 to 5.0 (docs/LOG.md).

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import Owlv2ForObjectDetection
 
 from reir.models.pretrained import PretrainedModel, load_pretrained
-from reir.models.yolox import greedy_nms
+from reir.models.proposals import greedy_nms
 from reir.records import FloatArray, Instances, RgbImage
 
 NUM_CANDIDATES = 30

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from reir.models.pretrained import PretrainedModel, load_pretrained
-from reir.models.yolox import Candidates
+from reir.models.proposals import Candidates
 from reir.records import FloatArray, Instances, RgbImage
 
 CLOSE_MARGIN, CONTEXT_MARGIN = 0.1, 0.5

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
@@ -176,6 +177,13 @@ class _PendingAnswer:
     def best_scores(self) -> list[float]:
         """Scores of the best photos, which the calibration reads."""
         return [row.score for row in self.retrieved.photos[:PHOTOS]]
+
+    @cached_property
+    def background(self) -> float:
+        """Score of the expression on the background of the calibration; 0 without one."""
+        if self.calibration is None:
+            return 0.0
+        return self.calibration.background.score(self.retrieved.vector)
 
     def needs(self, stage: str) -> bool:
         """Whether an optional stage is required, because the page continues an answer of it."""
@@ -354,7 +362,9 @@ def _result(
     found, calibration, best = one.retrieved, one.calibration, one.best_scores
     presence = None
     if calibration is not None:
-        presence = calibration.of_gallery(best, found.num_instances) if best else 0.0
+        presence = (
+            calibration.of_gallery(best, one.background, found.num_instances) if best else 0.0
+        )
     hits = [
         _hit(one, each, after, masks.get(each.row.instance_id))
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
@@ -380,7 +390,9 @@ def _hit(
     presence = None
     if calibration is not None:
         # From inner products, also for re-ranked hits: the calibration was fitted on those.
-        presence = calibration.of_hit(row.score, one.best_scores, one.retrieved.num_instances)
+        presence = calibration.of_hit(
+            row.score, one.best_scores, one.background, one.retrieved.num_instances
+        )
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,

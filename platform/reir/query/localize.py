@@ -84,8 +84,10 @@ class PixelLocalizer:
         vectors = self._encoder.encode_expressions(expressions)
         answers = []
         for expression, vector in zip(expressions, vectors, strict=True):
-            boxes, best = self._boxes(instances, vector, k)
-            presence = self._presence(best)
+            calibration = self._calibration
+            background = calibration.background.score(vector) if calibration else 0.0
+            boxes, best = self._boxes(instances, vector, k, background)
+            presence = self._presence(best, background)
             answers.append(
                 Localization(
                     expression=expression,
@@ -111,7 +113,7 @@ class PixelLocalizer:
         return [_refined(*each) for each in zip(requests, views, seen, strict=True)]
 
     def _boxes(
-        self, instances: Instances, vector_D: FloatArray, k: int
+        self, instances: Instances, vector_D: FloatArray, k: int, background: float
     ) -> tuple[tuple[LocalizedBox, ...], list[float]]:
         """Return the best instances for a query, and the scores of all, best first."""
         scores = instances.vectors @ vector_D
@@ -124,17 +126,19 @@ class PixelLocalizer:
             LocalizedBox(
                 box=_box(instances.boxes[number]),
                 score=score,
-                presence=None if calibration is None else calibration.of_box(score, best),
+                presence=(
+                    None if calibration is None else calibration.of_box(score, best, background)
+                ),
                 mask=None if instances.masks is None else instances.masks[number],
             )
             for number, score in zip(order[:k].tolist(), best, strict=False)
         )
         return boxes, best
 
-    def _presence(self, best: Sequence[float]) -> float | None:
+    def _presence(self, best: Sequence[float], background: float) -> float | None:
         if self._calibration is None:
             return None
-        return self._calibration.of_photo(best) if best else 0.0
+        return self._calibration.of_photo(best, background) if best else 0.0
 
     def _is_there(self, presence: float | None) -> bool:
         """Whether a photo with this presence counts as showing the described instance."""

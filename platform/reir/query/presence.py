@@ -4,28 +4,69 @@ A calibration consists of four logistic models over a few features of the scores
 one hit in it, for a photo, and for one instance in it. `reir_training.report.calibration` fits them
 on photos that the model was not trained on: every expression searches galleries with and without
 its own photo. A checkpoint keeps them in `calibration.json`, beside its weights.
+
+Some sentences score high everywhere, others nowhere. So a score is also compared with the
+`Background`: how well the sentence fits photos that do not belong to the gallery. In speaker
+verification this is cohort normalization (Auckenthaler et al. 2000, T-norm).
 """
+
+# Shapes: P photos, I instances of each, D vector dimension
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from reir.errors import CheckpointError
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-FILE, FORMAT = "calibration.json", 1
+from reir.errors import CheckpointError
+from reir.records import FloatArray
+
+logger = logging.getLogger(__name__)
+
+FILE, FORMAT = "calibration.json", 2
+BACKGROUND_FILE = "background.safetensors"
 PHOTOS = 10
 """Number of best photos whose scores the features are computed from."""
+BACKGROUND_BEST = 20
+"""Number of best photos of the background whose mean score is a feature."""
 
 # "score" of the hit; "lead" over its strongest rival; "spread", by how much the best score exceeds
-# the mean of the best; "size", the logarithm of the number of instances in the gallery.
-GALLERY_FEATURES = ("score", "lead", "spread", "size")
-HIT_FEATURES = ("score", "lead", "spread", "size")
-PHOTO_FEATURES = BOX_FEATURES = ("score", "lead", "spread")
+# the mean of the best; "background", the score of the same sentence there; "size", the logarithm of
+# the number of instances in the gallery.
+GALLERY_FEATURES = ("score", "lead", "spread", "background", "size")
+HIT_FEATURES = ("score", "lead", "spread", "background", "size")
+PHOTO_FEATURES = BOX_FEATURES = ("score", "lead", "spread", "background")
+
+
+class Background:
+    """Instances of photos that belong to no gallery, such as photos of the training set.
+
+    Args:
+        vectors: (P, I, D) unit vectors of the best instances of each photo.
+    """
+
+    def __init__(self, vectors: FloatArray) -> None:
+        self.vectors = vectors.astype(np.float32)
+
+    def score(self, vector_D: FloatArray) -> float:
+        """Return the mean score of the best photos for a sentence; 0 without photos."""
+        if not len(self.vectors):
+            return 0.0
+        best_P = (self.vectors @ vector_D).max(axis=1)
+        return float(np.sort(best_P)[-BACKGROUND_BEST:].mean())
+
+    @staticmethod
+    def none() -> Background:
+        """Return an empty background, for a checkpoint that has none."""
+        return Background(np.zeros((0, 1, 1), dtype=np.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +109,7 @@ class Calibration:
             presence on.
         tie_margin: hits cannot be told apart if their scores differ by no more than this.
         about: the data that it was fitted on, and how well it did on held-out data.
+        background: the one that it was fitted with.
     """
 
     digest: str
@@ -79,39 +121,53 @@ class Calibration:
     photo_threshold: float
     tie_margin: float
     about: Mapping[str, Any]
+    background: Background = field(default_factory=Background.none, compare=False)
 
     def is_found(self, presence: float | None) -> bool:
         """Whether an answer with this presence counts as found."""
         return presence is not None and presence >= self.threshold
 
-    def of_gallery(self, best: Sequence[float], num_instances: int) -> float:
-        """Return the presence in a gallery, from the scores of its best photos, best first."""
-        return self.gallery(gallery_features(best, num_instances))
+    def of_gallery(self, best: Sequence[float], background: float, num_instances: int) -> float:
+        """Return the presence in a gallery.
 
-    def of_hit(self, score: float, best: Sequence[float], num_instances: int) -> float:
-        """Return the presence of one hit, from its score and those of the best photos."""
-        return self.hit(hit_features(score, best, num_instances))
+        Args:
+            best: scores of its best photos, best first.
+            background: score of the sentence on `self.background`.
+            num_instances: number of instances in the gallery.
+        """
+        return self.gallery(gallery_features(best, background, num_instances))
 
-    def of_photo(self, best: Sequence[float]) -> float:
+    def of_hit(
+        self, score: float, best: Sequence[float], background: float, num_instances: int
+    ) -> float:
+        """Return the presence of one hit from its score; other arguments as for `of_gallery`."""
+        return self.hit(hit_features(score, best, background, num_instances))
+
+    def of_photo(self, best: Sequence[float], background: float) -> float:
         """Return the presence in a photo, from the scores of its instances, best first."""
-        return self.photo(box_features(best[0], best))
+        return self.photo(box_features(best[0], best, background))
 
-    def of_box(self, score: float, best: Sequence[float]) -> float:
+    def of_box(self, score: float, best: Sequence[float], background: float) -> float:
         """Return the presence of one instance of a photo, from the scores of all, best first."""
-        return self.box(box_features(score, best))
+        return self.box(box_features(score, best, background))
 
 
-def gallery_features(best: Sequence[float], num_instances: int) -> tuple[float, ...]:
+def gallery_features(
+    best: Sequence[float], background: float, num_instances: int
+) -> tuple[float, ...]:
     """Return `GALLERY_FEATURES` of an answer, which are the features of its best hit."""
-    return hit_features(best[0], best, num_instances)
+    return hit_features(best[0], best, background, num_instances)
 
 
-def hit_features(score: float, best: Sequence[float], num_instances: int) -> tuple[float, ...]:
+def hit_features(
+    score: float, best: Sequence[float], background: float, num_instances: int
+) -> tuple[float, ...]:
     """Return `HIT_FEATURES` of a hit.
 
     Args:
         score: score of the hit.
         best: scores of the best photos (or of the instances of one photo), best first; not empty.
+        background: score of the sentence on the background.
         num_instances: number of instances in the gallery.
     """
     first = best[:PHOTOS]
@@ -120,13 +176,40 @@ def hit_features(score: float, best: Sequence[float], num_instances: int) -> tup
     spread = first[0] - sum(first) / len(first)
     # The size is a feature because the score of the best hit grows with the gallery, even if the
     # described instance is not in it.
-    return score, score - rival, spread, math.log10(1 + num_instances)
+    return score, score - rival, spread, background, math.log10(1 + num_instances)
 
 
-def box_features(score: float, best: Sequence[float]) -> tuple[float, ...]:
+def box_features(score: float, best: Sequence[float], background: float) -> tuple[float, ...]:
     """Return `PHOTO_FEATURES` of the best instance of a photo, or `BOX_FEATURES` of any."""
     # All features but the last one, the size of the gallery, which a photo does not have.
-    return hit_features(score, best, 0)[: len(BOX_FEATURES)]
+    return hit_features(score, best, background, 0)[: len(BOX_FEATURES)]
+
+
+def load_background(folder: Path, digest: str) -> Background:
+    """Read the background of a checkpoint; an empty one if it has none, or one of other weights.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / BACKGROUND_FILE
+    if not path.is_file():
+        return Background.none()
+    try:
+        with safe_open(path, framework="numpy") as file:
+            # Beside weights that were saved later, vectors have no meaning.
+            if (file.metadata() or {}).get("digest") != digest:
+                return Background.none()
+            return Background(file.get_tensor("vectors"))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete it and run `reir calibrate`"
+        ) from error
+
+
+def save_background(folder: Path, vectors: FloatArray, digest: str) -> None:
+    """Write the (P, I, D) vectors of a background beside the weights, in half precision."""
+    half = {"vectors": vectors.astype(np.float16)}
+    save_file(half, folder / BACKGROUND_FILE, metadata={"digest": digest})
 
 
 def load_calibration(folder: Path, digest: str) -> Calibration | None:
@@ -140,14 +223,20 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT or values["digest"] != digest:
+        if values.pop("format") != FORMAT:
+            logger.warning("%s is of an earlier release: fit it anew with `reir calibrate`", path)
+            return None
+        if values["digest"] != digest:
             return None  # fitted for weights that were in this folder before
+        background = load_background(folder, digest)
+        if len(background.vectors) != values.pop("background_photos"):
+            raise ValueError(f"fitted with another {BACKGROUND_FILE}")
         for name, features in _MODELS.items():
             values[name] = Logistic(**_tuples(values[name]))
             # The models read their features by position, so other features would go unnoticed.
             if values[name].features != features:
                 raise ValueError(f"{name} has features {values[name].features}, not {features}")
-        return Calibration(**values)
+        return Calibration(**values, background=background)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no calibration: {error!r}; delete it, or fit it anew with `reir calibrate`"
@@ -157,9 +246,16 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
     """Write the calibration beside the weights, and return its path."""
     path = folder / FILE
-    values = {"format": FORMAT, **asdict(calibration)}
+    values = {"format": FORMAT, **calibration_values(calibration)}
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def calibration_values(calibration: Calibration) -> dict[str, Any]:
+    """Return the calibration as JSON values; of the background, the number of photos."""
+    values = {f.name: getattr(calibration, f.name) for f in fields(calibration)}
+    values |= {name: vars(values[name]) for name in _MODELS}
+    return values | {"background_photos": len(values.pop("background").vectors)}
 
 
 _MODELS = {

@@ -17,7 +17,7 @@ from reir.cli.doctor.galleries import check_galleries
 from reir.images.decode import canonical_uri, image_id, path_of_uri
 from reir.query import request
 from reir.query.language import NOTE
-from reir.query.presence import Calibration, Logistic
+from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
 from reir.query.search import CheckpointExtras
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
@@ -248,10 +248,8 @@ def test_search_warns_once_about_a_sentence_that_is_not_english(terminal: Termin
 def test_search_says_when_it_is_not_there(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_score = Logistic(
-        features=("score", "lead", "spread", "size"), weights=(20, 0, 0, 0), bias=-18
-    )
-    in_photo = Logistic(features=("score", "lead", "spread"), weights=(1, 0, 0), bias=0)
+    by_score = Logistic(features=GALLERY_FEATURES, weights=(20, 0, 0, 0, 0), bias=-18)
+    in_photo = Logistic(features=BOX_FEATURES, weights=(1, 0, 0, 0), bias=0)
     calibration = Calibration(
         digest=ENCODER.digest,
         gallery=by_score,

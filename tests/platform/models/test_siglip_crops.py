@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from reir.models.nano.candidates import CandidateExtractor
 from reir.models.pretrained import PretrainedModel, load_pretrained
+from reir.models.proposals import Candidates
 from reir.models.siglip_crops import (
     CLOSE_MARGIN,
     CONTEXT_MARGIN,
@@ -24,7 +25,6 @@ from reir.models.siglip_crops import (
     SiglipCropsEncoder,
     crop,
 )
-from reir.models.yolox import Candidates
 from reir.records import FloatArray, RgbImage
 from reir_testing.pretrained import save_tiny_siglip
 from reir_testing.tiny import tiny_model

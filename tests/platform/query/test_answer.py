@@ -15,7 +15,7 @@ from reir.errors import QueryError
 from reir.query.answer import answer, run_now
 from reir.query.clock import NUM_DURATIONS, StageCosts
 from reir.query.paging import MAX_HITS, read_cursor
-from reir.query.presence import Calibration, Logistic
+from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
@@ -37,10 +37,8 @@ FIRST = Term(expression="number 0")
 
 def calibrated(**values: float) -> Calibration:
     """Presence is the logistic of 10 * (score - .5), whatever the other features are."""
-    by_score = Logistic(
-        features=("score", "lead", "spread", "size"), weights=(10, 0, 0, 0), bias=-5
-    )
-    in_photo = Logistic(features=("score", "lead", "spread"), weights=(10, 0, 0), bias=-5)
+    by_score = Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5)
+    in_photo = Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5)
     known = {"threshold": 0.9, "photo_threshold": 0.9, "tie_margin": 0.0}
     return Calibration(
         digest="table",

@@ -14,7 +14,7 @@ from reir.errors import ImageError
 from reir.images import rle
 from reir.images.decode import canonical_uri
 from reir.query.localize import PixelLocalizer
-from reir.query.presence import Calibration, Logistic
+from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
 from reir.query.stages import RefineRequest
 from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
@@ -47,8 +47,8 @@ def _inside(box: FloatArray, height: int, width: int) -> rle.BoolMask:
 
 
 def in_photo(threshold: float) -> Calibration:
-    model = Logistic(features=("score", "lead", "spread"), weights=(10, 0, 0), bias=-5)
-    whole = Logistic(features=("score", "lead", "spread", "size"), weights=(1, 0, 0, 0), bias=0)
+    model = Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5)
+    whole = Logistic(features=GALLERY_FEATURES, weights=(1, 0, 0, 0, 0), bias=0)
     return Calibration(
         digest=ENCODER.digest,
         gallery=whole,

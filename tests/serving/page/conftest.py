@@ -24,7 +24,7 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.query.presence import Calibration, Logistic
+from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
 from reir.query.search import CheckpointExtras
 from reir.store import open_store
 from reir_serving.backend.models import LoadedModel, ModelCache
@@ -65,13 +65,13 @@ def png(name: str) -> bytes:
     return out.getvalue()
 
 
-SURE = Logistic(features=("score", "lead", "spread"), weights=(20.0, 0.0, 0.0), bias=-12.0)
+SURE = Logistic(features=BOX_FEATURES, weights=(20.0, 0.0, 0.0, 0.0), bias=-12.0)
 """Gives 0.998 for a score of 0.9, and 0.002 for a score of 0.3."""
 
 CALIBRATION = Calibration(
     digest=FakeEncoder().digest,
-    gallery=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
-    hit=replace(SURE, features=(*SURE.features, "size"), weights=(*SURE.weights, 0.0)),
+    gallery=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
+    hit=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
     photo=SURE,
     box=SURE,
     threshold=0.5,

@@ -16,7 +16,7 @@ from reir.datasets import write_reircoco
 from reir.errors import DataError
 from reir.metrics import Gallery, Queries
 from reir.metrics.calibration import auroc
-from reir.query.presence import GALLERY_FEATURES, load_calibration
+from reir.query.presence import GALLERY_FEATURES, Background, load_calibration
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
@@ -53,9 +53,12 @@ def unit(vectors: Any) -> Any:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+BACKGROUND = Background(unit(np.random.default_rng(9).normal(size=(120, DIM))).reshape(40, 3, DIM))
+
+
 def test_scores_are_those_of_the_best_instance_of_each_photo() -> None:
     gallery, queries = drawn(25, 0.3)
-    scored = ScoreTable(gallery, queries)
+    scored = ScoreTable(gallery, queries, BACKGROUND)
     scores = queries.vectors @ gallery.vectors.T
     for photo in range(25):
         rows = scores[:, gallery.images == photo]
@@ -66,10 +69,10 @@ def test_scores_are_those_of_the_best_instance_of_each_photo() -> None:
 
 
 def test_half_of_the_galleries_contain_the_photo() -> None:
-    scored = ScoreTable(*drawn(50, 0.1))
+    scored = ScoreTable(*drawn(50, 0.1), BACKGROUND)
     whole, hits = gallery_trials(scored, seed=0)
     assert whole.labels.mean() == 0.5
-    assert set(np.round(whole.features[:, 3], 1)) == {
+    assert set(np.round(whole.features[:, 4], 1)) == {
         np.round(np.log10(1 + 3 * n), 1) for n in (49, 24)
     }
     assert len(hits.labels) == 10 * len(whole.labels)
@@ -83,13 +86,13 @@ def test_half_of_the_galleries_contain_the_photo() -> None:
 def test_presence_reflects_the_noise_of_the_vectors(
     noise: float, least: float, most: float
 ) -> None:
-    found = fit_calibration(*drawn(80, noise), digest="d", about={"split": "val"})
+    found = fit_calibration(*drawn(80, noise), BACKGROUND, digest="d", about={"split": "val"})
     assert least <= found.about["gallery"]["auroc"] <= most
     assert found.about["gallery"]["ece"] < 0.15
     assert (found.digest, found.about["split"], found.about["photos"]) == ("d", "val", 80)
     assert 0 < found.threshold < 1
     assert found.gallery.features == GALLERY_FEATURES
-    again = fit_calibration(*drawn(80, noise), digest="d", about={"split": "val"})
+    again = fit_calibration(*drawn(80, noise), BACKGROUND, digest="d", about={"split": "val"})
     assert again == found
 
 
@@ -127,7 +130,7 @@ def test_cross_validation_predicts_each_half_from_the_other() -> None:
 
 def test_gallery_trials_equal_the_loop() -> None:
     gallery, queries = drawn(24, 0.6)
-    scored = ScoreTable(gallery, queries)
+    scored = ScoreTable(gallery, queries, BACKGROUND)
     whole, hits = gallery_trials(scored, seed=3)
     row = 0
     for number, (expression, present, photos) in enumerate(draw_galleries(scored, seed=3)):
@@ -142,20 +145,23 @@ def test_gallery_trials_equal_the_loop() -> None:
         scores_of_best = [score for score, _ in best]
         spread, size = best[0][0] - float(np.mean(scores_of_best)), math.log10(1 + 3 * len(photos))
         lead = best[0][0] - best[1][0]
+        background = BACKGROUND.score(queries.vectors[expression])
+        assert background > 0.2
         np.testing.assert_allclose(
-            whole.features[number], (best[0][0], lead, spread, size), atol=1e-5
+            whole.features[number], (best[0][0], lead, spread, background, size), atol=1e-5
         )
         assert (whole.labels[number], whole.groups[number]) == (present, queries.images[expression])
         for place, (score, right) in enumerate(best):
             lead = score - best[0][0] if place else score - best[1][0]
-            np.testing.assert_allclose(hits.features[row], (score, lead, spread, size), atol=1e-5)
+            row_of_hit = (score, lead, spread, background, size)
+            np.testing.assert_allclose(hits.features[row], row_of_hit, atol=1e-5)
             assert (hits.labels[row], hits.groups[row]) == (right, queries.images[expression])
             row += 1
     assert row == len(hits.labels)
 
 
 def test_tie_margin_is_the_largest_with_accuracy_near_chance() -> None:
-    scored = ScoreTable(*drawn(120, 0.3))
+    scored = ScoreTable(*drawn(120, 0.3), BACKGROUND)
     decided = []
     for m in range(len(scored.own)):
         first, second = np.argsort(-scored.best[m], kind="stable")[:2]
@@ -174,7 +180,7 @@ def test_tie_margin_is_the_largest_with_accuracy_near_chance() -> None:
 
 def test_too_few_photos_or_expressions_are_refused() -> None:
     with pytest.raises(DataError, match="at least 20 photos with instances, got 19"):
-        ScoreTable(*drawn(19, 0.1))
+        ScoreTable(*drawn(19, 0.1), BACKGROUND)
     trials = Trials(np.ones((3, 1)), np.ones(3, dtype=np.bool_), np.arange(3))
     with pytest.raises(DataError, match="all 3 trials have the same outcome"):
         fit(trials, ("a",))

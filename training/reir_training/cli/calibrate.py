@@ -38,14 +38,12 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
     expressions that each describe exactly one object in all of the photos.
     """
     # Imported here, so that `reir --help` does not wait for torch.
-    from dataclasses import asdict
-
     from reir.cli.common import output, print_json
     from reir.cli.evaluate import EncodingOptions, one_split
     from reir.datasets import read_annotations
     from reir.evaluate import encode_gallery
     from reir.evaluate.encoded_gallery import queries_of
-    from reir.query.presence import save_calibration
+    from reir.query.presence import calibration_values, load_background, save_calibration
     from reir_training.report.calibration import fit_calibration
 
     where = EncodingOptions(checkpoint, None, work, None, False, threads)
@@ -56,10 +54,11 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
         queries = queries_of(encoder, dataset, described.expressions)
         gallery = encode_gallery(encoder, dataset, images, how=how).arrays
     about = {"annotations": annotations.name, "split": split or "", "kind": kind or ""}
-    calibration = fit_calibration(gallery, queries, encoder.digest, about)
+    background = load_background(checkpoint, encoder.digest)
+    calibration = fit_calibration(gallery, queries, background, encoder.digest, about)
     path = save_calibration(checkpoint, calibration)
     if as_json:
-        print_json(asdict(calibration))
+        print_json(calibration_values(calibration))
         return
     console = output()
     for name in ("gallery", "hit", "photo", "box"):

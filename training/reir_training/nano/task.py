@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from reir.checkpoint import save_checkpoint
+from reir.query.presence import save_background
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainPhoto, count_annotations, split_held_out
+from reir_training.nano.background import background_vectors
 from reir_training.nano.batches import BatchMaker, NanoBatch
 from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import (
@@ -93,8 +95,11 @@ class NanoTask:
         return validate(self.model, self.tokenizer, self._photos, self._cache, half=self._half)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write the checkpoint directory, including the model card."""
-        save_checkpoint(folder, self.model, self.tokenizer, about)
+        """Write the checkpoint directory, including the background and the model card."""
+        digest = save_checkpoint(folder, self.model, self.tokenizer, about)
+        rows = self._maker.train_rows
+        vectors = background_vectors(self.model, self._cache, rows, half=self._half)
+        save_background(folder, vectors, digest)
         write_nano_card(folder, about)
 
     def about(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from reir.query.presence import (
     HIT_FEATURES,
     PHOTO_FEATURES,
     PHOTOS,
+    Background,
     Calibration,
     Logistic,
     box_features,
@@ -82,9 +83,10 @@ class ScoreTable:
         right: (M, P) whether that instance is the described one.
         counts: (P,) number of instances of each photo.
         own: (M,) the photo that each expression describes.
+        background: (M,) score of each expression on the background.
     """
 
-    def __init__(self, gallery: Gallery, queries: Queries) -> None:
+    def __init__(self, gallery: Gallery, queries: Queries, background: Background) -> None:
         """Score all expressions; photos without instances, and their expressions, are dropped.
 
         Raises:
@@ -100,6 +102,7 @@ class ScoreTable:
         self.vectors = queries.vectors[kept]
         self.boxes_px = queries.boxes_px[kept]
         self.own = np.searchsorted(photos, queries.images[kept])
+        self.background = [background.score(vector) for vector in self.vectors]
         self.counts, self._starts, self._gallery = counts, starts, gallery
         # `reduceat` relies on the order in which galleries are encoded: photo by photo.
         scores_MJ = self.vectors @ gallery.vectors.T
@@ -154,12 +157,12 @@ def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
     for expression, present, photos in draw_galleries(scored, seed):
         order = photos[np.argsort(-scored.best[expression, photos], kind="stable")][:PHOTOS]
         best = scored.best[expression, order].tolist()
-        size = int(scored.counts[photos].sum())
+        size, background = int(scored.counts[photos].sum()), scored.background[expression]
         group = int(scored.own[expression])
-        galleries.append((gallery_features(best, size), present, group))
+        galleries.append((gallery_features(best, background, size), present, group))
         for photo, score in zip(order.tolist(), best, strict=True):
             right = bool(scored.right[expression, photo])
-            hits.append((hit_features(score, best, size), right, group))
+            hits.append((hit_features(score, best, background, size), right, group))
     return _trials(galleries), _trials(hits)
 
 
@@ -179,32 +182,37 @@ def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
         near = others[:PHOTOS] if expression % 2 else others
         for photo in (own, int(rng.choice(near))):
             best, fits = scored.within(expression, photo)
-            photos.append((box_features(best[0], best), photo == own, own))
+            background = scored.background[expression]
+            photos.append((box_features(best[0], best, background), photo == own, own))
             boxes += [
-                (box_features(score, best), bool(right), own)
+                (box_features(score, best, background), bool(right), own)
                 for score, right in list(zip(best, fits, strict=True))[:PHOTOS]
             ]
     return _trials(photos), _trials(boxes)
 
 
 def fit_calibration(
-    gallery: Gallery, queries: Queries, digest: str, about: Mapping[str, Any], seed: int = 0
+    gallery: Gallery,
+    queries: Queries,
+    background: Background,
+    digest: str,
+    about: Mapping[str, Any],
 ) -> Calibration:
     """Fit all logistic models, and measure them by cross-validation.
 
     Args:
         gallery: instances of photos that the checkpoint was not trained on.
         queries: expressions of instances in them.
+        background: of the checkpoint.
         digest: digest of the checkpoint.
         about: describes the photos; the measured figures are added to it.
-        seed: random seed for drawing galleries.
 
     Raises:
         DataError: there are too few photos or expressions.
     """
-    scored = ScoreTable(gallery, queries)
-    whole, hits = gallery_trials(scored, seed)
-    photos, boxes = photo_trials(scored, seed)
+    scored = ScoreTable(gallery, queries, background)
+    whole, hits = gallery_trials(scored, seed=0)
+    photos, boxes = photo_trials(scored, seed=0)
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
     return Calibration(
@@ -216,6 +224,7 @@ def fit_calibration(
         threshold=round(threshold_at_tpr(presence, whole.labels, TARGET_TPR), 4),
         photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, TARGET_TPR), 4),
         tie_margin=tie_margin(scored),
+        background=background,
         about={
             **about,
             "photos": len(scored.counts),

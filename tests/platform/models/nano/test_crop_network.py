@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reir.models.nano.crop_network import (
-    PLANS,
     CropNetwork,
     CropNetworkName,
     InvertedResidual,
@@ -24,12 +23,6 @@ from reir.models.nano.crop_network import (
 Array = npt.NDArray[np.float64]
 # expansion, channels, stride and kernel of all blocks, written out
 BLOCKS: dict[CropNetworkName, list[tuple[int, int, int, int]]] = {
-    "mobilenet_v2": [
-        *[(1, 16, 1, 3), (6, 24, 2, 3), (6, 24, 1, 3), (6, 32, 2, 3), (6, 32, 1, 3), (6, 32, 1, 3)],
-        *[(6, 64, 2, 3), (6, 64, 1, 3), (6, 64, 1, 3), (6, 64, 1, 3)],
-        *[(6, 96, 1, 3), (6, 96, 1, 3), (6, 96, 1, 3)],
-        *[(6, 160, 2, 3), (6, 160, 1, 3), (6, 160, 1, 3), (6, 320, 1, 3)],
-    ],
     "efficientnet_lite0": [
         *[(1, 16, 1, 3), (6, 24, 2, 3), (6, 24, 1, 3), (6, 40, 2, 5), (6, 40, 1, 5)],
         *[(6, 80, 2, 3), (6, 80, 1, 3), (6, 80, 1, 3)],
@@ -49,7 +42,7 @@ def network_named(name: CropNetworkName) -> CropNetwork:
 
 @pytest.fixture(scope="module")
 def network() -> CropNetwork:
-    return network_named("mobilenet_v2")
+    return network_named("efficientnet_lite0")
 
 
 def slow_conv(x: Array, weight: Array, bias: Array, stride: int, *, each_channel: bool) -> Array:
@@ -111,9 +104,10 @@ def test_the_network_equals_the_slow_reference(
     name: CropNetworkName, height: int, width: int
 ) -> None:
     network = network_named(name)
-    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height)) * 2 - 1
+    random = torch.Generator().manual_seed(height)
+    image = torch.rand(1, 3, height, width, generator=random) * 255
     slow = SlowNetwork(name, network)
-    expected = slow(image[0].double().numpy())
+    expected = slow((image[0].double().numpy() - 127) / 128)
     assert slow.used == len(slow.layers) == 3 * len(BLOCKS[name]) + 1
     with torch.inference_mode():
         found = network(image)
@@ -153,7 +147,7 @@ def test_the_odd_cell_of_padding_goes_to_the_end() -> None:
 def test_only_blocks_that_keep_the_shape_are_residual(network: CropNetwork) -> None:
     blocks = [m for m in network.modules() if isinstance(m, InvertedResidual)]
     channels = [32, *(b.project.out_channels for b in blocks)]
-    plan = BLOCKS["mobilenet_v2"]
+    plan = BLOCKS["efficientnet_lite0"]
     assert [c for _, c, _, _ in plan] == channels[1:]
     assert [b.residual for b in blocks] == [
         False,
@@ -166,17 +160,8 @@ def test_only_blocks_that_keep_the_shape_are_residual(network: CropNetwork) -> N
     ]
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_the_first_part_ends_at_stride_8(name: CropNetworkName) -> None:
-    network = CropNetwork(name).eval()
-    with torch.inference_mode():
-        maps = network.fine(torch.zeros(1, 3, 96, 96))
-        assert maps.shape[2:] == (12, 12)
-        assert network.coarse(maps).shape == (1, 1280, 3, 3)
-
-
 def test_a_crop_gives_the_same_features_alone_and_in_a_batch(network: CropNetwork) -> None:
-    crops = torch.rand(5, 3, 96, 96, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    crops = torch.rand(5, 3, 96, 96, generator=torch.Generator().manual_seed(2)) * 255
     with torch.inference_mode():
         together = network(crops)
         for i in range(len(crops)):
@@ -185,8 +170,8 @@ def test_a_crop_gives_the_same_features_alone_and_in_a_batch(network: CropNetwor
 
 
 def test_the_memory_layout_does_not_change_the_output(network: CropNetwork) -> None:
-    crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    last = CropNetwork().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 255
+    last = CropNetwork("efficientnet_lite0").eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     last.load_state_dict(network.state_dict())
     with torch.inference_mode():
         found = last(crops.contiguous(memory_format=torch.channels_last))
@@ -200,8 +185,8 @@ def test_no_crops_give_no_features(network: CropNetwork) -> None:
 
 def test_a_saved_network_is_loaded_bit_for_bit(network: CropNetwork, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "network.safetensors")
-    loaded = CropNetwork().eval()
+    loaded = CropNetwork("efficientnet_lite0").eval()
     loaded.load_state_dict(load_file(tmp_path / "network.safetensors"))
-    x = torch.rand(1, 3, 64, 64)
+    x = torch.rand(1, 3, 64, 64) * 255
     with torch.inference_mode():
         assert torch.equal(loaded(x), network(x))

@@ -72,3 +72,20 @@ def test_every_weight_gets_a_finite_gradient() -> None:
     tower = tower_of(bert(2)).train()
     tower(*texts()).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in tower.parameters())
+
+
+def test_frozen_layers_have_no_dropout_in_training() -> None:
+    torch.manual_seed(0)
+    tower = SentenceTower(num_layers=2, max_tokens=8)
+    for part in (tower.words, tower.norm, tower.layers[0]):
+        part.requires_grad_(False)
+    ids, mask = torch.randint(1, 100, (3, 8)), torch.ones(3, 8, dtype=torch.long)
+    wanted = tower.eval().layers[0](tower.norm(tower.words(ids) + tower.positions))
+    tower.train()
+    once, again = (
+        tower.layers[0](tower.drop(tower.norm(tower.words(ids) + tower.positions)))
+        for _ in range(2)
+    )
+    assert torch.equal(once, again)
+    torch.testing.assert_close(once, wanted)
+    assert not torch.equal(tower(ids, mask), tower(ids, mask))  # the trained layer has dropout

@@ -1,0 +1,84 @@
+"""`CpuEngine`: a frozen module that OpenVINO runs on the CPU.
+
+OpenVINO runs the small convolutions of the detector and the crop network about 1.5 times as fast as
+torch (docs/LOG.md, 2026-11-25). Torch remains the engine for training and for GPUs.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TRACING = threading.Lock()
+"""Warning filters belong to the whole process, so only one thread at a time may change them."""
+
+
+class CpuEngine:
+    """A module converted to OpenVINO; thread-safe.
+
+    Each thread that calls it gets a compiled model of its own, with as many cores as torch has in
+    that thread, so that threads run side by side.
+
+    Args:
+        module: from one tensor to a tensor or a tuple of them, with the same operations for any
+            batch size.
+        example: (1, ...) input; other inputs may differ in the first axis only.
+        dtype: of the computation, float32 or bfloat16. Outputs are float32.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
+        self._openvino = _import_openvino()
+        self._model = _convert(module.eval().requires_grad_(False), example)
+        self._model.reshape([-1, *example.shape[1:]])
+        self._precision = "bf16" if dtype == torch.bfloat16 else "f32"
+        self._threads = threading.local()
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of the module for a batch, without gradients."""
+        if not hasattr(self._threads, "request"):
+            self._threads.request = self._compile().create_infer_request()
+        request: Any = self._threads.request
+        request.infer([images.contiguous().numpy()], share_inputs=True)
+        # Copied, because the next call overwrites the memory of the request.
+        outputs: Sequence[Any] = request.output_tensors
+        return tuple(torch.from_numpy(output.data.copy()) for output in outputs)
+
+    def _compile(self) -> Any:
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": self._precision,
+            "NUM_STREAMS": 1,
+            # Several threads or processes would otherwise all be pinned to the first core.
+            "ENABLE_CPU_PINNING": False,
+        }
+        return self._openvino.Core().compile_model(self._model, "CPU", settings)
+
+
+def _convert(module: nn.Module, example: Tensor) -> Any:
+    """Return the module as a model of OpenVINO, by the front end that `convert_model` uses.
+
+    `convert_model` itself takes four times as long, since it also handles other frameworks.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        front_end = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, example_input=example)
+        return front_end.convert(front_end.load(decoder))
+
+
+def _import_openvino() -> Any:
+    # OpenVINO reports its use to its authors unless this package is missing. Nothing about users'
+    # photos may leave their machines, and indexing works without a network.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino

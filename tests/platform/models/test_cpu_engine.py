@@ -1,0 +1,84 @@
+"""OpenVINO gives the output of torch, for any batch size, in threads, and tells nobody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reir.models.cpu_engine import CpuEngine
+from reir.models.nano.crop_network import PLANS, CropNetwork, CropNetworkName
+
+
+class Pooled(nn.Module):
+    """A crop network on pixels, with two outputs."""
+
+    def __init__(self, name: CropNetworkName) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = CropNetwork(name)
+
+    def forward(self, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = self.network(squares.permute(0, 3, 1, 2).float())
+        return maps.mean((2, 3)), maps.amax((2, 3))
+
+
+def crops(number: int, side_px: int = 64) -> torch.Tensor:
+    random = torch.Generator().manual_seed(number)
+    return torch.randint(0, 256, (number, side_px, side_px, 3), generator=random).byte()
+
+
+@pytest.mark.parametrize("side_px", [32, 50, 96])
+@pytest.mark.parametrize("name", PLANS)
+def test_outputs_equal_those_of_torch(name: CropNetworkName, side_px: int) -> None:
+    module = Pooled(name).eval()
+    engine = CpuEngine(module, crops(1, side_px), torch.float32)
+    for number in (1, 5):
+        with torch.inference_mode():
+            expected = module(crops(number, side_px))
+        for found, wanted in zip(engine(crops(number, side_px)), expected, strict=True):
+            assert wanted.abs().max() > 1e-3
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_is_close_and_returns_float32() -> None:
+    module = Pooled("efficientnet_lite0").eval()
+    engine = CpuEngine(module, crops(1), torch.bfloat16)
+    with torch.inference_mode():
+        expected = module(crops(3))[0]
+    found = engine(crops(3))[0]
+    assert found.dtype == torch.float32
+    assert torch.cosine_similarity(found, expected).min() > 0.98
+
+
+def test_an_empty_batch_gives_empty_outputs() -> None:
+    engine = CpuEngine(Pooled("efficientnet_lite0"), crops(1), torch.float32)
+    assert [output.shape for output in engine(crops(0))] == [(0, 1280), (0, 1280)]
+
+
+def test_threads_get_their_own_outputs_and_later_calls_change_nothing() -> None:
+    engine = CpuEngine(Pooled("efficientnet_lite0"), crops(1), torch.float32)
+    batches = [crops(number) for number in range(1, 9)]
+    alone = [engine(batch)[0] for batch in batches]
+    copies = [output.clone() for output in alone]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda batch: engine(batch)[0], batches * 4))
+    for i, output in enumerate(together):
+        np.testing.assert_array_equal(output, copies[i % 8])
+    for output, copy in zip(alone, copies, strict=True):
+        assert torch.equal(output, copy)
+
+
+def test_the_telemetry_of_openvino_is_never_loaded() -> None:
+    program = (
+        "import sys, torch; from reir.models.cpu_engine import CpuEngine\n"
+        "CpuEngine(torch.nn.ReLU(), torch.zeros(1, 2), torch.float32)\n"
+        "assert not [m for m in sys.modules if m.startswith('openvino_telemetry.')]\n"
+        "assert sys.modules['openvino_telemetry'] is None"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
