@@ -3,8 +3,8 @@
     python benchmarks/index_speed.py --earlier 14f0d7f       12 minutes on two cores
 
 Both releases index the same photos with their own checkpoint, in turn, each time in a new store.
-The earlier one runs from a worktree of git. AVX2 is imposed by limiting the instructions that torch,
-oneDNN and OpenVINO may use. The share of the model's own speed is in `indexing.py`.
+The earlier one runs from a worktree of git. AVX2 is imposed by limiting the instructions that
+torch, oneDNN and OpenVINO may use. The share of the model's own speed is in `indexing.py`.
 """
 
 from __future__ import annotations

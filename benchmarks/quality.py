@@ -1,10 +1,13 @@
 """Quality of a checkpoint on held-out photos, compared with two baselines on the same candidates.
 
-    python benchmarks/quality.py [--checkpoint DIR]
+    python benchmarks/quality.py [--checkpoint DIR] [--seeds DIR DIR ...]
 
 The gallery is all photos of split "val", and the queries are its long expressions. Candidates are
 chosen without the query. BR@k follows definition B at IoU .5, with 95% bootstrap intervals over
-photos. Neither baseline uses anything that we trained:
+photos. `recall_*` is the share of long expressions whose box overlaps a candidate by an IoU of .5
+or .7. Settings were chosen on "val"; `test_*` are the same figures for the test photos of the
+recipe, on which nothing was chosen. With `--seeds`, the mean and standard deviation over
+checkpoints that differ only in the seed. Neither baseline uses anything that we trained:
 
     a   class match: the candidate whose class name is most similar by MiniLM, times its class score
     b   photo, then box: the best photo by pooled vector (MiniLM vectors of its candidates' class
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +45,14 @@ from reir.models.nano.model import ClareNano
 from reir.models.nano.sentence_tower import SentenceTower, from_bert
 from reir_testing import data_dir
 from reir_testing.boxes import target_box
+from reir_training.data.examples import set_test_photos_aside
 from reir_training.nano.start_weights import minilm_files
 
 Floats = npt.NDArray[np.float32]
 KS = (1, 5, 10)
 MAX_TOKENS = 128
+# As in training/recipes/nano.yaml.
+TEST_PHOTOS = 250
 
 
 @dataclass
@@ -187,10 +194,124 @@ def human_rec(
     return figures
 
 
+@dataclass
+class Asked:
+    """The queries of a set of photos: texts, vectors (M, D), photo (M,), IoU with boxes (M, J)."""
+
+    gallery: Gallery
+    texts: list[str]
+    vectors: Floats
+    own: npt.NDArray[np.int64]
+    iou: Floats
+
+    @property
+    def scores(self) -> Floats:
+        """(M, J) inner products."""
+        found: Floats = self.vectors @ self.gallery.vectors.T
+        return found
+
+    @property
+    def recall(self) -> Floats:
+        """(M, 2): whether a candidate of the photo overlaps the box by an IoU of .5 and of .7."""
+        inside = np.where(self.gallery.photo[None] == self.own[:, None], self.iou, 0.0).max(axis=1)
+        reached: Floats = np.stack([inside >= 0.5, inside >= 0.7], axis=1).astype(np.float32)
+        return reached
+
+
+def long_and_short(
+    model: ClareNano, tokenizer: Tokenizer, dataset: ReferringDataset, folder: Path, num: int
+) -> tuple[Asked, Asked]:
+    """Encode photos, and ask for both kinds of expressions in them."""
+    gallery = encode_gallery(model, dataset, folder / "images", num)
+    long, short = (
+        Asked(gallery, *ask(model, tokenizer, dataset.of_kind(kind), gallery))
+        for kind in ("long", "short")
+    )
+    return long, short
+
+
+def split_figures(long: Asked, short: Asked) -> dict[str, float]:
+    """Return BR@k, precision within the photo and recall of the candidates, with intervals."""
+    values = {
+        **{f"br{k}_50": hits for k, hits in zip(KS, _found(long).T, strict=True)},
+        "rec_long": in_photo(long.gallery, long.scores, long.own, long.iou),
+        "recall_50": long.recall[:, 0],
+        "recall_70": long.recall[:, 1],
+    }
+    spans = dict(
+        zip(
+            values,
+            bootstrap_intervals(np.stack(list(values.values()), axis=1), clusters=long.own),
+            strict=True,
+        )
+    )
+    rec = in_photo(short.gallery, short.scores, short.own, short.iou)
+    (spans["rec_short"],) = bootstrap_intervals(rec[:, None], clusters=short.own)
+    figures = {}
+    for name, span in spans.items():
+        for end, value in (("", span.mean), ("_low", span.low), ("_high", span.high)):
+            # Recall is a share, everything else is in percent.
+            percent = not name.startswith("recall")
+            figures[name + end] = round(100 * value, 2) if percent else round(value, 4)
+    return figures
+
+
+def _found(asked: Asked) -> Floats:
+    return found(asked.gallery, asked.scores, asked.own, asked.iou)
+
+
+def baselines(long: Asked) -> dict[str, float]:
+    """Return BR@k of the baselines and of the ablation, and ratios to them."""
+    # All arms rank the same candidates, so they differ only in how they rank them.
+    encoder, gallery = Sentences(), long.gallery
+    sentences, names = encoder.encode(long.texts), encoder.encode(list(COCO_CLASSES))
+    by_class = class_match(gallery, sentences, names)
+    arms = {
+        "br": long.scores,
+        "baseline_a_br": by_class,
+        "baseline_b_br": image_then_box(gallery, sentences, gallery.classes @ names, by_class),
+        "ablation_b_br": image_then_box(gallery, long.vectors, gallery.vectors, by_class),
+    }
+    rates = {
+        name: found(gallery, scores, long.own, long.iou).mean(axis=0)
+        for name, scores in arms.items()
+    }
+    # Compared with the better of the two baselines.
+    best = max(rates["baseline_a_br"][0], rates["baseline_b_br"][0])
+    return {
+        **{
+            f"{name}{k}_50": round(100 * float(rate), 2)
+            for name, values in rates.items()
+            if name != "br"
+            for k, rate in zip(KS, values, strict=True)
+        },
+        "baseline_ratio": round(float(rates["br"][0] / best), 2),
+        "ablation_ratio": round(float(rates["br"][0] / rates["ablation_b_br"][0]), 2),
+    }
+
+
+def over_seeds(folders: list[Path], held_out: ReferringDataset, photos: Path) -> dict[str, float]:
+    """Return mean and standard deviation of the figures of several checkpoints."""
+    each = []
+    for folder in folders:
+        model, tokenizer = load_model(folder)
+        num = model.config.num_candidates
+        each.append(split_figures(*long_and_short(model, tokenizer, held_out, photos, num)))
+        print(f"{folder.name}: {each[-1]}", flush=True)
+    names = [name for name in each[0] if not name.endswith(("_low", "_high"))]
+    figures: dict[str, float] = {"seeds": len(each)}
+    for name in names:
+        values = [one[name] for one in each]
+        figures[f"seeds_{name}_mean"] = round(mean(values), 2)
+        figures[f"seeds_{name}_deviation"] = round(stdev(values), 2)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
     parser.add_argument("--num-candidates", type=int, default=None)
+    parser.add_argument("--seeds", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     root = data_dir()
     if root is None:
@@ -198,50 +319,19 @@ def main() -> None:
     folder = root / "photos"
     model, tokenizer = load_model(args.checkpoint)
     num = args.num_candidates or model.config.num_candidates
-    held_out = read_photos(folder).split("val")
-    gallery = encode_gallery(model, held_out, folder / "images", num)
-    figures: dict[str, float] = {"quality.num_candidates": num}
-
-    texts, vectors, own, iou = ask(model, tokenizer, held_out.of_kind("long"), gallery)
-    # All arms rank the same candidates, so they differ only in how they rank them.
-    encoder = Sentences()
-    sentences, names = encoder.encode(texts), encoder.encode(list(COCO_CLASSES))
-    by_class = class_match(gallery, sentences, names)
-    arms = {
-        "br": vectors @ gallery.vectors.T,
-        "baseline_a_br": by_class,
-        "baseline_b_br": image_then_box(gallery, sentences, gallery.classes @ names, by_class),
-        "ablation_b_br": image_then_box(gallery, vectors, gallery.vectors, by_class),
-    }
-    print(f"{len(held_out.images)} photos, {len(gallery.photo)} instances, {len(texts)} queries")
-    br1 = {}
-    for name, scores in arms.items():
-        spans = bootstrap_intervals(found(gallery, scores, own, iou), clusters=own)
-        rec = in_photo(gallery, scores, own, iou)
-        br1[name] = spans[0].mean
-        cells = "  ".join(
-            f"{100 * s.mean:5.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in spans
-        )
-        print(f"{name:14s} @1/5/10  {cells}   P@.5 in photo {100 * rec.mean():.1f}")
-        for k, span in zip(KS, spans, strict=True):
-            figures[f"quality.{name}{k}_50"] = round(100 * span.mean, 2)
-            if name == "br":
-                figures[f"quality.br{k}_50_low"] = round(100 * span.low, 2)
-                figures[f"quality.br{k}_50_high"] = round(100 * span.high, 2)
-                figures["quality.rec_long"] = round(100 * float(rec.mean()), 2)
-    # Compared with the better of the two baselines.
-    baseline = max(br1["baseline_a_br"], br1["baseline_b_br"])
-    figures["quality.baseline_ratio"] = round(br1["br"] / baseline, 2)
-    figures["quality.ablation_ratio"] = round(br1["br"] / br1["ablation_b_br"], 2)
-
-    _, vectors, own, iou = ask(model, tokenizer, held_out.of_kind("short"), gallery)
-    rec = in_photo(gallery, vectors @ gallery.vectors.T, own, iou)
-    figures["quality.rec_short"] = round(100 * float(rec.mean()), 2)
-    for name, value in human_rec(model, tokenizer, folder, held_out, num).items():
-        figures[f"quality.{name}"] = value
-    for key in ("baseline_ratio", "ablation_ratio", "rec_short"):
-        print(f"quality.{key} = {figures[f'quality.{key}']}")
-    write_report("quality", figures)
+    everything = read_photos(folder)
+    held_out = everything.split("val")
+    long, short = long_and_short(model, tokenizer, held_out, folder, num)
+    figures: dict[str, float] = {"num_candidates": num, **split_figures(long, short)}
+    figures |= baselines(long) | human_rec(model, tokenizer, folder, held_out, num)
+    tested = set_test_photos_aside(everything, TEST_PHOTOS).split("test")
+    measured = split_figures(*long_and_short(model, tokenizer, tested, folder, num))
+    figures |= {"test_photos": TEST_PHOTOS} | {f"test_{k}": v for k, v in measured.items()}
+    if args.seeds:
+        figures |= over_seeds(args.seeds, held_out, folder)
+    for name, value in figures.items():
+        print(f"quality.{name} = {value}")
+    write_report("quality", {f"quality.{name}": value for name, value in figures.items()})
 
 
 if __name__ == "__main__":

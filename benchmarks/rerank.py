@@ -2,7 +2,8 @@
 
     python benchmarks/rerank.py [--checkpoint DIR]
 
-The gallery is all photos of split "val", and the queries are its long expressions. The re-ranker
+The gallery is all photos of split "val", and the queries are its long expressions; `test_*` are the
+same figures for the test photos of the recipe. The re-ranker
 reorders the best 50 photos of the dual stream, from what the index holds of them. BR@k follows
 definition B at IoU .5; REC judges the top box within the expression's own photo. Gains are in
 percentage points, with 95% bootstrap intervals over photos of the difference between both answers
@@ -40,9 +41,12 @@ from reir.models.interfaces import EncodedExpression, TokenEncoder
 from reir.models.reranker import PhotoInstances, Reranker
 from reir_testing import data_dir
 from reir_testing.boxes import target_box
+from reir_training.data.examples import set_test_photos_aside
 
 KS = (1, 5, 10)
 BATCH = 8
+# As in training/recipes/nano.yaml.
+TEST_PHOTOS = 250
 ROUNDS, WARM_UP, NUM_INSTANCES = 40, 5, 30
 
 
@@ -81,6 +85,35 @@ def successes(
     return without, with_it, own
 
 
+def gains(
+    kind: str,
+    without: npt.NDArray[np.float32],
+    with_it: npt.NDArray[np.float32],
+    own: npt.NDArray[np.int64],
+) -> dict[str, float]:
+    """Print and return the figures of one kind of expressions, and what the re-ranker adds."""
+    # Intervals of the difference, since both answers succeed or fail on the same expressions.
+    spans = bootstrap_intervals(with_it - without, clusters=own)
+    names = [*(f"br{k}" for k in KS), "rec"] if kind == "long" else ["rec_short"]
+    columns = range(4) if kind == "long" else [3]
+    figures: dict[str, float] = {}
+    for name, column in zip(names, columns, strict=True):
+        before, after = 100 * without[:, column].mean(), 100 * with_it[:, column].mean()
+        gain = spans[column]
+        print(
+            f"{name:10s} {before:6.2f} -> {after:6.2f}   {100 * gain.mean:+.2f} "
+            f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+        )
+        figures |= {
+            f"{name}_without": round(float(before), 2),
+            name: round(float(after), 2),
+            f"{name}_gain": round(100 * gain.mean, 2),
+            f"{name}_gain_low": round(100 * gain.low, 2),
+            f"{name}_gain_high": round(100 * gain.high, 2),
+        }
+    return figures
+
+
 def cost_ms(
     reranker: Reranker, text: EncodedExpression, photos: Sequence[PhotoInstances]
 ) -> tuple[list[float], list[float]]:
@@ -107,31 +140,16 @@ def main() -> None:
     encoder, reranker = load_encoder(args.checkpoint), load_reranker(args.checkpoint)
     if reranker is None or not isinstance(encoder, TokenEncoder):
         raise SystemExit(f"{args.checkpoint} has no re-ranker")
-    dataset = read_photos(root / "photos").split("val")
-    photos = encode_photos(encoder, dataset, root / "photos" / "images")
+    everything = read_photos(root / "photos")
+    tested = set_test_photos_aside(everything, TEST_PHOTOS)
     figures: dict[str, float] = {"rerank.num_photos": NUM_PHOTOS}
-    for kind in ("short", "long"):
-        asked = dataset.of_kind(kind)
-        texts = encoder.encode_tokens([e.text for e in asked.expressions])
-        without, with_it, own = successes(reranker, texts, photos, asked)
-        # Intervals of the difference, since both answers succeed or fail on the same expressions.
-        gains = bootstrap_intervals(with_it - without, clusters=own)
-        names = [*(f"br{k}" for k in KS), "rec"] if kind == "long" else ["rec_short"]
-        columns = range(4) if kind == "long" else [3]
-        for name, column in zip(names, columns, strict=True):
-            before, after = 100 * without[:, column].mean(), 100 * with_it[:, column].mean()
-            gain = gains[column]
-            print(
-                f"{name:10s} {before:6.2f} -> {after:6.2f}   {100 * gain.mean:+.2f} "
-                f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-            )
-            figures |= {
-                f"rerank.{name}_without": round(float(before), 2),
-                f"rerank.{name}": round(float(after), 2),
-                f"rerank.{name}_gain": round(100 * gain.mean, 2),
-                f"rerank.{name}_gain_low": round(100 * gain.low, 2),
-                f"rerank.{name}_gain_high": round(100 * gain.high, 2),
-            }
+    for prefix, dataset in (("test_", tested.split("test")), ("", everything.split("val"))):
+        photos = encode_photos(encoder, dataset, root / "photos" / "images")
+        for kind in ("short", "long"):
+            asked = dataset.of_kind(kind)
+            texts = encoder.encode_tokens([e.text for e in asked.expressions])
+            gained = gains(kind, *successes(reranker, texts, photos, asked))
+            figures |= {f"rerank.{prefix}{name}": value for name, value in gained.items()}
     # The cost grows with the number of words.
     longest = max(texts, key=lambda each: len(each.states))
     passed, cpu = cost_ms(reranker, longest, photos)

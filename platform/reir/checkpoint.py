@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 RERANKER_CONFIG, RERANKER_WEIGHTS = "reranker.json", "reranker.safetensors"
-# To be incremented by a release whose files earlier releases cannot read.
-FORMAT = 1
 NANO, PUBLISHED = "clare-nano", "clare"
 MODELS = (NANO, PUBLISHED)
+# To be incremented by a release whose files earlier releases cannot read, or which cannot read
+# theirs. The second format of `clare-nano` has another detector and another crop network.
+FORMATS = {NANO: 2, PUBLISHED: 1}
+RERANKER_FORMAT = 1
 EMBEDDING = "text.tower.words.weight"
 
 
@@ -66,7 +68,7 @@ def save_checkpoint(
     tokenizer.save(str(folder / TOKENIZER))
     digest = weights_digest(folder)
     config = {
-        "format": FORMAT,
+        "format": FORMATS[kind],
         "model": kind,
         "digest": digest,
         "model_config": asdict(model.config),
@@ -171,7 +173,7 @@ def save_reranker(folder: Path, reranker: Reranker, digest: str, about: Mapping[
         folder / RERANKER_WEIGHTS,
     )
     config = {
-        "format": FORMAT,
+        "format": RERANKER_FORMAT,
         "digest": digest,
         "model_config": asdict(reranker.config),
         "training": dict(about),
@@ -280,9 +282,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is a checkpoint of unknown model {kind!r}; known are {', '.join(MODELS)}"
             f"{nearest_name(str(kind), MODELS)}"
         )
-    if version != FORMAT:
+    if version != FORMATS[kind]:
+        remedy = (
+            "an earlier release wrote it: train the model again with `reir train`, and index its "
+            "galleries again with `reir reindex`"
+            if isinstance(version, int) and version < FORMATS[kind]
+            else "update reir-platform"
+        )
         raise CheckpointError(
-            f"{folder} has format {version}, but this release reads {FORMAT}; update reir-platform"
+            f"{folder} has format {version}, but this release reads format {FORMATS[kind]} of "
+            f"{kind}; {remedy}"
         )
     return dict(config)
 

@@ -137,7 +137,7 @@ def test_a_tokenizer_that_pads_or_cuts_is_set_right(damaged: Path) -> None:
 def test_a_missing_file_is_named(damaged: Path, name: str) -> None:
     (damaged / name).unlink()
     with pytest.raises(CheckpointError, match=rf"damaged is not a checkpoint: {name} missing"):
-        load_encoder(damaged)
+        load_model(damaged)
 
 
 def test_a_missing_folder_names_all_three(tmp_path: Path) -> None:
@@ -151,9 +151,16 @@ def test_an_unknown_model_is_refused_with_the_nearest(damaged: Path) -> None:
         load_model(damaged)
 
 
-def test_another_format_is_refused_with_both_numbers(damaged: Path) -> None:
-    edit_config(damaged, format=99)
-    with pytest.raises(CheckpointError, match=r"format 99, but this release reads 1"):
+@pytest.mark.parametrize(
+    ("written", "remedy"), [(99, "update reir-platform"), (1, "train the model again")]
+)
+def test_another_format_is_refused_with_both_numbers(
+    damaged: Path, written: int, remedy: str
+) -> None:
+    edit_config(damaged, format=written)
+    with pytest.raises(
+        CheckpointError, match=rf"format {written}, but this release reads format 2 .*{remedy}"
+    ):
         load_model(damaged)
 
 
