@@ -55,6 +55,7 @@ def tiny_model(seed: int = 0, **changes: Any) -> ClareNano:
         "detector_px": 128,
         "crop_px": 32,
         "scene_px": 64,
+        "bank_sentences": 30,
         "text_layers": 1,
         "max_tokens": 16,
         "dropout": 0.0,

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reir.checkpoint import save_checkpoint
 from reir.query.presence import save_background
 from reir_training.config import NanoTrainConfig
@@ -20,6 +22,7 @@ from reir_training.nano.initialization import (
     training_sentences,
 )
 from reir_training.nano.objective import NanoObjective
+from reir_training.nano.query_bank import fill_query_bank
 from reir_training.report.model_card import write_nano_card
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Epoch, Stage
@@ -91,7 +94,11 @@ class NanoTask:
                 yield self._maker.batch(of_share[i], [settings.seed, epoch.number, i])
 
     def validate(self) -> dict[str, float]:
-        """Evaluate the current weights on the held-out photos."""
+        """Fill the query bank, and evaluate the current weights on the held-out photos."""
+        with torch.autocast(self.model.log_scale.device.type, torch.bfloat16, enabled=self._half):
+            fill_query_bank(
+                self.model, self.tokenizer, self._photos, self._cache, self._maker.train_rows
+            )
         return validate(self.model, self.tokenizer, self._photos, self._cache, half=self._half)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:

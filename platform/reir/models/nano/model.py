@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reir.models.nano.crop_network import CHANNELS, CropNetwork, CropNetworkName
+from reir.models.nano.query_bank import QueryBank
 from reir.models.nano.sentence_tower import SentenceTower
 from reir.models.picodet import HEAD_CHANNELS, NUM_CLASSES, PicoDet
 from reir.models.relation_experts import MixtureOfRelationExperts
@@ -54,6 +55,7 @@ class ClareNanoConfig:
         detector_px, crop_px, scene_px: input side of detector, crops and whole photo.
         crop_margin: fraction of the box side added on each side of a crop.
         num_experts, top_k_experts, expert_mix: MORE; 0 experts for none.
+        bank_sentences: sentences of the training set that lower the rank of hubs (`QueryBank`).
         text_layers: layers of the text tower.
         max_tokens: longer expressions are truncated.
         dropout: in training.
@@ -75,6 +77,7 @@ class ClareNanoConfig:
     num_experts: int = 4
     top_k_experts: int = 2
     expert_mix: float = 0.2
+    bank_sentences: int = 2000
     text_layers: int = 6
     max_tokens: int = 64
     dropout: float = 0.3
@@ -158,7 +161,7 @@ class VisualOutput(NamedTuple):
     """Output of the visual stream; a tuple, since ZeRO-3 finds tensors in tuples only.
 
     Attributes:
-        vectors: (B, K, D) unit length.
+        vectors: (B, K, D) of unit length in training, else of a length around 1 (`QueryBank`).
         image_vectors: (B, D) unit length.
         boxes: (B, K, 4) refined, xyxy in [0, 1].
         class_logits: (B, K, 80), for an auxiliary loss in training.
@@ -346,6 +349,7 @@ class InstanceStream(nn.Module):
     def __init__(self, config: ClareNanoConfig) -> None:
         super().__init__()
         self.members = nn.ModuleList(InstanceMember(config) for _ in range(config.num_members))
+        self.bank = QueryBank(config.bank_sentences, config.dim)
 
     def forward(self, batch: CandidateBatch) -> VisualOutput:
         """Return the vectors of candidates and photos; boxes and logits are means over members."""
@@ -353,8 +357,11 @@ class InstanceStream(nn.Module):
         boxes = torch.cat([batch.boxes, cells], dim=1)
         pairs = pair_geometry(boxes)
         parts: list[VisualOutput] = [member(batch, boxes, pairs) for member in self.members]
+        vectors = join_members([part.vectors for part in parts])
+        if not self.training:
+            vectors = vectors * self.bank.factors(vectors, batch.valid)[:, None, None]
         return VisualOutput(
-            vectors=join_members([part.vectors for part in parts]),
+            vectors=vectors,
             image_vectors=join_members([part.image_vectors for part in parts]),
             boxes=torch.stack([part.boxes for part in parts]).mean(0),
             class_logits=torch.stack([part.class_logits for part in parts]).mean(0),
