@@ -11,7 +11,8 @@ from reir.config import dump_config, load_config
 from reir.errors import ConfigError
 from reir_training.config import ClareTrainConfig, NanoTrainConfig
 
-RECIPE = Path(__file__).resolve().parents[2] / "training" / "recipes" / "nano.yaml"
+RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
+RECIPE = RECIPES / "nano.yaml"
 SMALL = {"data": [{"format": "coco", "path": "photos"}], "weights": "weights"}
 
 
@@ -20,6 +21,12 @@ def test_the_shipped_recipe_is_valid() -> None:
     assert {source.format for source in config.data} == {"photos", "coco"}
     assert config.optimization.grounding_epochs > 0
     assert config.optimization.clia_epochs > 0
+
+
+@pytest.mark.parametrize("name", ["nano", "nano_contrast", "nano_rerank"])
+def test_no_shipped_recipe_trains_on_the_test_photos(name: str) -> None:
+    sources = load_config(NanoTrainConfig, RECIPES / f"{name}.yaml").data
+    assert [source.test for source in sources if source.format == "photos"] == [250]
 
 
 def test_a_saved_config_loads_as_the_same_config(tmp_path: Path) -> None:
