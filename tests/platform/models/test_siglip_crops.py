@@ -49,10 +49,8 @@ def _candidates(boxes: FloatArray) -> Candidates:
     num = len(boxes)
     return Candidates(
         boxes=torch.from_numpy(boxes),
-        scores=torch.linspace(0.9, 0.5, num),
-        class_scores=torch.ones(num, 80),
-        class_features=torch.zeros(num, 64),
-        anchors=torch.arange(num),
+        class_scores=torch.linspace(0.9, 0.5, num)[:, None].expand(num, 80),
+        features=torch.zeros(num, 64),
     )
 
 

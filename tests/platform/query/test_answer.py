@@ -35,19 +35,20 @@ from reir_testing.lookup_gallery import (
 FIRST = Term(expression="number 0")
 
 
-def calibrated(**values: float) -> Calibration:
+def calibrated(tie_margin: float = 0.0) -> Calibration:
     """Presence is the logistic of 10 * (score - .5), whatever the other features are."""
     by_score = Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5)
     in_photo = Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5)
-    known = {"threshold": 0.9, "photo_threshold": 0.9, "tie_margin": 0.0}
     return Calibration(
         digest="table",
         gallery=by_score,
         hit=by_score,
         photo=in_photo,
         box=in_photo,
+        threshold=0.9,
+        photo_threshold=0.9,
+        tie_margin=tie_margin,
         about={},
-        **(known | values),
     )
 
 

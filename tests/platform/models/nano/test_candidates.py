@@ -33,8 +33,9 @@ def encoder() -> ClareNanoEncoder:
 def blind_model() -> ClareNano:
     """A model whose detector is certain that there is nothing anywhere."""
     model = tiny_model()
-    for head in model.detector.heads:
-        torch.nn.init.constant_(head.predict.bias, -200.0)
+    for name, parameter in model.detector.named_parameters():
+        if name.endswith("predict.bias"):
+            torch.nn.init.constant_(parameter, -200.0)
     return model
 
 
