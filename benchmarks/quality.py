@@ -55,6 +55,11 @@ MAX_TOKENS = 128
 TEST_PHOTOS = 250
 
 
+def as_an_index() -> torch.autocast:
+    """Return the precision in which a checkpoint is used on this CPU."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+
+
 @dataclass
 class Gallery:
     """Candidates of all photos: vectors (J, D), boxes (J, 4), class scores (J, 80), photo (J,)."""
@@ -72,7 +77,7 @@ def encode_gallery(model: ClareNano, dataset: ReferringDataset, folder: Path, nu
     photo: list[int] = []
     for row, image in enumerate(dataset.images):
         batch = extract([read_image(folder / image.file_name)], num)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), as_an_index():
             out = model.visual(batch)
         n = int(batch.valid.sum())
         parts.append(
@@ -156,7 +161,7 @@ def ask(
     targets = [target_box(dataset, each) for each in dataset.expressions]
     vectors = []
     for i in range(0, len(texts), 128):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), as_an_index():
             vectors.append(model.text(*tokenize(tokenizer, texts[i : i + 128], 64)).float().numpy())
     iou = pairwise_iou(np.array(targets), gallery.boxes).astype(np.float32)
     return texts, np.concatenate(vectors), own, iou
