@@ -271,7 +271,7 @@ def test_search_says_when_it_is_not_there(
     absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
     assert absent[0].startswith("Not found; with 100 % probability it is not in the gallery")
     calibration = replace(
-        calibration, gallery=replace(by_score, weights=(0, 0, 0, 0), bias=-0.4), threshold=0.3
+        calibration, gallery=replace(by_score, weights=(0, 0, 0, 0, 0), bias=-0.4), threshold=0.3
     )
     doubtful = terminal.run("search", "purple", "--gallery", "photos").splitlines()
     assert doubtful[0] == (
