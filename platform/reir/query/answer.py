@@ -181,9 +181,8 @@ class _PendingAnswer:
     @cached_property
     def background(self) -> float:
         """Score of the expression on the background of the calibration; 0 without one."""
-        if self.calibration is None:
-            return 0.0
-        return self.calibration.background.score(self.retrieved.vector)
+        known = self.calibration
+        return known.background.score(self.retrieved.vector) if known else 0.0
 
     def needs(self, stage: str) -> bool:
         """Whether an optional stage is required, because the page continues an answer of it."""
@@ -360,11 +359,8 @@ def _result(
 ) -> SearchResult:
     """Return the answer, without gallery, timings and degraded stages."""
     found, calibration, best = one.retrieved, one.calibration, one.best_scores
-    presence = None
-    if calibration is not None:
-        presence = (
-            calibration.of_gallery(best, one.background, found.num_instances) if best else 0.0
-        )
+    size = found.num_instances
+    presence = calibration.of_gallery(best, one.background, size) if calibration else None
     hits = [
         _hit(one, each, after, masks.get(each.row.instance_id))
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
@@ -390,9 +386,8 @@ def _hit(
     presence = None
     if calibration is not None:
         # From inner products, also for re-ranked hits: the calibration was fitted on those.
-        presence = calibration.of_hit(
-            row.score, one.best_scores, one.background, one.retrieved.num_instances
-        )
+        others = one.best_scores, one.background, one.retrieved.num_instances
+        presence = calibration.of_hit(row.score, *others)
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,

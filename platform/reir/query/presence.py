@@ -128,14 +128,14 @@ class Calibration:
         return presence is not None and presence >= self.threshold
 
     def of_gallery(self, best: Sequence[float], background: float, num_instances: int) -> float:
-        """Return the presence in a gallery.
+        """Return the presence in a gallery; 0 in one without instances.
 
         Args:
             best: scores of its best photos, best first.
             background: score of the sentence on `self.background`.
             num_instances: number of instances in the gallery.
         """
-        return self.gallery(gallery_features(best, background, num_instances))
+        return self.gallery(gallery_features(best, background, num_instances)) if best else 0.0
 
     def of_hit(
         self, score: float, best: Sequence[float], background: float, num_instances: int
