@@ -30,6 +30,10 @@ def encoder_of(arguments: argparse.Namespace) -> InstanceEncoder:
     return FakeEncoder() if arguments.fake else load_encoder(arguments.checkpoint)
 
 
+# As in training/recipes/nano.yaml.
+TEST_PHOTOS = 250
+
+
 def real_photos(count: int | None = None) -> list[Path]:
     """Return the first `count` photos of `REIR_DATA`, or all of them."""
     data = data_dir()

@@ -73,7 +73,7 @@ def worktree(commit: str) -> Iterator[Path]:
 def compare(
     earlier: Path, photos: Path, environment: dict[str, str], rounds: int
 ) -> tuple[float, float, float]:
-    """Return the median ratio of the speeds, and the median speeds now and earlier."""
+    """Return medians: the ratio of the speeds, the speed now, and that of the earlier release."""
     rates: dict[Path, list[float]] = {ROOT: [], earlier: []}
     for number in range(rounds):
         # Each round starts with another release, since the machine's speed changes.

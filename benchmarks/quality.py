@@ -28,6 +28,7 @@ from statistics import mean, stdev
 import numpy as np
 import numpy.typing as npt
 import torch
+from _indexing import TEST_PHOTOS
 from _report import write_report
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -51,12 +52,10 @@ from reir_training.nano.start_weights import minilm_files
 Floats = npt.NDArray[np.float32]
 KS = (1, 5, 10)
 MAX_TOKENS = 128
-# As in training/recipes/nano.yaml.
-TEST_PHOTOS = 250
 
 
 def as_an_index() -> torch.autocast:
-    """Return the precision in which a checkpoint is used on this CPU."""
+    """Compute in bf16 if an index does so on this CPU, else in float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
 
 
@@ -201,7 +200,7 @@ def human_rec(
 
 @dataclass
 class Asked:
-    """The queries of a set of photos: texts, vectors (M, D), photo (M,), IoU with boxes (M, J)."""
+    """M queries: texts, vectors (M, D), the photo of each (M,), and IoU with all boxes (M, J)."""
 
     gallery: Gallery
     texts: list[str]

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from _indexing import TEST_PHOTOS
 from _report import write_report
 
 from reir.checkpoint import SHIPPED, load_encoder, load_reranker
@@ -45,8 +46,6 @@ from reir_training.data.examples import set_test_photos_aside
 
 KS = (1, 5, 10)
 BATCH = 8
-# As in training/recipes/nano.yaml.
-TEST_PHOTOS = 250
 ROUNDS, WARM_UP, NUM_INSTANCES = 40, 5, 30
 
 

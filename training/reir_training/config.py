@@ -170,8 +170,7 @@ class NanoSchedule(Schedule):
             are unique only within their photo.
         generated_per_photo: generated expressions per photo and epoch; 0 turns them off.
         wrong_per_expression: sentences with one wrong word per written expression and epoch, which
-            must score lower (`loss.wrong_word`); 0 turns them off. The shipped checkpoint was
-            trained without them.
+            must score lower (`loss.wrong_word`); 0 turns them off.
     """
 
     text_tower_factor: float = Field(0.1, ge=0)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_TRACING = threading.Lock()
-"""Warning filters belong to the whole process, so only one thread at a time may change them."""
+from reir.models.traced_module import trace
 
 
 class CpuEngine:
@@ -68,11 +66,10 @@ def _convert(module: nn.Module, example: Tensor) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
-        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-        front_end = FrontEndManager().load_by_framework("pytorch")
-        decoder = TorchScriptPythonDecoder(traced, example_input=example)
-        return front_end.convert(front_end.load(decoder))
+    front_end = FrontEndManager().load_by_framework("pytorch")
+    # Kept in a variable: OpenVINO reads it during `convert`, but does not keep it alive.
+    decoder = TorchScriptPythonDecoder(trace(module, example), example_input=example)
+    return front_end.convert(front_end.load(decoder))
 
 
 def _import_openvino() -> Any:

@@ -13,6 +13,13 @@ _TRACING = threading.Lock()
 """Warning filters belong to the whole process, so only one thread at a time may change them."""
 
 
+def trace(module: nn.Module, *example: Tensor) -> Any:
+    """Trace a module with torch, without its warnings."""
+    with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        # Not checked by torch, which would run the module again: tests compare the bits.
+        return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+
+
 class TracedModule:
     """A traced module; thread-safe, with exactly the outputs of the module itself.
 
@@ -27,11 +34,7 @@ class TracedModule:
     """
 
     def __init__(self, module: nn.Module, *example: Tensor) -> None:
-        with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            # Not checked by torch, which would run the module again: tests compare the bits.
-            self._traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
-                module, example, check_trace=False
-            )
+        self._traced = trace(module, *example)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Return the output of the module, without gradients."""

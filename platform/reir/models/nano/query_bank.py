@@ -53,8 +53,6 @@ class QueryBank(nn.Module):
 
     @torch.no_grad()
     def fill(self, vectors_ND: Tensor) -> None:
-        """Take the vectors of N > 0 sentences: Q of them, repeated if there are fewer."""
+        """Take Q of the vectors of N > 0 sentences, evenly; with fewer than Q, they repeat."""
         rows = torch.arange(len(self.vectors)) * len(vectors_ND) // max(len(self.vectors), 1)
-        if len(vectors_ND) < len(self.vectors):
-            rows = torch.arange(len(self.vectors)) % len(vectors_ND)
         self.vectors.copy_(vectors_ND[rows])
