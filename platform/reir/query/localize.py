@@ -138,7 +138,7 @@ class PixelLocalizer:
     def _presence(self, best: Sequence[float], background: float) -> float | None:
         if self._calibration is None:
             return None
-        return self._calibration.of_photo(best, background) if best else 0.0
+        return self._calibration.of_photo(best[0], background) if best else 0.0
 
     def _is_there(self, presence: float | None) -> bool:
         """Whether a photo with this presence counts as showing the described instance."""

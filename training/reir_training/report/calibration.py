@@ -183,7 +183,7 @@ def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
         for photo in (own, int(rng.choice(near))):
             best, fits = scored.within(expression, photo)
             background = scored.background[expression]
-            photos.append((box_features(best[0], best, background), photo == own, own))
+            photos.append(((best[0], background), photo == own, own))
             boxes += [
                 (box_features(score, best, background), bool(right), own)
                 for score, right in list(zip(best, fits, strict=True))[:PHOTOS]
