@@ -17,7 +17,13 @@ from reir.cli.doctor.galleries import check_galleries
 from reir.images.decode import canonical_uri, image_id, path_of_uri
 from reir.query import request
 from reir.query.language import NOTE
-from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Calibration,
+    Logistic,
+)
 from reir.query.search import CheckpointExtras
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
@@ -254,7 +260,7 @@ def test_search_says_when_it_is_not_there(
         digest=ENCODER.digest,
         gallery=by_score,
         hit=by_score,
-        photo=in_photo,
+        photo=Logistic(features=PHOTO_FEATURES, weights=(1, 0), bias=0),
         box=in_photo,
         threshold=0.5,
         photo_threshold=0.5,

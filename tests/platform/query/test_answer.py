@@ -15,7 +15,13 @@ from reir.errors import QueryError
 from reir.query.answer import answer, run_now
 from reir.query.clock import NUM_DURATIONS, StageCosts
 from reir.query.paging import MAX_HITS, read_cursor
-from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Calibration,
+    Logistic,
+)
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
@@ -43,7 +49,7 @@ def calibrated(tie_margin: float = 0.0) -> Calibration:
         digest="table",
         gallery=by_score,
         hit=by_score,
-        photo=in_photo,
+        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0), bias=-5),
         box=in_photo,
         threshold=0.9,
         photo_threshold=0.9,

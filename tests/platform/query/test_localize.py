@@ -14,7 +14,13 @@ from reir.errors import ImageError
 from reir.images import rle
 from reir.images.decode import canonical_uri
 from reir.query.localize import PixelLocalizer
-from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Calibration,
+    Logistic,
+)
 from reir.query.stages import RefineRequest
 from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
@@ -53,7 +59,7 @@ def in_photo(threshold: float) -> Calibration:
         digest=ENCODER.digest,
         gallery=whole,
         hit=whole,
-        photo=model,
+        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0), bias=-5),
         box=model,
         threshold=0.5,
         photo_threshold=threshold,
