@@ -140,6 +140,14 @@ AllowPrivate = Annotated[
         "--allow-private", help="With --allow-http, also download from private network addresses."
     ),
 ]
+Masks = Annotated[
+    bool,
+    typer.Option(
+        "--masks",
+        help="Also store the mask of each instance. It takes about twice as long; without it, a "
+        "search with --localize computes the masks of its first hits.",
+    ),
+]
 FollowLinks = Annotated[
     bool,
     typer.Option("--follow-links", help="Also index photos behind symlinks that leave the folder."),
@@ -178,6 +186,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
+    masks: Masks = False,
     batch_size: BatchSize = 16,
     prune: Prune = False,
     retry_failed: RetryFailed = False,
@@ -201,7 +210,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     as_json: AsJson = False,
 ) -> None:
     """Make photos searchable. Run the command again to bring the gallery up to date."""
-    from reir.encoders import stored_spec
+    from reir.encoders import stored_spec, with_masks
     from reir_ingestion.failures import FailureLimit
     from reir_ingestion.known_sources import known_source
     from reir_ingestion.sources import SourceOptions, open_source
@@ -224,6 +233,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     opened_sinks = open_sinks(events, metrics_port, metrics_host)
     with stoppable(), opened_sinks as sinks, connect(store) as held:
         spec = named or stored_spec(held, gallery)
+        spec = with_masks(spec) if masks else spec
         tiling = choose_tiling(held, gallery, tile)
         options = IndexOptions(
             batch_size=batch_size,

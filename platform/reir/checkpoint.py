@@ -5,9 +5,8 @@ published CLARE are stored as trained. Those of `clare-nano` are stored in float
 embeddings, which are frozen in training and make up two fifths of the model, in int8 with a scale
 for each row. Weights are safetensors only: opening a pickle could run code.
 
-A directory may also contain a relation re-ranker, `reranker.json` and `reranker.safetensors`, in
-float32. It was trained on the vectors of one model, whose digest it records, and works with no
-other.
+A directory may also contain a relation re-ranker and a mask head (`reir.checkpoint_parts`), each of
+which works only with what it was trained on: the vectors of one model, or one crop network.
 """
 
 from __future__ import annotations
@@ -16,15 +15,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
+from reir.checkpoint_parts import CheckpointPart
 from reir.errors import CheckpointError, nearest_name
 from reir.models.interfaces import InstanceEncoder
 from reir.models.nano.encoder import ClareNanoEncoder
@@ -33,17 +34,27 @@ from reir.models.nano.model import ClareNano
 # Clare imports `transformers`, which takes longer than a search; only its own checkpoints need it.
 if TYPE_CHECKING:
     from reir.models.clare.model import Clare
+    from reir.models.nano.crop_network import CropNetwork
+    from reir.models.nano.mask_head import MaskHead
+    from reir.models.nano.segmenter import NanoSegmenter
     from reir.models.reranker import Reranker
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-RERANKER_CONFIG, RERANKER_WEIGHTS = "reranker.json", "reranker.safetensors"
 NANO, PUBLISHED = "clare-nano", "clare"
 MODELS = (NANO, PUBLISHED)
 # To be incremented by a release whose files earlier releases cannot read, or which cannot read
 # theirs. The second format of `clare-nano` has another detector and another crop network.
 FORMATS = {NANO: 2, PUBLISHED: 1}
-RERANKER_FORMAT = 1
+RERANKER = CheckpointPart(
+    name="reranker",
+    label="the re-ranker",
+    trained_on="vectors of checkpoint",
+    stage="rerank",
+)
+MASK_HEAD = CheckpointPart(
+    name="mask_head", label="the mask head", trained_on="the crop network", stage="masks"
+)
 EMBEDDING = "text.tower.words.weight"
 
 
@@ -58,8 +69,6 @@ def save_checkpoint(
         tokenizer: of the text tower.
         about: JSON values to store under "training" in config.json (data, steps, metrics).
     """
-    from dataclasses import asdict
-
     folder.mkdir(parents=True, exist_ok=True)
     kind = NANO if isinstance(model, ClareNano) else PUBLISHED
     # Contiguous, because safetensors refuses other layouts, such as channels-last weights.
@@ -95,13 +104,24 @@ def load_encoder(
     folder = Path(path) if path is not None else SHIPPED
     if read_config(folder)["model"] == PUBLISHED:
         return _load_published(folder, num_candidates, masks)
-    if masks:
-        raise CheckpointError(
-            f"{folder} is a checkpoint of {NANO}, which has no masks; use one of clare-base or "
-            f"clare-large, or load it without masks"
-        )
     model, tokenizer = load_model(folder)
-    return ClareNanoEncoder(model, tokenizer, weights_digest(folder), num_candidates=num_candidates)
+    encoder = ClareNanoEncoder(
+        model, tokenizer, weights_digest(folder), num_candidates=num_candidates
+    )
+    return _with_masks(encoder, folder) if masks else encoder
+
+
+def _with_masks(encoder: InstanceEncoder, folder: Path) -> InstanceEncoder:
+    """Let the mask head of a checkpoint give the instances of an encoder their masks."""
+    from reir.models.masked_encoder import MaskedEncoder
+
+    segmenter = load_segmenter(folder)
+    if segmenter is None:
+        raise CheckpointError(
+            f"{folder} has no mask head; load it without masks, or train one with "
+            f"`reir train --stage masks --init {folder}`"
+        )
+    return MaskedEncoder(encoder, segmenter)
 
 
 def _load_published(folder: Path, num_candidates: int | None, masks: bool) -> InstanceEncoder:
@@ -158,28 +178,8 @@ def load_clare(folder: Path) -> tuple[Clare, Tokenizer]:
 
 
 def save_reranker(folder: Path, reranker: Reranker, digest: str, about: Mapping[str, Any]) -> None:
-    """Write a re-ranker into the checkpoint directory of the model that it was trained on.
-
-    Args:
-        folder: of the checkpoint; its other files stay as they are.
-        reranker: on any device.
-        digest: of that model.
-        about: JSON values to store under "training" (data, steps, metrics).
-    """
-    from dataclasses import asdict
-
-    save_file(
-        {k: v.float().cpu().contiguous() for k, v in reranker.state_dict().items()},
-        folder / RERANKER_WEIGHTS,
-    )
-    config = {
-        "format": RERANKER_FORMAT,
-        "digest": digest,
-        "model_config": asdict(reranker.config),
-        "training": dict(about),
-    }
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / RERANKER_CONFIG).write_text(text + "\n", encoding="utf-8")
+    """Write a re-ranker into the checkpoint directory of the model with this digest."""
+    RERANKER.save(folder, reranker, asdict(reranker.config), digest, about)
 
 
 def load_reranker(folder: Path | None = None, digest: str | None = None) -> Reranker | None:
@@ -195,26 +195,60 @@ def load_reranker(folder: Path | None = None, digest: str | None = None) -> Rera
     from reir.models.reranker import Reranker, RerankerConfig
 
     folder = Path(folder) if folder is not None else SHIPPED
-    if not (folder / RERANKER_WEIGHTS).is_file():
+    if not RERANKER.is_in(folder):
         return None
     expected = digest or weights_digest(folder)  # a known digest saves hashing the whole file
-    try:
-        config = json.loads((folder / RERANKER_CONFIG).read_text(encoding="utf-8"))
-        trained_on = config["digest"]
-        reranker = Reranker(RerankerConfig(**config["model_config"]))
-        reranker.load_state_dict(load_file(folder / RERANKER_WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot load the re-ranker in {folder}: {str(error).splitlines()[0]}; "
-            f"{RERANKER_WEIGHTS} and {RERANKER_CONFIG} must come from one `reir train` run"
-        ) from error
-    if trained_on != expected:
-        raise CheckpointError(
-            f"the re-ranker in {folder} was trained on vectors of checkpoint {trained_on[:12]}, "
-            f"but the checkpoint in use is {expected[:12]}; train one with "
-            f"`reir train --stage rerank --init {folder}`, or delete {RERANKER_WEIGHTS}"
-        )
-    return reranker.eval().requires_grad_(False)
+    return RERANKER.load(folder, lambda shape: Reranker(RerankerConfig(**shape)), expected)
+
+
+def save_mask_head(folder: Path, head: MaskHead, network: CropNetwork, about: Any) -> None:
+    """Write a mask head into the checkpoint directory of the model with this crop network."""
+    MASK_HEAD.save(folder, head, asdict(head.config), module_digest(network), about)
+
+
+def load_segmenter(folder: Path | None = None) -> NanoSegmenter | None:
+    """Load the segmenter of a checkpoint of `clare-nano`; None if the checkpoint has none.
+
+    Args:
+        folder: checkpoint directory; None for the one that comes with the package.
+
+    Raises:
+        CheckpointError: the mask head was trained with another crop network, or cannot be loaded.
+    """
+    from reir.models.nano.crop_network import CropNetwork
+    from reir.models.nano.encoder import fast_dtype
+    from reir.models.nano.mask_head import MaskHead, MaskHeadConfig
+    from reir.models.nano.segmenter import NanoSegmenter
+
+    folder = Path(folder) if folder is not None else SHIPPED
+    if not MASK_HEAD.is_in(folder):
+        return None
+    config = _read_config_of(folder, NANO)
+    with _checkpoint_errors(folder):
+        network = CropNetwork(config["model_config"]["crop_network"])
+        network.load_state_dict(_read_tensors(folder / WEIGHTS, "crop_network."))
+    network.eval().requires_grad_(False)
+
+    def build(shape: dict[str, Any]) -> MaskHead:
+        return MaskHead(MaskHeadConfig(**shape), network.level_channels)
+
+    head = MASK_HEAD.load(folder, build, module_digest(network))
+    return NanoSegmenter(network, head, fast_dtype())
+
+
+def module_digest(module: nn.Module) -> str:
+    """Return the sha256 of the weights of a module, rounded as in a checkpoint."""
+    sha = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        sha.update(name.encode() + value.to(torch.float16).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix`, in float32 and without the prefix."""
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
 
 
 def _read_config_of(folder: Path, kind: str) -> dict[str, Any]:

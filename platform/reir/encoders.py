@@ -2,7 +2,7 @@
 
     clare-nano                                    the checkpoint that comes with the package
     clare:DIR, or just DIR                        a checkpoint written by `reir train`
-    clare-masks:DIR                               the same, and its masks if it was trained with any
+    clare-masks, or clare-masks:DIR               one of these, with the masks of its instances
     owlv2:google/owlv2-base-patch16-ensemble      OWLv2, by hub name or directory
     siglip-crops:google/siglip2-base-patch16-224  boxes of clare-nano, SigLIP on their crops
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from reir.store.contract import InstanceStore
 
 SHIPPED_KIND, TRAINED_KIND, MASKS_KIND = "clare-nano", "clare", "clare-masks"
+OF_PACKAGE = (SHIPPED_KIND, MASKS_KIND)
+"""Kinds that need no source: without one, they mean the checkpoint of the package."""
 EXTRA = "pip install 'reir-platform[clare]'"
 
 
@@ -33,7 +35,7 @@ class EncoderSpec:
 
     Attributes:
         kind: a key of `KINDS`.
-        source: absolute directory or hub name; empty for the shipped checkpoint.
+        source: absolute directory or hub name; empty for the checkpoint of the package.
     """
 
     kind: str
@@ -50,8 +52,8 @@ def parse_encoder_spec(text: str) -> EncoderSpec:
         ConfigError: the kind is unknown, or its source is missing.
     """
     text = text.strip()
-    if not text or text == SHIPPED_KIND:
-        return EncoderSpec(SHIPPED_KIND)
+    if not text or text in OF_PACKAGE:
+        return EncoderSpec(text or SHIPPED_KIND)
     # At the first colon only, since a source may contain colons itself.
     kind, colon, source = text.partition(":")
     if colon and source and kind in KINDS and kind != SHIPPED_KIND:
@@ -59,7 +61,7 @@ def parse_encoder_spec(text: str) -> EncoderSpec:
     if _is_directory(text):
         return EncoderSpec(TRAINED_KIND, _absolute(text))
     if kind in KINDS:
-        example = "" if kind == SHIPPED_KIND else ":NAME_OR_DIR"
+        example = "" if kind == SHIPPED_KIND else ":DIR" if kind == MASKS_KIND else ":NAME_OR_DIR"
         raise ConfigError(f"encoder {text!r} must have the form {kind}{example}; {_known_kinds()}")
     nearest = nearest_name(kind, tuple(KINDS))
     if colon or nearest:
@@ -96,9 +98,23 @@ def checkpoint_folder(spec: str) -> Path | None:
     from reir.checkpoint import SHIPPED
 
     parsed = parse_encoder_spec(spec)
-    if parsed.kind == SHIPPED_KIND:
+    if not parsed.source:
         return SHIPPED
     return Path(parsed.source) if parsed.kind in (TRAINED_KIND, MASKS_KIND) else None
+
+
+def with_masks(spec: str) -> str:
+    """Return the spec of the same encoder with masks.
+
+    Raises:
+        ConfigError: the encoder has none, or the spec cannot be parsed.
+    """
+    parsed = parse_encoder_spec(spec)
+    if checkpoint_folder(spec) is None:
+        raise ConfigError(
+            f"encoder {parsed} has no masks; use the shipped checkpoint or one of `reir train`"
+        )
+    return str(EncoderSpec(MASKS_KIND, parsed.source))
 
 
 def stored_spec(store: InstanceStore, gallery: str, version: str = "") -> str:
@@ -124,7 +140,7 @@ def _load_trained(source: str) -> InstanceEncoder:
 def _load_masks(source: str) -> InstanceEncoder:
     from reir.checkpoint import load_encoder
 
-    return load_encoder(Path(source), masks=True)
+    return load_encoder(Path(source) if source else None, masks=True)
 
 
 def _load_owlv2(source: str) -> InstanceEncoder:

@@ -6,13 +6,17 @@ with the candidates of all photos in the batch (`clia_loss`, docs/clare.md, sect
 distributed training, callers pass tensors that they have gathered from all ranks.
 """
 
-# Shapes: M expressions, J candidates of the whole batch, K candidates of one photo, N boxes
+# Shapes: M expressions, J candidates of the whole batch, K candidates of one photo, N boxes, h x w
+#         cells of a mask
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Without smoothing, the dice of an empty prediction for an empty mask would be 0 / 0.
+DICE_SMOOTHING = 1.0
 
 
 def focal_loss(
@@ -157,3 +161,13 @@ def box_loss(
         return predicted.sum()
     l1, giou = box_distances(predicted, target)
     return (l1_weight * l1 + giou_weight * giou).mean()
+
+
+def dice_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 - dice of masks: (..., h, w) and (..., h, w) in [0, 1] -> (...) in [0, 1).
+
+    Source: docs/clare.md, section 4.5.
+    """
+    common = (probabilities * labels).sum((-2, -1))
+    both = probabilities.sum((-2, -1)) + labels.sum((-2, -1))
+    return 1 - (2 * common + DICE_SMOOTHING) / (both + DICE_SMOOTHING)

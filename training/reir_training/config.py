@@ -125,7 +125,8 @@ class Schedule(StrictConfig):
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
-        rerank_epochs: length of the stage that trains the relation re-ranker.
+        rerank_epochs, masks_epochs: length of the stages that train the relation re-ranker and the
+            mask head.
         photos_per_batch: batch size of an optimizer step, over all workers.
         accumulate_steps: gradient accumulation: number of parts into which each worker splits its
             share of the batch, to save memory. Photos of different parts are not negatives of one
@@ -144,6 +145,7 @@ class Schedule(StrictConfig):
     clia_epochs: int = Field(8, ge=0)
     # More epochs overfit: they help on held-out training photos, but not on `val` (docs/LOG.md).
     rerank_epochs: int = Field(2, ge=0)
+    masks_epochs: int = Field(12, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -259,6 +261,23 @@ class RerankSettings(StrictConfig):
     held_out: float = Field(0.1, gt=0, lt=1)
 
 
+class MaskSettings(StrictConfig):
+    """Settings of the mask head of `clare-nano` and of its training data.
+
+    Attributes:
+        width, crop_px, margin: see `MaskHeadConfig`.
+        per_photo: maximum number of instances of a photo in a step; those with a mask come first.
+        found_share: share of instances with a mask whose prompt is a box of the detector, if it
+            found them; the prompts of the others are true boxes and slightly moved ones.
+    """
+
+    width: int = Field(64, ge=8, multiple_of=2)
+    crop_px: int = Field(128, ge=64, multiple_of=32)
+    margin: float = Field(0.25, ge=0, le=1)
+    per_photo: int = Field(12, ge=1)
+    found_share: float = Field(0.6, ge=0, le=1)
+
+
 class NanoTrainConfig(TrainConfig):
     """The settings of a `clare-nano` run.
 
@@ -272,6 +291,7 @@ class NanoTrainConfig(TrainConfig):
     model: NanoModelSettings = NanoModelSettings()
     loss: NanoLossWeights = NanoLossWeights()
     rerank: RerankSettings = RerankSettings()
+    masks: MaskSettings = MaskSettings()
     optimization: NanoSchedule = NanoSchedule()
 
 

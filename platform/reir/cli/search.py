@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,10 +81,28 @@ Explain = Annotated[
         "--explain", help="Show for each hit the scores and neighbors that explain its rank."
     ),
 ]
+
+
+class ExportFormat(StrEnum):
+    """Values of `--export`."""
+
+    COCO = "coco"
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+Export = Annotated[
+    ExportFormat | None,
+    typer.Option(
+        help="Print the hits for other programs: as a COCO data set, as a table of "
+        "comma-separated values, or as one JSON object on each line."
+    ),
+]
 Localize = Annotated[
     bool,
     typer.Option(
-        "--localize", help="Refine the boxes of the first hits on the pixels of their photos."
+        "--localize",
+        help="Add masks and tighter boxes to the first hits, from the pixels of their photos.",
     ),
 ]
 Version = Annotated[
@@ -132,6 +151,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     draw: Annotated[
         Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")
     ] = None,
+    export: Export = None,
     as_json: AsJson = False,
     store: Store = None,
     checkpoint: Checkpoint = None,
@@ -144,6 +164,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     Prints the photo, score and box of each hit, best first. Boxes are in percent of the photo's
     width and height, from the upper left corner.
     """
+    from reir.export import export as export_text
     from reir.query.request import Query, check_query
 
     query = Query(
@@ -166,6 +187,9 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         result = _ask_here(query, gallery, store, spec, version)
     if draw is not None:
         result.save_drawing(draw)
+    if export is not None:
+        typer.echo(export_text(result, export.value), nl=False)
+        return
     if as_json:
         print_json(result.to_dict())
         return

@@ -51,6 +51,18 @@ def area_px(rle: MaskRle) -> int:
     return int(coco.area({"size": list(rle.size), "counts": rle.counts}))
 
 
+def iou(a: MaskRle, b: MaskRle) -> float:
+    """Return the intersection over union of two masks; 0 if both are empty.
+
+    Raises:
+        ValueError: they differ in size.
+    """
+    if a.size != b.size:
+        raise ValueError(f"masks must have the same size, got {a.size} and {b.size}")
+    one, other = ({"size": list(each.size), "counts": each.counts} for each in (a, b))
+    return float(coco.iou([one], [other], [0])[0, 0])
+
+
 def from_annotation(segmentation: object, height_px: int, width_px: int) -> MaskRle:
     """Return the mask of a COCO `segmentation`: polygons, runs as a list, or compressed runs.
 

@@ -24,25 +24,25 @@ class CpuEngine:
     that thread, so that threads run side by side.
 
     Args:
-        module: from one tensor to a tensor or a tuple of them, with the same operations for any
+        module: from tensors to a tensor or a tuple of them, with the same operations for any
             batch size.
-        example: (1, ...) input; other inputs may differ in the first axis only.
+        example: (1, ...) inputs; other inputs may differ in the first axis only.
         dtype: of the computation, float32 or bfloat16. Outputs are float32.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, *example: Tensor, dtype: torch.dtype) -> None:
         self._openvino = _import_openvino()
         self._model = _convert(module.eval().requires_grad_(False), example)
-        self._model.reshape([-1, *example.shape[1:]])
+        self._model.reshape({i: [-1, *each.shape[1:]] for i, each in enumerate(example)})
         self._precision = "bf16" if dtype == torch.bfloat16 else "f32"
         self._threads = threading.local()
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of the module for a batch, without gradients."""
         if not hasattr(self._threads, "request"):
             self._threads.request = self._compile().create_infer_request()
         request: Any = self._threads.request
-        request.infer([images.contiguous().numpy()], share_inputs=True)
+        request.infer([each.contiguous().numpy() for each in inputs], share_inputs=True)
         # Copied, because the next call overwrites the memory of the request.
         outputs: Sequence[Any] = request.output_tensors
         return tuple(torch.from_numpy(output.data.copy()) for output in outputs)
@@ -58,7 +58,7 @@ class CpuEngine:
         return self._openvino.Core().compile_model(self._model, "CPU", settings)
 
 
-def _convert(module: nn.Module, example: Tensor) -> Any:
+def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     """Return the module as a model of OpenVINO, by the front end that `convert_model` uses.
 
     `convert_model` itself takes four times as long, since it also handles other frameworks.
@@ -68,7 +68,7 @@ def _convert(module: nn.Module, example: Tensor) -> Any:
 
     front_end = FrontEndManager().load_by_framework("pytorch")
     # Kept in a variable: OpenVINO reads it during `convert`, but does not keep it alive.
-    decoder = TorchScriptPythonDecoder(trace(module, example), example_input=example)
+    decoder = TorchScriptPythonDecoder(trace(module, *example), example_input=tuple(example))
     return front_end.convert(front_end.load(decoder))
 
 

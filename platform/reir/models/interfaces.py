@@ -1,7 +1,8 @@
-"""The interfaces of encoders.
+"""The interfaces of encoders and segmenters.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
-relation re-ranker needs, and an `ExpressionChooser`, which only evaluation uses.
+relation re-ranker needs, and an `ExpressionChooser`, which only evaluation uses. A `Segmenter`
+finds the masks of instances.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -14,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from reir.records import FloatArray, Instances, RgbImage
+from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 
 
 class InstanceEncoder(Protocol):
@@ -121,5 +122,31 @@ class ExpressionChooser(InstanceEncoder, Protocol):
             images: as for `encode_images`.
             expressions: for each image, the (T, D) vectors of its expressions; T may be 0.
             num_kept: maximum number of instances that an expression chooses.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The pixels of an instance, and the box that they suggest.
+
+    Attributes:
+        box: xyxy in [0, 1] of the upright photo.
+        mask: of the whole photo.
+    """
+
+    box: Box
+    mask: MaskRle
+
+
+class Segmenter(Protocol):
+    """Finds the pixels of instances whose boxes are roughly known, without any sentence."""
+
+    def segment(self, image: RgbImage, boxes: FloatArray) -> list[Segment]:
+        """Return the segment of each box, in the order given.
+
+        Args:
+            image: (H, W, 3) uint8, upright.
+            boxes: (N, 4) xyxy in [0, 1].
         """
         ...

@@ -24,7 +24,6 @@ from reir.query.request import Query, check_query
 from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
 from reir.query.spans import record_answer
 from reir.query.stages import (
-    LOCALIZED_HITS,
     RERANKED_PHOTOS,
     RefineRequest,
     RefineResult,
@@ -472,7 +471,7 @@ async def _localize(
     async def work(
         able: Sequence[_PendingAnswer], timeout_s: float | None
     ) -> list[list[RefineResult]]:
-        hits = [results[place[id(one)]].hits[:LOCALIZED_HITS] for one in able]
+        hits = [results[place[id(one)]].hits[: stages.localized_hits] for one in able]
         requests = [
             RefineRequest(image_id=hit.image_id, uri=hit.uri, box=hit.box)
             for of_one in hits

@@ -62,13 +62,11 @@ def locate(  # noqa: PLR0913 - all but the three parts of the question are by na
     with clock.stage("decode"):
         photo = decode(data, max_pixels=max_pixels)
     with clock.stage("localize"):
-        (found,) = localizer.locate(photo.pixels, [text], k)
-    boxes = found.boxes if masks else tuple(replace(each, mask=None) for each in found.boxes)
+        (found,) = localizer.locate(photo.pixels, [text], k, masks=masks)
     return replace(
         found,
         expression=expression,
         width_px=photo.width_px,
         height_px=photo.height_px,
-        boxes=boxes,
         timings_ms=dict(clock.ms),
     )

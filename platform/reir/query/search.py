@@ -27,7 +27,7 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images.decode import read_bytes
-from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_words
+from reir.models.interfaces import EncodedExpression, InstanceEncoder, Segmenter, encode_words
 from reir.models.reranker import Reranker
 from reir.query.answer import answer, run_now
 from reir.query.clock import StageCosts
@@ -122,26 +122,29 @@ class CheckpointExtras:
 
     reranker: Reranker | None = None
     calibration: Calibration | None = None
+    segmenter: Segmenter | None = None
 
 
 Model = tuple[InstanceEncoder, CheckpointExtras]
 
 
 def load_extras(folder: Path, digest: str) -> CheckpointExtras:
-    """Load the re-ranker and the calibration of a checkpoint directory, as far as it has them.
+    """Load re-ranker, calibration and segmenter of a checkpoint directory, as far as it has them.
 
-    Neither is loaded if the weights in the directory do not have the digest `digest`, because both
-    only fit the vectors of the weights that they were made for.
+    None is loaded if the weights in the directory do not have the digest `digest`, because each was
+    made for certain weights.
 
     Raises:
         CheckpointError: a file is damaged, or the re-ranker was trained on other weights.
     """
-    from reir.checkpoint import load_reranker, read_config
+    from reir.checkpoint import load_reranker, load_segmenter, read_config
 
     # The gallery keeps the path of its checkpoint, where other weights may have been saved since.
     if read_config(folder).get("digest") != digest:
         return CheckpointExtras()
-    return CheckpointExtras(load_reranker(folder, digest), load_calibration(folder, digest))
+    return CheckpointExtras(
+        load_reranker(folder, digest), load_calibration(folder, digest), load_segmenter(folder)
+    )
 
 
 class LocalStages:
@@ -158,6 +161,7 @@ class LocalStages:
         self.gallery = retriever.gallery
         # Localization needs only the encoder, which a local gallery always has.
         self.reranks, self.localizes = reranker is not None, True
+        self.localized_hits = localizer.max_hits
         self.calibration = calibration
         self.costs = StageCosts()
         self._encoder, self._retriever = encoder, retriever
@@ -237,7 +241,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         self._retriever = Retriever(store, name, encoder.digest, encoder.dim, self._version)
         self._encoder, self._extras = encoder, extras
         reranker = extras.reranker
-        self._localizer = PixelLocalizer(encoder, extras.calibration)
+        self._localizer = PixelLocalizer(encoder, extras.calibration, extras.segmenter)
         self.stages = LocalStages(
             encoder=encoder,
             retriever=self._retriever,

@@ -23,10 +23,6 @@ from reir.store.contract import InstanceRow
 RERANKED_PHOTOS = 50
 """Number of best photos that the re-ranker scores."""
 
-# Few, because a hit takes about .2 s on two slow cores: its photo is decoded and a crop encoded.
-LOCALIZED_HITS = 3
-"""Number of first hits whose boxes are refined."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RerankRequest:
@@ -94,6 +90,7 @@ class Stages(Protocol):
     Attributes:
         gallery: name of the gallery.
         reranks, localizes: whether these optional stages exist.
+        localized_hits: number of first hits that are localized.
         calibration: calibration of the checkpoint; None if it has none.
         costs: how long the optional stages usually take.
     """
@@ -101,6 +98,7 @@ class Stages(Protocol):
     gallery: str
     reranks: bool
     localizes: bool
+    localized_hits: int
     calibration: Calibration | None
     costs: StageCosts
 

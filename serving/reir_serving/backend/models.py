@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from reir.encoders import checkpoint_folder, load_encoder_spec
 from reir.models.interfaces import InstanceEncoder
+from reir.query.localize import PixelLocalizer
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, load_extras
 
@@ -20,7 +22,8 @@ class ModelInfo:
         spec: name of the model, as `reir.encoders` takes it.
         digest: digest that identifies the checkpoint.
         dim: dimension of its vectors.
-        masks: whether it predicts masks.
+        masks: whether hits can have masks.
+        localized_hits: number of first hits of an answer that are localized.
         reranks: whether its checkpoint includes a re-ranker.
         calibration: calibration of its scores; None if its checkpoint includes none.
     """
@@ -29,16 +32,22 @@ class ModelInfo:
     digest: str
     dim: int
     masks: bool
+    localized_hits: int
     reranks: bool
     calibration: Calibration | None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An encoder, with the re-ranker and the calibration that its checkpoint may include."""
+    """An encoder, with the optional parts of its checkpoint."""
 
     encoder: InstanceEncoder
     extras: CheckpointExtras = field(default_factory=CheckpointExtras)
+
+    @cached_property
+    def localizer(self) -> PixelLocalizer:
+        """The localizer of this model, which remembers the masks that it has found."""
+        return PixelLocalizer(self.encoder, self.extras.calibration, self.extras.segmenter)
 
     def info(self, spec: str) -> ModelInfo:
         """Return the description of this model, which `spec` names."""
@@ -46,7 +55,8 @@ class LoadedModel:
             spec=spec,
             digest=self.encoder.digest,
             dim=self.encoder.dim,
-            masks=self.encoder.masks,
+            masks=self.encoder.masks or self.extras.segmenter is not None,
+            localized_hits=self.localizer.max_hits,
             reranks=self.extras.reranker is not None,
             calibration=self.extras.calibration,
         )

@@ -102,6 +102,7 @@ class GalleryStages:
         self.gallery, self.model = gallery, model
         self.pinned = ""
         self.reranks, self.localizes = model.reranks, True
+        self.localized_hits = model.localized_hits
         self.calibration: Calibration | None = model.calibration
         self.costs = costs
         self._workers = workers

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from reir.errors import Overloaded
 from reir.models.interfaces import EncodedExpression, encode_words
-from reir.query.localize import PixelLocalizer
 from reir.query.photo_query import locate, vector_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import SIZE_KNOWN_S, Retriever, RetrieveRequest, RetrieveResult
@@ -233,7 +232,9 @@ class SearchWorkers:
         self, spec: str, requests: tuple[RefineRequest, ...]
     ) -> tuple[RefineResult, ...]:
         """Return refined boxes and masks of hits; see `PixelLocalizer.refine`."""
-        return await self._run_on_photo(lambda: tuple(self._localizer(spec).refine(requests)))
+        return await self._run_on_photo(
+            lambda: tuple(self._models.get(spec).localizer.refine(requests))
+        )
 
     async def encode_photo(self, spec: str, version: VersionSpec, data: bytes) -> EncodedPhoto:
         """Decode and encode a photo with the settings of a version.
@@ -260,7 +261,12 @@ class SearchWorkers:
         # the event loop for seconds.
         return await self._run_on_photo(
             lambda: locate(
-                self._localizer(spec), data, expression, k, masks=masks, max_pixels=max_pixels
+                self._models.get(spec).localizer,
+                data,
+                expression,
+                k,
+                masks=masks,
+                max_pixels=max_pixels,
             )
         )
 
@@ -268,10 +274,6 @@ class SearchWorkers:
         """Encode an expression with each loaded model, which raises an error if one has failed."""
         for spec in self._models.specs:
             await self.encode(spec, (CANARY,))
-
-    def _localizer(self, spec: str) -> PixelLocalizer:
-        loaded = self._models.get(spec)
-        return PixelLocalizer(loaded.encoder, loaded.extras.calibration)
 
     def _encode_batch(
         self, calls: Sequence[tuple[str, tuple[str, ...]]]

@@ -37,7 +37,7 @@ def crops(number: int, side_px: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize("name", PLANS)
 def test_outputs_equal_those_of_torch(name: CropNetworkName, side_px: int) -> None:
     module = Pooled(name).eval()
-    engine = CpuEngine(module, crops(1, side_px), torch.float32)
+    engine = CpuEngine(module, crops(1, side_px), dtype=torch.float32)
     for number in (1, 5):
         with torch.inference_mode():
             expected = module(crops(number, side_px))
@@ -48,7 +48,7 @@ def test_outputs_equal_those_of_torch(name: CropNetworkName, side_px: int) -> No
 
 def test_half_precision_is_close_and_returns_float32() -> None:
     module = Pooled("efficientnet_lite0").eval()
-    engine = CpuEngine(module, crops(1), torch.bfloat16)
+    engine = CpuEngine(module, crops(1), dtype=torch.bfloat16)
     with torch.inference_mode():
         expected = module(crops(3))[0]
     found = engine(crops(3))[0]
@@ -57,12 +57,12 @@ def test_half_precision_is_close_and_returns_float32() -> None:
 
 
 def test_an_empty_batch_gives_empty_outputs() -> None:
-    engine = CpuEngine(Pooled("efficientnet_lite0"), crops(1), torch.float32)
+    engine = CpuEngine(Pooled("efficientnet_lite0"), crops(1), dtype=torch.float32)
     assert [output.shape for output in engine(crops(0))] == [(0, 1280), (0, 1280)]
 
 
 def test_threads_get_their_own_outputs_and_later_calls_change_nothing() -> None:
-    engine = CpuEngine(Pooled("efficientnet_lite0"), crops(1), torch.float32)
+    engine = CpuEngine(Pooled("efficientnet_lite0"), crops(1), dtype=torch.float32)
     batches = [crops(number) for number in range(1, 9)]
     alone = [engine(batch)[0] for batch in batches]
     copies = [output.clone() for output in alone]
@@ -77,7 +77,7 @@ def test_threads_get_their_own_outputs_and_later_calls_change_nothing() -> None:
 def test_the_telemetry_of_openvino_is_never_loaded() -> None:
     program = (
         "import sys, torch; from reir.models.cpu_engine import CpuEngine\n"
-        "CpuEngine(torch.nn.ReLU(), torch.zeros(1, 2), torch.float32)\n"
+        "CpuEngine(torch.nn.ReLU(), torch.zeros(1, 2), dtype=torch.float32)\n"
         "assert not [m for m in sys.modules if m.startswith('openvino_telemetry.')]\n"
         "assert sys.modules['openvino_telemetry'] is None"
     )

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from reir.checkpoint import (
-    RERANKER_CONFIG,
-    RERANKER_WEIGHTS,
+    RERANKER,
     load_reranker,
     save_checkpoint,
     save_reranker,
@@ -203,7 +202,7 @@ def test_a_saved_reranker_is_loaded_bit_for_bit(checkpoint: Path) -> None:
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
-    assert json.loads((checkpoint / RERANKER_CONFIG).read_text())["training"] == {"steps": 3}
+    assert json.loads((checkpoint / RERANKER.config_file).read_text())["training"] == {"steps": 3}
 
 
 def test_a_checkpoint_may_have_no_reranker(checkpoint: Path) -> None:
@@ -215,7 +214,7 @@ def test_a_reranker_of_another_checkpoint_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint aaaaaaaaaaaa.*--stage rerank"):
         load_reranker(checkpoint)
     assert load_reranker(checkpoint, "a" * 64) is not None
-    with pytest.raises(CheckpointError, match="the checkpoint in use is bbbbbbbbbbbb"):
+    with pytest.raises(CheckpointError, match="the checkpoint has bbbbbbbbbbbb"):
         load_reranker(checkpoint, "b" * 64)
 
 
@@ -223,11 +222,11 @@ def test_a_reranker_of_another_checkpoint_is_refused(checkpoint: Path) -> None:
 def test_damaged_reranker_files_are_refused(checkpoint: Path, damage: str) -> None:
     save_reranker(checkpoint, trained(), weights_digest(checkpoint), {})
     if damage == "config":
-        (checkpoint / RERANKER_CONFIG).unlink()
+        (checkpoint / RERANKER.config_file).unlink()
     elif damage == "weights":
-        (checkpoint / RERANKER_WEIGHTS).write_bytes(b"no tensors")
+        (checkpoint / RERANKER.weights_file).write_bytes(b"no tensors")
     else:
-        path = checkpoint / RERANKER_CONFIG
+        path = checkpoint / RERANKER.config_file
         config = json.loads(path.read_text())
         config["model_config"]["width"] = 32
         path.write_text(json.dumps(config))

@@ -15,11 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reir.losses import focal_loss
+from reir.losses import dice_loss, focal_loss
 from reir_training.clare.matching import NUM_OVERLAPS
-
-# Without smoothing, the dice of an empty prediction for an empty mask would be 0 / 0.
-DICE_SMOOTHING = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,4 @@ def mask_distances(logits: Tensor, targets: Tensor, inside: Tensor) -> tuple[Ten
     labels = targets.to(logits.dtype)
     num_cells = inside.sum((-2, -1)).clamp(min=1)
     focal = (focal_loss(logits, labels) * inside).sum((-2, -1)) / num_cells
-    p = logits.sigmoid() * inside
-    common, both = (p * labels).sum((-2, -1)), p.sum((-2, -1)) + labels.sum((-2, -1))
-    return focal, 1 - (2 * common + DICE_SMOOTHING) / (both + DICE_SMOOTHING)
+    return focal, dice_loss(logits.sigmoid() * inside, labels)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reir_training.config import TrainConfig
     from reir_training.report.dry_run import DryRun
 
-STAGES = ("grounding", "clia", "all", "rerank")
+STAGES = ("grounding", "clia", "all", "rerank", "masks")
 
 
 Data = Annotated[
@@ -25,8 +25,8 @@ Preset = Annotated[str, typer.Option(help="Model to train: clare-nano, clare-bas
 StageName = Annotated[
     str,
     typer.Option(
-        help="Stage to train: grounding (stage 1), clia (stage 2), all (both), or rerank (the "
-        "re-ranker; requires --init)."
+        help="Stage to train: grounding (stage 1), clia (stage 2), all (both), rerank (the "
+        "re-ranker) or masks (the mask head); the last two require --init."
     ),
 ]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint directory to start from.")]

@@ -30,7 +30,7 @@ from reir_training.nano.initialization import start_model
 from reir_training.report.memory import MemoryEstimate, estimate_memory
 from reir_training.run.engine import start_engine
 from reir_training.run.num_workers import NumWorkers, check_shares, shares_evenly
-from reir_training.run.schedule import RERANK, Epoch, plan
+from reir_training.run.schedule import ADDED_PARTS, Epoch, plan
 from reir_training.run.tasks import AnyTask, make_task
 
 WARM_UP, MEASURED = 1, 5
@@ -118,9 +118,9 @@ def dry_run(  # noqa: PLR0913 - most are keyword-only
 
     Raises:
         ConfigError: the photos of a step cannot be divided among the workers, the stage has no
-            epochs, the stage is "rerank", or a GPU is requested and there is none.
+            epochs, the stage is "rerank" or "masks", or a GPU is requested and there is none.
     """
-    if stage == RERANK:
+    if stage in ADDED_PARTS:
         raise ConfigError(
             f"--dry-run is not available for stage {stage!r}, which only takes minutes to train"
         )

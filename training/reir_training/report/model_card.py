@@ -28,7 +28,7 @@ NANO_LIMITS = """\
   if they resemble these classes.
 * It does not read text in photos and does not recognize faces.
 """
-RERANK_TITLE = "## Relation re-ranker"
+RERANK_TITLE, MASKS_TITLE = "## Relation re-ranker", "## Mask head"
 CLARE_LIMITS = """\
 * Expressions must be in English.
 * The model finds the kinds of objects that the training photos show.
@@ -69,15 +69,11 @@ def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> N
         source: folder of the dual stream's checkpoint.
         about: metadata of the re-ranker.
     """
-    card = source / CARD
-    # The source may already have a re-ranker; its section is replaced, not repeated.
-    before = card.read_text(encoding="utf-8").split(f"\n{RERANK_TITLE}")[0] if card.exists() else ""
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
-    (folder / CARD).write_text(
+    _add_section(
+        folder,
+        source,
+        RERANK_TITLE,
         f"""\
-{before}
-{RERANK_TITLE}
-
 The re-ranker corrects the scores of the instances of the best photos. Its inputs are the vectors
 and boxes of all instances of these photos, and the words of the expression.
 
@@ -91,16 +87,55 @@ percentages. Figures that start with `dual_` are without the re-ranker.
 
 | figure | value |
 |---|---|
-{metrics}
+{_metrics(about)}
 """,
-        encoding="utf-8",
     )
+
+
+def write_masks_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of the model again, with a section about the mask head.
+
+    Args:
+        folder: folder of the new checkpoint.
+        source: folder of the model's checkpoint.
+        about: metadata of the mask head.
+    """
+    _add_section(
+        folder,
+        source,
+        MASKS_TITLE,
+        f"""\
+The mask head finds the pixels of an instance, and a tighter box, in a crop around its box. It was
+trained on features of the frozen crop network, in {about["steps"]} steps of
+{about["settings"]["optimization"]["photos_per_batch"]} photos and {about["hours"]} hours. The
+training set was {about["masks"]} masks and {about["boxes"]} boxes of {about["photos"]} photos.
+
+`mask_iou` is the mean IoU (percent) with the annotated masks of {about["held_out_photos"]} held-out
+photos, from their true boxes.
+
+| figure | value |
+|---|---|
+{_metrics(about)}
+""",
+    )
+
+
+def _add_section(folder: Path, source: Path, title: str, text: str) -> None:
+    """Write the card of `source` with a section added, which replaces one of the same title."""
+    card = source / CARD
+    sections = card.read_text(encoding="utf-8").split("\n## ") if card.exists() else [""]
+    kept = [each for each in sections if not f"## {each}".startswith(f"{title}\n")]
+    text = "\n## ".join([*kept, f"{title.removeprefix('## ')}\n\n{text}"])
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _metrics(about: Mapping[str, Any]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
 
 
 def _write(  # noqa: PLR0913 - most are keyword-only
     folder: Path, title: str, sources: str, drawn: str, about: Mapping[str, Any], limits: str
 ) -> None:
-    metrics = "\n".join(f"| {name} | {value} |" for name, value in about["metrics"].items())
     settings = about["settings"]["optimization"]
     (folder / CARD).write_text(f"""\
 # {title}
@@ -128,7 +163,7 @@ at IoU .5. All figures are percentages.
 
 | figure | value |
 |---|---|
-{metrics}
+{_metrics(about)}
 
 ## Limits
 

@@ -48,7 +48,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
         preset: name of the model.
         config: settings of the run, of the class that the preset needs; saved as `config.yaml`.
         output: output folder.
-        stage: "grounding", "clia", "all" (both) or "rerank".
+        stage: "grounding", "clia", "all" (both), "rerank" or "masks".
         init: checkpoint to start from; None for the published weights of the parts.
         num_workers: number of Ray Train workers, or a range.
         use_gpu: use one GPU per worker.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,10 @@ from typing import Literal
 from reir.errors import ConfigError
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia", "rerank"]
-RERANK = "rerank"
+Stage = Literal["grounding", "clia", "rerank", "masks"]
+RERANK, MASKS = "rerank", "masks"
+ADDED_PARTS: Mapping[str, str] = {RERANK: "re-ranker", MASKS: "mask head"}
+"""Stages that add a part to a finished `clare-nano`, and the part."""
 FINAL_RATE = 0.02
 # As published: to a tenth, after 48,000 of 60,000 steps (docs/clare.md, section 5.1).
 STEP_AT, STEP_TO = 0.8, 0.1
@@ -21,12 +24,15 @@ def check_stage(preset: str, stage: str, init: Path | None) -> None:
     """Check that a stage is possible for a preset.
 
     Raises:
-        ConfigError: the stage is "rerank", but the preset has no re-ranker or `init` is missing.
+        ConfigError: the stage adds a part to a finished `clare-nano`, but the preset is another one
+            or `init` is missing.
     """
-    if stage == RERANK and preset != "clare-nano":
-        raise ConfigError(f"--stage rerank requires --preset clare-nano, got {preset!r}")
-    if stage == RERANK and init is None:
-        raise ConfigError("--stage rerank requires --init: the checkpoint to add the re-ranker to")
+    if stage in ADDED_PARTS and preset != "clare-nano":
+        raise ConfigError(f"--stage {stage} requires --preset clare-nano, got {preset!r}")
+    if stage in ADDED_PARTS and init is None:
+        raise ConfigError(
+            f"--stage {stage} requires --init: the checkpoint to add the {ADDED_PARTS[stage]} to"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,12 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
         "grounding": settings.grounding_epochs,
         "clia": settings.clia_epochs,
         "rerank": settings.rerank_epochs,
+        "masks": settings.masks_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():
-        # The re-ranker needs a finished dual stream, so "all" does not include it.
-        if stage == name or (stage == "all" and name != "rerank"):
+        # "all" means the model itself; other parts are added to a finished one.
+        if stage == name or (stage == "all" and name not in ADDED_PARTS):
             first = len(out)
             out.extend(Epoch(first + i, name, first, length) for i in range(length))
     return out

@@ -9,11 +9,12 @@ from reir_training.clare.task import ClareTask, Stream, load_in_process
 from reir_training.config import ClareTrainConfig, NanoTrainConfig, TrainConfig
 from reir_training.data.examples import TrainPhoto
 from reir_training.data.leakage import training_photos
+from reir_training.masks.task import MaskTask
 from reir_training.nano.task import NanoTask
 from reir_training.rerank.task import RerankTask
-from reir_training.run.schedule import RERANK
+from reir_training.run.schedule import ADDED_PARTS, MASKS
 
-AnyTask = NanoTask | ClareTask | RerankTask
+AnyTask = NanoTask | ClareTask | RerankTask | MaskTask
 
 
 def make_task(  # noqa: PLR0913 - most are keyword-only
@@ -33,7 +34,7 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
     Args:
         preset: name of the model; `config` must be of its class.
         config: settings of the run.
-        stage: stage of the run; "rerank" trains the re-ranker instead of the model itself.
+        stage: stage of the run; "rerank" and "masks" train another part than the model itself.
         init: checkpoint directory to start from.
         cache: for `clare-nano`, folder with the output of its frozen part; for the published
             CLARE, folder in which workers share the annotations, or None to keep them in memory.
@@ -45,12 +46,11 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
     if isinstance(config, NanoTrainConfig):
         # The driver builds the cache before it starts the workers, and so does a dry run.
         assert cache is not None
-        known = training_photos(config) if photos is None else photos
-        if stage == RERANK:
+        known = training_photos(config, masks=stage == MASKS) if photos is None else photos
+        if stage in ADDED_PARTS:
             assert init is not None
-            return RerankTask(
-                config, known, cache=cache, init=init, rank=rank, world_size=world_size
-            )
+            part = MaskTask if stage == MASKS else RerankTask
+            return part(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
         return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
     assert isinstance(config, ClareTrainConfig)
     return ClareTask(

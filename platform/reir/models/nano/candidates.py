@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class CandidateExtractor:
 
     def _engine(self, module: nn.Module, side_px: int) -> CpuEngine:
         pixels = torch.zeros(1, side_px, side_px, 3, dtype=torch.uint8)
-        return CpuEngine(module, pixels, self._dtype)
+        return CpuEngine(module, pixels, dtype=self._dtype)
 
 
 def _channels_first(squares: Tensor) -> Tensor:
@@ -143,12 +144,20 @@ class _SceneFeatures(nn.Module):
 
 
 def crop_boxes(photo: RgbImage, boxes: np.ndarray, side_px: int, margin: float) -> Tensor:
-    """Return (N, side_px, side_px, 3) uint8 crops, stretched to a square.
+    """Return (N, side_px, side_px, 3) uint8 crops, stretched to a square; see `crop_frames`."""
+    frames = crop_frames(photo, boxes, margin)
+    crops = torch.empty(len(boxes), side_px, side_px, 3, dtype=torch.uint8)
+    for crop, (x1, y1, x2, y2) in zip(crops, frames.tolist(), strict=True):
+        crop.copy_(resize(photo[y1:y2, x1:x2], side_px, side_px))
+    return crops
+
+
+def crop_frames(photo: RgbImage, boxes: np.ndarray, margin: float) -> npt.NDArray[np.int64]:
+    """Return (N, 4) xyxy in pixels of the parts of a photo that crops show, at least one pixel.
 
     Args:
         photo: upright RGB.
-        boxes: (N, 4) xyxy in [0, 1]; rounded to whole pixels.
-        side_px: side of the crops.
+        boxes: (N, 4) xyxy in [0, 1].
         margin: fraction of the box side added on each side, as far as the photo goes.
     """
     height, width = photo.shape[:2]
@@ -158,11 +167,7 @@ def crop_boxes(photo: RgbImage, boxes: np.ndarray, side_px: int, margin: float) 
     # Whole pixels, so that a crop is a part of the array and not interpolated before it is resized.
     edges_px = np.rint(edges * sizes_px).astype(np.int64)
     first = edges_px[:, :2].clip(max=sizes_px[:2] - 1)
-    last = np.maximum(edges_px[:, 2:], first + 1)
-    crops = torch.empty(len(boxes), side_px, side_px, 3, dtype=torch.uint8)
-    for crop, (x1, y1), (x2, y2) in zip(crops, first.tolist(), last.tolist(), strict=True):
-        crop.copy_(resize(photo[y1:y2, x1:x2], side_px, side_px))
-    return crops
+    return np.concatenate([first, np.maximum(edges_px[:, 2:], first + 1)], axis=1)
 
 
 def _colors(crops: Tensor) -> Tensor:

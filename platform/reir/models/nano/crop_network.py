@@ -111,6 +111,7 @@ class InvertedResidual(nn.Module):
         self.expand = ConvReLU6(c_in, hidden) if expansion > 1 else nn.Identity()
         self.depthwise = ConvReLU6(hidden, hidden, kernel, stride=stride, groups=hidden)
         self.project = SameConv(hidden, c_out, 1)
+        self.stride = stride
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,13 +127,19 @@ class CropNetwork(nn.Module):
 
     Args:
         name: of the plan.
+
+    Attributes:
+        level_channels: channels of each of `levels`.
     """
 
     def __init__(self, name: CropNetworkName) -> None:
         super().__init__()
         self.stem = ConvReLU6(3, STEM_CHANNELS, 3, stride=2)
         c_in, blocks = STEM_CHANNELS, []
+        self.level_channels: list[int] = []
         for stage in PLANS[name]:
+            if stage.stride > 1:
+                self.level_channels.append(c_in)
             for i in range(stage.blocks):
                 blocks.append(
                     InvertedResidual(
@@ -145,6 +152,7 @@ class CropNetwork(nn.Module):
                 )
                 c_in = stage.channels
         self.blocks = nn.Sequential(*blocks)
+        self.level_channels.append(c_in)
         self.head = ConvReLU6(c_in, CHANNELS)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -156,6 +164,20 @@ class CropNetwork(nn.Module):
         Returns:
             (N, 1280, H/32, W/32), sides rounded up; the mean over cells is the usual vector.
         """
-        x = (images - PIXEL_CENTER) / PIXEL_SCALE
-        y: Tensor = self.head(self.blocks(self.stem(x)))
+        y: Tensor = self.head(self.levels(images)[-1])
         return y
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Return the features at strides 2, 4, 8, 16 and 32: of the last block of each stride.
+
+        Args:
+            images: (N, 3, H, W), RGB in 0-255.
+        """
+        x = self.stem((images - PIXEL_CENTER) / PIXEL_SCALE)
+        levels: list[Tensor] = []
+        for block in self.blocks:
+            assert isinstance(block, InvertedResidual)
+            if block.stride > 1:
+                levels.append(x)
+            x = block(x)
+        return [*levels, x]

@@ -1,0 +1,56 @@
+"""`MaskedEncoder`: an encoder whose instances get their masks from a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reir.models.interfaces import EncodedExpression, InstanceEncoder, Segmenter, encode_words
+from reir.records import FloatArray, Instances, RgbImage
+
+
+class MaskedEncoder:
+    """Adds masks to the instances of an encoder; boxes and vectors stay as they are.
+
+    Args:
+        encoder: encodes photos and expressions.
+        segmenter: finds the pixels of the instances.
+    """
+
+    masks = True
+
+    def __init__(self, encoder: InstanceEncoder, segmenter: Segmenter) -> None:
+        self._encoder, self._segmenter = encoder, segmenter
+
+    @property
+    def dim(self) -> int:
+        """See `InstanceEncoder.dim`."""
+        return self._encoder.dim
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights of the encoder, since masks do not change its vectors."""
+        return self._encoder.digest
+
+    @property
+    def num_candidates(self) -> int:
+        """See `InstanceEncoder.num_candidates`."""
+        return self._encoder.num_candidates
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
+        """Return the instances of each image, with masks."""
+        return [
+            replace(
+                found,
+                masks=tuple(each.mask for each in self._segmenter.segment(image, found.boxes)),
+            )
+            for image, found in zip(images, self._encoder.encode_images(images), strict=True)
+        ]
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        """See `InstanceEncoder.encode_expressions`."""
+        return self._encoder.encode_expressions(expressions)
+
+    def encode_tokens(self, expressions: Sequence[str]) -> list[EncodedExpression]:
+        """See `TokenEncoder.encode_tokens`."""
+        return encode_words(self._encoder, expressions, words=True)

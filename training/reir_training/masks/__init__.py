@@ -1,0 +1,1 @@
+"""Trains the mask head of a finished `clare-nano`."""
