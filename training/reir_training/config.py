@@ -145,7 +145,7 @@ class Schedule(StrictConfig):
     clia_epochs: int = Field(8, ge=0)
     # More epochs overfit: they help on held-out training photos, but not on `val` (docs/LOG.md).
     rerank_epochs: int = Field(2, ge=0)
-    masks_epochs: int = Field(12, ge=0)
+    masks_epochs: int = Field(10, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -271,7 +271,7 @@ class MaskSettings(StrictConfig):
             found them; the prompts of the others are true boxes and slightly moved ones.
     """
 
-    width: int = Field(64, ge=8, multiple_of=2)
+    width: int = Field(96, ge=8, multiple_of=2)
     crop_px: int = Field(128, ge=64, multiple_of=32)
     margin: float = Field(0.25, ge=0, le=1)
     per_photo: int = Field(12, ge=1)

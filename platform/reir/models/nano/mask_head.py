@@ -32,7 +32,7 @@ class MaskHeadConfig:
         margin: part of the photo around the box that the crop shows, as a share of the box's side.
     """
 
-    width: int = 64
+    width: int = 96
     crop_px: int = 128
     margin: float = 0.25
 
@@ -87,7 +87,11 @@ class MaskHead(nn.Module):
         self.lateral = nn.ModuleList(
             nn.Conv2d(c + PROMPT_CHANNELS, w, 1) for c, w in zip(channels, widths, strict=True)
         )
-        self.blocks = nn.ModuleList(ResidualBlock(w) for w in widths)
+        # Two blocks where a cell sees much of the crop and costs little, one at the finest levels.
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(w) for _ in range(1 if i < 2 else 2)))
+            for i, w in enumerate(widths)
+        )
         self.narrow = nn.Conv2d(config.width, widths[0], 1)
         self.to_mask = nn.Conv2d(widths[0], 1, 1)
         # How far the edges of prompts usually are from those of the instances.

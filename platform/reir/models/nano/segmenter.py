@@ -45,9 +45,13 @@ class NanoSegmenter:
         prompts = torch.from_numpy(((boxes - corner) / size).astype(np.float32))
         logits, found = self._run(crops, prompts)
         tight = (found.numpy() * size + corner).clip(0, 1)
+        # Nothing of the instance lies outside of both the prompt and the box that was found.
+        low, high = np.minimum(tight, boxes)[:, :2], np.maximum(tight, boxes)[:, 2:]
         return [
-            Segment(_ordered(box), rle.encode(_mask(each, frame, (height, width))))
-            for box, each, frame in zip(tight.tolist(), logits, frames.tolist(), strict=True)
+            Segment(_ordered(box), rle.encode(_mask(each, frame, limits, (height, width))))
+            for box, each, frame, limits in zip(
+                tight.tolist(), logits, frames, np.concatenate([low, high], axis=1), strict=True
+            )
         ]
 
     @cached_property
@@ -71,13 +75,28 @@ class _Segmentation(nn.Module):
         return output.logits, output.boxes()
 
 
-def _mask(logits: Tensor, frame: list[int], photo_px: tuple[int, int]) -> rle.BoolMask:
-    """Return the (H, W) mask of a photo from the logits of a crop of it."""
-    x1, y1, x2, y2 = frame
+def _mask(
+    logits: Tensor, frame_px: np.ndarray, limits: np.ndarray, photo_px: tuple[int, int]
+) -> rle.BoolMask:
+    """Return the (H, W) mask of a photo from the logits of a crop of it.
+
+    Args:
+        logits: (s/2, s/2).
+        frame_px: (4,) xyxy of the crop.
+        limits: (4,) xyxy in [0, 1] of the photo, outside of which the mask is empty.
+        photo_px: height and width of the photo.
+    """
+    x1, y1, x2, y2 = frame_px.tolist()
     resized = F.interpolate(logits[None, None], (y2 - y1, x2 - x1), mode="bilinear")[0, 0]
     mask = np.zeros(photo_px, dtype=np.bool_)
     mask[y1:y2, x1:x2] = (resized > 0).numpy()
-    return mask
+    height, width = photo_px
+    sizes_px = np.array([width, height])
+    left, top = np.floor(limits[:2] * sizes_px).astype(int).tolist()
+    right, bottom = np.ceil(limits[2:] * sizes_px).astype(int).tolist()
+    inside = np.zeros_like(mask)
+    inside[top:bottom, left:right] = True
+    return np.asarray(mask & inside)
 
 
 def _ordered(box: list[float]) -> tuple[float, float, float, float]:
