@@ -49,6 +49,7 @@ class MaskObjective(nn.Module):
 
     def forward(self, batch: MaskBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """Return the loss and its terms by name."""
+        # In this order of memory, which `permute` keeps, convolutions on a CPU are 1.5 times as fast.
         pixels = batch.crops.permute(0, 3, 1, 2).float()
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._half):
             with torch.no_grad():
@@ -114,8 +115,6 @@ class MaskTask:
         self.network = load_model(init)[0].crop_network
         torch.manual_seed(config.optimization.seed)
         self.model = MaskHead(shape, self.network.level_channels)
-        # Convolutions on a CPU are 1.5 times as fast in this layout.
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         half = config.optimization.precision == "bf16"
         self.objective = MaskObjective(self.network, self.model, half=half)
         found = FrozenCache(cache)
