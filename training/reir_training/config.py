@@ -271,7 +271,7 @@ class MaskSettings(StrictConfig):
             found them; the prompts of the others are true boxes and slightly moved ones.
     """
 
-    width: int = Field(96, ge=8, multiple_of=2)
+    width: int = Field(64, ge=8, multiple_of=2)
     crop_px: int = Field(128, ge=64, multiple_of=32)
     margin: float = Field(0.25, ge=0, le=1)
     per_photo: int = Field(12, ge=1)

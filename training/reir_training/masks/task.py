@@ -49,7 +49,6 @@ class MaskObjective(nn.Module):
 
     def forward(self, batch: MaskBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """Return the loss and its terms by name."""
-        # In this order of memory, which `permute` keeps, convolutions on a CPU are 1.5 times as fast.
         pixels = batch.crops.permute(0, 3, 1, 2).float()
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._half):
             with torch.no_grad():

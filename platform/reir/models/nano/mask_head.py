@@ -32,7 +32,7 @@ class MaskHeadConfig:
         margin: part of the photo around the box that the crop shows, as a share of the box's side.
     """
 
-    width: int = 96
+    width: int = 64
     crop_px: int = 128
     margin: float = 0.25
 
@@ -56,14 +56,27 @@ class MaskOutput(NamedTuple):
         return self.edges.float().softmax(2) @ centers
 
 
+class ChannelsLastConv(nn.Conv2d):
+    """A convolution in the memory order that is several times as fast on a CPU.
+
+    The weights themselves stay contiguous, since DeepSpeed broadcasts no others.
+    """
+
+    def forward(self, x_NChw: Tensor) -> Tensor:
+        """Return (N, C, h, w)."""
+        order = torch.channels_last
+        x, weight = (each.contiguous(memory_format=order) for each in (x_NChw, self.weight))
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions that look at the neighbors of each cell, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, width)
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = ChannelsLastConv(width, width, 3, padding=1)
+        self.second = ChannelsLastConv(width, width, 3, padding=1)
 
     def forward(self, x_NChw: Tensor) -> Tensor:
         """Return (N, C, h, w)."""
@@ -85,18 +98,19 @@ class MaskHead(nn.Module):
         # The finest level has most of the cells, so it is narrower.
         widths = [config.width // 2, *[config.width] * (len(channels) - 1)]
         self.lateral = nn.ModuleList(
-            nn.Conv2d(c + PROMPT_CHANNELS, w, 1) for c, w in zip(channels, widths, strict=True)
+            ChannelsLastConv(c + PROMPT_CHANNELS, w, 1)
+            for c, w in zip(channels, widths, strict=True)
         )
         # Two blocks where a cell sees much of the crop and costs little, one at the finest levels.
         self.blocks = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(w) for _ in range(1 if i < 2 else 2)))
             for i, w in enumerate(widths)
         )
-        self.narrow = nn.Conv2d(config.width, widths[0], 1)
-        self.to_mask = nn.Conv2d(widths[0], 1, 1)
+        self.narrow = ChannelsLastConv(config.width, widths[0], 1)
+        self.to_mask = ChannelsLastConv(widths[0], 1, 1)
         # How far the edges of prompts usually are from those of the instances.
         self.precision = nn.Parameter(torch.tensor([5.0]))
-        self.to_profile = nn.Conv2d(config.width, config.width, 1)
+        self.to_profile = ChannelsLastConv(config.width, config.width, 1)
         self.edges = nn.ModuleList(_edge_layers(config.width) for _ in ("horizontal", "vertical"))
 
     def forward(self, levels: Sequence[Tensor], boxes_N4: Tensor) -> MaskOutput:
