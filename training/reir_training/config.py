@@ -145,7 +145,7 @@ class Schedule(StrictConfig):
     clia_epochs: int = Field(8, ge=0)
     # More epochs overfit: they help on held-out training photos, but not on `val` (docs/LOG.md).
     rerank_epochs: int = Field(2, ge=0)
-    masks_epochs: int = Field(10, ge=0)
+    masks_epochs: int = Field(7, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -274,7 +274,7 @@ class MaskSettings(StrictConfig):
     width: int = Field(64, ge=8, multiple_of=2)
     crop_px: int = Field(128, ge=64, multiple_of=32)
     margin: float = Field(0.25, ge=0, le=1)
-    per_photo: int = Field(12, ge=1)
+    per_photo: int = Field(8, ge=1)
     found_share: float = Field(0.6, ge=0, le=1)
 
 
