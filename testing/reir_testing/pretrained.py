@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from transformers import (
     Owlv2Config,
     Owlv2ForObjectDetection,
     PreTrainedTokenizerFast,
+    Sam2Config,
+    Sam2Model,
+    Sam2VisionConfig,
     Siglip2Config,
     Siglip2Tokenizer,
     SiglipConfig,
@@ -61,6 +65,42 @@ def save_tiny_owlv2(folder: Path, seed: int = 0) -> Path:
     size = {"height": 96, "width": 96}
     for part in (model, tokenizer, Owlv2ImageProcessorPil(size=size)):
         part.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
+    """Write a random SAM 2 for pictures of 64 px, and return the folder."""
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "image_size": [64, 64],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "blocks_per_stage": [1, 2, 2, 1],
+        "window_size_per_stage": [4, 4, 4, 4],
+        "global_attention_blocks": [4],
+        "window_positional_embedding_background_size": [4, 4],
+    }
+    config = Sam2Config(
+        vision_config=Sam2VisionConfig(
+            backbone_config=backbone,
+            backbone_channel_list=[64, 32, 16, 8],
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+            fpn_hidden_size=32,
+        ),
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64},
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 32,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 16,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        Sam2Model(config).save_pretrained(folder)
+    settings = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
 

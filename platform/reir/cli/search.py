@@ -83,6 +83,16 @@ Explain = Annotated[
 ]
 
 
+SegmenterSpec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Like --localize, with masks of another model: sam2:NAME_OR_DIR. Default: the mask "
+        "head of the checkpoint.",
+    ),
+]
+
+
 class ExportFormat(StrEnum):
     """Values of `--export`."""
 
@@ -147,6 +157,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         bool, typer.Option(help="Order the best photos with the relation re-ranker.")
     ] = False,
     localize: Localize = False,
+    segmenter: SegmenterSpec = None,
     explain: Explain = False,
     draw: Annotated[
         Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")
@@ -174,17 +185,22 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence,
         rerank=rerank,
-        localize=localize,
+        localize=localize or segmenter is not None,
         explain=explain,
     )
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         _check_picture(draw)
+    if server is not None and segmenter is not None:
+        raise ConfigError(
+            f"--segmenter {segmenter} is not possible with --server: a server has the segmenter of "
+            f"its checkpoint; leave one of them out"
+        )
     if server is not None:
         result = _ask_server(server, query, gallery, version)
     else:
         spec = encoder_from_options(checkpoint, encoder)
-        result = _ask_here(query, gallery, store, spec, version)
+        result = _ask_here(query, gallery, store, spec, segmenter, version)
     if draw is not None:
         result.save_drawing(draw)
     if export is not None:
@@ -211,13 +227,20 @@ def _ask_server(server: str, query: Query, gallery: str, version: str) -> Search
         return client.ask([query], gallery)[0]
 
 
-def _ask_here(
-    query: Query, gallery: str, store: str | None, encoder: str | None, version: str
+def _ask_here(  # noqa: PLR0913 - each is an option of the command
+    query: Query,
+    gallery: str,
+    store: str | None,
+    encoder: str | None,
+    segmenter: str | None,
+    version: str,
 ) -> SearchResult:
     from reir.query.search import open_gallery
 
     with messages().status("loading the model"):
-        opened = open_gallery(gallery, store=store, encoder=encoder, version=version)
+        opened = open_gallery(
+            gallery, store=store, encoder=encoder, segmenter=segmenter, version=version
+        )
     with opened:
         return opened.ask([query])[0]
 

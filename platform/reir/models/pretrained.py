@@ -105,9 +105,9 @@ def load_pretrained(
     """
     folder = fetch(source)
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            _check_type(source, config.model_type, model_types)
+            check_type(source, config.model_type, model_types)
             # In float32, whatever the file has: only the image tower computes in half precision.
             model, report = model_class.from_pretrained(
                 folder,
@@ -188,10 +188,15 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(parts)]
 
 
-def _check_type(source: str, found: str, wanted: Sequence[str]) -> None:
+def check_type(source: str, found: str, wanted: Sequence[str]) -> None:
+    """Check the `model_type` that a checkpoint's config.json names.
+
+    Raises:
+        CheckpointError: it is none of `wanted`.
+    """
     if found not in wanted:
         raise CheckpointError(
-            f"{source} is a model of type {found!r}, but this encoder needs {' or '.join(wanted)}"
+            f"{source} is a model of type {found!r}, but what is needed is {' or '.join(wanted)}"
         )
 
 
@@ -200,7 +205,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Hide the progress bars that the library shows even for local files."""
     logging = transformers.utils.logging
     enabled = logging.is_progress_bar_enabled()

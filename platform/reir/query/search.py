@@ -40,6 +40,7 @@ from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
 from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import GalleryInfo, Localization, SearchResult
+from reir.segmenters import load_segmenter_spec
 from reir.store.contract import InstanceStore
 from reir.text import validate_expression
 
@@ -55,6 +56,7 @@ def open_gallery(
     store: InstanceStore | str | None = None,
     encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
+    segmenter: Segmenter | str | None = None,
     version: str = "",
 ) -> Gallery:
     """Open a gallery for searching.
@@ -67,12 +69,15 @@ def open_gallery(
         checkpoint: checkpoint directory, instead of an encoder. If neither is given, the encoder
             that the version was indexed with is loaded, and another one as soon as a version of
             another encoder becomes live.
+        segmenter: gives hits their masks when they are localized; a segmenter, or its name in the
+            form that `reir.segmenters` accepts; None for that of the checkpoint.
         version: the version to search, whichever is live; empty for the live one.
 
     Raises:
         GalleryNotFound: no such gallery or version, or none of its versions is live.
         SchemaMismatch: the version was built with another checkpoint.
-        ConfigError: the encoder's name is not known, or a package that it needs is missing.
+        ConfigError: the name of the encoder or segmenter is not known, or a package that it needs
+            is missing.
         CheckpointError: the checkpoint does not load.
         StoreUnavailable: the store cannot be reached.
     """
@@ -86,7 +91,9 @@ def open_gallery(
         if encoder is None and checkpoint is not None:
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
         model = _own_model(store, name, version) if encoder is None else _chosen_model(encoder)
-        gallery = Gallery(name, store, *model, version=version)
+        if isinstance(segmenter, str):
+            segmenter = load_segmenter_spec(segmenter)
+        gallery = Gallery(name, store, *model, version=version, segmenter=segmenter)
         if encoder is None and not version:
             gallery.own_model = partial(_own_model, store, name)
         gallery.owned = owned.pop_all()  # from here on, the gallery closes the store
@@ -214,11 +221,12 @@ class Gallery(AbstractContextManager["Gallery"]):
         extras: CheckpointExtras | None = None,
         *,
         version: str = "",
+        segmenter: Segmenter | None = None,
     ) -> None:
         """Open gallery `name` of a store, to be searched with the vectors of `encoder`.
 
         Without `extras`, there is no re-ranking and no presence. Without `version`, every search
-        uses the version that is live then.
+        uses the version that is live then. Without `segmenter`, masks come from that of `extras`.
 
         Raises:
             GalleryNotFound: no such gallery, or none of its versions is live.
@@ -227,7 +235,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         self.name = name
         self.owned = ExitStack()
         self.own_model: Callable[[], Model] | None = None
-        self._store, self._version = store, version
+        self._store, self._version, self._segmenter = store, version, segmenter
         self._use(encoder, extras or CheckpointExtras())
 
     def _use(self, encoder: InstanceEncoder, extras: CheckpointExtras) -> None:
@@ -241,7 +249,9 @@ class Gallery(AbstractContextManager["Gallery"]):
         self._retriever = Retriever(store, name, encoder.digest, encoder.dim, self._version)
         self._encoder, self._extras = encoder, extras
         reranker = extras.reranker
-        self._localizer = PixelLocalizer(encoder, extras.calibration, extras.segmenter)
+        self._localizer = PixelLocalizer(
+            encoder, extras.calibration, self._segmenter or extras.segmenter
+        )
         self.stages = LocalStages(
             encoder=encoder,
             retriever=self._retriever,
@@ -259,7 +269,11 @@ class Gallery(AbstractContextManager["Gallery"]):
             GalleryNotFound: there is no such version.
             SchemaMismatch: the version was built with another checkpoint.
         """
-        return Gallery(self.name, self._store, self._encoder, self._extras, version=version)
+        return Gallery(
+            *(self.name, self._store, self._encoder, self._extras),
+            version=version,
+            segmenter=self._segmenter,
+        )
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """Return the (len(expressions), D) vectors of expressions, normalized as in a search."""

@@ -96,7 +96,7 @@ def test_other_weights_have_another_digest(saved: Path, tmp_path: Path) -> None:
 
 def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_siglip(tmp_path / "siglip")
-    with pytest.raises(CheckpointError, match=r"type 'siglip', but this encoder needs owlv2"):
+    with pytest.raises(CheckpointError, match=r"type 'siglip', but what is needed is owlv2"):
         load(folder)
 
 
