@@ -50,7 +50,7 @@ MAX_RELOADS = 3
 """So often a search loads another model, if a version of another model becomes live meanwhile."""
 
 
-def open_gallery(
+def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
     name: str,
     *,
     store: InstanceStore | str | None = None,
@@ -213,7 +213,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         own_model: loads the model that the live version was indexed with; None to keep `encoder`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options are keyword-only
         self,
         name: str,
         store: InstanceStore,
