@@ -13,6 +13,12 @@ import pycocotools.mask as coco
 
 from reir.records import MAX_RLE_BYTES, MaskRle
 
+MAX_OUTLINE_PX = 1_000_000
+"""Length limit of a polygon's outline: pycocotools needs about 100 bytes for each pixel of it."""
+
+# Without a limit, one run of a million characters would take minutes to add up.
+_MAX_RUN_BITS = 60
+
 BoolMask = npt.NDArray[np.bool_]
 """(H, W) bool, upright, True where the instance is."""
 
@@ -51,6 +57,12 @@ def area_px(rle: MaskRle) -> int:
     return int(coco.area({"size": list(rle.size), "counts": rle.counts}))
 
 
+def box_px(rle: MaskRle) -> tuple[float, float, float, float]:
+    """Return the smallest box around the mask: xyxy in pixels; zeros if the mask is empty."""
+    x, y, w, h = map(float, coco.toBbox({"size": list(rle.size), "counts": rle.counts}))
+    return x, y, x + w, y + h
+
+
 def from_annotation(segmentation: object, height_px: int, width_px: int) -> MaskRle:
     """Return the mask of a COCO `segmentation`: polygons, runs as a list, or compressed runs.
 
@@ -83,6 +95,13 @@ def _polygon(points: object) -> Sequence[float]:
         raise ValueError("a polygon needs three points or more, as [x, y, x, y, ..]")
     if not all(type(each) in (int, float) and abs(each) < 1e6 for each in points):
         raise ValueError("a polygon holds something else than numbers of pixels")
+    corners = np.array(points, dtype=np.float64).reshape(-1, 2)
+    outline_px = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
+    if outline_px > MAX_OUTLINE_PX:
+        raise ValueError(
+            f"the outline of a polygon has {outline_px:.0f} pixels, at most {MAX_OUTLINE_PX} are "
+            f"allowed"
+        )
     return points
 
 
@@ -104,6 +123,8 @@ def _decompress(counts: str) -> list[int]:
         bits = ord(char) - ord("0")
         if not 0 <= bits < 64:
             raise ValueError(f"its counts hold {char!r}, which is no run")
+        if shift > _MAX_RUN_BITS:
+            raise ValueError("its counts hold a run that no photo is large enough for")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
