@@ -57,6 +57,28 @@ def area_px(rle: MaskRle) -> int:
     return int(coco.area({"size": list(rle.size), "counts": rle.counts}))
 
 
+def fitted(rle: MaskRle, size_px: tuple[int, int]) -> MaskRle:
+    """Return the mask at this size, (height, width); unchanged if it has this size."""
+    return rle if rle.size == size_px else encode(resize_mask(decode(rle), size_px))
+
+
+def pairwise_iou(a: Sequence[MaskRle], b: Sequence[MaskRle]) -> npt.NDArray[np.float64]:
+    """(N, M) intersection over union of every mask of `a` with every mask of `b`.
+
+    Raises:
+        ValueError: the masks differ in size.
+    """
+    sizes = {each.size for each in (*a, *b)}
+    if len(sizes) > 1:
+        raise ValueError(f"masks must have the same size, got {sorted(sizes)}")
+    if not (a and b):
+        return np.zeros((len(a), len(b)))
+    rows, columns = (
+        [{"size": list(each.size), "counts": each.counts} for each in masks] for masks in (a, b)
+    )
+    return np.asarray(coco.iou(rows, columns, [0] * len(columns)), dtype=np.float64)
+
+
 def box_px(rle: MaskRle) -> tuple[float, float, float, float]:
     """Return the smallest box around the mask: xyxy in pixels; zeros if the mask is empty."""
     x, y, w, h = map(float, coco.toBbox({"size": list(rle.size), "counts": rle.counts}))
