@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -21,8 +20,9 @@ from reir.datasets import write_reircoco
 from reir.errors import CheckpointError, ConfigError, DataError
 from reir.evaluate import EncodedShard, Shard, encode_shard
 from reir.models.interfaces import InstanceEncoder
-from reir.query.presence import PHOTO_FEATURES, Calibration, Logistic, save_calibration
+from reir.query.presence import save_calibration
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.fake_calibration import fake_calibration
 from reir_testing.photo_sets import three_photos
 from reir_testing.scenes import make_scenes, save_scenes
 
@@ -123,16 +123,7 @@ def test_resedis_reads_a_folder_and_prints_json_and_table(tmp_path: Path, fake_m
     report = json.loads(printed.stdout)
     assert report["retrieval"]["r1"] == report["box"]["joint1"] == 100
     assert report["decision"] is None
-    features = {"gallery": 5, "hit": 5, "photo": 2, "box": 4}
-    names = ("score", "lead", "spread", "background", "size")
-    models = {
-        name: Logistic(features=names[:num], weights=(10.0,) + (0.0,) * (num - 1), bias=-5.0)
-        for name, num in features.items()
-    }
-    models["photo"] = replace(models["photo"], features=PHOTO_FEATURES)
-    thresholds = {"threshold": 0.5, "photo_threshold": 0.5, "tie_margin": 0.0}
-    digest = FakeEncoder().digest
-    save_calibration(tmp_path, Calibration(digest=digest, about={}, **models, **thresholds))
+    save_calibration(tmp_path, fake_calibration())
     shown = run(*common, "--checkpoint", str(tmp_path)).stdout
     assert "false alarms per expression" in shown
     assert "right photo and box" in shown

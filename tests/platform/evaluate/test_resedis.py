@@ -20,28 +20,11 @@ from reir.evaluate import ResedisReport, evaluate_resedis
 from reir.evaluate.resedis import score_thresholds
 from reir.images import rle
 from reir.images.boxes import elementwise_iou
-from reir.query.presence import Background, Calibration, Logistic
+from reir.query.presence import Background, Calibration
 from reir.records import Instances, MaskRle, RgbImage
 from reir_testing import FakeEncoder
+from reir_testing.fake_calibration import fake_calibration
 from reir_testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
-
-
-def calibration(background: Background | None = None) -> Calibration:
-    """A calibration by which a photo has the instance from a score of about .8 on."""
-    features = ("score", "lead", "spread", "background", "size")
-    some = Logistic(features=features, weights=(1.0,) * 5, bias=0.0)
-    return Calibration(
-        digest=FakeEncoder().digest,
-        gallery=some,
-        hit=some,
-        photo=Logistic(features=("score", "background"), weights=(10.0, -2.0), bias=-8.0),
-        box=Logistic(features=features[:4], weights=(1.0,) * 4, bias=0.0),
-        threshold=0.5,
-        photo_threshold=0.5,
-        tie_margin=0.0,
-        about={},
-        background=background or Background.none(),
-    )
 
 
 class MaskedFakeEncoder(FakeEncoder):
@@ -93,7 +76,7 @@ def printed(report: ResedisReport) -> str:
 
 def test_a_wrong_answer_costs_recall_and_the_joint_score(tmp_path: Path) -> None:
     data = three_photos(tmp_path)
-    report = evaluate_resedis(FakeEncoder(), data, tmp_path, calibration=calibration())
+    report = evaluate_resedis(FakeEncoder(), data, tmp_path, calibration=fake_calibration())
     values = json.loads(json.dumps(report.to_dict()))
     # The encoder takes "orange" literally, so it does not find the yellow shape.
     assert values["retrieval"]["r1"] == 75
@@ -175,7 +158,7 @@ def test_figures_equal_slow_loops(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(30, 3, FakeEncoder.dim))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    judge = calibration(Background(vectors.astype(np.float32)))
+    judge = fake_calibration(Background(vectors.astype(np.float32)))
     values = evaluate_resedis(FakeEncoder(), data, tmp_path, calibration=judge).to_dict()
     wanted = slow_figures(data, tmp_path, judge)
     assert values["counts"]["expressions"] < len(data.expressions)  # some have several photos
@@ -187,7 +170,7 @@ def test_figures_equal_slow_loops(tmp_path: Path, seed: int) -> None:
 def test_masks_are_measured_where_every_target_has_one(tmp_path: Path) -> None:
     # A mask of .9 of the box's width fits the found one, a mask of .3 does not.
     data = with_masks(three_photos(tmp_path), {"0/0": 0.9, "0/1": 0.3})
-    report = evaluate_resedis(MaskedFakeEncoder(), data, tmp_path, calibration=calibration())
+    report = evaluate_resedis(MaskedFakeEncoder(), data, tmp_path, calibration=fake_calibration())
     values = report.to_dict()
     assert (values["box"]["joint1"], values["mask"]["joint1"]) == (75, 50)
     assert (values["mask"]["p50"], values["matching"]["mask"]["recall"]) == (50, 50)
@@ -204,7 +187,7 @@ def test_expressions_without_instance_only_count_for_decisions(tmp_path: Path) -
         for text in ("green", "purple")
     ]
     more = data.with_expressions([*data.expressions, *absent])
-    judge = calibration()
+    judge = fake_calibration()
     one, other = (
         evaluate_resedis(FakeEncoder(), each, tmp_path, calibration=judge).to_dict()
         for each in (data, more)
@@ -220,7 +203,9 @@ def test_expressions_without_instance_only_count_for_decisions(tmp_path: Path) -
 def test_a_photo_that_does_not_decode_is_not_found(tmp_path: Path) -> None:
     data = three_photos(tmp_path)
     (tmp_path / "0.png").write_bytes(b"no photo")
-    values = evaluate_resedis(FakeEncoder(), data, tmp_path, calibration=calibration()).to_dict()
+    values = evaluate_resedis(
+        FakeEncoder(), data, tmp_path, calibration=fake_calibration()
+    ).to_dict()
     assert values["retrieval"]["r10"] == 50
     assert values["counts"]["unreadable"] == 1
 
@@ -228,7 +213,7 @@ def test_a_photo_that_does_not_decode_is_not_found(tmp_path: Path) -> None:
 def test_thresholds_decide_as_the_presence_in_a_photo_does() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(50, 2, 8)).astype(np.float32)
-    judge = calibration(Background(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)))
+    judge = fake_calibration(Background(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)))
     queries = vectors[:20, 0] / np.linalg.norm(vectors[:20, 0], axis=-1, keepdims=True)
     thresholds = score_thresholds(judge, queries)
     for vector, threshold in zip(queries, thresholds, strict=True):
