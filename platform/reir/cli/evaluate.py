@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -219,6 +219,14 @@ def resedis(  # noqa: PLR0913, every argument is an option of the command
     encoder: Spec = None,
     split_by: SplitBy = None,
     split: Split = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Use the true boxes as candidates, as an upper limit; for siglip-crops and "
+            "siglip-relations.",
+        ),
+    ] = False,
     work: Work = None,
     num_workers: NumWorkers = None,
     gpu: Gpu = False,
@@ -239,7 +247,11 @@ def resedis(  # noqa: PLR0913, every argument is an option of the command
     dataset = one_split(read, split).first_images(limit)
     with options.encoding() as (model, how):
         report = evaluate_resedis(
-            model, dataset, images, calibration=options.calibration(model), how=how
+            model,
+            dataset,
+            images,
+            calibration=options.calibration(model),
+            how=replace(how, oracle=oracle),
         )
     show(report, as_json)
 

@@ -68,6 +68,7 @@ NUM_DETECTIONS = 100
 """Number of best instances of the gallery that AP scores for each expression."""
 PRECISION = 0.9
 """Precision at which false alarms are reported beside those at the threshold of the checkpoint."""
+ORACLE = "Oracle: the candidates are the true boxes, which no index knows."
 NO_CALIBRATION = (
     "this encoder has no calibration, so that no score says whether an instance is there; "
     "`reir calibrate` fits one for a checkpoint"
@@ -128,7 +129,8 @@ class ResedisReport:
         if self.published:
             ours = {"this encoder": {"r1": self.retrieval["r1"].mean}}
             parts += ["", *comparison(self.published, ["R@1"], ours)]
-        return with_notes(parts, self.info.notes())
+        notes = [ORACLE] if self.info.settings["oracle"] else []
+        return with_notes(parts, [*notes, *self.info.notes()])
 
 
 def evaluate_resedis(
@@ -185,7 +187,10 @@ def evaluate_resedis(
                 "without_target": int((~queries.described).sum()),
                 "targets": len(queries.targets.images),
             },
-            settings={"detections_per_expression": NUM_DETECTIONS},
+            settings={
+                "detections_per_expression": NUM_DETECTIONS,
+                "oracle": how is not None and how.oracle,
+            },
             left_out={
                 **({"mask figures": without_masks} if without_masks else {}),
                 **({} if search.decisions else {"decision figures": NO_CALIBRATION}),

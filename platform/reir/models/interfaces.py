@@ -1,7 +1,7 @@
 """The interfaces of encoders.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
-relation re-ranker needs, and an `ExpressionChooser`, which only evaluation uses.
+relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -121,5 +121,19 @@ class ExpressionChooser(InstanceEncoder, Protocol):
             images: as for `encode_images`.
             expressions: for each image, the (T, D) vectors of its expressions; T may be 0.
             num_kept: maximum number of instances that an expression chooses.
+        """
+        ...
+
+
+@runtime_checkable
+class BoxEncoder(InstanceEncoder, Protocol):
+    """An encoder that can encode any given boxes, and not only those that it finds itself."""
+
+    def encode_boxes(self, image: RgbImage, boxes: FloatArray) -> Instances:
+        """Return the instances of one image at given boxes, in the order given.
+
+        Args:
+            image: as for `encode_images`.
+            boxes: (N, 4) xyxy in [0, 1].
         """
         ...

@@ -11,20 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
+from transformers import AutoModel
 
 from reir.datasets import Expression, ReferringDataset
-from reir.errors import DataError
-from reir.evaluate import ResedisReport, evaluate_resedis
+from reir.errors import ConfigError, DataError
+from reir.evaluate import Encoding, ResedisReport, evaluate_resedis
 from reir.evaluate.resedis import score_thresholds
 from reir.images import rle
 from reir.images.boxes import elementwise_iou
+from reir.models.pretrained import load_pretrained
+from reir.models.proposals import Candidates
+from reir.models.siglip_crops import Detector, SiglipCropsEncoder
 from reir.query.presence import Background, Calibration
 from reir.records import Instances, MaskRle, RgbImage
 from reir_testing import FakeEncoder
 from reir_testing.fake_calibration import fake_calibration
 from reir_testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
+from reir_testing.pretrained import save_tiny_siglip
 
 
 class MaskedFakeEncoder(FakeEncoder):
@@ -223,3 +229,39 @@ def test_thresholds_decide_as_the_presence_in_a_photo_does() -> None:
             assert (score >= threshold) == present
     never = replace(judge, photo_threshold=1.0)
     assert np.isinf(score_thresholds(never, queries)).all()
+
+
+def test_an_oracle_searches_the_true_boxes(tmp_path: Path) -> None:
+    data = draw_photo_set(
+        tmp_path,
+        [
+            [("red", (10, 10, 60, 60), "red"), ("blue", (90, 10, 150, 60), "blue")],
+            [("green", (30, 30, 90, 110), "green")],
+            [],
+        ],
+    )
+    # Two sentences about one box are one candidate.
+    twice = replace(data.instances[0], instance_id="again")
+    data = replace(data, instances=(*data.instances, twice))
+    parts = load_pretrained(str(save_tiny_siglip(tmp_path / "siglip")), AutoModel, ("siglip",))
+    # A detector that finds nothing: only the oracle has candidates.
+    nothing = Detector(lambda images, _: [_no_candidates() for _ in images], "d" * 64)
+    encoder = SiglipCropsEncoder(parts, nothing, relation_share=0.2)
+    work = tmp_path / "work"
+    bare, oracle, again = (
+        evaluate_resedis(encoder, data, tmp_path, how=Encoding(work=work, oracle=oracle)).to_dict()
+        for oracle in (False, True, True)
+    )
+    assert (bare["counts"]["instances"], bare["retrieval"]["r10"]) == (0, 0)
+    assert oracle["counts"]["instances"] == 3
+    # Both photos with candidates are among the first ten.
+    assert (oracle["retrieval"]["r10"], oracle["settings"]["oracle"]) == (100, True)
+    assert again == oracle
+    report = evaluate_resedis(encoder, data, tmp_path, how=Encoding(oracle=True))
+    assert "Oracle: the candidates are the true boxes" in printed(report)
+    with pytest.raises(ConfigError, match="FakeEncoder cannot encode true boxes as an oracle"):
+        evaluate_resedis(FakeEncoder(), data, tmp_path, how=Encoding(oracle=True))
+
+
+def _no_candidates() -> Candidates:
+    return Candidates(torch.zeros(0, 4), torch.zeros(0, 80), torch.zeros(0, 64))
