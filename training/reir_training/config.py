@@ -21,9 +21,8 @@ class DataSource(StrictConfig):
     Attributes:
         format: "photos" (instances.json, expressions.json with splits, and where present
             captions.json and sugarcrepe_pairs.json), "coco" (instances, and captions.json where
-            present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`),
-            "refer_json" (the same, with one JSON file per split) or "grefcoco" (instances.json and
-            `grefs(unc).json`).
+            present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`)
+            or "refer_json" (the same, with one JSON file per split).
         path: the folder.
         images: folder of the photos, relative to `path`.
         annotations: file in `path`, for "coco", "reircoco", "refer_json"; empty for instances.json,
@@ -56,7 +55,6 @@ class DataSource(StrictConfig):
             "reircoco": "reircoco_train.json",
             "refer": f"refs({self.split_by}).p",
             "refer_json": "refcoco.json",
-            "grefcoco": "grefs(unc).json",
         }
         return self.annotations or usual.get(self.format, "")
 

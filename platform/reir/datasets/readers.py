@@ -14,9 +14,9 @@ from reir.datasets.reircoco import read_reircoco
 from reir.datasets.resedis import read_resedis
 from reir.errors import DataError
 
-Format = Literal["photos", "coco", "reircoco", "refer", "refer_json", "grefcoco"]
+Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
 SplitBy = Literal["unc", "umd", "google"]
-IN_FOLDERS = ("photos", "refer", "grefcoco")
+IN_FOLDERS = ("photos", "refer")
 """Formats whose path is a folder; the path of all other formats is a file."""
 
 
@@ -43,7 +43,6 @@ def read_as(
         "photos": read_photos,
         "coco": read_coco_instances,
         "reircoco": read_reircoco,
-        "grefcoco": read_grefcoco,
     }
     return readers[form](path, masks=masks)
 
@@ -79,12 +78,15 @@ def read_annotations(
     if found:
         raise DataError(f"{path} has splits by {' and '.join(found)}; choose one with --split-by")
     if (path / REFS).exists():
-        return read_as("grefcoco", path, masks=masks)
+        return read_grefcoco(path, masks=masks)
     if (path / EXPRESSIONS).exists():
         return read_as("photos", path, masks=masks)
     if any(path.glob("*.json")) and not (path / "instances.json").exists():
         if images_dir is None:
-            raise DataError(f"{path} looks like ReSeDis, which is read together with its photos")
+            raise DataError(
+                f"{path} looks like ReSeDis, which is read together with its photos: use `reir eval "
+                f"resedis`"
+            )
         return read_resedis(path, images_dir, masks=masks)
     raise DataError(
         f"{path} contains none of refs(unc|umd|google).p, {REFS}, {EXPRESSIONS}, or the JSON files "

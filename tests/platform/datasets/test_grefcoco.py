@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reir.datasets import read_annotations, read_as, read_grefcoco
+from reir.datasets import read_annotations, read_grefcoco
 from reir.errors import DataError
 
 REFS = "grefs(unc).json"
@@ -66,7 +66,7 @@ def test_one_several_and_no_targets(tmp_path: Path) -> None:
     }
     assert [text.query for text in dataset.split("testA").expressions] == ["3/3", "4/4"]
     assert {instance.mask for instance in dataset.instances} == {None}
-    masked = read_as("grefcoco", tmp_path, masks=True)
+    masked = read_grefcoco(tmp_path, masks=True)
     assert all(instance.mask is not None for instance in masked.instances)
 
 
