@@ -84,8 +84,8 @@ def read_annotations(
     if any(path.glob("*.json")) and not (path / "instances.json").exists():
         if images_dir is None:
             raise DataError(
-                f"{path} looks like ReSeDis, which is read together with its photos: use `reir eval "
-                f"resedis`"
+                f"{path} looks like ReSeDis, which is read together with its photos; use "
+                f"`reir eval resedis`"
             )
         return read_resedis(path, images_dir, masks=masks)
     raise DataError(
