@@ -39,7 +39,7 @@ from reir.evaluate import Encoding, evaluate_resedis
 from reir.query.presence import load_calibration
 from reir.text import normalize_expression
 from reir_testing import data_dir
-from reir_testing.hostile_resedis import hostile_files, problem
+from reir_testing.evaluation.hostile_resedis import hostile_files, problem
 
 POLYGON, BOX = "polygon", "box"
 

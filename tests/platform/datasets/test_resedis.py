@@ -13,7 +13,7 @@ from PIL import Image
 from reir.datasets import read_annotations, read_resedis
 from reir.errors import DataError
 from reir.images import rle
-from reir_testing.hostile_resedis import (
+from reir_testing.evaluation.hostile_resedis import (
     SIZE_PX,
     SQUARE,
     HostileFile,
