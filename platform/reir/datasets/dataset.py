@@ -83,7 +83,7 @@ class Expression:
 
     @property
     def query(self) -> str:
-        """What a search for this sentence is counted under: `query_id`, or the id of its own."""
+        """Id of the query: `query_id`, or the id of the expression if it has none."""
         return self.query_id or self.expression_id
 
 

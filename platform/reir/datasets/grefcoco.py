@@ -55,9 +55,9 @@ def read_grefcoco(folder: str | Path, *, masks: bool = False) -> ReferringDatase
 def _targets(ref: Entry, gallery: ReferringDataset) -> list[str | None]:
     """Return the ids of the described instances; [None] if there is none."""
     found = ref.identifiers("ann_id")
-    absent = ref.flag("no_target")
-    if absent != (found == _NO_TARGET):
-        ref.fail("ann_id", f"ids of annotations, or [-1] just if no_target is true ({absent=})")
+    absent = found == _NO_TARGET
+    if ref.has("no_target") and ref.flag("no_target") != absent:
+        ref.fail("ann_id", "ids of annotations" if absent else "[-1], since no_target is true")
     if absent:
         return [None]
     if not found or len(set(found)) < len(found):
