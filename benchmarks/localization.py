@@ -3,8 +3,8 @@
     python benchmarks/localization.py
 
 For each long expression of the held-out `val` photos, this compares the box of the best instance in
-the expression's own photo with the box that `PixelLocalizer.refine` returns for it, by the mask head
-of the checkpoint. Gains are in percentage points, with 95% bootstrap intervals over photos;
+the expression's own photo with the box that `PixelLocalizer.refine` returns for it, by the
+checkpoint's mask head. Gains are in percentage points, with 95% bootstrap intervals over photos;
 `p70_ratio` is P@.7 after the second look by P@.7 before it.
 """
 

@@ -5,6 +5,7 @@
     clare-masks, or clare-masks:DIR               one of these, with the masks of its instances
     owlv2:google/owlv2-base-patch16-ensemble      OWLv2, by hub name or directory
     siglip-crops:google/siglip2-base-patch16-224  boxes of clare-nano, SigLIP on their crops
+    siglip-relations:NAME_OR_DIR                  the same, with the neighbors of each instance
 
 A gallery version stores the spec of its encoder, so that searches load the same encoder. Parsing is
 fast; a model and its library are imported only when an encoder is loaded.
@@ -149,7 +150,7 @@ def _load_owlv2(source: str) -> InstanceEncoder:
     return load_owlv2(source, **_device_options())
 
 
-def _load_siglip_crops(source: str) -> InstanceEncoder:
+def _load_siglip_crops(source: str, *, relation_share: float = 0.0) -> InstanceEncoder:
     from reir.checkpoint import SHIPPED, load_model, weights_digest
     from reir.models.nano.candidates import CandidateExtractor
     from reir.models.nano.encoder import fast_dtype
@@ -159,7 +160,13 @@ def _load_siglip_crops(source: str) -> InstanceEncoder:
     shipped, _ = load_model(SHIPPED)
     extractor = CandidateExtractor(shipped, fast_dtype())
     detector = Detector(extractor.propose, weights_digest(SHIPPED))
-    return load_siglip_crops(source, detector, **_device_options())
+    return load_siglip_crops(source, detector, relation_share=relation_share, **_device_options())
+
+
+def _load_siglip_relations(source: str) -> InstanceEncoder:
+    from reir.models.siglip_crops import RELATION_SHARE
+
+    return _load_siglip_crops(source, relation_share=RELATION_SHARE)
 
 
 def _device_options() -> dict[str, Any]:
@@ -194,4 +201,5 @@ KINDS: Mapping[str, Callable[[str], InstanceEncoder]] = {
     MASKS_KIND: _load_masks,
     "owlv2": _load_owlv2,
     "siglip-crops": _load_siglip_crops,
+    "siglip-relations": _load_siglip_relations,
 }

@@ -11,7 +11,6 @@ from typing import Any
 from reir.errors import ConfigError, nearest_name
 from reir.images import rle
 from reir.images.decode import decode
-from reir.records import MaskRle
 from reir.results import Hit, SearchResult, file_name
 
 CSV_COLUMNS = (
@@ -84,16 +83,10 @@ def _coco_annotation(hit: Hit, number: int, image: Mapping[str, Any]) -> dict[st
     }
     if hit.mask is None:
         return annotation
-    mask = _of_size(hit.mask, (height, width))
+    # A very detailed mask is stored smaller than its photo.
+    mask = rle.fitted(hit.mask, (height, width))
     runs = {"size": list(mask.size), "counts": mask.counts}
     return annotation | {"segmentation": runs, "area": rle.area_px(mask)}
-
-
-def _of_size(mask: MaskRle, size_px: tuple[int, int]) -> MaskRle:
-    """Return a mask in the size of its photo; a very detailed one is stored smaller."""
-    if mask.size == size_px:
-        return mask
-    return rle.encode(rle.resize_mask(rle.decode(mask), size_px))
 
 
 def _csv(result: SearchResult) -> str:

@@ -117,6 +117,17 @@ def test_each_kind_loads_and_keeps_the_contract(folders: Path, kind: str, dim: i
     assert load_encoder_spec(f"{kind}:{folders / kind}").digest == encoder.digest
 
 
+def test_relations_change_the_vectors_of_siglip_crops_only(folders: Path) -> None:
+    plain, related = (
+        load_encoder_spec(f"{kind}:{folders / 'siglip-crops'}")
+        for kind in ("siglip-crops", "siglip-relations")
+    )
+    (one,), (other,) = (each.encode_images([IMAGE]) for each in (plain, related))
+    np.testing.assert_array_equal(one.boxes, other.boxes)
+    assert np.abs(one.vectors - other.vectors).max() > 1e-3
+    assert plain.digest != related.digest
+
+
 def test_a_bare_directory_is_a_checkpoint(folders: Path) -> None:
     assert load_encoder_spec(str(folders / "clare")).digest == weights_digest(folders / "clare")
 

@@ -41,8 +41,9 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         metavar="SPEC",
-        help="Encoder to use: owlv2:NAME_OR_DIR, siglip-crops:NAME_OR_DIR, clare:DIR, "
-        "clare-masks:DIR or clare-nano. Default: the encoder that the gallery was indexed with.",
+        help="Encoder to use: owlv2:NAME_OR_DIR, siglip-crops:NAME_OR_DIR, "
+        "siglip-relations:NAME_OR_DIR, clare:DIR, clare-masks:DIR or clare-nano. "
+        "Default: the encoder that the gallery was indexed with.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -1,10 +1,10 @@
-"""`reir eval`: a subcommand for each of the three published tasks, and one for probes."""
+"""`reir eval`: a subcommand for each of the four published tasks, and one for probes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         Progress,
         RecReport,
         ReirReport,
+        ResedisReport,
         Runner,
         TirReport,
     )
     from reir.models.interfaces import InstanceEncoder
+    from reir.query.presence import Calibration
 
 RUNNERS = "reir.runners"
 TRAIN = "train"
@@ -88,6 +90,7 @@ def register(app: typer.Typer) -> None:
     group.command("reir")(reir)
     group.command("rec")(rec)
     group.command("tir")(tir)
+    group.command("resedis")(resedis)
     group.command("probes")(probes)
     app.add_typer(group, name="eval")
 
@@ -203,6 +206,56 @@ def tir(  # noqa: PLR0913, every argument is an option of the command
     show(report, as_json)
 
 
+def resedis(  # noqa: PLR0913, every argument is an option of the command
+    annotations: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with one JSON file for each expression (ReSeDis) or with grefs(unc).json "
+            "(gRefCOCO); or annotations as for `reir eval reir`."
+        ),
+    ],
+    images: Images,
+    checkpoint: Checkpoint = None,
+    encoder: Spec = None,
+    split_by: SplitBy = None,
+    split: Split = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Use the true boxes as candidates, as an upper limit; for siglip-crops and "
+            "siglip-relations.",
+        ),
+    ] = False,
+    work: Work = None,
+    num_workers: NumWorkers = None,
+    gpu: Gpu = False,
+    threads: Threads = 1,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """ReSeDis: which photos of a gallery have the described instance, and where exactly?
+
+    Reports image recall, the joint score of photo and box or mask, AP over all photos, and the
+    decisions for all photos with their false alarms.
+    """
+    from reir.datasets import read_annotations
+    from reir.evaluate import evaluate_resedis
+
+    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads)
+    read = read_annotations(annotations, split_by, images_dir=images, masks=True)
+    dataset = one_split(read, split).first_images(limit)
+    with options.encoding() as (model, how):
+        report = evaluate_resedis(
+            model,
+            dataset,
+            images,
+            calibration=options.calibration(model),
+            how=replace(how, oracle=oracle),
+        )
+    show(report, as_json)
+
+
 def probes(  # noqa: PLR0913, every argument is an option of the command
     annotations: Annotations,
     images: Images,
@@ -272,6 +325,14 @@ class EncodingOptions:
                 Encoding(runner=runner, work=self.work, threads=self.threads, progress=progress),
             )
 
+    def calibration(self, model: InstanceEncoder) -> Calibration | None:
+        """Return the calibration of the encoder; None if it has none."""
+        from reir.encoders import checkpoint_folder
+        from reir.query.presence import load_calibration
+
+        folder = checkpoint_folder(encoder_from_options(self.checkpoint, self.encoder) or "")
+        return load_calibration(folder, model.digest) if folder else None
+
     def _runner(self, spec: str) -> Runner | None:
         """Return the runner that encodes shards on Ray workers; None for this process."""
         if self.num_workers is None:
@@ -319,7 +380,9 @@ def one_split(dataset: ReferringDataset, name: str | None) -> ReferringDataset:
     return dataset.split(names[0]) if names else dataset
 
 
-def show(report: ReirReport | RecReport | TirReport | ProbeReport, as_json: bool) -> None:
+def show(
+    report: ReirReport | RecReport | TirReport | ResedisReport | ProbeReport, as_json: bool
+) -> None:
     """Print a report as tables or as JSON."""
     if as_json:
         print_json(report.to_dict())

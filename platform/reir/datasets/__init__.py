@@ -15,6 +15,7 @@ from reir.datasets.dataset import (
     ReferringImage,
     ReferringInstance,
 )
+from reir.datasets.grefcoco import read_grefcoco
 from reir.datasets.photos import (
     CaptionPair,
     read_caption_pairs,
@@ -24,6 +25,7 @@ from reir.datasets.photos import (
 from reir.datasets.readers import Format, SplitBy, read_annotations, read_as
 from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco, write_reircoco
+from reir.datasets.resedis import read_resedis
 
 __all__ = [
     "BoxPx",
@@ -41,10 +43,12 @@ __all__ = [
     "read_coco_captions",
     "read_coco_images",
     "read_coco_instances",
+    "read_grefcoco",
     "read_human_expressions",
     "read_photos",
     "read_refer",
     "read_refer_json",
     "read_reircoco",
+    "read_resedis",
     "write_reircoco",
 ]

@@ -60,6 +60,9 @@ class ReferringInstance:
 class Expression:
     """One sentence about one instance of one photo.
 
+    A sentence about several instances, of one photo or of several, has one `Expression` for each,
+    and all of them have the same `query_id`.
+
     Attributes:
         expression_id: id of the expression, unique in the dataset.
         image_id: id of the photo that it was written for.
@@ -67,6 +70,7 @@ class Expression:
         text: the sentence as written.
         kind: its style according to the file, for example "long".
         split: its split, if the data set splits expressions instead of photos.
+        query_id: the same for all instances that a sentence describes; None if it is only one.
     """
 
     expression_id: str
@@ -75,6 +79,12 @@ class Expression:
     text: str
     kind: str | None = None
     split: str | None = None
+    query_id: str | None = None
+
+    @property
+    def query(self) -> str:
+        """Id of the query: `query_id`, or the id of the expression if it has none."""
+        return self.query_id or self.expression_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,11 @@ from typing import Literal, get_args
 
 from reir.datasets.coco import read_coco_instances
 from reir.datasets.dataset import ReferringDataset
+from reir.datasets.grefcoco import REFS, read_grefcoco
 from reir.datasets.photos import EXPRESSIONS, read_photos
 from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco
+from reir.datasets.resedis import read_resedis
 from reir.errors import DataError
 
 Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
@@ -45,30 +47,51 @@ def read_as(
     return readers[form](path, masks=masks)
 
 
-def read_annotations(path: str | Path, split_by: SplitBy | None = None) -> ReferringDataset:
+def read_annotations(
+    path: str | Path,
+    split_by: SplitBy | None = None,
+    *,
+    images_dir: str | Path | None = None,
+    masks: bool = False,
+) -> ReferringDataset:
     """Read referring expressions; the format is detected from the path.
 
-    A folder with `refs(...).p` is RefCOCO/+/g, and one with `expressions.json` has format "photos".
-    A JSON file with a list is RefCOCO/+/g, and one with an object REIRCOCO.
+    A folder with `refs(...).p` is RefCOCO/+/g, one with `grefs(unc).json` gRefCOCO, one with
+    `expressions.json` has format "photos", and one with other JSON files is ReSeDis. A JSON file
+    with a list is RefCOCO/+/g, and one with an object REIRCOCO.
 
     Args:
         path: folder or file.
         split_by: which `refs(...).p` to read if a folder has several.
+        images_dir: folder of the photos, which only ReSeDis is read with.
+        masks: also read masks, if the format has any.
 
     Raises:
         DataError: the format is unknown, `split_by` is missing, or a file is malformed.
     """
     path = Path(path)
     if not path.is_dir():
-        return read_as(_form_of_file(path), path)
+        return read_as(_form_of_file(path), path, masks=masks)
     found = [name for name in get_args(SplitBy) if (path / f"refs({name}).p").exists()]
     if split_by is not None or len(found) == 1:
-        return read_as("refer", path, split_by or found[0])
+        return read_as("refer", path, split_by or found[0], masks=masks)
     if found:
         raise DataError(f"{path} has splits by {' and '.join(found)}; choose one with --split-by")
+    if (path / REFS).exists():
+        return read_grefcoco(path, masks=masks)
     if (path / EXPRESSIONS).exists():
-        return read_as("photos", path)
-    raise DataError(f"{path} contains neither refs(unc|umd|google).p nor {EXPRESSIONS}")
+        return read_as("photos", path, masks=masks)
+    if any(path.glob("*.json")) and not (path / "instances.json").exists():
+        if images_dir is None:
+            raise DataError(
+                f"{path} looks like ReSeDis, which is read together with its photos; use "
+                f"`reir eval resedis`"
+            )
+        return read_resedis(path, images_dir, masks=masks)
+    raise DataError(
+        f"{path} contains none of refs(unc|umd|google).p, {REFS}, {EXPRESSIONS}, or the JSON files "
+        f"of ReSeDis"
+    )
 
 
 def _form_of_file(path: Path) -> Format:

@@ -2,7 +2,7 @@
 
 Each task first encodes its photos in shards, in this process or on Ray workers, and continues from
 finished shards after an interruption (`encoded_gallery`, `shards`, `work_folder`). The modules
-`reir`, `rec`, `tir` and `probes` then compute the metrics of their task.
+`reir`, `rec`, `tir`, `resedis` and `probes` then compute the metrics of their task.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from reir.evaluate.encoded_gallery import EncodedGallery, Encoding, Progress, en
 from reir.evaluate.probes import ProbeReport, evaluate_probes
 from reir.evaluate.rec import RecReport, evaluate_rec
 from reir.evaluate.reir import ReirReport, evaluate_reir
+from reir.evaluate.resedis import ResedisReport, evaluate_resedis
 from reir.evaluate.shards import EncodedShard, Runner, Shard, encode_shard
 from reir.evaluate.tir import TirReport, evaluate_tir, texts_of
 
@@ -22,6 +23,7 @@ __all__ = [
     "Progress",
     "RecReport",
     "ReirReport",
+    "ResedisReport",
     "Runner",
     "Shard",
     "TirReport",
@@ -30,6 +32,7 @@ __all__ = [
     "evaluate_probes",
     "evaluate_rec",
     "evaluate_reir",
+    "evaluate_resedis",
     "evaluate_tir",
     "texts_of",
 ]

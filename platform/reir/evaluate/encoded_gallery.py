@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 import reir
-from reir.datasets import Expression, ReferringDataset, ReferringImage
-from reir.errors import DataError
+from reir.datasets import BoxPx, Expression, ReferringDataset, ReferringImage
+from reir.errors import ConfigError, DataError
 from reir.evaluate.shards import EncodedShard, InstanceLists, Runner, Shard, run_here
 from reir.evaluate.work_folder import WorkFolder
 from reir.metrics import Gallery, Queries
 from reir.metrics.reir import Ints
-from reir.models.interfaces import ExpressionChooser, InstanceEncoder
+from reir.models.interfaces import BoxEncoder, ExpressionChooser, InstanceEncoder
 from reir.records import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How a gallery is encoded. Only `threads` and `shard_photos` can change the result.
+    """How a gallery is encoded. Only `threads`, `shard_photos` and `oracle` can change the result.
 
     Attributes:
         runner: encodes the shards; None encodes them in this process, one after the other.
@@ -42,6 +42,7 @@ class Encoding:
         threads: CPU threads of torch in each process; their number changes how sums are rounded.
         shard_photos: photos per shard.
         progress: called after each shard.
+        oracle: encode the annotated boxes of each photo instead of those that the encoder finds.
     """
 
     runner: Runner | None = None
@@ -49,6 +50,7 @@ class Encoding:
     threads: int = 1
     shard_photos: int = 32
     progress: Progress | None = None
+    oracle: bool = False
 
     def __post_init__(self) -> None:
         """Check that the numbers are positive."""
@@ -160,11 +162,17 @@ def encode_gallery(
         how: how the photos are encoded.
 
     Raises:
+        ConfigError: `how.oracle` is set, and the encoder is no `BoxEncoder`.
         DataError: photos are missing, or a file name points outside `images_dir`.
     """
     how = how or Encoding()
+    if how.oracle and not isinstance(encoder, BoxEncoder):
+        raise ConfigError(
+            f"{type(encoder).__name__} cannot encode true boxes as an oracle; use an encoder that "
+            f"can encode given boxes, such as siglip-crops:NAME_OR_DIR"
+        )
     paths = _photo_paths(dataset, Path(images_dir).absolute())
-    shards = _Shards(encoder, paths, choosers, how)
+    shards = _Shards(encoder, paths, choosers, how, _true_boxes(dataset) if how.oracle else ())
     # Everything that could change a shard names its folder, so a shard that is found is never
     # wrong.
     work = WorkFolder(how.work, shards.about(dataset)) if how.work else None
@@ -191,7 +199,9 @@ class _Shards:
         paths: Sequence[Path],
         choosers: ChoosingExpressions | None,
         how: Encoding,
+        boxes: Sequence[FloatArray],
     ) -> None:
+        self._boxes = boxes
         self._encoder, self._paths, self._choosers, self._how = encoder, paths, choosers, how
         # Sorted by photo, so that the expressions of a photo are one range of this order.
         self._order = (
@@ -217,6 +227,7 @@ class _Shards:
             vectors,
             self._choosers.num_kept if self._choosers else 0,
             self._how.threads,
+            tuple(self._boxes[at] for at in rows) if self._boxes else (),
         )
 
     def report(self, done: Mapping[int, EncodedShard]) -> None:
@@ -246,7 +257,14 @@ class _Shards:
             "num_expressions": len(self._order),
             "expressions": texts.hexdigest(),
             "num_kept": self._choosers.num_kept if self._choosers else 0,
+            **({"boxes": self._hash_of_boxes()} if self._boxes else {}),
         }
+
+    def _hash_of_boxes(self) -> str:
+        boxes = hashlib.sha256()
+        for each in self._boxes:
+            boxes.update(f"{len(each)}\n".encode() + each.tobytes())
+        return boxes.hexdigest()
 
 
 def encode_expressions(encoder: InstanceEncoder, texts: Sequence[str]) -> FloatArray:
@@ -367,6 +385,22 @@ def _concatenate(one: Gallery, other: Gallery) -> Gallery:
         np.concatenate([one.images, other.images]),
         np.concatenate([one.boxes_px, other.boxes_px]),
     )
+
+
+def _true_boxes(dataset: ReferringDataset) -> list[FloatArray]:
+    """Return the (N, 4) annotated boxes of each photo, xyxy in [0, 1], each box once."""
+    boxes: dict[str, list[BoxPx]] = {photo.image_id: [] for photo in dataset.images}
+    for instance in dataset.instances:
+        boxes[instance.image_id].append(instance.box_xyxy_px)
+    found = []
+    for photo in dataset.images:
+        sides_px = np.array([photo.width_px, photo.height_px] * 2)
+        own = np.array(boxes[photo.image_id]).reshape(-1, 4) / sides_px
+        unique = np.unique(own.clip(0, 1), axis=0)
+        # Boxes without area have no pixels to encode.
+        has_area = (unique[:, 2:] > unique[:, :2]).all(axis=1)
+        found.append(unique[has_area].astype(np.float32))
+    return found
 
 
 def _photo_paths(dataset: ReferringDataset, images_dir: Path) -> list[Path]:

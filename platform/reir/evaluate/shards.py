@@ -24,7 +24,7 @@ import torch
 from reir.errors import CheckpointError, DataError, ImageError
 from reir.images.decode import read_image
 from reir.metrics.reir import Ints
-from reir.models.interfaces import ExpressionChooser, InstanceChoices, InstanceEncoder
+from reir.models.interfaces import BoxEncoder, ExpressionChooser, InstanceChoices, InstanceEncoder
 from reir.records import FloatArray, Instances, RgbImage
 
 BATCH_PHOTOS = 8
@@ -42,6 +42,8 @@ class Shard:
             empty if no expressions choose.
         num_kept: number of instances that each expression chooses.
         threads: CPU threads of torch.
+        boxes: for each photo, the (N, 4) boxes to encode, xyxy in [0, 1]; empty if the encoder
+            finds the boxes.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Shard:
     expressions: tuple[FloatArray, ...] = ()
     num_kept: int = 1
     threads: int = 1
+    boxes: tuple[FloatArray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
     """Decode and encode the photos of a shard.
 
     Args:
-        encoder: an `ExpressionChooser` if the shard has expressions.
+        encoder: an `ExpressionChooser` if the shard has expressions; a `BoxEncoder` if it has
+            boxes.
         shard: the photos.
 
     Raises:
@@ -200,6 +204,11 @@ def _encode(
     pixels = list(photos.values())
     if not pixels:
         return []
+    if shard.boxes:
+        if not isinstance(encoder, BoxEncoder):
+            raise TypeError(f"{type(encoder).__name__} cannot encode given boxes")
+        given = {at: encoder.encode_boxes(photos[at], shard.boxes[at]) for at in photos}
+        return [InstanceChoices(instances, ()) for instances in given.values()]
     if not shard.expressions:
         return [InstanceChoices(instances, ()) for instances in encoder.encode_images(pixels)]
     if not isinstance(encoder, ExpressionChooser):

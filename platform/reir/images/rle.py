@@ -13,6 +13,12 @@ import pycocotools.mask as coco
 
 from reir.records import MAX_RLE_BYTES, MaskRle
 
+MAX_OUTLINE_PX = 1_000_000
+"""Length limit of a polygon's outline: pycocotools needs about 100 bytes for each pixel of it."""
+
+# Without a limit, one run of a million characters would take minutes to add up.
+_MAX_RUN_BITS = 60
+
 BoolMask = npt.NDArray[np.bool_]
 """(H, W) bool, upright, True where the instance is."""
 
@@ -51,16 +57,32 @@ def area_px(rle: MaskRle) -> int:
     return int(coco.area({"size": list(rle.size), "counts": rle.counts}))
 
 
-def iou(a: MaskRle, b: MaskRle) -> float:
-    """Return the intersection over union of two masks; 0 if both are empty.
+def fitted(rle: MaskRle, size_px: tuple[int, int]) -> MaskRle:
+    """Return the mask at this size, (height, width); unchanged if it has this size."""
+    return rle if rle.size == size_px else encode(resize_mask(decode(rle), size_px))
+
+
+def pairwise_iou(a: Sequence[MaskRle], b: Sequence[MaskRle]) -> npt.NDArray[np.float64]:
+    """(N, M) intersection over union of every mask of `a` with every mask of `b`.
 
     Raises:
-        ValueError: they differ in size.
+        ValueError: the masks differ in size.
     """
-    if a.size != b.size:
-        raise ValueError(f"masks must have the same size, got {a.size} and {b.size}")
-    one, other = ({"size": list(each.size), "counts": each.counts} for each in (a, b))
-    return float(coco.iou([one], [other], [0])[0, 0])
+    sizes = {each.size for each in (*a, *b)}
+    if len(sizes) > 1:
+        raise ValueError(f"masks must have the same size, got {sorted(sizes)}")
+    if not (a and b):
+        return np.zeros((len(a), len(b)))
+    rows, columns = (
+        [{"size": list(each.size), "counts": each.counts} for each in masks] for masks in (a, b)
+    )
+    return np.asarray(coco.iou(rows, columns, [0] * len(columns)), dtype=np.float64)
+
+
+def box_px(rle: MaskRle) -> tuple[float, float, float, float]:
+    """Return the smallest box around the mask: xyxy in pixels; zeros if the mask is empty."""
+    x, y, w, h = map(float, coco.toBbox({"size": list(rle.size), "counts": rle.counts}))
+    return x, y, x + w, y + h
 
 
 def from_annotation(segmentation: object, height_px: int, width_px: int) -> MaskRle:
@@ -95,6 +117,13 @@ def _polygon(points: object) -> Sequence[float]:
         raise ValueError("a polygon needs three points or more, as [x, y, x, y, ..]")
     if not all(type(each) in (int, float) and abs(each) < 1e6 for each in points):
         raise ValueError("a polygon holds something else than numbers of pixels")
+    corners = np.array(points, dtype=np.float64).reshape(-1, 2)
+    outline_px = np.abs(np.diff(corners, axis=0, append=corners[:1])).max(axis=1).sum()
+    if outline_px > MAX_OUTLINE_PX:
+        raise ValueError(
+            f"the outline of a polygon has {outline_px:.0f} pixels, at most {MAX_OUTLINE_PX} are "
+            f"allowed"
+        )
     return points
 
 
@@ -116,6 +145,8 @@ def _decompress(counts: str) -> list[int]:
         bits = ord(char) - ord("0")
         if not 0 <= bits < 64:
             raise ValueError(f"its counts hold {char!r}, which is no run")
+        if shift > _MAX_RUN_BITS:
+            raise ValueError("its counts hold a run that no photo is large enough for")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -1,8 +1,8 @@
 """The interfaces of encoders and segmenters.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
-relation re-ranker needs, and an `ExpressionChooser`, which only evaluation uses. A `Segmenter`
-finds the masks of instances.
+relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
+A `Segmenter` finds the masks of instances.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -139,6 +139,7 @@ class Segment:
     mask: MaskRle
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Finds the pixels of instances whose boxes are roughly known, without any sentence."""
 
@@ -147,6 +148,20 @@ class Segmenter(Protocol):
 
         Args:
             image: (H, W, 3) uint8, upright.
+            boxes: (N, 4) xyxy in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class BoxEncoder(InstanceEncoder, Protocol):
+    """An encoder that can encode any given boxes, and not only those that it finds itself."""
+
+    def encode_boxes(self, image: RgbImage, boxes: FloatArray) -> Instances:
+        """Return the instances of one image at given boxes, in the order given.
+
+        Args:
+            image: as for `encode_images`.
             boxes: (N, 4) xyxy in [0, 1].
         """
         ...

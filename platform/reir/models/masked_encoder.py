@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from reir.models.interfaces import EncodedExpression, InstanceEncoder, Segmenter, encode_words
+from reir.models.interfaces import (
+    EncodedExpression,
+    InstanceEncoder,
+    Segment,
+    Segmenter,
+    encode_words,
+)
 from reir.records import FloatArray, Instances, RgbImage
 
 
@@ -46,6 +52,10 @@ class MaskedEncoder:
             )
             for image, found in zip(images, self._encoder.encode_images(images), strict=True)
         ]
+
+    def segment(self, image: RgbImage, boxes: FloatArray) -> list[Segment]:
+        """See `Segmenter.segment`."""
+        return self._segmenter.segment(image, boxes)
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """See `InstanceEncoder.encode_expressions`."""

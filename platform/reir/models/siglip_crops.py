@@ -9,6 +9,15 @@ A detector proposes boxes without any query; the frozen image tower encodes two 
 The share was chosen, not fitted: most words of an expression are about the instance itself. With a
 share of 0, a score is exactly the cosine in the library's logit of crop and text; scale and bias of
 that logit would not change the order.
+
+With a relation share, the vector of an instance also contains those of its neighbors in the photo:
+
+    weight_ij  exp(-distance of centers / RELATION_SCALE), divided by the sum over all j except i
+    vector_i   (1 - share) * vector_i + share * sum of weight_ij * vector_j, normalized
+
+Up to its length, the score of an instance is then its own score and the scores of the others, by
+how near they are: "the mug left of the laptop" fits a mug better that has a laptop beside it. It
+does not know which side is meant. The vector depends on no expression, so an index can store it.
 """
 
 # Shapes: N instances of one photo, M crops, D vector dimension, H x W pixels
@@ -32,6 +41,10 @@ from reir.records import FloatArray, Instances, RgbImage
 CLOSE_MARGIN, CONTEXT_MARGIN = 0.1, 0.5
 """Fraction of the box side added on each side, as far as the photo goes."""
 CONTEXT_SHARE = 0.3
+RELATION_SHARE = 0.2
+"""Share of the neighbors in an encoder with relations; chosen, not fitted."""
+RELATION_SCALE = 0.2
+"""Distance, in sides of the photo, over which the weight of a neighbor falls to 1/e."""
 NUM_CANDIDATES = 30
 CROP_BATCH = 32
 DETECTOR_BATCH = 8
@@ -58,13 +71,14 @@ def load_siglip_crops(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    relation_share: float = 0.0,
 ) -> SiglipCropsEncoder:
     """Load SigLIP from a directory or the hub, and build the encoder.
 
     Raises the errors of `load_pretrained`.
     """
     parts = load_pretrained(source, AutoModel, ("siglip", "siglip2"), device=device, dtype=dtype)
-    return SiglipCropsEncoder(parts, detector)
+    return SiglipCropsEncoder(parts, detector, relation_share=relation_share)
 
 
 class SiglipCropsEncoder:
@@ -75,9 +89,10 @@ class SiglipCropsEncoder:
         detector: proposes the boxes.
         num_candidates: maximum number of instances per photo.
         context_share: weight of the context in a vector, 0 to 1.
+        relation_share: weight of the other instances of the photo in a vector, 0 to 1.
 
     Raises:
-        ValueError: `num_candidates` is below 1, or `context_share` is out of range.
+        ValueError: `num_candidates` is below 1, or a share is out of range.
     """
 
     masks = False
@@ -89,15 +104,21 @@ class SiglipCropsEncoder:
         *,
         num_candidates: int = NUM_CANDIDATES,
         context_share: float = CONTEXT_SHARE,
+        relation_share: float = 0.0,
     ) -> None:
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
-        if not 0 <= context_share <= 1:
-            raise ValueError(f"context_share must lie in [0, 1], got {context_share}")
+        shares = {"context_share": context_share, "relation_share": relation_share}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
+        self._relation_share = relation_share
         self._parts, self._model, self._detector = parts, parts.model, detector
         self._num_candidates, self._context_share = num_candidates, context_share
         # Everything that a vector depends on, because vectors of equal digests are compared.
         made_of = [parts.digest, detector.digest, CLOSE_MARGIN, CONTEXT_MARGIN, context_share]
+        # Without relations, the digest stays that of galleries that were indexed before.
+        made_of += [relation_share, RELATION_SCALE] if relation_share else []
         self._digest = hashlib.sha256(" ".join(map(str, made_of)).encode()).hexdigest()
 
     @property
@@ -122,8 +143,14 @@ class SiglipCropsEncoder:
             some = images[start : start + DETECTOR_BATCH]
             with torch.inference_mode():
                 found = self._detector.propose(some, self._num_candidates)
-            out.extend(self._instances(*each) for each in zip(some, found, strict=True))
+            for image, candidates in zip(some, found, strict=True):
+                boxes, scores = candidates.boxes.cpu().numpy(), candidates.scores.cpu().numpy()
+                out.append(self._instances(image, boxes, scores))
         return out
+
+    def encode_boxes(self, image: RgbImage, boxes: FloatArray) -> Instances:
+        """Return the instances of one photo at (N, 4) given boxes; their objectness is 1."""
+        return self._instances(image, boxes, np.ones(len(boxes), dtype=np.float32))
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given; only the first 64 tokens count."""
@@ -140,18 +167,20 @@ class SiglipCropsEncoder:
         output = self._model.text_model(input_ids=self._parts.tokens(texts)["input_ids"])
         return np.asarray(F.normalize(output.pooler_output, dim=-1).cpu())
 
-    def _instances(self, image: RgbImage, found: Candidates) -> Instances:
-        boxes = found.boxes.cpu().numpy()
+    def _instances(self, image: RgbImage, boxes: FloatArray, scores: FloatArray) -> Instances:
         close = [crop(image, box, CLOSE_MARGIN) for box in boxes]
         context = [crop(image, box, CONTEXT_MARGIN) for box in boxes]
         # The photo as a whole goes first, for the vector of the photo.
         unit_MD = self._encode_crops([image, *close, *context])
         close_ND, context_ND = unit_MD[1 : 1 + len(boxes)], unit_MD[1 + len(boxes) :]
-        mixed_ND = close_ND.lerp(context_ND, self._context_share)
+        mixed_ND = F.normalize(close_ND.lerp(context_ND, self._context_share), dim=-1)
+        if self._relation_share and len(boxes) > 1:
+            nearby_ND = neighbor_weights(torch.as_tensor(boxes)) @ mixed_ND
+            mixed_ND = F.normalize(mixed_ND.lerp(nearby_ND, self._relation_share), dim=-1)
         return Instances(
             boxes=boxes,
-            objectness=found.scores.cpu().numpy(),
-            vectors=F.normalize(mixed_ND, dim=-1).numpy(),
+            objectness=scores,
+            vectors=mixed_ND.numpy(),
             image_vector=unit_MD[0].numpy(),
         )
 
@@ -164,6 +193,18 @@ class SiglipCropsEncoder:
             with self._parts.autocast():
                 parts.append(self._model.get_image_features(**inputs).pooler_output)
         return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+
+
+def neighbor_weights(boxes_N4: Tensor) -> Tensor:
+    """(N, N) weight of each instance for another, at least two; rows sum to 1, the diagonal is 0.
+
+    Args:
+        boxes_N4: xyxy in [0, 1].
+    """
+    centers_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]).double() / 2
+    distance_NN = torch.cdist(centers_N2, centers_N2)
+    distance_NN.fill_diagonal_(torch.inf)
+    return (-distance_NN / RELATION_SCALE).softmax(dim=1).float()
 
 
 def crop(image: RgbImage, box: FloatArray, margin: float) -> RgbImage:

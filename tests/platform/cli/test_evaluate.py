@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from reir.cli import evaluate
@@ -19,7 +20,9 @@ from reir.datasets import write_reircoco
 from reir.errors import CheckpointError, ConfigError, DataError
 from reir.evaluate import EncodedShard, Shard, encode_shard
 from reir.models.interfaces import InstanceEncoder
-from reir_testing import FakeEncoder
+from reir.query.presence import save_calibration
+from reir_testing import FakeEncoder, draw_scene
+from reir_testing.evaluation.fake_calibration import fake_calibration
 from reir_testing.photo_sets import three_photos
 from reir_testing.scenes import make_scenes, save_scenes
 
@@ -102,6 +105,28 @@ def test_probes_print_json_and_table(tmp_path: Path, fake_model: None) -> None:
     assert printed.exit_code == 0, printed.output
     assert json.loads(printed.stdout)["probes"] == {"color": 4, "side": 1}
     assert "passes 50 %" in run(*common).stdout
+
+
+def test_resedis_reads_a_folder_and_prints_json_and_table(tmp_path: Path, fake_model: None) -> None:
+    annotations = tmp_path / "annotations"
+    annotations.mkdir()
+    for number, color in enumerate(("red", "blue")):
+        image = draw_scene((160, 120), [(color, (40, 20, 100, 80))])
+        Image.fromarray(image).save(tmp_path / f"{number:012}.jpg")
+        square = [[40, 20, 100, 20, 100, 80, 40, 80]]
+        document = {"image_id": number, "target_annotation": {"0": square}, "category": "box"}
+        text = json.dumps(document | {"expression": color})
+        (annotations / f"{number}.json").write_text(text)
+    common = ["resedis", "--annotations", str(annotations), "--images", str(tmp_path)]
+    printed = run(*common, "--json")
+    assert printed.exit_code == 0, printed.output
+    report = json.loads(printed.stdout)
+    assert report["retrieval"]["r1"] == report["box"]["joint1"] == 100
+    assert report["decision"] is None
+    save_calibration(tmp_path, fake_calibration())
+    shown = run(*common, "--checkpoint", str(tmp_path)).stdout
+    assert "false alarms per expression" in shown
+    assert "right photo and box" in shown
 
 
 def test_a_folder_with_splits(tmp_path: Path, fake_model: None) -> None:

@@ -53,7 +53,7 @@ def test_which_of_several_must_be_said(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"contains neither refs\(unc\|umd\|google\)\.p nor"):
+    with pytest.raises(DataError, match=r"contains none of refs\(unc\|umd\|google\)\.p, grefs"):
         read_annotations(tmp_path)
     with pytest.raises(DataError, match=r"cannot read .*val\.json: No such file"):
         read_annotations(tmp_path / "val.json")

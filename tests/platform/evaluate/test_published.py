@@ -26,6 +26,10 @@ def test_only_the_same_split_has_published_figures() -> None:
     assert tables.rec_split(1500, 10834) == "RefCOCO val"
     assert tables.rec_split(1500, 10833) == ""
     assert tables.rec_table([""]) is None
+    resedis = tables.resedis_table(7088)
+    assert resedis is not None
+    assert [row.figures["r1"] for row in resedis.rows] == [21.22, 23.33]
+    assert tables.resedis_table(7087) is None
 
 
 def test_figures_of_the_paper_stand_in_their_columns() -> None:

@@ -72,3 +72,11 @@ def test_a_ragged_mask_is_kept_at_a_lower_resolution() -> None:
     rle = encode(noise(400, 600))
     assert len(rle.counts) <= MAX_RLE_BYTES
     assert rle.size in {(200, 300), (100, 150), (50, 75)}
+
+
+def test_polygons_and_runs_that_would_take_gigabytes_or_minutes_are_refused() -> None:
+    back_and_forth = [-9e5, 0, 9e5, 1] * 10_000
+    with pytest.raises(ValueError, match="has 36000000000 pixels, at most 1000000 are allowed"):
+        from_annotation([back_and_forth], 24, 32)
+    with pytest.raises(ValueError, match="a run that no photo is large enough for"):
+        from_annotation({"size": [24, 32], "counts": "o" * 1_000_000}, 24, 32)

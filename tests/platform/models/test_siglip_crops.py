@@ -21,6 +21,7 @@ from reir.models.siglip_crops import (
     CLOSE_MARGIN,
     CONTEXT_MARGIN,
     CONTEXT_SHARE,
+    RELATION_SCALE,
     Detector,
     SiglipCropsEncoder,
     crop,
@@ -126,6 +127,49 @@ def test_vectors_mix_close_and_context_crops_by_the_context_share(
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+def test_relations_add_the_scores_of_neighbors_by_how_near_they_are(
+    parts: PretrainedModel,
+) -> None:
+    share = 0.4
+    plain, related = (
+        SiglipCropsEncoder(parts, DETECTOR, relation_share=each) for each in (0.0, share)
+    )
+    (alone,), (found,) = (each.encode_images(PHOTOS[:1]) for each in (plain, related))
+    centers = (BOXES[:, :2] + BOXES[:, 2:]) / 2
+    queries = plain.encode_expressions(EXPRESSIONS)
+    own_scores = queries @ alone.vectors.T
+    for i, center in enumerate(centers):
+        others = [j for j in range(len(BOXES)) if j != i]
+        near = np.exp([-np.linalg.norm(center - centers[j]) / RELATION_SCALE for j in others])
+        near /= near.sum()
+        mixed = (1 - share) * alone.vectors[i] + share * near @ alone.vectors[others]
+        wanted = (1 - share) * own_scores[:, i] + share * own_scores[:, others] @ near
+        scores = queries @ found.vectors[i]
+        np.testing.assert_allclose(scores * np.linalg.norm(mixed), wanted, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-6)
+    assert np.abs(found.vectors - alone.vectors).max() > 0.01
+
+
+def test_an_instance_without_neighbors_stays_as_it_is(parts: PretrainedModel) -> None:
+    plain, related = (
+        SiglipCropsEncoder(parts, DETECTOR, num_candidates=1, relation_share=share)
+        for share in (0.0, 0.5)
+    )
+    one, other = (each.encode_images(PHOTOS[:1])[0].vectors for each in (plain, related))
+    np.testing.assert_array_equal(one, other)
+    assert plain.digest != related.digest
+
+
+def test_given_boxes_get_the_vectors_of_found_ones(parts: PretrainedModel) -> None:
+    encoder = SiglipCropsEncoder(parts, DETECTOR, relation_share=0.2)
+    given = encoder.encode_boxes(PHOTOS[0], BOXES)
+    (found,) = encoder.encode_images(PHOTOS[:1])
+    np.testing.assert_array_equal(given.boxes, BOXES)
+    np.testing.assert_allclose(given.vectors, found.vectors, atol=1e-6)
+    assert given.objectness.tolist() == [1, 1, 1]
+    assert len(encoder.encode_boxes(PHOTOS[0], BOXES[:0])) == 0
+
+
 def test_boxes_and_objectness_come_from_the_detector(parts: PretrainedModel) -> None:
     encoder = SiglipCropsEncoder(parts, DETECTOR, num_candidates=2)
     (found,) = encoder.encode_images(PHOTOS[:1])
@@ -190,6 +234,7 @@ def test_the_digest_depends_on_the_detector_and_the_context_share(parts: Pretrai
     [
         ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
         ({"context_share": 1.5}, r"context_share must lie in \[0, 1\], got 1.5"),
+        ({"relation_share": -0.1}, r"relation_share must lie in \[0, 1\], got -0.1"),
     ],
 )
 def test_settings_out_of_range_are_refused(

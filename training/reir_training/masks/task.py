@@ -177,4 +177,4 @@ def mask_ious(segmenter: NanoSegmenter, photo: TrainPhoto) -> list[float]:
         return []
     found = segmenter.segment(read_image(photo.path), photo.boxes[rows])
     truths = [mask for mask in photo.masks if mask is not None]
-    return [rle.iou(one.mask, truth) for one, truth in zip(found, truths, strict=True)]
+    return np.diagonal(rle.pairwise_iou([each.mask for each in found], truths)).tolist()
