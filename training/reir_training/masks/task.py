@@ -177,4 +177,5 @@ def mask_ious(segmenter: NanoSegmenter, photo: TrainPhoto) -> list[float]:
         return []
     found = segmenter.segment(read_image(photo.path), photo.boxes[rows])
     truths = [mask for mask in photo.masks if mask is not None]
-    return np.diagonal(rle.pairwise_iou([each.mask for each in found], truths)).tolist()
+    overlaps = rle.pairwise_iou([each.mask for each in found], truths)
+    return [float(value) for value in np.diagonal(overlaps)]
