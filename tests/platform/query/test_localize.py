@@ -13,6 +13,7 @@ from PIL import Image
 from reir.errors import ImageError
 from reir.images import rle
 from reir.images.decode import canonical_uri
+from reir.models.interfaces import Segment
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import (
     BOX_FEATURES,
@@ -118,3 +119,51 @@ def test_the_old_box_stays_where_the_crop_shows_nothing_there(path: Path) -> Non
 def test_a_photo_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         PixelLocalizer(ENCODER).refine([refinement(tmp_path / "b.png", (0, 0, 1, 1))])
+
+
+class Halves:
+    """A segmenter whose masks are the left half of each box; it remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def segment(self, image: RgbImage, boxes: FloatArray) -> list[Segment]:
+        self.asked.append(len(boxes))
+        height, width = image.shape[:2]
+        halves = boxes.copy()
+        halves[:, 2] = (boxes[:, 0] + boxes[:, 2]) / 2
+        masks = [rle.encode(_inside(box, height, width)) for box in halves]
+        return [
+            Segment((x1, y1, x2, y2), mask)
+            for (x1, y1, x2, y2), mask in zip(halves.tolist(), masks, strict=True)
+        ]
+
+
+def test_a_segmenter_gives_hits_their_masks_and_remembers_them(path: Path) -> None:
+    segmenter = Halves()
+    localizer = PixelLocalizer(ENCODER, segmenter=segmenter)
+    boxes = [(0.1, 0.2, 0.5, 0.8), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.9, 0.7)]
+    requests = [refinement(path, box) for box in boxes]
+    found = localizer.refine(requests)
+    assert [each.box[2] for each in found] == pytest.approx([0.3, 0.5, 0.7])
+    assert [rle.area_px(each.mask) for each in found if each.mask] == [9600, 40000, 3200]
+    assert localizer.refine(requests[::-1]) == found[::-1]
+    assert segmenter.asked == [1, 1, 1]  # the second time, they were remembered
+    assert localizer.max_hits > PixelLocalizer(ENCODER).max_hits
+    with pytest.raises(ImageError, match="does not exist"):
+        localizer.refine([refinement(path.with_name("b.png"), boxes[0])])
+
+
+def test_boxes_in_a_photo_get_masks_only_if_asked(path: Path) -> None:
+    segmenter = Halves()
+    localizer = PixelLocalizer(ENCODER, segmenter=segmenter)
+    (plain,) = localizer.locate(SCENE, ["the red one"], k=2)
+    assert [each.mask for each in plain.boxes] == [None, None]
+    (masked,) = localizer.locate(SCENE, ["the red one"], k=2, masks=True)
+    assert segmenter.asked == [2]
+    first = masked.boxes[0]
+    assert first.mask is not None
+    assert first.box == pytest.approx((0.05, 0.1, 0.1, 0.9))
+    assert [each.score for each in masked.boxes] == [each.score for each in plain.boxes]
+    grey = np.full((50, 50, 3), 128, np.uint8)
+    assert localizer.locate(grey, ["red"], masks=True)[0].boxes == ()
