@@ -23,10 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from _indexing import encoder_of, parser_of
+from _indexing import parser_of
 from _report import write_report
 
-from reir.checkpoint import SHIPPED
+from reir.checkpoint import SHIPPED, load_encoder
 from reir.datasets import (
     Expression,
     ReferringDataset,
@@ -103,7 +103,7 @@ def main() -> None:
     if root is None:
         raise SystemExit("the shared photos are needed: set REIR_DATA")
     photos = root / "photos"
-    encoder = encoder_of(arguments)
+    encoder = load_encoder(arguments.checkpoint, masks=True)
     calibration = load_calibration(arguments.checkpoint or SHIPPED, encoder.digest)
     with TemporaryDirectory() as folder:
         write_set(Path(folder), photos)
