@@ -222,7 +222,6 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         image_column=image_column,
         follow_links=follow_links,
     )
-    # Before the model is loaded, so that a wrong name is reported at once.
     found = open_source(source, source_options)
     if verify:
         _verify(found, gallery, store, as_json=as_json)
@@ -233,7 +232,6 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     opened_sinks = open_sinks(events, metrics_port, metrics_host)
     with stoppable(), opened_sinks as sinks, connect(store) as held:
         spec = named or stored_spec(held, gallery)
-        spec = with_masks(spec) if masks else spec
         tiling = choose_tiling(held, gallery, tile)
         options = IndexOptions(
             batch_size=batch_size,
@@ -241,7 +239,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
             retry_failed=retry_failed,
             repair=repair,
             tiling=tiling,
-            encoder_spec=spec,
+            encoder_spec=with_masks(spec) if masks else spec,
             max_failures=limit,
             origin=known_source(source, source_options),
             include_erased=include_erased,

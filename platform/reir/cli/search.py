@@ -175,7 +175,6 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     Prints the photo, score and box of each hit, best first. Boxes are in percent of the photo's
     width and height, from the upper left corner.
     """
-    from reir.export import export as export_text
     from reir.query.request import Query, check_query
 
     query = Query(
@@ -191,32 +190,42 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         _check_picture(draw)
-    if server is not None and segmenter is not None:
-        raise ConfigError(
-            f"--segmenter {segmenter} is not possible with --server: a server has the segmenter of "
-            f"its checkpoint; leave one of them out"
-        )
     if server is not None:
-        result = _ask_server(server, query, gallery, version)
+        result = _ask_server(server, query, gallery, segmenter, version)
     else:
         spec = encoder_from_options(checkpoint, encoder)
         result = _ask_here(query, gallery, store, spec, segmenter, version)
+    _show(result, draw, export, as_json=as_json)
+
+
+def _show(
+    result: SearchResult, draw: Path | None, export: ExportFormat | None, *, as_json: bool
+) -> None:
+    """Save the picture, and print the answer in the form that the options name."""
+    from reir.export import export as export_text
+
     if draw is not None:
         result.save_drawing(draw)
     if export is not None:
         typer.echo(export_text(result, export.value), nl=False)
-        return
-    if as_json:
+    elif as_json:
         print_json(result.to_dict())
-        return
-    output().print(as_table(result))
-    if draw is not None:
-        output().print(Text(f"picture: {draw}"))
+    else:
+        output().print(as_table(result))
+        if draw is not None:
+            output().print(Text(f"picture: {draw}"))
 
 
-def _ask_server(server: str, query: Query, gallery: str, version: str) -> SearchResult:
+def _ask_server(
+    server: str, query: Query, gallery: str, segmenter: str | None, version: str
+) -> SearchResult:
     from reir.client.http_client import Client
 
+    if segmenter is not None:
+        raise ConfigError(
+            f"--segmenter {segmenter} is not possible with --server: a server has the segmenter of "
+            f"its checkpoint; leave one of them out"
+        )
     if version:
         raise ConfigError(
             f"--version {version} is not possible with --server: a server searches the version "

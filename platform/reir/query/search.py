@@ -29,6 +29,7 @@ from reir.errors import (
 from reir.images.decode import read_bytes
 from reir.models.interfaces import EncodedExpression, InstanceEncoder, Segmenter, encode_words
 from reir.models.reranker import Reranker
+from reir.models.segmenters import load_segmenter_spec
 from reir.query.answer import answer, run_now
 from reir.query.clock import StageCosts
 from reir.query.localize import PixelLocalizer
@@ -40,7 +41,6 @@ from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
 from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import GalleryInfo, Localization, SearchResult
-from reir.segmenters import load_segmenter_spec
 from reir.store.contract import InstanceStore
 from reir.text import validate_expression
 
@@ -70,7 +70,7 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
             that the version was indexed with is loaded, and another one as soon as a version of
             another encoder becomes live.
         segmenter: gives hits their masks when they are localized; a segmenter, or its name in the
-            form that `reir.segmenters` accepts; None for that of the checkpoint.
+            form that `reir.models.segmenters` accepts; None for that of the checkpoint.
         version: the version to search, whichever is live; empty for the live one.
 
     Raises:
