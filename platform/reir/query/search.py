@@ -37,7 +37,14 @@ from reir.query.presence import Calibration, load_calibration
 from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
-from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.query.stages import (
+    CompareRequest,
+    CompareResult,
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+)
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import GalleryInfo, Localization, SearchResult
 from reir.store.contract import InstanceStore
@@ -187,6 +194,18 @@ class LocalStages:
     ) -> Sequence[RefineResult]:
         """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
         return self._localizer.refine(requests)
+
+    async def compare(
+        self, requests: Sequence[CompareRequest], _: float | None, /
+    ) -> Sequence[CompareResult]:
+        """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
+        return [
+            CompareResult(
+                sentences=self._encoder.encode_expressions(each.sentences),
+                instances=self._retriever.vectors(each.version, each.instance_ids),
+            )
+            for each in requests
+        ]
 
 
 class Gallery(AbstractContextManager["Gallery"]):

@@ -8,7 +8,7 @@ to Ray Serve deployments. `reir.query.answer` calls them in the same order in bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from reir.models.interfaces import EncodedExpression
 from reir.query.clock import StageCosts
 from reir.query.presence import Calibration
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
-from reir.records import Box, MaskRle
+from reir.records import Box, FloatArray, MaskRle
 from reir.results import Neighbor
 from reir.store.contract import InstanceRow
 
@@ -26,6 +26,9 @@ RERANKED_PHOTOS = 50
 # Few, because a hit takes about .2 s on two slow cores: its photo is decoded and a crop encoded.
 LOCALIZED_HITS = 3
 """Number of first hits whose boxes are refined."""
+
+COMPARED_HITS = 20
+"""Number of first hits of a page that are compared with variants of the sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,34 @@ class RefineResult:
     mask: MaskRle | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest:
+    """Asks for the vectors of a sentence's variants, and of instances to compare them with.
+
+    Attributes:
+        sentences: the variants.
+        version: version to read the instances from.
+        instance_ids: the instances.
+    """
+
+    sentences: tuple[str, ...]
+    version: str
+    instance_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """The vectors that a `CompareRequest` asks for.
+
+    Attributes:
+        sentences: (len(sentences), D) vectors of the variants.
+        instances: (D,) vectors by instance id; instances that were deleted meanwhile are left out.
+    """
+
+    sentences: FloatArray
+    instances: Mapping[str, FloatArray]
+
+
 class Stages(Protocol):
     """The stages of one gallery.
 
@@ -126,4 +157,10 @@ class Stages(Protocol):
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
     ) -> Sequence[RefineResult]:
         """Return the refined box and mask of each request, in the order given."""
+        ...
+
+    async def compare(
+        self, requests: Sequence[CompareRequest], timeout_s: float | None, /
+    ) -> Sequence[CompareResult]:
+        """Return the vectors for each request, in the order given."""
         ...

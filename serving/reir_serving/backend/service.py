@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from reir.encoders import SHIPPED_KIND, stored_spec
 from reir.errors import (
     GalleryNotFound,
@@ -34,7 +36,14 @@ from reir.query.clock import StageCosts
 from reir.query.presence import Calibration
 from reir.query.request import Query, Term
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
-from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.query.stages import (
+    CompareRequest,
+    CompareResult,
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+)
 from reir.records import Attributes, Box, FloatArray, ImageRecord, MaskRle
 from reir.results import Localization, SearchResult
 from reir.store import InstanceStore, VersionInfo
@@ -141,6 +150,22 @@ class GalleryStages:
         """Return refined boxes and masks of hits."""
         async with asyncio.timeout(timeout_s):
             return await self._workers.refine(self.model.spec, tuple(requests))
+
+    async def compare(
+        self, requests: Sequence[CompareRequest], timeout_s: float | None, /
+    ) -> Sequence[CompareResult]:
+        """Return the vectors of variants and of instances."""
+        async with asyncio.timeout(timeout_s):
+            return [await self._compared(each) for each in requests]
+
+    async def _compared(self, request: CompareRequest) -> CompareResult:
+        encoded = await self._workers.encode(self.model.spec, request.sentences)
+        return CompareResult(
+            sentences=np.stack([each.vector for each in encoded]),
+            instances=await self._workers.vectors(
+                self.gallery, request.version, request.instance_ids
+            ),
+        )
 
 
 class Service:
