@@ -78,7 +78,7 @@ class Difference:
     """A word of the expression that does not fit a hit, and the word that fits better.
 
     Attributes:
-        kind: "color", "size", "number", "relation", "action", "side" or "object".
+        kind: "color", "action", "side" or "object".
         wanted: the word of the expression.
         seen: the word that fits the instance better.
     """
@@ -109,8 +109,8 @@ class Hit:
             without a calibration. It is small where many photos fit.
         photo_presence: calibrated probability in [0, 1] that its photo shows the described
             instance, however many other photos show it too; None without a calibration.
-        differs: what differs between the expression and this instance, at most one part; only on
-            request (`explain`), and for the hits of an answer that was not found.
+        differs: what differs between the expression and this instance, as far as it is clear; only
+            on request (`explain`), and for the first hits of an answer that was not found.
         evidence: explains the rank; only on request.
         reader: reads the photo by its image id; None means that it is read by its URI. It is not
             compared, and not part of the JSON.
@@ -320,8 +320,8 @@ class SearchResult(Sequence[Hit]):
 
     def __repr__(self) -> str:
         expression = f"{self.expression!r}, " if self.expression else ""
-        headline = f", {self.headline.rstrip('.:')}" if self.headline else ""
-        return f"SearchResult({expression}{_several_hits(len(self))}{headline})"
+        presence = "" if self.presence is None else f", presence {self.presence:.0%}"
+        return f"SearchResult({expression}{_several_hits(len(self))}{presence})"
 
     def _repr_html_(self) -> str:
         """Return the HTML for notebooks: the contact sheet, with the hits as alternative text."""

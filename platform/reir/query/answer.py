@@ -14,7 +14,7 @@ from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
 from reir.query.clock import Clock
-from reir.query.differences import difference
+from reir.query.differences import CLASS_SENTENCES, Comparison
 from reir.query.paging import MAX_HITS, Cursor
 from reir.query.pending import PendingAnswer, RankedRow, pending_answer
 from reir.query.presence import Calibration
@@ -25,16 +25,14 @@ from reir.query.spans import record_answer
 from reir.query.stages import (
     COMPARED_HITS,
     LOCALIZED_HITS,
-    CompareRequest,
-    CompareResult,
     RefineRequest,
     RefineResult,
     RerankRequest,
     RerankResult,
     Stages,
 )
-from reir.records import MaskRle
-from reir.results import Difference, Evidence, Hit, SearchResult
+from reir.records import FloatArray, MaskRle
+from reir.results import Evidence, Hit, SearchResult
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -367,43 +365,43 @@ async def _compare(
     # A query that finds what it looks for does not pay for this.
     wanted = [
         one
-        for one in pending
-        if (one.query.explain or not results[place[id(one)]].found)
-        and results[place[id(one)]].hits
-        and one.variants
+        for one, result in zip(pending, results, strict=True)
+        if (one.query.explain or not result.found) and result.hits and one.comparison.sentences
     ]
 
-    async def work(
-        able: Sequence[PendingAnswer], timeout_s: float | None
-    ) -> list[dict[str, Difference]]:
-        requests = [
-            CompareRequest(
-                sentences=tuple(each.sentence for each in one.variants),
-                version=one.retrieved.version,
-                instance_ids=tuple(
-                    hit.instance_id for hit in results[place[id(one)]].hits[:COMPARED_HITS]
-                ),
-            )
-            for one in able
+    async def work(able: Sequence[PendingAnswer], timeout_s: float | None) -> list[SearchResult]:
+        found = [results[place[id(one)]] for one in able]
+        ids: dict[str, list[str]] = {}
+        for result in found:
+            first = (hit.instance_id for hit in result.hits[:COMPARED_HITS])
+            ids.setdefault(result.version, []).extend(first)
+        known = stages.class_vectors
+        texts = {text: None for one in able for text in one.comparison.sentences}
+        unknown = [text for text in texts if text not in known]
+        compared = await stages.compare(unknown, ids, timeout_s)
+        vectors = {**known, **compared.sentences}
+        known.update((text, vectors[text]) for text in CLASS_SENTENCES if text in vectors)
+        return [
+            _compared(result, one.comparison, vectors, compared.instances[result.version])
+            for one, result in zip(able, found, strict=True)
         ]
-        compared = await stages.compare(requests, timeout_s)
-        return [_differences(one, each) for one, each in zip(able, compared, strict=True)]
 
-    for one, named in await _optional("compare", wanted, stages, clock, work) if wanted else ():
-        number = place[id(one)]
-        hits = tuple(
-            replace(hit, differs=(named[hit.instance_id],)) if hit.instance_id in named else hit
-            for hit in results[number].hits
-        )
-        results[number] = replace(results[number], hits=hits)
+    for one, result in await _optional("compare", wanted, stages, clock, work) if wanted else ():
+        results[place[id(one)]] = result
     return results
 
 
-def _differences(one: PendingAnswer, compared: CompareResult) -> dict[str, Difference]:
-    """Return the difference of each instance that has one, by instance id."""
-    sentence_D = one.retrieved.vector
-    named = {
-        name: difference(one.variants, compared.sentences, sentence_D, vector_D)
-        for name, vector_D in compared.instances.items()
-    }
-    return {name: each for name, each in named.items() if each is not None}
+def _compared(
+    result: SearchResult,
+    comparison: Comparison,
+    sentences: Mapping[str, FloatArray],
+    instances: Mapping[str, FloatArray],
+) -> SearchResult:
+    """Return the answer with what differs in those hits whose vectors are given."""
+    hits = tuple(
+        replace(hit, differs=comparison.differences(sentences, instances[hit.instance_id]))
+        if hit.instance_id in instances
+        else hit
+        for hit in result.hits
+    )
+    return replace(result, hits=hits)

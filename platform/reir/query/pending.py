@@ -9,7 +9,7 @@ from functools import cached_property
 from reir.errors import QueryError
 from reir.models.interfaces import EncodedExpression
 from reir.query.clock import Clock
-from reir.query.differences import Variant, find_variants
+from reir.query.differences import Comparison
 from reir.query.paging import Cursor, Order, read_cursor
 from reir.query.presence import PHOTOS, Calibration
 from reir.query.ranking import instance_number
@@ -107,9 +107,9 @@ class PendingAnswer:
         return best
 
     @cached_property
-    def variants(self) -> list[Variant]:
-        """Sentences to compare hits with; only for a query that is a single expression."""
-        return find_variants(self.query.expression) if self.query.is_plain else []
+    def comparison(self) -> Comparison:
+        """What to compare hits with; nothing unless the query is a single expression."""
+        return Comparison.of(self.query.expression if self.query.is_plain else "")
 
     def needs(self, stage: str) -> bool:
         """Whether an optional stage is required, because the page continues an answer of it."""

@@ -5,7 +5,7 @@ Knows the store's contract and the encoder's interface; no model, no Ray and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,6 @@ from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
 from reir.query.stages import (
-    CompareRequest,
     CompareResult,
     RefineRequest,
     RefineResult,
@@ -167,6 +166,7 @@ class LocalStages:
         self.reranks, self.localizes = reranker is not None, True
         self.calibration = calibration
         self.costs = StageCosts()
+        self.class_vectors: dict[str, FloatArray] = {}
         self._encoder, self._retriever = encoder, retriever
         self._reranker, self._localizer = reranker, localizer
 
@@ -196,16 +196,21 @@ class LocalStages:
         return self._localizer.refine(requests)
 
     async def compare(
-        self, requests: Sequence[CompareRequest], _: float | None, /
-    ) -> Sequence[CompareResult]:
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        _: float | None,
+        /,
+    ) -> CompareResult:
         """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
-        return [
-            CompareResult(
-                sentences=self._encoder.encode_expressions(each.sentences),
-                instances=self._retriever.vectors(each.version, each.instance_ids),
-            )
-            for each in requests
-        ]
+        vectors = self._encoder.encode_expressions(sentences)
+        return CompareResult(
+            sentences=dict(zip(sentences, vectors, strict=True)),
+            instances={
+                version: self._retriever.vectors(version, ids)
+                for version, ids in instance_ids.items()
+            },
+        )
 
 
 class Gallery(AbstractContextManager["Gallery"]):

@@ -28,7 +28,7 @@ LOCALIZED_HITS = 3
 """Number of first hits whose boxes are refined."""
 
 COMPARED_HITS = 20
-"""Number of first hits of a page that are compared with variants of the sentence."""
+"""Number of first hits of a page that are compared with the sentence in its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,31 +87,17 @@ class RefineResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareRequest:
-    """Asks for the vectors of a sentence's variants, and of instances to compare them with.
-
-    Attributes:
-        sentences: the variants.
-        version: version to read the instances from.
-        instance_ids: the instances.
-    """
-
-    sentences: tuple[str, ...]
-    version: str
-    instance_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """The vectors that a `CompareRequest` asks for.
+    """Vectors of sentences, and of instances to compare them with.
 
     Attributes:
-        sentences: (len(sentences), D) vectors of the variants.
-        instances: (D,) vectors by instance id; instances that were deleted meanwhile are left out.
+        sentences: (D,) vectors by sentence.
+        instances: version -> (D,) vectors by instance id; instances that were deleted meanwhile are
+            left out.
     """
 
-    sentences: FloatArray
-    instances: Mapping[str, FloatArray]
+    sentences: Mapping[str, FloatArray]
+    instances: Mapping[str, Mapping[str, FloatArray]]
 
 
 class Stages(Protocol):
@@ -127,6 +113,8 @@ class Stages(Protocol):
         reranks, localizes: whether these optional stages exist.
         calibration: calibration of the checkpoint; None if it has none.
         costs: how long the optional stages usually take.
+        class_vectors: vectors of `reir.query.differences.CLASS_SENTENCES`, kept after the first
+            comparison that needs them.
     """
 
     gallery: str
@@ -134,6 +122,7 @@ class Stages(Protocol):
     localizes: bool
     calibration: Calibration | None
     costs: StageCosts
+    class_vectors: dict[str, FloatArray]
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
         """Encode each expression; with token states if there is a re-ranker, which reads them."""
@@ -160,7 +149,11 @@ class Stages(Protocol):
         ...
 
     async def compare(
-        self, requests: Sequence[CompareRequest], timeout_s: float | None, /
-    ) -> Sequence[CompareResult]:
-        """Return the vectors for each request, in the order given."""
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        timeout_s: float | None,
+        /,
+    ) -> CompareResult:
+        """Return the vectors of sentences, and of the instances that each version names."""
         ...

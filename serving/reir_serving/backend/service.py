@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from reir.encoders import SHIPPED_KIND, stored_spec
 from reir.errors import (
     GalleryNotFound,
@@ -37,7 +35,6 @@ from reir.query.presence import Calibration
 from reir.query.request import Query, Term
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
 from reir.query.stages import (
-    CompareRequest,
     CompareResult,
     RefineRequest,
     RefineResult,
@@ -113,6 +110,7 @@ class GalleryStages:
         self.reranks, self.localizes = model.reranks, True
         self.calibration: Calibration | None = model.calibration
         self.costs = costs
+        self.class_vectors: dict[str, FloatArray] = {}
         self._workers = workers
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
@@ -152,20 +150,24 @@ class GalleryStages:
             return await self._workers.refine(self.model.spec, tuple(requests))
 
     async def compare(
-        self, requests: Sequence[CompareRequest], timeout_s: float | None, /
-    ) -> Sequence[CompareResult]:
-        """Return the vectors of variants and of instances."""
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        timeout_s: float | None,
+        /,
+    ) -> CompareResult:
+        """Return the vectors of sentences and of instances."""
         async with asyncio.timeout(timeout_s):
-            return [await self._compared(each) for each in requests]
-
-    async def _compared(self, request: CompareRequest) -> CompareResult:
-        encoded = await self._workers.encode(self.model.spec, request.sentences)
-        return CompareResult(
-            sentences=np.stack([each.vector for each in encoded]),
-            instances=await self._workers.vectors(
-                self.gallery, request.version, request.instance_ids
-            ),
-        )
+            encoded = await self._workers.encode(self.model.spec, tuple(sentences))
+            return CompareResult(
+                sentences={
+                    text: each.vector for text, each in zip(sentences, encoded, strict=True)
+                },
+                instances={
+                    version: await self._workers.vectors(self.gallery, version, tuple(ids))
+                    for version, ids in instance_ids.items()
+                },
+            )
 
 
 class Service:
@@ -271,6 +273,14 @@ class Service:
         """Return one photo; None if the gallery does not have it."""
         return await self._ask_store(
             lambda: self._photos.get(gallery, self._version(gallery), image_id)
+        )
+
+    async def some_images(
+        self, gallery: str, number: int, shown: Callable[[ImageRecord], bool]
+    ) -> list[ImageRecord]:
+        """Return up to `number` photos for which `shown` is true; see `Photos.some`."""
+        return await self._ask_store(
+            lambda: self._photos.some(gallery, self._version(gallery), number, shown)
         )
 
     async def photo(self, gallery: str, image_id: str) -> bytes | None:

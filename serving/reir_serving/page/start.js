@@ -8,16 +8,13 @@ import { explain, fileName } from "./format.js";
 const NUM_PHOTOS = 12;
 const MIDDLE = [0.5, 0.5, 0.5, 0.5]; // a point: the frame is filled around it
 
-let listed = ""; // the gallery whose photos are shown
-
 /** Show some photos of a gallery; nothing if it has none. */
 export async function showPhotos(gallery, signal) {
-  if (!gallery || gallery === listed) return;
+  if (!gallery) return;
   let photos = [];
   let note = "";
   try {
     photos = (await call(`${imagePath(gallery)}?limit=${NUM_PHOTOS}`, { signal })).images;
-    listed = gallery;
   } catch (error) {
     if (error.name === "AbortError") return;
     note = `The photos cannot be shown: ${explain(error).title.toLowerCase()}.`;
