@@ -78,7 +78,7 @@ class Difference:
     """A word of the expression that does not fit a hit, and the word that fits better.
 
     Attributes:
-        kind: "color", "action", "side" or "object".
+        kind: "color", "side" or "object".
         wanted: the word of the expression.
         seen: the word that fits the instance better.
     """
