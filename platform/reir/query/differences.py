@@ -153,7 +153,7 @@ _WORD = re.compile(r"\w+")
 _COLOR = re.compile(rf"\b(?:{_any_of(SWAPS[COLOR])})\b")
 _LAST_NOUN = re.compile(rf"\b(?:{_any_of((*COCO_CLASSES, *PERSONS))})$")
 _PHRASE_END = re.compile(
-    r"[,;.:]|\b(?:(?:left|right) of|to the|in|on|at|of|with|without|near|next|by|beside|behind|under"
-    r"|below|above|over|between|from|against|that|which|who|whose|and|closest"
+    r"[,;.:]|\b(?:(?:left|right) of|to the|in|on|at|of|with|without|near|next|by|beside|behind"
+    r"|under|below|above|over|between|from|against|that|which|who|whose|and|closest"
     r"|(?!parking meter|dining table)\w+ing)\b"
 )
