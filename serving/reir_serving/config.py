@@ -21,9 +21,9 @@ MIB = 2**20
 # Sentences about what is in most galleries. What users of a gallery have searched for, which the
 # search log knows, is not suggested to others: it is personal data.
 EXAMPLES = (
-    "the person on the left",
+    "a person wearing a red shirt",
+    "a white cup on a table",
     "the largest animal",
-    "something red on a table",
 )
 
 

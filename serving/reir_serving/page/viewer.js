@@ -193,8 +193,8 @@ function verdict(hit) {
   const likely = likelihood(hit.likelihood);
   const rows = [["Match", score(hit.score)]];
   if (likely) {
-    rows.push(["Probability that the photo shows it", percent(hit.photo_presence)]);
-    rows.push(["Probability that this one is meant", percent(hit.presence)]);
+    rows.push(["Photo shows it", percent(hit.photo_presence)]);
+    rows.push(["This one is meant", percent(hit.presence)]);
   }
   if (hit.differs.length) rows.push(["What differs", differences(hit.differs)]);
   const title = likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "The hit";

@@ -157,7 +157,7 @@ def test_the_viewer_shows_all_instances_of_a_photo(tab: Tab, page: Page) -> None
     assert drawn_box(stage, ".mark.other") == pytest.approx(other, abs=0.01)
     side = viewer.locator("#viewer-side")
     expect(side).to_contain_text("Likely")
-    expect(side).to_contain_text("Probability that the photo shows it")
+    expect(side).to_contain_text("Photo shows it")
     viewer.locator(".mark.other").hover()
     expect(viewer.locator("#viewer-side")).to_contain_text("Another object")
     viewer.locator(".mark.other").click()
