@@ -34,7 +34,7 @@ gallery = reir.open("notebook")
 result = gallery.search("the man in a light blue shirt holding a frisbee", k=5)
 print(result)
 for hit in result:
-    print(f"{hit.score:.3f}  {hit.presence:.0%}  {hit.path.name}  {hit.box_px}")
+    print(f"{hit.score:.3f}  {hit.likelihood}  {hit.path.name}  {hit.box_px}")
 
 # %% Look at the best hit: the whole photo, and the box with a little of what is around it
 best = result[0]

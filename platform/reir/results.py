@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import unquote
 
 from PIL import Image
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 
 PhotoReader = Callable[[str], bytes]
 """Returns the bytes of a photo by its image id."""
+
+Likelihood = Literal["likely", "possible", "unlikely"]
+LIKELY, POSSIBLE = 0.5, 0.2
+"""A presence counts as likely from the first limit on, as possible from the second one on, and as
+unlikely below it. Command line, API, page and notebooks all use these words."""
+
+
+def likelihood_of(presence: float | None) -> Likelihood | None:
+    """Return a calibrated probability in words; None without a calibration."""
+    if presence is None:
+        return None
+    return "likely" if presence >= LIKELY else "possible" if presence >= POSSIBLE else "unlikely"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +73,24 @@ class Evidence:
     neighbors: tuple[Neighbor, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A word of the expression that does not fit a hit, and the word that fits better.
+
+    Attributes:
+        kind: "color", "side" or "object".
+        wanted: the word of the expression.
+        seen: the word that fits the instance better.
+    """
+
+    kind: str
+    wanted: str
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{self.seen}, not {self.wanted}"
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Hit:
     """One instance returned for an expression.
@@ -76,7 +106,11 @@ class Hit:
         mask: pixels of the instance, if the gallery was indexed with masks, or if the hit was
             localized by an encoder with masks.
         presence: calibrated probability in [0, 1] that this is the described instance; None
-            without a calibration.
+            without a calibration. It is small where many photos fit.
+        photo_presence: calibrated probability in [0, 1] that its photo shows the described
+            instance, however many other photos show it too; None without a calibration.
+        differs: what differs between the expression and this instance, as far as it is clear; only
+            on request (`explain`), and for the first hits of an answer that was not found.
         evidence: explains the rank; only on request.
         reader: reads the photo by its image id; None means that it is read by its URI. It is not
             compared, and not part of the JSON.
@@ -91,8 +125,15 @@ class Hit:
     attributes: Attributes = field(default_factory=dict)
     mask: MaskRle | None = None
     presence: float | None = None
+    photo_presence: float | None = None
+    differs: tuple[Difference, ...] = ()
     evidence: Evidence | None = None
     reader: PhotoReader | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Whether its photo shows the described instance, in words; None without a calibration."""
+        return likelihood_of(self.photo_presence)
 
     @property
     def area(self) -> float:
@@ -150,8 +191,8 @@ class Hit:
 
     def __repr__(self) -> str:
         box = ", ".join(f"{side:.2f}" for side in self.box)
-        presence = "" if self.presence is None else f", presence {self.presence:.0%}"
-        return f"Hit({file_name(self.uri)!r}, box ({box}), score {self.score:.3f}{presence})"
+        words = "".join(f", {each}" for each in (self.likelihood, *self.differs) if each)
+        return f"Hit({file_name(self.uri)!r}, box ({box}), score {self.score:.3f}{words})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +211,11 @@ class LocalizedBox:
     score: float
     presence: float | None
     mask: MaskRle | None = None
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Whether this is the described instance, in words; None without a calibration."""
+        return likelihood_of(self.presence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +241,11 @@ class Localization:
     boxes: tuple[LocalizedBox, ...]
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Whether the described instance is in this photo, in words; None if not calibrated."""
+        return likelihood_of(self.presence)
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SearchResult(Sequence[Hit]):
@@ -206,7 +257,8 @@ class SearchResult(Sequence[Hit]):
         expression: as it was given.
         gallery, version: the version of a gallery that was searched.
         hits: best first; at most `per_image` of each photo.
-        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `localize`, `rank`).
+        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `localize`, `compare`,
+            `rank`).
         degraded: names of the stages that were left out, because the time budget did not allow
             them or because they failed.
         digest: digest of the checkpoint that computed the vectors.
@@ -231,6 +283,26 @@ class SearchResult(Sequence[Hit]):
     found: bool = True
     equally_good: int = 0
     cursor: str = ""
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Whether the described instance is in the gallery, in words; None if not calibrated."""
+        return likelihood_of(self.presence)
+
+    @property
+    def headline(self) -> str:
+        """A line to show above the hits; empty if there is nothing to say."""
+        if not self.hits:
+            return ""
+        if not self.found:
+            return "Probably not in this gallery. The nearest misses:"
+        if self.likelihood not in ("likely", None):
+            return "It may not be in this gallery. The closest matches:"
+        if self.equally_good > 1:
+            photos = len({hit.image_id for hit in self.hits[: self.equally_good]})
+            what = "photos" if photos == self.equally_good else "hits"
+            return f"The first {self.equally_good} {what} fit equally well."
+        return ""
 
     def __len__(self) -> int:
         """Number of hits."""
@@ -262,18 +334,22 @@ class SearchResult(Sequence[Hit]):
         return f'<img alt="{text}" src="data:image/jpeg;base64,{data}">'
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, the form that `reir search --json` prints."""
+        """Return plain JSON values, the form that `reir search --json` prints.
+
+        Each hit has its `likelihood`, too.
+        """
         # Without the readers first: `asdict` would try to copy them, with the connection they use.
         values = asdict(replace(self, hits=tuple(replace(hit, reader=None) for hit in self)))
-        for hit in values["hits"]:
-            del hit["reader"]
+        for told, hit in zip(values["hits"], self, strict=True):
+            del told["reader"]
+            told["likelihood"] = hit.likelihood
         return values
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a data frame with one row for each hit, and one column for each attribute.
 
         Columns: rank, instance_id, image_id, uri, x1, y1, x2, y2 (in [0, 1]), score, objectness,
-        presence, and `attr.NAME` for each attribute.
+        presence, photo_presence, likelihood, and `attr.NAME` for each attribute.
 
         Raises:
             ImportError: pandas is not installed.
@@ -290,6 +366,8 @@ class SearchResult(Sequence[Hit]):
                 "score": hit.score,
                 "objectness": hit.objectness,
                 "presence": hit.presence,
+                "photo_presence": hit.photo_presence,
+                "likelihood": hit.likelihood,
                 **{f"attr.{name}": value for name, value in hit.attributes.items()},
             }
             for rank, hit in enumerate(self, 1)
@@ -300,12 +378,17 @@ class SearchResult(Sequence[Hit]):
     @property
     def sheet(self) -> Sheet:
         """The content of the contact sheet of this answer."""
-        notes = [f"gallery {self.gallery}", _several_hits(len(self))]
+        # First, because a narrow sheet cuts off the end.
+        notes = [self.headline] if self.headline else []
+        notes += [f"gallery {self.gallery}", _several_hits(len(self))]
         if self.timings_ms:
             notes.append(f"{sum(self.timings_ms.values()):.0f} ms")
         if self.degraded:
             notes.append("without " + ", ".join(self.degraded))
-        tiles = [Tile(file_name(hit.uri), hit.box, hit.score, hit.mask, hit.read) for hit in self]
+        tiles = [
+            Tile(file_name(hit.uri), hit.box, hit.score, hit.mask, hit.read, hit.likelihood or "")
+            for hit in self
+        ]
         return Sheet(self.expression, notes, tiles, f"in gallery '{self.gallery}'")
 
     def draw(self, columns: int = 4, tile_px: int = 320) -> Image.Image:
@@ -351,7 +434,7 @@ class GalleryInfo:
 
 _COLUMNS = (
     *("rank", "instance_id", "image_id", "uri", "x1", "y1", "x2", "y2"),
-    *("score", "objectness", "presence"),
+    *("score", "objectness", "presence", "photo_presence", "likelihood"),
 )
 
 

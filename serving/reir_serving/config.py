@@ -18,6 +18,13 @@ from reir.store import default_location
 
 Layout = Literal["auto", "fused", "split"]
 MIB = 2**20
+# Sentences about what is in most galleries. What users of a gallery have searched for, which the
+# search log knows, is not suggested to others: it is personal data.
+EXAMPLES = (
+    "a person wearing a red shirt",
+    "a white cup on a table",
+    "the largest animal",
+)
 
 
 class LiveSettings(StrictConfig):
@@ -121,7 +128,7 @@ class ServeConfig(StrictConfig):
         host, port: address of the server.
         uploads: folder for uploaded photos; None for `$REIR_HOME/uploads`. Replicas on several
             machines must share it.
-        examples: expressions that the page suggests.
+        examples: expressions that the page suggests; it shows the first three.
         keys_file: file with API keys. Without it everyone may do everything, so only a loopback
             address is allowed.
         limits: see `Limits`.
@@ -146,7 +153,7 @@ class ServeConfig(StrictConfig):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
     uploads: Path | None = None
-    examples: tuple[str, ...] = ()
+    examples: tuple[str, ...] = EXAMPLES
     keys_file: Path | None = None
     limits: Limits = Limits()
     live: LiveSettings = LiveSettings()

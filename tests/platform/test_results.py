@@ -16,7 +16,7 @@ from PIL import Image
 
 from reir.errors import ImageError, SourceError
 from reir.images.decode import canonical_uri
-from reir.results import Hit, SearchResult
+from reir.results import LIKELY, POSSIBLE, Hit, SearchResult, likelihood_of
 
 SIZE = (40, 20)
 BLUE = (0, 0, 255)
@@ -42,6 +42,7 @@ def make_hit(uri: str, box: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 
         objectness=0.5,
         attributes={"camera": "X100"},
         presence=0.75,
+        photo_presence=0.3,
     )
 
 
@@ -112,7 +113,7 @@ def test_a_result_is_a_sequence_of_its_hits() -> None:
 
 def test_representations_are_short(photo: Path) -> None:
     hit = make_hit(canonical_uri(photo))
-    assert repr(hit) == "Hit('a b.png', box (0.50, 0.00, 1.00, 1.00), score 0.250, presence 75%)"
+    assert repr(hit) == "Hit('a b.png', box (0.50, 0.00, 1.00, 1.00), score 0.250, possible)"
     assert repr(make_result(hit)) == "SearchResult('the <blue> half', 1 hit)"
     assert repr(replace(make_result(hit), expression="")) == "SearchResult(1 hit)"
     assert (
@@ -139,6 +140,40 @@ def test_a_notebook_shows_text_in_which_no_markup_counts(tmp_path: Path) -> None
     assert html.count('"') == 4
 
 
+@pytest.mark.parametrize(
+    ("presence", "word"),
+    [
+        (None, None),
+        (1.0, "likely"),
+        (LIKELY, "likely"),
+        (0.499, "possible"),
+        (POSSIBLE, "possible"),
+        (0.199, "unlikely"),
+        (0.0, "unlikely"),
+    ],
+)
+def test_a_presence_in_words(presence: float | None, word: str | None) -> None:
+    assert likelihood_of(presence) == word
+    hit = replace(make_hit("u"), photo_presence=presence)
+    assert hit.likelihood == word
+    assert replace(make_result(hit), presence=presence).likelihood == word
+
+
+def test_the_headline_says_what_the_hits_are() -> None:
+    hits = [replace(make_hit("u"), image_id=each) for each in "aab"]
+    result = replace(make_result(*hits), presence=0.9)
+    assert result.headline == ""
+    assert replace(result, equally_good=2).headline == "The first 2 hits fit equally well."
+    photos = replace(result, hits=(*hits[1:],), equally_good=2)
+    assert photos.headline == "The first 2 photos fit equally well."
+    doubtful = replace(result, presence=0.4, equally_good=2)
+    assert doubtful.headline == "It may not be in this gallery. The closest matches:"
+    absent = replace(result, presence=0.4, found=False)
+    assert absent.headline == "Probably not in this gallery. The nearest misses:"
+    assert absent.sheet.notes[0] == absent.headline
+    assert replace(absent, hits=()).headline == ""
+
+
 def test_a_data_frame_has_a_row_for_each_hit(photo: Path) -> None:
     pytest.importorskip("pandas")
     frame = make_result(make_hit(canonical_uri(photo)), make_hit("u")).to_pandas()
@@ -155,5 +190,6 @@ def test_json_holds_no_reader_and_results_can_be_pickled(photo: Path) -> None:
     values = json.loads(json.dumps(make_result(hit).to_dict()))
     assert "reader" not in values["hits"][0]
     assert values["hits"][0]["presence"] == 0.75
+    assert values["hits"][0]["likelihood"] == "possible"
     plain = make_result(make_hit("u"))
     assert pickle.loads(pickle.dumps(plain)) == plain

@@ -89,7 +89,9 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
             elif not serve:
                 _search_interactively(gallery, output, console)
     if serve and not as_json:
-        settings = {"galleries": [name], "port": port, "examples": examples}
+        settings: dict[str, object] = {"galleries": [name], "port": port}
+        if examples:
+            settings["examples"] = examples
         _become_server(settings | ({"store": store} if store else {}))
 
 

@@ -45,11 +45,6 @@ MAX_COUNT = 1000
 NOT_WEIGHT = -0.5
 """Weight of `--not`. With a weight of -1 the query vector would turn away from what is wanted."""
 
-EVEN = 0.5
-"""Presence below which the object is more likely absent than present. The calibration's threshold,
-above which an answer counts as found, is lower, so that nine in ten objects that are present count
-as found. Between the two the shipped model is unreliable (docs/search.md), so a caveat is shown."""
-
 Where = Annotated[
     str | None,
     typer.Option(
@@ -78,7 +73,8 @@ MinPresence = Annotated[
 Explain = Annotated[
     bool,
     typer.Option(
-        "--explain", help="Show for each hit the scores and neighbors that explain its rank."
+        "--explain",
+        help="Show for each hit what differs from the sentence, and what explains its rank.",
     ),
 ]
 
@@ -172,8 +168,9 @@ def search(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Find the object that a sentence describes.
 
-    Prints the photo, score and box of each hit, best first. Boxes are in percent of the photo's
-    width and height, from the upper left corner.
+    Prints the photo, score and box of each hit, best first, and whether the photo shows the object:
+    likely, possible or unlikely. Boxes are in percent of the photo's width and height, from the
+    upper left corner.
     """
     from reir.query.request import Query, check_query
 
@@ -291,10 +288,13 @@ def as_table(result: SearchResult) -> RenderableType:
     if not result.hits:
         return Group(*_remarks(result), _footer(result))
     calibrated = result.presence is not None
+    compared = any(hit.differs for hit in result)
     explained = result.hits[0].evidence is not None
-    numbers = ("#", "score", "presence", "area", "dual", "re-rank", "margin")
+    numbers = ("#", "score", "area", "dual", "re-rank", "margin")
     table = new_table(
-        *("#", "score", *(["presence"] if calibrated else []), "photo", "x %", "y %", "area"),
+        *("#", "score", *(["object in photo"] if calibrated else []), "photo"),
+        *(["what differs"] if compared else []),
+        *("x %", "y %", "area"),
         *(["dual", "re-rank", "margin", "neighbors"] if explained else []),
         right=numbers,
     )
@@ -303,8 +303,9 @@ def as_table(result: SearchResult) -> RenderableType:
         table.add_row(
             str(rank),
             f"{hit.score:#.3g}",  # "#" keeps trailing zeros, so that all scores have three digits
-            *([_percent(hit.presence)] if calibrated else []),
+            *([hit.likelihood or "-"] if calibrated else []),
             photo_text(hit.uri),
+            *(["; ".join(map(str, hit.differs))] if compared else []),
             f"{x1}-{x2}",
             f"{y1}-{y2}",
             f"{100 * hit.area:.1f} %",
@@ -320,19 +321,7 @@ def _remarks(result: SearchResult) -> list[RenderableType]:
 
 def _headline(result: SearchResult) -> list[RenderableType]:
     """Return a line above the hits if the object may be absent, or if the first hits are tied."""
-    line = ""
-    if result.presence is not None and not result.found:
-        absent = _percent(1 - result.presence)
-        line = f"Not found; with {absent} probability it is not in the gallery. Closest matches:"
-    elif result.presence is not None and result.presence < EVEN:
-        likely = _percent(result.presence)
-        line = (
-            f"It may not be in the gallery: the probability that it is there is {likely}. "
-            f"Closest matches:"
-        )
-    elif result.equally_good > 1:
-        line = f"The first {result.equally_good} hits fit equally well."
-    return [Text(line, style="bold"), ""] if line else []
+    return [Text(result.headline, style="bold"), ""] if result.headline else []
 
 
 def _percent(probability: float | None) -> str:

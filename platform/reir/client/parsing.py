@@ -9,6 +9,7 @@ from typing import Any
 
 from reir.records import Box, ImageRecord, MaskRle
 from reir.results import (
+    Difference,
     Evidence,
     GalleryInfo,
     Hit,
@@ -47,6 +48,9 @@ def _hit(hit: Json, reader: PhotoReader) -> Hit:
         **{name: hit[name] for name in names},
         box=_box(hit),
         mask=_mask(hit["mask"]),
+        # Servers of earlier releases send neither of these.
+        photo_presence=hit.get("photo_presence"),
+        differs=tuple(Difference(**each) for each in hit.get("differs", ())),
         reader=reader,
         evidence=None
         if told is None

@@ -128,7 +128,7 @@ def evaluate_probes(
     photos = dataset.of_images({each.expression.image_id for each in probes})
     queries = queries_of(encoder, photos, [each.expression for each in probes])
     gallery = encode_gallery(encoder, photos, images_dir, how=how)
-    target_N = _described(queries, gallery.arrays)
+    target_N = described_rows(queries, gallery.arrays)
     rows = np.flatnonzero(target_N >= 0)
     altered_ND = encode_expressions(encoder, [probes[row].altered for row in rows])
     instances_ND = gallery.arrays.vectors[target_N[rows]]
@@ -172,7 +172,7 @@ def find_probes(dataset: ReferringDataset) -> Iterator[Probe]:
             yield Probe(name, expression, sentence)
 
 
-def _described(queries: Queries, gallery: Gallery) -> Ints:
+def described_rows(queries: Queries, gallery: Gallery) -> Ints:
     """Return the (N,) gallery row of each described instance; -1 if it is not in the gallery."""
     rows_of = {image: np.flatnonzero(gallery.images == image) for image in set(queries.images)}
     found = np.full(len(queries), -1, dtype=np.int64)

@@ -29,6 +29,7 @@ class Tile:
         score: score of the hit, written under the photo.
         mask: shaded on the photo, if there is one.
         read: returns the bytes of the photo.
+        word: written before the score; may be empty.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Tile:
     score: float
     mask: MaskRle | None
     read: Callable[[], bytes]
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _add_caption(card: Image.Image, rank: int, tile: Tile, tile_px: int) -> Imag
     """Write rank, file name and score under the photo, and the ground line of the card."""
     draw = ImageDraw.Draw(card)
     middle = tile_px + CAPTION_PX // 2
-    number, score = str(rank), f"{tile.score:.3f}"
+    number, score = str(rank), f"{tile.word} {tile.score:.3f}".lstrip()
     chip_font, name_font, score_font = _font(16), _font(15), _font(16)
     chip = 14 + round(chip_font.getlength(number)) + 8
     draw.rounded_rectangle((12, middle - 14, 12 + chip, middle + 14), 7, fill=HIT_COLORS[0])

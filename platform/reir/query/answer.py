@@ -1,4 +1,4 @@
-"""The query path: terms, vector, rows, optional re-ranking, page of hits, optional localization.
+"""The query path: terms, vector, rows, page of hits; optionally re-ranked, localized, compared.
 
 Library and service both run `answer`; they differ in where the stages run (`reir.query.stages`).
 Stages that fail, or for which no time is left, are named in `degraded`. Encoding the text and
@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
-from reir.errors import QueryError
-from reir.models.interfaces import EncodedExpression
 from reir.query.clock import Clock
-from reir.query.paging import MAX_HITS, Cursor, Order, read_cursor
-from reir.query.presence import PHOTOS, Calibration
+from reir.query.differences import CLASS_SENTENCES, Comparison
+from reir.query.paging import MAX_HITS, Cursor
+from reir.query.pending import PendingAnswer, RankedRow, pending_answer
+from reir.query.presence import Calibration
 from reir.query.ranking import instance_number
-from reir.query.request import Query, check_query
-from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
+from reir.query.request import Query
+from reir.query.retrieval import RetrieveRequest, VectorTerm
 from reir.query.spans import record_answer
 from reir.query.stages import (
-    RERANKED_PHOTOS,
+    COMPARED_HITS,
     RefineRequest,
     RefineResult,
     RerankRequest,
     RerankResult,
     Stages,
 )
-from reir.records import MaskRle
+from reir.records import FloatArray, MaskRle
 from reir.results import Evidence, Hit, SearchResult
-from reir.store.contract import InstanceRow
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,7 +47,7 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
         ReirError: an error of the text model or of the store.
     """
     clock = Clock("text", "search", "rank")
-    pending = [_pending_answer(query, stages) for query in queries]
+    pending = [pending_answer(query, stages) for query in queries]
     if not pending:
         return []
     try:
@@ -59,7 +57,7 @@ async def answer(queries: Sequence[Query], stages: Stages) -> list[SearchResult]
 
 
 async def _answer(
-    pending: Sequence[_PendingAnswer], stages: Stages, clock: Clock
+    pending: Sequence[PendingAnswer], stages: Stages, clock: Clock
 ) -> list[SearchResult]:
     with clock.stage("text"):
         requests = await _retrieve_requests(pending, stages)
@@ -83,6 +81,7 @@ async def _answer(
             for one, (page, beyond) in zip(pending, pages, strict=True)
         ]
     results = await _localize(pending, results, stages, clock)
+    results = await _compare(pending, results, stages, clock)
     return [
         replace(
             each,
@@ -105,152 +104,8 @@ def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a stage waited; await the coroutine in an event loop instead")
 
 
-@dataclass(frozen=True)
-class _RankedRow:
-    """One instance with the score that orders it."""
-
-    row: InstanceRow
-    score: float
-    order: Order
-    reranked: RerankResult | None = None
-
-    @property
-    def place(self) -> tuple[bool, float, str, int]:
-        """Sort key; photos that were not re-ranked come last: their scores are of another kind."""
-        row = self.row
-        return self.order == "rest", -self.score, row.image_id, instance_number(row.instance_id)
-
-
-@dataclass
-class _PendingAnswer:
-    """A query whose answer is not complete yet.
-
-    Attributes:
-        original_expression: the expression before it was normalized.
-        query: the checked query.
-        cursor: end of the previous page, None for the first page.
-        reranks: whether the re-ranker orders the best photos.
-        calibration: None if the query is of a kind that the calibration was not fitted on.
-        encoded: the expression that the re-ranker reads.
-        retrieved: result of the retriever.
-        reranked: results of the re-ranker; None if it did not run.
-        degraded: names of stages that were left out.
-    """
-
-    original_expression: str
-    query: Query
-    cursor: Cursor | None
-    reranks: bool
-    calibration: Calibration | None
-    encoded: EncodedExpression | None = None
-    retrieved: RetrieveResult = field(init=False)
-    reranked: Sequence[RerankResult] | None = None
-    degraded: list[str] = field(default_factory=list)
-
-    @property
-    def last_order(self) -> Order | None:
-        """The order to which the last hit of the previous page belongs; None for the first page."""
-        return self.cursor.order if self.cursor else None
-
-    @property
-    def num_previous(self) -> int:
-        """Number of hits on all previous pages."""
-        return self.cursor.num_hits if self.cursor else 0
-
-    @property
-    def num_photos(self) -> int:
-        """Number of best photos that calibration and re-ranker need."""
-        # A page of the "rest" runs no re-ranker, but leaves out the photos that were re-ranked for
-        # an earlier page.
-        return max(
-            PHOTOS if self.calibration else 0,
-            RERANKED_PHOTOS if self.reranks or self.last_order == "rest" else 0,
-        )
-
-    @property
-    def pool(self) -> tuple[str, ...]:
-        """Ids of the photos that the re-ranker scores, best first."""
-        return tuple(row.image_id for row in self.retrieved.photos[:RERANKED_PHOTOS])
-
-    @property
-    def best_scores(self) -> list[float]:
-        """Scores of the best photos, which the calibration reads."""
-        return [row.score for row in self.retrieved.photos[:PHOTOS]]
-
-    @cached_property
-    def background(self) -> float:
-        """Score of the expression on the background of the calibration; 0 without one."""
-        known = self.calibration
-        return known.background.score(self.retrieved.vector) if known else 0.0
-
-    def needs(self, stage: str) -> bool:
-        """Whether an optional stage is required, because the page continues an answer of it."""
-        return stage == "rerank" and self.last_order == "pool"
-
-    def left_ms(self, stage: str, clock: Clock) -> float | None:
-        """Milliseconds of the budget that are left for a stage; None means no limit."""
-        if self.query.budget_ms is None or self.needs(stage):
-            return None
-        return self.query.budget_ms - clock.elapsed_ms
-
-    def page(self) -> tuple[list[_RankedRow], list[_RankedRow]]:
-        """Return the instances of the page, and the one that follows it, if there is one."""
-        ranked = self._ranked()
-        start = self._start(ranked)
-        end = start + self.query.k
-        return ranked[start:end], ranked[end : end + 1]
-
-    def _ranked(self) -> list[_RankedRow]:
-        rows = self.retrieved.rows
-        if self.reranked is None and self.last_order != "rest":
-            return [_RankedRow(row, row.score, "dual") for row in rows]
-        seen = set(self.pool)
-        first = [_RankedRow(each.row, each.score, "pool", each) for each in self.reranked or ()]
-        rest = [_RankedRow(row, row.score, "rest") for row in rows if row.image_id not in seen]
-        return sorted(first, key=lambda each: each.place) + rest
-
-    def _start(self, ranked: Sequence[_RankedRow]) -> int:
-        """Return the position of the first hit: after the last one of the previous page."""
-        last = self.cursor
-        if last is None:
-            return 0
-        place = (last.order == "rest", -last.score, last.image_id, last.number)
-        for position, each in enumerate(ranked):
-            # Compared without the score, whose last bit may differ between two searches.
-            if each.place[2:] == place[2:]:
-                return position + 1
-        # The last hit was deleted meanwhile: begin where it would have been.
-        return sum(each.place <= place for each in ranked)
-
-
-def _pending_answer(query: Query, stages: Stages) -> _PendingAnswer:
-    """Check a query and start its answer."""
-    checked = check_query(query)
-    cursor = read_cursor(checked)
-    calibration = stages.calibration if checked.is_plain else None
-    if checked.min_presence and calibration is None:
-        raise QueryError(
-            "min_presence",
-            "needs a single expression and a checkpoint with a calibration; leave it out",
-        )
-    if cursor is not None and cursor.order == "pool" and not stages.reranks:
-        raise QueryError(
-            "cursor",
-            "continues an answer of the re-ranker, but the checkpoint has none any more; leave it "
-            "out to start again",
-        )
-    wanted = checked.rerank and stages.reranks and checked.expression != ""
-    return _PendingAnswer(
-        original_expression=query.expression,
-        query=checked,
-        cursor=cursor,
-        reranks=wanted if cursor is None else cursor.order == "pool",
-        calibration=calibration,
-    )
-
-
 async def _retrieve_requests(
-    pending: Sequence[_PendingAnswer], stages: Stages
+    pending: Sequence[PendingAnswer], stages: Stages
 ) -> list[RetrieveRequest]:
     """Return the request of each query to the retriever; encodes all expressions in one call."""
     texts = {
@@ -283,11 +138,11 @@ async def _retrieve_requests(
 
 async def _optional(
     name: str,
-    pending: Sequence[_PendingAnswer],
+    pending: Sequence[PendingAnswer],
     stages: Stages,
     clock: Clock,
-    work: Callable[[Sequence[_PendingAnswer], float | None], Awaitable[Sequence[T]]],
-) -> list[tuple[_PendingAnswer, T]]:
+    work: Callable[[Sequence[PendingAnswer], float | None], Awaitable[Sequence[T]]],
+) -> list[tuple[PendingAnswer, T]]:
     """Run an optional stage for the queries that have time left for it.
 
     The others get its name in `degraded`. A stage has time if its usual duration fits into the
@@ -324,11 +179,11 @@ async def _optional(
     return answered
 
 
-async def _rerank(pending: Sequence[_PendingAnswer], stages: Stages, clock: Clock) -> None:
+async def _rerank(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock) -> None:
     """Let the re-ranker score the instances of the best photos."""
 
     def work(
-        able: Sequence[_PendingAnswer], timeout_s: float | None
+        able: Sequence[PendingAnswer], timeout_s: float | None
     ) -> Awaitable[Sequence[Sequence[RerankResult]]]:
         return stages.rerank([_rerank_request(one) for one in able], timeout_s)
 
@@ -336,7 +191,7 @@ async def _rerank(pending: Sequence[_PendingAnswer], stages: Stages, clock: Cloc
         one.reranked = reranked
 
 
-def _rerank_request(one: _PendingAnswer) -> RerankRequest:
+def _rerank_request(one: PendingAnswer) -> RerankRequest:
     query = one.query
     assert one.encoded is not None, "queries without an expression are never re-ranked"
     return RerankRequest(
@@ -351,9 +206,9 @@ def _rerank_request(one: _PendingAnswer) -> RerankRequest:
 
 
 def _result(
-    one: _PendingAnswer,
-    page: Sequence[_RankedRow],
-    beyond: Sequence[_RankedRow],
+    one: PendingAnswer,
+    page: Sequence[RankedRow],
+    beyond: Sequence[RankedRow],
     masks: Mapping[str, MaskRle],
 ) -> SearchResult:
     """Return the answer, without gallery, timings and degraded stages."""
@@ -379,14 +234,15 @@ def _result(
 
 
 def _hit(
-    one: _PendingAnswer, ranked: _RankedRow, after: _RankedRow | None, mask: MaskRle | None
+    one: PendingAnswer, ranked: RankedRow, after: RankedRow | None, mask: MaskRle | None
 ) -> Hit:
     row, calibration = ranked.row, one.calibration
-    presence = None
+    presence = photo_presence = None
     if calibration is not None:
         # From inner products, also for re-ranked hits: the calibration was fitted on those.
         others = one.best_scores, one.background, one.retrieved.num_instances
         presence = calibration.of_hit(row.score, *others)
+        photo_presence = calibration.of_photo(one.photo_scores[row.image_id], one.background)
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,
@@ -397,11 +253,12 @@ def _hit(
         attributes=dict(row.attributes),  # a copy: all rows of a photo share one mapping
         mask=mask,
         presence=presence,
+        photo_presence=photo_presence,
         evidence=_evidence(ranked, after) if one.query.explain else None,
     )
 
 
-def _evidence(ranked: _RankedRow, after: _RankedRow | None) -> Evidence:
+def _evidence(ranked: RankedRow, after: RankedRow | None) -> Evidence:
     # Scores of the re-ranker and inner products have different scales.
     comparable = after is not None and after.order == ranked.order
     return Evidence(
@@ -412,7 +269,7 @@ def _evidence(ranked: _RankedRow, after: _RankedRow | None) -> Evidence:
     )
 
 
-def _equally_good(page: Sequence[_RankedRow], calibration: Calibration | None) -> int:
+def _equally_good(page: Sequence[RankedRow], calibration: Calibration | None) -> int:
     """Return how many first hits have scores too close to the best one to tell them apart."""
     if not page:
         return 0
@@ -424,7 +281,7 @@ def _equally_good(page: Sequence[_RankedRow], calibration: Calibration | None) -
     return sum(1 for _ in near)
 
 
-def _cursor(one: _PendingAnswer, page: Sequence[_RankedRow]) -> str:
+def _cursor(one: PendingAnswer, page: Sequence[RankedRow]) -> str:
     """Return the cursor of the next page."""
     num_hits = one.num_previous + len(page)
     if num_hits >= MAX_HITS:
@@ -443,8 +300,8 @@ def _cursor(one: _PendingAnswer, page: Sequence[_RankedRow]) -> str:
 
 
 async def _masks(
-    pending: Sequence[_PendingAnswer],
-    pages: Sequence[Sequence[_RankedRow]],
+    pending: Sequence[PendingAnswer],
+    pages: Sequence[Sequence[RankedRow]],
     stages: Stages,
     clock: Clock,
 ) -> dict[str, MaskRle]:
@@ -462,14 +319,14 @@ async def _masks(
 
 
 async def _localize(
-    pending: Sequence[_PendingAnswer], results: list[SearchResult], stages: Stages, clock: Clock
+    pending: Sequence[PendingAnswer], results: list[SearchResult], stages: Stages, clock: Clock
 ) -> list[SearchResult]:
     """Refine boxes and masks of the first hits on the pixels of their photos."""
     place = {id(one): number for number, one in enumerate(pending)}
     wanted = [one for one in pending if one.query.localize and results[place[id(one)]].hits]
 
     async def work(
-        able: Sequence[_PendingAnswer], timeout_s: float | None
+        able: Sequence[PendingAnswer], timeout_s: float | None
     ) -> list[list[RefineResult]]:
         hits = [results[place[id(one)]].hits[: stages.localized_hits] for one in able]
         requests = [
@@ -497,3 +354,53 @@ def _refined(result: SearchResult, refined: Sequence[RefineResult]) -> SearchRes
         for hit, each in zip(result.hits, refined, strict=False)
     ]
     return replace(result, hits=(*first, *result.hits[len(first) :]))
+
+
+async def _compare(
+    pending: Sequence[PendingAnswer], results: list[SearchResult], stages: Stages, clock: Clock
+) -> list[SearchResult]:
+    """Name what differs between the sentence and the first hits, if they are misses."""
+    place = {id(one): number for number, one in enumerate(pending)}
+    # A query that finds what it looks for does not pay for this.
+    wanted = [
+        one
+        for one, result in zip(pending, results, strict=True)
+        if (one.query.explain or not result.found) and result.hits and one.comparison.sentences
+    ]
+
+    async def work(able: Sequence[PendingAnswer], timeout_s: float | None) -> list[SearchResult]:
+        found = [results[place[id(one)]] for one in able]
+        ids: dict[str, list[str]] = {}
+        for result in found:
+            first = (hit.instance_id for hit in result.hits[:COMPARED_HITS])
+            ids.setdefault(result.version, []).extend(first)
+        known = stages.class_vectors
+        texts = {text: None for one in able for text in one.comparison.sentences}
+        unknown = [text for text in texts if text not in known]
+        compared = await stages.compare(unknown, ids, timeout_s)
+        vectors = {**known, **compared.sentences}
+        known.update((text, vectors[text]) for text in CLASS_SENTENCES if text in vectors)
+        return [
+            _compared(result, one.comparison, vectors, compared.instances[result.version])
+            for one, result in zip(able, found, strict=True)
+        ]
+
+    for one, result in await _optional("compare", wanted, stages, clock, work) if wanted else ():
+        results[place[id(one)]] = result
+    return results
+
+
+def _compared(
+    result: SearchResult,
+    comparison: Comparison,
+    sentences: Mapping[str, FloatArray],
+    instances: Mapping[str, FloatArray],
+) -> SearchResult:
+    """Return the answer with what differs in those hits whose vectors are given."""
+    hits = tuple(
+        replace(hit, differs=comparison.differences(sentences, instances[hit.instance_id]))
+        if hit.instance_id in instances
+        else hit
+        for hit in result.hits
+    )
+    return replace(result, hits=hits)

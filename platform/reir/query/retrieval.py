@@ -9,7 +9,7 @@ the store's contract, no model and no Ray.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -174,6 +174,10 @@ class Retriever:
         """Return the masks of those instances that have one, by instance id."""
         return self._store.get_masks(self.gallery, version, instance_ids)
 
+    def vectors(self, version: str, instance_ids: Sequence[str]) -> dict[str, FloatArray]:
+        """Return the (D,) vectors of those instances that exist, by instance id."""
+        return stored_vectors(self._store, self.gallery, version, instance_ids)
+
     def _info(self, version: str) -> VersionInfo:
         """Return the live version; refuse one whose vectors cannot be compared with queries."""
         if version != self._known.name or time.monotonic() > self._known_until_s:
@@ -257,16 +261,7 @@ class Retriever:
     def _stored(self, request: RetrieveRequest) -> Mapping[str, FloatArray]:
         """Return the vectors of the instances that a request names."""
         wanted = {term.instance_id for term in request.terms if term.instance_id}
-        if not wanted:
-            return {}
-        image_ids = sorted({each.rpartition("#")[0] for each in wanted})
-        photos = self._store.get_photos(self.gallery, request.version, image_ids)
-        vectors = {
-            name: vector
-            for image_id, photo in photos.items()
-            for number, vector in enumerate(photo.vectors)
-            if (name := instance_id(image_id, number)) in wanted
-        }
+        vectors = stored_vectors(self._store, self.gallery, request.version, wanted)
         if missing := sorted(wanted - vectors.keys()):
             raise QueryError(
                 "instance_id",
@@ -274,6 +269,21 @@ class Retriever:
                 f"use the instance_id of a hit in this gallery",
             )
         return vectors
+
+
+def stored_vectors(
+    store: InstanceStore, gallery: str, version: str, instance_ids: Collection[str]
+) -> dict[str, FloatArray]:
+    """Return the (D,) vectors of those instances that exist, by instance id."""
+    if not instance_ids:
+        return {}
+    image_ids = sorted({each.rpartition("#")[0] for each in instance_ids})
+    return {
+        name: vector
+        for image_id, photo in store.get_photos(gallery, version, image_ids).items()
+        for number, vector in enumerate(photo.vectors)
+        if (name := instance_id(image_id, number)) in instance_ids
+    }
 
 
 def _widened(request: RetrieveRequest) -> RetrieveRequest:

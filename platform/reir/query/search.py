@@ -5,7 +5,7 @@ Knows the store's contract and the encoder's interface; no model, no Ray and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,13 @@ from reir.query.presence import Calibration, load_calibration
 from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
-from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.query.stages import (
+    CompareResult,
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+)
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import GalleryInfo, Localization, SearchResult
 from reir.store.contract import InstanceStore
@@ -171,6 +177,7 @@ class LocalStages:
         self.localized_hits = localizer.max_hits
         self.calibration = calibration
         self.costs = StageCosts()
+        self.class_vectors: dict[str, FloatArray] = {}
         self._encoder, self._retriever = encoder, retriever
         self._reranker, self._localizer = reranker, localizer
 
@@ -198,6 +205,23 @@ class LocalStages:
     ) -> Sequence[RefineResult]:
         """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
         return self._localizer.refine(requests)
+
+    async def compare(
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        _: float | None,
+        /,
+    ) -> CompareResult:
+        """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
+        vectors = self._encoder.encode_expressions(sentences)
+        return CompareResult(
+            sentences=dict(zip(sentences, vectors, strict=True)),
+            instances={
+                version: self._retriever.vectors(version, ids)
+                for version, ids in instance_ids.items()
+            },
+        )
 
 
 class Gallery(AbstractContextManager["Gallery"]):

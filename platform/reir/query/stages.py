@@ -8,7 +8,7 @@ to Ray Serve deployments. `reir.query.answer` calls them in the same order in bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +16,15 @@ from reir.models.interfaces import EncodedExpression
 from reir.query.clock import StageCosts
 from reir.query.presence import Calibration
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
-from reir.records import Box, MaskRle
+from reir.records import Box, FloatArray, MaskRle
 from reir.results import Neighbor
 from reir.store.contract import InstanceRow
 
 RERANKED_PHOTOS = 50
 """Number of best photos that the re-ranker scores."""
+
+COMPARED_HITS = 20
+"""Number of first hits of a page that are compared with the sentence in its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,20 @@ class RefineResult:
     mask: MaskRle | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareResult:
+    """Vectors of sentences, and of instances to compare them with.
+
+    Attributes:
+        sentences: (D,) vectors by sentence.
+        instances: version -> (D,) vectors by instance id; instances that were deleted meanwhile are
+            left out.
+    """
+
+    sentences: Mapping[str, FloatArray]
+    instances: Mapping[str, Mapping[str, FloatArray]]
+
+
 class Stages(Protocol):
     """The stages of one gallery.
 
@@ -93,6 +110,8 @@ class Stages(Protocol):
         localized_hits: number of first hits that are localized.
         calibration: calibration of the checkpoint; None if it has none.
         costs: how long the optional stages usually take.
+        class_vectors: vectors of `reir.query.differences.CLASS_SENTENCES`, kept after the first
+            comparison that needs them.
     """
 
     gallery: str
@@ -101,6 +120,7 @@ class Stages(Protocol):
     localized_hits: int
     calibration: Calibration | None
     costs: StageCosts
+    class_vectors: dict[str, FloatArray]
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
         """Encode each expression; with token states if there is a re-ranker, which reads them."""
@@ -124,4 +144,14 @@ class Stages(Protocol):
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
     ) -> Sequence[RefineResult]:
         """Return the refined box and mask of each request, in the order given."""
+        ...
+
+    async def compare(
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        timeout_s: float | None,
+        /,
+    ) -> CompareResult:
+        """Return the vectors of sentences, and of the instances that each version names."""
         ...

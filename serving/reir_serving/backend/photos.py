@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -32,6 +34,8 @@ from reir.store.duplicates import hand_over, remove_images
 from reir.store.names import check_name
 
 MAX_NAME_BYTES = 120
+MAX_SAMPLED = 1000
+"""Number of ledger rows from which a sample of a gallery's photos is taken."""
 ATTEMPTS = 100
 """Maximum number of attempts to create a file in a folder that other threads or processes delete
 when it is empty."""
@@ -108,6 +112,17 @@ class Photos:
         holder = record.same_as or image_id
         found = self.store.get_instances(gallery, version, [holder])
         return GalleryImage(record=record, instances=tuple(found.get(holder, ())))
+
+    def some(
+        self, gallery: str, version: str, number: int, shown: Callable[[ImageRecord], bool]
+    ) -> list[ImageRecord]:
+        """Return the ledger rows of up to `number` indexed photos for which `shown` is true.
+
+        Image ids are hashes, so the first ones are a sample. Only the first `MAX_SAMPLED` rows are
+        read: a tenant whose photos are few in a large gallery may get fewer of them.
+        """
+        rows = self.store.iter_images(gallery, version, status="indexed")
+        return list(islice(filter(shown, islice(rows, MAX_SAMPLED)), number))
 
     def read(self, gallery: str, version: str, image_id: str) -> bytes | None:
         """Return the bytes of a photo; None if the gallery does not have the photo.

@@ -34,7 +34,13 @@ from reir.query.clock import StageCosts
 from reir.query.presence import Calibration
 from reir.query.request import Query, Term
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
-from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.query.stages import (
+    CompareResult,
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+)
 from reir.records import Attributes, Box, FloatArray, ImageRecord, MaskRle
 from reir.results import Localization, SearchResult
 from reir.store import InstanceStore, VersionInfo
@@ -105,6 +111,7 @@ class GalleryStages:
         self.localized_hits = model.localized_hits
         self.calibration: Calibration | None = model.calibration
         self.costs = costs
+        self.class_vectors: dict[str, FloatArray] = {}
         self._workers = workers
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
@@ -142,6 +149,26 @@ class GalleryStages:
         """Return refined boxes and masks of hits."""
         async with asyncio.timeout(timeout_s):
             return await self._workers.refine(self.model.spec, tuple(requests))
+
+    async def compare(
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        timeout_s: float | None,
+        /,
+    ) -> CompareResult:
+        """Return the vectors of sentences and of instances."""
+        async with asyncio.timeout(timeout_s):
+            encoded = await self._workers.encode(self.model.spec, tuple(sentences))
+            return CompareResult(
+                sentences={
+                    text: each.vector for text, each in zip(sentences, encoded, strict=True)
+                },
+                instances={
+                    version: await self._workers.vectors(self.gallery, version, tuple(ids))
+                    for version, ids in instance_ids.items()
+                },
+            )
 
 
 class Service:
@@ -247,6 +274,14 @@ class Service:
         """Return one photo; None if the gallery does not have it."""
         return await self._ask_store(
             lambda: self._photos.get(gallery, self._version(gallery), image_id)
+        )
+
+    async def some_images(
+        self, gallery: str, number: int, shown: Callable[[ImageRecord], bool]
+    ) -> list[ImageRecord]:
+        """Return up to `number` photos for which `shown` is true; see `Photos.some`."""
+        return await self._ask_store(
+            lambda: self._photos.some(gallery, self._version(gallery), number, shown)
         )
 
     async def photo(self, gallery: str, image_id: str) -> bytes | None:

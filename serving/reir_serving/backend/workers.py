@@ -20,7 +20,13 @@ from reir.errors import Overloaded
 from reir.models.interfaces import EncodedExpression, encode_words
 from reir.query.photo_query import locate, vector_of
 from reir.query.rerank import PhotoReranker
-from reir.query.retrieval import SIZE_KNOWN_S, Retriever, RetrieveRequest, RetrieveResult
+from reir.query.retrieval import (
+    SIZE_KNOWN_S,
+    Retriever,
+    RetrieveRequest,
+    RetrieveResult,
+    stored_vectors,
+)
 from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import Localization
@@ -44,6 +50,7 @@ DEPLOYMENT_OF: Mapping[str, str] = {
     "encode": "text",
     "retrieve": "retriever",
     "masks": "retriever",
+    "vectors": "retriever",
     "rerank": "reranker",
     "refine": "localizer",
     "encode_photo": "localizer",
@@ -220,6 +227,13 @@ class SearchWorkers:
     ) -> dict[str, MaskRle]:
         """Return the masks of those instances that have one."""
         get = partial(self._store.get_masks, gallery, version, instance_ids)
+        return await asyncio.to_thread(self._breaker.call, get)
+
+    async def vectors(
+        self, gallery: str, version: str, instance_ids: tuple[str, ...]
+    ) -> dict[str, FloatArray]:
+        """Return the (D,) vectors of those instances that exist, by instance id."""
+        get = partial(stored_vectors, self._store, gallery, version, instance_ids)
         return await asyncio.to_thread(self._breaker.call, get)
 
     async def rerank(

@@ -2,7 +2,7 @@
 
 import { button, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
-import { fileName, presence, score } from "./format.js";
+import { differences, fileName, likelihood, percent, score } from "./format.js";
 
 const ASPECT = 4 / 3;
 
@@ -34,8 +34,8 @@ function card(hit, rank, isTied, on) {
 /** The photo of a card; a click opens it in the viewer. */
 function opener(hit, rank, isTied, click) {
   const parts = [
-    `Hit ${rank}`, presence(hit.presence)?.text, `match ${score(hit.score)}`,
-    isTied && "tied", fileName(hit.uri),
+    `Hit ${rank}`, likelihood(hit.likelihood)?.text, differences(hit.differs),
+    `match ${score(hit.score)}`, isTied && "tied", fileName(hit.uri),
   ];
   const label = `${parts.filter(Boolean).join(", ")}. Open the photo.`;
   return button({ class: "open", "aria-label": label, click },
@@ -46,13 +46,18 @@ function opener(hit, rank, isTied, click) {
 }
 
 function caption(hit, isTied) {
-  const likely = presence(hit.presence);
+  const likely = likelihood(hit.likelihood);
+  const differs = differences(hit.differs);
   const help = "How well the object matches; higher is better";
   return make("p", { class: "caption" },
-    likely && make("span", { class: `likely ${likely.level}` }, likely.text),
+    likely && make("span", { class: `likely ${likely.level}`, title: inPhoto(hit) }, likely.text),
+    differs && make("span", { class: "differs" }, differs),
     make("span", { class: "score", title: help }, `match ${score(hit.score)}`),
     isTied && make("span", { class: "tied" }, "tied"));
 }
+
+const inPhoto = ({ photo_presence }) =>
+  `The probability that this photo shows the object is ${percent(photo_presence)}`;
 
 /** Box and mask of a hit as `photoFrame` draws them. */
 export const markOf = (hit) =>

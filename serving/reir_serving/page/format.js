@@ -1,22 +1,15 @@
 // Formats numbers, probabilities, durations and errors for people.
 
-/** [minimum presence, CSS class, words] of a hit, highest first. */
-const PRESENCE = [
-  [0.8, "sure", "Very likely"],
-  [0.5, "sure", "Likely"],
-  [0.2, "maybe", "Possible"],
-];
+/** Word of the server for a calibrated probability -> CSS class. */
+const LEVELS = { likely: "sure", possible: "maybe", unlikely: "unsure" };
 
-/**
- * {level, text} of a calibrated probability; null if there is none.
- * A small one is shown as a number: among many similar objects even the right hit has a small one.
- */
-export function presence(value) {
-  if (value === null || value === undefined) return null;
-  const known = PRESENCE.find(([minimum]) => value >= minimum);
-  return known ? { level: known[1], text: known[2] }
-    : { level: "unsure", text: `Probability ${percent(value)}` };
-}
+/** {level, text} of the word of the server; null if it has no calibration. */
+export const likelihood = (word) =>
+  word && { level: LEVELS[word] ?? "unsure", text: word[0].toUpperCase() + word.slice(1) };
+
+/** "blue, not red" for each difference between a sentence and a hit; empty if there is none. */
+export const differences = (differs) =>
+  differs.map(({ seen, wanted }) => `${seen}, not ${wanted}`).join("; ");
 
 export const percent = (share) => {
   const value = 100 * share;
@@ -49,7 +42,7 @@ export function place([x1, y1, x2, y2]) {
 
 const STAGES = {
   text: "text encoding", search: "search", rerank: "re-ranking", localize: "box refinement",
-  rank: "ranking", decode: "decoding",
+  compare: "comparison", rank: "ranking", decode: "decoding",
 };
 const stage = (name) => STAGES[name] ?? name;
 

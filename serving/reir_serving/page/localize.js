@@ -2,7 +2,7 @@
 
 import { announce, button, byId, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
-import { count, percent, place, presence, score, timings } from "./format.js";
+import { count, likelihood, percent, place, score, timings } from "./format.js";
 
 /**
  * Show a photo with the boxes that match, best first.
@@ -31,7 +31,7 @@ function verdict(answer) {
     return [make("h2", {}, "Your photo"),
       make("p", {}, "Now describe one object in it in the search box above.")];
   }
-  const likely = presence(answer.presence);
+  const likely = likelihood(answer.likelihood);
   const quoted = `\u201c${answer.expression}\u201d`;
   if (answer.present) {
     const title = likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "Found";
@@ -47,7 +47,7 @@ function boxList(boxes, on) {
   return make("ol", { id: "local-list", role: "list" }, ...boxes.map(({ box, ...found }, number) =>
     make("li", { pointerenter: () => highlight(number), focusin: () => highlight(number) },
       make("span", { class: "rank" }, String(number + 1)),
-      make("span", {}, presence(found.presence)?.text ?? "",
+      make("span", {}, likelihood(found.likelihood)?.text ?? "",
         make("small", {}, `match ${score(found.score)}, ${place(box)}`)),
       button({ class: "quiet", click: () => on.similar(box) }, icon("more"), "Find similar"))));
 }

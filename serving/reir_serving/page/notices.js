@@ -69,27 +69,17 @@ export function empty(hasFilters, clearFilters) {
     hasFilters && button({ click: clearFilters }, "Clear filters"));
 }
 
-/** Show that the object is probably not there; a button reveals the closest matches. */
-export function notFound(what, likely, disclose) {
-  const closed = "Show the closest matches";
-  const toggle = button({
-    "aria-expanded": "false", "aria-controls": "grid",
-    click: () => {
-      const open = toggle.getAttribute("aria-expanded") === "false";
-      toggle.setAttribute("aria-expanded", String(open));
-      toggle.textContent = open ? "Hide the closest matches" : closed;
-      disclose(open);
-    },
-  }, closed);
-  const chance = likely === null ? ""
-    : ` The probability that it is in the gallery is ${percent(likely)}.`;
-  show("not-found", make("h2", {}, `Probably not ${what}`),
-    make("p", {}, `No object matches the description well enough.${chance}`), toggle);
+/** Show that the object is probably not there, and that the hits below are misses. */
+export function notFound(likely) {
+  const title = likely === null ? null
+    : `The probability that it is in this gallery is ${percent(likely)}`;
+  show("not-found",
+    make("h2", { title }, "Probably not in this gallery. The nearest misses:"));
 }
 
-/** Show that the first hits match equally well. */
-export function ambiguous(number) {
-  show("ambiguous", make("p", {}, make("strong", {}, `${number} hits match equally well.`),
+/** Show that the first hits fit equally well. @param what "photos" or "hits" */
+export function ambiguous(number, what) {
+  show("ambiguous", make("p", {}, make("strong", {}, `${number} ${what} fit equally well.`),
     " Mention a color, a position or a neighboring object to tell them apart."));
 }
 

@@ -11,6 +11,7 @@ import * as notices from "./notices.js";
 import {
   hasQuery, fromHash, EMPTY_STATE, numFilters, options, toHash, toRequest, withoutTerm, withTerm,
 } from "./state.js";
+import { showPhotos } from "./start.js";
 import { listenForPhotos } from "./uploads.js";
 import { Viewer } from "./viewer.js";
 import { count, degraded, timings } from "./format.js";
@@ -19,10 +20,9 @@ const TYPING_MS = 300;
 const SLOW_MS = 2000;
 const ENGLISH_ONLY =
   "This does not look like English, the only language that the models understand.";
-const EVEN = 0.5; // below this presence, the object is more likely absent than present
 const TITLE = document.title;
 const NUM_BOXES = 5; // to show in a photo of the user
-const NUM_EXAMPLES = 6;
+const NUM_EXAMPLES = 3;
 const NOTHING = Object.freeze({ hits: [], cursor: "", described: "" });
 const MIN_TYPED_CHARS = 3; // shorter sentences are not searched for while the user types
 
@@ -67,10 +67,20 @@ function showState() {
   if (sentence.value.trim() !== state.sentence) sentence.value = state.sentence;
   showFilters(state);
   showGallery(thisGallery());
+  showDrawing();
   showChips(state, upload, {
     drop: (id) => update(withoutTerm(state, id)),
     dropPhoto: () => setUpload(null),
   });
+}
+
+/** Draw hits as masks or as boxes; the choice is only offered if a hit has a mask. */
+function showDrawing() {
+  document.body.dataset.draw = state.draw;
+  byId("draw").hidden = !shown.hits.some((hit) => hit.mask);
+  for (const radio of byId("draw").querySelectorAll("input")) {
+    radio.checked = radio.value === state.draw;
+  }
 }
 
 /** Send the request for the state, or for the next page of its hits; abort the one before. */
@@ -130,12 +140,14 @@ function clearHits() {
   byId("grid").replaceChildren();
   byId("absent").replaceChildren();
   byId("next").hidden = true;
+  showDrawing();
   announce("");
 }
 
 function showStart() {
   clearHits();
   setBusy(false);
+  return showPhotos(state.gallery, running.signal);
 }
 
 function showHits(answer, isNext) {
@@ -145,6 +157,7 @@ function showHits(answer, isNext) {
   const before = isNext ? shown.hits : [];
   shown = { hits: [...before, ...hits], cursor: answer.cursor, described: described() };
   remember(hits);
+  showDrawing();
   const made = cards(hits, {
     first: before.length + 1, tied: answer.equally_good,
     on: { open: openViewer, more, not },
@@ -161,16 +174,16 @@ function showHits(answer, isNext) {
 }
 
 function showVerdict(answer) {
-  const disclose = (open) => {
-    byId("grid").hidden = !open;
-    byId("next").hidden = !open || !shown.cursor;
-  };
   const absent = !answer.found && shown.hits.length > 0;
-  byId("grid").classList.toggle("nearest", absent);
-  disclose(!absent);
-  if (absent) notices.notFound(`in \u201c${state.gallery}\u201d`, answer.presence, disclose);
+  byId("grid").classList.toggle("absent", absent);
+  if (absent) notices.notFound(answer.presence);
   else if (shown.hits.length === 0) notices.empty(numFilters(state) > 0, clearFilters);
-  else if (answer.equally_good > 1) notices.ambiguous(answer.equally_good);
+  else if (answer.equally_good > 1) showTie(answer);
+}
+
+function showTie({ hits, equally_good }) {
+  const photos = new Set(hits.slice(0, equally_good).map((hit) => hit.image_id));
+  notices.ambiguous(equally_good, photos.size === equally_good ? "photos" : "hits");
 }
 
 /** What users can give feedback on: a sentence that says by itself what the object is. */
@@ -188,7 +201,7 @@ function showGalleryFeedback() {
 function summary(answer) {
   const number = count(shown.hits.length, "hit");
   const rest = answer.cursor ? ", more below" : "";
-  const isDoubtful = shown.hits.length > 0 && answer.presence !== null && answer.presence < EVEN;
+  const isDoubtful = shown.hits.length > 0 && ["possible", "unlikely"].includes(answer.likelihood);
   const doubt = isDoubtful ? ", but the object may not be there" : "";
   const isFound = answer.found || shown.hits.length === 0;
   const found = isFound ? number + rest + doubt : "Probably not in this gallery";
@@ -197,7 +210,8 @@ function summary(answer) {
 }
 
 function clearFilters() {
-  update({ ...EMPTY_STATE, gallery: state.gallery, sentence: state.sentence, terms: state.terms });
+  const { gallery, sentence, terms, draw } = state;
+  update({ ...EMPTY_STATE, gallery, sentence, terms, draw });
 }
 
 function openViewer(rank) {
@@ -262,6 +276,11 @@ function listen() {
   byId("filters").addEventListener("change", () => update(readFilters()));
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("clear-filters").addEventListener("click", clearFilters);
+  byId("draw").addEventListener("change", ({ target }) => {
+    state = { ...state, draw: target.value };
+    history.replaceState(null, "", `#${toHash(state)}`); // the hits stay the same
+    showDrawing();
+  });
   byId("gallery").addEventListener("change", ({ target }) => {
     update({ gallery: target.value, terms: [] });
   });
@@ -273,7 +292,7 @@ function listen() {
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
     upload = null;
-    update({ ...EMPTY_STATE, gallery: state.gallery });
+    update({ ...EMPTY_STATE, gallery: state.gallery, draw: state.draw });
     sentence.focus();
   });
   window.addEventListener("popstate", () => {

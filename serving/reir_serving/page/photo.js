@@ -49,6 +49,7 @@ function drawMark({ box: [x1, y1, x2, y2], tone = "hit", ...mark }) {
     : make("span", attributes, tag);
   place(drawn, [x1, y1, x2 - x1, y2 - y1]);
   drawn.style.setProperty("--clear", String(mark.clear ?? 1));
+  if (mark.polygons?.length) drawn.classList.add("has-mask");
   if (y1 < 0.07) drawn.classList.add("at-top");
   if (x1 > 0.75) drawn.classList.add("at-right");
   return drawn;

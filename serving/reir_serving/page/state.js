@@ -13,7 +13,7 @@ export const CHOICES = {
 
 export const EMPTY_STATE = Object.freeze({
   gallery: "", sentence: "", terms: [],
-  size: "", horizontal: "", vertical: "", presence: 0, where: "", perPhoto: 1,
+  size: "", horizontal: "", vertical: "", presence: 0, where: "", perPhoto: 1, draw: "masks",
 });
 
 const FILTERS = ["size", "horizontal", "vertical", "presence", "where", "perPhoto"];
@@ -46,6 +46,7 @@ export function fromHash(hash) {
   }
   state.presence = Math.min(Math.max(Number(fields.get("presence")) || 0, 0), 1);
   state.perPhoto = Math.min(Math.max(Math.trunc(Number(fields.get("perPhoto"))) || 1, 1), 1000);
+  if (fields.get("draw") === "boxes") state.draw = "boxes";
   for (const [kind, id] of fields) if (Object.hasOwn(WEIGHTS, kind)) state.terms.push({ kind, id });
   return state;
 }

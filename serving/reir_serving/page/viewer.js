@@ -5,7 +5,9 @@ import { markOf } from "./cards.js";
 import { button, byId, icon, make } from "./dom.js";
 import { hitFeedback } from "./feedback.js";
 import { photoFrame } from "./photo.js";
-import { count, explain, fileName, percent, place, presence, score } from "./format.js";
+import {
+  count, differences, explain, fileName, likelihood, percent, place, score,
+} from "./format.js";
 
 /** Lowest opacity of a box: most candidates are hardly objects, and would hide the photo. */
 const MIN_OPACITY = 0.12;
@@ -188,9 +190,13 @@ export class Viewer {
 }
 
 function verdict(hit) {
-  const likely = presence(hit.presence);
+  const likely = likelihood(hit.likelihood);
   const rows = [["Match", score(hit.score)]];
-  if (likely) rows.push(["Probability", percent(hit.presence)]);
+  if (likely) {
+    rows.push(["Photo shows it", percent(hit.photo_presence)]);
+    rows.push(["This one is meant", percent(hit.presence)]);
+  }
+  if (hit.differs.length) rows.push(["What differs", differences(hit.differs)]);
   const title = likely ? make("span", { class: `likely ${likely.level}` }, likely.text) : "The hit";
   return [make("h3", {}, title), facts(rows)];
 }

@@ -271,18 +271,17 @@ def test_search_says_when_it_is_not_there(
         "reir.query.search.load_extras", lambda *_: CheckpointExtras(calibration=calibration)
     )
     there = terminal.run("search", "red left tall", "--gallery", "photos").splitlines()
-    assert there[0].split()[:3] == ["#", "score", "presence"]
-    assert there[1].split()[3] == "%"
+    assert there[0].split()[:5] == ["#", "score", "object", "in", "photo"]
+    assert there[1].split()[2] == "likely"
     assert "; probability that it is there " in there[-1]
     absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
-    assert absent[0].startswith("Not found; with 100 % probability it is not in the gallery")
+    assert absent[0] == "Probably not in this gallery. The nearest misses:"
+    assert "red, not purple" in "\n".join(absent)
     calibration = replace(
         calibration, gallery=replace(by_score, weights=(0, 0, 0, 0, 0), bias=-0.4), threshold=0.3
     )
     doubtful = terminal.run("search", "purple", "--gallery", "photos").splitlines()
-    assert doubtful[0] == (
-        "It may not be in the gallery: the probability that it is there is 40 %. Closest matches:"
-    )
+    assert doubtful[0] == "It may not be in this gallery. The closest matches:"
     assert terminal.json("search", "purple", "--gallery", "photos")["found"]
     calibration = replace(calibration, gallery=by_score, threshold=0.5)
     options = ("--gallery", "photos", "--min-presence", "0.5")

@@ -14,8 +14,8 @@ from transformers import Sam2Model
 from reir.errors import CheckpointError, ConfigError
 from reir.images import rle
 from reir.models.sam2 import BOXES_PER_PASS, Sam2Segmenter, load_sam2
-from reir.records import RgbImage
 from reir.models.segmenters import load_segmenter_spec
+from reir.records import RgbImage
 from reir_testing.pretrained import save_tiny_sam2, save_tiny_siglip
 
 BOXES = np.array([[0.1, 0.2, 0.5, 0.9], [0.4, 0.0, 1.0, 0.6]], dtype=np.float32)

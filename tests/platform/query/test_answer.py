@@ -208,7 +208,7 @@ def test_pages_put_together_are_one_large_answer(
     extras = CheckpointExtras(RightmostReranker() if reranks else None)
     gallery = gallery_of(vectors, counts, extras)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reir.query.answer.RERANKED_PHOTOS", 4)
+        patch.setattr("reir.query.pending.RERANKED_PHOTOS", 4)
         whole = ids(ask(gallery, k=1000, per_image=per_image, where=where))
         assert pages(gallery, ks, per_image=per_image, where=where) == whole
     assert len(set(whole)) == len(whole)
@@ -290,7 +290,7 @@ def test_the_best_photos_come_in_the_order_of_the_reranker_and_the_rest_behind()
     plain = ask(gallery, k=20, rerank=False)
     assert {hit.instance_id.rpartition("#")[2] for hit in plain.hits} > {"0"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reir.query.answer.RERANKED_PHOTOS", 5)
+        patch.setattr("reir.query.pending.RERANKED_PHOTOS", 5)
         result = ask(gallery, k=20)
     assert reranker.asked == [5]
     pool = sorted(hit.image_id for hit in plain.hits[:5])

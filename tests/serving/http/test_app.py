@@ -13,10 +13,12 @@ from PIL import Image
 from reir.models.nano.encoder import cpu_path
 from reir_serving.config import LiveSettings
 from reir_serving.http.routes.galleries import (
+    MAX_PHOTOS,
     AddImageAnswer,
     GalleriesAnswer,
     GalleryOut,
     ImageAnswer,
+    PhotosAnswer,
 )
 from reir_serving.http.routes.images import LocalizeAnswer
 from reir_serving.http.routes.search_schemas import BatchAnswer, SearchAnswer
@@ -168,6 +170,28 @@ def test_localize_finds_boxes_in_a_photo(client: TestClient, pair: bytes) -> Non
     LocalizeAnswer.model_validate_json(answer.content)
     (found,) = answer.json()["boxes"]
     assert found["box"][0] == pytest.approx(70 / 120, abs=0.01)
+
+
+def test_some_photos_of_a_gallery_are_listed(client: TestClient) -> None:
+    answer = client.get("/v1/galleries/photos/images")
+    images = PhotosAnswer.model_validate_json(answer.content).images
+    assert len({each.image_id for each in images}) == len(images) > 1
+    assert client.get(images[0].thumbnail_url).headers["content-type"].startswith("image/")
+    first = client.get("/v1/galleries/photos/images", params={"limit": 1}).json()["images"]
+    assert [each["image_id"] for each in first] == [images[0].image_id]
+    for limit in (0, MAX_PHOTOS + 1):
+        assert client.get(f"/v1/galleries/photos/images?limit={limit}").status_code == 422
+    assert client.get("/v1/galleries/none/images").status_code == 404
+
+
+def test_a_hit_says_what_differs_on_request(client: TestClient) -> None:
+    (plain,), (asked,) = (
+        search(client, "the purple box", k=1, explain=explain)["hits"] for explain in (False, True)
+    )
+    assert plain["differs"] == []
+    (told,) = asked["differs"]
+    assert (told["kind"], told["wanted"]) == ("color", "purple")
+    assert (asked["photo_presence"], asked["likelihood"]) == (None, None)  # not calibrated
 
 
 def test_galleries_are_listed(client: TestClient) -> None:

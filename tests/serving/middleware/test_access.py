@@ -123,6 +123,11 @@ def test_a_tenant_can_use_only_its_own_photos(
     assert client.post(place, files=files, data=claimed, headers=acme).status_code == 422
     added = client.post(place, files=files, headers=acme).json()
     kept = client.get(f"{place}/{added['image_id']}", headers=acme).json()
+    listed = client.get(place, headers=acme).json()["images"]
+    assert {each["image_id"] for each in listed} == {added["image_id"]} | {
+        hit["image_id"] for hit in own
+    }
+    assert all("/" not in each["uri"] for each in listed)
     assert kept["attributes"]["tenant"] == "acme"
 
 

@@ -24,7 +24,13 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.query.presence import BOX_FEATURES, GALLERY_FEATURES, Calibration, Logistic
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Calibration,
+    Logistic,
+)
 from reir.query.search import CheckpointExtras
 from reir.store import open_store
 from reir_serving.backend.models import LoadedModel, ModelCache
@@ -72,7 +78,7 @@ CALIBRATION = Calibration(
     digest=FakeEncoder().digest,
     gallery=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
     hit=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
-    photo=SURE,
+    photo=replace(SURE, features=PHOTO_FEATURES, weights=(20.0, 0.0)),
     box=SURE,
     threshold=0.5,
     photo_threshold=0.5,

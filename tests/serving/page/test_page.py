@@ -52,7 +52,9 @@ def test_the_box_is_drawn_where_the_object_is(
 def test_a_search_shows_a_summary_of_its_hits(page: Page) -> None:
     cards = search(page, "the red one on the left")
     assert hit_names(page)[0] == "red left.png"
-    expect(cards.first.locator(".likely")).to_have_text("Very likely")
+    likely = cards.first.locator(".likely")
+    expect(likely).to_have_text("Likely")
+    expect(likely).to_have_attribute("title", re.compile(r"shows the object is \d+%"))
     expect(cards.first.locator(".rank")).to_have_text("1")
     expect(page.locator("#summary")).to_contain_text(re.compile(r"^\d+ hits, .* ms: text encoding"))
     assert page.locator("#summary").get_attribute("aria-live") == "polite"
@@ -76,6 +78,41 @@ def test_masks_and_skipped_stages_are_shown(page: Page) -> None:
     )
     assert shape == pytest.approx([0.1, 0.2, 0.3, 0.8])
     expect(page.locator("#summary")).to_contain_text("The server skipped these stages: re-ranking.")
+
+    # a hit with a mask has no box until the user switches to boxes
+    color = "e => getComputedStyle(e).borderTopColor"
+    transparent = "rgba(0, 0, 0, 0)"
+    assert frame.locator(".mark").evaluate(color) == transparent
+    assert page.locator(".card").nth(1).locator(".mark").evaluate(color) != transparent
+    page.locator("#draw").get_by_text("Boxes").click()
+    expect(frame.locator(".masks")).to_be_hidden()
+    assert frame.locator(".mark").evaluate(color) != transparent
+    assert parse_qs(urlsplit(page.url).fragment)["draw"] == ["boxes"]
+    page.reload()
+    answered(page)
+    expect(page.get_by_role("radio", name="Boxes")).to_be_checked()
+    expect(page.locator(".card").first.locator(".masks")).to_be_hidden()
+
+
+def test_without_masks_there_is_no_switch(page: Page) -> None:
+    search(page, "the red one on the left")
+    expect(page.locator("#draw")).to_be_hidden()
+
+
+def test_the_start_page_shows_photos_of_the_gallery(page: Page) -> None:
+    photos = page.locator("#photo-list .frame[data-state=shown]")
+    expect(photos).to_have_count(12)
+    expect(page.locator("#photo-list img").first).to_have_attribute("alt", re.compile(r"\.png$"))
+    search(page, "the red one")
+    expect(page.locator("#photos")).to_be_hidden()
+    page.fill("#sentence", "")
+    expect(page.locator("#photos")).to_be_visible()
+
+
+def test_the_start_page_says_that_it_cannot_show_photos(tab: Tab) -> None:
+    tab.page.route("**/images?limit=*", lambda route: route.fulfill(status=500, json={}))
+    tab.page.goto("/")
+    expect(tab.page.locator("#photos")).to_contain_text("The photos cannot be shown")
 
 
 def test_examples_and_the_back_button(page: Page) -> None:
@@ -118,7 +155,9 @@ def test_the_viewer_shows_all_instances_of_a_photo(tab: Tab, page: Page) -> None
     assert drawn_box(stage, ".mark.hit") == pytest.approx(shares(RED_LEFT, SIZE), abs=0.01)
     other = shares((400, 150, 600, 380), SIZE)
     assert drawn_box(stage, ".mark.other") == pytest.approx(other, abs=0.01)
-    expect(viewer.locator("#viewer-side")).to_contain_text("Very likely")
+    side = viewer.locator("#viewer-side")
+    expect(side).to_contain_text("Likely")
+    expect(side).to_contain_text("Photo shows it")
     viewer.locator(".mark.other").hover()
     expect(viewer.locator("#viewer-side")).to_contain_text("Another object")
     viewer.locator(".mark.other").click()
@@ -187,7 +226,7 @@ def test_searching_in_a_dropped_photo(page: Page) -> None:
     expect(page.locator("#local .mark")).to_have_count(2)
     frame = page.locator("#local .frame")
     assert drawn_box(frame, ".mark.hit") == pytest.approx(shares(RED_LEFT, SIZE), abs=0.01)
-    expect(page.locator("#local-list li").first).to_contain_text("Very likely")
+    expect(page.locator("#local-list li").first).to_contain_text("Likely")
     page.fill("#sentence", "the zeppelin")
     page.press("#sentence", "Enter")
     expect(page.locator("#local")).to_contain_text("Probably not in this photo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 
 import pytest
@@ -44,14 +45,20 @@ def test_an_invalid_condition_is_explained(page: Page) -> None:
 
 
 def test_an_object_that_is_not_in_the_gallery(page: Page) -> None:
-    search(page, "the zeppelin")
-    expect(page.locator("#notice")).to_contain_text("Probably not in \u201cscenes\u201d")
-    expect(page.locator("#grid")).to_be_hidden()
-    page.get_by_role("button", name="Show the closest matches").click()
-    expect(page.locator("#grid.nearest .card").first).to_be_visible()
-    search(page, "the blue one")
+    cards = search(page, "the purple one")
+    notice = page.locator("#notice h2")
+    expect(notice).to_have_text("Probably not in this gallery. The nearest misses:")
+    expect(notice).to_have_attribute("title", re.compile(r"in this gallery is \d|under 1%"))
+    expect(page.locator("#grid.absent .card").first).to_be_visible()
+    expect(cards.first.locator(".likely")).to_have_text("Unlikely")
+    expect(cards.first.locator(".differs")).to_have_text(re.compile(r"^\w+, not purple$"))
+    cards.first.locator(".open").click()
+    expect(page.locator("#viewer-side")).to_contain_text(", not purple")
+    page.keyboard.press("Escape")
+    cards = search(page, "the blue one")
     expect(page.locator("#notice")).to_be_empty()
-    expect(page.locator("#grid")).not_to_have_class("nearest")
+    expect(page.locator("#grid.absent")).to_have_count(0)
+    expect(cards.first.locator(".differs")).to_have_count(0)
 
 
 def test_a_sentence_that_does_not_read_like_english(page: Page) -> None:
@@ -61,10 +68,10 @@ def test_a_sentence_that_does_not_read_like_english(page: Page) -> None:
     expect(page.locator("#summary")).not_to_contain_text("English")
 
 
-def test_a_presence_below_one_half_is_shown_as_doubtful(page: Page) -> None:
+def test_an_answer_that_is_only_possible_is_shown_as_doubtful(page: Page) -> None:
     def doubting(route: Route) -> None:
         answer = route.fetch()
-        route.fulfill(response=answer, json={**answer.json(), "presence": 0.4})
+        route.fulfill(response=answer, json={**answer.json(), "likelihood": "possible"})
 
     page.route("**/v1/search", doubting)
     search(page, "the red one")
@@ -77,7 +84,7 @@ def test_the_page_shows_the_number_format_of_the_models(page: Page) -> None:
 
 def test_hits_that_match_equally_well(page: Page) -> None:
     cards = search(page, "the cyan one")
-    expect(page.locator("#notice")).to_contain_text("2 hits match equally well")
+    expect(page.locator("#notice")).to_contain_text("2 photos fit equally well")
     expect(cards.locator(".tied")).to_have_count(2)
 
 

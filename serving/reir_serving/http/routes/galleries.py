@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Path, UploadFile
+from fastapi import APIRouter, File, Form, Path, Query, UploadFile
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import Response
 
@@ -41,6 +41,7 @@ ImageId = Annotated[
         json_schema_extra={"format": "image-id"},
     ),
 ]
+MAX_PHOTOS = 100
 _JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
@@ -106,6 +107,21 @@ class ImageAnswer(ApiAnswer):
     thumbnail_url: str
 
 
+class PhotoOut(ApiAnswer):
+    """One photo of a gallery."""
+
+    image_id: str
+    uri: str
+    image_url: str
+    thumbnail_url: str
+
+
+class PhotosAnswer(ApiAnswer):
+    """`GET /v1/galleries/{gallery}/images`: some photos of a gallery."""
+
+    images: list[PhotoOut]
+
+
 class AddImageAnswer(ApiAnswer):
     """`POST /v1/galleries/{gallery}/images` (multipart: `image`, optional `attributes` as JSON)."""
 
@@ -134,6 +150,29 @@ async def one_gallery(gallery: GalleryPath, context: Context) -> Response:
     if not found:
         raise gallery_not_found(name)
     return json_response(_gallery(found[0], context.caller))
+
+
+@router.get("/{gallery}/images", response_model=PhotosAnswer)
+async def some_images(
+    gallery: GalleryPath,
+    context: Context,
+    limit: Annotated[int, Query(ge=1, le=MAX_PHOTOS, description="Maximum number of photos.")] = 12,
+) -> Response:
+    """Return some photos that the key may see, to show what the gallery is about."""
+    name = context.readable(gallery)
+    found = await context.backend.some_images(name, limit, context.caller.can_see)
+    return json_response(
+        {
+            "images": [
+                {
+                    "image_id": each.image_id,
+                    "uri": context.caller.visible_uri(each.uri),
+                    **image_urls(name, each.image_id),
+                }
+                for each in found
+            ]
+        }
+    )
 
 
 @router.post("/{gallery}/images", status_code=201, response_model=AddImageAnswer)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reir.errors import ImageError, ImageUnreachable
+from reir.results import Likelihood
 from reir.store.contract import InstanceRow
 from reir_serving.backend.photos import GalleryImage
 from reir_serving.http.endpoint_context import Context, EndpointContext
@@ -54,11 +55,12 @@ _PICTURES: dict[int | str, dict[str, Any]] = {
 
 
 class LocalizedBoxOut(ApiAnswer):
-    """One box that the expression describes."""
+    """One box that the expression describes; `likelihood` is its `presence` in words."""
 
     box: Box
     score: float
     presence: float | None
+    likelihood: Likelihood | None
     mask: MaskOut | None = None
 
 
@@ -70,6 +72,7 @@ class LocalizeAnswer(ApiAnswer):
     height_px: int
     present: bool
     presence: float | None
+    likelihood: Likelihood | None
     boxes: list[LocalizedBoxOut]
     timings_ms: dict[str, float]
     request_id: str
@@ -126,11 +129,13 @@ async def localize(
             "height_px": found.height_px,
             "present": found.present,
             "presence": found.presence,
+            "likelihood": found.likelihood,
             "boxes": [
                 {
                     "box": each.box,
                     "score": each.score,
                     "presence": each.presence,
+                    "likelihood": each.likelihood,
                     "mask": mask_json(each.mask),
                 }
                 for each in found.boxes

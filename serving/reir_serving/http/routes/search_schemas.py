@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reir.query.language import seems_foreign
 from reir.query.request import MAX_TERMS, MAX_WEIGHT
-from reir.results import Evidence, Hit, SearchResult
+from reir.results import Evidence, Hit, Likelihood, SearchResult
 from reir.store.filters import MAX_LENGTH as MAX_FILTER
 from reir_serving.http.schemas import (
     ApiAnswer,
@@ -112,7 +112,11 @@ class BaseSearchRequest(ApiRequest):
     localize: bool = Field(
         False, description="Refine the boxes of the first hits on the pixels of their photos."
     )
-    explain: bool = Field(False, description="Return with each hit the evidence for its rank.")
+    explain: bool = Field(
+        False,
+        description="Return with each hit the evidence for its rank, and what differs between it "
+        "and the expression. An answer that was not found has the differences in any case.",
+    )
     budget_ms: float | None = Field(
         None,
         gt=0,
@@ -228,10 +232,23 @@ class EvidenceOut(ApiAnswer):
     checkpoint: str
 
 
+class DifferenceOut(ApiAnswer):
+    """A word of the expression that does not fit the hit, and the word that fits better."""
+
+    kind: str
+    wanted: str
+    seen: str
+
+
 class HitOut(ApiAnswer):
     """One instance that was found.
 
     Attributes:
+        presence: probability that this is the one described instance.
+        photo_presence: probability that the photo shows the described instance, however many other
+            photos show it too.
+        likelihood: `photo_presence` in words.
+        differs: what differs between the expression and this instance.
         uri: URI of the photo; here and in all other answers, a key with a tenant gets only the
             file name.
     """
@@ -242,6 +259,9 @@ class HitOut(ApiAnswer):
     box: Box
     score: float
     presence: float | None
+    photo_presence: float | None
+    likelihood: Likelihood | None
+    differs: list[DifferenceOut]
     objectness: float
     area: float
     attributes: dict[str, Scalar]
@@ -267,6 +287,7 @@ class SearchAnswer(ApiAnswer):
     Attributes:
         english: False if the expression does not seem to be English, the only language that the
             models know.
+        likelihood: `presence` in words.
         found: False if `presence` is below the checkpoint's threshold, so the object is probably
             not in the gallery.
         equally_good: number of first hits that are equally good.
@@ -282,6 +303,7 @@ class SearchAnswer(ApiAnswer):
     hits: list[HitOut]
     images: list[ImageHits] | None = None
     presence: float | None
+    likelihood: Likelihood | None
     found: bool
     equally_good: int
     timings_ms: dict[str, float]
@@ -310,6 +332,7 @@ def search_answer(
         "hits": hits,
         "images": _hits_by_image(hits) if by_image else None,
         "presence": result.presence,
+        "likelihood": result.likelihood,
         "found": result.found,
         "equally_good": result.equally_good,
         "timings_ms": timings_json(result.timings_ms),
@@ -327,6 +350,11 @@ def _hit(hit: Hit, result: SearchResult, caller: Caller) -> JsonObject:
         "box": hit.box,
         "score": hit.score,
         "presence": hit.presence,
+        "photo_presence": hit.photo_presence,
+        "likelihood": hit.likelihood,
+        "differs": [
+            {"kind": each.kind, "wanted": each.wanted, "seen": each.seen} for each in hit.differs
+        ],
         "objectness": hit.objectness,
         "area": hit.area,
         "attributes": dict(hit.attributes),

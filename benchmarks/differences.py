@@ -1,0 +1,166 @@
+"""Is the named difference right? Sentences with one planted wrong word, and the instance they mean.
+
+    python benchmarks/differences.py --work FOLDER
+
+Each expression of the held-out `val` photos gets one wrong word ("the red bus" becomes "the blue
+bus"). The instance that it describes is then compared with the wrong sentence, as a search does
+with a miss. A named difference is right if it names the planted word and restores the original one,
+or for a planted object, if it names the class of the instance. Any other difference is wrong.
+
+The margins were chosen on every second probe; this benchmark measures on the other ones. A false
+alarm is a difference that is named although the sentence is right. FOLDER keeps the shards of
+photos that were already encoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from _indexing import encoder_of, parser_of
+from _report import write_report
+
+from reir.datasets.photos import read_photos
+from reir.datasets.wrong_words import ABSENT
+from reir.evaluate import Encoding, encode_gallery
+from reir.evaluate.encoded_gallery import queries_of
+from reir.evaluate.probes import described_rows, find_probes
+from reir.models.interfaces import InstanceEncoder
+from reir.query.differences import CLASS_SENTENCES, OBJECT, Comparison
+from reir.records import FloatArray
+from reir.results import Difference
+from reir.text import normalize_expression
+from reir_testing import data_dir
+
+AT_ONCE, TIMED, HITS = 64, 50, 20
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A wrong sentence, and the instance that the right one describes.
+
+    Attributes:
+        kind: kind of the planted word, as in `reir.datasets.wrong_words`.
+        right: the right sentence.
+        wrong: the comparison for the wrong sentence.
+        category: class of the instance.
+        vector: (D,) vector of the instance.
+    """
+
+    kind: str
+    right: str
+    wrong: Comparison
+    category: str
+    vector: FloatArray
+
+    def restores(self, told: Difference) -> bool:
+        """Whether a named difference names the planted word and the original one."""
+        if told.kind == OBJECT:
+            return self.kind == ABSENT and told.seen == self.category
+        return any(
+            each.difference == told and each.sentence == self.right for each in self.wrong.variants
+        )
+
+
+def encoded(encoder: InstanceEncoder, sentences: Iterable[str]) -> dict[str, FloatArray]:
+    """Return the vector of each sentence; those of similar length together, which is faster."""
+    ordered = sorted(set(sentences), key=len)
+    vectors: dict[str, FloatArray] = {}
+    for start in range(0, len(ordered), AT_ONCE):
+        part = ordered[start : start + AT_ONCE]
+        vectors |= zip(part, encoder.encode_expressions(part), strict=True)
+    return vectors
+
+
+def shares(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> dict[str, float | int]:
+    """Return precision and recall of the named differences, in all and for each kind."""
+    planted = Counter(each.kind for each in trials)
+    named: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for trial in trials:
+        for told in trial.wrong.differences(vectors, trial.vector):
+            kind = ABSENT if told.kind == OBJECT else told.kind
+            named[kind] += 1
+            right[kind] += trial.restores(told)
+    figures: dict[str, float | int] = {
+        "differs.probes": len(trials),
+        "differs.precision": ratio(right.total(), named.total()),
+        "differs.recall": ratio(right.total(), len(trials)),
+    }
+    for kind, count in sorted(planted.items()):
+        figures[f"differs.probes.{kind}"] = count
+        figures[f"differs.recall.{kind}"] = ratio(right[kind], count)
+        if named[kind]:
+            figures[f"differs.precision.{kind}"] = ratio(right[kind], named[kind])
+    return figures
+
+
+def false_alarms(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> float:
+    """Return the share of right sentences for which a difference is named."""
+    instances = {each.right: each.vector for each in trials}
+    told = [
+        bool(Comparison.of(text).differences(vectors, vector)) for text, vector in instances.items()
+    ]
+    return ratio(sum(told), len(told))
+
+
+def usual_ms(encoder: InstanceEncoder, trials: Sequence[Trial]) -> float:
+    """Return the median time in milliseconds to compare a sentence with the hits of a page."""
+    known = encoded(encoder, CLASS_SENTENCES)
+    spent = []
+    for trial in trials[:TIMED]:
+        start = time.perf_counter()
+        own = [text for text in trial.wrong.sentences if text not in known]
+        vectors = {**known, **dict(zip(own, encoder.encode_expressions(own), strict=True))}
+        for other in trials[:HITS]:
+            trial.wrong.differences(vectors, other.vector)
+        spent.append(1e3 * (time.perf_counter() - start))
+    return round(float(np.median(spent)), 1)
+
+
+def ratio(part: int, whole: int) -> float:
+    """Return a share, rounded; 0 of nothing."""
+    return round(part / max(whole, 1), 4)
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--work", type=Path, help="Folder for finished shards.")
+    arguments: argparse.Namespace = parser.parse_args()
+    root = data_dir()
+    if root is None:
+        raise SystemExit("the shared photos are needed: set REIR_DATA")
+    encoder = encoder_of(arguments)
+    held_out = read_photos(root / "photos").split("val")
+    how = Encoding(work=arguments.work)
+    gallery = encode_gallery(encoder, held_out, root / "photos" / "images", how=how).arrays
+    probes = list(find_probes(held_out))
+    rows = described_rows(queries_of(encoder, held_out, [p.expression for p in probes]), gallery)
+    trials = [
+        Trial(
+            kind=probe.name,
+            right=normalize_expression(probe.expression.text),
+            wrong=Comparison.of(normalize_expression(probe.altered)),
+            category=held_out.instances_by_id[str(probe.expression.instance_id)].category or "",
+            vector=gallery.vectors[row],
+        )
+        for probe, row in zip(probes, rows, strict=True)
+        if row >= 0
+    ][1::2]
+    comparisons = [each.wrong for each in trials] + [Comparison.of(each.right) for each in trials]
+    vectors = encoded(encoder, (text for each in comparisons for text in each.sentences))
+    figures = shares(trials, vectors)
+    figures["differs.false_alarms"] = false_alarms(trials, vectors)
+    figures["differs.ms"] = usual_ms(encoder, trials)
+    for name, value in figures.items():
+        print(f"{name:28} {value}")
+    write_report("differences", figures)
+
+
+if __name__ == "__main__":
+    main()

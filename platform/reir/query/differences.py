@@ -1,0 +1,159 @@
+"""What differs between a sentence and an instance: "blue, not red".
+
+A sentence is compared with variants of itself, in which a word is replaced. If a variant fits the
+instance clearly better than the sentence itself, the replaced word says what is different. The
+class that a sentence names is compared with all classes instead.
+
+`benchmarks/differences.py` measures how often the named difference is right. Differences in size,
+number, relation and action are not named: the shipped model does not tell those words apart.
+"""
+
+# Shapes: V variants, C classes, D vector dimension
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.wrong_words import PERSON, PERSONS, SIDE, SWAPS
+from reir.records import FloatArray
+from reir.results import Difference
+from reir.text import swap_left_right
+
+COLOR, OBJECT = "color", "object"
+MARGINS: Mapping[str, float] = {COLOR: 0.15, SIDE: 0.05, OBJECT: 0.3}
+"""A difference is named if its inner product exceeds that of the sentence, or of the class that the
+sentence names, by this much."""
+
+OBJECT_LEAD = 0.1
+"""The class of an instance must also lead over the next best class by this much."""
+
+MAX_VARIANTS = 24
+"""Maximum number of variants of a sentence, because each of them is encoded like a sentence."""
+
+CLASS_SENTENCES = tuple(f"the {name}" for name in COCO_CLASSES)
+
+_GRAYS = frozenset({"gray", "grey", "silver"})
+# One word for each color that can be told apart by its name.
+_COLORS = tuple(each for each in SWAPS[COLOR] if each not in _GRAYS - {"gray"})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A sentence with one replaced word, and the difference that it stands for."""
+
+    difference: Difference
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a sentence can be compared with.
+
+    Attributes:
+        sentence: the sentence.
+        variants: the sentence with replaced words, at most `MAX_VARIANTS`.
+        noun: the word for what it describes; empty if that is no class of COCO.
+    """
+
+    sentence: str
+    variants: tuple[Variant, ...]
+    noun: str
+
+    @staticmethod
+    def of(sentence: str) -> Comparison:
+        """Return the comparison for a normalized expression."""
+        every = chain(_other_side(sentence), _other_colors(sentence))
+        return Comparison(sentence, tuple(islice(every, MAX_VARIANTS)), _head_noun(sentence))
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The sentences whose vectors `differences` needs; empty if nothing can be compared."""
+        own = tuple(each.sentence for each in self.variants)
+        needed = (*own, *(CLASS_SENTENCES if self.noun else ()))
+        return (self.sentence, *needed) if needed else ()
+
+    def differences(
+        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+    ) -> tuple[Difference, ...]:
+        """Return what differs between the sentence and an instance, at most two parts.
+
+        Args:
+            vectors: (D,) unit vectors of `sentences`, by sentence.
+            instance_D: unit vector of the instance.
+        """
+        found = (self._other_object(vectors, instance_D), self._other_word(vectors, instance_D))
+        return tuple(each for each in found if each is not None)
+
+    def _other_word(
+        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+    ) -> Difference | None:
+        """Return the replaced word of the variant that exceeds its margin most."""
+        if not self.variants:
+            return None
+        variants_VD = np.stack([vectors[each.sentence] for each in self.variants])
+        margins_V = np.array([MARGINS[each.difference.kind] for each in self.variants])
+        excess_V = (variants_VD - vectors[self.sentence]) @ instance_D - margins_V
+        best = int(np.argmax(excess_V))
+        return self.variants[best].difference if excess_V[best] >= 0 else None
+
+    def _other_object(
+        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+    ) -> Difference | None:
+        """Return the class of an instance if it is clearly not the one that the sentence names."""
+        if not self.noun:
+            return None
+        wanted = PERSON if self.noun in PERSONS else self.noun
+        scores_C = np.stack([vectors[each] for each in CLASS_SENTENCES]) @ instance_D
+        second, best = np.argsort(scores_C)[-2:]
+        gain = scores_C[best] - scores_C[COCO_CLASSES.index(wanted)]
+        if gain < MARGINS[OBJECT] or scores_C[best] - scores_C[second] < OBJECT_LEAD:
+            return None
+        return Difference(kind=OBJECT, wanted=self.noun, seen=COCO_CLASSES[best])
+
+
+def _other_colors(text: str) -> Iterator[Variant]:
+    """Yield the text with each color replaced by every other color."""
+    for found in _COLOR.finditer(text):
+        wanted = found.group()
+        same = _GRAYS if wanted in _GRAYS else {wanted}
+        for seen in _COLORS:
+            if seen not in same:
+                sentence = text[: found.start()] + seen + text[found.end() :]
+                yield Variant(Difference(kind=COLOR, wanted=wanted, seen=seen), sentence)
+
+
+def _other_side(text: str) -> Iterator[Variant]:
+    """Yield the text with left and right exchanged, if it names a side."""
+    other = swap_left_right(text)
+    for wanted, seen in zip(_WORD.findall(text), _WORD.findall(other), strict=True):
+        if wanted != seen:
+            yield Variant(Difference(kind=SIDE, wanted=wanted, seen=seen), other)
+            return
+
+
+def _head_noun(text: str) -> str:
+    """Return the class that ends the first noun phrase: "cup" in "the red cup on the table"."""
+    end = _PHRASE_END.search(text)
+    noun = _LAST_NOUN.search(text[: end.start()].rstrip() if end else text)
+    return noun.group() if noun else ""
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """Return a pattern for any of the words, the longest first."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+
+_WORD = re.compile(r"\w+")
+_COLOR = re.compile(rf"\b(?:{_any_of(SWAPS[COLOR])})\b")
+_LAST_NOUN = re.compile(rf"\b(?:{_any_of((*COCO_CLASSES, *PERSONS))})$")
+_PHRASE_END = re.compile(
+    r"[,;.:]|\b(?:(?:left|right) of|to the|in|on|at|of|with|without|near|next|by|beside|behind"
+    r"|under|below|above|over|between|from|against|that|which|who|whose|and|closest"
+    r"|(?!parking meter|dining table)\w+ing)\b"
+)

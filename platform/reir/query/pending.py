@@ -1,0 +1,177 @@
+"""An answer in progress: its query, what the stages have found so far, and the page of hits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from reir.errors import QueryError
+from reir.models.interfaces import EncodedExpression
+from reir.query.clock import Clock
+from reir.query.differences import Comparison
+from reir.query.paging import Cursor, Order, read_cursor
+from reir.query.presence import PHOTOS, Calibration
+from reir.query.ranking import instance_number
+from reir.query.request import Query, check_query
+from reir.query.retrieval import RetrieveResult
+from reir.query.stages import RERANKED_PHOTOS, RerankResult, Stages
+from reir.store.contract import InstanceRow
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """One instance with the score that orders it."""
+
+    row: InstanceRow
+    score: float
+    order: Order
+    reranked: RerankResult | None = None
+
+    @property
+    def place(self) -> tuple[bool, float, str, int]:
+        """Sort key; photos that were not re-ranked come last: their scores are of another kind."""
+        row = self.row
+        return self.order == "rest", -self.score, row.image_id, instance_number(row.instance_id)
+
+
+@dataclass
+class PendingAnswer:
+    """A query whose answer is not complete yet.
+
+    Attributes:
+        original_expression: the expression before it was normalized.
+        query: the checked query.
+        cursor: end of the previous page, None for the first page.
+        reranks: whether the re-ranker orders the best photos.
+        calibration: None if the query is of a kind that the calibration was not fitted on.
+        encoded: the expression that the re-ranker reads.
+        retrieved: result of the retriever.
+        reranked: results of the re-ranker; None if it did not run.
+        degraded: names of stages that were left out.
+    """
+
+    original_expression: str
+    query: Query
+    cursor: Cursor | None
+    reranks: bool
+    calibration: Calibration | None
+    encoded: EncodedExpression | None = None
+    retrieved: RetrieveResult = field(init=False)
+    reranked: Sequence[RerankResult] | None = None
+    degraded: list[str] = field(default_factory=list)
+
+    @property
+    def last_order(self) -> Order | None:
+        """The order to which the last hit of the previous page belongs; None for the first page."""
+        return self.cursor.order if self.cursor else None
+
+    @property
+    def num_previous(self) -> int:
+        """Number of hits on all previous pages."""
+        return self.cursor.num_hits if self.cursor else 0
+
+    @property
+    def num_photos(self) -> int:
+        """Number of best photos that calibration and re-ranker need."""
+        # A page of the "rest" runs no re-ranker, but leaves out the photos that were re-ranked for
+        # an earlier page.
+        return max(
+            PHOTOS if self.calibration else 0,
+            RERANKED_PHOTOS if self.reranks or self.last_order == "rest" else 0,
+        )
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """Ids of the photos that the re-ranker scores, best first."""
+        return tuple(row.image_id for row in self.retrieved.photos[:RERANKED_PHOTOS])
+
+    @property
+    def best_scores(self) -> list[float]:
+        """Scores of the best photos, which the calibration reads."""
+        return [row.score for row in self.retrieved.photos[:PHOTOS]]
+
+    @cached_property
+    def background(self) -> float:
+        """Score of the expression on the background of the calibration; 0 without one."""
+        known = self.calibration
+        return known.background.score(self.retrieved.vector) if known else 0.0
+
+    @cached_property
+    def photo_scores(self) -> dict[str, float]:
+        """Score of the best instance of each photo, by image id."""
+        best: dict[str, float] = {}
+        reranked = [each.row for each in self.reranked or ()]
+        for row in (*self.retrieved.photos, *self.retrieved.rows, *reranked):
+            best[row.image_id] = max(row.score, best.get(row.image_id, row.score))
+        return best
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """What to compare hits with; nothing unless the query is a single expression."""
+        return Comparison.of(self.query.expression if self.query.is_plain else "")
+
+    def needs(self, stage: str) -> bool:
+        """Whether an optional stage is required, because the page continues an answer of it."""
+        return stage == "rerank" and self.last_order == "pool"
+
+    def left_ms(self, stage: str, clock: Clock) -> float | None:
+        """Milliseconds of the budget that are left for a stage; None means no limit."""
+        if self.query.budget_ms is None or self.needs(stage):
+            return None
+        return self.query.budget_ms - clock.elapsed_ms
+
+    def page(self) -> tuple[list[RankedRow], list[RankedRow]]:
+        """Return the instances of the page, and the one that follows it, if there is one."""
+        ranked = self._ranked()
+        start = self._start(ranked)
+        end = start + self.query.k
+        return ranked[start:end], ranked[end : end + 1]
+
+    def _ranked(self) -> list[RankedRow]:
+        rows = self.retrieved.rows
+        if self.reranked is None and self.last_order != "rest":
+            return [RankedRow(row, row.score, "dual") for row in rows]
+        seen = set(self.pool)
+        first = [RankedRow(each.row, each.score, "pool", each) for each in self.reranked or ()]
+        rest = [RankedRow(row, row.score, "rest") for row in rows if row.image_id not in seen]
+        return sorted(first, key=lambda each: each.place) + rest
+
+    def _start(self, ranked: Sequence[RankedRow]) -> int:
+        """Return the position of the first hit: after the last one of the previous page."""
+        last = self.cursor
+        if last is None:
+            return 0
+        place = (last.order == "rest", -last.score, last.image_id, last.number)
+        for position, each in enumerate(ranked):
+            # Compared without the score, whose last bit may differ between two searches.
+            if each.place[2:] == place[2:]:
+                return position + 1
+        # The last hit was deleted meanwhile: begin where it would have been.
+        return sum(each.place <= place for each in ranked)
+
+
+def pending_answer(query: Query, stages: Stages) -> PendingAnswer:
+    """Check a query and start its answer."""
+    checked = check_query(query)
+    cursor = read_cursor(checked)
+    calibration = stages.calibration if checked.is_plain else None
+    if checked.min_presence and calibration is None:
+        raise QueryError(
+            "min_presence",
+            "needs a single expression and a checkpoint with a calibration; leave it out",
+        )
+    if cursor is not None and cursor.order == "pool" and not stages.reranks:
+        raise QueryError(
+            "cursor",
+            "continues an answer of the re-ranker, but the checkpoint has none any more; leave it "
+            "out to start again",
+        )
+    wanted = checked.rerank and stages.reranks and checked.expression != ""
+    return PendingAnswer(
+        original_expression=query.expression,
+        query=checked,
+        cursor=cursor,
+        reranks=wanted if cursor is None else cursor.order == "pool",
+        calibration=calibration,
+    )

@@ -1,0 +1,159 @@
+"""What differs between a sentence and an instance, from the words to the hits of a search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reir.query.differences import (
+    CLASS_SENTENCES,
+    MARGINS,
+    MAX_VARIANTS,
+    OBJECT_LEAD,
+    Comparison,
+)
+from reir.query.search import CheckpointExtras, Gallery
+from reir.records import Instances
+from reir.results import Difference
+from reir.store import VersionSpec
+from reir.store.memory import MemoryStore
+from reir_testing import FakeEncoder, draw_scene
+from reir_testing.lookup_gallery import fill_gallery, indexed_image
+
+from .test_answer import calibrated
+
+SIZE = (640, 480)
+LEFT, RIGHT = (40, 200, 160, 320), (480, 200, 600, 320)
+
+
+def words(text: str) -> set[tuple[str, str, str]]:
+    found = (each.difference for each in Comparison.of(text).variants)
+    return {(each.kind, each.wanted, each.seen) for each in found}
+
+
+def test_each_word_has_its_alternatives() -> None:
+    assert words("a big thing standing behind two cups") == set()
+    assert words("the cup on the left") == {("side", "left", "right")}
+    assert words("the leftmost cup, please") == {("side", "leftmost", "rightmost")}
+
+
+def test_a_color_has_every_other_color_and_no_synonym() -> None:
+    seen = {seen for _, _, seen in words("the grey cup")}
+    assert {"red", "blue", "black"} <= seen
+    assert not seen & {"gray", "grey", "silver"}
+    assert {seen for _, _, seen in words("the red cup")} == seen - {"red"} | {"gray"}
+
+
+def test_a_variant_differs_in_the_named_word_only() -> None:
+    text = "the red cup left of it, near the sitting cat"
+    for each in Comparison.of(text).variants:
+        told = each.difference
+        assert each.sentence.replace(told.seen, told.wanted) == text
+
+
+def test_the_noun_is_what_the_sentence_describes() -> None:
+    nouns = {
+        "the lady with a dog": "lady",
+        "a hot dog": "hot dog",
+        "the white dining table, on the left": "dining table",
+        "the bus driver": "",
+        "the mug right of the laptop": "",
+        "a slice of pizza": "",
+        "the category": "",
+        "": "",
+    }
+    assert {text: Comparison.of(text).noun for text in nouns} == nouns
+
+
+def test_a_long_sentence_has_a_limited_number_of_variants() -> None:
+    assert len(Comparison.of("red black white blue green " * 20).variants) == MAX_VARIANTS
+
+
+def test_a_sentence_without_such_words_needs_no_vectors() -> None:
+    comparison = Comparison.of("the thing behind it")
+    assert comparison.sentences == ()
+    assert comparison.differences({}, np.ones(2, np.float32)) == ()
+
+
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_another_word_needs_a_clear_gain(share: float) -> None:
+    comparison = Comparison.of("the one on the left")
+    vectors = {
+        comparison.sentence: np.zeros(2, np.float32),
+        "the one on the right": np.array([MARGINS["side"] * share, 0], np.float32),
+    }
+    right = Difference(kind="side", wanted="left", seen="right")
+    told = comparison.differences(vectors, np.array([1, 0], np.float32))
+    assert told == ((right,) if share > 1 else ())
+    assert str(right) == "right, not left"
+
+
+@pytest.mark.parametrize(
+    ("cat", "dog", "told"),
+    [
+        (MARGINS["object"] * 1.01, 0, "cat, not man"),
+        (MARGINS["object"] * 0.99, 0, ""),
+        (MARGINS["object"] * 2, MARGINS["object"] * 2 - OBJECT_LEAD * 0.99, ""),
+    ],
+    ids=["clear", "hardly better than the named class", "another class is as good"],
+)
+def test_another_object_needs_a_clear_lead(cat: float, dog: float, told: str) -> None:
+    comparison = Comparison.of("the man")
+    gains = {"the cat": cat, "the dog": dog}
+    vectors = {
+        text: np.array([gains.get(text, 0), 0], np.float32)
+        for text in (comparison.sentence, *CLASS_SENTENCES)
+    }
+    found = comparison.differences(vectors, np.array([1, 0], np.float32))
+    assert ", ".join(map(str, found)) == told
+
+
+def scenes() -> Gallery:
+    """Two photos with a blue thing, one on the left and one on the right; presence by score."""
+    encoder = FakeEncoder()
+    store = MemoryStore()
+    pictures = [draw_scene(SIZE, [("blue", box)]) for box in (LEFT, RIGHT)]
+    found: list[Instances] = encoder.encode_images(pictures)
+    fill_gallery(
+        store,
+        [
+            replace(indexed_image(name, each.vectors), instances=each)
+            for name, each in zip(("left", "right"), found, strict=True)
+        ],
+        spec=VersionSpec(dim=encoder.dim, digest=encoder.digest),
+    )
+    return Gallery("photos", store, encoder, CheckpointExtras(calibration=calibrated()))
+
+
+def differs(gallery: Gallery, expression: str, **options: bool) -> dict[str, list[str]]:
+    result = gallery.search(expression, **options)  # type: ignore[arg-type]
+    return {hit.image_id: [str(each) for each in hit.differs] for hit in result}
+
+
+def test_a_search_names_what_differs_in_misses() -> None:
+    gallery = scenes()
+    assert differs(gallery, "the red one") == {
+        "left": ["blue, not red"],
+        "right": ["blue, not red"],
+    }
+
+
+def test_a_search_that_finds_it_names_differences_only_on_request() -> None:
+    gallery = scenes()
+    found = gallery.search("the blue one on the left")
+    assert found.found
+    assert "compare" not in found.timings_ms
+    assert [hit.differs for hit in found] == [(), ()]
+    asked = differs(gallery, "the blue one on the left", explain=True)
+    assert asked == {"left": [], "right": ["right, not left"]}
+
+
+def test_a_comparison_without_time_is_left_out_and_named() -> None:
+    gallery = scenes()
+    for _ in range(3):
+        gallery.stages.costs.note("compare", 60_000)
+    result = gallery.search("the red one", budget_ms=5_000)
+    assert result.degraded == ("compare",)
+    assert [hit.differs for hit in result] == [(), ()]
