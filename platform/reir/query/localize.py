@@ -3,8 +3,9 @@
 `PixelLocalizer.locate` is referring expression comprehension (REC): it encodes a photo and scores
 its instances. `PixelLocalizer.refine` improves hits of a gallery. A segmenter, if there is one,
 finds the pixels of each hit, and a tighter box. Without one, a crop around the box is encoded, in
-which the instance is larger, and the box moves half of the way to the box that the crop has at the
-same place. If the encoder computes masks, the mask comes from the crop, too.
+which the instance is larger, and the box that the crop has at the same place is taken. The box of
+the hit moves half of the way to that box. If the encoder computes masks, the mask comes from the
+crop, too.
 
 Depends on the interface of encoders; not on a store or on Ray.
 """
@@ -49,10 +50,10 @@ MAX_CACHED = 4096
 SAME_IOU = 0.5
 """Smallest IoU with the hit's box at which an instance of the crop counts as the same instance."""
 
-# Half, because the box of the crop alone was no better than the first one, however it was chosen:
-# by score, by overlap or by objectness. See `benchmarks/localization.py` for the gain of the mean.
+# Half, because the box of the second look alone is no better than the first one. See
+# `benchmarks/localization.py` for the gain of the mean.
 SECOND_LOOK = 0.5
-"""Weight of the box from the crop; the box of the hit has the rest."""
+"""Weight of the box from the second look; the box of the hit has the rest."""
 
 
 def photo_at(uri: str) -> RgbImage:
@@ -147,7 +148,7 @@ class PixelLocalizer:
         assert self._segmenter is not None, "`refine` checks it"
         prompt = np.array([request.box], dtype=np.float32)
         (found,) = self._segmenter.segment(self._photo(request.uri), prompt)
-        return RefineResult(box=found.box, mask=found.mask)
+        return RefineResult(box=_between(request.box, found.box), mask=found.mask)
 
     def _boxes(
         self, instances: Instances, vector_D: FloatArray, k: int, background: float
@@ -181,7 +182,7 @@ class PixelLocalizer:
         prompts = np.array([each.box for each in boxes], dtype=np.float32)
         found = self._segmenter.segment(image, prompts)
         return tuple(
-            replace(each, box=segment.box, mask=segment.mask)
+            replace(each, box=_between(each.box, segment.box), mask=segment.mask)
             for each, segment in zip(boxes, found, strict=True)
         )
 
@@ -244,9 +245,14 @@ def _refined(request: RefineRequest, view: _View, seen: Instances) -> RefineResu
         return RefineResult(box=request.box)
     # By overlap, not by score: another instance of the crop may fit the expression as well.
     best = int(iou.argmax())
-    box = SECOND_LOOK * boxes[best] + (1 - SECOND_LOOK) * first
     mask = None if seen.masks is None else _in_photo(seen.masks[best], view)
-    return RefineResult(box=_box(box.astype(np.float32)), mask=mask)
+    return RefineResult(box=_between(request.box, _box(boxes[best])), mask=mask)
+
+
+def _between(first: Box, second: Box) -> Box:
+    """Return the box between that of the hit and that of the second look."""
+    mixed = (1 - SECOND_LOOK) * np.array(first) + SECOND_LOOK * np.array(second)
+    return _box(mixed.astype(np.float32))
 
 
 def _in_photo(mask: MaskRle, view: _View) -> MaskRle:
