@@ -136,7 +136,7 @@ def test_unknown_paths_media_types_and_galleries_are_problems(client: TestClient
         ("/v1/search", "POST"),
         ("/v1/feedback", "POST"),
         ("/v1/galleries", "GET"),
-        ("/v1/galleries/photos/images", "POST"),
+        ("/v1/galleries/photos/images", "GET, POST"),
         ("/v1/galleries/photos/images/x", "DELETE, GET"),
         ("/v1/images/x", "GET"),
         ("/", "GET"),

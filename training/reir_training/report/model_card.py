@@ -110,8 +110,8 @@ trained on features of the frozen crop network, in {about["steps"]} steps of
 {about["settings"]["optimization"]["photos_per_batch"]} photos and {about["hours"]} hours. The
 training set was {about["masks"]} masks and {about["boxes"]} boxes of {about["photos"]} photos.
 
-`mask_iou` is the mean IoU (percent) with the annotated masks of {about["held_out_photos"]} held-out
-photos, from their true boxes.
+`mask_iou` is the mean IoU (percent) with the annotated masks of held-out photos, from their true
+boxes.
 
 | figure | value |
 |---|---|
