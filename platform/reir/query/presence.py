@@ -27,11 +27,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from reir.errors import CheckpointError
+from reir.query.photo_curve import PhotoCurve
 from reir.records import FloatArray
 
 logger = logging.getLogger(__name__)
 
-FILE, FORMAT = "calibration.json", 3
+FILE, FORMAT = "calibration.json", 4
 BACKGROUND_FILE = "background.safetensors"
 PHOTOS = 10
 """Number of best photos whose scores the features are computed from."""
@@ -110,6 +111,7 @@ class Calibration:
         box: probability that one instance of a photo is the described one.
         threshold, photo_threshold: an answer about a gallery or a photo counts as found from this
             presence on.
+        photo_curve: recall and false alarms of other thresholds for a photo.
         tie_margin: hits cannot be told apart if their scores differ by no more than this.
         about: the data that it was fitted on, and how well it did on held-out data.
         background: the one that it was fitted with.
@@ -122,6 +124,7 @@ class Calibration:
     box: Logistic
     threshold: float
     photo_threshold: float
+    photo_curve: PhotoCurve
     tie_margin: float
     about: Mapping[str, Any]
     background: Background = field(default_factory=Background.none, compare=False)
@@ -239,6 +242,7 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
             # The models read their features by position, so other features would go unnoticed.
             if values[name].features != features:
                 raise ValueError(f"{name} has features {values[name].features}, not {features}")
+        values["photo_curve"] = PhotoCurve(**_tuples(values["photo_curve"]))
         return Calibration(**values, background=background)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -257,7 +261,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
 def calibration_values(calibration: Calibration) -> dict[str, Any]:
     """Return the calibration as JSON values; of the background, the number of photos."""
     values = {f.name: getattr(calibration, f.name) for f in fields(calibration)}
-    values |= {name: vars(values[name]) for name in _MODELS}
+    values |= {name: vars(values[name]) for name in (*_MODELS, "photo_curve")}
     return values | {"background_photos": len(values.pop("background").vectors)}
 
 

@@ -26,6 +26,7 @@ from reir.metrics.calibration import (
     fpr_at_tpr,
     threshold_at_tpr,
 )
+from reir.query.photo_curve import PhotoCurve
 from reir.query.presence import (
     BOX_FEATURES,
     GALLERY_FEATURES,
@@ -42,6 +43,9 @@ from reir.query.presence import (
 
 TARGET_TPR = 0.9
 """An answer counts as found above a threshold that this share of the present instances reaches."""
+
+CURVE_POINTS = 40
+"""Number of thresholds for which recall and false alarms per photo are measured."""
 
 TIED = 0.6
 """If the first of two hits is right less often than this, their order is not meaningful."""
@@ -215,14 +219,16 @@ def fit_calibration(
     photos, boxes = photo_trials(scored, seed=0)
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
+    photo = fit(photos, PHOTO_FEATURES)
     return Calibration(
         digest=digest,
         gallery=fit(whole, GALLERY_FEATURES),
         hit=fit(hits, HIT_FEATURES),
-        photo=fit(photos, PHOTO_FEATURES),
+        photo=photo,
         box=fit(boxes, BOX_FEATURES),
         threshold=round(threshold_at_tpr(presence, whole.labels, TARGET_TPR), 4),
         photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, TARGET_TPR), 4),
+        photo_curve=photo_curve(scored, photo),
         tie_margin=tie_margin(scored),
         background=background,
         about={
@@ -234,6 +240,30 @@ def fit_calibration(
             "photo": calibration_figures(on_photos, photos.labels),
             "box": calibration_figures(cross_validated(boxes, BOX_FEATURES), boxes.labels),
         },
+    )
+
+
+def photo_curve(scored: ScoreTable, model: Logistic) -> PhotoCurve:
+    """Measure the decision about a photo: all expressions on all photos, for several thresholds.
+
+    The thresholds are those at which equal shares of the right photos are lost.
+    """
+    weight, background = np.array(model.weights)
+    logits_MP = weight * scored.best + background * np.array(scored.background)[:, None]
+    presence_MP = 1.0 / (1.0 + np.exp(-(logits_MP + model.bias)))
+    is_own = np.zeros(presence_MP.shape, dtype=np.bool_)
+    is_own[np.arange(len(scored.own)), scored.own] = True
+    right, wrong = np.sort(presence_MP[is_own]), np.sort(presence_MP[~is_own])
+    kept = np.linspace(0, len(right) - 1, CURVE_POINTS).astype(np.int64)
+    # Rounded down, or the photo that gave a threshold would not reach it.
+    thresholds = np.unique(np.floor(right[kept] * 1e6) / 1e6)
+    alarms = len(wrong) - np.searchsorted(wrong, thresholds)
+    # One false alarm more than was seen: none among so many photos does not mean that there are
+    # none among more.
+    return PhotoCurve(
+        thresholds=tuple(thresholds.tolist()),
+        recalls=tuple(((len(right) - np.searchsorted(right, thresholds)) / len(right)).tolist()),
+        false_alarms=tuple(np.minimum(1.0, (alarms + 1) / len(wrong)).tolist()),
     )
 
 
