@@ -45,8 +45,9 @@ BACKGROUND_BEST = 20
 GALLERY_FEATURES = ("score", "lead", "spread", "background", "size")
 HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # Only what every search knows of each photo: other instances of it would have to be read first, and
-# they improve the AUROC by less than .01.
-PHOTO_FEATURES = ("score", "background")
+# they improve the AUROC by less than .01. "excess" is by how much the score exceeds the background,
+# or 0: a point of score counts for more there, and without it presence is too low at both ends.
+PHOTO_FEATURES = ("score", "background", "excess")
 BOX_FEATURES = ("score", "lead", "spread", "background")
 
 
@@ -151,7 +152,7 @@ class Calibration:
 
     def of_photo(self, score: float, background: float) -> float:
         """Return the presence in a photo, from the score of its best instance."""
-        return self.photo((score, background))
+        return self.photo(photo_features(score, background))
 
     def of_box(self, score: float, best: Sequence[float], background: float) -> float:
         """Return the presence of one instance of a photo, from the scores of all, best first."""
@@ -183,6 +184,16 @@ def hit_features(
     # The size is a feature because the score of the best hit grows with the gallery, even if the
     # described instance is not in it.
     return score, score - rival, spread, background, math.log10(1 + num_instances)
+
+
+def photo_features(score: float, background: float) -> tuple[float, ...]:
+    """Return `PHOTO_FEATURES` of a photo.
+
+    Args:
+        score: score of its best instance.
+        background: score of the sentence on the background.
+    """
+    return score, background, max(0.0, score - background)
 
 
 def box_features(score: float, best: Sequence[float], background: float) -> tuple[float, ...]:

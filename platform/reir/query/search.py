@@ -31,6 +31,13 @@ from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_wo
 from reir.models.reranker import Reranker
 from reir.query.answer import answer, run_now
 from reir.query.clock import StageCosts
+from reir.query.every_photo import (
+    EveryPhoto,
+    EveryPhotoOptions,
+    EveryPhotoQuery,
+    begin_scan,
+    photos_now,
+)
 from reir.query.localize import PixelLocalizer
 from reir.query.photo_query import locate, vector_of
 from reir.query.presence import Calibration, load_calibration
@@ -368,6 +375,37 @@ class Gallery(AbstractContextManager["Gallery"]):
         """
         data = photo if isinstance(photo, bytes) else read_bytes(photo)
         return locate(self._localizer, data, expression, k, masks=masks)
+
+    def every_photo(
+        self, expression: str, **options: Unpack[EveryPhotoOptions]
+    ) -> EveryPhoto:
+        """Find every photo that has the instance that an expression describes, not the k best.
+
+        Args:
+            expression: describes one instance.
+            options: `where`, and at most one of `min_presence`, `precision` and `recall`; see
+                `EveryPhotoQuery`.
+
+        Returns:
+            The photos, which are read while they are iterated over; the threshold that decides; and
+            the precision and recall to expect.
+
+        Raises:
+            QueryError: an argument is out of range, the checkpoint has no calibration, or no
+                threshold reaches the precision; `field` names the argument.
+            GalleryNotFound: the gallery is gone.
+            SchemaMismatch: the version that is live now was built with another checkpoint.
+        """
+        query = EveryPhotoQuery(expression=expression, **options)
+        scan = self._with_live_model(lambda: run_now(begin_scan(query, self.stages)))
+        return EveryPhoto(
+            expression=expression,
+            gallery=self.name,
+            version=scan.first.version,
+            num_photos=scan.first.num_indexed,
+            decision=scan.decision,
+            photos=photos_now(scan, run_now),
+        )
 
     def ask(self, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries, in the order given.

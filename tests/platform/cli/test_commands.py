@@ -28,6 +28,7 @@ from reir.query.search import CheckpointExtras
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.lookup_gallery import ONE_POINT_CURVE
 
 ENCODER = FakeEncoder()
 SPEC = VersionSpec(
@@ -260,10 +261,11 @@ def test_search_says_when_it_is_not_there(
         digest=ENCODER.digest,
         gallery=by_score,
         hit=by_score,
-        photo=Logistic(features=PHOTO_FEATURES, weights=(1, 0), bias=0),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(1, 0, 0), bias=0),
         box=in_photo,
         threshold=0.5,
         photo_threshold=0.5,
+        photo_curve=ONE_POINT_CURVE,
         tie_margin=0.0,
         about={},
     )

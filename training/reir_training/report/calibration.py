@@ -39,10 +39,15 @@ from reir.query.presence import (
     box_features,
     gallery_features,
     hit_features,
+    photo_features,
 )
 
 TARGET_TPR = 0.9
 """An answer counts as found above a threshold that this share of the present instances reaches."""
+
+PHOTO_DRAWS = 8
+"""How often each expression is tried on its own photo and on another one; more draws make the
+figures depend less on which other photos were drawn."""
 
 CURVE_POINTS = 40
 """Number of thresholds for which recall and false alarms per photo are measured."""
@@ -173,8 +178,8 @@ def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
 def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
     """Return the trials of single photos, and the trials of single instances in them.
 
-    Each expression is tried on its own photo and on another one. That other photo is alternately a
-    random photo and one of the best-scoring photos.
+    Each expression is tried equally often on its own photo and on other ones. These are alternately
+    random photos and one of the best-scoring photos.
     """
     rng = np.random.default_rng(seed)
     photos: list[tuple[tuple[float, ...], bool, int]] = []
@@ -183,11 +188,11 @@ def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
         # Random photos alone would be too easy to tell from the right one.
         others = np.argsort(-scored.best[expression])
         others = others[others != own]
-        near = others[:PHOTOS] if expression % 2 else others
-        for photo in (own, int(rng.choice(near))):
-            best, fits = scored.within(expression, photo)
-            background = scored.background[expression]
-            photos.append(((best[0], background), photo == own, own))
+        drawn = [rng.choice(others[:PHOTOS] if draw % 2 else others) for draw in range(PHOTO_DRAWS)]
+        background = scored.background[expression]
+        for photo in (*drawn, *[own] * PHOTO_DRAWS):
+            best, fits = scored.within(expression, int(photo))
+            photos.append((photo_features(best[0], background), bool(photo == own), own))
             boxes += [
                 (box_features(score, best, background), bool(right), own)
                 for score, right in list(zip(best, fits, strict=True))[:PHOTOS]
@@ -248,9 +253,12 @@ def photo_curve(scored: ScoreTable, model: Logistic) -> PhotoCurve:
 
     The thresholds are those at which equal shares of the right photos are lost.
     """
-    weight, background = np.array(model.weights)
-    logits_MP = weight * scored.best + background * np.array(scored.background)[:, None]
-    presence_MP = 1.0 / (1.0 + np.exp(-(logits_MP + model.bias)))
+    presence_MP = np.array(
+        [
+            [model(photo_features(score, background)) for score in best_P]
+            for best_P, background in zip(scored.best.tolist(), scored.background, strict=True)
+        ]
+    )
     is_own = np.zeros(presence_MP.shape, dtype=np.bool_)
     is_own[np.arange(len(scored.own)), scored.own] = True
     right, wrong = np.sort(presence_MP[is_own]), np.sort(presence_MP[~is_own])
