@@ -161,7 +161,12 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     if every:
         print_every_photo(
             expression,
-            {"where": where, "min_presence": min_presence, "precision": precision, "recall": recall},
+            {
+                "where": where,
+                "min_presence": min_presence,
+                "precision": precision,
+                "recall": recall,
+            },
             gallery=gallery,
             store=store,
             encoder=encoder_from_options(checkpoint, encoder),

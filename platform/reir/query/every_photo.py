@@ -115,11 +115,14 @@ class EveryPhoto(Iterator[FoundPhoto]):
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the answer as JSON values, one for each line: the search, the photos, the end."""
-        yield search_line(self.expression, self.gallery, self.version, self.num_photos, self.decision)
-        found = 0
-        for found, photo in enumerate(self, 1):
+        yield search_line(
+            self.expression, self.gallery, self.version, self.num_photos, self.decision
+        )
+        num_found = 0
+        for photo in self:
+            num_found += 1
             yield {"photo": asdict(photo)}
-        yield {"end": {"found": found}}
+        yield {"end": {"found": num_found}}
 
 
 def search_line(
@@ -217,8 +220,8 @@ async def begin_scan(query: EveryPhotoQuery, stages: Stages) -> PhotoScan:
     score, _, excess = calibration.photo.weights
     if min(score, score + excess) <= 0:
         raise CheckpointError(
-            "by the calibration, photos with a higher score are less likely to have the object; fit "
-            "it anew with `reir calibrate`"
+            "by the calibration, photos with a higher score are less likely to have the object; "
+            "fit it anew with `reir calibrate`"
         )
     (encoded,) = await stages.encode([validate_expression(checked.expression)])
     request = _request(encoded.vector, checked.where, FIRST_PHOTOS)
@@ -256,7 +259,9 @@ def photos_now(
 
 
 def _checked(query: EveryPhotoQuery) -> EveryPhotoQuery:
-    given = [name for name in ("min_presence", "precision", "recall") if _value(query, name) is not None]
+    given = [
+        name for name in ("min_presence", "precision", "recall") if _value(query, name) is not None
+    ]
     if len(given) > 1:
         raise QueryError(
             given[1], f"cannot be given together with {given[0]}, because each sets the threshold"

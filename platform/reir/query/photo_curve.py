@@ -52,7 +52,9 @@ class PhotoCurve:
         """Check lengths, order and range."""
         columns = (self.thresholds, self.recalls, self.false_alarms)
         if not self.thresholds or len({len(each) for each in columns}) != 1:
-            raise ValueError("thresholds, recalls and false alarms must be equally many, at least 1")
+            raise ValueError(
+                "thresholds, recalls and false alarms must be equally many, at least 1"
+            )
         values = np.array(columns)
         if not ((values >= 0) & (values <= 1)).all() or (np.diff(values[0]) <= 0).any():
             raise ValueError("all values must be from 0 to 1, and thresholds must ascend")
@@ -89,8 +91,8 @@ class PhotoCurve:
         best = max(every, key=lambda each: each.precision)
         raise QueryError(
             "precision",
-            f"{precision:g} cannot be expected in a gallery of {num_photos:,} photos if only one of "
-            f"them has the object. The highest is {best.precision:.2g}, with a recall of "
+            f"{precision:g} cannot be expected in a gallery of {num_photos:,} photos if only one "
+            f"of them has the object. The highest is {best.precision:.2g}, with a recall of "
             f"{best.recall:.2g}: use min_presence {best.min_presence:.3g}, or ask for less",
         )
 

@@ -178,6 +178,11 @@ def _vector(given: FloatArray) -> FloatArray:
 
 
 def check_number(field_name: str, value: Any, least: float, most: float) -> None:
+    """Check a number of a query.
+
+    Raises:
+        QueryError: it is no number, or not between `least` and `most`; `field_name` names it.
+    """
     # For Python, True is an int, but as a number it is a mistake of the caller.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not least <= value <= most:

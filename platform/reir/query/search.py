@@ -376,9 +376,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         data = photo if isinstance(photo, bytes) else read_bytes(photo)
         return locate(self._localizer, data, expression, k, masks=masks)
 
-    def every_photo(
-        self, expression: str, **options: Unpack[EveryPhotoOptions]
-    ) -> EveryPhoto:
+    def every_photo(self, expression: str, **options: Unpack[EveryPhotoOptions]) -> EveryPhoto:
         """Find every photo that has the instance that an expression describes, not the k best.
 
         Args:
