@@ -23,6 +23,7 @@ from reir.query.presence import (
 )
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
+from reir.store.contract import InstanceRow
 from reir.store.memory import MemoryStore
 from reir_testing.lookup_gallery import DIM, LookupEncoder, fill_gallery, images_from_vectors
 
@@ -48,7 +49,7 @@ class CountingStore(MemoryStore):
 
     num_searches = most_rows = 0
 
-    def search(self, *arguments: object, **options: object) -> list[list[every_photo.InstanceRow]]:
+    def search(self, *arguments: object, **options: object) -> list[list[InstanceRow]]:
         found = super().search(*arguments, **options)  # type: ignore[arg-type]
         self.num_searches += 1
         self.most_rows = max(self.most_rows, *map(len, found))
