@@ -7,9 +7,7 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
-from click.core import ParameterSource
 from rich.table import Table
 from rich.text import Text
 
@@ -54,17 +52,17 @@ TABLE_ROWS = 1000
 """Photos in one table; a longer answer is printed as several tables, as it is found."""
 
 
-def check_options(*, every: bool) -> None:
-    """Check that the running command has no option that `--all`, or its absence, rules out.
+def check_options(context: typer.Context, *, every: bool) -> None:
+    """Check that a command has no option that `--all`, or its absence, rules out.
 
     Raises:
         ConfigError: it has one.
     """
-    context = click.get_current_context()
     excluded = ONLY_WITHOUT_ALL if every else ONLY_WITH_ALL
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in excluded and source is ParameterSource.COMMANDLINE:
+        # By the name, because Typer brings its own copy of click, whose types are not public.
+        if parameter.name in excluded and source and source.name == "COMMANDLINE":
             rule = "is not possible with --all" if every else "needs --all"
             raise ConfigError(f"{parameter.opts[0]} {rule}; leave one of them out, or see --help")
 
@@ -112,10 +110,10 @@ def print_tables(found: EveryPhoto) -> None:
     console = output()
     if seems_foreign(found.expression):
         console.print(Text(NOTE, style="yellow"))
-    console.print(Text(expectation(found.decision, found.num_photos), style="bold"), "")
+    console.print(Text(expectation(found.decision, found.num_photos), style="bold"))
     number = 0
     while rows := list(islice(found, TABLE_ROWS)):
-        console.print(as_table(rows, number + 1), "")
+        console.print("", as_table(rows, number + 1), "", sep="\n")
         number += len(rows)
     place = f"in gallery {found.gallery}, version {found.version}"
     console.print(Text(f"{plural(number, 'photo')} found {place}", style="dim"))

@@ -117,6 +117,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(  # noqa: PLR0913, every argument is an option of the command
+    context: typer.Context,
     expression: Annotated[
         str | None,
         typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes."),
@@ -157,7 +158,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     """
     from reir.query.request import Query, check_query
 
-    check_options(every=every)
+    check_options(context, every=every)
     if every:
         print_every_photo(
             expression,
