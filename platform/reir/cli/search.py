@@ -188,7 +188,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     )
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
-        _check_picture(draw)
+        check_picture(draw)
     if server is not None:
         result = _ask_server(server, query, gallery, version)
     else:
@@ -240,7 +240,12 @@ def query_terms(
     return (*wanted, *(Term(expression=each, weight=NOT_WEIGHT) for each in unlike))
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
+    """Check that a picture can be written to a path.
+
+    Raises:
+        ConfigError: its suffix is not that of a picture, or its folder does not exist.
+    """
     from PIL import Image
 
     known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}

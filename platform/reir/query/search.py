@@ -92,7 +92,7 @@ def open_gallery(
         check_gallery(store, name)  # before the checkpoint, which takes seconds to load
         if encoder is None and checkpoint is not None:
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
-        model = _own_model(store, name, version) if encoder is None else _chosen_model(encoder)
+        model = _own_model(store, name, version) if encoder is None else chosen_model(encoder)
         gallery = Gallery(name, store, *model, version=version)
         if encoder is None and not version:
             gallery.own_model = partial(_own_model, store, name)
@@ -455,8 +455,13 @@ def check_gallery(store: InstanceStore, name: str) -> None:
         raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
 
 
-def _chosen_model(encoder: InstanceEncoder | str) -> Model:
-    """Return an encoder and, if it is named, the optional parts of its checkpoint."""
+def chosen_model(encoder: InstanceEncoder | str) -> Model:
+    """Return an encoder and, if it is given by its name, the optional parts of its checkpoint.
+
+    Raises:
+        ConfigError: the name is not known, or a package that the encoder needs is missing.
+        CheckpointError: the checkpoint does not load.
+    """
     if not isinstance(encoder, str):
         return encoder, CheckpointExtras()
     return _with_extras(load_encoder_spec(encoder), encoder)

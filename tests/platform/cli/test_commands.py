@@ -292,9 +292,7 @@ def test_search_says_when_it_is_not_there(
     assert terminal.json("search", "purple", *options)["hits"] == []
 
 
-def test_search_all_prints_every_photo(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_all_prints_every_photo(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = Calibration(
         digest=ENCODER.digest,
         gallery=Logistic(features=GALLERY_FEATURES, weights=(20, 0, 0, 0, 0), bias=-18),
