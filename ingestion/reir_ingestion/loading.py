@@ -179,7 +179,7 @@ def load_image(
             )
             digest = content_hash(data)
     except (ImageError, MemoryError) as error:  # out of memory: only this photo fails
-        return LoadedImage(pending, error=_failure(error), periods=periods)
+        return LoadedImage(pending, error=failure_of(error), periods=periods)
     pending = _with_size(pending, len(data))
     # A file with a new time but unchanged bytes is not decoded.
     previous = pending.previous
@@ -192,7 +192,7 @@ def load_image(
             image = decode(data, at_least_px=at_least_px)
             appearance = perceptual_hash(image.pixels)
     except (ImageError, MemoryError) as error:
-        return LoadedImage(pending, digest, error=_failure(error), periods=periods)
+        return LoadedImage(pending, digest, error=failure_of(error), periods=periods)
     return LoadedImage(
         pending,
         digest,
@@ -227,7 +227,7 @@ def _with_size(pending: PendingImage, num_bytes: int) -> PendingImage:
     return replace(pending, file=replace(pending.file, size_bytes=num_bytes))
 
 
-def _failure(error: ImageError | MemoryError) -> ImageError:
+def failure_of(error: ImageError | MemoryError) -> ImageError:
     """Return the error for the ledger; a photo for which memory ran out is `too_large`."""
     if isinstance(error, ImageError):
         return error

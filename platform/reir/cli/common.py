@@ -92,6 +92,19 @@ def encoder_from_options(checkpoint: Path | None, encoder: str | None) -> str | 
     return str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
 
 
+def refuse_version(version: str) -> None:
+    """Refuse the option `--version` of a search on a server.
+
+    Raises:
+        ConfigError: a version is named.
+    """
+    if version:
+        raise ConfigError(
+            f"--version {version} is not possible with --server: a server searches the version "
+            f"that is live, or the one that its setting `live.pinned` names"
+        )
+
+
 @contextmanager
 def connect(location: str | None) -> Iterator[InstanceStore]:
     """Open the store for one command, and close it at the end."""

@@ -23,7 +23,9 @@ from reir.cli.common import (
     output,
     photo_text,
     print_json,
+    refuse_version,
 )
+from reir.cli.every_photo import Every, Precision, Recall, check_options, print_every_photo
 from reir.errors import ConfigError
 from reir.query.language import NOTE, seems_foreign
 
@@ -39,7 +41,9 @@ reir search "a dog" -k 20 --per-image 3 --draw dogs.png
 
 reir search "the largest boat" --where "area > 0.1 and cx < 0.5" --json
 
-reir search "a mug" --not "a cup of coffee" --like 6f0c1d#3 --explain"""
+reir search "a mug" --not "a cup of coffee" --like 6f0c1d#3 --explain
+
+reir search "a dog on a sofa" --all --recall 0.9 --json > dogs.jsonl"""
 
 MAX_COUNT = 1000
 NOT_WEIGHT = -0.5
@@ -65,9 +69,13 @@ Unlike = Annotated[
     ),
 ]
 MinPresence = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0, max=1, help="Leave out hits whose probability of being right is lower than this."
+        min=0,
+        max=1,
+        help="Leave out hits whose probability of being right is lower than this; with --all, "
+        "photos whose probability of having the object is lower.",
+        show_default=False,
     ),
 ]
 Explain = Annotated[
@@ -134,6 +142,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(  # noqa: PLR0913, every argument is an option of the command
+    context: typer.Context,
     expression: Annotated[
         str | None,
         typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes."),
@@ -148,7 +157,10 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     where: Where = None,
     like: Like = None,
     unlike: Unlike = None,
-    min_presence: MinPresence = 0.0,
+    min_presence: MinPresence = None,
+    every: Every = False,
+    precision: Precision = None,
+    recall: Recall = None,
     rerank: Annotated[
         bool, typer.Option(help="Order the best photos with the relation re-ranker.")
     ] = False,
@@ -174,19 +186,37 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     """
     from reir.query.request import Query, check_query
 
+    check_options(context, every=every)
+    if every:
+        print_every_photo(
+            expression,
+            {
+                "where": where,
+                "min_presence": min_presence,
+                "precision": precision,
+                "recall": recall,
+            },
+            gallery=gallery,
+            store=store,
+            encoder=encoder_from_options(checkpoint, encoder),
+            server=server,
+            version=version,
+            as_json=as_json,
+        )
+        return
     query = Query(
         terms=query_terms(expression, like or [], unlike or []),
         k=k,
         per_image=per_image,
         where=where,
-        min_presence=min_presence,
+        min_presence=min_presence or 0.0,
         rerank=rerank,
         localize=localize or segmenter is not None,
         explain=explain,
     )
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
-        _check_picture(draw)
+        check_picture(draw)
     if server is not None:
         result = _ask_server(server, query, gallery, segmenter, version)
     else:
@@ -223,12 +253,7 @@ def _ask_server(
             f"--segmenter {segmenter} is not possible with --server: a server has the segmenter of "
             f"its checkpoint; leave one of them out"
         )
-    if version:
-        raise ConfigError(
-            f"--version {version} is not possible with --server: a server searches the version "
-            f"that is live, or the one that its setting `live.pinned` names"
-        )
-
+    refuse_version(version)
     with Client(server) as client:
         return client.ask([query], gallery)[0]
 
@@ -268,7 +293,12 @@ def query_terms(
     return (*wanted, *(Term(expression=each, weight=NOT_WEIGHT) for each in unlike))
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
+    """Check that a picture can be written to a path.
+
+    Raises:
+        ConfigError: its suffix is not that of a picture, or its folder does not exist.
+    """
     from PIL import Image
 
     known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}

@@ -9,23 +9,24 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import secrets
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 from urllib.parse import quote, urlencode, urlsplit
 
 from reir.client.parsing import (
     Json,
+    found_photo_of,
     gallery_of,
     image_of,
     localization_of,
+    photo_search_of,
     result_of,
 )
+from reir.client.requests import Body, form_body, json_body, options_json, search_request
 from reir.errors import (
     AccessDenied,
     ConfigError,
@@ -41,7 +42,8 @@ from reir.errors import (
     StoreUnavailable,
 )
 from reir.operations.search_log import Verdict
-from reir.query.request import Query, SearchOptions, Term
+from reir.query.every_photo import EveryPhoto, EveryPhotoOptions
+from reir.query.request import Query, SearchOptions
 from reir.records import Attributes, Box, ImageRecord
 from reir.results import GalleryInfo, Localization, PhotoReader, SearchResult
 from reir.store.contract import InstanceRow
@@ -54,12 +56,6 @@ FIRST_PAUSE_S = 0.2
 # Requests with these answers may succeed later: 429 is a rate limit, and 503 a server without
 # capacity, store or replicas.
 _BUSY = (429, 503)
-
-
-@dataclass(frozen=True)
-class _Body:
-    data: bytes = b""
-    media_type: str = ""
 
 
 class Client(AbstractContextManager["Client"]):
@@ -102,7 +98,7 @@ class Client(AbstractContextManager["Client"]):
         self.url = url.rstrip("/")
         self._prefix = place.path.rstrip("/")
         self._key = os.environ.get(KEY_VARIABLE, "") if key is None else key
-        self._patience_s, self._sleep = patience_s, sleep
+        self._timeout_s, self._patience_s, self._sleep = timeout_s, patience_s, sleep
         host, port = place.hostname, place.port
         self._connection: http.client.HTTPConnection = (
             http.client.HTTPSConnection(
@@ -120,7 +116,7 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             QueryError: an argument is out of range; `field` names it.
         """
-        asked = {"gallery": gallery, "expression": expression, **_options(options)}
+        asked = {"gallery": gallery, "expression": expression, **options_json(options)}
         return result_of(self._json("POST", "/v1/search", asked), self._reader(gallery))
 
     def ask(self, queries: Sequence[Query], gallery: str = "default") -> list[SearchResult]:
@@ -134,7 +130,7 @@ class Client(AbstractContextManager["Client"]):
                 instance, or a term has a vector, which a server does not accept.
         """
         read = self._reader(gallery)
-        answers = [self._json("POST", *_request(query, gallery)) for query in queries]
+        answers = [self._json("POST", *search_request(query, gallery)) for query in queries]
         return [result_of(each, read) for each in answers]
 
     def search_batch(
@@ -148,9 +144,39 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             QueryError: an argument is out of range; `field` names it.
         """
-        asked = {"gallery": gallery, "expressions": list(expressions), **_options(options)}
+        asked = {"gallery": gallery, "expressions": list(expressions), **options_json(options)}
         answers = self._json("POST", "/v1/search/batch", asked)["answers"]
         return [result_of(each, self._reader(gallery)) for each in answers]
+
+    def every_photo(
+        self, expression: str, gallery: str = "default", **options: Unpack[EveryPhotoOptions]
+    ) -> EveryPhoto:
+        """Find every photo that has the instance that an expression describes, not the k best.
+
+        The photos are received while they are iterated over, on a connection of their own.
+
+        Args:
+            expression: describes one instance.
+            gallery: gallery to search.
+            options: `where`, and at most one of `min_presence`, `precision` and `recall`; see
+                `EveryPhotoQuery`.
+
+        Raises:
+            QueryError: an argument is out of range, or no threshold reaches the precision.
+            ServerError: also while iterating: the answer ended before it was complete.
+        """
+        asked = {"gallery": gallery, "expression": expression, **options}
+        # This answer may last long, and the client must be able to send other requests meanwhile.
+        other = Client(
+            self.url,
+            key=self._key,
+            timeout_s=self._timeout_s,
+            patience_s=self._patience_s,
+            sleep=self._sleep,
+        )
+        answer, _ = other._answer("POST", "/v1/search/all", json_body(asked), stream=True)
+        lines = other._lines(answer)
+        return photo_search_of(next(lines), map(found_photo_of, lines))
 
     def similar(
         self,
@@ -174,12 +200,12 @@ class Client(AbstractContextManager["Client"]):
             QueryError: an argument is out of range; `field` names it.
             ImageError: the photo cannot be decoded.
         """
-        asked = {"gallery": gallery, "expression": expression, **_options(options)}
+        asked = {"gallery": gallery, "expression": expression, **options_json(options)}
         # The route takes JSON for an instance of the gallery, and a form for a photo.
         if isinstance(like, str):
             asked |= {"instance_id": like, "box": box}
             return result_of(self._json("POST", "/v1/search/similar", asked), self._reader(gallery))
-        form = _form(like, {"request": json.dumps({**asked, "box": box})})
+        form = form_body(like, {"request": json.dumps({**asked, "box": box})})
         return result_of(self._parsed("POST", "/v1/search/similar", form), self._reader(gallery))
 
     def localize(
@@ -191,7 +217,9 @@ class Client(AbstractContextManager["Client"]):
             ImageError: the photo cannot be decoded.
             QueryError: the expression is empty or too long.
         """
-        form = _form(photo, {"expression": expression, "k": str(k), "masks": str(masks).lower()})
+        form = form_body(
+            photo, {"expression": expression, "k": str(k), "masks": str(masks).lower()}
+        )
         return localization_of(self._parsed("POST", "/v1/localize", form))
 
     def feedback(
@@ -234,7 +262,7 @@ class Client(AbstractContextManager["Client"]):
             ImageError: the photo cannot be decoded; nothing is stored.
             QueryError: an attribute cannot be stored.
         """
-        form = _form(photo, {"attributes": json.dumps(dict(attributes or {}))})
+        form = form_body(photo, {"attributes": json.dumps(dict(attributes or {}))})
         answer = self._parsed("POST", _place(gallery), form)
         return ImageRecord(
             image_id=answer["image_id"],
@@ -278,7 +306,7 @@ class Client(AbstractContextManager["Client"]):
     def ready(self) -> bool:
         """Return whether the server is ready to answer; makes a single attempt."""
         try:
-            self._send("GET", "/readyz", _Body(), patience_s=0.0)
+            self._send("GET", "/readyz", Body(), patience_s=0.0)
         except ServerError:  # includes `ServerUnavailable`, if nothing answers at all
             return False
         return True
@@ -308,21 +336,34 @@ class Client(AbstractContextManager["Client"]):
         return read
 
     def _json(self, method: str, path: str, body: Json | None = None) -> Any:
-        sent = _Body() if body is None else _Body(json.dumps(body).encode(), "application/json")
-        return self._parsed(method, path, sent)
+        return self._parsed(method, path, Body() if body is None else json_body(body))
 
-    def _parsed(self, method: str, path: str, body: _Body) -> Any:
+    def _parsed(self, method: str, path: str, body: Body) -> Any:
         return json.loads(self._send(method, path, body))
 
     def _known(self, method: str, path: str) -> bytes | None:
         """Return the body of an answer; None if there is no such photo."""
         try:
-            return self._send(method, path, _Body())
+            return self._send(method, path, Body())
         except ImageNotFound:
             return None
 
-    def _send(self, method: str, path: str, body: _Body, patience_s: float | None = None) -> bytes:
-        """Send a request and return the body of the answer; a busy server is tried again.
+    def _send(self, method: str, path: str, body: Body, patience_s: float | None = None) -> bytes:
+        """Send a request and return the body of the answer; see `_answer`."""
+        return self._answer(method, path, body, patience_s)[1]
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        patience_s: float | None = None,
+        *,
+        stream: bool = False,
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send a request and return the answer with its body; a busy server is tried again.
+
+        With `stream`, the body is left for the caller to read.
 
         Raises:
             ReirError: the error that the server reported, after the last attempt.
@@ -331,19 +372,19 @@ class Client(AbstractContextManager["Client"]):
         end_s = time.monotonic() + patience_s
         pause_s = FIRST_PAUSE_S
         while True:
-            status, headers, data = self._exchange(method, path, body)
-            if status < 400:
-                return data
+            answer, data = self._exchange(method, path, body, stream)
+            if answer.status < 400:
+                return answer, data
             # If the time left is shorter than the wait, the client gives up without waiting.
-            wait_s = _seconds(headers.get("retry-after"), pause_s)
-            if status not in _BUSY or time.monotonic() + wait_s > end_s:
-                raise _error(self.url, status, data)
+            wait_s = _seconds(answer.getheader("retry-after"), pause_s)
+            if answer.status not in _BUSY or time.monotonic() + wait_s > end_s:
+                raise _error(self.url, answer.status, data)
             self._sleep(wait_s)
             pause_s *= 2
 
     def _exchange(
-        self, method: str, path: str, body: _Body
-    ) -> tuple[int, Mapping[str, str], bytes]:
+        self, method: str, path: str, body: Body, stream: bool
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         """Send one request on the open connection, or on a new one if the server has closed it.
 
         Raises:
@@ -361,8 +402,7 @@ class Client(AbstractContextManager["Client"]):
             try:
                 self._connection.request(method, self._prefix + path, body.data or None, headers)
                 answer = self._connection.getresponse()
-                told = {name.lower(): value for name, value in answer.getheaders()}
-                return answer.status, told, answer.read()
+                return answer, b"" if stream and answer.status < 400 else answer.read()
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 # Other errors, such as a timeout, do not mean that the connection had been closed.
@@ -373,6 +413,30 @@ class Client(AbstractContextManager["Client"]):
                         f"`reir serve` running there?"
                     ) from error
         raise AssertionError("the last attempt returns or raises")
+
+    def _lines(self, answer: http.client.HTTPResponse) -> Iterator[Json]:
+        """Yield the values of a stream's lines up to its end, then close the connection.
+
+        Raises:
+            ReirError: the server reported an error, or the answer ended before it was complete.
+        """
+        reason = ""
+        with self:
+            try:
+                while text := answer.readline():
+                    value = json.loads(text)
+                    if "error" in value:
+                        told = value["error"]
+                        raise _error(self.url, told["status"], json.dumps(told).encode())
+                    if "end" in value:
+                        return
+                    yield value
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = f" ({error or type(error).__name__})"
+        raise ServerError(
+            f"the answer of server {self.url} ended before it was complete{reason}: the server was "
+            f"stopped, or the answer took longer than its setting `limits.request_timeout_s`"
+        )
 
 
 def _error(url: str, status: int, data: bytes) -> ReirError:
@@ -411,61 +475,3 @@ def _seconds(told: str | None, otherwise: float) -> float:
 
 def _place(gallery: str) -> str:
     return f"/v1/galleries/{quote(gallery, safe='')}/images"
-
-
-def _options(options: SearchOptions) -> Json:
-    """Return the options as the server's JSON."""
-    told: Json = dict(options)
-    if "also" in told:
-        told["also"] = [_term(term) for term in told["also"]]
-    return told
-
-
-def _request(query: Query, gallery: str) -> tuple[str, Json]:
-    """Return the path and body of the request for a query.
-
-    One term becomes the main one of the request, and the others become `also`.
-
-    Raises:
-        QueryError: no term can be the main one, or another one has a vector.
-    """
-    # The main term has no weight in a request: its weight is always 1.
-    wanted = [term for term in query.terms if term.weight == 1 and term.vector is None]
-    leading = next((term for term in wanted if term.expression), next(iter(wanted), None))
-    if leading is None:
-        raise QueryError(
-            "terms", f"one must have weight 1 and an expression or an instance, got {query.terms}"
-        )
-    names = ("k", "per_image", "where", "min_presence", "rerank", "explain", "budget_ms", "cursor")
-    told: Json = {name: getattr(query, name) for name in names}
-    also = [_term(term) for term in query.terms if term is not leading]
-    told |= {"gallery": gallery, "localize": query.localize, "also": also}
-    if leading.expression:
-        return "/v1/search", {**told, "expression": leading.expression}
-    return "/v1/search/similar", {**told, "instance_id": leading.instance_id}
-
-
-def _term(term: Term) -> Json:
-    if term.vector is not None:
-        raise QueryError("also", "cannot hold a vector; send the photo with `similar`")
-    if term.instance_id:
-        return {"instance_id": term.instance_id, "weight": term.weight}
-    return {"expression": term.expression, "weight": term.weight}
-
-
-def _form(photo: bytes | Path, fields: Mapping[str, str]) -> _Body:
-    """Return a multipart form with a photo (RFC 7578)."""
-    data, name = (photo, "photo") if isinstance(photo, bytes) else (photo.read_bytes(), photo.name)
-    boundary = f"reir-{secrets.token_hex(16)}"  # random, because it must not occur in the photo
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-        for field, value in fields.items()
-    ]
-    # A quote or a line break in the file name would end the header.
-    shown = quote(name, safe=" ()-_.,")
-    parts.append(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{shown}"\r\n'
-        f"Content-Type: application/octet-stream\r\n\r\n"
-    )
-    whole = "".join(parts).encode() + data + f"\r\n--{boundary}--\r\n".encode()
-    return _Body(whole, f"multipart/form-data; boundary={boundary}")

@@ -5,8 +5,11 @@ The docstrings name the models of the API (`reir_serving.http`) from which each 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from reir.query.every_photo import EveryPhoto, FoundPhoto
+from reir.query.photo_curve import Decision
 from reir.records import Box, ImageRecord, MaskRle
 from reir.results import (
     Difference,
@@ -39,6 +42,21 @@ def result_of(answer: Json, reader: PhotoReader) -> SearchResult:
         equally_good=answer["equally_good"],
         cursor=answer["cursor"],
     )
+
+
+def photo_search_of(line: Json, photos: Iterator[FoundPhoto]) -> EveryPhoto:
+    """Return the answer whose first `EveryPhotoLine` is `line`."""
+    told = line["search"]
+    names = ("expression", "gallery", "version", "num_photos")
+    decision = Decision(**{name: told[name] for name in ("min_presence", "recall", "precision")})
+    return EveryPhoto(**{name: told[name] for name in names}, decision=decision, photos=photos)
+
+
+def found_photo_of(line: Json) -> FoundPhoto:
+    """Return the photo of an `EveryPhotoLine`."""
+    told = line["photo"]
+    names = ("image_id", "uri", "presence", "instance_id", "score", "attributes")
+    return FoundPhoto(**{name: told[name] for name in names}, box=_box(told))
 
 
 def _hit(hit: Json, reader: PhotoReader) -> Hit:

@@ -27,11 +27,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from reir.errors import CheckpointError
+from reir.query.photo_curve import PhotoCurve
 from reir.records import FloatArray
 
 logger = logging.getLogger(__name__)
 
-FILE, FORMAT = "calibration.json", 3
+FILE, FORMAT = "calibration.json", 4
 BACKGROUND_FILE = "background.safetensors"
 PHOTOS = 10
 """Number of best photos whose scores the features are computed from."""
@@ -44,8 +45,9 @@ BACKGROUND_BEST = 20
 GALLERY_FEATURES = ("score", "lead", "spread", "background", "size")
 HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # Only what every search knows of each photo: other instances of it would have to be read first, and
-# they improve the AUROC by less than .01.
-PHOTO_FEATURES = ("score", "background")
+# they improve the AUROC by less than .01. "excess" is by how much the score exceeds the background,
+# or 0: a point of score counts for more there, and without it presence is too low at both ends.
+PHOTO_FEATURES = ("score", "background", "excess")
 BOX_FEATURES = ("score", "lead", "spread", "background")
 
 
@@ -110,6 +112,7 @@ class Calibration:
         box: probability that one instance of a photo is the described one.
         threshold, photo_threshold: an answer about a gallery or a photo counts as found from this
             presence on.
+        photo_curve: recall and false alarms of other thresholds for a photo.
         tie_margin: hits cannot be told apart if their scores differ by no more than this.
         about: the data that it was fitted on, and how well it did on held-out data.
         background: the one that it was fitted with.
@@ -122,6 +125,7 @@ class Calibration:
     box: Logistic
     threshold: float
     photo_threshold: float
+    photo_curve: PhotoCurve
     tie_margin: float
     about: Mapping[str, Any]
     background: Background = field(default_factory=Background.none, compare=False)
@@ -148,7 +152,7 @@ class Calibration:
 
     def of_photo(self, score: float, background: float) -> float:
         """Return the presence in a photo, from the score of its best instance."""
-        return self.photo((score, background))
+        return self.photo(photo_features(score, background))
 
     def of_box(self, score: float, best: Sequence[float], background: float) -> float:
         """Return the presence of one instance of a photo, from the scores of all, best first."""
@@ -180,6 +184,16 @@ def hit_features(
     # The size is a feature because the score of the best hit grows with the gallery, even if the
     # described instance is not in it.
     return score, score - rival, spread, background, math.log10(1 + num_instances)
+
+
+def photo_features(score: float, background: float) -> tuple[float, ...]:
+    """Return `PHOTO_FEATURES` of a photo.
+
+    Args:
+        score: score of its best instance.
+        background: score of the sentence on the background.
+    """
+    return score, background, max(0.0, score - background)
 
 
 def box_features(score: float, best: Sequence[float], background: float) -> tuple[float, ...]:
@@ -239,6 +253,7 @@ def load_calibration(folder: Path, digest: str) -> Calibration | None:
             # The models read their features by position, so other features would go unnoticed.
             if values[name].features != features:
                 raise ValueError(f"{name} has features {values[name].features}, not {features}")
+        values["photo_curve"] = PhotoCurve(**_tuples(values["photo_curve"]))
         return Calibration(**values, background=background)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -257,7 +272,7 @@ def save_calibration(folder: Path, calibration: Calibration) -> Path:
 def calibration_values(calibration: Calibration) -> dict[str, Any]:
     """Return the calibration as JSON values; of the background, the number of photos."""
     values = {f.name: getattr(calibration, f.name) for f in fields(calibration)}
-    values |= {name: vars(values[name]) for name in _MODELS}
+    values |= {name: vars(values[name]) for name in (*_MODELS, "photo_curve")}
     return values | {"background_photos": len(values.pop("background").vectors)}
 
 

@@ -28,7 +28,7 @@ _GROWTH = 8
 _ROWS_PER_CALL = 200_000
 """Maximum number of rows of one call to the store; a larger batch takes several calls."""
 
-_Range = tuple[str | None, str | None]
+IdRange = tuple[str | None, str | None]
 """Image ids from the first up to but not including the second; None means no bound."""
 
 
@@ -128,7 +128,7 @@ class Ranking:
         """Whether no unread row can change the hits, not even a row with an equal score."""
         return len(hits) == self.num_hits and hits[-1].score > last_read.score
 
-    def _best_by_parts(self, vector_1D: FloatArray, ids: _Range) -> list[InstanceRow]:
+    def _best_by_parts(self, vector_1D: FloatArray, ids: IdRange) -> list[InstanceRow]:
         """Return the hits within a range of image ids, split in half while one read is too small.
 
         Only if rows with equal scores fill a whole read does the store choose among them.
@@ -145,9 +145,9 @@ class Ranking:
         return self._take(sorted(chain.from_iterable(found), key=_score, reverse=True))
 
     def _read(
-        self, vectors_QD: FloatArray, limit: int, ids: _Range = (None, None)
+        self, vectors_QD: FloatArray, limit: int, ids: IdRange = (None, None)
     ) -> Sequence[Sequence[InstanceRow]]:
-        where = _within(self.where, ids)
+        where = within(self.where, ids)
         with self.clock.stage("search"):
             return self.store.search(self.gallery, self.version, vectors_QD, limit, where=where)
 
@@ -165,7 +165,7 @@ def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
         yield items[start : start + size]
 
 
-def _within(where: str | None, ids: _Range) -> str | None:
+def within(where: str | None, ids: IdRange) -> str | None:
     """Return the filter `where`, narrowed to a range of image ids."""
     first, end = ids
     parts = [] if where is None else [f"({where})"]

@@ -140,9 +140,9 @@ def check_query(query: Query) -> Query:
     # Negative terms alone do not say what to look for.
     if all(term.weight <= 0 for term in terms):
         raise QueryError("terms", "all have negative weights; at least one needs a weight above 0")
-    _check_number("min_presence", query.min_presence, 0.0, 1.0)
+    check_number("min_presence", query.min_presence, 0.0, 1.0)
     if query.budget_ms is not None:
-        _check_number("budget_ms", query.budget_ms, 0.0, math.inf)
+        check_number("budget_ms", query.budget_ms, 0.0, math.inf)
     return replace(
         query,
         terms=terms,
@@ -157,7 +157,7 @@ def _checked_term(term: Term) -> Term:
         raise QueryError(
             "terms", "each take one of expression, instance_id and vector; one term has several"
         )
-    _check_number("weight", term.weight, -MAX_WEIGHT, MAX_WEIGHT)
+    check_number("weight", term.weight, -MAX_WEIGHT, MAX_WEIGHT)
     if term.weight == 0:
         raise QueryError("weight", "must not be 0; leave the term out instead")
     if term.vector is not None:
@@ -177,7 +177,12 @@ def _vector(given: FloatArray) -> FloatArray:
     return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
 
 
-def _check_number(field_name: str, value: Any, least: float, most: float) -> None:
+def check_number(field_name: str, value: Any, least: float, most: float) -> None:
+    """Check a number of a query.
+
+    Raises:
+        QueryError: it is no number, or not between `least` and `most`; `field_name` names it.
+    """
     # For Python, True is an int, but as a number it is a mistake of the caller.
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not least <= value <= most:

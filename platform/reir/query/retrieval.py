@@ -70,6 +70,7 @@ class RetrieveResult:
         version, digest: the version that was searched, and the checkpoint of its vectors.
         has_masks: whether the version stores masks.
         num_instances: approximate number of instances of the version.
+        num_indexed: approximate number of photos of the version, without those that failed.
         vector: (D,) unit vector of the query.
         rows: best first.
         photos: the best row of each of the best photos, best first.
@@ -81,6 +82,7 @@ class RetrieveResult:
     digest: str
     has_masks: bool
     num_instances: int
+    num_indexed: int
     vector: FloatArray
     rows: tuple[InstanceRow, ...]
     photos: tuple[InstanceRow, ...]
@@ -161,6 +163,7 @@ class Retriever:
                 digest=infos[each.version].spec.digest,
                 has_masks=infos[each.version].spec.has_masks,
                 num_instances=infos[each.version].num_instances,
+                num_indexed=infos[each.version].num_images - infos[each.version].num_failed,
                 vector=vectors[number],
                 rows=tuple(rows[number][: each.num_rows]),
                 photos=tuple(photos[number][: each.num_photos]),

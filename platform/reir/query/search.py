@@ -5,7 +5,7 @@ Knows the store's contract and the encoder's interface; no model, no Ray and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,25 +27,25 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images.decode import read_bytes
-from reir.models.interfaces import EncodedExpression, InstanceEncoder, Segmenter, encode_words
+from reir.models.interfaces import InstanceEncoder, Segmenter
 from reir.models.reranker import Reranker
 from reir.models.segmenters import load_segmenter_spec
 from reir.query.answer import answer, run_now
-from reir.query.clock import StageCosts
+from reir.query.every_photo import (
+    EveryPhoto,
+    EveryPhotoOptions,
+    EveryPhotoQuery,
+    begin_scan,
+    photos_now,
+)
+from reir.query.local_stages import LocalStages
 from reir.query.localize import PixelLocalizer
 from reir.query.photo_query import locate, vector_of
 from reir.query.presence import Calibration, load_calibration
 from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
-from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
-from reir.query.stages import (
-    CompareResult,
-    RefineRequest,
-    RefineResult,
-    RerankRequest,
-    RerankResult,
-)
-from reir.records import Box, FloatArray, MaskRle
+from reir.query.retrieval import Retriever
+from reir.records import Box, FloatArray
 from reir.results import GalleryInfo, Localization, SearchResult
 from reir.store.contract import InstanceStore
 from reir.text import validate_expression
@@ -96,7 +96,7 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
         check_gallery(store, name)  # before the checkpoint, which takes seconds to load
         if encoder is None and checkpoint is not None:
             encoder = str(EncoderSpec(TRAINED_KIND, str(checkpoint.absolute())))
-        model = _own_model(store, name, version) if encoder is None else _chosen_model(encoder)
+        model = _own_model(store, name, version) if encoder is None else chosen_model(encoder)
         if isinstance(segmenter, str):
             segmenter = load_segmenter_spec(segmenter)
         gallery = Gallery(name, store, *model, version=version, segmenter=segmenter)
@@ -158,70 +158,6 @@ def load_extras(folder: Path, digest: str) -> CheckpointExtras:
     return CheckpointExtras(
         load_reranker(folder, digest), load_calibration(folder, digest), load_segmenter(folder)
     )
-
-
-class LocalStages:
-    """The stages of one gallery in this process; implements `reir.query.stages.Stages`."""
-
-    def __init__(
-        self,
-        encoder: InstanceEncoder,
-        retriever: Retriever,
-        reranker: PhotoReranker | None,
-        localizer: PixelLocalizer,
-        calibration: Calibration | None,
-    ) -> None:
-        self.gallery = retriever.gallery
-        # Localization needs only the encoder, which a local gallery always has.
-        self.reranks, self.localizes = reranker is not None, True
-        self.localized_hits = localizer.max_hits
-        self.calibration = calibration
-        self.costs = StageCosts()
-        self.class_vectors: dict[str, FloatArray] = {}
-        self._encoder, self._retriever = encoder, retriever
-        self._reranker, self._localizer = reranker, localizer
-
-    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
-        """See `Stages.encode`."""
-        return encode_words(self._encoder, expressions, words=self.reranks)
-
-    async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
-        """See `Retriever.retrieve`."""
-        return self._retriever.retrieve(requests)
-
-    async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
-        """See `Retriever.masks`."""
-        return self._retriever.masks(version, instance_ids)
-
-    async def rerank(
-        self, requests: Sequence[RerankRequest], _: float | None, /
-    ) -> Sequence[Sequence[RerankResult]]:
-        """See `PhotoReranker.rerank`; runs to its end, since nothing here can interrupt it."""
-        assert self._reranker is not None, "`reranks` says so"
-        return self._reranker.rerank(requests)
-
-    async def localize(
-        self, requests: Sequence[RefineRequest], _: float | None, /
-    ) -> Sequence[RefineResult]:
-        """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
-        return self._localizer.refine(requests)
-
-    async def compare(
-        self,
-        sentences: Sequence[str],
-        instance_ids: Mapping[str, Sequence[str]],
-        _: float | None,
-        /,
-    ) -> CompareResult:
-        """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
-        vectors = self._encoder.encode_expressions(sentences)
-        return CompareResult(
-            sentences=dict(zip(sentences, vectors, strict=True)),
-            instances={
-                version: self._retriever.vectors(version, ids)
-                for version, ids in instance_ids.items()
-            },
-        )
 
 
 class Gallery(AbstractContextManager["Gallery"]):
@@ -411,6 +347,35 @@ class Gallery(AbstractContextManager["Gallery"]):
         data = photo if isinstance(photo, bytes) else read_bytes(photo)
         return locate(self._localizer, data, expression, k, masks=masks)
 
+    def every_photo(self, expression: str, **options: Unpack[EveryPhotoOptions]) -> EveryPhoto:
+        """Find every photo that has the instance that an expression describes, not the k best.
+
+        Args:
+            expression: describes one instance.
+            options: `where`, and at most one of `min_presence`, `precision` and `recall`; see
+                `EveryPhotoQuery`.
+
+        Returns:
+            The photos, which are read while they are iterated over; the threshold that decides; and
+            the precision and recall to expect.
+
+        Raises:
+            QueryError: an argument is out of range, the checkpoint has no calibration, or no
+                threshold reaches the precision; `field` names the argument.
+            GalleryNotFound: the gallery is gone.
+            SchemaMismatch: the version that is live now was built with another checkpoint.
+        """
+        query = EveryPhotoQuery(expression=expression, **options)
+        scan = self._with_live_model(lambda: run_now(begin_scan(query, self.stages)))
+        return EveryPhoto(
+            expression=expression,
+            gallery=self.name,
+            version=scan.first.version,
+            num_photos=scan.first.num_indexed,
+            decision=scan.decision,
+            photos=photos_now(scan, run_now),
+        )
+
     def ask(self, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer queries, in the order given.
 
@@ -461,8 +426,13 @@ def check_gallery(store: InstanceStore, name: str) -> None:
         raise GalleryNotFound(f"no gallery '{name}': {have}{advice}")
 
 
-def _chosen_model(encoder: InstanceEncoder | str) -> Model:
-    """Return an encoder and, if it is named, the optional parts of its checkpoint."""
+def chosen_model(encoder: InstanceEncoder | str) -> Model:
+    """Return an encoder and, if it is given by its name, the optional parts of its checkpoint.
+
+    Raises:
+        ConfigError: the name is not known, or a package that the encoder needs is missing.
+        CheckpointError: the checkpoint does not load.
+    """
     if not isinstance(encoder, str):
         return encoder, CheckpointExtras()
     return _with_extras(load_encoder_spec(encoder), encoder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from reir.models.interfaces import EncodedExpression
 from reir.models.nano.encoder import cpu_path
 from reir.query.answer import answer
 from reir.query.clock import StageCosts
+from reir.query.every_photo import EveryPhotoQuery, PhotoScan, begin_scan
 from reir.query.presence import Calibration
 from reir.query.request import Query, Term
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
@@ -228,17 +229,29 @@ class Service:
 
     async def _answer_slice(self, gallery: str, queries: Sequence[Query]) -> list[SearchResult]:
         """Answer the queries of one slice together."""
-        stages = await self._stages(gallery)
+        # The vector of a photo belongs to one model, so the photo has to be sent again.
+        if any(term.vector is not None for query in queries for term in query.terms):
+            return await answer(queries, await self._stages(gallery))
+        return await self._with_live_model(gallery, lambda stages: answer(queries, stages))
+
+    async def every_photo(self, gallery: str, query: EveryPhotoQuery) -> PhotoScan:
+        """Begin a search for every photo of a gallery; the caller reads its parts.
+
+        Raises:
+            QueryError: a part of the query is wrong; `field` names it.
+        """
+        return await self._with_live_model(gallery, lambda stages: begin_scan(query, stages))
+
+    async def _with_live_model(
+        self, gallery: str, work: Callable[[GalleryStages], Awaitable[T]]
+    ) -> T:
+        """Do `work`, again with another model if a version of that model has become live."""
         for _ in range(MAX_RELOADS):
             try:
-                return await answer(queries, stages)
-            except SchemaMismatch:  # a version that another model indexed has become live
-                # The vector of a photo belongs to one model, so the photo has to be sent again.
-                if any(term.vector is not None for query in queries for term in query.terms):
-                    raise
+                return await work(await self._stages(gallery))
+            except SchemaMismatch:
                 await self._reload_model(gallery)
-                stages = await self._stages(gallery)
-        return await answer(queries, stages)
+        return await work(await self._stages(gallery))
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
         """Return the (D,) vector of the instance that a box overlaps most, by the live model.

@@ -35,7 +35,7 @@ from reir_serving.http.problems import (
     problem_response,
     storage_full,
 )
-from reir_serving.http.routes import feedback, galleries, images, operation, search
+from reir_serving.http.routes import every_photo, feedback, galleries, images, operation, search
 from reir_serving.middleware.admission import AdmissionControl, AdmissionMiddleware
 from reir_serving.middleware.auth import AuthMiddleware
 from reir_serving.middleware.keys import KeyRing
@@ -68,7 +68,7 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     keys = KeyRing(config.keys_file) if config.keys_file else None
     log = _search_log(config, metrics)
     app.state.app_state = AppState(backend, config, metrics, PictureCache(), keys, log)
-    for module in (search, feedback, galleries, images, operation):
+    for module in (search, every_photo, feedback, galleries, images, operation):
         app.include_router(module.router, responses=PROBLEM_RESPONSES)
     app.include_router(operation.page_router())
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -80,7 +80,7 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     app.add_middleware(AuthMiddleware, keys=keys, limits=config.limits)
     app.add_middleware(RequestContextMiddleware, metrics=metrics)
     app.add_middleware(AdmissionMiddleware, admission=app.state.admission)
-    set_openapi(app, search.EXTRA_MODELS, needs_key=keys is not None)
+    set_openapi(app, (*search.EXTRA_MODELS, *every_photo.EXTRA_MODELS), needs_key=keys is not None)
     return app
 
 

@@ -12,6 +12,7 @@ from reir.query.presence import (
     Logistic,
 )
 from reir_testing.fakes import FakeEncoder
+from reir_testing.lookup_gallery import ONE_POINT_CURVE
 
 
 def fake_calibration(background: Background | None = None) -> Calibration:
@@ -35,6 +36,7 @@ def fake_calibration(background: Background | None = None) -> Calibration:
         box=model(BOX_FEATURES),
         threshold=0.5,
         photo_threshold=0.5,
+        photo_curve=ONE_POINT_CURVE,
         tie_margin=0.0,
         about={},
         background=background or Background.none(),

@@ -30,6 +30,7 @@ from reir.store import InstanceStore
 from reir.store.memory import MemoryStore
 from reir_testing.lookup_gallery import (
     DIM,
+    ONE_POINT_CURVE,
     TIED_VECTORS,
     LookupEncoder,
     RightmostReranker,
@@ -49,10 +50,11 @@ def calibrated(tie_margin: float = 0.0) -> Calibration:
         digest="table",
         gallery=by_score,
         hit=by_score,
-        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0), bias=-5),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
         box=in_photo,
         threshold=0.9,
         photo_threshold=0.9,
+        photo_curve=ONE_POINT_CURVE,
         tie_margin=tie_margin,
         about={},
     )

@@ -25,6 +25,7 @@ from reir.query.presence import (
 from reir.query.stages import RefineRequest
 from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.lookup_gallery import ONE_POINT_CURVE
 
 SCENE = draw_scene((400, 200), [("red", (20, 20, 60, 180)), ("blue", (300, 40, 340, 80))])
 ENCODER = FakeEncoder()
@@ -60,10 +61,11 @@ def in_photo(threshold: float) -> Calibration:
         digest=ENCODER.digest,
         gallery=whole,
         hit=whole,
-        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0), bias=-5),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
         box=model,
         threshold=0.5,
         photo_threshold=threshold,
+        photo_curve=ONE_POINT_CURVE,
         tie_margin=0,
         about={},
     )

@@ -28,6 +28,7 @@ from reir.query.presence import (
     save_background,
     save_calibration,
 )
+from reir_testing.lookup_gallery import ONE_POINT_CURVE
 
 BEST = [0.9, 0.6, 0.3]
 
@@ -43,10 +44,11 @@ def calibration() -> Calibration:
         digest="d",
         gallery=logistic(5),
         hit=logistic(5),
-        photo=Logistic(features=PHOTO_FEATURES, weights=(1.0, 2.0), bias=-1.0),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(1.0, 2.0, 3.0), bias=-1.0),
         box=logistic(4),
         threshold=0.4,
         photo_threshold=0.5,
+        photo_curve=ONE_POINT_CURVE,
         tie_margin=0.01,
         about={"photos": 3},
     )
@@ -88,7 +90,8 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     assert found.of_hit(0.6, BEST, 0.5, 99) == pytest.approx(
         logistic(5)((0.6, -0.3, 0.3, 0.5, 2.0))
     )
-    assert found.of_photo(0.9, 0.5) == pytest.approx(logistic(2)((0.9, 0.5)))
+    assert found.of_photo(0.9, 0.5) == pytest.approx(logistic(3)((0.9, 0.5, 0.4)))
+    assert found.of_photo(0.3, 0.5) == pytest.approx(logistic(3)((0.3, 0.5, 0.0)))
     assert found.of_box(0.3, BEST, 0.5) == pytest.approx(logistic(4)((0.3, -0.6, 0.3, 0.5)))
     assert (found.is_found(0.4), found.is_found(0.39), found.is_found(None)) == (True, False, False)
 
@@ -126,7 +129,7 @@ def test_the_background_comes_back_and_belongs_to_its_weights(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": 3, "digest": "d"}', '{"format": 3, "digest": "d", "hit": {}}'],
+    ["", "[]", "{}", '{"format": 4, "digest": "d"}', '{"format": 4, "digest": "d", "hit": {}}'],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)

@@ -39,6 +39,7 @@ from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import ServeConfig
 from reir_serving.http.app import create_app
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.lookup_gallery import ONE_POINT_CURVE
 from reir_testing.serving import index_photos
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -78,10 +79,11 @@ CALIBRATION = Calibration(
     digest=FakeEncoder().digest,
     gallery=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
     hit=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
-    photo=replace(SURE, features=PHOTO_FEATURES, weights=(20.0, 0.0)),
+    photo=replace(SURE, features=PHOTO_FEATURES, weights=(20.0, 0.0, 0.0)),
     box=SURE,
     threshold=0.5,
     photo_threshold=0.5,
+    photo_curve=ONE_POINT_CURVE,
     tie_margin=1e-4,
     about={},
 )

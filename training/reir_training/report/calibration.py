@@ -26,6 +26,7 @@ from reir.metrics.calibration import (
     fpr_at_tpr,
     threshold_at_tpr,
 )
+from reir.query.photo_curve import PhotoCurve
 from reir.query.presence import (
     BOX_FEATURES,
     GALLERY_FEATURES,
@@ -38,10 +39,18 @@ from reir.query.presence import (
     box_features,
     gallery_features,
     hit_features,
+    photo_features,
 )
 
 TARGET_TPR = 0.9
 """An answer counts as found above a threshold that this share of the present instances reaches."""
+
+PHOTO_DRAWS = 8
+"""How often each expression is tried on its own photo and on another one; more draws make the
+figures depend less on which other photos were drawn."""
+
+CURVE_POINTS = 40
+"""Number of thresholds for which recall and false alarms per photo are measured."""
 
 TIED = 0.6
 """If the first of two hits is right less often than this, their order is not meaningful."""
@@ -169,8 +178,8 @@ def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
 def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
     """Return the trials of single photos, and the trials of single instances in them.
 
-    Each expression is tried on its own photo and on another one. That other photo is alternately a
-    random photo and one of the best-scoring photos.
+    Each expression is tried equally often on its own photo and on other ones. These are alternately
+    random photos and one of the best-scoring photos.
     """
     rng = np.random.default_rng(seed)
     photos: list[tuple[tuple[float, ...], bool, int]] = []
@@ -179,11 +188,11 @@ def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
         # Random photos alone would be too easy to tell from the right one.
         others = np.argsort(-scored.best[expression])
         others = others[others != own]
-        near = others[:PHOTOS] if expression % 2 else others
-        for photo in (own, int(rng.choice(near))):
-            best, fits = scored.within(expression, photo)
-            background = scored.background[expression]
-            photos.append(((best[0], background), photo == own, own))
+        drawn = [rng.choice(others[:PHOTOS] if draw % 2 else others) for draw in range(PHOTO_DRAWS)]
+        background = scored.background[expression]
+        for photo in (*drawn, *[own] * PHOTO_DRAWS):
+            best, fits = scored.within(expression, int(photo))
+            photos.append((photo_features(best[0], background), bool(photo == own), own))
             boxes += [
                 (box_features(score, best, background), bool(right), own)
                 for score, right in list(zip(best, fits, strict=True))[:PHOTOS]
@@ -215,14 +224,16 @@ def fit_calibration(
     photos, boxes = photo_trials(scored, seed=0)
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
+    photo = fit(photos, PHOTO_FEATURES)
     return Calibration(
         digest=digest,
         gallery=fit(whole, GALLERY_FEATURES),
         hit=fit(hits, HIT_FEATURES),
-        photo=fit(photos, PHOTO_FEATURES),
+        photo=photo,
         box=fit(boxes, BOX_FEATURES),
         threshold=round(threshold_at_tpr(presence, whole.labels, TARGET_TPR), 4),
         photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, TARGET_TPR), 4),
+        photo_curve=photo_curve(scored, photo),
         tie_margin=tie_margin(scored),
         background=background,
         about={
@@ -234,6 +245,33 @@ def fit_calibration(
             "photo": calibration_figures(on_photos, photos.labels),
             "box": calibration_figures(cross_validated(boxes, BOX_FEATURES), boxes.labels),
         },
+    )
+
+
+def photo_curve(scored: ScoreTable, model: Logistic) -> PhotoCurve:
+    """Measure the decision about a photo: all expressions on all photos, for several thresholds.
+
+    The thresholds are those at which equal shares of the right photos are lost.
+    """
+    presence_MP = np.array(
+        [
+            [model(photo_features(score, background)) for score in best_P]
+            for best_P, background in zip(scored.best.tolist(), scored.background, strict=True)
+        ]
+    )
+    is_own = np.zeros(presence_MP.shape, dtype=np.bool_)
+    is_own[np.arange(len(scored.own)), scored.own] = True
+    right, wrong = np.sort(presence_MP[is_own]), np.sort(presence_MP[~is_own])
+    kept = np.linspace(0, len(right) - 1, CURVE_POINTS).astype(np.int64)
+    # Rounded down, or the photo that gave a threshold would not reach it.
+    thresholds = np.unique(np.floor(right[kept] * 1e6) / 1e6)
+    alarms = len(wrong) - np.searchsorted(wrong, thresholds)
+    # One false alarm more than was seen: none among so many photos does not mean that there are
+    # none among more.
+    return PhotoCurve(
+        thresholds=tuple(thresholds.tolist()),
+        recalls=tuple(((len(right) - np.searchsorted(right, thresholds)) / len(right)).tolist()),
+        false_alarms=tuple(np.minimum(1.0, (alarms + 1) / len(wrong)).tolist()),
     )
 
 

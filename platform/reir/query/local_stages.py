@@ -1,0 +1,84 @@
+"""`LocalStages`: the stages of a query as function calls in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_words
+from reir.query.clock import StageCosts
+from reir.query.localize import PixelLocalizer
+from reir.query.presence import Calibration
+from reir.query.rerank import PhotoReranker
+from reir.query.retrieval import Retriever, RetrieveRequest, RetrieveResult
+from reir.query.stages import (
+    CompareResult,
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+)
+from reir.records import FloatArray, MaskRle
+
+
+class LocalStages:
+    """The stages of one gallery in this process; implements `reir.query.stages.Stages`."""
+
+    def __init__(
+        self,
+        encoder: InstanceEncoder,
+        retriever: Retriever,
+        reranker: PhotoReranker | None,
+        localizer: PixelLocalizer,
+        calibration: Calibration | None,
+    ) -> None:
+        self.gallery = retriever.gallery
+        # Localization needs only the encoder, which a local gallery always has.
+        self.reranks, self.localizes = reranker is not None, True
+        self.localized_hits = localizer.max_hits
+        self.calibration = calibration
+        self.costs = StageCosts()
+        self.class_vectors: dict[str, FloatArray] = {}
+        self._encoder, self._retriever = encoder, retriever
+        self._reranker, self._localizer = reranker, localizer
+
+    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
+        """See `Stages.encode`."""
+        return encode_words(self._encoder, expressions, words=self.reranks)
+
+    async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
+        """See `Retriever.retrieve`."""
+        return self._retriever.retrieve(requests)
+
+    async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
+        """See `Retriever.masks`."""
+        return self._retriever.masks(version, instance_ids)
+
+    async def rerank(
+        self, requests: Sequence[RerankRequest], _: float | None, /
+    ) -> Sequence[Sequence[RerankResult]]:
+        """See `PhotoReranker.rerank`; runs to its end, since nothing here can interrupt it."""
+        assert self._reranker is not None, "`reranks` says so"
+        return self._reranker.rerank(requests)
+
+    async def localize(
+        self, requests: Sequence[RefineRequest], _: float | None, /
+    ) -> Sequence[RefineResult]:
+        """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
+        return self._localizer.refine(requests)
+
+    async def compare(
+        self,
+        sentences: Sequence[str],
+        instance_ids: Mapping[str, Sequence[str]],
+        _: float | None,
+        /,
+    ) -> CompareResult:
+        """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
+        vectors = self._encoder.encode_expressions(sentences)
+        return CompareResult(
+            sentences=dict(zip(sentences, vectors, strict=True)),
+            instances={
+                version: self._retriever.vectors(version, ids)
+                for version, ids in instance_ids.items()
+            },
+        )

@@ -1,0 +1,199 @@
+"""`POST /v1/search/all`: the stream of every photo, its errors and what a tenant sees of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+import reir
+from reir.client.http_client import Client
+from reir.errors import QueryError, ServerError, StoreUnavailable
+from reir.query import every_photo
+from reir.query.photo_curve import PhotoCurve
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Calibration,
+    Logistic,
+)
+from reir.query.search import CheckpointExtras, Gallery
+from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.workers import SearchWorkers
+from reir_serving.http.routes.every_photo import LINES, EveryPhotoLine
+from reir_serving.middleware.keys import new_key
+from reir_testing import FakeEncoder
+
+BY_SCORE = Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5)
+CALIBRATION = Calibration(
+    digest=FakeEncoder().digest,
+    gallery=BY_SCORE,
+    hit=BY_SCORE,
+    photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
+    box=Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5),
+    threshold=0.5,
+    photo_threshold=0.5,
+    photo_curve=PhotoCurve(thresholds=(0.3, 0.9), recalls=(0.9, 0.5), false_alarms=(0.1, 0.01)),
+    tie_margin=0,
+    about={},
+)
+ASKED = {"gallery": "photos", "expression": "the green box"}
+
+
+@pytest.fixture(autouse=True)
+def calibrated(backend: Any) -> None:
+    """Give the model of the service a calibration."""
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    models = ModelCache(lambda _: LoadedModel(backend.encoder, extras))
+    backend._workers = SearchWorkers(backend.store, models, backend._config.limits)
+    backend._stages_of.clear()
+
+
+@pytest.fixture
+def local(backend: Any) -> Gallery:
+    """Return the gallery of the service in this process."""
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    return Gallery("photos", backend.store, backend.encoder, extras)
+
+
+@pytest.fixture
+def remote(serve: Any, backend: Any) -> Iterator[Client]:
+    with Client(serve(backend), patience_s=0.0) as made:
+        yield made
+
+
+def lines_of(client: TestClient, headers: dict[str, str] | None = None, **options: Any) -> Any:
+    answer = client.post("/v1/search/all", json={**ASKED, **options}, headers=headers or {})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, LINES)
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    for line in lines:
+        EveryPhotoLine.model_validate(line)
+    return lines
+
+
+def test_the_stream_has_what_the_library_finds(client: TestClient, local: Gallery) -> None:
+    first, *photos, last = lines_of(client, min_presence=0.0)
+    wanted = local.every_photo("the green box", min_presence=0.0)
+    assert first["search"] == {
+        "expression": "the green box",
+        "gallery": "photos",
+        "version": "v1",
+        "num_photos": 2,
+        "min_presence": 0.0,
+        "recall": 1.0,
+        "precision": 0.5,
+    }
+    assert [each["photo"]["instance_id"] for each in photos] == [e.instance_id for e in wanted]
+    assert last == {"end": {"found": 2}}
+    assert client.get(photos[0]["photo"]["thumbnail_url"]).status_code == 200
+
+
+def test_filter_and_threshold_hold(client: TestClient) -> None:
+    assert len(lines_of(client, min_presence=0.0, where='attr.camera == "X100"')) == 3
+    assert lines_of(client)[-1] == {"end": {"found": 1}}
+    assert lines_of(client, recall=0.9)[0]["search"]["min_presence"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        ({"recall": 0.9, "precision": 0.9}, 422, "at most one"),
+        ({"min_presence": 2}, 422, "less than or equal to 1"),
+        ({"precision": 0.999}, 422, "gallery of 2 photos"),
+        ({"where": "colour == 1"}, 422, "colour"),
+        ({"expression": " "}, 422, "is empty"),
+        ({"gallery": "none"}, 404, "no gallery"),
+        ({"k": 3}, 422, "k"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_the_stream(
+    client: TestClient, options: dict[str, Any], status: int, said: str
+) -> None:
+    answer = client.post("/v1/search/all", json={**ASKED, **options})
+    assert answer.status_code == status
+    assert said in answer.text
+
+
+def test_a_tenant_sees_its_own_photos_only(
+    client_of: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    key = new_key(tmp_path / "keys.yaml", read=("photos",), write=(), tenant="acme")
+    client = client_of(keys_file=tmp_path / "keys.yaml")
+    assert client.post("/v1/search/all", json=ASKED).status_code == 401
+    first, photo, last = lines_of(client, {"X-API-Key": key}, min_presence=0.0)
+    assert first["search"]["num_photos"] is None
+    assert photo["photo"]["attributes"] == {"tenant": "acme"}
+    assert "/" not in photo["photo"]["uri"]
+    assert last == {"end": {"found": 1}}
+
+
+def test_the_client_streams(remote: Client, local: Gallery) -> None:
+    assert reir.Client is Client
+    for options in ({"min_presence": 0.0}, {"recall": 0.9, "where": "area > 0"}, {}):
+        found = remote.every_photo("the green box", "photos", **options)
+        wanted = local.every_photo("the green box", **options)
+        assert list(found) == list(wanted)
+        assert (found.decision, found.num_photos) == (wanted.decision, wanted.num_photos)
+    first = remote.every_photo("the green box", "photos", min_presence=0.0)
+    next(first)
+    assert remote.search("the green box", "photos").hits  # while the stream is open
+    assert len(list(first)) == 1
+    with pytest.raises(QueryError, match="gallery of 2 photos"):
+        remote.every_photo("the green box", "photos", precision=0.999)
+
+
+def test_an_error_within_the_stream_is_its_last_line(
+    remote: Client, client: TestClient, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 1)
+    search, calls = backend.store.search, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) % 2 == 0:
+            raise StoreUnavailable("here", "gone")
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(backend.store, "search", failing)
+    *_, last = lines_of(client)
+    assert last["error"]["status"] == 503
+    with pytest.raises(StoreUnavailable):
+        list(remote.every_photo("the green box", "photos"))
+
+
+def test_a_cut_stream_is_an_error(
+    remote: Client, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(self: every_photo.PhotoScan) -> Any:
+        yield self._found(self.first.rows)
+        raise AssertionError("the connection breaks")
+
+    monkeypatch.setattr(every_photo.PhotoScan, "parts", cut)
+    found = remote.every_photo("the green box", "photos")
+    with pytest.raises(ServerError, match="ended before it was complete"):
+        list(found)
+
+
+def test_a_promotion_to_another_model_is_followed(
+    client: TestClient, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir_serving.backend.workers.LIVE_STALE_S", 0.0)
+    monkeypatch.setattr("reir_serving.backend.workers.LIVE_FRESH_S", 0.0)
+    assert lines_of(client)[-1] == {"end": {"found": 1}}
+    other = FakeEncoder()
+    other.digest = "other"
+    backend.store.create_version(
+        "photos", "v2", replace(backend.store.versions("photos")[0].spec, digest="other")
+    )
+    backend.store.promote("photos", "v2")
+    backend.encoder = other
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    backend._workers._models = ModelCache(lambda _: LoadedModel(other, extras))
+    first, last = lines_of(client)
+    assert (first["search"]["version"], last) == ("v2", {"end": {"found": 0}})
