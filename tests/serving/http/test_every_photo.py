@@ -136,8 +136,8 @@ def test_a_tenant_sees_its_own_photos_only(
 def test_the_client_streams(remote: Client, local: Gallery) -> None:
     assert reir.Client is Client
     for options in ({"min_presence": 0.0}, {"recall": 0.9, "where": "area > 0"}, {}):
-        found = remote.every_photo("the green box", "photos", **options)  # type: ignore[arg-type]
-        wanted = local.every_photo("the green box", **options)  # type: ignore[arg-type]
+        found = remote.every_photo("the green box", "photos", **options)
+        wanted = local.every_photo("the green box", **options)
         assert list(found) == list(wanted)
         assert (found.decision, found.num_photos) == (wanted.decision, wanted.num_photos)
     first = remote.every_photo("the green box", "photos", min_presence=0.0)
