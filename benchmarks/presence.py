@@ -11,13 +11,18 @@ calibration error and the false positive rate at 90% recall, and for `found` als
 threshold. The file was fitted on these same photos, so its figures are too good. Two baselines are
 therefore cross-fitted: the probabilities for each half of the photos come from a model fitted on
 the other half. `refit_*` is the calibration, fitted again; `score_*` is a model of the best inner
-product alone, which is what vector search offers without a calibration. FOLDER keeps the shards of
-photos that were already encoded.
+product alone, which is what vector search offers without a calibration.
+
+Two harder questions follow. `swap`: is presence higher for a sentence than for the same sentence
+with one wrong word, in the gallery of all photos, or in its own photo? `human`: people wrote
+sentences about photos; a few of them fit nothing in their photo. FOLDER keeps the shards of photos
+that were already encoded.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +31,15 @@ from _indexing import encoder_of, parser_of
 from _report import write_report
 
 from reir.checkpoint import SHIPPED
-from reir.datasets.photos import read_photos
+from reir.datasets import ReferringDataset
+from reir.datasets.photos import read_human_expressions, read_photos
 from reir.evaluate import Encoding, encode_gallery
-from reir.evaluate.encoded_gallery import queries_of
-from reir.query.presence import Logistic, load_calibration
+from reir.evaluate.encoded_gallery import encode_expressions, queries_of
+from reir.evaluate.probes import find_probes
+from reir.metrics import Gallery, Queries
+from reir.metrics.calibration import auroc
+from reir.models.interfaces import InstanceEncoder
+from reir.query.presence import PHOTOS, Calibration, Logistic, load_calibration
 from reir_testing import data_dir
 from reir_training.report.calibration import (
     ScoreTable,
@@ -79,6 +89,71 @@ def found_rates(name: str, model: Logistic, threshold: float, trials: Trials) ->
     return shares
 
 
+def swap_figures(
+    encoder: InstanceEncoder, dataset: ReferringDataset, gallery: Gallery, shipped: Calibration
+) -> dict[str, float]:
+    """Print and return how well presence tells sentences from those with one wrong word."""
+    probes = list(find_probes(dataset))
+    right = queries_of(encoder, dataset, [probe.expression for probe in probes])
+    texts = [probe.altered for probe in probes]
+    wrong = replace(right, vectors=encode_expressions(encoder, texts))
+    tables = [ScoreTable(gallery, queries, shipped.background) for queries in (right, wrong)]
+    labels = np.repeat([True, False], [len(each.own) for each in tables])
+    whole = np.concatenate([gallery_presence(each, shipped) for each in tables])
+    photo = np.concatenate([photo_presence(each, shipped) for each in tables])
+    found = {
+        "swap_sentences": len(texts),
+        "swap_auroc": round(auroc(whole, labels), 4),
+        "swap_photo_auroc": round(auroc(photo, labels), 4),
+    }
+    print(f"one wrong word: {found}")
+    return found
+
+
+def human_figures(
+    encoder: InstanceEncoder, folder: Path, how: Encoding, shipped: Calibration
+) -> dict[str, float]:
+    """Print and return how well presence in a photo tells that a human sentence fits nothing."""
+    dataset = read_human_expressions(folder)
+    gallery = encode_gallery(encoder, dataset, folder / "images", how=how).arrays
+    fits = [each.instance_id is not None for each in dataset.expressions]
+    vectors = encode_expressions(encoder, [each.text for each in dataset.expressions])
+    position = {image.image_id: number for number, image in enumerate(dataset.images)}
+    photos = np.array([position[each.image_id] for each in dataset.expressions])
+    boxes = np.zeros((len(photos), 4))  # only decide which hit is right, which is not asked here
+    table = ScoreTable(gallery, Queries(vectors, photos, boxes), shipped.background)
+    found = {
+        "human_sentences": len(fits),
+        "human_absent": fits.count(False),
+        "human_photo_auroc": round(auroc(photo_presence(table, shipped), np.array(fits)), 4),
+    }
+    print(f"human sentences: {found}")
+    return found
+
+
+def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
+    """Return the (M,) presence of each expression in the gallery of all photos."""
+    size = int(table.counts.sum())
+    best_MP = -np.sort(-table.best, axis=1)[:, :PHOTOS]
+    return np.array(
+        [
+            shipped.of_gallery(best, background, size)
+            for best, background in zip(best_MP.tolist(), table.background, strict=True)
+        ]
+    )
+
+
+def photo_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
+    """Return the (M,) presence of each expression in its own photo."""
+    own_M = table.best[np.arange(len(table.own)), table.own]
+    return np.array(
+        [
+            shipped.of_photo(score, background)
+            for score, background in zip(own_M.tolist(), table.background, strict=True)
+        ]
+    )
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--work", type=Path, help="Folder for finished shards.")
@@ -115,6 +190,8 @@ def main() -> None:
         found |= {f"{prefix}{key}": value for key, value in told.items()}
     shares = found_rates("", shipped.gallery, shipped.threshold, whole)
     shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
+    shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, shipped)
+    shares |= human_figures(encoder, folder, how, shipped)
     found |= {f"p6.{key}": value for key, value in shares.items()}
     write_report("presence", found)
 
