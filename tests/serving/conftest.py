@@ -16,7 +16,16 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reir.query.photo_curve import PhotoCurve
+from reir.query.presence import (
+    BOX_FEATURES,
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Calibration,
+    Logistic,
+)
 from reir.query.request import Query
+from reir.query.search import CheckpointExtras
 from reir.results import SearchResult
 from reir.store import VersionSpec
 from reir.store.memory import MemoryStore
@@ -29,6 +38,19 @@ from reir_testing import FakeEncoder, draw_scene
 
 LOCAL = "http://127.0.0.1:8000"
 MAX_PIXELS = 1_000_000
+BY_SCORE = Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5)
+CALIBRATION = Calibration(
+    digest=FakeEncoder().digest,
+    gallery=BY_SCORE,
+    hit=BY_SCORE,
+    photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
+    box=Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5),
+    threshold=0.5,
+    photo_threshold=0.5,
+    photo_curve=PhotoCurve(thresholds=(0.3, 0.9), recalls=(0.9, 0.5), false_alarms=(0.1, 0.01)),
+    tie_margin=0,
+    about={},
+)
 
 
 def png(*shapes: tuple[str, tuple[int, int, int, int]], size: tuple[int, int] = (120, 80)) -> bytes:
@@ -84,6 +106,16 @@ def backend(tmp_path: Path) -> RecordingService:
 
     asyncio.run(fill())
     return made
+
+
+@pytest.fixture
+def calibrated(backend: RecordingService) -> Calibration:
+    """Give the model of the service a calibration, and return it."""
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    models = ModelCache(lambda _: LoadedModel(backend.encoder, extras))
+    backend._workers = SearchWorkers(backend.store, models, backend._config.limits)
+    backend._stages_of.clear()
+    return CALIBRATION
 
 
 @pytest.fixture
