@@ -2,9 +2,10 @@
 
     python benchmarks/presence.py --work FOLDER
 
-Expressions of the held-out `val` photos are searched for in galleries of several sizes, drawn from
-these photos. Half of the galleries contain the expression's own photo; it is removed from the
-others.
+Long expressions of the held-out `val` photos are searched for in galleries of several sizes, drawn
+from these photos. Half of the galleries contain the expression's own photo; it is removed from the
+others. `all_*` has the short expressions, too; a gallery without what they describe has no photo
+with an instance of that class.
 
 The benchmark measures the checkpoint's `calibration.json`, which every search uses: AUROC, expected
 calibration error and the false positive rate at 90% recall, and for `found` also the effect of its
@@ -34,12 +35,12 @@ from reir.checkpoint import SHIPPED
 from reir.datasets import ReferringDataset
 from reir.datasets.photos import read_human_expressions, read_photos
 from reir.evaluate import Encoding, encode_gallery
-from reir.evaluate.encoded_gallery import encode_expressions, queries_of
+from reir.evaluate.encoded_gallery import encode_expressions
 from reir.evaluate.probes import find_probes
-from reir.metrics import Gallery, Queries
+from reir.metrics import Gallery
 from reir.metrics.calibration import auroc
 from reir.models.interfaces import InstanceEncoder
-from reir.query.presence import PHOTOS, Calibration, Logistic, load_calibration
+from reir.query.presence import PHOTOS, Calibration, Logistic, count_words, load_calibration
 from reir_testing import data_dir
 from reir_training.report.calibration import (
     ScoreTable,
@@ -49,6 +50,7 @@ from reir_training.report.calibration import (
     gallery_trials,
     photo_trials,
 )
+from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 
 
 def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
@@ -94,7 +96,7 @@ def swap_figures(
 ) -> dict[str, float]:
     """Print and return how well presence tells sentences from those with one wrong word."""
     probes = list(find_probes(dataset))
-    right = queries_of(encoder, dataset, [probe.expression for probe in probes])
+    right = calibration_queries(encoder, dataset, [probe.expression for probe in probes])
     texts = [probe.altered for probe in probes]
     wrong = replace(right, vectors=encode_expressions(encoder, texts))
     tables = [ScoreTable(gallery, queries, shipped.background) for queries in (right, wrong)]
@@ -121,7 +123,10 @@ def human_figures(
     position = {image.image_id: number for number, image in enumerate(dataset.images)}
     photos = np.array([position[each.image_id] for each in dataset.expressions])
     boxes = np.zeros((len(photos), 4))  # only decide which hit is right, which is not asked here
-    table = ScoreTable(gallery, Queries(vectors, photos, boxes), shipped.background)
+    words = np.array([count_words(each.text) for each in dataset.expressions])
+    own = tuple(frozenset({photo}) for photo in photos.tolist())
+    queries = CalibrationQueries(vectors, photos, boxes, words, own)
+    table = ScoreTable(gallery, queries, shipped.background)
     found = {
         "human_sentences": len(fits),
         "human_absent": fits.count(False),
@@ -137,8 +142,10 @@ def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.
     best_MP = -np.sort(-table.best, axis=1)[:, :PHOTOS]
     return np.array(
         [
-            shipped.of_gallery(best, background, size)
-            for best, background in zip(best_MP.tolist(), table.background, strict=True)
+            shipped.of_gallery(best, background, size, words)
+            for best, background, words in zip(
+                best_MP.tolist(), table.background, table.num_words, strict=True
+            )
         ]
     )
 
@@ -169,11 +176,13 @@ def main() -> None:
             "the checkpoint has no calibration.json for its weights: run `reir calibrate` first"
         )
     held_out = read_photos(folder).split("val")
-    queries = queries_of(encoder, held_out, held_out.of_kind("long").with_targets().expressions)
+    described = held_out.with_targets().expressions
+    asked = calibration_queries(encoder, held_out, described)
     how = Encoding(work=arguments.work)
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
-    scored = ScoreTable(gallery, queries, shipped.background)
+    scored = ScoreTable(gallery, asked.unique, shipped.background)
     whole, hits = gallery_trials(scored, seed=0)
+    every, _ = gallery_trials(ScoreTable(gallery, asked, shipped.background), seed=0)
     photos, boxes = photo_trials(scored, seed=0)
     found: dict[str, float] = {
         "p6.photos": len(scored.counts),
@@ -181,6 +190,7 @@ def main() -> None:
     }
     for name, trials, model in (
         ("", whole, shipped.gallery),
+        ("all", every, shipped.gallery),
         ("hit", hits, shipped.hit),
         ("photo", photos, shipped.photo),
         ("box", boxes, shipped.box),

@@ -13,7 +13,6 @@ import numpy as np
 
 from reir.models.interfaces import EncodedExpression
 from reir.models.reranker import PhotoInstances, PhotoScores, Reranker, RerankerConfig
-from reir.query.photo_curve import PhotoCurve
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec
 
@@ -23,9 +22,6 @@ DIM = 4
 TIED_VECTORS = np.array(
     [*np.eye(DIM), *-np.eye(DIM), *np.array(list(np.ndindex(2, 2, 2, 2))) - 0.5], dtype=np.float32
 )
-
-ONE_POINT_CURVE = PhotoCurve(thresholds=(0.5,), recalls=(0.9,), false_alarms=(0.1,))
-"""For a handwritten calibration, which has to have a curve."""
 
 
 class LookupEncoder:

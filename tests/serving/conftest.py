@@ -16,7 +16,12 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reir.query.photo_curve import PhotoCurve
+from reir.query.presence import (
+    Calibration,
+)
 from reir.query.request import Query
+from reir.query.search import CheckpointExtras
 from reir.results import SearchResult
 from reir.store import VersionSpec
 from reir.store.memory import MemoryStore
@@ -26,9 +31,14 @@ from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import Limits, ServeConfig
 from reir_serving.http.app import create_app
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.calibrations import score_calibration
 
 LOCAL = "http://127.0.0.1:8000"
 MAX_PIXELS = 1_000_000
+CALIBRATION = score_calibration(
+    *(FakeEncoder().digest, 10, -5),
+    photo_curve=PhotoCurve(thresholds=(0.3, 0.9), recalls=(0.9, 0.5), false_alarms=(0.1, 0.01)),
+)
 
 
 def png(*shapes: tuple[str, tuple[int, int, int, int]], size: tuple[int, int] = (120, 80)) -> bytes:
@@ -84,6 +94,16 @@ def backend(tmp_path: Path) -> RecordingService:
 
     asyncio.run(fill())
     return made
+
+
+@pytest.fixture
+def calibrated(backend: RecordingService) -> Calibration:
+    """Give the model of the service a calibration, and return it."""
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    models = ModelCache(lambda _: LoadedModel(backend.encoder, extras))
+    backend._workers = SearchWorkers(backend.store, models, backend._config.limits)
+    backend._stages_of.clear()
+    return CALIBRATION
 
 
 @pytest.fixture

@@ -22,7 +22,12 @@ WRITTEN = "localhost:8000"
 
 @pytest.fixture
 def place(
-    serve: Any, backend: Any, pair: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Any,
+    backend: Any,
+    calibrated: object,
+    pair: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> str:
     """Address of a server, in a folder with the photos that the page names."""
     for name in ("mug.jpg", "desk.jpg"):
@@ -39,7 +44,7 @@ def blocks(language: str, word: str) -> list[str]:
 def test_the_python_of_the_page_runs(place: str) -> None:
     names: dict[str, Any] = {}
     found = blocks("python", "")
-    assert len(found) == 3
+    assert len(found) == 4
     for body in found:
         exec(body.replace(WRITTEN, place), names)
     assert names["result"].hits
@@ -63,8 +68,8 @@ def test_the_curl_of_the_page_runs(place: str, backend: Any) -> None:
             ["bash", "-c", f"{real} --fail-with-body"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
-        if done.stdout:
-            json.loads(done.stdout)
+        for line in done.stdout.splitlines():
+            json.loads(line)
     assert Path("desk-boxes.jpg").read_bytes().startswith(b"\xff\xd8")
 
 

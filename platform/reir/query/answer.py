@@ -17,7 +17,7 @@ from reir.query.clock import Clock
 from reir.query.differences import CLASS_SENTENCES, Comparison
 from reir.query.paging import MAX_HITS, Cursor
 from reir.query.pending import PendingAnswer, RankedRow, pending_answer
-from reir.query.presence import Calibration
+from reir.query.presence import Calibration, count_words
 from reir.query.ranking import instance_number
 from reir.query.request import Query
 from reir.query.retrieval import RetrieveRequest, VectorTerm
@@ -213,8 +213,8 @@ def _result(
 ) -> SearchResult:
     """Return the answer, without gallery, timings and degraded stages."""
     found, calibration, best = one.retrieved, one.calibration, one.best_scores
-    size = found.num_instances
-    presence = calibration.of_gallery(best, one.background, size) if calibration else None
+    size, words = found.num_instances, count_words(one.query.expression)
+    presence = calibration.of_gallery(best, one.background, size, words) if calibration else None
     hits = [
         _hit(one, each, after, masks.get(each.row.instance_id))
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])

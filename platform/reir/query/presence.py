@@ -42,7 +42,9 @@ BACKGROUND_BEST = 20
 # "score" of the hit; "lead" over its strongest rival; "spread", by how much the best score exceeds
 # the mean of the best; "background", the score of the same sentence there; "size", the logarithm of
 # the number of instances in the gallery.
-GALLERY_FEATURES = ("score", "lead", "spread", "background", "size")
+# Short sentences fit many photos, so they score about as high elsewhere even if their instance is
+# there: a long sentence with the same scores would be absent. Hence the number of "words".
+GALLERY_FEATURES = ("score", "lead", "spread", "background", "size", "words")
 HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # Only what every search knows of each photo: other instances of it would have to be read first, and
 # they improve the AUROC by less than .01. "excess" is by how much the score exceeds the background,
@@ -134,15 +136,20 @@ class Calibration:
         """Whether an answer with this presence counts as found."""
         return presence is not None and presence >= self.threshold
 
-    def of_gallery(self, best: Sequence[float], background: float, num_instances: int) -> float:
+    def of_gallery(
+        self, best: Sequence[float], background: float, num_instances: int, num_words: int
+    ) -> float:
         """Return the presence in a gallery; 0 in one without instances.
 
         Args:
             best: scores of its best photos, best first.
             background: score of the sentence on `self.background`.
             num_instances: number of instances in the gallery.
+            num_words: of the sentence, see `count_words`.
         """
-        return self.gallery(gallery_features(best, background, num_instances)) if best else 0.0
+        if not best:
+            return 0.0
+        return self.gallery(gallery_features(best, background, num_instances, num_words))
 
     def of_hit(
         self, score: float, best: Sequence[float], background: float, num_instances: int
@@ -159,11 +166,16 @@ class Calibration:
         return self.box(box_features(score, best, background))
 
 
+def count_words(expression: str) -> int:
+    """Return the number of words of a sentence, as the calibration counts them."""
+    return len(expression.split())
+
+
 def gallery_features(
-    best: Sequence[float], background: float, num_instances: int
+    best: Sequence[float], background: float, num_instances: int, num_words: int
 ) -> tuple[float, ...]:
-    """Return `GALLERY_FEATURES` of an answer, which are the features of its best hit."""
-    return hit_features(best[0], best, background, num_instances)
+    """Return `GALLERY_FEATURES` of an answer: the features of its best hit, and the words."""
+    return *hit_features(best[0], best, background, num_instances), num_words
 
 
 def hit_features(

@@ -11,8 +11,8 @@ from reir.query.presence import (
     Calibration,
     Logistic,
 )
+from reir_testing.calibrations import ONE_POINT_CURVE
 from reir_testing.fakes import FakeEncoder
-from reir_testing.lookup_gallery import ONE_POINT_CURVE
 
 
 def fake_calibration(background: Background | None = None) -> Calibration:

@@ -12,33 +12,14 @@ from typer.testing import CliRunner
 
 from reir.errors import ConfigError, QueryError, SourceError
 from reir.query.localize import PixelLocalizer
-from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
-    PHOTO_FEATURES,
-    Calibration,
-    Logistic,
-)
 from reir.query.search import CheckpointExtras
 from reir_ingestion.locate.cli import MAX_DRAWN, Tally, register
 from reir_ingestion.locate.photos import LocatedPhoto, locate_photos
 from reir_ingestion.sources import open_source
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.lookup_gallery import ONE_POINT_CURVE
+from reir_testing.calibrations import score_calibration
 
-BY_SCORE = Logistic(features=GALLERY_FEATURES, weights=(20, 0, 0, 0, 0), bias=-12)
-CALIBRATION = Calibration(
-    digest=FakeEncoder().digest,
-    gallery=BY_SCORE,
-    hit=BY_SCORE,
-    photo=Logistic(features=PHOTO_FEATURES, weights=(20, 0, 0), bias=-12),
-    box=Logistic(features=BOX_FEATURES, weights=(20, 0, 0, 0), bias=-12),
-    threshold=0.5,
-    photo_threshold=0.5,
-    photo_curve=ONE_POINT_CURVE,
-    tie_margin=0,
-    about={},
-)
+CALIBRATION = score_calibration(FakeEncoder().digest, 20, -12)
 
 
 @pytest.fixture

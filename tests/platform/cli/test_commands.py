@@ -18,17 +18,14 @@ from reir.images.decode import canonical_uri, image_id, path_of_uri
 from reir.query import request
 from reir.query.language import NOTE
 from reir.query.presence import (
-    BOX_FEATURES,
     GALLERY_FEATURES,
     PHOTO_FEATURES,
-    Calibration,
-    Logistic,
 )
 from reir.query.search import CheckpointExtras
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.lookup_gallery import ONE_POINT_CURVE
+from reir_testing.calibrations import by_score, score_calibration
 
 ENCODER = FakeEncoder()
 SPEC = VersionSpec(
@@ -255,20 +252,7 @@ def test_search_warns_once_about_a_sentence_that_is_not_english(terminal: Termin
 def test_search_says_when_it_is_not_there(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_score = Logistic(features=GALLERY_FEATURES, weights=(20, 0, 0, 0, 0), bias=-18)
-    in_photo = Logistic(features=BOX_FEATURES, weights=(1, 0, 0, 0), bias=0)
-    calibration = Calibration(
-        digest=ENCODER.digest,
-        gallery=by_score,
-        hit=by_score,
-        photo=Logistic(features=PHOTO_FEATURES, weights=(1, 0, 0), bias=0),
-        box=in_photo,
-        threshold=0.5,
-        photo_threshold=0.5,
-        photo_curve=ONE_POINT_CURVE,
-        tie_margin=0.0,
-        about={},
-    )
+    calibration = score_calibration(ENCODER.digest, 20, -18, photo=by_score(PHOTO_FEATURES, 1, 0))
     monkeypatch.setattr(
         "reir.query.search.load_extras", lambda *_: CheckpointExtras(calibration=calibration)
     )
@@ -279,30 +263,21 @@ def test_search_says_when_it_is_not_there(
     absent = terminal.run("search", "purple", "--gallery", "photos").splitlines()
     assert absent[0] == "Probably not in this gallery. The nearest misses:"
     assert "red, not purple" in "\n".join(absent)
-    calibration = replace(
-        calibration, gallery=replace(by_score, weights=(0, 0, 0, 0, 0), bias=-0.4), threshold=0.3
-    )
+    sure = calibration
+    unsure = by_score(GALLERY_FEATURES, 0, -0.4)
+    calibration = replace(sure, gallery=unsure, threshold=0.3)
     doubtful = terminal.run("search", "purple", "--gallery", "photos").splitlines()
     assert doubtful[0] == "It may not be in this gallery. The closest matches:"
     assert terminal.json("search", "purple", "--gallery", "photos")["found"]
-    calibration = replace(calibration, gallery=by_score, threshold=0.5)
+    calibration = sure
     options = ("--gallery", "photos", "--min-presence", "0.5")
     assert len(terminal.json("search", "red left tall", *options)["hits"]) == 1
     assert terminal.json("search", "purple", *options)["hits"] == []
 
 
 def test_search_all_prints_every_photo(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    calibration = Calibration(
-        digest=ENCODER.digest,
-        gallery=Logistic(features=GALLERY_FEATURES, weights=(20, 0, 0, 0, 0), bias=-18),
-        hit=Logistic(features=GALLERY_FEATURES, weights=(20, 0, 0, 0, 0), bias=-18),
-        photo=Logistic(features=PHOTO_FEATURES, weights=(20, 0, 0), bias=-10),
-        box=Logistic(features=BOX_FEATURES, weights=(1, 0, 0, 0), bias=0),
-        threshold=0.5,
-        photo_threshold=0.5,
-        photo_curve=ONE_POINT_CURVE,
-        tie_margin=0.0,
-        about={},
+    calibration = score_calibration(
+        ENCODER.digest, 20, -18, photo=by_score(PHOTO_FEATURES, 20, -10)
     )
     monkeypatch.setattr(
         "reir.query.search.load_extras", lambda *_: CheckpointExtras(calibration=calibration)

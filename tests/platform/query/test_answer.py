@@ -16,11 +16,7 @@ from reir.query.answer import answer, run_now
 from reir.query.clock import NUM_DURATIONS, StageCosts
 from reir.query.paging import MAX_HITS, read_cursor
 from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
-    PHOTO_FEATURES,
     Calibration,
-    Logistic,
 )
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery
@@ -28,9 +24,9 @@ from reir.records import FloatArray
 from reir.results import SearchResult
 from reir.store import InstanceStore
 from reir.store.memory import MemoryStore
+from reir_testing.calibrations import score_calibration
 from reir_testing.lookup_gallery import (
     DIM,
-    ONE_POINT_CURVE,
     TIED_VECTORS,
     LookupEncoder,
     RightmostReranker,
@@ -44,19 +40,8 @@ FIRST = Term(expression="number 0")
 
 def calibrated(tie_margin: float = 0.0) -> Calibration:
     """Presence is the logistic of 10 * (score - .5), whatever the other features are."""
-    by_score = Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5)
-    in_photo = Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5)
-    return Calibration(
-        digest="table",
-        gallery=by_score,
-        hit=by_score,
-        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
-        box=in_photo,
-        threshold=0.9,
-        photo_threshold=0.9,
-        photo_curve=ONE_POINT_CURVE,
-        tie_margin=tie_margin,
-        about={},
+    return score_calibration(
+        "table", 10, -5, threshold=0.9, photo_threshold=0.9, tie_margin=tie_margin
     )
 
 

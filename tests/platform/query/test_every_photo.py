@@ -15,8 +15,6 @@ from reir.errors import CheckpointError, QueryError
 from reir.query import every_photo
 from reir.query.photo_curve import PhotoCurve
 from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
     PHOTO_FEATURES,
     Calibration,
     Logistic,
@@ -25,22 +23,18 @@ from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
 from reir.store.contract import InstanceRow
 from reir.store.memory import MemoryStore
+from reir_testing.calibrations import score_calibration
 from reir_testing.lookup_gallery import DIM, LookupEncoder, fill_gallery, images_from_vectors
 
 CURVE = PhotoCurve(
     thresholds=(0.2, 0.5, 0.8), recalls=(1.0, 0.8, 0.4), false_alarms=(0.5, 0.01, 1e-4)
 )
-CALIBRATION = Calibration(
-    digest="table",
-    gallery=Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5),
-    hit=Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5),
+CALIBRATION = score_calibration(
+    *("table", 10, -5),
     photo=Logistic(features=PHOTO_FEATURES, weights=(10, -1, 5), bias=-5),
-    box=Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5),
     threshold=0.9,
     photo_threshold=0.6,
     photo_curve=CURVE,
-    tie_margin=0,
-    about={},
 )
 
 

@@ -16,16 +16,12 @@ from reir.images.decode import canonical_uri
 from reir.models.interfaces import Segment
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
-    PHOTO_FEATURES,
     Calibration,
-    Logistic,
 )
 from reir.query.stages import RefineRequest
 from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.lookup_gallery import ONE_POINT_CURVE
+from reir_testing.calibrations import score_calibration
 
 SCENE = draw_scene((400, 200), [("red", (20, 20, 60, 180)), ("blue", (300, 40, 340, 80))])
 ENCODER = FakeEncoder()
@@ -55,20 +51,7 @@ def _inside(box: FloatArray, height: int, width: int) -> rle.BoolMask:
 
 
 def in_photo(threshold: float) -> Calibration:
-    model = Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5)
-    whole = Logistic(features=GALLERY_FEATURES, weights=(1, 0, 0, 0, 0), bias=0)
-    return Calibration(
-        digest=ENCODER.digest,
-        gallery=whole,
-        hit=whole,
-        photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
-        box=model,
-        threshold=0.5,
-        photo_threshold=threshold,
-        photo_curve=ONE_POINT_CURVE,
-        tie_margin=0,
-        about={},
-    )
+    return score_calibration(ENCODER.digest, 10, -5, photo_threshold=threshold)
 
 
 def refinement(path: Path, box: tuple[float, float, float, float]) -> RefineRequest:

@@ -28,21 +28,21 @@ from reir.query.presence import (
     save_background,
     save_calibration,
 )
-from reir_testing.lookup_gallery import ONE_POINT_CURVE
+from reir_testing.calibrations import ONE_POINT_CURVE
 
 BEST = [0.9, 0.6, 0.3]
 
 
 def logistic(num: int) -> Logistic:
     return Logistic(
-        features=GALLERY_FEATURES[:num], weights=(1.0, 2.0, 3.0, 4.0, 5.0)[:num], bias=-1.0
+        features=GALLERY_FEATURES[:num], weights=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)[:num], bias=-1.0
     )
 
 
 def calibration() -> Calibration:
     return Calibration(
         digest="d",
-        gallery=logistic(5),
+        gallery=logistic(6),
         hit=logistic(5),
         photo=Logistic(features=PHOTO_FEATURES, weights=(1.0, 2.0, 3.0), bias=-1.0),
         box=logistic(4),
@@ -57,7 +57,7 @@ def calibration() -> Calibration:
 def test_features() -> None:
     assert hit_features(0.9, BEST, 0.5, 99) == pytest.approx((0.9, 0.3, 0.3, 0.5, 2.0))
     assert hit_features(0.6, BEST, 0.5, 99) == pytest.approx((0.6, -0.3, 0.3, 0.5, 2.0))
-    assert gallery_features(BEST, 0.5, 99) == hit_features(0.9, BEST, 0.5, 99)
+    assert gallery_features(BEST, 0.5, 99, 7) == (*hit_features(0.9, BEST, 0.5, 99), 7)
     assert hit_features(0.9, [0.9], 0, 0) == pytest.approx((0.9, 0, 0, 0, 0))
     assert hit_features(0.9, [0.9] * 11 + [0.0], 0, 0)[2] == pytest.approx(0)  # of ten
     assert box_features(0.6, BEST, 0.5) == pytest.approx((0.6, -0.3, 0.3, 0.5))
@@ -86,7 +86,9 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     save_calibration(tmp_path, calibration())
     found = load_calibration(tmp_path, "d")
     assert found == calibration()
-    assert found.of_gallery(BEST, 0.5, 99) == pytest.approx(logistic(5)((0.9, 0.3, 0.3, 0.5, 2.0)))
+    assert found.of_gallery(BEST, 0.5, 99, 1) == pytest.approx(
+        logistic(6)((0.9, 0.3, 0.3, 0.5, 2.0, 1))
+    )
     assert found.of_hit(0.6, BEST, 0.5, 99) == pytest.approx(
         logistic(5)((0.6, -0.3, 0.3, 0.5, 2.0))
     )
@@ -151,9 +153,13 @@ def test_the_shipped_checkpoint_is_calibrated() -> None:
     assert found is not None
     assert len(found.background.vectors) >= 900
     sure, unsure = [0.9, 0.5, 0.4], [0.3, 0.29, 0.29]
-    assert found.of_gallery(sure, 0.5, 3000) > found.threshold > found.of_gallery(unsure, 0.5, 3000)
+    assert (
+        found.of_gallery(sure, 0.5, 3000, 9)
+        > found.threshold
+        > found.of_gallery(unsure, 0.5, 3000, 9)
+    )
     # The same scores mean less if the sentence scores high everywhere.
-    assert found.of_gallery(sure, 0.9, 3000) < found.of_gallery(sure, 0.5, 3000)
+    assert found.of_gallery(sure, 0.9, 3000, 9) < found.of_gallery(sure, 0.5, 3000, 9)
     assert found.of_hit(0.9, sure, 0.5, 3000) > 0.5 > found.of_hit(0.5, sure, 0.5, 3000)
     assert found.of_box(0.9, sure, 0.5) > found.of_box(0.4, sure, 0.5)
 

@@ -15,50 +15,23 @@ import reir
 from reir.client.http_client import Client
 from reir.errors import QueryError, ServerError, StoreUnavailable
 from reir.query import every_photo
-from reir.query.photo_curve import PhotoCurve
-from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
-    PHOTO_FEATURES,
-    Calibration,
-    Logistic,
-)
+from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, Gallery
 from reir_serving.backend.models import LoadedModel, ModelCache
-from reir_serving.backend.workers import SearchWorkers
 from reir_serving.http.routes.every_photo import LINES, EveryPhotoLine
 from reir_serving.middleware.keys import new_key
 from reir_testing import FakeEncoder
 
-BY_SCORE = Logistic(features=GALLERY_FEATURES, weights=(10, 0, 0, 0, 0), bias=-5)
-CALIBRATION = Calibration(
-    digest=FakeEncoder().digest,
-    gallery=BY_SCORE,
-    hit=BY_SCORE,
-    photo=Logistic(features=PHOTO_FEATURES, weights=(10, 0, 0), bias=-5),
-    box=Logistic(features=BOX_FEATURES, weights=(10, 0, 0, 0), bias=-5),
-    threshold=0.5,
-    photo_threshold=0.5,
-    photo_curve=PhotoCurve(thresholds=(0.3, 0.9), recalls=(0.9, 0.5), false_alarms=(0.1, 0.01)),
-    tie_margin=0,
-    about={},
-)
 ASKED = {"gallery": "photos", "expression": "the green box"}
 
 
-@pytest.fixture(autouse=True)
-def calibrated(backend: Any) -> None:
-    """Give the model of the service a calibration."""
-    extras = CheckpointExtras(calibration=CALIBRATION)
-    models = ModelCache(lambda _: LoadedModel(backend.encoder, extras))
-    backend._workers = SearchWorkers(backend.store, models, backend._config.limits)
-    backend._stages_of.clear()
+pytestmark = pytest.mark.usefixtures("calibrated")
 
 
 @pytest.fixture
-def local(backend: Any) -> Gallery:
+def local(backend: Any, calibrated: Calibration) -> Gallery:
     """Return the gallery of the service in this process."""
-    extras = CheckpointExtras(calibration=CALIBRATION)
+    extras = CheckpointExtras(calibration=calibrated)
     return Gallery("photos", backend.store, backend.encoder, extras)
 
 
@@ -181,7 +154,7 @@ def test_a_cut_stream_is_an_error(
 
 
 def test_a_promotion_to_another_model_is_followed(
-    client: TestClient, backend: Any, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, backend: Any, calibrated: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reir_serving.backend.workers.LIVE_STALE_S", 0.0)
     monkeypatch.setattr("reir_serving.backend.workers.LIVE_FRESH_S", 0.0)
@@ -193,7 +166,7 @@ def test_a_promotion_to_another_model_is_followed(
     )
     backend.store.promote("photos", "v2")
     backend.encoder = other
-    extras = CheckpointExtras(calibration=CALIBRATION)
+    extras = CheckpointExtras(calibration=calibrated)
     backend._workers._models = ModelCache(lambda _: LoadedModel(other, extras))
     first, last = lines_of(client)
     assert (first["search"]["version"], last) == ("v2", {"end": {"found": 0}})

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,13 +23,6 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
-from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
-    PHOTO_FEATURES,
-    Calibration,
-    Logistic,
-)
 from reir.query.search import CheckpointExtras
 from reir.store import open_store
 from reir_serving.backend.models import LoadedModel, ModelCache
@@ -39,7 +31,7 @@ from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import ServeConfig
 from reir_serving.http.app import create_app
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.lookup_gallery import ONE_POINT_CURVE
+from reir_testing.calibrations import score_calibration
 from reir_testing.serving import index_photos
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -72,21 +64,9 @@ def png(name: str) -> bytes:
     return out.getvalue()
 
 
-SURE = Logistic(features=BOX_FEATURES, weights=(20.0, 0.0, 0.0, 0.0), bias=-12.0)
 """Gives 0.998 for a score of 0.9, and 0.002 for a score of 0.3."""
 
-CALIBRATION = Calibration(
-    digest=FakeEncoder().digest,
-    gallery=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
-    hit=replace(SURE, features=GALLERY_FEATURES, weights=(*SURE.weights, 0.0)),
-    photo=replace(SURE, features=PHOTO_FEATURES, weights=(20.0, 0.0, 0.0)),
-    box=SURE,
-    threshold=0.5,
-    photo_threshold=0.5,
-    photo_curve=ONE_POINT_CURVE,
-    tie_margin=1e-4,
-    about={},
-)
+CALIBRATION = score_calibration(FakeEncoder().digest, 20, -12, tie_margin=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from reir.datasets import write_reircoco
 from reir.errors import DataError
-from reir.metrics import Gallery, Queries
+from reir.metrics import Gallery
 from reir.metrics.calibration import auroc
 from reir.query.presence import GALLERY_FEATURES, Background, load_calibration
 from reir_testing import FakeEncoder
@@ -31,11 +32,12 @@ from reir_training.report.calibration import (
     photo_trials,
     tie_margin,
 )
+from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 
 DIM = 16
 
 
-def drawn(num_photos: int, noise: float, seed: int = 0) -> tuple[Gallery, Queries]:
+def drawn(num_photos: int, noise: float, seed: int = 0) -> tuple[Gallery, CalibrationQueries]:
     """Three instances per photo, and for the first an expression vector that is a noisy copy."""
     rng = np.random.default_rng(seed)
     vectors = unit(rng.normal(size=(3 * num_photos, DIM)))
@@ -45,7 +47,11 @@ def drawn(num_photos: int, noise: float, seed: int = 0) -> tuple[Gallery, Querie
     boxes_px = corners.astype(np.float64)
     return (
         Gallery(vectors, images, boxes_px),
-        Queries(asked, np.arange(num_photos), boxes_px[::3]),
+        CalibrationQueries(
+            *(asked, np.arange(num_photos), boxes_px[::3]),
+            num_words=3 + np.arange(num_photos) % 7,
+            alike=tuple(frozenset({photo}) for photo in range(num_photos)),
+        ),
     )
 
 
@@ -148,7 +154,9 @@ def test_gallery_trials_equal_the_loop() -> None:
         background = BACKGROUND.score(queries.vectors[expression])
         assert background > 0.2
         np.testing.assert_allclose(
-            whole.features[number], (best[0][0], lead, spread, background, size), atol=1e-5
+            whole.features[number],
+            (best[0][0], lead, spread, background, size, 3 + expression % 7),
+            atol=1e-5,
         )
         assert (whole.labels[number], whole.groups[number]) == (present, queries.images[expression])
         for place, (score, right) in enumerate(best):
@@ -158,6 +166,37 @@ def test_gallery_trials_equal_the_loop() -> None:
             assert (hits.labels[row], hits.groups[row]) == (right, queries.images[expression])
             row += 1
     assert row == len(hits.labels)
+
+
+def test_a_gallery_without_it_has_nothing_that_is_alike() -> None:
+    gallery, queries = drawn(60, 0.3)
+    alike = frozenset({0, 5, 10, 15})
+    queries = replace(queries, alike=(alike, *queries.alike[1:]))
+    scored = ScoreTable(gallery, queries, BACKGROUND)
+    of_first = [each for each in draw_galleries(scored, seed=0) if each[0] == 0]
+    sizes = [len(photos) for _, _, photos in of_first]
+    assert sizes == [56, 56, 28, 28]
+    for _, present, photos in of_first:
+        assert (0 in photos) == present
+        assert len(set(photos.tolist())) == len(photos)
+        if not present:
+            assert alike.isdisjoint(photos.tolist())
+    assert len(queries.unique.images) == 59
+    assert queries.unique.images[0] == 1
+
+
+def test_short_expressions_may_describe_any_instance_of_their_class(tmp_path: Path) -> None:
+    dataset = draw_photo_set(tmp_path, random_scenes(0, 6))
+    short = tuple(replace(each, kind="short") for each in dataset.expressions)
+    found = calibration_queries(FakeEncoder(), dataset, short)
+    for expression, alike, own in zip(short, found.alike, found.images.tolist(), strict=True):
+        category = dataset.instances_by_id[str(expression.instance_id)].category
+        photos = {each.image_id for each in dataset.instances if each.category == category}
+        assert own in alike
+        assert {dataset.images[place].image_id for place in alike} == photos
+    assert found.num_words.tolist() == [len(each.text.split()) for each in short]
+    unique = calibration_queries(FakeEncoder(), dataset, dataset.expressions)
+    assert all(len(each) == 1 for each in unique.alike)
 
 
 def test_tie_margin_is_the_largest_with_accuracy_near_chance() -> None:

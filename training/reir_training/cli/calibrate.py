@@ -35,23 +35,24 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
     """Calibrate a checkpoint: fit the probability that a described object is in the photos.
 
     Searches report it as `presence`. Use photos that the checkpoint was not trained on, with
-    expressions that each describe exactly one object in all of the photos.
+    expressions that each describe exactly one object in all of the photos. Expressions of the kind
+    "short" may describe one object of their photo only; then all objects need a class.
     """
     # Imported here, so that `reir --help` does not wait for torch.
     from reir.cli.common import output, print_json
     from reir.cli.evaluate import EncodingOptions, one_split
     from reir.datasets import read_annotations
     from reir.evaluate import encode_gallery
-    from reir.evaluate.encoded_gallery import queries_of
     from reir.query.presence import calibration_values, load_background, save_calibration
     from reir_training.report.calibration import fit_calibration
+    from reir_training.report.calibration_queries import calibration_queries
 
     where = EncodingOptions(checkpoint, None, work, None, False, threads)
     dataset = one_split(read_annotations(annotations, split_by), split).first_images(limit)
     described = dataset.with_targets()
     described = described if kind is None else described.of_kind(kind)
     with where.encoding() as (encoder, how):
-        queries = queries_of(encoder, dataset, described.expressions)
+        queries = calibration_queries(encoder, dataset, described.expressions)
         gallery = encode_gallery(encoder, dataset, images, how=how).arrays
     about = {"annotations": annotations.name, "split": split or "", "kind": kind or ""}
     background = load_background(checkpoint, encoder.digest)

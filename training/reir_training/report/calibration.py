@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from reir.errors import DataError
 from reir.images.boxes import elementwise_iou
-from reir.metrics import Gallery, Queries
+from reir.metrics import Gallery
 from reir.metrics.calibration import (
     auroc,
     expected_calibration_error,
@@ -41,6 +41,7 @@ from reir.query.presence import (
     hit_features,
     photo_features,
 )
+from reir_training.report.calibration_queries import CalibrationQueries
 
 TARGET_TPR = 0.9
 """An answer counts as found above a threshold that this share of the present instances reaches."""
@@ -93,9 +94,13 @@ class ScoreTable:
         counts: (P,) number of instances of each photo.
         own: (M,) the photo that each expression describes.
         background: (M,) score of each expression on the background.
+        num_words: (M,) number of words of each expression.
+        alike: M arrays of photos that may show what the expression describes.
     """
 
-    def __init__(self, gallery: Gallery, queries: Queries, background: Background) -> None:
+    def __init__(
+        self, gallery: Gallery, queries: CalibrationQueries, background: Background
+    ) -> None:
         """Score all expressions; photos without instances, and their expressions, are dropped.
 
         Raises:
@@ -111,6 +116,12 @@ class ScoreTable:
         self.vectors = queries.vectors[kept]
         self.boxes_px = queries.boxes_px[kept]
         self.own = np.searchsorted(photos, queries.images[kept])
+        self.num_words = queries.num_words[kept].tolist()
+        self.alike = [
+            np.flatnonzero(np.isin(photos, list(alike)))
+            for alike, here in zip(queries.alike, kept, strict=True)
+            if here
+        ]
         self.background = [background.score(vector) for vector in self.vectors]
         self.counts, self._starts, self._gallery = counts, starts, gallery
         # `reduceat` relies on the order in which galleries are encoded: photo by photo.
@@ -138,21 +149,23 @@ def draw_galleries(
 ) -> Iterator[tuple[int, bool, npt.NDArray[np.int64]]]:
     """Yield galleries of several sizes for each expression, with and without its own photo.
 
+    A gallery without it has no other photo either that may show what the expression describes.
+
     Yields:
         (expression, whether its own photo is in the gallery, photos of the gallery).
     """
     rng = np.random.default_rng(seed)
-    num_photos = scored.best.shape[1]
-    # The score of the best hit grows with the size of the gallery, so the model needs several
-    # sizes. The largest is one less than all photos, since one gallery lacks the own photo.
-    sizes = [num_photos - 1]
-    while sizes[-1] >= 2 * MIN_PHOTOS:
-        sizes.append(sizes[-1] // 2)
+    photos = np.arange(scored.best.shape[1])
     for expression, own in enumerate(scored.own):
-        others = rng.permutation(np.delete(np.arange(num_photos), own))
-        for size in sizes:
+        others = rng.permutation(np.delete(photos, own))
+        absent = others[~np.isin(others, scored.alike[expression])]
+        # The score of the best hit grows with the size of the gallery, so the model needs several
+        # sizes.
+        size = len(absent)
+        while size >= MIN_PHOTOS:
             yield expression, True, np.append(others[: size - 1], own)
-            yield expression, False, others[:size]
+            yield expression, False, absent[:size]
+            size //= 2
 
 
 def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
@@ -168,7 +181,8 @@ def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
         best = scored.best[expression, order].tolist()
         size, background = int(scored.counts[photos].sum()), scored.background[expression]
         group = int(scored.own[expression])
-        galleries.append((gallery_features(best, background, size), present, group))
+        words = scored.num_words[expression]
+        galleries.append((gallery_features(best, background, size, words), present, group))
         for photo, score in zip(order.tolist(), best, strict=True):
             right = bool(scored.right[expression, photo])
             hits.append((hit_features(score, best, background, size), right, group))
@@ -202,7 +216,7 @@ def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
 
 def fit_calibration(
     gallery: Gallery,
-    queries: Queries,
+    queries: CalibrationQueries,
     background: Background,
     digest: str,
     about: Mapping[str, Any],
@@ -219,8 +233,10 @@ def fit_calibration(
     Raises:
         DataError: there are too few photos or expressions.
     """
-    scored = ScoreTable(gallery, queries, background)
-    whole, hits = gallery_trials(scored, seed=0)
+    whole, _ = gallery_trials(ScoreTable(gallery, queries, background), seed=0)
+    # A hit or photo of any other expression may be right, although it is not the one described.
+    scored = ScoreTable(gallery, queries.unique, background)
+    _, hits = gallery_trials(scored, seed=0)
     photos, boxes = photo_trials(scored, seed=0)
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
@@ -239,7 +255,7 @@ def fit_calibration(
         about={
             **about,
             "photos": len(scored.counts),
-            "expressions": len(scored.own),
+            "expressions": len(queries.images),
             "gallery": calibration_figures(presence, whole.labels),
             "hit": calibration_figures(cross_validated(hits, HIT_FEATURES), hits.labels),
             "photo": calibration_figures(on_photos, photos.labels),
