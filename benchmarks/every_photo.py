@@ -46,7 +46,7 @@ from reir.store import VersionSpec, open_store
 from reir_testing.lookup_gallery import LookupEncoder
 
 GALLERY, VERSION, DIGEST, DIM = "photos", "v1", "table", 256
-WARM_UP_SEARCHES = 20
+WARM_UP_SEARCHES = 100
 UPSERT_IMAGES = 512
 EXPRESSIONS = 3
 FOUND = (10, 1000, 20_000)
