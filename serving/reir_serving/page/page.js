@@ -74,10 +74,12 @@ function showState() {
   });
 }
 
-/** Draw hits as masks or as boxes; the choice is only offered if a hit has a mask. */
+const hasMasks = () => shown.hits.some((hit) => hit.mask);
+
+/** Draw hits as masks or as boxes. */
 function showDrawing() {
   document.body.dataset.draw = state.draw;
-  byId("draw").hidden = !shown.hits.some((hit) => hit.mask);
+  byId("draw").hidden = shown.hits.length === 0;
   for (const radio of byId("draw").querySelectorAll("input")) {
     radio.checked = radio.value === state.draw;
   }
@@ -170,8 +172,13 @@ function showHits(answer, isNext) {
     showVerdict(answer);
     showGalleryFeedback();
   }
-  announce([summary(answer), degraded(answer.degraded)].filter(Boolean).join(" "));
+  announce([summary(answer), missing(), degraded(answer.degraded)].filter(Boolean).join(" "));
 }
+
+/** A sentence about masks that the user asked for, but that no hit has. */
+const missing = () =>
+  state.draw === "masks" && shown.hits.length > 0 && !hasMasks()
+    ? "No masks: the model of this gallery has none." : "";
 
 function showVerdict(answer) {
   const absent = !answer.found && shown.hits.length > 0;
@@ -277,6 +284,7 @@ function listen() {
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("clear-filters").addEventListener("click", clearFilters);
   byId("draw").addEventListener("change", ({ target }) => {
+    if (target.value === "masks" && !hasMasks()) return update({ draw: "masks" });
     state = { ...state, draw: target.value };
     history.replaceState(null, "", `#${toHash(state)}`); // the hits stay the same
     showDrawing();

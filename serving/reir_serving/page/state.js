@@ -13,7 +13,7 @@ export const CHOICES = {
 
 export const EMPTY_STATE = Object.freeze({
   gallery: "", sentence: "", terms: [],
-  size: "", horizontal: "", vertical: "", presence: 0, where: "", perPhoto: 1, draw: "masks",
+  size: "", horizontal: "", vertical: "", presence: 0, where: "", perPhoto: 1, draw: "boxes",
 });
 
 const FILTERS = ["size", "horizontal", "vertical", "presence", "where", "perPhoto"];
@@ -46,7 +46,7 @@ export function fromHash(hash) {
   }
   state.presence = Math.min(Math.max(Number(fields.get("presence")) || 0, 0), 1);
   state.perPhoto = Math.min(Math.max(Math.trunc(Number(fields.get("perPhoto"))) || 1, 1), 1000);
-  if (fields.get("draw") === "boxes") state.draw = "boxes";
+  if (fields.get("draw") === "masks") state.draw = "masks";
   for (const [kind, id] of fields) if (Object.hasOwn(WEIGHTS, kind)) state.terms.push({ kind, id });
   return state;
 }
@@ -71,6 +71,7 @@ export function options(state, cursor = "") {
     where: where.length > 1 ? where.map((each) => `(${each})`).join(" and ") : where[0] ?? null,
     min_presence: state.presence,
     explain: true,
+    localize: state.draw === "masks", // the server opens photos only for this
     cursor,
   };
 }

@@ -72,6 +72,8 @@ def test_masks_and_skipped_stages_are_shown(page: Page) -> None:
 
     page.route("**/v1/search", change)
     frame = search(page, "the red one on the left").first.locator(".frame")
+    expect(frame.locator(".masks")).to_be_hidden()
+    page.locator("#draw").get_by_text("Masks").click()
     assert drawn_box(frame, ".masks") == pytest.approx([0, 0, 1, 1], abs=0.005)
     shape = frame.locator(".masks path").evaluate(
         "p => { const b = p.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]; }"
@@ -79,24 +81,29 @@ def test_masks_and_skipped_stages_are_shown(page: Page) -> None:
     assert shape == pytest.approx([0.1, 0.2, 0.3, 0.8])
     expect(page.locator("#summary")).to_contain_text("The server skipped these stages: re-ranking.")
 
-    # a hit with a mask has no box until the user switches to boxes
+    # with masks, a hit that has one has no box
     color = "e => getComputedStyle(e).borderTopColor"
     transparent = "rgba(0, 0, 0, 0)"
     assert frame.locator(".mark").evaluate(color) == transparent
     assert page.locator(".card").nth(1).locator(".mark").evaluate(color) != transparent
-    page.locator("#draw").get_by_text("Boxes").click()
-    expect(frame.locator(".masks")).to_be_hidden()
-    assert frame.locator(".mark").evaluate(color) != transparent
-    assert parse_qs(urlsplit(page.url).fragment)["draw"] == ["boxes"]
+    assert parse_qs(urlsplit(page.url).fragment)["draw"] == ["masks"]
     page.reload()
     answered(page)
-    expect(page.get_by_role("radio", name="Boxes")).to_be_checked()
+    expect(page.get_by_role("radio", name="Masks")).to_be_checked()
+    expect(page.locator(".card").first.locator(".masks")).to_be_visible()
+    page.locator("#draw").get_by_text("Boxes").click()
     expect(page.locator(".card").first.locator(".masks")).to_be_hidden()
 
 
-def test_without_masks_there_is_no_switch(page: Page) -> None:
-    search(page, "the red one on the left")
+def test_masks_are_asked_for_only_when_they_are_shown(page: Page, tab: Tab) -> None:
     expect(page.locator("#draw")).to_be_hidden()
+    search(page, "the red one on the left")
+    page.locator("#draw").get_by_text("Masks").click()
+    answered(page)
+    sent = [body["localize"] for body in tab.bodies_sent_to("/v1/search")]
+    assert sent == [False, True]
+    # The fake encoder has none, and the page says so.
+    expect(page.locator("#summary")).to_contain_text("No masks: the model of this gallery has")
 
 
 def test_the_start_page_shows_photos_of_the_gallery(page: Page) -> None:
