@@ -53,6 +53,15 @@ EVEN = 0.5
 above which an answer counts as found, is lower, so that nine in ten objects that are present count
 as found. Between the two the shipped model is unreliable (docs/search.md), so a caveat is shown."""
 
+Expression = Annotated[
+    str | None, typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes.")
+]
+Count = Annotated[int, typer.Option("-k", min=1, max=MAX_COUNT, help="Maximum number of hits.")]
+PerImage = Annotated[
+    int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
+]
+Rerank = Annotated[bool, typer.Option(help="Order the best photos with the relation re-ranker.")]
+Draw = Annotated[Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -118,17 +127,10 @@ def register(app: typer.Typer) -> None:
 
 def search(  # noqa: PLR0913, every argument is an option of the command
     context: typer.Context,
-    expression: Annotated[
-        str | None,
-        typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes."),
-    ] = None,
+    expression: Expression = None,
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = DEFAULT_GALLERY,
-    k: Annotated[
-        int, typer.Option("-k", min=1, max=MAX_COUNT, help="Maximum number of hits.")
-    ] = 10,
-    per_image: Annotated[
-        int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
-    ] = 1,
+    k: Count = 10,
+    per_image: PerImage = 1,
     where: Where = None,
     like: Like = None,
     unlike: Unlike = None,
@@ -136,14 +138,10 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     every: Every = False,
     precision: Precision = None,
     recall: Recall = None,
-    rerank: Annotated[
-        bool, typer.Option(help="Order the best photos with the relation re-ranker.")
-    ] = False,
+    rerank: Rerank = False,
     localize: Localize = False,
     explain: Explain = False,
-    draw: Annotated[
-        Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")
-    ] = None,
+    draw: Draw = None,
     as_json: AsJson = False,
     store: Store = None,
     checkpoint: Checkpoint = None,
@@ -194,6 +192,11 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     else:
         spec = encoder_from_options(checkpoint, encoder)
         result = _ask_here(query, gallery, store, spec, version)
+    _show(result, draw, as_json=as_json)
+
+
+def _show(result: SearchResult, draw: Path | None, *, as_json: bool) -> None:
+    """Print the answer, and save its picture."""
     if draw is not None:
         result.save_drawing(draw)
     if as_json:
