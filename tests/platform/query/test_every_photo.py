@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from reir.query.presence import (
 )
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
+from reir.store import open_store
 from reir.store.contract import InstanceRow
 from reir.store.memory import MemoryStore
 from reir_testing.lookup_gallery import DIM, LookupEncoder, fill_gallery, images_from_vectors
@@ -101,6 +104,22 @@ def test_decisions_are_those_of_a_slow_reference(
     assert {each.image_id: each.presence for each in found} == pytest.approx(
         slow_reference(vectors, counts, threshold), abs=1e-6
     )
+
+
+def test_an_embedded_store_gives_the_same_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 3)
+    monkeypatch.setattr(every_photo, "PART_PHOTOS", 10)
+    vectors, counts = scattered(90, 2), [1, 2, 3] * 15
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    with closing(open_store(str(tmp_path))) as store:
+        fill_gallery(store, images_from_vectors(vectors, counts))
+        embedded = Gallery("photos", store, LookupEncoder(), extras)
+        for options in ({"min_presence": 0.0}, {"min_presence": 0.9}, {"where": "cx < 0.5"}):
+            found = list(embedded.every_photo("number 0", **options))
+            wanted = gallery_of(vectors, counts).every_photo("number 0", **options)
+            assert [each.instance_id for each in found] == [each.instance_id for each in wanted]
 
 
 def test_few_photos_come_best_first_and_many_by_image_id(monkeypatch: pytest.MonkeyPatch) -> None:
