@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reir.errors import CheckpointError, QueryError
+from reir.errors import CheckpointError, GalleryNotFound, QueryError
 from reir.query import every_photo
 from reir.query.photo_curve import PhotoCurve
 from reir.query.presence import (
@@ -145,6 +145,18 @@ def test_parts_are_read_while_the_answer_is_iterated_over(monkeypatch: pytest.Mo
     assert len(list(found)) == 299
     assert store.num_searches > begun + 20
     assert store.most_rows < 300
+
+
+def test_a_version_that_is_removed_meanwhile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 3)
+    gallery = gallery_of(scattered(40, 0), [1] * 40)
+    found = gallery.every_photo("number 0", min_presence=0)
+    spec = gallery._store.versions("photos")[0].spec
+    gallery._store.create_version("photos", "v2", spec)
+    gallery._store.promote("photos", "v2")
+    gallery._store.drop_version("photos", "v1")
+    with pytest.raises(GalleryNotFound, match="'v1' was removed.*search again"):
+        list(found)
 
 
 def test_the_filter_holds_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
