@@ -185,8 +185,8 @@ class PhotoScan:
             if error.field != "cursor":  # the retriever's name for a version that is gone
                 raise
             raise GalleryNotFound(
-                f"version '{self.first.version}' was removed while every photo was searched for, so "
-                f"the answer is not complete; search again"
+                f"version '{self.first.version}' was removed while every photo was searched for, "
+                f"so the answer is not complete; search again"
             ) from error
         return found.rows
 

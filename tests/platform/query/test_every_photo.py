@@ -155,7 +155,7 @@ def test_a_version_that_is_removed_meanwhile_is_an_error(monkeypatch: pytest.Mon
     gallery._store.create_version("photos", "v2", spec)
     gallery._store.promote("photos", "v2")
     gallery._store.drop_version("photos", "v1")
-    with pytest.raises(GalleryNotFound, match="'v1' was removed.*search again"):
+    with pytest.raises(GalleryNotFound, match=r"'v1' was removed.*search again"):
         list(found)
 
 
