@@ -34,6 +34,23 @@ reir locate photos.csv "the red mug" --min-presence 0.8 --json > mugs.jsonl"""
 MAX_DRAWN = 24
 """Maximum number of photos on the contact sheet: those with the highest presence."""
 
+MinPresence = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Photos have the object from this probability on. Default: the threshold of the "
+        "checkpoint.",
+        show_default=False,
+    ),
+]
+Draw = Annotated[
+    Path | None,
+    typer.Option(
+        help=f"Save a picture of the photos that have it, at most {MAX_DRAWN}.", metavar="PICTURE"
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the subcommand to the command line."""
@@ -50,23 +67,8 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
     expression: Annotated[
         str, typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes.")
     ],
-    min_presence: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Photos have the object from this probability on. Default: the threshold of the "
-            "checkpoint.",
-            show_default=False,
-        ),
-    ] = None,
-    draw: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Save a picture of the photos that have it, at most {MAX_DRAWN}.",
-            metavar="PICTURE",
-        ),
-    ] = None,
+    min_presence: MinPresence = None,
+    draw: Draw = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each photo as one line of JSON.")
     ] = False,

@@ -49,6 +49,15 @@ MAX_COUNT = 1000
 NOT_WEIGHT = -0.5
 """Weight of `--not`. With a weight of -1 the query vector would turn away from what is wanted."""
 
+Expression = Annotated[
+    str | None, typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes.")
+]
+Count = Annotated[int, typer.Option("-k", min=1, max=MAX_COUNT, help="Maximum number of hits.")]
+PerImage = Annotated[
+    int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
+]
+Rerank = Annotated[bool, typer.Option(help="Order the best photos with the relation re-ranker.")]
+Draw = Annotated[Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -143,17 +152,10 @@ def register(app: typer.Typer) -> None:
 
 def search(  # noqa: PLR0913, every argument is an option of the command
     context: typer.Context,
-    expression: Annotated[
-        str | None,
-        typer.Argument(metavar="EXPRESSION", help="Description of one object, in quotes."),
-    ] = None,
+    expression: Expression = None,
     gallery: Annotated[str, typer.Option(help="Gallery to search.")] = DEFAULT_GALLERY,
-    k: Annotated[
-        int, typer.Option("-k", min=1, max=MAX_COUNT, help="Maximum number of hits.")
-    ] = 10,
-    per_image: Annotated[
-        int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
-    ] = 1,
+    k: Count = 10,
+    per_image: PerImage = 1,
     where: Where = None,
     like: Like = None,
     unlike: Unlike = None,
@@ -161,15 +163,11 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     every: Every = False,
     precision: Precision = None,
     recall: Recall = None,
-    rerank: Annotated[
-        bool, typer.Option(help="Order the best photos with the relation re-ranker.")
-    ] = False,
+    rerank: Rerank = False,
     localize: Localize = False,
     segmenter: SegmenterSpec = None,
     explain: Explain = False,
-    draw: Annotated[
-        Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")
-    ] = None,
+    draw: Draw = None,
     export: Export = None,
     as_json: AsJson = False,
     store: Store = None,

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from typing import Any, TypedDict
 
-from reir.errors import CheckpointError, QueryError
+from reir.errors import CheckpointError, GalleryNotFound, QueryError
 from reir.query.photo_curve import Decision
 from reir.query.presence import Calibration
 from reir.query.ranking import IdRange, within
@@ -179,7 +179,15 @@ class PhotoScan:
         request = _request(
             self.first.vector, within(self.query.where, ids), PART_PHOTOS, self.first.version
         )
-        (found,) = await self.stages.retrieve([request])
+        try:
+            (found,) = await self.stages.retrieve([request])
+        except QueryError as error:
+            if error.field != "cursor":  # the retriever's name for a version that is gone
+                raise
+            raise GalleryNotFound(
+                f"version '{self.first.version}' was removed while every photo was searched for, "
+                f"so the answer is not complete; search again"
+            ) from error
         return found.rows
 
     def _found(self, rows: Sequence[InstanceRow]) -> list[FoundPhoto]:

@@ -275,50 +275,6 @@ def test_search_says_when_it_is_not_there(
     assert terminal.json("search", "purple", *options)["hits"] == []
 
 
-def test_search_all_prints_every_photo(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    calibration = score_calibration(
-        ENCODER.digest, 20, -18, photo=by_score(PHOTO_FEATURES, 20, -10)
-    )
-    monkeypatch.setattr(
-        "reir.query.search.load_extras", lambda *_: CheckpointExtras(calibration=calibration)
-    )
-    asked = ("search", "green", "--gallery", "photos", "--all")
-    lines = [json.loads(line) for line in terminal.run(*asked, "--json").splitlines()]
-    assert lines[0]["search"]["min_presence"] == 0.5
-    assert lines[-1] == {"end": {"found": len(lines) - 2}}
-    everything = [
-        json.loads(line)
-        for line in terminal.run(*asked, "--json", "--min-presence", "0").splitlines()
-    ]
-    photos = [line["photo"] for line in everything[1:-1]]
-    assert len(photos) == len(SCENES) > len(lines) - 2 > 0
-    told = terminal.run(*asked).splitlines()
-    assert told[0].startswith("Photos whose presence is at least 0.5. To expect if one of ")
-    assert told[0].endswith("recall 90 %, precision 82 %.")
-    assert told[2].split()[:3] == ["#", "presence", "photo"]
-    assert told[-1].endswith("found in gallery photos, version v2")
-    assert terminal.run(*asked, "--recall", "0.9").startswith("Photos whose presence is at least")
-    assert "precision: 0.999 cannot be" in terminal.refused(*asked, "--precision", ".999", expect=2)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["red", "--precision", "0.9"], "--precision needs --all"),
-        (["red", "--all", "-k", "3"], "-k is not possible with --all"),
-        (["red", "--all", "--not", "blue"], "--not is not possible with --all"),
-        (["--all", "--like", "x#0"], "--like is not possible with --all"),
-        (["--all"], "--all needs an EXPRESSION"),
-        (["red", "--all"], "has no calibration"),
-        (["red", "--all", "--recall", "1", "--min-presence", "1"], "together with min_presence"),
-    ],
-)
-def test_options_that_exclude_each_other_are_refused(
-    terminal: Terminal, options: list[str], said: str
-) -> None:
-    assert said in terminal.refused("search", "--gallery", "photos", *options, expect=2)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

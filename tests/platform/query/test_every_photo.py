@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reir.errors import CheckpointError, QueryError
+from reir.errors import CheckpointError, GalleryNotFound, QueryError
 from reir.query import every_photo
 from reir.query.photo_curve import PhotoCurve
 from reir.query.presence import (
@@ -21,6 +23,7 @@ from reir.query.presence import (
 )
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
+from reir.store import open_store
 from reir.store.contract import InstanceRow
 from reir.store.memory import MemoryStore
 from reir_testing.calibrations import score_calibration
@@ -97,6 +100,22 @@ def test_decisions_are_those_of_a_slow_reference(
     )
 
 
+def test_an_embedded_store_gives_the_same_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 3)
+    monkeypatch.setattr(every_photo, "PART_PHOTOS", 10)
+    vectors, counts = scattered(90, 2), [1, 2, 3] * 15
+    extras = CheckpointExtras(calibration=CALIBRATION)
+    with closing(open_store(str(tmp_path))) as store:
+        fill_gallery(store, images_from_vectors(vectors, counts))
+        embedded = Gallery("photos", store, LookupEncoder(), extras)
+        for options in ({"min_presence": 0.0}, {"min_presence": 0.9}, {"where": "cx < 0.5"}):
+            found = list(embedded.every_photo("number 0", **options))
+            wanted = gallery_of(vectors, counts).every_photo("number 0", **options)
+            assert [each.instance_id for each in found] == [each.instance_id for each in wanted]
+
+
 def test_few_photos_come_best_first_and_many_by_image_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 3)
     monkeypatch.setattr(every_photo, "PART_PHOTOS", 10)
@@ -120,6 +139,18 @@ def test_parts_are_read_while_the_answer_is_iterated_over(monkeypatch: pytest.Mo
     assert len(list(found)) == 299
     assert store.num_searches > begun + 20
     assert store.most_rows < 300
+
+
+def test_a_version_that_is_removed_meanwhile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 3)
+    gallery = gallery_of(scattered(40, 0), [1] * 40)
+    found = gallery.every_photo("number 0", min_presence=0)
+    spec = gallery._store.versions("photos")[0].spec
+    gallery._store.create_version("photos", "v2", spec)
+    gallery._store.promote("photos", "v2")
+    gallery._store.drop_version("photos", "v1")
+    with pytest.raises(GalleryNotFound, match=r"'v1' was removed.*search again"):
+        list(found)
 
 
 def test_the_filter_holds_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:

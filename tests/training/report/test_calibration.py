@@ -17,11 +17,18 @@ from reir.datasets import write_reircoco
 from reir.errors import DataError
 from reir.metrics import Gallery
 from reir.metrics.calibration import auroc
-from reir.query.presence import GALLERY_FEATURES, Background, load_calibration
+from reir.query.presence import (
+    GALLERY_FEATURES,
+    PHOTO_FEATURES,
+    Background,
+    load_calibration,
+    photo_features,
+)
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
 from reir_training.report.calibration import (
+    CURVE_POINTS,
     ScoreTable,
     Trials,
     cross_validated,
@@ -29,6 +36,7 @@ from reir_training.report.calibration import (
     fit,
     fit_calibration,
     gallery_trials,
+    photo_curve,
     photo_trials,
     tie_margin,
 )
@@ -86,6 +94,25 @@ def test_half_of_the_galleries_contain_the_photo() -> None:
     photos, boxes = photo_trials(scored, seed=0)
     assert photos.labels.mean() == 0.5
     assert len(boxes.labels) == 3 * len(photos.labels)
+
+
+def test_the_curve_counts_every_expression_on_every_photo() -> None:
+    scored = ScoreTable(*drawn(50, 1.0), BACKGROUND)
+    model = fit(photo_trials(scored, seed=0)[0], PHOTO_FEATURES)
+    curve = photo_curve(scored, model)
+    assert curve.recalls[0] == 1.0
+    assert 2 < len(curve.thresholds) <= CURVE_POINTS
+    for threshold, recall, alarms in list(
+        zip(curve.thresholds, curve.recalls, curve.false_alarms, strict=True)
+    )[::5]:
+        found = wrong = 0
+        for m, own in enumerate(scored.own):
+            for photo, score in enumerate(scored.best[m].tolist()):
+                passed = model(photo_features(score, scored.background[m])) >= threshold
+                found += passed and photo == own
+                wrong += passed and photo != own
+        assert recall == pytest.approx(found / 50)
+        assert alarms == pytest.approx(min(1.0, (wrong + 1) / (50 * 49)))
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.1, 0.97, 1.0), (3.0, 0.3, 0.75)])

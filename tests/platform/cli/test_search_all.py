@@ -1,0 +1,100 @@
+"""`reir search --all`: lines and tables of every photo, and the options that do not fit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from reir.cli import every_photo, main
+from reir.query.presence import Calibration
+from reir.query.search import CheckpointExtras, Gallery
+from reir.store.memory import MemoryStore
+from reir_testing.calibrations import score_calibration
+from reir_testing.lookup_gallery import (
+    DIM,
+    LookupEncoder,
+    fill_gallery,
+    images_from_vectors,
+)
+
+CALIBRATION = score_calibration("table", 20, -10)
+ALL = ("search", "number 0", "--gallery", "photos", "--all")
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """Return the store of a gallery of four photos, one of which has the object."""
+    store = MemoryStore()
+    fill_gallery(store, images_from_vectors(np.eye(DIM, dtype=np.float32), [1] * DIM))
+    use(monkeypatch, store, CALIBRATION)
+    return store
+
+
+def use(
+    monkeypatch: pytest.MonkeyPatch, store: MemoryStore, calibration: Calibration | None
+) -> None:
+    extras = CheckpointExtras(calibration=calibration)
+    monkeypatch.setattr(
+        "reir.query.search.open_gallery",
+        lambda name, **_: Gallery(name, store, LookupEncoder(), extras),
+    )
+
+
+@pytest.mark.usefixtures("store")
+def test_json_has_a_line_for_each_photo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([*ALL, "--json", "--min-presence", "0"]) == 0
+    first, *photos, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["search"]["min_presence"] == 0
+    assert [each["photo"]["image_id"] for each in photos] == [f"img00{n}" for n in range(DIM)]
+    assert last == {"end": {"found": DIM}}
+
+
+@pytest.mark.usefixtures("store")
+def test_tables_say_what_to_expect(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main.run([*ALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "Photos whose presence is at least 0.5. To expect if one of 4 photos has the object: "
+        "recall 90 %, precision 75 %."
+    )
+    assert lines[2].split() == ["#", "presence", "photo", "x", "%", "y", "%"]
+    assert lines[3].split()[:3] == ["1", "100", "%"]
+    assert lines[-1] == "1 photo found in gallery photos, version v1"
+    monkeypatch.setattr(every_photo, "TABLE_ROWS", 3)
+    assert main.run([*ALL, "--recall", "1"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("presence  photo") == 2
+    assert "\n4 " in text
+    assert text.splitlines()[-1].startswith("4 photos found")
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["red", "--precision", "0.9"], "--precision needs --all"),
+        (["red", "--all", "-k", "3"], "-k is not possible with --all"),
+        (["red", "--all", "--not", "blue"], "--not is not possible with --all"),
+        (["--all", "--like", "x#0"], "--like is not possible with --all"),
+        (["--all"], "--all needs an EXPRESSION"),
+        (["number 0", "--all", "--precision", "0.99"], "gallery of 4 photos"),
+        (["number 0", "--all", "--recall", "1", "--min-presence", "1"], "with min_presence"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["search", "--gallery", "photos", *options]) == main.INVALID_USE
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_a_calibration_nothing_is_decided(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(monkeypatch, store, None)
+    assert main.run([*ALL]) == main.INVALID_USE
+    assert "create one with `reir calibrate`" in " ".join(capsys.readouterr().err.split())
