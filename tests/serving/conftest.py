@@ -31,7 +31,7 @@ from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import Limits, ServeConfig
 from reir_serving.http.app import create_app
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 
 LOCAL = "http://127.0.0.1:8000"
 MAX_PIXELS = 1_000_000

@@ -46,7 +46,10 @@ Recall = Annotated[
     ),
 ]
 
-ONLY_WITHOUT_ALL = ("k", "per_image", "like", "unlike", "rerank", "localize", "explain", "draw")
+ONLY_WITHOUT_ALL = (
+    *("k", "per_image", "like", "unlike", "rerank", "localize", "segmenter", "explain"),
+    *("draw", "export"),
+)
 ONLY_WITH_ALL = ("precision", "recall")
 TABLE_ROWS = 1000
 """Photos in one table; a longer answer is printed as several tables, as it is found."""

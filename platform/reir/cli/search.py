@@ -185,6 +185,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     from reir.query.request import Query, check_query
 
     check_options(context, every=every)
+    spec = encoder_from_options(checkpoint, encoder)
     if every:
         print_every_photo(
             expression,
@@ -196,7 +197,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
             },
             gallery=gallery,
             store=store,
-            encoder=encoder_from_options(checkpoint, encoder),
+            encoder=spec,
             server=server,
             version=version,
             as_json=as_json,
@@ -218,7 +219,6 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     if server is not None:
         result = _ask_server(server, query, gallery, segmenter, version)
     else:
-        spec = encoder_from_options(checkpoint, encoder)
         result = _ask_here(query, gallery, store, spec, segmenter, version)
     _show(result, draw, export, as_json=as_json)
 

@@ -17,7 +17,7 @@ from reir_ingestion.locate.cli import MAX_DRAWN, Tally, register
 from reir_ingestion.locate.photos import LocatedPhoto, locate_photos
 from reir_ingestion.sources import open_source
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 
 CALIBRATION = score_calibration(FakeEncoder().digest, 20, -12)
 

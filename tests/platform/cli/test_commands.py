@@ -25,7 +25,7 @@ from reir.query.search import CheckpointExtras
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.calibrations import by_score, score_calibration
+from reir_testing.evaluation.calibrations import by_score, score_calibration
 
 ENCODER = FakeEncoder()
 SPEC = VersionSpec(

@@ -22,7 +22,7 @@ from reir.evaluate import EncodedShard, Shard, encode_shard
 from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import save_calibration
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.evaluation.fake_calibration import fake_calibration
+from reir_testing.evaluation.calibrations import fake_calibration
 from reir_testing.photo_sets import three_photos
 from reir_testing.scenes import make_scenes, save_scenes
 

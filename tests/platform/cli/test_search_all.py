@@ -11,7 +11,7 @@ from reir.cli import every_photo, main
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, Gallery
 from reir.store.memory import MemoryStore
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.lookup_gallery import (
     DIM,
     LookupEncoder,

@@ -28,7 +28,7 @@ from reir.models.siglip_crops import Detector, SiglipCropsEncoder
 from reir.query.presence import Background, Calibration
 from reir.records import Instances, MaskRle, RgbImage
 from reir_testing import FakeEncoder
-from reir_testing.evaluation.fake_calibration import fake_calibration
+from reir_testing.evaluation.calibrations import fake_calibration
 from reir_testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
 from reir_testing.pretrained import save_tiny_siglip
 

@@ -24,7 +24,7 @@ from reir.records import FloatArray
 from reir.results import SearchResult
 from reir.store import InstanceStore
 from reir.store.memory import MemoryStore
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.lookup_gallery import (
     DIM,
     TIED_VECTORS,

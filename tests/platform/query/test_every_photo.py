@@ -26,7 +26,7 @@ from reir.records import FloatArray
 from reir.store import open_store
 from reir.store.contract import InstanceRow
 from reir.store.memory import MemoryStore
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.lookup_gallery import DIM, LookupEncoder, fill_gallery, images_from_vectors
 
 CURVE = PhotoCurve(

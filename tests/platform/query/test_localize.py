@@ -21,7 +21,7 @@ from reir.query.presence import (
 from reir.query.stages import RefineRequest
 from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 
 SCENE = draw_scene((400, 200), [("red", (20, 20, 60, 180)), ("blue", (300, 40, 340, 80))])
 ENCODER = FakeEncoder()

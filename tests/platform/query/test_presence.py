@@ -28,7 +28,7 @@ from reir.query.presence import (
     save_background,
     save_calibration,
 )
-from reir_testing.calibrations import ONE_POINT_CURVE
+from reir_testing.evaluation.calibrations import ONE_POINT_CURVE
 
 BEST = [0.9, 0.6, 0.3]
 

@@ -31,7 +31,7 @@ from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import ServeConfig
 from reir_serving.http.app import create_app
 from reir_testing import FakeEncoder, draw_scene
-from reir_testing.calibrations import score_calibration
+from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.serving import index_photos
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -11,9 +11,11 @@ from reir.query.presence import (
     GALLERY_FEATURES,
     HIT_FEATURES,
     PHOTO_FEATURES,
+    Background,
     Calibration,
     Logistic,
 )
+from reir_testing.fakes import FakeEncoder
 
 ONE_POINT_CURVE = PhotoCurve(thresholds=(0.5,), recalls=(0.9,), false_alarms=(0.1,))
 
@@ -45,3 +47,21 @@ def score_calibration(digest: str, weight: float, bias: float, **changes: Any) -
         about={},
     )
     return replace(calibration, **changes)
+
+
+def fake_calibration(background: Background | None = None) -> Calibration:
+    """Return a calibration of the fake encoder: a photo has the instance from a score of .8 on.
+
+    Args:
+        background: instances of other photos, which raise this score a little; None for none.
+    """
+    photo = by_score(PHOTO_FEATURES, 10, -8)
+    weights = tuple(
+        -2.0 if name == "background" else w
+        for name, w in zip(photo.features, photo.weights, strict=True)
+    )
+    return score_calibration(
+        *(FakeEncoder().digest, 10, -8),
+        photo=replace(photo, weights=weights),
+        background=background or Background.none(),
+    )
