@@ -182,6 +182,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     likely, possible or unlikely. Boxes are in percent of the photo's width and height, from the
     upper left corner.
     """
+    from reir.query.every_photo import EveryPhotoOptions
     from reir.query.request import Query, check_query
 
     check_options(context, every=every)
@@ -189,12 +190,9 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     if every:
         print_every_photo(
             expression,
-            {
-                "where": where,
-                "min_presence": min_presence,
-                "precision": precision,
-                "recall": recall,
-            },
+            EveryPhotoOptions(
+                where=where, min_presence=min_presence, precision=precision, recall=recall
+            ),
             gallery=gallery,
             store=store,
             encoder=spec,

@@ -55,13 +55,8 @@ def fake_calibration(background: Background | None = None) -> Calibration:
     Args:
         background: instances of other photos, which raise this score a little; None for none.
     """
-    photo = by_score(PHOTO_FEATURES, 10, -8)
-    weights = tuple(
-        -2.0 if name == "background" else w
-        for name, w in zip(photo.features, photo.weights, strict=True)
-    )
     return score_calibration(
         *(FakeEncoder().digest, 10, -8),
-        photo=replace(photo, weights=weights),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(10, -2, 0), bias=-8),
         background=background or Background.none(),
     )
