@@ -212,22 +212,22 @@ SOREC = PublishedTable(
     rows=_rows(
         _SOREC_COLUMNS,
         """
-Zero-shot                            |  0.2    -    -   0.3  1.0  0.1   0.0  0.2  0.0
-Full fine-tuning, Train-S            |    -    -    -  35.9 58.6 38.8  23.0 43.6 21.9
-CoOp, Train-S                        |    -    -    -  24.2 40.1 25.8  15.5 29.6 14.6
-PIZA-CoOp, Train-S                   |    -    -    -  29.4 41.2 34.2  21.9 33.8 24.3
-LoRA, Train-S                        |    -    -    -  26.2 43.1 28.1  17.0 32.5 15.9
-PIZA-LoRA, Train-S                   |    -    -    -  33.8 46.6 39.2  25.8 38.7 28.9
-Adapter+, Train-S                    | 26.0 48.1 24.8  32.0 55.0 33.3  20.3 40.4 17.9
-PIZA-Adapter+, Train-S, no embedding | 36.7 53.2 41.7  42.8 59.2 49.9  30.3 45.8 34.0
-PIZA-Adapter+, Train-S               | 36.8 53.5 41.8  43.1 59.6 50.1  30.4 45.9 34.1
-Full fine-tuning, Train-L            | 37.4    -    -  43.8 69.6 48.0  30.5 55.6 29.8
-CoOp, Train-L                        |    -    -    -  27.5 46.5 28.7  17.5 34.8 15.9
-PIZA-CoOp, Train-L                   |    -    -    -  33.4 46.8 38.7  24.4 37.6 26.9
-LoRA, Train-L                        | 25.2    -    -  30.7 50.2 33.0  19.7 37.3 18.8
-PIZA-LoRA, Train-L                   | 34.5    -    -  39.3 54.0 45.5  29.0 43.4 32.4
-Adapter+, Train-L                    | 34.6    -    -  40.7 65.9 44.4  27.6 51.3 26.6
-PIZA-Adapter+, Train-L               | 39.0    -    -  45.1 66.2 51.7  31.7 52.2 33.6
+Zero-shot                                 |  0.2    -    -   0.3  1.0  0.1   0.0  0.2  0.0
+Full fine-tuning, Train-S                 |    -    -    -  35.9 58.6 38.8  23.0 43.6 21.9
+CoOp, Train-S                             |    -    -    -  24.2 40.1 25.8  15.5 29.6 14.6
+PIZA-CoOp, Train-S                        |    -    -    -  29.4 41.2 34.2  21.9 33.8 24.3
+LoRA, Train-S                             |    -    -    -  26.2 43.1 28.1  17.0 32.5 15.9
+PIZA-LoRA, Train-S                        |    -    -    -  33.8 46.6 39.2  25.8 38.7 28.9
+Adapter+, Train-S                         | 26.0 48.1 24.8  32.0 55.0 33.3  20.3 40.4 17.9
+PIZA-Adapter+, Train-S, no zoom embedding | 36.7 53.2 41.7  42.8 59.2 49.9  30.3 45.8 34.0
+PIZA-Adapter+, Train-S                    | 36.8 53.5 41.8  43.1 59.6 50.1  30.4 45.9 34.1
+Full fine-tuning, Train-L                 | 37.4    -    -  43.8 69.6 48.0  30.5 55.6 29.8
+CoOp, Train-L                             |    -    -    -  27.5 46.5 28.7  17.5 34.8 15.9
+PIZA-CoOp, Train-L                        |    -    -    -  33.4 46.8 38.7  24.4 37.6 26.9
+LoRA, Train-L                             | 25.2    -    -  30.7 50.2 33.0  19.7 37.3 18.8
+PIZA-LoRA, Train-L                        | 34.5    -    -  39.3 54.0 45.5  29.0 43.4 32.4
+Adapter+, Train-L                         | 34.6    -    -  40.7 65.9 44.4  27.6 51.3 26.6
+PIZA-Adapter+, Train-L                    | 39.0    -    -  45.1 66.2 51.7  31.7 52.2 33.6
 """,
     ),
 )

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HEADERS = {"macc": "mAcc", "acc50": "Acc50", "acc75": "Acc75"}
+NO_SPLIT = (
+    f"these are not all expressions of one of SOREC's splits {', '.join(SOREC_SPLITS.values())}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class SorecReport:
         table = figure_table(title, [f"K = {k}" for k in TOP_KS])
         for iou in IOU_THRESHOLDS:
             table.add_row(f"IoU {iou:.2f}", *(cell(self.top_k[_name(k, iou)]) for k in TOP_KS))
-        table.add_row("mean of the row IoU 0.50", cell(self.top_k["mean_precision"]))
+        table.add_row("mean over K at IoU 0.50", cell(self.top_k["mean_precision"]))
         return table
 
     def _tiles(self) -> str:
@@ -119,7 +122,6 @@ def evaluate_sorec(
     gallery = encode_gallery(encoder, dataset, images_dir, how=how)
     scores = sorec_scores(_ranked_boxes_px(queries, gallery.arrays), queries.boxes_px)
     published = sorec_table(len(queries))
-    splits = " or ".join(SOREC_SPLITS.values())
     return SorecReport(
         accuracy=intervals(
             {
@@ -136,9 +138,7 @@ def evaluate_sorec(
             gallery,
             counts={"expressions": len(queries)},
             settings={},
-            left_out={}
-            if published
-            else {"published figures": f"this is not the whole of SOREC's {splits}"},
+            left_out={} if published else {"published figures": NO_SPLIT},
         ),
     )
 
