@@ -45,75 +45,85 @@ def read_sorec(
         DataError: the file is malformed; the message names file, entry and key. Or photos are
             missing or cannot be decoded.
     """
-    entries = read_list(path)
-    if not entries:
-        raise DataError(f"{path} has no entries; expected one for each expression")
-    names = [_photo_name(entry) for entry in entries]
+    entries = _entries(path)
     folder = Path(images_dir)
-    missing = _missing_photos(path, names, folder, skip_missing=skip_missing)
+    missing = _missing_photos(path, list(entries.values()), folder, skip_missing=skip_missing)
     images: dict[str, ReferringImage] = {}
     instances: dict[tuple[str, BoxPx], ReferringInstance] = {}
-    expressions: dict[str, Expression] = {}
-    for entry, name in zip(entries, names, strict=True):
-        expression_id = entry.identifier("id")
-        if expression_id in expressions:
-            entry.fail("id", "an id that no earlier entry has")
-        text, box = entry.sentence("ref"), entry.box("bbox")
+    expressions: list[Expression] = []
+    for expression_id, entry in entries.items():
+        name, box = entry.text("image"), entry.box("bbox")
         if name in missing:
             continue
         if name not in images:
             images[name] = measured_photo(entry, "image", folder, name, image_id=name)
+        if not is_inside(images[name], box):
+            size = f"{images[name].width_px} x {images[name].height_px} px"
+            entry.fail("bbox", f"a box with an area inside its photo, which has {size}")
         instance = instances.setdefault(
             (name, box),
             ReferringInstance(instance_id=expression_id, image_id=name, box_xyxy_px=box),
         )
-        if not is_inside(images[name], box):
-            size = f"{images[name].width_px} x {images[name].height_px} px"
-            entry.fail("bbox", f"a box with an area inside its photo, which has {size}")
-        expressions[expression_id] = Expression(
-            expression_id=expression_id,
-            image_id=name,
-            instance_id=instance.instance_id,
-            text=text,
+        expressions.append(
+            Expression(
+                expression_id=expression_id,
+                image_id=name,
+                instance_id=instance.instance_id,
+                text=entry.sentence("ref"),
+            )
         )
     return ReferringDataset(
         source=str(path),
         images=tuple(images.values()),
         instances=tuple(instances.values()),
-        expressions=tuple(expressions.values()),
+        expressions=tuple(expressions),
     )
 
 
-def _photo_name(entry: Entry) -> str:
-    """Return the file name of an entry's photo, which must not point outside of the folder."""
-    name = entry.text("image")
+def _entries(path: str | Path) -> dict[str, Entry]:
+    """Return the entries by id, after checking everything that does not depend on photos."""
+    entries: dict[str, Entry] = {}
+    for entry in read_list(path):
+        expression_id = entry.identifier("id")
+        if expression_id in entries:
+            entry.fail("id", "an id that no earlier entry has")
+        if not _is_photo_name(entry.text("image")):
+            entry.fail("image", "the name of a photo without a folder, such as 10849.jpg")
+        entry.box("bbox")
+        entry.sentence("ref")
+        entries[expression_id] = entry
+    if not entries:
+        raise DataError(f"{path} has no entries; expected one for each expression")
+    return entries
+
+
+def _is_photo_name(name: str) -> bool:
+    """Whether a name can be that of a file in the folder of photos, and in no other folder."""
     is_plain = PurePosixPath(name).name == name and name != ".." and name.isprintable()
-    if not is_plain or len(name.encode()) > _MAX_NAME_BYTES:
-        entry.fail("image", "the name of a photo without a folder, such as 10849.jpg")
-    return name
+    return is_plain and len(name.encode()) <= _MAX_NAME_BYTES
 
 
 def _missing_photos(
-    path: str | Path, names: list[str], images_dir: Path, *, skip_missing: bool
+    path: str | Path, entries: list[Entry], images_dir: Path, *, skip_missing: bool
 ) -> set[str]:
     """Return the names of photos that are not in the folder; see `read_sorec`."""
+    names = [entry.text("image") for entry in entries]
     photos = dict.fromkeys(names)
-    missing = [name for name in photos if not (images_dir / name).exists()]
-    if not missing:
+    absent = [name for name in photos if not (images_dir / name).exists()]
+    if not absent:
         return set()
     what = (
-        f"{len(missing):,} of {len(photos):,} photos of {path} are not in {images_dir}, "
-        f"e.g. {missing[0]}"
+        f"{len(absent):,} of {len(photos):,} photos of {path} are not in {images_dir}, "
+        f"e.g. {absent[0]}"
     )
     if not skip_missing:
         raise DataError(
             f"{what}; add them, or leave out their expressions with --skip-missing "
             f"(in Python: skip_missing=True)"
         )
-    if len(missing) == len(photos):
+    if len(absent) == len(photos):
         raise DataError(f"{what}; there is nothing to measure without any photo")
-    left_out = sum(name in set(missing) for name in names)
-    logger.warning(
-        "%s; %s of %s expressions are left out", what, f"{left_out:,}", f"{len(names):,}"
-    )
-    return set(missing)
+    missing = set(absent)
+    num_left_out = sum(name in missing for name in names)
+    logger.warning("%s; %d of %d expressions are left out", what, num_left_out, len(names))
+    return missing

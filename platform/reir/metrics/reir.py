@@ -172,8 +172,9 @@ class _Pairs:
 
     def without(self, rows: Ints) -> _Pairs:
         """Return all other pairs."""
-        columns = (self.query, self.position, self.score, self.iou)
-        return _Pairs(*(np.delete(column, rows) for column in columns))
+        kept = np.ones(len(self.query), dtype=bool)
+        kept[rows] = False
+        return _Pairs(self.query[kept], self.position[kept], self.score[kept], self.iou[kept])
 
 
 def reir_ranks(

@@ -8,6 +8,7 @@ A box fits if its IoU **reaches** the threshold, as in the released evaluator of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,12 +48,12 @@ class SorecScores:
     @property
     def mean_accuracy(self) -> Floats:
         """(M,) share of `MEAN_THRESHOLDS` that the first box reaches; its mean is mAcc."""
-        return np.mean([self.hits(1, iou) for iou in MEAN_THRESHOLDS], axis=0)
+        return _mean([self.hits(1, iou) for iou in MEAN_THRESHOLDS])
 
     @property
     def mean_precision(self) -> Floats:
         """(M,) share of `TOP_KS` with a hit at IoU .5; the release calls it `mean_precision`."""
-        return np.mean([self.hits(k, IOU_OF_PRECISION) for k in TOP_KS], axis=0)
+        return _mean([self.hits(k, IOU_OF_PRECISION) for k in TOP_KS])
 
 
 def sorec_scores(ranked_boxes_px: npt.ArrayLike, target_boxes_px: npt.ArrayLike) -> SorecScores:
@@ -78,3 +79,8 @@ def sorec_scores(ranked_boxes_px: npt.ArrayLike, target_boxes_px: npt.ArrayLike)
     present = np.isfinite(ranked).all(axis=2)
     iou = np.where(present, elementwise_iou(np.nan_to_num(ranked), target[:, None]), 0.0)
     return SorecScores(np.stack([iou[:, :k].max(axis=1, initial=0.0) for k in TOP_KS], axis=1))
+
+
+def _mean(columns: Sequence[Bools]) -> Floats:
+    """Return the (M,) mean of columns with M values each."""
+    return np.asarray(np.mean(columns, axis=0), dtype=np.float64)

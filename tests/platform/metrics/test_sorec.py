@@ -11,7 +11,7 @@ from reir.metrics.reir import Gallery, Queries, ranked_instances, top_instances
 from reir.metrics.sorec import IOU_THRESHOLDS, TOP_KS, sorec_scores
 
 BOX = [10.0, 10.0, 30.0, 30.0]
-NONE = [np.nan] * 4
+NONE = [float("nan")] * 4
 
 
 def slow_iou(a: list[float], b: list[float]) -> float:
@@ -63,7 +63,7 @@ def test_an_iou_that_equals_the_threshold_is_a_hit() -> None:
 
 
 def test_more_boxes_never_make_it_worse() -> None:
-    scores = sorec_scores([[NONE, [50, 50, 60, 60], BOX]], [BOX])
+    scores = sorec_scores([[NONE, [50.0, 50.0, 60.0, 60.0], BOX]], [BOX])
     assert scores.best_iou.tolist() == [[0, 1, 1]]
     assert scores.mean_precision.tolist() == pytest.approx([2 / 3])
 
@@ -87,12 +87,12 @@ def test_ranked_instances_equal_a_sort_of_each_photo(
     rng = np.random.default_rng(seed)
     # Small whole numbers, so that many scores are equal.
     gallery = Gallery(
-        rng.integers(-1, 2, (num_instances, 3)),
+        rng.integers(-1, 2, (num_instances, 3)).astype(np.float32),
         rng.integers(0, 3, num_instances),
         random_boxes(rng, num_instances),
     )
     queries = Queries(
-        rng.integers(-1, 2, (num_queries, 3)),
+        rng.integers(-1, 2, (num_queries, 3)).astype(np.float32),
         rng.integers(0, 4, num_queries),
         random_boxes(rng, num_queries),
     )
