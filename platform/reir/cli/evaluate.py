@@ -1,4 +1,4 @@
-"""`reir eval`: a subcommand for each of the four published tasks, and one for probes."""
+"""`reir eval`: a subcommand for each of the five published tasks, and one for probes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ReirReport,
         ResedisReport,
         Runner,
+        SorecReport,
         TirReport,
     )
     from reir.models.interfaces import InstanceEncoder
@@ -91,6 +92,7 @@ def register(app: typer.Typer) -> None:
     group.command("rec")(rec)
     group.command("tir")(tir)
     group.command("resedis")(resedis)
+    group.command("sorec")(sorec)
     group.command("probes")(probes)
     app.add_typer(group, name="eval")
 
@@ -256,6 +258,51 @@ def resedis(  # noqa: PLR0913, every argument is an option of the command
     show(report, as_json)
 
 
+def sorec(  # noqa: PLR0913, every argument is an option of the command
+    annotations: Annotated[
+        Path,
+        typer.Option(help="JSON file of one split of SOREC, such as testA.json.", dir_okay=False),
+    ],
+    images: Annotated[Path, typer.Option(help="Folder of the photos of SODA-D.")],
+    checkpoint: Checkpoint = None,
+    encoder: Spec = None,
+    tile: Annotated[
+        bool,
+        typer.Option(
+            "--tile/--no-tile",
+            help="Also encode large photos tile by tile, as `reir index --tile` does.",
+        ),
+    ] = False,
+    skip_missing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-missing",
+            help="Leave out expressions whose photo is not in the folder; without this, a missing "
+            "photo is an error.",
+        ),
+    ] = False,
+    work: Work = None,
+    num_workers: NumWorkers = None,
+    gpu: Gpu = False,
+    threads: Threads = 1,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """SOREC: find the described small instance in its own large photo.
+
+    Reports mAcc, Acc50 and Acc75 of the best instance, and the accuracy of the first 1, 5 and 10
+    instances at IoU .05 to .95.
+    """
+    from reir.datasets import read_sorec
+    from reir.evaluate import evaluate_sorec
+
+    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, tile)
+    dataset = read_sorec(annotations, images, skip_missing=skip_missing).first_images(limit)
+    with options.encoding() as (model, how):
+        report = evaluate_sorec(model, dataset, images, how=how)
+    show(report, as_json)
+
+
 def probes(  # noqa: PLR0913, every argument is an option of the command
     annotations: Annotations,
     images: Images,
@@ -299,6 +346,7 @@ class EncodingOptions:
     num_workers: int | None
     gpu: bool
     threads: int
+    tile: bool = False
 
     def __post_init__(self) -> None:
         """Reject an option that would have no effect, before anything is read."""
@@ -311,14 +359,13 @@ class EncodingOptions:
     @contextmanager
     def encoding(self) -> Iterator[tuple[InstanceEncoder, Encoding]]:
         """Load the encoder, and show progress while the caller encodes with it."""
-        from reir.encoders import load_encoder_spec
         from reir.evaluate import Encoding
 
         spec = encoder_from_options(self.checkpoint, self.encoder) or ""
         # Before the model is loaded, so that a missing app is reported at once.
         runner = self._runner(spec)
         with messages().status("loading the model"):
-            model = load_encoder_spec(spec)
+            model = load_encoder(spec, tile=self.tile)
         with self._explain_interrupt(), _progress_bar() as progress:
             yield (
                 model,
@@ -337,8 +384,6 @@ class EncodingOptions:
         """Return the runner that encodes shards on Ray workers; None for this process."""
         if self.num_workers is None:
             return None
-        from reir.encoders import load_encoder_spec
-
         # Found by its entry point, because the platform must not import its apps.
         installed = list(entry_points(group=RUNNERS, name="ray"))
         if not installed:
@@ -347,7 +392,7 @@ class EncodingOptions:
                 f"pip install 'reir-platform[ingestion]'"
             )
         runner: Runner = installed[0].load()(
-            partial(load_encoder_spec, spec),
+            partial(load_encoder, spec, tile=self.tile),
             num_workers=self.num_workers,
             use_gpu=self.gpu,
             threads=self.threads,
@@ -366,6 +411,24 @@ class EncodingOptions:
             raise
 
 
+def load_encoder(spec: str, *, tile: bool) -> InstanceEncoder:
+    """Load the encoder of a spec, in this process or on a worker.
+
+    Args:
+        spec: as for `load_encoder_spec`.
+        tile: also encode large photos tile by tile.
+
+    Raises:
+        ConfigError: the spec cannot be parsed, or the encoder cannot encode tiles.
+        CheckpointError: the model is missing, incomplete or of another kind.
+    """
+    from reir.encoders import load_encoder_spec
+    from reir.images.tiling import TiledEncoder, Tiling
+
+    encoder = load_encoder_spec(spec)
+    return TiledEncoder(encoder, Tiling()) if tile else encoder
+
+
 def one_split(dataset: ReferringDataset, name: str | None) -> ReferringDataset:
     """Return the named split; without a name, the only split besides "train", or the whole dataset.
 
@@ -381,7 +444,8 @@ def one_split(dataset: ReferringDataset, name: str | None) -> ReferringDataset:
 
 
 def show(
-    report: ReirReport | RecReport | TirReport | ResedisReport | ProbeReport, as_json: bool
+    report: ReirReport | RecReport | TirReport | ResedisReport | SorecReport | ProbeReport,
+    as_json: bool,
 ) -> None:
     """Print a report as tables or as JSON."""
     if as_json:

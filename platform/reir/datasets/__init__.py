@@ -26,6 +26,7 @@ from reir.datasets.readers import Format, SplitBy, read_annotations, read_as
 from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco, write_reircoco
 from reir.datasets.resedis import read_resedis
+from reir.datasets.sorec import read_sorec
 
 __all__ = [
     "BoxPx",
@@ -50,5 +51,6 @@ __all__ = [
     "read_refer_json",
     "read_reircoco",
     "read_resedis",
+    "read_sorec",
     "write_reircoco",
 ]

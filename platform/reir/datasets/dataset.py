@@ -212,7 +212,7 @@ class ReferringDataset:
             )
         # Only the box of a described instance must be usable: published files contain others
         # without area, and many boxes reach a little beyond their photo.
-        if not _is_inside(image, target.box_xyxy_px):
+        if not is_inside(image, target.box_xyxy_px):
             return (
                 f"expected a target box with an area inside {image.width_px} x "
                 f"{image.height_px} px, got {target.box_xyxy_px} (xyxy)"
@@ -230,7 +230,7 @@ class ReferringDataset:
         raise DataError(f"{self.source}: {what} {identifier!r}: {problem}")
 
 
-def _is_inside(image: ReferringImage, box: BoxPx) -> bool:
+def is_inside(image: ReferringImage, box: BoxPx) -> bool:
     """Whether the box has an area, some of which is inside the photo."""
     x1, y1, x2, y2 = box
     wide = min(x2, image.width_px) - max(x1, 0)

@@ -12,7 +12,10 @@ from reir.datasets.dataset import BoxPx
 from reir.errors import DataError
 from reir.images.rle import area_px, from_annotation
 from reir.records import MaskRle
+from reir.text import DEFAULT_MAX_CHARS, normalize_expression
 
+MAX_CHARS = 8 * DEFAULT_MAX_CHARS
+"""Length limit of an expression in a file."""
 _TOP = "top level"
 
 
@@ -89,6 +92,13 @@ class Entry:
         value = self.value.get(key)
         if not isinstance(value, str) or not value.strip():
             self.fail(key, "a text that is not blank")
+        return value
+
+    def sentence(self, key: str) -> str:
+        """Return an expression as written: some visible characters, at most `MAX_CHARS`."""
+        value = self.text(key)
+        if len(value) > MAX_CHARS or not normalize_expression(value):
+            self.fail(key, f"up to {MAX_CHARS} characters, some of them visible")
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -170,7 +180,13 @@ class Entry:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    # JSON allows whole numbers that no float can hold.
+    except OverflowError:
+        return False
 
 
 def _show(value: object, most_chars: int = 80) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,12 +13,16 @@ from reir.datasets.photos import EXPRESSIONS, read_photos
 from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco
 from reir.datasets.resedis import read_resedis
+from reir.datasets.sorec import read_sorec
 from reir.errors import DataError
 
 Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
 SplitBy = Literal["unc", "umd", "google"]
 IN_FOLDERS = ("photos", "refer")
 """Formats whose path is a folder; the path of all other formats is a file."""
+
+_HEAD_BYTES = 4096
+_KEY_OF_SOREC = re.compile(rb'"ref"\s*:')
 
 
 def read_as(
@@ -58,12 +63,13 @@ def read_annotations(
 
     A folder with `refs(...).p` is RefCOCO/+/g, one with `grefs(unc).json` gRefCOCO, one with
     `expressions.json` has format "photos", and one with other JSON files is ReSeDis. A JSON file
-    with a list is RefCOCO/+/g, and one with an object REIRCOCO.
+    with a list is SOREC if its first entry has a `ref`, otherwise RefCOCO/+/g; one with an object
+    is REIRCOCO.
 
     Args:
         path: folder or file.
         split_by: which `refs(...).p` to read if a folder has several.
-        images_dir: folder of the photos, which only ReSeDis is read with.
+        images_dir: folder of the photos, which only ReSeDis and SOREC are read with.
         masks: also read masks, if the format has any.
 
     Raises:
@@ -71,7 +77,11 @@ def read_annotations(
     """
     path = Path(path)
     if not path.is_dir():
-        return read_as(_form_of_file(path), path, masks=masks)
+        head = _head(path)
+        if head.startswith(b"[") and _KEY_OF_SOREC.search(head):
+            return read_sorec(path, _photos_of(path, "SOREC", "sorec", images_dir))
+        # The first character tells a list from an object, without parsing a large file twice.
+        return read_as("refer_json" if head.startswith(b"[") else "reircoco", path, masks=masks)
     found = [name for name in get_args(SplitBy) if (path / f"refs({name}).p").exists()]
     if split_by is not None or len(found) == 1:
         return read_as("refer", path, split_by or found[0], masks=masks)
@@ -82,23 +92,28 @@ def read_annotations(
     if (path / EXPRESSIONS).exists():
         return read_as("photos", path, masks=masks)
     if any(path.glob("*.json")) and not (path / "instances.json").exists():
-        if images_dir is None:
-            raise DataError(
-                f"{path} looks like ReSeDis, which is read together with its photos; use "
-                f"`reir eval resedis`"
-            )
-        return read_resedis(path, images_dir, masks=masks)
+        photos = _photos_of(path, "ReSeDis", "resedis", images_dir)
+        return read_resedis(path, photos, masks=masks)
     raise DataError(
         f"{path} contains none of refs(unc|umd|google).p, {REFS}, {EXPRESSIONS}, or the JSON files "
         f"of ReSeDis"
     )
 
 
-def _form_of_file(path: Path) -> Format:
+def _head(path: Path) -> bytes:
+    """Return the beginning of a file, without white space before it."""
     try:
         with path.open("rb") as file:
-            # The first character tells a list from an object, without parsing a large file twice.
-            first = file.read(1024).lstrip()[:1]
+            return file.read(_HEAD_BYTES).lstrip()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return "refer_json" if first == b"[" else "reircoco"
+
+
+def _photos_of(path: Path, name: str, command: str, images_dir: str | Path | None) -> str | Path:
+    """Return the folder of photos, without which the sizes of the photos are unknown."""
+    if images_dir is None:
+        raise DataError(
+            f"{path} looks like {name}, which is read together with its photos; use "
+            f"`reir eval {command}`"
+        )
+    return images_dir

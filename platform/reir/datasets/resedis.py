@@ -19,19 +19,17 @@ from pathlib import Path
 
 from reir.datasets.dataset import Expression, ReferringDataset, ReferringImage, ReferringInstance
 from reir.datasets.json_entries import Entry, read_object
-from reir.errors import DataError, ImageError
-from reir.images.decode import decode, read_bytes
+from reir.datasets.photo_sizes import measured_photo
+from reir.errors import DataError
 from reir.images.rle import box_px
 from reir.records import MaskRle
-from reir.text import DEFAULT_MAX_CHARS, normalize_expression
+from reir.text import normalize_expression
 
 logger = logging.getLogger(__name__)
 
 PHOTO_FOLDERS = (".", "train2014", "val2014", "train2017", "val2017")
 PHOTO_NAMES = ("{:012}.jpg", "COCO_train2014_{:012}.jpg", "COCO_val2014_{:012}.jpg")
 _MAX_DIGITS = 12
-MAX_CHARS = 8 * DEFAULT_MAX_CHARS
-"""Length limit of an expression."""
 
 
 def read_resedis(
@@ -133,26 +131,13 @@ class _Photos:
                 "image_id",
                 f"the number of a photo in {self._images_dir}, such as {names[0]} or {names[-1]}",
             )
-        try:
-            # The smallest scale, because only the size of the photo is needed.
-            photo = decode(read_bytes(self._images_dir / found), at_least_px=1)
-        except ImageError as error:
-            entry.fail("image_id", f"the number of a photo that can be decoded ({found}: {error})")
-        return ReferringImage(
-            image_id=image_id,
-            file_name=found,
-            width_px=photo.width_px,
-            height_px=photo.height_px,
-        )
+        return measured_photo(entry, "image_id", self._images_dir, found, image_id=image_id)
 
 
 def _sentence(entry: Entry) -> tuple[str, str]:
     """Return the expression as written, and the id that equal expressions share."""
-    text = entry.text("expression")
-    query_id = normalize_expression(text)
-    if not query_id or len(text) > MAX_CHARS:
-        entry.fail("expression", f"up to {MAX_CHARS} characters, some of them visible")
-    return text, query_id
+    text = entry.sentence("expression")
+    return text, normalize_expression(text)
 
 
 def _instances(entry: Entry, photo: ReferringImage, stem: str) -> Iterator[ReferringInstance]:

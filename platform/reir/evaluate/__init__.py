@@ -2,7 +2,7 @@
 
 Each task first encodes its photos in shards, in this process or on Ray workers, and continues from
 finished shards after an interruption (`encoded_gallery`, `shards`, `work_folder`). The modules
-`reir`, `rec`, `tir`, `resedis` and `probes` then compute the metrics of their task.
+`reir`, `rec`, `tir`, `resedis`, `sorec` and `probes` then compute the metrics of their task.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from reir.evaluate.rec import RecReport, evaluate_rec
 from reir.evaluate.reir import ReirReport, evaluate_reir
 from reir.evaluate.resedis import ResedisReport, evaluate_resedis
 from reir.evaluate.shards import EncodedShard, Runner, Shard, encode_shard
+from reir.evaluate.sorec import SorecReport, evaluate_sorec
 from reir.evaluate.tir import TirReport, evaluate_tir, texts_of
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ResedisReport",
     "Runner",
     "Shard",
+    "SorecReport",
     "TirReport",
     "encode_gallery",
     "encode_shard",
@@ -33,6 +35,7 @@ __all__ = [
     "evaluate_rec",
     "evaluate_reir",
     "evaluate_resedis",
+    "evaluate_sorec",
     "evaluate_tir",
     "texts_of",
 ]

@@ -17,6 +17,7 @@ from reir.datasets import BoxPx, Expression, ReferringDataset, ReferringImage
 from reir.errors import ConfigError, DataError
 from reir.evaluate.shards import EncodedShard, InstanceLists, Runner, Shard, run_here
 from reir.evaluate.work_folder import WorkFolder
+from reir.images.tiling import TiledEncoder
 from reir.metrics import Gallery, Queries
 from reir.metrics.reir import Ints
 from reir.models.interfaces import BoxEncoder, ExpressionChooser, InstanceEncoder
@@ -235,7 +236,7 @@ class _Shards:
             photos = sum(len(shard.failures) for shard in done.values())
             self._how.progress(photos, len(self._paths))
 
-    def about(self, dataset: ReferringDataset) -> dict[str, str | int]:
+    def about(self, dataset: ReferringDataset) -> dict[str, str | int | float]:
         """Return everything that shards depend on; of photos, their names and file sizes."""
         photos = hashlib.sha256()
         for image, path in zip(dataset.images, self._paths, strict=True):
@@ -258,6 +259,7 @@ class _Shards:
             "expressions": texts.hexdigest(),
             "num_kept": self._choosers.num_kept if self._choosers else 0,
             **({"boxes": self._hash_of_boxes()} if self._boxes else {}),
+            **tiling_settings(self._encoder),
         }
 
     def _hash_of_boxes(self) -> str:
@@ -265,6 +267,11 @@ class _Shards:
         for each in self._boxes:
             boxes.update(f"{len(each)}\n".encode() + each.tobytes())
         return boxes.hexdigest()
+
+
+def tiling_settings(encoder: InstanceEncoder) -> dict[str, int | float]:
+    """Return how the encoder divides large photos into tiles; nothing if it does not."""
+    return encoder.tiling.settings if isinstance(encoder, TiledEncoder) else {}
 
 
 def encode_expressions(encoder: InstanceEncoder, texts: Sequence[str]) -> FloatArray:

@@ -132,9 +132,9 @@ class TiledEncoder:
     def __init__(self, encoder: InstanceEncoder, tiling: Tiling) -> None:
         if encoder.masks:
             raise ConfigError(
-                "masks cannot be merged across tiles; index with --no-tile, or without masks"
+                "masks cannot be merged across tiles; use --no-tile, or an encoder without masks"
             )
-        self._encoder, self._tiling = encoder, tiling
+        self._encoder, self.tiling = encoder, tiling
 
     @property
     def dim(self) -> int:
@@ -149,7 +149,7 @@ class TiledEncoder:
     @property
     def num_candidates(self) -> int:
         """Maximum number of instances per photo."""
-        return self._encoder.num_candidates * self._tiling.times
+        return self._encoder.num_candidates * self.tiling.times
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given."""
@@ -171,7 +171,7 @@ class TiledEncoder:
         for number, image in enumerate(images):
             height_px, width_px = image.shape[:2]
             yield _View(number, image, np.array([0, 0, 1, 1], dtype=np.float32))
-            for x1, y1, x2, y2 in self._tiling.tiles(width_px, height_px).tolist():
+            for x1, y1, x2, y2 in self.tiling.tiles(width_px, height_px).tolist():
                 frame = np.array([x1 / width_px, y1 / height_px, x2 / width_px, y2 / height_px])
                 pixels = np.ascontiguousarray(image[y1:y2, x1:x2])
                 yield _View(number, pixels, frame.astype(np.float32))
@@ -207,9 +207,9 @@ class TiledEncoder:
             chosen.append(best)
             iou = elementwise_iou(boxes[best], boxes[waiting])
             # Two people behind each other have overlapping boxes, but different vectors.
-            alike = vectors[waiting] @ vectors[best] > self._tiling.same_similarity
+            alike = vectors[waiting] @ vectors[best] > self.tiling.same_similarity
             # Instances of one view are distinct already, since its encoder applies NMS.
-            same = (iou > self._tiling.same_iou) & alike & (view_N[waiting] != view_N[best])
+            same = (iou > self.tiling.same_iou) & alike & (view_N[waiting] != view_N[best])
             waiting = waiting[~same]
         return np.array(chosen, dtype=np.int64)
 

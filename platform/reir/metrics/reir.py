@@ -170,6 +170,12 @@ class _Pairs:
     score: FloatArray  # (P,)
     iou: Floats  # (P,)
 
+    def without(self, rows: Ints) -> _Pairs:
+        """Return all other pairs."""
+        kept = np.ones(len(self.query), dtype=bool)
+        kept[rows] = False
+        return _Pairs(self.query[kept], self.position[kept], self.score[kept], self.iou[kept])
+
 
 def reir_ranks(
     queries: Queries,
@@ -218,15 +224,29 @@ def top_instances(queries: Queries, gallery: Gallery, *, query_chunk: int = 256)
 
     Of equal scores, the instance that fits worst wins, as in `reir_ranks`.
     """
+    return ranked_instances(queries, gallery, 1, query_chunk=query_chunk)[:, 0]
+
+
+def ranked_instances(
+    queries: Queries, gallery: Gallery, num: int, *, query_chunk: int = 256
+) -> Ints:
+    """Return the (M, num) indices of the best instances of each true photo, best first.
+
+    Where a photo has fewer instances, the index is -1. Of equal scores, the instance that fits
+    worst ranks first, as in `reir_ranks`.
+    """
     grouped = _group(gallery)
-    top = np.full(len(queries), -1, dtype=np.int64)
+    found = np.full((len(queries), num), -1, dtype=np.int64)
     for first in range(0, len(queries), query_chunk):
         chunk = queries[first : first + query_chunk]
-        pairs = _own_pairs(chunk, grouped)
-        best = _best_pair(pairs, _tolerance(chunk, grouped))
-        answered = np.flatnonzero(best >= 0)
-        top[first + answered] = grouped.order[pairs.position[best[answered]]]
-    return top
+        pairs, tolerance = _own_pairs(chunk, grouped), _tolerance(chunk, grouped)
+        for rank in range(num):
+            best = _best_pair(pairs, tolerance)
+            answered = np.flatnonzero(best >= 0)
+            rows = best[answered]
+            found[first + answered, rank] = grouped.order[pairs.position[rows]]
+            pairs = pairs.without(rows)
+    return found
 
 
 def _tolerance(queries: Queries, gallery: _GroupedGallery) -> FloatArray:

@@ -129,6 +129,33 @@ def test_resedis_reads_a_folder_and_prints_json_and_table(tmp_path: Path, fake_m
     assert "right photo and box" in shown
 
 
+def test_sorec_reads_a_split_and_prints_json_and_table(tmp_path: Path, fake_model: None) -> None:
+    image = draw_scene((1700, 200), [("red", (40, 20, 100, 80)), ("blue", (900, 20, 960, 80))])
+    Image.fromarray(image).save(tmp_path / "10849.jpg", quality=95)
+    entries = [
+        {"image": "10849.jpg", "bbox": [40, 20, 60, 60], "ref": "red", "id": 1},
+        {"image": "10849.jpg", "bbox": [900, 20, 60, 60], "ref": "green", "id": 2},
+        {"image": "10850.jpg", "bbox": [40, 20, 60, 60], "ref": "red", "id": 3},
+    ]
+    (tmp_path / "testA.json").write_text(json.dumps(entries))
+    common = ["sorec", "--annotations", str(tmp_path / "testA.json"), "--images", str(tmp_path)]
+    refused = run(*common)
+    assert isinstance(refused.exception, DataError)
+    assert "1 of 2 photos" in str(refused.exception)
+    common.append("--skip-missing")
+    report = json.loads(run(*common, "--json").stdout)
+    assert report["counts"]["expressions"] == 2
+    assert report["accuracy"]["acc50"] == 50
+    assert report["top_k"]["top10_50"] == 100
+    tiled = json.loads(run(*common, "--tile", "--json").stdout)
+    assert "tile_above_px" not in report["settings"]
+    assert tiled["settings"]["tile_above_px"] == 1600
+    assert tiled["settings"]["num_candidates"] == 4 * report["settings"]["num_candidates"]
+    shown = run(*common, "--tile").stdout
+    assert "Acc75" in shown
+    assert "above 1,600 px were also encoded tile by tile" in shown
+
+
 def test_a_folder_with_splits(tmp_path: Path, fake_model: None) -> None:
     save_scenes(tmp_path, {"train": make_scenes(4, 1), "val": make_scenes(2, 2)})
     common = ["--annotations", str(tmp_path), "--images", str(tmp_path / "images"), "--json"]

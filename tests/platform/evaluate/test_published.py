@@ -30,6 +30,8 @@ def test_only_the_same_split_has_published_figures() -> None:
     assert resedis is not None
     assert [row.figures["r1"] for row in resedis.rows] == [21.22, 23.33]
     assert tables.resedis_table(7087) is None
+    assert tables.sorec_table(10815) is not None
+    assert tables.sorec_table(10814) is None
 
 
 def test_figures_of_the_paper_stand_in_their_columns() -> None:
@@ -44,6 +46,24 @@ def test_figures_of_the_paper_stand_in_their_columns() -> None:
     assert by_system["CLARE, ViT-L"]["RefCOCOg test-u"] == 86.70
     assert by_system["CLARE, ViT-B"]["RefCOCO+ testA"] == 81.60
     assert "RefCOCO val" not in by_system["DGA, VGG16"]  # a blank of the source
+
+
+@pytest.mark.parametrize(
+    ("num_expressions", "num_systems", "figures"),
+    [
+        (10712, 9, {"macc": 39.0}),
+        (10815, 16, {"macc": 45.1, "acc50": 66.2, "acc75": 51.7}),
+        (17104, 16, {"macc": 31.7, "acc50": 52.2, "acc75": 33.6}),
+    ],
+)
+def test_each_split_of_sorec_has_its_own_columns(
+    num_expressions: int, num_systems: int, figures: dict[str, float]
+) -> None:
+    table = tables.sorec_table(num_expressions)
+    assert table is not None
+    assert len(table.rows) == num_systems
+    assert table.rows[-1].system == "PIZA-Adapter+, Train-L"
+    assert table.rows[-1].figures == figures
 
 
 @pytest.mark.data
