@@ -60,7 +60,7 @@ def test_the_curl_of_the_page_runs(place: str, backend: Any) -> None:
         for line in re.sub(r"\\\n\s*", "", body).splitlines()
         if line.startswith("curl")
     ]
-    assert len(commands) == 11
+    assert len(commands) == 12
     for command in commands:
         real = command.replace(WRITTEN, place).replace("IMAGE_ID", record.image_id)
         real = real.replace("0123456789abcdef0123#4", f"{record.image_id}#0")

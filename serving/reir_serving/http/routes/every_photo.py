@@ -98,7 +98,7 @@ class SearchBegun(ApiAnswer):
     precision: float
 
 
-class PhotoOut(ApiAnswer):
+class FoundPhotoOut(ApiAnswer):
     """A photo that has the object, with the instance that fits best."""
 
     image_id: str
@@ -122,7 +122,7 @@ class EveryPhotoLine(ApiAnswer):
     """One line of an answer: the search first, then each photo, at last the end or an error."""
 
     search: SearchBegun | None = None
-    photo: PhotoOut | None = None
+    photo: FoundPhotoOut | None = None
     end: SearchEnd | None = None
     error: Problem | None = None
 

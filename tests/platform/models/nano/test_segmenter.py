@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from reir.checkpoint import SHIPPED, load_segmenter, save_mask_head
+from reir.checkpoint import SHIPPED, load_encoder, load_segmenter, save_mask_head
 from reir.errors import CheckpointError
 from reir.images import rle
 from reir.models.nano.crop_network import CropNetwork
@@ -143,6 +143,14 @@ def test_the_shipped_head_finds_ellipses() -> None:
 
 def test_a_checkpoint_without_mask_head_has_no_segmenter(tmp_path: Path) -> None:
     assert load_segmenter(tmp_path) is None
+
+
+def test_masks_of_a_checkpoint_without_mask_head_are_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(SHIPPED / name, tmp_path / name)
+    assert not load_encoder(tmp_path).masks
+    with pytest.raises(CheckpointError, match=r"has no mask head; .*reir train --stage masks"):
+        load_encoder(tmp_path, masks=True)
 
 
 def test_a_head_of_another_crop_network_is_refused(tmp_path: Path) -> None:
