@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -129,16 +130,22 @@ def test_resedis_reads_a_folder_and_prints_json_and_table(tmp_path: Path, fake_m
     assert "right photo and box" in shown
 
 
-def test_sorec_reads_a_split_and_prints_json_and_table(tmp_path: Path, fake_model: None) -> None:
-    image = draw_scene((1700, 200), [("red", (40, 20, 100, 80)), ("blue", (900, 20, 960, 80))])
-    Image.fromarray(image).save(tmp_path / "10849.jpg", quality=95)
+def one_sorec_photo(folder: Path, *more: dict[str, Any]) -> list[str]:
+    """Write annotations of a drawn photo, and maybe of others, which are missing."""
+    shapes = [("red", (40, 20, 100, 80)), ("blue", (900, 20, 960, 80))]
+    image = draw_scene((1700, 200), [*shapes, ("green", (1000, 20, 1600, 180))])
+    Image.fromarray(image).save(folder / "10849.jpg", quality=95)
     entries = [
         {"image": "10849.jpg", "bbox": [40, 20, 60, 60], "ref": "red", "id": 1},
         {"image": "10849.jpg", "bbox": [900, 20, 60, 60], "ref": "green", "id": 2},
-        {"image": "10850.jpg", "bbox": [40, 20, 60, 60], "ref": "red", "id": 3},
     ]
-    (tmp_path / "testA.json").write_text(json.dumps(entries))
-    common = ["sorec", "--annotations", str(tmp_path / "testA.json"), "--images", str(tmp_path)]
+    (folder / "testA.json").write_text(json.dumps([*entries, *more]))
+    return ["--annotations", str(folder / "testA.json"), "--images", str(folder)]
+
+
+def test_sorec_reads_a_split_and_prints_json_and_table(tmp_path: Path, fake_model: None) -> None:
+    missing = {"image": "10850.jpg", "bbox": [40, 20, 60, 60], "ref": "red", "id": 3}
+    common = ["sorec", *one_sorec_photo(tmp_path, missing)]
     refused = run(*common)
     assert isinstance(refused.exception, DataError)
     assert "1 of 2 photos" in str(refused.exception)
@@ -197,15 +204,15 @@ def test_ctrl_c_says_what_is_kept(
 # --------------------------------------------------------------------------------------- workers
 
 
-def test_workers_come_from_the_app_that_offers_them(
-    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def offer_workers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Offer a runner that keeps its options in the returned list."""
     seen: list[dict[str, object]] = []
 
     def offer(load: Callable[[], InstanceEncoder], **options: object) -> object:
         def run_shards(shards: Iterable[Shard]) -> Iterator[tuple[int, EncodedShard]]:
             seen.append(options)
-            encoder = load()
+            # Sent to another process, as Ray does.
+            encoder = pickle.loads(pickle.dumps(load))()
             for shard in shards:
                 yield shard.number, encode_shard(encoder, shard)
 
@@ -216,6 +223,26 @@ def test_workers_come_from_the_app_that_offers_them(
             return offer
 
     monkeypatch.setattr(evaluate, "entry_points", lambda **_: [Entry()])
+    return seen
+
+
+def test_workers_encode_tiles_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = FakeEncoder(num_candidates=1)
+    monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _path: encoder)
+    seen = offer_workers(monkeypatch)
+    common = ["sorec", *one_sorec_photo(tmp_path), "--tile", "--json"]
+    two = json.loads(run(*common, "--num-workers", "2").stdout)
+    assert len(seen) == 1
+    assert two == json.loads(run(*common).stdout)
+    whole = json.loads(run(*common, "--no-tile").stdout)
+    # The photo as a whole has room for the largest shape only.
+    assert two["counts"]["instances"] > whole["counts"]["instances"] == 1
+
+
+def test_workers_come_from_the_app_that_offers_them(
+    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = offer_workers(monkeypatch)
     common = ["reir", *annotated(tmp_path), "--json"]
     two = run(*common, "--num-workers", "2", "--gpu", "--threads", "3")
     assert two.exit_code == 0, two.output
