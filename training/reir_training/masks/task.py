@@ -24,6 +24,7 @@ from reir.models.nano.mask_head import MaskHead, MaskHeadConfig
 from reir.models.nano.segmenter import NanoSegmenter
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import VAL, TrainPhoto, count_annotations, split_held_out
+from reir_training.data.sampling import row_shares
 from reir_training.masks.data import MaskBatch, MaskBatchMaker, mask_examples
 from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import parameter_groups
@@ -138,15 +139,16 @@ class MaskTask:
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[MaskBatch]:
         """Yield this worker's batches from step `first` on, one per part of a step."""
-        settings = self._config.optimization
-        parts = settings.accumulate_steps
-        order = np.random.default_rng([settings.seed, epoch.number]).permutation(self._rows)
-        for i in range(first, self.steps(epoch.stage)):
-            whole = order[i * self.photos_per_step : (i + 1) * self.photos_per_step]
-            for part in range(self._rank * parts, (self._rank + 1) * parts):
-                share = np.array_split(whole, self._world_size * parts)[part]
-                rng = np.random.default_rng([settings.seed, epoch.number, i, part])
-                yield self._maker.batch(share.tolist(), rng)
+        shares = row_shares(
+            self._rows,
+            self._config.optimization,
+            epoch=epoch.number,
+            first=first,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        for rows, rng in shares:
+            yield self._maker.batch(rows, rng)
 
     def validate(self) -> dict[str, float]:
         """Return the mean IoU (percent) of masks on the held-out photos, prompted by true boxes."""

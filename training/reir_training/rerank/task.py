@@ -30,6 +30,7 @@ from reir.query.presence import BACKGROUND_FILE
 from reir.query.presence import FILE as CALIBRATION
 from reir_training.config import NanoTrainConfig, RerankSettings
 from reir_training.data.examples import VAL, TrainPhoto, count_annotations, split_held_out
+from reir_training.data.sampling import row_shares
 from reir_training.nano.batches import MATCH_IOU
 from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import parameter_groups
@@ -209,15 +210,16 @@ class RerankTask:
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[RerankBatch]:
         """Yield this worker's batches from step `first` on, one per part of a step."""
-        settings = self._config.optimization
-        parts = settings.accumulate_steps
-        order = np.random.default_rng([settings.seed, epoch.number]).permutation(self._rows)
-        for i in range(first, self.steps(epoch.stage)):
-            whole = order[i * self.photos_per_step : (i + 1) * self.photos_per_step]
-            for part in range(self._rank * parts, (self._rank + 1) * parts):
-                share = np.array_split(whole, self._world_size * parts)[part]
-                rng = np.random.default_rng([settings.seed, epoch.number, i, part])
-                yield self._maker.batch(share.tolist(), rng)
+        shares = row_shares(
+            self._rows,
+            self._config.optimization,
+            epoch=epoch.number,
+            first=first,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        for rows, rng in shares:
+            yield self._maker.batch(rows, rng)
 
     def validate(self) -> dict[str, float]:
         """Return BR@k and REC on the held-out training photos, see `validate_reranker`."""
