@@ -8,8 +8,8 @@ with a miss. A named difference is right if it names the planted word and restor
 or for a planted object, if it names the class of the instance. Any other difference is wrong.
 
 The margins were chosen on every second probe; this benchmark measures on the other ones. A false
-alarm is a difference that is named although the sentence is right. FOLDER keeps the shards of
-photos that were already encoded.
+alarm is a difference that is named although the sentence is right. FOLDER keeps encoded photos,
+which a second run reads instead of encoding them again.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def ratio(part: int, whole: int) -> float:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder for finished shards.")
+    parser.add_argument("--work", type=Path, help="Folder that keeps encoded photos.")
     arguments: argparse.Namespace = parser.parse_args()
     root = data_dir()
     if root is None:

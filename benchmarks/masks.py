@@ -158,7 +158,7 @@ def milliseconds(
 
 
 def tile(segmenter: Segmenter, pixels: RgbImage, instances: list[ReferringInstance]) -> Image.Image:
-    """Draw the masks of a photo, prompted by the true boxes."""
+    """Draw the masks that the segmenter finds from the true boxes of a photo."""
     boxes = true_boxes(pixels, instances)
     found = segmenter.segment(pixels, boxes)
     drawn = draw_boxes(

@@ -16,8 +16,8 @@ product alone, which is what vector search offers without a calibration.
 
 Two harder questions follow. `swap`: is presence higher for a sentence than for the same sentence
 with one wrong word, in the gallery of all photos, or in its own photo? `human`: people wrote
-sentences about photos; a few of them fit nothing in their photo. FOLDER keeps the shards of photos
-that were already encoded.
+sentences about photos; a few of them fit nothing in their photo. FOLDER keeps encoded photos, which
+a second run reads instead of encoding them again.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def photo_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.fl
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder for finished shards.")
+    parser.add_argument("--work", type=Path, help="Folder that keeps encoded photos.")
     arguments: argparse.Namespace = parser.parse_args()
     root = data_dir()
     if root is None:

@@ -55,7 +55,7 @@ MAX_TOKENS = 128
 
 
 def as_an_index() -> torch.autocast:
-    """Compute in bf16 if an index does so on this CPU, else in float32."""
+    """Compute in the precision of indexing on this CPU: bf16 if it is supported, else float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
 
 

@@ -11,8 +11,8 @@ ReSeDis has a mask for every target. Here, only a part of the boxes has polygons
 written as rectangles, and count for boxes only.
 
 The calibration was fitted on these same photos, so the decisions are a little too good.
-`resedis.hostile_ok` counts the malformed files whose error names the file and the key.
-FOLDER keeps the shards of photos that were already encoded.
+`resedis.hostile_ok` counts the malformed files whose error names the file and the key. FOLDER keeps
+encoded photos, which a second run reads instead of encoding them again.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def hostile_ok() -> int:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--work", type=Path, help="Folder for finished shards.")
+    parser.add_argument("--work", type=Path, help="Folder that keeps encoded photos.")
     arguments = parser.parse_args()
     root = data_dir()
     if root is None:

@@ -98,7 +98,7 @@ def _entries(path: str | Path) -> dict[str, Entry]:
 
 
 def _is_photo_name(name: str) -> bool:
-    """Whether a name can be that of a file in the folder of photos, and in no other folder."""
+    """Return whether a file of this name lies in the folder of photos itself."""
     is_plain = PurePosixPath(name).name == name and name != ".." and name.isprintable()
     return is_plain and len(name.encode()) <= _MAX_NAME_BYTES
 

@@ -136,6 +136,29 @@ def ranges(figures: Figures) -> dict[str, list[float]]:
     return {name: [round(i.low, 4), round(i.high, 4)] for name, i in figures.items()}
 
 
+def report_values(
+    named: Mapping[str, Figures],
+    published: PublishedTable | None,
+    info: EvaluationInfo,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a report as JSON values.
+
+    Args:
+        named: figures by the name of their table: means, and below "intervals" their ends.
+        published: published figures on the same data.
+        info: the data, encoder and settings of the evaluation.
+        more: further values.
+    """
+    return {
+        **{name: means(figures) for name, figures in named.items()},
+        "intervals": {name: ranges(figures) for name, figures in named.items()},
+        **(more or {}),
+        "published": published.to_dict() if published else None,
+        **info.to_dict(),
+    }
+
+
 def cell(interval: Interval) -> str:
     """Format a figure with its interval for a table."""
     return f"{interval.mean:.1f} [{interval.low:.1f}-{interval.high:.1f}]"

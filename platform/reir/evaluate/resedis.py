@@ -36,9 +36,8 @@ from reir.evaluate.reports import (
     evaluation_info,
     figure_table,
     intervals,
-    means,
     percent,
-    ranges,
+    report_values,
     with_notes,
 )
 from reir.images import rle
@@ -105,14 +104,8 @@ class ResedisReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         named = {"retrieval": self.retrieval, **self.shapes}
-        return {
-            **{name: means(figures) for name, figures in named.items()},
-            "intervals": {name: ranges(figures) for name, figures in named.items()},
-            "decision": self.decision,
-            "matching": self.matching,
-            "published": self.published.to_dict() if self.published else None,
-            **self.info.to_dict(),
-        }
+        more = {"decision": self.decision, "matching": self.matching}
+        return report_values(named, self.published, self.info, more)
 
     def table(self) -> RenderableType:
         """Return the figures as tables for the terminal."""

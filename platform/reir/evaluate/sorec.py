@@ -25,9 +25,8 @@ from reir.evaluate.reports import (
     evaluation_info,
     figure_table,
     intervals,
-    means,
     percent,
-    ranges,
+    report_values,
     with_notes,
 )
 from reir.metrics import Gallery, Queries, SorecScores, ranked_instances, sorec_scores
@@ -65,12 +64,7 @@ class SorecReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         named = {"accuracy": self.accuracy, "top_k": self.top_k}
-        return {
-            **{name: means(figures) for name, figures in named.items()},
-            "intervals": {name: ranges(figures) for name, figures in named.items()},
-            "published": self.published.to_dict() if self.published else None,
-            **self.info.to_dict(),
-        }
+        return report_values(named, self.published, self.info)
 
     def table(self) -> RenderableType:
         """Return the figures as tables for the terminal."""

@@ -30,8 +30,7 @@ from reir.evaluate.reports import (
     evaluation_info,
     figure_table,
     intervals,
-    means,
-    ranges,
+    report_values,
     with_notes,
 )
 from reir.metrics import image_ranks
@@ -63,12 +62,7 @@ class TirReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         named = {"best_instance": self.best_instance, "photo_vector": self.photo_vector}
-        return {
-            **{name: means(figures) for name, figures in named.items()},
-            "intervals": {name: ranges(figures) for name, figures in named.items()},
-            "published": self.published.to_dict() if self.published else None,
-            **self.info.to_dict(),
-        }
+        return report_values(named, self.published, self.info)
 
     def table(self) -> RenderableType:
         """Return the figures as tables for the terminal."""

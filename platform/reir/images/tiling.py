@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from reir.errors import ConfigError
 from reir.images.boxes import elementwise_iou
+from reir.models.delegating_encoder import DelegatingEncoder
 from reir.models.interfaces import InstanceEncoder
 from reir.records import FloatArray, Instances, RgbImage
 
@@ -116,7 +117,7 @@ class _View:
     frame: FloatArray
 
 
-class TiledEncoder:
+class TiledEncoder(DelegatingEncoder):
     """An `InstanceEncoder` that also encodes the tiles of large photos.
 
     Args:
@@ -134,26 +135,13 @@ class TiledEncoder:
             raise ConfigError(
                 "masks cannot be merged across tiles; use --no-tile, or an encoder without masks"
             )
-        self._encoder, self.tiling = encoder, tiling
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of both kinds of vector."""
-        return self._encoder.dim
-
-    @property
-    def digest(self) -> str:
-        """Sha256 of the weights of the inner encoder, whose vectors these are."""
-        return self._encoder.digest
+        super().__init__(encoder)
+        self.tiling = tiling
 
     @property
     def num_candidates(self) -> int:
         """Maximum number of instances per photo."""
         return self._encoder.num_candidates * self.tiling.times
-
-    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """(N, D) float32 unit vectors, in the order given."""
-        return self._encoder.encode_expressions(expressions)
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         """Return the instances of each photo, by descending objectness."""

@@ -125,7 +125,7 @@ class Expressions:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The decision for each expression and photo, whether the described instance is there.
+    """For each expression and photo, the decision whether the photo shows the described instance.
 
     Attributes:
         true_found: (M,) number of true photos that were decided to have it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from reir.models.delegating_encoder import DelegatingEncoder
 from reir.models.interfaces import (
     EncodedExpression,
     InstanceEncoder,
@@ -15,7 +16,7 @@ from reir.models.interfaces import (
 from reir.records import FloatArray, Instances, RgbImage
 
 
-class MaskedEncoder:
+class MaskedEncoder(DelegatingEncoder):
     """Adds masks to the instances of an encoder; boxes and vectors stay as they are.
 
     Args:
@@ -26,22 +27,8 @@ class MaskedEncoder:
     masks = True
 
     def __init__(self, encoder: InstanceEncoder, segmenter: Segmenter) -> None:
-        self._encoder, self._segmenter = encoder, segmenter
-
-    @property
-    def dim(self) -> int:
-        """See `InstanceEncoder.dim`."""
-        return self._encoder.dim
-
-    @property
-    def digest(self) -> str:
-        """Sha256 of the weights of the encoder, since masks do not change its vectors."""
-        return self._encoder.digest
-
-    @property
-    def num_candidates(self) -> int:
-        """See `InstanceEncoder.num_candidates`."""
-        return self._encoder.num_candidates
+        super().__init__(encoder)
+        self._segmenter = segmenter
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         """Return the instances of each image, with masks."""
@@ -56,10 +43,6 @@ class MaskedEncoder:
     def segment(self, image: RgbImage, boxes: FloatArray) -> list[Segment]:
         """See `Segmenter.segment`."""
         return self._segmenter.segment(image, boxes)
-
-    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
-        """See `InstanceEncoder.encode_expressions`."""
-        return self._encoder.encode_expressions(expressions)
 
     def encode_tokens(self, expressions: Sequence[str]) -> list[EncodedExpression]:
         """See `TokenEncoder.encode_tokens`."""

@@ -14,7 +14,7 @@ _TRACING = threading.Lock()
 
 
 def trace(module: nn.Module, *example: Tensor) -> Any:
-    """Trace a module with torch, without its warnings."""
+    """Trace a module with torch, and hide the warnings that torch gives."""
     with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         # Not checked by torch, which would run the module again: tests compare the bits.
         return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """What differs between a sentence and an instance: "blue, not red".
 
-A sentence is compared with variants of itself, in which a word is replaced. If a variant fits the
-instance clearly better than the sentence itself, the replaced word says what is different. The
-class that a sentence names is compared with all classes instead.
+A variant of a sentence has one word replaced. If a variant scores clearly higher on an instance
+than the sentence does, the replaced word is what differs. For the class that a sentence names, all
+classes of COCO are tried.
 
 `benchmarks/differences.py` measures how often the named difference is right. Differences in size,
 number, relation and action are not named: the shipped model does not tell those words apart.
@@ -27,11 +27,11 @@ from reir.text import swap_left_right
 
 COLOR, OBJECT = "color", "object"
 MARGINS: Mapping[str, float] = {COLOR: 0.15, SIDE: 0.05, OBJECT: 0.3}
-"""A difference is named if its inner product exceeds that of the sentence, or of the class that the
-sentence names, by this much."""
+"""Kind of difference -> margin. A difference is named if the sentence with the replaced word, or
+the other class, scores higher on the instance than the original does, by at least this margin."""
 
 OBJECT_LEAD = 0.1
-"""The class of an instance must also lead over the next best class by this much."""
+"""The best class must also score higher than the second best class by this margin."""
 
 MAX_VARIANTS = 24
 """Maximum number of variants of a sentence, because each of them is encoded like a sentence."""
@@ -53,7 +53,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a sentence can be compared with.
+    """The sentences with which an expression is compared.
 
     Attributes:
         sentence: the sentence.

@@ -24,7 +24,7 @@ RERANKED_PHOTOS = 50
 """Number of best photos that the re-ranker scores."""
 
 COMPARED_HITS = 20
-"""Number of first hits of a page that are compared with the sentence in its parts."""
+"""Maximum number of hits of a page for which the answer says what differs from the sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)

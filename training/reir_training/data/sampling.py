@@ -7,39 +7,14 @@ at step 10,000 takes the same samples in that step as an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from reir.errors import ConfigError
-from reir_training.config import Schedule
 from reir_training.data.hard_negatives import HardNegativeBatches, Rows
-
-
-def row_shares(  # noqa: PLR0913 - most are keyword-only
-    rows: Rows, settings: Schedule, *, epoch: int, first: int, rank: int, world_size: int
-) -> Iterator[tuple[list[int], np.random.Generator]]:
-    """Yield what one worker has of the rows of each step, divided into the parts of the step.
-
-    Args:
-        rows: all rows of an epoch, which get a new random order.
-        settings: batch size, parts of a step, and seed.
-        epoch: number of the epoch.
-        first: step to begin with.
-        rank, world_size: of the worker.
-
-    Yields:
-        (rows of a part, random numbers for its batch).
-    """
-    parts, size = settings.accumulate_steps, settings.photos_per_batch
-    order = np.random.default_rng([settings.seed, epoch]).permutation(rows)
-    for step in range(first, len(rows) // size):
-        whole = order[step * size : (step + 1) * size]
-        for part in range(rank * parts, (rank + 1) * parts):
-            share = np.array_split(whole, world_size * parts)[part]
-            yield share.tolist(), np.random.default_rng([settings.seed, epoch, step, part])
 
 
 class TaskStream:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from reir.models.nano.mask_head import MaskHead, MaskHeadConfig
 from reir.models.nano.segmenter import NanoSegmenter
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import VAL, TrainPhoto, count_annotations, split_held_out
-from reir_training.data.sampling import row_shares
 from reir_training.masks.data import MaskBatch, MaskBatchMaker, mask_examples
 from reir_training.nano.cache import FrozenCache
-from reir_training.nano.initialization import parameter_groups
 from reir_training.report.model_card import write_masks_card
-from reir_training.run.schedule import Epoch, Stage
+from reir_training.run.row_task import RowTask
+from reir_training.run.schedule import Stage
 
 EDGE_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 0.25, 2.0, 1.0
 
@@ -85,7 +84,7 @@ def edge_loss(logits_N4S: Tensor, boxes_N4: Tensor) -> Tensor:
     return -((1 - share) * below + share * above).mean()
 
 
-class MaskTask:
+class MaskTask(RowTask[MaskBatch]):
     """Trains a mask head on annotated masks, and on boxes where there is no mask.
 
     Args:
@@ -106,8 +105,7 @@ class MaskTask:
         rank: int,
         world_size: int,
     ) -> None:
-        self._config, self._photos, self._init = config, photos, init
-        self._rank, self._world_size = rank, world_size
+        self._photos, self._init = photos, init
         settings = config.masks
         shape = MaskHeadConfig(
             width=settings.width, crop_px=settings.crop_px, margin=settings.margin
@@ -116,39 +114,17 @@ class MaskTask:
         torch.manual_seed(config.optimization.seed)
         self.model = MaskHead(shape, self.network.level_channels)
         half = config.optimization.precision == "bf16"
-        self.objective = MaskObjective(self.network, self.model, half=half)
         found = FrozenCache(cache)
         examples = [mask_examples(photo, found.boxes(i)) for i, photo in enumerate(photos)]
-        self._maker = MaskBatchMaker(photos, examples, shape, settings)
-        self._rows = np.array(
-            [i for i, p in enumerate(photos) if p.split != VAL and examples[i]], dtype=np.int64
+        rows = [i for i, p in enumerate(photos) if p.split != VAL and examples[i]]
+        super().__init__(
+            config,
+            MaskObjective(self.network, self.model, half=half),
+            maker=MaskBatchMaker(photos, examples, shape, settings),
+            rows=np.array(rows, dtype=np.int64),
+            rank=rank,
+            world_size=world_size,
         )
-
-    @property
-    def photos_per_step(self) -> int:
-        """Photos per step, over all workers."""
-        return self._config.optimization.photos_per_batch
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Return the parameter groups."""
-        return parameter_groups(self.objective, self._config.optimization)
-
-    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the mask head has one stage
-        """Return the number of steps per epoch, which uses every photo once."""
-        return len(self._rows) // self.photos_per_step
-
-    def batches(self, epoch: Epoch, first: int) -> Iterator[MaskBatch]:
-        """Yield this worker's batches from step `first` on, one per part of a step."""
-        shares = row_shares(
-            self._rows,
-            self._config.optimization,
-            epoch=epoch.number,
-            first=first,
-            rank=self._rank,
-            world_size=self._world_size,
-        )
-        for rows, rng in shares:
-            yield self._maker.batch(rows, rng)
 
     def validate(self) -> dict[str, float]:
         """Return the mean IoU (percent) of masks on the held-out photos, prompted by true boxes."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,12 @@ from reir.query.presence import BACKGROUND_FILE
 from reir.query.presence import FILE as CALIBRATION
 from reir_training.config import NanoTrainConfig, RerankSettings
 from reir_training.data.examples import VAL, TrainPhoto, count_annotations, split_held_out
-from reir_training.data.sampling import row_shares
 from reir_training.nano.batches import MATCH_IOU
 from reir_training.nano.cache import FrozenCache
-from reir_training.nano.initialization import parameter_groups
 from reir_training.report.model_card import write_rerank_card
 from reir_training.rerank.data import RerankData
-from reir_training.run.schedule import Epoch, Stage
+from reir_training.run.row_task import RowTask
+from reir_training.run.schedule import Stage
 
 OWN, MIRROR = 0, 1
 """Columns of `RerankBatch.slots`; the hard negatives follow."""
@@ -151,7 +150,7 @@ def load_rerank_data(
     )
 
 
-class RerankTask:
+class RerankTask(RowTask[RerankBatch]):
     """Trains the re-ranker on photos and expressions encoded by the frozen dual stream.
 
     Args:
@@ -172,8 +171,7 @@ class RerankTask:
         rank: int,
         world_size: int,
     ) -> None:
-        self._config, self._photos, self._init = config, photos, init
-        self._rank, self._world_size = rank, world_size
+        self._photos, self._init = photos, init
         settings, seed = config.rerank, config.optimization.seed
         self.data = load_rerank_data(config, photos, cache=cache, init=init)
         torch.manual_seed(seed)
@@ -186,40 +184,19 @@ class RerankTask:
             )
         )
         self.model.start_from(*self.data.projection)
-        self.objective = RerankObjective(self.model)
-        self._maker = RerankBatchMaker(self.data, settings)
         # Drawn from the seed, so that all workers and a resumed run hold out the same photos.
         draw = np.random.default_rng(seed).random(len(photos))
         trained = np.array([photo.split != VAL for photo in photos])
         self.held_out = trained & (draw < settings.held_out)
         owners = np.array([each.photo for each in self.data.expressions])
-        self._rows = np.flatnonzero(~self.held_out[owners])
-
-    @property
-    def photos_per_step(self) -> int:
-        """Expressions per step, each with its own photo, over all workers."""
-        return self._config.optimization.photos_per_batch
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Return the parameter groups."""
-        return parameter_groups(self.objective, self._config.optimization)
-
-    def steps(self, stage: Stage) -> int:  # noqa: ARG002 - the re-ranker has one stage
-        """Return the number of steps per epoch, which uses every expression once."""
-        return len(self._rows) // self.photos_per_step
-
-    def batches(self, epoch: Epoch, first: int) -> Iterator[RerankBatch]:
-        """Yield this worker's batches from step `first` on, one per part of a step."""
-        shares = row_shares(
-            self._rows,
-            self._config.optimization,
-            epoch=epoch.number,
-            first=first,
-            rank=self._rank,
-            world_size=self._world_size,
+        super().__init__(
+            config,
+            RerankObjective(self.model),
+            maker=RerankBatchMaker(self.data, settings),
+            rows=np.flatnonzero(~self.held_out[owners]),
+            rank=rank,
+            world_size=world_size,
         )
-        for rows, rng in shares:
-            yield self._maker.batch(rows, rng)
 
     def validate(self) -> dict[str, float]:
         """Return BR@k and REC on the held-out training photos, see `validate_reranker`."""
