@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from reir.checkpoint import save_checkpoint
 from reir.models.nano.crop_network import CHANNELS
 from reir.models.nano.model import (
     COLOR_GRID,
@@ -79,6 +82,21 @@ def tiny_tokenizer() -> Tokenizer:
         ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
     )
     return tokenizer
+
+
+def save_tiny_run(folder: Path, batch: CandidateBatch, card: str) -> None:
+    """Write a checkpoint with a model card, and a cache of candidates, for a later training stage.
+
+    Args:
+        folder: gets the folders `checkpoint` and `cache`.
+        batch: candidates of the photos of the run.
+        card: content of the model card.
+    """
+    save_checkpoint(folder / "checkpoint", tiny_model(), tiny_tokenizer(), {})
+    (folder / "checkpoint" / "README.md").write_text(card)
+    (folder / "cache").mkdir()
+    for name, value in batch.tensors().items():
+        np.save(folder / "cache" / f"{name}.npy", value.numpy())
 
 
 def tiny_batch(num_photos: int = 2, num_candidates: int = 5, seed: int = 0) -> CandidateBatch:

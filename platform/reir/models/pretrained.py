@@ -125,12 +125,7 @@ def load_pretrained(
             f"cannot load {source}: {_first_line(error)}; it must contain config.json, {WEIGHTS}, "
             f"preprocessor_config.json and the tokenizer files of one model"
         ) from error
-    # The library gives missing weights random values, and only logs a warning.
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} weights of {model_class.__name__}, such as "
-            f"{missing[0]}; use a checkpoint of that class"
-        )
+    check_weights(source, report, model_class.__name__)
     return PretrainedModel(
         model=model.eval().requires_grad_(False).to(device),
         tokenizer=tokenizer,
@@ -186,6 +181,26 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return [folder / name for name in sorted(parts)]
+
+
+def check_weights(source: str, report: Mapping[str, Any], model_class: str) -> None:
+    """Check that a checkpoint had all weights of its model.
+
+    The library gives missing weights random values, and only logs a warning.
+
+    Args:
+        source: directory or hub name.
+        report: the loading information of `from_pretrained`.
+        model_class: name of the class that was loaded.
+
+    Raises:
+        CheckpointError: weights are missing.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} weights of {model_class}, such as {missing[0]}; use a "
+            f"checkpoint of that class"
+        )
 
 
 def check_type(source: str, found: str, wanted: Sequence[str]) -> None:

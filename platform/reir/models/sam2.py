@@ -20,7 +20,7 @@ from torch import Tensor
 from reir.errors import CheckpointError
 from reir.images import rle
 from reir.models.interfaces import Segment
-from reir.models.pretrained import check_type, fetch, no_progress_bars
+from reir.models.pretrained import check_type, check_weights, fetch, no_progress_bars
 from reir.records import Box, FloatArray, RgbImage
 
 PREPROCESSING = "preprocessor_config.json"
@@ -113,11 +113,6 @@ def load_sam2(source: str) -> Sam2Segmenter:
             f"cannot load SAM 2 from {source}: {str(error).splitlines()[0]}; the folder must "
             f"contain config.json, model.safetensors and {PREPROCESSING} of a Sam2Model"
         ) from error
-    # The library gives missing weights random values, and only logs a warning.
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} weights of Sam2Model, such as {missing[0]}; use a "
-            f"checkpoint of SAM 2"
-        )
+    check_weights(source, report, "Sam2Model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Sam2Segmenter(model.eval().requires_grad_(False).to(device), mean, std)

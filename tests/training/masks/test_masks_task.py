@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from reir.checkpoint import load_encoder, load_segmenter, save_checkpoint
+from reir.checkpoint import load_encoder, load_segmenter
 from reir.errors import ConfigError
 from reir.images import rle
-from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
+from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import MaskSettings, NanoTrainConfig
 from reir_training.data.examples import TrainPhoto
 from reir_training.masks.data import MaskBatch, mask_examples
@@ -39,17 +39,13 @@ def ellipse(box: np.ndarray) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, photos of two ellipses, and cached candidates near them."""
     root = tmp_path_factory.mktemp("masks")
-    save_checkpoint(root / "checkpoint", tiny_model(), tiny_tokenizer(), {})
-    (root / "checkpoint" / "README.md").write_text("# a model\n\n## Sources\n\nphotos\n")
-    (root / "cache").mkdir()
     batch = tiny_batch(NUM_PHOTOS, 4)
     rng = np.random.default_rng(0)
     near = BOXES[[0, 1, 1]] + rng.normal(0, 0.02, (NUM_PHOTOS, 3, 4)).astype(np.float32)
     batch.boxes[:, :3] = torch.from_numpy(near.clip(0, 1))
     batch.boxes[:, 3] = torch.tensor([0.6, 0.85, 0.7, 0.95])  # of no instance
     batch.valid[:] = True
-    for name, value in batch.tensors().items():
-        np.save(root / "cache" / f"{name}.npy", value.numpy())
+    save_tiny_run(root, batch, "# a model\n\n## Sources\n\nphotos\n")
     for row in range(NUM_PHOTOS):
         photo = rng.integers(0, 90, (*SIZE, 3)).astype(np.uint8)
         for box in BOXES[:2]:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from reir.checkpoint import load_encoder, load_reranker, save_checkpoint, weights_digest
+from reir.checkpoint import load_encoder, load_reranker, weights_digest
 from reir.errors import ConfigError
 from reir.text import swap_left_right
-from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
+from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.nano.cache import FrozenCache
@@ -27,13 +27,9 @@ EPOCH = Epoch(0, "rerank", 0, 1)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and the cached candidates of 16 photos; every other photo has one fewer."""
     root = tmp_path_factory.mktemp("rerank")
-    save_checkpoint(root / "checkpoint", tiny_model(), tiny_tokenizer(), {})
-    (root / "checkpoint" / "README.md").write_text("# a dual stream\n")
-    (root / "cache").mkdir()
     batch = tiny_batch(NUM_PHOTOS, NUM_CANDIDATES)
     batch.valid[::2, -1] = False
-    for name, value in batch.tensors().items():
-        np.save(root / "cache" / f"{name}.npy", value.numpy())
+    save_tiny_run(root, batch, "# a dual stream\n")
     return root
 
 
