@@ -1,0 +1,1 @@
+"""PIZA: progressive-iterative zooming for small instances (docs/piza.md)."""
