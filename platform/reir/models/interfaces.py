@@ -186,7 +186,15 @@ class ExpressionLocalizer(Protocol):
     """Finds what an expression describes on the pixels of a photo.
 
     It reads the expression together with the pixels, so photos cannot be indexed with it.
+
+    Attributes:
+        digest: identifies the model revision.
     """
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights."""
+        ...
 
     def localize(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[FoundBoxes]:
         """Return the boxes of each photo for the expression at the same place, in the order given.
