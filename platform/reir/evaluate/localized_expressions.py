@@ -70,7 +70,7 @@ class LocalizedExpressions:
         targets: the true answers of the M expressions.
         boxes_px: (M, K, 4) best boxes for each expression, best first, xyxy in pixels of the
             annotated size; rows of NaN where a photo has fewer, or cannot be decoded.
-        num_photos: number of photos.
+        num_photos: number of photos that have expressions.
         num_unreadable: number of photos that cannot be decoded.
         num_misshapen: number of photos whose aspect ratio is not the annotated one.
         threads: CPU threads of torch that found them.
@@ -100,7 +100,7 @@ def localize_expressions(  # noqa: PLR0913, all but the four parts are by name
 
     Args:
         localizer: the model.
-        dataset: the data set whose photos have the expressions.
+        dataset: the data set of the expressions; photos without expressions are not read.
         images_dir: folder of the photos.
         expressions: describe one instance each.
         num_boxes: number K of boxes to keep for each expression.
@@ -111,6 +111,8 @@ def localize_expressions(  # noqa: PLR0913, all but the four parts are by name
             `images_dir`.
     """
     how = how or Encoding()
+    # Photos without expressions are not asked about, so they need not be read.
+    dataset = dataset.of_images({text.image_id for text in expressions})
     targets = targets_of(dataset, expressions)
     paths = photo_paths(dataset, Path(images_dir).absolute())
     texts = [each.text for each in expressions]

@@ -230,8 +230,7 @@ def evaluate_rec_localizer(  # noqa: PLR0913, all but the three parts are by nam
     """
     groups = _groups(dataset, splits, max_photos)
     expressions = [text for texts in groups.values() for text in texts]
-    photos = dataset.of_images({text.image_id for text in expressions})
-    found = localize_expressions(localizer, photos, images_dir, expressions, num_boxes=1, how=how)
+    found = localize_expressions(localizer, dataset, images_dir, expressions, num_boxes=1, how=how)
     measured = _splits(groups, found.targets, None, found.boxes_px[:, 0])
     published = rec_table([split.published_as for split in measured])
     left_out = {} if published else {"published figures": NO_SPLIT}
