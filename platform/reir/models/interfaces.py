@@ -1,8 +1,8 @@
-"""The interfaces of encoders and segmenters.
+"""The interfaces of encoders, segmenters and zoomers.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
 relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
-A `Segmenter` finds the masks of instances.
+A `Segmenter` finds the masks of instances. A `Zoomer` finds instances that are small in their photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from reir.models.zoom_steps import ZoomSearch
 from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 
 
@@ -149,6 +150,27 @@ class Segmenter(Protocol):
         Args:
             image: (H, W, 3) uint8, upright.
             boxes: (N, 4) xyxy in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class Zoomer(Protocol):
+    """Finds what an expression describes in a photo by zooming in: one look after another.
+
+    Every look has the full resolution of the photo, so it shows instances that are too small in a
+    look at the whole photo.
+    """
+
+    def zoom(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[ZoomSearch]:
+        """Search each photo for its expression.
+
+        Args:
+            images: (H, W, 3) uint8, upright.
+            expressions: one normalized expression for each photo.
+
+        Returns:
+            The search of each photo, with at least one step, in the order given.
         """
         ...
 
