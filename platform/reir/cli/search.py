@@ -30,6 +30,7 @@ from reir.errors import ConfigError
 from reir.query.language import NOTE, seems_foreign
 
 if TYPE_CHECKING:
+    from reir.models.zoom_steps import ZoomSearch
     from reir.query.request import Query, Term
     from reir.results import Evidence, SearchResult
 
@@ -128,6 +129,14 @@ Localize = Annotated[
         help="Add masks and tighter boxes to the first hits, from the pixels of their photos.",
     ),
 ]
+Zoom = Annotated[
+    bool,
+    typer.Option(
+        "--zoom",
+        help="Search the first photos again on their pixels, by zooming in: finds small objects, "
+        "and takes about a second for each photo.",
+    ),
+]
 Version = Annotated[
     str,
     typer.Option(
@@ -164,6 +173,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     precision: Precision = None,
     recall: Recall = None,
     rerank: Rerank = False,
+    zoom: Zoom = False,
     localize: Localize = False,
     segmenter: SegmenterSpec = None,
     explain: Explain = False,
@@ -208,6 +218,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
+        zoom=zoom,
         localize=localize or segmenter is not None,
         explain=explain,
     )
@@ -315,11 +326,13 @@ def as_table(result: SearchResult) -> RenderableType:
         return Group(*_remarks(result), _footer(result))
     calibrated = result.presence is not None
     compared = any(hit.differs for hit in result)
+    zoomed = any(hit.zoom for hit in result)
     explained = result.hits[0].evidence is not None
-    numbers = ("#", "score", "area", "dual", "re-rank", "margin")
+    numbers = ("#", "score", "zoom", "looks", "area", "dual", "re-rank", "margin")
     table = new_table(
         *("#", "score", *(["object in photo"] if calibrated else []), "photo"),
         *(["what differs"] if compared else []),
+        *(["zoom", "looks"] if zoomed else []),
         *("x %", "y %", "area"),
         *(["dual", "re-rank", "margin", "neighbors"] if explained else []),
         right=numbers,
@@ -332,6 +345,7 @@ def as_table(result: SearchResult) -> RenderableType:
             *([hit.likelihood or "-"] if calibrated else []),
             photo_text(hit.uri),
             *(["; ".join(map(str, hit.differs))] if compared else []),
+            *(_zoom_cells(hit.zoom) if zoomed else []),
             f"{x1}-{x2}",
             f"{y1}-{y2}",
             f"{100 * hit.area:.1f} %",
@@ -352,6 +366,11 @@ def _headline(result: SearchResult) -> list[RenderableType]:
 
 def _percent(probability: float | None) -> str:
     return "-" if probability is None else f"{100 * probability:.0f} %"
+
+
+def _zoom_cells(zoom: ZoomSearch | None) -> list[str]:
+    """Return the score of the second search, and its number of looks."""
+    return ["-", "-"] if zoom is None else [f"{zoom.score:#.3g}", str(len(zoom.steps))]
 
 
 def _evidence(evidence: Evidence) -> list[str]:

@@ -169,7 +169,7 @@ class TiledEncoder(DelegatingEncoder):
         whole = parts[0][0]
         if len(parts) == 1:
             return whole
-        kept = [_drop_cut_boxes(instances, frame) for instances, frame in parts]
+        kept = [drop_cut_boxes(instances, frame) for instances, frame in parts]
         boxes, objectness, vectors = (np.concatenate(each) for each in zip(*kept, strict=True))
         view_N = np.repeat(np.arange(len(kept)), [len(each[0]) for each in kept])
         chosen = self._distinct_rows(boxes, objectness, vectors, view_N)
@@ -202,10 +202,15 @@ class TiledEncoder(DelegatingEncoder):
         return np.array(chosen, dtype=np.int64)
 
 
-def _drop_cut_boxes(
+def drop_cut_boxes(
     instances: Instances, frame: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return boxes in the whole photo, objectness and vectors, without boxes that a tile cuts."""
+    """Return boxes in the whole photo, objectness and vectors, without boxes that a tile cuts.
+
+    Args:
+        instances: of the tile.
+        frame: (4,) xyxy of the tile in [0, 1] of the photo.
+    """
     # Only at edges within the photo: at the border of the photo itself, an instance is complete.
     near = instances.boxes[:, :2] <= _EDGE
     far = instances.boxes[:, 2:] >= 1 - _EDGE

@@ -29,6 +29,7 @@ from reir.errors import (
 from reir.images.decode import DEFAULT_MAX_BYTES
 from reir.models.interfaces import EncodedExpression
 from reir.models.nano.encoder import cpu_path
+from reir.models.zoom_steps import ZoomSearch
 from reir.query.answer import answer
 from reir.query.clock import StageCosts
 from reir.query.every_photo import EveryPhotoQuery, PhotoScan, begin_scan
@@ -41,6 +42,7 @@ from reir.query.stages import (
     RefineResult,
     RerankRequest,
     RerankResult,
+    ZoomRequest,
 )
 from reir.records import Attributes, Box, FloatArray, ImageRecord, MaskRle
 from reir.results import Localization, SearchResult
@@ -150,6 +152,14 @@ class GalleryStages:
         """Return refined boxes and masks of hits."""
         async with asyncio.timeout(timeout_s):
             return await self._workers.refine(self.model.spec, tuple(requests))
+
+    async def zoom(
+        self, requests: Sequence[ZoomRequest], timeout_s: float | None, /
+    ) -> Sequence[ZoomSearch | None]:
+        """Search photos by zooming in, as many as there is time for."""
+        # The worker stops in time by itself; this limits how long the call waits for the worker.
+        async with asyncio.timeout(timeout_s):
+            return await self._workers.zoom(self.model.spec, tuple(requests), timeout_s)
 
     async def compare(
         self,
