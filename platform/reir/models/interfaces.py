@@ -2,7 +2,7 @@
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
 relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
-A `Segmenter` finds the masks of instances. A `Zoomer` finds instances that are small in their photo.
+A `Segmenter` finds the masks of instances. A `Zoomer` finds instances that are small in a photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels

@@ -182,7 +182,7 @@ def pending_answer(query: Query, stages: Stages) -> PendingAnswer:
     )
 
 
-async def run_optional(
+async def run_optional(  # noqa: PLR0913 - three of them are the answer in progress
     name: str,
     pending: Sequence[PendingAnswer],
     stages: Stages,

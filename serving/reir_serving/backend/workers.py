@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from reir.errors import Overloaded
 from reir.models.interfaces import EncodedExpression, encode_words
+from reir.models.zoom_steps import ZoomSearch
 from reir.query.photo_query import locate, vector_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import (
@@ -27,7 +28,6 @@ from reir.query.retrieval import (
     RetrieveResult,
     stored_vectors,
 )
-from reir.models.zoom_steps import ZoomSearch
 from reir.query.stages import (
     RefineRequest,
     RefineResult,

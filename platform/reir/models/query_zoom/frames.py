@@ -54,7 +54,8 @@ class FrameGrid:
         share = (centers_N2 * lengths - sides / 2) / np.maximum(free, 1)
         number = np.rint(share.clip(0, 1) * last)
         start = np.rint(number / np.maximum(last, 1) * free)
-        return np.concatenate([start, start + sides], axis=1) / np.tile(lengths, 2)
+        frames = np.concatenate([start, start + sides], axis=1) / np.tile(lengths, 2)
+        return frames.astype(np.float32)
 
     def every(self, level: int) -> Iterator[FloatArray]:
         """Yield all frames of a level, row by row."""
@@ -66,7 +67,7 @@ class FrameGrid:
                 lengths = np.array([self.width_px, self.height_px])
                 sides = np.minimum(lengths, side)
                 center = (share * (lengths - sides) + sides / 2) / lengths
-                yield self.around(level, center[None])[0]
+                yield self.around(level, center[None].astype(np.float32))[0]
 
     def _num_starts(self, length_px: int, side_px: int) -> int:
         """Return how many frames cover a length."""

@@ -1,4 +1,4 @@
-"""`Look`: the instances that an encoder finds in a part of a photo; `PhotoLooks`: those of a photo."""
+"""`Look`: the instances that an encoder finds in a part of a photo."""
 
 # Shapes: N instances, D vector dimension
 

@@ -10,6 +10,7 @@ from the whole photo to the candidate, which the history encoder of PIZA summari
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,12 +27,14 @@ from reir.records import Box, FloatArray
 
 MAX_BOXES = NUM_LEVELS + 2
 """Longest path: the whole photo, a frame of each level, and the candidate."""
-NUM_FEATURES = 11 + 2 * NUM_LEVELS
+NUM_FEATURES = 10 + 2 * NUM_LEVELS
 SCORE_SCALE = 5.0
 """Factor that brings scores and their differences to about one."""
 REFERENCE_PX = 416
 """Side of the detector's input, relative to which the side of a frame is measured."""
 TOP = 5
+"""Number of best candidates whose mean score describes a look."""
+WHOLE_AREA = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,64 +86,69 @@ class Candidates:
 
 
 def candidates_of(
-    look: Look, scores_N: FloatArray, parents: tuple[Box, ...], before: float, grid: FrameGrid
+    look: Look, scores_N: FloatArray, path: tuple[Box, ...], grid: FrameGrid
 ) -> Candidates:
     """Return the candidates of a look.
 
     Args:
-        look: at the frame that the path ends with.
+        look: at the last frame of the path.
         scores_N: inner products of the look's vectors with that of the expression.
-        parents: the frames from the whole photo to the look's own.
-        before: score of the candidate that led to this look; 0 for the whole photo.
+        path: the frames from the whole photo to the look's own.
         grid: of the photo.
     """
-    num = len(scores_N)
-    path = np.zeros((num, MAX_BOXES, 4), dtype=np.float32)
-    path[:, : len(parents)] = np.array(parents, dtype=np.float32)
-    path[:, len(parents)] = look.boxes
+    num, length = len(scores_N), len(path)
+    paths = np.zeros((num, MAX_BOXES, 4), dtype=np.float32)
+    paths[:, :length] = np.array(path, dtype=np.float32)
+    paths[:, length] = look.boxes
     valid = np.zeros((num, MAX_BOXES), dtype=np.bool_)
-    valid[:, : len(parents) + 1] = True
+    valid[:, : length + 1] = True
     centers = (look.boxes[:, :2] + look.boxes[:, 2:]) / 2
-    levels = range(len(grid.sides_px))
     frames = np.zeros((num, NUM_LEVELS, 4), dtype=np.float32)
-    for level in levels:
+    for level in range(len(grid.sides_px)):
         frames[:, level] = grid.around(level, centers)
-    return Candidates(_features(look, scores_N, before, grid, frames, centers), path, valid, frames)
+    inside = [_inside(centers, frames[:, level]) for level in range(NUM_LEVELS)]
+    return Candidates(_features(look, scores_N, inside, grid), paths, valid, frames)
 
 
-def _features(  # noqa: PLR0913 - each is one of the inputs
-    look: Look,
-    scores_N: FloatArray,
-    before: float,
-    grid: FrameGrid,
-    frames_NL4: FloatArray,
-    centers_N2: FloatArray,
+def closer_levels(frame: FloatArray, grid: FrameGrid) -> list[int]:
+    """Return the levels of the grid whose frames are smaller than a frame of the photo."""
+    side_px = max((frame[2:] - frame[:2]) * (grid.width_px, grid.height_px))
+    # Compared in whole pixels, because the frame was rounded.
+    return [level for level, each in enumerate(grid.sides_px) if each < round(float(side_px))]
+
+
+def _inside(centers_N2: FloatArray, frames_N4: FloatArray) -> np.ndarray:
+    """(N, N) whether the candidate of a column lies in the frame around that of a row."""
+    frame = frames_N4[:, None]
+    return np.asarray(((centers_N2 >= frame[..., :2]) & (centers_N2 <= frame[..., 2:])).all(-1))
+
+
+def _features(
+    look: Look, scores_N: FloatArray, inside: Sequence[np.ndarray], grid: FrameGrid
 ) -> FloatArray:
-    """(N, F) features of the candidates of a look."""
+    """(N, F) features of the candidates of a look; `inside` is as above, for each level."""
     num = len(scores_N)
     best = np.sort(scores_N)[::-1]
     rank = np.argsort(np.argsort(-scores_N, kind="stable"), kind="stable")
-    share = np.sqrt(np.maximum(area(look.boxes), 1e-8) / area(look.frame))
     width_px, height_px = (look.frame[2:] - look.frame[:2]) * (grid.width_px, grid.height_px)
-    whole = np.ones(num)
+    of_look = (
+        np.log1p(num) / 3,
+        area(look.frame) > WHOLE_AREA,
+        SCORE_SCALE * best[:1].sum(),
+        SCORE_SCALE * best[:TOP].sum() / max(len(best[:TOP]), 1),
+        np.log2(max(width_px, height_px) / REFERENCE_PX),
+    )
     columns = [
         SCORE_SCALE * scores_N,
         SCORE_SCALE * (scores_N - best[:1]),
-        SCORE_SCALE * (scores_N - before) * (before != 0),
         rank / 10,
         look.objectness,
-        np.log(share),
-        whole * np.log1p(num) / 3,
-        whole * (area(look.frame) > 0.999),
-        whole * SCORE_SCALE * best[:1],
-        whole * SCORE_SCALE * best[:TOP].mean() if num else whole,
-        whole * np.log2(max(width_px, height_px) / REFERENCE_PX),
+        np.log(np.maximum(area(look.boxes), 1e-8) / area(look.frame)) / 2,
+        *(np.full(num, value) for value in of_look),
     ]
-    for level in range(NUM_LEVELS):
-        frame = frames_NL4[:, None, level]
-        inside = ((centers_N2 >= frame[..., :2]) & (centers_N2 <= frame[..., 2:])).all(-1)
-        count = inside.sum(1)
-        columns.append(SCORE_SCALE * (inside * scores_N).sum(1) / np.maximum(count, 1))
+    for each in inside:
+        count = each.sum(1)
+        columns.append(SCORE_SCALE * (each * scores_N).sum(1) / np.maximum(count, 1))
         columns.append(count / 10)
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -172,7 +180,7 @@ class ZoomPolicy(nn.Module):
     def search(self, photo: PhotoLooks, expression_D: FloatArray) -> ZoomSearch:
         """Search a photo for the (D,) vector of an expression."""
         search = _Search(self, photo, expression_D)
-        search.look(_Option(1.0, as_box(WHOLE), (), 0.0))
+        search.look(_Option(1.0, as_box(WHOLE), ()))
         while (option := search.next_option()) is not None:
             search.look(option)
         return search.answer()
@@ -180,12 +188,11 @@ class ZoomPolicy(nn.Module):
 
 @dataclass(frozen=True, order=True)
 class _Option:
-    """A frame to look at: its probability, the frames that lead to it, and the score before."""
+    """A frame to look at: the probability that it is right, and the frames that lead to it."""
 
     probability: float
     frame: Box
     parents: tuple[Box, ...]
-    before: float
 
 
 @dataclass
@@ -206,41 +213,27 @@ class _Search:
         path = (*option.parents, option.frame)
         best, score = option.frame, 0.0
         if len(scores):
-            found, contains, frames = self._judge(look, scores, path, option.before)
+            read = candidates_of(look, scores, path, self.photo.grid)
+            out = self.policy(*map(torch.from_numpy, (read.features, read.paths, read.valid)))
+            found = out.found.sigmoid().numpy()
             number = int(found.argmax())
             best, score = as_box(look.boxes[number]), float(scores[number])
             self.found.append((float(found[number]), score, best))
-            self._note_options(contains, frames, scores, path)
+            self._note_options(out.contains.sigmoid().numpy(), read.frames, path)
         end = max((each[0] for each in self.found), default=0.0)
         self.steps.append(ZoomStep(frame=option.frame, box=best, score=score, end=end))
 
-    def _judge(
-        self, look: Look, scores: FloatArray, path: tuple[Box, ...], before: float
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the probabilities and the frames of the candidates of a look."""
-        read = candidates_of(look, scores, path, before, self.photo.grid)
-        out = self.policy(*map(torch.from_numpy, (read.features, read.paths, read.valid)))
-        return out.found.sigmoid().numpy(), out.contains.sigmoid().numpy(), read.frames
-
     def _note_options(
-        self, contains_NL: FloatArray, frames: FloatArray, scores: FloatArray, path: tuple[Box, ...]
+        self, contains_NL: FloatArray, frames_NL4: FloatArray, path: tuple[Box, ...]
     ) -> None:
         """Note the frames on closer levels than that of the look."""
-        sides = self.photo.grid.sides_px
-        here = max(np.array(path[-1])[2:] - np.array(path[-1])[:2])
-        for level in range(len(sides)):
-            side = max(frames[0, level, 2:] - frames[0, level, :2])
-            if side > 0.99 * here:
-                continue
-            for number in np.argsort(-contains_NL[:, level]).tolist():
-                option = _Option(
-                    float(contains_NL[number, level]),
-                    as_box(frames[number, level]),
-                    path,
-                    float(scores[number]),
-                )
+        for level in closer_levels(np.array(path[-1]), self.photo.grid):
+            for probability, frame in zip(
+                contains_NL[:, level].tolist(), frames_NL4[:, level], strict=True
+            ):
+                option = _Option(probability, as_box(frame), path)
                 known = self.options.get(option.frame)
-                if known is None or known.probability < option.probability:
+                if known is None or known.probability < probability:
                     self.options[option.frame] = option
 
     def next_option(self) -> _Option | None:
