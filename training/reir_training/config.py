@@ -294,8 +294,8 @@ class QueryZoomSettings(StrictConfig):
 
     hidden: int = Field(32, ge=1)
     max_looks: int = Field(5, ge=1)
-    num_mosaics: int = Field(50, ge=1)
-    num_held_out: int = Field(20, ge=1)
+    num_mosaics: int = Field(40, ge=1)
+    num_held_out: int = Field(12, ge=1)
     looks_per_level: int = Field(2, ge=1)
     score_noise: float = Field(0.03, ge=0)
 
