@@ -15,7 +15,7 @@ export function looks({ zoom, image_url }) {
     make("ol", { role: "list" }, ...zoom.steps.map(({ frame, box }, n) => make("li", {},
       photoFrame({
         source: `${image_url}&width=${WIDTH_PX}${frame.map((side) => `&frame=${side}`).join("")}`,
-        marks: [{ box: within(frame, box) }],
+        marks: String(box) === String(frame) ? [] : [{ box: within(frame, box) }], // nothing found
         alt: `Look ${n + 1} of ${number}: ${n ? place(frame) : "the whole photo"}`,
         aspect: 1,
       })))));

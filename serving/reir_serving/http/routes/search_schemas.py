@@ -299,6 +299,7 @@ class HitOut(ApiAnswer):
     mask: MaskOut | None = None
     image_url: str
     thumbnail_url: str
+    zoom: ZoomOut | None = None
     evidence: EvidenceOut | None = None
 
 
