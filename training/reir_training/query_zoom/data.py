@@ -86,7 +86,7 @@ class ZoomExamples:
         self._mosaics, self._vectors, self._settings = mosaics, vectors, settings
         self._looks = [
             _by_level(read_looks(cache, number), mosaics, number)
-            for number in range(len(mosaics.images))
+            for number in range(len(mosaics.mosaics))
         ]
 
     def batch(self, rows: Sequence[int], rng: np.random.Generator) -> ZoomBatch:

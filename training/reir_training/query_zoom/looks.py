@@ -56,6 +56,10 @@ class ZoomMosaics:
 
     Raises:
         ConfigError: there are too few photos for a mosaic.
+
+    Attributes:
+        mosaics: their plans.
+        targets: what is searched for.
     """
 
     def __init__(self, photos: Sequence[TrainPhoto], num_mosaics: int, seed: int) -> None:
@@ -63,10 +67,10 @@ class ZoomMosaics:
         order = np.random.default_rng(seed).permutation(len(photos)).tolist()
         most = num_mosaics * settings.num_photos[1]
         dataset = dataset_of([photos[i] for i in order[:most]])
-        self._mosaics = MosaicSet(dataset, ROOT, settings, seed=seed)
-        self.images = tuple(each.image for each in self._mosaics.mosaics[:num_mosaics])
-        places = {image.image_id: number for number, image in enumerate(self.images)}
-        found = self._mosaics.dataset
+        self._set = MosaicSet(dataset, ROOT, settings, seed=seed)
+        self.mosaics = self._set.mosaics[:num_mosaics]
+        places = {each.image.image_id: number for number, each in enumerate(self.mosaics)}
+        found = self._set.dataset
         self.targets: tuple[Target, ...] = tuple(
             Target(
                 places[each.image_id],
@@ -79,7 +83,7 @@ class ZoomMosaics:
 
     def grid(self, number: int) -> FrameGrid:
         """Return the frames of a mosaic."""
-        image = self.images[number]
+        image = self.mosaics[number].image
         return FrameGrid(image.width_px, image.height_px)
 
     def frames(self, number: int) -> list[FloatArray]:
@@ -102,7 +106,7 @@ class ZoomMosaics:
         Raises:
             ImageError: one of its photos cannot be read.
         """
-        pixels = self._mosaics.draw(number)
+        pixels = self._set.draw(number)
         return [look_at(encoder, pixels, frame) for frame in self.frames(number)]
 
 
@@ -171,7 +175,7 @@ def build_look_cache(
     """
     folder = root / _fingerprint(encoder, mosaics)
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(len(mosaics.images)):
+    for number in range(len(mosaics.mosaics)):
         path = _path(folder, number)
         if not path.exists():
             _save(path, mosaics.look(encoder, number))
@@ -213,6 +217,6 @@ def _fingerprint(encoder: InstanceEncoder, mosaics: ZoomMosaics) -> str:
     """Return the name of the cache: a hash of all that determines the looks."""
     grid = (ZOOM, NUM_LEVELS, MIN_SIDE_PX, OVERLAP)
     targets = [(each.mosaic, each.text, each.box.tolist()) for each in mosaics.targets]
-    images = [each.file_name for each in mosaics.images]
+    images = [each.image.file_name for each in mosaics.mosaics]
     told = json.dumps([encoder.digest, grid, images, targets])
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -171,6 +171,6 @@ class ZoomTask(RowTask[ZoomBatch]):
     def about(self) -> dict[str, Any]:
         """Return metadata for the checkpoint: the size of the training data."""
         return count_annotations(*split_held_out(self._photos)) | {
-            "mosaics": len(self._mosaics.images),
+            "mosaics": len(self._mosaics.mosaics),
             "targets": len(self._mosaics.targets),
         }
