@@ -57,7 +57,8 @@ def names(result: SearchResult) -> list[str]:
 
 def zoom(gallery: Gallery, **options: Unpack[SearchOptions]) -> SearchResult:
     """Search for the red one in the photo that has it, and in one that has not."""
-    return gallery.search("the small red one", zoom=True, where=TWO, **options)
+    both: SearchOptions = {"zoom": True, "where": TWO, **options}
+    return gallery.search("the small red one", **both)
 
 
 def test_zooming_finds_what_the_index_has_not_and_orders_by_it(gallery: Gallery) -> None:

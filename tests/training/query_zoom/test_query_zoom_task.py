@@ -176,11 +176,15 @@ def test_the_policy_learns_and_its_checkpoint_loads_with_the_model_only(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert terms.keys() == {"found", "contains"}
     assert losses[-1] < 0.6 * losses[0]
     assert task.validate().keys() == {"score_p50", "policy_p50"}
-    about = {"metrics": {"policy_p50": 1.0}, "steps": 4, "settings": config_of(folder).model_dump()}
+    about = {
+        "metrics": {"policy_p50": 1.0},
+        "steps": 4,
+        "settings": config_of(folder).model_dump(mode="json"),
+    }
     task.save(tmp_path / "new", about | task.about())
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert filecmp.cmp(folder / "checkpoint" / name, tmp_path / "new" / name, shallow=False)

@@ -55,7 +55,7 @@ class FrameGrid:
         number = np.rint(share.clip(0, 1) * last)
         start = np.rint(number / np.maximum(last, 1) * free)
         frames = np.concatenate([start, start + sides], axis=1) / np.tile(lengths, 2)
-        return frames.astype(np.float32)
+        return np.asarray(frames, dtype=np.float32)
 
     def every(self, level: int) -> Iterator[FloatArray]:
         """Yield all frames of a level, row by row."""

@@ -102,7 +102,7 @@ def candidates_of(
     paths[:, length] = look.boxes
     valid = np.zeros((num, MAX_BOXES), dtype=np.bool_)
     valid[:, : length + 1] = True
-    centers = (look.boxes[:, :2] + look.boxes[:, 2:]) / 2
+    centers = look.boxes.reshape(-1, 2, 2).mean(1)
     frames = np.zeros((num, NUM_LEVELS, 4), dtype=np.float32)
     for level in range(len(grid.sides_px)):
         frames[:, level] = grid.around(level, centers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ class CountingEncoder(FakeEncoder):
         return super().encode_images(images)
 
 
-def policy(**changes: float) -> ZoomPolicy:
+def policy(**changes: Any) -> ZoomPolicy:
     """A policy with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
