@@ -1,7 +1,8 @@
 """The interfaces of encoders and segmenters.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
-relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
+relation re-ranker needs, a `BoxProposer`, which makes zooming into large photos cheaper, and an
+`ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
 A `Segmenter` finds the masks of instances.
 """
 
@@ -149,6 +150,23 @@ class Segmenter(Protocol):
         Args:
             image: (H, W, 3) uint8, upright.
             boxes: (N, 4) xyxy in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class BoxProposer(InstanceEncoder, Protocol):
+    """An encoder that can also find boxes alone, at a fraction of the cost of their vectors."""
+
+    def propose_boxes(self, image: RgbImage, num_boxes: int) -> tuple[FloatArray, FloatArray]:
+        """Return the boxes of one image that may contain an instance, best first.
+
+        Args:
+            image: as for `encode_images`.
+            num_boxes: maximum number of boxes, which may be larger than `num_candidates`.
+
+        Returns:
+            (N, 4) float32 xyxy in [0, 1], and (N,) float32 scores in [0, 1].
         """
         ...
 
