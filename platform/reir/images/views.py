@@ -115,8 +115,8 @@ class ViewsEncoder(DelegatingEncoder, ABC):
     def __init__(self, encoder: InstanceEncoder, views: ViewSettings) -> None:
         if encoder.masks:
             raise ConfigError(
-                "masks of this encoder cannot be merged across parts of a photo; use --no-zoom and "
-                "--no-tile, or an encoder without masks"
+                "the masks of this encoder cannot be merged across parts of a photo; use "
+                "--large-photos whole, or an encoder without masks"
             )
         super().__init__(encoder)
         self.views = views

@@ -64,7 +64,7 @@ class Zoom(ViewSettings):
     look_px: int = 4000
     num_boxes: int = 100
     min_score: float = 0.05
-    max_share: float = 0.25
+    max_share: float = 0.15
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -168,7 +168,7 @@ def _cover(
     """Choose places, best first, until every box that fits into one is inside a chosen place."""
     starts, ends = places[:, None, :2], places[:, None, 2:]
     within = (boxes_px[:, :2] >= starts) & (boxes_px[:, 2:] <= ends)
-    inside: npt.NDArray[np.bool_] = within.all(axis=2)
+    inside = np.asarray(within.all(axis=2))
     # 0 at the center, 1 in a corner. A box is the rough center of what a closer look will find.
     twice_off = np.abs(boxes_px[:, :2] + boxes_px[:, 2:] - starts - ends) / (ends - starts)
     gain = inside * (1 - _OFF_CENTER * twice_off.mean(axis=2))
