@@ -172,6 +172,7 @@ def compare(
 ) -> Figures:
     """Encode all photos in each way, in turn; return the figures as `way.figure`."""
     ways = {name: Way.of(encoder, views) for name, views in settings.items()}
+    encoder.encode_images([draw(0)])  # an encoder may build its engines at the first photo
     for number in range(len(dataset.images)):
         photo = draw(number)
         for way in ways.values():

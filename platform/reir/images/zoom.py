@@ -62,7 +62,7 @@ class Zoom(ViewSettings):
     side_px: int = 540
     max_parts: int = 24
     look_px: int = 4000
-    num_boxes: int = 100
+    num_boxes: int = 200
     min_score: float = 0.05
     max_share: float = 0.15
 
