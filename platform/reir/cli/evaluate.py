@@ -15,6 +15,7 @@ from rich.console import Console
 
 from reir.cli.common import AsJson, Checkpoint, encoder_from_options, messages, output, print_json
 from reir.errors import ConfigError, DataError
+from reir.images.large_photos import LargePhotos
 
 if TYPE_CHECKING:
     from reir.datasets import ReferringDataset
@@ -266,13 +267,9 @@ def sorec(  # noqa: PLR0913, every argument is an option of the command
     images: Annotated[Path, typer.Option(help="Folder of the photos of SODA-D.")],
     checkpoint: Checkpoint = None,
     encoder: Spec = None,
-    tile: Annotated[
-        bool,
-        typer.Option(
-            "--tile/--no-tile",
-            help="Also encode large photos tile by tile, as `reir index --tile` does.",
-        ),
-    ] = False,
+    large_photos: Annotated[
+        LargePhotos, typer.Option(help="How to encode large photos, as for `reir index`.")
+    ] = LargePhotos.WHOLE,
     skip_missing: Annotated[
         bool,
         typer.Option(
@@ -296,7 +293,7 @@ def sorec(  # noqa: PLR0913, every argument is an option of the command
     from reir.datasets import read_sorec
     from reir.evaluate import evaluate_sorec
 
-    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, tile)
+    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, large_photos)
     dataset = read_sorec(annotations, images, skip_missing=skip_missing).first_images(limit)
     with options.encoding() as (model, how):
         report = evaluate_sorec(model, dataset, images, how=how)
@@ -346,7 +343,7 @@ class EncodingOptions:
     num_workers: int | None
     gpu: bool
     threads: int
-    tile: bool = False
+    large_photos: LargePhotos = LargePhotos.WHOLE
 
     def __post_init__(self) -> None:
         """Reject an option that would have no effect, before anything is read."""
@@ -365,7 +362,7 @@ class EncodingOptions:
         # Before the model is loaded, so that a missing app is reported at once.
         runner = self._runner(spec)
         with messages().status("loading the model"):
-            model = load_encoder(spec, tile=self.tile)
+            model = load_encoder(spec, self.large_photos)
         with self._explain_interrupt(), _progress_bar() as progress:
             yield (
                 model,
@@ -392,7 +389,7 @@ class EncodingOptions:
                 f"pip install 'reir-platform[ingestion]'"
             )
         runner: Runner = installed[0].load()(
-            partial(load_encoder, spec, tile=self.tile),
+            partial(load_encoder, spec, self.large_photos),
             num_workers=self.num_workers,
             use_gpu=self.gpu,
             threads=self.threads,
@@ -411,22 +408,21 @@ class EncodingOptions:
             raise
 
 
-def load_encoder(spec: str, *, tile: bool) -> InstanceEncoder:
+def load_encoder(spec: str, large_photos: LargePhotos) -> InstanceEncoder:
     """Load the encoder of a spec, in this process or on a worker.
 
     Args:
         spec: as for `load_encoder_spec`.
-        tile: also encode large photos tile by tile.
+        large_photos: how to encode large photos.
 
     Raises:
-        ConfigError: the spec cannot be parsed, or the encoder cannot encode tiles.
+        ConfigError: the spec cannot be parsed, or the encoder cannot encode parts.
         CheckpointError: the model is missing, incomplete or of another kind.
     """
     from reir.encoders import load_encoder_spec
-    from reir.images.tiling import TiledEncoder, Tiling
+    from reir.images.large_photos import with_views
 
-    encoder = load_encoder_spec(spec)
-    return TiledEncoder(encoder, Tiling()) if tile else encoder
+    return with_views(load_encoder_spec(spec), large_photos.views)
 
 
 def one_split(dataset: ReferringDataset, name: str | None) -> ReferringDataset:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from reir.evaluate.encoded_gallery import EncodedGallery, tiling_settings
+from reir.evaluate.encoded_gallery import EncodedGallery, view_settings
 from reir.evaluate.published import PublishedTable
 from reir.metrics import Interval, bootstrap_intervals
 from reir.metrics.reir import Ints
@@ -103,7 +103,7 @@ def evaluation_info(
         versions=installed | {"python": ".".join(map(str, sys.version_info[:3]))},
         settings={
             **settings,
-            **tiling_settings(encoder),
+            **view_settings(encoder),
             "num_candidates": encoder.num_candidates,
             "num_resamples": NUM_RESAMPLES,
             "threads": gallery.threads,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reir.images.tiling import drop_cut_boxes
+from reir.images.views import drop_cut_boxes
 from reir.models.interfaces import InstanceEncoder
 from reir.models.query_zoom.frames import FrameGrid
 from reir.records import Box, FloatArray, RgbImage
