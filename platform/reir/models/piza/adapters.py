@@ -69,7 +69,7 @@ class Adapter(nn.Module):
 
     def forward(self, tokens_BNC: Tensor, inserted_BI: Tensor | None) -> Tensor:
         """Return the adapted (B, N, C) tokens."""
-        change = self.scale * self.up(F.gelu(self.down(tokens_BNC)))
+        change: Tensor = self.scale * self.up(F.gelu(self.down(tokens_BNC)))
         if self.insert is not None:
             change = change + self.insert(F.silu(_given(inserted_BI)))[:, None]
         return tokens_BNC + change

@@ -143,7 +143,7 @@ class PizaModel(nn.Module):
             if part in ("adapters", "step") or self.config.kind == "full" or inner in norms:
                 yield name, parameter
 
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002, the signature of torch
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; the frozen history encoder stays in eval mode unless `paper_parity`."""
         super().train(mode)
         if self.history is not None and not self.config.paper_parity:
