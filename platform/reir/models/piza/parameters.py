@@ -60,6 +60,4 @@ def count_parameters(model: PizaModel) -> ParameterCounts:
     if model.history is not None:
         history = sum(each.numel() for each in model.history.parameters())
         copied = sum(each.numel() for each in model.history.layer.parameters())
-    return ParameterCounts(
-        **sizes, history=history, unused_history=(RELEASED_COPIES - 1) * copied
-    )
+    return ParameterCounts(**sizes, history=history, unused_history=(RELEASED_COPIES - 1) * copied)
