@@ -1,9 +1,11 @@
-"""The interfaces of encoders, segmenters and zoomers.
+"""The interfaces of encoders, segmenters, localizers and zoomers.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
 relation re-ranker needs, a `BoxProposer`, which makes zooming into large photos cheaper, and an
 `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses. A `Segmenter` finds the masks of
-instances. A `Zoomer` finds instances that are small in a photo.
+instances. An `ExpressionLocalizer` finds what an expression describes on the pixels of a photo, and
+encodes nothing that could be indexed. A `Zoomer` does so by zooming in, and finds instances that
+are small in their photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -172,8 +174,11 @@ class Zoomer(Protocol):
 
         Returns:
             The search of each photo, with at least one step, in the order given.
+        """
+        ...
 
 
+@runtime_checkable
 class BoxProposer(InstanceEncoder, Protocol):
     """An encoder that can also find boxes alone, at a fraction of the cost of their vectors."""
 
@@ -200,5 +205,46 @@ class BoxEncoder(InstanceEncoder, Protocol):
         Args:
             image: as for `encode_images`.
             boxes: (N, 4) xyxy in [0, 1].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """The boxes that an expression may describe in one photo, best first.
+
+    Attributes:
+        boxes: (N, 4) float32, xyxy in [0, 1] of the upright photo; N may be 0.
+        scores: (N,) float32 in [0, 1], in descending order.
+    """
+
+    boxes: FloatArray
+    scores: FloatArray
+
+
+@runtime_checkable
+class ExpressionLocalizer(Protocol):
+    """Finds what an expression describes on the pixels of a photo.
+
+    It reads the expression together with the pixels, so photos cannot be indexed with it.
+
+    Attributes:
+        digest: identifies the model revision.
+    """
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights."""
+        ...
+
+    def localize(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[FoundBoxes]:
+        """Return the boxes of each photo for the expression at the same place, in the order given.
+
+        Args:
+            images: (H, W, 3) uint8, upright, of any sizes; the same photo may be given repeatedly.
+            expressions: one for each photo.
+
+        Raises:
+            ValueError: the numbers of photos and expressions differ.
         """
         ...
