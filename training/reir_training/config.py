@@ -146,7 +146,7 @@ class Schedule(StrictConfig):
     # More epochs overfit: they help on held-out training photos, but not on `val` (docs/LOG.md).
     rerank_epochs: int = Field(2, ge=0)
     masks_epochs: int = Field(7, ge=0)
-    query_zoom_epochs: int = Field(4, ge=0)
+    query_zoom_epochs: int = Field(6, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -293,7 +293,7 @@ class QueryZoomSettings(StrictConfig):
     """
 
     hidden: int = Field(32, ge=1)
-    max_looks: int = Field(5, ge=1)
+    max_looks: int = Field(7, ge=1)
     num_mosaics: int = Field(40, ge=1)
     num_held_out: int = Field(12, ge=1)
     looks_per_level: int = Field(2, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,6 +138,13 @@ Zoom = Annotated[
         "and takes about a second for each photo.",
     ),
 ]
+ZoomerSpec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Like --zoom, with another model: piza:DIR. Default: the encoder of the gallery.",
+    ),
+]
 Version = Annotated[
     str,
     typer.Option(
@@ -152,6 +160,14 @@ Server = Annotated[
         help="Search on this server of `reir serve`; $REIR_API_KEY holds its key.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class HitModels:
+    """Specs of the models that look at the photos of hits; None for those of the checkpoint."""
+
+    segmenter: str | None
+    zoomer: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -174,6 +190,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     recall: Recall = None,
     rerank: Rerank = False,
     zoom: Zoom = False,
+    zoomer: ZoomerSpec = None,
     localize: Localize = False,
     segmenter: SegmenterSpec = None,
     explain: Explain = False,
@@ -218,17 +235,18 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
-        zoom=zoom,
+        zoom=zoom or zoomer is not None,
         localize=localize or segmenter is not None,
         explain=explain,
     )
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         check_picture(draw)
+    models = HitModels(segmenter, zoomer)
     if server is not None:
-        result = _ask_server(server, query, gallery, segmenter, version)
+        result = _ask_server(server, query, gallery, models, version)
     else:
-        result = _ask_here(query, gallery, store, spec, segmenter, version)
+        result = _ask_here(query, gallery, store, spec, models, version)
     _show(result, draw, export, as_json=as_json)
 
 
@@ -251,15 +269,16 @@ def _show(
 
 
 def _ask_server(
-    server: str, query: Query, gallery: str, segmenter: str | None, version: str
+    server: str, query: Query, gallery: str, models: HitModels, version: str
 ) -> SearchResult:
     from reir.client.http_client import Client
 
-    if segmenter is not None:
-        raise ConfigError(
-            f"--segmenter {segmenter} is not possible with --server: a server has the segmenter of "
-            f"its checkpoint; leave one of them out"
-        )
+    for name, spec in vars(models).items():
+        if spec is not None:
+            raise ConfigError(
+                f"--{name} {spec} is not possible with --server: a server has the {name} of its "
+                f"checkpoint; leave one of them out"
+            )
     refuse_version(version)
     with Client(server) as client:
         return client.ask([query], gallery)[0]
@@ -270,14 +289,14 @@ def _ask_here(  # noqa: PLR0913 - each is an option of the command
     gallery: str,
     store: str | None,
     encoder: str | None,
-    segmenter: str | None,
+    models: HitModels,
     version: str,
 ) -> SearchResult:
     from reir.query.search import open_gallery
 
     with messages().status("loading the model"):
         opened = open_gallery(
-            gallery, store=store, encoder=encoder, segmenter=segmenter, version=version
+            gallery, store=store, encoder=encoder, version=version, **vars(models)
         )
     with opened:
         return opened.ask([query])[0]

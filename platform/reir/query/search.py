@@ -29,7 +29,7 @@ from reir.errors import (
 from reir.images.decode import read_bytes
 from reir.models.interfaces import InstanceEncoder, Segmenter, Zoomer
 from reir.models.query_zoom.policy import ZoomPolicy
-from reir.models.query_zoom.zoomer import zoomer_of
+from reir.models.query_zoom.zoomer import load_zoomer_spec, zoomer_of
 from reir.models.reranker import Reranker
 from reir.models.segmenters import load_segmenter_spec
 from reir.query.answer import answer, run_now
@@ -66,6 +66,7 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
     encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
     segmenter: Segmenter | str | None = None,
+    zoomer: Zoomer | str | None = None,
     version: str = "",
 ) -> Gallery:
     """Open a gallery for searching.
@@ -80,13 +81,16 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
             another encoder becomes live.
         segmenter: gives hits their masks when they are localized; a segmenter, or its name in the
             form that `reir.models.segmenters` accepts; None for that of the checkpoint.
+        zoomer: searches the first photos of an answer on request; a zoomer, or the name of a
+            localizer that zooms in, in the form that `reir.models.localizers` accepts; None for
+            the encoder itself.
         version: the version to search, whichever is live; empty for the live one.
 
     Raises:
         GalleryNotFound: no such gallery or version, or none of its versions is live.
         SchemaMismatch: the version was built with another checkpoint.
-        ConfigError: the name of the encoder or segmenter is not known, or a package that it needs
-            is missing.
+        ConfigError: the name of the encoder, segmenter or zoomer is not known, or a package that
+            it needs is missing.
         CheckpointError: the checkpoint does not load.
         StoreUnavailable: the store cannot be reached.
     """
@@ -102,7 +106,9 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
         model = _own_model(store, name, version) if encoder is None else chosen_model(encoder)
         if isinstance(segmenter, str):
             segmenter = load_segmenter_spec(segmenter)
-        gallery = Gallery(name, store, *model, version=version, segmenter=segmenter)
+        if isinstance(zoomer, str):
+            zoomer = load_zoomer_spec(zoomer)
+        gallery = Gallery(name, store, *model, version=version, segmenter=segmenter, zoomer=zoomer)
         if encoder is None and not version:
             gallery.own_model = partial(_own_model, store, name)
         gallery.owned = owned.pop_all()  # from here on, the gallery closes the store

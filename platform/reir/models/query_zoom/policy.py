@@ -51,7 +51,7 @@ class ZoomPolicyConfig:
 
     hidden: int = 32
     feedforward: int = 64
-    max_looks: int = 5
+    max_looks: int = 7
     end_at: float = 0.9
     look_at_least: float = 0.02
 
@@ -197,14 +197,14 @@ class _Option:
 
 @dataclass
 class _Search:
-    """A search in progress."""
+    """A search in progress; `found` is the probability that an instance so far is the right one."""
 
     policy: ZoomPolicy
     photo: PhotoLooks
     expression: FloatArray
     steps: list[ZoomStep] = field(default_factory=list)
     options: dict[Box, _Option] = field(default_factory=dict)
-    found: list[tuple[float, float, Box]] = field(default_factory=list)
+    found: float = 0.0
 
     def look(self, option: _Option) -> None:
         """Look at a frame, and note what it shows and where one could look next."""
@@ -215,13 +215,11 @@ class _Search:
         if len(scores):
             read = candidates_of(look, scores, path, self.photo.grid)
             out = self.policy(*map(torch.from_numpy, (read.features, read.paths, read.valid)))
-            found = out.found.sigmoid().numpy()
-            number = int(found.argmax())
+            number = int(scores.argmax())
             best, score = as_box(look.boxes[number]), float(scores[number])
-            self.found.append((float(found[number]), score, best))
+            self.found = max(self.found, float(out.found.sigmoid().max()))
             self._note_options(out.contains.sigmoid().numpy(), read.frames, path)
-        end = max((each[0] for each in self.found), default=0.0)
-        self.steps.append(ZoomStep(frame=option.frame, box=best, score=score, end=end))
+        self.steps.append(ZoomStep(frame=option.frame, box=best, score=score, end=self.found))
 
     def _note_options(
         self, contains_NL: FloatArray, frames_NL4: FloatArray, path: tuple[Box, ...]
@@ -247,7 +245,8 @@ class _Search:
         return best if best and best.probability >= config.look_at_least else None
 
     def answer(self) -> ZoomSearch:
-        """Return the search, with the candidate that is most probably the described instance."""
-        whole = (0.0, 0.0, as_box(WHOLE))
-        _, score, box = max(self.found, default=whole)
-        return ZoomSearch(steps=tuple(self.steps), box=box, score=score)
+        """Return the search, with the instance of the best score."""
+        # Not the most probable one: the score is as good a judge of all looks together, and it can
+        # be compared between photos.
+        best = max(self.steps, key=lambda step: step.score)
+        return ZoomSearch(steps=tuple(self.steps), box=best.box, score=best.score)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from reir.models.interfaces import InstanceEncoder
+from reir.errors import ConfigError
+from reir.models.interfaces import InstanceEncoder, Zoomer
+from reir.models.localizers import load_localizer_spec
 from reir.models.query_zoom.looks import PhotoLooks
 from reir.models.query_zoom.policy import ZoomPolicy
 from reir.models.query_zoom.rule import ZoomRule
@@ -45,3 +47,17 @@ class InstanceZoomer:
 def zoomer_of(encoder: InstanceEncoder, policy: ZoomPolicy | None) -> InstanceZoomer:
     """Return the zoomer of an encoder: with the policy of its checkpoint, or with the rule."""
     return InstanceZoomer(encoder, policy or ZoomRule())
+
+
+def load_zoomer_spec(spec: str) -> Zoomer:
+    """Load the zoomer of a spec: a localizer that zooms in, such as `piza:DIR`.
+
+    Raises:
+        ConfigError: the spec cannot be parsed, a package that it needs is not installed, or the
+            localizer does not zoom in.
+        CheckpointError: the model is missing, incomplete or of another kind.
+    """
+    found = load_localizer_spec(spec)
+    if not isinstance(found, Zoomer):
+        raise ConfigError(f"localizer {spec!r} does not zoom in; use piza:DIR")
+    return found

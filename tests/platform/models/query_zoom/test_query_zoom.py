@@ -102,12 +102,8 @@ def test_a_search_finds_what_no_look_at_the_whole_photo_shows(strategy: ZoomStra
     (search,) = zoomer.zoom([SCENE], ["the red one"])
     assert search.frames[0] == (0, 0, 1, 1)
     assert len(set(search.frames)) == len(search.frames) > 1
-    seen = [elementwise_iou(step.box, np.array(TINY) / SIDE) for step in search.steps]
-    if isinstance(strategy, ZoomRule):
-        assert elementwise_iou(search.box, np.array(TINY) / SIDE) > 0.95
-        assert search.score == max(step.score for step in search.steps)
-    # Random weights choose no answer, but they do look at the surroundings of the candidate.
-    assert max(seen) > 0.95
+    assert search.score == max(step.score for step in search.steps)
+    assert elementwise_iou(search.box, np.array(TINY) / SIDE) > 0.95
 
 
 def test_the_rule_stops_when_the_score_no_longer_rises() -> None:
