@@ -11,6 +11,7 @@ import typer
 from reir.cli.common import AsJson, Checkpoint, output, print_json
 from reir.cli.evaluated_model import EncodingOptions
 from reir.errors import ConfigError, DataError
+from reir.images.large_photos import LargePhotos
 
 if TYPE_CHECKING:
     from reir.datasets import ReferringDataset
@@ -274,13 +275,9 @@ def sorec(  # noqa: PLR0913, every argument is an option of the command
     checkpoint: Checkpoint = None,
     encoder: Spec = None,
     localizer: Localizer = None,
-    tile: Annotated[
-        bool,
-        typer.Option(
-            "--tile/--no-tile",
-            help="Also encode large photos tile by tile, as `reir index --tile` does.",
-        ),
-    ] = False,
+    large_photos: Annotated[
+        LargePhotos, typer.Option(help="How to encode large photos, as for `reir index`.")
+    ] = LargePhotos.WHOLE,
     skip_missing: Annotated[
         bool,
         typer.Option(
@@ -304,7 +301,7 @@ def sorec(  # noqa: PLR0913, every argument is an option of the command
     from reir.datasets import read_sorec
     from reir.evaluate import evaluate_sorec, evaluate_sorec_localizer
 
-    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, tile)
+    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, large_photos)
     dataset = read_sorec(annotations, images, skip_missing=skip_missing).first_images(limit)
     if localizer is None:
         with options.encoding() as (model, how):

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from reir.cli.common import encoder_from_options, messages
 from reir.errors import ConfigError
+from reir.images.large_photos import LargePhotos
 
 if TYPE_CHECKING:
     from reir.evaluate import Encoding, Progress, Runner
@@ -37,7 +38,7 @@ class EncodingOptions:
     num_workers: int | None
     gpu: bool
     threads: int
-    tile: bool = False
+    large_photos: LargePhotos = LargePhotos.WHOLE
 
     def __post_init__(self) -> None:
         """Reject an option that would have no effect, before anything is read."""
@@ -56,7 +57,7 @@ class EncodingOptions:
         # Before the model is loaded, so that a missing app is reported at once.
         runner = self._runner(spec)
         with messages().status("loading the model"):
-            model = load_encoder(spec, tile=self.tile)
+            model = load_encoder(spec, self.large_photos)
         with self._explain_interrupt(), _progress_bar() as progress:
             yield (
                 model,
@@ -76,7 +77,7 @@ class EncodingOptions:
         of_encoders = {
             "--checkpoint": self.checkpoint,
             "--encoder": self.encoder,
-            "--tile": self.tile,
+            "--large-photos": self.large_photos is not LargePhotos.WHOLE,
             "--num-workers": self.num_workers,
         }
         if given := [name for name, value in of_encoders.items() if value]:
@@ -109,7 +110,7 @@ class EncodingOptions:
                 f"pip install 'reir-platform[ingestion]'"
             )
         runner: Runner = installed[0].load()(
-            partial(load_encoder, spec, tile=self.tile),
+            partial(load_encoder, spec, self.large_photos),
             num_workers=self.num_workers,
             use_gpu=self.gpu,
             threads=self.threads,
@@ -128,22 +129,21 @@ class EncodingOptions:
             raise
 
 
-def load_encoder(spec: str, *, tile: bool) -> InstanceEncoder:
+def load_encoder(spec: str, large_photos: LargePhotos) -> InstanceEncoder:
     """Load the encoder of a spec, in this process or on a worker.
 
     Args:
         spec: as for `load_encoder_spec`.
-        tile: also encode large photos tile by tile.
+        large_photos: how to encode large photos.
 
     Raises:
-        ConfigError: the spec cannot be parsed, or the encoder cannot encode tiles.
+        ConfigError: the spec cannot be parsed, or the encoder cannot encode parts.
         CheckpointError: the model is missing, incomplete or of another kind.
     """
     from reir.encoders import load_encoder_spec
-    from reir.images.tiling import TiledEncoder, Tiling
+    from reir.images.large_photos import with_views
 
-    encoder = load_encoder_spec(spec)
-    return TiledEncoder(encoder, Tiling()) if tile else encoder
+    return with_views(load_encoder_spec(spec), large_photos.views)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from reir.datasets import BoxPx, Expression, ReferringDataset, ReferringImage
 from reir.errors import ConfigError, DataError
 from reir.evaluate.shards import EncodedShard, InstanceLists, Runner, Shard, run_here
 from reir.evaluate.work_folder import WorkFolder
-from reir.images.tiling import TiledEncoder
+from reir.images.views import ViewsEncoder
 from reir.metrics import Gallery, Queries
 from reir.metrics.reir import Floats, Ints
 from reir.models.interfaces import BoxEncoder, ExpressionChooser, InstanceEncoder
@@ -254,7 +254,7 @@ class _Shards:
             ),
             "num_kept": choosers.num_kept if choosers else 0,
             **({"boxes": self._hash_of_boxes()} if self._boxes else {}),
-            **tiling_settings(self._encoder),
+            **view_settings(self._encoder),
         }
 
     def _hash_of_boxes(self) -> str:
@@ -281,9 +281,9 @@ def hash_of_texts(images: Iterable[int], texts: Iterable[str]) -> str:
     return hashed.hexdigest()
 
 
-def tiling_settings(encoder: InstanceEncoder) -> dict[str, int | float]:
-    """Return how the encoder divides large photos into tiles; nothing if it does not."""
-    return encoder.tiling.settings if isinstance(encoder, TiledEncoder) else {}
+def view_settings(encoder: InstanceEncoder) -> dict[str, int | float]:
+    """Return in which parts the encoder encodes large photos; nothing if only as a whole."""
+    return encoder.views.settings if isinstance(encoder, ViewsEncoder) else {}
 
 
 def encode_expressions(encoder: InstanceEncoder, texts: Sequence[str]) -> FloatArray:

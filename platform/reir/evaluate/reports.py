@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from reir.evaluate.encoded_gallery import EncodedGallery, tiling_settings
+from reir.evaluate.encoded_gallery import EncodedGallery, view_settings
 from reir.evaluate.localized_expressions import LocalizedExpressions
 from reir.evaluate.published import PublishedTable
 from reir.metrics import Interval, bootstrap_intervals
@@ -106,7 +106,7 @@ def evaluation_info(
         versions=software_versions(),
         settings={
             **settings,
-            **tiling_settings(encoder),
+            **view_settings(encoder),
             "num_candidates": encoder.num_candidates,
             "num_resamples": NUM_RESAMPLES,
             "threads": gallery.threads,

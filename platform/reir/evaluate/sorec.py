@@ -1,8 +1,8 @@
 """Evaluation on SOREC: find the described small instance in its own large photo.
 
 Each expression ranks the instances that an index stores for its photo, which were chosen without
-any expression. With a `TiledEncoder`, these include the instances of tiles. A localizer reads photo
-and expression together.
+any expression. With a `ViewsEncoder`, these include the instances of parts of the photo. A
+localizer reads photo and expression together.
 """
 
 # Shapes: M expressions, N ranked instances
@@ -32,6 +32,7 @@ from reir.evaluate.reports import (
     report_values,
     with_notes,
 )
+from reir.images.large_photos import views_of
 from reir.metrics import Gallery, Queries, SorecScores, ranked_instances, sorec_scores
 from reir.metrics.reir import Floats
 from reir.metrics.sorec import IOU_THRESHOLDS, TOP_KS
@@ -78,8 +79,8 @@ class SorecReport:
         if self.published:
             ours = {f"this {self.info.model}": {name: self.accuracy[name].mean for name in HEADERS}}
             parts += ["", *comparison(self.published, list(HEADERS.values()), ours)]
-        tiles = [self._tiles()] if self.info.model == "encoder" else []
-        return with_notes(parts, [*tiles, *self.info.notes()])
+        parts_of_photos = [self._parts()] if self.info.model == "encoder" else []
+        return with_notes(parts, [*parts_of_photos, *self.info.notes()])
 
     def _top_k_table(self) -> Table:
         title = "One of the first K instances reaches the IoU"
@@ -89,11 +90,14 @@ class SorecReport:
         table.add_row("mean over K at IoU 0.50", cell(self.top_k["mean_precision"]))
         return table
 
-    def _tiles(self) -> str:
-        above_px = self.info.settings.get("tile_above_px")
-        if above_px is None:
-            return "Photos were encoded as a whole; --tile also encodes large photos tile by tile."
-        return f"Photos with a longer side above {above_px:,} px were also encoded tile by tile."
+    def _parts(self) -> str:
+        views = views_of(self.info.settings)
+        if views is None:
+            return (
+                "Photos were encoded as a whole; --large-photos zoom also encodes parts of large "
+                "photos."
+            )
+        return f"Photos with a longer side above {views.above_px:,} px were also encoded in parts."
 
 
 def evaluate_sorec(
@@ -108,7 +112,7 @@ def evaluate_sorec(
     The result is deterministic.
 
     Args:
-        encoder: the model; a `TiledEncoder` to encode large photos in tiles, too.
+        encoder: the model; a `ViewsEncoder` to encode large photos in parts, too.
         dataset: every expression that describes an instance is a query.
         images_dir: folder of the photos.
         how: how the photos are encoded.

@@ -154,13 +154,13 @@ def test_sorec_reads_a_split_and_prints_json_and_table(tmp_path: Path, fake_mode
     assert report["counts"]["expressions"] == 2
     assert report["accuracy"]["acc50"] == 50
     assert report["top_k"]["top10_50"] == 100
-    tiled = json.loads(run(*common, "--tile", "--json").stdout)
+    tiled = json.loads(run(*common, "--large-photos", "tiles", "--json").stdout)
     assert "tile_above_px" not in report["settings"]
     assert tiled["settings"]["tile_above_px"] == 1600
     assert tiled["settings"]["num_candidates"] == 4 * report["settings"]["num_candidates"]
-    shown = run(*common, "--tile").stdout
+    shown = run(*common, "--large-photos", "zoom").stdout
     assert "Acc75" in shown
-    assert "above 1,600 px were also encoded tile by tile" in shown
+    assert "above 1,600 px were also encoded in parts" in shown
 
 
 @pytest.mark.parametrize("task", ["rec", "sorec"])
@@ -247,15 +247,15 @@ def offer_workers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     return seen
 
 
-def test_workers_encode_tiles_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_encode_parts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FakeEncoder(num_candidates=1)
     monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _path: encoder)
     seen = offer_workers(monkeypatch)
-    common = ["sorec", *one_sorec_photo(tmp_path), "--tile", "--json"]
+    common = ["sorec", *one_sorec_photo(tmp_path), "--large-photos", "tiles", "--json"]
     two = json.loads(run(*common, "--num-workers", "2").stdout)
     assert len(seen) == 1
     assert two == json.loads(run(*common).stdout)
-    whole = json.loads(run(*common, "--no-tile").stdout)
+    whole = json.loads(run(*common, "--large-photos", "whole").stdout)
     # The photo as a whole has room for the largest shape only.
     assert two["counts"]["instances"] > whole["counts"]["instances"] == 1
 
