@@ -48,7 +48,7 @@ Recall = Annotated[
 
 ONLY_WITHOUT_ALL = (
     *("k", "per_image", "like", "unlike", "rerank", "localize", "segmenter"),
-    *("zoom", "zoomer", "explain", "draw", "export"),
+    *("zoom", "localizer", "explain", "draw", "export"),
 )
 ONLY_WITH_ALL = ("precision", "recall")
 TABLE_ROWS = 1000

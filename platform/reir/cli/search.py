@@ -138,11 +138,13 @@ Zoom = Annotated[
         "and takes about a second for each photo.",
     ),
 ]
-ZoomerSpec = Annotated[
+LocalizerSpec = Annotated[
     str | None,
     typer.Option(
         metavar="SPEC",
-        help="Like --zoom, with another model: piza:DIR. Default: the encoder of the gallery.",
+        help="Let this model look at the first photos, and order them by its scores: "
+        "grounding-dino:NAME_OR_DIR looks once at the whole photo, piza:DIR zooms in. Default with "
+        "--zoom: the encoder of the gallery.",
     ),
 ]
 Version = Annotated[
@@ -167,7 +169,7 @@ class HitModels:
     """Specs of the models that look at the photos of hits; None for those of the checkpoint."""
 
     segmenter: str | None
-    zoomer: str | None
+    localizer: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -190,7 +192,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     recall: Recall = None,
     rerank: Rerank = False,
     zoom: Zoom = False,
-    zoomer: ZoomerSpec = None,
+    localizer: LocalizerSpec = None,
     localize: Localize = False,
     segmenter: SegmenterSpec = None,
     explain: Explain = False,
@@ -235,14 +237,14 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
-        zoom=zoom or zoomer is not None,
+        zoom=zoom or localizer is not None,
         localize=localize or segmenter is not None,
         explain=explain,
     )
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         check_picture(draw)
-    models = HitModels(segmenter, zoomer)
+    models = HitModels(segmenter, localizer)
     if server is not None:
         result = _ask_server(server, query, gallery, models, version)
     else:
@@ -276,8 +278,8 @@ def _ask_server(
     for name, spec in vars(models).items():
         if spec is not None:
             raise ConfigError(
-                f"--{name} {spec} is not possible with --server: a server has the {name} of its "
-                f"checkpoint; leave one of them out"
+                f"--{name} {spec} is not possible with --server: a server has its own models; "
+                f"leave one of them out"
             )
     refuse_version(version)
     with Client(server) as client:
@@ -296,7 +298,12 @@ def _ask_here(  # noqa: PLR0913 - each is an option of the command
 
     with messages().status("loading the model"):
         opened = open_gallery(
-            gallery, store=store, encoder=encoder, version=version, **vars(models)
+            gallery,
+            store=store,
+            encoder=encoder,
+            segmenter=models.segmenter,
+            zoomer=models.localizer,
+            version=version,
         )
     with opened:
         return opened.ask([query])[0]

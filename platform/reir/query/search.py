@@ -82,8 +82,8 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
         segmenter: gives hits their masks when they are localized; a segmenter, or its name in the
             form that `reir.models.segmenters` accepts; None for that of the checkpoint.
         zoomer: searches the first photos of an answer on request; a zoomer, or the name of a
-            localizer that zooms in, in the form that `reir.models.localizers` accepts; None for
-            the encoder itself.
+            localizer in the form that `reir.models.localizers` accepts, which looks once if it
+            cannot zoom in; None for the encoder itself.
         version: the version to search, whichever is live; empty for the live one.
 
     Raises:

@@ -13,15 +13,16 @@ from PIL import Image
 
 from reir.errors import QueryError
 from reir.images.boxes import elementwise_iou
+from reir.models.query_zoom.zoomer import OneLook, load_zoomer_spec
 from reir.models.zoom_steps import ZoomSearch, ZoomStep
 from reir.query.request import Query, SearchOptions, Term
 from reir.query.search import CheckpointExtras, Gallery
 from reir.query.stages import ZOOMED_PHOTOS, ZoomRequest
 from reir.query.zoom.photos import PhotoZoomer
-from reir.records import RgbImage
+from reir.records import FloatArray, RgbImage
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore
-from reir_testing import FakeEncoder, draw_scene
+from reir_testing import FakeEncoder, FakeLocalizer, draw_scene
 from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.serving import index_photos
 
@@ -91,6 +92,54 @@ def test_only_the_first_photos_of_a_page_are_searched_and_no_hit_is_lost(gallery
     rest = gallery.search("the purple one", k=6, zoom=True, cursor=page.cursor)
     assert sorted(names(page) + names(rest)) == sorted(names(plain))
     assert rest[0].zoom is not None
+
+
+class Blind(FakeEncoder):
+    """Takes every expression for another one, so that the order of the index means nothing."""
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        return super().encode_expressions(["purple"] * len(expressions))
+
+
+def test_a_localizer_that_cannot_zoom_orders_the_first_photos(folder: Path) -> None:
+    (folder / "seen").mkdir()
+    paths = [folder / "seen" / f"{color}.png" for color in ("blue", "green", "red")]
+    for path in paths:
+        scene = draw_scene(
+            (200, 100), [("purple", (10, 10, 60, 90)), (path.stem, (120, 20, 160, 60))]
+        )
+        Image.fromarray(scene).save(path)
+    store = MemoryStore()
+    index_photos(store, "photos", paths)
+    gallery = Gallery("photos", store, Blind(), zoomer=OneLook(FakeLocalizer()))
+    plain = gallery.search("anything")
+    last = names(plain)[-1]
+    result = gallery.search(f"the {last} one", zoom=True)
+    assert sorted(names(result)) == sorted(names(plain))
+    first = result[0]
+    assert names(result)[0] == last
+    assert first.box == pytest.approx((0.6, 0.2, 0.8, 0.6))
+    assert first.zoom is not None
+    assert first.zoom.frames == ((0, 0, 1, 1),)
+    assert 0 <= first.zoom.score <= 1
+    # A photo that is gone keeps its place and its box, and the answer says so.
+    (folder / "seen" / f"{names(plain)[0]}.png").unlink()
+    gone = Gallery("photos", store, Blind(), zoomer=OneLook(FakeLocalizer()))
+    result = gone.search(f"the {last} one", zoom=True)
+    assert names(result)[:2] == [names(plain)[0], last]
+    assert (result[0].box, result[0].zoom) == (plain[0].box, None)
+    assert result.degraded == ("zoom",)
+
+
+def test_a_look_without_boxes_counts_least() -> None:
+    grey = np.full((20, 30, 3), 128, dtype=np.uint8)
+    (search,) = OneLook(FakeLocalizer()).zoom([grey], ["red"])
+    assert (search.box, search.score, len(search.steps)) == ((0, 0, 1, 1), 0, 1)
+
+
+def test_a_spec_of_a_localizer_that_cannot_zoom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reir.models.localizers.KINDS", {"fake": lambda _: FakeLocalizer()})
+    assert isinstance(load_zoomer_spec("fake:x"), OneLook)
 
 
 def test_several_hits_of_a_photo_are_one_search(gallery: Gallery, folder: Path) -> None:
