@@ -123,8 +123,8 @@ def answers(
                     )
         print(f"searched mosaic {number + 1} of {len(mosaics)}", flush=True)
     for of_strategy in found.values():
-        for of_row in of_strategy:
-            of_row.sort(key=lambda each: -each.score)
+        for answer in of_strategy:
+            answer.sort(key=lambda each: -each.score)
     return found
 
 
@@ -171,7 +171,7 @@ def figures_of(
 
 def percent(hits: npt.ArrayLike) -> float:
     """Return the share of hits in percent."""
-    return round(100 * float(np.mean(hits)), 2)
+    return round(100 * float(np.asarray(hits, dtype=float).mean()), 2)
 
 
 def seconds_per_photo(
