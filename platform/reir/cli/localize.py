@@ -12,7 +12,6 @@ from rich.text import Text
 from reir.cli.common import (
     AsJson,
     Checkpoint,
-    Encoder,
     encoder_from_options,
     messages,
     new_table,
@@ -42,6 +41,14 @@ LocalizerSpec = Annotated[
         metavar="SPEC",
         help="Find it with this model, which reads sentence and pixels together: "
         "grounding-dino:NAME_OR_DIR or piza:DIR. Default: the encoder.",
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Encoder to use, in the form of `reir index --encoder`. Default: the shipped "
+        "checkpoint.",
     ),
 ]
 Draw = Annotated[
