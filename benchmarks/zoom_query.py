@@ -97,7 +97,7 @@ def best_hits(gallery: list[Instances], vector: FloatArray) -> list[tuple[int, i
     return sorted(hits, key=lambda hit: -hit[2])[:ZOOMED_PHOTOS]
 
 
-def answers(
+def answers(  # noqa: PLR0913 - most are keyword-only
     mosaics: MosaicSet,
     expressions: list[Expression],
     encoder: InstanceEncoder,
