@@ -21,6 +21,8 @@ import argparse
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,7 @@ from reir.records import Box, FloatArray, Instances
 from reir_testing import data_dir
 from reir_testing.boxes import target_box
 from reir_training.data.examples import set_test_photos_aside
+from reir_training.query_zoom.looks import looks_path, read_looks, save_looks
 from reir_training.zoom.mosaics import MosaicSet
 
 MIN_IOU = 0.5
@@ -94,13 +97,14 @@ def best_hits(gallery: list[Instances], vector: FloatArray) -> list[tuple[int, i
     return sorted(hits, key=lambda hit: -hit[2])[:ZOOMED_PHOTOS]
 
 
-def answers(
+def answers(  # noqa: PLR0913 - most are keyword-only
     mosaics: MosaicSet,
     expressions: list[Expression],
     encoder: InstanceEncoder,
     strategies: Mapping[str, ZoomStrategy],
     *,
     tile: bool,
+    work: Path,
 ) -> dict[str, list[list[Found]]]:
     """Return the first hits of each expression, before and after zooming with each strategy."""
     indexer = TiledEncoder(encoder, Tiling()) if tile else encoder
@@ -110,7 +114,9 @@ def answers(
     found: dict[str, list[list[Found]]] = {name: [[] for _ in hits] for name in strategies}
     # Photo by photo, so that all searches of a photo share their looks.
     for number in range(len(mosaics)):
-        photo = PhotoLooks.of(encoder, mosaics.draw(number))
+        path = looks_path(work, number)
+        known = read_looks(path) if path.exists() else []
+        photo = PhotoLooks.of(encoder, mosaics.draw(number), known)
         for row, of_row in enumerate(hits):
             for hit in (each for each in of_row if each[0] == number):
                 target = target_in(mosaics, number, expressions[row])
@@ -121,6 +127,7 @@ def answers(
                     found[name][row].append(
                         Found(number, hit[2], next(rights), search, next(rights))
                     )
+        save_looks(path, photo.known)
         print(f"searched mosaic {number + 1} of {len(mosaics)}", flush=True)
     for of_strategy in found.values():
         for answer in of_strategy:
@@ -194,6 +201,11 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--expressions", type=int, default=200)
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="Folder for looks, which later runs with the same split and checkpoint reuse.",
+    )
     parser.add_argument("--tile", action="store_true", help="Index the mosaics in tiles.")
     arguments: argparse.Namespace = parser.parse_args()
     encoder = encoder_of(arguments)
@@ -203,7 +215,10 @@ def main() -> None:
         strategies["policy"] = policy
     mosaics = mosaics_of(arguments.split)
     expressions = asked(mosaics.dataset, arguments.expressions)
-    found = answers(mosaics, expressions, encoder, strategies, tile=arguments.tile)
+    with TemporaryDirectory() as temporary:
+        work: Path = arguments.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        found = answers(mosaics, expressions, encoder, strategies, tile=arguments.tile, work=work)
     names = {each.image.image_id: n for n, each in enumerate(mosaics.mosaics)}
     owners = np.array([names[each.image_id] for each in expressions])
     first = found["rule"]
