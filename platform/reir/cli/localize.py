@@ -84,8 +84,7 @@ def localize(  # noqa: PLR0913, every argument is an option of the command
 
     validate_expression(expression)  # before the model is loaded, which takes seconds
     data = read_bytes(photo)
-    if draw is not None:
-        check_picture(draw)
+    check_picture(draw)
     spec = encoder_from_options(checkpoint, encoder)
     if localizer is not None and spec is not None:
         raise ConfigError(
