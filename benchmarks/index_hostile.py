@@ -5,6 +5,7 @@
 The hostile files are: photos truncated at random offsets, empty files, text, headers that claim
 30,000 x 30,000 px, strips one pixel wide, HEIC and metadata that unpack to more than they declare,
 wrong extensions, unreadable files, pipes, broken links, and names with newlines or invalid UTF-8.
+Others have hostile sizes: from one pixel to strips of 20,000 px, and headers that claim far more.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from _indexing import copy_photos, encoder_of, parser_of
 from _report import write_report
 
 from reir.images.decode import canonical_uri, image_id
+from reir.images.zoom import Zoom
 from reir.store import InstanceStore, open_store
 from reir_ingestion.pipeline import IndexOptions, index
-from reir_testing.ingestion import HostileFile, write_hostile_files, write_scenes
+from reir_testing.ingestion import (
+    HostileFile,
+    write_hostile_files,
+    write_hostile_sizes,
+    write_scenes,
+)
 
 TIE = 1e-5
 
@@ -50,6 +57,17 @@ def is_searchable(store: InstanceStore, gallery: str, path: str | Path) -> bool:
         if row.instance_id not in near:
             return False
     return key in found
+
+
+def sizes(arguments: argparse.Namespace, work: Path) -> dict[str, int]:
+    """Index photos of hostile sizes, with a closer look at each, and check every ledger row."""
+    files = write_hostile_sizes(work / "sizes", arguments.sizes, seed=arguments.seed)
+    store = open_store(str(work / "store of sizes"))
+    options = IndexOptions(batch_size=arguments.batch_size, views=Zoom(above_px=1))
+    index(work / "sizes", "sizes", store, encoder_of(arguments), options=options)
+    right = right_rows(store, "sizes", files)
+    store.close()
+    return {"index.hostile_sizes": len(files), "index.hostile_sizes_ok": len(right)}
 
 
 def measure(arguments: argparse.Namespace, work: Path) -> dict[str, int]:
@@ -85,12 +103,13 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--hostile", type=int, default=200)
     parser.add_argument("--good", type=int, default=100)
+    parser.add_argument("--sizes", type=int, default=100, help="Number of photos by size.")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp())
     try:
-        figures = measure(arguments, work)
+        figures = measure(arguments, work) | sizes(arguments, work)
     finally:
         shutil.rmtree(work)
     for key, value in figures.items():

@@ -49,7 +49,7 @@ from reir_training.query_zoom.looks import looks_path, read_looks, save_looks
 from reir_training.zoom.mosaics import MosaicSet
 
 MIN_IOU = 0.5
-TIMED_PHOTOS = 8
+TIMED_PHOTOS = 4
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from PIL.Image import Resampling
 
 from reir.errors import ImageFailure
+from reir.images.decode import DEFAULT_MAX_PIXELS, MAX_ASPECT, MAX_SIDE_PX
 from reir.records import Instances, RgbImage
 from reir.store.contract import InstanceStore
 from reir_testing import PALETTE, FakeEncoder, draw_scene
@@ -26,6 +27,10 @@ BOMB_SIDE_PX = 30_000
 METADATA_BYTES = 8 * 1024**2
 """Unpacked size of a metadata chunk that is small in the file; an attack could reach gigabytes."""
 ROWS_AT_ONCE = 256
+
+_SIDES_PX = (1, 2, 3, 7, 16, 63, 64, 199, 200, 201, 415, 1000, 1601, 4001, 9000, 20_000)
+_DRAWN_SIZES = ((1, 1), (1, 20_000), (20_000, 1), (1, 200), (201, 1), (100, 20_000), (4001, 30))
+_CLAIMED_SIZES = ((30_000, 30_000), (12_000, 10_001), (2**31 - 1, 1), (1, 2**31 - 1), (65_536, 900))
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,40 @@ def write_hostile_files(folder: Path, count: int, seed: int = 0) -> list[Hostile
     folder.mkdir(parents=True, exist_ok=True)
     # Paths are bytes here, because some of the names are not valid UTF-8.
     return [_KINDS[i % len(_KINDS)](os.fsencode(folder), i, rng) for i in range(count)]
+
+
+def write_hostile_sizes(folder: Path, count: int = 100, seed: int = 0) -> list[HostileFile]:
+    """Write photos of unusual sizes, and headers that claim impossible ones, in turn.
+
+    Args:
+        folder: created if it does not exist.
+        count: number of files.
+        seed: seed of the sizes after the first ones, and of the pictures.
+    """
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, claimed = list(_DRAWN_SIZES), list(_CLAIMED_SIZES)
+    while len(drawn) < count:
+        width = rng.choice(_SIDES_PX)
+        drawn.append((width, rng.choice([each for each in _SIDES_PX if each * width <= 4e6])))
+        claimed.append((rng.randrange(11_000, 65_536), rng.randrange(11_000, 65_536)))
+    files = []
+    for number in range(count):
+        width, height = (claimed if number % 2 else drawn)[number // 2]
+        path = folder / f"size {number:03}.png"
+        if number % 2:
+            path.write_bytes(png_header(width, height))
+        else:
+            color = (width % 251, height % 241, number)
+            Image.new("RGB", (width, height), color).save(path)
+        refused = (
+            width * height > DEFAULT_MAX_PIXELS
+            or max(width, height) > MAX_SIDE_PX
+            or max(width, height) > MAX_ASPECT * min(width, height)
+        )
+        reason = ImageFailure.TOO_LARGE if refused else None
+        files.append(HostileFile(str(path.absolute()), f"{width} x {height} px", reason))
+    return files
 
 
 class CrashOnceEncoder(FakeEncoder):

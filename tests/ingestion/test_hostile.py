@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from reir.errors import ImageFailure
 from reir.images.decode import canonical_uri, image_id
+from reir.images.tiling import Tiling
+from reir.images.views import ViewSettings
+from reir.images.zoom import Zoom
 from reir.store.memory import MemoryStore
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_testing import FakeEncoder
-from reir_testing.ingestion import HostileFile, write_hostile_files, write_scenes
+from reir_testing.ingestion import (
+    HostileFile,
+    write_hostile_files,
+    write_hostile_sizes,
+    write_scenes,
+)
 
 
 @pytest.fixture
@@ -51,6 +60,25 @@ def test_hostile_files_get_the_right_reason_and_good_photos_are_found(folder: Pa
         assert vector is not None
         (hits,) = store.search("g", version, vector[None], 100)
         assert own[0].instance_id in {hit.instance_id for hit in hits if hit.score > 1 - 1e-5}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("views", [None, Zoom(above_px=1), Tiling(above_px=1)], ids=str)
+def test_every_size_ends_in_instances_or_a_reason(
+    tmp_path: Path, views: ViewSettings | None
+) -> None:
+    files = write_hostile_sizes(tmp_path / "sizes", 60)
+    assert {file.reason for file in files} == {None, ImageFailure.TOO_LARGE}
+    store = MemoryStore()
+    index(tmp_path / "sizes", "g", store, FakeEncoder(), options=IndexOptions(views=views))
+    ids = [image_id(canonical_uri(file.path)) for file in files]
+    rows = store.get_images("g", store.live_version("g"), ids)
+    wrong = [
+        file
+        for key, file in zip(ids, files, strict=True)
+        if rows[key].reason != (file.reason.value if file.reason else "")
+    ]
+    assert wrong == []
 
 
 def test_the_hostile_files_depend_only_on_the_seed(tmp_path: Path) -> None:

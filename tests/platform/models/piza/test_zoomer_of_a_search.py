@@ -1,4 +1,4 @@
-"""PIZA as the zoomer of a search: `reir search --zoomer piza:DIR`."""
+"""PIZA as the zoomer of a search: `reir search --localizer piza:DIR`."""
 
 from __future__ import annotations
 
@@ -53,8 +53,10 @@ def test_the_search_of_a_photo_is_that_of_piza(piza: Path, tmp_path: Path) -> No
         assert named.search("the red one", zoom=True)[0].zoom == hit.zoom
 
 
-def test_a_localizer_that_does_not_zoom_in_is_refused(grounding_dino: Path) -> None:
-    with pytest.raises(ConfigError, match=r"does not zoom in; use piza:DIR"):
-        load_zoomer_spec(f"grounding-dino:{grounding_dino}")
+def test_a_localizer_that_cannot_zoom_in_looks_once(grounding_dino: Path) -> None:
+    pixels = draw_scene((600, 400), [("red", (100, 100, 160, 160))])
+    (search,) = load_zoomer_spec(f"grounding-dino:{grounding_dino}").zoom([pixels], ["the red one"])
+    assert search.frames == ((0, 0, 1, 1),)
+    assert search.box == search.steps[0].box
     with pytest.raises(ConfigError, match="unknown localizer"):
         load_zoomer_spec("pizza:here")
