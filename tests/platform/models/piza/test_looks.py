@@ -22,8 +22,8 @@ from reir.models.piza.model import add_adapters
 from reir.models.piza.zoom import MAX_STEPS, ZoomingLocalizer
 from reir.records import RgbImage
 
-SIZES = ((300, 200), (200, 300), (300, 200), (64, 112), (1, 40), (700, 90))
-EXPRESSIONS = ("the red mug", "a man left of the bus", "x", "zebra", "one", "the far sign")
+SIZES = ((300, 200), (90, 700), (300, 200), (1, 40))
+EXPRESSIONS = ("the red mug", "a man left of the bus", "x", "the far sign")
 
 
 @pytest.fixture(scope="module")
