@@ -49,7 +49,7 @@ def save(base: Any, folder: Path, method: Method) -> str:
     torch.manual_seed(0)
     model = add_adapters(base, PizaConfig(method=method, rank=4, prompt_tokens=3))
     if model.history is not None:
-        nn.init.constant_(model.history.end[-1].bias, -9.0)
+        nn.init.constant_(model.history.get_parameter("end.2.bias"), -9.0)
     save_piza(folder, model, {})
     return f"piza:{folder}"
 
