@@ -42,6 +42,8 @@ class LiveSettings(StrictConfig):
             as large.
         localized_queries: maximum number of queries in one request with `localize`, which makes a
             query take about ten times as long.
+        zoomed_queries: maximum number of queries in one request with `zoom`, which opens up to five
+            photos for each query and takes about a second for each of them.
         pinned: gallery -> version to serve, whichever version is live; other galleries always
             serve their live version.
     """
@@ -52,6 +54,7 @@ class LiveSettings(StrictConfig):
     hits: int = Field(10_000, ge=1)
     explained_hits: int = Field(1_000, ge=1)
     localized_queries: int = Field(20, ge=1)
+    zoomed_queries: int = Field(4, ge=1)
     pinned: Mapping[str, str] = Field(default_factory=dict)
 
 
@@ -125,6 +128,8 @@ class ServeConfig(StrictConfig):
         galleries: names of the galleries to serve; None serves all, including those created later.
         encoder: name of the encoder, as `reir.encoders` takes it; None uses for each gallery the
             one that it was indexed with.
+        zoomer: name of the localizer that looks at the first photos of searches with `zoom`, as
+            `reir.models.localizers` takes it; None uses the encoder.
         host, port: address of the server.
         uploads: folder for uploaded photos; None for `$REIR_HOME/uploads`. Replicas on several
             machines must share it.
@@ -150,6 +155,7 @@ class ServeConfig(StrictConfig):
     store: str = Field(default_factory=default_location)
     galleries: tuple[str, ...] | None = None
     encoder: str | None = None
+    zoomer: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
     uploads: Path | None = None

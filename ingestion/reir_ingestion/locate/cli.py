@@ -79,7 +79,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
 
     Every photo is read and encoded, so this takes as long as indexing; an index answers the next
     question at once. Prints presence, box and photo. Boxes are in percent of the photo's width and
-    height, from the upper left corner.
+    height, from the upper left corner. `reir localize` instead finds the object in one photo.
     """
     from reir.cli.search import check_picture
     from reir.encoders import SHIPPED_KIND
@@ -94,8 +94,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
 
     validate_expression(expression)  # before the model is loaded, which takes seconds
     opened = open_source(source)
-    if draw is not None:
-        check_picture(draw)
+    check_picture(draw)
     with messages().status("loading the model"):
         model, extras = chosen_model(encoder_from_options(checkpoint, encoder) or SHIPPED_KIND)
     if min_presence is not None and extras.calibration is None:

@@ -5,8 +5,9 @@ import { markOf } from "./cards.js";
 import { button, byId, icon, make } from "./dom.js";
 import { hitFeedback } from "./feedback.js";
 import { photoFrame } from "./photo.js";
+import { looks } from "./zoom.js";
 import {
-  count, differences, explain, fileName, likelihood, percent, place, score,
+  count, differences, explain, fileName, likelihood, match, percent, place, score,
 } from "./format.js";
 
 /** Lowest opacity of a box: most candidates are hardly objects, and would hide the photo. */
@@ -138,6 +139,7 @@ export class Viewer {
       make("div", { class: "actions" },
         button({ click: () => this.#use("more", instance) }, icon("more"), "More like this"),
         button({ click: () => this.#use("not", instance) }, icon("not"), "Not this")),
+      ...(isHit && hit.zoom ? [looks(hit)] : []),
       ...(isHit && hit.evidence ? [why(hit.evidence)] : []),
       ...attributesOf(hit),
       this.#photoActions(hit));
@@ -191,7 +193,7 @@ export class Viewer {
 
 function verdict(hit) {
   const likely = likelihood(hit.likelihood);
-  const rows = [["Match", score(hit.score)]];
+  const rows = [["Match", match(hit)]];
   if (likely) {
     rows.push(["Photo shows it", percent(hit.photo_presence)]);
     rows.push(["This one is meant", percent(hit.presence)]);

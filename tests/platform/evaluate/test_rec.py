@@ -57,6 +57,7 @@ def test_by_expression_sees_what_the_index_dropped(tmp_path: Path) -> None:
     )
     report = evaluate_rec(ChoosingFakeEncoder(num_candidates=1), data, tmp_path)
     (split,) = report.splits
+    assert split.query_free is not None
     assert split.query_free["p50"].mean == 50  # only the large ones are kept
     assert split.by_expression is not None
     assert split.by_expression["p50"].mean == 75  # blue is seen, cyan is not green

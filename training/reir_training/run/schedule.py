@@ -11,9 +11,13 @@ from typing import Literal
 from reir.errors import ConfigError
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia", "rerank", "masks"]
-RERANK, MASKS = "rerank", "masks"
-ADDED_PARTS: Mapping[str, str] = {RERANK: "re-ranker", MASKS: "mask head"}
+Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom"]
+RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
+ADDED_PARTS: Mapping[str, str] = {
+    RERANK: "re-ranker",
+    MASKS: "mask head",
+    QUERY_ZOOM: "zoom policy",
+}
 """Stages that add a part to a finished `clare-nano`, and the part."""
 FINAL_RATE = 0.02
 # As published: to a tenth, after 48,000 of 60,000 steps (docs/clare.md, section 5.1).
@@ -52,6 +56,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
         "clia": settings.clia_epochs,
         "rerank": settings.rerank_epochs,
         "masks": settings.masks_epochs,
+        "query-zoom": settings.query_zoom_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():
