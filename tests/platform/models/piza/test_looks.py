@@ -22,8 +22,8 @@ from reir.models.piza.model import add_adapters
 from reir.models.piza.zoom import MAX_STEPS, ZoomingLocalizer
 from reir.records import RgbImage
 
-SIZES = ((300, 200), (200, 300), (300, 200), (64, 112), (1, 40), (700, 90))
-EXPRESSIONS = ("the red mug", "a man left of the bus", "x", "zebra", "one", "the far sign")
+SIZES = ((300, 200), (90, 700), (300, 200), (1, 40))
+EXPRESSIONS = ("the red mug", "a man left of the bus", "x", "the far sign")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def save(base: Any, folder: Path, method: Method) -> str:
     torch.manual_seed(0)
     model = add_adapters(base, PizaConfig(method=method, rank=4, prompt_tokens=3))
     if model.history is not None:
-        nn.init.constant_(model.history.end[-1].bias, -9.0)
+        nn.init.constant_(model.history.get_parameter("end.2.bias"), -9.0)
     save_piza(folder, model, {})
     return f"piza:{folder}"
 
