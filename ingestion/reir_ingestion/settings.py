@@ -12,15 +12,13 @@ from reir_ingestion.runner_choice import RunnerName
 
 
 class IndexSettings(StrictConfig):
-    """Settings of `reir index`.
-
-    `reir reindex` uses `large_photos`, and `runner` with what follows it.
+    """Settings of `reir index`; `reir reindex` uses `large_photos`, `runner` and what follows it.
 
     Attributes:
         batch_size: number of photos per batch.
         max_failures: stop when more photos fail, such as "100" or "5%"; None never stops.
-        large_photos: how to encode large photos: as a "whole" only, also in parts chosen by "zoom",
-            or in "tiles"; None keeps what the gallery has.
+        large_photos: how to encode large photos: only as a "whole", also in the parts that "zoom"
+            chooses, or also in "tiles"; None keeps what the gallery has.
         allow_http: whether to download images from http:// and https:// addresses.
         allow_private: with `allow_http`, whether to download from private network addresses, too.
         follow_links: whether to index photos behind symlinks that leave the folder.

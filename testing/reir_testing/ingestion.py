@@ -29,7 +29,7 @@ METADATA_BYTES = 8 * 1024**2
 ROWS_AT_ONCE = 256
 
 _SIDES_PX = (1, 2, 3, 7, 16, 63, 64, 199, 200, 201, 415, 1000, 1601, 4001, 9000, 20_000)
-_DRAWN_SIZES = ((1, 1), (1, 20_000), (20_000, 1), (1, 200), (201, 1), (100, 20_000), (4001, 30))
+_DRAWN_SIZES = ((1, 1), (1, 20_000), (20_000, 1), (1, 200), (201, 1), (50, 10_000), (4001, 30))
 _CLAIMED_SIZES = ((30_000, 30_000), (12_000, 10_001), (2**31 - 1, 1), (1, 2**31 - 1), (65_536, 900))
 
 
@@ -108,7 +108,7 @@ def write_hostile_sizes(folder: Path, count: int = 100, seed: int = 0) -> list[H
     drawn, claimed = list(_DRAWN_SIZES), list(_CLAIMED_SIZES)
     while len(drawn) < count:
         width = rng.choice(_SIDES_PX)
-        drawn.append((width, rng.choice([each for each in _SIDES_PX if each * width <= 4e6])))
+        drawn.append((width, rng.choice([each for each in _SIDES_PX if each * width <= 1e6])))
         claimed.append((rng.randrange(11_000, 65_536), rng.randrange(11_000, 65_536)))
     files = []
     for number in range(count):

@@ -67,7 +67,7 @@ def test_hostile_files_get_the_right_reason_and_good_photos_are_found(folder: Pa
 def test_every_size_ends_in_instances_or_a_reason(
     tmp_path: Path, views: ViewSettings | None
 ) -> None:
-    files = write_hostile_sizes(tmp_path / "sizes", 60)
+    files = write_hostile_sizes(tmp_path / "sizes", 30)
     assert {file.reason for file in files} == {None, ImageFailure.TOO_LARGE}
     store = MemoryStore()
     index(tmp_path / "sizes", "g", store, FakeEncoder(), options=IndexOptions(views=views))

@@ -203,6 +203,9 @@ def test_the_detector_of_clare_nano_can_propose_candidates(parts: PretrainedMode
     for found, candidates in zip(encoder.encode_images(PHOTOS), wanted, strict=True):
         np.testing.assert_allclose(found.boxes, candidates.boxes, atol=1e-6)
         assert len(found) > 0
+    boxes, scores = encoder.propose_boxes(PHOTOS[0], 4)
+    np.testing.assert_allclose(boxes, wanted[0].boxes, atol=1e-6)
+    np.testing.assert_allclose(scores, wanted[0].scores, atol=1e-6)
 
 
 def test_concurrent_threads_get_the_same_vectors_as_one_thread(parts: PretrainedModel) -> None:

@@ -87,6 +87,16 @@ def test_num_candidates_keeps_the_best_candidates(encoder: ClareNanoEncoder) -> 
     np.testing.assert_allclose(two.boxes, six.boxes[:2], atol=1e-6)
 
 
+def test_proposed_boxes_are_the_candidates_without_vectors(encoder: ClareNanoEncoder) -> None:
+    for image in SCENES:
+        boxes, scores = encoder.propose_boxes(image, 3)
+        (found,) = encoder.encode_images([image])
+        np.testing.assert_allclose(boxes, found.boxes[:3], atol=1e-4)
+        np.testing.assert_allclose(scores, found.objectness[:3], atol=1e-5)
+        more, _ = encoder.propose_boxes(image, encoder.num_candidates + 20)
+        assert len(more) > encoder.num_candidates
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_number_of_candidates_below_one_is_refused(number: int) -> None:
     with pytest.raises(ValueError, match=rf"num_candidates must be at least 1, got {number}"):
