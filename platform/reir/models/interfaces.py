@@ -1,8 +1,9 @@
-"""The interfaces of encoders and segmenters.
+"""The interfaces of encoders, segmenters and localizers.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
 relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
-A `Segmenter` finds the masks of instances.
+A `Segmenter` finds the masks of instances. An `ExpressionLocalizer` finds what an expression
+describes on the pixels of a photo, and encodes nothing that could be indexed.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -163,5 +164,46 @@ class BoxEncoder(InstanceEncoder, Protocol):
         Args:
             image: as for `encode_images`.
             boxes: (N, 4) xyxy in [0, 1].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """The boxes that an expression may describe in one photo, best first.
+
+    Attributes:
+        boxes: (N, 4) float32, xyxy in [0, 1] of the upright photo; N may be 0.
+        scores: (N,) float32 in [0, 1], in descending order.
+    """
+
+    boxes: FloatArray
+    scores: FloatArray
+
+
+@runtime_checkable
+class ExpressionLocalizer(Protocol):
+    """Finds what an expression describes on the pixels of a photo.
+
+    It reads the expression together with the pixels, so photos cannot be indexed with it.
+
+    Attributes:
+        digest: identifies the model revision.
+    """
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the weights."""
+        ...
+
+    def localize(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[FoundBoxes]:
+        """Return the boxes of each photo for the expression at the same place, in the order given.
+
+        Args:
+            images: (H, W, 3) uint8, upright, of any sizes; the same photo may be given repeatedly.
+            expressions: one for each photo.
+
+        Raises:
+            ValueError: the numbers of photos and expressions differ.
         """
         ...
