@@ -12,7 +12,12 @@ import sentencepiece
 import torch
 from transformers import (
     AutoModel,
+    BertTokenizer,
     CLIPTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
     Owlv2Config,
     Owlv2ForObjectDetection,
     PreTrainedTokenizerFast,
@@ -24,6 +29,9 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
     SiglipTokenizer,
+)
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
+    GroundingDinoImageProcessorPil,
 )
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -38,6 +46,15 @@ TOWER: dict[str, Any] = {
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+}
+SWIN: dict[str, Any] = {
+    "model_type": "swin",
+    "image_size": 64,
+    "embed_dim": 8,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 1, 2, 2],
+    "window_size": 2,
+    "out_indices": [2, 3, 4],
 }
 LETTERS = string.ascii_lowercase + string.digits + "'-,"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -101,6 +118,54 @@ def save_tiny_sam2(folder: Path, seed: int = 0) -> Path:
         Sam2Model(config).save_pretrained(folder)
     settings = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_tiny_grounding_dino(
+    folder: Path, *, mm: bool = False, num_queries: int = 20, seed: int = 0
+) -> Path:
+    """Write a random GroundingDINO for photos of 64 to 112 px, and return the folder.
+
+    Args:
+        folder: folder to write to.
+        mm: write an MM-GroundingDINO instead.
+        num_queries: boxes for each photo.
+        seed: seed of the weights.
+    """
+    tokenizer = _bert_tokenizer()
+    bert = TOWER | {"model_type": "bert", "vocab_size": len(tokenizer)}
+    shape: dict[str, Any] = {
+        "backbone_config": SWIN,
+        "text_config": bert | {"max_position_embeddings": 64},
+        "d_model": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "num_queries": num_queries,
+        "max_text_len": 32,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = (
+            MMGroundingDinoForObjectDetection(MMGroundingDinoConfig(**shape))
+            if mm
+            else GroundingDinoForObjectDetection(GroundingDinoConfig(**shape))
+        )
+        for name, parameter in model.named_parameters():
+            # Untrained, photo and caption hardly influence each other.
+            if name.endswith(("vision_param", "text_param")):
+                torch.nn.init.constant_(parameter, 0.5)
+            # Otherwise, most scores would be 1.
+            elif name == "model.decoder.layer_norm.weight" and not mm:
+                torch.nn.init.constant_(parameter, 0.1)
+            elif "bbox_embed" in name and parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    size = {"shortest_edge": 64, "longest_edge": 112}
+    for part in (model, tokenizer, GroundingDinoImageProcessorPil(size=size)):
+        part.save_pretrained(folder)
     return folder
 
 
@@ -169,6 +234,19 @@ def _spread(model: Any) -> Any:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def _bert_tokenizer() -> BertTokenizer:
+    """Return a BERT tokenizer that knows single characters, with the published ids of delimiters.
+
+    GroundingDINO recognizes delimiters by these ids.
+    """
+    words = [f"[unused{number}]" for number in range(1100)]
+    published = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
+    for number, word in {**published, 1012: ".", 1029: "?"}.items():
+        words[number] = word
+    words[200 : 200 + 2 * len(LETTERS)] = [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
 
 
 def _clip_tokenizer() -> Any:
