@@ -131,9 +131,7 @@ def _make(seed: int, number: int, side_px: int) -> LargeScene:
     return LargeScene(scene, tuple(_say(rng, shapes, large_of)))
 
 
-def _large(
-    rng: np.random.Generator, cell: int, look: tuple[str, str], side_px: int
-) -> SceneShape:
+def _large(rng: np.random.Generator, cell: int, look: tuple[str, str], side_px: int) -> SceneShape:
     """Return a large shape near the middle of a cell, with room for a group around it."""
     side = float(rng.uniform(*LARGE_SIDE))
     row, column = divmod(cell, CELLS)

@@ -14,9 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForZeroShotObjectDetection
 
-from reir.errors import ConfigError
-from reir.images.decode import read_image
-from reir.metrics.sorec import sorec_scores
 from reir.models.grounding_dino import MODEL_TYPES, captions_of
 from reir.models.piza.config import PizaConfig
 from reir.models.piza.model import PizaModel, add_adapters
@@ -114,9 +111,7 @@ class PizaTask:
         self._stream = StepStream(stream, settings.accumulate_steps)
         train, self._held_out = read_run_photos(config, cache)
         self._describe = partial(count_annotations, train, self._held_out)
-        self._parts = load_pretrained(
-            config.base, AutoModelForZeroShotObjectDetection, MODEL_TYPES
-        )
+        self._parts = load_pretrained(config.base, AutoModelForZeroShotObjectDetection, MODEL_TYPES)
         self.model = start_piza(config, self._parts.model, train, cache)
         self._data = PizaData(
             train,

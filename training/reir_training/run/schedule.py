@@ -31,9 +31,7 @@ def check_stage(preset: str, stage: str, init: Path | None) -> None:
             f"--preset {PIZA} starts from the base in its settings: remove --init {init}"
         )
     if preset == PIZA and stage not in ("all", "grounding"):
-        raise ConfigError(
-            f"--preset {PIZA} has a single stage, grounding: remove --stage {stage}"
-        )
+        raise ConfigError(f"--preset {PIZA} has a single stage, grounding: remove --stage {stage}")
     if stage in ADDED_PARTS and preset != "clare-nano":
         raise ConfigError(f"--stage {stage} requires --preset clare-nano, got {preset!r}")
     if stage in ADDED_PARTS and init is None:
