@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,7 +49,7 @@ def test_search_leads_from_the_photo_to_the_target(
 
     assert 2 <= len(found.boxes) <= chosen.max_boxes + 1
     assert found.boxes[0].tolist() == [0, 0, 1, 1]
-    assert np.array_equal(found.boxes[-1], np.float32(target))
+    assert np.array_equal(found.boxes[-1], np.array(target, dtype=np.float32))
     assert (found.boxes[1:, :2] >= found.boxes[:-1, :2]).all()
     assert (found.boxes[1:, 2:] <= found.boxes[:-1, 2:]).all()
     assert found.progress[0] == 0
@@ -115,5 +117,6 @@ def test_unusable_target_is_refused(target: Box) -> None:
     ("name", "value"), [("usual_share", 0.9), ("max_boxes", 0), ("jitter", 2), ("growth", 11)]
 )
 def test_setting_out_of_range_is_refused(name: str, value: float) -> None:
+    changed: Any = {name: value}
     with pytest.raises(ConfigError, match=f"{name} must be .* got {value}"):
-        TrajectorySettings(**{name: value})
+        TrajectorySettings(**changed)
