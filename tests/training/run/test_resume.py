@@ -29,7 +29,7 @@ from reir_testing.training.tiny import tiny_clare_settings, write_scenes
 
 def ended(folder: Path, losses: Sequence[tuple[StepId, float]], weight: float) -> TrainCommand:
     """Write the output of a training: this log, and a checkpoint with one weight."""
-    path = folder / "run" / WEIGHTS
+    path = folder / "run" / "checkpoint" / WEIGHTS
     path.parent.mkdir(parents=True)
     save_file({"a": torch.tensor([1.0, weight])}, path)
     lines = [{"event": "start", "time": 0}]
