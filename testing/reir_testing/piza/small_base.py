@@ -44,19 +44,10 @@ MAX_TOKENS = 40
 WIDTH, NUM_QUERIES = 64, 16
 FIRST_WORD = 104
 """Id of the first word of the vocabulary; the published ids of the delimiters stay free."""
-SIZES_AND_ENDS = ("small", "medium", "large", "smallest", "largest")
-SIZES_AND_ENDS += (
-    "leftmost",
-    "rightmost",
-    "topmost",
-    "bottommost",
-    "left",
-    "right",
-    "top",
-    "bottom",
-)
+SIZES = ("small", "medium", "large", "smallest", "largest")
+SIDES = ("left", "right", "top", "bottom", "leftmost", "rightmost", "topmost", "bottommost")
 RELATIONS = ("above", "below", "next", "nearest", "of", "to", "from", "and", "the", "shape")
-WORDS = sorted({*FORMS, *PALETTE, *ORDINALS, *SIZES_AND_ENDS, *RELATIONS})
+WORDS = sorted({*FORMS, *PALETTE, *ORDINALS, *SIZES, *SIDES, *RELATIONS})
 DELIMITERS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: "."}
 PER_CAPTION = 4
 """Maximum number of expressions in a caption."""
@@ -202,7 +193,7 @@ def train_small_base(
             group["lr"] = learning_rate * min((step + 1) / WARM_UP, max(left, FINAL_RATE), 1)
         loss = _loss(model, tokenizer, [next(scenes) for _ in range(batch)])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if progress is not None:
