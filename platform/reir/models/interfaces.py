@@ -1,9 +1,10 @@
-"""The interfaces of encoders, segmenters and localizers.
+"""The interfaces of encoders, segmenters, localizers and zoomers.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
 relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
 A `Segmenter` finds the masks of instances. An `ExpressionLocalizer` finds what an expression
-describes on the pixels of a photo, and encodes nothing that could be indexed.
+describes on the pixels of a photo, and encodes nothing that could be indexed. A `Zoomer` does so by
+zooming in, and finds instances that are small in their photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -16,6 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from reir.models.zoom_steps import ZoomSearch
 from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 
 
@@ -150,6 +152,27 @@ class Segmenter(Protocol):
         Args:
             image: (H, W, 3) uint8, upright.
             boxes: (N, 4) xyxy in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class Zoomer(Protocol):
+    """Finds what an expression describes in a photo by zooming in: one look after another.
+
+    Every look has the full resolution of the photo, so it shows instances that are too small in a
+    look at the whole photo.
+    """
+
+    def zoom(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[ZoomSearch]:
+        """Search each photo for its expression.
+
+        Args:
+            images: (H, W, 3) uint8, upright.
+            expressions: one normalized expression for each photo.
+
+        Returns:
+            The search of each photo, with at least one step, in the order given.
         """
         ...
 

@@ -2,6 +2,8 @@
 
 grounding-dino:IDEA-Research/grounding-dino-tiny    GroundingDINO or MM-GroundingDINO, by hub
                                                     name or directory
+piza:DIR                                            adapters written by `reir train --preset piza`,
+                                                    which zoom in on small instances
 """
 
 from __future__ import annotations
@@ -43,7 +45,14 @@ def _load_grounding_dino(source: str) -> ExpressionLocalizer:
     return load_grounding_dino(source)
 
 
+def _load_piza(source: str) -> ExpressionLocalizer:
+    from reir.models.piza.looks import load_zooming_localizer
+
+    return load_zooming_localizer(source)
+
+
 # At the end of the module, because it refers to the functions above.
 KINDS: Mapping[str, Callable[[str], ExpressionLocalizer]] = {
     "grounding-dino": _load_grounding_dino,
+    "piza": _load_piza,
 }

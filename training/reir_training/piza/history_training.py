@@ -113,7 +113,7 @@ def train_history(
             loss = F.binary_cross_entropy_with_logits(output.end_logits, batch.end)
             loss = loss + settings.progress_weight * F.l1_loss(output.progress, batch.progress)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return encoder.eval().requires_grad_(False)
@@ -157,12 +157,11 @@ def _batches(
     targets: FloatArray, sizes_px: Sequence[tuple[int, int]], settings: HistoryTraining
 ) -> Iterator[Histories]:
     """Yield batches of histories for randomly chosen targets, without end."""
-    random = _random(targets, settings)
+    random, searches = _random(targets, settings), settings.searches
     while True:
-        rows = random.integers(len(targets), size=settings.batch).tolist()
         found = [
-            search_trajectory(tuple(targets[row].tolist()), sizes_px[row], random, settings.searches)
-            for row in rows
+            search_trajectory(tuple(targets[row].tolist()), sizes_px[row], random, searches)
+            for row in random.integers(len(targets), size=settings.batch).tolist()
         ]
         yield _histories(found, random, settings.box_noise)
 
@@ -173,9 +172,7 @@ def _random(targets: FloatArray, settings: HistoryTraining) -> np.random.Generat
     return np.random.default_rng(settings.seed)
 
 
-def _histories(
-    found: Sequence[Trajectory], random: np.random.Generator, noise: float
-) -> Histories:
+def _histories(found: Sequence[Trajectory], random: np.random.Generator, noise: float) -> Histories:
     """Return every prefix of some searches as a history, with moved boxes."""
     longest = max(len(each.boxes) for each in found)
     boxes, valid = [], []

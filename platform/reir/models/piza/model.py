@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from reir.errors import ConfigError
 from reir.models.piza.adapters import STEP_WIDTH, Adapter, Lora, Prompts, StepEmbedding
 from reir.models.piza.config import PizaConfig
 from reir.models.piza.history import HistoryEncoder, HistoryOutput
@@ -35,6 +36,8 @@ DECODER_ATTENTION = ("self_attn", "encoder_attn_text")
 """Attention modules in a layer whose linear layers have LoRA."""
 PLACEHOLDER = 1
 """Token in place of a prompt vector: any but those at which the base divides a text."""
+LEAST_TOKENS = 8
+"""Start, end, period and a few words of an expression."""
 TOKEN_LOGITS = ("logits", "enc_outputs_class", "encoder_logits")
 """Fields of the base's output with one logit per token in the last axis."""
 
@@ -51,6 +54,9 @@ class PizaModel(nn.Module):
         adapters: by the name of the module of the base that they are attached to, with "/" for ".".
         history: frozen; None for methods that do not zoom.
         step: embeds the progress of a search; None unless it is inserted.
+
+    Raises:
+        ConfigError: the prompts leave too few tokens to the expression.
     """
 
     def __init__(self, base: Any, config: PizaConfig) -> None:
@@ -60,6 +66,12 @@ class PizaModel(nn.Module):
         self.step = StepEmbedding() if config.inserts == "step" else None
         self.adapters = nn.ModuleDict()
         self._add_adapters()
+        lacking = LEAST_TOKENS - self.max_tokens
+        if lacking > 0:
+            raise ConfigError(
+                f"prompt_tokens={config.prompt_tokens} leaves too few of the base's tokens to the "
+                f"expression; use {config.prompt_tokens - lacking} or fewer"
+            )
         self.requires_grad_(False)
         for _, parameter in self.trainable():
             parameter.requires_grad_(True)
@@ -128,8 +140,9 @@ class PizaModel(nn.Module):
     @property
     def max_tokens(self) -> int:
         """Maximum number of tokens of an expression."""
-        prompts = self._prompts
-        return int(self.base.config.max_text_len) - (prompts.count if prompts else 0)
+        config, prompts = self.base.config, self._prompts
+        limit = min(config.max_text_len, config.text_config.max_position_embeddings)
+        return int(limit) - (prompts.count if prompts else 0)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the names and parameters that training changes.
@@ -257,6 +270,7 @@ def add_adapters(base: Any, config: PizaConfig) -> PizaModel:
         config: the adapters.
 
     Raises:
+        ConfigError: the prompts leave too few tokens to the expression.
         ValueError: the base already has adapters.
     """
     if any(map(_is_adapted, base.modules())):
