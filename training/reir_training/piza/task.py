@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForZeroShotObjectDetection
 
 from reir.models.grounding_dino import MODEL_TYPES, captions_of
+from reir.models.piza.checkpoint import save_piza
 from reir.models.piza.config import PizaConfig
+from reir.models.piza.looks import PizaLooks
 from reir.models.piza.model import PizaModel, add_adapters
+from reir.models.piza.zoom import ZoomingLocalizer
 from reir.models.pretrained import PretrainedModel, load_pretrained
 from reir_training.config import PizaTrainConfig
 from reir_training.data.examples import TrainPhoto, count_annotations
@@ -24,11 +27,11 @@ from reir_training.data.photo_table import locked, read_run_photos
 from reir_training.piza.data import PizaBatch, PizaData
 from reir_training.piza.history_training import train_history
 from reir_training.piza.losses import Grounding, grounding_loss, layers_of
+from reir_training.piza.validate import validate_localizer
 from reir_training.run.schedule import Epoch, Stage
 from reir_training.run.step_stream import Load, StepStream, Stream, load_in_process, load_share
 
 BACKBONE = "base.model.backbone."
-VALIDATION_BATCH = 8
 
 
 class PizaObjective(nn.Module):
@@ -155,6 +158,24 @@ class PizaTask:
         """Yield this worker's batches from step `first` of the epoch on, one per part of a step."""
         for arrays in self._stream.epoch(epoch, self.steps(epoch.stage), first, self._loader):
             yield PizaBatch.from_arrays(arrays)
+
+    def validate(self) -> dict[str, float]:
+        """Search the held-out photos with the current weights; see `validate_localizer`."""
+        was_training = self.model.training
+        # The weights change in every step, so they have no digest.
+        looks = PizaLooks(self.model.eval(), self._parts, "in training")
+        try:
+            return validate_localizer(ZoomingLocalizer(looks), self._held_out)
+        finally:
+            self.model.train(was_training)
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write the checkpoint directory: the adapters, without the base."""
+        save_piza(folder, self.model, about, self._config.base)
+
+    def about(self) -> dict[str, Any]:
+        """Return metadata for the checkpoint: method and size of the training data."""
+        return {"preset": "piza", "method": self._config.method, **self._describe()}
 
     def _loader(self, num_parts: int) -> Load:  # noqa: ARG002 - the same for any number
         place = (self._rank, self._world_size, self._config.optimization.accumulate_steps)
