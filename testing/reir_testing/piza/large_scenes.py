@@ -35,8 +35,8 @@ LARGE_SIDE = (0.12, 0.16)
 """Range of the side of a large shape, as a share of the photo's side."""
 CELLS = 3
 """The large shapes are in cells of a grid with so many rows and columns."""
-GROUPS = (4, 6)
-LOOKS = 4
+GROUPS = (3, 4)
+LOOKS = 3
 """Number of different small shapes in a scene; each group has at most one of each."""
 PER_GROUP = (2, 3)
 JPEG_QUALITY = 92

@@ -1,11 +1,13 @@
 """A grounding model that is small enough to be trained on a CPU, on ordinary generated scenes.
 
 It is the real class of MM-GroundingDINO with few layers and 64 dimensions, for pictures of 96 px.
-It starts from random weights. A caption joins several expressions of a scene, which the text
-encoder reads separately, so that a picture teaches the model about several shapes at once.
+It starts from random weights. As in the published training of such models, every phrase of a
+caption is grounded: in "the red ring left of the star", the last two words belong to the star, and
+the others to the ring. A caption joins several expressions, which the text encoder reads
+separately, so that a picture teaches the model about several shapes at once.
 """
 
-# Shapes: B pictures, P expressions of all pictures, L tokens
+# Shapes: P phrases of all pictures, L tokens
 
 from __future__ import annotations
 
@@ -34,9 +36,15 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from reir.models.grounding_dino import captions_of
 from reir.models.piza.config import PizaConfig
 from reir.models.piza.model import add_adapters
+from reir.records import Box
 from reir_testing.fakes import PALETTE
-from reir_testing.scene_expressions import ORDINALS, SceneExpression, expressions
-from reir_testing.scenes import FORMS, make_scenes, render
+from reir_testing.scene_expressions import (
+    ORDINALS,
+    SceneExpression,
+    SceneShape,
+    expressions,
+)
+from reir_testing.scenes import FORMS, Scene, make_scenes, render
 from reir_training.piza.losses import Grounding, Predictions, grounding_loss, layers_of
 
 SIDE_PX = 96
@@ -120,18 +128,34 @@ def save_small_base(folder: Path, model: Any) -> Path:
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """Some words of an expression, and the shape that they describe.
+
+    Attributes:
+        first, last: range of the words in the expression, `last` excluded.
+        index: index of the shape in its scene.
+    """
+
+    first: int
+    last: int
+    index: int
+
+
+@dataclass(frozen=True)
 class CaptionedScene:
     """A picture with a caption of some of its expressions.
 
     Attributes:
         pixels: (H, W, 3) uint8.
-        texts: the expressions.
-        boxes: box of the shape that each of them describes, xyxy in [0, 1].
+        caption: the expressions, joined by periods.
+        phrases: ranges of the words and periods of the caption, and the shapes of the scene.
+        boxes: box of each phrase, xyxy in [0, 1].
     """
 
     pixels: npt.NDArray[np.uint8]
-    texts: tuple[str, ...]
-    boxes: tuple[tuple[float, float, float, float], ...]
+    caption: str
+    phrases: tuple[Phrase, ...]
+    boxes: tuple[Box, ...]
 
 
 def captioned_scenes(seed: int) -> Iterator[CaptionedScene]:
@@ -139,12 +163,44 @@ def captioned_scenes(seed: int) -> Iterator[CaptionedScene]:
     rng = np.random.default_rng(seed)
     while True:
         scenes = make_scenes(SCENES_AT_ONCE, int(rng.integers(2**31)), SIDE_PX)
-        for scene, said in zip(
-            scenes, expressions([scene.shapes for scene in scenes], "photo"), strict=True
-        ):
-            if chosen := _choose(said, rng):
-                boxes = tuple(scene.shapes[each.index].box for each in chosen)
-                yield CaptionedScene(render(scene), tuple(each.text for each in chosen), boxes)
+        said = expressions([scene.shapes for scene in scenes], "photo")
+        for scene, of_scene in zip(scenes, said, strict=True):
+            if chosen := _choose(of_scene, rng):
+                yield _captioned(scene, chosen)
+
+
+def _captioned(scene: Scene, chosen: Sequence[SceneExpression]) -> CaptionedScene:
+    found: list[Phrase] = []
+    start = 0
+    for each in chosen:
+        found += [
+            Phrase(start + phrase.first, start + phrase.last, phrase.index)
+            for phrase in phrases_of(each, scene.shapes)
+        ]
+        start += len(each.text.split()) + 1
+    boxes = tuple(scene.shapes[phrase.index].box for phrase in found)
+    caption = " . ".join(each.text for each in chosen)
+    return CaptionedScene(render(scene), caption, tuple(found), boxes)
+
+
+def phrases_of(said: SceneExpression, shapes: Sequence[SceneShape]) -> list[Phrase]:
+    """Return the phrases of an expression: first that of its own shape, then those of the others.
+
+    Each relation is followed by "the" and a description that is true of one shape only.
+    """
+    words = said.text.split()
+    starts = [place for place, word in enumerate(words) if word == "the"]
+    if said.kind not in ("relation", "relation_pair"):
+        return [Phrase(0, len(words), said.index)]
+    found = [Phrase(0, starts[1], said.index)]
+    for start in starts[1:]:
+        last = next(i for i in range(start, len(words)) if words[i] in FORMS) + 1
+        named = set(words[start + 1 : last])
+        (index,) = [
+            i for i, shape in enumerate(shapes) if named <= {shape.size, shape.color, shape.form}
+        ]
+        found.append(Phrase(start, last, index))
+    return found
 
 
 def _choose(said: Sequence[SceneExpression], rng: np.random.Generator) -> list[SceneExpression]:
@@ -202,24 +258,21 @@ def train_small_base(
 
 
 def _loss(model: Any, tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Tensor:
-    """Return the loss of some pictures, a mean over all of their expressions."""
+    """Return the loss of some pictures, a mean over all of their phrases."""
     processor = GroundingDinoImageProcessorPil(do_resize=False, do_pad=False)
     pixels = processor(images=[scene.pixels for scene in scenes], return_tensors="pt")
-    captions = captions_of(tokenizer, [" . ".join(each.texts) for each in scenes], MAX_TOKENS)
+    captions = captions_of(tokenizer, [each.caption for each in scenes], MAX_TOKENS)
     output = model(
         pixels["pixel_values"], None, captions.input_ids, captions.attention_mask, all_layers=True
     )
-    # Row p of what follows is an expression of picture `picture_P[p]`.
-    picture_P = torch.repeat_interleave(torch.tensor([len(each.texts) for each in scenes]))
-    number_P = torch.cat([torch.arange(len(each.texts)) for each in scenes])
-    ends = captions.input_ids == tokenizer.convert_tokens_to_ids(".")
-    # Expression n of a caption has the tokens after n periods.
-    own_PL = (ends.cumsum(1) - ends.long())[picture_P] == number_P[:, None]
-    truth = Grounding(
-        torch.tensor([box for each in scenes for box in each.boxes]),
-        captions.is_word[picture_P] & own_PL,
-        captions.attention_mask.bool()[picture_P] & own_PL,
-    )
+    picture_P = torch.repeat_interleave(torch.tensor([len(each.phrases) for each in scenes]))
+    # Every word is one token, and the first token is the start.
+    ranges = [(1 + p.first, 1 + p.last) for each in scenes for p in each.phrases]
+    first_P, last_P = torch.tensor(ranges).T
+    place_L = torch.arange(captions.input_ids.shape[1])
+    own_PL = (place_L >= first_P[:, None]) & (place_L < last_P[:, None])
+    # Only the tokens of a phrase count in its row: of the others, some are positive elsewhere.
+    truth = Grounding(torch.tensor([box for each in scenes for box in each.boxes]), own_PL, own_PL)
     terms = [
         term
         for layer in layers_of(output, captions.input_ids.shape[1], NUM_QUERIES)
