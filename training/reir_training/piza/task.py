@@ -116,6 +116,8 @@ class PizaTask:
         self._describe = partial(count_annotations, train, self._held_out)
         self._parts = load_pretrained(config.base, AutoModelForZeroShotObjectDetection, MODEL_TYPES)
         self.model = start_piza(config, self._parts.model, train, cache)
+        self._scalars = [p for p in self.model.parameters() if p.ndim == 0]
+        _reshape(self._scalars, (1,))
         self._data = PizaData(
             train,
             config.augmentation,
@@ -171,7 +173,11 @@ class PizaTask:
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Write the checkpoint directory: the adapters, without the base."""
-        save_piza(folder, self.model, about, self._config.base)
+        _reshape(self._scalars, ())
+        try:
+            save_piza(folder, self.model, about, self._config.base)
+        finally:
+            _reshape(self._scalars, (1,))
 
     def about(self) -> dict[str, Any]:
         """Return metadata for the checkpoint: method and size of the training data."""
@@ -180,6 +186,12 @@ class PizaTask:
     def _loader(self, num_parts: int) -> Load:  # noqa: ARG002 - the same for any number
         place = (self._rank, self._world_size, self._config.optimization.accumulate_steps)
         return partial(load_share, self._data.load, self._data.sampler, place)
+
+
+def _reshape(parameters: Sequence[nn.Parameter], shape: tuple[int, ...]) -> None:
+    """Give parameters with one element another shape: DeepSpeed cannot broadcast scalars."""
+    for parameter in parameters:
+        parameter.data = parameter.data.reshape(shape)
 
 
 def start_piza(
