@@ -23,7 +23,8 @@ from reir.cli.common import (
     plural,
     print_json,
 )
-from reir_ingestion.command_runner import CommandRunner, choose_tiling, open_sinks, stoppable
+from reir.images.large_photos import LargePhotos
+from reir_ingestion.command_runner import CommandRunner, choose_views, open_sinks, stoppable
 from reir_ingestion.runner_choice import RunnerName
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ SERVER_FROM_INSTANCES = 1_000_000
 (docs/scale.md)."""
 
 LARGE_SIZES = ("2561 to 5120", "over 5120")
-"""Keys of `IndexReport.sizes`, which come from `report.SIZES`, for which tiles are recommended."""
+"""Keys of `IndexReport.sizes`, which come from `report.SIZES`, for which zoom is recommended."""
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -90,12 +91,12 @@ Repair = Annotated[
         "--repair", help="Index photos again if some of their instances are missing from the store."
     ),
 ]
-Tile = Annotated[
-    bool | None,
+LargePhotosOption = Annotated[
+    LargePhotos | None,
     typer.Option(
-        "--tile/--no-tile",
-        help="Also encode large photos tile by tile, which finds smaller objects but takes several "
-        "times as long. By default, the gallery keeps its current setting.",
+        help="How to encode large photos. zoom also encodes the parts where a first look finds "
+        "something, which finds smaller objects but takes several times as long; tiles also "
+        "encodes all parts. By default, the gallery keeps its current setting.",
     ),
 ]
 Events = Annotated[
@@ -201,7 +202,7 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     runner: RunnerOption = RunnerName.AUTO,
     num_workers: NumWorkers = None,
     num_gpus: NumGpus = None,
-    tile: Tile = None,
+    large_photos: LargePhotosOption = None,
     bulk_import: BulkImport = "",
     events: Events = None,
     metrics_port: MetricsPort = None,
@@ -232,13 +233,13 @@ def index(  # noqa: PLR0913, every argument is an option of the command
     opened_sinks = open_sinks(events, metrics_port, metrics_host)
     with stoppable(), opened_sinks as sinks, connect(store) as held:
         spec = named or stored_spec(held, gallery)
-        tiling = choose_tiling(held, gallery, tile)
+        views = choose_views(held, gallery, large_photos)
         options = IndexOptions(
             batch_size=batch_size,
             prune=prune,
             retry_failed=retry_failed,
             repair=repair,
-            tiling=tiling,
+            views=views,
             encoder_spec=with_masks(spec) if masks else spec,
             max_failures=limit,
             origin=known_source(source, source_options),
@@ -249,17 +250,17 @@ def index(  # noqa: PLR0913, every argument is an option of the command
         report = running.index(found, gallery, options)
     if report_to is not None:
         report_to.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    _show(report, store, tiled=tiling is not None, as_json=as_json)
+    _show(report, store, zoomed=views is not None, as_json=as_json)
 
 
-def _show(report: IndexReport, store: str | None, *, tiled: bool, as_json: bool) -> None:
+def _show(report: IndexReport, store: str | None, *, zoomed: bool, as_json: bool) -> None:
     """Print the report and the next steps."""
     if as_json:
         print_json(report.to_dict())
         return
     screen = output()
     screen.print(report.table())
-    for line in next_steps(report, store, tiled=tiled):
+    for line in next_steps(report, store, zoomed=zoomed):
         screen.print(line, markup=False, soft_wrap=True)
 
 
@@ -299,7 +300,7 @@ def _verify(source: OpenSource, gallery: str, store: str | None, *, as_json: boo
 
 
 def next_steps(
-    report: IndexReport, store: str | None = None, *, tiled: bool = False
+    report: IndexReport, store: str | None = None, *, zoomed: bool = False
 ) -> Iterator[str]:
     """Yield hints about the result, and commands that the user may want to run next."""
     from reir.store import is_embedded
@@ -322,11 +323,12 @@ def next_steps(
             f"The gallery also keeps {kept}. To go back:  reir rollback {name}{where}"
         )
     num_large = sum(report.sizes.get(size, {}).get("images", 0) for size in LARGE_SIZES)
-    if num_large and not tiled:
+    if num_large and not zoomed:
         is_are = "is" if num_large == 1 else "are"
         yield (
             f"{plural(num_large, 'photo')} {is_are} far larger than the input of the model: with "
-            f"--tile, smaller objects are found in such photos, but each takes many times as long."
+            f"--large-photos zoom, smaller objects are found in such photos, but each takes many "
+            f"times as long."
         )
     if report.num_instances >= SERVER_FROM_INSTANCES and is_embedded(store):
         yield (

@@ -1,4 +1,4 @@
-"""What `reir index` and `reir reindex` share: the runner, the progress bar, sinks, tiling."""
+"""What `reir index` and `reir reindex` share: the runner, the progress bar, sinks, large photos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from reir.cli.common import messages
 from reir_ingestion.runner_choice import RunnerName
 
 if TYPE_CHECKING:
-    from reir.images.tiling import Tiling
+    from reir.images.large_photos import LargePhotos
+    from reir.images.views import ViewSettings
     from reir.index_report import IndexReport
     from reir.models.interfaces import InstanceEncoder
     from reir.sinks import Sink
@@ -100,19 +101,21 @@ class CommandRunner:
         return self._encoders[spec]
 
 
-def choose_tiling(store: InstanceStore, gallery: str, tile: bool | None) -> Tiling | None:
-    """Return how to cut large photos into tiles; by default, as in the live version.
+def choose_views(
+    store: InstanceStore, gallery: str, large_photos: LargePhotos | None
+) -> ViewSettings | None:
+    """Return in which parts to encode large photos; by default, as in the live version.
 
     Another setting would make another version, for which every photo is encoded again.
     """
-    from reir.images.tiling import Tiling
+    from reir.images.large_photos import views_of
 
     versions = store.versions(gallery) if gallery in store.galleries() else []
-    live = next((each.spec.settings for each in versions if each.live), {})
-    current = Tiling.from_settings(live)
-    if tile is None:
+    current = views_of(next((each.spec.settings for each in versions if each.live), {}))
+    if large_photos is None:
         return current
-    return (current or Tiling()) if tile else None
+    wanted = large_photos.views
+    return current if type(current) is type(wanted) else wanted
 
 
 @contextmanager

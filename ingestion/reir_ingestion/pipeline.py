@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from reir.errors import GalleryNotFound, SchemaMismatch, StoreError
+from reir.images.large_photos import with_views
 from reir.images.near_duplicates import NearDuplicates
-from reir.images.tiling import TiledEncoder, Tiling
+from reir.images.views import ViewSettings
 from reir.index_report import IndexProgress, IndexReport
 from reir.models.interfaces import InstanceEncoder
 from reir.operations.erase.tombstones import tombstones_of
@@ -42,7 +43,7 @@ __all__ = [
     "IndexOptions",
     "ProgressCallback",
     "Runner",
-    "apply_tiling",
+    "apply_views",
     "index",
     "index_with",
     "resolve_source",
@@ -104,7 +105,7 @@ def index(  # noqa: PLR0913 - the options are keyword-only
         TooManyFailures: more images failed than `max_failures` allows.
     """
     options = options or IndexOptions()
-    encoder = apply_tiling(encoder, options)
+    encoder = apply_views(encoder, options)
     return index_with(
         partial(run_in_threads, store=store, encoder=encoder),
         resolve_source(source),
@@ -169,9 +170,9 @@ def index_with(  # noqa: PLR0913 - see `index`
     return report
 
 
-def apply_tiling(encoder: InstanceEncoder, options: IndexOptions) -> InstanceEncoder:
-    """Return an encoder that also encodes tiles of large photos, if the options say so."""
-    return encoder if options.tiling is None else TiledEncoder(encoder, options.tiling)
+def apply_views(encoder: InstanceEncoder, options: IndexOptions) -> InstanceEncoder:
+    """Return an encoder that encodes large photos as the options say."""
+    return with_views(encoder, options.views)
 
 
 def resolve_source(source: Source | str | Path) -> Source:
@@ -184,13 +185,13 @@ def version_spec(encoder: InstanceEncoder, options: IndexOptions) -> VersionSpec
     return VersionSpec(
         dim=encoder.dim,
         digest=encoder.digest,
-        settings=version_settings(encoder, options.at_least_px, options.tiling),
+        settings=version_settings(encoder, options.at_least_px, options.views),
         encoder=options.encoder_spec,
     )
 
 
 def version_settings(
-    encoder: InstanceEncoder, at_least_px: int | None = None, tiling: Tiling | None = None
+    encoder: InstanceEncoder, at_least_px: int | None = None, views: ViewSettings | None = None
 ) -> Settings:
     """Return the settings that determine, together with the weights, what is stored for an image.
 
@@ -206,7 +207,7 @@ def version_settings(
         settings["masks"] = True
     if at_least_px is not None:
         settings["at_least_px"] = at_least_px
-    return settings if tiling is None else settings | tiling.settings
+    return settings if views is None else settings | views.settings
 
 
 def version_name(digest: str, settings: Settings) -> str:

@@ -7,16 +7,20 @@ from pathlib import Path
 from pydantic import Field
 
 from reir.config import StrictConfig
+from reir.images.large_photos import LargePhotos
 from reir_ingestion.runner_choice import RunnerName
 
 
 class IndexSettings(StrictConfig):
-    """Settings of `reir index`; `reir reindex` uses `tile`, and `runner` with what follows it.
+    """Settings of `reir index`.
+
+    `reir reindex` uses `large_photos`, and `runner` with what follows it.
 
     Attributes:
         batch_size: number of photos per batch.
         max_failures: stop when more photos fail, such as "100" or "5%"; None never stops.
-        tile: whether to encode large photos tile by tile; None keeps what the gallery has.
+        large_photos: how to encode large photos: as a "whole" only, also in parts chosen by "zoom",
+            or in "tiles"; None keeps what the gallery has.
         allow_http: whether to download images from http:// and https:// addresses.
         allow_private: with `allow_http`, whether to download from private network addresses, too.
         follow_links: whether to index photos behind symlinks that leave the folder.
@@ -31,7 +35,7 @@ class IndexSettings(StrictConfig):
 
     batch_size: int = Field(16, ge=1)
     max_failures: str | None = None
-    tile: bool | None = None
+    large_photos: LargePhotos | None = None
     allow_http: bool = False
     allow_private: bool = False
     follow_links: bool = False

@@ -19,7 +19,7 @@ from itertools import islice
 
 from reir.cores import num_cores
 from reir.errors import CheckpointError, ConfigError, ImageError, ImageFailure
-from reir.images.tiling import Tiling
+from reir.images.views import ViewSettings
 from reir.models.interfaces import InstanceEncoder
 from reir.operations.erase.tombstones import Tombstones, tombstones_of
 from reir.records import ImageRecord, Instances, RgbImage
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """How to index. Only `tiling` and `at_least_px` change what is stored.
+    """How to index. Only `views` and `at_least_px` change what is stored.
 
     Attributes:
         batch_size: number of images per call of the model and per write to the store.
@@ -68,7 +68,7 @@ class IndexOptions:
         prune: delete images from the gallery whose file is gone from the source.
         retry_failed: try images again that failed before and have not changed.
         repair: index images again if some of their instances are missing from the store.
-        tiling: how large photos are cut into tiles; None encodes every photo as a whole only.
+        views: in which parts large photos are encoded; None encodes every photo as a whole only.
         at_least_px: decode large JPEGs at a smaller scale, see `reir.images.decode.decode`.
         encoder_spec: name of the encoder, which a new version stores.
         max_failures: stop when more images fail than this; None never stops.
@@ -90,7 +90,7 @@ class IndexOptions:
     prune: bool = False
     retry_failed: bool = False
     repair: bool = False
-    tiling: Tiling | None = None
+    views: ViewSettings | None = None
     at_least_px: int | None = None
     encoder_spec: str = ""
     max_failures: FailureLimit | None = None

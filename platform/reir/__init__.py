@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reir.client.http_client import Client as Client
     from reir.index_report import IndexProgress as IndexProgress
     from reir.index_report import IndexReport as IndexReport
-    from reir.models.interfaces import InstanceEncoder
+    from reir.models.interfaces import InstanceEncoder, Segmenter, Zoomer
     from reir.query.search import Gallery as Gallery
     from reir.results import GalleryInfo as GalleryInfo
     from reir.results import Hit as Hit
@@ -65,12 +65,14 @@ _CLASSES = {
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-def open(  # noqa: A001, `reir.open("gallery")` reads as what it does
+def open(  # noqa: A001, PLR0913, `reir.open("gallery")` reads as what it does
     gallery: str = "default",
     *,
     store: InstanceStore | str | None = None,
     encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
+    segmenter: Segmenter | str | None = None,
+    zoomer: Zoomer | str | None = None,
     version: str = "",
 ) -> Gallery:
     """Open a gallery for searching: `reir.open("photos").search("the red mug", k=5)`.
@@ -80,7 +82,13 @@ def open(  # noqa: A001, `reir.open("gallery")` reads as what it does
     from reir.query.search import open_gallery
 
     return open_gallery(
-        gallery, store=store, encoder=encoder, checkpoint=checkpoint, version=version
+        gallery,
+        store=store,
+        encoder=encoder,
+        checkpoint=checkpoint,
+        segmenter=segmenter,
+        zoomer=zoomer,
+        version=version,
     )
 
 

@@ -5,8 +5,9 @@ published CLARE are stored as trained. Those of `clare-nano` are stored in float
 embeddings, which are frozen in training and make up two fifths of the model, in int8 with a scale
 for each row. Weights are safetensors only: opening a pickle could run code.
 
-A directory may also contain a relation re-ranker and a mask head (`reir.checkpoint_parts`), each of
-which works only with what it was trained on: the vectors of one model, or one crop network.
+A directory may also contain a relation re-ranker, a mask head and a zoom policy
+(`reir.checkpoint_parts`), each of which works only with what it was trained on: the vectors of one
+model, or one crop network.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from reir.models.nano.crop_network import CropNetwork
     from reir.models.nano.mask_head import MaskHead
     from reir.models.nano.segmenter import NanoSegmenter
+    from reir.models.query_zoom.policy import ZoomPolicy
     from reir.models.reranker import Reranker
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "clare-nano"
@@ -54,6 +56,12 @@ RERANKER = CheckpointPart(
 )
 MASK_HEAD = CheckpointPart(
     name="mask_head", label="the mask head", trained_on="the crop network", stage="masks"
+)
+QUERY_ZOOM = CheckpointPart(
+    name="query_zoom",
+    label="the zoom policy",
+    trained_on="vectors of checkpoint",
+    stage="query-zoom",
 )
 EMBEDDING = "text.tower.words.weight"
 
@@ -199,6 +207,28 @@ def load_reranker(folder: Path | None = None, digest: str | None = None) -> Rera
         return None
     expected = digest or weights_digest(folder)  # a known digest saves hashing the whole file
     return RERANKER.load(folder, lambda shape: Reranker(RerankerConfig(**shape)), expected)
+
+
+def save_zoom_policy(folder: Path, policy: ZoomPolicy, digest: str, about: Any) -> None:
+    """Write a zoom policy into the checkpoint directory of the model with this digest."""
+    QUERY_ZOOM.save(folder, policy, asdict(policy.config), digest, about)
+
+
+def load_zoom_policy(folder: Path, digest: str) -> ZoomPolicy | None:
+    """Load the zoom policy of a checkpoint in eval mode; None if the checkpoint has none.
+
+    Args:
+        folder: checkpoint directory.
+        digest: of the model that encodes the looks.
+
+    Raises:
+        CheckpointError: it was trained on the vectors of another model, or cannot be loaded.
+    """
+    from reir.models.query_zoom.policy import ZoomPolicy, ZoomPolicyConfig
+
+    if not QUERY_ZOOM.is_in(folder):
+        return None
+    return QUERY_ZOOM.load(folder, lambda shape: ZoomPolicy(ZoomPolicyConfig(**shape)), digest)
 
 
 def save_mask_head(folder: Path, head: MaskHead, network: CropNetwork, about: Any) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from reir.images.decode import decode, path_of_uri
 from reir.images.drawing import Sheet, Tile, contact_sheet
 from reir.images.photo_files import read_photo
+from reir.models.zoom_steps import ZoomSearch
 from reir.records import Attributes, Box, MaskRle
 from reir.store.contract import VersionInfo
 
@@ -112,6 +113,9 @@ class Hit:
         differs: what differs between the expression and this instance, as far as it is clear; only
             on request (`explain`), and for the first hits of an answer that was not found.
         evidence: explains the rank; only on request.
+        zoom: how the photo was searched by zooming in, and what was found, which is then the box of
+            the hit; None if it was not searched. The instance id is still that of the instance for
+            which the index returned the photo.
         reader: reads the photo by its image id; None means that it is read by its URI. It is not
             compared, and not part of the JSON.
     """
@@ -128,6 +132,7 @@ class Hit:
     photo_presence: float | None = None
     differs: tuple[Difference, ...] = ()
     evidence: Evidence | None = None
+    zoom: ZoomSearch | None = None
     reader: PhotoReader | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -257,8 +262,8 @@ class SearchResult(Sequence[Hit]):
         expression: as it was given.
         gallery, version: the version of a gallery that was searched.
         hits: best first; at most `per_image` of each photo.
-        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `localize`, `compare`,
-            `rank`).
+        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `zoom`, `localize`,
+            `compare`, `rank`).
         degraded: names of the stages that were left out, because the time budget did not allow
             them or because they failed.
         digest: digest of the checkpoint that computed the vectors.

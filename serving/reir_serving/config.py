@@ -42,6 +42,8 @@ class LiveSettings(StrictConfig):
             as large.
         localized_queries: maximum number of queries in one request with `localize`, which makes a
             query take about ten times as long.
+        zoomed_queries: maximum number of queries in one request with `zoom`, which opens up to five
+            photos for each query and takes about a second for each of them.
         pinned: gallery -> version to serve, whichever version is live; other galleries always
             serve their live version.
     """
@@ -52,6 +54,7 @@ class LiveSettings(StrictConfig):
     hits: int = Field(10_000, ge=1)
     explained_hits: int = Field(1_000, ge=1)
     localized_queries: int = Field(20, ge=1)
+    zoomed_queries: int = Field(4, ge=1)
     pinned: Mapping[str, str] = Field(default_factory=dict)
 
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from reir_testing.fakes import PALETTE, ChoosingFakeEncoder, FakeEncoder, draw_scene
+from reir_testing.fakes import (
+    PALETTE,
+    ChoosingFakeEncoder,
+    FakeEncoder,
+    FakeLocalizer,
+    draw_scene,
+)
 
-__all__ = ["PALETTE", "ChoosingFakeEncoder", "FakeEncoder", "data_dir", "draw_scene"]
+__all__ = [
+    "PALETTE",
+    "ChoosingFakeEncoder",
+    "FakeEncoder",
+    "FakeLocalizer",
+    "data_dir",
+    "draw_scene",
+]
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -198,17 +198,19 @@ def test_a_large_embedded_gallery_gets_the_hint_to_use_a_server(
     assert "--store http://HOST:19530" in capsys.readouterr().out
 
 
-def test_large_photos_get_the_hint_to_use_tiles(
+def test_large_photos_get_the_hint_to_zoom(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
-    assert "--tile" not in capsys.readouterr().out
+    assert "--large-photos" not in capsys.readouterr().out
     Image.new("RGB", (2600, 40)).save(photos / "wide.png")
     assert main.run(["index", str(photos), "--gallery", "pets"]) == 0
-    assert "1 photo is far larger than" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 photo is far larger than" in said
+    assert "--large-photos zoom" in said
 
 
-def test_a_gallery_keeps_its_tile_setting_by_default(
+def test_a_gallery_keeps_its_way_to_encode_large_photos_by_default(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(random_scene(random.Random(1))).resize((1800, 1350)).save(photos / "big.png")
@@ -222,14 +224,18 @@ def test_a_gallery_keeps_its_tile_setting_by_default(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reir.checkpoint.load_encoder", lambda _: RecordingEncoder())
         reports = []
-        for option in (["--tile"], [], ["--no-tile"], []):
+        for way in ("tiles", "", "whole", "", "zoom", ""):
+            option = ["--large-photos", way] if way else []
             assert main.run(["index", str(photos), "--gallery", "pets", "--json", *option]) == 0
             reports.append(json.loads(capsys.readouterr().out))
-    tiled, again, plain, plain_again = reports
+    tiled, again, plain, plain_again, zoomed, zoomed_again = reports
     assert (832, 832, 3) in shapes
     assert (again["version"], again["unchanged"]) == (tiled["version"], 7)
     assert plain["version"] != tiled["version"]
     assert (plain_again["version"], plain_again["unchanged"]) == (plain["version"], 7)
+    assert (540, 540, 3) in shapes
+    assert zoomed["version"] not in (tiled["version"], plain["version"])
+    assert (zoomed_again["version"], zoomed_again["unchanged"]) == (zoomed["version"], 7)
     assert tiled["sizes"]["1281 to 2560"]["images"] == 1
 
 

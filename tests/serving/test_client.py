@@ -48,6 +48,17 @@ def test_the_client_finds_what_the_library_finds(client: Client, backend: Any) -
     assert (there.gallery, there.version, there.expression) == ("photos", "v1", "the red box")
 
 
+def test_the_client_zooms_as_the_library_does(client: Client, backend: Any) -> None:
+    local = reir.open("photos", store=backend.store, encoder=backend.encoder)
+    here = local.search("the red box", k=2, zoom=True)
+    there = client.search("the red box", "photos", k=2, zoom=True)
+    assert there[0].zoom is not None
+    assert [hit.zoom for hit in there] == [hit.zoom for hit in here]
+    backend.queries.clear()
+    client.ask([Query(terms=(Term(expression="the red box"),), zoom=True)], "photos")
+    assert backend.queries[0].zoom
+
+
 def test_options_and_terms_reach_the_server(client: Client, backend: Any) -> None:
     like = client.search("the red box", "photos", k=1).hits[0].instance_id
     backend.queries.clear()

@@ -129,8 +129,8 @@ class Schedule(StrictConfig):
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
-        rerank_epochs, masks_epochs: length of the stages that train the relation re-ranker and the
-            mask head.
+        rerank_epochs, masks_epochs, query_zoom_epochs: length of the stages that train the relation
+            re-ranker, the mask head and the zoom policy.
         photos_per_batch: batch size of an optimizer step, over all workers.
         accumulate_steps: gradient accumulation: number of parts into which each worker splits its
             share of the batch, to save memory. Photos of different parts are not negatives of one
@@ -151,6 +151,7 @@ class Schedule(StrictConfig):
     # More epochs overfit: they help on held-out training photos, but not on `val` (docs/LOG.md).
     rerank_epochs: int = Field(2, ge=0)
     masks_epochs: int = Field(7, ge=0)
+    query_zoom_epochs: int = Field(6, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -323,6 +324,27 @@ class MaskSettings(StrictConfig):
     found_share: float = Field(0.6, ge=0, le=1)
 
 
+class QueryZoomSettings(StrictConfig):
+    """Settings of the zoom policy of `clare-nano` and of its training data.
+
+    Attributes:
+        hidden, max_looks: see `ZoomPolicyConfig`.
+        num_mosaics, num_held_out: maximum number of mosaics of training photos, and of held-out
+            photos.
+        looks_per_level: looks of each level and target in a step: up to so many that show the
+            target, and up to so many others.
+        score_noise: standard deviation of noise on the scores, in a step. The encoder was trained
+            on these photos, so without noise its scores would be more reliable than on new photos.
+    """
+
+    hidden: int = Field(32, ge=1)
+    max_looks: int = Field(7, ge=1)
+    num_mosaics: int = Field(40, ge=1)
+    num_held_out: int = Field(12, ge=1)
+    looks_per_level: int = Field(2, ge=1)
+    score_noise: float = Field(0.03, ge=0)
+
+
 class NanoTrainConfig(TrainConfig):
     """The settings of a `clare-nano` run.
 
@@ -337,6 +359,7 @@ class NanoTrainConfig(TrainConfig):
     loss: NanoLossWeights = NanoLossWeights()
     rerank: RerankSettings = RerankSettings()
     masks: MaskSettings = MaskSettings()
+    query_zoom: QueryZoomSettings = QueryZoomSettings()
     optimization: NanoSchedule = NanoSchedule()
 
 

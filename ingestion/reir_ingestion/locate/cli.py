@@ -79,7 +79,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
 
     Every photo is read and encoded, so this takes as long as indexing; an index answers the next
     question at once. Prints presence, box and photo. Boxes are in percent of the photo's width and
-    height, from the upper left corner.
+    height, from the upper left corner. `reir localize` instead finds the object in one photo.
     """
     from reir.cli.search import check_picture
     from reir.encoders import SHIPPED_KIND

@@ -48,7 +48,7 @@ from reir.sinks import Sink
 from reir.store import VersionSpec, default_location, is_embedded, open_store
 from reir_ingestion.pipeline import (
     ProgressCallback,
-    apply_tiling,
+    apply_views,
     index_with,
     resolve_source,
     version_spec,
@@ -171,7 +171,7 @@ def index_on_ray(  # noqa: PLR0913 - the options are keyword-only
         closing(open_store(location)) as store,
     ):
         fitted = fit_pool(pool or EncoderPoolOptions())
-        load = functools.partial(_load_with_tiling, load, options)
+        load = functools.partial(_load_with_views, load, options)
         run = functools.partial(run_on_ray, location=location, load=load, pool=fitted)
         spec = _version_spec_from_worker(load, options, fitted)
         return index_with(
@@ -326,10 +326,8 @@ def _relay_progress(coordinator: Any, live: RunCounters) -> Iterator[None]:
         yield
 
 
-def _load_with_tiling(
-    load: Callable[[], InstanceEncoder], options: IndexOptions
-) -> InstanceEncoder:
-    return apply_tiling(load(), options)
+def _load_with_views(load: Callable[[], InstanceEncoder], options: IndexOptions) -> InstanceEncoder:
+    return apply_views(load(), options)
 
 
 def _version_spec_from_worker(

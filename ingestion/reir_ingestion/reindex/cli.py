@@ -26,7 +26,8 @@ from reir.cli.common import (
     print_json,
 )
 from reir.errors import ConfigError
-from reir_ingestion.command_runner import CommandRunner, choose_tiling, open_sinks, stoppable
+from reir.images.large_photos import LargePhotos
+from reir_ingestion.command_runner import CommandRunner, choose_views, open_sinks, stoppable
 from reir_ingestion.runner_choice import RunnerName
 
 if TYPE_CHECKING:
@@ -103,11 +104,9 @@ Report = Annotated[
         "in $REIR_HOME/reports.",
     ),
 ]
-Tile = Annotated[
-    bool | None,
-    typer.Option(
-        "--tile/--no-tile", help="Also encode large photos tile by tile. Default: as before."
-    ),
+LargePhotosOption = Annotated[
+    LargePhotos | None,
+    typer.Option(help="How to encode large photos, as for `reir index`. Default: as before."),
 ]
 MetricsHost = Annotated[
     str, typer.Option(help="Address to serve the metrics on, as for `reir index`.")
@@ -125,7 +124,7 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
-    tile: Tile = None,
+    large_photos: LargePhotosOption = None,
     source: SourceTexts = None,
     canary: Canaries = None,
     limits: LimitsFile = None,
@@ -168,7 +167,7 @@ def reindex(  # noqa: PLR0913, every argument is an option of the command
 
     request = ReindexRequest(
         encoder=encoder_from_options(checkpoint, encoder) or "",
-        tile=tile,
+        large_photos=large_photos,
         sources=tuple(known_source(each, SourceOptions()) for each in source or ()),
         keep=keep,
         limits=load_config(GateLimits, limits, limit or ()),
@@ -252,7 +251,7 @@ def _run(running: CommandRunner, gallery: str, request: ReindexRequest) -> Reind
 
     def build(source: OpenSource, job: ReindexJob) -> IndexReport:
         messages().print(f"Indexing {source.text} into version {job.candidate}")
-        options = _options(running.store, gallery, job.encoder, job.tile)
+        options = _options(running.store, gallery, job.encoder, job.large_photos)
         return running.index(source, gallery, replace(options, candidate=job.candidate))
 
     def show_state(job: ReindexJob) -> None:
@@ -261,10 +260,12 @@ def _run(running: CommandRunner, gallery: str, request: ReindexRequest) -> Reind
     return run_job(running.store, gallery, request, build, on_state=show_state)
 
 
-def _options(store: InstanceStore, gallery: str, encoder: str, tile: bool | None) -> IndexOptions:
+def _options(
+    store: InstanceStore, gallery: str, encoder: str, large_photos: LargePhotos | None
+) -> IndexOptions:
     from reir_ingestion.stages import IndexOptions
 
-    return IndexOptions(encoder_spec=encoder, tiling=choose_tiling(store, gallery, tile))
+    return IndexOptions(encoder_spec=encoder, views=choose_views(store, gallery, large_photos))
 
 
 def _plan(running: CommandRunner, gallery: str, request: ReindexRequest) -> ReindexPlan:
@@ -279,7 +280,7 @@ def _plan(running: CommandRunner, gallery: str, request: ReindexRequest) -> Rein
             gallery,
             request,
             load_encoder_spec(spec),
-            _options(running.store, gallery, spec, request.tile),
+            _options(running.store, gallery, spec, request.large_photos),
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from reir.images.large_photos import LargePhotos
 from reir.operations.gate.verdicts import GateLimits, GateReport, report_from
 from reir.store.contract import InstanceStore
 from reir_ingestion.known_sources import KnownSource
@@ -65,7 +66,7 @@ class ReindexJob:
         live: version that was live when the job last compared.
         state: see `State`.
         encoder: spec of the encoder of the candidate, as `reir.encoders` accepts it.
-        tile: whether large photos are also encoded tile by tile; None keeps the live setting.
+        large_photos: how large photos are encoded; None keeps the live setting.
         sources: what is indexed.
         keep: number of old versions to keep.
         limits: of the check.
@@ -80,7 +81,7 @@ class ReindexJob:
     live: str
     state: State
     encoder: str
-    tile: bool | None
+    large_photos: LargePhotos | None
     sources: tuple[KnownSource, ...]
     keep: int
     limits: GateLimits
@@ -128,10 +129,12 @@ def _job(values: Mapping[str, Any]) -> ReindexJob:
         KnownSource(**{**each, "options": SourceOptions(**each["options"])})
         for each in values["sources"]
     )
+    large_photos = values["large_photos"]
     return ReindexJob(
         **{
             **values,
             "state": State(values["state"]),
+            "large_photos": LargePhotos(large_photos) if large_photos else None,
             "sources": sources,
             "limits": GateLimits(**values["limits"]),
             "leftovers": tuple(values["leftovers"]),

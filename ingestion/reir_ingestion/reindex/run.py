@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reir.encoders import stored_spec
 from reir.errors import ConfigError, GalleryNotFound, LeaseLost, ReirError
+from reir.images.large_photos import LargePhotos
 from reir.index_report import IndexReport
 from reir.operations.canary import canaries_of, read_canaries
 from reir.operations.gate.verdicts import GateLimits, GateReport, judge
@@ -44,7 +45,7 @@ class ReindexRequest:
 
     Attributes:
         encoder: spec of the encoder.
-        tile: whether to encode large photos tile by tile.
+        large_photos: how to encode large photos.
         sources: what to index; empty for the sources that the gallery was indexed from.
         keep: number of old versions to keep.
         limits: of the check.
@@ -52,7 +53,7 @@ class ReindexRequest:
     """
 
     encoder: str = ""
-    tile: bool | None = None
+    large_photos: LargePhotos | None = None
     sources: tuple[KnownSource, ...] = ()
     keep: int = 1
     limits: GateLimits = field(default_factory=GateLimits)
@@ -171,7 +172,7 @@ def _new_job(
         live=live,
         state=State.INDEXING,
         encoder=request.encoder or stored_spec(store, gallery),
-        tile=request.tile,
+        large_photos=request.large_photos,
         sources=sources,
         keep=request.keep,
         limits=request.limits,
@@ -202,7 +203,7 @@ def _check_request(job: ReindexJob, request: ReindexRequest) -> None:
         name
         for name, wanted, has in (
             ("encoder", request.encoder, job.encoder),
-            ("tile", request.tile, job.tile),
+            ("large-photos", request.large_photos, job.large_photos),
             ("source", [each.text for each in request.sources], [e.text for e in job.sources]),
         )
         if wanted not in ("", None, []) and wanted != has

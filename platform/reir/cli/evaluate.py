@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib.metadata import entry_points
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from reir.cli.common import AsJson, Checkpoint, encoder_from_options, messages, output, print_json
+from reir.cli.common import AsJson, Checkpoint, output, print_json
+from reir.cli.evaluated_model import EncodingOptions
 from reir.errors import ConfigError, DataError
+from reir.images.large_photos import LargePhotos
 
 if TYPE_CHECKING:
     from reir.datasets import ReferringDataset
     from reir.evaluate import (
-        Encoding,
         ProbeReport,
-        Progress,
         RecReport,
         ReirReport,
         ResedisReport,
-        Runner,
         SorecReport,
         TirReport,
     )
-    from reir.models.interfaces import InstanceEncoder
-    from reir.query.presence import Calibration
 
-RUNNERS = "reir.runners"
 TRAIN = "train"
 
 Images = Annotated[Path, typer.Option(help="Folder of the photos; file names are relative to it.")]
@@ -58,10 +49,18 @@ Spec = Annotated[
         help="Encoder to evaluate, in the form of `reir index --encoder`.",
     ),
 ]
+Localizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Evaluate a localizer, which reads photo and expression together, instead of an "
+        "encoder: grounding-dino:NAME_OR_DIR.",
+    ),
+]
 Work = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for encoded photos. After an interruption, the next run continues from them.",
+        help="Folder for finished photos. After an interruption, the next run continues from them.",
         file_okay=False,
     ),
 ]
@@ -137,6 +136,7 @@ def rec(  # noqa: PLR0913, every argument is an option of the command
     images: Images,
     checkpoint: Checkpoint = None,
     encoder: Spec = None,
+    localizer: Localizer = None,
     split_by: SplitBy = None,
     split: Annotated[
         list[str] | None,
@@ -154,12 +154,20 @@ def rec(  # noqa: PLR0913, every argument is an option of the command
     Reports P@.5, P@.7, P@.9 and mean IoU of each split.
     """
     from reir.datasets import read_annotations
-    from reir.evaluate import evaluate_rec
+    from reir.evaluate import evaluate_rec, evaluate_rec_localizer
 
     options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads)
     dataset = read_annotations(annotations, split_by)
-    with options.encoding() as (model, how):
-        report = evaluate_rec(model, dataset, images, splits=split or (), max_photos=limit, how=how)
+    if localizer is None:
+        with options.encoding() as (model, how):
+            report = evaluate_rec(
+                model, dataset, images, splits=split or (), max_photos=limit, how=how
+            )
+    else:
+        with options.localizing(localizer) as (finder, how):
+            report = evaluate_rec_localizer(
+                finder, dataset, images, splits=split or (), max_photos=limit, how=how
+            )
     show(report, as_json)
 
 
@@ -266,13 +274,10 @@ def sorec(  # noqa: PLR0913, every argument is an option of the command
     images: Annotated[Path, typer.Option(help="Folder of the photos of SODA-D.")],
     checkpoint: Checkpoint = None,
     encoder: Spec = None,
-    tile: Annotated[
-        bool,
-        typer.Option(
-            "--tile/--no-tile",
-            help="Also encode large photos tile by tile, as `reir index --tile` does.",
-        ),
-    ] = False,
+    localizer: Localizer = None,
+    large_photos: Annotated[
+        LargePhotos, typer.Option(help="How to encode large photos, as for `reir index`.")
+    ] = LargePhotos.WHOLE,
     skip_missing: Annotated[
         bool,
         typer.Option(
@@ -294,12 +299,16 @@ def sorec(  # noqa: PLR0913, every argument is an option of the command
     instances at IoU .05 to .95.
     """
     from reir.datasets import read_sorec
-    from reir.evaluate import evaluate_sorec
+    from reir.evaluate import evaluate_sorec, evaluate_sorec_localizer
 
-    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, tile)
+    options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads, large_photos)
     dataset = read_sorec(annotations, images, skip_missing=skip_missing).first_images(limit)
-    with options.encoding() as (model, how):
-        report = evaluate_sorec(model, dataset, images, how=how)
+    if localizer is None:
+        with options.encoding() as (model, how):
+            report = evaluate_sorec(model, dataset, images, how=how)
+    else:
+        with options.localizing(localizer) as (finder, how):
+            report = evaluate_sorec_localizer(finder, dataset, images, how=how)
     show(report, as_json)
 
 
@@ -332,103 +341,6 @@ def probes(  # noqa: PLR0913, every argument is an option of the command
     show(report, as_json)
 
 
-@dataclass(frozen=True)
-class EncodingOptions:
-    """The options that all subcommands share: which encoder to use, and where and how it runs.
-
-    Raises:
-        ConfigError: --gpu without --num-workers.
-    """
-
-    checkpoint: Path | None
-    encoder: str | None
-    work: Path | None
-    num_workers: int | None
-    gpu: bool
-    threads: int
-    tile: bool = False
-
-    def __post_init__(self) -> None:
-        """Reject an option that would have no effect, before anything is read."""
-        if self.gpu and self.num_workers is None:
-            raise ConfigError(
-                "--gpu gives each Ray worker a GPU, so it needs --num-workers N; without it, a "
-                "GPU is used whenever torch finds one"
-            )
-
-    @contextmanager
-    def encoding(self) -> Iterator[tuple[InstanceEncoder, Encoding]]:
-        """Load the encoder, and show progress while the caller encodes with it."""
-        from reir.evaluate import Encoding
-
-        spec = encoder_from_options(self.checkpoint, self.encoder) or ""
-        # Before the model is loaded, so that a missing app is reported at once.
-        runner = self._runner(spec)
-        with messages().status("loading the model"):
-            model = load_encoder(spec, tile=self.tile)
-        with self._explain_interrupt(), _progress_bar() as progress:
-            yield (
-                model,
-                Encoding(runner=runner, work=self.work, threads=self.threads, progress=progress),
-            )
-
-    def calibration(self, model: InstanceEncoder) -> Calibration | None:
-        """Return the calibration of the encoder; None if it has none."""
-        from reir.encoders import checkpoint_folder
-        from reir.query.presence import load_calibration
-
-        folder = checkpoint_folder(encoder_from_options(self.checkpoint, self.encoder) or "")
-        return load_calibration(folder, model.digest) if folder else None
-
-    def _runner(self, spec: str) -> Runner | None:
-        """Return the runner that encodes shards on Ray workers; None for this process."""
-        if self.num_workers is None:
-            return None
-        # Found by its entry point, because the platform must not import its apps.
-        installed = list(entry_points(group=RUNNERS, name="ray"))
-        if not installed:
-            raise ConfigError(
-                f"--num-workers {self.num_workers} needs the ingestion app: "
-                f"pip install 'reir-platform[ingestion]'"
-            )
-        runner: Runner = installed[0].load()(
-            partial(load_encoder, spec, tile=self.tile),
-            num_workers=self.num_workers,
-            use_gpu=self.gpu,
-            threads=self.threads,
-        )
-        return runner
-
-    @contextmanager
-    def _explain_interrupt(self) -> Iterator[None]:
-        """On Ctrl-C, print how to continue."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            kept = f"Encoded photos are kept in {self.work}; run the same command to continue."
-            lost = "Nothing is kept; with --work DIR, an interrupted run can be continued."
-            messages().print(f"Stopped. {kept if self.work else lost}", markup=False)
-            raise
-
-
-def load_encoder(spec: str, *, tile: bool) -> InstanceEncoder:
-    """Load the encoder of a spec, in this process or on a worker.
-
-    Args:
-        spec: as for `load_encoder_spec`.
-        tile: also encode large photos tile by tile.
-
-    Raises:
-        ConfigError: the spec cannot be parsed, or the encoder cannot encode tiles.
-        CheckpointError: the model is missing, incomplete or of another kind.
-    """
-    from reir.encoders import load_encoder_spec
-    from reir.images.tiling import TiledEncoder, Tiling
-
-    encoder = load_encoder_spec(spec)
-    return TiledEncoder(encoder, Tiling()) if tile else encoder
-
-
 def one_split(dataset: ReferringDataset, name: str | None) -> ReferringDataset:
     """Return the named split; without a name, the only split besides "train", or the whole dataset.
 
@@ -452,26 +364,3 @@ def show(
         print_json(report.to_dict())
     else:
         output().print(report.table(), soft_wrap=False)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    """Show photos done, rate and remaining time on standard error."""
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]} photos/s"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("photos", total=None, rate="-")
-
-        def show(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            rate = f"{speed:.1f}" if speed else "-"
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield show

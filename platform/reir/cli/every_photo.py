@@ -47,8 +47,8 @@ Recall = Annotated[
 ]
 
 ONLY_WITHOUT_ALL = (
-    *("k", "per_image", "like", "unlike", "rerank", "localize", "segmenter", "explain"),
-    *("draw", "export"),
+    *("k", "per_image", "like", "unlike", "rerank", "localize", "segmenter"),
+    *("zoom", "localizer", "explain", "draw", "export"),
 )
 ONLY_WITH_ALL = ("precision", "recall")
 TABLE_ROWS = 1000

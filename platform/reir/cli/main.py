@@ -29,6 +29,7 @@ from reir.cli import (
     erase,
     evaluate,
     galleries,
+    localize,
     monitor,
     schedule,
     search,
@@ -95,6 +96,7 @@ def build_app() -> typer.Typer:
     app.callback()(_options)
     for command in (
         search,
+        localize,
         evaluate,
         doctor,
         galleries,

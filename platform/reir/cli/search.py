@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,7 @@ from reir.errors import ConfigError
 from reir.query.language import NOTE, seems_foreign
 
 if TYPE_CHECKING:
+    from reir.models.zoom_steps import ZoomSearch
     from reir.query.request import Query, Term
     from reir.results import Evidence, SearchResult
 
@@ -128,6 +130,23 @@ Localize = Annotated[
         help="Add masks and tighter boxes to the first hits, from the pixels of their photos.",
     ),
 ]
+Zoom = Annotated[
+    bool,
+    typer.Option(
+        "--zoom",
+        help="Search the first photos again on their pixels, by zooming in: finds small objects, "
+        "and takes about a second for each photo.",
+    ),
+]
+LocalizerSpec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Let this model look at the first photos, and order them by its scores: "
+        "grounding-dino:NAME_OR_DIR looks once at the whole photo, piza:DIR zooms in. Default with "
+        "--zoom: the encoder of the gallery.",
+    ),
+]
 Version = Annotated[
     str,
     typer.Option(
@@ -143,6 +162,14 @@ Server = Annotated[
         help="Search on this server of `reir serve`; $REIR_API_KEY holds its key.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class HitModels:
+    """Specs of the models that look at the photos of hits; None for those of the checkpoint."""
+
+    segmenter: str | None
+    localizer: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -164,6 +191,8 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     precision: Precision = None,
     recall: Recall = None,
     rerank: Rerank = False,
+    zoom: Zoom = False,
+    localizer: LocalizerSpec = None,
     localize: Localize = False,
     segmenter: SegmenterSpec = None,
     explain: Explain = False,
@@ -208,16 +237,18 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
+        zoom=zoom or localizer is not None,
         localize=localize or segmenter is not None,
         explain=explain,
     )
     check_query(query)  # before the model is loaded, which takes seconds
     if draw is not None:
         check_picture(draw)
+    models = HitModels(segmenter, localizer)
     if server is not None:
-        result = _ask_server(server, query, gallery, segmenter, version)
+        result = _ask_server(server, query, gallery, models, version)
     else:
-        result = _ask_here(query, gallery, store, spec, segmenter, version)
+        result = _ask_here(query, gallery, store, spec, models, version)
     _show(result, draw, export, as_json=as_json)
 
 
@@ -240,15 +271,16 @@ def _show(
 
 
 def _ask_server(
-    server: str, query: Query, gallery: str, segmenter: str | None, version: str
+    server: str, query: Query, gallery: str, models: HitModels, version: str
 ) -> SearchResult:
     from reir.client.http_client import Client
 
-    if segmenter is not None:
-        raise ConfigError(
-            f"--segmenter {segmenter} is not possible with --server: a server has the segmenter of "
-            f"its checkpoint; leave one of them out"
-        )
+    for name, spec in vars(models).items():
+        if spec is not None:
+            raise ConfigError(
+                f"--{name} {spec} is not possible with --server: a server has its own models; "
+                f"leave one of them out"
+            )
     refuse_version(version)
     with Client(server) as client:
         return client.ask([query], gallery)[0]
@@ -259,14 +291,19 @@ def _ask_here(  # noqa: PLR0913 - each is an option of the command
     gallery: str,
     store: str | None,
     encoder: str | None,
-    segmenter: str | None,
+    models: HitModels,
     version: str,
 ) -> SearchResult:
     from reir.query.search import open_gallery
 
     with messages().status("loading the model"):
         opened = open_gallery(
-            gallery, store=store, encoder=encoder, segmenter=segmenter, version=version
+            gallery,
+            store=store,
+            encoder=encoder,
+            segmenter=models.segmenter,
+            zoomer=models.localizer,
+            version=version,
         )
     with opened:
         return opened.ask([query])[0]
@@ -315,11 +352,13 @@ def as_table(result: SearchResult) -> RenderableType:
         return Group(*_remarks(result), _footer(result))
     calibrated = result.presence is not None
     compared = any(hit.differs for hit in result)
+    zoomed = any(hit.zoom for hit in result)
     explained = result.hits[0].evidence is not None
-    numbers = ("#", "score", "area", "dual", "re-rank", "margin")
+    numbers = ("#", "score", "zoom", "looks", "area", "dual", "re-rank", "margin")
     table = new_table(
         *("#", "score", *(["object in photo"] if calibrated else []), "photo"),
         *(["what differs"] if compared else []),
+        *(["zoom", "looks"] if zoomed else []),
         *("x %", "y %", "area"),
         *(["dual", "re-rank", "margin", "neighbors"] if explained else []),
         right=numbers,
@@ -332,6 +371,7 @@ def as_table(result: SearchResult) -> RenderableType:
             *([hit.likelihood or "-"] if calibrated else []),
             photo_text(hit.uri),
             *(["; ".join(map(str, hit.differs))] if compared else []),
+            *(_zoom_cells(hit.zoom) if zoomed else []),
             f"{x1}-{x2}",
             f"{y1}-{y2}",
             f"{100 * hit.area:.1f} %",
@@ -352,6 +392,11 @@ def _headline(result: SearchResult) -> list[RenderableType]:
 
 def _percent(probability: float | None) -> str:
     return "-" if probability is None else f"{100 * probability:.0f} %"
+
+
+def _zoom_cells(zoom: ZoomSearch | None) -> list[str]:
+    """Return the score of the second search, and its number of looks."""
+    return ["-", "-"] if zoom is None else [f"{zoom.score:#.3g}", str(len(zoom.steps))]
 
 
 def _evidence(evidence: Evidence) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from reir.models.zoom_steps import ZoomSearch, ZoomStep
 from reir.query.every_photo import EveryPhoto, FoundPhoto
 from reir.query.photo_curve import Decision
 from reir.records import Box, ImageRecord, MaskRle
@@ -66,9 +67,10 @@ def _hit(hit: Json, reader: PhotoReader) -> Hit:
         **{name: hit[name] for name in names},
         box=_box(hit),
         mask=_mask(hit["mask"]),
-        # Servers of earlier releases send neither of these.
+        # Servers of earlier releases do not send these.
         photo_presence=hit.get("photo_presence"),
         differs=tuple(Difference(**each) for each in hit.get("differs", ())),
+        zoom=_zoom(hit.get("zoom")),
         reader=reader,
         evidence=None
         if told is None
@@ -82,6 +84,16 @@ def _hit(hit: Json, reader: PhotoReader) -> Hit:
             ),
         ),
     )
+
+
+def _zoom(told: Json | None) -> ZoomSearch | None:
+    if told is None:
+        return None
+    steps = (
+        ZoomStep(frame=_box(each, "frame"), box=_box(each), score=each["score"], end=each["end"])
+        for each in told["steps"]
+    )
+    return ZoomSearch(steps=tuple(steps), box=_box(told), score=told["score"])
 
 
 def localization_of(answer: Json) -> Localization:
@@ -137,8 +149,8 @@ def image_of(told: Json) -> tuple[ImageRecord, list[InstanceRow]]:
     return record, rows
 
 
-def _box(told: Json) -> Box:
-    x1, y1, x2, y2 = told["box"]  # a list: JSON has no tuples
+def _box(told: Json, name: str = "box") -> Box:
+    x1, y1, x2, y2 = told[name]  # a list: JSON has no tuples
     return x1, y1, x2, y2
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,9 +17,9 @@ from reir.datasets import BoxPx, Expression, ReferringDataset, ReferringImage
 from reir.errors import ConfigError, DataError
 from reir.evaluate.shards import EncodedShard, InstanceLists, Runner, Shard, run_here
 from reir.evaluate.work_folder import WorkFolder
-from reir.images.tiling import TiledEncoder
+from reir.images.views import ViewsEncoder
 from reir.metrics import Gallery, Queries
-from reir.metrics.reir import Ints
+from reir.metrics.reir import Floats, Ints
 from reir.models.interfaces import BoxEncoder, ExpressionChooser, InstanceEncoder
 from reir.records import FloatArray
 
@@ -172,11 +172,11 @@ def encode_gallery(
             f"{type(encoder).__name__} cannot encode true boxes as an oracle; use an encoder that "
             f"can encode given boxes, such as siglip-crops:NAME_OR_DIR"
         )
-    paths = _photo_paths(dataset, Path(images_dir).absolute())
+    paths = photo_paths(dataset, Path(images_dir).absolute())
     shards = _Shards(encoder, paths, choosers, how, _true_boxes(dataset) if how.oracle else ())
     # Everything that could change a shard names its folder, so a shard that is found is never
     # wrong.
-    work = WorkFolder(how.work, shards.about(dataset)) if how.work else None
+    work = WorkFolder(EncodedShard, how.work, shards.about(dataset)) if how.work else None
     done: dict[int, EncodedShard] = {}
     if work:
         done = {n: shard for n in range(len(shards)) if (shard := work.load(n)) is not None}
@@ -238,14 +238,7 @@ class _Shards:
 
     def about(self, dataset: ReferringDataset) -> dict[str, str | int | float]:
         """Return everything that shards depend on; of photos, their names and file sizes."""
-        photos = hashlib.sha256()
-        for image, path in zip(dataset.images, self._paths, strict=True):
-            # Sizes instead of contents, because hashing a gallery would take as long as reading it.
-            photos.update(f"{image.file_name}\0{path.stat().st_size}\n".encode())
-        texts = hashlib.sha256()
-        if self._choosers:
-            for image_row, text in zip(self._choosers.images, self._choosers.texts, strict=True):
-                texts.update(f"{image_row}\0{text}\n".encode())
+        choosers = self._choosers
         return {
             # Another release may decode photos or choose candidates differently.
             "version": reir.__version__,
@@ -254,12 +247,14 @@ class _Shards:
             "threads": self._how.threads,
             "shard_photos": self._how.shard_photos,
             "num_photos": len(self._paths),
-            "photos": photos.hexdigest(),
+            "photos": hash_of_photos(dataset, self._paths),
             "num_expressions": len(self._order),
-            "expressions": texts.hexdigest(),
-            "num_kept": self._choosers.num_kept if self._choosers else 0,
+            "expressions": hash_of_texts(
+                *((choosers.images, choosers.texts) if choosers else ((), ()))
+            ),
+            "num_kept": choosers.num_kept if choosers else 0,
             **({"boxes": self._hash_of_boxes()} if self._boxes else {}),
-            **tiling_settings(self._encoder),
+            **view_settings(self._encoder),
         }
 
     def _hash_of_boxes(self) -> str:
@@ -269,9 +264,26 @@ class _Shards:
         return boxes.hexdigest()
 
 
-def tiling_settings(encoder: InstanceEncoder) -> dict[str, int | float]:
-    """Return how the encoder divides large photos into tiles; nothing if it does not."""
-    return encoder.tiling.settings if isinstance(encoder, TiledEncoder) else {}
+def hash_of_photos(dataset: ReferringDataset, paths: Sequence[Path]) -> str:
+    """Return a hash of the names and file sizes of photos."""
+    photos = hashlib.sha256()
+    for image, path in zip(dataset.images, paths, strict=True):
+        # Sizes instead of contents, because hashing a gallery would take as long as reading it.
+        photos.update(f"{image.file_name}\0{path.stat().st_size}\n".encode())
+    return photos.hexdigest()
+
+
+def hash_of_texts(images: Iterable[int], texts: Iterable[str]) -> str:
+    """Return a hash of expressions, each with the position of its photo."""
+    hashed = hashlib.sha256()
+    for image, text in zip(images, texts, strict=True):
+        hashed.update(f"{image}\0{text}\n".encode())
+    return hashed.hexdigest()
+
+
+def view_settings(encoder: InstanceEncoder) -> dict[str, int | float]:
+    """Return in which parts the encoder encodes large photos; nothing if only as a whole."""
+    return encoder.views.settings if isinstance(encoder, ViewsEncoder) else {}
 
 
 def encode_expressions(encoder: InstanceEncoder, texts: Sequence[str]) -> FloatArray:
@@ -289,10 +301,29 @@ def image_positions(dataset: ReferringDataset, image_ids: Sequence[str]) -> Ints
     return np.array([position[image_id] for image_id in image_ids], dtype=np.int64)
 
 
-def queries_of(
-    encoder: InstanceEncoder, dataset: ReferringDataset, expressions: Sequence[Expression]
-) -> Queries:
-    """Encode expressions as queries, with the position of their photo and their true box.
+@dataclass(frozen=True)
+class Targets:
+    """The true answers of M expressions.
+
+    Attributes:
+        images: (M,) positions of their photos in `dataset.images`.
+        boxes_px: (M, 4) true boxes, xyxy in pixels of the annotated size.
+    """
+
+    images: Ints
+    boxes_px: Floats
+
+    def __len__(self) -> int:
+        """Return the number of expressions M."""
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Targets:
+        """Return the answers of some of the expressions."""
+        return Targets(self.images[rows], self.boxes_px[rows])
+
+
+def targets_of(dataset: ReferringDataset, expressions: Sequence[Expression]) -> Targets:
+    """Return the photo and the true box of each expression.
 
     Raises:
         DataError: there are no expressions.
@@ -303,11 +334,23 @@ def queries_of(
             f"instance; there is nothing to measure"
         )
     instances = [dataset.instances_by_id[str(text.instance_id)] for text in expressions]
-    return Queries(
-        encode_expressions(encoder, [text.text for text in expressions]),
+    return Targets(
         image_positions(dataset, [each.image_id for each in instances]),
         np.array([each.box_xyxy_px for each in instances], dtype=np.float64),
     )
+
+
+def queries_of(
+    encoder: InstanceEncoder, dataset: ReferringDataset, expressions: Sequence[Expression]
+) -> Queries:
+    """Encode expressions as queries, with the position of their photo and their true box.
+
+    Raises:
+        DataError: there are no expressions.
+    """
+    targets = targets_of(dataset, expressions)
+    vectors = encode_expressions(encoder, [text.text for text in expressions])
+    return Queries(vectors, targets.images, targets.boxes_px)
 
 
 def choosing_expressions(
@@ -336,7 +379,7 @@ def _assemble(
             dataset.images[at].file_name,
             failures[at],
         )
-    num_misshapen = sum(_is_misshapen(dataset.images[at], sizes_px[at]) for at in readable)
+    num_misshapen = sum(is_misshapen(dataset.images[at], sizes_px[at]) for at in readable)
     if num_misshapen:
         logger.warning(
             "%s: %d of %d photos have another aspect ratio than annotated; boxes may be wrong",
@@ -410,7 +453,12 @@ def _true_boxes(dataset: ReferringDataset) -> list[FloatArray]:
     return found
 
 
-def _photo_paths(dataset: ReferringDataset, images_dir: Path) -> list[Path]:
+def photo_paths(dataset: ReferringDataset, images_dir: Path) -> list[Path]:
+    """Return the path of each photo of a dataset.
+
+    Raises:
+        DataError: photos are missing, or a file name points outside `images_dir`.
+    """
     paths = [_photo_path(dataset, photo, images_dir) for photo in dataset.images]
     missing = [path for path in paths if not path.exists()]
     if missing:
@@ -432,7 +480,8 @@ def _photo_path(dataset: ReferringDataset, photo: ReferringImage, images_dir: Pa
     return images_dir / name
 
 
-def _is_misshapen(photo: ReferringImage, size_px: Ints) -> bool:
+def is_misshapen(photo: ReferringImage, size_px: Ints) -> bool:
+    """Whether a photo's (2,) width and height have another aspect ratio than annotated."""
     width, height = size_px
     ratio = (width * photo.height_px) / (height * photo.width_px)
     return bool(abs(ratio - 1) > _SHAPE_TOLERANCE)

@@ -206,8 +206,8 @@ _SOREC_COLUMNS = tuple(
 SOREC = PublishedTable(
     source="Goto et al., arXiv 2510.03701, ICCV 2025, and its repository",
     note="All of these are MM-GroundingDINO, which reads the expression together with the pixels "
-    "of the photo; ours ranks instances that were chosen without it. Train-S and Train-L are the "
-    "two training sets of SOREC.",
+    "of the photo, as every localizer does; an encoder ranks instances that were chosen without "
+    "it. Train-S and Train-L are the two training sets of SOREC.",
     columns=_SOREC_COLUMNS,
     rows=_rows(
         _SOREC_COLUMNS,

@@ -8,6 +8,8 @@ Two answers are measured:
   (docs/clare.md, section 6). Since the photo is given with the expression, this is no leak, but it
   needs the photo at query time. Non-maximum suppression does not change this answer, because it
   never removes the best instance.
+
+A localizer has only the second answer.
 """
 
 # Shapes: M expressions, P photos
@@ -15,7 +17,7 @@ Two answers are measured:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,14 @@ import numpy as np
 
 from reir.datasets import Expression, ReferringDataset
 from reir.errors import DataError
-from reir.evaluate.encoded_gallery import Encoding, choosing_expressions, encode_gallery, queries_of
+from reir.evaluate.encoded_gallery import (
+    Encoding,
+    Targets,
+    choosing_expressions,
+    encode_gallery,
+    queries_of,
+)
+from reir.evaluate.localized_expressions import localize_expressions
 from reir.evaluate.published import PublishedTable, rec_split, rec_table
 from reir.evaluate.reports import (
     NO_CHOICE,
@@ -35,6 +44,7 @@ from reir.evaluate.reports import (
     evaluation_info,
     figure_table,
     intervals,
+    localizer_info,
     means,
     percent,
     ranges,
@@ -42,7 +52,7 @@ from reir.evaluate.reports import (
 )
 from reir.metrics import Gallery, Queries, rec_hits, top_instances
 from reir.metrics.reir import Floats
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import ExpressionLocalizer, InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,10 +61,14 @@ if TYPE_CHECKING:
 IOU_THRESHOLDS = (0.5, 0.7, 0.9)
 # Figures on photos that models are trained on would be meaningless.
 TRAIN = "train"
-QUERY_FREE_TITLE = "Query-free: candidates chosen without the expression, as in an index"
-BY_EXPRESSION_TITLE = (
-    "By expression: candidates chosen with the expression, which an index cannot do"
-)
+NO_SPLIT = "no evaluated split is a whole published split"
+CHOICES = {
+    "Query-free: candidates chosen without the expression, as in an index": "query_free",
+    "By expression: candidates chosen with the expression, which an index cannot do": (
+        "by_expression"
+    ),
+}
+"""Title of a table -> name of its figures."""
 HEADERS = {"p50": "P@.5", "p70": "P@.7", "p90": "P@.9", "mean_iou": "mean IoU"}
 
 
@@ -67,16 +81,17 @@ class RecSplit:
         published_as: name of the split in published tables; empty if it is not published.
         num_photos: number of photos with expressions.
         num_expressions: number of expressions that describe an instance.
-        query_free: `p50`, `p70`, `p90`, `mean_iou` of the best instance that an index stores.
-        by_expression: the same figures for the best of all candidates; None if the encoder is no
-            `ExpressionChooser`.
+        query_free: `p50`, `p70`, `p90`, `mean_iou` of the best instance that an index stores; None
+            for a localizer.
+        by_expression: the same figures for the best of all candidates; None if the model is an
+            encoder that is no `ExpressionChooser`.
     """
 
     name: str
     published_as: str
     num_photos: int
     num_expressions: int
-    query_free: Figures
+    query_free: Figures | None
     by_expression: Figures | None
 
 
@@ -87,7 +102,7 @@ class RecReport:
     Attributes:
         splits: the evaluated splits, in the order of the data set or of the request.
         published: published figures of other systems on these splits; None if there are none.
-        info: the data, encoder and settings of the evaluation.
+        info: the data, model and settings of the evaluation.
     """
 
     splits: tuple[RecSplit, ...]
@@ -104,9 +119,10 @@ class RecReport:
 
     def table(self) -> RenderableType:
         """Return the figures as tables for the terminal."""
-        parts: list[RenderableType] = [self._table(QUERY_FREE_TITLE, "query_free")]
-        if all(split.by_expression for split in self.splits):
-            parts += ["", self._table(BY_EXPRESSION_TITLE, "by_expression")]
+        parts: list[RenderableType] = []
+        for title, choice in CHOICES.items():
+            if all(getattr(split, choice) for split in self.splits):
+                parts += [*([""] if parts else []), self._table(title, choice)]
         if self.published:
             parts += ["", *comparison(self.published, _headers(self.published), self._rows())]
         return with_notes(parts, self.info.notes())
@@ -123,7 +139,8 @@ class RecReport:
         rows: dict[str, dict[str, float]] = {"query-free": {}, "by expression": {}}
         for split in self.splits:
             if split.published_as:
-                rows["query-free"][split.published_as] = split.query_free["p50"].mean
+                if split.query_free:
+                    rows["query-free"][split.published_as] = split.query_free["p50"].mean
                 if split.by_expression:
                     rows["by expression"][split.published_as] = split.by_expression["p50"].mean
         return {name: figures for name, figures in rows.items() if figures}
@@ -161,6 +178,7 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
     # Photos without expressions are not asked about, so they need not be encoded.
     photos = dataset.of_images({text.image_id for text in expressions})
     queries = queries_of(encoder, photos, expressions)
+    targets = Targets(queries.images, queries.boxes_px)
     # Only the best instance of a photo matters here, so each expression keeps a single one.
     choosers = choosing_expressions(
         encoder, queries, [text.text for text in expressions], num_kept=1
@@ -173,15 +191,10 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
         # In other turns, the photo shows what another of its expressions chose.
         for of_turn, shown in gallery.turns():
             own_boxes_px[of_turn] = _top_boxes_px(queries[of_turn], shown)
-    found: list[RecSplit] = []
-    for name, texts in groups.items():
-        first = sum(split.num_expressions for split in found)
-        rows = slice(first, first + len(texts))
-        own = own_boxes_px[rows] if own_boxes_px is not None else None
-        found.append(_split(name, queries[rows], boxes_px[rows], own))
+    found = _splits(groups, targets, boxes_px, own_boxes_px)
     published = rec_table([split.published_as for split in found])
     return RecReport(
-        splits=tuple(found),
+        splits=found,
         published=published,
         info=evaluation_info(
             encoder,
@@ -190,13 +203,41 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
             settings={},
             left_out={
                 **({} if choosers else {"choice by expression": NO_CHOICE}),
-                **(
-                    {}
-                    if published
-                    else {"published figures": "no evaluated split is a whole published split"}
-                ),
+                **({} if published else {"published figures": NO_SPLIT}),
             },
         ),
+    )
+
+
+def evaluate_rec_localizer(  # noqa: PLR0913, all but the three parts are by name
+    localizer: ExpressionLocalizer,
+    dataset: ReferringDataset,
+    images_dir: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    max_photos: int | None = None,
+    how: Encoding | None = None,
+) -> RecReport:
+    """Let a localizer find each expression's box in its photo; see `evaluate_rec`.
+
+    Args:
+        localizer: the model.
+        dataset, images_dir, splits, max_photos: as for `evaluate_rec`.
+        how: see `localize_expressions`.
+
+    Raises:
+        DataError: as `evaluate_rec`.
+    """
+    groups = _groups(dataset, splits, max_photos)
+    expressions = [text for texts in groups.values() for text in texts]
+    found = localize_expressions(localizer, dataset, images_dir, expressions, num_boxes=1, how=how)
+    measured = _splits(groups, found.targets, None, found.boxes_px[:, 0])
+    published = rec_table([split.published_as for split in measured])
+    left_out = {} if published else {"published figures": NO_SPLIT}
+    return RecReport(
+        splits=measured,
+        published=published,
+        info=localizer_info(localizer, found, left_out),
     )
 
 
@@ -227,22 +268,39 @@ def _top_boxes_px(queries: Queries, gallery: Gallery) -> Floats:
     return boxes_px
 
 
-def _split(name: str, queries: Queries, boxes_px: Floats, own_boxes_px: Floats | None) -> RecSplit:
-    num_photos = len(np.unique(queries.images))
-    return RecSplit(
-        name=name,
-        published_as=rec_split(num_photos, len(queries)),
-        num_photos=num_photos,
-        num_expressions=len(queries),
-        query_free=_figures(queries, boxes_px),
-        by_expression=_figures(queries, own_boxes_px) if own_boxes_px is not None else None,
-    )
+def _splits(
+    groups: Mapping[str, Sequence[Expression]],
+    targets: Targets,
+    query_free_px: Floats | None,
+    by_expression_px: Floats | None,
+) -> tuple[RecSplit, ...]:
+    """Measure the (M, 4) boxes of the expressions of all groups, one group after the other."""
+    found: list[RecSplit] = []
+    for name, texts in groups.items():
+        first = sum(split.num_expressions for split in found)
+        rows = slice(first, first + len(texts))
+        num_photos = len(np.unique(targets[rows].images))
+        query_free, by_expression = (
+            None if boxes_px is None else _figures(targets[rows], boxes_px[rows])
+            for boxes_px in (query_free_px, by_expression_px)
+        )
+        found.append(
+            RecSplit(
+                name=name,
+                published_as=rec_split(num_photos, len(texts)),
+                num_photos=num_photos,
+                num_expressions=len(texts),
+                query_free=query_free,
+                by_expression=by_expression,
+            )
+        )
+    return tuple(found)
 
 
-def _figures(queries: Queries, boxes_px: Floats) -> Figures:
-    found = rec_hits(boxes_px, queries.boxes_px, IOU_THRESHOLDS)
+def _figures(targets: Targets, boxes_px: Floats) -> Figures:
+    found = rec_hits(boxes_px, targets.boxes_px, IOU_THRESHOLDS)
     columns = {f"p{percent(iou)}": found.hits[:, at] for at, iou in enumerate(IOU_THRESHOLDS)}
-    return intervals({**columns, "mean_iou": found.iou}, queries.images)
+    return intervals({**columns, "mean_iou": found.iou}, targets.images)
 
 
 def _split_dict(split: RecSplit) -> dict[str, Any]:

@@ -8,16 +8,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from reir.evaluate.encoded_gallery import EncodedGallery, tiling_settings
+from reir.evaluate.encoded_gallery import EncodedGallery, view_settings
+from reir.evaluate.localized_expressions import LocalizedExpressions
 from reir.evaluate.published import PublishedTable
 from reir.metrics import Interval, bootstrap_intervals
 from reir.metrics.reir import Ints
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import ExpressionLocalizer, InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,14 +37,16 @@ NO_CHOICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInfo:
-    """The data, encoder and settings of an evaluation.
+    """The data, model and settings of an evaluation.
 
     Attributes:
-        counts: numbers of photos, unreadable and misshapen photos, instances, and texts.
-        digest: digest of the encoder.
+        counts: numbers of photos, unreadable and misshapen photos, and texts; of an encoder, also
+            the number of instances.
+        digest: digest of the model.
         versions: versions of the software.
         settings: settings of the evaluation.
         left_out: missing part of the report -> reason why it is missing.
+        model: kind of the model.
     """
 
     counts: Mapping[str, int]
@@ -51,6 +54,7 @@ class EvaluationInfo:
     versions: Mapping[str, str]
     settings: Mapping[str, int | float | str | bool]
     left_out: Mapping[str, str]
+    model: Literal["encoder", "localizer"] = "encoder"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -65,13 +69,14 @@ class EvaluationInfo:
     def notes(self) -> list[str]:
         """Return sentences about the data and about missing parts of the report."""
         counts = self.counts
+        instances = f"{counts['instances']:,} instances of " if "instances" in counts else ""
         notes = [
-            f"{counts['instances']:,} instances of {counts['photos']:,} photos, encoder "
-            f"{self.digest[:12]}. Percentages have 95 % bootstrap intervals over photos."
+            f"{instances}{counts['photos']:,} photos, {self.model} {self.digest[:12]}. "
+            f"Percentages have 95 % bootstrap intervals over photos."
         ]
         if counts["unreadable"]:
             notes.append(
-                f"{counts['unreadable']:,} photos could not be decoded, and have no instances."
+                f"{counts['unreadable']:,} photos could not be decoded; nothing is found in them."
             )
         if counts["misshapen"]:
             notes.append(
@@ -89,8 +94,6 @@ def evaluation_info(
     left_out: Mapping[str, str],
 ) -> EvaluationInfo:
     """Describe an evaluation; `counts` and `settings` are added to those of the gallery."""
-    packages = {"reir": "reir-platform", "numpy": "numpy", "torch": "torch"}
-    installed = {name: version(package) for name, package in packages.items()}
     return EvaluationInfo(
         counts={
             "photos": len(gallery.image_rows) + len(gallery.unreadable),
@@ -100,16 +103,42 @@ def evaluation_info(
             **counts,
         },
         digest=encoder.digest,
-        versions=installed | {"python": ".".join(map(str, sys.version_info[:3]))},
+        versions=software_versions(),
         settings={
             **settings,
-            **tiling_settings(encoder),
+            **view_settings(encoder),
             "num_candidates": encoder.num_candidates,
             "num_resamples": NUM_RESAMPLES,
             "threads": gallery.threads,
         },
         left_out=left_out,
     )
+
+
+def localizer_info(
+    localizer: ExpressionLocalizer, found: LocalizedExpressions, left_out: Mapping[str, str]
+) -> EvaluationInfo:
+    """Describe an evaluation of a localizer."""
+    return EvaluationInfo(
+        counts={
+            "photos": found.num_photos,
+            "unreadable": found.num_unreadable,
+            "misshapen": found.num_misshapen,
+            "expressions": len(found.targets),
+        },
+        digest=localizer.digest,
+        versions=software_versions(),
+        settings={"num_resamples": NUM_RESAMPLES, "threads": found.threads},
+        left_out=left_out,
+        model="localizer",
+    )
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that figures depend on."""
+    packages = {"reir": "reir-platform", "numpy": "numpy", "torch": "torch"}
+    installed = {name: version(package) for name, package in packages.items()}
+    return installed | {"python": ".".join(map(str, sys.version_info[:3]))}
 
 
 def intervals(columns: Columns, images: Ints) -> dict[str, Interval]:

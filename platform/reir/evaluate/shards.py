@@ -161,12 +161,12 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
     size_px = np.zeros((num_photos, 2), dtype=np.int64)
     failures = [""] * num_photos
     found: dict[int, InstanceChoices] = {}
-    with _threads(shard.threads):
+    with torch_threads(shard.threads):
         for first in range(0, num_photos, BATCH_PHOTOS):
             photos: dict[int, RgbImage] = {}
             for at in range(first, num_photos)[:BATCH_PHOTOS]:
                 try:
-                    photos[at] = _read(shard.paths[at])
+                    photos[at] = read_photo(shard.paths[at])
                 except ImageError as error:
                     # As text, which `np.savez` can store without a pickle.
                     failures[at] = error.reason.value
@@ -188,7 +188,13 @@ def encode_shard(encoder: InstanceEncoder, shard: Shard) -> EncodedShard:
     )
 
 
-def _read(path: Path) -> RgbImage:
+def read_photo(path: Path) -> RgbImage:
+    """Return the pixels of a photo.
+
+    Raises:
+        DataError: it is missing.
+        ImageError: it cannot be decoded.
+    """
     # A missing file is not a broken photo: most likely this machine cannot see the folder at all,
     # and going on would give a report without photos.
     if not path.exists():
@@ -228,7 +234,7 @@ def _nothing(dim: int, shard: Shard, at: int) -> InstanceChoices:
 
 
 @contextmanager
-def _threads(num: int) -> Iterator[None]:
+def torch_threads(num: int) -> Iterator[None]:
     """Set the number of CPU threads of torch for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)

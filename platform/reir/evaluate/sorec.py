@@ -1,7 +1,8 @@
 """Evaluation on SOREC: find the described small instance in its own large photo.
 
 Each expression ranks the instances that an index stores for its photo, which were chosen without
-any expression. With a `TiledEncoder`, these include the instances of tiles.
+any expression. With a `ViewsEncoder`, these include the instances of parts of the photo. A
+localizer reads photo and expression together.
 """
 
 # Shapes: M expressions, N ranked instances
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reir.datasets import ReferringDataset
-from reir.evaluate.encoded_gallery import Encoding, encode_gallery, queries_of
+from reir.evaluate.encoded_gallery import Encoding, Targets, encode_gallery, queries_of
+from reir.evaluate.localized_expressions import localize_expressions
 from reir.evaluate.published import SOREC_SPLITS, PublishedTable, sorec_table
 from reir.evaluate.reports import (
     EvaluationInfo,
@@ -25,14 +27,16 @@ from reir.evaluate.reports import (
     evaluation_info,
     figure_table,
     intervals,
+    localizer_info,
     percent,
     report_values,
     with_notes,
 )
+from reir.images.large_photos import views_of
 from reir.metrics import Gallery, Queries, SorecScores, ranked_instances, sorec_scores
 from reir.metrics.reir import Floats
 from reir.metrics.sorec import IOU_THRESHOLDS, TOP_KS
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import ExpressionLocalizer, InstanceEncoder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,7 +57,7 @@ class SorecReport:
         top_k: the table of the release: `top1_05` to `top10_95`, the share of expressions one of
             whose first 1, 5 or 10 instances reaches an IoU of .05 to .95; and `mean_precision`.
         published: published figures on the same split; None if there are none.
-        info: the data, encoder and settings of the evaluation.
+        info: the data, model and settings of the evaluation.
     """
 
     accuracy: Figures
@@ -73,9 +77,10 @@ class SorecReport:
         table.add_row("best instance of the photo", *(cell(self.accuracy[n]) for n in HEADERS))
         parts: list[RenderableType] = [table, "", self._top_k_table()]
         if self.published:
-            ours = {"this encoder": {name: self.accuracy[name].mean for name in HEADERS}}
+            ours = {f"this {self.info.model}": {name: self.accuracy[name].mean for name in HEADERS}}
             parts += ["", *comparison(self.published, list(HEADERS.values()), ours)]
-        return with_notes(parts, [self._tiles(), *self.info.notes()])
+        parts_of_photos = [self._parts()] if self.info.model == "encoder" else []
+        return with_notes(parts, [*parts_of_photos, *self.info.notes()])
 
     def _top_k_table(self) -> Table:
         title = "One of the first K instances reaches the IoU"
@@ -85,11 +90,14 @@ class SorecReport:
         table.add_row("mean over K at IoU 0.50", cell(self.top_k["mean_precision"]))
         return table
 
-    def _tiles(self) -> str:
-        above_px = self.info.settings.get("tile_above_px")
-        if above_px is None:
-            return "Photos were encoded as a whole; --tile also encodes large photos tile by tile."
-        return f"Photos with a longer side above {above_px:,} px were also encoded tile by tile."
+    def _parts(self) -> str:
+        views = views_of(self.info.settings)
+        if views is None:
+            return (
+                "Photos were encoded as a whole; --large-photos zoom also encodes parts of large "
+                "photos."
+            )
+        return f"Photos with a longer side above {views.above_px:,} px were also encoded in parts."
 
 
 def evaluate_sorec(
@@ -104,7 +112,7 @@ def evaluate_sorec(
     The result is deterministic.
 
     Args:
-        encoder: the model; a `TiledEncoder` to encode large photos in tiles, too.
+        encoder: the model; a `ViewsEncoder` to encode large photos in parts, too.
         dataset: every expression that describes an instance is a query.
         images_dir: folder of the photos.
         how: how the photos are encoded.
@@ -114,8 +122,54 @@ def evaluate_sorec(
     """
     queries = queries_of(encoder, dataset, dataset.with_targets().expressions)
     gallery = encode_gallery(encoder, dataset, images_dir, how=how)
-    scores = sorec_scores(_ranked_boxes_px(queries, gallery.arrays), queries.boxes_px)
     published = sorec_table(len(queries))
+    info = evaluation_info(
+        encoder,
+        gallery,
+        counts={"expressions": len(queries)},
+        settings={},
+        left_out={} if published else {"published figures": NO_SPLIT},
+    )
+    ranked_boxes_px = _ranked_boxes_px(queries, gallery.arrays)
+    return _report(ranked_boxes_px, Targets(queries.images, queries.boxes_px), published, info)
+
+
+def evaluate_sorec_localizer(
+    localizer: ExpressionLocalizer,
+    dataset: ReferringDataset,
+    images_dir: str | Path,
+    *,
+    how: Encoding | None = None,
+) -> SorecReport:
+    """Let a localizer find each expression in its photo, and measure.
+
+    Args:
+        localizer: the model.
+        dataset: every expression that describes an instance is a query.
+        images_dir: folder of the photos.
+        how: see `localize_expressions`.
+
+    Raises:
+        DataError: no expression describes an instance, or photos are missing from `images_dir`.
+    """
+    expressions = dataset.with_targets().expressions
+    found = localize_expressions(
+        localizer, dataset, images_dir, expressions, num_boxes=max(TOP_KS), how=how
+    )
+    published = sorec_table(len(expressions))
+    left_out = {} if published else {"published figures": NO_SPLIT}
+    info = localizer_info(localizer, found, left_out)
+    return _report(found.boxes_px, found.targets, published, info)
+
+
+def _report(
+    ranked_boxes_px: Floats,
+    targets: Targets,
+    published: PublishedTable | None,
+    info: EvaluationInfo,
+) -> SorecReport:
+    """Measure the (M, N, 4) boxes of each expression, best first."""
+    scores = sorec_scores(ranked_boxes_px, targets.boxes_px)
     return SorecReport(
         accuracy=intervals(
             {
@@ -123,17 +177,11 @@ def evaluate_sorec(
                 "acc50": scores.hits(1, 0.5),
                 "acc75": scores.hits(1, 0.75),
             },
-            queries.images,
+            targets.images,
         ),
-        top_k=intervals(_top_k_columns(scores), queries.images),
+        top_k=intervals(_top_k_columns(scores), targets.images),
         published=published,
-        info=evaluation_info(
-            encoder,
-            gallery,
-            counts={"expressions": len(queries)},
-            settings={},
-            left_out={} if published else {"published figures": NO_SPLIT},
-        ),
+        info=info,
     )
 
 

@@ -31,7 +31,8 @@ from reir.errors import ImageError, ImageFailure, ImageUnreachable, SourceError
 from reir.images.file_formats import ImageFormat, is_cut_within_magic, sniff
 from reir.records import RgbImage
 
-DEFAULT_MAX_PIXELS = 100_000_000
+DEFAULT_MAX_PIXELS = 120_000_000
+"""Photos of the largest phone sensors, 12,000 x 9,000 px, stay below it."""
 DEFAULT_MAX_BYTES = 512 * 1024**2
 MAX_SIDE_PX = 65_535
 """The longest side that a JPEG header can express; photos and panoramas stay below it."""

@@ -1,10 +1,11 @@
 """The interfaces of encoders, segmenters, localizers and zoomers.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
-relation re-ranker needs, and an `ExpressionChooser` or a `BoxEncoder`, which only evaluation uses.
-A `Segmenter` finds the masks of instances. An `ExpressionLocalizer` finds what an expression
-describes on the pixels of a photo, and encodes nothing that could be indexed. A `Zoomer` does so by
-zooming in, and finds instances that are small in their photo.
+relation re-ranker needs, a `BoxProposer`, which makes zooming into large photos cheaper, and an
+`ExpressionChooser` or a `BoxEncoder`, which only evaluation uses. A `Segmenter` finds the masks of
+instances. An `ExpressionLocalizer` finds what an expression describes on the pixels of a photo, and
+encodes nothing that could be indexed. A `Zoomer` does so by zooming in, and finds instances that
+are small in their photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -173,6 +174,23 @@ class Zoomer(Protocol):
 
         Returns:
             The search of each photo, with at least one step, in the order given.
+        """
+        ...
+
+
+@runtime_checkable
+class BoxProposer(InstanceEncoder, Protocol):
+    """An encoder that can also find boxes alone, at a fraction of the cost of their vectors."""
+
+    def propose_boxes(self, image: RgbImage, num_boxes: int) -> tuple[FloatArray, FloatArray]:
+        """Return the boxes of one image that may contain an instance, best first.
+
+        Args:
+            image: as for `encode_images`.
+            num_boxes: maximum number of boxes, which may be larger than `num_candidates`.
+
+        Returns:
+            (N, 4) float32 xyxy in [0, 1], and (N,) float32 scores in [0, 1].
         """
         ...
 

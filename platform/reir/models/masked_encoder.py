@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from reir.models.delegating_encoder import DelegatingEncoder
@@ -29,6 +29,14 @@ class MaskedEncoder(DelegatingEncoder):
     def __init__(self, encoder: InstanceEncoder, segmenter: Segmenter) -> None:
         super().__init__(encoder)
         self._segmenter = segmenter
+
+    def with_encoder(self, change: Callable[[InstanceEncoder], InstanceEncoder]) -> MaskedEncoder:
+        """Return an encoder with the same segmenter, whose instances come from a changed encoder.
+
+        Args:
+            change: the encoder without masks -> the encoder to use instead.
+        """
+        return MaskedEncoder(change(self._encoder), self._segmenter)
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         """Return the instances of each image, with masks."""

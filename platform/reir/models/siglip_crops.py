@@ -136,6 +136,11 @@ class SiglipCropsEncoder:
         """Maximum number of instances per photo."""
         return self._num_candidates
 
+    def propose_boxes(self, image: RgbImage, num_boxes: int) -> tuple[FloatArray, FloatArray]:
+        """Return the boxes of one photo and their scores; see `BoxProposer.propose_boxes`."""
+        (found,) = self._detector.propose([image], num_boxes)
+        return found.boxes.numpy(), found.scores.numpy()
+
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         """Return the instances of each photo, by descending objectness; a photo may have none."""
         out: list[Instances] = []

@@ -7,8 +7,7 @@ searching the store are required: if they fail, the query fails.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from reir.query.clock import Clock
 from reir.query.differences import CLASS_SENTENCES, Comparison
 from reir.query.paging import MAX_HITS, Cursor
-from reir.query.pending import PendingAnswer, RankedRow, pending_answer
+from reir.query.pending import PendingAnswer, RankedRow, pending_answer, run_optional
 from reir.query.presence import Calibration, count_words
 from reir.query.ranking import instance_number
 from reir.query.request import Query
@@ -30,10 +29,10 @@ from reir.query.stages import (
     RerankResult,
     Stages,
 )
+from reir.query.zoom.stage import zoom_in
 from reir.records import FloatArray, MaskRle
 from reir.results import Evidence, Hit, SearchResult
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -80,6 +79,7 @@ async def _answer(
             _result(one, page, beyond, masks)
             for one, (page, beyond) in zip(pending, pages, strict=True)
         ]
+    results = await zoom_in(pending, results, stages, clock)
     results = await _localize(pending, results, stages, clock)
     results = await _compare(pending, results, stages, clock)
     return [
@@ -136,49 +136,6 @@ async def _retrieve_requests(
     ]
 
 
-async def _optional(
-    name: str,
-    pending: Sequence[PendingAnswer],
-    stages: Stages,
-    clock: Clock,
-    work: Callable[[Sequence[PendingAnswer], float | None], Awaitable[Sequence[T]]],
-) -> list[tuple[PendingAnswer, T]]:
-    """Run an optional stage for the queries that have time left for it.
-
-    The others get its name in `degraded`. A stage has time if its usual duration fits into the
-    rest of the budget. A stage that fails is left out too, unless a page requires it.
-    """
-    # Costs are per query, and the stage runs once for all of them.
-    usual_ms = stages.costs.usual_ms(name) * len(pending)
-    left = [(one, one.left_ms(name, clock)) for one in pending]
-    able = [one for one, ms in left if ms is None or ms > usual_ms]
-    limits = [ms for _, ms in left if ms is not None and ms > usual_ms]
-    done: Sequence[T] = ()
-    failed = False
-    started_ms = clock.elapsed_ms
-    if len(able) < len(pending):
-        stages.costs.note_left_out(name)
-    if able:
-        try:
-            with clock.stage(name):
-                done = await work(able, min(limits) / 1e3 if limits else None)
-        except Exception as error:
-            if any(one.needs(name) for one in able):
-                raise
-            logger.warning("stage %s failed and was left out: %r", name, error)
-            # A stage that fails at once must not count as fast. One that ran out of time took at
-            # least that long, which is worth noting.
-            failed = not isinstance(error, TimeoutError)
-        if not failed:
-            stages.costs.note(name, (clock.elapsed_ms - started_ms) / len(able))
-    answered = list(zip(able, done, strict=bool(done)))  # after a failure, nothing is `done`
-    names = {id(one) for one, _ in answered}  # mutable dataclasses have no hash
-    for one in pending:
-        if id(one) not in names:
-            one.degraded.append(name)
-    return answered
-
-
 async def _rerank(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock) -> None:
     """Let the re-ranker score the instances of the best photos."""
 
@@ -187,7 +144,7 @@ async def _rerank(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock
     ) -> Awaitable[Sequence[Sequence[RerankResult]]]:
         return stages.rerank([_rerank_request(one) for one in able], timeout_s)
 
-    for one, reranked in await _optional("rerank", pending, stages, clock, work):
+    for one, reranked in await run_optional("rerank", pending, stages, clock, work):
         one.reranked = reranked
 
 
@@ -341,7 +298,7 @@ async def _localize(
         for one in wanted:
             one.degraded.append("localize")
     elif wanted:
-        for one, refined in await _optional("localize", wanted, stages, clock, work):
+        for one, refined in await run_optional("localize", wanted, stages, clock, work):
             number = place[id(one)]
             results[number] = _refined(results[number], refined)
     return results
@@ -385,7 +342,7 @@ async def _compare(
             for one, result in zip(able, found, strict=True)
         ]
 
-    for one, result in await _optional("compare", wanted, stages, clock, work) if wanted else ():
+    for one, result in await run_optional("compare", wanted, stages, clock, work) if wanted else ():
         results[place[id(one)]] = result
     return results
 

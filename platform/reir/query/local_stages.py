@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_words
+from reir.models.zoom_steps import ZoomSearch
 from reir.query.clock import StageCosts
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import Calibration
@@ -16,19 +17,22 @@ from reir.query.stages import (
     RefineResult,
     RerankRequest,
     RerankResult,
+    ZoomRequest,
 )
+from reir.query.zoom.photos import PhotoZoomer
 from reir.records import FloatArray, MaskRle
 
 
 class LocalStages:
     """The stages of one gallery in this process; implements `reir.query.stages.Stages`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the stages of a gallery
         self,
         encoder: InstanceEncoder,
         retriever: Retriever,
         reranker: PhotoReranker | None,
         localizer: PixelLocalizer,
+        zoomer: PhotoZoomer,
         calibration: Calibration | None,
     ) -> None:
         self.gallery = retriever.gallery
@@ -39,7 +43,7 @@ class LocalStages:
         self.costs = StageCosts()
         self.class_vectors: dict[str, FloatArray] = {}
         self._encoder, self._retriever = encoder, retriever
-        self._reranker, self._localizer = reranker, localizer
+        self._reranker, self._localizer, self._zoomer = reranker, localizer, zoomer
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
         """See `Stages.encode`."""
@@ -65,6 +69,12 @@ class LocalStages:
     ) -> Sequence[RefineResult]:
         """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
         return self._localizer.refine(requests)
+
+    async def zoom(
+        self, requests: Sequence[ZoomRequest], timeout_s: float | None, /
+    ) -> Sequence[ZoomSearch | None]:
+        """See `PhotoZoomer.zoom`."""
+        return self._zoomer.zoom(requests, timeout_s)
 
     async def compare(
         self,

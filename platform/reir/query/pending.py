@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from reir.errors import QueryError
 from reir.models.interfaces import EncodedExpression
@@ -17,6 +19,9 @@ from reir.query.request import Query, check_query
 from reir.query.retrieval import RetrieveResult
 from reir.query.stages import RERANKED_PHOTOS, RerankResult, Stages
 from reir.store.contract import InstanceRow
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -175,3 +180,56 @@ def pending_answer(query: Query, stages: Stages) -> PendingAnswer:
         reranks=wanted if cursor is None else cursor.order == "pool",
         calibration=calibration,
     )
+
+
+async def run_optional(  # noqa: PLR0913 - three of them are the answer in progress
+    name: str,
+    pending: Sequence[PendingAnswer],
+    stages: Stages,
+    clock: Clock,
+    work: Callable[[Sequence[PendingAnswer], float | None], Awaitable[Sequence[T]]],
+    parts: Callable[[Sequence[T]], int] = len,
+) -> list[tuple[PendingAnswer, T]]:
+    """Run an optional stage for the queries that have time left for it.
+
+    The others get its name in `degraded`. A stage has time if its usual duration fits into the
+    rest of the budget. A stage that fails is left out too, unless a page requires it.
+
+    Args:
+        name: of the stage.
+        pending: the queries that asked for it.
+        stages, clock: of the answer.
+        work: runs the stage for some of the queries, within so many seconds.
+        parts: returns of how many parts the work consisted, of which each costs the same and every
+            query needs at least one; by default, one for each query.
+    """
+    # Costs are per part, and the stage runs once for all queries.
+    usual_ms = stages.costs.usual_ms(name) * len(pending)
+    left = [(one, one.left_ms(name, clock)) for one in pending]
+    able = [one for one, ms in left if ms is None or ms > usual_ms]
+    limits = [ms for _, ms in left if ms is not None and ms > usual_ms]
+    done: Sequence[T] = ()
+    failed = False
+    started_ms = clock.elapsed_ms
+    if len(able) < len(pending):
+        stages.costs.note_left_out(name)
+    if able:
+        try:
+            with clock.stage(name):
+                done = await work(able, min(limits) / 1e3 if limits else None)
+        except Exception as error:
+            if any(one.needs(name) for one in able):
+                raise
+            logger.warning("stage %s failed and was left out: %r", name, error)
+            # A stage that fails at once must not count as fast. One that ran out of time took at
+            # least that long, which is worth noting.
+            failed = not isinstance(error, TimeoutError)
+        if not failed:
+            num_parts = parts(done) or len(able)
+            stages.costs.note(name, (clock.elapsed_ms - started_ms) / num_parts)
+    answered = list(zip(able, done, strict=bool(done)))  # after a failure, nothing is `done`
+    names = {id(one) for one, _ in answered}  # mutable dataclasses have no hash
+    for one in pending:
+        if id(one) not in names:
+            one.degraded.append(name)
+    return answered

@@ -4,18 +4,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from reir.errors import QueryError
 from reir.images.boxes import pairwise_iou
 from reir.images.decode import DEFAULT_MAX_PIXELS, decode
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import ExpressionLocalizer, InstanceEncoder
 from reir.query.clock import Clock
-from reir.query.localize import PixelLocalizer
-from reir.records import Box, FloatArray
-from reir.results import Localization
+from reir.records import Box, FloatArray, RgbImage
+from reir.results import Localization, LocalizedBox
 from reir.text import validate_expression
 
 
@@ -41,8 +42,60 @@ def vector_of(
     return np.asarray(instances.vectors[int(overlaps.argmax())])
 
 
+class Locator(Protocol):
+    """Answers for one photo: `reir.query.localize.PixelLocalizer` or `BoxLocator`."""
+
+    def locate(
+        self, image: RgbImage, expressions: Sequence[str], k: int = 5, *, masks: bool = False
+    ) -> list[Localization]:
+        """See `PixelLocalizer.locate`."""
+        ...
+
+
+class BoxLocator:
+    """Answers with the boxes of a localizer, which has neither presence nor masks."""
+
+    def __init__(self, localizer: ExpressionLocalizer) -> None:
+        self._localizer = localizer
+
+    def locate(
+        self, image: RgbImage, expressions: Sequence[str], k: int = 5, *, masks: bool = False
+    ) -> list[Localization]:
+        """Find the best `k` boxes of one photo for each expression; see `PixelLocalizer.locate`.
+
+        Raises:
+            QueryError: masks are asked for.
+        """
+        if masks:
+            raise QueryError("masks", "cannot come from a localizer; leave one of them out")
+        height_px, width_px = image.shape[:2]
+        answers = []
+        for expression, found in zip(
+            expressions,
+            self._localizer.localize([image] * len(expressions), expressions),
+            strict=True,
+        ):
+            boxes = tuple(
+                LocalizedBox(box=(x1, y1, x2, y2), score=score, presence=None)
+                for (x1, y1, x2, y2), score in zip(
+                    found.boxes[:k].tolist(), found.scores[:k].tolist(), strict=True
+                )
+            )
+            answers.append(
+                Localization(
+                    expression=expression,
+                    width_px=width_px,
+                    height_px=height_px,
+                    present=bool(boxes),
+                    presence=None,
+                    boxes=boxes,
+                )
+            )
+        return answers
+
+
 def locate(  # noqa: PLR0913 - all but the three parts of the question are by name
-    localizer: PixelLocalizer,
+    localizer: Locator,
     data: bytes,
     expression: str,
     k: int = 5,

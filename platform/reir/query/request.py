@@ -47,7 +47,7 @@ class Query:
 
     Attributes:
         terms: what to look for; their unit vectors are added, each multiplied by its weight.
-            Re-ranker and localizer read the first expression with a positive weight.
+            Re-ranker and zoomer read the first expression with a positive weight.
         k: maximum number of hits, 1 to 1000.
         per_image: maximum number of hits in one photo, 1 to 1000.
         where: filter over instance fields and attributes (`reir.store.filters`).
@@ -55,6 +55,7 @@ class Query:
         rerank: let the relation re-ranker order the best photos, if the checkpoint has one; off by
             default, because the shipped one makes results worse on photos that it was not tuned
             on (docs/rerank.md).
+        zoom: search the first photos again on their pixels, by zooming in; needs an expression.
         localize: refine boxes and masks of the first hits on the pixels of their photos.
         explain: give every hit its `Evidence`.
         budget_ms: stages that would end later are left out and named in `degraded`; None means no
@@ -68,6 +69,7 @@ class Query:
     where: str | None = None
     min_presence: float = 0.0
     rerank: bool = False
+    zoom: bool = False
     localize: bool = False
     explain: bool = False
     budget_ms: float | None = None
@@ -86,7 +88,7 @@ class Query:
     @property
     def fingerprint(self) -> str:
         """Identifies the question: equal for all pages of one answer, whatever their size."""
-        # Without k, budget_ms, explain and localize, which may differ from page to page.
+        # Without k, budget_ms, explain, zoom and localize, which may differ from page to page.
         told = hashlib.sha256()
         for term in self.terms:
             vector = b"" if term.vector is None else term.vector.tobytes()
@@ -110,6 +112,7 @@ class SearchOptions(TypedDict, total=False):
     also: Sequence[Term]
     min_presence: float
     rerank: bool
+    zoom: bool
     localize: bool
     explain: bool
     budget_ms: float | None
@@ -140,6 +143,12 @@ def check_query(query: Query) -> Query:
     # Negative terms alone do not say what to look for.
     if all(term.weight <= 0 for term in terms):
         raise QueryError("terms", "all have negative weights; at least one needs a weight above 0")
+    if query.zoom and not query.expression:
+        raise QueryError(
+            "zoom",
+            "needs an expression to look for; add one, or leave it out (an instance or a "
+            "photo alone cannot be searched for on pixels)",
+        )
     check_number("min_presence", query.min_presence, 0.0, 1.0)
     if query.budget_ms is not None:
         check_number("budget_ms", query.budget_ms, 0.0, math.inf)

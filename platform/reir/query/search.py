@@ -27,7 +27,9 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images.decode import read_bytes
-from reir.models.interfaces import InstanceEncoder, Segmenter
+from reir.models.interfaces import InstanceEncoder, Segmenter, Zoomer
+from reir.models.query_zoom.policy import ZoomPolicy
+from reir.models.query_zoom.zoomer import load_zoomer_spec, zoomer_of
 from reir.models.reranker import Reranker
 from reir.models.segmenters import load_segmenter_spec
 from reir.query.answer import answer, run_now
@@ -45,6 +47,7 @@ from reir.query.presence import Calibration, load_calibration
 from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever
+from reir.query.zoom.photos import PhotoZoomer
 from reir.records import Box, FloatArray
 from reir.results import GalleryInfo, Localization, SearchResult
 from reir.store.contract import InstanceStore
@@ -63,6 +66,7 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
     encoder: InstanceEncoder | str | None = None,
     checkpoint: Path | None = None,
     segmenter: Segmenter | str | None = None,
+    zoomer: Zoomer | str | None = None,
     version: str = "",
 ) -> Gallery:
     """Open a gallery for searching.
@@ -77,13 +81,16 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
             another encoder becomes live.
         segmenter: gives hits their masks when they are localized; a segmenter, or its name in the
             form that `reir.models.segmenters` accepts; None for that of the checkpoint.
+        zoomer: searches the first photos of an answer on request; a zoomer, or the name of a
+            localizer in the form that `reir.models.localizers` accepts, which looks once if it
+            cannot zoom in; None for the encoder itself.
         version: the version to search, whichever is live; empty for the live one.
 
     Raises:
         GalleryNotFound: no such gallery or version, or none of its versions is live.
         SchemaMismatch: the version was built with another checkpoint.
-        ConfigError: the name of the encoder or segmenter is not known, or a package that it needs
-            is missing.
+        ConfigError: the name of the encoder, segmenter or zoomer is not known, or a package that
+            it needs is missing.
         CheckpointError: the checkpoint does not load.
         StoreUnavailable: the store cannot be reached.
     """
@@ -99,7 +106,9 @@ def open_gallery(  # noqa: PLR0913 - all but the name are keyword-only
         model = _own_model(store, name, version) if encoder is None else chosen_model(encoder)
         if isinstance(segmenter, str):
             segmenter = load_segmenter_spec(segmenter)
-        gallery = Gallery(name, store, *model, version=version, segmenter=segmenter)
+        if isinstance(zoomer, str):
+            zoomer = load_zoomer_spec(zoomer)
+        gallery = Gallery(name, store, *model, version=version, segmenter=segmenter, zoomer=zoomer)
         if encoder is None and not version:
             gallery.own_model = partial(_own_model, store, name)
         gallery.owned = owned.pop_all()  # from here on, the gallery closes the store
@@ -136,27 +145,31 @@ class CheckpointExtras:
     reranker: Reranker | None = None
     calibration: Calibration | None = None
     segmenter: Segmenter | None = None
+    zoom_policy: ZoomPolicy | None = None
 
 
 Model = tuple[InstanceEncoder, CheckpointExtras]
 
 
 def load_extras(folder: Path, digest: str) -> CheckpointExtras:
-    """Load re-ranker, calibration and segmenter of a checkpoint directory, as far as it has them.
+    """Load the optional parts of a checkpoint directory, as far as it has them.
 
     None is loaded if the weights in the directory do not have the digest `digest`, because each was
     made for certain weights.
 
     Raises:
-        CheckpointError: a file is damaged, or the re-ranker was trained on other weights.
+        CheckpointError: a file is damaged, or a part was trained on other weights.
     """
-    from reir.checkpoint import load_reranker, load_segmenter, read_config
+    from reir.checkpoint import load_reranker, load_segmenter, load_zoom_policy, read_config
 
     # The gallery keeps the path of its checkpoint, where other weights may have been saved since.
     if read_config(folder).get("digest") != digest:
         return CheckpointExtras()
     return CheckpointExtras(
-        load_reranker(folder, digest), load_calibration(folder, digest), load_segmenter(folder)
+        load_reranker(folder, digest),
+        load_calibration(folder, digest),
+        load_segmenter(folder),
+        load_zoom_policy(folder, digest),
     )
 
 
@@ -182,11 +195,13 @@ class Gallery(AbstractContextManager["Gallery"]):
         *,
         version: str = "",
         segmenter: Segmenter | None = None,
+        zoomer: Zoomer | None = None,
     ) -> None:
         """Open gallery `name` of a store, to be searched with the vectors of `encoder`.
 
         Without `extras`, there is no re-ranking and no presence. Without `version`, every search
-        uses the version that is live then. Without `segmenter`, masks come from that of `extras`.
+        uses the version that is live then. Without `segmenter`, masks come from that of `extras`;
+        without `zoomer`, `encoder` itself looks at the parts of a photo.
 
         Raises:
             GalleryNotFound: no such gallery, or none of its versions is live.
@@ -195,7 +210,8 @@ class Gallery(AbstractContextManager["Gallery"]):
         self.name = name
         self.owned = ExitStack()
         self.own_model: Callable[[], Model] | None = None
-        self._store, self._version, self._segmenter = store, version, segmenter
+        self._store, self._version = store, version
+        self._segmenter, self._zoomer = segmenter, zoomer
         self._use(encoder, extras or CheckpointExtras())
 
     def _use(self, encoder: InstanceEncoder, extras: CheckpointExtras) -> None:
@@ -217,6 +233,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             retriever=self._retriever,
             reranker=None if reranker is None else PhotoReranker(store, name, reranker),
             localizer=self._localizer,
+            zoomer=PhotoZoomer(self._zoomer or zoomer_of(encoder, extras.zoom_policy)),
             calibration=extras.calibration,
         )
 
@@ -233,6 +250,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             *(self.name, self._store, self._encoder, self._extras),
             version=version,
             segmenter=self._segmenter,
+            zoomer=self._zoomer,
         )
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:

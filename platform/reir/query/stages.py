@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reir.models.interfaces import EncodedExpression
+from reir.models.zoom_steps import ZoomSearch
 from reir.query.clock import StageCosts
 from reir.query.presence import Calibration
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
@@ -22,6 +23,9 @@ from reir.store.contract import InstanceRow
 
 RERANKED_PHOTOS = 50
 """Number of best photos that the re-ranker scores."""
+
+ZOOMED_PHOTOS = 5
+"""Maximum number of photos of a page that the zoomer searches."""
 
 COMPARED_HITS = 20
 """Maximum number of hits of a page for which the answer says what differs from the sentence."""
@@ -80,6 +84,15 @@ class RefineResult:
 
     box: Box
     mask: MaskRle | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZoomRequest:
+    """Asks the zoomer to search a photo for an expression."""
+
+    image_id: str
+    uri: str
+    expression: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +157,12 @@ class Stages(Protocol):
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
     ) -> Sequence[RefineResult]:
         """Return the refined box and mask of each request, in the order given."""
+        ...
+
+    async def zoom(
+        self, requests: Sequence[ZoomRequest], timeout_s: float | None, /
+    ) -> Sequence[ZoomSearch | None]:
+        """Search photos within so many seconds, in the order given; see `PhotoZoomer.zoom`."""
         ...
 
     async def compare(

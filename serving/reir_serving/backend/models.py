@@ -9,9 +9,11 @@ from functools import cached_property
 
 from reir.encoders import checkpoint_folder, load_encoder_spec
 from reir.models.interfaces import InstanceEncoder
+from reir.models.query_zoom.zoomer import zoomer_of
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, load_extras
+from reir.query.zoom.photos import PhotoZoomer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class LoadedModel:
     def localizer(self) -> PixelLocalizer:
         """The localizer of this model, which remembers the masks that it has found."""
         return PixelLocalizer(self.encoder, self.extras.calibration, self.extras.segmenter)
+
+    @cached_property
+    def zoomer(self) -> PhotoZoomer:
+        """The zoomer of this model, which remembers its searches."""
+        return PhotoZoomer(zoomer_of(self.encoder, self.extras.zoom_policy))
 
     def info(self, spec: str) -> ModelInfo:
         """Return the description of this model, which `spec` names."""

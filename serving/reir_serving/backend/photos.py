@@ -23,8 +23,8 @@ from reir.images.decode import (
     image_id,
     path_of_uri,
 )
+from reir.images.large_photos import views_of, with_views
 from reir.images.photo_files import delete_upload, read_photo
-from reir.images.tiling import TiledEncoder, Tiling
 from reir.models.interfaces import InstanceEncoder
 from reir.operations.erase.tombstones import tombstones_of
 from reir.records import Attributes, ImageRecord, IndexedImage, Instances
@@ -77,8 +77,7 @@ def encode_photo(
         max_pixels=max_pixels,
         at_least_px=None if at_least_px is None else int(at_least_px),
     )
-    tiling = Tiling.from_settings(spec.settings)
-    photo_encoder: InstanceEncoder = encoder if tiling is None else TiledEncoder(encoder, tiling)
+    photo_encoder = with_views(encoder, views_of(spec.settings))
     (instances,) = photo_encoder.encode_images([photo.pixels])
     # The model may predict masks although the version stores none.
     if not spec.has_masks:

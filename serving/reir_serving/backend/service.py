@@ -27,30 +27,21 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images.decode import DEFAULT_MAX_BYTES
-from reir.models.interfaces import EncodedExpression
 from reir.models.nano.encoder import cpu_path
 from reir.query.answer import answer
 from reir.query.clock import StageCosts
 from reir.query.every_photo import EveryPhotoQuery, PhotoScan, begin_scan
-from reir.query.presence import Calibration
 from reir.query.request import Query, Term
-from reir.query.retrieval import RetrieveRequest, RetrieveResult
-from reir.query.stages import (
-    CompareResult,
-    RefineRequest,
-    RefineResult,
-    RerankRequest,
-    RerankResult,
-)
-from reir.records import Attributes, Box, FloatArray, ImageRecord, MaskRle
+from reir.records import Attributes, Box, FloatArray, ImageRecord
 from reir.results import Localization, SearchResult
 from reir.store import InstanceStore, VersionInfo
 from reir.store.validation import unknown_version_error
 from reir_serving.backend.circuit_breaker import CircuitBreaker
 from reir_serving.backend.models import ModelInfo
 from reir_serving.backend.photos import GalleryImage, Photos
+from reir_serving.backend.stages import GalleryStages
 from reir_serving.backend.store_folder import folder_check
-from reir_serving.backend.workers import CANARY, RetrieveCall, SearchWorkers
+from reir_serving.backend.workers import CANARY, SearchWorkers
 from reir_serving.config import ServeConfig
 
 CANARY_QUERY = Query(terms=(Term(expression=CANARY),), k=1)
@@ -98,78 +89,6 @@ class Readiness:
 
     ready: bool
     checks: Mapping[str, str]
-
-
-class GalleryStages:
-    """The stages of a search in one gallery, run by the workers; see `reir.query.stages.Stages`."""
-
-    def __init__(
-        self, gallery: str, model: ModelInfo, workers: SearchWorkers, costs: StageCosts
-    ) -> None:
-        self.gallery, self.model = gallery, model
-        self.pinned = ""
-        self.reranks, self.localizes = model.reranks, True
-        self.localized_hits = model.localized_hits
-        self.calibration: Calibration | None = model.calibration
-        self.costs = costs
-        self.class_vectors: dict[str, FloatArray] = {}
-        self._workers = workers
-
-    async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
-        """Return the vector of each expression, and its words if there is a re-ranker."""
-        return await self._workers.encode(self.model.spec, tuple(expressions))
-
-    async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
-        """Return the best rows of the live version, or of the pinned one."""
-        return await self._workers.retrieve(
-            RetrieveCall(
-                gallery=self.gallery,
-                digest=self.model.digest,
-                dim=self.model.dim,
-                requests=tuple(requests),
-                pinned=self.pinned,
-            )
-        )
-
-    async def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
-        """Return masks by instance id."""
-        return await self._workers.masks(self.gallery, version, tuple(instance_ids))
-
-    async def rerank(
-        self, requests: Sequence[RerankRequest], timeout_s: float | None, /
-    ) -> Sequence[Sequence[RerankResult]]:
-        """Return the re-ranker's scores of the best photos."""
-        # After the timeout, the answer leaves this stage out. A call that no worker has started yet
-        # is then dropped (`batching.py`).
-        async with asyncio.timeout(timeout_s):
-            return await self._workers.rerank(self.model.spec, self.gallery, tuple(requests))
-
-    async def localize(
-        self, requests: Sequence[RefineRequest], timeout_s: float | None, /
-    ) -> Sequence[RefineResult]:
-        """Return refined boxes and masks of hits."""
-        async with asyncio.timeout(timeout_s):
-            return await self._workers.refine(self.model.spec, tuple(requests))
-
-    async def compare(
-        self,
-        sentences: Sequence[str],
-        instance_ids: Mapping[str, Sequence[str]],
-        timeout_s: float | None,
-        /,
-    ) -> CompareResult:
-        """Return the vectors of sentences and of instances."""
-        async with asyncio.timeout(timeout_s):
-            encoded = await self._workers.encode(self.model.spec, tuple(sentences))
-            return CompareResult(
-                sentences={
-                    text: each.vector for text, each in zip(sentences, encoded, strict=True)
-                },
-                instances={
-                    version: await self._workers.vectors(self.gallery, version, tuple(ids))
-                    for version, ids in instance_ids.items()
-                },
-            )
 
 
 class Service:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from reir.errors import Overloaded
 from reir.models.interfaces import EncodedExpression, encode_words
+from reir.models.zoom_steps import ZoomSearch
 from reir.query.photo_query import locate, vector_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import (
@@ -27,7 +28,13 @@ from reir.query.retrieval import (
     RetrieveResult,
     stored_vectors,
 )
-from reir.query.stages import RefineRequest, RefineResult, RerankRequest, RerankResult
+from reir.query.stages import (
+    RefineRequest,
+    RefineResult,
+    RerankRequest,
+    RerankResult,
+    ZoomRequest,
+)
 from reir.records import Box, FloatArray, MaskRle
 from reir.results import Localization
 from reir.store import InstanceStore, VersionInfo, VersionSpec
@@ -53,6 +60,7 @@ DEPLOYMENT_OF: Mapping[str, str] = {
     "vectors": "retriever",
     "rerank": "reranker",
     "refine": "localizer",
+    "zoom": "localizer",
     "encode_photo": "localizer",
     "vector_of": "localizer",
     "localize": "localizer",
@@ -249,6 +257,20 @@ class SearchWorkers:
         return await self._run_on_photo(
             lambda: tuple(self._models.get(spec).localizer.refine(requests))
         )
+
+    async def zoom(
+        self, spec: str, requests: tuple[ZoomRequest, ...], timeout_s: float | None
+    ) -> tuple[ZoomSearch | None, ...]:
+        """Search photos within so many seconds; see `PhotoZoomer.zoom`."""
+        started_s = time.monotonic()
+
+        def work() -> tuple[ZoomSearch | None, ...]:
+            # Without the time in the queue.
+            waited_s = time.monotonic() - started_s
+            left_s = None if timeout_s is None else timeout_s - waited_s
+            return tuple(self._models.get(spec).zoomer.zoom(requests, left_s))
+
+        return await self._run_on_photo(work)
 
     async def encode_photo(self, spec: str, version: VersionSpec, data: bytes) -> EncodedPhoto:
         """Decode and encode a photo with the settings of a version.

@@ -45,18 +45,21 @@ class View:
 
     Attributes:
         width_px: maximum width; None for the photo's own width, reduced if a JPEG cannot hold it.
+        frame: part of the photo to show, xyxy in [0, 1]; None for all of it. Not together with
+            boxes.
         boxes: boxes to draw, the first one on top; xyxy in [0, 1].
         labels: one for each box.
     """
 
     width_px: int | None = None
+    frame: Box | None = None
     boxes: Sequence[Box] = ()
     labels: Sequence[str] = ()
 
     @property
     def is_whole(self) -> bool:
         """Whether the photo is shown unchanged."""
-        return self.width_px is None and not self.boxes
+        return self.width_px is None and self.frame is None and not self.boxes
 
 
 def etag(record: ImageRecord, view: View) -> str:
@@ -65,6 +68,7 @@ def etag(record: ImageRecord, view: View) -> str:
         record.image_id,
         record.content_hash,
         view.width_px,
+        view.frame,
         tuple(view.boxes),
         tuple(view.labels),
     )
@@ -92,14 +96,24 @@ def render(data: bytes, record: ImageRecord, view: View, max_pixels: int) -> Pic
     at_least_px = None
     if view.width_px and record.width_px and record.height_px:
         longer = max(1.0, record.height_px / record.width_px)
-        at_least_px = math.ceil(view.width_px * longer)
+        share = view.frame[2] - view.frame[0] if view.frame else 1.0
+        at_least_px = math.ceil(view.width_px * longer / share)
     photo = Image.fromarray(decode(data, max_pixels=max_pixels, at_least_px=at_least_px).pixels)
+    if view.frame:
+        photo = _cut_out(photo, view.frame)
     photo = _fit(photo, view.width_px or photo.width)
     if view.boxes:
         photo = draw_boxes(photo, view.boxes, view.labels)
     out = io.BytesIO()
     photo.save(out, "JPEG", quality=JPEG_QUALITY)
     return Picture(out.getvalue(), JPEG)
+
+
+def _cut_out(photo: Image.Image, frame: Box) -> Image.Image:
+    """Return a part of the photo, at least one pixel wide and high."""
+    left, top = (min(int(frame[i] * side), side - 1) for i, side in enumerate(photo.size))
+    right, bottom = (math.ceil(frame[i + 2] * side) for i, side in enumerate(photo.size))
+    return photo.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _fit(photo: Image.Image, width_px: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import { button, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
+import { looks } from "./zoom.js";
 import { differences, fileName, likelihood, percent, score } from "./format.js";
 
 const ASPECT = 4 / 3;
@@ -23,6 +24,7 @@ function card(hit, rank, isTied, on) {
   return make("li", { class: "card", "data-instance": hit.instance_id },
     opener(hit, rank, isTied, () => on.open(rank)),
     caption(hit, isTied),
+    looks(hit),
     make("p", { class: "name", title: hit.uri }, name),
     make("div", { class: "actions" },
       button({ class: "quiet", title: "More like this (m)", click: () => on.more(hit) },

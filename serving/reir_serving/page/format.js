@@ -41,7 +41,7 @@ export function place([x1, y1, x2, y2]) {
 }
 
 const STAGES = {
-  text: "text encoding", search: "search", rerank: "re-ranking", localize: "masks and boxes",
+  text: "text encoding", search: "search", rerank: "re-ranking", zoom: "zooming in", localize: "masks and boxes",
   compare: "comparison", rank: "ranking", decode: "decoding",
 };
 const stage = (name) => STAGES[name] ?? name;

@@ -76,10 +76,12 @@ function showState() {
 
 const hasMasks = () => shown.hits.some((hit) => hit.mask);
 
-/** Draw hits as masks or as boxes. */
+/** Set the controls above the hits; draw hits as masks or as boxes. */
 function showDrawing() {
   document.body.dataset.draw = state.draw;
   byId("draw").hidden = shown.hits.length === 0;
+  byId("zoom-choice").hidden = shown.hits.length === 0 || state.sentence === "";
+  byId("zoom").checked = state.zoom;
   for (const radio of byId("draw").querySelectorAll("input")) {
     radio.checked = radio.value === state.draw;
   }
@@ -217,8 +219,8 @@ function summary(answer) {
 }
 
 function clearFilters() {
-  const { gallery, sentence, terms, draw } = state;
-  update({ ...EMPTY_STATE, gallery, sentence, terms, draw });
+  const { gallery, sentence, terms, draw, zoom } = state;
+  update({ ...EMPTY_STATE, gallery, sentence, terms, draw, zoom });
 }
 
 function openViewer(rank) {
@@ -289,6 +291,7 @@ function listen() {
     history.replaceState(null, "", `#${toHash(state)}`); // the hits stay the same
     showDrawing();
   });
+  byId("zoom").addEventListener("change", ({ target }) => update({ zoom: target.checked }));
   byId("gallery").addEventListener("change", ({ target }) => {
     update({ gallery: target.value, terms: [] });
   });
@@ -300,7 +303,7 @@ function listen() {
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
     upload = null;
-    update({ ...EMPTY_STATE, gallery: state.gallery, draw: state.draw });
+    update({ ...EMPTY_STATE, gallery: state.gallery, draw: state.draw, zoom: state.zoom });
     sentence.focus();
   });
   window.addEventListener("popstate", () => {

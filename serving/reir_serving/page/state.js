@@ -14,6 +14,7 @@ export const CHOICES = {
 export const EMPTY_STATE = Object.freeze({
   gallery: "", sentence: "", terms: [],
   size: "", horizontal: "", vertical: "", presence: 0, where: "", perPhoto: 1, draw: "boxes",
+  zoom: false,
 });
 
 const FILTERS = ["size", "horizontal", "vertical", "presence", "where", "perPhoto"];
@@ -47,6 +48,7 @@ export function fromHash(hash) {
   state.presence = Math.min(Math.max(Number(fields.get("presence")) || 0, 0), 1);
   state.perPhoto = Math.min(Math.max(Math.trunc(Number(fields.get("perPhoto"))) || 1, 1), 1000);
   if (fields.get("draw") === "masks") state.draw = "masks";
+  state.zoom = fields.get("zoom") === "true";
   for (const [kind, id] of fields) if (Object.hasOwn(WEIGHTS, kind)) state.terms.push({ kind, id });
   return state;
 }
@@ -71,7 +73,9 @@ export function options(state, cursor = "") {
     where: where.length > 1 ? where.map((each) => `(${each})`).join(" and ") : where[0] ?? null,
     min_presence: state.presence,
     explain: true,
-    localize: state.draw === "masks", // the server opens photos only for this
+    // The server opens photos only for these two. Zooming in needs a sentence to look for.
+    zoom: state.zoom && state.sentence !== "",
+    localize: state.draw === "masks",
     cursor,
   };
 }

@@ -5,6 +5,7 @@ import { markOf } from "./cards.js";
 import { button, byId, icon, make } from "./dom.js";
 import { hitFeedback } from "./feedback.js";
 import { photoFrame } from "./photo.js";
+import { looks } from "./zoom.js";
 import {
   count, differences, explain, fileName, likelihood, percent, place, score,
 } from "./format.js";
@@ -138,6 +139,7 @@ export class Viewer {
       make("div", { class: "actions" },
         button({ click: () => this.#use("more", instance) }, icon("more"), "More like this"),
         button({ click: () => this.#use("not", instance) }, icon("not"), "Not this")),
+      ...(isHit && hit.zoom ? [looks(hit)] : []),
       ...(isHit && hit.evidence ? [why(hit.evidence)] : []),
       ...attributesOf(hit),
       this.#photoActions(hit));

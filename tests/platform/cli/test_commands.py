@@ -241,6 +241,16 @@ def test_search_refines_boxes_on_their_pixels(terminal: Terminal) -> None:
     assert found["hits"][0]["box"] == pytest.approx([0.3, 0.1, 0.45, 0.6])
 
 
+def test_search_zooms_in_and_says_where_it_looked(terminal: Terminal) -> None:
+    found = terminal.json("search", "green", "--gallery", "photos", "-k", "1", "--zoom")
+    assert found["degraded"] == []
+    zoom = found["hits"][0]["zoom"]
+    assert zoom["steps"][0]["frame"] == [0, 0, 1, 1]
+    assert found["hits"][0]["box"] == zoom["box"]
+    table = terminal.run("search", "green", "--gallery", "photos", "-k", "1", "--zoom")
+    assert {"zoom", "looks"} <= set(table.split())
+
+
 def test_search_warns_once_about_a_sentence_that_is_not_english(terminal: Terminal) -> None:
     for more in ((), ("--where", "area > 0.9")):
         said = terminal.run("search", "der rote Kasten links", "--gallery", "photos", *more)

@@ -16,13 +16,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from reir.cli import evaluate
+from reir.cli import evaluate, evaluated_model
 from reir.datasets import write_reircoco
 from reir.errors import CheckpointError, ConfigError, DataError
 from reir.evaluate import EncodedShard, Shard, encode_shard
 from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import save_calibration
-from reir_testing import FakeEncoder, draw_scene
+from reir_testing import FakeEncoder, FakeLocalizer, draw_scene
 from reir_testing.evaluation.calibrations import fake_calibration
 from reir_testing.photo_sets import three_photos
 from reir_testing.scenes import make_scenes, save_scenes
@@ -154,13 +154,34 @@ def test_sorec_reads_a_split_and_prints_json_and_table(tmp_path: Path, fake_mode
     assert report["counts"]["expressions"] == 2
     assert report["accuracy"]["acc50"] == 50
     assert report["top_k"]["top10_50"] == 100
-    tiled = json.loads(run(*common, "--tile", "--json").stdout)
+    tiled = json.loads(run(*common, "--large-photos", "tiles", "--json").stdout)
     assert "tile_above_px" not in report["settings"]
     assert tiled["settings"]["tile_above_px"] == 1600
     assert tiled["settings"]["num_candidates"] == 4 * report["settings"]["num_candidates"]
-    shown = run(*common, "--tile").stdout
+    shown = run(*common, "--large-photos", "zoom").stdout
     assert "Acc75" in shown
-    assert "above 1,600 px were also encoded tile by tile" in shown
+    assert "above 1,600 px were also encoded in parts" in shown
+
+
+@pytest.mark.parametrize("task", ["rec", "sorec"])
+def test_a_localizer_is_evaluated_instead_of_an_encoder(
+    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr("reir.models.localizers.KINDS", {"fake": lambda _: FakeLocalizer()})
+    data = one_sorec_photo(tmp_path) if task == "sorec" else annotated(tmp_path)
+    common = [task, *data, "--localizer", "fake:x"]
+    printed = run(*common, "--work", str(tmp_path / "work"), "--json")
+    assert printed.exit_code == 0, printed.output
+    report = json.loads(printed.stdout)
+    right = report["accuracy"] if task == "sorec" else report["splits"]["val"]["by_expression"]
+    assert right["acc50" if task == "sorec" else "p50"] == (50 if task == "sorec" else 75)
+    assert report["digest"] == FakeLocalizer().digest
+    shown = run(*common).stdout
+    assert f"localizer {report['digest'][:12]}" in " ".join(shown.split())
+    for option in (["--encoder", "clare-nano"], ["--num-workers", "2"]):
+        refused = run(*common, *option)
+        assert isinstance(refused.exception, ConfigError)
+        assert f"{option[0]} is for encoders" in str(refused.exception)
 
 
 def test_a_folder_with_splits(tmp_path: Path, fake_model: None) -> None:
@@ -222,19 +243,19 @@ def offer_workers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         def load(self) -> object:
             return offer
 
-    monkeypatch.setattr(evaluate, "entry_points", lambda **_: [Entry()])
+    monkeypatch.setattr(evaluated_model, "entry_points", lambda **_: [Entry()])
     return seen
 
 
-def test_workers_encode_tiles_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_encode_parts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = FakeEncoder(num_candidates=1)
     monkeypatch.setattr("reir.checkpoint.load_encoder", lambda _path: encoder)
     seen = offer_workers(monkeypatch)
-    common = ["sorec", *one_sorec_photo(tmp_path), "--tile", "--json"]
+    common = ["sorec", *one_sorec_photo(tmp_path), "--large-photos", "tiles", "--json"]
     two = json.loads(run(*common, "--num-workers", "2").stdout)
     assert len(seen) == 1
     assert two == json.loads(run(*common).stdout)
-    whole = json.loads(run(*common, "--no-tile").stdout)
+    whole = json.loads(run(*common, "--large-photos", "whole").stdout)
     # The photo as a whole has room for the largest shape only.
     assert two["counts"]["instances"] > whole["counts"]["instances"] == 1
 
@@ -254,7 +275,7 @@ def test_workers_come_from_the_app_that_offers_them(
 def test_workers_without_the_app(
     tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "entry_points", lambda **_: [])
+    monkeypatch.setattr(evaluated_model, "entry_points", lambda **_: [])
     result = run("reir", *annotated(tmp_path), "--num-workers", "2")
     assert isinstance(result.exception, ConfigError)
     assert "pip install 'reir-platform[ingestion]'" in str(result.exception)
@@ -269,6 +290,6 @@ def test_gpu_is_of_workers(tmp_path: Path) -> None:
 def test_the_declared_runner_is_there() -> None:
     pytest.importorskip("ray")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = project["entry-points"][evaluate.RUNNERS]
-    entry = EntryPoint("ray", declared["ray"], evaluate.RUNNERS)
+    declared = project["entry-points"][evaluated_model.RUNNERS]
+    entry = EntryPoint("ray", declared["ray"], evaluated_model.RUNNERS)
     assert callable(getattr(import_module(entry.module), entry.attr))

@@ -160,4 +160,4 @@ def test_tables_fit_a_terminal_and_show_published_rows(
     assert "PIZA-Adapter+, Train-L 45.10 66.20 51.70" in rows
     assert "this encoder 75.00 75.00 75.00" in rows
     assert any(row.startswith("IoU 0.05 75.0 [") for row in rows)
-    assert "--tile also encodes large photos" in text
+    assert "--large-photos zoom also encodes" in text

@@ -10,7 +10,8 @@ import pytest
 
 from reir.errors import ConfigError
 from reir.images.boxes import pairwise_iou
-from reir.images.tiling import VIEWS_AT_ONCE, TiledEncoder, Tiling
+from reir.images.tiling import TiledEncoder, Tiling
+from reir.images.views import VIEWS_AT_ONCE
 from reir.records import Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
 
@@ -166,5 +167,5 @@ def test_settings_name_every_value_and_wrong_ones_are_refused() -> None:
     class Masked(FakeEncoder):
         masks = True
 
-    with pytest.raises(ConfigError, match="--no-tile"):
+    with pytest.raises(ConfigError, match="--large-photos whole"):
         TiledEncoder(Masked(), SMALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import Any
 
 import pytest
@@ -126,6 +127,58 @@ def test_a_request_that_localizes_too_many_queries_is_refused_with_the_limit(
     (wrong,) = refused.json()["errors"]
     assert wrong["field"] == "localize"
     assert "for 21 queries, but the limit for one request is 20" in wrong["detail"]
+
+
+def test_zoom_returns_where_it_looked(client: TestClient) -> None:
+    hit = search(client, k=1)["hits"][0]
+    assert hit["zoom"] is None
+    zoomed = search(client, k=1, zoom=True)["hits"][0]
+    assert zoomed["zoom"]["steps"][0]["frame"] == [0, 0, 1, 1]
+    assert zoomed["zoom"]["steps"][0]["box"] == hit["box"]
+    assert zoomed["box"] == zoomed["zoom"]["box"]
+    assert zoomed["zoom"]["score"] == pytest.approx(hit["score"], abs=1e-5)
+
+
+def test_a_request_that_zooms_in_for_too_many_queries_is_refused_with_the_limit(
+    client_of: Any,
+) -> None:
+    client = client_of()
+    body = {"gallery": "photos", "expressions": ["the red box"] * 4, "zoom": True}
+    answers = client.post("/v1/search/batch", json=body).json()["answers"]
+    assert all(answer["hits"][0]["zoom"] for answer in answers)
+    body["expressions"] = ["the red box"] * 5
+    refused = client.post("/v1/search/batch", json=body)
+    assert refused.status_code == 422
+    (wrong,) = refused.json()["errors"]
+    assert wrong["field"] == "zoom"
+    assert "for 5 queries, but the limit for one request is 4" in wrong["detail"]
+
+
+def test_zoom_without_an_expression_is_refused(client: TestClient) -> None:
+    like = search(client, k=1)["hits"][0]["instance_id"]
+    body = {"gallery": "photos", "instance_id": like, "zoom": True}
+    refused = client.post("/v1/search/similar", json=body)
+    assert refused.status_code == 422
+    (wrong,) = refused.json()["errors"]
+    assert wrong["field"] == "zoom"
+
+
+def test_a_picture_can_show_a_part_of_a_photo(client: TestClient) -> None:
+    url = search(client, k=1)["hits"][0]["image_url"]
+    whole = Image.open(io.BytesIO(client.get(url).content))
+    part = client.get(f"{url}&frame=0.5&frame=0&frame=1&frame=0.5")
+    assert part.headers["content-type"] == "image/jpeg"
+    assert part.headers["etag"] != client.get(url).headers["etag"]
+    shown = Image.open(io.BytesIO(part.content))
+    assert shown.size == (math.ceil(whole.width / 2), math.ceil(whole.height / 2))
+    for sides, said in (
+        ("frame=0.5&frame=0&frame=0.5&frame=1", "with left < right and top < bottom, got 0.5, 0"),
+        ("frame=0&frame=0&frame=1&frame=1&boxes=true", "cannot be combined with `boxes`"),
+    ):
+        refused = client.get(f"{url}&{sides}")
+        assert refused.status_code == 422
+        assert said in refused.json()["errors"][0]["detail"]
+    assert client.get(f"{url}&frame=0&frame=0&frame=1").status_code == 422
 
 
 def test_the_hit_limit_can_change_while_the_server_runs(client: TestClient, backend: Any) -> None:

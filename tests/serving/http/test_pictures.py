@@ -67,6 +67,19 @@ def test_a_photo_too_long_for_a_jpeg_is_scaled_down(
     assert sorted(shown.size) == [330, 65_500]
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("width", [None, 20])
+def test_a_part_of_a_photo_keeps_its_pixels(form: str, width: int | None) -> None:
+    data = encoded(form)
+    shown = opened(render(data, RECORD, View(width_px=width, frame=(0.25, 0.5, 0.75, 1)), 10**6))
+    assert shown.size == ((200, 400) if width is None else (20, 40))
+    whole = Image.open(io.BytesIO(data)).convert("RGB").crop((100, 400, 300, 800))
+    difference = np.asarray(whole.resize(shown.size), float) - np.asarray(shown, float)
+    assert np.abs(difference).mean() < 25
+    tiny = View(frame=(0.9999, 0.9999, 1, 1))
+    assert opened(render(data, RECORD, tiny, 10**6)).size == (1, 1)
+
+
 def test_a_photo_with_too_many_pixels_is_rejected_by_its_header() -> None:
     with pytest.raises(ImageError) as rejection:
         render(encoded("PNG"), RECORD, View(width_px=40), 1000)
@@ -77,12 +90,13 @@ def test_an_etag_identifies_photo_and_view() -> None:
     views = [
         View(),
         View(width_px=40),
+        View(width_px=40, frame=BOX),
         View(boxes=[BOX], labels=[""]),
         View(boxes=[BOX], labels=["1"]),
     ]
     others = [ImageRecord(image_id=each, uri="u", status="indexed") for each in "bc"]
     tags = {etag(RECORD, view) for view in views} | {etag(each, View()) for each in others}
-    assert len(tags) == 6
+    assert len(tags) == 7
     assert all(tag.startswith('"') and tag.endswith('"') for tag in tags)
 
 

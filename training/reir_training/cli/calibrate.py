@@ -40,7 +40,8 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
     """
     # Imported here, so that `reir --help` does not wait for torch.
     from reir.cli.common import output, print_json
-    from reir.cli.evaluate import EncodingOptions, one_split
+    from reir.cli.evaluate import one_split
+    from reir.cli.evaluated_model import EncodingOptions
     from reir.datasets import read_annotations
     from reir.evaluate import encode_gallery
     from reir.query.presence import calibration_values, load_background, save_calibration

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reir_training.config import TrainConfig
     from reir_training.report.dry_run import DryRun
 
-STAGES = ("grounding", "clia", "all", "rerank", "masks")
+STAGES = ("grounding", "clia", "all", "rerank", "masks", "query-zoom")
 
 
 Data = Annotated[
@@ -35,7 +35,8 @@ StageName = Annotated[
     str,
     typer.Option(
         help="Stage to train: grounding (stage 1), clia (stage 2), all (both), rerank (the "
-        "re-ranker) or masks (the mask head); the last two require --init."
+        "re-ranker), masks (the mask head) or query-zoom (the zoom policy of searches); the last "
+        "three require --init."
     ),
 ]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint directory to start from.")]

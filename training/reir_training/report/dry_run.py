@@ -118,7 +118,7 @@ def dry_run(  # noqa: PLR0913 - most are keyword-only
 
     Raises:
         ConfigError: the photos of a step cannot be divided among the workers, the stage has no
-            epochs, the stage is "rerank" or "masks", or a GPU is requested and there is none.
+            epochs, the stage trains an added part, or a GPU is requested and there is none.
     """
     if stage in ADDED_PARTS:
         raise ConfigError(

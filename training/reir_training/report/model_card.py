@@ -29,6 +29,7 @@ NANO_LIMITS = """\
 * It does not read text in photos and does not recognize faces.
 """
 RERANK_TITLE, MASKS_TITLE = "## Relation re-ranker", "## Mask head"
+QUERY_ZOOM_TITLE = "## Zoom policy"
 CLARE_LIMITS = """\
 * Expressions must be in English.
 * The model finds the kinds of objects that the training photos show.
@@ -112,6 +113,34 @@ training set was {about["masks"]} masks and {about["boxes"]} boxes of {about["ph
 
 `mask_iou` is the mean IoU (percent) with the annotated masks of held-out photos, from their true
 boxes.
+
+| figure | value |
+|---|---|
+{_metrics(about)}
+""",
+    )
+
+
+def write_query_zoom_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of the model again, with a section about the zoom policy.
+
+    Args:
+        folder: folder of the new checkpoint.
+        source: folder of the model's checkpoint.
+        about: metadata of the policy.
+    """
+    _add_section(
+        folder,
+        source,
+        QUERY_ZOOM_TITLE,
+        f"""\
+The zoom policy decides, in a search with `zoom`, which part of a photo to look at next, and which
+instance of all looks is the described one. It was trained on {about["targets"]} long expressions
+in {about["mosaics"]} mosaics of training photos, in {about["steps"]} steps of
+{about["settings"]["optimization"]["photos_per_batch"]} expressions.
+
+The following figures use mosaics of held-out photos: how often the best instance of many looks is
+the described one (IoU .5, percent), by its score and by the policy.
 
 | figure | value |
 |---|---|

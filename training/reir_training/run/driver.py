@@ -27,7 +27,7 @@ from reir_training.config import (
     TrainConfig,
 )
 from reir_training.run.num_workers import NumWorkers, check_shares
-from reir_training.run.schedule import RERANK, check_stage
+from reir_training.run.schedule import QUERY_ZOOM, RERANK, check_stage
 from reir_training.run.storage import METRICS, open_checked_storage
 
 POLL_S = 1.0
@@ -53,7 +53,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
         preset: name of the model.
         config: settings of the run, of the class that the preset needs; saved as `config.yaml`.
         output: output folder.
-        stage: "grounding", "clia", "all" (both), "rerank" or "masks".
+        stage: "grounding", "clia", "all" (both), "rerank", "masks" or "query-zoom".
         init: checkpoint to start from; None for the published weights of the parts.
         num_workers: number of Ray Train workers, or a range.
         use_gpu: use one GPU per worker.
@@ -151,10 +151,18 @@ def _cache(
     from reir_training.data.leakage import training_photos
     from reir_training.nano.cache import build_cache
     from reir_training.nano.initialization import start_model
+    from reir_training.query_zoom.task import build_zoom_cache
     from reir_training.rerank.task import load_rerank_data
 
     root = config.cache or output / "cache"
     photos = training_photos(config)
+    if stage == QUERY_ZOOM:
+        assert init is not None
+        task = bars.add_task("encoding looks", total=None, note="mosaics")
+        build_zoom_cache(
+            config, photos, root=root, init=init, on_progress=lambda _: bars.advance(task)
+        )
+        return root
     model, _ = start_model(config, init)
     task = bars.add_task("caching the frozen part", total=len(photos), note="photos")
     folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))

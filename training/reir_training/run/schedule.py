@@ -11,10 +11,14 @@ from typing import Literal
 from reir.errors import ConfigError
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia", "rerank", "masks"]
+Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom"]
 PIZA = "piza"
-RERANK, MASKS = "rerank", "masks"
-ADDED_PARTS: Mapping[str, str] = {RERANK: "re-ranker", MASKS: "mask head"}
+RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
+ADDED_PARTS: Mapping[str, str] = {
+    RERANK: "re-ranker",
+    MASKS: "mask head",
+    QUERY_ZOOM: "zoom policy",
+}
 """Stages that add a part to a finished `clare-nano`, and the part."""
 FINAL_RATE = 0.02
 
@@ -57,6 +61,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
         "clia": settings.clia_epochs,
         "rerank": settings.rerank_epochs,
         "masks": settings.masks_epochs,
+        "query-zoom": settings.query_zoom_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():

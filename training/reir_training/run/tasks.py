@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reir_training.clare.task import ClareTask
@@ -17,11 +17,17 @@ from reir_training.data.leakage import training_photos
 from reir_training.masks.task import MaskTask
 from reir_training.nano.task import NanoTask
 from reir_training.piza.task import PizaTask
+from reir_training.query_zoom.task import ZoomTask
 from reir_training.rerank.task import RerankTask
-from reir_training.run.schedule import ADDED_PARTS, MASKS
+from reir_training.run.schedule import ADDED_PARTS, MASKS, QUERY_ZOOM, RERANK
 from reir_training.run.step_stream import Stream, load_in_process
 
-AnyTask = NanoTask | ClareTask | PizaTask | RerankTask | MaskTask
+AnyTask = NanoTask | ClareTask | PizaTask | RerankTask | MaskTask | ZoomTask
+PARTS: Mapping[str, type[RerankTask | MaskTask | ZoomTask]] = {
+    RERANK: RerankTask,
+    MASKS: MaskTask,
+    QUERY_ZOOM: ZoomTask,
+}
 
 
 def make_task(  # noqa: PLR0913 - most are keyword-only
@@ -41,7 +47,8 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
     Args:
         preset: name of the model; `config` must be of its class.
         config: settings of the run.
-        stage: stage of the run; "rerank" and "masks" train another part than the model itself.
+        stage: stage of the run; "rerank", "masks" and "query-zoom" train another part than the
+            model itself.
         init: checkpoint directory to start from; `piza` starts from its base.
         cache: for `clare-nano`, folder with the output of its frozen part; for other models, folder
             in which workers share the annotations, or None to keep them in memory.
@@ -56,8 +63,9 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
         known = training_photos(config, masks=stage == MASKS) if photos is None else photos
         if stage in ADDED_PARTS:
             assert init is not None
-            part = MaskTask if stage == MASKS else RerankTask
-            return part(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
+            return PARTS[stage](
+                config, known, cache=cache, init=init, rank=rank, world_size=world_size
+            )
         return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
     if isinstance(config, PizaTrainConfig):
         return PizaTask(config, rank=rank, world_size=world_size, cache=cache, stream=stream)

@@ -123,6 +123,11 @@ class ClareNanoEncoder:
             out.extend(self._encode_batch(images[start : start + DETECTOR_BATCH]))
         return out
 
+    def propose_boxes(self, image: RgbImage, num_boxes: int) -> tuple[FloatArray, FloatArray]:
+        """Return the boxes of one photo and their scores; see `BoxProposer.propose_boxes`."""
+        (found,) = self._extract.propose([image], num_boxes)
+        return found.boxes.numpy(), found.scores.numpy()
+
     def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
         batch = self._extract(images, self._num_candidates)
         with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):

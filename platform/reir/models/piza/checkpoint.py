@@ -52,7 +52,7 @@ def save_piza(
         "format": FORMAT,
         "model_config": asdict(model.config),
         "base": {
-            "source": str(Path(source).resolve()) if Path(source).is_dir() else source,
+            "source": str(Path(source).resolve()) if source and Path(source).is_dir() else source,
             "digest": frozen_digest(model),
         },
         "training": dict(about),

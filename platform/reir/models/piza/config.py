@@ -40,7 +40,7 @@ class PizaConfig:
 
     method: Method = "piza-adapter"
     rank: int = 0
-    prompt_tokens: int = 80
+    prompt_tokens: int = 144
     inserted: Inserted | None = None
     history: HistoryConfig = field(default_factory=HistoryConfig)
     paper_parity: bool = False

@@ -275,8 +275,12 @@ def add_adapters(base: Any, config: PizaConfig) -> PizaModel:
     """
     if any(map(_is_adapted, base.modules())):
         raise ValueError("the base already has adapters; load it again")
-    device = next(base.parameters()).device
-    return PizaModel(base, config).to(device)
+    model = PizaModel(base, config)
+    device = next(base.model.encoder.parameters()).device
+    for name, part in model.named_children():
+        if name != "base":
+            part.to(device)
+    return model
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Form, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from reir.errors import ImageError, ImageUnreachable
+from reir.errors import ImageError, ImageUnreachable, QueryError
 from reir.results import Likelihood
 from reir.store.contract import InstanceRow
 from reir_serving.backend.photos import GalleryImage
@@ -25,6 +26,7 @@ from reir_serving.http.problems import (
     instance_not_found,
 )
 from reir_serving.http.routes.galleries import ImageId, PhotoFile
+from reir_serving.http.routes.search_schemas import Side
 from reir_serving.http.schemas import (
     ApiAnswer,
     Box,
@@ -92,10 +94,22 @@ async def picture(  # noqa: PLR0913, every argument is a part of the URL
         list[InstanceId] | None,
         Query(max_length=MAX_DRAWN, description="Ids of instances to draw."),
     ] = None,
+    frame: Annotated[
+        list[Side] | None,
+        Query(
+            min_length=4,
+            max_length=4,
+            description="Show only this part of the photo: left, top, right and bottom in [0, 1], "
+            "each as a parameter `frame`. Not together with `boxes` or `instance`.",
+        ),
+    ] = None,
 ) -> Response:
-    """Return the photo, on request scaled down to `width` pixels or with boxes drawn."""
+    """Return the photo or a part of it, on request scaled down to `width` or with boxes drawn."""
     image = await context.image(gallery, image_id)
-    view = _view(image, width, boxes, instance or ())
+    part = None if frame is None else _frame(frame)
+    if part and (boxes or instance):
+        raise QueryError("frame", "cannot be combined with `boxes` or `instance`; leave one out")
+    view = replace(_view(image, width, boxes, instance or ()), frame=part)
     tag = etag(image.record, view)
     headers = {
         "ETag": tag,
@@ -144,6 +158,22 @@ async def localize(
             "request_id": context.request_id,
         }
     )
+
+
+def _frame(sides: Sequence[float]) -> Box:
+    """Return a part of a photo.
+
+    Raises:
+        QueryError: it has no area.
+    """
+    left, top, right, bottom = sides
+    if left >= right or top >= bottom:
+        raise QueryError(
+            "frame",
+            f"must be left, top, right and bottom with left < right and top < bottom, got "
+            f"{', '.join(f'{side:g}' for side in sides)}",
+        )
+    return left, top, right, bottom
 
 
 def _view(image: GalleryImage, width: int | None, boxes: bool, wanted: Sequence[str]) -> View:

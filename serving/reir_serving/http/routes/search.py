@@ -206,13 +206,14 @@ def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
             f"request{' with explain' if explains else ''} is {most}; lower k, or send several "
             f"requests",
         )
-    localized = sum(query.localize for query in queries)
-    if localized > live.localized_queries:
-        raise QueryError(
-            "localize",
-            f"is set for {localized} queries, but the limit for one request is "
-            f"{live.localized_queries}; send several requests",
-        )
+    for name, most in (("localize", live.localized_queries), ("zoom", live.zoomed_queries)):
+        number = sum(getattr(query, name) for query in queries)
+        if number > most:
+            raise QueryError(
+                name,
+                f"is set for {number} queries, but the limit for one request is {most}; send "
+                f"several requests",
+            )
 
 
 def _query(context: EndpointContext, body: BaseSearchRequest, terms: Sequence[Term]) -> Query:
@@ -226,6 +227,7 @@ def _query(context: EndpointContext, body: BaseSearchRequest, terms: Sequence[Te
         where=context.caller.restrict_filter(body.where),
         min_presence=body.min_presence,
         rerank=body.rerank if "rerank" in given else live.rerank,
+        zoom=body.zoom,
         localize=body.localize,
         explain=body.explain,
         budget_ms=body.budget_ms,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -108,6 +109,11 @@ class BaseSearchRequest(ApiRequest):
         False,
         description="Have the relation re-ranker order the best photos. "
         "A server can be configured to do this by default.",
+    )
+    zoom: bool = Field(
+        False,
+        description="Search the first photos again on their pixels, by zooming in, and order their "
+        "hits by what is found. Needs an expression.",
     )
     localize: bool = Field(
         False, description="Refine the boxes of the first hits on the pixels of their photos."
@@ -240,6 +246,29 @@ class DifferenceOut(ApiAnswer):
     seen: str
 
 
+class ZoomStepOut(ApiAnswer):
+    """One look at a part of a photo.
+
+    Attributes:
+        frame: the part.
+        box: the best instance of this look, in [0, 1] of the whole photo.
+        end: probability that the search was over after this look.
+    """
+
+    frame: Box
+    box: Box
+    score: float
+    end: float
+
+
+class ZoomOut(ApiAnswer):
+    """The search of a photo by zooming in: where it looked, in order, and what it found."""
+
+    steps: list[ZoomStepOut]
+    box: Box
+    score: float
+
+
 class HitOut(ApiAnswer):
     """One instance that was found.
 
@@ -249,6 +278,8 @@ class HitOut(ApiAnswer):
             photos show it too.
         likelihood: `photo_presence` in words.
         differs: what differs between the expression and this instance.
+        zoom: how the photo was searched by zooming in; null if it was not. `box` is then what that
+            search found.
         uri: URI of the photo; here and in all other answers, a key with a tenant gets only the
             file name.
     """
@@ -268,6 +299,7 @@ class HitOut(ApiAnswer):
     mask: MaskOut | None = None
     image_url: str
     thumbnail_url: str
+    zoom: ZoomOut | None = None
     evidence: EvidenceOut | None = None
 
 
@@ -360,6 +392,7 @@ def _hit(hit: Hit, result: SearchResult, caller: Caller) -> JsonObject:
         "attributes": dict(hit.attributes),
         "mask": mask_json(hit.mask),
         **image_urls(result.gallery, hit.image_id),
+        "zoom": None if hit.zoom is None else asdict(hit.zoom),
         "evidence": None if hit.evidence is None else _evidence(hit.evidence, result),
     }
 

@@ -1,0 +1,218 @@
+"""The stage `query-zoom`: its looks, its examples, how workers divide them, and the checkpoint."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reir.checkpoint import load_encoder, load_zoom_policy
+from reir.errors import CheckpointError, ConfigError
+from reir.images.boxes import elementwise_iou
+from reir.models.query_zoom.frames import WHOLE
+from reir.models.query_zoom.zoomer import zoomer_of
+from reir_testing.tiny import save_tiny_run, tiny_batch
+from reir_training.config import NanoTrainConfig
+from reir_training.data.examples import TrainExpression, TrainPhoto
+from reir_training.query_zoom.data import CONTAINED, contains
+from reir_training.query_zoom.looks import ZoomMosaics, read_looks
+from reir_training.query_zoom.task import ZoomTask, build_zoom_cache, mosaics_of
+from reir_training.run.schedule import Epoch, check_stage, plan
+
+NUM_PHOTOS = 24
+BOXES = np.array([[0.1, 0.2, 0.4, 0.6], [0.5, 0.3, 0.9, 0.8]], np.float32)
+EPOCH = Epoch(0, "query-zoom", 0, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and photos of two boxes."""
+    root = tmp_path_factory.mktemp("zoom")
+    save_tiny_run(root, tiny_batch(), "# a model\n\n## Sources\n\nphotos\n")
+    rng = np.random.default_rng(0)
+    for row in range(NUM_PHOTOS):
+        photo = rng.integers(0, 90, (96, 128, 3)).astype(np.uint8)
+        for x1, y1, x2, y2 in np.rint(BOXES * [128, 96, 128, 96]).astype(int):
+            photo[y1:y2, x1:x2] = rng.integers(150, 255, 3)
+        Image.fromarray(photo).save(root / f"{row}.png")
+    return root
+
+
+def photos_of(folder: Path) -> list[TrainPhoto]:
+    return [
+        TrainPhoto(
+            path=folder / f"{row}.png",
+            split="val" if row >= NUM_PHOTOS - 8 else "train",
+            boxes=BOXES,
+            categories=np.array([0, 1]),
+            names=("dog", "cat"),
+            expressions=(
+                TrainExpression("the red dog", 0, "long"),
+                TrainExpression("a cat", 1, "short"),
+            ),
+        )
+        for row in range(NUM_PHOTOS)
+    ]
+
+
+def config_of(folder: Path) -> NanoTrainConfig:
+    return NanoTrainConfig.model_validate(
+        {
+            "data": [{"format": "photos", "path": str(folder)}],
+            "weights": str(folder),
+            "optimization": {"photos_per_batch": 4, "precision": "fp32"},
+            "query_zoom": {"num_mosaics": 1, "num_held_out": 1},
+        }
+    )
+
+
+def task_of(folder: Path, rank: int = 0, world_size: int = 1) -> ZoomTask:
+    return ZoomTask(
+        config_of(folder),
+        photos_of(folder),
+        cache=folder / "looks",
+        init=folder / "checkpoint",
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+@pytest.fixture(scope="module")
+def mosaics(folder: Path) -> ZoomMosaics:
+    train, held_out = mosaics_of(config_of(folder), photos_of(folder))
+    assert held_out is not None
+    paths = {Path(photo.file_name) for m in held_out.mosaics for photo in m.photos}
+    assert paths <= {photo.path for photo in photos_of(folder) if photo.split == "val"}
+    return train
+
+
+def test_targets_are_the_long_expressions_at_their_place_in_the_mosaic(
+    mosaics: ZoomMosaics,
+) -> None:
+    assert {each.text for each in mosaics.targets} == {"the red dog"}
+    (plan_,) = mosaics.mosaics
+    assert len(mosaics.targets) == len(plan_.photos)
+    size = np.array([plan_.image.width_px, plan_.image.height_px] * 2)
+    frames = plan_.frames_px / size
+    for target in mosaics.targets:
+        inside = contains(frames.astype(np.float32), target.box)
+        assert inside.sum() == 1
+        (frame,) = frames[inside]
+        sides = frame[2:] - frame[:2]
+        expected = frame[[0, 1, 0, 1]] + BOXES[0] * np.tile(sides, 2)
+        np.testing.assert_allclose(target.box, expected, atol=1e-3)
+
+
+def test_looks_are_encoded_once_and_an_interrupted_run_continues(
+    folder: Path, mosaics: ZoomMosaics
+) -> None:
+    config, photos = config_of(folder), photos_of(folder)
+    seen: list[int] = []
+    build_zoom_cache(
+        config, photos, root=folder / "looks", init=folder / "checkpoint", on_progress=seen.append
+    )
+    assert seen == [1, 1]
+    files = sorted((folder / "looks").glob("*/*.npz"))
+    times = [path.stat().st_mtime_ns for path in files]
+    assert len(files) == 2
+    build_zoom_cache(config, photos, root=folder / "looks", init=folder / "checkpoint")
+    assert [path.stat().st_mtime_ns for path in files] == times
+    for path in files:
+        looks = read_looks(path.parent, 0)
+        np.testing.assert_array_equal(looks[0].frame, WHOLE)
+        assert len({tuple(look.frame) for look in looks}) == len(looks)
+    frames = mosaics.frames(0)
+    for target in mosaics.targets:  # each is small, and whole in a frame of each level
+        assert sum(contains(np.array(frames), target.box)) >= 3
+
+
+def test_labels_say_what_is_found_and_which_frames_contain_it(folder: Path) -> None:
+    task = task_of(folder)
+    batch = next(task.batches(EPOCH, 0))
+    num = len(batch.features)
+    assert batch.found.shape == (num,)
+    assert batch.contains.shape == batch.closer.shape
+    assert batch.valid[:, :2].all()
+    np.testing.assert_array_equal(batch.paths[:, 0], np.tile(WHOLE, (num, 1)))
+    # A candidate that is the described instance lies in the frame around it.
+    closer = batch.closer & batch.found[:, None]
+    assert batch.contains[closer].all()
+    # Behind the look at the smallest frames there is none.
+    assert not batch.closer[batch.valid.all(1)].any()
+
+
+def test_a_frame_contains_an_instance_up_to_a_small_part() -> None:
+    box = np.array([0.4, 0.4, 0.5, 0.5], dtype=np.float32)
+    edge = 0.5 - (1 - CONTAINED) * 0.1
+    frames = np.array(
+        [[0, 0, 1, 1], [0, 0, edge + 1e-3, 1], [0, 0, edge - 1e-3, 1], [0.6, 0, 1, 1]]
+    )
+    assert contains(frames.astype(np.float32), box).tolist() == [True, True, False, False]
+    assert elementwise_iou(frames[3], box) == 0
+
+
+def test_workers_divide_the_targets(folder: Path) -> None:
+    whole = next(task_of(folder).batches(EPOCH, 0))
+    parts = [next(task_of(folder, rank, 2).batches(EPOCH, 0)) for rank in range(2)]
+    assert all(0 < len(part.features) < len(whole.features) for part in parts)
+    again = next(task_of(folder).batches(EPOCH, 0))
+    assert torch.equal(whole.features, again.features)
+
+
+def test_the_policy_learns_and_its_checkpoint_loads_with_the_model_only(
+    folder: Path, tmp_path: Path
+) -> None:
+    task = task_of(folder)
+    batch = next(task.batches(EPOCH, 0))
+    optimizer = torch.optim.AdamW(task.objective.parameters(), 1e-2)
+    losses = []
+    for _ in range(40):
+        loss, terms = task.objective(batch, "query-zoom")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert terms.keys() == {"found", "contains"}
+    assert losses[-1] < 0.6 * losses[0]
+    assert task.validate().keys() == {"score_p50", "policy_p50"}
+    about = {
+        "metrics": {"policy_p50": 1.0},
+        "steps": 4,
+        "settings": config_of(folder).model_dump(mode="json"),
+    }
+    task.save(tmp_path / "new", about | task.about())
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert filecmp.cmp(folder / "checkpoint" / name, tmp_path / "new" / name, shallow=False)
+    assert "## Zoom policy" in (tmp_path / "new" / "README.md").read_text()
+    encoder = load_encoder(tmp_path / "new")
+    policy = load_zoom_policy(tmp_path / "new", encoder.digest)
+    assert policy is not None
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, policy.state_dict()[name])
+    image = np.asarray(Image.open(folder / "0.png").resize((700, 500)))
+    (search,) = zoomer_of(encoder, policy).zoom([image], ["the red dog"])
+    assert 1 <= len(search.steps) <= 7
+    with pytest.raises(CheckpointError, match="reir train --stage query-zoom"):
+        load_zoom_policy(tmp_path / "new", "another digest")
+    damaged = json.loads((tmp_path / "new" / "query_zoom.json").read_text())
+    damaged["model_config"]["hidden"] = 8
+    (tmp_path / "new" / "query_zoom.json").write_text(json.dumps(damaged))
+    with pytest.raises(CheckpointError, match="cannot load the zoom policy"):
+        load_zoom_policy(tmp_path / "new", encoder.digest)
+
+
+def test_the_stage_adds_to_a_finished_model(folder: Path) -> None:
+    assert load_zoom_policy(folder / "checkpoint", "any") is None
+    with pytest.raises(ConfigError, match="the checkpoint to add the zoom policy to"):
+        check_stage("clare-nano", "query-zoom", None)
+    config = config_of(folder)
+    stages = [each.stage for each in plan(config.optimization, "query-zoom")]
+    assert stages == ["query-zoom"] * config.optimization.query_zoom_epochs
+    assert "query-zoom" not in {each.stage for each in plan(config.optimization, "all")}
+    with pytest.raises(ConfigError, match="too few for one mosaic"):
+        mosaics_of(config, photos_of(folder)[:3])

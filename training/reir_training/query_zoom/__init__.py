@@ -1,0 +1,1 @@
+"""Training of the zoom policy of a frozen `clare-nano`."""
