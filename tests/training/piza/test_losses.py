@@ -65,7 +65,7 @@ def _cheapest(predictions: Predictions, truth: Grounding, row: int) -> int:
     costs = []
     for q in range(Q):
         words = [j for j in range(L) if truth.is_word[row, j]]
-        logits = [float(predictions.logits[row, q, j]) for j in words]
+        logits = [predictions.logits[row, q, j].item() for j in words]
         by_class = sum(_focal(x, True) - _focal(x, False) for x in logits) / len(words)
         box, target = predictions.boxes_xyxy[row, q].tolist(), truth.boxes_xyxy[row].tolist()
         costs.append(2 * by_class + 5 * _l1(box, target) - 2 * _giou(box, target))
@@ -91,7 +91,7 @@ def test_the_terms_are_those_of_a_loop(seed: int) -> None:
             for j in range(L):
                 if truth.is_token[row, j]:
                     positive = q == found and bool(truth.is_word[row, j])
-                    focal += _focal(float(predictions.logits[row, q, j]), positive)
+                    focal += _focal(predictions.logits[row, q, j].item(), positive)
         box, target = predictions.boxes_xyxy[row, found].tolist(), truth.boxes_xyxy[row].tolist()
         l1, giou = l1 + _l1(box, target), giou + 1 - _giou(box, target)
 
@@ -104,7 +104,7 @@ def test_the_terms_are_those_of_a_loop(seed: int) -> None:
 def test_padding_has_no_gradient_and_everything_is_finite() -> None:
     predictions, truth = _random(0)
 
-    torch.stack([*grounding_loss(predictions, truth).values()]).sum().backward()
+    torch.stack([*grounding_loss(predictions, truth).values()]).sum().backward()  # type: ignore[no-untyped-call]
 
     gradient = predictions.logits.grad
     assert gradient is not None

@@ -27,7 +27,9 @@ class Fixed:
     def localize(self, images: Sequence[RgbImage], expressions: Sequence[str]) -> list[FoundBoxes]:
         assert len(images) == len(expressions)
         found = [np.array(self.boxes[text], np.float32).reshape(-1, 4) for text in expressions]
-        return [FoundBoxes(boxes, np.linspace(1, 0, len(boxes))) for boxes in found]
+        return [
+            FoundBoxes(boxes, np.linspace(1, 0, len(boxes), dtype=np.float32)) for boxes in found
+        ]
 
 
 def photo(path: Path, texts: Sequence[str]) -> TrainPhoto:
