@@ -106,13 +106,15 @@ def _entries(large: LargeScene) -> list[dict[str, object]]:
 
 def _make(seed: int, number: int, side_px: int) -> LargeScene:
     rng = np.random.default_rng([seed, number])
-    every = [(form, color) for form in FORMS for color in PALETTE]
     num_groups = int(rng.integers(GROUPS[0], GROUPS[1] + 1))
-    chosen = [every[i] for i in rng.permutation(len(every))[: num_groups + LOOKS]]
-    looks = chosen[num_groups:]
+    # Half of the forms and colors are for the large shapes, and half for the small ones. So what is
+    # visible in the whole photo is not mistaken for a small shape.
+    forms, colors = rng.permutation(FORMS).tolist(), rng.permutation([*PALETTE]).tolist()
+    large_looks = _looks(rng, forms[: len(forms) // 2], colors[: len(colors) // 2], num_groups)
+    looks = _looks(rng, forms[len(forms) // 2 :], colors[len(colors) // 2 :], LOOKS)
     shapes: list[SceneShape] = []
     large_of: dict[int, SceneShape] = {}
-    for cell, look in zip(rng.permutation(CELLS**2), chosen[:num_groups], strict=False):
+    for cell, look in zip(rng.permutation(CELLS**2), large_looks, strict=False):
         large = _large(rng, int(cell), look, side_px)
         shapes.append(large)
         num_small = int(rng.integers(PER_GROUP[0], PER_GROUP[1] + 1))
@@ -129,6 +131,14 @@ def _make(seed: int, number: int, side_px: int) -> LargeScene:
         texture_seed=int(rng.integers(2**31)),
     )
     return LargeScene(scene, tuple(_say(rng, shapes, large_of)))
+
+
+def _looks(
+    rng: np.random.Generator, forms: Sequence[str], colors: Sequence[str], count: int
+) -> list[tuple[str, str]]:
+    """Return different pairs of form and color."""
+    every = [(form, color) for form in forms for color in colors]
+    return [every[i] for i in rng.permutation(len(every))[:count]]
 
 
 def _large(rng: np.random.Generator, cell: int, look: tuple[str, str], side_px: int) -> SceneShape:
