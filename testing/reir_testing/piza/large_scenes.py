@@ -2,8 +2,8 @@
 
 A scene has some large shapes, each of which looks like no other, and groups of small shapes around
 them. Small shapes of different groups look alike, so an expression identifies one of them only by
-the large shape next to it, for example "the red star nearest to the large blue ring". A small shape
-covers .02 to .1 % of the photo, as an instance of SOREC does.
+the large shape next to it, for example "the red star. nearest to the large blue ring". As in SOREC,
+an expression has several sentences, and a small shape covers .02 to .1 % of the photo.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _say(
         words = [*_true_of_one(shape, rivals, large)]
         if rivals and words:
             word = words[int(rng.integers(len(words)))]
-            text = f"the {shape.color} {shape.form} {word} the large {large.color} {large.form}"
+            text = f"the {shape.color} {shape.form}. {word} the large {large.color} {large.form}"
             said.append(SceneExpression(text, index, "relation"))
     return said
 

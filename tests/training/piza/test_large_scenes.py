@@ -23,7 +23,7 @@ from reir_testing.scene_expressions import SceneShape
 def holders(large: LargeScene, text: str) -> list[SceneShape]:
     """The shapes that an expression is true of, by another reading of its words."""
     shapes = large.scene.shapes
-    words = text.split()
+    words = text.replace(".", "").split()
     color, form = words[1:3]
     heads = [shape for shape in shapes if (shape.color, shape.form) == (color, form)]
     (anchor,) = [s for s in shapes if (s.size, s.color, s.form) == tuple(words[-3:])]
