@@ -46,10 +46,13 @@ from reir_training.data.examples import TrainPhoto, build_photos, read_dataset
 from reir_training.piza.history_training import history_scores
 from reir_training.piza.validate import validate_localizer
 
-BASE_STEPS = 1700
-SPLITS = {"train": (90, 10), "val": (15, 20)}
+BASE_STEPS = 2000
+SPLITS = {"train": (70, 10), "val": (10, 20)}
 """Number of scenes and seed of each split."""
-EPOCHS, EXPRESSIONS_PER_STEP = 5, 16
+EPOCHS, EXPRESSIONS_PER_STEP = 10, 16
+SEARCHES = {"usual_share": 0.05, "share_spread": 0.2, "jitter": 0.3}
+"""Smaller zooms than usual, because the base reads pictures of 96 px only."""
+SOURCE_KEYS = ("format", "path", "annotations", "images")
 ARMS: Mapping[str, Mapping[str, str]] = {
     "adapter": {"method": "adapter"},
     "zoom_only": {"method": "piza-adapter", "inserted": "nothing"},
@@ -101,8 +104,7 @@ def settings_of(work: Path, base: Path, epochs: int, arm: Mapping[str, str]) -> 
         **arm,
         "rank": WIDTH,
         "data": [_source(work, "train").model_dump(mode="json", include={*SOURCE_KEYS})],
-        # Fewer and larger zooms than usual: the base reads pictures of 96 px only.
-        "history": {"steps": 600, "searches": {"usual_share": 0.05, "share_spread": 0.2}},
+        "history": {"steps": 600, "searches": SEARCHES},
         "augmentation": {
             "short_sides": [SIDE_PX - 8, SIDE_PX, SIDE_PX + 8],
             "long_side": 2 * SIDE_PX + 16,
@@ -112,15 +114,12 @@ def settings_of(work: Path, base: Path, epochs: int, arm: Mapping[str, str]) -> 
         "optimization": {
             "grounding_epochs": epochs,
             "photos_per_batch": EXPRESSIONS_PER_STEP,
-            "learning_rate": 1.5e-3,
+            "learning_rate": 6e-4,
             "warmup_steps": 20,
             "step_at": 0.7,
             "max_gradient_norm": 1.0,
         },
     }
-
-
-SOURCE_KEYS = ("format", "path", "annotations", "images")
 
 
 def _source(work: Path, split: str) -> DataSource:
