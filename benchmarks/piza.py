@@ -33,7 +33,7 @@ from _report import write_report
 from reir.images.decode import read_image
 from reir.models.grounding_dino import load_grounding_dino
 from reir.models.interfaces import ExpressionLocalizer
-from reir.models.piza.checkpoint import load_piza
+from reir.models.piza.checkpoint import WEIGHTS, load_piza
 from reir.models.piza.looks import load_zooming_localizer
 from reir_testing import data_dir
 from reir_testing.piza.large_scenes import PHOTOS, make_large_scenes, save_large_scenes
@@ -182,7 +182,7 @@ def resuming() -> Figures:
         changes = {"grounding_epochs": 2, "save_every_steps": 3, "log_every_steps": 1}
         settings = tiny_piza_settings(work / "piza", **changes)
         whole, killed = (
-            TrainCommand(work / name, settings, preset="piza", weights="piza.safetensors")
+            TrainCommand(work / name, settings, preset="piza", weights=WEIGHTS)
             for name in ("whole", "killed")
         )
         whole.finish(whole.start())
