@@ -163,8 +163,9 @@ class _Search:
         # The frame of the pixels that were cut out, not the box, which may end within a pixel.
         frame = np.divide(self._frame_px(), (width, height) * 2, dtype=np.float32)
         low, high = frame[:2], frame[2:]
-        boxes = np.clip(seen.boxes, 0, 1) * np.tile(high - low, 2) + np.tile(low, 2)
-        best = boxes[0] if len(boxes) and _shows_something(seen) else None
+        inside = np.clip(seen.boxes, 0, 1)
+        boxes = inside * np.tile(high - low, 2) + np.tile(low, 2)
+        best = boxes[0] if _shows_something(inside, seen.scores) else None
         if best is not None:
             self.boxes.append(np.minimum(best.astype(np.float32), 1))
             self.found = FoundBoxes(np.minimum(boxes, 1).astype(np.float32), seen.scores)
@@ -197,10 +198,12 @@ class _Search:
         return int(x1), int(y1), int(np.ceil(x2)), int(np.ceil(y2))
 
 
-def _shows_something(seen: FoundBoxes) -> bool:
+def _shows_something(boxes: FloatArray, scores: FloatArray) -> bool:
     """Whether the best box of a look has a score and an area."""
-    x1, y1, x2, y2 = seen.boxes[0].tolist()
-    return bool(seen.scores[0] > 0 and x2 > x1 and y2 > y1)
+    if not len(boxes):
+        return False
+    x1, y1, x2, y2 = boxes[0].tolist()
+    return bool(scores[0] > 0 and x2 > x1 and y2 > y1)
 
 
 def _box(corners: FloatArray) -> Box:

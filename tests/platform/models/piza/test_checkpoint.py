@@ -29,7 +29,7 @@ def trained(base: Any, method: Method) -> PizaModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad or name.startswith("history."):
-                parameter += 0.05 * torch.randn_like(parameter)
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return model
 
 

@@ -29,8 +29,8 @@ def adapted(base: Any, method: Method, **changed: Any) -> PizaModel:
     model = add_adapters(base, config(method, **changed)).eval()
     if model.history is not None:
         # Untrained, it gives all searches about the same progress.
-        nn.init.normal_(model.history.progress[-1].weight, std=3.0)
-        nn.init.constant_(model.history.progress[-1].bias, 0.5)
+        nn.init.normal_(model.history.get_parameter("progress.2.weight"), std=3.0)
+        nn.init.constant_(model.history.get_parameter("progress.2.bias"), 0.5)
     for adapter in model.adapters.values():
         if isinstance(adapter, Lora):
             nn.init.normal_(adapter.up.weight, std=0.3)
@@ -236,14 +236,16 @@ def test_dropout_of_the_frozen_history_encoder(base: Any, inputs: Any, parity: b
     first, second = (model.read_history(inputs.histories, inputs.valid) for _ in range(2))
     assert torch.equal(first.summary, second.summary) != parity
     assert model.base.training
-    assert not model.eval().history.training
+    model.eval()
+    assert model.history is not None
+    assert not model.history.training
 
 
 @pytest.mark.parametrize("parity", [False, True])
 def test_progress_is_clipped_unless_parity_is_kept(base: Any, inputs: Any, parity: bool) -> None:
     model = add_adapters(base, config("piza-adapter", paper_parity=parity)).eval()
     assert model.history is not None
-    nn.init.constant_(model.history.progress[-1].bias, 7.0)
+    nn.init.constant_(model.history.get_parameter("progress.2.bias"), 7.0)
     progress: Tensor = model.read_history(inputs.histories, inputs.valid).progress
     assert (progress.max() > 1) == parity
 
@@ -254,7 +256,7 @@ def test_copy_has_adapters_of_its_own(base: Any, inputs: Any) -> None:
     other = copy.deepcopy(model)
     assert same(other(*inputs), expected)
     for lora in model.adapters.values():
-        nn.init.zeros_(lora.up.weight)
+        nn.init.zeros_(lora.get_parameter("up.weight"))
     assert same(other(*inputs), expected)
     assert not same(model(*inputs), expected)
 
