@@ -65,7 +65,7 @@ _CLASSES = {
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-def open(  # noqa: A001, PLR0913, `reir.open("gallery")` reads as what it does
+def open(  # noqa: A001, PLR0913 - `reir.open("gallery")` reads as what it does
     gallery: str = "default",
     *,
     store: InstanceStore | str | None = None,

@@ -128,6 +128,8 @@ class ServeConfig(StrictConfig):
         galleries: names of the galleries to serve; None serves all, including those created later.
         encoder: name of the encoder, as `reir.encoders` takes it; None uses for each gallery the
             one that it was indexed with.
+        zoomer: name of the localizer that looks at the first photos of searches with `zoom`, as
+            `reir.models.localizers` takes it; None uses the encoder.
         host, port: address of the server.
         uploads: folder for uploaded photos; None for `$REIR_HOME/uploads`. Replicas on several
             machines must share it.
@@ -153,6 +155,7 @@ class ServeConfig(StrictConfig):
     store: str = Field(default_factory=default_location)
     galleries: tuple[str, ...] | None = None
     encoder: str | None = None
+    zoomer: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535)
     uploads: Path | None = None

@@ -94,8 +94,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
 
     validate_expression(expression)  # before the model is loaded, which takes seconds
     opened = open_source(source)
-    if draw is not None:
-        check_picture(draw)
+    check_picture(draw)
     with messages().status("loading the model"):
         model, extras = chosen_model(encoder_from_options(checkpoint, encoder) or SHIPPED_KIND)
     if min_presence is not None and extras.calibration is None:

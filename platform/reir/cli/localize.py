@@ -12,7 +12,6 @@ from rich.text import Text
 from reir.cli.common import (
     AsJson,
     Checkpoint,
-    Encoder,
     encoder_from_options,
     messages,
     new_table,
@@ -42,6 +41,14 @@ LocalizerSpec = Annotated[
         metavar="SPEC",
         help="Find it with this model, which reads sentence and pixels together: "
         "grounding-dino:NAME_OR_DIR or piza:DIR. Default: the encoder.",
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Encoder to use, in the form of `reir index --encoder`. Default: the shipped "
+        "checkpoint.",
     ),
 ]
 Draw = Annotated[
@@ -77,8 +84,7 @@ def localize(  # noqa: PLR0913, every argument is an option of the command
 
     validate_expression(expression)  # before the model is loaded, which takes seconds
     data = read_bytes(photo)
-    if draw is not None:
-        check_picture(draw)
+    check_picture(draw)
     spec = encoder_from_options(checkpoint, encoder)
     if localizer is not None and spec is not None:
         raise ConfigError(

@@ -211,7 +211,6 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     likely, possible or unlikely. Boxes are in percent of the photo's width and height, from the
     upper left corner.
     """
-    from reir.query.every_photo import EveryPhotoOptions
     from reir.query.request import Query, check_query
 
     check_options(context, every=every)
@@ -219,9 +218,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     if every:
         print_every_photo(
             expression,
-            EveryPhotoOptions(
-                where=where, min_presence=min_presence, precision=precision, recall=recall
-            ),
+            dict(where=where, min_presence=min_presence, precision=precision, recall=recall),
             gallery=gallery,
             store=store,
             encoder=spec,
@@ -242,8 +239,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         explain=explain,
     )
     check_query(query)  # before the model is loaded, which takes seconds
-    if draw is not None:
-        check_picture(draw)
+    check_picture(draw)
     models = HitModels(segmenter, localizer)
     if server is not None:
         result = _ask_server(server, query, gallery, models, version)
@@ -326,14 +322,16 @@ def query_terms(
     return (*wanted, *(Term(expression=each, weight=NOT_WEIGHT) for each in unlike))
 
 
-def check_picture(path: Path) -> None:
-    """Check that a picture can be written to a path.
+def check_picture(path: Path | None) -> None:
+    """Check that a picture can be written to the path of `--draw`, if there is one.
 
     Raises:
         ConfigError: its suffix is not that of a picture, or its folder does not exist.
     """
     from PIL import Image
 
+    if path is None:
+        return
     known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}
     if path.suffix.lower() not in known:
         raise ConfigError(

@@ -25,6 +25,20 @@ def load_localizer_spec(spec: str) -> ExpressionLocalizer:
         ConfigError: the spec cannot be parsed, or a package that it needs is not installed.
         CheckpointError: the model is missing, incomplete or of another kind.
     """
+    kind, source = parse_localizer_spec(spec)
+    try:
+        return KINDS[kind](source)
+    except ImportError as error:
+        message = str(error).strip().splitlines()[0]
+        raise ConfigError(f"localizer {spec} needs more packages ({message}); {EXTRA}") from error
+
+
+def parse_localizer_spec(spec: str) -> tuple[str, str]:
+    """Return the kind of a localizer, a key of `KINDS`, and where its weights are.
+
+    Raises:
+        ConfigError: the kind is unknown, or its source is missing.
+    """
     kind, _, source = spec.strip().partition(":")
     if kind not in KINDS or not source:
         raise ConfigError(
@@ -32,11 +46,7 @@ def load_localizer_spec(spec: str) -> ExpressionLocalizer:
             f"KIND:NAME_OR_DIR with kind {' or '.join(KINDS)}, "
             f"e.g. grounding-dino:IDEA-Research/grounding-dino-tiny"
         )
-    try:
-        return KINDS[kind](source)
-    except ImportError as error:
-        message = str(error).strip().splitlines()[0]
-        raise ConfigError(f"localizer {spec} needs more packages ({message}); {EXTRA}") from error
+    return kind, source
 
 
 def _load_grounding_dino(source: str) -> ExpressionLocalizer:

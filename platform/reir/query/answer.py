@@ -329,7 +329,8 @@ async def _compare(
         found = [results[place[id(one)]] for one in able]
         ids: dict[str, list[str]] = {}
         for result in found:
-            first = (hit.instance_id for hit in result.hits[:COMPARED_HITS])
+            # What zooming found has no vector in the index.
+            first = (hit.instance_id for hit in result.hits[:COMPARED_HITS] if hit.zoom is None)
             ids.setdefault(result.version, []).extend(first)
         known = stages.class_vectors
         texts = {text: None for one in able for text in one.comparison.sentences}
@@ -356,7 +357,7 @@ def _compared(
     """Return the answer with what differs in those hits whose vectors are given."""
     hits = tuple(
         replace(hit, differs=comparison.differences(sentences, instances[hit.instance_id]))
-        if hit.instance_id in instances
+        if hit.instance_id in instances and hit.zoom is None
         else hit
         for hit in result.hits
     )

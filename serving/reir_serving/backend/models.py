@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 from reir.encoders import checkpoint_folder, load_encoder_spec
-from reir.models.interfaces import InstanceEncoder
-from reir.models.query_zoom.zoomer import zoomer_of
+from reir.models.interfaces import InstanceEncoder, Zoomer
+from reir.models.query_zoom.zoomer import load_zoomer_spec, zoomer_of
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, load_extras
@@ -41,10 +41,16 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An encoder, with the optional parts of its checkpoint."""
+    """An encoder, with the optional parts of its checkpoint.
+
+    Attributes:
+        encoder, extras: the encoder, and those parts.
+        load_zoomer: returns the zoomer of the server; None to zoom in with the encoder.
+    """
 
     encoder: InstanceEncoder
     extras: CheckpointExtras = field(default_factory=CheckpointExtras)
+    load_zoomer: Callable[[], Zoomer] | None = None
 
     @cached_property
     def localizer(self) -> PixelLocalizer:
@@ -54,6 +60,9 @@ class LoadedModel:
     @cached_property
     def zoomer(self) -> PhotoZoomer:
         """The zoomer of this model, which remembers its searches."""
+        # Loaded with the first search that zooms in, and not by processes that never search photos.
+        if self.load_zoomer is not None:
+            return PhotoZoomer(self.load_zoomer())
         return PhotoZoomer(zoomer_of(self.encoder, self.extras.zoom_policy))
 
     def info(self, spec: str) -> ModelInfo:
@@ -69,8 +78,23 @@ class LoadedModel:
         )
 
 
-def load_model(spec: str) -> LoadedModel:
+def model_loader(zoomer: str | None) -> Callable[[str], LoadedModel]:
+    """Return the function that loads models of a server.
+
+    Args:
+        zoomer: spec of the localizer that all models share; None to zoom in with each encoder.
+    """
+    # Once for all models of a process, because such a model is large.
+    load_zoomer = None if zoomer is None else cache(partial(load_zoomer_spec, zoomer))
+    return partial(load_model, load_zoomer=load_zoomer)
+
+
+def load_model(spec: str, *, load_zoomer: Callable[[], Zoomer] | None = None) -> LoadedModel:
     """Load the encoder that a spec names, with its extras.
+
+    Args:
+        spec: as `reir.encoders` takes it.
+        load_zoomer: see `LoadedModel`.
 
     Raises:
         ConfigError, CheckpointError: as `load_encoder_spec` and `load_extras`.
@@ -78,7 +102,7 @@ def load_model(spec: str) -> LoadedModel:
     # A frozen public encoder has no checkpoint folder, and so neither re-ranker nor calibration.
     encoder, folder = load_encoder_spec(spec), checkpoint_folder(spec)
     extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
-    return LoadedModel(encoder, extras)
+    return LoadedModel(encoder, extras, load_zoomer)
 
 
 class ModelCache:

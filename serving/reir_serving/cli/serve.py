@@ -50,6 +50,14 @@ Galleries = Annotated[
     list[str] | None,
     typer.Option("--gallery", help="Gallery to serve; repeat it for several; default: all."),
 ]
+Localizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="Searches with `zoom` let this model look at the first photos, and order them by its "
+        "scores: grounding-dino:NAME_OR_DIR or piza:DIR. By default, the encoder zooms in.",
+    ),
+]
 Host = Annotated[
     str | None,
     typer.Option(
@@ -114,6 +122,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
     store: Store = None,
     checkpoint: Checkpoint = None,
     encoder: Encoder = None,
+    localizer: Localizer = None,
     host: Host = None,
     port: Port = None,
     keys: Keys = None,
@@ -134,6 +143,7 @@ def serve(  # noqa: PLR0913, every argument is an option of the command
         "galleries": gallery or None,
         "store": store,
         "encoder": encoder_from_options(checkpoint, encoder),
+        "zoomer": localizer,
         "host": host,
         "port": port,
         "keys_file": keys,
@@ -179,13 +189,18 @@ def _check(config: ServeConfig) -> None:
     """Check the settings before Ray starts, because that takes several seconds.
 
     Raises:
-        ConfigError: the server cannot listen on the port, or write its search log.
+        ConfigError: the server cannot listen on the port or write its search log, or the name of
+            the localizer cannot be parsed.
         GalleryNotFound: a gallery does not exist, or has no live version.
         SchemaMismatch: a gallery was indexed with another checkpoint than the given one.
     """
+    from reir.models.localizers import parse_localizer_spec
+
     check_port(config.host, config.port)
     if config.search_log is not None:
         check_search_log(config.search_log)
+    if config.zoomer is not None:
+        parse_localizer_spec(config.zoomer)
     with connect(config.store) as store:
         for name in config.galleries or ():
             _check_gallery(store, name, config.encoder)

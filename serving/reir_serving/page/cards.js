@@ -3,7 +3,7 @@
 import { button, icon, make } from "./dom.js";
 import { photoFrame } from "./photo.js";
 import { looks } from "./zoom.js";
-import { differences, fileName, likelihood, percent, score } from "./format.js";
+import { differences, fileName, likelihood, match, percent } from "./format.js";
 
 const ASPECT = 4 / 3;
 
@@ -37,7 +37,7 @@ function card(hit, rank, isTied, on) {
 function opener(hit, rank, isTied, click) {
   const parts = [
     `Hit ${rank}`, likelihood(hit.likelihood)?.text, differences(hit.differs),
-    `match ${score(hit.score)}`, isTied && "tied", fileName(hit.uri),
+    `match ${match(hit)}`, isTied && "tied", fileName(hit.uri),
   ];
   const label = `${parts.filter(Boolean).join(", ")}. Open the photo.`;
   return button({ class: "open", "aria-label": label, click },
@@ -54,7 +54,7 @@ function caption(hit, isTied) {
   return make("p", { class: "caption" },
     likely && make("span", { class: `likely ${likely.level}`, title: inPhoto(hit) }, likely.text),
     differs && make("span", { class: "differs" }, differs),
-    make("span", { class: "score", title: help }, `match ${score(hit.score)}`),
+    make("span", { class: "score", title: help }, `match ${match(hit)}`),
     isTied && make("span", { class: "tied" }, "tied"));
 }
 

@@ -22,6 +22,9 @@ export const count = (number, one, many = `${one}s`) =>
 /** Score of a hit with a true minus sign. */
 export const score = (value) => value.toFixed(2).replace("-", "\u2212");
 
+/** Score that orders a hit: of the search that zoomed in, if there was one. */
+export const match = ({ score: indexed, zoom }) => score(zoom?.score ?? indexed);
+
 /** Readable name of the file of a URI. */
 export function fileName(uri) {
   const last = uri.replace(/\/+$/, "").split("/").at(-1) || uri;
@@ -41,8 +44,8 @@ export function place([x1, y1, x2, y2]) {
 }
 
 const STAGES = {
-  text: "text encoding", search: "search", rerank: "re-ranking", zoom: "zooming in", localize: "masks and boxes",
-  compare: "comparison", rank: "ranking", decode: "decoding",
+  text: "text encoding", search: "search", rerank: "re-ranking", zoom: "zooming in",
+  localize: "masks and boxes", compare: "comparison", rank: "ranking", decode: "decoding",
 };
 const stage = (name) => STAGES[name] ?? name;
 

@@ -7,7 +7,7 @@ import { hitFeedback } from "./feedback.js";
 import { photoFrame } from "./photo.js";
 import { looks } from "./zoom.js";
 import {
-  count, differences, explain, fileName, likelihood, percent, place, score,
+  count, differences, explain, fileName, likelihood, match, percent, place, score,
 } from "./format.js";
 
 /** Lowest opacity of a box: most candidates are hardly objects, and would hide the photo. */
@@ -193,7 +193,7 @@ export class Viewer {
 
 function verdict(hit) {
   const likely = likelihood(hit.likelihood);
-  const rows = [["Match", score(hit.score)]];
+  const rows = [["Match", match(hit)]];
   if (likely) {
     rows.push(["Photo shows it", percent(hit.photo_presence)]);
     rows.push(["This one is meant", percent(hit.presence)]);

@@ -29,7 +29,7 @@ from reir.config import load_config, reir_home
 from reir.errors import Overloaded
 from reir.store import InstanceStore, open_store
 from reir.tracing import start_tracing
-from reir_serving.backend.models import ModelCache
+from reir_serving.backend.models import ModelCache, model_loader
 from reir_serving.backend.service import Service
 from reir_serving.backend.store_folder import folder_check
 from reir_serving.backend.workers import DEPLOYMENT_OF, SearchWorkers
@@ -115,9 +115,8 @@ class Ingress:
         store, check = _open_store(config)
         self._config, self._is_warm, self._metrics = config, False, Metrics()
         if handles is None:
-            workers = SearchWorkers(
-                store, ModelCache(), config.limits, self._metrics.note_batch, check
-            )
+            models = ModelCache(model_loader(config.zoomer))
+            workers = SearchWorkers(store, models, config.limits, self._metrics.note_batch, check)
         else:
             # Type checkers do not see the methods that `__getattr__` provides.
             workers = cast("SearchWorkers", RemoteWorkers(handles))
@@ -153,7 +152,8 @@ class WorkerReplica(SearchWorkers):
         """Create the workers of one replica; `values` is `ServeConfig` as JSON values."""
         config = load_config(ServeConfig, values)
         store, check = _open_store(config)
-        super().__init__(store, ModelCache(), config.limits, check=check)
+        models = ModelCache(model_loader(config.zoomer))
+        super().__init__(store, models, config.limits, check=check)
 
 
 def _open_store(config: ServeConfig) -> tuple[InstanceStore, Callable[[], None]]:

@@ -24,11 +24,11 @@ from reir.results import SearchResult
 from reir.store import InstanceStore, VersionSpec
 from reir.store.memory import MemoryStore
 from reir_serving.backend.circuit_breaker import CircuitBreaker
-from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.models import LoadedModel, ModelCache, model_loader
 from reir_serving.backend.service import SLICE_QUERIES, Service
 from reir_serving.backend.workers import LIVE_FRESH_S, LIVE_STALE_S, SearchWorkers
 from reir_serving.config import Limits, LiveSettings, ServeConfig
-from reir_testing import FakeEncoder
+from reir_testing import FakeEncoder, FakeLocalizer
 from reir_testing.serving import SCENES, SIZE_PX, draw_photo, index_photos
 
 T = TypeVar("T")
@@ -451,3 +451,28 @@ def test_each_expression_is_encoded_by_its_own_model() -> None:
     assert np.array_equal(other[0].vector, -expected[0])
     assert none == ()
     assert sorted(made) == ["one", "other"]
+
+
+def test_a_localizer_of_the_server_is_loaded_once_and_orders_the_first_photos(
+    tmp_path: Path, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(source: str) -> FakeLocalizer:
+        loaded.append(source)
+        return FakeLocalizer()
+
+    monkeypatch.setattr("reir.models.localizers.KINDS", {"fake": load})
+    kinds = {"clare-nano": lambda _: FakeEncoder(), "other": lambda _: FakeEncoder()}
+    monkeypatch.setattr("reir.encoders.KINDS", kinds)
+    config = ServeConfig(store="memory:", zoomer="fake:x")
+    models = ModelCache(model_loader(config.zoomer))
+    service = Service(config, store, SearchWorkers(store, models, config.limits), tmp_path)
+    assert search(service, "the green one")[0].zoom is None
+    assert loaded == []
+    first = search(service, "the green one", zoom=True)[0]
+    assert first.zoom is not None
+    assert first.zoom.frames == ((0, 0, 1, 1),)
+    assert first.box == first.zoom.box
+    assert models.get("other:x").zoomer is not models.get("").zoomer
+    assert loaded == ["x"]

@@ -54,7 +54,7 @@ def test_options_override_the_config_file(app: typer.Typer, tmp_path: Path) -> N
     built = tmp_path / "built.yaml"
     options = ["--config", str(file), "--port", "9001", "--gallery", "a", "--gallery", "b"]
     options += ["--max-replicas", "3", "--store", "http://milvus:19530", "--build", str(built)]
-    options += ["--search-log", "/logs"]
+    options += ["--search-log", "/logs", "--localizer", "piza:/adapters"]
     result = CliRunner().invoke(app, ["serve", *options])
     assert result.exit_code == 0, result.output
     written = yaml.safe_load(built.read_text())
@@ -62,6 +62,7 @@ def test_options_override_the_config_file(app: typer.Typer, tmp_path: Path) -> N
     (application,) = written["applications"]
     config = load_config(ServeConfig, application["args"])
     assert config.galleries == ("a", "b")
+    assert config.zoomer == "piza:/adapters"
     assert (config.search_log, config.search_log_days) == (Path("/logs"), 30)
     assert config.store == "http://milvus:19530"
     assert config.ingress == Replicas(min_replicas=1, max_replicas=3, target_ongoing_requests=2)
@@ -99,6 +100,13 @@ def test_a_port_in_use_is_an_error(app: typer.Typer, location: str) -> None:
 def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on port 8000 of 192\.0\.2\.99: .*assign"):
         check_port("192.0.2.99", 8000)
+
+
+def test_an_unknown_localizer_is_an_error(app: typer.Typer, location: str) -> None:
+    options = ["--store", location, "--port", str(free_port())]
+    error = error_of(app, *options, "--localizer", "grounding-dyno:x")
+    assert isinstance(error, ConfigError)
+    assert "unknown localizer 'grounding-dyno:x'" in str(error)
 
 
 def test_a_search_log_that_cannot_be_written_is_an_error(

@@ -18,7 +18,7 @@ from reir.models.query_zoom.looks import Look, as_box
 from reir.models.query_zoom.policy import Candidates, candidates_of, closer_levels
 from reir.records import Box, FloatArray
 from reir_training.config import QueryZoomSettings
-from reir_training.query_zoom.looks import ZoomMosaics, read_looks
+from reir_training.query_zoom.looks import ZoomMosaics, looks_path, read_looks
 
 FOUND_IOU = 0.5
 """A candidate is the described instance from this IoU with the true box on."""
@@ -85,7 +85,7 @@ class ZoomExamples:
     ) -> None:
         self._mosaics, self._vectors, self._settings = mosaics, vectors, settings
         self._looks = [
-            _by_level(read_looks(cache, number), mosaics, number)
+            _by_level(read_looks(looks_path(cache, number)), mosaics, number)
             for number in range(len(mosaics.mosaics))
         ]
 

@@ -176,16 +176,16 @@ def build_look_cache(
     folder = root / _fingerprint(encoder, mosaics)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(len(mosaics.mosaics)):
-        path = _path(folder, number)
+        path = looks_path(folder, number)
         if not path.exists():
-            _save(path, mosaics.look(encoder, number))
+            save_looks(path, mosaics.look(encoder, number))
         on_progress(number + 1)
     return folder
 
 
-def read_looks(folder: Path, number: int) -> list[Look]:
-    """Return the looks at a mosaic in the order of `ZoomMosaics.frames`."""
-    with np.load(_path(folder, number)) as stored:
+def read_looks(path: Path) -> list[Look]:
+    """Return the looks of a file in their order."""
+    with np.load(path) as stored:
         ends = np.cumsum(stored["counts"])[:-1]
         parts = (np.split(stored[name], ends) for name in ("boxes", "objectness", "vectors"))
         return [
@@ -194,7 +194,8 @@ def read_looks(folder: Path, number: int) -> list[Look]:
         ]
 
 
-def _save(path: Path, looks: Sequence[Look]) -> None:
+def save_looks(path: Path, looks: Sequence[Look]) -> None:
+    """Write looks to a file."""
     # Renamed when complete, so that an interrupted run leaves no damaged file.
     unfinished = path.with_suffix(".unfinished.npz")
     np.savez(
@@ -209,7 +210,8 @@ def _save(path: Path, looks: Sequence[Look]) -> None:
     unfinished.rename(path)
 
 
-def _path(folder: Path, number: int) -> Path:
+def looks_path(folder: Path, number: int) -> Path:
+    """Return the file of the looks at a mosaic."""
     return folder / f"{number:05}.npz"
 
 

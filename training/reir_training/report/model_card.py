@@ -134,13 +134,14 @@ def write_query_zoom_card(folder: Path, source: Path, about: Mapping[str, Any]) 
         source,
         QUERY_ZOOM_TITLE,
         f"""\
-The zoom policy decides, in a search with `zoom`, which part of a photo to look at next, and which
-instance of all looks is the described one. It was trained on {about["targets"]} long expressions
+The zoom policy decides, in a search with `zoom`, which part of a photo to look at next, and when
+the search is over. It was trained on {about["targets"]} long expressions
 in {about["mosaics"]} mosaics of training photos, in {about["steps"]} steps of
 {about["settings"]["optimization"]["photos_per_batch"]} expressions.
 
 The following figures use mosaics of held-out photos: how often the best instance of many looks is
-the described one (IoU .5, percent), by its score and by the policy.
+the described one (IoU .5, percent): the one with the best score, which is the answer of a search,
+and the one that the policy finds most probable.
 
 | figure | value |
 |---|---|

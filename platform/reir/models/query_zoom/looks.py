@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,17 +38,30 @@ class PhotoLooks:
     Args:
         grid: the parts of the photo.
         encode: encodes a part.
+        known: looks that were encoded before.
     """
 
-    def __init__(self, grid: FrameGrid, encode: Callable[[FloatArray], Look]) -> None:
+    def __init__(
+        self,
+        grid: FrameGrid,
+        encode: Callable[[FloatArray], Look],
+        known: Iterable[Look] = (),
+    ) -> None:
         self.grid, self._encode = grid, encode
-        self._known: dict[Box, Look] = {}
+        self._known = {as_box(look.frame): look for look in known}
 
     @classmethod
-    def of(cls, encoder: InstanceEncoder, image: RgbImage) -> PhotoLooks:
+    def of(
+        cls, encoder: InstanceEncoder, image: RgbImage, known: Iterable[Look] = ()
+    ) -> PhotoLooks:
         """Return the looks of an encoder at a photo: (H, W, 3) uint8, upright."""
         height, width = image.shape[:2]
-        return cls(FrameGrid(width, height), lambda frame: look_at(encoder, image, frame))
+        return cls(FrameGrid(width, height), lambda frame: look_at(encoder, image, frame), known)
+
+    @property
+    def known(self) -> tuple[Look, ...]:
+        """All looks so far."""
+        return tuple(self._known.values())
 
     def at(self, frame: FloatArray) -> Look:
         """Look at a part of the photo: (4,) xyxy of whole pixels, in [0, 1]."""

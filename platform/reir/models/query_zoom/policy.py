@@ -1,4 +1,4 @@
-"""`ZoomPolicy`: chooses which part of a photo to look at next, and knows when to stop.
+"""`ZoomPolicy`: chooses which part of a photo to look at next, and when the search is over.
 
 A look gives candidates: instances with boxes and scores. For each of them, the policy estimates two
 kinds of probability: that it is the described instance, and that the frame around it on each closer

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reir.checkpoint import SHIPPED, load_zoom_policy, weights_digest
 from reir.images.boxes import elementwise_iou
 from reir.models.interfaces import Zoomer
 from reir.models.query_zoom.frames import MIN_SIDE_PX, OVERLAP, WHOLE, FrameGrid
@@ -19,6 +20,7 @@ from reir.models.query_zoom.policy import ZoomPolicy, ZoomPolicyConfig, closer_l
 from reir.models.query_zoom.rule import ZoomRule
 from reir.models.query_zoom.zoomer import InstanceZoomer, ZoomStrategy
 from reir.models.zoom_steps import ZoomSearch
+from reir.query.search import load_extras
 from reir.records import Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
 
@@ -146,3 +148,10 @@ def test_the_policy_looks_as_often_as_it_may_and_stops_when_it_is_sure() -> None
     ends = [step.end for step in searched(policy(end_at=1.0, look_at_least=0.0)).steps]
     assert ends == sorted(ends)
     assert 0 < ends[0] < 1
+
+
+def test_the_shipped_checkpoint_has_a_small_policy_for_its_own_vectors() -> None:
+    digest = weights_digest(SHIPPED)
+    assert load_zoom_policy(SHIPPED, digest) is not None
+    assert (SHIPPED / "query_zoom.safetensors").stat().st_size < 100_000
+    assert load_extras(SHIPPED, digest).zoom_policy is not None
