@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from reir.config import StrictConfig
 from reir.datasets.readers import Format, SplitBy
 from reir.models.nano.crop_network import CropNetworkName
+from reir.models.piza.config import Inserted, Method, PizaConfig
 from reir_training.clare.losses import ClareLossWeights
 from reir_training.data.augment import Augmentation
+from reir_training.piza.history_training import HistoryTraining
 
 
 class DataSource(StrictConfig):
@@ -21,12 +23,13 @@ class DataSource(StrictConfig):
     Attributes:
         format: "photos" (instances.json, expressions.json with splits, and where present
             captions.json and sugarcrepe_pairs.json), "coco" (instances, and captions.json where
-            present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`)
-            or "refer_json" (the same, with one JSON file per split).
+            present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`),
+            "refer_json" (the same, with one JSON file per split) or "sorec" (one JSON file for
+            each split).
         path: the folder.
         images: folder of the photos, relative to `path`.
-        annotations: file in `path`, for "coco", "reircoco", "refer_json"; empty for instances.json,
-            reircoco_train.json and refcoco.json.
+        annotations: file in `path`, for "coco", "reircoco", "refer_json", "sorec"; empty for
+            instances.json, reircoco_train.json, refcoco.json and trainS.json.
         split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
         split: use only this split of the folder; None uses all.
         task: what the published CLARE learns from this source: "detection" (every box of COCO's
@@ -55,6 +58,7 @@ class DataSource(StrictConfig):
             "reircoco": "reircoco_train.json",
             "refer": f"refs({self.split_by}).p",
             "refer_json": "refcoco.json",
+            "sorec": "trainS.json",
         }
         return self.annotations or usual.get(self.format, "")
 
@@ -135,7 +139,8 @@ class Schedule(StrictConfig):
         betas: AdamW's decay rates of the first and second moments.
         warmup_start: fraction of the learning rate at the first step; with 0, the first step has
             1 / `warmup_steps` of it.
-        decay: "cosine" to 2 % over each stage, or a "step" to 10 % after four fifths of it.
+        decay: "cosine" to 2 % over each stage, or a "step" to `step_to` of the learning rate after
+            the share `step_at` of it. The defaults are those of CLARE (docs/clare.md, section 5.1).
         ema_decay: decay of the moving average of the weights; 0 turns averaging off.
         save_every_steps: how often to save a state to resume from; also saved after each epoch.
         log_every_steps: how often to write a line to `metrics.jsonl`; also after each epoch.
@@ -155,6 +160,9 @@ class Schedule(StrictConfig):
     warmup_steps: int = Field(50, ge=1)
     warmup_start: float = Field(0.0, ge=0, le=1)
     decay: Literal["cosine", "step"] = "cosine"
+    # 48,000 of 60,000 steps.
+    step_at: float = Field(0.8, ge=0, le=1)
+    step_to: float = Field(0.1, gt=0, le=1)
     max_gradient_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     save_every_steps: int = Field(200, ge=1)
@@ -212,6 +220,33 @@ class ClareSchedule(Schedule):
     precision: Literal["bf16", "fp32"] = "fp32"
 
 
+class PizaSchedule(Schedule):
+    """Schedule of PIZA (docs/piza.md): five epochs, with a tenth of the rate after the third.
+
+    Attributes:
+        grounding_epochs: in each, every expression is used once.
+        clia_epochs: PIZA has one stage only.
+        photos_per_batch: expressions in an optimizer step, each with a picture of its own.
+        backbone_factor: learning rate of what is trained of the image backbone, as a fraction of
+            `learning_rate`.
+    """
+
+    grounding_epochs: int = Field(5, ge=0)
+    clia_epochs: int = Field(0, ge=0, le=0)
+    # As released; the number of GPUs is not stated.
+    photos_per_batch: int = Field(4, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    backbone_factor: float = Field(0.1, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = Field(1, ge=1)
+    decay: Literal["cosine", "step"] = "step"
+    step_at: float = Field(0.6, ge=0, le=1)
+    max_gradient_norm: float = Field(0.1, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "fp32"
+
+
 class TrainConfig(DataConfig):
     """The settings that the training runs of all models have.
 
@@ -219,8 +254,8 @@ class TrainConfig(DataConfig):
         zero_stage: ZeRO stage of DeepSpeed.
         keep_checkpoints: number of states to keep, those of the best epochs; the last state is
             always kept.
-        best_by: validation figure that determines the best epoch, where higher is better; without
-            held-out photos, the last epoch is the best.
+        best_by: validation figure that determines the best epoch, where higher is better; one of
+            `figures`. Without held-out photos, the last epoch is the best.
         final: which epoch's weights become `checkpoint/`.
         max_failures: number of automatic restarts after workers fail; -1 for no limit.
     """
@@ -228,9 +263,19 @@ class TrainConfig(DataConfig):
     optimization: Schedule = Schedule()
     zero_stage: Literal[0, 1, 2, 3] = 1
     keep_checkpoints: int = Field(2, ge=1)
-    best_by: Literal["br1_50", "br5_50", "br10_50", "br1_70", "rec_long", "rec_short"] = "br1_50"
+    best_by: str = "br1_50"
     final: Literal["last", "best"] = "last"
     max_failures: int = Field(2, ge=-1)
+    figures: ClassVar[tuple[str, ...]] = (
+        *("br1_50", "br5_50", "br10_50", "br1_70", "rec_long", "rec_short"),
+    )
+
+    @field_validator("best_by")
+    @classmethod
+    def _is_validation_figure(cls, best_by: str) -> str:
+        if best_by not in cls.figures:
+            raise ValueError(f"must be one of {', '.join(cls.figures)}, got {best_by!r}")
+        return best_by
 
 
 class RerankSettings(StrictConfig):
@@ -373,9 +418,35 @@ class ClareTrainConfig(TrainConfig):
         return bool(self.shape.get("masks", False))
 
 
+class PizaTrainConfig(TrainConfig):
+    """The settings of a `piza` run.
+
+    Attributes:
+        base: hub name or folder of the grounding model, GroundingDINO or MM-GroundingDINO.
+        method: what is trained; the methods that start with `piza-` zoom.
+        rank, prompt_tokens, inserted, paper_parity: see `PizaConfig`.
+        history: how the history encoder of a zooming method is trained, which comes first. Its
+            `searches` are also those from which the adapters learn.
+        augmentation: how each picture is resized and cropped. As published, it is not mirrored.
+    """
+
+    base: str
+    method: Method = "piza-adapter"
+    rank: int = Field(0, ge=0)
+    prompt_tokens: int = Field(PizaConfig.prompt_tokens, ge=1)
+    inserted: Inserted | None = None
+    paper_parity: bool = False
+    history: HistoryTraining = HistoryTraining()
+    augmentation: Augmentation = Augmentation(mirror_probability=0.0)
+    optimization: PizaSchedule = PizaSchedule()
+    best_by: str = "macc"
+    figures: ClassVar[tuple[str, ...]] = ("macc", "acc50", "acc75")
+
+
 PRESETS: Mapping[str, type[TrainConfig]] = {
     "clare-nano": NanoTrainConfig,
     "clare-base": ClareTrainConfig,
     "clare-large": ClareTrainConfig,
+    "piza": PizaTrainConfig,
 }
 """The configuration class of each preset."""

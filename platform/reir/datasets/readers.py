@@ -16,7 +16,7 @@ from reir.datasets.resedis import read_resedis
 from reir.datasets.sorec import read_sorec
 from reir.errors import DataError
 
-Format = Literal["photos", "coco", "reircoco", "refer", "refer_json"]
+Format = Literal["photos", "coco", "reircoco", "refer", "refer_json", "sorec"]
 SplitBy = Literal["unc", "umd", "google"]
 IN_FOLDERS = ("photos", "refer")
 """Formats whose path is a folder; the path of all other formats is a file."""
@@ -26,7 +26,12 @@ _KEY_OF_SOREC = re.compile(rb'"ref"\s*:')
 
 
 def read_as(
-    form: Format, path: str | Path, split_by: SplitBy = "unc", *, masks: bool = False
+    form: Format,
+    path: str | Path,
+    split_by: SplitBy = "unc",
+    *,
+    images_dir: str | Path | None = None,
+    masks: bool = False,
 ) -> ReferringDataset:
     """Read annotations of a known format.
 
@@ -34,11 +39,14 @@ def read_as(
         form: name of the format.
         path: a folder for formats in `IN_FOLDERS`, otherwise a file.
         split_by: for format "refer" only.
+        images_dir: folder of the photos, for format "sorec" only.
         masks: also read masks, if the format has any.
 
     Raises:
         DataError: a file is missing or malformed.
     """
+    if form == "sorec":
+        return read_sorec(path, _photos_of(Path(path), "SOREC", "sorec", images_dir))
     if form == "refer":
         return read_refer(path, split_by, masks=masks)
     # This form of RefCOCO contains no masks.
@@ -79,7 +87,7 @@ def read_annotations(
     if not path.is_dir():
         head = _head(path)
         if head.startswith(b"[") and _KEY_OF_SOREC.search(head):
-            return read_sorec(path, _photos_of(path, "SOREC", "sorec", images_dir))
+            return read_as("sorec", path, images_dir=images_dir)
         # The first character tells a list from an object, without parsing a large file twice.
         return read_as("refer_json" if head.startswith(b"[") else "reircoco", path, masks=masks)
     found = [name for name in get_args(SplitBy) if (path / f"refs({name}).p").exists()]

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 Victim = Literal["worker", "trainer", "cluster"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
+WEIGHTS = "model.safetensors"
 WORKER_TITLE = "ray::RayTrainWorker"
-WEIGHTS = Path("checkpoint") / "model.safetensors"
 POLL_S = 0.05
 # Generous, because starting Ray on a busy machine may take minutes.
 LONGEST_RUN_S, LONGEST_END_S = 900.0, 180.0
@@ -33,20 +33,24 @@ class TrainCommand:
 
     Attributes:
         folder: folder for the settings, the output and the messages of the command.
-        settings: settings of `clare-base`, as in `reir train --data`; must log every step.
+        settings: settings of the preset, as in `reir train --data`; must log every step.
         num_workers: number of Ray Train workers.
+        preset: model to train.
+        weights: file of the checkpoint with its weights.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     num_workers: int = 1
+    preset: str = "clare-base"
+    weights: str = WEIGHTS
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / "settings.yaml"
         data.write_text(yaml.safe_dump(dict(self.settings)))
-        command = [str(Path(sys.executable).with_name("reir")), "train", "--preset", "clare-base"]
+        command = [str(Path(sys.executable).with_name("reir")), "train", "--preset", self.preset]
         command += ["--data", str(data), "--output", str(self.folder / "run")]
         command += ["--num-workers", str(self.num_workers)]
         # Appended, since the messages of all starts are needed to explain a failure.
@@ -149,7 +153,9 @@ class Comparison:
 def compare(whole: TrainCommand, killed: TrainCommand) -> Comparison:
     """Compare two finished trainings."""
     expected, lines = dict(whole.losses()), killed.losses()
-    first, second = (load_file(t.folder / "run" / WEIGHTS) for t in (whole, killed))
+    first, second = (
+        load_file(each.folder / "run" / "checkpoint" / each.weights) for each in (whole, killed)
+    )
     assert first.keys() == second.keys()
     return Comparison(
         missing=len(expected.keys() - dict(lines).keys()),

@@ -1,4 +1,4 @@
-"""Tiny training tasks of both models, on generated scenes and on random candidates."""
+"""Tiny training tasks of all models, on generated scenes and on random candidates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from reir.datasets.coco_classes import COCO_CLASSES
+from reir_testing.piza.large_scenes import make_large_scenes, save_large_scenes
+from reir_testing.pretrained import save_tiny_grounding_dino
 from reir_testing.scenes import make_scenes, save_scenes
 from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir_testing.tiny_clare import tiny_clare_config
@@ -21,16 +23,18 @@ from reir_training.config import (
     NanoLossWeights,
     NanoModelSettings,
     NanoTrainConfig,
+    PizaTrainConfig,
 )
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.nano.batches import BatchMaker, NanoBatch
 from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import freeze, parameter_groups
 from reir_training.nano.objective import NanoObjective
+from reir_training.piza.task import PizaTask
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Epoch, Stage
 
-ModelName = Literal["clare", "clare-nano"]
+ModelName = Literal["clare", "clare-nano", "piza"]
 PHOTOS_PER_STEP = 4
 NUM_NANO_PHOTOS, NUM_CANDIDATES = 9, 5
 WORDS = ("dog", "cat", "man", "red car")
@@ -69,6 +73,41 @@ def tiny_clare_settings(photos: Path, **changes: Any) -> dict[str, Any]:
             "crop_sides": [64, 96],
         },
         "optimization": {"photos_per_batch": PHOTOS_PER_STEP, "precision": "fp32", **changes},
+    }
+
+
+def tiny_piza_settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return settings of `reir train --preset piza` with very short steps.
+
+    Args:
+        folder: folder for a tiny base and large scenes of 256 px; missing files are written.
+        changes: changes to the schedule.
+    """
+    if not (folder / "base").exists():
+        save_tiny_grounding_dino(folder / "base", mm=True)
+        scenes = make_large_scenes(3, 0, 256)
+        save_large_scenes(folder / "large", {"train": scenes[:2], "val": scenes[2:]})
+    return {
+        "base": str(folder / "base"),
+        "data": [
+            {
+                "format": "sorec",
+                "path": str(folder / "large"),
+                "images": "photos",
+                "annotations": "train.json",
+                "held_out": 1,
+            }
+        ],
+        "rank": 4,
+        "history": {"steps": 3, "batch": 4, "searches": {"least_side_px": 16}},
+        "augmentation": {
+            "short_sides": [64, 72],
+            "long_side": 96,
+            "crop_short_sides": [96],
+            "crop_sides": [64, 96],
+            "mirror_probability": 0,
+        },
+        "optimization": {"photos_per_batch": PHOTOS_PER_STEP, **changes},
     }
 
 
@@ -164,6 +203,10 @@ def tiny_task(folder: Path, model: ModelName, rank: int, world_size: int) -> Any
     task: Any
     if model == "clare-nano":
         task = TinyNanoTask(folder / "nano", rank=rank, world_size=world_size)
+    elif model == "piza":
+        piza = PizaTrainConfig.model_validate(tiny_piza_settings(folder / "piza"))
+        task = PizaTask(piza, rank=rank, world_size=world_size)
+        task.config = piza
     else:
         if not (folder / "scenes").exists():
             write_scenes(folder / "scenes")
@@ -177,7 +220,9 @@ def tiny_task(folder: Path, model: ModelName, rank: int, world_size: int) -> Any
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in task.objective.named_parameters():
-            if not any(word in name for word in ("scale", "bias")):
+            # Without biases, a random base would have no features at all where a picture is padded,
+            # and norms would multiply gradients there by a million.
+            if model == "piza" or not any(word in name for word in ("scale", "bias")):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
     return task
 
@@ -187,5 +232,7 @@ def _no_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        elif isinstance(part, nn.MultiheadAttention):
-            part.dropout = 0.0
+        # Modules of `transformers` and of torch also keep a probability as a number of their own.
+        for name in ("dropout", "activation_dropout", "attention_dropout", "drop_prob"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)

@@ -67,6 +67,7 @@ class StepCase:
 TASKS: Mapping[ModelName, tuple[TaskName, ...]] = {
     "clare": ("detection", "grounding", "clia"),
     "clare-nano": ("grounding", "clia"),
+    "piza": ("grounding",),
 }
 ZERO_STAGES: tuple[ZeroStage, ...] = (1, 2, 3)
 CASES = tuple(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from reir.models.piza.checkpoint import WEIGHTS as PIZA_WEIGHTS
 from reir_testing.training.kills import (
     VICTIMS,
     WEIGHTS,
@@ -24,12 +25,12 @@ from reir_testing.training.kills import (
     family,
     run_killed,
 )
-from reir_testing.training.tiny import tiny_clare_settings, write_scenes
+from reir_testing.training.tiny import tiny_clare_settings, tiny_piza_settings, write_scenes
 
 
 def ended(folder: Path, losses: Sequence[tuple[StepId, float]], weight: float) -> TrainCommand:
     """Write the output of a training: this log, and a checkpoint with one weight."""
-    path = folder / "run" / WEIGHTS
+    path = folder / "run" / "checkpoint" / WEIGHTS
     path.parent.mkdir(parents=True)
     save_file({"a": torch.tensor([1.0, weight])}, path)
     lines = [{"event": "start", "time": 0}]
@@ -99,6 +100,23 @@ def test_killed_trainings_equal_an_uninterrupted_one(tmp_path: Path) -> None:
         assert run_killed(killed, victim, at) >= 1
         found = compare(whole, killed)
         assert (found.missing, found.loss, found.weight) == (0, 0, 0), victim
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_training_of_piza_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    settings = tiny_piza_settings(
+        tmp_path / "piza", grounding_epochs=2, save_every_steps=2, log_every_steps=1
+    )
+    whole, killed = (
+        TrainCommand(tmp_path / name, settings, preset="piza", weights=PIZA_WEIGHTS)
+        for name in ("whole", "killed")
+    )
+    whole.finish(whole.start())
+    # The worker is killed in the second epoch, which continues the stream of the first.
+    assert run_killed(killed, "worker", (2, 1)) == 1
+    found = compare(whole, killed)
+    assert (found.missing, found.loss, found.weight) == (0, 0, 0)
 
 
 @pytest.mark.ray

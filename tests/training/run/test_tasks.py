@@ -14,10 +14,11 @@ from reir.config import load_config
 from reir.errors import ConfigError
 from reir_testing.tiny_clare import tiny_training
 from reir_training.clare.data import Arrays, ClareBatch
-from reir_training.clare.task import ClareTask, load_in_process
+from reir_training.clare.task import ClareTask
 from reir_training.config import ClareTrainConfig, Schedule
 from reir_training.run.num_workers import NumWorkers, check_shares, parse_num_workers
 from reir_training.run.schedule import Epoch
+from reir_training.run.step_stream import load_in_process
 from reir_training.run.tasks import make_task
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,16 +28,15 @@ from reir.models.clare.encoder import ClareEncoder, clean_expression
 from reir.models.clare.masks import UPSAMPLING
 from reir.models.clare.model import Clare
 from reir.models.clare.towers import load_tokenizer, load_towers
-from reir_training.clare.data import GROUNDING, Arrays, ClareBatch, ClareData
+from reir_training.clare.data import GROUNDING, ClareBatch, ClareData
 from reir_training.clare.objective import ClareObjective
 from reir_training.config import ClareTrainConfig
-from reir_training.data.examples import TrainPhoto, count_annotations, split_held_out
-from reir_training.data.leakage import training_photos
-from reir_training.data.photo_table import shared_photos
-from reir_training.data.sampling import Sampler
+from reir_training.data.examples import TrainPhoto, count_annotations
+from reir_training.data.photo_table import read_run_photos
 from reir_training.report.model_card import write_clare_card
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Epoch, Stage
+from reir_training.run.step_stream import Load, StepStream, Stream, load_in_process, load_share
 from reir_training.run.validate import validate_encoder
 
 SHAPES = {"clare-base": clare_base, "clare-large": clare_large}
@@ -55,13 +54,6 @@ CHANGEABLE = frozenset(
 """Settings in `shape` that may change with `--init`, because the other weights still fit."""
 # In this order, the end token gets the id 1, with which `ClareConfig.pad_token` pads expressions.
 UNKNOWN_WORD, END = "<unk>", "</s>"
-Stream = Callable[[Callable[[int], Arrays], int, int], Iterator[Arrays]]
-"""(load, first, last): yields the result of `load` for each step in [first, last), in order."""
-
-
-def load_in_process(load: Callable[[int], Arrays], first: int, last: int) -> Iterator[Arrays]:
-    """Load each step in this process when it is needed; the simplest `Stream`."""
-    return map(load, range(first, last))
 
 
 class ClareTask:
@@ -94,12 +86,10 @@ class ClareTask:
         stream: Stream = load_in_process,
     ) -> None:
         settings = config.optimization
-        self._preset, self._config, self._stream = preset, config, stream
+        self._preset, self._config = preset, config
         self._rank, self._world_size = rank, world_size
-        # The open stream, and the stage and number of the batch that it yields next.
-        self._arrays: Iterator[Arrays] = iter(())
-        self._next: tuple[Stage, int] | None = None
-        train, self._held_out = read_run_photos(config, cache)
+        self._stream = StepStream(stream, settings.accumulate_steps)
+        train, self._held_out = read_run_photos(config, cache, masks=config.masks)
         self._describe = partial(count_annotations, train, self._held_out)
         self.model, self.tokenizer = start_clare(preset, config, train, init)
         self._data = ClareData(
@@ -159,27 +149,12 @@ class ClareTask:
         return self._config.optimization.steps_per_epoch
 
     def batches(self, epoch: Epoch, first: int) -> Iterator[ClareBatch]:
-        """Yield this worker's batches from step `first` of the epoch on, one per part of a step.
-
-        All epochs of a stage use the same stream, because opening one may take many seconds.
-        """
-        parts = self._config.optimization.accumulate_steps
-        steps = self.steps(epoch.stage) * parts
-        done = (epoch.number - epoch.first_of_stage) * steps
-        due = range(done + first * parts, done + steps)
-        if self._next != (epoch.stage, due.start):
-            of_stage = epoch.epochs_of_stage * steps
-            load = self._loader(epoch.stage, of_stage)
-            # Only a dry run continues after the last epoch of the stage.
-            self._arrays = self._stream(load, due.start, max(due.stop, of_stage))
-        # `due` comes first: when it ends, `zip` must not have taken a batch of the next epoch.
-        for number, arrays in zip(due, self._arrays, strict=False):
-            self._next = (epoch.stage, number + 1)
+        """Yield this worker's batches from step `first` of the epoch on, one per part of a step."""
+        loader = partial(self._loader, epoch.stage)
+        for arrays in self._stream.epoch(epoch, self.steps(epoch.stage), first, loader):
             yield ClareBatch.from_arrays(arrays)
-        if due.stop == epoch.epochs_of_stage * steps:
-            next(self._arrays, None)  # exhaust the stream, so that it closes before Ray shuts down
 
-    def _loader(self, stage: Stage, num_batches: int) -> Callable[[int], Arrays]:
+    def _loader(self, stage: Stage, num_batches: int) -> Load:
         """Return a function that loads a batch, given its number among those of the stage."""
         parts, share = self._config.optimization.accumulate_steps, self._config.hard_negatives_from
         if stage == "clia":
@@ -190,7 +165,8 @@ class ClareTask:
         else:
             sampler, per_instance = self._data.sampler(self._data.tasks), 1
         place = (self._rank, self._world_size, parts)
-        return partial(_load, self._data, sampler, place, per_instance)
+        load = partial(self._data.load, per_instance=per_instance)
+        return partial(load_share, load, sampler, place)
 
     def validate(self) -> dict[str, float]:
         """Evaluate the current weights on the held-out photos."""
@@ -216,45 +192,11 @@ class ClareTask:
         return {"preset": self._preset, "towers": named, **self._describe()}
 
 
-def read_run_photos(
-    config: ClareTrainConfig, cache: Path | None
-) -> tuple[Sequence[TrainPhoto], Sequence[TrainPhoto]]:
-    """Return the training photos and the held-out photos, as tables in `cache` if it is set.
-
-    Raises:
-        DataError: for the same reasons as in `training_photos`.
-    """
-    if cache is not None:
-        return shared_photos(config, cache, masks=config.masks)
-    return split_held_out(training_photos(config, masks=config.masks))
-
-
 def _group_of(name: str) -> str:
     """Return the parameter group of a parameter."""
     if TEXT_TOWER in name:
         return "text"
     return "slow" if any(part in name for part in SLOW_PARTS) else "rest"
-
-
-def _load(
-    data: ClareData, sampler: Sampler, place: tuple[int, int, int], per_instance: int, number: int
-) -> Arrays:
-    """Load one part of a step, in any process.
-
-    Args:
-        data: samples.
-        sampler: chooses the samples of each step.
-        place: rank of the worker, number of workers, and parts per step.
-        per_instance: maximum number of expressions per instance.
-        number: number of the part, counted over all steps of the stage.
-    """
-    rank, world_size, parts = place
-    step, part = divmod(number, parts)
-    # The parts of a step are divided like workers, so a step has the same photos for any number.
-    share = rank * parts + part
-    return data.load(
-        sampler.step(step, share, world_size * parts), share, per_instance=per_instance
-    )
 
 
 @contextmanager

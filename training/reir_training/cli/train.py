@@ -21,7 +21,16 @@ Data = Annotated[
 Output = Annotated[
     Path, typer.Option(help="Output folder. A run with the same folder resumes there.")
 ]
-Preset = Annotated[str, typer.Option(help="Model to train: clare-nano, clare-base or clare-large.")]
+Preset = Annotated[
+    str, typer.Option(help="Model to train: clare-nano, clare-base, clare-large or piza.")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="For --preset piza, what to train: piza-adapter, piza-lora or piza-coop (these zoom), "
+        "adapter, lora, coop or full. The same as --set method=..."
+    ),
+]
 StageName = Annotated[
     str,
     typer.Option(
@@ -74,6 +83,7 @@ def train(  # noqa: PLR0913 - every argument is an option of the command
     data: Data,
     output: Output,
     preset: Preset = "clare-nano",
+    method: Method = None,
     stage: StageName = "all",
     init: Init = None,
     num_workers: NumWorkersText = "1",
@@ -91,12 +101,18 @@ def train(  # noqa: PLR0913 - every argument is an option of the command
     from reir_training.config import PRESETS
     from reir_training.run.driver import run
     from reir_training.run.num_workers import parse_num_workers
+    from reir_training.run.schedule import PIZA
 
     for what, value, known in (("preset", preset, tuple(PRESETS)), ("stage", stage, STAGES)):
         if value not in known:
             nearest = nearest_name(value, known)
             raise ConfigError(f"unknown {what} {value!r}; allowed: {', '.join(known)}{nearest}")
-    config = load_config(PRESETS[preset], data, override or [])
+    overrides = list(override or [])
+    if method is not None:
+        if preset != PIZA:
+            raise ConfigError(f"--method {method} requires --preset {PIZA}, got {preset!r}")
+        overrides.append(f"method={method}")
+    config = load_config(PRESETS[preset], data, overrides)
     workers = parse_num_workers(num_workers)
     if dry_run:
         _dry_run(as_json, preset, config, stage=stage, init=init, num_workers=workers, use_gpu=gpu)

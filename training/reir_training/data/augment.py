@@ -62,13 +62,13 @@ class AugmentedView:
 
 
 def draw_view(
-    width_px: int,
-    height_px: int,
+    width_px: float,
+    height_px: float,
     rng: np.random.Generator,
     settings: Augmentation,
     expressions: Sequence[str] = (),
 ) -> AugmentedView:
-    """Draw a view of a photo of this size, which has these expressions."""
+    """Draw a view of a photo of this size, or of a crop of it, which has these expressions."""
     mirrored = bool(rng.random() < settings.mirror_probability)
     cuts = bool(rng.random() < settings.crop_probability)
     region = (0.0, 0.0, float(width_px), float(height_px))
@@ -82,7 +82,7 @@ def draw_view(
 
 
 def _draw_region(
-    width_px: int, height_px: int, rng: np.random.Generator, settings: Augmentation
+    width_px: float, height_px: float, rng: np.random.Generator, settings: Augmentation
 ) -> tuple[float, float, float, float]:
     """Draw a crop whose sides, in the photo resized for cropping, are within `crop_sides`."""
     short_side = int(rng.choice(settings.crop_short_sides))

@@ -53,6 +53,7 @@ class TrainPhoto:
         near_misses: captions with one wrong word.
         crowded: classes that have a crowd annotation.
         is_wide: whether the photo is wider than high.
+        size_px: annotated width and height of the photo; 1 x 1 if they do not matter.
         gallery: name of the set of photos within which an expression describes only one instance,
             which is the smallest split of the data set that contains the photo.
         masks: N masks, None for instances without one; empty if masks were not read, or if no
@@ -69,6 +70,7 @@ class TrainPhoto:
     near_misses: tuple[str, ...] = ()
     crowded: frozenset[str] = frozenset()
     is_wide: bool = False
+    size_px: tuple[int, int] = (1, 1)
     gallery: str = ""
     masks: tuple[MaskRle | None, ...] = ()
 
@@ -101,7 +103,8 @@ def read_dataset(source: DataSource, *, masks: bool = False) -> ReferringDataset
         DataError: a file is malformed, or there is no such split.
     """
     path = source.path if source.format in IN_FOLDERS else source.path / source.file
-    dataset = read_as(source.format, path, source.split_by, masks=masks)
+    photos = source.path / source.images
+    dataset = read_as(source.format, path, source.split_by, images_dir=photos, masks=masks)
     if source.split:
         dataset = dataset.split(source.split)
     if source.held_out:
@@ -290,5 +293,6 @@ def _annotated_photo(
         ),
         crowded=frozenset(crowded),
         is_wide=image.width_px > image.height_px,
+        size_px=(image.width_px, image.height_px),
         masks=tuple(masks) if any(masks) else (),
     )

@@ -47,6 +47,7 @@ _SCHEMA = pa.schema(
         "near_misses": _TEXTS,
         "crowded": _TEXTS,
         "is_wide": pa.bool_(),
+        "size_px": pa.list_(pa.int32()),
         "gallery": pa.string(),
         "mask_sides": pa.list_(pa.int32()),
         "mask_runs": _TEXTS,
@@ -117,6 +118,19 @@ def write_photos(photos: Iterable[TrainPhoto], path: Path) -> None:
     unfinished.replace(path)
 
 
+def read_run_photos(
+    config: DataConfig, cache: Path | None, *, masks: bool = False
+) -> tuple[Sequence[TrainPhoto], Sequence[TrainPhoto]]:
+    """Return the training photos and the held-out photos, as tables in `cache` if it is set.
+
+    Raises:
+        DataError: for the same reasons as in `training_photos`.
+    """
+    if cache is not None:
+        return shared_photos(config, cache, masks=masks)
+    return split_held_out(training_photos(config, masks=masks))
+
+
 def shared_photos(
     config: DataConfig, folder: Path, *, masks: bool = False
 ) -> tuple[PhotoTable, PhotoTable]:
@@ -144,7 +158,7 @@ def _write_missing(config: DataConfig, paths: Mapping[str, Path], masks: bool) -
     """
     folder = paths[TRAIN].parent
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         if not all(path.is_file() for path in paths.values()):
             # Python would not return the memory that parsing takes, so a child process parses. It
             # is spawned, because a fork would not survive the threads of Ray and torch.
@@ -177,7 +191,7 @@ class _WarningCollector(logging.Handler):
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive file lock, which the system releases even if the process is killed."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -215,6 +229,7 @@ def _row(photo: TrainPhoto) -> dict[str, Any]:
         "near_misses": photo.near_misses,
         "crowded": sorted(photo.crowded),
         "is_wide": photo.is_wide,
+        "size_px": photo.size_px,
         "gallery": photo.gallery,
         "mask_sides": sides,
         "mask_runs": runs,
@@ -234,6 +249,7 @@ def _photo(row: dict[str, Any]) -> TrainPhoto:
         near_misses=tuple(row["near_misses"]),
         crowded=frozenset(row["crowded"]),
         is_wide=row["is_wide"],
+        size_px=(row["size_px"][0], row["size_px"][1]),
         gallery=row["gallery"],
         masks=tuple(
             None if runs is None else MaskRle(side, runs)

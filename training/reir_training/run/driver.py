@@ -20,7 +20,12 @@ from rich.progress import (
 )
 
 from reir.config import dump_config
-from reir_training.config import ClareTrainConfig, NanoTrainConfig, TrainConfig
+from reir_training.config import (
+    ClareTrainConfig,
+    NanoTrainConfig,
+    PizaTrainConfig,
+    TrainConfig,
+)
 from reir_training.run.num_workers import NumWorkers, check_shares
 from reir_training.run.schedule import QUERY_ZOOM, RERANK, check_stage
 from reir_training.run.storage import METRICS, open_checked_storage
@@ -125,10 +130,16 @@ def with_absolute_paths(config: AnyConfig) -> AnyConfig:
     if isinstance(config, ClareTrainConfig):
         if config.tokenizer is not None:
             changes["tokenizer"] = config.tokenizer.resolve()
-        # Otherwise, `towers` is a name on the model hub.
-        if config.towers is not None and Path(config.towers).exists():
-            changes["towers"] = str(Path(config.towers).resolve())
+        if config.towers is not None:
+            changes["towers"] = _absolute_source(config.towers)
+    if isinstance(config, PizaTrainConfig):
+        changes["base"] = _absolute_source(config.base)
     return config.model_copy(update=changes)
+
+
+def _absolute_source(source: str) -> str:
+    """Return the absolute path of a folder; leave the name of a model on the hub as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _cache(

@@ -12,6 +12,7 @@ from reir.errors import ConfigError
 from reir_training.config import Schedule
 
 Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom"]
+PIZA = "piza"
 RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
 ADDED_PARTS: Mapping[str, str] = {
     RERANK: "re-ranker",
@@ -20,8 +21,6 @@ ADDED_PARTS: Mapping[str, str] = {
 }
 """Stages that add a part to a finished `clare-nano`, and the part."""
 FINAL_RATE = 0.02
-# As published: to a tenth, after 48,000 of 60,000 steps (docs/clare.md, section 5.1).
-STEP_AT, STEP_TO = 0.8, 0.1
 
 
 def check_stage(preset: str, stage: str, init: Path | None) -> None:
@@ -29,8 +28,14 @@ def check_stage(preset: str, stage: str, init: Path | None) -> None:
 
     Raises:
         ConfigError: the stage adds a part to a finished `clare-nano`, but the preset is another one
-            or `init` is missing.
+            or `init` is missing; or `piza` has no such stage, or does not start from `init`.
     """
+    if preset == PIZA and init is not None:
+        raise ConfigError(
+            f"--preset {PIZA} starts from the base in its settings: remove --init {init}"
+        )
+    if preset == PIZA and stage not in ("all", "grounding"):
+        raise ConfigError(f"--preset {PIZA} has a single stage, grounding: remove --stage {stage}")
     if stage in ADDED_PARTS and preset != "clare-nano":
         raise ConfigError(f"--stage {stage} requires --preset clare-nano, got {preset!r}")
     if stage in ADDED_PARTS and init is None:
@@ -74,6 +79,6 @@ def rate_factor(step: int, num_steps: int, settings: Schedule) -> float:
     warm = min(1.0, start + (1 - start) * (step + offset) / settings.warmup_steps)
     done = min(step / max(num_steps, 1), 1)
     if settings.decay == "step":
-        return warm * (1.0 if done < STEP_AT else STEP_TO)
+        return warm * (1.0 if done < settings.step_at else settings.step_to)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     return warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)

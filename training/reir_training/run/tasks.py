@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reir_training.clare.task import ClareTask, Stream, load_in_process
-from reir_training.config import ClareTrainConfig, NanoTrainConfig, TrainConfig
+from reir_training.clare.task import ClareTask
+from reir_training.config import (
+    ClareTrainConfig,
+    NanoTrainConfig,
+    PizaTrainConfig,
+    TrainConfig,
+)
 from reir_training.data.examples import TrainPhoto
 from reir_training.data.leakage import training_photos
 from reir_training.masks.task import MaskTask
 from reir_training.nano.task import NanoTask
+from reir_training.piza.task import PizaTask
 from reir_training.query_zoom.task import ZoomTask
 from reir_training.rerank.task import RerankTask
 from reir_training.run.schedule import ADDED_PARTS, MASKS, QUERY_ZOOM, RERANK
+from reir_training.run.step_stream import Stream, load_in_process
 
-AnyTask = NanoTask | ClareTask | RerankTask | MaskTask | ZoomTask
+AnyTask = NanoTask | ClareTask | PizaTask | RerankTask | MaskTask | ZoomTask
 PARTS: Mapping[str, type[RerankTask | MaskTask | ZoomTask]] = {
     RERANK: RerankTask,
     MASKS: MaskTask,
@@ -42,13 +49,13 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
         config: settings of the run.
         stage: stage of the run; "rerank", "masks" and "query-zoom" train another part than the
             model itself.
-        init: checkpoint directory to start from.
-        cache: for `clare-nano`, folder with the output of its frozen part; for the published
-            CLARE, folder in which workers share the annotations, or None to keep them in memory.
+        init: checkpoint directory to start from; `piza` starts from its base.
+        cache: for `clare-nano`, folder with the output of its frozen part; for other models, folder
+            in which workers share the annotations, or None to keep them in memory.
         photos: for `clare-nano`, photos in the order of the cache; None for all photos of the run.
         rank, world_size: rank of this worker, and number of workers.
-        stream: for the published CLARE, loads the steps, possibly ahead of time. `clare-nano` reads
-            its steps from the cache.
+        stream: loads the steps, possibly ahead of time. `clare-nano` reads its steps from the cache
+            instead.
     """
     if isinstance(config, NanoTrainConfig):
         # The driver builds the cache before it starts the workers, and so does a dry run.
@@ -60,6 +67,8 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
                 config, known, cache=cache, init=init, rank=rank, world_size=world_size
             )
         return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
+    if isinstance(config, PizaTrainConfig):
+        return PizaTask(config, rank=rank, world_size=world_size, cache=cache, stream=stream)
     assert isinstance(config, ClareTrainConfig)
     return ClareTask(
         preset,

@@ -38,6 +38,7 @@ LOCAL_PATHS = {
     "cache",
     "tokenizer",
     "towers",
+    "base",
 }
 """Settings with paths on this machine, which are not saved in the checkpoint."""
 

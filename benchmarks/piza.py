@@ -1,0 +1,234 @@
+"""Does zooming find small instances that the same model without zoom misses?
+
+    python benchmarks/piza.py --work DIR [--base DIR]
+
+A small model of MM-GroundingDINO's class is trained on ordinary generated scenes, or read from
+`--base`. Then `reir train --preset piza` trains adapters of it on large generated scenes, whose
+small instances cover .02 to .1 % of the photo, each with the same number of steps: Adapter+ without
+zoom (`adapter`), PIZA-Adapter+ whose adapters are told nothing about the search (`zoom_only`), and
+PIZA-Adapter+ (`piza`). All of them, and the base itself (`zero_shot`), search held-out scenes.
+`piza.zoom_ratio` is the mAcc of `piza` divided by that of `adapter`.
+
+What is already in `--work` is not trained again. On two idle cores, the base takes half an hour,
+and each of the three trainings about ten minutes.
+
+The benchmark also kills and resumes a training of a tiny model, compares a step of two workers with
+that of one, and searches the real photos of SOREC in the shared data. The last shows only that the
+whole path works on them: the small base knows generated shapes, and no signs or cars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import write_report
+
+from reir.images.decode import read_image
+from reir.models.grounding_dino import load_grounding_dino
+from reir.models.interfaces import ExpressionLocalizer
+from reir.models.piza.checkpoint import WEIGHTS, load_piza
+from reir.models.piza.looks import load_zooming_localizer
+from reir_testing import data_dir
+from reir_testing.piza.large_scenes import PHOTOS, make_large_scenes, save_large_scenes
+from reir_testing.piza.small_base import SIDE_PX, WIDTH, save_small_base, train_small_base
+from reir_testing.training.kills import TrainCommand, compare, run_killed
+from reir_testing.training.tiny import tiny_piza_settings
+from reir_testing.training.workers import CASES, step_alone, steps_of_workers
+from reir_training.config import DataSource, PizaTrainConfig
+from reir_training.data.examples import TrainPhoto, build_photos, read_dataset
+from reir_training.piza.history_training import history_scores
+from reir_training.piza.validate import validate_localizer
+
+BASE_STEPS = 2000
+SPLITS = {"train": (70, 10), "val": (10, 20)}
+"""Number of scenes and seed of each split."""
+EPOCHS, EXPRESSIONS_PER_STEP = 10, 16
+SEARCHES = {"usual_share": 0.05, "share_spread": 0.2, "jitter": 0.3}
+"""Smaller zooms than usual, because the base reads pictures of 96 px only."""
+SOURCE_KEYS = ("format", "path", "annotations", "images")
+ARMS: Mapping[str, Mapping[str, str]] = {
+    "adapter": {"method": "adapter"},
+    "zoom_only": {"method": "piza-adapter", "inserted": "nothing"},
+    "piza": {"method": "piza-adapter"},
+}
+Figures = dict[str, float | int | str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="Folder for all files.")
+    parser.add_argument("--base", type=Path, help="Small base to start from. Default: train it.")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="Epochs of each training.")
+    parser.add_argument("--num-workers", type=int, default=2, help="Workers of each training.")
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    base = arguments.base or small_base(work / "base")
+    if not (work / "large").exists():
+        scenes = {name: make_large_scenes(*of) for name, of in SPLITS.items()}
+        save_large_scenes(work / "large", scenes)
+    figures = learning(work, base.resolve(), arguments.epochs, arguments.num_workers)
+    figures |= resuming() | sharing() | real_photos(work / "piza" / "run" / "checkpoint")
+    for key, value in figures.items():
+        print(f"{key:32} {value}")
+    write_report("piza", figures)
+
+
+def small_base(folder: Path) -> Path:
+    """Return the folder of the small base, after training it if it is missing."""
+
+    def report(step: int, loss: float, seconds: float) -> None:
+        if step % 100 == 0:
+            print(
+                f"base: step {step} of {BASE_STEPS}, loss {loss:.2f}, {seconds:.0f} s", flush=True
+            )
+
+    if not folder.exists():
+        save_small_base(folder, train_small_base(BASE_STEPS, progress=report))
+    return folder
+
+
+def settings_of(work: Path, base: Path, epochs: int, arm: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of `reir train` for one training."""
+    return {
+        "base": str(base),
+        **arm,
+        "rank": WIDTH,
+        "data": [_source(work, "train").model_dump(mode="json", include={*SOURCE_KEYS})],
+        "history": {"steps": 600, "searches": SEARCHES},
+        "augmentation": {
+            "short_sides": [SIDE_PX - 8, SIDE_PX, SIDE_PX + 8],
+            "long_side": 2 * SIDE_PX + 16,
+            "crop_probability": 0,
+            "mirror_probability": 0,
+        },
+        "optimization": {
+            "grounding_epochs": epochs,
+            "photos_per_batch": EXPRESSIONS_PER_STEP,
+            "learning_rate": 6e-4,
+            "warmup_steps": 20,
+            "step_at": 0.7,
+            "max_gradient_norm": 1.0,
+        },
+    }
+
+
+def _source(work: Path, split: str) -> DataSource:
+    return DataSource(
+        format="sorec", path=work / "large", annotations=f"{split}.json", images=PHOTOS
+    )
+
+
+def learning(work: Path, base: Path, epochs: int, num_workers: int) -> Figures:
+    """Train what is not trained yet, and measure everything on the held-out scenes."""
+    source = _source(work, "val")
+    held_out = build_photos(source, read_dataset(source))
+    localizers: dict[str, ExpressionLocalizer] = {"zero_shot": load_grounding_dino(str(base))}
+    for name, arm in ARMS.items():
+        settings = settings_of(work, base, epochs, arm)
+        training = TrainCommand(work / name, settings, num_workers, preset="piza")
+        checkpoint = training.folder / "run" / "checkpoint"
+        if not checkpoint.exists():
+            print(f"training {name}", flush=True)
+            training.finish(training.start())
+        localizers[name] = load_zooming_localizer(str(checkpoint))
+    figures: Figures = {"piza.expressions": sum(len(photo.expressions) for photo in held_out)}
+    for name, localizer in localizers.items():
+        found = validate_localizer(localizer, held_out)
+        print(name, found, flush=True)
+        figures |= {f"piza.{name}.{key}": value for key, value in found.items()}
+    without, full = (float(figures[f"piza.{name}.macc"]) for name in ("adapter", "piza"))
+    # An accuracy of 0 would make the ratio infinite, which is no figure.
+    figures["piza.zoom_ratio"] = round(full / max(without, 0.1), 2)
+    config = PizaTrainConfig.model_validate(settings_of(work, base, epochs, ARMS["piza"]))
+    return figures | _search_figures(work / "piza" / "run" / "checkpoint", config, held_out)
+
+
+def _search_figures(
+    checkpoint: Path, config: PizaTrainConfig, held_out: Sequence[TrainPhoto]
+) -> Figures:
+    """Return how well the history encoder knows the end, and how long the searches are."""
+    said = [(photo, e) for photo in held_out for e in photo.expressions]
+    history = load_piza(checkpoint).history
+    assert history is not None
+    targets = np.stack([photo.boxes[e.box] for photo, e in said])
+    scores = history_scores(history, targets, [photo.size_px for photo, _ in said], config.history)
+    localizer = load_zooming_localizer(str(checkpoint))
+    steps: list[int] = []
+    for photo in held_out:
+        texts = [e.text for e in photo.expressions]
+        found = localizer.zoom([read_image(photo.path)] * len(texts), texts)
+        steps += [len(each.steps) for each in found]
+    return {
+        "piza.end_accuracy": round(scores.end_accuracy, 4),
+        "piza.progress_error": round(scores.progress_error, 4),
+        "piza.mean_steps": round(float(np.mean(steps)), 2),
+    }
+
+
+def resuming() -> Figures:
+    """Kill the worker of a tiny training, and compare the run with an undisturbed one."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        changes = {"grounding_epochs": 2, "save_every_steps": 3, "log_every_steps": 1}
+        settings = tiny_piza_settings(work / "piza", **changes)
+        whole, killed = (
+            TrainCommand(work / name, settings, preset="piza", weights=WEIGHTS)
+            for name in ("whole", "killed")
+        )
+        whole.finish(whole.start())
+        at = random.Random(0).choice([step for step, _ in whole.losses()[1:-2]])
+        run_killed(killed, "worker", at)
+        outcome = compare(whole, killed)
+        return {
+            "piza.resume_max_diff": max(outcome.loss, outcome.weight),
+            "piza.resume_killed_at": "epoch {} step {}".format(*at),
+            "piza.resume_steps": len(whole.losses()),
+            "piza.resume_steps_missing": outcome.missing,
+        }
+
+
+def sharing() -> Figures:
+    """Compare loss and gradients of two workers under ZeRO 1, 2 and 3 with those of one process."""
+    cases = [case for case in CASES if case.model == "piza"]
+    with tempfile.TemporaryDirectory() as folder:
+        alone = step_alone(Path(folder), cases[0])
+        together = steps_of_workers(Path(folder), cases)
+    found = [alone.difference(step) for step in together.values()]
+    return {"piza.two_workers_max_diff": max(each.largest for each in found)}
+
+
+def real_photos(checkpoint: Path) -> Figures:
+    """Search the shared photos of SOREC, which only shows that the whole path works on them."""
+    root = data_dir()
+    folder = root / "refs_only" / "sorec" if root is not None else None
+    if folder is None or not folder.exists():
+        return {}
+    localizer = load_zooming_localizer(str(checkpoint))
+    entries = [
+        each
+        for each in json.loads((folder / "testA.json").read_text())
+        if (folder / each["image"]).exists()
+    ]
+    photos = [read_image(folder / each["image"]) for each in entries]
+    searches = localizer.zoom(photos, [each["ref"] for each in entries])
+    for each, search in zip(entries, searches, strict=True):
+        print(each["image"], [step.box for step in search.steps])
+    return {
+        "piza.real_photos": len({each["image"] for each in entries}),
+        "piza.real_expressions": len(entries),
+        "piza.real_steps": sum(len(search.steps) for search in searches),
+    }
+
+
+if __name__ == "__main__":
+    main()

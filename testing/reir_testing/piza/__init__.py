@@ -1,0 +1,1 @@
+"""What tests and benchmarks of PIZA need: large generated scenes, and a small grounding model."""
