@@ -24,7 +24,7 @@ from reir.query.presence import (
 from reir.query.search import CheckpointExtras
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
-from reir_testing import FakeEncoder, draw_scene
+from reir_testing import FakeEncoder, FakeLocalizer, draw_scene
 from reir_testing.evaluation.calibrations import by_score, score_calibration
 
 ENCODER = FakeEncoder()
@@ -143,6 +143,20 @@ def test_search_prints_a_line_a_hit_and_what_was_searched(
     assert "two [bold].png" in lines[2]  # no markup, and relative to this folder
     assert len(lines) == 1 + 3 + 2
     assert lines[-1].startswith("3 hits in gallery photos, version v2; text ")
+
+
+def test_a_localizer_looks_at_the_photos_of_the_hits(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.models.localizers.KINDS", {"fake": lambda _: FakeLocalizer()})
+    asked = ["search", "blue", "--gallery", "photos", "--localizer", "fake:x"]
+    first = terminal.json(*asked)["hits"][0]
+    assert first["zoom"]["box"] == first["box"] == pytest.approx([0.75, 0.2, 0.95, 0.6])
+    assert len(first["zoom"]["steps"]) == 1
+    assert "looks" in terminal.run(*asked).splitlines()[0]
+    error = terminal.refused(*asked, "--server", "http://localhost:1", expect=2)
+    assert "--localizer fake:x is not possible with --server" in error
+    assert "--localizer is not possible with --all" in terminal.refused(*asked, "--all", expect=2)
 
 
 def test_search_shows_other_folders_in_full_and_never_cuts_a_path(
