@@ -123,7 +123,7 @@ def test_parts_are_few_and_contain_every_box_that_fits(size: tuple[int, int]) ->
         assert (parts[:, :2] >= 0).all()
         assert (parts[:, 2:] <= size).all()
         within = (boxes_px[:, None, :2] >= parts[:, :2]) & (boxes_px[:, None, 2:] <= parts[:, 2:])
-        assert within.all(axis=2).any(axis=1).all()
+        assert np.asarray(within.all(axis=2)).any(axis=1).all()
 
 
 def test_parts_are_at_full_resolution_until_there_would_be_too_many() -> None:
