@@ -299,6 +299,9 @@ class SearchResult(Sequence[Hit]):
         """A line to show above the hits; empty if there is nothing to say."""
         if not self.hits:
             return ""
+        if not self.found and any(hit.zoom for hit in self.hits):
+            # The probability was computed before anything was zoomed into.
+            return "By the index alone, probably not in this gallery. Zooming in found:"
         if not self.found:
             return "Probably not in this gallery. The nearest misses:"
         if self.likelihood not in ("likely", None):

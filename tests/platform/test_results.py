@@ -16,6 +16,7 @@ from PIL import Image
 
 from reir.errors import ImageError, SourceError
 from reir.images.decode import canonical_uri
+from reir.models.zoom_steps import ZoomSearch
 from reir.results import LIKELY, POSSIBLE, Hit, SearchResult, likelihood_of
 
 SIZE = (40, 20)
@@ -171,6 +172,9 @@ def test_the_headline_says_what_the_hits_are() -> None:
     absent = replace(result, presence=0.4, found=False)
     assert absent.headline == "Probably not in this gallery. The nearest misses:"
     assert absent.sheet.notes[0] == absent.headline
+    search = ZoomSearch(steps=(), box=(0, 0, 1, 1), score=0.5)
+    zoomed = replace(absent, hits=(replace(hits[0], zoom=search), *hits[1:]))
+    assert zoomed.headline.endswith("Zooming in found:")
     assert replace(absent, hits=()).headline == ""
 
 

@@ -69,12 +69,17 @@ export function empty(hasFilters, clearFilters) {
     hasFilters && button({ click: clearFilters }, "Clear filters"));
 }
 
-/** Show that the object is probably not there, and that the hits below are misses. */
-export function notFound(likely) {
+/**
+ * Show that the object is probably not there, and that the hits below are misses, or what zooming in
+ * has found since this was judged.
+ */
+export function notFound(likely, isZoomed) {
   const title = likely === null ? null
     : `The probability that it is in this gallery is ${percent(likely)}`;
   show("not-found",
-    make("h2", { title }, "Probably not in this gallery. The nearest misses:"));
+    make("h2", { title }, isZoomed
+      ? "By the index alone, probably not in this gallery. Zooming in found:"
+      : "Probably not in this gallery. The nearest misses:"));
 }
 
 /** Show that the first hits fit equally well. @param what "photos" or "hits" */

@@ -185,7 +185,7 @@ const missing = () =>
 function showVerdict(answer) {
   const absent = !answer.found && shown.hits.length > 0;
   byId("grid").classList.toggle("absent", absent);
-  if (absent) notices.notFound(answer.presence);
+  if (absent) notices.notFound(answer.presence, answer.hits.some((hit) => hit.zoom));
   else if (shown.hits.length === 0) notices.empty(numFilters(state) > 0, clearFilters);
   else if (answer.equally_good > 1) showTie(answer);
 }
