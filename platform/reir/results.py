@@ -251,6 +251,27 @@ class Localization:
         """Whether the described instance is in this photo, in words; None if not calibrated."""
         return likelihood_of(self.presence)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, without masks."""
+        return {
+            "expression": self.expression,
+            "width_px": self.width_px,
+            "height_px": self.height_px,
+            "present": self.present,
+            "presence": self.presence,
+            "likelihood": self.likelihood,
+            "boxes": [
+                {
+                    "box": each.box,
+                    "score": each.score,
+                    "presence": each.presence,
+                    "likelihood": each.likelihood,
+                }
+                for each in self.boxes
+            ],
+            "timings_ms": dict(self.timings_ms),
+        }
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SearchResult(Sequence[Hit]):

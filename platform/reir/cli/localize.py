@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -96,7 +96,7 @@ def localize(  # noqa: PLR0913, every argument is an option of the command
     if draw is not None:
         save_drawing(draw, data, found)
     if as_json:
-        print_json(as_dict(found))
+        print_json(found.to_dict())
     else:
         output().print(as_table(found))
         if draw is not None:
@@ -124,28 +124,6 @@ def load_locator(localizer: str | None, encoder: str | None) -> Locator:
         return BoxLocator(load_localizer_spec(localizer))
     model, extras = chosen_model(encoder or SHIPPED_KIND)
     return PixelLocalizer(model, extras.calibration)
-
-
-def as_dict(found: Localization) -> dict[str, Any]:
-    """Return plain JSON values, named as in the answer of `POST /v1/localize`."""
-    return {
-        "expression": found.expression,
-        "width_px": found.width_px,
-        "height_px": found.height_px,
-        "present": found.present,
-        "presence": found.presence,
-        "likelihood": found.likelihood,
-        "boxes": [
-            {
-                "box": each.box,
-                "score": each.score,
-                "presence": each.presence,
-                "likelihood": each.likelihood,
-            }
-            for each in found.boxes
-        ],
-        "timings_ms": dict(found.timings_ms),
-    }
 
 
 def as_table(found: Localization) -> RenderableType:

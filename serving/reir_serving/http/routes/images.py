@@ -136,28 +136,13 @@ async def localize(
     """Find the instances in one photo that an expression describes; the photo is not stored."""
     found = await context.backend.localize(await image.read(), expression, k, masks=masks)
     context.metrics.note_timings(found.timings_ms)
-    return json_response(
-        {
-            "expression": found.expression,
-            "width_px": found.width_px,
-            "height_px": found.height_px,
-            "present": found.present,
-            "presence": found.presence,
-            "likelihood": found.likelihood,
-            "boxes": [
-                {
-                    "box": each.box,
-                    "score": each.score,
-                    "presence": each.presence,
-                    "likelihood": each.likelihood,
-                    "mask": mask_json(each.mask),
-                }
-                for each in found.boxes
-            ],
-            "timings_ms": timings_json(found.timings_ms),
-            "request_id": context.request_id,
-        }
-    )
+    answer = found.to_dict()
+    boxes = [
+        {**box, "mask": mask_json(each.mask)}
+        for box, each in zip(answer["boxes"], found.boxes, strict=True)
+    ]
+    answer |= {"boxes": boxes, "timings_ms": timings_json(found.timings_ms)}
+    return json_response({**answer, "request_id": context.request_id})
 
 
 def _frame(sides: Sequence[float]) -> Box:
