@@ -19,6 +19,7 @@ import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _report import write_report
@@ -54,10 +55,9 @@ class MovedBoxes:
         """Return the boxes of each expression, with descending scores."""
         del images
         scores = np.linspace(1, 0.5, NUM_BOXES, dtype=np.float32)
-        return [
-            FoundBoxes(np.array(self._boxes_px[text], dtype=np.float32) / (SIZE_PX * 2), scores)
-            for text in expressions
-        ]
+        size_px = np.array(SIZE_PX * 2, dtype=np.float32)
+        boxes_px = (np.array(self._boxes_px[text], dtype=np.float32) for text in expressions)
+        return [FoundBoxes(boxes / size_px, scores) for boxes in boxes_px]
 
 
 def moved(box: Sequence[int], rng: random.Random) -> BoxesPx:
@@ -81,12 +81,12 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def plain_figures(
-    entries: Sequence[Mapping[str, object]], found: Mapping[str, BoxesPx]
+    entries: Sequence[Mapping[str, Any]], found: Mapping[str, BoxesPx]
 ) -> dict[str, float]:
     """Return the figures by plain loops, in percent."""
     hits: dict[str, list[float]] = {}
     for entry in entries:
-        x, y, w, h = entry["bbox"]  # type: ignore[misc]
+        x, y, w, h = entry["bbox"]
         boxes = [[np.float32(side) for side in box] for box in found[str(entry["ref"])]]
         ious = [overlap([float(side) for side in box], (x, y, x + w, y + h)) for box in boxes]
         at = {iou: [max(ious[:k]) >= iou / 100 for k in (1, 5, 10)] for iou in range(5, 100, 5)}
@@ -115,7 +115,7 @@ def metric_difference(annotations: Path) -> dict[str, float | int]:
             os.link(folder / "one.jpg", folder / photo)
         dataset = read_sorec(folder / "testA.json", folder)
         report = evaluate_sorec_localizer(MovedBoxes(found), dataset, folder)
-    ours = {name: value.mean for name, value in (report.accuracy | report.top_k).items()}
+    ours = {name: value.mean for name, value in {**report.accuracy, **report.top_k}.items()}
     theirs = plain_figures(entries, found)
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     largest = max(abs(ours[name] - theirs[name]) for name in ours)
