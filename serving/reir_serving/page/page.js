@@ -182,10 +182,12 @@ const missing = () =>
   state.draw === "masks" && shown.hits.length > 0 && !hasMasks()
     ? "No masks: the model of this gallery has none." : "";
 
+const isZoomed = (answer) => answer.hits.some((hit) => hit.zoom);
+
 function showVerdict(answer) {
   const absent = !answer.found && shown.hits.length > 0;
   byId("grid").classList.toggle("absent", absent);
-  if (absent) notices.notFound(answer.presence, answer.hits.some((hit) => hit.zoom));
+  if (absent) notices.notFound(answer.presence, isZoomed(answer));
   else if (shown.hits.length === 0) notices.empty(numFilters(state) > 0, clearFilters);
   else if (answer.equally_good > 1) showTie(answer);
 }
@@ -212,7 +214,7 @@ function summary(answer) {
   const rest = answer.cursor ? ", more below" : "";
   const isDoubtful = shown.hits.length > 0 && ["possible", "unlikely"].includes(answer.likelihood);
   const doubt = isDoubtful ? ", but the object may not be there" : "";
-  const isFound = answer.found || shown.hits.length === 0;
+  const isFound = answer.found || shown.hits.length === 0 || isZoomed(answer);
   const found = isFound ? number + rest + doubt : "Probably not in this gallery";
   const known = answer.english === false ? `${ENGLISH_ONLY} ` : "";
   return `${known}${found} \u00b7 ${timings(answer.timings_ms)}.`;
