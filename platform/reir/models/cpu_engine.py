@@ -7,7 +7,6 @@ torch (docs/LOG.md, 2026-11-25). Torch remains the engine for training and for G
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ from reir.models.traced_module import trace
 class CpuEngine:
     """A module converted to OpenVINO; thread-safe.
 
-    Each thread that calls it gets a compiled model of its own, with as many cores as torch has in
-    that thread, so that threads run side by side.
+    Calls at the same time have a compiled model each, with as many cores as torch has in the
+    calling thread, so that threads run side by side.
 
     Args:
         module: from tensors to a tensor or a tuple of them, with the same operations for any
@@ -35,17 +34,27 @@ class CpuEngine:
         self._model = _convert(module.eval().requires_grad_(False), example)
         self._model.reshape({i: [-1, *each.shape[1:]] for i, each in enumerate(example)})
         self._precision = "bf16" if dtype == torch.bfloat16 else "f32"
-        self._threads = threading.local()
+        # Requests belong to the engine. If they belonged to threads, the child of a fork would
+        # destroy those of all other threads, and OpenVINO would wait there forever.
+        self._requests: list[Any] = []
+        self._idle: dict[int, list[Any]] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of the module for a batch, without gradients."""
-        if not hasattr(self._threads, "request"):
-            self._threads.request = self._compile().create_infer_request()
-        request: Any = self._threads.request
-        request.infer([each.contiguous().numpy() for each in inputs], share_inputs=True)
-        # Copied, because the next call overwrites the memory of the request.
-        outputs: Sequence[Any] = request.output_tensors
-        return tuple(torch.from_numpy(output.data.copy()) for output in outputs)
+        # These operations on lists and dictionaries are atomic, so no lock is needed.
+        idle = self._idle.setdefault(torch.get_num_threads(), [])
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = self._compile().create_infer_request()
+            self._requests.append(request)
+        try:
+            request.infer([each.contiguous().numpy() for each in inputs], share_inputs=True)
+            # Copied, because the next call overwrites the memory of the request.
+            outputs: Sequence[Any] = request.output_tensors
+            return tuple(torch.from_numpy(output.data.copy()) for output in outputs)
+        finally:
+            idle.append(request)
 
     def _compile(self) -> Any:
         settings = {

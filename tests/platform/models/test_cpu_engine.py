@@ -82,3 +82,26 @@ def test_the_telemetry_of_openvino_is_never_loaded() -> None:
         "assert sys.modules['openvino_telemetry'] is None"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_process_can_fork_while_another_thread_has_used_an_engine() -> None:
+    # In the child of a fork, Python deletes what belonged to other threads. OpenVINO's requests
+    # would wait there for threads that do not exist, as happened when Ray started its processes.
+    program = """
+import subprocess, threading, torch
+from reir.models.cpu_engine import CpuEngine
+
+engine = CpuEngine(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), dtype=torch.float32)
+used, over = threading.Event(), threading.Event()
+
+def use():
+    engine(torch.zeros(2, 3, 8, 8))
+    used.set()
+    over.wait()
+
+threading.Thread(target=use, daemon=True).start()
+used.wait()
+subprocess.run(["true"], preexec_fn=lambda: None, check=True)
+over.set()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
