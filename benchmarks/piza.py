@@ -132,7 +132,7 @@ def _source(work: Path, split: str) -> DataSource:
 
 
 def learning(work: Path, base: Path, epochs: int, num_workers: int) -> Figures:
-    """Train what is not trained yet, and measure everything on the held-out scenes."""
+    """Train the adapters that have no checkpoint, and measure all on the held-out scenes."""
     source = _source(work, "test")
     held_out = build_photos(source, read_dataset(source))
     localizers: dict[str, ExpressionLocalizer] = {"zero_shot": load_grounding_dino(str(base))}
@@ -182,7 +182,7 @@ def resuming() -> Figures:
     """Kill the worker of a tiny training, and compare the run with an undisturbed one."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        changes = {"grounding_epochs": 2, "save_every_steps": 3, "log_every_steps": 1}
+        changes = {"grounding_epochs": 4, "save_every_steps": 3, "log_every_steps": 1}
         settings = tiny_piza_settings(work / "piza", **changes)
         whole, killed = (
             TrainCommand(work / name, settings, preset="piza", weights=WEIGHTS)

@@ -147,7 +147,7 @@ class ZoomEncoder(ViewsEncoder):
 
 
 def _looks(width_px: int, height_px: int, look_px: int) -> npt.NDArray[np.int64]:
-    """Return the (n, 4) parts of a photo that each get one cheap look."""
+    """Return the (n, 4) parts of a photo, in each of which the detector runs once."""
     if max(width_px, height_px) <= look_px:
         return np.array([[0, 0, width_px, height_px]])
     return Tiling(above_px=look_px, side_px=look_px).tiles(width_px, height_px)

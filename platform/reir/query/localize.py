@@ -45,7 +45,7 @@ SEGMENTING_THREADS = 2
 """Hits that are segmented at the same time: while one photo is decoded, another is segmented."""
 
 MAX_CACHED = 4096
-"""Refined hits to keep in memory, each some kilobytes."""
+"""Maximum number of refined hits to keep in memory; each takes a few kilobytes."""
 
 SAME_IOU = 0.5
 """Smallest IoU with the hit's box at which an instance of the crop counts as the same instance."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,14 @@ def problem(hostile: HostileFile, folder: Path) -> str:
     """
     save_photo(folder)
     path = folder / f"{hostile.name}.json"
+    return problem_of(hostile, path, lambda: read_resedis(folder, folder))
+
+
+def problem_of(hostile: HostileFile, path: Path, read: Callable[[], object]) -> str:
+    """Write a malformed file, read it, and return what is wrong with the error; see `problem`."""
     path.write_bytes(hostile.content)
     try:
-        read_resedis(folder, folder)
+        read()
     except DataError as error:
         message = str(error)
         missing = [part for part in (str(path), hostile.key) if part not in message]

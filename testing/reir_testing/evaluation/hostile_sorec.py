@@ -10,8 +10,7 @@ from typing import Any
 from PIL import Image
 
 from reir.datasets import read_sorec
-from reir.errors import DataError
-from reir_testing.evaluation.hostile_resedis import HostileFile
+from reir_testing.evaluation.hostile_resedis import HostileFile, problem_of
 
 SIZE_PX = (64, 48)
 """Width and height of the only photo, 1.jpg."""
@@ -40,14 +39,7 @@ def problem(hostile: HostileFile, folder: Path) -> str:
     """
     save_photo(folder)
     path = folder / "val.json"
-    path.write_bytes(hostile.content)
-    try:
-        read_sorec(path, folder)
-    except DataError as error:
-        message = str(error)
-        missing = [part for part in (str(path), hostile.key) if part not in message]
-        return f"the error does not name {missing}: {message}" if missing else ""
-    return "it was read without an error"
+    return problem_of(hostile, path, lambda: read_sorec(path, folder))
 
 
 def hostile_files() -> tuple[HostileFile, ...]:

@@ -25,7 +25,7 @@ FOUND_IOU = 0.4
 """A box of the detector is a prompt for the instance that it overlaps most, from this IoU on."""
 
 JITTER = 0.06
-"""Standard deviation of the edges of made-up prompts, as a share of the box's side."""
+"""Standard deviation of the random shift of each edge of a prompt, as a share of the box's side."""
 
 CONTRAST, BRIGHTNESS = 0.2, 15.0
 """Standard deviations of random changes of the pixels."""
@@ -33,7 +33,7 @@ CONTRAST, BRIGHTNESS = 0.2, 15.0
 
 @dataclass(frozen=True)
 class MaskExample:
-    """An instance to segment.
+    """An instance that the mask head learns to segment.
 
     Attributes:
         box: (4,) xyxy in [0, 1].

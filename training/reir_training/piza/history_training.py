@@ -191,7 +191,7 @@ def _histories(found: Sequence[Trajectory], random: np.random.Generator, noise: 
 
 
 def _moved(boxes: FloatArray, random: np.random.Generator, noise: float) -> FloatArray:
-    """Move the edges of all boxes but the whole photo by a fraction of their sides."""
+    """Move the edges of every box, except the whole photo, by a random share of its sides."""
     sides = np.tile(boxes[1:, 2:] - boxes[1:, :2], 2)
     # Less than half a side, so that no edge passes the other one.
     shift = np.clip(noise * random.standard_normal(sides.shape), -0.4, 0.4) * sides

@@ -54,7 +54,7 @@ class Adapter(nn.Module):
     Args:
         width: C.
         bottleneck: R.
-        inserted: I, or 0 for an adapter that is told nothing about the search.
+        inserted: I, or 0 for an adapter without input about the search.
     """
 
     def __init__(self, width: int, bottleneck: int, inserted: int = 0) -> None:
@@ -83,7 +83,7 @@ class Lora(nn.Module):
     Args:
         width, out: of the linear layer.
         bottleneck: R.
-        inserted: I, or 0 for a layer that is told nothing about the search.
+        inserted: I, or 0 for a layer without input about the search.
     """
 
     def __init__(self, width: int, out: int, bottleneck: int, inserted: int = 0) -> None:
@@ -109,7 +109,7 @@ class Prompts(nn.Module):
     Args:
         count: number of learned vectors.
         width: C, of the word vectors.
-        inserted: I, or 0 for prompts that are told nothing about the search.
+        inserted: I, or 0 for prompts without input about the search.
     """
 
     def __init__(self, count: int, width: int, inserted: int = 0) -> None:

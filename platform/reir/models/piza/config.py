@@ -1,4 +1,4 @@
-"""`PizaConfig`: how a grounding model is adapted, and what it is told about the search."""
+"""`PizaConfig`: how a grounding model is adapted, and its input about the search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PizaConfig:
             encoder, which says when a search has ended.
         rank: size of the bottleneck of adapters and of LoRA; 0 for the published one.
         prompt_tokens: number of learned prompt vectors of CoOp.
-        inserted: what adapters are told about the search: the embedding of its zoom step, the
+        inserted: input about the search that the adapters get: the embedding of its zoom step, the
             summary of its boxes, or nothing. None for the default of the method: the step for
             adapters, as in the released code, and the summary for the others, as in the paper.
         history: shape of the history encoder.
@@ -64,7 +64,7 @@ class PizaConfig:
             )
         if self.inserted == "step" and self.method != "piza-adapter":
             raise ConfigError(
-                f"method {self.method!r} cannot be told the zoom step; use inserted=summary or "
+                f"method {self.method!r} cannot take the zoom step as input; use inserted=summary or "
                 f"inserted=nothing, or method piza-adapter"
             )
         if self.inserted == "summary" and not self.zooms:
@@ -85,7 +85,7 @@ class PizaConfig:
 
     @property
     def inserts(self) -> Inserted:
-        """What adapters are told about the search."""
+        """The input about the search that the adapters get."""
         if self.inserted is not None:
             return self.inserted
         if not self.zooms:

@@ -42,7 +42,7 @@ TOKEN_LOGITS = ("logits", "enc_outputs_class", "encoder_logits")
 """Fields of the base's output with one logit per token in the last axis."""
 
 _inserted: ContextVar[Tensor | None] = ContextVar("inserted", default=None)
-"""What the adapters are told in the forward pass that this thread is in."""
+"""Input of the adapters about the search, in the forward pass of this thread."""
 
 
 class PizaModel(nn.Module):

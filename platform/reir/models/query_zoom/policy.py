@@ -39,7 +39,7 @@ WHOLE_AREA = 0.999
 
 @dataclass(frozen=True, kw_only=True)
 class ZoomPolicyConfig:
-    """Shape and thresholds of a `ZoomPolicy`.
+    """The layer sizes and the thresholds of a `ZoomPolicy`.
 
     Attributes:
         hidden: hidden units of the judge.
