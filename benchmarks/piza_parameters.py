@@ -1,25 +1,28 @@
 """How many parameters does each method of PIZA have, compared with the published numbers?
 
-    python benchmarks/piza_parameters.py        some seconds
+    python benchmarks/piza_parameters.py
 
-The base has the published size, Swin-T and BERT base, but no weights. `piza.<method>_params_m` is
+The base has the published size, Swin-T and BERT base, but random weights or none. `piza.<method>_params_m` is
 the number of parameters in millions that a method adds to the base or trains of it, with the
 history encoder: for `piza-adapter`, as the paper describes it. `piza.released_adapter_params_m` is
 that of the released code, which inserts the embedding of the zoom step instead of the summary of
 the search, and has a second copy of a layer of the history encoder. docs/piza.md explains the
-differences.
+differences. `piza.checkpoint_mb` is the size of a written checkpoint.
 """
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from _report import ROOT, write_report
 from transformers import MMGroundingDinoConfig, MMGroundingDinoForObjectDetection
 
+from reir.models.piza.checkpoint import save_piza
 from reir.models.piza.config import Inserted, Method, PizaConfig
-from reir.models.piza.model import add_adapters
+from reir.models.piza.model import PizaModel, add_adapters
 from reir.models.piza.parameters import PUBLISHED_M, ParameterCounts, count_parameters
 
 METHODS: dict[str, tuple[Method, Inserted | None]] = {
@@ -42,8 +45,7 @@ def main() -> None:
     released = counts("piza-adapter", None)
     figures["piza.released_adapter_params_m"] = millions(released.total + released.unused_history)
     figures["piza.history_params_m"] = millions(released.history)
-    # 4 bytes per parameter; names and shapes take some kilobytes more.
-    figures["piza.checkpoint_mb"] = round(4 * released.total / 1e6, 1)
+    figures["piza.checkpoint_mb"] = checkpoint_mb()
     for name, value in figures.items():
         print(f"{name:<34} {value:>8}")
     print(f"written to {write_report('piza_parameters', figures).relative_to(ROOT)}")
@@ -51,10 +53,23 @@ def main() -> None:
 
 def counts(method: Method, inserted: Inserted | None) -> ParameterCounts:
     """Count the parameters of a method at the published size."""
-    config = MMGroundingDinoConfig(decoder_bbox_embed_share=False, decoder_cls_embed_share=False)
     with torch.device("meta"):
-        base: Any = MMGroundingDinoForObjectDetection(config)
-        return count_parameters(add_adapters(base, PizaConfig(method=method, inserted=inserted)))
+        return count_parameters(adapted(PizaConfig(method=method, inserted=inserted)))
+
+
+def adapted(config: PizaConfig) -> PizaModel:
+    """Return a model of the published size with random weights."""
+    shape = MMGroundingDinoConfig(decoder_bbox_embed_share=False, decoder_cls_embed_share=False)
+    base: Any = MMGroundingDinoForObjectDetection(shape)
+    return add_adapters(base, config)
+
+
+def checkpoint_mb() -> float:
+    """Return the size of a written checkpoint of the method with the most parameters."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_piza(folder, adapted(PizaConfig(method="piza-adapter")), {})
+        return round(sum(each.stat().st_size for each in folder.iterdir()) / 1e6, 1)
 
 
 def millions(count: int) -> float:

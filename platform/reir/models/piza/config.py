@@ -64,8 +64,8 @@ class PizaConfig:
             )
         if self.inserted == "step" and self.method != "piza-adapter":
             raise ConfigError(
-                f"method {self.method!r} cannot take the zoom step as input; use inserted=summary or "
-                f"inserted=nothing, or method piza-adapter"
+                f"method {self.method!r} cannot take the zoom step as input; use "
+                f"inserted=summary or inserted=nothing, or method piza-adapter"
             )
         if self.inserted == "summary" and not self.zooms:
             raise ConfigError(

@@ -33,7 +33,10 @@ def test_defaults_of_the_methods(method: Any, inserts: str, bottleneck: int) -> 
         ({"rank": -1}, "rank must be 0 .* got -1"),
         ({"prompt_tokens": 0}, "prompt_tokens must be 1 or more, got 0"),
         ({"inserted": "both"}, "unknown value 'both' of inserted; use one of step, summary"),
-        ({"method": "piza-lora", "inserted": "step"}, "'piza-lora' cannot be told the zoom step"),
+        (
+            {"method": "piza-lora", "inserted": "step"},
+            "'piza-lora' cannot take the zoom step as input",
+        ),
         ({"method": "coop", "inserted": "summary"}, "use inserted=nothing, or method piza-coop"),
     ],
 )
