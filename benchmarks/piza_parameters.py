@@ -3,12 +3,12 @@
     python benchmarks/piza_parameters.py
 
 The base has the published size, Swin-T and BERT base, but random weights or none.
-`piza.<method>_params_m` is
-the number of parameters in millions that a method adds to the base or trains of it, with the
-history encoder: for `piza-adapter`, as the paper describes it. `piza.released_adapter_params_m` is
-that of the released code, which inserts the embedding of the zoom step instead of the summary of
-the search, and has a second copy of a layer of the history encoder. docs/piza.md explains the
-differences. `piza.checkpoint_mb` is the size of a written checkpoint.
+`piza.<method>_params_m` is the number of parameters in millions that a method adds to the base or
+trains of it, with the history encoder: for `piza-adapter`, as the paper describes it.
+`piza.released_adapter_params_m` is that of the released code, which inserts the embedding of the
+zoom step instead of the summary of the search, and has a second copy of a layer of the history
+encoder. docs/piza.md explains the differences. `piza.checkpoint_mb` is the size of a written
+checkpoint.
 """
 
 from __future__ import annotations
