@@ -421,12 +421,15 @@ def test_a_protocol_upgrade_is_ignored(own_server: Path) -> None:
 def test_one_client_address_cannot_use_all_connections(own_server: Path) -> None:
     def are_open(port: int, source: str, count: int) -> int:
         """Open connections from one address; return how many of them stay open."""
-        place = ("127.0.0.1", port)
-        mine = [socket.create_connection(place, 20, (source, 0)) for _ in range(count)]
+        mine = []
+        for _ in range(count):
+            # HAProxy may close a connection before this process has learned that it was opened.
+            with suppress(ConnectionResetError):
+                mine.append(socket.create_connection(("127.0.0.1", port), 20, (source, 0)))
         connections.extend(mine)
         time.sleep(1.0)
         closed, _, _ = select.select(mine, [], [], 0)
-        return count - len(closed)
+        return len(mine) - len(closed)
 
     connections: list[socket.socket] = []
 
