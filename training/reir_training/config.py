@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -441,12 +440,3 @@ class PizaTrainConfig(TrainConfig):
     optimization: PizaSchedule = PizaSchedule()
     best_by: str = "macc"
     figures: ClassVar[tuple[str, ...]] = ("macc", "acc50", "acc75")
-
-
-PRESETS: Mapping[str, type[TrainConfig]] = {
-    "clare-nano": NanoTrainConfig,
-    "clare-base": ClareTrainConfig,
-    "clare-large": ClareTrainConfig,
-    "piza": PizaTrainConfig,
-}
-"""The configuration class of each preset."""

@@ -226,6 +226,8 @@ class YoloV3(nn.Module):
     ) -> None:
         super().__init__()
         self.paper_parity = paper_parity
+        self.shape = {"num_classes": num_classes, "guided": guided, "width": width}
+        """The arguments with which a model of the same shape is built."""
         # In the order of the convolutions in weights files, which `yolov3_weights` relies on.
         self.stem = ConvBlock(3, width, 3)
         self.stages = nn.ModuleList(
@@ -329,8 +331,8 @@ def letter_box(photo: RgbImage, side_px: int = SIDE_PX) -> tuple[RgbImage, Place
     return square, Placement(side_px, left, top, new_width, new_height)
 
 
-def normalize_pixels(squares: RgbImage) -> Tensor:
+def normalize_pixels(squares: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, the input of `YoloV3`."""
-    pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255
+    pixels = squares.permute(0, 3, 1, 2).float() / 255
     mean, std = (pixels.new_tensor(v)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     return (pixels - mean) / std
