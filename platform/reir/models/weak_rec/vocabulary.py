@@ -116,7 +116,7 @@ def load_glove(path: Path, vocabulary: Vocabulary, width: int = VECTOR_WIDTH) ->
         # the end of one.
         with Path(path).open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
-                word, _, rest = line.partition(" ")
+                word, _, rest = line.rstrip("\n").partition(" ")
                 # Some words of GloVe contain spaces, so that their lines begin with other words.
                 if word in wanted and rest.count(" ") < width:
                     vectors[wanted.pop(word)] = _vector(rest, width, f"{path}, line {number}")
