@@ -296,7 +296,7 @@ def test_truncated_safetensors_are_refused(tmp_path: Path, convs: list[Conv]) ->
         ("module_list.0.conv.weight", "has no weights of YOLOv3"),
         ("module_list.6.module_list.3.0.batch_norm.weight", "has 72 convolutions"),
         ("module_list.6.module_list.3.0.conv.weight", "lacks 1 of the .* tensors"),
-        ("module_list.19.conv.weight", "'head.predict.weight' is missing"),
+        ("module_list.19.conv.weight", "'head.predict.weight', of 4 axes, is missing"),
         ("module_list.19.guide_wh.bias", "lacks 1 of the .* tensors.*'head.guide.bias'"),
     ],
 )
@@ -316,6 +316,15 @@ def test_wrong_shapes_are_named(tmp_path: Path, convs: list[Conv]) -> None:
         CheckpointError, match=r"'coarse.2.conv.weight'.*\(5, 64, 1, 1\).*\(32, 64, 1, 1\)"
     ):
         load_yolov3(saved(tmp_path, state))
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor(1.0), torch.zeros(0, 3, 3, 3)])
+def test_tensors_without_a_size_are_refused(
+    tmp_path: Path, convs: list[Conv], tensor: Tensor
+) -> None:
+    path = saved(tmp_path, published_state(convs) | {"module_list.0.conv.weight": tensor})
+    with pytest.raises(CheckpointError, match=r"'stem.conv.weight', of 4 axes, is missing"):
+        load_yolov3(path)
 
 
 def test_heads_without_classes_are_refused(tmp_path: Path, convs: list[Conv]) -> None:
