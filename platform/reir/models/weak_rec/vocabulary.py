@@ -23,9 +23,9 @@ from reir.errors import CheckpointError, DataError
 PAD, UNK, CLS = 0, 1, 2
 SPECIAL_WORDS = ("PAD", "UNK", "CLS")
 """Padding, unknown words, and a word that the published model reserves and never uses."""
-MAX_WORDS = 15
-"""Words that are kept of a sentence; the authors use `MAX_WORDS_REFERIT` for ReferIt."""
-MAX_WORDS_REFERIT = 20
+MAX_TOKENS = 15
+"""Words that are kept of a sentence; the authors use `MAX_TOKENS_REFERIT` for ReferIt."""
+MAX_TOKENS_REFERIT = 20
 VECTOR_WIDTH = 300
 _REMOVED = re.compile(r"[.,'!?\"()*#:;]")
 _SEPARATORS = re.compile(r"[-/]")
@@ -71,17 +71,17 @@ class Vocabulary:
     def _ids(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
 
-    def encode(self, texts: Sequence[str], max_words: int = MAX_WORDS) -> tuple[Tensor, Tensor]:
-        """Return the ids (N, L) int64 and the mask (N, L) bool of N texts, L = `max_words`.
+    def encode(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> tuple[Tensor, Tensor]:
+        """Return the ids (N, L) int64 and the mask (N, L) bool of N texts, L = `max_tokens`.
 
         Words that are not in the vocabulary become `UNK`, and further words are cut off. The mask
         is False on padding. A text without any word is one unknown word, so that there is something
         to attend to; the released code attends to the padding instead.
         """
-        ids = torch.full((len(texts), max_words), PAD)
+        ids = torch.full((len(texts), max_tokens), PAD)
         for row, text in zip(ids, texts, strict=True):
             found = [self._ids.get(word, UNK) for word in split_words(text)] or [UNK]
-            row[: len(found)] = torch.tensor(found[:max_words])
+            row[: len(found)] = torch.tensor(found[:max_tokens])
         return ids, ids != PAD
 
 
@@ -116,7 +116,7 @@ def load_glove(path: Path, vocabulary: Vocabulary, width: int = VECTOR_WIDTH) ->
         # the end of one.
         with Path(path).open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
-                word, _, rest = line.partition(" ")
+                word, _, rest = line.rstrip("\n").partition(" ")
                 # Some words of GloVe contain spaces, so that their lines begin with other words.
                 if word in wanted and rest.count(" ") < width:
                     vectors[wanted.pop(word)] = _vector(rest, width, f"{path}, line {number}")

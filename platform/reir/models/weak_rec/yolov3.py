@@ -11,9 +11,10 @@ The released code puts the model in eval mode once, but each epoch's `train()` s
 norm back to the statistics of the batch, and its running statistics drift. Here the model stays in
 eval mode, unless `paper_parity` is set.
 
-Sources: Redmon and Farhadi 2018, "YOLOv3"; Huang et al. 2020, "DC-SPP-YOLO"; Liu et al. 2019,
-"Learning Spatial Fusion for Single-Shot Object Detection" (guided head); Jin et al. 2023, "RefCLIP"
-(as an anchor source).
+Sources: Redmon and Farhadi 2018, "YOLOv3", with the pooling of darknet's yolov3-spp.cfg; Wang et
+al. 2019, "Region Proposal by Guided Anchoring", in the form of Liu et al. 2019, "Learning Spatial
+Fusion for Single-Shot Object Detection" (guided head); Jin et al. 2023, "RefCLIP" (as an anchor
+source).
 """
 
 # Shapes: B photos, S side of the square input, H x W cells of a map, A cells of the coarsest map

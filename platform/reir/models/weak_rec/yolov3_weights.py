@@ -108,8 +108,10 @@ def _from_state(path: Path, state: Mapping[str, Tensor], *, paper_parity: bool) 
     guided = "head.guide.weight" in state
     num_boxes = len(GUIDED_SIZES_PX if guided else STANDARD_SIZES_PX)
     for name in ("stem.conv.weight", "head.predict.weight"):
-        if name not in state:
-            raise CheckpointError(f"{path} has no weights of YOLOv3: tensor {name!r} is missing")
+        if name not in state or state[name].ndim != 4 or not state[name].numel():
+            raise CheckpointError(
+                f"{path} has no weights of YOLOv3: tensor {name!r}, of 4 axes, is missing"
+            )
     num_predicted = len(state["head.predict.weight"])
     num_classes = num_predicted // num_boxes - BOX_NUMBERS
     if num_classes < 1 or num_predicted % num_boxes:
@@ -209,9 +211,8 @@ def read_darknet(path: Path, model: YoloV3) -> None:
             f"{header + expected * FLOAT_BYTES} bytes with the header, but the file has {size}"
         )
     floats = torch.from_numpy(np.fromfile(path, "<f4", offset=header))
-    for part, values in zip(
-        order, torch.split(floats, [_num_floats(p) for p in order]), strict=True
-    ):
+    values_of_parts = torch.split(floats, [_num_floats(part) for part in order])
+    for part, values in zip(order, values_of_parts, strict=True):
         if not isinstance(part, int):
             _fill(_darknet_tensors(part), values)
 
