@@ -108,14 +108,14 @@ def _json_rows(text: str) -> Iterator[Row]:
         try:
             values = json.loads(line, object_pairs_hook=_Object)
         except json.JSONDecodeError as error:
-            problem = f"is not valid JSON: {error.msg} at character {error.pos + 1}"
+            problem = f"this is not valid JSON: {error.msg} at character {error.pos + 1}"
             yield Row(number, where, {}, (problem,))
             continue
         except (ValueError, RecursionError) as error:
-            yield Row(number, where, {}, (f"is not valid JSON: {error}",))
+            yield Row(number, where, {}, (f"this is not valid JSON: {error}",))
             continue
         if not isinstance(values, _Object):
-            problem = f"must be an object with the keys photo and sentence, got {shown(values)}"
+            problem = f"expected an object with the keys photo and sentence, got {shown(values)}"
             yield Row(number, where, {}, (problem,))
             continue
         columns = [_column(name) for name, _ in values.pairs]
@@ -168,8 +168,8 @@ def _csv_row(number: int, columns: Sequence[str], cells: Sequence[str], delimite
         return Row(number, where, dict(zip(columns, cells, strict=True)))
     values = shown(delimiter.join(cells))
     problem = (
-        f"has {len(cells)} values, but the header has {len(columns)}: {values}; write quotes "
-        f"around a sentence that contains {shown(delimiter)}"
+        f"expected {len(columns)} values, as many as the header has, got {len(cells)}: {values}; "
+        f"write quotes around a sentence that contains {shown(delimiter)}"
     )
     return Row(number, where, {}, (problem,))
 
@@ -205,7 +205,7 @@ def _column_problems(columns: Sequence[str], what: str) -> Iterator[str]:
             )
     lacking = [name for name in BOX if name not in named]
     if 0 < len(lacking) < len(BOX):
-        yield f"a box needs the {what}s {', '.join(BOX)}; {', '.join(lacking)} is missing"
+        yield f"a box needs the {what}s {', '.join(BOX)}; missing: {', '.join(lacking)}"
     for name in _OTHER_BOXES:
         if name in named:
             yield (
