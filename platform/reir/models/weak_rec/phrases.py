@@ -53,16 +53,24 @@ class PhraseLanguage(nn.Module):
     @torch.no_grad()
     def load(self, sentences: Sequence[str]) -> Tensor:
         """Return (N, C) means of the token states of first phrases, as the tower was trained."""
-        device, longest = self.center.device, len(self.tower.positions)
-        parts = [self.center.new_zeros(0, self.width)]
         phrases = [first_phrase(each) for each in sentences]
+        # Many sentences begin with the same phrase. In order of length, there is little padding.
+        unique = sorted(set(phrases), key=len)
+        places = {phrase: place for place, phrase in enumerate(unique)}
         self.tower.eval()
-        for start in range(0, len(phrases), TEXT_BATCH):
-            some = phrases[start : start + TEXT_BATCH]
-            ids_NL, mask_NL = (x.to(device) for x in tokenize(self.tokenizer, some, longest))
-            shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
-            parts.append((self.tower(ids_NL, mask_NL) * shares).sum(1).float())
-        return torch.cat(parts)
+        parts = [
+            self._means(unique[start : start + TEXT_BATCH])
+            for start in range(0, len(unique), TEXT_BATCH)
+        ]
+        means = torch.cat(parts) if parts else self.center.new_zeros(0, self.width)
+        return means[[places[phrase] for phrase in phrases]]
+
+    def _means(self, phrases: Sequence[str]) -> Tensor:
+        ids_NL, mask_NL = tokenize(self.tokenizer, phrases, len(self.tower.positions))
+        ids_NL, mask_NL = ids_NL.to(self.center.device), mask_NL.to(self.center.device)
+        shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
+        means: Tensor = (self.tower(ids_NL, mask_NL) * shares).sum(1)
+        return means
 
     def forward(self, loaded_NC: Tensor) -> Tensor:
         """(N, C) loaded phrases -> (N, C) features."""
