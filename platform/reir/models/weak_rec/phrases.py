@@ -83,7 +83,8 @@ class PhraseLanguage(nn.Module):
         self.standardize.fit(loaded_NC)
         words = F.normalize(self.load([f"the {word}" for _, word in CLASS_WORDS]), dim=-1)
         # All phrases have a common part, which would make all of them look alike.
-        self.center.copy_(words.mean(0))
+        named = [i for i, (_, word) in enumerate(CLASS_WORDS) if word in COCO_CLASSES]
+        self.center.copy_(words[named].mean(0))
         self.words.copy_(F.normalize(words - self.center, dim=-1))
 
     def classes(self, loaded_NC: Tensor) -> Tensor:
