@@ -1,13 +1,15 @@
-"""Losses of both training stages as pure functions of tensors.
+"""Losses of all trainings as pure functions of tensors.
 
 Stage 1, grounding, discriminates the described instance from the other candidates of its own photo
 (`discrimination_loss`) and refines boxes (`box_loss`). Stage 2, CLIA, contrasts every expression
-with the candidates of all photos in the batch (`clia_loss`, docs/clare.md, section 4.4). In
-distributed training, callers pass tensors that they have gathered from all ranks.
+with the candidates of all photos in the batch (`clia_loss`, docs/clare.md, section 4.4). Training
+without boxes contrasts every sentence with the best anchors of all photos (`anchor_contrast`).
+In distributed training, callers pass tensors that they have gathered from all ranks.
 """
 
 # Shapes: M expressions, J candidates of the whole batch, K candidates of one photo, N boxes, h x w
-#         cells of a mask
+#         cells of a mask; without boxes: N pairs of text and photo, k anchors of one photo,
+#         D dimension
 
 from __future__ import annotations
 
@@ -171,3 +173,112 @@ def dice_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
     common = (probabilities * labels).sum((-2, -1))
     both = probabilities.sum((-2, -1)) + labels.sum((-2, -1))
     return 1 - (2 * common + DICE_SMOOTHING) / (both + DICE_SMOOTHING)
+
+
+# --------------------------------------------------------------------------- training without boxes
+
+
+def anchor_contrast(
+    texts_ND: Tensor, anchors_NkD: Tensor, valid_Nk: Tensor, same_NN: Tensor | None = None
+) -> Tensor:
+    """Contrast each text's best anchor in its photo with two anchors of each other photo.
+
+    The logits of a text are inner products with the best anchor of every photo, and with the second
+    best of every other photo; the target is the best anchor of its own photo. A photo with one
+    anchor has no second one. Source: Jin et al. 2023, "RefCLIP".
+
+    Args:
+        texts_ND: row i describes something in photo i.
+        anchors_NkD: anchors of each photo.
+        valid_Nk: bool, False on padding. Photos without anchors, and their texts, do not count.
+        same_NN: bool, True where two rows have the same photo, which is then no negative; None if
+            all photos differ.
+
+    Returns:
+        Scalar, averaged over texts; 0 if no photo has anchors.
+    """
+    counted_N = valid_Nk.any(dim=1)
+    texts, anchors, valid = texts_ND[counted_N], anchors_NkD[counted_N], valid_Nk[counted_N]
+    best_NN, second_NN = _two_best_similarities(texts, anchors, valid)
+    own_NN = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+    if same_NN is not None:
+        same_photo_NN = same_NN[counted_N][:, counted_N]
+        best_NN = best_NN.masked_fill(same_photo_NN & ~own_NN, -torch.inf)
+        second_NN = second_NN.masked_fill(same_photo_NN, -torch.inf)
+    logits = torch.cat([best_NN, second_NN.masked_fill(own_NN, -torch.inf)], dim=1)
+    targets = torch.arange(len(texts), device=texts.device)
+    return F.cross_entropy(logits, targets, reduction="sum") / max(len(texts), 1)
+
+
+def false_negative_suppression(
+    texts_ND: Tensor, anchors_NkD: Tensor, valid_Nk: Tensor, *, detach_target: bool = False
+) -> Tensor:
+    """Let a photo match the text of a similar pair, which may describe it as well.
+
+    With V the best anchor of each photo for its own text T, this is the mean absolute difference
+    between `softmax((V V' + T T') / 2)` and `softmax(V T')`, where each row is a photo.
+    Source: Chu et al. 2024 (CMA), and its released code.
+
+    Args:
+        texts_ND: row i describes something in photo i.
+        anchors_NkD: anchors of each photo.
+        valid_Nk: bool, False on padding. Photos without anchors, and their texts, do not count.
+        detach_target: do not train through the first softmax; the authors train through both.
+
+    Returns:
+        Scalar, averaged over pairs; 0 if no photo has anchors.
+    """
+    counted_N = valid_Nk.any(dim=1)
+    texts, anchors, valid = texts_ND[counted_N], anchors_NkD[counted_N], valid_Nk[counted_N]
+    similar_Nk = torch.einsum("nd,nkd->nk", texts, anchors).masked_fill(~valid, -torch.inf)
+    best_ND = anchors[torch.arange(len(texts), device=texts.device), similar_Nk.argmax(dim=1)]
+    target = ((best_ND @ best_ND.T + texts @ texts.T) / 2).softmax(dim=1)
+    if detach_target:
+        target = target.detach()
+    difference = (target - (best_ND @ texts.T).softmax(dim=1)).abs()
+    return difference.sum() / max(difference.numel(), 1)
+
+
+def equivariance(texts_ND: Tensor, anchors_NkD: Tensor, valid_Nk: Tensor) -> Tensor:
+    """Let the probabilities of two pairs change alike when their texts, or photos, are exchanged.
+
+    With P_ij the softmax over photos j of text i's similarity to its best anchor of photo j, this
+    is the mean over all i and j != i of `|(P_ii - P_ij) - (P_jj - P_ji)|` plus
+    `|(P_ii - P_ji) - (P_jj - P_ij)|`. Source: Wang et al. 2023, "Equivariant Similarity", in the
+    form of Chu et al. 2024 (CMA).
+
+    Args:
+        texts_ND: row i describes something in photo i.
+        anchors_NkD: anchors of each photo.
+        valid_Nk: bool, False on padding. Photos without anchors, and their texts, do not count.
+
+    Returns:
+        Scalar; 0 with fewer than two pairs.
+    """
+    counted_N = valid_Nk.any(dim=1)
+    best_NN, _ = _two_best_similarities(
+        texts_ND[counted_N], anchors_NkD[counted_N], valid_Nk[counted_N]
+    )
+    p_NN = best_NN.softmax(dim=1)
+    own_gap_NN = p_NN.diagonal()[:, None] - p_NN.diagonal()[None, :]
+    swap_NN = p_NN - p_NN.T
+    total = (own_gap_NN - swap_NN).abs() + (own_gap_NN + swap_NN).abs()
+    num_pairs = len(p_NN) * (len(p_NN) - 1)
+    # The diagonal is 0.
+    return total.sum() / max(num_pairs, 1)
+
+
+def _two_best_similarities(
+    texts_ND: Tensor, anchors_NkD: Tensor, valid_Nk: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compare every text with the anchors of every photo.
+
+    Returns:
+        (N, N) inner products of text i with the best and with the second best anchor of photo j;
+        minus infinity if there is none.
+    """
+    similar_NNk = torch.einsum("id,jkd->ijk", texts_ND, anchors_NkD)
+    similar_NNk = similar_NNk.masked_fill(~valid_Nk, -torch.inf)
+    # Photos of one anchor get a second column, too.
+    best_NN, second_NN = F.pad(similar_NNk, (0, 1), value=-torch.inf).topk(2).values.unbind(-1)
+    return best_NN, second_NN

@@ -1,4 +1,4 @@
-"""Normalization and validation of expressions, and expressions of mirrored photos."""
+"""Normalization and validation of expressions, their first phrase, and those of mirrored photos."""
 
 from __future__ import annotations
 
@@ -16,6 +16,26 @@ _OTHER_SIDE = {"left": "right", "right": "left"}
 _ORDINAL = re.compile(
     r"\b(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last"
     r"|\d+(?:st|nd|rd|th))\b",
+    re.IGNORECASE,
+)
+# "building" and "king" end in "ing" but are nouns, unlike "smiling" and "holding".
+_PHRASE_END = re.compile(
+    r"[,;.:]|\b(?:(?:left|right) of|to the|in|on|at|of|with|without|near|next|by|beside|behind"
+    r"|under|below|above|over|between|from|against|that|which|who|whose|and|closest"
+    r"|(?!parking meter|dining table|(?:building|ceiling|clothing|king|painting|railing|ring"
+    r"|string|wing)\b)\w+ing)\b",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+")
+# Words that describe something, but do not say what it is.
+_NAMELESS = re.compile(
+    r"(?:a|an|the|this|that|these|those|his|her|their|its|to|one|ones|two"
+    r"|three|four|five|six|thing|things|something|object|objects|item|left"
+    r"|right|leftmost|rightmost|middle|center|centre|top|bottom|front|back|far"
+    r"|furthest|side|corner|background|foreground|black|white|red|blue|green"
+    r"|yellow|orange|brown|gray|grey|silver|pink|purple|big|bigger|biggest"
+    r"|large|larger|largest|huge|small|smaller|smallest|little|tiny|tall|taller"
+    r"|tallest|short|shorter|shortest|long)",
     re.IGNORECASE,
 )
 
@@ -94,3 +114,32 @@ def _swap_word(match: re.Match[str]) -> str:
 def has_ordinal(text: str) -> bool:
     """Whether the expression contains an ordinal ("the second cup", "the last one")."""
     return _ORDINAL.search(text) is not None
+
+
+def opening_phrase(text: str) -> str:
+    """Return what stands before the first preposition, relation or "-ing" word, or before a comma.
+
+    The result is empty if the text starts with such a word ("left of the bus"). Only English words
+    are known.
+    """
+    end = _PHRASE_END.search(text)
+    return (text[: end.start()] if end else text).strip()
+
+
+def first_phrase(text: str) -> str:
+    """Return the words of an expression up to the end of its first noun phrase.
+
+    "the red cup on the table" gives "the red cup". A phrase that does not say what the thing is
+    ends later: "smiling woman in red" gives "smiling woman", and "second from left" is returned
+    whole, as is any expression without a longer phrase. The result is empty only for blank text.
+    """
+    for end in _PHRASE_END.finditer(text):
+        phrase = text[: end.start()].strip()
+        if any(map(_is_name, _WORD.findall(phrase))):
+            return phrase
+    return text.strip()
+
+
+def _is_name(word: str) -> bool:
+    """Whether a word may say what something is, as "cup" does, unlike "red", "on" and "second"."""
+    return not any(each.fullmatch(word) for each in (_PHRASE_END, _ORDINAL, _NAMELESS))

@@ -27,7 +27,7 @@ from reir_serving.middleware.access import check_bind
 from reir_serving.ray.environment import VARIABLES
 from reir_testing.k8s import NEEDS_KUBECTL
 from reir_testing.repository import ROOT, SOURCE_ROOTS
-from reir_training.config import PRESETS
+from reir_training.presets import PRESETS
 
 pytestmark = NEEDS_KUBECTL
 

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reir.errors import QueryError
-from reir.text import has_ordinal, normalize_expression, swap_left_right, validate_expression
+from reir.text import (
+    first_phrase,
+    has_ordinal,
+    normalize_expression,
+    opening_phrase,
+    swap_left_right,
+    validate_expression,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +131,64 @@ def test_ordinals(text: str) -> None:
 )
 def test_no_ordinals(text: str) -> None:
     assert not has_ordinal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the red cup on the table", "the red cup"),
+        ("A Man Who is standing", "A Man"),
+        ("guy wearing a hat", "guy"),
+        ("woman, left", "woman"),
+        ("the man to the left of the bus", "the man"),
+        ("zebra closest to us", "zebra"),
+        ("  the dog. ", "the dog"),
+        ("two people and a dog", "two people"),
+        ("le chat noir", "le chat noir"),
+        # A side, a place or a number belongs to the phrase.
+        ("left man", "left man"),
+        ("right zebra", "right zebra"),
+        ("man left", "man left"),
+        ("bottom right bowl of soup", "bottom right bowl"),
+        ("second giraffe from the left", "second giraffe"),
+        ("the 3rd cup from left", "the 3rd cup"),
+        # What does not say what the thing is, is no phrase.
+        ("second from left", "second from left"),
+        ("2nd from right", "2nd from right"),
+        ("on the left", "on the left"),
+        ("left of the bus", "left of the bus"),
+        ("the one next to the dog", "the one next to the dog"),
+        ("the back of the bus", "the back of the bus"),
+        ("red", "red"),
+        ("sitting", "sitting"),
+        # It ends later if it starts with such a word.
+        ("smiling woman in red", "smiling woman"),
+        ("black and white cat on the sofa", "black and white cat"),
+        ("in the red shirt on the bench", "in the red shirt"),
+        # Nouns that end in "ing", unlike "wearing".
+        ("the building on the right", "the building"),
+        ("parking meter near the car", "parking meter"),
+        ("the rings on her hand", "the rings"),
+        ("", ""),
+        (" \n", ""),
+    ],
+)
+def test_the_first_phrase(text: str, expected: str) -> None:
+    assert first_phrase(text) == expected
+
+
+WORDS = ("the", "red", "left", "of", "on", "cup", "man", "and", ",", "sitting", "second")
+
+
+@given(st.text() | st.lists(st.sampled_from(WORDS)).map(" ".join))
+def test_a_first_phrase_starts_the_text_and_is_its_own(text: str) -> None:
+    phrase = first_phrase(text)
+    assert bool(phrase) == bool(text.strip())
+    assert text.strip().startswith(phrase)
+    assert first_phrase(phrase) == phrase
+
+
+def test_an_opening_phrase_may_be_empty() -> None:
+    assert opening_phrase("the mug right of the laptop") == "the mug"
+    assert opening_phrase("left of the bus") == opening_phrase("smiling woman") == ""
+    assert opening_phrase("the second cup") == "the second cup"

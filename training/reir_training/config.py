@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,12 +23,14 @@ class DataSource(StrictConfig):
         format: "photos" (instances.json, expressions.json with splits, and where present
             captions.json and sugarcrepe_pairs.json), "coco" (instances, and captions.json where
             present), "reircoco", "refer" (RefCOCO/+/g: instances.json and `refs(<split_by>).p`),
-            "refer_json" (the same, with one JSON file per split) or "sorec" (one JSON file for
-            each split).
+            "refer_json" (the same, with one JSON file per split), "simrec" (RefCOCO/+/g and
+            ReferIt: one JSON file with all splits), "sorec" (one JSON file for each split) or
+            "sentences" (CSV or JSON lines of photos and sentences, with or without boxes).
         path: the folder.
         images: folder of the photos, relative to `path`.
-        annotations: file in `path`, for "coco", "reircoco", "refer_json", "sorec"; empty for
-            instances.json, reircoco_train.json, refcoco.json and trainS.json.
+        annotations: file in `path`, for "coco", "reircoco", "refer_json", "simrec", "sorec" and
+            "sentences"; empty for instances.json, reircoco_train.json, refcoco.json (twice),
+            trainS.json and sentences.csv.
         split_by: for "refer" only: "unc" (RefCOCO, RefCOCO+), "umd" or "google" (RefCOCOg).
         split: use only this split of the folder; None uses all.
         task: what the published CLARE learns from this source: "detection" (every box of COCO's
@@ -58,7 +59,9 @@ class DataSource(StrictConfig):
             "reircoco": "reircoco_train.json",
             "refer": f"refs({self.split_by}).p",
             "refer_json": "refcoco.json",
+            "simrec": "refcoco.json",
             "sorec": "trainS.json",
+            "sentences": "sentences.csv",
         }
         return self.annotations or usual.get(self.format, "")
 
@@ -441,12 +444,3 @@ class PizaTrainConfig(TrainConfig):
     optimization: PizaSchedule = PizaSchedule()
     best_by: str = "macc"
     figures: ClassVar[tuple[str, ...]] = ("macc", "acc50", "acc75")
-
-
-PRESETS: Mapping[str, type[TrainConfig]] = {
-    "clare-nano": NanoTrainConfig,
-    "clare-base": ClareTrainConfig,
-    "clare-large": ClareTrainConfig,
-    "piza": PizaTrainConfig,
-}
-"""The configuration class of each preset."""

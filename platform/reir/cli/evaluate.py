@@ -132,7 +132,13 @@ def reir(  # noqa: PLR0913, every argument is an option of the command
 
 
 def rec(  # noqa: PLR0913, every argument is an option of the command
-    annotations: Annotations,
+    annotations: Annotated[
+        Path,
+        typer.Option(
+            help="As for `reir eval reir`; or a JSON file of SimREC; or a list of photos, "
+            "sentences and boxes (.csv, .tsv or .jsonl)."
+        ),
+    ],
     images: Images,
     checkpoint: Checkpoint = None,
     encoder: Spec = None,
@@ -157,7 +163,7 @@ def rec(  # noqa: PLR0913, every argument is an option of the command
     from reir.evaluate import evaluate_rec, evaluate_rec_localizer
 
     options = EncodingOptions(checkpoint, encoder, work, num_workers, gpu, threads)
-    dataset = read_annotations(annotations, split_by)
+    dataset = read_annotations(annotations, split_by, images_dir=images)
     if localizer is None:
         with options.encoding() as (model, how):
             report = evaluate_rec(

@@ -44,7 +44,7 @@ def entries_of(source: str, where: str, value: object) -> list[Entry]:
         DataError: `value` is not a list, or an item is not an object.
     """
     if not isinstance(value, list):
-        raise DataError(f"{source}: {where or _TOP}: expected a list, got {_show(value)}")
+        raise DataError(f"{source}: {where or _TOP}: expected a list, got {shown(value)}")
     return [Entry.of(source, f"{where}[{at}]", item) for at, item in enumerate(value)]
 
 
@@ -75,12 +75,12 @@ class Entry:
     def of(cls, source: str, where: str, value: object) -> Entry:
         """Return the entry for an object, or raise a `DataError` for any other value."""
         if not isinstance(value, dict):
-            raise DataError(f"{source}: {where or _TOP}: expected an object, got {_show(value)}")
+            raise DataError(f"{source}: {where or _TOP}: expected an object, got {shown(value)}")
         return cls(source, where, value)
 
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raise a `DataError` that names the file, the entry, the key and both values."""
-        found = _show(self.value[key]) if key in self.value else "nothing"
+        found = shown(self.value[key]) if key in self.value else "nothing"
         raise DataError(f"{self.source}: {self._at(key)}: expected {expected}, got {found}")
 
     def has(self, key: str) -> bool:
@@ -100,6 +100,13 @@ class Entry:
         if len(value) > MAX_CHARS or not normalize_expression(value):
             self.fail(key, f"up to {MAX_CHARS} characters, some of them visible")
         return value
+
+    def sentences(self, key: str) -> list[str]:
+        """Return a list of at least one expression; see `sentence`."""
+        items = self._numbered(key, "a list of at least one sentence")
+        if not items.value:
+            self.fail(key, "a list of at least one sentence")
+        return [items.sentence(at) for at in items.value]
 
     def texts(self, key: str) -> list[str]:
         """Return a list of texts that are not blank; a missing or null key counts as empty."""
@@ -122,11 +129,7 @@ class Entry:
 
     def identifiers(self, key: str) -> list[str]:
         """Return a list of ids as text."""
-        value = self.value.get(key)
-        if not isinstance(value, list):
-            self.fail(key, "a list of ids")
-        # As an object, so that a message names the place of a wrong item.
-        items = Entry(self.source, self._at(key), {str(at): item for at, item in enumerate(value)})
+        items = self._numbered(key, "a list of ids")
         return [items.identifier(at) for at in items.value]
 
     def pixels(self, key: str) -> int:
@@ -175,6 +178,13 @@ class Entry:
         """Return the objects of a list within this one."""
         return entries_of(self.source, self._at(key), self.value.get(key))
 
+    def _numbered(self, key: str, expected: str) -> Entry:
+        """Return a list as an object, so that a message names the place of a wrong item."""
+        value = self.value.get(key)
+        if not isinstance(value, list):
+            self.fail(key, expected)
+        return Entry(self.source, self._at(key), {str(at): item for at, item in enumerate(value)})
+
     def _at(self, key: str) -> str:
         return f"{self.where}.{key}" if self.where else key
 
@@ -189,6 +199,7 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _show(value: object, most_chars: int = 80) -> str:
+def shown(value: object, most_chars: int = 80) -> str:
+    """Return a value of a file for a message, shortened."""
     text = repr(value)
     return text if len(text) <= most_chars else f"{text[:most_chars]}..."

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 from reir.datasets.coco import read_coco_instances
 from reir.datasets.dataset import ReferringDataset
 from reir.datasets.grefcoco import REFS, read_grefcoco
+from reir.datasets.photo_sentences import read_photo_sentences
 from reir.datasets.photos import EXPRESSIONS, read_photos
 from reir.datasets.refer import read_refer, read_refer_json
 from reir.datasets.reircoco import read_reircoco
 from reir.datasets.resedis import read_resedis
+from reir.datasets.simrec import read_simrec
 from reir.datasets.sorec import read_sorec
 from reir.errors import DataError
 
-Format = Literal["photos", "coco", "reircoco", "refer", "refer_json", "sorec"]
+Format = Literal[
+    "photos", "coco", "reircoco", "refer", "refer_json", "simrec", "sorec", "sentences"
+]
 SplitBy = Literal["unc", "umd", "google"]
 IN_FOLDERS = ("photos", "refer")
 """Formats whose path is a folder; the path of all other formats is a file."""
 
 _HEAD_BYTES = 4096
 _KEY_OF_SOREC = re.compile(rb'"ref"\s*:')
+# The keys of an item, which come in any order; its sentences may be longer than the head.
+_KEY_OF_SIMREC = re.compile(rb'"(?:iid|refs)"\s*:')
+_LISTS_OF_SENTENCES = (".csv", ".tsv", ".jsonl")
+
+_WITH_PHOTOS: Mapping[str, tuple[Callable[..., ReferringDataset], str, str]] = {
+    "simrec": (read_simrec, "SimREC", "rec"),
+    "sorec": (read_sorec, "SOREC", "sorec"),
+    "sentences": (read_photo_sentences, "a list of photos and sentences", "rec"),
+}
+"""Formats that do not state the sizes of photos -> reader, name, command that evaluates on them."""
 
 
 def read_as(
@@ -39,14 +54,15 @@ def read_as(
         form: name of the format.
         path: a folder for formats in `IN_FOLDERS`, otherwise a file.
         split_by: for format "refer" only.
-        images_dir: folder of the photos, for format "sorec" only.
+        images_dir: folder of the photos, for "simrec", "sorec" and "sentences" only.
         masks: also read masks, if the format has any.
 
     Raises:
         DataError: a file is missing or malformed.
     """
-    if form == "sorec":
-        return read_sorec(path, _photos_of(Path(path), "SOREC", "sorec", images_dir))
+    if form in _WITH_PHOTOS:
+        read, name, command = _WITH_PHOTOS[form]
+        return read(path, _photos_of(Path(path), name, command, images_dir))
     if form == "refer":
         return read_refer(path, split_by, masks=masks)
     # This form of RefCOCO contains no masks.
@@ -72,12 +88,14 @@ def read_annotations(
     A folder with `refs(...).p` is RefCOCO/+/g, one with `grefs(unc).json` gRefCOCO, one with
     `expressions.json` has format "photos", and one with other JSON files is ReSeDis. A JSON file
     with a list is SOREC if its first entry has a `ref`, otherwise RefCOCO/+/g; one with an object
-    is REIRCOCO.
+    is SimREC if its first item has `refs`, otherwise REIRCOCO. A file named .csv, .tsv or .jsonl is
+    a list of photos and sentences.
 
     Args:
         path: folder or file.
         split_by: which `refs(...).p` to read if a folder has several.
-        images_dir: folder of the photos, which only ReSeDis and SOREC are read with.
+        images_dir: folder of the photos, with which ReSeDis, SOREC, SimREC and lists of sentences
+            are read.
         masks: also read masks, if the format has any.
 
     Raises:
@@ -85,7 +103,11 @@ def read_annotations(
     """
     path = Path(path)
     if not path.is_dir():
+        if path.suffix.lower() in _LISTS_OF_SENTENCES:
+            return read_as("sentences", path, images_dir=images_dir)
         head = _head(path)
+        if head.startswith(b"{") and _KEY_OF_SIMREC.search(head):
+            return read_as("simrec", path, images_dir=images_dir)
         if head.startswith(b"[") and _KEY_OF_SOREC.search(head):
             return read_as("sorec", path, images_dir=images_dir)
         # The first character tells a list from an object, without parsing a large file twice.

@@ -19,10 +19,9 @@ from reir.datasets.dataset import (
     ReferringDataset,
     ReferringImage,
     ReferringInstance,
-    is_inside,
 )
 from reir.datasets.json_entries import Entry, read_list
-from reir.datasets.photo_sizes import measured_photo
+from reir.datasets.photo_sizes import absent_photos, box_inside, measured_photo
 from reir.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -52,14 +51,12 @@ def read_sorec(
     instances: dict[tuple[str, BoxPx], ReferringInstance] = {}
     expressions: list[Expression] = []
     for expression_id, entry in entries.items():
-        name, box = entry.text("image"), entry.box("bbox")
+        name = entry.text("image")
         if name in missing:
             continue
         if name not in images:
             images[name] = measured_photo(entry, "image", folder, name, image_id=name)
-        if not is_inside(images[name], box):
-            size = f"{images[name].width_px} x {images[name].height_px} px"
-            entry.fail("bbox", f"a box with an area inside its photo, which has {size}")
+        box = box_inside(entry, "bbox", images[name])
         instance = instances.setdefault(
             (name, box),
             ReferringInstance(instance_id=expression_id, image_id=name, box_xyxy_px=box),
@@ -105,25 +102,19 @@ def _is_photo_name(name: str) -> bool:
 
 def _missing_photos(
     path: str | Path, entries: list[Entry], images_dir: Path, *, skip_missing: bool
-) -> set[str]:
+) -> frozenset[str]:
     """Return the names of photos that are not in the folder; see `read_sorec`."""
     names = [entry.text("image") for entry in entries]
-    photos = dict.fromkeys(names)
-    absent = [name for name in photos if not (images_dir / name).exists()]
-    if not absent:
-        return set()
-    what = (
-        f"{len(absent):,} of {len(photos):,} photos of {path} are not in {images_dir}, "
-        f"e.g. {absent[0]}"
-    )
+    missing, what = absent_photos(path, names, images_dir)
+    if not missing:
+        return missing
     if not skip_missing:
         raise DataError(
             f"{what}; add them, or leave out their expressions with --skip-missing "
             f"(in Python: skip_missing=True)"
         )
-    if len(absent) == len(photos):
+    if missing == set(names):
         raise DataError(f"{what}; there is nothing to measure without any photo")
-    missing = set(absent)
     num_left_out = sum(name in missing for name in names)
     logger.warning("%s; %d of %d expressions are left out", what, num_left_out, len(names))
     return missing

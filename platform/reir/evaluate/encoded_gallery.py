@@ -8,12 +8,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 import reir
 from reir.datasets import BoxPx, Expression, ReferringDataset, ReferringImage
+from reir.datasets.photo_sizes import leaves_folder
 from reir.errors import ConfigError, DataError
 from reir.evaluate.shards import EncodedShard, InstanceLists, Runner, Shard, run_here
 from reir.evaluate.work_folder import WorkFolder
@@ -470,14 +471,12 @@ def photo_paths(dataset: ReferringDataset, images_dir: Path) -> list[Path]:
 
 
 def _photo_path(dataset: ReferringDataset, photo: ReferringImage, images_dir: Path) -> Path:
-    # An annotation file is untrusted input, and must not name files outside of the folder.
-    name = PurePosixPath(photo.file_name)
-    if name.is_absolute() or ".." in name.parts or "\0" in photo.file_name:
+    if leaves_folder(photo.file_name):
         raise DataError(
             f"{dataset.source}: image {photo.image_id!r}: expected a file_name inside the folder "
             f"of photos, got {photo.file_name!r}"
         )
-    return images_dir / name
+    return images_dir / photo.file_name
 
 
 def is_misshapen(photo: ReferringImage, size_px: Ints) -> bool:

@@ -34,7 +34,7 @@ from reir.evaluate.encoded_gallery import (
     queries_of,
 )
 from reir.evaluate.localized_expressions import localize_expressions
-from reir.evaluate.published import PublishedTable, rec_split, rec_table
+from reir.evaluate.published import PublishedTable, rec_split, rec_table, weak_rec_table
 from reir.evaluate.reports import (
     NO_CHOICE,
     EvaluationInfo,
@@ -102,18 +102,22 @@ class RecReport:
     Attributes:
         splits: the evaluated splits, in the order of the data set or of the request.
         published: published figures of other systems on these splits; None if there are none.
+        published_weak: the same, of systems that were trained without boxes.
         info: the data, model and settings of the evaluation.
     """
 
     splits: tuple[RecSplit, ...]
     published: PublishedTable | None
+    published_weak: PublishedTable | None
     info: EvaluationInfo
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        weak = self.published_weak
         return {
             "splits": {split.name: _split_dict(split) for split in self.splits},
             "published": self.published.to_dict() if self.published else None,
+            "published_weak": weak.to_dict() if weak else None,
             **self.info.to_dict(),
         }
 
@@ -123,8 +127,9 @@ class RecReport:
         for title, choice in CHOICES.items():
             if all(getattr(split, choice) for split in self.splits):
                 parts += [*([""] if parts else []), self._table(title, choice)]
-        if self.published:
-            parts += ["", *comparison(self.published, _headers(self.published), self._rows())]
+        for published in (self.published, self.published_weak):
+            if published:
+                parts += ["", *comparison(published, _headers(published), self._rows())]
         return with_notes(parts, self.info.notes())
 
     def _table(self, title: str, choice: str) -> Table:
@@ -192,21 +197,17 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
         for of_turn, shown in gallery.turns():
             own_boxes_px[of_turn] = _top_boxes_px(queries[of_turn], shown)
     found = _splits(groups, targets, boxes_px, own_boxes_px)
-    published = rec_table([split.published_as for split in found])
-    return RecReport(
-        splits=found,
-        published=published,
-        info=evaluation_info(
-            encoder,
-            gallery,
-            counts={"expressions": len(queries)},
-            settings={},
-            left_out={
-                **({} if choosers else {"choice by expression": NO_CHOICE}),
-                **({} if published else {"published figures": NO_SPLIT}),
-            },
-        ),
+    info = evaluation_info(
+        encoder,
+        gallery,
+        counts={"expressions": len(queries)},
+        settings={},
+        left_out={
+            **({} if choosers else {"choice by expression": NO_CHOICE}),
+            **_without_published(found),
+        },
     )
+    return _report(found, info)
 
 
 def evaluate_rec_localizer(  # noqa: PLR0913, all but the three parts are by name
@@ -232,13 +233,24 @@ def evaluate_rec_localizer(  # noqa: PLR0913, all but the three parts are by nam
     expressions = [text for texts in groups.values() for text in texts]
     found = localize_expressions(localizer, dataset, images_dir, expressions, num_boxes=1, how=how)
     measured = _splits(groups, found.targets, None, found.boxes_px[:, 0])
-    published = rec_table([split.published_as for split in measured])
-    left_out = {} if published else {"published figures": NO_SPLIT}
+    return _report(measured, localizer_info(localizer, found, _without_published(measured)))
+
+
+def _report(splits: tuple[RecSplit, ...], info: EvaluationInfo) -> RecReport:
+    """Add what is published on these splits."""
+    names = [split.published_as for split in splits]
     return RecReport(
-        splits=measured,
-        published=published,
-        info=localizer_info(localizer, found, left_out),
+        splits=splits,
+        published=rec_table(names),
+        published_weak=weak_rec_table(names),
+        info=info,
     )
+
+
+def _without_published(splits: Sequence[RecSplit]) -> dict[str, str]:
+    """Return why there are no published figures; empty if there are some."""
+    is_published = any(split.published_as for split in splits)
+    return {} if is_published else {"published figures": NO_SPLIT}
 
 
 def _groups(

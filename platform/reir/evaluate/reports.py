@@ -215,7 +215,7 @@ def comparison(
         headers: one header for each column.
         ours: name of each of our rows -> its figures.
     """
-    table = figure_table("Comparison with published figures", headers)
+    table = figure_table(published.title, headers)
     theirs = {row.system: row.figures for row in published.rows}
     for rows, style in ((theirs, ""), (ours, "bold")):
         for name, figures in rows.items():

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from reir.errors import ImageError, ImageFailure, ImageUnreachable, SourceError
 from reir.images.file_formats import ImageFormat, is_cut_within_magic, sniff
@@ -129,12 +130,7 @@ def decode(
     """
     if at_least_px is not None and at_least_px < 1:
         raise ValueError(f"at_least_px must be 1 or more, got {at_least_px}")
-    file_format = _recognize(data)
-    image = _open(data, file_format, max_pixels)
-    if not file_format.is_complete(data):
-        raise ImageError(
-            ImageFailure.TRUNCATED, f"{file_format.name} of {len(data)} bytes has no end"
-        )
+    file_format, image = _open_whole(data, max_pixels)
     size = image.size  # of the whole photo: `_draft` changes it
     try:
         if at_least_px is not None:
@@ -144,8 +140,24 @@ def decode(
         pixels = _to_rgb(image, orientation)
     except _READER_ERRORS as error:
         raise _failure(error, file_format, "pixels") from error
-    width_px, height_px = size[::-1] if orientation in _SWAPS_SIDES else size
-    return DecodedImage(pixels, width_px, height_px)
+    return DecodedImage(pixels, *_upright(size, orientation))
+
+
+def upright_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Return the (width, height) in pixels of an upright photo, without decoding its pixels.
+
+    Args:
+        data: the whole file.
+        max_pixels: as for `decode`.
+
+    Raises:
+        ImageError: the header is damaged, or the end of the file is missing. Damage in between is
+            only found by `decode`.
+    """
+    _, image = _open_whole(data, max_pixels)
+    # Pillow itself turns a TIFF upright, and states its upright size before that.
+    turned = isinstance(image, TiffImageFile)
+    return image.size if turned else _upright(image.size, _orientation(image))
 
 
 def decode_image(data: bytes) -> RgbImage:
@@ -266,6 +278,17 @@ def _recognize(data: bytes) -> ImageFormat:
     return file_format
 
 
+def _open_whole(data: bytes, max_pixels: int) -> tuple[ImageFormat, ImageFile.ImageFile]:
+    """Parse the header of a file that is complete."""
+    file_format = _recognize(data)
+    image = _open(data, file_format, max_pixels)
+    if not file_format.is_complete(data):
+        raise ImageError(
+            ImageFailure.TRUNCATED, f"{file_format.name} of {len(data)} bytes has no end"
+        )
+    return file_format, image
+
+
 def _open(data: bytes, file_format: ImageFormat, max_pixels: int) -> ImageFile.ImageFile:
     """Parse the header, and refuse images with more than `max_pixels`."""
     if file_format.reader is None:
@@ -351,6 +374,12 @@ def _orientation(image: Image.Image) -> int:
     except _READER_ERRORS:
         return 1
     return value if value in _UPRIGHT else 1
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return the width and height of a stored photo after it is turned upright."""
+    width, height = size
+    return (height, width) if orientation in _SWAPS_SIDES else (width, height)
 
 
 def _to_rgb(image: Image.Image, orientation: int) -> RgbImage:

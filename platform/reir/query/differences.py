@@ -23,7 +23,7 @@ from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.wrong_words import PERSON, PERSONS, SIDE, SWAPS
 from reir.records import FloatArray
 from reir.results import Difference
-from reir.text import swap_left_right
+from reir.text import opening_phrase, swap_left_right
 
 COLOR, OBJECT = "color", "object"
 MARGINS: Mapping[str, float] = {COLOR: 0.15, SIDE: 0.05, OBJECT: 0.3}
@@ -139,8 +139,7 @@ def _other_side(text: str) -> Iterator[Variant]:
 
 def _head_noun(text: str) -> str:
     """Return the class that ends the first noun phrase: "cup" in "the red cup on the table"."""
-    end = _PHRASE_END.search(text)
-    noun = _LAST_NOUN.search(text[: end.start()].rstrip() if end else text)
+    noun = _LAST_NOUN.search(opening_phrase(text))
     return noun.group() if noun else ""
 
 
@@ -152,8 +151,3 @@ def _any_of(words: Iterable[str]) -> str:
 _WORD = re.compile(r"\w+")
 _COLOR = re.compile(rf"\b(?:{_any_of(SWAPS[COLOR])})\b")
 _LAST_NOUN = re.compile(rf"\b(?:{_any_of((*COCO_CLASSES, *PERSONS))})$")
-_PHRASE_END = re.compile(
-    r"[,;.:]|\b(?:(?:left|right) of|to the|in|on|at|of|with|without|near|next|by|beside|behind"
-    r"|under|below|above|over|between|from|against|that|which|who|whose|and|closest"
-    r"|(?!parking meter|dining table)\w+ing)\b"
-)

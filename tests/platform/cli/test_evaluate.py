@@ -163,6 +163,52 @@ def test_sorec_reads_a_split_and_prints_json_and_table(tmp_path: Path, fake_mode
     assert "above 1,600 px were also encoded in parts" in shown
 
 
+def save_items(folder: Path, *, split: str) -> list[str]:
+    """Write three photos under ReferIt's names, and their expressions as SimREC has them."""
+    dataset = three_photos(folder)
+    items = []
+    for number, text in enumerate(dataset.expressions):
+        assert text.instance_id
+        photo = Path(text.image_id)
+        if (folder / photo).exists():
+            (folder / photo).rename(folder / f"{photo.stem}.jpg")
+        x1, y1, x2, y2 = dataset.instances_by_id[text.instance_id].box_xyxy_px
+        box = [x1, y1, x2 - x1, y2 - y1]
+        items.append({"iid": int(photo.stem), "bbox": box, "refs": [text.text], "mask_id": number})
+    (folder / "refclef.json").write_text(json.dumps({"train": items[:1], split: items}))
+    return ["--annotations", str(folder / "refclef.json"), "--images", str(folder)]
+
+
+def test_rec_reads_simrec_and_prints_published_figures_of_models_without_boxes(
+    tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reir.evaluate.published.REC_SPLITS", {(2, 4): "RefCOCO testB"})
+    common = ["rec", *save_items(tmp_path, split="testB")]
+    report = json.loads(run(*common, "--json").stdout)
+    assert report["splits"].keys() == {"testB"}
+    assert report["splits"]["testB"]["query_free"]["p50"] == 75
+    assert report["published_weak"]["rows"]["RefCLIP"]["RefCOCO testB"] == 57.13
+    shown = run(*common).stdout
+    assert "RefCLIP, then TransVG" in shown
+    refused = run("reir", *common[1:])
+    assert isinstance(refused.exception, DataError)
+    assert "`reir eval rec`" in str(refused.exception)
+
+
+def test_rec_reads_a_list_of_photos_sentences_and_boxes(tmp_path: Path, fake_model: None) -> None:
+    dataset = three_photos(tmp_path)
+    lines = ["photo;sentence;x1;y1;x2;y2"]
+    for text in dataset.expressions:
+        assert text.instance_id
+        box = dataset.instances_by_id[text.instance_id].box_xyxy_px
+        lines.append(";".join(map(str, (text.image_id, text.text, *box))))
+    lines.append("2.png;nobody drew a box for this one;;;;")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    data = ["--annotations", str(tmp_path / "pairs.csv"), "--images", str(tmp_path)]
+    figures = json.loads(run("rec", *data, "--json").stdout)["splits"]["pairs"]
+    assert (figures["expressions"], figures["query_free"]["p50"]) == (4, 75)
+
+
 @pytest.mark.parametrize("task", ["rec", "sorec"])
 def test_a_localizer_is_evaluated_instead_of_an_encoder(
     tmp_path: Path, fake_model: None, monkeypatch: pytest.MonkeyPatch, task: str

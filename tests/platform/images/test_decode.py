@@ -7,6 +7,7 @@ import os
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from reir.images.decode import (
     path_of_uri,
     read_bytes,
     read_image,
+    upright_size,
 )
 
 register_heif_opener()  # so that the tests can write HEIC
@@ -89,6 +91,7 @@ def test_every_format_gives_the_same_quarters(file_format: str, options: dict[st
     assert decoded.pixels.dtype == np.uint8
     assert decoded.pixels.shape == (48, 64, 3)
     assert (decoded.width_px, decoded.height_px) == (64, 48)
+    assert upright_size(encoded(corners_image(), file_format, **options)) == (64, 48)
     assert quarters(decoded.pixels) == [RED, GREEN, BLUE, WHITE]
 
 
@@ -108,8 +111,9 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
     stored = scene.transpose(back[orientation]) if orientation in back else scene
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
-    decoded = decode(encoded(stored, file_format, exif=exif))
-    assert (decoded.width_px, decoded.height_px) == (64, 48)
+    data = encoded(stored, file_format, exif=exif)
+    decoded = decode(data)
+    assert (decoded.width_px, decoded.height_px) == upright_size(data) == (64, 48)
     assert decoded.pixels.shape == (48, 64, 3)
     assert quarters(decoded.pixels) == [RED, GREEN, BLUE, WHITE]
 
@@ -264,6 +268,8 @@ def test_a_jpeg_cut_anywhere_is_truncated(progressive: bool) -> None:
     assert decode_image(data).shape == (80, 96, 3)
     for length in (*range(1, 900), *range(900, len(data), 37), len(data) - 1):
         assert failure_of(data[:length]) == ImageFailure.TRUNCATED, length
+        with pytest.raises(ImageError):
+            upright_size(data[:length])
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "TIFF"])
@@ -300,6 +306,7 @@ def test_a_heic_is_turned_upright_once(number: int) -> None:
     photo, same = decode(turned), decode(plain)
     assert quarters(photo.pixels) == quarters(same.pixels)
     assert (photo.width_px, photo.height_px) == (same.width_px, same.height_px)
+    assert upright_size(turned) == upright_size(plain) == (same.width_px, same.height_px)
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -325,12 +332,17 @@ def test_damaged_files_raise_image_errors_only_and_never_warn(file_format: str) 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(200):
+            damaged = mutated(data, rng)
             try:
-                pixels = decode(mutated(data, rng), max_pixels=1_000_000).pixels
+                decoded = decode(damaged, max_pixels=1_000_000)
             except ImageError:
                 failed += 1
+                with suppress(ImageError):  # only the header of this one may be undamaged
+                    upright_size(damaged, max_pixels=1_000_000)
             else:
-                assert pixels.ndim == 3
+                assert decoded.pixels.ndim == 3
+                size = (decoded.width_px, decoded.height_px)
+                assert upright_size(damaged, max_pixels=1_000_000) == size
     assert [str(warning.message) for warning in caught] == []
     assert failed > 20
 

@@ -98,7 +98,7 @@ def train(  # noqa: PLR0913 - every argument is an option of the command
     # `reir --help` must not wait for torch, Ray and DeepSpeed.
     from reir.config import load_config
     from reir.errors import ConfigError, nearest_name
-    from reir_training.config import PRESETS
+    from reir_training.presets import PRESETS
     from reir_training.run.driver import run
     from reir_training.run.num_workers import parse_num_workers
     from reir_training.run.schedule import PIZA

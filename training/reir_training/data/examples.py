@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -73,6 +73,25 @@ class TrainPhoto:
     size_px: tuple[int, int] = (1, 1)
     gallery: str = ""
     masks: tuple[MaskRle | None, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedPhoto:
+    """A photo that a run uses, and what is written about it.
+
+    Attributes:
+        image: its annotation.
+        path: image file.
+        split: "train" or "val".
+        gallery: see `TrainPhoto`.
+        expressions: those of this split; none if the source is for detection only.
+    """
+
+    image: ReferringImage
+    path: Path
+    split: str
+    gallery: str
+    expressions: tuple[Expression, ...]
 
 
 def count_annotations(
@@ -174,6 +193,31 @@ def photo_uses(dataset: ReferringDataset) -> dict[str, str]:
     }
 
 
+def used_photos(
+    source: DataSource, dataset: ReferringDataset, without: frozenset[str] = frozenset()
+) -> Iterator[UsedPhoto]:
+    """Yield the photos of a source that a run uses, except those with the ids `without`."""
+    expressions: dict[str, list[Expression]] = defaultdict(list)
+    for expression in dataset.expressions:
+        expressions[expression.image_id].append(expression)
+    splits = sorted(dataset.splits, key=lambda name: -len(dataset.splits[name]))
+    # A photo may be in several splits; the last one, which is the smallest, wins.
+    gallery_of = {each: name for name in splits for each in dataset.splits[name]}
+    for image_id, use in photo_uses(dataset).items():
+        if image_id in without:
+            continue
+        image = dataset.images_by_id[image_id]
+        # RefCOCOg "google" splits the expressions, not the photos.
+        described = (e for e in expressions[image_id] if e.split in (None, use))
+        yield UsedPhoto(
+            image=image,
+            path=source.path / source.images / image.file_name,
+            split=use,
+            gallery=f"{source.path}:{gallery_of.get(image_id, '')}",
+            expressions=tuple(described) if source.task != "detection" else (),
+        )
+
+
 def build_photos(
     source: DataSource, dataset: ReferringDataset, without: frozenset[str] = frozenset()
 ) -> list[TrainPhoto]:
@@ -187,32 +231,7 @@ def build_photos(
     Raises:
         DataError: the source has nothing to train on.
     """
-    captions, near_misses = read_captions(source.path), read_near_misses(source.path)
-    instances: dict[str, list[ReferringInstance]] = defaultdict(list)
-    expressions: dict[str, list[Expression]] = defaultdict(list)
-    for instance in dataset.instances:
-        instances[instance.image_id].append(instance)
-    for expression in dataset.expressions:
-        expressions[expression.image_id].append(expression)
-    photos, splits = [], sorted(dataset.splits, key=lambda name: -len(dataset.splits[name]))
-    # A photo may be in several splits; the last one, which is the smallest, wins.
-    gallery_of = {each: name for name in splits for each in dataset.splits[name]}
-    for image_id, use in photo_uses(dataset).items():
-        if image_id in without:
-            continue
-        image = dataset.images_by_id[image_id]
-        # RefCOCOg "google" splits the expressions, not the photos.
-        described = [e for e in expressions[image_id] if e.split in (None, use)]
-        photos.append(
-            replace(
-                _annotated_photo(image, instances[image_id], described, source.task),
-                path=source.path / source.images / image.file_name,
-                split=use,
-                gallery=f"{source.path}:{gallery_of.get(image_id, '')}",
-                captions=tuple(captions[image_id]),
-                near_misses=tuple(near_misses[image_id]),
-            )
-        )
+    photos = annotated_photos(source, dataset, used_photos(source, dataset, without))
     # A photo without annotations has no targets, and would only take a place in a batch.
     useful = [p for p in photos if p.expressions or p.captions or len(p.boxes)]
     if not useful:
@@ -221,6 +240,23 @@ def build_photos(
             f"{source.path} ({source.format}) has no annotated photo to train on{excluded}"
         )
     return useful
+
+
+def annotated_photos(
+    source: DataSource, dataset: ReferringDataset, photos: Iterable[UsedPhoto]
+) -> Iterator[TrainPhoto]:
+    """Yield photos of a source with their boxes, expressions and captions."""
+    captions, near_misses = read_captions(source.path), read_near_misses(source.path)
+    instances: dict[str, list[ReferringInstance]] = defaultdict(list)
+    for instance in dataset.instances:
+        instances[instance.image_id].append(instance)
+    for photo in photos:
+        image_id = photo.image.image_id
+        yield replace(
+            _annotated_photo(photo, instances[image_id], source.task),
+            captions=tuple(captions[image_id]),
+            near_misses=tuple(near_misses[image_id]),
+        )
 
 
 def read_captions(folder: Path) -> dict[str, list[str]]:
@@ -250,16 +286,13 @@ def read_near_misses(folder: Path) -> dict[str, list[str]]:
 
 
 def _annotated_photo(
-    image: ReferringImage,
-    instances: Iterable[ReferringInstance],
-    expressions: Iterable[Expression],
-    task: str,
+    photo: UsedPhoto, instances: Iterable[ReferringInstance], task: str
 ) -> TrainPhoto:
     """Return a photo with its boxes and expressions, ignoring crowds and empty boxes.
 
-    With the task "grounding", all classes are unknown, so that detection does not use the photo;
-    with "detection", there are no expressions.
+    With the task "grounding", all classes are unknown, so that detection does not use the photo.
     """
+    image = photo.image
     # The annotated size, which is that of the boxes, and not the size of the file.
     size = np.array([image.width_px, image.height_px] * 2, dtype=np.float32)
     rows: dict[str, int] = {}
@@ -280,19 +313,20 @@ def _annotated_photo(
             masks.append(instance.mask)
     known = {} if task == "grounding" else _CLASS_NUMBERS
     return TrainPhoto(
-        path=Path(image.file_name),
-        split="train",
+        path=photo.path,
+        split=photo.split,
         boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         categories=np.array([known.get(n, UNKNOWN_CLASS) for n in names], dtype=np.int64),
         names=tuple(names),
         expressions=tuple(
             # Most formats name no kind. "long" gives full weight in the losses across photos.
             TrainExpression(e.text, rows[e.instance_id], e.kind or "long")
-            for e in expressions
-            if e.instance_id in rows and task != "detection"
+            for e in photo.expressions
+            if e.instance_id in rows
         ),
         crowded=frozenset(crowded),
         is_wide=image.width_px > image.height_px,
         size_px=(image.width_px, image.height_px),
+        gallery=photo.gallery,
         masks=tuple(masks) if any(masks) else (),
     )

@@ -128,16 +128,18 @@ def excluded_ids(leaks: Iterable[Leak]) -> Mapping[int, frozenset[str]]:
     return {row: frozenset(ids) for row, ids in rows.items()}
 
 
-def training_photos(config: DataConfig, *, masks: bool = False) -> list[TrainPhoto]:
-    """Read all photos that a run uses, except those that it will be evaluated on.
+def training_sources(
+    config: DataConfig, *, masks: bool = False
+) -> list[tuple[SourceDataset, frozenset[str]]]:
+    """Read the sources of a run, each with the ids of its photos that must not be trained on.
 
     Args:
         config: settings of the run.
         masks: read masks too.
 
     Raises:
-        DataError: a file is malformed, a source has nothing to train on, or a photo of an
-            evaluation set would be trained on and `exclude_evaluation` is not set.
+        DataError: a file is malformed, or a photo of an evaluation set would be trained on and
+            `exclude_evaluation` is not set.
     """
     training = read_sources(config.data, masks=masks)
     leaks = find_leaks(training, read_sources(config.evaluation))
@@ -146,10 +148,23 @@ def training_photos(config: DataConfig, *, masks: bool = False) -> list[TrainPho
     for leak in leaks:
         logger.warning("%s; they are excluded from training", leak)
     rows = excluded_ids(leaks)
+    return [(each, rows.get(row, frozenset())) for row, each in enumerate(training)]
+
+
+def training_photos(config: DataConfig, *, masks: bool = False) -> list[TrainPhoto]:
+    """Read all photos that a run uses, except those that it will be evaluated on.
+
+    Args:
+        config: settings of the run.
+        masks: read masks too.
+
+    Raises:
+        DataError: as `training_sources`; or a source has nothing to train on.
+    """
     return [
         photo
-        for row, each in enumerate(training)
-        for photo in build_photos(each.source, each.dataset, rows.get(row, frozenset()))
+        for each, excluded in training_sources(config, masks=masks)
+        for photo in build_photos(each.source, each.dataset, excluded)
     ]
 
 

@@ -18,7 +18,8 @@ import torch
 from ray.train import Checkpoint
 
 from reir.sinks import JsonLines, Record, Sink
-from reir_training.config import PRESETS, TrainConfig
+from reir_training.config import TrainConfig
+from reir_training.presets import PRESETS
 from reir_training.run.engine import BestEpoch, RunState, save_state, start_engine
 from reir_training.run.loop import ExponentialMovingAverage, Position, TrainLoop
 from reir_training.run.prometheus import Prometheus

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,19 @@ from torch import Tensor, nn
 
 from reir.models.cpu_engine import CpuEngine
 from reir.models.nano.crop_network import CropNetwork
-from reir.models.nano.model import COLOR_GRID, SCENE_GRID, CandidateBatch, ClareNano
+from reir.models.nano.model import COLOR_GRID, SCENE_GRID, CandidateBatch, ClareNanoConfig
+from reir.models.picodet import PicoDet
 from reir.models.proposals import Candidates, DetectorOutput, select_candidates
 from reir.models.resizing import resize
 from reir.records import RgbImage
+
+
+class HasFrozenParts(Protocol):
+    """A `ClareNano`, or another model with its detector and its crop network."""
+
+    config: ClareNanoConfig
+    detector: PicoDet
+    crop_network: CropNetwork
 
 
 class CandidateExtractor:
@@ -34,7 +44,7 @@ class CandidateExtractor:
         dtype: of their computation.
     """
 
-    def __init__(self, model: ClareNano, dtype: torch.dtype) -> None:
+    def __init__(self, model: HasFrozenParts, dtype: torch.dtype) -> None:
         self._config, self._dtype = model.config, dtype
         self._detector, self._network = model.detector, model.crop_network
 

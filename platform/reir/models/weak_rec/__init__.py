@@ -1,0 +1,1 @@
+"""Weakly supervised referring expression comprehension: the parts of RefCLIP and CMA."""

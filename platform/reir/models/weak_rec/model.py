@@ -1,0 +1,156 @@
+"""`WeakRec`: chooses the anchor of a photo that a sentence describes, learned without boxes.
+
+RefCLIP (Jin et al., CVPR 2023) with the optional cross-modality attention of CMA (Chu et al., ACCV
+2024); see docs/weak-rec.md. Anchors and sentences are projected into one space, and the anchor with
+the highest dot product is the answer. Where a detector has classes, the probability that the
+sentence names the anchor's class is added to the product.
+"""
+
+# Shapes: B photos, A anchors, K chosen anchors, N sentences, C features, D dimension
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from reir.config import StrictConfig
+from reir.models.weak_rec.anchors import Anchors, AnchorSource
+from reir.models.weak_rec.cross_attention import CrossModalityAttention
+
+
+class WeakRecConfig(StrictConfig):
+    """The hyperparameters of the model; stored in `config.json` of a checkpoint.
+
+    Attributes:
+        anchors: "candidates" of `clare-nano`, or the cells of the published "yolov3".
+        language: "phrase" of a frozen sentence encoder, or the published "gru" over words.
+        dim: D.
+        num_anchors: anchors of a photo to choose among, by confidence; RefCLIP has 17, a tenth of
+            its cells.
+        attention: whether the sentence changes the anchors' features before they are compared.
+        paper_parity: behave as the released code does (docs/weak-rec.md).
+        class_weight: weight of the class probability in the score; 0 for none, as published.
+        anchor_dropout, text_dropout: of features, in training.
+        max_words: longer sentences are truncated; for "gru" only.
+    """
+
+    anchors: Literal["candidates", "yolov3"] = "candidates"
+    language: Literal["phrase", "gru"] = "phrase"
+    dim: int = Field(512, ge=8, multiple_of=8)
+    num_anchors: int = Field(10, ge=1)
+    attention: bool = False
+    paper_parity: bool = False
+    class_weight: float = Field(3.0, ge=0)
+    anchor_dropout: float = Field(0.5, ge=0, lt=1)
+    text_dropout: float = Field(0.5, ge=0, lt=1)
+    max_words: int = Field(15, ge=1)
+
+
+class Language(Protocol):
+    """Encodes sentences; what is loaded of a sentence is separate, so it can be cached."""
+
+    @property
+    def width(self) -> int:
+        """C, the number of features of a sentence."""
+        ...
+
+    def load(self, sentences: Sequence[str]) -> Tensor:
+        """Return what `forward` needs of some sentences, with one row for each."""
+        ...
+
+    def __call__(self, loaded: Tensor) -> Tensor:
+        """(N, ...) loaded sentences -> (N, C) features."""
+        ...
+
+    def classes(self, loaded: Tensor) -> Tensor:
+        """(N, ...) loaded sentences -> (N, classes) probability that each class is named."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedSentences:
+    """N sentences.
+
+    Attributes:
+        features: (N, C), with which attention changes the anchors.
+        vectors: (N, D') to compare with anchors.
+    """
+
+    features: Tensor
+    vectors: Tensor
+
+
+class WeakRec(nn.Module):
+    """Anchors and sentences -> vectors whose dot product is the score.
+
+    Args:
+        config: hyperparameters.
+        source: of the anchors.
+        language: encoder of the sentences.
+    """
+
+    def __init__(
+        self, config: WeakRecConfig, source: AnchorSource, language: Language
+    ) -> None:
+        super().__init__()
+        self.config, self.source, self.language = config, source, language
+        self.drop_anchors = nn.Dropout(config.anchor_dropout)
+        self.drop_texts = nn.Dropout(config.text_dropout)
+        self.attention = (
+            CrossModalityAttention(
+                source.width, language.width, width=config.dim, paper_parity=config.paper_parity
+            )
+            if config.attention
+            else None
+        )
+        self.project_anchors = None if self.attention else nn.Linear(source.width, config.dim)
+        self.project_texts = nn.Linear(language.width, config.dim)
+        if config.class_weight:
+            # At first, the class alone decides; random vectors would only add noise to it.
+            nn.init.zeros_(self.project_texts.weight)
+            nn.init.zeros_(self.project_texts.bias)
+
+    def anchors(self, inputs: Mapping[str, Tensor]) -> Anchors:
+        """Return the anchors of photos among which sentences choose."""
+        return self.source(inputs).most_confident(self.config.num_anchors)
+
+    def encode_sentences(self, loaded: Tensor) -> EncodedSentences:
+        """Encode N loaded sentences."""
+        features_NC = self.drop_texts(self.language(loaded))
+        vectors_ND = self.project_texts(features_NC)
+        if self.config.class_weight:
+            named = self.config.class_weight * self.language.classes(loaded)
+            vectors_ND = torch.cat([vectors_ND, named], dim=-1)
+        return EncodedSentences(features_NC, vectors_ND)
+
+    def encode_anchors(self, found: Anchors, sentences: EncodedSentences) -> Tensor:
+        """(B, A, D') vectors of anchors, as the sentence at the same place sees them.
+
+        Without attention, they do not depend on the sentence.
+        """
+        features_BAC = self.drop_anchors(found.features)
+        if self.attention is not None:
+            vectors_BAD = self.attention(features_BAC, sentences.features, found.valid)
+        else:
+            assert self.project_anchors is not None
+            vectors_BAD = self.project_anchors(features_BAC)
+        if self.config.class_weight:
+            vectors_BAD = torch.cat([vectors_BAD, found.class_scores], dim=-1)
+        return vectors_BAD
+
+    def score(self, found: Anchors, loaded: Tensor) -> Tensor:
+        """(B, A) score of each anchor for the sentence at the same place; padding has -inf.
+
+        Args:
+            found: anchors of B photos.
+            loaded: B loaded sentences.
+        """
+        sentences = self.encode_sentences(loaded)
+        vectors_BAD = self.encode_anchors(found, sentences)
+        scores_BA = torch.einsum("bad,bd->ba", vectors_BAD, sentences.vectors)
+        return scores_BA.masked_fill(~found.valid, -torch.inf)

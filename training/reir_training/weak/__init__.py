@@ -1,0 +1,1 @@
+"""Training of the weakly supervised model: photos and sentences, without boxes."""

@@ -1,0 +1,74 @@
+"""Builds the `WeakRec` to train, from its frozen parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from reir.errors import ConfigError
+from reir.models.nano.model import ClareNano
+from reir.models.weak_rec.anchors import AnchorSource, CandidateAnchors, FrozenParts
+from reir.models.weak_rec.cells import CellAnchors
+from reir.models.weak_rec.model import Language, WeakRec
+from reir.models.weak_rec.phrases import PhraseLanguage
+from reir.models.weak_rec.vocabulary import build_vocabulary, load_glove
+from reir.models.weak_rec.words import WordLanguage
+from reir.models.weak_rec.yolov3_weights import load_yolov3
+from reir_training.config import NanoTrainConfig
+from reir_training.nano.initialization import Tokenizer, start_model
+from reir_training.weak.config import WeakTrainConfig
+
+
+def start_weak_rec(config: WeakTrainConfig, init: Path | None, sentences: Sequence[str]) -> WeakRec:
+    """Build a model whose trained parts are random.
+
+    Args:
+        config: settings of the run.
+        init: checkpoint of the `clare-nano` that has the frozen parts; None for `config.weights`.
+        sentences: those of all splits, for the vocabulary.
+
+    Raises:
+        ConfigError: a setting that the model needs is missing.
+        CheckpointError: the weights of a part are missing or do not fit.
+    """
+    source, language = _source(config, init), _language(config, init, sentences)
+    # All workers must start from the same random weights, and a repeated run too.
+    torch.manual_seed(config.optimization.seed)
+    return WeakRec(config.model, source, language)
+
+
+def start_nano(config: WeakTrainConfig, init: Path | None) -> tuple[ClareNano, Tokenizer]:
+    """Return the `clare-nano` whose frozen parts the model uses, and its tokenizer.
+
+    Raises:
+        ConfigError: there is neither a checkpoint nor a folder of weights.
+        CheckpointError: the weights of a part are missing or do not fit.
+    """
+    if init is None and config.weights is None:
+        raise ConfigError(
+            f"anchors: {config.model.anchors} with language: {config.model.language} needs parts "
+            f"of a clare-nano: give its checkpoint with --init, or set `weights` to the folder of "
+            f"the published weights of its parts"
+        )
+    return start_model(NanoTrainConfig(data=config.data, weights=config.weights or Path()), init)
+
+
+def _source(config: WeakTrainConfig, init: Path | None) -> AnchorSource:
+    if config.model.anchors == "candidates":
+        return CandidateAnchors(FrozenParts.of(start_nano(config, init)[0]))
+    if config.yolov3 is None:
+        raise ConfigError("anchors: yolov3 needs `yolov3`: the file with the weights of YOLOv3")
+    return CellAnchors(load_yolov3(config.yolov3, paper_parity=config.model.paper_parity))
+
+
+def _language(config: WeakTrainConfig, init: Path | None, sentences: Sequence[str]) -> Language:
+    if config.model.language == "phrase":
+        nano, tokenizer = start_nano(config, init)
+        return PhraseLanguage(nano.text.tower, tokenizer)
+    if config.word_vectors is None:
+        raise ConfigError("language: gru needs `word_vectors`: a text file of GloVe")
+    vocabulary = build_vocabulary(sentences)
+    vectors = load_glove(config.word_vectors, vocabulary)
+    return WordLanguage(vocabulary, vectors, config.model.max_words)
