@@ -4,6 +4,8 @@ grounding-dino:IDEA-Research/grounding-dino-tiny    GroundingDINO or MM-Groundin
                                                     name or directory
 piza:DIR                                            adapters written by `reir train --preset piza`,
                                                     which zoom in on small instances
+weak:DIR                                            model that was trained without boxes, by
+                                                    `reir train --preset weak-rec`
 """
 
 from __future__ import annotations
@@ -61,8 +63,15 @@ def _load_piza(source: str) -> ExpressionLocalizer:
     return load_zooming_localizer(source)
 
 
+def _load_weak(source: str) -> ExpressionLocalizer:
+    from reir.models.weak_rec.localizer import load_weak_localizer
+
+    return load_weak_localizer(source)
+
+
 # At the end of the module, because it refers to the functions above.
 KINDS: Mapping[str, Callable[[str], ExpressionLocalizer]] = {
     "grounding-dino": _load_grounding_dino,
     "piza": _load_piza,
+    "weak": _load_weak,
 }

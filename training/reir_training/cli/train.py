@@ -22,7 +22,7 @@ Output = Annotated[
     Path, typer.Option(help="Output folder. A run with the same folder resumes there.")
 ]
 Preset = Annotated[
-    str, typer.Option(help="Model to train: clare-nano, clare-base, clare-large or piza.")
+    str, typer.Option(help="Model to train: clare-nano, clare-base, clare-large, piza or weak-rec.")
 ]
 Method = Annotated[
     str | None,

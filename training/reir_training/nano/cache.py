@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,11 +23,19 @@ from reir.images.decode import read_image
 from reir.models.nano.candidates import CandidateExtractor
 from reir.models.nano.encoder import fast_dtype
 from reir.models.nano.model import CandidateBatch, ClareNano
-from reir_training.data.examples import TrainPhoto
 
 BATCH = 8
 # The large features; boxes and objectness take little space, so they keep full precision.
 HALF = ("crops", "scene", "class_scores", "detector", "colors")
+
+
+class PhotoFile(Protocol):
+    """A photo, of which only its file counts here."""
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+        ...
 
 
 class FrozenCache:
@@ -57,7 +66,7 @@ class FrozenCache:
         )
 
 
-def fingerprint(model: ClareNano, photos: Sequence[TrainPhoto]) -> str:
+def fingerprint(model: ClareNano, photos: Sequence[PhotoFile]) -> str:
     """Return the name of the cache: a hash of the photos, input settings and frozen weights."""
     config = asdict(model.config)
     inputs = {k: v for k, v in config.items() if k.endswith("_px") or k in _INPUT_SETTINGS}
@@ -82,7 +91,7 @@ _EXTRACTION = 2
 def build_cache(
     root: Path,
     model: ClareNano,
-    photos: Sequence[TrainPhoto],
+    photos: Sequence[PhotoFile],
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Path:
     """Complete the cache, and return its folder for `FrozenCache`.

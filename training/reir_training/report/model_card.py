@@ -21,6 +21,10 @@ CROP_NETWORKS: dict[CropNetworkName, str] = {
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet | Apache-2.0 (Google)",
     "efficientnet_lite2": "EfficientNet-Lite2, ImageNet | Apache-2.0 (Google)",
 }
+ANCHORS = {
+    "candidates": "candidates of clare-nano's detector, which has learned the classes of COCO",
+    "yolov3": "cells of YOLOv3",
+}
 NANO_LIMITS = """\
 * Expressions must be in English.
 * The model indexes at most 30 instances per photo.
@@ -60,6 +64,40 @@ def write_clare_card(folder: Path, about: Mapping[str, Any]) -> None:
         f"| vision and text tower | {towers} |\n| everything else | random weights |\n"
     )
     _write(folder, about["preset"], sources, "", about, CLARE_LIMITS)
+
+
+def write_weak_card(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of a `weak-rec` checkpoint from the metadata in `about`."""
+    settings = about["settings"]
+    (folder / CARD).write_text(
+        f"""\
+# weak-rec
+
+A model for referring expression comprehension that was trained without boxes: it chooses the anchor
+of a photo that a sentence describes. Its anchors are the {ANCHORS[settings["model"]["anchors"]]}.
+
+## Training
+
+The training set has {about["photos"]} photos and {about["expressions"]} sentences about
+{about["items"]} instances; another {about["held_out_photos"]} photos are held out. The run took
+{about["hours"]} hours and {about["steps"]} steps of
+{settings["optimization"]["photos_per_batch"]} instances.
+
+## Held-out photos
+
+`p50` is the share of sentences (percent) whose best box has an IoU above .5 with the true one.
+
+| figure | value |
+|---|---|
+{_metrics(about)}
+
+## Limits
+
+* Sentences must be in English.
+* It always gives an answer, even if the photo does not show what the sentence describes.
+""",
+        encoding="utf-8",
+    )
 
 
 def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:

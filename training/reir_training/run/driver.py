@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +30,11 @@ from reir_training.config import (
 from reir_training.run.num_workers import NumWorkers, check_shares
 from reir_training.run.schedule import QUERY_ZOOM, RERANK, check_stage
 from reir_training.run.storage import METRICS, open_checked_storage
+from reir_training.weak.config import WeakTrainConfig
+
+if TYPE_CHECKING:
+    from reir.models.nano.model import ClareNano
+    from reir_training.nano.cache import PhotoFile
 
 POLL_S = 1.0
 ANNOTATIONS = "annotations"
@@ -82,6 +88,8 @@ def run(  # noqa: PLR0913 - most are keyword-only
         cache = (output / ANNOTATIONS).resolve()
         if isinstance(config, NanoTrainConfig):
             cache = _cache(config, output, stage, init, bars).resolve()
+        if isinstance(config, WeakTrainConfig) and config.model.anchors == "candidates":
+            cache = _anchor_cache(config, output, init, bars).resolve()
         _log_start(output / METRICS)
         # The first worker may run on another node, and gets the log from the storage.
         if remote is not None:
@@ -127,6 +135,9 @@ def with_absolute_paths(config: AnyConfig) -> AnyConfig:
     changes: dict[str, Any] = {"data": data, "evaluation": evaluation}
     if isinstance(config, NanoTrainConfig):
         changes["weights"] = config.weights.resolve()
+    if isinstance(config, WeakTrainConfig):
+        paths = {name: getattr(config, name) for name in ("weights", "yolov3", "word_vectors")}
+        changes |= {name: path.resolve() for name, path in paths.items() if path is not None}
     if isinstance(config, ClareTrainConfig):
         if config.tokenizer is not None:
             changes["tokenizer"] = config.tokenizer.resolve()
@@ -149,7 +160,6 @@ def _cache(
     # Computed before the workers start, because each of them would compute all of it. The imports
     # are here, because the published CLARE needs none of these modules in the driver.
     from reir_training.data.leakage import training_photos
-    from reir_training.nano.cache import build_cache
     from reir_training.nano.initialization import start_model
     from reir_training.query_zoom.task import build_zoom_cache
     from reir_training.rerank.task import load_rerank_data
@@ -164,13 +174,33 @@ def _cache(
         )
         return root
     model, _ = start_model(config, init)
-    task = bars.add_task("caching the frozen part", total=len(photos), note="photos")
-    folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
-    bars.update(task, completed=len(photos))
+    folder = _run_frozen_part(root, model, photos, bars)
     if stage == RERANK:
         assert init is not None
         bars.add_task("encoding with the dual stream", total=None, note="photos and expressions")
         load_rerank_data(config, photos, cache=folder, init=init)
+    return folder
+
+
+def _anchor_cache(config: WeakTrainConfig, output: Path, init: Path | None, bars: Progress) -> Path:
+    """Compute the candidates that are the anchors, and return their folder."""
+    from reir_training.weak.data import read_weak_photos
+    from reir_training.weak.start import start_nano
+
+    nano, _ = start_nano(config, init)
+    photos = read_weak_photos(config).files
+    return _run_frozen_part(config.cache or output / "cache", nano, photos, bars)
+
+
+def _run_frozen_part(
+    root: Path, model: ClareNano, photos: Sequence[PhotoFile], bars: Progress
+) -> Path:
+    """Run the frozen part of a `clare-nano` on photos, and return the folder of its output."""
+    from reir_training.nano.cache import build_cache
+
+    task = bars.add_task("caching the frozen part", total=len(photos), note="photos")
+    folder = build_cache(root, model, photos, lambda done, _: bars.update(task, completed=done))
+    bars.update(task, completed=len(photos))
     return folder
 
 

@@ -12,7 +12,7 @@ from reir.errors import ConfigError
 from reir_training.config import Schedule
 
 Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom"]
-PIZA = "piza"
+PIZA, WEAK_REC = "piza", "weak-rec"
 RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
 ADDED_PARTS: Mapping[str, str] = {
     RERANK: "re-ranker",
@@ -28,14 +28,16 @@ def check_stage(preset: str, stage: str, init: Path | None) -> None:
 
     Raises:
         ConfigError: the stage adds a part to a finished `clare-nano`, but the preset is another one
-            or `init` is missing; or `piza` has no such stage, or does not start from `init`.
+            or `init` is missing; or the preset has no such stage, or does not start from `init`.
     """
     if preset == PIZA and init is not None:
         raise ConfigError(
             f"--preset {PIZA} starts from the base in its settings: remove --init {init}"
         )
-    if preset == PIZA and stage not in ("all", "grounding"):
-        raise ConfigError(f"--preset {PIZA} has a single stage, grounding: remove --stage {stage}")
+    if preset in (PIZA, WEAK_REC) and stage not in ("all", "grounding"):
+        raise ConfigError(
+            f"--preset {preset} has a single stage, grounding: remove --stage {stage}"
+        )
     if stage in ADDED_PARTS and preset != "clare-nano":
         raise ConfigError(f"--stage {stage} requires --preset clare-nano, got {preset!r}")
     if stage in ADDED_PARTS and init is None:

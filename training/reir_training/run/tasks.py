@@ -21,8 +21,10 @@ from reir_training.query_zoom.task import ZoomTask
 from reir_training.rerank.task import RerankTask
 from reir_training.run.schedule import ADDED_PARTS, MASKS, QUERY_ZOOM, RERANK
 from reir_training.run.step_stream import Stream, load_in_process
+from reir_training.weak.config import WeakTrainConfig
+from reir_training.weak.task import WeakTask
 
-AnyTask = NanoTask | ClareTask | PizaTask | RerankTask | MaskTask | ZoomTask
+AnyTask = NanoTask | ClareTask | PizaTask | WeakTask | RerankTask | MaskTask | ZoomTask
 PARTS: Mapping[str, type[RerankTask | MaskTask | ZoomTask]] = {
     RERANK: RerankTask,
     MASKS: MaskTask,
@@ -50,8 +52,9 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
         stage: stage of the run; "rerank", "masks" and "query-zoom" train another part than the
             model itself.
         init: checkpoint directory to start from; `piza` starts from its base.
-        cache: for `clare-nano`, folder with the output of its frozen part; for other models, folder
-            in which workers share the annotations, or None to keep them in memory.
+        cache: for `clare-nano` and for anchors from it, folder with the output of its frozen part;
+            for other models, folder in which workers share the annotations, or None to keep them in
+            memory.
         photos: for `clare-nano`, photos in the order of the cache; None for all photos of the run.
         rank, world_size: rank of this worker, and number of workers.
         stream: loads the steps, possibly ahead of time. `clare-nano` reads its steps from the cache
@@ -69,6 +72,10 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
         return NanoTask(config, known, cache=cache, init=init, rank=rank, world_size=world_size)
     if isinstance(config, PizaTrainConfig):
         return PizaTask(config, rank=rank, world_size=world_size, cache=cache, stream=stream)
+    if isinstance(config, WeakTrainConfig):
+        return WeakTask(
+            config, init=init, cache=cache, rank=rank, world_size=world_size, stream=stream
+        )
     assert isinstance(config, ClareTrainConfig)
     return ClareTask(
         preset,

@@ -40,6 +40,8 @@ LOCAL_PATHS = {
     "tokenizer",
     "towers",
     "base",
+    "yolov3",
+    "word_vectors",
 }
 """Settings with paths on this machine, which are not saved in the checkpoint."""
 

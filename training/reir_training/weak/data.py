@@ -18,12 +18,72 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reir.records import FloatArray
 from reir_training.clare.data import Arrays
+from reir_training.config import DataConfig
+from reir_training.data.examples import TrainPhoto
 from reir_training.data.sampling import Sampler, Step, TaskStream
-from reir_training.data.sentence_groups import PhotoSentences
+from reir_training.data.sentence_groups import PhotoSentences, read_run_sentences
 
 ITEM = "item"
 """The name of the only task."""
+
+
+@dataclass(frozen=True)
+class WeakPhotos:
+    """The photos of a run. A row is a place in `files`.
+
+    Attributes:
+        train: photos to learn from, without boxes.
+        held_out: photos to validate with.
+    """
+
+    train: Sequence[PhotoSentences]
+    held_out: Sequence[TrainPhoto]
+
+    @property
+    def files(self) -> list[PhotoSentences | TrainPhoto]:
+        """The training photos, then the held-out photos."""
+        return [*self.train, *self.held_out]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The sentences of the training photos."""
+        return [text for photo in self.train for group in photo.groups for text in group]
+
+    def known(self) -> list[KnownSentence]:
+        """Return the sentences of the held-out photos with what they describe."""
+        return [
+            KnownSentence(len(self.train) + row, each.text, photo.boxes[each.box], each.kind)
+            for row, photo in enumerate(self.held_out)
+            for each in photo.expressions
+        ]
+
+
+def read_weak_photos(config: DataConfig) -> WeakPhotos:
+    """Read the photos of a run.
+
+    Raises:
+        DataError: as `read_run_sentences`.
+    """
+    return WeakPhotos(*read_run_sentences(config))
+
+
+@dataclass(frozen=True)
+class KnownSentence:
+    """A sentence with what it describes.
+
+    Attributes:
+        photo: row of the photo.
+        text: the sentence.
+        box: (4,) true box, xyxy in [0, 1].
+        kind: as in `TrainExpression`.
+    """
+
+    photo: int
+    text: str
+    box: FloatArray
+    kind: str
 
 
 class PhotoInputs(Protocol):
@@ -69,9 +129,9 @@ class WeakData:
     """The items of a set of photos; loads the steps of a run from them.
 
     Args:
-        photos: photos in the order of `inputs`; those of other splits than "train" are not used.
-        inputs: loads photos.
-        sentences: loaded sentences of all photos, in the order of photos and groups.
+        photos: training photos.
+        inputs: loads photos, given their rows in `photos`.
+        sentences: loaded sentences of the photos, in their order.
         sentences_per_item: S.
         batch_size: items per step, over all workers.
         seed: random seed.
@@ -97,8 +157,7 @@ class WeakData:
         first = 0
         for row, photo in enumerate(photos):
             for group in photo.groups:
-                if photo.split == "train":
-                    self.items.append((row, tuple(range(first, first + len(group)))))
+                self.items.append((row, tuple(range(first, first + len(group)))))
                 first += len(group)
         self.sampler = Sampler(
             [TaskStream(ITEM, np.zeros(len(self.items), bool), batch_size, seed)]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from reir.losses import anchor_contrast, equivariance, false_negative_suppression
 from reir.models.weak_rec.model import WeakRec
-from reir_training.config import WeakLossWeights
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Stage
+from reir_training.weak.config import WeakLossWeights
 from reir_training.weak.data import WeakBatch
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from reir.errors import ConfigError
 from reir.models.nano.model import ClareNano
@@ -17,7 +18,7 @@ from reir.models.weak_rec.vocabulary import build_vocabulary, load_glove
 from reir.models.weak_rec.words import WordLanguage
 from reir.models.weak_rec.yolov3_weights import load_yolov3
 from reir_training.config import NanoTrainConfig
-from reir_training.nano.initialization import Tokenizer, start_model
+from reir_training.nano.initialization import start_model
 from reir_training.weak.config import WeakTrainConfig
 
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reir.images.decode import read_image
 from reir.losses import pairwise_iou
-from reir.models.weak_rec.anchors import CandidateAnchors
+from reir.models.nano.model import CandidateBatch
+from reir.models.weak_rec.anchors import AnchorSource, CandidateAnchors
 from reir.models.weak_rec.checkpoint import save_weak_rec
 from reir.models.weak_rec.model import WeakRec
 from reir.models.weak_rec.phrases import PhraseLanguage
-from reir_training.data.sentence_groups import PhotoSentences, SentencePhotos
 from reir_training.nano.cache import FrozenCache
+from reir_training.report.model_card import write_weak_card
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Epoch, Stage
 from reir_training.run.step_stream import Load, StepStream, Stream, load_in_process, load_share
 from reir_training.weak.config import WeakTrainConfig
-from reir_training.weak.data import PhotoInputs, WeakBatch, WeakData
+from reir_training.weak.data import (
+    KnownSentence,
+    PhotoInputs,
+    WeakBatch,
+    WeakData,
+    read_weak_photos,
+)
 from reir_training.weak.objective import WeakObjective
 from reir_training.weak.start import start_weak_rec
 
@@ -36,22 +45,22 @@ class WeakTask:
 
     Args:
         config: settings of the run.
-        data: photos, their sentences, and the boxes to validate with.
         init: checkpoint of the `clare-nano` with the frozen parts; None for published weights.
-        cache: folder of the complete `FrozenCache` of the photos; None if the anchors are no
-            candidates of `clare-nano`.
+        cache: folder of the complete `FrozenCache` of the photos, if the anchors are candidates of
+            `clare-nano`; else it is not used.
         rank, world_size: rank of this worker, and number of workers.
         stream: loads the steps, possibly ahead of time; cached photos need none.
 
     Raises:
-        ConfigError: a setting is missing, or there are no sentences.
+        ConfigError: a setting is missing.
+        DataError: the data cannot be read, has no sentences, or contains photos of an evaluation
+            set.
         CheckpointError: the weights of a part are missing or do not fit.
     """
 
     def __init__(  # noqa: PLR0913 - most are keyword-only
         self,
         config: WeakTrainConfig,
-        data: SentencePhotos,
         *,
         init: Path | None,
         cache: Path | None,
@@ -60,20 +69,23 @@ class WeakTask:
         stream: Stream = load_in_process,
     ) -> None:
         settings = config.optimization
-        self._config, self._data = config, data
+        photos = read_weak_photos(config)
+        self._config, self._photos = config, photos
         self._place = (rank, world_size, settings.accumulate_steps)
-        sentences = [each for photo in data.photos for group in photo.groups for each in group]
-        self.model = start_weak_rec(config, init, sentences)
-        loaded = self.model.language.load(sentences)
+        known = [each.text for each in photos.known()]
+        self.model = start_weak_rec(config, init, [*photos.sentences, *known])
+        loaded = self.model.language.load(photos.sentences)
         self._inputs: PhotoInputs
-        if cache is None:
-            self._inputs = PhotoFiles(data.photos, self.model)
-        else:
+        if config.model.anchors == "candidates":
+            # The driver builds the cache before it starts the workers.
+            assert cache is not None
             self._inputs, stream = CachedCandidates(cache), load_in_process
+        else:
+            self._inputs = PhotoFiles([each.path for each in photos.files], self.model.source)
         self._fit(loaded)
         self._stream = StepStream(stream, settings.accumulate_steps)
         self._batches = WeakData(
-            data.photos,
+            photos.train,
             self._inputs,
             loaded,
             sentences_per_item=config.sentences_per_item,
@@ -114,7 +126,7 @@ class WeakTask:
         was_training = self.model.training
         self.model.eval()
         try:
-            return localization_accuracy(self.model, self._data.held_out, self._inputs)
+            return localization_accuracy(self.model, self._photos.known(), self._inputs)
         finally:
             self.model.train(was_training)
 
@@ -125,14 +137,12 @@ class WeakTask:
 
     def about(self) -> dict[str, Any]:
         """Return metadata for the checkpoint: the size of the training data."""
-        train = [photo for photo in self._data.photos if photo.split == TRAIN]
-        groups = [group for photo in train for group in photo.groups]
         return {
             "preset": "weak-rec",
-            "photos": len(train),
-            "items": len(groups),
-            "expressions": sum(map(len, groups)),
-            "held_out_expressions": len(self._data.held_out),
+            "photos": len(self._photos.train),
+            "items": len(self._batches.items),
+            "expressions": len(self._photos.sentences),
+            "held_out_photos": len(self._photos.held_out),
         }
 
     def _loader(self, num_parts: int) -> Load:  # noqa: ARG002 - the same for any number
@@ -143,8 +153,8 @@ class WeakTask:
         if isinstance(self.model.language, PhraseLanguage):
             self.model.language.fit(loaded)
         if isinstance(self.model.source, CandidateAnchors):
-            train = [i for i, photo in enumerate(self._data.photos) if photo.split == TRAIN]
-            found = self._inputs(train[:: max(1, len(train) // FIT_PHOTOS)])
+            rows = range(len(self._photos.train))
+            found = self._inputs(rows[:: math.ceil(len(rows) / FIT_PHOTOS)])
             self.model.source.fit(CandidateBatch(**found))
 
 
@@ -167,12 +177,12 @@ class PhotoFiles:
     """Reads photos from their files.
 
     Args:
-        photos: all photos.
+        paths: of all photos.
         source: prepares the pixels.
     """
 
-    def __init__(self, photos: Sequence[PhotoSentences], source: AnchorSource) -> None:
-        self._photos, self._source = photos, source
+    def __init__(self, paths: Sequence[Path], source: AnchorSource) -> None:
+        self._paths, self._source = paths, source
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Load some photos.
@@ -180,12 +190,12 @@ class PhotoFiles:
         Raises:
             ImageError: a photo cannot be decoded.
         """
-        return self._source.load([read_image(self._photos[row].path) for row in rows])
+        return self._source.load([read_image(self._paths[row]) for row in rows])
 
 
 @torch.no_grad()
 def localization_accuracy(
-    model: WeakRec, sentences: Sequence[HeldOutSentence], inputs: PhotoInputs
+    model: WeakRec, sentences: Sequence[KnownSentence], inputs: PhotoInputs
 ) -> dict[str, float]:
     """Return the share of sentences whose best box has an IoU above .5 (docs/weak-rec.md).
 
@@ -195,8 +205,8 @@ def localization_accuracy(
         inputs: loads the photos.
 
     Returns:
-        Percentages: p50 of all sentences; p50_long and p50_short where there are such sentences.
-        Empty without sentences.
+        Percentages: p50 of all sentences, and p50_long and p50_short of those of that kind. Empty
+        without sentences.
     """
     hits: dict[str, list[bool]] = {}
     device = next(model.parameters()).device
@@ -210,6 +220,6 @@ def localization_accuracy(
         overlap = pairwise_iou(boxes, torch.from_numpy(np.stack([s.box for s in some]))).diagonal()
         for each, iou in zip(some, overlap.tolist(), strict=True):
             # Strictly above, as in the released evaluation.
-            for name in ("p50", f"p50_{each.kind}") if each.kind in KINDS else ("p50",):
+            for name in ("p50", f"p50_{each.kind}"):
                 hits.setdefault(name, []).append(iou > 0.5)
     return {name: round(100 * float(np.mean(each)), 2) for name, each in hits.items()}

@@ -171,9 +171,17 @@ class CandidateAnchors(nn.Module):
 
     @staticmethod
     def features(found: CandidateBatch) -> Tensor:
-        """(B, A, F) features of the crop, of the detector, and of the position in the photo."""
+        """(B, A, F) features of the crop, of the detector, and of the position in the photo.
+
+        Each is the difference from the mean of the photo's candidates. What all of them have in
+        common tells photos apart, but not the instances of a photo. With it, the contrast across
+        photos would learn the scene instead of the instance (docs/LOG.md, 2026-11-25).
+        """
         place = box_geometry(found.boxes, found.objectness, found.aspect)
-        return torch.cat([found.crops, found.detector, place], dim=-1)
+        features = torch.cat([found.crops, found.detector, place], dim=-1)
+        valid = found.valid[..., None].to(features.dtype)
+        mean = (features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+        return (features - mean) * valid
 
     def _extractor(self) -> CandidateExtractor:
         # Built at first use and kept out of the module's state: an engine is no weight.

@@ -37,9 +37,7 @@ class CellAnchors(nn.Module):
     def load(self, photos: Sequence[RgbImage]) -> dict[str, Tensor]:
         """Return the letter-boxed photos, (B, S, S, 3) uint8, and where each lies, (B, 5)."""
         boxed = [letter_box(photo) for photo in photos]
-        places = [
-            (p.side_px, p.left_px, p.top_px, p.width_px, p.height_px) for _, p in boxed
-        ]
+        places = [(p.side_px, p.left_px, p.top_px, p.width_px, p.height_px) for _, p in boxed]
         return {
             "squares": torch.from_numpy(np.stack([square for square, _ in boxed])),
             "places": torch.tensor(places),

@@ -67,11 +67,12 @@ class CrossModalityAttention(nn.Module):
         self.film = Film(text_width, width, paper_parity=paper_parity)
         self.anchors_to_film = Attention(width, num_heads, paper_parity=paper_parity)
         self.film_feedforward = feedforward(width)
-        self.attention_gate = nn.Parameter(torch.zeros(()))
-        self.feedforward_gate = nn.Parameter(torch.zeros(()))
-        self.film_gate = nn.Parameter(torch.tensor(FILM_GATE))
-        self.film_attention_gate = nn.Parameter(torch.zeros(()))
-        self.film_feedforward_gate = nn.Parameter(torch.zeros(()))
+        # Of one element each, because DeepSpeed cannot broadcast scalars.
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.feedforward_gate = nn.Parameter(torch.zeros(1))
+        self.film_gate = nn.Parameter(torch.tensor([FILM_GATE]))
+        self.film_attention_gate = nn.Parameter(torch.zeros(1))
+        self.film_feedforward_gate = nn.Parameter(torch.zeros(1))
 
     def forward(
         self, anchors_BAC: Tensor, text_BT: Tensor, valid_BA: Tensor | None = None

@@ -2,8 +2,8 @@
 
 RefCLIP (Jin et al., CVPR 2023) with the optional cross-modality attention of CMA (Chu et al., ACCV
 2024); see docs/weak-rec.md. Anchors and sentences are projected into one space, and the anchor with
-the highest dot product is the answer. Where a detector has classes, the probability that the
-sentence names the anchor's class is added to the product.
+the highest dot product is the answer. Where the detector has classes, the similarity between the
+sentence and the names of the anchor's classes is added to the product.
 """
 
 # Shapes: B photos, A anchors, K chosen anchors, N sentences, C features, D dimension
@@ -34,7 +34,7 @@ class WeakRecConfig(StrictConfig):
             its cells.
         attention: whether the sentence changes the anchors' features before they are compared.
         paper_parity: behave as the released code does (docs/weak-rec.md).
-        class_weight: weight of the class probability in the score; 0 for none, as published.
+        class_weight: weight of the class similarity in the score; 0 for none, as published.
         anchor_dropout, text_dropout: of features, in training.
         max_words: longer sentences are truncated; for "gru" only.
     """
@@ -68,7 +68,7 @@ class Language(Protocol):
         ...
 
     def classes(self, loaded: Tensor) -> Tensor:
-        """(N, ...) loaded sentences -> (N, classes) probability that each class is named."""
+        """(N, ...) loaded sentences -> (N, classes) similarity to the names of each class."""
         ...
 
 
@@ -94,9 +94,7 @@ class WeakRec(nn.Module):
         language: encoder of the sentences.
     """
 
-    def __init__(
-        self, config: WeakRecConfig, source: AnchorSource, language: Language
-    ) -> None:
+    def __init__(self, config: WeakRecConfig, source: AnchorSource, language: Language) -> None:
         super().__init__()
         self.config, self.source, self.language = config, source, language
         self.drop_anchors = nn.Dropout(config.anchor_dropout)
@@ -135,12 +133,12 @@ class WeakRec(nn.Module):
         """
         features_BAC = self.drop_anchors(found.features)
         if self.attention is not None:
-            vectors_BAD = self.attention(features_BAC, sentences.features, found.valid)
+            vectors_BAD: Tensor = self.attention(features_BAC, sentences.features, found.valid)
         else:
             assert self.project_anchors is not None
             vectors_BAD = self.project_anchors(features_BAC)
         if self.config.class_weight:
-            vectors_BAD = torch.cat([vectors_BAD, found.class_scores], dim=-1)
+            return torch.cat([vectors_BAD, found.class_scores], dim=-1)
         return vectors_BAD
 
     def score(self, found: Anchors, loaded: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ The words after it name other objects. Without boxes, a model cannot learn that 
 sentences, and takes any of the named objects (docs/LOG.md, 2026-11-25).
 """
 
-# Shapes: N sentences, L tokens, C channels, K classes
+# Shapes: N sentences, L tokens, C channels, K classes, W words for classes
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.wrong_words import PERSON, PERSONS
 from reir.models.nano.encoder import TEXT_BATCH, tokenize
 from reir.models.nano.sentence_tower import SentenceTower
 from reir.models.weak_rec.anchors import Standardize
 from reir.text import first_phrase
 
-CLASS_SHARPNESS = 12.0
-"""Multiplies the cosine of a phrase and a class name before the softmax over all class names."""
+CLASS_WORDS = [
+    (i, word)
+    for i, name in enumerate(COCO_CLASSES)
+    for word in (PERSONS if name == PERSON else (name,))
+]
+"""Class and word, for all words that stand for a class. People are hardly ever called "person"."""
 
 
 class PhraseLanguage(nn.Module):
@@ -34,7 +39,7 @@ class PhraseLanguage(nn.Module):
         tokenizer: of the tower, without padding or truncation.
     """
 
-    names: Tensor
+    words: Tensor
     center: Tensor
 
     def __init__(self, tower: SentenceTower, tokenizer: Tokenizer) -> None:
@@ -43,7 +48,7 @@ class PhraseLanguage(nn.Module):
         self.width = tower.width
         self.standardize = Standardize(tower.width)
         self.register_buffer("center", torch.zeros(tower.width))
-        self.register_buffer("names", torch.zeros(len(COCO_CLASSES), tower.width))
+        self.register_buffer("words", torch.zeros(len(CLASS_WORDS), tower.width))
 
     @torch.no_grad()
     def load(self, sentences: Sequence[str]) -> Tensor:
@@ -61,18 +66,22 @@ class PhraseLanguage(nn.Module):
 
     def forward(self, loaded_NC: Tensor) -> Tensor:
         """(N, C) loaded phrases -> (N, C) features."""
-        return self.standardize(loaded_NC)
+        features: Tensor = self.standardize(loaded_NC)
+        return features
 
     @torch.no_grad()
     def fit(self, loaded_NC: Tensor) -> None:
         """Set the buffers from the loaded phrases of the training sentences."""
         self.standardize.fit(loaded_NC)
-        names = F.normalize(self.load([f"the {name}" for name in COCO_CLASSES]), dim=-1)
+        words = F.normalize(self.load([f"the {word}" for _, word in CLASS_WORDS]), dim=-1)
         # All phrases have a common part, which would make all of them look alike.
-        self.center.copy_(names.mean(0))
-        self.names.copy_(F.normalize(names - self.center, dim=-1))
+        self.center.copy_(words.mean(0))
+        self.words.copy_(F.normalize(words - self.center, dim=-1))
 
     def classes(self, loaded_NC: Tensor) -> Tensor:
-        """(N, C) loaded phrases -> (N, K) probability that the phrase names each class of COCO."""
+        """(N, C) loaded phrases -> (N, K) cosine with the most similar word of each class."""
         phrases_NC = F.normalize(F.normalize(loaded_NC, dim=-1) - self.center, dim=-1)
-        return (CLASS_SHARPNESS * phrases_NC @ self.names.T).softmax(-1)
+        cosine_NW = phrases_NC @ self.words.T
+        class_NW = torch.tensor([i for i, _ in CLASS_WORDS], device=cosine_NW.device)
+        best_NK = cosine_NW.new_full((len(cosine_NW), len(COCO_CLASSES)), -1.0)
+        return best_NK.scatter_reduce(1, class_NW.expand_as(cosine_NW), cosine_NW, "amax")
