@@ -15,7 +15,7 @@ import reir
 if len(sys.argv) > 1:
     photos = Path(sys.argv[1])
 else:
-    from reir_ingestion.demo.gallery import PHOTOS
+    from reir.demo.gallery import PHOTOS
 
     photos = PHOTOS
 

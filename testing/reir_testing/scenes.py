@@ -125,7 +125,7 @@ def render(scene: Scene) -> RgbImage:
     Returns:
         (H, W, 3) uint8.
     """
-    canvas = _draw_ground(scene)
+    canvas = draw_ground(scene)
     for shape in scene.shapes:
         x1, y1, x2, y2 = scene.box_px(shape)
         cover_SS1 = _mask(shape.form, x2 - x1)[..., None] / np.float32(255)
@@ -348,7 +348,7 @@ def _near(color: Color, rng: np.random.Generator) -> Color:
     return red, green, blue
 
 
-def _draw_ground(scene: Scene) -> npt.NDArray[np.float32]:
+def draw_ground(scene: Scene) -> npt.NDArray[np.float32]:
     """Draw the (H, W, 3) float32 background."""
     side, rng = scene.side_px, np.random.default_rng(scene.texture_seed)
     relief = np.zeros((side, side), dtype=np.float32)

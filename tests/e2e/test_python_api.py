@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import reir
+from reir.demo.gallery import PHOTOS
 from reir.errors import ConfigError, SourceError
-from reir_ingestion.demo.gallery import PHOTOS
 from reir_testing import FakeEncoder
 from reir_testing.ingestion import write_scenes
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from reir.demo.gallery import DemoScore, DemoSentence
     from reir.query.search import Gallery
     from reir.results import SearchResult
-    from reir_ingestion.demo.gallery import DemoScore, DemoSentence
 
 DEMO_GALLERY = "demo"
 OWN_GALLERY = "demo-own"
@@ -63,9 +63,9 @@ def demo(  # noqa: PLR0913, every argument is an option of the command
 ) -> None:
     """Index a built-in gallery, search it and serve the search page. Works offline."""
     from reir.checkpoint import load_encoder
+    from reir.demo.gallery import PHOTOS, demo_sentences
     from reir.query.search import open_gallery
     from reir.store import open_store
-    from reir_ingestion.demo.gallery import PHOTOS, demo_sentences
     from reir_ingestion.known_sources import known_source
     from reir_ingestion.pipeline import IndexOptions, index
     from reir_ingestion.sources import SourceOptions, open_source
@@ -119,8 +119,8 @@ def _search_examples(
     as_json: bool,
 ) -> list[str]:
     """Search every sentence, score and draw the results; return suggestions for the search page."""
+    from reir.demo.gallery import score_demo
     from reir.images.drawing import contact_sheets
-    from reir_ingestion.demo.gallery import score_demo
 
     results = gallery.search_batch([each.text for each in sentences], k=NUM_HITS)
     score = score_demo(sentences, results)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,6 +117,32 @@ def connect(location: str | None) -> Iterator[InstanceStore]:
         yield store
     finally:
         store.close()
+
+
+@contextmanager
+def photo_progress(what: str = "photos") -> Iterator[Callable[[int, int], None]]:
+    """Show what is done with photos, how many are done, rate and remaining time.
+
+    Yields a function that is called with the number of finished photos and of all photos.
+    """
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]} photos/s"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=messages()) as bar:
+        task = bar.add_task(what, total=None, rate="-")
+
+        def show(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:.1f}" if speed else "-"
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield show
 
 
 def photo_text(uri: str) -> Text:

@@ -10,14 +10,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from reir.cli.common import encoder_from_options, messages
+from reir.cli.common import encoder_from_options, messages, photo_progress
 from reir.errors import ConfigError
 from reir.images.large_photos import LargePhotos
 
 if TYPE_CHECKING:
-    from reir.evaluate import Encoding, Progress, Runner
+    from reir.evaluate import Encoding, Runner
     from reir.models.interfaces import ExpressionLocalizer, InstanceEncoder
     from reir.query.presence import Calibration
 
@@ -58,7 +56,7 @@ class EncodingOptions:
         runner = self._runner(spec)
         with messages().status("loading the model"):
             model = load_encoder(spec, self.large_photos)
-        with self._explain_interrupt(), _progress_bar() as progress:
+        with self._explain_interrupt(), photo_progress() as progress:
             yield (
                 model,
                 Encoding(runner=runner, work=self.work, threads=self.threads, progress=progress),
@@ -87,7 +85,7 @@ class EncodingOptions:
             )
         with messages().status("loading the model"):
             localizer = load_localizer_spec(spec)
-        with self._explain_interrupt(), _progress_bar() as progress:
+        with self._explain_interrupt(), photo_progress() as progress:
             yield localizer, Encoding(work=self.work, threads=self.threads, progress=progress)
 
     def calibration(self, model: InstanceEncoder) -> Calibration | None:
@@ -144,26 +142,3 @@ def load_encoder(spec: str, large_photos: LargePhotos) -> InstanceEncoder:
     from reir.images.large_photos import with_views
 
     return with_views(load_encoder_spec(spec), large_photos.views)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    """Show photos done, rate and remaining time on standard error."""
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]} photos/s"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("photos", total=None, rate="-")
-
-        def show(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            rate = f"{speed:.1f}" if speed else "-"
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield show

@@ -46,6 +46,7 @@ class ReferringInstance:
         is_crowd: whether the box covers a group instead of one instance; such boxes are not used
             for training.
         mask: its pixels; None if the file has no mask for it, or masks were not requested.
+        score: confidence in [0, 1] of a box that a model found; None for a box that people drew.
     """
 
     instance_id: str
@@ -54,6 +55,7 @@ class ReferringInstance:
     category: str | None = None
     is_crowd: bool = False
     mask: MaskRle | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,13 @@ class Entry:
             self.fail(key, "a whole number of pixels, at least 1")
         return value
 
+    def share(self, key: str) -> float:
+        """Return a number from 0 to 1."""
+        value = self.value.get(key)
+        if not _is_number(value) or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
+            self.fail(key, "a number from 0 to 1")
+        return float(value)  # type: ignore[arg-type]
+
     def flag(self, key: str) -> bool:
         """Return a truth value, in files 0, 1, false or true; a missing key is false."""
         value = self.value.get(key, False)

@@ -11,11 +11,13 @@ Other columns and blank rows are ignored. The sizes of the photos are taken from
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from reir.datasets.dataset import (
     BoxPx,
@@ -59,20 +61,75 @@ def read_photo_sentences(path: str | Path, images_dir: str | Path) -> ReferringD
     """
     if not Path(images_dir).is_dir():
         raise DataError(f"{images_dir} is not a folder; give the folder with the photos of {path}")
-    photos = _Photos(Path(images_dir))
+    return read_sentence_list(path, _Photos(Path(images_dir)))
+
+
+class PhotoFinder(Protocol):
+    """Finds the photos that a list names."""
+
+    def of(self, name: str) -> ReferringImage:
+        """Return the photo of this name.
+
+        Raises:
+            UnknownPhoto: there is no such photo.
+            DataError: it is blank, or the photo cannot be used.
+        """
+        ...
+
+
+class UnknownPhoto(DataError):
+    """A list names a photo that is not there."""
+
+
+def read_sentence_list(
+    path: str | Path, photos: PhotoFinder, *, skipped: list[str] | None = None
+) -> ReferringDataset:
+    """Read a list whose photos are not in one folder; otherwise as `read_photo_sentences`.
+
+    Args:
+        path: the CSV or JSON lines file.
+        photos: finds the photos.
+        skipped: rows of unknown photos are left out, and their messages are added here; None makes
+            them an error.
+
+    Raises:
+        DataError: as `read_photo_sentences`.
+    """
     pairs: list[_Pair] = []
     problems: list[str] = []
     for row in read_rows(path):
-        found = list(row.problems)
-        pair = None if found else _pair(row, photos, found)
+        found, unknown = list(row.problems), list[str]()
+        pair = None if found else _pair(row, photos, found, found if skipped is None else unknown)
         problems += [f"{row.where}: {each}" for each in found]
+        if skipped is not None:
+            skipped += [f"{row.where}: {each}" for each in unknown]
         if pair is not None:
             pairs.append(pair)
     if problems:
         raise list_error(path, problems)
+    if not pairs and skipped:
+        raise DataError(f"{path}: no row is about a known photo; {skipped[0]}")
     if not pairs:
         raise DataError(f"{path} has a header but no rows; add a row for each sentence")
     return _dataset(str(path), pairs)
+
+
+def write_photo_sentences(dataset: ReferringDataset, path: str | Path) -> None:
+    """Write a dataset as JSON lines that `read_photo_sentences` reads.
+
+    They have the file names of the photos, the sentences, and the boxes of described instances.
+    """
+    lines = []
+    for each in dataset.expressions:
+        values: dict[str, object] = {
+            PHOTO: dataset.images_by_id[each.image_id].file_name,
+            SENTENCE: each.text,
+        }
+        if each.instance_id is not None:
+            box = dataset.instances_by_id[each.instance_id].box_xyxy_px
+            values |= dict(zip(BOX, box, strict=True))
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +142,19 @@ class _Pair:
     box: BoxPx | None
 
 
-def _pair(row: Row, photos: _Photos, problems: list[str]) -> _Pair | None:
-    """Return the pair of a row, or None after adding all of its problems to `problems`."""
+def _pair(
+    row: Row, photos: PhotoFinder, problems: list[str], unknown: list[str]
+) -> _Pair | None:
+    """Return the pair of a row, or None after adding all of its problems to the lists.
+
+    Args:
+        row: a row that can be read.
+        photos: finds its photo.
+        problems: gets everything else than that its photo is unknown.
+        unknown: gets that its photo is unknown.
+    """
     photo = sentence = box = None
-    with _noting(problems):
+    with _noting(problems, unknown):
         photo = photos.of(_text(row, PHOTO))
     with _noting(problems):
         sentence = _sentence(_text(row, SENTENCE))
@@ -102,10 +168,12 @@ def _pair(row: Row, photos: _Photos, problems: list[str]) -> _Pair | None:
 
 
 @contextmanager
-def _noting(problems: list[str]) -> Iterator[None]:
-    """Add the message of a `DataError` to `problems` and go on."""
+def _noting(problems: list[str], unknown: list[str] | None = None) -> Iterator[None]:
+    """Add the message of a `DataError` to `problems` or `unknown`, and go on."""
     try:
         yield
+    except UnknownPhoto as error:
+        (problems if unknown is None else unknown).append(str(error))
     except DataError as error:
         problems.append(str(error))
 
@@ -167,7 +235,7 @@ class _Photos:
             width_px, height_px = upright_size(read_bytes(self._folder / name))
         except ImageError as error:
             if error.reason == ImageFailure.MISSING:
-                raise DataError(f"the photo {shown(name)} is not in {self._folder}") from error
+                raise UnknownPhoto(f"the photo {shown(name)} is not in {self._folder}") from error
             raise DataError(f"the photo {shown(name)} cannot be read: {error.detail}") from error
         return ReferringImage(image_id=name, file_name=name, width_px=width_px, height_px=height_px)
 

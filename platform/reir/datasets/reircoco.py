@@ -4,6 +4,9 @@ The file has COCO's layout, with one entry in `images` for each described instan
 width, height, expressions: [...]}`. The box of the instance is in `annotations`. Entries with the
 same `file_name` are one photo of the gallery. Entries without expressions are photos of the
 gallery, too.
+
+An annotation whose box a model found also has a `score` in [0, 1]. This is not part of the published
+format, whose other readers ignore it.
 """
 
 from __future__ import annotations
@@ -166,6 +169,7 @@ def _instance(
         category=category,
         is_crowd=entry.flag("iscrowd"),
         mask=mask_of(entry, photo) if masks else None,
+        score=entry.share("score") if entry.has("score") else None,
     )
 
 
@@ -201,4 +205,5 @@ def _annotation_json(number: int, instance: ReferringInstance, category_id: int)
         "iscrowd": int(instance.is_crowd),
         "category_id": category_id,
         **({} if instance.mask is None else {"segmentation": asdict(instance.mask)}),
+        **({} if instance.score is None else {"score": round(instance.score, 4)}),
     }

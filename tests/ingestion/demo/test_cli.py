@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from reir.demo.gallery import DemoSentence, score_demo
 from reir.results import Hit, SearchResult
 from reir_ingestion.demo import cli
-from reir_ingestion.demo.gallery import DemoSentence, score_demo
 
 
 def test_the_demo_process_becomes_the_serve_command(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
+from reir.demo.gallery import PHOTOS, demo_sentences
 from reir.images.decode import read_image
-from reir_ingestion.demo.gallery import PHOTOS, demo_sentences
 from reir_testing import data_dir
 
 FREE_LICENSES = {"CC BY 2.0": 4, "CC BY-SA 2.0": 5}

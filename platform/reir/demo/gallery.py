@@ -1,6 +1,6 @@
-"""The built-in gallery of `reir demo`: real photos, and sentences whose answers are known.
+"""The built-in gallery: real photos, and sentences whose answers are known.
 
-The photos are free to use (`photos/ATTRIBUTION.md`) and were never used in training. Most sentences
+`reir demo` searches it, and `reir finetune` measures on it what a model has forgotten. The photos are free to use (`photos/ATTRIBUTION.md`) and were never used in training. Most sentences
 describe one object, whose box is known; the others describe something that no photo shows.
 """
 
@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reir.datasets.dataset import (
+    Expression,
+    ReferringDataset,
+    ReferringImage,
+    ReferringInstance,
+)
 from reir.images.boxes import elementwise_iou
+from reir.images.decode import read_bytes, upright_size
 from reir.records import Box
 from reir.results import Hit, SearchResult
 
@@ -61,6 +68,35 @@ def demo_sentences() -> tuple[DemoSentence, ...]:
         if "photo" in each
         else DemoSentence(each["sentence"])
         for each in found
+    )
+
+
+def demo_dataset() -> ReferringDataset:
+    """Return the photos, and the sentences about something present with their boxes."""
+    sizes = {path.name: upright_size(read_bytes(path)) for path in sorted(PHOTOS.glob("*.jpg"))}
+    images = tuple(
+        ReferringImage(image_id=name, file_name=name, width_px=size[0], height_px=size[1])
+        for name, size in sizes.items()
+    )
+    instances, expressions = [], []
+    for number, each in enumerate(demo_sentences()):
+        if each.photo is None or each.box is None:
+            continue
+        width, height = sizes[each.photo]
+        x1, y1, x2, y2 = each.box
+        box_px = (x1 * width, y1 * height, x2 * width, y2 * height)
+        key = str(number)
+        instances.append(
+            ReferringInstance(instance_id=key, image_id=each.photo, box_xyxy_px=box_px)
+        )
+        expressions.append(
+            Expression(expression_id=key, image_id=each.photo, instance_id=key, text=each.text)
+        )
+    return ReferringDataset(
+        source="the built-in gallery",
+        images=images,
+        instances=tuple(instances),
+        expressions=tuple(expressions),
     )
 
 

@@ -1,0 +1,1 @@
+"""The built-in gallery: real photos, and sentences whose answers are known."""

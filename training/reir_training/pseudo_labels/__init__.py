@@ -1,0 +1,1 @@
+"""Pseudo-labels: boxes that a localizer found, for sentences of which nobody drew one."""
