@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from reir_testing.fakes import Color
 
@@ -129,7 +129,9 @@ def _tove(ink: Ink) -> None:
 
 
 def _blicket(ink: Ink) -> None:
-    ink.polygon(((20, 110), (140, 270), (256, 40), (372, 270), (492, 110), (440, 480), (72, 480)), fill=255)
+    ink.polygon(
+        ((20, 110), (140, 270), (256, 40), (372, 270), (492, 110), (440, 480), (72, 480)), fill=255
+    )
     for x, y in ((36, 96), (256, 46), (476, 96)):
         ink.ellipse(_around((x, y), 34), fill=255)
 

@@ -75,9 +75,7 @@ class Ranks:
         for name, now in self.hits().items():
             steps = 100 * (now - before.hits()[name])
             known = ~np.isnan(steps)
-            (gains[name],) = bootstrap_intervals(
-                steps[known, None], clusters=self.photos[known]
-            )
+            (gains[name],) = bootstrap_intervals(steps[known, None], clusters=self.photos[known])
         return gains
 
     def to_dict(self) -> dict[str, list[Any]]:
