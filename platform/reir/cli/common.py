@@ -176,3 +176,8 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """Return text with every unprintable character but line breaks escaped, for messages."""
+    return "\n".join(map(printable, text.split("\n")))

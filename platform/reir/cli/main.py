@@ -34,7 +34,7 @@ from reir.cli import (
     schedule,
     search,
 )
-from reir.cli.common import messages, printable
+from reir.cli.common import messages, printable_lines
 from reir.errors import ConfigError, QueryError, ReirError
 from reir.settings import command_defaults
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status; a `ReirError` is printed as one red line."""
+    """Run one command and return its exit status; a `ReirError` is printed in red."""
     try:
         return _invoke(build_app(), _debug_first(arguments))
     except KeyboardInterrupt:
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         if logging.getLogger("reir").isEnabledFor(logging.DEBUG):
             raise
         messages().print(
-            Text.assemble(("error: ", "bold red"), (printable(_message_of(error)), "red")),
+            Text.assemble(("error: ", "bold red"), (printable_lines(_message_of(error)), "red")),
             soft_wrap=True,
         )
         return INVALID_USE if isinstance(error, ConfigError | QueryError) else FAILED

@@ -15,7 +15,7 @@ import pytest
 
 import reir
 from reir.cli import main
-from reir.cli.common import photo_name, printable
+from reir.cli.common import photo_name, printable, printable_lines
 from reir.errors import StoreError
 
 START = [sys.executable, "-c", "from reir.cli.main import main; main()"]
@@ -165,6 +165,20 @@ def test_errors_end_in_one_line(
     assert (captured.out, captured.err) == ("", said)
 
 
+def test_a_list_of_problems_keeps_its_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.csv").write_text("photo,sentence\na.jpg,\nb.jpg,the \x1b cup\n")
+    assert main.run(["eval", "rec", "--annotations", "pairs.csv", "--images", "."]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: pairs.csv has 3 problems, so nothing of it is used:",
+        "  row 2: the photo 'a.jpg' is not in .",
+        "  row 2: the sentence is empty (''); describe one object, e.g. 'the red mug'",
+        "  row 3: the photo 'b.jpg' is not in .",
+    ]
+
+
 def test_a_bug_is_not_hidden(install: Callable[..., None]) -> None:
     install("reir_toy", APP, toy="reir_toy:register")
     with pytest.raises(ZeroDivisionError, match="ours"):
@@ -263,4 +277,5 @@ def test_photos_are_shown_as_paths_that_cannot_steer_the_terminal(
     assert photo_name(f"file://{tmp_path}/a%20b/c.jpg") == "a b/c.jpg"
     assert photo_name("file:///x/%0A%1B%FF.jpg") == "/x/\\n\\x1b\\udcff.jpg"
     assert photo_name("s3://bucket/a%20b.jpg") == "s3://bucket/a%20b.jpg"
-    assert printable("größe \u202e") == "größe \\u202e"
+    assert printable("größe \u202e\n") == "größe \\u202e\\n"
+    assert printable_lines("two\nlines\r\u202e") == "two\nlines\\r\\u202e"

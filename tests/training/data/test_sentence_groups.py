@@ -151,8 +151,10 @@ def write_sentences_format(folder: Path, xywh: Boxes | None) -> DataSource:
         table = csv.writer(file)
         table.writerow(["photo", "sentence", "x1", "y1", "x2", "y2"])
         for photo, number, text in rows():
-            x, y, w, h = xywh[number] if xywh else ("",) * 4
-            box = (x, y, x + w, y + h) if xywh else ("",) * 4
+            box: tuple[float | str, ...] = ("",) * 4
+            if xywh:
+                x, y, w, h = xywh[number]
+                box = (x, y, x + w, y + h)
             table.writerow([f"{photo}.jpg", text, *box])
     return DataSource(format="sentences", path=folder, held_out=1)
 

@@ -63,7 +63,7 @@ def check(
 def _show(report: DataReport) -> None:
     from rich.text import Text
 
-    from reir.cli.common import output, printable
+    from reir.cli.common import output, printable, printable_lines
 
     console = output()
     for each in report.sets:
@@ -75,7 +75,7 @@ def _show(report: DataReport) -> None:
         (report.problems, "problem: ", "bold red"),
     ):
         for line in lines:
-            console.print(Text.assemble((word, style), printable(line)), soft_wrap=True)
+            console.print(Text.assemble((word, style), printable_lines(line)), soft_wrap=True)
     verdict = "ready for training" if report.fit else "not ready for training"
     console.print(Text(verdict, style="bold green" if report.fit else "bold red"))
 

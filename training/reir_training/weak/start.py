@@ -34,10 +34,22 @@ def start_weak_rec(config: WeakTrainConfig, init: Path | None, sentences: Sequen
         ConfigError: a setting that the model needs is missing.
         CheckpointError: the weights of a part are missing or do not fit.
     """
-    source, language = _source(config, init), _language(config, init, sentences)
+    settings = config.model
+    source: AnchorSource
+    language: Language
+    if settings.anchors == "candidates" or settings.language == "phrase":
+        nano, tokenizer = start_nano(config, init)
+    if settings.anchors == "candidates":
+        source = CandidateAnchors(FrozenParts.of(nano))
+    else:
+        source = _cells(config)
+    if settings.language == "phrase":
+        language = PhraseLanguage(nano.text.tower, tokenizer)
+    else:
+        language = _words(config, sentences)
     # All workers must start from the same random weights, and a repeated run too.
     torch.manual_seed(config.optimization.seed)
-    return WeakRec(config.model, source, language)
+    return WeakRec(settings, source, language)
 
 
 def start_nano(config: WeakTrainConfig, init: Path | None) -> tuple[ClareNano, Tokenizer]:
@@ -56,18 +68,13 @@ def start_nano(config: WeakTrainConfig, init: Path | None) -> tuple[ClareNano, T
     return start_model(NanoTrainConfig(data=config.data, weights=config.weights or Path()), init)
 
 
-def _source(config: WeakTrainConfig, init: Path | None) -> AnchorSource:
-    if config.model.anchors == "candidates":
-        return CandidateAnchors(FrozenParts.of(start_nano(config, init)[0]))
+def _cells(config: WeakTrainConfig) -> CellAnchors:
     if config.yolov3 is None:
         raise ConfigError("anchors: yolov3 needs `yolov3`: the file with the weights of YOLOv3")
     return CellAnchors(load_yolov3(config.yolov3, paper_parity=config.model.paper_parity))
 
 
-def _language(config: WeakTrainConfig, init: Path | None, sentences: Sequence[str]) -> Language:
-    if config.model.language == "phrase":
-        nano, tokenizer = start_nano(config, init)
-        return PhraseLanguage(nano.text.tower, tokenizer)
+def _words(config: WeakTrainConfig, sentences: Sequence[str]) -> WordLanguage:
     if config.word_vectors is None:
         raise ConfigError("language: gru needs `word_vectors`: a text file of GloVe")
     vocabulary = build_vocabulary(sentences)

@@ -29,7 +29,7 @@ class WeakRecConfig(StrictConfig):
     Attributes:
         anchors: "candidates" of `clare-nano`, or the cells of the published "yolov3".
         language: "phrase" of a frozen sentence encoder, or the published "gru" over words.
-        dim: D.
+        dim: D; 512 as published.
         num_anchors: anchors of a photo to choose among, by confidence; RefCLIP has 17, a tenth of
             its cells.
         attention: whether the sentence changes the anchors' features before they are compared.
@@ -41,11 +41,11 @@ class WeakRecConfig(StrictConfig):
 
     anchors: Literal["candidates", "yolov3"] = "candidates"
     language: Literal["phrase", "gru"] = "phrase"
-    dim: int = Field(512, ge=8, multiple_of=8)
-    num_anchors: int = Field(10, ge=1)
+    dim: int = Field(128, ge=8, multiple_of=8)
+    num_anchors: int = Field(30, ge=1)
     attention: bool = False
     paper_parity: bool = False
-    class_weight: float = Field(3.0, ge=0)
+    class_weight: float = Field(8.0, ge=0)
     anchor_dropout: float = Field(0.5, ge=0, lt=1)
     text_dropout: float = Field(0.5, ge=0, lt=1)
     max_words: int = Field(15, ge=1)

@@ -50,19 +50,25 @@ class PhraseLanguage(nn.Module):
         self.register_buffer("center", torch.zeros(tower.width))
         self.register_buffer("words", torch.zeros(len(CLASS_WORDS), tower.width))
 
-    @torch.no_grad()
     def load(self, sentences: Sequence[str]) -> Tensor:
-        """Return (N, C) means of the token states of first phrases, as the tower was trained."""
-        device, longest = self.center.device, len(self.tower.positions)
-        parts = [self.center.new_zeros(0, self.width)]
-        phrases = [first_phrase(each) for each in sentences]
+        """Return (N, C) means of the token states of the first phrases; see `means`."""
+        return self.means([first_phrase(each) for each in sentences])
+
+    @torch.no_grad()
+    def means(self, texts: Sequence[str]) -> Tensor:
+        """Return (N, C) means of the token states of texts, as the tower was trained."""
+        # Many sentences begin with the same phrase. In order of length, there is little padding.
+        unique = sorted(set(texts), key=len)
+        places = {text: place for place, text in enumerate(unique)}
         self.tower.eval()
-        for start in range(0, len(phrases), TEXT_BATCH):
-            some = phrases[start : start + TEXT_BATCH]
-            ids_NL, mask_NL = (x.to(device) for x in tokenize(self.tokenizer, some, longest))
+        parts = [self.center.new_zeros(0, self.width)]
+        for start in range(0, len(unique), TEXT_BATCH):
+            some = unique[start : start + TEXT_BATCH]
+            ids_NL, mask_NL = tokenize(self.tokenizer, some, len(self.tower.positions))
+            ids_NL, mask_NL = ids_NL.to(self.center.device), mask_NL.to(self.center.device)
             shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
-            parts.append((self.tower(ids_NL, mask_NL) * shares).sum(1).float())
-        return torch.cat(parts)
+            parts.append((self.tower(ids_NL, mask_NL) * shares).sum(1))
+        return torch.cat(parts)[[places[text] for text in texts]]
 
     def forward(self, loaded_NC: Tensor) -> Tensor:
         """(N, C) loaded phrases -> (N, C) features."""
@@ -75,7 +81,8 @@ class PhraseLanguage(nn.Module):
         self.standardize.fit(loaded_NC)
         words = F.normalize(self.load([f"the {word}" for _, word in CLASS_WORDS]), dim=-1)
         # All phrases have a common part, which would make all of them look alike.
-        self.center.copy_(words.mean(0))
+        named = [i for i, (_, word) in enumerate(CLASS_WORDS) if word in COCO_CLASSES]
+        self.center.copy_(words[named].mean(0))
         self.words.copy_(F.normalize(words - self.center, dim=-1))
 
     def classes(self, loaded_NC: Tensor) -> Tensor:
