@@ -130,12 +130,16 @@ def tiny_weak_rec(**changes: Any) -> WeakRec:
 
 
 def make_random(model: WeakRec) -> None:
-    """Give random values to the trained weights, some of which are zero at first."""
+    """Give random values to the trained weights, some of which are zero at first; open gates."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+                # Sums over many inputs must not grow with their number.
+                scale = 0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+            if name.endswith("_gate"):
+                parameter.fill_(1.0)
 
 
 @lru_cache(maxsize=1)
