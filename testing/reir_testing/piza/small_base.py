@@ -186,10 +186,12 @@ def sentences(shapes: Sequence[SceneShape], rng: np.random.Generator) -> list[li
     photo hardly are in a look at the whole photo, it is the shape that it should be next to.
     """
     short, pairs = phrases(shapes, rng)
-    joined = [(Phrase(" ".join(each.text for each in pair), pair[0].index),) for pair in pairs]
+    joined: list[Grounded] = [
+        (Phrase(" ".join(each.text for each in pair), pair[0].index),) for pair in pairs
+    ]
     present = {f"{shape.color} {shape.form}" for shape in shapes}
     looks = sorted({f"{color} {form}" for color in PALETTE for form in FORMS} - present)
-    unseen = [
+    unseen: list[Grounded] = [
         (Phrase(f"the {looks[int(rng.integers(len(looks)))]} next to {each.text}", each.index),)
         for (each,) in short
     ]
