@@ -180,7 +180,7 @@ def _named(name: str, found: Sequence[Mapping[str, float]]) -> Figures:
     """Return the means of some measurements of a method, and the lowest and the highest mAcc."""
     means = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
     maccs = [each["macc"] for each in found]
-    means |= {"macc_least": min(maccs), "macc_most": max(maccs)} if len(found) > 1 else {}
+    means |= {"macc_least": min(maccs), "macc_most": max(maccs)}
     return {f"piza.{name}.{key}": round(value, 2) for key, value in means.items()}
 
 
