@@ -127,7 +127,7 @@ def settings_of(
             "seed": seed,
             "grounding_epochs": epochs,
             "photos_per_batch": EXPRESSIONS_PER_STEP,
-            "learning_rate": 4e-4,
+            "learning_rate": 5e-4,
             "warmup_steps": 20,
             "step_at": 0.7,
             "max_gradient_norm": 1.0,
