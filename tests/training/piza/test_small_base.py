@@ -71,6 +71,10 @@ def test_all_words_are_known_and_captions_fit(lesson: Lesson) -> None:
         assert captions.input_ids.shape == (1, len(words) + 3)
         assert tokenizer.convert_ids_to_tokens(captions.input_ids[0, 1:-2]) == words
         assert len(scene.ranges) == len(scene.boxes)
+        boxes = np.array(scene.boxes)
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes[:, 2:] <= 1).all()
         for first, last in scene.ranges:
             assert words[first] == "the"
             assert "." not in words[first:last]
