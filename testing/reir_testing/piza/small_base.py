@@ -57,7 +57,7 @@ SCENES_AT_ONCE = 64
 PRIOR_LOGIT = -4.6
 """First logit of every token: a probability of .01, as is usual with the focal loss."""
 STEPS = (900, 600)
-"""Steps on phrases and on sentences, about 12 minutes of one idle core."""
+"""Steps on phrases and on sentences, about ten minutes of one idle core."""
 LEARNING_RATE = 1.5e-3
 WARM_UP, FINAL_DECAY, FINAL_RATE = 200, 0.6, 0.02
 """Steps of warm-up; share of the last steps in which the rate falls, and to which share of it."""
