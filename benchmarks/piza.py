@@ -11,8 +11,8 @@ over the seeds of the adapters. `piza.zoom_ratio` is the mAcc of `piza` divided 
 `adapter`, and `piza.first_look` the share of searches whose first look leads to a part of the photo
 with the target's center.
 
-What is already in `--work` is not trained again. On an idle machine, the base takes about ten minutes,
-and each training of adapters a few.
+What is already in `--work` is not trained again. On an idle machine, the base takes about ten
+minutes, and each training of adapters a few.
 
 The benchmark also kills and resumes a training of a tiny model, compares a step of two workers with
 that of one, and searches the real photos of SOREC in the shared data. The last shows only that the
