@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from reir.errors import DataError
 from reir.images.decode import image_id
 from reir.operations.canary import Canary, add_canaries, canaries_of, read_canaries
 from reir.operations.canary_make import MadeCanaries, add_made_canaries, make_canaries
-from reir.operations.search_log import SearchLog, Verdict, feedback_event
+from reir.operations.feedback import Feedback, Verdict, add_feedback
+from reir.operations.feedback.records import submission
+from reir.operations.search_log import SearchLog
 from reir.query.search import Gallery
 from reir.records import ImageRecord, IndexedImage
 from reir.store import VersionSpec, open_store
-from reir.store.contract import InstanceRow, InstanceStore
+from reir.store.contract import InstanceStore
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.operations.search_logs import event, submit
 
 G, V = "photos", "v1"
 COLORS = ("red", "blue", "green")
@@ -71,23 +75,26 @@ class Users:
         **changes: Any,
     ) -> None:
         photo = image_id(uri(color))
-        row = InstanceRow(f"{photo}#0", photo, uri(color), box, 0.9, 0.2, {})
-        who = {"request_id": "r", "version": V, "tenant": "", **changes}
-        event = feedback_event(verdict, expression, None if verdict == "absent" else row, **who)
-        self._write(event, minute)
+        about: dict[str, Any] = {"image_id": photo, "uri": uri(color), "box": box}
+        said = Feedback(
+            expression=expression,
+            verdict=verdict,
+            time=datetime.fromisoformat(self._time(minute)),
+            **({} if verdict == "absent" else about),
+            **changes,
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        assert add_feedback(self.folder, G, said, submission({}))
 
     def search(self, expression: str, *, minute: int | None = None) -> None:
-        head = feedback_event("absent", expression, None, request_id="r", version=V, tenant="")
-        more: dict[str, Any] = {"k": 10, "where": None, "presence": 0.5, "found": True, "hits": []}
-        self._write({**head, "event": "search", **more}, minute)
+        log = SearchLog(self.folder, 10_000)
+        assert submit(log, {**event(expression), "time": self._time(minute)}).result(20)
+        log.close()
 
-    def _write(self, event: Any, minute: int | None) -> None:
+    def _time(self, minute: int | None) -> str:
         self._minute += 1
         hours, minutes = divmod(self._minute if minute is None else minute, 60)
-        time = f"2026-11-24T{hours:02d}:{minutes:02d}:00.000+00:00"
-        log = SearchLog(self.folder, 10_000)
-        assert log.write(G, {**event, "time": time}).result(20)
-        log.close()
+        return f"2026-11-24T{hours:02d}:{minutes:02d}:00.000+00:00"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from reir.records import ImageRecord
 from reir.store import InstanceStore
 from reir_testing.operations.erased_gallery import GALLERY as G
 from reir_testing.operations.erased_gallery import erase_now, photo, uri
+from reir_testing.operations.search_logs import submit
 
 
 def test_canaries_sources_and_reports_are_cleaned(
@@ -104,7 +105,7 @@ def test_searches_about_a_photo_are_erased(store: InstanceStore, places: ErasePl
         {**search, "expression": "a mug", "hits": [hit(kept)], "where": 'uri == "x"'},
     ]
     log = SearchLog(places.search_log)
-    assert all([log.write(G, each).result() for each in events])
+    assert all([submit(log, each, G).result() for each in events])
     log.close()
     described = Canary(expression="the host", uri=gone.uri)
     queries = [Canary(expression=each) for each in ("the guest", "the HOST", "a dog")]
