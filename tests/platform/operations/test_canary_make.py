@@ -17,7 +17,7 @@ from reir.images.decode import image_id
 from reir.operations.canary import Canary, add_canaries, canaries_of, read_canaries
 from reir.operations.canary_make import MadeCanaries, add_made_canaries, make_canaries
 from reir.operations.feedback import Feedback, Verdict, add_feedback
-from reir.operations.feedback.records import submission
+from reir.operations.feedback.records import new_key, submission
 from reir.operations.search_log import SearchLog
 from reir.query.search import Gallery
 from reir.records import ImageRecord, IndexedImage
@@ -84,7 +84,7 @@ class Users:
             **changes,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        assert add_feedback(self.folder, G, said, submission({}))
+        assert add_feedback(self.folder, G, said, submission({}, new_key()))
 
     def search(self, expression: str, *, minute: int | None = None) -> None:
         log = SearchLog(self.folder, 10_000)

@@ -88,8 +88,8 @@ class Submission:
     content: str
 
 
-def submission(sent: Mapping[str, Any], key: str | None = None) -> Submission:
-    """Return the submission of what was sent, with a new key if there is none.
+def submission(sent: Mapping[str, Any], key: str) -> Submission:
+    """Return the submission of what was sent with a key.
 
     A key in quotes is the same as without, because the header `Idempotency-Key` is a string of
     RFC 8941, which has quotes, but many clients leave them out
@@ -98,8 +98,6 @@ def submission(sent: Mapping[str, Any], key: str | None = None) -> Submission:
     Raises:
         QueryError: see `check_key`.
     """
-    if key is None:
-        key = new_key()
     bare = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
     canonical = json.dumps(sent, sort_keys=True).encode()
     return Submission(key=check_key(bare), content=hashlib.sha256(canonical).hexdigest())

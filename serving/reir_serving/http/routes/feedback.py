@@ -22,7 +22,7 @@ from reir.operations.feedback import (
     add_feedback,
     is_recorded,
 )
-from reir.operations.feedback.records import check_drawn_box, submission, user_of
+from reir.operations.feedback.records import check_drawn_box, new_key, submission, user_of
 from reir.store.contract import InstanceRow
 from reir.text import validate_expression
 from reir_serving.http.endpoint_context import Context, EndpointContext
@@ -73,10 +73,13 @@ _MORE_RESPONSES: dict[int | str, dict[str, Any]] = {
     501: {**PROBLEM_RESPONSES["5XX"], "description": "The server records no feedback."},
 }
 IdempotencyKey = Annotated[
-    str | None,
+    str,
     Header(
+        min_length=1,
+        max_length=257,  # with quotes
+        pattern=r"^[ -~]+$",
         description="Send a new random key with each feedback, and the same key if you send it "
-        "again because the answer did not arrive: it is then recorded once."
+        "again because the answer did not arrive: it is then recorded once.",
     ),
 ]
 
@@ -159,7 +162,7 @@ async def feedback(
     body: FeedbackRequest,
     request: Request,
     context: Context,
-    idempotency_key: IdempotencyKey = None,
+    idempotency_key: IdempotencyKey = "",
 ) -> Response:
     """Record what a user says about the answer to a search.
 
@@ -170,7 +173,7 @@ async def feedback(
     gallery = context.readable(body.gallery)
     _limit_rate(context, request)
     validate_expression(body.expression)
-    sent = submission(body.model_dump(), idempotency_key)
+    sent = submission(body.model_dump(), idempotency_key or new_key())
     user = user_of(context.caller.key_id)
     try:
         # First of all, because a repeated request gets the same answer even if its photo has been
