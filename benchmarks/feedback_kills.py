@@ -3,10 +3,11 @@
     python benchmarks/feedback_kills.py
 
 `reir serve` runs with two replicas that share one search log. Several clients send feedback of all
-verdicts, each with its own expression. Every few seconds SIGKILL ends a randomly chosen replica,
-even if it is the last one. A client that gets no answer sends the same feedback again with the same
-idempotency key, as `reir.Client` does; and some feedback whose answer did arrive is sent once more.
-At the end, what the clients sent is compared with what is in the database.
+verdicts, each with its own expression. Whenever some more feedback is acknowledged, SIGKILL ends a
+randomly chosen replica, even if it is the last one. A client that gets no answer sends the same
+feedback again with the same idempotency key, as `reir.Client` does; and some feedback whose answer
+did arrive is sent once more. At the end, what the clients sent is compared with what is in the
+database.
 
     feedback.missing       feedback that was answered with `recorded: true`, but is not there
     feedback.duplicates    feedback that is there more than once
@@ -44,7 +45,10 @@ from reir.records import Box
 from reir_testing.serving import free_port
 
 REPLICAS, CLIENTS = 2, 4
-EVERY_S = 3.0
+BETWEEN_KILLS = (10, 60)
+"""Range of the number of acknowledged feedback from one kill to the next."""
+
+LAST_S = 3.0
 PATIENCE_S = 120.0
 REPEATED_SHARE = 0.1
 MAX_MINUTES = 9.0
@@ -156,24 +160,26 @@ def kill_replicas(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         threads = [threading.Thread(target=user.run, args=(stop,)) for user in users]
         for thread in threads:
             thread.start()
-        kills = _kill(server, arguments.kills)
-        time.sleep(EVERY_S)
+        kills = _kill(server, users, arguments.kills)
+        time.sleep(LAST_S)
         stop.set()
         for thread in threads:
             thread.join()
     return {"feedback.kills": kills, **compare(users, log)}
 
 
-def _kill(server: Server, number: int) -> int:
+def _kill(server: Server, users: list[User], number: int) -> int:
     """Kill replicas, and return how many."""
-    rng, kills = random.Random(0), 0
+    rng, kills, wanted = random.Random(0), 0, 0
     until_s = time.monotonic() + 60 * MAX_MINUTES
     while kills < number and time.monotonic() < until_s:
-        time.sleep(rng.uniform(0.5, 1.5) * EVERY_S)
-        if alive := server.replicas():
+        time.sleep(0.02)
+        acknowledged = sum(len(user.acknowledged) for user in users)
+        if acknowledged >= wanted and (alive := server.replicas()):
             os.kill(rng.choice(alive), signal.SIGKILL)
             kills += 1
-            print(f"{kills} kills, {len(alive)} replicas were alive", flush=True)
+            wanted = acknowledged + rng.randint(*BETWEEN_KILLS)
+            print(f"{kills} kills, {len(alive)} replicas, {acknowledged} acknowledged", flush=True)
     return kills
 
 
