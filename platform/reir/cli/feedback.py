@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -50,7 +49,7 @@ Folder = Annotated[
 class _GiveUnlessNamed(TyperGroup):
     """A group of commands in which `give` does not have to be written."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert `give` before the name of a gallery."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = [GIVE, *args]

@@ -17,7 +17,7 @@ TODAY = datetime.now(UTC).date().isoformat()
 def event(expression: str = "the red mug", day: str = TODAY) -> Event:
     """Return a search that found nothing."""
     head = {"event": "search", "request_id": "r", "version": "v1", "tenant": ""}
-    found = {"k": 10, "where": None, "presence": 0.5, "found": True, "hits": []}
+    found: dict[str, Any] = {"k": 10, "where": None, "presence": 0.5, "found": True, "hits": []}
     return {"time": f"{day}T12:00:00.000+00:00", **head, "expression": expression, **found}
 
 

@@ -122,15 +122,17 @@ def test_right_and_absent_become_canaries_newest_first(store: InstanceStore, use
     users.say("wrong", "the green one")
     users.say("absent", "a giraffe")
     users.say("right", "the blue one", "blue", (0.1234, 0.0, 0.5, 1.0))
+    users.say("box", "the other green one", "green", RIGHT)
     made = made_of(store, users)
     assert made.present == (
+        right("the other green one", "green", RIGHT),
         right("the blue one", "blue", (0.1234, 0.0, 0.5, 1.0)),
         right("the red one"),
     )
     assert made.absent == (absent("a giraffe"),)
     assert (made.queries, made.num_lost, made.num_of_tenants) == ((), 0, 0)
     answers = Gallery(G, store, FakeEncoder()).search("the red one")
-    assert made.present[1].is_right(answers[0])
+    assert made.present[2].is_right(answers[0])
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,8 @@ def test_right_and_absent_become_canaries_newest_first(store: InstanceStore, use
         ([("right", "blue"), ("right", "red")], right("it")),
         ([("right", "red"), ("right", "blue"), ("wrong", "blue")], right("it")),
         ([("absent", ""), ("right", "red")], right("it")),
+        ([("right", "blue"), ("box", "red")], right("it")),
+        ([("box", "red"), ("absent", "")], absent("it")),
         ([("right", "red"), ("absent", "")], absent("it")),
         ([("absent", ""), ("wrong", "red")], absent("it")),
         ([("absent", ""), ("right", "red"), ("wrong", "red")], absent("it")),
