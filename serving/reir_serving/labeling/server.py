@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import uvicorn
@@ -84,7 +84,8 @@ def run_label_page(  # noqa: PLR0913 - all but the first two are keyword-only
         with socket.create_server((HOST, port)) as bound:
             on_ready(f"http://{HOST}:{bound.getsockname()[1]}{PAGE}")
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-            server.run([bound])
+            with suppress(KeyboardInterrupt):  # which uvicorn raises again after it has stopped
+                server.run([bound])
     return questions.num_answered
 
 

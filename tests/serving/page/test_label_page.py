@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 import urllib.error
@@ -20,7 +22,13 @@ from reir.errors import DataError, QueryError
 from reir.operations.feedback import read_feedback
 from reir.query.search import Gallery
 from reir.store import open_store
-from reir_serving.labeling.server import label_app, questions_about, read_sentences
+from reir_serving.labeling import server
+from reir_serving.labeling.server import (
+    label_app,
+    questions_about,
+    read_sentences,
+    run_label_page,
+)
 from reir_testing import FakeEncoder
 from reir_testing.serving import index_photos
 
@@ -46,13 +54,13 @@ def address(tmp_path: Path, folder: Path) -> Iterator[str]:
         index_photos(store, GALLERY, [tmp_path / name for name in SCENES])
         gallery = Gallery(GALLERY, store, FakeEncoder())
         app = label_app(store, GALLERY, questions_about(gallery, SENTENCES, folder), folder)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        thread = threading.Thread(target=server.run)
+        served = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        thread = threading.Thread(target=served.run)
         thread.start()
-        while not server.started:
+        while not served.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        server.should_exit = True
+        yield f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}"
+        served.should_exit = True
         thread.join(10)
 
 
@@ -66,8 +74,9 @@ def tab(browser: Browser, address: str) -> Iterator[Tab]:
 
 def shown(page: Page) -> tuple[str, int]:
     """Return the sentence and the number of photos, once these are shown."""
-    expect(page.locator("#photos .frame").first).to_have_attribute("data-state", "shown")
-    return page.locator("#expression").inner_text(), page.locator("#photos .frame").count()
+    expect(page.locator("#shown .frame[data-state=shown] .mark").first).to_be_visible()
+    expect(page.locator("#expression")).to_be_visible()
+    return page.locator("#expression").inner_text(), page.locator("#shown .frame").count()
 
 
 def test_fifty_questions_are_answered_with_the_keyboard(tab: Tab, folder: Path) -> None:
@@ -151,6 +160,44 @@ def test_the_end_and_wrong_replies(tab: Tab, address: str, folder: Path) -> None
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
         assert refused.value.code == status
+
+
+def test_the_page_is_served_until_it_is_interrupted(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red.png").write_bytes(png("red left.png"))
+    location = str(tmp_path / "store")
+    with closing(open_store(location)) as store:
+        index_photos(store, GALLERY, [tmp_path / "red.png"])
+    monkeypatch.setattr(
+        server, "open_gallery", lambda name, store: Gallery(name, store, FakeEncoder())
+    )
+    pages: list[bytes] = []
+
+    def answer(address: str) -> None:
+        with urllib.request.urlopen(address, timeout=20) as page:
+            pages.append(page.read())
+        body = json.dumps({"question": 0, "reply": "yes"}).encode()
+        place = address.replace("/label/", "/v1/label/answers")
+        request = urllib.request.Request(place, body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=20).close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def run(*sentences: str) -> int:
+        return run_label_page(
+            GALLERY,
+            sentences,
+            store=location,
+            folder=folder,
+            on_ready=lambda address: threading.Thread(target=answer, args=(address,)).start(),
+        )
+
+    assert run("the red one", "the blue one") == 1
+    assert b"which object is meant?" in pages[0]
+    assert [each.verdict for each in read_feedback(folder, GALLERY)] == ["right"]
+    told = read_feedback(folder, GALLERY)[0].expression
+    with pytest.raises(DataError, match="answers all of these 1 sentences"):
+        run(told)
 
 
 def test_sentences_are_read_from_a_file(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ function show() {
   const isOne = question.hits.length === 1;
   byId("ask").textContent = isOne ? "Is this the object?" : "Which of these two is the object?";
   byId("expression").textContent = question.expression;
-  byId("photos").replaceChildren(...question.hits.map((hit, n) => make("figure", {},
+  byId("shown").replaceChildren(...question.hits.map((hit, n) => make("figure", {},
     photoFrame({ source: pictureOf(hit), marks: [{ box: hit.box }], alt: `Photo ${n + 1}` }),
     !isOne && make("figcaption", {}, make("kbd", {}, String(n + 1))))));
   byId("replies").replaceChildren(
@@ -75,7 +75,7 @@ function showProgress() {
 function showEnd() {
   byId("ask").textContent = "";
   byId("expression").textContent = unsent > 0 ? "Saving \u2026" : "No questions are left. Thank you.";
-  byId("photos").replaceChildren();
+  byId("shown").replaceChildren();
   byId("replies").replaceChildren();
 }
 
