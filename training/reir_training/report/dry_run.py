@@ -32,6 +32,7 @@ from reir_training.run.engine import start_engine
 from reir_training.run.num_workers import NumWorkers, check_shares, shares_evenly
 from reir_training.run.schedule import ADDED_PARTS, Epoch, plan
 from reir_training.run.tasks import AnyTask, make_task
+from reir_training.weak.config import WeakTrainConfig
 
 WARM_UP, MEASURED = 1, 5
 
@@ -118,11 +119,14 @@ def dry_run(  # noqa: PLR0913 - most are keyword-only
 
     Raises:
         ConfigError: the photos of a step cannot be divided among the workers, the stage has no
-            epochs, the stage trains an added part, or a GPU is requested and there is none.
+            epochs, what is trained only takes minutes, or a GPU is requested and there is none.
     """
-    if stage in ADDED_PARTS:
+    brief = f"stage {stage!r}" if stage in ADDED_PARTS else ""
+    if isinstance(config, WeakTrainConfig) and config.model.anchors == "candidates":
+        brief = f"--preset {preset} with candidates as anchors"
+    if brief:
         raise ConfigError(
-            f"--dry-run is not available for stage {stage!r}, which only takes minutes to train"
+            f"--dry-run is not available for {brief}, which only takes minutes to train"
         )
     check_shares(config.optimization, num_workers)
     workers = _max_workers(config, num_workers)
@@ -176,8 +180,8 @@ def _max_workers(config: TrainConfig, num_workers: NumWorkers) -> int:
 @contextmanager
 def _task(
     preset: str, config: TrainConfig, stage: str, init: Path | None, workers: int
-) -> Iterator[tuple[AnyTask, int]]:
-    """Yield the task of a single worker, and the number of training photos.
+) -> Iterator[tuple[AnyTask, int | None]]:
+    """Yield the task of a single worker, and the number of training photos if it has only a few.
 
     The worker must get batches of the size that one of `workers` would get. A single worker that
     accumulates `workers` times as many parts per step gets such batches.
@@ -185,11 +189,10 @@ def _task(
     settings = config.optimization
     cut = settings.model_copy(update={"accumulate_steps": workers * settings.accumulate_steps})
     config = config.model_copy(update={"optimization": cut})
-    photos = training_photos(config)
-    train = [photo for photo in photos if photo.split != VAL]
     if not isinstance(config, NanoTrainConfig):
-        yield make_task(preset, config, stage=stage, init=init), len(train)
+        yield make_task(preset, config, stage=stage, init=init), None
         return
+    train = [photo for photo in training_photos(config) if photo.split != VAL]
     # Running the frozen part on all photos would take minutes to hours, so use those of one step.
     few = train[: settings.photos_per_batch]
     with tempfile.TemporaryDirectory() as folder:
@@ -218,16 +221,16 @@ def _module_parameters(task: AnyTask) -> tuple[ModuleParameters, ...]:
 
 
 def _stages(
-    task: AnyTask, config: TrainConfig, epochs: Sequence[Epoch], train_photos: int
+    task: AnyTask, config: TrainConfig, epochs: Sequence[Epoch], train_photos: int | None
 ) -> tuple[StagePlan, ...]:
     """Return the length of each stage, with the steps of the whole data set."""
     out = []
     for first in (epoch for epoch in epochs if epoch.number == epoch.first_of_stage):
         # The task of `clare-nano` only has the photos of one step, so its own number is too small.
         steps = (
-            train_photos // config.optimization.photos_per_batch
-            if isinstance(config, NanoTrainConfig)
-            else task.steps(first.stage)
+            task.steps(first.stage)
+            if train_photos is None
+            else train_photos // config.optimization.photos_per_batch
         )
         photos = first.epochs_of_stage * steps * config.optimization.photos_per_batch
         out.append(StagePlan(first.stage, first.epochs_of_stage, steps, photos))

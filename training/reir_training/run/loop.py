@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reir_training.config import Schedule
 from reir_training.run.collectives import mean_over_workers
@@ -63,7 +64,7 @@ class Position:
 
 @dataclass
 class ExponentialMovingAverage:
-    """Exponential moving average of the trainable weights, by parameter name."""
+    """Exponential moving average of what training changes, by name: see `trained_tensors`."""
 
     decay: float
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -75,19 +76,19 @@ class ExponentialMovingAverage:
         # With a constant decay, the average would stay close to the initial weights for long.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for name, parameter in objective.named_parameters():
-            if parameter.requires_grad:
-                kept = self.weights.get(name)
-                # On the host, so that the average takes no memory of the GPU.
-                if kept is None:
-                    self.weights[name] = parameter.detach().float().cpu().clone()
-                else:
-                    kept.lerp_(parameter.detach().float().cpu(), 1 - decay)
+        for name, value in trained_tensors(objective).items():
+            kept = self.weights.get(name)
+            # On the host, so that the average takes no memory of the GPU.
+            if kept is None:
+                self.weights[name] = value.detach().float().cpu().clone()
+            else:
+                kept.lerp_(value.detach().float().cpu(), 1 - decay)
 
     @contextmanager
     def applied(self, objective: torch.nn.Module) -> Iterator[None]:
         """Use the averaged weights in the module within the block."""
-        live = {n: p.detach().clone() for n, p in objective.named_parameters() if n in self.weights}
+        values = [*objective.named_parameters(), *objective.named_buffers()]
+        live = {name: value.detach().clone() for name, value in values if name in self.weights}
         _copy(objective, self.weights)
         try:
             yield
@@ -97,9 +98,21 @@ class ExponentialMovingAverage:
 
 @torch.no_grad()
 def _copy(objective: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
-    for name, parameter in objective.named_parameters():
+    for name, value in [*objective.named_parameters(), *objective.named_buffers()]:
         if name in weights:
-            parameter.copy_(weights[name])
+            value.copy_(weights[name])
+
+
+def trained_tensors(objective: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the trainable weights, and the running statistics of batch norms in training mode.
+
+    The statistics have to be averaged too: those of the last weights do not fit averaged weights.
+    """
+    found = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+    for name, module in objective.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            found |= {f"{name}.{n}": b for n, b in module.named_buffers() if b.is_floating_point()}
+    return found
 
 
 @contextmanager

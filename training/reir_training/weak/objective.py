@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reir.losses import anchor_contrast, equivariance, false_negative_suppression
 from reir.models.weak_rec.model import WeakRec
+from reir_training.run.batch_norm import use_global_batch_norm
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Stage
 from reir_training.weak.config import WeakLossWeights
@@ -21,7 +22,8 @@ class WeakObjective(nn.Module):
     Args:
         model: model to train.
         weights: weight of each loss term; terms of weight 0 are not computed.
-        workers: gathers the items of all workers; None for a single worker.
+        workers: gathers the items of all workers, and the statistics of batch norms; None for a
+            single worker.
     """
 
     def __init__(
@@ -29,6 +31,8 @@ class WeakObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self._weights, self._workers = model, weights, workers
+        if workers is not None:
+            use_global_batch_norm(model, workers)
 
     def forward(self, batch: WeakBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """Return the loss and its terms by name, each a mean over the sentences of an item."""
@@ -38,7 +42,9 @@ class WeakObjective(nn.Module):
         anchors_NKD = self._gather(self.model.encode_anchors(found, sentences[0]))
         valid_NK = self._gather(found.valid.float()) > 0
         photos_N = self._gather(batch.photos)
-        same_NN = photos_N[:, None] == photos_N
+        # The released code takes items of one photo for negatives of each other.
+        parity = self.model.config.paper_parity
+        same_NN = None if parity else photos_N[:, None] == photos_N
         terms: dict[str, list[Tensor]] = {}
         for each in sentences:
             texts_ND = self._gather(each.vectors)
@@ -50,7 +56,7 @@ class WeakObjective(nn.Module):
         return total, {name: value.item() for name, value in means.items()}
 
     def _terms(
-        self, texts_ND: Tensor, anchors_NKD: Tensor, valid_NK: Tensor, same_NN: Tensor
+        self, texts_ND: Tensor, anchors_NKD: Tensor, valid_NK: Tensor, same_NN: Tensor | None
     ) -> dict[str, Tensor]:
         terms = {"contrast": anchor_contrast(texts_ND, anchors_NKD, valid_NK, same_NN)}
         if self._weights.suppression:

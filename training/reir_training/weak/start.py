@@ -77,6 +77,8 @@ def _cells(config: WeakTrainConfig) -> CellAnchors:
 def _words(config: WeakTrainConfig, sentences: Sequence[str]) -> WordLanguage:
     if config.word_vectors is None:
         raise ConfigError("language: gru needs `word_vectors`: a text file of GloVe")
-    vocabulary = build_vocabulary(sentences)
+    vocabulary, settings = build_vocabulary(sentences), config.model
     vectors = load_glove(config.word_vectors, vocabulary)
-    return WordLanguage(vocabulary, vectors, config.model.max_words)
+    return WordLanguage(
+        vocabulary, vectors, max_words=settings.max_words, num_blocks=settings.num_blocks
+    )

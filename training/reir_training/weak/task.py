@@ -15,7 +15,8 @@ from torch import Tensor
 from reir.images.decode import read_image
 from reir.losses import pairwise_iou
 from reir.models.nano.model import CandidateBatch
-from reir.models.weak_rec.anchors import AnchorSource, CandidateAnchors
+from reir.models.weak_rec.anchors import CandidateAnchors
+from reir.models.weak_rec.cells import load_squares
 from reir.models.weak_rec.checkpoint import save_weak_rec
 from reir.models.weak_rec.model import WeakRec
 from reir.models.weak_rec.phrases import PhraseLanguage
@@ -84,7 +85,7 @@ class WeakTask:
             assert cache is not None
             self.inputs, stream = CachedCandidates(cache), load_in_process
         else:
-            self.inputs = PhotoFiles([each.path for each in photos.files], self.model.source)
+            self.inputs = PhotoFiles([each.path for each in photos.files])
         self._fit(loaded)
         self._stream = StepStream(stream, settings.accumulate_steps)
         self._batches = WeakData(
@@ -177,23 +178,22 @@ class CachedCandidates:
 
 
 class PhotoFiles:
-    """Reads photos from their files.
+    """Reads photos from their files. It is copied to other processes, and so holds no weights.
 
     Args:
         paths: of all photos.
-        source: prepares the pixels.
     """
 
-    def __init__(self, paths: Sequence[Path], source: AnchorSource) -> None:
-        self._paths, self._source = paths, source
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Load some photos.
+        """Load some photos; see `load_squares`.
 
         Raises:
             ImageError: a photo cannot be decoded.
         """
-        return self._source.load([read_image(self._paths[row]) for row in rows])
+        return load_squares([read_image(self._paths[row]) for row in rows])
 
 
 @torch.no_grad()

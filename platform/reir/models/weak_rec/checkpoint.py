@@ -114,7 +114,9 @@ def _build(folder: Path, shape: Mapping[str, Any]) -> WeakRec:
     else:
         vocabulary = Vocabulary(tuple(shape["words"]))
         vectors = torch.zeros(len(vocabulary), shape["word_width"])
-        language = WordLanguage(vocabulary, vectors, config.max_words)
+        language = WordLanguage(
+            vocabulary, vectors, max_words=config.max_words, num_blocks=config.num_blocks
+        )
     return WeakRec(config, source, language)
 
 

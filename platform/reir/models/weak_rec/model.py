@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reir.config import StrictConfig
 from reir.models.weak_rec.anchors import Anchors, AnchorSource
 from reir.models.weak_rec.cross_attention import CrossModalityAttention
+from reir.models.weak_rec.language import NUM_BLOCKS
+from reir.models.weak_rec.vocabulary import MAX_TOKENS
 
 
 class WeakRecConfig(StrictConfig):
@@ -34,9 +36,12 @@ class WeakRecConfig(StrictConfig):
             its cells.
         attention: whether the sentence changes the anchors' features before they are compared.
         paper_parity: behave as the released code does (docs/weak-rec.md).
-        class_weight: weight of the class similarity in the score; 0 for none, as published.
-        anchor_dropout, text_dropout: of features, in training.
+        class_weight: weight of the class similarity in the score, which needs "candidates" and
+            "phrase"; 0 for none, as published.
+        anchor_dropout, text_dropout: of features, in training; 0 as published.
         max_words: longer sentences are truncated; for "gru" only.
+        num_blocks: self-attention blocks of the language encoder; for "gru" only. As published, 3,
+            or 1 for ReferIt.
     """
 
     anchors: Literal["candidates", "yolov3"] = "candidates"
@@ -48,7 +53,18 @@ class WeakRecConfig(StrictConfig):
     class_weight: float = Field(8.0, ge=0)
     anchor_dropout: float = Field(0.5, ge=0, lt=1)
     text_dropout: float = Field(0.5, ge=0, lt=1)
-    max_words: int = Field(15, ge=1)
+    max_words: int = Field(MAX_TOKENS, ge=1)
+    num_blocks: int = Field(NUM_BLOCKS, ge=1)
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> WeakRecConfig:
+        if self.class_weight and (self.anchors, self.language) != ("candidates", "phrase"):
+            raise ValueError(
+                f"class_weight={self.class_weight:g} compares the classes of candidates with "
+                f"phrases, so it needs anchors: candidates and language: phrase, got "
+                f"{self.anchors} and {self.language}; set class_weight: 0"
+            )
+        return self
 
 
 class Language(Protocol):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from reir.models.weak_rec.language import WIDTH, GruLanguage
-from reir.models.weak_rec.vocabulary import PAD, Vocabulary
+from reir.models.weak_rec.language import NUM_BLOCKS, WIDTH, GruLanguage
+from reir.models.weak_rec.vocabulary import MAX_TOKENS, PAD, Vocabulary
 
 
 class WordLanguage(nn.Module):
@@ -19,14 +19,22 @@ class WordLanguage(nn.Module):
         vocabulary: of the words.
         vectors_VE: their vectors, which stay as they are.
         max_words: L; longer sentences are truncated.
+        num_blocks: of self-attention.
     """
 
     width = WIDTH
 
-    def __init__(self, vocabulary: Vocabulary, vectors_VE: Tensor, max_words: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        vectors_VE: Tensor,
+        *,
+        max_words: int = MAX_TOKENS,
+        num_blocks: int = NUM_BLOCKS,
+    ) -> None:
         super().__init__()
         self.vocabulary, self._max_words = vocabulary, max_words
-        self.encoder = GruLanguage(vectors_VE)
+        self.encoder = GruLanguage(vectors_VE, num_blocks=num_blocks)
 
     def load(self, sentences: Sequence[str]) -> Tensor:
         """Return (N, L) word ids."""

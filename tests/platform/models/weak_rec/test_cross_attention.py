@@ -67,7 +67,7 @@ def slow(
 ) -> np.ndarray:
     """Compute the block for one photo in eval mode: x (A, C), text (T,)."""
     w = {name: value.numpy() for name, value in block.state_dict().items()}
-    gate = {name: math.tanh(w[name]) for name in w if name.endswith("_gate")}
+    gate = {name: math.tanh(w[name].item()) for name in w if name.endswith("_gate")}
 
     def layer_norm(name: str, x: np.ndarray) -> np.ndarray:
         deviation = x - x.mean(-1, keepdims=True)

@@ -164,9 +164,9 @@ def test_paper_parity_uses_statistics_of_the_batch_while_training() -> None:
 def test_standard_weights_see_colors_from_0_to_1() -> None:
     model, seen = tiny(guided=False), []
     model.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    colors = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+    colors = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     model(normalize_pixels(colors))
-    want = torch.from_numpy(colors).permute(0, 3, 1, 2).float() / 255
+    want = colors.permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(seen[0], want)
 
 
@@ -174,8 +174,8 @@ def test_standard_weights_see_colors_from_0_to_1() -> None:
 
 
 def test_normalized_pixels_by_hand() -> None:
-    square = np.zeros((1, 2, 2, 3), np.uint8)
-    square[0, 0, 1] = (255, 0, 51)
+    square = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+    square[0, 0, 1] = torch.tensor([255, 0, 51])
     got = normalize_pixels(square)
     want = [(v - m) / s for v, m, s in zip((1, 0, 0.2), PIXEL_MEAN, PIXEL_STD, strict=True)]
     assert got.shape == (1, 3, 2, 2)
