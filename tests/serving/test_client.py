@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 import reir
+from reir.cli import main
 from reir.client.http_client import FIRST_PAUSE_S, Client
 from reir.errors import (
     AccessDenied,
@@ -169,6 +170,26 @@ def test_feedback_with_a_key_is_recorded_once(serve: Any, backend: Any, tmp_path
             with pytest.raises(QueryError, match="printable ASCII"):
                 client.feedback("photos", "a zebra", "absent", idempotency_key=key)
     assert len(read_feedback(log, "photos")) == 1
+
+
+def test_the_command_sends_feedback_to_a_server(
+    serve: Any, backend: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "searches"
+    server = serve(backend, search_log=log)
+    with Client(server) as client:
+        hit = client.search("the red box", "photos", k=1)[0]
+    about = ("--box", hit.image_id, "0.1", "0.2", "0.5", "0.6")
+    for words in (("--right", hit.instance_id), ("--absent",), about):
+        words = ("feedback", "photos", "the red box", *words, "--server", server, "--json")
+        assert main.run(words) == 0
+    said = read_feedback(log, "photos")
+    assert [each.verdict for each in said] == ["right", "absent", "box"]
+    assert said[-1].box == (0.1, 0.2, 0.5, 0.6)
+    shutil.rmtree(log)
+    capsys.readouterr()
+    assert main.run(["feedback", "photos", "a giraffe", "--absent", "--server", server]) == 1
+    assert "cannot write feedback at the moment" in " ".join(capsys.readouterr().err.split())
 
 
 class LosesAnswers(BaseHTTPRequestHandler):
