@@ -41,14 +41,14 @@ def start_weak_rec(config: WeakTrainConfig, init: Path | None, sentences: Sequen
         nano, tokenizer = start_nano(config, init)
     if settings.anchors == "candidates":
         source = CandidateAnchors(FrozenParts.of(nano))
-    else:
-        source = _cells(config)
     if settings.language == "phrase":
         language = PhraseLanguage(nano.text.tower, tokenizer)
-    else:
-        language = _words(config, sentences)
     # All workers must start from the same random weights, and a repeated run too.
     torch.manual_seed(config.optimization.seed)
+    if settings.anchors == "yolov3":
+        source = _cells(config)
+    if settings.language == "gru":
+        language = _words(config, sentences)
     return WeakRec(settings, source, language)
 
 
