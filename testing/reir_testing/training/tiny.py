@@ -17,6 +17,12 @@ from reir_testing.pretrained import save_tiny_grounding_dino
 from reir_testing.scenes import make_scenes, save_scenes
 from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir_testing.tiny_clare import tiny_clare_config
+from reir_testing.training.tiny_weak import (
+    NO_DROPOUT,
+    WeakForm,
+    tiny_weak_settings,
+    tiny_weak_task,
+)
 from reir_training.clare.task import ClareTask
 from reir_training.config import (
     ClareTrainConfig,
@@ -33,8 +39,9 @@ from reir_training.nano.objective import NanoObjective
 from reir_training.piza.task import PizaTask
 from reir_training.run.collectives import WorkerCollectives
 from reir_training.run.schedule import Epoch, Stage
+from reir_training.weak.config import WeakTrainConfig
 
-ModelName = Literal["clare", "clare-nano", "piza"]
+ModelName = Literal["clare", "clare-nano", "piza"] | WeakForm
 PHOTOS_PER_STEP = 4
 NUM_NANO_PHOTOS, NUM_CANDIDATES = 9, 5
 WORDS = ("dog", "cat", "man", "red car")
@@ -207,6 +214,11 @@ def tiny_task(folder: Path, model: ModelName, rank: int, world_size: int) -> Any
         piza = PizaTrainConfig.model_validate(tiny_piza_settings(folder / "piza"))
         task = PizaTask(piza, rank=rank, world_size=world_size)
         task.config = piza
+    elif model == "weak-candidates" or model == "weak-yolov3":
+        settings = tiny_weak_settings(folder / "weak", model)
+        settings["model"] = settings["model"] | NO_DROPOUT
+        task = tiny_weak_task(folder / "weak", settings, rank=rank, world_size=world_size)
+        task.config = WeakTrainConfig.model_validate(settings)
     else:
         if not (folder / "scenes").exists():
             write_scenes(folder / "scenes")

@@ -68,6 +68,8 @@ TASKS: Mapping[ModelName, tuple[TaskName, ...]] = {
     "clare": ("detection", "grounding", "clia"),
     "clare-nano": ("grounding", "clia"),
     "piza": ("grounding",),
+    "weak-candidates": ("grounding",),
+    "weak-yolov3": ("grounding",),
 }
 ZERO_STAGES: tuple[ZeroStage, ...] = (1, 2, 3)
 CASES = tuple(

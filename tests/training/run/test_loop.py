@@ -128,6 +128,52 @@ def test_applied_restores_after_an_error() -> None:
     assert torch.equal(linear.weight, live)
 
 
+class Normed(nn.Module):
+    """A linear layer between two batch norms; the first one is frozen and stays in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen, self.norm = nn.BatchNorm1d(3), nn.BatchNorm1d(2)
+        self.linear = nn.Linear(3, 2)
+        self.frozen.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Normed:
+        """Keep the frozen norm in eval mode."""
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3) -> (B, 2)."""
+        found: Tensor = self.norm(self.linear(self.frozen(x)))
+        return found
+
+
+def test_running_statistics_are_averaged_like_weights() -> None:
+    model, averaged = Normed().train(), ExponentialMovingAverage(decay=0.5)
+    want = {"mean": torch.zeros(2), "var": torch.zeros(2)}
+    for step in range(5):
+        model(3 * torch.randn(8, 3) + step)
+        averaged.update(model)
+        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+        for name, value in want.items():
+            now = getattr(model.norm, f"running_{name}")
+            want[name] = decay * value + (1 - decay) * now
+    for name, value in want.items():
+        torch.testing.assert_close(averaged.weights[f"norm.running_{name}"], value)
+    statistics = {name for name in averaged.weights if "running" in name}
+    assert statistics == {"norm.running_mean", "norm.running_var"}
+    live = {name: value.clone() for name, value in model.state_dict().items()}
+    # Validation comes in eval mode.
+    with averaged.applied(model.eval()):
+        assert model.norm.running_mean is not None
+        torch.testing.assert_close(model.norm.running_mean, want["mean"])
+        assert torch.equal(model.linear.weight, averaged.weights["linear.weight"])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, live[name])
+
+
 # ----------------------------------------------------------------------------------------- epochs
 
 

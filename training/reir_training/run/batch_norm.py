@@ -18,14 +18,15 @@ class GlobalBatchNorm(_BatchNorm):
     """A batch norm whose mean and variance in training are those of the batch of all workers.
 
     Args:
-        norm: batch norm that it replaces, and whose parameters it keeps.
+        norm: batch norm that it replaces, and whose parameters and buffers it keeps.
         workers: all of them must run it in every training step.
     """
 
     def __init__(self, norm: _BatchNorm, workers: WorkerCollectives) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.load_state_dict(norm.state_dict())
         self.weight, self.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
         self._workers = workers
         self.train(norm.training)
 

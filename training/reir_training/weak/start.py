@@ -41,14 +41,14 @@ def start_weak_rec(config: WeakTrainConfig, init: Path | None, sentences: Sequen
         nano, tokenizer = start_nano(config, init)
     if settings.anchors == "candidates":
         source = CandidateAnchors(FrozenParts.of(nano))
-    else:
-        source = _cells(config)
     if settings.language == "phrase":
         language = PhraseLanguage(nano.text.tower, tokenizer)
-    else:
-        language = _words(config, sentences)
     # All workers must start from the same random weights, and a repeated run too.
     torch.manual_seed(config.optimization.seed)
+    if settings.anchors == "yolov3":
+        source = _cells(config)
+    if settings.language == "gru":
+        language = _words(config, sentences)
     return WeakRec(settings, source, language)
 
 
@@ -70,13 +70,17 @@ def start_nano(config: WeakTrainConfig, init: Path | None) -> tuple[ClareNano, T
 
 def _cells(config: WeakTrainConfig) -> CellAnchors:
     if config.yolov3 is None:
-        raise ConfigError("anchors: yolov3 needs `yolov3`: the file with the weights of YOLOv3")
+        raise ConfigError(
+            "anchors: yolov3 needs weights: set `yolov3` to the file with those of YOLOv3"
+        )
     return CellAnchors(load_yolov3(config.yolov3, paper_parity=config.model.paper_parity))
 
 
 def _words(config: WeakTrainConfig, sentences: Sequence[str]) -> WordLanguage:
     if config.word_vectors is None:
-        raise ConfigError("language: gru needs `word_vectors`: a text file of GloVe")
+        raise ConfigError(
+            "language: gru needs word vectors: set `word_vectors` to a text file of GloVe"
+        )
     vocabulary, settings = build_vocabulary(sentences), config.model
     vectors = load_glove(config.word_vectors, vocabulary)
     return WordLanguage(

@@ -9,8 +9,7 @@ frozen part of `clare-nano`, whose candidates are the anchors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,8 @@ LEAST_DEVIATION = 1e-3
 """Features that hardly vary are divided by this instead of by their standard deviation."""
 
 
-@dataclass(frozen=True)
-class Anchors:
-    """The anchors of B photos.
+class Anchors(NamedTuple):
+    """The anchors of B photos; a tuple, since ZeRO-3 finds tensors in tuples only.
 
     Attributes:
         features: (B, A, F).
@@ -66,7 +64,7 @@ class Anchors:
             index = rows_BK.reshape(*rows_BK.shape, *[1] * (values.ndim - 2)).expand(shape)
             return values.gather(1, index)
 
-        return replace(self, **{name: kept(value) for name, value in vars(self).items()})
+        return Anchors(*map(kept, self))
 
     def answers(self) -> Tensor:
         """(B, A, 4) the most confident box of each anchor."""

@@ -46,8 +46,8 @@ def test_the_anchors_of_the_highest_mean_confidence_are_kept_with_all_that_is_kn
         best = sorted(means, key=lambda row: -means[row])[:num]
         assert kept.valid[photo].tolist() == [place < len(best) for place in range(num)]
         for place, row in enumerate(best):
-            for name, value in vars(found).items():
-                assert torch.equal(getattr(kept, name)[photo, place], value[photo, row]), name
+            for of_kept, of_found in zip(kept, found, strict=True):
+                assert torch.equal(of_kept[photo, place], of_found[photo, row])
 
 
 def test_more_anchors_than_there_are_keep_all() -> None:

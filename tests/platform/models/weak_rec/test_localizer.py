@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def test_a_photo_without_anchors_has_no_boxes(
         found = find(inputs)
         valid = found.valid.clone()
         valid[0] = False
-        return replace(found, valid=valid)
+        return found._replace(valid=valid)
 
     monkeypatch.setattr(model, "anchors", nothing_in_the_first)
     nothing, something = localizer.localize(PHOTOS[:2], TEXTS[:2])
