@@ -58,11 +58,20 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
     gallery: Gallery,
     sentences: Sentences,
     output: Output = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the training of clare-nano.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the training of clare-nano.")] = 8,
     held_out: Annotated[
         float,
         typer.Option(min=0.01, max=0.9, help="Share of the photos to measure the result on."),
     ] = 0.2,
+    max_share: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Largest share of the new weights in the result: with more, the model learns more "
+            "and forgets more of what it knew.",
+        ),
+    ] = 0.5,
     skip_unknown: Annotated[
         bool,
         typer.Option(
@@ -102,7 +111,7 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
         start=start,
         pairs=pairs,
         output=output or Path("runs") / "finetune" / gallery,
-        options=FinetuneOptions(epochs=epochs, held_out=held_out),
+        options=FinetuneOptions(epochs=epochs, held_out=held_out, max_share=max_share),
         remembered=remembered,
         show=photo_progress,
     ).run()

@@ -3,7 +3,8 @@
 Between the two lies a straight line of models, of which many find the new photos as well as the
 tuned model does, and the old ones as well as the original (WiSE-FT, Wortsman et al. 2022, "Robust
 fine-tuning of zero-shot models", section 3). The share of the tuned weights is chosen on training
-photos that the tuned model was not trained on.
+photos that the tuned model was not trained on, up to a limit: new photos cannot tell what has been
+forgotten of old ones. The paper recommends a share of 0.5 where nothing else is known.
 """
 
 # Shapes: M sentences
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from reir_training.finetune.measure import Ranks
 
-SHARES = tuple(round(0.1 * step, 1) for step in range(1, 11))
+STEPS, MAX_SHARE = 5, 0.5
+"""Number of shares to choose from, and the largest of them by default."""
 
 StateDict = Mapping[str, Tensor]
 
@@ -55,9 +57,12 @@ class ShareChoice:
     figures: Mapping[float, float]
 
 
-def choose_share(
-    measure: Callable[[float], Ranks], shares: Sequence[float] = SHARES
-) -> ShareChoice:
+def shares_up_to(most: float) -> tuple[float, ...]:
+    """Return `STEPS` shares in ascending order, of which `most` is the largest."""
+    return tuple(round(most * step / STEPS, 4) for step in range(1, STEPS + 1))
+
+
+def choose_share(measure: Callable[[float], Ranks], shares: Sequence[float]) -> ShareChoice:
     """Return the smallest share that is not clearly worse than the best one.
 
     "Not clearly" means by no more than the standard error of the difference (the one-standard-error

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import reir
 from reir.checkpoint import load_encoder
 from reir.cores import num_cores
 from reir.datasets import read_reircoco, write_photo_sentences, write_reircoco
@@ -29,7 +30,7 @@ from reir.models.weak_rec.localizer import load_weak_localizer
 from reir.operations.canary import to_line
 from reir.query.presence import FILE as CALIBRATION
 from reir_training.config import DataSource, NanoTrainConfig
-from reir_training.finetune.blend import choose_share
+from reir_training.finetune.blend import MAX_SHARE, choose_share, shares_up_to
 from reir_training.finetune.final import BlendedModels
 from reir_training.finetune.measure import Ranks, measure
 from reir_training.finetune.pairs import GalleryPairs, canaries_of_pairs, split_pairs
@@ -53,6 +54,7 @@ MIN_LABELED = 4
 Progress = Callable[[int, int], None]
 ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 """Shows the progress of a part, given its name in words."""
+Trainer = Callable[..., Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,13 @@ class FinetuneOptions:
     Attributes:
         epochs: of the training of `clare-nano`.
         held_out: share of the photos that the result is measured on.
+        max_share: largest share of the new weights in the result; more learns and forgets more.
         fold: share of the training photos on which the blend is chosen.
     """
 
     epochs: int = EPOCHS
     held_out: float = 0.2
+    max_share: float = MAX_SHARE
     fold: float = 0.2
 
 
@@ -82,6 +86,7 @@ class Finetune:
         options: settings.
         remembered: where it is measured what the model forgets.
         show: shows progress.
+        trainer: trains a model; `reir_training.run.driver.run`, or a stand-in for it.
     """
 
     gallery: str
@@ -91,6 +96,7 @@ class Finetune:
     options: FinetuneOptions
     remembered: RememberedSet
     show: ShowProgress
+    trainer: Trainer = run
     train: ReferringDataset = field(init=False)
     held_out: ReferringDataset = field(init=False)
 
@@ -127,6 +133,8 @@ class Finetune:
             DataError: photos cannot be read, or too few sentences get a box.
         """
         request = {
+            # Another release may train with other settings.
+            "version": reir.__version__,
             "gallery": self.gallery,
             "sentences": self.pairs.digest,
             "checkpoint": self.start.digest,
@@ -167,7 +175,7 @@ class Finetune:
         source = DataSource(
             format="sentences", path=self.output, images=PHOTOS, annotations=SENTENCES
         )
-        checkpoint = run(
+        checkpoint = self.trainer(
             "weak-rec",
             weak_settings(source, len(self.train.expressions)),
             output=self.output / "weak",
@@ -186,8 +194,9 @@ class Finetune:
             with self.show("finding boxes") as progress:
                 labels = label_sentences(self.train, self.photos, agreement, progress)
             labeled, values = labels.dataset, labels.to_dict()
-        write_reircoco(labeled, self.output / LABELS)
         photos = {each.image_id for each in labeled.expressions}
+        # Photos without a sentence would be drawn into the fold, where they are of no use.
+        write_reircoco(labeled.of_images(photos), self.output / LABELS)
         if len(photos) < MIN_LABELED:
             raise DataError(
                 f"only {len(photos)} of {len(self.train.images)} photos got a box that both looks "
@@ -197,7 +206,7 @@ class Finetune:
         return {**values, "photos": len(photos)}
 
     def _tune_settings(self) -> NanoTrainConfig:
-        num = len({e.image_id for e in read_reircoco(self.output / LABELS).expressions})
+        num = len(read_reircoco(self.output / LABELS).images)
         fold = max(1, round(self.options.fold * num))
         source = DataSource(
             format="reircoco",
@@ -210,7 +219,7 @@ class Finetune:
         return tune_settings(source, num - fold, self.options.epochs)
 
     def _tune(self) -> dict[str, Any]:
-        run(
+        self.trainer(
             "clare-nano",
             self._tune_settings(),
             output=self.output / "tuned",
@@ -224,7 +233,8 @@ class Finetune:
     def _blend(self) -> dict[str, Any]:
         models = BlendedModels(self.start.folder, self.output / "tuned", self._tune_settings())
         fold = self.train.of_images(set(models.held_out))
-        choice = choose_share(lambda share: models.rank(share, fold))
+        shares = shares_up_to(self.options.max_share)
+        choice = choose_share(lambda share: models.rank(share, fold), shares)
         digest = models.save(self.checkpoint, choice)
         calibrated = self._calibrate(set(models.held_out))
         figures = {str(share): value for share, value in choice.figures.items()}
@@ -242,8 +252,7 @@ class Finetune:
             Whether there are enough such photos, and the old checkpoint has a calibration too.
         """
         labeled = read_reircoco(self.output / LABELS).of_images(image_ids)
-        described = {each.image_id for each in labeled.expressions}
-        if len(described) < MIN_PHOTOS or not (self.start.folder / CALIBRATION).is_file():
+        if len(labeled.images) < MIN_PHOTOS or not (self.start.folder / CALIBRATION).is_file():
             return False
         with self.show("calibrating") as progress:
             calibrate_checkpoint(

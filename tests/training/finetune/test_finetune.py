@@ -1,0 +1,199 @@
+"""A whole fine-tune with a tiny model: its parts, its results, and what a rerun repeats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import reir
+from reir.checkpoint import load_encoder, load_model, save_checkpoint, weights_digest
+from reir.datasets import read_reircoco, write_photo_sentences
+from reir.errors import ConfigError, DataError
+from reir.operations.canary import read_canaries
+from reir.store import InstanceStore
+from reir.store.memory import MemoryStore
+from reir_testing.scenes import to_dataset
+from reir_testing.tiny import tiny_model, tiny_tokenizer
+from reir_testing.toys.scenes import make_toy_scenes, render_toys
+from reir_testing.training.in_process import train_in_process
+from reir_training.finetune.pairs import read_pairs
+from reir_training.finetune.remembered import RememberedSet
+from reir_training.finetune.run import Finetune, FinetuneOptions, Progress
+from reir_training.finetune.start import start_model_of
+
+GALLERY = "toys"
+NUM_PHOTOS = 14
+
+
+class Trainer:
+    """Trains in this process, and notes what was trained."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+
+    def __call__(self, preset: str, config: Any, **arguments: Any) -> Path:
+        self.trained.append(preset)
+        return train_in_process(preset, config, **arguments)
+
+
+@contextmanager
+def quiet(_: str) -> Iterator[Progress]:
+    yield lambda _done, _total: None
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[InstanceStore, Path]:
+    """A gallery of toys, indexed with a tiny checkpoint, and a folder with a list of sentences."""
+    folder = tmp_path_factory.mktemp("toys")
+    save_checkpoint(folder / "start", tiny_model(num_candidates=12), tiny_tokenizer(), {})
+    scenes = make_toy_scenes(NUM_PHOTOS, 3, 160)
+    (folder / "photos").mkdir()
+    for scene in scenes:
+        Image.fromarray(render_toys(scene)).save(folder / "photos" / scene.file_name)
+    dataset = to_dataset(scenes, per_instance=1)
+    write_photo_sentences(dataset, folder / "boxes.jsonl")
+    bare = dataset.with_expressions(replace(e, instance_id=None) for e in dataset.expressions)
+    write_photo_sentences(bare, folder / "pairs.jsonl")
+    store = MemoryStore()
+    reir.index(
+        folder / "photos",
+        gallery=GALLERY,
+        store=store,
+        checkpoint=folder / "start",
+        progress=False,
+    )
+    return store, folder
+
+
+def finetune(
+    store: tuple[InstanceStore, Path], output: Path, sentences: str, trainer: Trainer
+) -> Finetune:
+    opened, folder = store
+    scenes = make_toy_scenes(3, 9, 160)
+    (output / "old").mkdir(parents=True, exist_ok=True)
+    for scene in scenes:
+        Image.fromarray(render_toys(scene)).save(output / "old" / scene.file_name)
+    return Finetune(
+        gallery=GALLERY,
+        start=start_model_of(opened, GALLERY),
+        pairs=read_pairs(opened, GALLERY, folder / sentences),
+        output=output / "out",
+        options=FinetuneOptions(epochs=1),
+        remembered=RememberedSet("three scenes", to_dataset(scenes), output / "old"),
+        show=quiet,
+        trainer=trainer,
+    )
+
+
+def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
+    store: tuple[InstanceStore, Path], tmp_path: Path
+) -> None:
+    trainer = Trainer()
+    run = finetune(store, tmp_path, "pairs.jsonl", trainer)
+    report = run.run()
+    assert trainer.trained == ["weak-rec", "clare-nano"]
+    values = report.to_dict()
+    assert json.loads((run.output / "report.json").read_text()) == values
+    counts = values["counts"]
+    assert counts["photos"] == NUM_PHOTOS
+    assert counts["with_box"] == 0
+    assert counts["held_out_photos"] == 3
+    assert values["held_out"]["sentences"] == counts["held_out_sentences"] > 0
+    assert "br1" not in values["held_out"]["after"]
+    assert "br1" in values["remembered"]["after"]
+    assert values["labels"]["sentences"] == counts["sentences"] - counts["held_out_sentences"]
+    assert set(values["minutes"]) == {
+        *("before", "weak", "labels", "tuned", "blend", "after", "all")
+    }
+
+    # No held-out photo was trained on, and every one of them became canaries.
+    held_out = set(run.held_out.images_by_id)
+    labeled = read_reircoco(run.output / "labels.json")
+    assert not held_out & labeled.images_by_id.keys()
+    assert all(each.score is not None for each in labeled.instances)
+    canaries = read_canaries(run.output / "canaries.jsonl")
+    assert {canary.uri for canary in canaries} == {run.pairs.uris[each] for each in held_out}
+    assert len(canaries) == counts["held_out_sentences"]
+
+    # The new checkpoint lies between old and tuned weights, and its frozen parts are the old ones.
+    share = values["blend"]["share"]
+    assert values["blend"]["digest"] == weights_digest(run.checkpoint)
+    old, tuned, new = (
+        load_model(folder)[0].state_dict()
+        for folder in (store[1] / "start", run.output / "tuned" / "checkpoint", run.checkpoint)
+    )
+    name = "visual.members.0.to_vector.weight"
+    assert (tuned[name] - old[name]).abs().max() > 1e-4
+    expected = old[name] + share * (tuned[name] - old[name])
+    assert (new[name] - expected).abs().max() < 1e-3
+    assert (new["crop_network.stem.conv.weight"] == old["crop_network.stem.conv.weight"]).all()
+    assert load_encoder(run.checkpoint).dim == load_encoder(store[1] / "start").dim
+    assert f"--checkpoint {run.checkpoint}" in values["command"]
+    assert "## Fine-tune" in (run.checkpoint / "README.md").read_text()
+
+
+def test_a_rerun_repeats_only_what_was_not_finished(
+    store: tuple[InstanceStore, Path], tmp_path: Path
+) -> None:
+    class Broken(Trainer):
+        def __call__(self, preset: str, config: Any, **arguments: Any) -> Path:
+            if preset == "clare-nano":
+                raise KeyboardInterrupt
+            return super().__call__(preset, config, **arguments)
+
+    broken, whole = Broken(), Trainer()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(store, tmp_path, "pairs.jsonl", broken).run()
+    assert broken.trained == ["weak-rec"]
+    report = finetune(store, tmp_path, "pairs.jsonl", whole).run()
+    assert whole.trained == ["clare-nano"]
+    again = finetune(store, tmp_path, "pairs.jsonl", whole)
+    assert again.run().to_dict() == report.to_dict()
+    assert whole.trained == ["clare-nano"]
+    other = replace(again, options=FinetuneOptions(epochs=2))
+    with pytest.raises(ConfigError, match=r"another fine-tune \(epochs differ\)"):
+        other.run()
+
+
+def test_drawn_boxes_need_no_weak_model(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
+    trainer = Trainer()
+    run = finetune(store, tmp_path, "boxes.jsonl", trainer)
+    values = run.run().to_dict()
+    assert trainer.trained == ["clare-nano"]
+    assert "weak" not in values["minutes"]
+    assert values["counts"]["with_box"] == values["counts"]["sentences"]
+    assert {"br1", "br5", "br10"} <= values["held_out"]["after"].keys()
+    labeled = read_reircoco(run.output / "labels.json")
+    assert all(each.score is None for each in labeled.instances)
+    assert all(canary.box for canary in read_canaries(run.output / "canaries.jsonl"))
+
+
+def test_too_few_photos_are_refused(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
+    run = finetune(store, tmp_path, "pairs.jsonl", Trainer())
+    few = run.pairs.dataset.of_images({i.image_id for i in run.pairs.dataset.images[:4]})
+    with pytest.raises(DataError, match="3 photos are left to train on, at least 4 are needed"):
+        replace(run, pairs=replace(run.pairs, dataset=few))
+
+
+def test_only_a_clare_nano_can_be_tuned(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
+    opened, folder = store
+    model = load_model(folder / "start")[0]
+    save_checkpoint(tmp_path / "start", model, tiny_tokenizer(), {})
+    reir.index(
+        folder / "photos",
+        gallery="moved",
+        store=opened,
+        checkpoint=tmp_path / "start",
+        progress=False,
+    )
+    assert start_model_of(opened, "moved").folder == tmp_path / "start"
+    save_checkpoint(tmp_path / "start", tiny_model(seed=1), tiny_tokenizer(), {})
+    with pytest.raises(ConfigError, match=r"was indexed with weights .* index it again first"):
+        start_model_of(opened, "moved")
