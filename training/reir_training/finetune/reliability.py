@@ -9,7 +9,7 @@ Outliers are found by a one-sided binomial test of the number of contradicted ve
 * the expected rate is that of the other users among themselves, and at least `EXPECTED_RATE`;
 * the verdicts are judged without one of the other users, namely the one without whom they look
   best. So no single user can make an outlier of another, and between two users nobody is one;
-* the level is `LEVEL` for all users together (Bonferroni);
+* the level is `LEVEL` for all compared users together (Bonferroni);
 * the clearest outlier is taken out, and the others are tested again without it, because its wrong
   answers have contradicted theirs.
 
@@ -108,8 +108,8 @@ def standings(comparisons: Sequence[Comparison]) -> dict[User, Standing]:
     outliers: dict[User, Standing] = {}
     while tested := _test(left):
         user, worst = min(tested.items(), key=lambda item: item[1].p_value)
-        num_users = sum(each.compared > 0 for each in tested.values()) + len(outliers)
-        if worst.p_value * num_users > LEVEL:
+        num_compared = sum(each.compared > 0 for each in tested.values()) + len(outliers)
+        if worst.compared == 0 or worst.p_value * num_compared > LEVEL:
             break
         outliers[user] = replace(worst, is_outlier=True)
         left = [each.among({user}) for each in left if each.user != user]
