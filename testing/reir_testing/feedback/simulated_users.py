@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from reir.datasets.dataset import Expression, ReferringDataset, ReferringInstance
-from reir.operations.feedback import Feedback
-from reir.operations.feedback.records import user_of
+from reir.operations.feedback import Feedback, add_feedback
+from reir.operations.feedback.records import new_key, submission, user_of
 from reir.records import Box
 
 START = datetime(2026, 11, 25, tzinfo=UTC)
@@ -98,6 +99,19 @@ def simulate_feedback(
             )
         )
     return found
+
+
+def record_feedback(folder: Path, gallery: str, feedback: Iterable[Feedback]) -> None:
+    """Store feedback as a server does.
+
+    Args:
+        folder: folder of the search log, which is created if it is missing.
+        gallery: name of the gallery.
+        feedback: each is recorded with a key of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for said in feedback:
+        add_feedback(folder, gallery, said, submission({}, new_key()))
 
 
 def _answer(

@@ -161,7 +161,7 @@ class FinetuneReport:
             f"{counts['sentences']:,} sentences about {counts['photos']:,} photos; those about "
             f"{counts['held_out_photos']:,} photos were held out."
         ]
-        if labels:
+        if "drawn" in labels:  # otherwise, people drew all of them
             lines.append(
                 f"Boxes: {labels['drawn']:,} drawn, {labels['kept'] - labels['drawn']:,} found, "
                 f"{labels['sentences'] - labels['kept']:,} sentences left out."
