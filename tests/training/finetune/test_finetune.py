@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +12,28 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import reir
 from reir.checkpoint import load_encoder, load_model, save_checkpoint, weights_digest
 from reir.datasets import read_reircoco, write_photo_sentences
 from reir.errors import ConfigError, DataError
+from reir.images.boxes import elementwise_iou
+from reir.images.decode import canonical_uri
 from reir.operations.canary import read_canaries
+from reir.operations.feedback.records import user_of
 from reir.store import InstanceStore, VersionSpec
 from reir.store.memory import MemoryStore
+from reir_testing.feedback.simulated_users import (
+    record_feedback,
+    simulate_feedback,
+    users_with_hostile,
+)
 from reir_testing.scenes import to_dataset
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 from reir_testing.toys.scenes import make_toy_scenes, render_toys
 from reir_testing.training.in_process import train_in_process
+from reir_training.finetune.feedback_pairs import feedback_pairs
 from reir_training.finetune.pairs import read_pairs
 from reir_training.finetune.remembered import RememberedSet
 from reir_training.finetune.report import FinetuneReport
@@ -174,6 +185,49 @@ def test_drawn_boxes_need_no_weak_model(store: tuple[InstanceStore, Path], tmp_p
     labeled = read_reircoco(run.output / "labels.json")
     assert all(each.score is None for each in labeled.instances)
     assert all(canary.box for canary in read_canaries(run.output / "canaries.jsonl"))
+
+
+def test_feedback_is_learned_from_without_the_hostile_user(
+    store: tuple[InstanceStore, Path], tmp_path: Path
+) -> None:
+    opened, folder = store
+    dataset = to_dataset(make_toy_scenes(NUM_PHOTOS, 3, 160), per_instance=1)
+    uris = {i.image_id: canonical_uri(folder / "photos" / i.file_name) for i in dataset.images}
+    users = users_with_hostile(5, error=0)
+    num = 5 * (len(dataset.expressions) * 4 // 5)
+    record_feedback(tmp_path / "log", GALLERY, simulate_feedback(dataset, uris, users, num, 0))
+    trainer = Trainer()
+    run = replace(
+        finetune(store, tmp_path, "boxes.jsonl", trainer),
+        pairs=feedback_pairs(opened, GALLERY, tmp_path / "log"),
+    )
+    report = run.run()
+    assert trainer.trained == ["clare-nano"]
+    values = report.to_dict()
+    assert json.loads((run.output / "report.json").read_text()) == values
+    found = values["feedback"]
+    assert found["feedback"] == num
+    assert found["left_out"]["outlier"] == num // 5
+    assert found["used"] + sum(found["left_out"].values()) == num
+    decisions = {user["user"]: user["decision"] for user in found["users"]}
+    assert decisions == {
+        user_of(each.name)[:8]: "outlier" if each.name == "hostile" else "kept" for each in users
+    }
+    assert values["counts"]["with_box"] == values["counts"]["sentences"]
+    assert {"br1", "photo_p1"} <= values["held_out"]["gain"].keys()
+    assert {"br1", "photo_p1"} <= values["remembered"]["gain"].keys()
+    assert all(canary.box for canary in read_canaries(run.output / "canaries.jsonl"))
+    # Whatever was learned is right.
+    true = {
+        each.text: dataset.instances_by_id[each.instance_id or ""] for each in dataset.expressions
+    }
+    learned = run.pairs.dataset
+    for text in learned.expressions:
+        box = learned.instances_by_id[text.instance_id or ""].box_xyxy_px
+        assert float(elementwise_iou([box], [true[text.text].box_xyxy_px])[0]) > 0.7
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table())
+    assert f"Left out: {num // 5} (of users whom the others contradict" in console.export_text()
 
 
 def test_too_few_photos_are_refused(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:

@@ -151,7 +151,12 @@ def test_figures_are_those_of_the_checkpoint_as_a_localizer(
     task.objective.train()
     figures = task.validate()
     assert task.model.training
-    about = {"steps": 1, "hours": 0.1, "metrics": figures, "settings": task._config.model_dump(mode="json")}
+    about = {
+        "steps": 1,
+        "hours": 0.1,
+        "metrics": figures,
+        "settings": task._config.model_dump(mode="json"),
+    }
     task.save(tmp_path, {**task.about(), **about})
     localizer, hits = load_localizer_spec(f"weak:{tmp_path}"), list[bool]()
     known = task._photos.known()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from reir.cli.common import AsJson, Gallery, Store
+from reir.cli.feedback import Folder
 from reir.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,14 +18,35 @@ EXAMPLES = """[bold]Examples[/bold]
 
 reir finetune photos --sentences pairs.csv
 
+reir finetune photos --from feedback
+
 reir finetune photos --sentences pairs.csv --held-out 0.3 --output runs/second --json"""
 
 Sentences = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         metavar="FILE",
         help="CSV or JSON lines with the columns photo (file name, path or URI of a photo of the "
         "gallery) and sentence, and where people drew boxes x1, y1, x2 and y2 in pixels.",
+        show_default=False,
+    ),
+]
+Source = Annotated[
+    Literal["feedback"] | None,
+    typer.Option(
+        "--from",
+        help="Instead of --sentences: learn from what users said about searches, as far as "
+        "reliable users agree.",
+        show_default=False,
+    ),
+]
+MaxUserShare = Annotated[
+    float,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="With --from feedback: largest share of the answers of one user. With few users, an "
+        "equal share is allowed; 20 answers always are.",
     ),
 ]
 Output = Annotated[
@@ -56,7 +78,10 @@ def register(app: typer.Typer) -> None:
 
 def finetune(  # noqa: PLR0913 - every argument is an option of the command
     gallery: Gallery,
-    sentences: Sentences,
+    sentences: Sentences = None,
+    source: Source = None,
+    search_log: Folder = None,
+    max_user_share: MaxUserShare = 0.25,
     output: Output = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the training of clare-nano.")] = 8,
     held_out: Annotated[
@@ -87,23 +112,33 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
 ) -> None:
     """Train the model of a gallery on sentences about its photos; nobody has to draw boxes.
 
-    Finds the boxes itself, trains, and measures on photos that it did not train on whether that
+    The sentences are those of a file, or those that users gave feedback about. Finds the boxes
+    that nobody drew, trains, and measures on photos that it did not train on whether that
     helped. The gallery is not changed: the last line is the command that checks the new checkpoint
     and makes it live.
     """
     # Imported here, so that `reir --help` does not wait for torch.
     from reir.cli.common import connect, messages, photo_progress, print_json
     from reir.cli.common import output as console
+    from reir.operations.search_log import default_folder
     from reir.query.search import check_gallery
+    from reir_training.finetune.feedback_pairs import feedback_pairs
     from reir_training.finetune.pairs import read_pairs
     from reir_training.finetune.run import Finetune, FinetuneOptions
     from reir_training.finetune.start import start_model_of
 
+    if (sentences is None) == (source is None):
+        given = "none of them" if sentences is None else "both"
+        raise ConfigError(f"give one of --sentences and --from, got {given}")
     remembered = _remembered(remember, remember_images)
     with connect(store) as opened:
         check_gallery(opened, gallery)
         start = start_model_of(opened, gallery)
-        pairs = read_pairs(opened, gallery, sentences, skip_unknown=skip_unknown)
+        if sentences is not None:
+            pairs = read_pairs(opened, gallery, sentences, skip_unknown=skip_unknown)
+        else:
+            folder = search_log or default_folder()
+            pairs = feedback_pairs(opened, gallery, folder, max_user_share=max_user_share)
     for line in pairs.skipped:
         messages().print(f"left out, {line}", markup=False, soft_wrap=True)
     report = Finetune(

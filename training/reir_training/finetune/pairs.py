@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photo_sentences import read_sentence_list
@@ -15,6 +16,9 @@ from reir.operations.canary import Canary
 from reir.store.contract import InstanceStore
 from reir_training.data.examples import hold_out
 from reir_training.finetune.photos import GalleryPhotos
+
+if TYPE_CHECKING:
+    from reir_training.finetune.feedback_pairs import FeedbackSummary
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class GalleryPairs:
             have no box.
         uris: image id -> URI.
         skipped: rows that were left out, with the reason, because their photo is unknown.
+        feedback: what became of the feedback, if they come from feedback.
     """
 
     dataset: ReferringDataset
     uris: Mapping[str, str]
     skipped: tuple[str, ...] = ()
+    feedback: FeedbackSummary | None = None
 
     @property
     def digest(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reir.metrics import Interval
+from reir_training.finetune.feedback_pairs import FeedbackSummary
 from reir_training.finetune.measure import Ranks
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class FinetuneReport:
         held_out: held-out sentences.
         remembered: sentences that the model was not tuned on, about other photos.
         minutes: time of each part.
+        feedback: what became of the feedback, if it was learned from.
     """
 
     gallery: str
@@ -109,6 +111,7 @@ class FinetuneReport:
     held_out: Comparison
     remembered: Comparison
     minutes: Mapping[str, float]
+    feedback: FeedbackSummary | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -139,6 +142,7 @@ class FinetuneReport:
             "canaries": str(self.canaries),
             "command": self.command,
             "counts": dict(self.counts),
+            **({"feedback": self.feedback.to_dict()} if self.feedback else {}),
             "labels": dict(self.labels),
             "blend": dict(self.blend),
             "held_out": self.held_out.to_dict(),
@@ -157,7 +161,7 @@ class FinetuneReport:
             f"{counts['sentences']:,} sentences about {counts['photos']:,} photos; those about "
             f"{counts['held_out_photos']:,} photos were held out."
         ]
-        if labels:
+        if "drawn" in labels:  # otherwise, people drew all of them
             lines.append(
                 f"Boxes: {labels['drawn']:,} drawn, {labels['kept'] - labels['drawn']:,} found, "
                 f"{labels['sentences'] - labels['kept']:,} sentences left out."
@@ -165,6 +169,7 @@ class FinetuneReport:
         lines.append(f"Share of the new weights: {self.blend['share']:g}")
         minutes = ", ".join(f"{name} {value:.1f}" for name, value in values["minutes"].items())
         parts: list[RenderableType] = [
+            *([self.feedback.table(), ""] if self.feedback else []),
             Text("\n".join(lines)),
             "",
             self.held_out.table(),

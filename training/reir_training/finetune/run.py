@@ -299,6 +299,7 @@ class Finetune:
             held_out=held_out,
             remembered=remembered,
             minutes=minutes,
+            feedback=self.pairs.feedback,
         )
         text = json.dumps(report.to_dict(), indent=2)
         (self.output / REPORT).write_text(text + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ there wrong. Somebody who did not find the object ("absent") says nothing agains
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from reir.images.boxes import elementwise_iou
@@ -24,6 +24,9 @@ MIN_IOU = 0.5
 
 ANSWERS = ("right", "box")
 """Verdicts that say where the object is."""
+
+User = tuple[str, str]
+"""Tenant and pseudonym; everybody without a key has the empty pseudonym."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Agreement:
 
 
 @dataclass
-class _Voice:
+class Voice:
     """What one user says about one expression, after all feedback.
 
     Attributes:
@@ -71,9 +74,8 @@ class _Voice:
     wrongs: dict[tuple[str, Box | None], Feedback] = field(default_factory=dict)
     absent: Feedback | None = None
 
-    def hear(self, said: Feedback) -> int:
-        """Take in the next feedback; return how much earlier feedback it replaces."""
-        before = self._number()
+    def hear(self, said: Feedback) -> None:
+        """Take in the next feedback, which may replace earlier feedback."""
         if said.verdict == "absent":
             self.answers.clear()
             self.absent = said
@@ -86,32 +88,46 @@ class _Voice:
             self.absent = None
             self.wrongs.pop((said.uri, said.box), None)
             self.answers[said.uri] = said
-        return before + 1 - self._number()
 
     def vote(self, answer: Feedback) -> int:
-        """Return 1 for an answer, -1 against it, or 0."""
+        """Return 1 for an answer, -1 against it, or 0.
+
+        Args:
+            answer: feedback with a box; its verdict does not matter.
+        """
         own = self.answers.get(answer.uri)
         if own is not None:
             return 1 if _overlap(own, answer) else -1
         here = (said for (uri, _), said in self.wrongs.items() if uri == answer.uri)
         return -1 if any(_overlap(said, answer) for said in here) else 0
 
-    def _number(self) -> int:
+    def __len__(self) -> int:
+        """Return how much feedback counts."""
         return len(self.answers) + len(self.wrongs) + (self.absent is not None)
 
 
-def agree(feedback: Iterable[Feedback]) -> Agreement:
-    """Return what users agree on.
+def voices_of(feedback: Iterable[Feedback]) -> dict[str, dict[User, Voice]]:
+    """Return what each user says about each expression, by the normalized expression.
 
     Args:
         feedback: about one gallery, in the order of time. Users with different keys or tenants are
             different users; everybody without a key is the same user.
     """
-    voices: dict[str, dict[tuple[str, str], _Voice]] = defaultdict(lambda: defaultdict(_Voice))
-    left_out: Counter[str] = Counter()
+    voices: dict[str, dict[User, Voice]] = defaultdict(lambda: defaultdict(Voice))
     for said in feedback:
-        voice = voices[normalize_expression(said.expression)][said.tenant, said.user]
-        left_out["replaced"] += voice.hear(said)
+        voices[normalize_expression(said.expression)][said.tenant, said.user].hear(said)
+    return voices
+
+
+def agree(feedback: Collection[Feedback]) -> Agreement:
+    """Return what users agree on.
+
+    Args:
+        feedback: see `voices_of`.
+    """
+    voices = voices_of(feedback)
+    counting = sum(len(voice) for users in voices.values() for voice in users.values())
+    left_out = Counter(replaced=len(feedback) - counting)
     answers: list[Answer] = []
     num_used = 0
     for users in voices.values():
@@ -129,7 +145,7 @@ def agree(feedback: Iterable[Feedback]) -> Agreement:
     )
 
 
-def _answers(voices: list[_Voice]) -> Iterator[Answer]:
+def _answers(voices: list[Voice]) -> Iterator[Answer]:
     """Yield the answers to one expression that win, at most one for each photo."""
     for uri in {uri: None for voice in voices for uri in voice.answers}:
         given = [voice.answers[uri] for voice in voices if uri in voice.answers]

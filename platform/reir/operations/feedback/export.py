@@ -100,7 +100,10 @@ def export_feedback(store: InstanceStore, gallery: str, folder: Path, out: Path)
             f"none of the {len(feedback)} verdicts about gallery '{gallery}' can be exported: "
             + ", ".join(f"{number} {reason}" for reason, number in left_out.items())
         )
-    photos, dataset = _dataset(kept, f"feedback on {gallery}")
+    photos = _common_folder(path_of_uri(record.uri) for _, record in kept)
+    dataset = dataset_of_answers(
+        ((answer, _photo(record, photos)) for answer, record in kept), f"feedback on {gallery}"
+    )
     write_reircoco(dataset, out)
     return FeedbackExport(
         photos=photos,
@@ -113,30 +116,27 @@ def export_feedback(store: InstanceStore, gallery: str, folder: Path, out: Path)
     )
 
 
-def _dataset(kept: list[tuple[Answer, ImageRecord]], source: str) -> tuple[Path, ReferringDataset]:
-    """Return the folder of the photos, and the data set."""
-    photos = _common_folder(path_of_uri(record.uri) for _, record in kept)
+def dataset_of_answers(
+    answers: Iterable[tuple[Answer, ReferringImage]], source: str
+) -> ReferringDataset:
+    """Return answers as a data set, without splits.
+
+    Args:
+        answers: each with its photo.
+        source: where they come from, for messages.
+    """
     images: dict[str, ReferringImage] = {}
     instances: dict[tuple[str, Box | None], ReferringInstance] = {}
     expressions = []
-    for number, (answer, record) in enumerate(kept):
+    for number, (answer, photo) in enumerate(answers):
         said = answer.newest
-        name = path_of_uri(record.uri).relative_to(photos).as_posix()
-        image = images.setdefault(
-            record.image_id,
-            ReferringImage(
-                image_id=record.image_id,
-                file_name=name,
-                width_px=record.width_px,
-                height_px=record.height_px,
-            ),
-        )
+        image = images.setdefault(photo.image_id, photo)
         instance = instances.setdefault(
             (image.image_id, said.box),
             ReferringInstance(
                 instance_id=f"{image.image_id}/{len(instances)}",
                 image_id=image.image_id,
-                box_xyxy_px=_pixels(said.box, record),
+                box_xyxy_px=_pixels(said.box, image),
             ),
         )
         expressions.append(
@@ -148,7 +148,7 @@ def _dataset(kept: list[tuple[Answer, ImageRecord]], source: str) -> tuple[Path,
                 text=" ".join(without_controls(said.expression).split()),
             )
         )
-    return photos, ReferringDataset(
+    return ReferringDataset(
         source=source,
         images=tuple(images.values()),
         instances=tuple(instances.values()),
@@ -156,14 +156,23 @@ def _dataset(kept: list[tuple[Answer, ImageRecord]], source: str) -> tuple[Path,
     )
 
 
+def _photo(record: ImageRecord, folder: Path) -> ReferringImage:
+    assert record.width_px
+    assert record.height_px
+    return ReferringImage(
+        image_id=record.image_id,
+        file_name=path_of_uri(record.uri).relative_to(folder).as_posix(),
+        width_px=record.width_px,
+        height_px=record.height_px,
+    )
+
+
 def _common_folder(paths: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def _pixels(box: Box | None, record: ImageRecord) -> BoxPx:
+def _pixels(box: Box | None, image: ReferringImage) -> BoxPx:
     assert box is not None
-    assert record.width_px
-    assert record.height_px
     x1, y1, x2, y2 = box
-    width, height = record.width_px, record.height_px
+    width, height = image.width_px, image.height_px
     return round(x1 * width, 2), round(y1 * height, 2), round(x2 * width, 2), round(y2 * height, 2)
