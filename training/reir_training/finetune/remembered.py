@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reir.datasets import ReferringDataset, read_annotations
 from reir.demo.gallery import PHOTOS, demo_dataset
+from reir.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ def read_remembered_set(annotations: Path, images_dir: Path) -> RememberedSet:
     """Read annotations in any format.
 
     Raises:
-        DataError: the file is malformed.
+        DataError: the file is malformed, or none of its expressions has a box.
     """
     dataset = read_annotations(annotations, images_dir=images_dir).with_targets()
+    if not dataset.expressions:
+        raise DataError(f"{annotations} has no expression with a box, so nothing can be measured")
     return RememberedSet(str(annotations), dataset, images_dir)
