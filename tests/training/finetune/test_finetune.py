@@ -22,7 +22,7 @@ from reir.images.boxes import elementwise_iou
 from reir.images.decode import canonical_uri
 from reir.operations.canary import read_canaries
 from reir.operations.feedback.records import user_of
-from reir.store import InstanceStore
+from reir.store import InstanceStore, VersionSpec
 from reir.store.memory import MemoryStore
 from reir_testing.feedback.simulated_users import (
     record_feedback,
@@ -36,6 +36,7 @@ from reir_testing.training.in_process import train_in_process
 from reir_training.finetune.feedback_pairs import feedback_pairs
 from reir_training.finetune.pairs import read_pairs
 from reir_training.finetune.remembered import RememberedSet
+from reir_training.finetune.report import FinetuneReport
 from reir_training.finetune.run import Finetune, FinetuneOptions, Progress
 from reir_training.finetune.start import start_model_of
 
@@ -44,12 +45,15 @@ NUM_PHOTOS = 14
 
 
 class Trainer:
-    """Trains in this process, and notes what was trained."""
+    """Trains in this process, and notes what was trained; `stops_at` names a preset to stop at."""
 
-    def __init__(self) -> None:
+    def __init__(self, stops_at: str = "") -> None:
         self.trained: list[str] = []
+        self.stops_at = stops_at
 
     def __call__(self, preset: str, config: Any, **arguments: Any) -> Path:
+        if preset == self.stops_at:
+            raise KeyboardInterrupt
         self.trained.append(preset)
         return train_in_process(preset, config, **arguments)
 
@@ -106,10 +110,26 @@ def finetune(
 def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
     store: tuple[InstanceStore, Path], tmp_path: Path
 ) -> None:
-    trainer = Trainer()
+    # A first run is interrupted; the second one repeats only what was not finished.
+    interrupted, trainer = Trainer(stops_at="clare-nano"), Trainer()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(store, tmp_path, "pairs.jsonl", interrupted).run()
+    assert interrupted.trained == ["weak-rec"]
     run = finetune(store, tmp_path, "pairs.jsonl", trainer)
     report = run.run()
-    assert trainer.trained == ["weak-rec", "clare-nano"]
+    assert trainer.trained == ["clare-nano"]
+    check_results(run, report)
+    check_weights(run, store[1] / "start", report)
+
+    # A third run has nothing to do, and another request is refused.
+    assert finetune(store, tmp_path, "pairs.jsonl", trainer).run().to_dict() == report.to_dict()
+    assert trainer.trained == ["clare-nano"]
+    with pytest.raises(ConfigError, match=r"another fine-tune \(epochs differ\)"):
+        replace(run, options=FinetuneOptions(epochs=2)).run()
+
+
+def check_results(run: Finetune, report: FinetuneReport) -> None:
+    """Check report, labels and canaries."""
     values = report.to_dict()
     assert json.loads((run.output / "report.json").read_text()) == values
     counts = values["counts"]
@@ -133,46 +153,27 @@ def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
     assert {canary.uri for canary in canaries} == {run.pairs.uris[each] for each in held_out}
     assert len(canaries) == counts["held_out_sentences"]
 
-    # The new checkpoint lies between old and tuned weights, and its frozen parts are the old ones.
+
+def check_weights(run: Finetune, start: Path, report: FinetuneReport) -> None:
+    """The new checkpoint lies between old and tuned weights; its frozen parts are the old ones."""
+    values = report.to_dict()
     share = values["blend"]["share"]
     assert values["blend"]["digest"] == weights_digest(run.checkpoint)
     old, tuned, new = (
         load_model(folder)[0].state_dict()
-        for folder in (store[1] / "start", run.output / "tuned" / "checkpoint", run.checkpoint)
+        for folder in (start, run.output / "tuned" / "checkpoint", run.checkpoint)
     )
     name = "visual.members.0.to_vector.weight"
     assert (tuned[name] - old[name]).abs().max() > 1e-4
     expected = old[name] + share * (tuned[name] - old[name])
     assert (new[name] - expected).abs().max() < 1e-3
     assert (new["crop_network.stem.conv.weight"] == old["crop_network.stem.conv.weight"]).all()
-    assert load_encoder(run.checkpoint).dim == load_encoder(store[1] / "start").dim
+    assert load_encoder(run.checkpoint).dim == load_encoder(start).dim
     assert f"--checkpoint {run.checkpoint}" in values["command"]
     assert "## Fine-tune" in (run.checkpoint / "README.md").read_text()
 
 
-def test_a_rerun_repeats_only_what_was_not_finished(
-    store: tuple[InstanceStore, Path], tmp_path: Path
-) -> None:
-    class Broken(Trainer):
-        def __call__(self, preset: str, config: Any, **arguments: Any) -> Path:
-            if preset == "clare-nano":
-                raise KeyboardInterrupt
-            return super().__call__(preset, config, **arguments)
-
-    broken, whole = Broken(), Trainer()
-    with pytest.raises(KeyboardInterrupt):
-        finetune(store, tmp_path, "pairs.jsonl", broken).run()
-    assert broken.trained == ["weak-rec"]
-    report = finetune(store, tmp_path, "pairs.jsonl", whole).run()
-    assert whole.trained == ["clare-nano"]
-    again = finetune(store, tmp_path, "pairs.jsonl", whole)
-    assert again.run().to_dict() == report.to_dict()
-    assert whole.trained == ["clare-nano"]
-    other = replace(again, options=FinetuneOptions(epochs=2))
-    with pytest.raises(ConfigError, match=r"another fine-tune \(epochs differ\)"):
-        other.run()
-
-
+@pytest.mark.slow
 def test_drawn_boxes_need_no_weak_model(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
     trainer = Trainer()
     run = finetune(store, tmp_path, "boxes.jsonl", trainer)
@@ -238,6 +239,11 @@ def test_too_few_photos_are_refused(store: tuple[InstanceStore, Path], tmp_path:
 
 def test_only_a_clare_nano_can_be_tuned(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
     opened, folder = store
+    spec = VersionSpec(dim=4, digest="d", encoder="owlv2:some/name")
+    opened.create_version("frozen", "v1", spec)
+    opened.promote("frozen", "v1")
+    with pytest.raises(ConfigError, match=r"indexed with owlv2:some/name, but only clare-nano can"):
+        start_model_of(opened, "frozen")
     model = load_model(folder / "start")[0]
     save_checkpoint(tmp_path / "start", model, tiny_tokenizer(), {})
     reir.index(
