@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from reir_testing.feedback.simulated_users import record_feedback
 from reir_training.finetune.feedback_pairs import feedback_pairs
 
 GALLERY = "colors"
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
 BOX, NEAR, ELSEWHERE = (0.1, 0.1, 0.4, 0.8), (0.1, 0.1, 0.42, 0.8), (0.5, 0.1, 0.9, 0.8)
 
 
@@ -53,7 +56,8 @@ def test_answers_of_the_live_version_are_learned_from(store: InstanceStore, tmp_
         said(blue, "v", "a wug", verdict="wrong"),
         said(blue, "v", "a mome", verdict="absent", uri="", image_id="", box=None),
     ]
-    record_feedback(tmp_path / "log", GALLERY, feedback)
+    in_order = [replace(each, time=NOW + timedelta(minutes=n)) for n, each in enumerate(feedback)]
+    record_feedback(tmp_path / "log", GALLERY, in_order)
     pairs = feedback_pairs(store, GALLERY, tmp_path / "log")
     assert pairs.uris == {
         image_id(canonical_uri(each)): canonical_uri(each) for each in (red, blue)

@@ -118,7 +118,8 @@ def standings(comparisons: Sequence[Comparison]) -> dict[User, Standing]:
 
 def _test(comparisons: Iterable[Comparison]) -> dict[User, Standing]:
     """Test each user once."""
-    own, influence = defaultdict(_zero), defaultdict(_zero)
+    own: dict[User, Counts] = defaultdict(_zero)
+    influence: dict[User, Counts] = defaultdict(_zero)
     without: dict[User, dict[User, Counts]] = defaultdict(lambda: defaultdict(_zero))
     total = _zero()
     for each in comparisons:
