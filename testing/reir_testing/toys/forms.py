@@ -43,9 +43,9 @@ def draw_toy(form: str, pattern: str, rgb: Color, side_px: int) -> npt.NDArray[n
     fill = np.where(np.asarray(mark)[..., None] > 127, marked, fill)
     fill = fill * np.linspace(1.1, 0.85, _CANVAS, dtype=np.float32)[:, None, None]
     # Few levels of each color, as on a poster.
-    fill = np.round(fill.clip(0, 255) / 255 * (_POSTER_LEVELS - 1)) / (_POSTER_LEVELS - 1) * 255
+    levels = np.round(fill.clip(0, 255) / 255 * (_POSTER_LEVELS - 1)) / (_POSTER_LEVELS - 1) * 255
     ink = np.asarray(inner)[..., None] < 128
-    picture = Image.fromarray(np.where(ink, 25, fill).astype(np.uint8))
+    picture = Image.fromarray(np.where(ink, 25, levels).astype(np.uint8))
     _face(ImageDraw.Draw(picture), *EYES[form])
     picture.putalpha(body)
     box = body.getbbox()

@@ -106,7 +106,7 @@ def test_batches_have_items_of_all_photos(folder: Path, form: WeakForm) -> None:
 def test_features_are_standardized_over_the_training_photos(folder: Path) -> None:
     model: Any = make(folder, "weak-candidates").model
     task = make(folder, "weak-candidates")
-    found = model.source(task._inputs(range(NUM_TRAIN)))
+    found = model.source(task.inputs(range(NUM_TRAIN)))
     features = found.features[found.valid]
     varies = model.source.standardize.deviation > LEAST_DEVIATION
     assert varies.sum() > 1000

@@ -73,9 +73,9 @@ class AgreementFilter:
         kept = [row for row, each in enumerate(found) if isinstance(each, FoundLabel)]
         seconds = _best(self.second, photo, [sentences[row] for row in kept])
         for row, other in zip(kept, seconds, strict=True):
-            one = found[row]
-            assert isinstance(one, FoundLabel)
-            found[row] = self._agreed(one, other, Refusal.SECOND)
+            first = found[row]
+            assert isinstance(first, FoundLabel)
+            found[row] = self._agreed(first, other, Refusal.SECOND)
         return found
 
     def _agreed(
