@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -170,7 +171,7 @@ def _is_named_later(image_id: Any) -> bool:
 
 @schemathesis.hook
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """Make examples use an instance of this gallery.
+    """Make examples use an instance and a photo of this gallery, and each key only once.
 
     The example id in the document is not in any gallery, and an id that schemathesis has taken from
     an answer may belong to a photo that has been deleted since. Schemathesis does not call
@@ -178,9 +179,13 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """
     if _is_wrong(case) or not isinstance(case.body, dict):
         return
-    named = case.body.get("instance_id")
-    if isinstance(named, str) and named not in KNOWN["instances"]:
-        case.body["instance_id"] = KNOWN["instances"][0]
+    for name, known in (("instance_id", KNOWN["instances"]), ("image_id", KNOWN["images"])):
+        named = case.body.get(name)
+        if isinstance(named, str) and named not in known:
+            case.body[name] = known[0]
+    # The server refuses a key that it has seen with another body.
+    if case.headers and "idempotency-key" in case.headers:
+        case.headers["idempotency-key"] = secrets.token_hex(16)
 
 
 def _is_wrong(case: Any) -> bool:

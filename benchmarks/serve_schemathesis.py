@@ -63,6 +63,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "keys_file": str(keys),
         "uploads": str(folder / "uploads"),
         "search_log": str(folder / "searches"),  # without it, feedback is answered with 501
+        "limits": {"feedback_rate_per_s": None},
     }
     with served(store, folder, free_port(), options) as server:
         return tested(server, key, arguments.examples, folder)

@@ -75,6 +75,8 @@ class Limits(StrictConfig):
         rate_per_s: average number of requests per second that one API key may send to a replica;
             None for no limit.
         burst: requests that one key may send at once, beyond its rate.
+        feedback_rate_per_s, feedback_burst: the same for feedback alone, so that no user can flood
+            it; on a server without keys, for each client address.
     """
 
     body_bytes: int = Field(MIB, ge=1024)
@@ -86,6 +88,8 @@ class Limits(StrictConfig):
     max_queued_photos: int = Field(8, ge=0)
     rate_per_s: float | None = Field(None, gt=0)
     burst: int = Field(50, ge=1)
+    feedback_rate_per_s: float | None = Field(1.0, gt=0)
+    feedback_burst: int = Field(100, ge=1)
 
 
 class Replicas(StrictConfig):

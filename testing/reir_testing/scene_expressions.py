@@ -221,6 +221,11 @@ def _related(one: SceneShape, other: SceneShape) -> Iterator[tuple[str, bool]]:
         yield "next to", gap <= CLOSE
 
 
+def is_next_to_one(shape: SceneShape, rivals: Sequence[SceneShape], anchor: SceneShape) -> bool:
+    """Whether a shape is certainly next to another one, and its rivals certainly are not."""
+    return _gap(shape, anchor) <= CLOSE and all(_gap(each, anchor) > NEARBY for each in rivals)
+
+
 def _gap(one: SceneShape, other: SceneShape) -> float:
     """Return the distance of two boxes, as a share of the scene's side."""
     (left, top, right, bottom), (x1, y1, x2, y2) = one.box, other.box

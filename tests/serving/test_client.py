@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import reir
+from reir.cli import main
 from reir.client.http_client import FIRST_PAUSE_S, Client
 from reir.errors import (
     AccessDenied,
@@ -29,7 +30,7 @@ from reir.errors import (
     ServerUnavailable,
     StoreUnavailable,
 )
-from reir.operations.search_log import read_events
+from reir.operations.feedback import read_feedback
 from reir.query.request import Query, Term
 from reir_serving.middleware.keys import new_key
 
@@ -141,14 +142,91 @@ def test_feedback_is_recorded(serve: Any, backend: Any, tmp_path: Path) -> None:
             client.feedback("photos", "the red box", "right", f"{hit.image_id}#99")
         with pytest.raises(GalleryNotFound):
             client.feedback("none", "the red box", "absent")
-        _, *said = read_events(log, "photos")
-        assert [(each["verdict"], each["instance_id"]) for each in said] == [
+        assert client.feedback(
+            "photos", "the red box", "box", image_id=hit.image_id, box=(0.1, 0.1, 0.5, 0.5)
+        )
+        with pytest.raises(QueryError, match="box is missing"):
+            client.feedback("photos", "the red box", "box", image_id=hit.image_id)
+        said = read_feedback(log, "photos")
+        assert [(each.verdict, each.instance_id) for each in said] == [
             ("right", hit.instance_id),
             ("wrong", hit.instance_id),
             ("absent", ""),
+            ("box", ""),
         ]
+        assert said[-1].box == (0.1, 0.1, 0.5, 0.5)
         shutil.rmtree(log)
         assert not client.feedback("photos", "a giraffe", "absent")
+
+
+def test_feedback_with_a_key_is_recorded_once(serve: Any, backend: Any, tmp_path: Path) -> None:
+    log = tmp_path / "searches"
+    with Client(serve(backend, search_log=log), patience_s=0.0) as client:
+        for _ in range(2):
+            assert client.feedback("photos", "a giraffe", "absent", idempotency_key="k1")
+        with pytest.raises(QueryError, match="'k1' was used for other feedback"):
+            client.feedback("photos", "a zebra", "absent", idempotency_key="k1")
+        for key in ("caf\u00e9", "a\nb", "x" * 256):
+            with pytest.raises(QueryError, match="printable ASCII"):
+                client.feedback("photos", "a zebra", "absent", idempotency_key=key)
+    assert len(read_feedback(log, "photos")) == 1
+
+
+def test_the_command_sends_feedback_to_a_server(
+    serve: Any, backend: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "searches"
+    server = serve(backend, search_log=log)
+    with Client(server) as client:
+        hit = client.search("the red box", "photos", k=1)[0]
+    about = ("--box", hit.image_id, "0.1", "0.2", "0.5", "0.6")
+    for words in (("--right", hit.instance_id), ("--absent",), about):
+        words = ("feedback", "photos", "the red box", *words, "--server", server, "--json")
+        assert main.run(words) == 0
+    said = read_feedback(log, "photos")
+    assert [each.verdict for each in said] == ["right", "absent", "box"]
+    assert said[-1].box == (0.1, 0.2, 0.5, 0.6)
+    shutil.rmtree(log)
+    capsys.readouterr()
+    assert main.run(["feedback", "photos", "a giraffe", "--absent", "--server", server]) == 1
+    assert "cannot write feedback at the moment" in " ".join(capsys.readouterr().err.split())
+
+
+class LosesAnswers(BaseHTTPRequestHandler):
+    """Receives requests; closes the connection without an answer to the first ones."""
+
+    keys: ClassVar[list[str]] = []
+    num_lost = 3
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.keys.append(self.headers["Idempotency-Key"] or "")
+        if len(self.keys) > self.num_lost:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"recorded": true, "answers": []}')
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_lost_feedback_is_sent_again_with_the_same_key() -> None:
+    LosesAnswers.keys.clear()
+    with HTTPServer(("127.0.0.1", 0), LosesAnswers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pauses: list[float] = []
+        with Client(f"http://127.0.0.1:{server.server_port}", sleep=pauses.append) as client:
+            assert client.feedback("photos", "a giraffe", "absent")
+            assert len(pauses) == 3
+            assert len(LosesAnswers.keys) == 4
+            assert len(set(LosesAnswers.keys)) == 1
+            assert client.feedback("photos", "a giraffe", "absent")
+            assert len(set(LosesAnswers.keys)) == 2
+            LosesAnswers.keys.clear()
+            with pytest.raises(ServerUnavailable):
+                client.search_batch(["a giraffe"], "photos")
+            assert LosesAnswers.keys == [""], "other requests have no key and are not repeated"
+        server.shutdown()
 
 
 def test_feedback_needs_a_search_log(client: Client) -> None:

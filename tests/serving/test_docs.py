@@ -60,10 +60,11 @@ def test_the_curl_of_the_page_runs(place: str, backend: Any) -> None:
         for line in re.sub(r"\\\n\s*", "", body).splitlines()
         if line.startswith("curl")
     ]
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         real = command.replace(WRITTEN, place).replace("IMAGE_ID", record.image_id)
         real = real.replace("0123456789abcdef0123#4", f"{record.image_id}#0")
+        real = real.replace("0123456789abcdef0123", record.image_id)
         done = subprocess.run(
             ["bash", "-c", f"{real} --fail-with-body"], capture_output=True, text=True, check=False
         )

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,22 +27,19 @@ from reir.client.parsing import (
     photo_search_of,
     result_of,
 )
+from reir.client.problems import BUSY, error_of
 from reir.client.requests import Body, form_body, json_body, options_json, search_request
 from reir.errors import (
-    AccessDenied,
     ConfigError,
-    GalleryNotFound,
     ImageError,
     ImageFailure,
     ImageNotFound,
-    QueryError,
     ReirError,
-    SchemaMismatch,
     ServerError,
     ServerUnavailable,
-    StoreUnavailable,
 )
-from reir.operations.search_log import Verdict
+from reir.operations.feedback import Verdict
+from reir.operations.feedback.records import check_key, new_key
 from reir.query.every_photo import EveryPhoto, EveryPhotoOptions
 from reir.query.request import Query, SearchOptions
 from reir.records import Attributes, Box, ImageRecord
@@ -50,12 +48,8 @@ from reir.store.contract import InstanceRow
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "REIR_API_KEY"
-# Used if a busy server does not say when to try again, and doubled after each attempt.
-FIRST_PAUSE_S = 0.2
-
-# Requests with these answers may succeed later: 429 is a rate limit, and 503 a server without
-# capacity, store or replicas.
-_BUSY = (429, 503)
+# Used if a server does not say when to try again, and doubled after each attempt up to the maximum.
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 2.0
 
 
 class Client(AbstractContextManager["Client"]):
@@ -222,29 +216,45 @@ class Client(AbstractContextManager["Client"]):
         )
         return localization_of(self._parsed("POST", "/v1/localize", form))
 
-    def feedback(
-        self, gallery: str, expression: str, verdict: Verdict, instance_id: str = ""
+    def feedback(  # noqa: PLR0913, each is a part of the request
+        self,
+        gallery: str,
+        expression: str,
+        verdict: Verdict,
+        instance_id: str = "",
+        *,
+        image_id: str = "",
+        box: Box | None = None,
+        idempotency_key: str = "",
     ) -> bool:
-        """Tell the server whether a hit is right, or that the object is not in the gallery.
+        """Tell the server what is right or wrong about the answer to a search.
+
+        If the connection fails, the client sends the feedback again for up to `patience_s`, with
+        the same idempotency key, so that it is recorded once.
 
         Args:
             gallery: gallery that was searched.
             expression: what was searched for.
-            verdict: "right" or "wrong" about an instance, or "absent" about the whole gallery.
-            instance_id: the hit that is right or wrong; empty for "absent".
+            verdict: "right" or "wrong" about an instance, "box" if the object is in a box instead,
+                or "absent" if it is not in the gallery.
+            instance_id: the hit that is right or wrong; empty for other verdicts.
+            image_id, box: where the object is for "box": a photo, and xyxy in [0, 1].
+            idempotency_key: key of a call that is repeated; empty makes a new one.
 
         Returns:
-            Whether the verdict was recorded; False if the server cannot write its search log.
+            Whether the verdict is on the server's disk; False if the server cannot write it.
 
         Raises:
-            QueryError: the verdict is not one of these, or an instance is missing or superfluous.
-            ImageNotFound: the gallery has no such instance.
-            ServerError: the server keeps no search log.
+            QueryError: the verdict is not one of these, a part is missing or superfluous, or other
+                feedback had this key.
+            ImageNotFound: the gallery has no such instance or photo.
+            ServerError: the server records no feedback.
         """
         told = {"gallery": gallery, "expression": expression, "verdict": verdict}
-        about = {"instance_id": instance_id} if instance_id else {}
-        answer = self._json("POST", "/v1/feedback", {**told, **about})
-        return bool(answer["recorded"])
+        about = {"instance_id": instance_id, "image_id": image_id, "box": box and list(box)}
+        body = json_body({**told, **{name: each for name, each in about.items() if each}})
+        body = replace(body, idempotency_key=check_key(idempotency_key or new_key()))
+        return bool(self._parsed("POST", "/v1/feedback", body)["recorded"])
 
     def galleries(self) -> list[GalleryInfo]:
         """List the galleries that the key may read."""
@@ -363,7 +373,8 @@ class Client(AbstractContextManager["Client"]):
     ) -> tuple[http.client.HTTPResponse, bytes]:
         """Send a request and return the answer with its body; a busy server is tried again.
 
-        With `stream`, the body is left for the caller to read.
+        A server that does not answer is tried again if the request has an idempotency key. With
+        `stream`, the body is left for the caller to read.
 
         Raises:
             ReirError: the error that the server reported, after the last attempt.
@@ -372,15 +383,20 @@ class Client(AbstractContextManager["Client"]):
         end_s = time.monotonic() + patience_s
         pause_s = FIRST_PAUSE_S
         while True:
-            answer, data = self._exchange(method, path, body, stream)
-            if answer.status < 400:
-                return answer, data
-            # If the time left is shorter than the wait, the client gives up without waiting.
-            wait_s = _seconds(answer.getheader("retry-after"), pause_s)
-            if answer.status not in _BUSY or time.monotonic() + wait_s > end_s:
-                raise _error(self.url, answer.status, data)
+            wait_s, may_repeat = pause_s, bool(body.idempotency_key)
+            try:
+                answer, data = self._exchange(method, path, body, stream)
+                if answer.status < 400:
+                    return answer, data
+                wait_s = _seconds(answer.getheader("retry-after"), pause_s)
+                may_repeat = answer.status in BUSY
+                raise error_of(self.url, answer.status, data)
+            except ReirError:
+                # If the time left is shorter than the wait, the client gives up without waiting.
+                if not may_repeat or time.monotonic() + wait_s > end_s:
+                    raise
             self._sleep(wait_s)
-            pause_s *= 2
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     def _exchange(
         self, method: str, path: str, body: Body, stream: bool
@@ -393,6 +409,8 @@ class Client(AbstractContextManager["Client"]):
         headers = {"Accept": "application/json"}
         if body.media_type:
             headers["Content-Type"] = body.media_type
+        if body.idempotency_key:
+            headers["Idempotency-Key"] = f'"{body.idempotency_key}"'
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         # A server closes a connection that was idle for long, which the client notices only when it
@@ -427,7 +445,7 @@ class Client(AbstractContextManager["Client"]):
                     value = json.loads(text)
                     if "error" in value:
                         told = value["error"]
-                        raise _error(self.url, told["status"], json.dumps(told).encode())
+                        raise error_of(self.url, told["status"], json.dumps(told).encode())
                     if "end" in value:
                         return
                     yield value
@@ -437,33 +455,6 @@ class Client(AbstractContextManager["Client"]):
             f"the answer of server {self.url} ended before it was complete{reason}: the server was "
             f"stopped, or the answer took longer than its setting `limits.request_timeout_s`"
         )
-
-
-def _error(url: str, status: int, data: bytes) -> ReirError:
-    """Return the error of the library for a problem that the server reported."""
-    try:
-        told = json.loads(data)
-        name, detail = str(told["type"]).rpartition("/")[2], str(told["detail"])
-    except (ValueError, KeyError, TypeError):  # not from `reir serve`, but from a proxy before it
-        return ServerError(f"server {url} answered {status}: {data[:200]!r}")
-    if told.get("reason") in set(ImageFailure):
-        return ImageError(ImageFailure(told["reason"]), detail)
-    match name:
-        case "gallery-not-found":
-            return GalleryNotFound(detail)
-        case "image-not-found":
-            return ImageNotFound(detail)
-        case "schema-mismatch":
-            return SchemaMismatch(detail)
-        case "store-unavailable":
-            return StoreUnavailable(f"{url} (server)", detail)
-        case "invalid-request":
-            first = (told.get("errors") or [{}])[0]
-            return QueryError(str(first.get("field", "request")), str(first.get("detail", detail)))
-    if status in (401, 403):
-        return AccessDenied(f"{detail} (server {url}; pass key=... or set REIR_API_KEY)")
-    kind = ServerUnavailable if status in _BUSY else ServerError
-    return kind(f"server {url} answered {status}: {detail}")
 
 
 def _seconds(told: str | None, otherwise: float) -> float:

@@ -16,10 +16,16 @@ from reir.query.request import Query, SearchOptions, Term
 
 @dataclass(frozen=True)
 class Body:
-    """The body of a request; empty by default."""
+    """The body of a request; empty by default.
+
+    Attributes:
+        idempotency_key: by which the server recognizes the request if it is sent again; empty if it
+            has no key.
+    """
 
     data: bytes = b""
     media_type: str = ""
+    idempotency_key: str = ""
 
 
 def json_body(value: Any) -> Body:

@@ -16,7 +16,7 @@ from reir.datasets.dataset import (
     ReferringInstance,
 )
 from reir.datasets.grefcoco import read_grefcoco
-from reir.datasets.photo_sentences import read_photo_sentences
+from reir.datasets.photo_sentences import read_photo_sentences, write_photo_sentences
 from reir.datasets.photos import (
     CaptionPair,
     read_caption_pairs,
@@ -56,5 +56,6 @@ __all__ = [
     "read_resedis",
     "read_simrec",
     "read_sorec",
+    "write_photo_sentences",
     "write_reircoco",
 ]

@@ -142,9 +142,7 @@ class _Pair:
     box: BoxPx | None
 
 
-def _pair(
-    row: Row, photos: PhotoFinder, problems: list[str], unknown: list[str]
-) -> _Pair | None:
+def _pair(row: Row, photos: PhotoFinder, problems: list[str], unknown: list[str]) -> _Pair | None:
     """Return the pair of a row, or None after adding all of its problems to the lists.
 
     Args:

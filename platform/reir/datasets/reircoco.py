@@ -5,7 +5,7 @@ width, height, expressions: [...]}`. The box of the instance is in `annotations`
 same `file_name` are one photo of the gallery. Entries without expressions are photos of the
 gallery, too.
 
-An annotation whose box a model found also has a `score` in [0, 1]. This is not part of the published
+An annotation whose box a model found also has a `score` in [0, 1]. It is not part of the published
 format, whose other readers ignore it.
 """
 

@@ -1,7 +1,8 @@
 """The built-in gallery: real photos, and sentences whose answers are known.
 
-`reir demo` searches it, and `reir finetune` measures on it what a model has forgotten. The photos are free to use (`photos/ATTRIBUTION.md`) and were never used in training. Most sentences
-describe one object, whose box is known; the others describe something that no photo shows.
+`reir demo` searches it, and `reir finetune` measures on it what a model has forgotten. The photos
+are free to use (`photos/ATTRIBUTION.md`) and were never used in training. Most sentences describe
+one object, whose box is known; the others describe something that no photo shows.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
 """Makes canaries of a gallery from its search log: from what users said about their searches.
 
-A verdict "right" gives a canary with the photo and box of the hit, and "absent" one whose object is
-not in the gallery. Searches without any verdict can become canaries without a known answer. Two
-expressions are the same if encoders get the same text.
+A verdict "right" gives a canary with the photo and box of the hit, "box" one with the box that the
+user drew, and "absent" one whose object is not in the gallery. Searches without any verdict can
+become canaries without a known answer. Two expressions are the same if encoders get the same text.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from reir.errors import DataError
 from reir.operations.canary import (
@@ -21,6 +20,7 @@ from reir.operations.canary import (
     remove_canaries,
     resolve_canaries,
 )
+from reir.operations.feedback import Feedback, read_feedback
 from reir.operations.search_log import read_events
 from reir.records import Box
 from reir.store.contract import InstanceStore
@@ -34,7 +34,7 @@ class MadeCanaries:
     """Canaries from a search log, newest first.
 
     Attributes:
-        present: from verdicts "right".
+        present: from verdicts "right" and "box".
         absent: from verdicts "absent".
         queries: from searches without a verdict.
         num_lost: photos that users found, but that the live version no longer has.
@@ -54,15 +54,6 @@ class MadeCanaries:
         yield from self.queries
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Said:
-    """The newest verdict about one instance, or about the whole gallery ("absent")."""
-
-    time: str
-    verdict: str
-    canary: Canary
-
-
 @dataclass
 class _Log:
     """What the log says, by normalized expression.
@@ -74,7 +65,7 @@ class _Log:
         num_of_tenants: see `MadeCanaries`.
     """
 
-    verdicts: dict[str, dict[tuple[str, Box | None], _Said]] = field(
+    verdicts: dict[str, dict[tuple[str, Box | None], Feedback]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     searches: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -103,18 +94,18 @@ def make_canaries(
             f"the search log in {folder} has no feedback about gallery '{gallery}'. Users give it "
             f"on the search page, with the buttons 'Right', 'Wrong' and 'It is not in this "
             f"gallery', or with POST /v1/feedback, if the server runs with `reir serve "
-            f"--search-log FOLDER`; name the same folder here"
+            f"--search-log FOLDER`; name the same folder here. `reir feedback` gives it, too"
         )
     rights = [
-        said.canary
+        _canary(said)
         for verdicts in log.verdicts.values()
         for said in verdicts.values()
-        if said.verdict == "right"
+        if said.verdict in ("right", "box")
     ]
     _, lost = resolve_canaries(store, gallery, store.live_version(gallery), rights)
     best = (_best(verdicts.values(), set(lost)) for verdicts in log.verdicts.values())
     newest = sorted((said for said in best if said), key=lambda said: said.time, reverse=True)
-    confirmed = [said.canary for said in newest[:size]]
+    confirmed = [_canary(said) for said in newest[:size]]
     return MadeCanaries(
         present=tuple(each for each in confirmed if each.is_present),
         absent=tuple(each for each in confirmed if each.absent),
@@ -162,31 +153,35 @@ def _may_add(canary: Canary, known: Sequence[Canary]) -> bool:
 def _read(folder: Path, gallery: str) -> _Log:
     log = _Log()
     for event in read_events(folder, gallery):
-        # Anybody may have sent the expression, and operators list it in their terminals.
-        expression = " ".join(without_controls(event["expression"]).split())
-        time, key = event["time"], normalize_expression(expression)
         if event["event"] == "search":
+            expression = _printable(event["expression"])
+            key = normalize_expression(expression)
             # Files of several processes are read one after another, not in the order of time.
-            log.searches[key] = max(log.searches.get(key, ("", "")), (time, expression))
-        elif event["verdict"] == "absent" and event["tenant"]:
+            log.searches[key] = max(log.searches.get(key, ("", "")), (event["time"], expression))
+    for said in read_feedback(folder, gallery):
+        if said.verdict == "absent" and said.tenant:
             log.num_of_tenants += 1
         else:
-            canary = _canary(expression, event)
-            said = _Said(time=time, verdict=event["verdict"], canary=canary)
-            verdicts, about = log.verdicts[key], (canary.uri, canary.box)
-            if about not in verdicts or verdicts[about].time <= time:
-                verdicts[about] = said
+            key = normalize_expression(_printable(said.expression))
+            log.verdicts[key][said.uri, said.box] = said
     return log
 
 
-def _canary(expression: str, event: Mapping[str, Any]) -> Canary:
-    if event["verdict"] == "absent":
-        return Canary(expression=expression, absent=True)
-    x1, y1, x2, y2 = event["box"]
-    return Canary(expression=expression, uri=event["uri"], box=(x1, y1, x2, y2))
+def _printable(expression: str) -> str:
+    # Anybody may have sent the expression, and operators list it in their terminals.
+    return " ".join(without_controls(expression).split())
 
 
-def _best(verdicts: Iterable[_Said], lost: set[Canary]) -> _Said | None:
+def _canary(said: Feedback) -> Canary:
+    return Canary(
+        expression=_printable(said.expression),
+        uri=said.uri,
+        box=said.box,
+        absent=said.verdict == "absent",
+    )
+
+
+def _best(verdicts: Iterable[Feedback], lost: set[Canary]) -> Feedback | None:
     """Return the newest verdict on an expression that gives a canary; None if none does."""
     telling = sorted(
         (said for said in verdicts if said.verdict != "wrong"),
@@ -195,10 +190,10 @@ def _best(verdicts: Iterable[_Said], lost: set[Canary]) -> _Said | None:
     )
     # Once the object was seen in the gallery, an earlier "absent" says nothing, even if the photo
     # has been deleted since.
-    if telling and telling[0].canary.absent:
+    if telling and telling[0].verdict == "absent":
         return telling[0]
     return next(
-        (said for said in telling if not said.canary.absent and said.canary not in lost), None
+        (said for said in telling if said.verdict != "absent" and _canary(said) not in lost), None
     )
 
 

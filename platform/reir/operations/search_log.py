@@ -1,11 +1,13 @@
-"""The search log: what users searched for, what they found, and what they said about it.
+"""The search log: what users searched for, and what they found.
 
     FOLDER/GALLERY/2026-11-24-HOST-PID.jsonl     one JSON object in each line, in order of time
 
 Each process appends to files of its own, one for each gallery and day (UTC), so processes wait for
-each other only while `remove_events` rewrites a file. Canaries are made from these events
-(`reir.operations.canary_make`). Expressions are personal data: nobody but the owner of the files
-can read them, and files are deleted after some days. Knows neither HTTP nor Ray.
+each other only while `remove_events` rewrites a file. A search is logged after its answer, and the
+event is dropped if it cannot be written. What users say about searches may not be lost, so
+`reir.operations.feedback` keeps it in a database beside these files. Expressions are personal data:
+nobody but the owner of the files can read them, and both files and feedback are deleted after some
+days. Knows neither HTTP nor Ray.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from reir.config import reir_home
+from reir.errors import DataError
+from reir.operations.feedback import delete_feedback_before
 from reir.operations.search_log_files import Event as Event
 from reir.operations.search_log_files import (
     LogFile,
@@ -37,9 +41,6 @@ from reir.operations.search_log_files import (
 if TYPE_CHECKING:
     from reir.records import Box
     from reir.results import SearchResult
-    from reir.store.contract import InstanceRow
-
-Verdict = Literal["right", "wrong", "absent"]
 
 KEEP_DAYS = 30
 NUM_HITS = 3
@@ -71,7 +72,11 @@ def search_event(
         k, where: maximum number of hits, and the filter, as the user gave them.
     """
     return {
-        **_head("search", request_id, result.version, tenant, result.expression),
+        "event": "search",
+        "request_id": request_id,
+        "version": result.version,
+        "tenant": tenant,
+        "expression": result.expression,
         "k": k,
         "where": where,
         "presence": result.presence,
@@ -90,35 +95,6 @@ def search_event(
     }
 
 
-def feedback_event(  # noqa: PLR0913, each is a part of the event
-    verdict: Verdict,
-    expression: str,
-    instance: InstanceRow | None,
-    *,
-    request_id: str,
-    version: str,
-    tenant: str,
-) -> Event:
-    """Return the event of a user's verdict, to which the log adds the time.
-
-    Args:
-        verdict: "right" or "wrong" about an instance, or "absent" about the whole gallery.
-        expression: what the user searched for.
-        instance: the instance; None for "absent".
-        request_id: id of the request.
-        version: version of the gallery that the user searched.
-        tenant: tenant of the user's key; empty if there is none.
-    """
-    return {
-        **_head("feedback", request_id, version, tenant, expression),
-        "verdict": verdict,
-        "instance_id": instance.instance_id if instance else "",
-        "image_id": instance.image_id if instance else "",
-        "uri": instance.uri if instance else "",
-        "box": _rounded(instance.box) if instance else None,
-    }
-
-
 @dataclass(frozen=True)
 class _Entry:
     """An event that waits to be written.
@@ -127,17 +103,13 @@ class _Entry:
         gallery: its gallery.
         time_s: Unix time at which it happened.
         make_event: returns the event, without the time.
-        written: receives whether it was written; None if nobody wants to know.
+        written: receives whether it was written.
     """
 
     gallery: str
     time_s: float
     make_event: Callable[[], Event]
-    written: Future[bool] | None = None
-
-    def finish(self, *, written: bool) -> None:
-        if self.written is not None and self.written.set_running_or_notify_cancel():
-            self.written.set_result(written)
+    written: Future[bool] = field(default_factory=Future)
 
 
 class SearchLog:
@@ -159,7 +131,8 @@ class SearchLog:
         Args:
             folder: folder of the log. If it disappears later, for example because a disk was
                 unmounted, it is not created again.
-            keep_days: files of earlier days are deleted when this process opens another file.
+            keep_days: files and feedback of earlier days are deleted when this process opens
+                another file.
             on_drop: called for each event that is dropped, in any thread.
         """
         self.folder, self.keep_days = folder, keep_days
@@ -172,15 +145,13 @@ class SearchLog:
         self._writer.start()
         atexit.register(self.close)  # which a daemon thread would not wait for
 
-    def append(self, gallery: str, make_event: Callable[[], Event]) -> None:
-        """Write an event soon. `make_event` is called in the thread of the log, to save time."""
-        self._put(_Entry(gallery, time.time(), make_event))
+    def append(self, gallery: str, make_event: Callable[[], Event]) -> Future[bool]:
+        """Write an event soon; the future says whether it was written or dropped.
 
-    def write(self, gallery: str, event: Event) -> Future[bool]:
-        """Write an event soon; the future says whether it was written or dropped."""
-        entry = _Entry(gallery, time.time(), lambda: event, Future())
+        `make_event` is called in the thread of the log, to save time.
+        """
+        entry = _Entry(gallery, time.time(), make_event)
         self._put(entry)
-        assert entry.written is not None
         return entry.written
 
     def close(self) -> None:
@@ -203,7 +174,7 @@ class SearchLog:
         """Write all events, in the order in which they were given."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._delete_old_files(datetime.now(UTC).date().isoformat())
+            self._delete_old(datetime.now(UTC).date().isoformat())
         except OSError as error:
             logger.warning("the folder of the search log cannot be used: %s", error)
         for entry in iter(self._waiting.get, None):
@@ -224,7 +195,7 @@ class SearchLog:
         line = json.dumps(event, separators=(",", ":")).encode("ascii")
         self._file(entry.gallery, event["time"][:10]).append(line + b"\n")
         self._is_dropping = False
-        entry.finish(written=True)
+        entry.written.set_result(True)
 
     def _file(self, gallery: str, day: str) -> LogFile:
         path = path_of(self.folder, gallery, day)
@@ -234,15 +205,21 @@ class SearchLog:
         self._close_file(gallery)
         if len(self._files) >= MAX_OPEN:
             self._close_file(next(iter(self._files)))
-        self._delete_old_files(day)
+        self._delete_old(day)
         self._files[gallery] = LogFile(path)
         return self._files[gallery]
 
-    def _delete_old_files(self, today: str) -> None:
-        if self._cleaned != today:
-            first = date.fromisoformat(today) - timedelta(days=self.keep_days)
-            delete_files_before(self.folder, first.isoformat())
-            self._cleaned = today
+    def _delete_old(self, today: str) -> None:
+        """Delete files and feedback of days that are no longer kept, once a day."""
+        if self._cleaned == today:
+            return
+        first = (date.fromisoformat(today) - timedelta(days=self.keep_days)).isoformat()
+        delete_files_before(self.folder, first)
+        try:
+            delete_feedback_before(self.folder, first)
+        except DataError as error:
+            logger.warning("old feedback is deleted later: %s", error)
+        self._cleaned = today
 
     def _close_file(self, gallery: str) -> None:
         if gallery in self._files:
@@ -253,12 +230,12 @@ class SearchLog:
         if not self._is_dropping:
             self._is_dropping = True
             logger.warning(
-                "searches and feedback are not logged in %s: %s; searches work, and the log "
-                "continues as soon as it can be written",
+                "searches are not logged in %s: %s; searches work, and the log continues as soon "
+                "as it can be written",
                 self.folder,
                 reason,
             )
-        entry.finish(written=False)
+        entry.written.set_result(False)
 
 
 def read_events(folder: Path, gallery: str) -> Iterator[dict[str, Any]]:
@@ -287,18 +264,6 @@ def remove_events(folder: Path, gallery: str, matches: Callable[[Event], bool]) 
         OSError: a file cannot be replaced.
     """
     return sum(remove_from(path, matches) for path in files_of(folder, gallery))
-
-
-def _head(
-    event: str, request_id: str, version: str, tenant: str, expression: str
-) -> dict[str, Any]:
-    return {
-        "event": event,
-        "request_id": request_id,
-        "version": version,
-        "tenant": tenant,
-        "expression": expression,
-    }
 
 
 def _rounded(box: Box) -> list[float]:

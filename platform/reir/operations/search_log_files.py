@@ -26,6 +26,7 @@ Event = Mapping[str, Any]
 _ALWAYS = ("time", "event", "request_id", "version", "tenant", "expression")
 _KEYS = {
     "search": (*_ALWAYS, "k", "where", "presence", "found", "hits"),
+    # Written by earlier releases; see `reir.operations.feedback`.
     "feedback": (*_ALWAYS, "verdict", "instance_id", "image_id", "uri", "box"),
 }
 _SUFFIX, _REWRITTEN = ".jsonl", ".tmp"
@@ -35,12 +36,12 @@ _DATED = re.compile(r"\d{4}-\d\d-\d\d-.+\.jsonl")
 def path_of(folder: Path, gallery: str, day: str) -> Path:
     """Return the path of this process's file for a gallery and a day."""
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
-    return _gallery_folder(folder, gallery) / f"{day}-{host}-{os.getpid()}{_SUFFIX}"
+    return gallery_folder(folder, gallery) / f"{day}-{host}-{os.getpid()}{_SUFFIX}"
 
 
 def files_of(folder: Path, gallery: str) -> list[Path]:
     """Return the files of a gallery, ordered by date, even if only a part of one is left."""
-    place = _gallery_folder(folder, gallery)
+    place = gallery_folder(folder, gallery)
     try:
         found = [_without_ending(path) for path in place.iterdir()]
     except FileNotFoundError:
@@ -181,7 +182,7 @@ def _rewrite(path: Path, matches: Callable[[Event], bool]) -> int:
             path.unlink()
         elif left_bytes < before.st_size:  # a partial line, too, may be about what was removed
             os.replace(rewritten, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         rewritten.unlink(missing_ok=True)
     return removed
@@ -224,11 +225,16 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _gallery_folder(folder: Path, gallery: str) -> Path:
+def gallery_folder(folder: Path, gallery: str) -> Path:
+    """Return the folder of a gallery.
+
+    Raises:
+        ConfigError: the name is not allowed.
+    """
     return folder / check_name("gallery", gallery)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Have the disk remember that files of a folder were replaced or deleted."""
     handle = os.open(folder, os.O_RDONLY)
     try:

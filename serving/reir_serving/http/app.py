@@ -40,6 +40,7 @@ from reir_serving.middleware.admission import AdmissionControl, AdmissionMiddlew
 from reir_serving.middleware.auth import AuthMiddleware
 from reir_serving.middleware.keys import KeyRing
 from reir_serving.middleware.metrics import Metrics
+from reir_serving.middleware.rate_limits import RateLimit
 from reir_serving.middleware.request_context import RequestContextMiddleware
 
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
@@ -67,7 +68,11 @@ def create_app(backend: Service, config: ServeConfig, metrics: Metrics | None = 
     )
     keys = KeyRing(config.keys_file) if config.keys_file else None
     log = _search_log(config, metrics)
-    app.state.app_state = AppState(backend, config, metrics, PictureCache(), keys, log)
+    limits = config.limits
+    feedback_rate = RateLimit(limits.feedback_rate_per_s, limits.feedback_burst)
+    app.state.app_state = AppState(
+        backend, config, metrics, PictureCache(), feedback_rate, keys=keys, search_log=log
+    )
     for module in (search, every_photo, feedback, galleries, images, operation):
         app.include_router(module.router, responses=PROBLEM_RESPONSES)
     app.include_router(operation.page_router())

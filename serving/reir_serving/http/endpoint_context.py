@@ -26,6 +26,7 @@ from reir_serving.middleware.access import Caller, is_visible
 from reir_serving.middleware.keys import KeyRing
 from reir_serving.middleware.logs import AUDIT, log_line
 from reir_serving.middleware.metrics import Metrics
+from reir_serving.middleware.rate_limits import RateLimit
 from reir_serving.middleware.request_state import request_state
 
 
@@ -37,6 +38,7 @@ class AppState:
     config: ServeConfig
     metrics: Metrics
     pictures: PictureCache
+    feedback_rate: RateLimit
     keys: KeyRing | None = None
     search_log: SearchLog | None = None
 
@@ -45,7 +47,8 @@ class EndpointContext:
     """One request at its endpoint: what all requests share, its caller and its id.
 
     Attributes:
-        search_log: where searches and feedback are logged; None if this is off.
+        search_log: where searches are logged; None if this is off.
+        feedback_rate: the limit of feedback from one key or address.
         caller: whoever sent the request.
         request_id: see `RequestState`.
     """
@@ -54,6 +57,7 @@ class EndpointContext:
         app: AppState = request.app.state.app_state
         self.backend, self.config, self.metrics = app.backend, app.config, app.metrics
         self.pictures, self.keys, self.search_log = app.pictures, app.keys, app.search_log
+        self.feedback_rate = app.feedback_rate
         state = request_state(request.scope)
         self.caller: Caller = state.caller
         self.request_id = state.request_id

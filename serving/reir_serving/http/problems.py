@@ -76,6 +76,9 @@ MISMATCH = ProblemKind("schema-mismatch", 409, "The gallery and the checkpoint d
 TOO_LARGE = ProblemKind("too-large", 413, "Too large")
 WRONG_TYPE = ProblemKind("unsupported-media-type", 415, "Unsupported media type")
 INVALID = ProblemKind("invalid-request", 422, "A value is invalid")
+KEY_REUSED = ProblemKind(
+    "idempotency-key-reused", 422, "The idempotency key belongs to another request"
+)
 BAD_IMAGE = ProblemKind("bad-image", 422, "The image cannot be decoded")
 TOO_MANY = ProblemKind("rate-limited", 429, "Too many requests")
 INTERNAL = ProblemKind("internal", 500, "Internal error")
@@ -284,7 +287,7 @@ def instance_not_found(image_id: str, instance_id: str) -> ProblemError:
 
 def _field(location: Sequence[int | str]) -> str:
     """Return the name of a field as the client knows it, without the part of the request."""
-    has_part = len(location) > 1 and location[0] in ("body", "query", "path")
+    has_part = len(location) > 1 and location[0] in ("body", "query", "path", "header")
     name = ".".join(map(str, location[1:] if has_part else location))
     # The name comes from the client and may hold lone surrogates, which UTF-8 cannot encode.
     return _shorten(name.encode("utf-8", "backslashreplace").decode())

@@ -46,6 +46,7 @@ Expression = Annotated[
     str, Field(max_length=MAX_EXPRESSION, json_schema_extra={"format": "expression"})
 ]
 InstanceId = Annotated[str, Field(max_length=255, json_schema_extra={"format": "instance-id"})]
+ImageId = Annotated[str, Field(max_length=128, json_schema_extra={"format": "image-id"})]
 Scalar = str | int | float | bool | None
 
 

@@ -16,7 +16,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from reir.operations.search_log import Verdict
+from reir.operations.feedback import Verdict
 from reir.prometheus_metric import PrometheusMetric
 from reir.results import SearchResult
 from reir_serving.http.problems import PROBLEM_KINDS
@@ -96,7 +96,7 @@ FEEDBACK = PrometheusMetric(
 SEARCH_LOG_DROPPED = PrometheusMetric(
     "reir_serve_search_log_dropped_total",
     "counter",
-    "Number of events that the search log could not write.",
+    "Number of searches and verdicts that could not be written.",
 )
 WORKER_BATCH = PrometheusMetric(
     "reir_serve_worker_batch",
@@ -174,7 +174,7 @@ class Metrics:
         self._feedback.labels(verdict).inc()
 
     def note_dropped_event(self) -> None:
-        """Count an event that the search log could not write; may be called in any thread."""
+        """Count a search or verdict that could not be written; may be called in any thread."""
         self._search_log_dropped.inc()
 
     def note_timings(self, timings_ms: Mapping[str, float]) -> None:

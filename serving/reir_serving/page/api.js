@@ -21,11 +21,12 @@ export function setKey(key) {
 /**
  * Send a request and return the JSON of its answer.
  * @param path relative to the address of the page
- * @param options.json body; options.form a FormData; options.method; options.signal
+ * @param options.json body; options.form a FormData; options.method; options.signal;
+ *   options.idempotencyKey by which the server recognizes a request that is sent again
  * @throws Problem, or the AbortError of the signal
  */
-export async function call(path, { json, form, method, signal } = {}) {
-  const headers = {};
+export async function call(path, { json, form, method, signal, idempotencyKey } = {}) {
+  const headers = idempotencyKey ? { "Idempotency-Key": `"${idempotencyKey}"` } : {};
   if (json !== undefined) headers["Content-Type"] = "application/json";
   const body = json === undefined ? form : JSON.stringify(json);
   const verb = method ?? (body ? "POST" : "GET");

@@ -73,11 +73,12 @@ export class Viewer {
   }
 
   /** Not among the details of an instance: those change on the way from the photo to a button. */
-  #showFeedback({ instance_id }) {
+  #showFeedback(hit) {
     const place = byId("viewer-feedback");
     const focused = place.querySelector(":focus")?.dataset.verdict;
-    const about = { gallery: this.#gallery, expression: this.#expression, instance_id };
-    place.replaceChildren(...(this.#expression ? [hitFeedback(about, this.#at + 1)] : []));
+    const about = { gallery: this.#gallery, expression: this.#expression, hit };
+    place.replaceChildren(...(this.#expression
+      ? [hitFeedback(about, this.#at + 1, byId("viewer-stage"))] : []));
     place.querySelector(`[data-verdict="${focused}"]`)?.focus();
   }
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from reir.operations.search_log import Event, SearchLog, feedback_event, read_events
+from reir.operations.search_log import Event, SearchLog, read_events
 
 G = "photos"
 TODAY = datetime.now(UTC).date().isoformat()
 
 
 def event(expression: str = "the red mug", day: str = TODAY) -> Event:
-    """Return feedback that the object of an expression is absent."""
-    said = feedback_event("absent", expression, None, request_id="r", version="v1", tenant="")
-    return {"time": f"{day}T12:00:00.000+00:00", **said}
+    """Return a search that found nothing."""
+    head = {"event": "search", "request_id": "r", "version": "v1", "tenant": ""}
+    found: dict[str, Any] = {"k": 10, "where": None, "presence": 0.5, "found": True, "hits": []}
+    return {"time": f"{day}T12:00:00.000+00:00", **head, "expression": expression, **found}
 
 
 def write(log: SearchLog, *events: Event, gallery: str = G) -> list[bool]:
     """Write events, and return for each whether it was written."""
-    return [future.result(20) for future in [log.write(gallery, each) for each in events]]
+    return [future.result(20) for future in [submit(log, each, gallery) for each in events]]
+
+
+def submit(log: SearchLog, event: Event, gallery: str = G) -> Future[bool]:
+    """Have an event written soon."""
+    return log.append(gallery, lambda: event)
 
 
 def files(folder: Path) -> list[str]:

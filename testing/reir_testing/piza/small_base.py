@@ -1,8 +1,8 @@
 """A grounding model that is small enough to be trained on a CPU, on ordinary generated scenes.
 
-It is the real class of MM-GroundingDINO with few layers and 64 dimensions, for pictures of 96 px.
+It is the real class of MM-GroundingDINO with few layers and 64 dimensions, for pictures of 160 px.
 It starts from random weights. As in the published training of such models, every phrase of a
-caption is grounded: in "the red ring left of the star", the last two words belong to the star, and
+caption is grounded: in "the red ring next to the star", the last two words belong to the star, and
 the others to the ring. A caption joins several expressions, which the text encoder reads
 separately, so that a picture teaches the model about several shapes at once.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,44 +38,41 @@ from reir.models.piza.config import PizaConfig
 from reir.models.piza.model import add_adapters
 from reir.records import Box
 from reir_testing.fakes import PALETTE
-from reir_testing.scene_expressions import (
-    ORDINALS,
-    SceneExpression,
-    SceneShape,
-    expressions,
-)
+from reir_testing.scene_expressions import SceneShape, is_next_to_one
 from reir_testing.scenes import FORMS, Scene, make_scenes, render
 from reir_training.piza.losses import Grounding, Predictions, grounding_loss, layers_of
 
-SIDE_PX = 96
+SIDE_PX = 160
 MAX_TOKENS = 40
 WIDTH, NUM_QUERIES = 64, 16
 FIRST_WORD = 104
 """Id of the first word of the vocabulary; the published ids of the delimiters stay free."""
-SIZES = ("small", "medium", "large", "smallest", "largest")
-SIDES = ("left", "right", "top", "bottom", "leftmost", "rightmost", "topmost", "bottommost")
-RELATIONS = ("above", "below", "next", "nearest", "of", "to", "from", "and", "the", "shape")
-WORDS = sorted({*FORMS, *PALETTE, *ORDINALS, *SIZES, *SIDES, *RELATIONS})
+WORDS = sorted({*FORMS, *PALETTE, "the", "shape", "next", "to"})
 DELIMITERS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: "."}
-PER_CAPTION = 4
+PER_CAPTION = 6
 """Maximum number of expressions in a caption."""
+DISTANCE = (0.3, 1.0)
+"""Range of the factor by which the shapes of a scene are smaller when sentences are learned."""
 SCENES_AT_ONCE = 64
 PRIOR_LOGIT = -4.6
 """First logit of every token: a probability of .01, as is usual with the focal loss."""
-WARM_UP, FINAL_DECAY, FINAL_RATE = 200, 0.4, 0.02
-"""Steps of warm-up, share of the run in which the rate falls, and the share to which it falls."""
+STEPS = (900, 600)
+"""Steps on phrases and on sentences, about ten minutes of one idle core."""
+LEARNING_RATE = 1.5e-3
+WARM_UP, FINAL_DECAY, FINAL_RATE = 200, 0.6, 0.02
+"""Steps of warm-up; share of the last steps in which the rate falls, and to which share of it."""
 
 
 def small_base() -> Any:
-    """Return a random model of 0.8 million parameters."""
+    """Return a random model of 0.83 million parameters."""
     config = MMGroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=SIDE_PX,
-            patch_size=4,
-            embed_dim=24,
-            depths=[1, 2, 2],
+            patch_size=8,
+            embed_dim=32,
+            depths=[1, 2, 1],
             num_heads=[2, 4, 4],
-            window_size=6,
+            window_size=5,
             out_features=["stage2", "stage3"],
             drop_path_rate=0.0,
         ),
@@ -132,128 +129,185 @@ class Phrase:
     """Some words of an expression, and the shape that they describe.
 
     Attributes:
-        first, last: range of the words in the expression, `last` excluded.
+        text: the words.
         index: index of the shape in its scene.
     """
 
-    first: int
-    last: int
+    text: str
     index: int
+
+    @property
+    def num_words(self) -> int:
+        """The number of words, each of which is one token."""
+        return len(self.text.split())
+
+
+Grounded = tuple[Phrase, ...]
+"""The phrases of an expression."""
+Lesson = Callable[[Sequence[SceneShape], np.random.Generator], list[list[Grounded]]]
+"""Returns expressions about a scene, by kind."""
 
 
 @dataclass(frozen=True)
 class CaptionedScene:
-    """A picture with a caption of some of its expressions.
+    """A picture with a caption of some expressions.
 
     Attributes:
         pixels: (H, W, 3) uint8.
         caption: the expressions, joined by periods.
-        phrases: ranges of the words and periods of the caption, and the shapes of the scene.
+        ranges: of each phrase, the first word of the caption and the one after its last; the
+            periods between expressions count as words.
         boxes: box of each phrase, xyxy in [0, 1].
     """
 
     pixels: npt.NDArray[np.uint8]
     caption: str
-    phrases: tuple[Phrase, ...]
+    ranges: tuple[tuple[int, int], ...]
     boxes: tuple[Box, ...]
 
 
-def captioned_scenes(seed: int) -> Iterator[CaptionedScene]:
-    """Yield scenes without end; all kinds of expressions are equally frequent."""
+def captioned_scenes(seed: int, lesson: Lesson) -> Iterator[CaptionedScene]:
+    """Yield scenes without end, each with a caption of some expressions of a lesson."""
     rng = np.random.default_rng(seed)
     while True:
-        scenes = make_scenes(SCENES_AT_ONCE, int(rng.integers(2**31)), SIDE_PX)
-        said = expressions([scene.shapes for scene in scenes], "photo")
-        for scene, of_scene in zip(scenes, said, strict=True):
-            if chosen := _choose(of_scene, rng):
-                yield _captioned(scene, chosen)
+        for scene in make_scenes(SCENES_AT_ONCE, int(rng.integers(2**31)), SIDE_PX):
+            if chosen := _choose(lesson(scene.shapes, rng), rng):
+                yield _captioned(_from_afar(scene, rng) if lesson is sentences else scene, chosen)
 
 
-def _captioned(scene: Scene, chosen: Sequence[SceneExpression]) -> CaptionedScene:
-    found: list[Phrase] = []
-    start = 0
-    for each in chosen:
-        found += [
-            Phrase(start + phrase.first, start + phrase.last, phrase.index)
-            for phrase in phrases_of(each, scene.shapes)
-        ]
-        start += len(each.text.split()) + 1
-    boxes = tuple(scene.shapes[phrase.index].box for phrase in found)
-    caption = " . ".join(each.text for each in chosen)
-    return CaptionedScene(render(scene), caption, tuple(found), boxes)
+def _from_afar(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Return a scene whose shapes are closer to each other and smaller, by the same factor."""
+    factor = float(rng.uniform(*DISTANCE))
+    offset = rng.uniform(0, 1 - factor, size=2)
+    shapes = []
+    for shape in scene.shapes:
+        side_px = max(round(factor * shape.side * scene.side_px), 1)
+        x, y = np.rint((factor * np.array(shape.box[:2]) + offset) * scene.side_px).astype(int)
+        x, y = (min(int(start), scene.side_px - side_px) for start in (x, y))
+        x1, y1, x2, y2 = (edge / scene.side_px for edge in (x, y, x + side_px, y + side_px))
+        shapes.append(replace(shape, box=(x1, y1, x2, y2)))
+    return replace(scene, shapes=tuple(shapes))
 
 
-def phrases_of(said: SceneExpression, shapes: Sequence[SceneShape]) -> list[Phrase]:
-    """Return the phrases of an expression: first that of its own shape, then those of the others.
+def phrases(shapes: Sequence[SceneShape], _: np.random.Generator) -> list[list[Grounded]]:
+    """Return expressions with one phrase, and with two; each phrase describes its own shape."""
+    said = [*grounded_expressions(shapes)]
+    return [[each for each in said if len(each) == number] for number in (1, 2)]
 
-    Each relation is followed by "the" and a description that is true of one shape only.
+
+def sentences(shapes: Sequence[SceneShape], rng: np.random.Generator) -> list[list[Grounded]]:
+    """Return expressions all of whose words describe the same shape.
+
+    It is the first one that is named. If that is not in the picture, as the small shapes of a large
+    photo hardly are in a look at the whole photo, it is the shape that it should be next to.
     """
-    words = said.text.split()
-    starts = [place for place, word in enumerate(words) if word == "the"]
-    if said.kind not in ("relation", "relation_pair"):
-        return [Phrase(0, len(words), said.index)]
-    found = [Phrase(0, starts[1], said.index)]
-    for start in starts[1:]:
-        last = next(i for i in range(start, len(words)) if words[i] in FORMS) + 1
-        named = set(words[start + 1 : last])
-        (index,) = [
-            i for i, shape in enumerate(shapes) if named <= {shape.size, shape.color, shape.form}
-        ]
-        found.append(Phrase(start, last, index))
-    return found
+    short, pairs = phrases(shapes, rng)
+    joined: list[Grounded] = [
+        (Phrase(" ".join(each.text for each in pair), pair[0].index),) for pair in pairs
+    ]
+    present = {f"{shape.color} {shape.form}" for shape in shapes}
+    looks = sorted({f"{color} {form}" for color in PALETTE for form in FORMS} - present)
+    unseen: list[Grounded] = [
+        (Phrase(f"the {looks[int(rng.integers(len(looks)))]} next to {each.text}", each.index),)
+        for (each,) in short
+    ]
+    return [short, joined, unseen]
 
 
-def _choose(said: Sequence[SceneExpression], rng: np.random.Generator) -> list[SceneExpression]:
-    """Choose one to four expressions that fit into a caption."""
-    by_kind: dict[str, list[SceneExpression]] = defaultdict(list)
-    for each in said:
-        by_kind[each.kind].append(each)
-    chosen: list[SceneExpression] = []
+def grounded_expressions(shapes: Sequence[SceneShape]) -> Iterator[Grounded]:
+    """Yield expressions that are true of one shape: first its own phrase, then that of another.
+
+    A shape is described by its form, its color or both, and if others look alike, by the other
+    shape that it alone is next to.
+    """
+    looks = [_descriptions(shape) for shape in shapes]
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, of_shape in enumerate(looks):
+        for text in of_shape:
+            members[text].append(index)
+    for index, of_shape in enumerate(looks):
+        for text in of_shape:
+            rivals = [shapes[i] for i in members[text] if i != index]
+            if not rivals:
+                yield (Phrase(f"the {text}", index),)
+            for other, anchor in enumerate(shapes):
+                if other != index and is_next_to_one(shapes[index], rivals, anchor):
+                    for named in looks[other]:
+                        if members[named] == [other]:
+                            near = Phrase(f"the {text} next to", index)
+                            yield near, Phrase(f"the {named}", other)
+
+
+def _descriptions(shape: SceneShape) -> tuple[str, ...]:
+    return f"{shape.color} {shape.form}", shape.form, f"{shape.color} shape"
+
+
+def _choose(said: Sequence[list[Grounded]], rng: np.random.Generator) -> list[Grounded]:
+    """Choose expressions that fit into a caption together; all kinds are equally frequent."""
+    chosen: list[Grounded] = []
     # Beside the words, a caption has a period after each expression, a start and an end.
     room = MAX_TOKENS - 2
-    for _ in range(int(rng.integers(1, PER_CAPTION + 1)) if by_kind else 0):
-        kind = list(by_kind)[int(rng.integers(len(by_kind)))]
-        each = by_kind[kind][int(rng.integers(len(by_kind[kind])))]
-        room -= len(each.text.split()) + 1
+    while len(chosen) < PER_CAPTION and (kinds := [each for each in said if each]):
+        of_kind = kinds[int(rng.integers(len(kinds)))]
+        each = of_kind.pop(int(rng.integers(len(of_kind))))
+        room -= sum(phrase.num_words for phrase in each) + 1
         if room < 0:
             break
         chosen.append(each)
     return chosen
 
 
+def _captioned(scene: Scene, said: Sequence[Grounded]) -> CaptionedScene:
+    """Render a scene, and join expressions to its caption."""
+    ranges: list[tuple[int, int]] = []
+    start = 0
+    for phrases in said:
+        for phrase in phrases:
+            ranges.append((start, start + phrase.num_words))
+            start += phrase.num_words
+        start += 1
+    caption = " . ".join(" ".join(phrase.text for phrase in phrases) for phrases in said)
+    boxes = tuple(scene.shapes[phrase.index].box for phrases in said for phrase in phrases)
+    return CaptionedScene(render(scene), caption, tuple(ranges), boxes)
+
+
 def train_small_base(
-    steps: int,
+    steps: tuple[int, int] = STEPS,
     *,
-    batch: int = 24,
-    learning_rate: float = 1e-3,
+    batch: int = 16,
     seed: int = 0,
     progress: Callable[[int, float, float], None] | None = None,
 ) -> Any:
-    """Train a model from random weights, and return it in eval mode.
+    """Train a model from random weights, first on phrases and then on sentences.
 
     Args:
-        steps: optimizer steps.
+        steps: optimizer steps on phrases, and on sentences.
         batch: pictures per step.
-        learning_rate: of AdamW, after a warm-up; it falls at the end.
         seed: of weights and scenes.
         progress: called after each step, with the loss and the seconds so far.
+
+    Returns:
+        the model in eval mode.
     """
     torch.manual_seed(seed)
-    model = add_adapters(small_base(), PizaConfig(method="full"))
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=1e-4)
-    scenes, tokenizer, began = captioned_scenes(seed), word_tokenizer(), time.perf_counter()
-    model.train()
-    for step in range(steps):
-        left = (1 - step / steps) / FINAL_DECAY
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min((step + 1) / WARM_UP, max(left, FINAL_RATE), 1)
-        loss = _loss(model, tokenizer, [next(scenes) for _ in range(batch)])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if progress is not None:
-            progress(step, float(loss.detach()), time.perf_counter() - began)
+    model = add_adapters(small_base(), PizaConfig(method="full")).train()
+    tokenizer, began = word_tokenizer(), time.perf_counter()
+    for number, lesson in enumerate((phrases, sentences)):
+        optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=1e-4)
+        scenes = captioned_scenes(seed + number, lesson)
+        for step in range(steps[number]):
+            left = (1 - step / steps[number]) / FINAL_DECAY if lesson is sentences else 1
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min((step + 1) / WARM_UP, max(left, FINAL_RATE), 1)
+            loss = _loss(model, tokenizer, [next(scenes) for _ in range(batch)])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if progress is not None:
+                progress(
+                    sum(steps[:number]) + step, float(loss.detach()), time.perf_counter() - began
+                )
     return model.base.eval()
 
 
@@ -265,9 +319,9 @@ def _loss(model: Any, tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Tenso
     output = model(
         pixels["pixel_values"], None, captions.input_ids, captions.attention_mask, all_layers=True
     )
-    picture_P = torch.repeat_interleave(torch.tensor([len(each.phrases) for each in scenes]))
+    picture_P = torch.repeat_interleave(torch.tensor([len(each.boxes) for each in scenes]))
     # Every word is one token, and the first token is the start.
-    ranges = [(1 + p.first, 1 + p.last) for each in scenes for p in each.phrases]
+    ranges = [(1 + first, 1 + last) for each in scenes for first, last in each.ranges]
     first_P, last_P = torch.tensor(ranges).T
     place_L = torch.arange(captions.input_ids.shape[1])
     own_PL = (place_L >= first_P[:, None]) & (place_L < last_P[:, None])

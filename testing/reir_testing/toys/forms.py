@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from reir_testing.fakes import Color
 
@@ -43,9 +43,9 @@ def draw_toy(form: str, pattern: str, rgb: Color, side_px: int) -> npt.NDArray[n
     fill = np.where(np.asarray(mark)[..., None] > 127, marked, fill)
     fill = fill * np.linspace(1.1, 0.85, _CANVAS, dtype=np.float32)[:, None, None]
     # Few levels of each color, as on a poster.
-    fill = np.round(fill.clip(0, 255) / 255 * (_POSTER_LEVELS - 1)) / (_POSTER_LEVELS - 1) * 255
+    levels = np.round(fill.clip(0, 255) / 255 * (_POSTER_LEVELS - 1)) / (_POSTER_LEVELS - 1) * 255
     ink = np.asarray(inner)[..., None] < 128
-    picture = Image.fromarray(np.where(ink, 25, fill).astype(np.uint8))
+    picture = Image.fromarray(np.where(ink, 25, levels).astype(np.uint8))
     _face(ImageDraw.Draw(picture), *EYES[form])
     picture.putalpha(body)
     box = body.getbbox()
@@ -129,7 +129,9 @@ def _tove(ink: Ink) -> None:
 
 
 def _blicket(ink: Ink) -> None:
-    ink.polygon(((20, 110), (140, 270), (256, 40), (372, 270), (492, 110), (440, 480), (72, 480)), fill=255)
+    ink.polygon(
+        ((20, 110), (140, 270), (256, 40), (372, 270), (492, 110), (440, 480), (72, 480)), fill=255
+    )
     for x, y in ((36, 96), (256, 46), (476, 96)):
         ink.ellipse(_around((x, y), 34), fill=255)
 

@@ -25,6 +25,7 @@ class Norms(nn.Module):
         self.maps = nn.Sequential(nn.Conv2d(2, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU())
         self.vectors = nn.Sequential(nn.Linear(CHANNELS, 4), nn.BatchNorm1d(4, momentum=0.3))
         for norm in (self.maps[1], self.vectors[1]):
+            assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
             nn.init.normal_(norm.weight)
             nn.init.normal_(norm.bias)
         self.double()

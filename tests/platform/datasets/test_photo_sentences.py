@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reir.datasets import read_annotations, read_as, read_photo_sentences
+from reir.datasets import (
+    ReferringImage,
+    read_annotations,
+    read_as,
+    read_photo_sentences,
+    write_photo_sentences,
+)
+from reir.datasets.photo_sentences import UnknownPhoto, read_sentence_list
 from reir.errors import DataError
 from reir_testing.weak.hostile_sentences import (
     HOSTILE_LISTS,
@@ -193,3 +200,51 @@ def test_an_error_about_a_hostile_list_names_row_and_value(
     hostile: HostileList, folder: Path
 ) -> None:
     assert problem(hostile, folder) == ""
+
+
+def test_a_written_list_reads_back_the_same(folder: Path) -> None:
+    path = folder / "pairs.csv"
+    path.write_text(
+        "photo,sentence,x1,y1,x2,y2\n"
+        'a.jpg,"the ""red"" cup, left",1,2,30.5,40\n'
+        "sub/b.jpg,die Tasse f\u00fcr T\u00fcr 3,,,,\n",
+        encoding="utf-8",
+    )
+    dataset = read_photo_sentences(path, folder)
+    write_photo_sentences(dataset, folder / "again.jsonl")
+    again = read_photo_sentences(folder / "again.jsonl", folder)
+    assert again.images == dataset.images
+    assert [e.text for e in again.expressions] == [e.text for e in dataset.expressions]
+    assert [i.box_xyxy_px for i in again.instances] == [i.box_xyxy_px for i in dataset.instances]
+    assert [e.instance_id is None for e in again.expressions] == [False, True]
+
+
+class OnePhoto:
+    """Knows the photo "known" only."""
+
+    def of(self, name: str) -> ReferringImage:
+        if name == "twice":
+            raise DataError("the photo 'twice' is there twice")
+        if name != "known":
+            raise UnknownPhoto(f"the photo {name!r} is new")
+        return ReferringImage(image_id="1", file_name="1", width_px=10, height_px=10)
+
+
+def test_photos_may_be_anywhere_and_unknown_ones_may_be_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("photo,sentence\nknown,the cup\nother,the mug\nknown,the plate\n")
+    with pytest.raises(DataError, match=r"has 1 problem(.|\n)*row 3: the photo 'other' is new"):
+        read_sentence_list(path, OnePhoto())
+    skipped: list[str] = []
+    dataset = read_sentence_list(path, OnePhoto(), skipped=skipped)
+    assert [(e.image_id, e.text) for e in dataset.expressions] == [
+        ("1", "the cup"),
+        ("1", "the plate"),
+    ]
+    assert skipped == ["row 3: the photo 'other' is new"]
+    # Other problems are errors still, even in a row that would be skipped.
+    path.write_text("photo,sentence\nknown,the cup\nother, \ntwice,a\n")
+    with pytest.raises(DataError, match="has 2 problems") as refused:
+        read_sentence_list(path, OnePhoto(), skipped=skipped)
+    assert "row 3: the sentence" in str(refused.value)
+    assert "row 4: the photo 'twice' is there twice" in str(refused.value)

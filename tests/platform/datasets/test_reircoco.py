@@ -119,6 +119,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [fact[:3] for fact in facts(again)] == [fact[:3] for fact in facts(dataset)]
 
 
+def test_scores_of_found_boxes_make_the_round_trip(tmp_path: Path) -> None:
+    some = document()
+    some["annotations"][0]["score"] = 0.73204
+    dataset = read_reircoco(write(tmp_path, some))
+    assert [each.score for each in dataset.instances].count(None) == len(dataset.instances) - 1
+    write_reircoco(dataset, tmp_path / "again.json")
+    again = read_reircoco(tmp_path / "again.json")
+    assert {each.score for each in again.instances} == {None, 0.732}
+    written = json.loads((tmp_path / "again.json").read_text())["annotations"]
+    assert sum("score" in each for each in written) == 1
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, "0.5", True])
+def test_a_score_is_a_share(tmp_path: Path, score: object) -> None:
+    some = document()
+    some["annotations"][0]["score"] = score
+    with pytest.raises(DataError, match=r"annotations\[0\]\.score: expected a number from 0 to 1"):
+        read_reircoco(write(tmp_path, some))
+
+
 def test_masks_make_the_round_trip(tmp_path: Path) -> None:
     some = document()
     for item in some["annotations"]:

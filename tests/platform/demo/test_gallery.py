@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from reir.demo.gallery import PHOTOS, demo_sentences
+from reir.demo.gallery import PHOTOS, demo_dataset, demo_sentences
 from reir.images.decode import read_image
 from reir_testing import data_dir
 
@@ -62,3 +62,17 @@ def test_no_photo_was_used_in_training_and_licenses_are_those_of_coco() -> None:
         assert number == FREE_LICENSES[license_name]
         assert image_id in splits["val"]
         assert image_id not in splits["train"]
+
+
+def test_the_gallery_is_also_a_data_set() -> None:
+    dataset = demo_dataset()
+    present = [each for each in demo_sentences() if not each.is_absent]
+    assert [e.text for e in dataset.expressions] == [each.text for each in present]
+    assert {i.file_name for i in dataset.images} == {path.name for path in PHOTOS.glob("*.jpg")}
+    for image in dataset.images[::10]:
+        assert read_image(PHOTOS / image.file_name).shape[:2] == (image.height_px, image.width_px)
+    for text, each in zip(dataset.expressions, present, strict=True):
+        image = dataset.images_by_id[text.image_id]
+        box = dataset.instances_by_id[str(text.instance_id)].box_xyxy_px
+        sides = (image.width_px, image.height_px) * 2
+        assert each.box == pytest.approx([a / b for a, b in zip(box, sides, strict=True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from reir.errors import DataError
 from reir.images.decode import image_id
 from reir.operations.canary import Canary, add_canaries, canaries_of, read_canaries
 from reir.operations.canary_make import MadeCanaries, add_made_canaries, make_canaries
-from reir.operations.search_log import SearchLog, Verdict, feedback_event
+from reir.operations.feedback import Feedback, Verdict, add_feedback
+from reir.operations.feedback.records import new_key, submission
+from reir.operations.search_log import SearchLog
 from reir.query.search import Gallery
 from reir.records import ImageRecord, IndexedImage
 from reir.store import VersionSpec, open_store
-from reir.store.contract import InstanceRow, InstanceStore
+from reir.store.contract import InstanceStore
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.operations.search_logs import event, submit
 
 G, V = "photos", "v1"
 COLORS = ("red", "blue", "green")
@@ -71,23 +75,26 @@ class Users:
         **changes: Any,
     ) -> None:
         photo = image_id(uri(color))
-        row = InstanceRow(f"{photo}#0", photo, uri(color), box, 0.9, 0.2, {})
-        who = {"request_id": "r", "version": V, "tenant": "", **changes}
-        event = feedback_event(verdict, expression, None if verdict == "absent" else row, **who)
-        self._write(event, minute)
+        about: dict[str, Any] = {"image_id": photo, "uri": uri(color), "box": box}
+        said = Feedback(
+            expression=expression,
+            verdict=verdict,
+            time=datetime.fromisoformat(self._time(minute)),
+            **({} if verdict == "absent" else about),
+            **changes,
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        assert add_feedback(self.folder, G, said, submission({}, new_key()))
 
     def search(self, expression: str, *, minute: int | None = None) -> None:
-        head = feedback_event("absent", expression, None, request_id="r", version=V, tenant="")
-        more: dict[str, Any] = {"k": 10, "where": None, "presence": 0.5, "found": True, "hits": []}
-        self._write({**head, "event": "search", **more}, minute)
+        log = SearchLog(self.folder, 10_000)
+        assert submit(log, {**event(expression), "time": self._time(minute)}).result(20)
+        log.close()
 
-    def _write(self, event: Any, minute: int | None) -> None:
+    def _time(self, minute: int | None) -> str:
         self._minute += 1
         hours, minutes = divmod(self._minute if minute is None else minute, 60)
-        time = f"2026-11-24T{hours:02d}:{minutes:02d}:00.000+00:00"
-        log = SearchLog(self.folder, 10_000)
-        assert log.write(G, {**event, "time": time}).result(20)
-        log.close()
+        return f"2026-11-24T{hours:02d}:{minutes:02d}:00.000+00:00"
 
 
 @pytest.fixture
@@ -115,15 +122,17 @@ def test_right_and_absent_become_canaries_newest_first(store: InstanceStore, use
     users.say("wrong", "the green one")
     users.say("absent", "a giraffe")
     users.say("right", "the blue one", "blue", (0.1234, 0.0, 0.5, 1.0))
+    users.say("box", "the other green one", "green", RIGHT)
     made = made_of(store, users)
     assert made.present == (
+        right("the other green one", "green", RIGHT),
         right("the blue one", "blue", (0.1234, 0.0, 0.5, 1.0)),
         right("the red one"),
     )
     assert made.absent == (absent("a giraffe"),)
     assert (made.queries, made.num_lost, made.num_of_tenants) == ((), 0, 0)
     answers = Gallery(G, store, FakeEncoder()).search("the red one")
-    assert made.present[1].is_right(answers[0])
+    assert made.present[2].is_right(answers[0])
 
 
 @pytest.mark.parametrize(
@@ -135,6 +144,8 @@ def test_right_and_absent_become_canaries_newest_first(store: InstanceStore, use
         ([("right", "blue"), ("right", "red")], right("it")),
         ([("right", "red"), ("right", "blue"), ("wrong", "blue")], right("it")),
         ([("absent", ""), ("right", "red")], right("it")),
+        ([("right", "blue"), ("box", "red")], right("it")),
+        ([("box", "red"), ("absent", "")], absent("it")),
         ([("right", "red"), ("absent", "")], absent("it")),
         ([("absent", ""), ("wrong", "red")], absent("it")),
         ([("absent", ""), ("right", "red"), ("wrong", "red")], absent("it")),

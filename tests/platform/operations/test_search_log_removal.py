@@ -65,13 +65,13 @@ def test_a_failed_removal_leaves_the_file(folder: Path) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
-from reir.operations.search_log import SearchLog, feedback_event
+from reir.operations.search_log import SearchLog
+from reir_testing.operations.search_logs import event, submit
 folder, name, stop = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 log, n = SearchLog(folder), 0
 while not stop.exists():
     text = f"{'keep' if n % 3 else 'drop'} {name} {n}"
-    event = feedback_event("absent", text, None, request_id="r", version="v", tenant="")
-    assert log.write("photos", event).result(60)
+    assert submit(log, event(text)).result(60)
     n += 1
     time.sleep(0.0005)  # or the files grow so fast that few removals fit in
 log.close()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from reir.operations.search_log import read_events
+from reir.operations.feedback import read_feedback
 
-from .conftest import GALLERY, Tab, answered, drop, page_server, search
+from .conftest import GALLERY, Tab, answered, drawn_box, drop, page_server, search
 
 NOT_HERE = "It is not in this gallery"
 
@@ -22,9 +22,8 @@ def verdicts(search_log: Path) -> Any:
 
     def read() -> list[tuple[str, str, str]]:
         return [
-            (event["verdict"], event["expression"], event["uri"].rpartition("/")[2])
-            for event in read_events(search_log, GALLERY)
-            if event["event"] == "feedback"
+            (said.verdict, said.expression, said.uri.rpartition("/")[2])
+            for said in read_feedback(search_log, GALLERY)
         ]
 
     before = len(read())
@@ -193,3 +192,121 @@ def test_without_a_search_log_nothing_is_offered(browser: Browser, tmp_path: Pat
         names = re.compile(f"^(Right|Wrong|{NOT_HERE})$")
         expect(tab.page.get_by_role("button", name=names, include_hidden=True)).to_have_count(0)
         tab.close()
+
+
+# ------------------------------------------------------------------------------------ drawing a box
+
+
+@pytest.fixture
+def boxes(search_log: Path) -> Any:
+    """Return the boxes that were recorded during the test, as (photo, box)."""
+
+    def read() -> list[tuple[str, Any]]:
+        return [
+            (said.uri.rpartition("/")[2], said.box)
+            for said in read_feedback(search_log, GALLERY)
+            if said.verdict == "box"
+        ]
+
+    before = len(read())
+    return lambda: read()[before:]
+
+
+def start_drawing(page: Page, sentence: str) -> Locator:
+    viewer = open_first(page, sentence)
+    choice(viewer, "Draw the right box").click()
+    expect(viewer.locator(".drawing .mark")).to_be_visible()
+    return viewer
+
+
+def test_a_box_is_drawn_with_the_mouse(page: Page, boxes: Any, tab: Tab) -> None:
+    viewer = start_drawing(page, "the red one on the left")
+    sheet = viewer.locator(".drawing").bounding_box()
+    assert sheet is not None
+
+    def move(x: float, y: float) -> None:
+        page.mouse.move(sheet["x"] + x * sheet["width"], sheet["y"] + y * sheet["height"])
+
+    move(0.75, 0.8)
+    page.mouse.down()
+    move(0.6, 0.5)
+    move(0.5, 0.4)  # from the lower right corner to the upper left one
+    page.mouse.up()
+    move(0.1, 0.1)  # the button of the mouse is up
+    expected = [0.5, 0.4, 0.75, 0.8]
+    frame = viewer.locator(".frame")
+    assert drawn_box(frame, ".drawing .mark") == pytest.approx(expected, abs=0.01)
+    viewer.get_by_role("button", name="Record this box").click()
+    status = viewer.locator("#viewer-feedback").get_by_role("status")
+    expect(status).to_have_text("Thank you. Your box is recorded.")
+    expect(choice(viewer, "Draw the right box")).to_have_attribute("aria-pressed", "true")
+    expect(viewer.locator(".drawing")).to_have_count(0)
+    ((photo, box),) = boxes()
+    assert photo == "red%20left.png"
+    assert list(box) == pytest.approx(expected, abs=0.01)
+    (body,) = tab.bodies_sent_to("/v1/feedback")
+    assert sorted(body) == ["box", "expression", "gallery", "image_id", "verdict"]
+
+
+def test_a_box_is_entered_with_the_keyboard(page: Page, boxes: Any) -> None:
+    viewer = open_first(page, "the green one")
+    choice(viewer, "Draw the right box").focus()
+    page.keyboard.press("Enter")
+    expect(viewer.get_by_label("Left", exact=True)).to_be_focused()
+    for value in ("12.5", "20", "60", "90"):
+        page.keyboard.press("Control+A")
+        page.keyboard.type(value)
+        page.keyboard.press("ArrowLeft")  # moves the cursor, and not to another hit
+        page.keyboard.press("Tab")
+    expect(viewer.locator("#viewer-place")).to_contain_text("Hit 1")
+    frame = viewer.locator(".frame")
+    assert drawn_box(frame, ".drawing .mark") == pytest.approx([0.125, 0.2, 0.6, 0.9], abs=0.01)
+    expect(viewer.get_by_role("button", name="Record this box")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(choice(viewer, "Draw the right box")).to_be_focused()
+    expect(choice(viewer, "Draw the right box")).to_have_attribute("aria-pressed", "true")
+    assert boxes() == [("red%20right.png", (0.125, 0.2, 0.6, 0.9))]
+
+
+def test_a_drawing_can_be_left(page: Page, boxes: Any) -> None:
+    viewer = start_drawing(page, "the yellow one")
+    page.keyboard.press("Escape")
+    expect(viewer.locator(".drawing, .box-form")).to_have_count(0)
+    expect(viewer).to_be_visible()
+    expect(choice(viewer, "Draw the right box")).to_be_focused()
+    page.keyboard.press("Enter")
+    viewer.get_by_role("button", name="Cancel").click()
+    expect(choice(viewer, "Right")).to_be_enabled()
+    choice(viewer, "Draw the right box").click()
+    viewer.get_by_label("Right", exact=True).fill("0")
+    expect(viewer.get_by_role("button", name="Record this box")).to_be_disabled()
+    viewer.get_by_role("button", name="Next hit").click()
+    expect(viewer.locator(".drawing, .box-form")).to_have_count(0)
+    assert boxes() == []
+
+
+def test_feedback_without_an_answer_is_sent_again_with_the_same_key(
+    page: Page, verdicts: Any, tab: Tab
+) -> None:
+    """The answer is lost on its way, after the server has recorded the feedback."""
+    lost: list[int] = []
+
+    def lose(route: Any) -> None:
+        lost.append(route.fetch().status)
+        route.abort()
+
+    page.route("**/v1/feedback", lose, times=1)
+    viewer = open_first(page, "the magenta one")
+    right = choice(viewer, "Right")
+    right.click()
+    status = viewer.locator("#viewer-feedback").get_by_role("status")
+    expect(status).to_contain_text("This was not recorded. The server does not answer.")
+    right.click()
+    expect(right).to_have_attribute("aria-pressed", "true")
+    assert lost == [200]
+    assert [verdict for verdict, *_ in verdicts()] == ["right"]
+    sent = [r for r in tab.requests if r.url.endswith("/v1/feedback")]
+    assert len({request.headers["idempotency-key"] for request in sent}) == 1
+    choice(viewer, "Wrong").click()
+    expect(choice(viewer, "Wrong")).to_have_attribute("aria-pressed", "true")
+    assert len(verdicts()) == 2

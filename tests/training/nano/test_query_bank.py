@@ -69,3 +69,25 @@ def test_without_long_sentences_the_bank_stays_empty(cache: FrozenCache) -> None
     model = tiny_model()
     fill_query_bank(model, tiny_tokenizer(), photos_with("short"), cache, range(PHOTOS))
     assert not model.visual.bank.vectors.any()
+
+
+def test_half_of_an_old_bank_can_stay(cache: FrozenCache) -> None:
+    model = tiny_model()
+    old = torch.nn.functional.normalize(torch.randn(7, model.config.dim), dim=-1)
+    bank = model.visual.bank
+    bank.fill(old)
+    bank.usual.fill_(0.5)
+    before = bank.vectors.clone()
+    fill_query_bank(
+        model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS), keep_half=True
+    )
+    assert torch.equal(bank.vectors[1::2], before[1::2])
+    new = torch.unique(bank.vectors[::2], dim=0)
+    assert len(new) == 3  # the sentences of every second photo
+    assert not any((old - row).abs().max(1).values.min() < 1e-3 for row in new)
+    # The mean of the old value, and of how well the other photos fit the mixed bank.
+    with torch.inference_mode():
+        batch = cache.batch([1, 3, 5])
+        plain = torch.nn.functional.normalize(model.visual(batch).vectors, dim=-1)
+        fits = bank.fit(plain, batch.valid)
+    torch.testing.assert_close(bank.usual[0], (0.5 + fits.mean()) / 2)

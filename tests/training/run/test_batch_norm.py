@@ -29,7 +29,7 @@ def test_only_batch_norms_are_replaced_and_their_parameters_stay_the_same() -> N
     ).eval()
     weights, state = list(model.parameters()), model.state_dict()
     use_global_batch_norm(model, WorkerCollectives())
-    (norm,) = model[2]
+    norm = model.get_submodule("2.0")
     assert isinstance(norm, GlobalBatchNorm)
     assert (norm.eps, norm.momentum, norm.training) == (0.5, 0.2, False)
     assert all(one is other for one, other in zip(model.parameters(), weights, strict=True))

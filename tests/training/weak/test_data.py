@@ -139,9 +139,7 @@ def test_a_step_is_repeatable_and_another_seed_gives_another_one() -> None:
 
 
 def test_an_item_that_fills_a_batch_may_come_with_other_sentences() -> None:
-    chosen = {
-        texts for number in range(40) for texts in texts_of(load(make(per_item=1), number))
-    }
+    chosen = {texts for number in range(40) for texts in texts_of(load(make(per_item=1), number))}
     assert chosen == {(text,) for text in TEXTS}
 
 

@@ -93,9 +93,7 @@ def test_items_of_one_photo_are_negatives_in_the_released_code_only(paper_parity
     model = model_of(paper_parity=paper_parity)
     batch = batch_of(model, photos=(0, 1, 0, 3))
     same = batch.photos[:, None] == batch.photos
-    apart, together = (
-        sum(slow_terms(model, batch, each)["contrast"]) / 3 for each in (None, same)
-    )
+    apart, together = (sum(slow_terms(model, batch, each)["contrast"]) / 3 for each in (None, same))
     assert apart > together + 1e-3
     expected = apart if paper_parity else together
     assert run(model, batch)[1]["contrast"] == pytest.approx(expected, rel=1e-5)

@@ -106,7 +106,7 @@ def test_batches_have_items_of_all_photos(folder: Path, form: WeakForm) -> None:
 def test_features_are_standardized_over_the_training_photos(folder: Path) -> None:
     model: Any = make(folder, "weak-candidates").model
     task = make(folder, "weak-candidates")
-    found = model.source(task._inputs(range(NUM_TRAIN)))
+    found = model.source(task.inputs(range(NUM_TRAIN)))
     features = found.features[found.valid]
     varies = model.source.standardize.deviation > LEAST_DEVIATION
     assert varies.sum() > 1000
@@ -151,7 +151,12 @@ def test_figures_are_those_of_the_checkpoint_as_a_localizer(
     task.objective.train()
     figures = task.validate()
     assert task.model.training
-    about = {"steps": 1, "hours": 0.1, "metrics": figures, "settings": task._config.model_dump(mode="json")}
+    about = {
+        "steps": 1,
+        "hours": 0.1,
+        "metrics": figures,
+        "settings": task._config.model_dump(mode="json"),
+    }
     task.save(tmp_path, {**task.about(), **about})
     localizer, hits = load_localizer_spec(f"weak:{tmp_path}"), list[bool]()
     known = task._photos.known()

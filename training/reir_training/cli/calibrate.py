@@ -43,22 +43,18 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
     from reir.cli.evaluate import one_split
     from reir.cli.evaluated_model import EncodingOptions
     from reir.datasets import read_annotations
-    from reir.evaluate import encode_gallery
-    from reir.query.presence import calibration_values, load_background, save_calibration
-    from reir_training.report.calibration import fit_calibration
-    from reir_training.report.calibration_queries import calibration_queries
+    from reir.query.presence import FILE, calibration_values
+    from reir_training.report.calibrate import calibrate_checkpoint
 
     where = EncodingOptions(checkpoint, None, work, None, False, threads)
     dataset = one_split(read_annotations(annotations, split_by), split).first_images(limit)
     described = dataset.with_targets()
     described = described if kind is None else described.of_kind(kind)
-    with where.encoding() as (encoder, how):
-        queries = calibration_queries(encoder, dataset, described.expressions)
-        gallery = encode_gallery(encoder, dataset, images, how=how).arrays
     about = {"annotations": annotations.name, "split": split or "", "kind": kind or ""}
-    background = load_background(checkpoint, encoder.digest)
-    calibration = fit_calibration(gallery, queries, background, encoder.digest, about)
-    path = save_calibration(checkpoint, calibration)
+    with where.encoding() as (encoder, how):
+        calibration = calibrate_checkpoint(
+            checkpoint, encoder, dataset, images, described.expressions, about=about, how=how
+        )
     if as_json:
         print_json(calibration_values(calibration))
         return
@@ -70,5 +66,6 @@ def calibrate(  # noqa: PLR0913 - every argument is an option of the command
             f"FPR at 90 % TPR {figures['fpr90']:.3f}"
         )
     console.print(
-        f"objects count as found at a presence of {calibration.threshold:.2f} or more; wrote {path}"
+        f"objects count as found at a presence of {calibration.threshold:.2f} or more; wrote "
+        f"{checkpoint / FILE}"
     )

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """[bold]Examples[/bold]
 
-reir label pairs.csv labels.json --localizer weak:runs/weak/checkpoint --images photos
+reir label pairs.csv labels.json --localizer weak:runs/a --images photos
 
-reir label pairs.csv labels.json --localizer weak:runs/a/checkpoint --second weak:runs/b/checkpoint --images photos"""
+reir label pairs.csv labels.json --localizer weak:runs/a --second weak:runs/b --images photos"""
 
 LocalizerSpec = Annotated[
     str,

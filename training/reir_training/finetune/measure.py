@@ -75,9 +75,7 @@ class Ranks:
         for name, now in self.hits().items():
             steps = 100 * (now - before.hits()[name])
             known = ~np.isnan(steps)
-            (gains[name],) = bootstrap_intervals(
-                steps[known, None], clusters=self.photos[known]
-            )
+            (gains[name],) = bootstrap_intervals(steps[known, None], clusters=self.photos[known])
         return gains
 
     def to_dict(self) -> dict[str, list[Any]]:
@@ -87,9 +85,11 @@ class Ranks:
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Ranks:
         """Inverse of `to_dict`."""
-        names = ("photos", "photo_ranks", "box_ranks")
-        ints = (np.array(values[name], dtype=np.int64) for name in names)
-        return cls(*ints, np.array(values["has_box"], dtype=np.bool_))
+        photos, photo_ranks, box_ranks = (
+            np.array(values[name], dtype=np.int64)
+            for name in ("photos", "photo_ranks", "box_ranks")
+        )
+        return cls(photos, photo_ranks, box_ranks, np.array(values["has_box"], dtype=np.bool_))
 
 
 def rank_sentences(gallery: Gallery, texts_MD: FloatArray, dataset: ReferringDataset) -> Ranks:

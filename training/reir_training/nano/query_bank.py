@@ -6,24 +6,27 @@ from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from reir.models.nano.encoder import tokenize
 from reir.models.nano.model import ClareNano
 from reir_training.data.examples import TrainPhoto
 from reir_training.nano.cache import FrozenCache
+from reir_training.run.validate import text_vectors
 
 PHOTOS = 500
 """Number of photos on which it is measured how well photos usually fit the sentences."""
-PHOTO_BATCH, TEXT_BATCH = 16, 128
+PHOTO_BATCH = 16
 
 
 @torch.inference_mode()
-def fill_query_bank(
+def fill_query_bank(  # noqa: PLR0913 - the last one is by name
     model: ClareNano,
     tokenizer: Tokenizer,
     photos: Sequence[TrainPhoto],
     cache: FrozenCache,
     rows: Sequence[int],
+    *,
+    keep_half: bool = False,
 ) -> None:
     """Fill the bank of a model with its own vectors of sentences; the mode of the model is kept.
 
@@ -34,27 +37,32 @@ def fill_query_bank(
         cache: output of the frozen part for these photos.
         rows: rows of the training photos. The sentences are those of every second photo; how well
             a photo usually fits them is measured on others, which they do not describe.
+        keep_half: keep every second sentence of the bank, for a model that also knows other photos
+            than these.
     """
     bank = model.visual.bank
     texts = [e.text for row in rows[::2] for e in photos[row].expressions if e.kind != "short"]
     if not texts or not len(bank.vectors):
         return
-    was_training, device = model.training, model.log_scale.device
+    was_training = model.training
     model.eval()
     # Spread over all photos; a bank takes no more.
     texts = texts[:: max(1, len(texts) // len(bank.vectors))]
-    parts = []
-    for start in range(0, len(texts), TEXT_BATCH):
-        some = texts[start : start + TEXT_BATCH]
-        ids_NL, mask_NL = tokenize(tokenizer, some, model.config.max_tokens)
-        parts.append(model.text(ids_NL.to(device), mask_NL.to(device)).float())
-    bank.fill(torch.cat(parts))
-    others, fits = rows[1::2][:PHOTOS], []
-    for start in range(0, len(others), PHOTO_BATCH):
-        batch = cache.batch(others[start : start + PHOTO_BATCH]).to(device)
+    usual = bank.usual.clone()
+    vectors_ND = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(bank.vectors.device)
+    (bank.mix if keep_half else bank.fill)(vectors_ND)
+    fits = _fits(model, cache, rows[1::2][:PHOTOS])
+    if len(fits):
+        bank.usual.copy_((usual + fits.mean()) / 2 if keep_half else fits.mean())
+    model.train(was_training)
+
+
+def _fits(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Tensor:
+    """Return (P,) how well each of some photos fits the sentences of the bank."""
+    fits = [model.log_scale.new_zeros(0)]
+    for start in range(0, len(rows), PHOTO_BATCH):
+        batch = cache.batch(rows[start : start + PHOTO_BATCH]).to(model.log_scale.device)
         # Normalized, since an earlier value of `usual` may have changed the length.
         vectors = torch.nn.functional.normalize(model.visual(batch).vectors, dim=-1)
-        fits.append(bank.fit(vectors, batch.valid))
-    if fits:
-        bank.usual.copy_(torch.cat(fits).mean())
-    model.train(was_training)
+        fits.append(model.visual.bank.fit(vectors, batch.valid))
+    return torch.cat(fits)

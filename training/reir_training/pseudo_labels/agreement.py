@@ -1,9 +1,9 @@
 """Decides whether to believe the box that a localizer found for a sentence.
 
 A localizer always finds something. A box is kept if the localizer finds it again in the mirrored
-photo, with left and right swapped in the sentence, and if a second localizer finds it too. Such
-agreement of views selects labels in semi-supervised detection (Jeong et al. 2019, "Consistency-based
-Semi-supervised Learning for Object Detection").
+photo, with left and right swapped in the sentence, and if a second localizer finds it too. That a
+model should find the same in a mirrored photo is what semi-supervised detection trains on (Jeong et
+al. 2019, "Consistency-based Semi-supervised Learning for Object Detection").
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class AgreementFilter:
         kept = [row for row, each in enumerate(found) if isinstance(each, FoundLabel)]
         seconds = _best(self.second, photo, [sentences[row] for row in kept])
         for row, other in zip(kept, seconds, strict=True):
-            one = found[row]
-            assert isinstance(one, FoundLabel)
-            found[row] = self._agreed(one, other, Refusal.SECOND)
+            first = found[row]
+            assert isinstance(first, FoundLabel)
+            found[row] = self._agreed(first, other, Refusal.SECOND)
         return found
 
     def _agreed(

@@ -239,7 +239,7 @@ def _stages(
 
 def _measure(task: AnyTask, config: TrainConfig, epoch: Epoch, workers: int) -> StepMeasurement:
     """Measure real steps. The first is a warm-up that allocates memory and compiles kernels."""
-    _init_single_process_group()
+    init_single_process_group()
     engine, _ = start_engine(task, config, None)
     device = next(engine.module.parameters()).device
     on_gpu = device.type == "cuda"
@@ -275,7 +275,7 @@ def _measure(task: AnyTask, config: TrainConfig, epoch: Epoch, workers: int) -> 
     )
 
 
-def _init_single_process_group() -> None:
+def init_single_process_group() -> None:
     """Initialize a process group of one, because DeepSpeed requires a process group."""
     os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its log would go to standard output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ NANO_LIMITS = """\
 * It does not read text in photos and does not recognize faces.
 """
 RERANK_TITLE, MASKS_TITLE = "## Relation re-ranker", "## Mask head"
-QUERY_ZOOM_TITLE = "## Zoom policy"
+QUERY_ZOOM_TITLE, FINETUNE_TITLE = "## Zoom policy", "## Fine-tune"
 CLARE_LIMITS = """\
 * Expressions must be in English.
 * The model finds the kinds of objects that the training photos show.
@@ -188,11 +188,38 @@ and the one that the policy finds most probable.
     )
 
 
-def _add_section(folder: Path, source: Path, title: str, text: str) -> None:
+def write_finetune_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of the model again, with a section about a fine-tune.
+
+    Args:
+        folder: folder of the new checkpoint.
+        source: folder of the checkpoint that the fine-tune started from.
+        about: metadata of the fine-tune.
+    """
+    _add_section(
+        folder,
+        source,
+        FINETUNE_TITLE,
+        f"""\
+Everything above is about the checkpoint that the fine-tune started from, with the digest
+`{about["started_from"]}`. It was trained on, in {about["steps"]} steps of
+{about["settings"]["optimization"]["photos_per_batch"]} photos, with {about["expressions"]}
+expressions about {about["photos"]} photos, most of whose boxes a model found. The weights of this
+checkpoint are the old ones plus {about["share_of_new_weights"]:g} of their change.
+""",
+        # These parts were made for the old vectors, and are not in the new checkpoint.
+        without=(RERANK_TITLE, QUERY_ZOOM_TITLE),
+    )
+
+
+def _add_section(
+    folder: Path, source: Path, title: str, text: str, *, without: Sequence[str] = ()
+) -> None:
     """Write the card of `source` with a section added, which replaces one of the same title."""
     card = source / CARD
     sections = card.read_text(encoding="utf-8").split("\n## ") if card.exists() else [""]
-    kept = [each for each in sections if not f"## {each}".startswith(f"{title}\n")]
+    left_out = tuple(f"{each}\n" for each in (title, *without))
+    kept = [each for each in sections if not f"## {each}".startswith(left_out)]
     text = "\n## ".join([*kept, f"{title.removeprefix('## ')}\n\n{text}"])
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -108,7 +108,7 @@ def trained_tensors(objective: torch.nn.Module) -> dict[str, Tensor]:
 
     The statistics have to be averaged too: those of the last weights do not fit averaged weights.
     """
-    found = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+    found: dict[str, Tensor] = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     for name, module in objective.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             found |= {f"{name}.{n}": b for n, b in module.named_buffers() if b.is_floating_point()}

@@ -45,8 +45,8 @@ def validate(
     was_training, device = model.training, model.log_scale.device
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-        gallery = _gallery(model, cache, rows)
-        vectors = _texts(model, tokenizer, texts)
+        gallery = cached_gallery(model, cache, rows)
+        vectors = text_vectors(model, tokenizer, texts)
     # Training continues with this model, so restore dropout.
     model.train(was_training)
     return _figures([photos[i] for i in rows], gallery, vectors)
@@ -106,8 +106,11 @@ def _figures(
     return {name: round(100 * float(value), 2) for name, value in out.items()}
 
 
-def _gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Gallery:
-    """Return the candidates of the photos in these rows of the cache."""
+def cached_gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Gallery:
+    """Return the instances of the photos in these rows of the cache.
+
+    The photos are numbered from 0, in the order of the rows.
+    """
     vectors, boxes, owners = [], [], []
     for start in range(0, len(rows), PHOTO_BATCH):
         batch = cache.batch(rows[start : start + PHOTO_BATCH])
@@ -119,7 +122,7 @@ def _gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Galle
     return Gallery(np.concatenate(vectors), np.concatenate(owners), np.concatenate(boxes))
 
 
-def _texts(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+def text_vectors(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """Return the (M, D) vectors of expressions."""
     device, parts = model.log_scale.device, []
     for start in range(0, len(texts), TEXT_BATCH):

@@ -73,21 +73,24 @@ class WeakTask:
         photos = read_weak_photos(config)
         self._config, self._photos = config, photos
         self._place = (rank, world_size, settings.accumulate_steps)
-        known = [each.text for each in photos.known()]
-        self.model = start_weak_rec(config, init, [*photos.sentences, *known])
+        self.known = photos.known()
+        """The sentences to validate with."""
+        vocabulary = [*photos.sentences, *(each.text for each in self.known)]
+        self.model = start_weak_rec(config, init, vocabulary)
         loaded = self.model.language.load(photos.sentences)
-        self._inputs: PhotoInputs
+        self.inputs: PhotoInputs
+        """Loads photos."""
         if config.model.anchors == "candidates":
             # The driver builds the cache before it starts the workers.
             assert cache is not None
-            self._inputs, stream = CachedCandidates(cache), load_in_process
+            self.inputs, stream = CachedCandidates(cache), load_in_process
         else:
-            self._inputs = PhotoFiles([each.path for each in photos.files])
+            self.inputs = PhotoFiles([each.path for each in photos.files])
         self._fit(loaded)
         self._stream = StepStream(stream, settings.accumulate_steps)
         self._batches = WeakData(
             photos.train,
-            self._inputs,
+            self.inputs,
             loaded,
             sentences_per_item=config.sentences_per_item,
             batch_size=settings.photos_per_batch,
@@ -127,7 +130,7 @@ class WeakTask:
         was_training = self.model.training
         self.model.eval()
         try:
-            return localization_accuracy(self.model, self._photos.known(), self._inputs)
+            return localization_accuracy(self.model, self.known, self.inputs)
         finally:
             self.model.train(was_training)
 
@@ -155,7 +158,7 @@ class WeakTask:
             self.model.language.fit(loaded)
         if isinstance(self.model.source, CandidateAnchors):
             rows = range(len(self._photos.train))
-            found = self._inputs(rows[:: math.ceil(len(rows) / FIT_PHOTOS)])
+            found = self.inputs(rows[:: math.ceil(len(rows) / FIT_PHOTOS)])
             self.model.source.fit(CandidateBatch(**found))
 
 

@@ -176,7 +176,8 @@ _USERS = (
     ),
     Graph(
         "Feedback",
-        "Verdicts of users a second: the hit is right, it is wrong, or the object is absent.",
+        "Verdicts of users a second: the hit is right or wrong, the object is in a box instead, or "
+        "it is absent.",
         {"{{verdict}}": f"sum by (verdict) (rate(reir_serve_feedback_total{{{JOB}}}{RATE}))"},
         unit="ops",
     ),

@@ -54,5 +54,14 @@ class QueryBank(nn.Module):
     @torch.no_grad()
     def fill(self, vectors_ND: Tensor) -> None:
         """Take Q of the vectors of N > 0 sentences, evenly; with fewer than Q, they repeat."""
-        rows = torch.arange(len(self.vectors)) * len(vectors_ND) // max(len(self.vectors), 1)
-        self.vectors.copy_(vectors_ND[rows])
+        self.vectors.copy_(_evenly(vectors_ND, len(self.vectors)))
+
+    @torch.no_grad()
+    def mix(self, vectors_ND: Tensor) -> None:
+        """Replace every second sentence by one of N > 0 others, taken evenly."""
+        self.vectors[::2] = _evenly(vectors_ND, len(self.vectors[::2]))
+
+
+def _evenly(vectors_ND: Tensor, num: int) -> Tensor:
+    rows = torch.arange(num) * len(vectors_ND) // max(num, 1)
+    return vectors_ND[rows]

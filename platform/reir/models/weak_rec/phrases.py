@@ -50,27 +50,25 @@ class PhraseLanguage(nn.Module):
         self.register_buffer("center", torch.zeros(tower.width))
         self.register_buffer("words", torch.zeros(len(CLASS_WORDS), tower.width))
 
-    @torch.no_grad()
     def load(self, sentences: Sequence[str]) -> Tensor:
-        """Return (N, C) means of the token states of first phrases, as the tower was trained."""
-        phrases = [first_phrase(each) for each in sentences]
-        # Many sentences begin with the same phrase. In order of length, there is little padding.
-        unique = sorted(set(phrases), key=len)
-        places = {phrase: place for place, phrase in enumerate(unique)}
-        self.tower.eval()
-        parts = [
-            self._means(unique[start : start + TEXT_BATCH])
-            for start in range(0, len(unique), TEXT_BATCH)
-        ]
-        means = torch.cat(parts) if parts else self.center.new_zeros(0, self.width)
-        return means[[places[phrase] for phrase in phrases]]
+        """Return (N, C) means of the token states of the first phrases; see `means`."""
+        return self.means([first_phrase(each) for each in sentences])
 
-    def _means(self, phrases: Sequence[str]) -> Tensor:
-        ids_NL, mask_NL = tokenize(self.tokenizer, phrases, len(self.tower.positions))
-        ids_NL, mask_NL = ids_NL.to(self.center.device), mask_NL.to(self.center.device)
-        shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
-        means: Tensor = (self.tower(ids_NL, mask_NL) * shares).sum(1)
-        return means
+    @torch.no_grad()
+    def means(self, texts: Sequence[str]) -> Tensor:
+        """Return (N, C) means of the token states of texts, as the tower was trained."""
+        # Many sentences begin with the same phrase. In order of length, there is little padding.
+        unique = sorted(set(texts), key=len)
+        places = {text: place for place, text in enumerate(unique)}
+        self.tower.eval()
+        parts = [self.center.new_zeros(0, self.width)]
+        for start in range(0, len(unique), TEXT_BATCH):
+            some = unique[start : start + TEXT_BATCH]
+            ids_NL, mask_NL = tokenize(self.tokenizer, some, len(self.tower.positions))
+            ids_NL, mask_NL = ids_NL.to(self.center.device), mask_NL.to(self.center.device)
+            shares = mask_NL[..., None] / mask_NL.sum(1)[:, None, None]
+            parts.append((self.tower(ids_NL, mask_NL) * shares).sum(1))
+        return torch.cat(parts)[[places[text] for text in texts]]
 
     def forward(self, loaded_NC: Tensor) -> Tensor:
         """(N, C) loaded phrases -> (N, C) features."""

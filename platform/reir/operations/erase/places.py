@@ -14,9 +14,10 @@ from reir.errors import DataError
 from reir.images.decode import canonical_uri, path_of_uri
 from reir.images.photo_files import delete_upload
 from reir.operations.canary import KIND as CANARY
+from reir.operations.feedback import Feedback, read_feedback, remove_feedback
 from reir.operations.gate.page import report_page
 from reir.operations.gate.verdicts import report_from
-from reir.operations.search_log import read_events, remove_events
+from reir.operations.search_log import remove_events
 from reir.store.contract import InstanceStore
 from reir.text import normalize_expression
 
@@ -112,18 +113,18 @@ def known_expressions(
     found = {each["expression"] for each in canaries if each["uri"] in names.uris}
     if places.search_log.exists():
         found |= {
-            event["expression"]
-            for event in read_events(places.search_log, gallery)
-            if event.get("verdict") == "right" and event["uri"] in names.uris
+            said.expression
+            for said in read_feedback(places.search_log, gallery)
+            if said.verdict in ("right", "box") and said.uri in names.uris
         }
     return set(map(expression_hash, found))
 
 
 def erase_searches(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
-    """Delete the events of the search log that are about a photo; return how many there were."""
+    """Delete searches and feedback that are about a photo; return how many there were."""
     ids_and_uris = names.image_ids | names.uris
 
-    def is_meant(event: Mapping[str, Any]) -> bool:
+    def is_search(event: Mapping[str, Any]) -> bool:
         hits = [event, *event.get("hits", ())]
         # In a filter, names are in quotes.
         quoted = set((event.get("where") or "").replace("'", '"').split('"'))
@@ -136,9 +137,15 @@ def erase_searches(places: ErasePlaces, gallery: str, names: ErasedNames) -> int
             )
         )
 
+    def is_feedback(said: Feedback) -> bool:
+        return not ids_and_uris.isdisjoint((said.image_id, said.uri)) or names.is_about(
+            said.expression
+        )
+
     if not places.search_log.exists():
         return 0
-    return remove_events(places.search_log, gallery, is_meant)
+    searches = remove_events(places.search_log, gallery, is_search)
+    return searches + remove_feedback(places.search_log, gallery, is_feedback)
 
 
 def erase_documents(store: InstanceStore, gallery: str, names: ErasedNames) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from reir.operations.canary import canaries_of
 from reir.operations.erase import receipts
 from reir.operations.erase.places import REINDEX_REPORT, ErasePlaces
 from reir.operations.erase.receipts import Receipt
+from reir.operations.feedback import read_feedback
 from reir.operations.search_log import read_events
 from reir.store.contract import InstanceStore
 
@@ -113,9 +114,15 @@ def _check_searches(receipt: Receipt, places: ErasePlaces) -> Iterator[Finding]:
     if not places.search_log.exists():
         return
     for event in read_events(places.search_log, receipt.gallery):
-        hits = [event, *event.get("hits", ())]
+        hits = event.get("hits", ())
         if any(receipt.covers(each.get("image_id", "")) for each in hits):
             yield Finding(
                 f"the search log in {places.search_log} names a photo ({event['time']})",
+                "erase it again",
+            )
+    for said in read_feedback(places.search_log, receipt.gallery):
+        if receipt.covers(said.image_id):
+            yield Finding(
+                f"feedback in {places.search_log} names a photo ({said.time.isoformat()})",
                 "erase it again",
             )

@@ -20,6 +20,7 @@ from reir_serving.http.schemas import (
     ApiAnswer,
     Box,
     GalleryName,
+    ImageId,
     JsonObject,
     Scalar,
     image_urls,
@@ -33,14 +34,7 @@ GalleryPath = Annotated[GalleryName, Path(examples=["photos"])]
 PhotoFile = Annotated[
     UploadFile, File(description="The photo.", json_schema_extra={"format": "photo"})
 ]
-ImageId = Annotated[
-    str,
-    Path(
-        max_length=128,
-        examples=["0123456789abcdef0123"],
-        json_schema_extra={"format": "image-id"},
-    ),
-]
+ImageIdPath = Annotated[ImageId, Path(examples=["0123456789abcdef0123"])]
 MAX_PHOTOS = 100
 _JSON_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
@@ -211,7 +205,7 @@ async def add_image(
 
 
 @router.get("/{gallery}/images/{image_id}", response_model=ImageAnswer)
-async def one_image(gallery: GalleryPath, image_id: ImageId, context: Context) -> Response:
+async def one_image(gallery: GalleryPath, image_id: ImageIdPath, context: Context) -> Response:
     """Return a photo's ledger row and all its instances."""
     image = await context.image(gallery, image_id)
     record = image.record
@@ -239,7 +233,7 @@ async def one_image(gallery: GalleryPath, image_id: ImageId, context: Context) -
 
 
 @router.delete("/{gallery}/images/{image_id}", status_code=204)
-async def delete_image(gallery: GalleryPath, image_id: ImageId, context: Context) -> Response:
+async def delete_image(gallery: GalleryPath, image_id: ImageIdPath, context: Context) -> Response:
     """Delete a photo; searches no longer find it as soon as the answer is sent."""
     context.writable(gallery)
     await _check_tenant(context, gallery, image_id)

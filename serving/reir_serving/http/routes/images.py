@@ -25,7 +25,7 @@ from reir_serving.http.problems import (
     image_not_found,
     instance_not_found,
 )
-from reir_serving.http.routes.galleries import ImageId, PhotoFile
+from reir_serving.http.routes.galleries import ImageIdPath, PhotoFile
 from reir_serving.http.routes.search_schemas import Side
 from reir_serving.http.schemas import (
     ApiAnswer,
@@ -83,7 +83,7 @@ class LocalizeAnswer(ApiAnswer):
 @router.get("/images/{image_id}", response_class=Response, responses=_PICTURES)
 async def picture(  # noqa: PLR0913, every argument is a part of the URL
     request: Request,
-    image_id: ImageId,
+    image_id: ImageIdPath,
     context: Context,
     gallery: Annotated[GalleryName, Query(examples=["photos"])],
     width: Annotated[

@@ -88,15 +88,25 @@ async def about(context: Context) -> Response:
 
 
 def page_router() -> APIRouter:
-    """Return the routes of the page: one for each file, so that no URL can reach another file."""
+    """Return the routes of the search page."""
+    return static_router(files("reir_serving") / "page", "/", "/page/")
+
+
+def static_router(folder: Traversable, index: str, others: str) -> APIRouter:
+    """Return a route for each file of a page, so that no URL can reach another file.
+
+    Args:
+        folder: folder of the files.
+        index: path of `index.html`.
+        others: start of the paths of the other files, with a slash at the end.
+    """
     page = APIRouter(include_in_schema=False)
-    folder = files("reir_serving") / "page"
     if not folder.is_dir():
         return page
     for file in folder.iterdir():
         kind = PAGE_TYPES.get(file.name[file.name.rfind(".") :])
         if kind is not None:
-            path = "/" if file.name == "index.html" else f"/page/{file.name}"
+            path = index if file.name == "index.html" else others + file.name
             page.add_api_route(path, _file_endpoint(file, kind), response_class=Response)
     return page
 

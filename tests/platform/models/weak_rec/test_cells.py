@@ -65,4 +65,7 @@ def modes(source: CellAnchors) -> dict[str, set[bool]]:
 def test_yolo_stays_in_eval_mode_unless_paper_parity_is_set() -> None:
     assert modes(tiny_cells().train()) == {"yolo": {False}, "fusion": {True}}
     assert modes(tiny_cells(paper_parity=True).train()) == {"yolo": {True}, "fusion": {True}}
-    assert modes(tiny_cells(paper_parity=True).train().eval()) == {"yolo": {False}, "fusion": {False}}
+    assert modes(tiny_cells(paper_parity=True).train().eval()) == {
+        "yolo": {False},
+        "fusion": {False},
+    }

@@ -84,9 +84,7 @@ def test_frozen_weights_take_half_of_the_space_and_trained_ones_are_exact(tmp_pa
 
 @pytest.mark.parametrize("paper_parity", [False, True])
 def test_paper_parity_reaches_all_parts_that_know_it(tmp_path: Path, paper_parity: bool) -> None:
-    model = trained(
-        anchors="yolov3", language="gru", attention=True, paper_parity=paper_parity
-    )
+    model = trained(anchors="yolov3", language="gru", attention=True, paper_parity=paper_parity)
     save_weak_rec(tmp_path, model, {})
     again: Any = load_weak_rec(tmp_path)
     assert again.source.yolo.paper_parity == paper_parity

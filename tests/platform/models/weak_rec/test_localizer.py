@@ -50,7 +50,7 @@ def test_anchors_are_returned_best_first(localizer: WeakLocalizer, model: WeakRe
     with torch.no_grad():
         scores = model.score(anchors, model.language.load(TEXTS[:3]))
     for row, each in enumerate(found):
-        assert (each.boxes.dtype, each.scores.dtype) == (np.float32, np.float32)
+        assert each.boxes.dtype == each.scores.dtype == np.float32
         assert each.scores.sum() == pytest.approx(1, abs=1e-5)
         assert (np.diff(each.scores) <= 0).all()
         assert ((each.boxes >= 0) & (each.boxes <= 1)).all()

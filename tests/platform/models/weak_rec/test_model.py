@@ -94,7 +94,7 @@ def test_training_starts_from_the_class_alone(attention: bool) -> None:
     valid = found.valid
     torch.testing.assert_close(model.score(found, loaded)[valid], 2 * classes[valid])
     # Zero is a start, and no end: the projection of sentences has a gradient.
-    model.score(found, loaded)[valid].sum().backward()
+    torch.autograd.backward(model.score(found, loaded)[valid].sum())
     gradient = model.project_texts.weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 0

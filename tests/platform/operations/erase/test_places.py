@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from reir.images.decode import canonical_uri
 from reir.operations.canary import Canary, add_canaries, canaries_of
 from reir.operations.erase.places import ErasedNames, ErasePlaces, erase_log_lines
+from reir.operations.feedback import Feedback, add_feedback, read_feedback
+from reir.operations.feedback.records import new_key, submission
 from reir.operations.gate.page import report_page
 from reir.operations.gate.verdicts import CanaryChange, GateReport
 from reir.operations.search_log import Event, SearchLog, read_events
 from reir.records import ImageRecord
 from reir.store import InstanceStore
 from reir_testing.operations.erased_gallery import GALLERY as G
-from reir_testing.operations.erased_gallery import erase_now, photo, uri
+from reir_testing.operations.erased_gallery import erase_now, findings, photo, uri
+from reir_testing.operations.search_logs import submit
 
 
 def test_canaries_sources_and_reports_are_cleaned(
@@ -104,7 +108,7 @@ def test_searches_about_a_photo_are_erased(store: InstanceStore, places: ErasePl
         {**search, "expression": "a mug", "hits": [hit(kept)], "where": 'uri == "x"'},
     ]
     log = SearchLog(places.search_log)
-    assert all([log.write(G, each).result() for each in events])
+    assert all([submit(log, each, G).result() for each in events])
     log.close()
     described = Canary(expression="the host", uri=gone.uri)
     queries = [Canary(expression=each) for each in ("the guest", "the HOST", "a dog")]
@@ -116,6 +120,36 @@ def test_searches_about_a_photo_are_erased(store: InstanceStore, places: ErasePl
         "a mug",
     ]
     assert canaries_of(store, G) == [Canary(expression="a dog")]
+
+
+def test_feedback_about_a_photo_is_erased(store: InstanceStore, places: ErasePlaces) -> None:
+    """Boxes in it and verdicts on its instances, and all with an expression that describes it."""
+    gone, kept = photo("party.jpg").record, photo("mug.jpg").record
+    box = (0.1, 0.2, 0.3, 0.4)
+    about: dict[str, Any] = {"uri": gone.uri, "image_id": gone.image_id, "box": box}
+    other: dict[str, Any] = {"uri": kept.uri, "image_id": kept.image_id, "box": box}
+    places.search_log.mkdir()
+    for said in (
+        Feedback(expression="the guest in the box", verdict="box", **about),
+        Feedback(expression="the wrong guest", verdict="wrong", **about),
+        Feedback(expression="the wrong guest", verdict="wrong", **other),
+        Feedback(expression="The guest  in the box", verdict="right", **other),
+        Feedback(expression="a giraffe", verdict="absent"),
+        Feedback(expression="the mug", verdict="box", **other),
+    ):
+        add_feedback(places.search_log, G, said, submission({}, new_key()))
+    receipt = erase_now(store, places, photos=(gone.uri,))
+    assert receipt.search_events == 3
+    left = read_feedback(places.search_log, G)
+    assert [each.expression for each in left] == ["the wrong guest", "a giraffe", "the mug"]
+    for file in (places.search_log / G).iterdir():
+        assert b"in the box" not in file.read_bytes()
+        assert gone.image_id.encode() not in file.read_bytes()
+    assert findings(store, receipt, places) == []
+    back = Feedback(expression="again", verdict="box", **about)
+    add_feedback(places.search_log, G, back, submission({}, new_key()))
+    (finding,) = findings(store, receipt, places)
+    assert "feedback in" in finding
 
 
 def test_uploads_are_deleted_and_other_files_are_not(

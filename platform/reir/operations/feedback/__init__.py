@@ -1,0 +1,22 @@
+"""What users say about searches: recorded exactly once, read, and exported as training data."""
+
+from reir.operations.feedback.database import (
+    add_feedback,
+    delete_feedback_before,
+    is_recorded,
+    read_feedback,
+    remove_feedback,
+)
+from reir.operations.feedback.records import Feedback, KeyReused, Submission, Verdict
+
+__all__ = [
+    "Feedback",
+    "KeyReused",
+    "Submission",
+    "Verdict",
+    "add_feedback",
+    "delete_feedback_before",
+    "is_recorded",
+    "read_feedback",
+    "remove_feedback",
+]

@@ -1,0 +1,1 @@
+"""A page on this machine that asks a user which objects sentences describe."""

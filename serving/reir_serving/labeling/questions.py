@@ -1,0 +1,197 @@
+"""Which questions a user is asked about the hits of sentences, and what the answers say.
+
+The most useful question comes first: that about the sentence whose first two hits have the smallest
+difference in score ("margin sampling": B. Settles, Active Learning Literature Survey, 2009, section
+3.1). If the difference is below the median, both hits are shown and the user chooses; otherwise the
+user only says whether the first one is right. If no hit that was shown is right, the next question
+about the sentence is about the hits that follow. Knows neither HTTP nor a model.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reir.errors import QueryError
+from reir.operations.feedback import Feedback, Verdict
+from reir.results import Hit, SearchResult
+from reir.text import normalize_expression
+
+Reply = Literal["yes", "no", "first", "second", "neither", "skip"]
+
+VERDICTS: dict[Reply, tuple[Verdict, ...]] = {
+    "yes": ("right",),
+    "no": ("wrong",),
+    "first": ("right", "wrong"),
+    "second": ("wrong", "right"),
+    "neither": ("wrong", "wrong"),
+    "skip": (),
+}
+"""What a reply says about the hits of its question, in their order."""
+
+NUM_HITS = 4
+"""Number of hits of a sentence that questions can be about."""
+
+REPLIES_TO_ONE: tuple[Reply, ...] = ("yes", "no", "skip")
+REPLIES_TO_TWO: tuple[Reply, ...] = ("first", "second", "neither", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question: is this hit what the sentence describes, or which of two hits is?
+
+    Attributes:
+        number: number of the question.
+        expression: the sentence.
+        hits: one hit or two.
+        version: version of the gallery that has the hits.
+        rest: hits that follow, for the next question about the sentence.
+        margin: difference between the scores of the first two hits; questions with a small one are
+            asked first.
+    """
+
+    number: int
+    expression: str
+    hits: tuple[Hit, ...]
+    version: str
+    rest: tuple[Hit, ...]
+    margin: float
+
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        """The replies that are possible."""
+        return REPLIES_TO_ONE if len(self.hits) == 1 else REPLIES_TO_TWO
+
+    def feedback(self, reply: Reply) -> list[Feedback]:
+        """Return what a reply says about each hit.
+
+        Raises:
+            QueryError: the reply is not one of `replies`.
+        """
+        if reply not in self.replies:
+            raise QueryError("reply", f"must be one of {', '.join(self.replies)}, got {reply!r}")
+        return [
+            Feedback(
+                expression=self.expression,
+                verdict=verdict,
+                uri=hit.uri,
+                image_id=hit.image_id,
+                instance_id=hit.instance_id,
+                box=hit.box,
+                version=self.version,
+            )
+            for hit, verdict in zip(self.hits, VERDICTS[reply], strict=False)
+        ]
+
+
+@dataclass
+class _Asked:
+    """A question that was answered, and the number of the question that followed from it."""
+
+    question: Question
+    followed_by: int | None = None
+
+
+@dataclass
+class Questions:
+    """All questions about some sentences, and which of them are open.
+
+    Attributes:
+        num_answered: number of questions with a reply, also with "skip".
+    """
+
+    results: Sequence[SearchResult]
+    known: Iterable[Feedback] = ()
+    _open: dict[int, Question] = field(default_factory=dict, init=False)
+    _answered: dict[int, _Asked] = field(default_factory=dict, init=False)
+    _next_number: int = field(default=0, init=False)
+    _close_margin: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        """Ask about the first hits of each sentence about which nothing is known yet."""
+        told = _Told(self.known)
+        hits = [told.unknown(result) for result in self.results]
+        margins = [_margin(each) for each in hits if len(each) > 1]
+        self._close_margin = statistics.median(margins) if margins else 0.0
+        for result, unknown in zip(self.results, hits, strict=True):
+            self._ask(result.expression, result.version, unknown)
+
+    @property
+    def num_answered(self) -> int:
+        """Number of questions with a reply."""
+        return len(self._answered)
+
+    @property
+    def num_open(self) -> int:
+        """Number of questions without a reply."""
+        return len(self._open)
+
+    def next(self, number: int) -> list[Question]:
+        """Return the most useful open questions, best first."""
+        return sorted(self._open.values(), key=lambda each: (each.margin, each.number))[:number]
+
+    def answer(self, number: int, reply: Reply) -> list[Feedback]:
+        """Take a reply to a question, also a second one; return what it says.
+
+        Raises:
+            QueryError: there is no such question, or the reply does not belong to it.
+        """
+        asked = self._answered.get(number)
+        question = asked.question if asked else self._open.get(number)
+        if question is None:
+            raise QueryError("question", f"there is no question {number}; reload the page")
+        said = question.feedback(reply)
+        if asked and asked.followed_by is not None:
+            self._open.pop(asked.followed_by, None)
+        self._open.pop(number, None)
+        follows = reply in ("no", "neither")
+        self._answered[number] = _Asked(
+            question,
+            self._ask(question.expression, question.version, question.rest) if follows else None,
+        )
+        return said
+
+    def _ask(self, expression: str, version: str, hits: tuple[Hit, ...]) -> int | None:
+        """Add the next question about a sentence, if there are hits; return its number."""
+        if not hits:
+            return None
+        number, margin = self._next_number, _margin(hits)
+        shown = 2 if len(hits) > 1 and margin < self._close_margin else 1
+        self._next_number += 1
+        self._open[number] = Question(
+            number=number,
+            expression=expression,
+            hits=hits[:shown],
+            version=version,
+            rest=hits[shown:],
+            margin=margin,
+        )
+        return number
+
+
+class _Told:
+    """What is known about sentences from earlier feedback."""
+
+    def __init__(self, known: Iterable[Feedback]) -> None:
+        self._settled: set[str] = set()
+        self._wrong: set[tuple[str, str]] = set()
+        for said in known:
+            text = normalize_expression(said.expression)
+            if said.verdict == "wrong":
+                self._wrong.add((text, said.instance_id))
+            else:
+                self._settled.add(text)
+
+    def unknown(self, result: SearchResult) -> tuple[Hit, ...]:
+        """Return the hits that a question can be about; none if the answer is known."""
+        text = normalize_expression(result.expression)
+        if text in self._settled:
+            return ()
+        return tuple(hit for hit in result.hits if (text, hit.instance_id) not in self._wrong)
+
+
+def _margin(hits: Sequence[Hit]) -> float:
+    """Return the difference between the first two scores; infinite if there is one hit only."""
+    return hits[0].score - hits[1].score if len(hits) > 1 else float("inf")

@@ -1,0 +1,1 @@
+"""Users whose feedback is simulated, since the truth is known."""

@@ -1,0 +1,214 @@
+"""The label page in a browser: answered with the keyboard, and recorded as feedback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect
+
+from reir.errors import DataError, QueryError
+from reir.operations.feedback import read_feedback
+from reir.query.search import Gallery
+from reir.store import open_store
+from reir_serving.labeling import server
+from reir_serving.labeling.server import (
+    label_app,
+    questions_about,
+    read_sentences,
+    run_label_page,
+)
+from reir_testing import FakeEncoder
+from reir_testing.serving import index_photos
+
+from .conftest import GALLERY, SCENES, Tab, png
+
+COLORS = ("red", "blue", "green", "yellow", "cyan")
+SENTENCES = [f"the {color} one, number {n}" for n in range(12) for color in COLORS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "searches"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def address(tmp_path: Path, folder: Path) -> Iterator[str]:
+    """Serve the page about the scenes."""
+    for name in SCENES:
+        (tmp_path / name).write_bytes(png(name))
+    with closing(open_store("memory:")) as store:
+        index_photos(store, GALLERY, [tmp_path / name for name in SCENES])
+        gallery = Gallery(GALLERY, store, FakeEncoder())
+        app = label_app(store, GALLERY, questions_about(gallery, SENTENCES, folder), folder)
+        served = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        thread = threading.Thread(target=served.run)
+        thread.start()
+        while not served.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}"
+        served.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def tab(browser: Browser, address: str) -> Iterator[Tab]:
+    made = Tab(browser, address, viewport={"width": 1280, "height": 800})
+    made.page.goto("/label/")
+    yield made
+    made.close()
+
+
+def shown(page: Page) -> tuple[str, int]:
+    """Return the sentence and the number of photos, once these are shown."""
+    expect(page.locator("#shown .frame[data-state=shown] .mark").first).to_be_visible()
+    expect(page.locator("#expression")).to_be_visible()
+    return page.locator("#expression").inner_text(), page.locator("#shown .frame").count()
+
+
+def test_fifty_questions_are_answered_with_the_keyboard(tab: Tab, folder: Path) -> None:
+    page = tab.page
+    expected: list[tuple[str, int]] = []
+    for number in range(50):
+        sentence, photos = shown(page)
+        expect(page.locator("#ask")).to_have_text(
+            "Is this the object?" if photos == 1 else "Which of these two is the object?"
+        )
+        keys = "yns" if photos == 1 else "120s"
+        key = keys[number % len(keys)]
+        expected.append((sentence, 0 if key == "s" else photos))
+        page.keyboard.press(key)
+        expect(page.locator("#progress")).to_contain_text(f"{number + 1} answer")
+    expect(page.locator("#progress")).not_to_contain_text("not saved")
+    recorded = read_feedback(folder, GALLERY)
+    for sentence in {text for text, _ in expected}:
+        told = [each for each in recorded if each.expression == sentence]
+        assert len(told) == sum(number for text, number in expected if text == sentence)
+    assert {each.verdict for each in recorded} == {"right", "wrong"}
+
+
+def test_a_reply_says_what_the_user_means(tab: Tab, folder: Path) -> None:
+    page = tab.page
+    sentence, photos = shown(page)
+    first, second = ("1", "2") if photos == 2 else ("y", "n")
+    page.keyboard.press(first)
+    expect(page.locator("#progress")).to_contain_text("1 answer")
+    page.keyboard.press("u")
+    expect(page.locator("#expression")).to_have_text(sentence)
+    expect(page.locator("#progress")).to_contain_text("0 answers")
+    page.keyboard.press(second)
+    page.keyboard.press("x")  # no reply has this key
+    expect(page.locator("#progress")).to_contain_text("1 answer,")
+    expect(page.locator("#progress")).not_to_contain_text("not saved")
+    said = [each for each in read_feedback(folder, GALLERY) if each.expression == sentence]
+    expected = ["right", "wrong", "wrong", "right"] if photos == 2 else ["right", "wrong"]
+    assert [each.verdict for each in said] == expected
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator("#progress")).to_contain_text("2 answers")
+
+
+def test_a_reply_is_sent_until_it_is_recorded(tab: Tab, folder: Path) -> None:
+    """The first answer of the server is lost after the reply was recorded."""
+    page = tab.page
+
+    def lose(route: Any) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route("**/v1/label/answers", lose, times=1)
+    sentence, photos = shown(page)
+    page.keyboard.press("1" if photos == 2 else "y")
+    expect(page.locator("#problem")).to_contain_text("it is sent again")
+    assert page.locator("#expression").inner_text() != sentence, "the next question is shown"
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#progress")).not_to_contain_text("not saved")
+    assert len(read_feedback(folder, GALLERY)) == photos
+    assert len(tab.bodies_sent_to("/v1/label/answers")) == 2
+
+
+def test_the_end_and_wrong_replies(tab: Tab, address: str, folder: Path) -> None:
+    page = tab.page
+    for number in range(len(SENTENCES)):
+        shown(page)
+        page.keyboard.press("s")
+        expect(page.locator("#progress")).to_contain_text(f"{number + 1} answer")
+    expect(page.locator("#expression")).to_have_text("No questions are left. Thank you.")
+    assert read_feedback(folder, GALLERY) == []
+    for body, origin, status in (
+        ({"question": 999, "reply": "yes"}, address, 422),
+        ({"question": 0, "reply": "maybe"}, address, 422),
+        ({"question": 0, "reply": "skip"}, "http://evil.example", 403),
+    ):
+        request = urllib.request.Request(
+            f"{address}/v1/label/answers",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Origin": origin},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == status
+
+
+def test_the_page_is_served_until_it_is_interrupted(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "red.png").write_bytes(png("red left.png"))
+    location = str(tmp_path / "store")
+    with closing(open_store(location)) as store:
+        index_photos(store, GALLERY, [tmp_path / "red.png"])
+    monkeypatch.setattr(
+        server, "open_gallery", lambda name, store: Gallery(name, store, FakeEncoder())
+    )
+    pages: list[bytes] = []
+
+    def answer(address: str) -> None:
+        with urllib.request.urlopen(address, timeout=20) as page:
+            pages.append(page.read())
+        body = json.dumps({"question": 0, "reply": "yes"}).encode()
+        place = address.replace("/label/", "/v1/label/answers")
+        request = urllib.request.Request(place, body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=20).close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def run(*sentences: str) -> int:
+        return run_label_page(
+            GALLERY,
+            sentences,
+            store=location,
+            folder=folder,
+            on_ready=lambda address: threading.Thread(target=answer, args=(address,)).start(),
+        )
+
+    assert run("the red one", "the blue one") == 1
+    assert b"which object is meant?" in pages[0]
+    assert [each.verdict for each in read_feedback(folder, GALLERY)] == ["right"]
+    told = read_feedback(folder, GALLERY)[0].expression
+    with pytest.raises(DataError, match="answers all of these 1 sentences"):
+        run(told)
+
+
+def test_sentences_are_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "sentences.txt"
+    path.write_text("the mug\n\n  the dog \nthe mug\n")
+    assert read_sentences(path) == ["the mug", "the dog"]
+    path.write_text("\n")
+    with pytest.raises(DataError, match="has no sentences"):
+        read_sentences(path)
+    with pytest.raises(DataError, match="cannot read the sentences"):
+        read_sentences(tmp_path / "none")
+    path.write_text("x" * 600)
+    with pytest.raises(QueryError):
+        read_sentences(path)

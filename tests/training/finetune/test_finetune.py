@@ -1,0 +1,259 @@
+"""A whole fine-tune with a tiny model: its parts, its results, and what a rerun repeats."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import reir
+from reir.checkpoint import load_encoder, load_model, save_checkpoint, weights_digest
+from reir.datasets import read_reircoco, write_photo_sentences
+from reir.errors import ConfigError, DataError
+from reir.images.boxes import elementwise_iou
+from reir.images.decode import canonical_uri
+from reir.operations.canary import read_canaries
+from reir.operations.feedback.records import user_of
+from reir.store import InstanceStore, VersionSpec
+from reir.store.memory import MemoryStore
+from reir_testing.feedback.simulated_users import (
+    record_feedback,
+    simulate_feedback,
+    users_with_hostile,
+)
+from reir_testing.scenes import to_dataset
+from reir_testing.tiny import tiny_model, tiny_tokenizer
+from reir_testing.toys.scenes import make_toy_scenes, render_toys
+from reir_testing.training.in_process import train_in_process
+from reir_training.finetune.feedback_pairs import feedback_pairs
+from reir_training.finetune.pairs import read_pairs
+from reir_training.finetune.remembered import RememberedSet
+from reir_training.finetune.report import FinetuneReport
+from reir_training.finetune.run import Finetune, FinetuneOptions, Progress
+from reir_training.finetune.start import start_model_of
+
+GALLERY = "toys"
+NUM_PHOTOS = 14
+
+
+class Trainer:
+    """Trains in this process, and notes what was trained; `stops_at` names a preset to stop at."""
+
+    def __init__(self, stops_at: str = "") -> None:
+        self.trained: list[str] = []
+        self.stops_at = stops_at
+
+    def __call__(self, preset: str, config: Any, **arguments: Any) -> Path:
+        if preset == self.stops_at:
+            raise KeyboardInterrupt
+        self.trained.append(preset)
+        return train_in_process(preset, config, **arguments)
+
+
+@contextmanager
+def quiet(_: str) -> Iterator[Progress]:
+    yield lambda _done, _total: None
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[InstanceStore, Path]:
+    """A gallery of toys, indexed with a tiny checkpoint, and a folder with a list of sentences."""
+    folder = tmp_path_factory.mktemp("toys")
+    save_checkpoint(folder / "start", tiny_model(num_candidates=12), tiny_tokenizer(), {})
+    scenes = make_toy_scenes(NUM_PHOTOS, 3, 160)
+    (folder / "photos").mkdir()
+    for scene in scenes:
+        Image.fromarray(render_toys(scene)).save(folder / "photos" / scene.file_name)
+    dataset = to_dataset(scenes, per_instance=1)
+    write_photo_sentences(dataset, folder / "boxes.jsonl")
+    bare = dataset.with_expressions(replace(e, instance_id=None) for e in dataset.expressions)
+    write_photo_sentences(bare, folder / "pairs.jsonl")
+    store = MemoryStore()
+    reir.index(
+        folder / "photos",
+        gallery=GALLERY,
+        store=store,
+        checkpoint=folder / "start",
+        progress=False,
+    )
+    return store, folder
+
+
+def finetune(
+    store: tuple[InstanceStore, Path], output: Path, sentences: str, trainer: Trainer
+) -> Finetune:
+    opened, folder = store
+    scenes = make_toy_scenes(3, 9, 160)
+    (output / "old").mkdir(parents=True, exist_ok=True)
+    for scene in scenes:
+        Image.fromarray(render_toys(scene)).save(output / "old" / scene.file_name)
+    return Finetune(
+        gallery=GALLERY,
+        start=start_model_of(opened, GALLERY),
+        pairs=read_pairs(opened, GALLERY, folder / sentences),
+        output=output / "out",
+        options=FinetuneOptions(epochs=1),
+        remembered=RememberedSet("three scenes", to_dataset(scenes), output / "old"),
+        show=quiet,
+        trainer=trainer,
+    )
+
+
+def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
+    store: tuple[InstanceStore, Path], tmp_path: Path
+) -> None:
+    # A first run is interrupted; the second one repeats only what was not finished.
+    interrupted, trainer = Trainer(stops_at="clare-nano"), Trainer()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(store, tmp_path, "pairs.jsonl", interrupted).run()
+    assert interrupted.trained == ["weak-rec"]
+    run = finetune(store, tmp_path, "pairs.jsonl", trainer)
+    report = run.run()
+    assert trainer.trained == ["clare-nano"]
+    check_results(run, report)
+    check_weights(run, store[1] / "start", report)
+
+    # A third run has nothing to do, and another request is refused.
+    assert finetune(store, tmp_path, "pairs.jsonl", trainer).run().to_dict() == report.to_dict()
+    assert trainer.trained == ["clare-nano"]
+    with pytest.raises(ConfigError, match=r"another fine-tune \(epochs differ\)"):
+        replace(run, options=FinetuneOptions(epochs=2)).run()
+
+
+def check_results(run: Finetune, report: FinetuneReport) -> None:
+    """Check report, labels and canaries."""
+    values = report.to_dict()
+    assert json.loads((run.output / "report.json").read_text()) == values
+    counts = values["counts"]
+    assert counts["photos"] == NUM_PHOTOS
+    assert counts["with_box"] == 0
+    assert counts["held_out_photos"] == 3
+    assert values["held_out"]["sentences"] == counts["held_out_sentences"] > 0
+    assert "br1" not in values["held_out"]["after"]
+    assert "br1" in values["remembered"]["after"]
+    assert values["labels"]["sentences"] == counts["sentences"] - counts["held_out_sentences"]
+    assert set(values["minutes"]) == {
+        *("before", "weak", "labels", "tuned", "blend", "after", "all")
+    }
+
+    # No held-out photo was trained on, and every one of them became canaries.
+    held_out = set(run.held_out.images_by_id)
+    labeled = read_reircoco(run.output / "labels.json")
+    assert not held_out & labeled.images_by_id.keys()
+    assert all(each.score is not None for each in labeled.instances)
+    canaries = read_canaries(run.output / "canaries.jsonl")
+    assert {canary.uri for canary in canaries} == {run.pairs.uris[each] for each in held_out}
+    assert len(canaries) == counts["held_out_sentences"]
+
+
+def check_weights(run: Finetune, start: Path, report: FinetuneReport) -> None:
+    """The new checkpoint lies between old and tuned weights; its frozen parts are the old ones."""
+    values = report.to_dict()
+    share = values["blend"]["share"]
+    assert values["blend"]["digest"] == weights_digest(run.checkpoint)
+    old, tuned, new = (
+        load_model(folder)[0].state_dict()
+        for folder in (start, run.output / "tuned" / "checkpoint", run.checkpoint)
+    )
+    name = "visual.members.0.to_vector.weight"
+    assert (tuned[name] - old[name]).abs().max() > 1e-4
+    expected = old[name] + share * (tuned[name] - old[name])
+    assert (new[name] - expected).abs().max() < 1e-3
+    assert (new["crop_network.stem.conv.weight"] == old["crop_network.stem.conv.weight"]).all()
+    assert load_encoder(run.checkpoint).dim == load_encoder(start).dim
+    assert f"--checkpoint {run.checkpoint}" in values["command"]
+    assert "## Fine-tune" in (run.checkpoint / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_drawn_boxes_need_no_weak_model(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
+    trainer = Trainer()
+    run = finetune(store, tmp_path, "boxes.jsonl", trainer)
+    values = run.run().to_dict()
+    assert trainer.trained == ["clare-nano"]
+    assert "weak" not in values["minutes"]
+    assert values["counts"]["with_box"] == values["counts"]["sentences"]
+    assert {"br1", "br5", "br10"} <= values["held_out"]["after"].keys()
+    labeled = read_reircoco(run.output / "labels.json")
+    assert all(each.score is None for each in labeled.instances)
+    assert all(canary.box for canary in read_canaries(run.output / "canaries.jsonl"))
+
+
+def test_feedback_is_learned_from_without_the_hostile_user(
+    store: tuple[InstanceStore, Path], tmp_path: Path
+) -> None:
+    opened, folder = store
+    dataset = to_dataset(make_toy_scenes(NUM_PHOTOS, 3, 160), per_instance=1)
+    uris = {i.image_id: canonical_uri(folder / "photos" / i.file_name) for i in dataset.images}
+    users = users_with_hostile(5, error=0)
+    num = 5 * (len(dataset.expressions) * 4 // 5)
+    record_feedback(tmp_path / "log", GALLERY, simulate_feedback(dataset, uris, users, num, 0))
+    trainer = Trainer()
+    run = replace(
+        finetune(store, tmp_path, "boxes.jsonl", trainer),
+        pairs=feedback_pairs(opened, GALLERY, tmp_path / "log"),
+    )
+    report = run.run()
+    assert trainer.trained == ["clare-nano"]
+    values = report.to_dict()
+    assert json.loads((run.output / "report.json").read_text()) == values
+    found = values["feedback"]
+    assert found["feedback"] == num
+    assert found["left_out"]["outlier"] == num // 5
+    assert found["used"] + sum(found["left_out"].values()) == num
+    decisions = {user["user"]: user["decision"] for user in found["users"]}
+    assert decisions == {
+        user_of(each.name)[:8]: "outlier" if each.name == "hostile" else "kept" for each in users
+    }
+    assert values["counts"]["with_box"] == values["counts"]["sentences"]
+    assert {"br1", "photo_p1"} <= values["held_out"]["gain"].keys()
+    assert {"br1", "photo_p1"} <= values["remembered"]["gain"].keys()
+    assert all(canary.box for canary in read_canaries(run.output / "canaries.jsonl"))
+    # Whatever was learned is right.
+    true = {
+        each.text: dataset.instances_by_id[each.instance_id or ""] for each in dataset.expressions
+    }
+    learned = run.pairs.dataset
+    for text in learned.expressions:
+        box = learned.instances_by_id[text.instance_id or ""].box_xyxy_px
+        assert float(elementwise_iou([box], [true[text.text].box_xyxy_px])[0]) > 0.7
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table())
+    assert f"Left out: {num // 5} (of users whom the others contradict" in console.export_text()
+
+
+def test_too_few_photos_are_refused(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
+    run = finetune(store, tmp_path, "pairs.jsonl", Trainer())
+    few = run.pairs.dataset.of_images({i.image_id for i in run.pairs.dataset.images[:4]})
+    with pytest.raises(DataError, match="3 photos are left to train on, at least 4 are needed"):
+        replace(run, pairs=replace(run.pairs, dataset=few))
+
+
+def test_only_a_clare_nano_can_be_tuned(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
+    opened, folder = store
+    spec = VersionSpec(dim=4, digest="d", encoder="owlv2:some/name")
+    opened.create_version("frozen", "v1", spec)
+    opened.promote("frozen", "v1")
+    with pytest.raises(ConfigError, match=r"indexed with owlv2:some/name, but only clare-nano can"):
+        start_model_of(opened, "frozen")
+    model = load_model(folder / "start")[0]
+    save_checkpoint(tmp_path / "start", model, tiny_tokenizer(), {})
+    reir.index(
+        folder / "photos",
+        gallery="moved",
+        store=opened,
+        checkpoint=tmp_path / "start",
+        progress=False,
+    )
+    assert start_model_of(opened, "moved").folder == tmp_path / "start"
+    save_checkpoint(tmp_path / "start", tiny_model(seed=1), tiny_tokenizer(), {})
+    with pytest.raises(ConfigError, match=r"was indexed with weights .* index it again first"):
+        start_model_of(opened, "moved")
