@@ -1,4 +1,4 @@
-"""The shipped recipes of CLARE, compared with the settings of the published runs."""
+"""The shipped recipes: all can be read; those of published runs have the published settings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 from reir.config import load_config
 from reir_training.clare.task import clare_shape
 from reir_training.config import ClareTrainConfig
+from reir_training.presets import PRESETS
 from reir_training.run.num_workers import shares_evenly
 from reir_training.run.schedule import plan, rate_factor
+from reir_training.weak.config import WeakLossWeights, WeakTrainConfig
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 REFCOCO = {("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")}
@@ -127,3 +129,91 @@ def test_recipe_holds_out_validation_photos_and_excludes_the_evaluation_set(name
 
 def test_every_clare_recipe_is_tested() -> None:
     assert {path.stem for path in RECIPES.glob("clare_*.yaml")} == set(RUNS)
+
+
+# ------------------------------------------------------------------------------- without boxes
+
+COCO, REFERIT = "train2014", "refclef"
+WEAK: dict[str, tuple[str, str, str, int, int, int]] = {
+    # annotations, photos, weights of YOLOv3, anchors to choose among, words, self-attention blocks
+    "weak_refcoco": ("refcoco.json", COCO, "yolov3_coco", 17, 15, 3),
+    "weak_refcocoplus": ("refcoco+.json", COCO, "yolov3_coco", 17, 15, 3),
+    "weak_refcocog": ("refcocog.json", COCO, "yolov3_coco", 17, 15, 3),
+    "weak_referit": ("refclef.json", REFERIT, "yolov3_vg", 34, 20, 1),
+}
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_recipe_without_boxes_matches_the_published_run(name: str) -> None:
+    annotations, photos, weights, num_anchors, max_words, num_blocks = WEAK[name]
+    config = load_config(WeakTrainConfig, RECIPES / f"{name}.yaml")
+    (source,) = config.data
+    assert (source.format, source.annotations) == ("simrec", annotations)
+    assert source.images.endswith(photos)
+    # The splits of the file say which photos are trained on and which validate.
+    assert (source.split, source.held_out, source.test) == (None, 0, 0)
+    assert config.yolov3 is not None
+    assert config.yolov3.stem == weights
+    assert (config.final, config.best_by) == ("best", "p50")
+
+    model = config.model
+    assert (model.anchors, model.language, model.dim) == ("yolov3", "gru", 512)
+    assert (model.num_anchors, model.max_words, model.num_blocks) == (
+        num_anchors,
+        max_words,
+        num_blocks,
+    )
+    assert (model.class_weight, model.anchor_dropout, model.text_dropout) == (0, 0, 0)
+    assert model.paper_parity
+    # CMA's additions are off; the heading of the recipe says how to switch them on.
+    assert not model.attention
+    assert config.sentences_per_item == 1
+    assert config.loss == WeakLossWeights(contrast=1, suppression=0, equivariance=0)
+
+    settings = config.optimization
+    assert (settings.grounding_epochs, settings.photos_per_batch) == (25, 64)
+    assert settings.accumulate_steps == 1
+    assert (settings.learning_rate, settings.weight_decay) == (1e-4, 0)
+    assert settings.betas == (0.9, 0.98)
+    assert (settings.max_gradient_norm, settings.ema_decay) == (0.15, 0.9997)
+    assert settings.precision == "fp32"
+    warm_up = settings.warmup_steps
+    assert 1900 < warm_up < 2200
+    steps = warm_up // 3 * 25
+    first, warm, last = (rate_factor(s, steps, settings) for s in (0, warm_up, steps))
+    assert first == pytest.approx(1e-3)
+    assert 0.9 < warm < 1
+    assert last == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_the_heading_of_a_recipe_switches_cma_on(name: str) -> None:
+    text = (RECIPES / f"{name}.yaml").read_text()
+    changes = [word for line in text.splitlines() for word in line.split() if "=" in word]
+    config = load_config(WeakTrainConfig, RECIPES / f"{name}.yaml", changes)
+    assert config.model.attention
+    assert config.sentences_per_item == 3
+    assert config.loss == WeakLossWeights(contrast=1, suppression=0.1, equivariance=0.1)
+
+
+def test_every_weak_recipe_is_tested() -> None:
+    assert {path.stem for path in RECIPES.glob("weak_ref*.yaml")} == set(WEAK)
+
+
+# -------------------------------------------------------------------------------------------- all
+
+
+PRESET_OF = {
+    "clare_base": "clare-base",
+    "clare_large": "clare-large",
+    "nano": "clare-nano",
+    "piza": "piza",
+    "weak": "weak-rec",
+}
+"""Beginning of the name of a recipe -> its preset."""
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_can_be_read(path: Path) -> None:
+    (preset,) = (each for start, each in PRESET_OF.items() if path.stem.startswith(start))
+    load_config(PRESETS[preset], path)

@@ -37,6 +37,7 @@ class TrainCommand:
         num_workers: number of Ray Train workers.
         preset: model to train.
         weights: file of the checkpoint with its weights.
+        init: checkpoint to start from, if any.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class TrainCommand:
     num_workers: int = 1
     preset: str = "clare-base"
     weights: str = WEIGHTS
+    init: Path | None = None
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command."""
@@ -53,6 +55,7 @@ class TrainCommand:
         command = [str(Path(sys.executable).with_name("reir")), "train", "--preset", self.preset]
         command += ["--data", str(data), "--output", str(self.folder / "run")]
         command += ["--num-workers", str(self.num_workers)]
+        command += ["--init", str(self.init)] if self.init else []
         # Appended, since the messages of all starts are needed to explain a failure.
         with (self.folder / "messages.txt").open("ab") as messages:
             return subprocess.Popen(command, stdout=messages, stderr=messages)

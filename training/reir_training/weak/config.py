@@ -13,7 +13,7 @@ from reir_training.config import Schedule, TrainConfig
 
 
 class WeakSchedule(Schedule):
-    """Schedule of RefCLIP and CMA (docs/weak-rec.md): 25 epochs of batches of 64.
+    """Schedule of RefCLIP and CMA (docs/weak-rec.md, section 6): 25 epochs of batches of 64.
 
     Attributes:
         grounding_epochs: in each, every described instance is used once.

@@ -17,7 +17,7 @@ from reir_training.weak.data import WeakBatch
 
 
 class WeakObjective(nn.Module):
-    """A `WeakRec` and its losses (docs/weak-rec.md).
+    """A `WeakRec` and its losses (docs/weak-rec.md, section 4).
 
     Args:
         model: model to train.

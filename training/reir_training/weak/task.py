@@ -200,7 +200,9 @@ class PhotoFiles:
 def localization_accuracy(
     model: WeakRec, sentences: Sequence[KnownSentence], inputs: PhotoInputs
 ) -> dict[str, float]:
-    """Return the share of sentences whose best box has an IoU above .5 (docs/weak-rec.md).
+    """Return the share of sentences whose best box has an IoU above .5.
+
+    This is the published accuracy (docs/weak-rec.md, section 6).
 
     Args:
         model: in eval mode.

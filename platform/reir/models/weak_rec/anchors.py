@@ -53,7 +53,7 @@ class Anchors(NamedTuple):
     def most_confident(self, num: int) -> Anchors:
         """Keep the `num` anchors of each photo with the highest mean confidence of their boxes.
 
-        This is the anchor selection of RefCLIP (docs/weak-rec.md).
+        This is the anchor selection of RefCLIP (docs/weak-rec.md, section 3.4).
         """
         num = min(num, self.valid.shape[1])
         confidence_BA = self.confidence.mean(-1).masked_fill(~self.valid, -torch.inf)

@@ -1,6 +1,6 @@
 """`CellAnchors`: the cells of YOLOv3 as anchors, whose features fuse three of its maps.
 
-This is the visual stream of RefCLIP (docs/weak-rec.md).
+This is the visual stream of RefCLIP (docs/weak-rec.md, sections 3.1 and 3.2).
 """
 
 # Shapes: B photos, A = 169 anchors, R boxes of a cell, S side of the square input

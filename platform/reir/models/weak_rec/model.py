@@ -1,9 +1,9 @@
 """`WeakRec`: chooses the anchor of a photo that a sentence describes, learned without boxes.
 
 RefCLIP (Jin et al., CVPR 2023) with the optional cross-modality attention of CMA (Chu et al., ACCV
-2024); see docs/weak-rec.md. Anchors and sentences are projected into one space, and the anchor with
-the highest dot product is the answer. Where the detector has classes, the similarity between the
-sentence and the names of the anchor's classes is added to the product.
+2024); see docs/weak-rec.md, section 3. Anchors and sentences are projected into one space, and the
+anchor with the highest dot product is the answer. Where the detector has classes, the similarity
+between the sentence and the names of the anchor's classes is added to the product.
 """
 
 # Shapes: B photos, A anchors, K chosen anchors, N sentences, C features, D dimension
@@ -35,7 +35,7 @@ class WeakRecConfig(StrictConfig):
         num_anchors: anchors of a photo to choose among, by confidence; RefCLIP has 17, a tenth of
             its cells.
         attention: whether the sentence changes the anchors' features before they are compared.
-        paper_parity: behave as the released code does (docs/weak-rec.md).
+        paper_parity: behave as the released code does (docs/weak-rec.md, section 7).
         class_weight: weight of the class similarity in the score, which needs "candidates" and
             "phrase"; 0 for none, as published.
         anchor_dropout, text_dropout: of features, in training; 0 as published.
