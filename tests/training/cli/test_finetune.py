@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_checkpoint(start, tiny_model(), tiny_tokenizer(), {})
     store = MemoryStore()
     for gallery, model in (("nano", {"checkpoint": start}), ("other", {"encoder": FakeEncoder()})):
-        reir.index(photos, gallery=gallery, store=store, progress=False, **model)  # type: ignore[arg-type]
+        reir.index(photos, gallery=gallery, store=store, progress=False, **model)
 
     @contextmanager
     def connect(_: str | None) -> Iterator[InstanceStore]:

@@ -16,7 +16,9 @@ from reir.store.memory import MemoryStore
 from reir_training.finetune.photos import GalleryPhotos, gather_photos
 
 GALLERY, VERSION, DIM = "mine", "v1", 4
-NOTHING = Instances(np.zeros((0, 4)), np.zeros(0), np.zeros((0, DIM)), np.zeros(DIM))
+NOTHING = Instances(
+    *(np.zeros(shape, dtype=np.float32) for shape in ((0, 4), (0,), (0, DIM), (DIM,)))
+)
 
 
 def stored(uri: str, **changes: object) -> IndexedImage:
