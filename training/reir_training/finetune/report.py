@@ -157,11 +157,10 @@ class FinetuneReport:
             f"{counts['sentences']:,} sentences about {counts['photos']:,} photos; those about "
             f"{counts['held_out_photos']:,} photos were held out."
         ]
-        if labels:
-            lines.append(
-                f"Boxes: {labels['drawn']:,} drawn, {labels['kept'] - labels['drawn']:,} found, "
-                f"{labels['sentences'] - labels['kept']:,} sentences left out."
-            )
+        lines.append(
+            f"Boxes for training: {labels['drawn']:,} drawn, {labels['kept'] - labels['drawn']:,} "
+            f"found, {labels['sentences'] - labels['kept']:,} sentences left out."
+        )
         lines.append(f"Share of the new weights: {self.blend['share']:g}")
         minutes = ", ".join(f"{name} {value:.1f}" for name, value in values["minutes"].items())
         parts: list[RenderableType] = [
