@@ -180,7 +180,7 @@ def test_drawn_boxes_need_no_weak_model(store: tuple[InstanceStore, Path], tmp_p
 def test_too_few_photos_are_refused(store: tuple[InstanceStore, Path], tmp_path: Path) -> None:
     run = finetune(store, tmp_path, "pairs.jsonl", Trainer())
     few = run.pairs.dataset.of_images({i.image_id for i in run.pairs.dataset.images[:4]})
-    with pytest.raises(DataError, match="at least 4 photos are needed to train on.*got 3"):
+    with pytest.raises(DataError, match=r"at least 4 photos are needed to train on.*got 3"):
         replace(run, pairs=replace(run.pairs, dataset=few))
 
 

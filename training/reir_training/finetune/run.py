@@ -109,8 +109,8 @@ class Finetune:
         train, held_out = split_pairs(self.pairs.dataset, self.options.held_out)
         if len(train.images) < MIN_LABELED:
             raise DataError(
-                f"{self.pairs.dataset.source}: at least {MIN_LABELED} photos are needed to train on, "
-                f"besides the held-out ones, got {len(train.images)}; add sentences about more "
+                f"{self.pairs.dataset.source}: at least {MIN_LABELED} photos are needed to train "
+                f"on, besides the held-out ones, got {len(train.images)}; add sentences about more "
                 f"photos"
             )
         object.__setattr__(self, "train", train)
@@ -199,9 +199,9 @@ class Finetune:
         write_reircoco(labels.dataset.of_images(photos), self.output / LABELS)
         if len(photos) < MIN_LABELED:
             raise DataError(
-                f"at least {MIN_LABELED} photos with a box that both looks agree on are needed, got "
-                f"{len(photos)} of {len(self.train.images)}; add sentences about more photos, or "
-                f"draw boxes for some of them"
+                f"at least {MIN_LABELED} photos with a box that both looks agree on are needed, "
+                f"got {len(photos)} of {len(self.train.images)}; add sentences about more photos, "
+                f"or draw boxes for some of them"
             )
         return {**labels.to_dict(), "photos": len(photos)}
 
