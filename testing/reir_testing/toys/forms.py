@@ -17,7 +17,8 @@ Ink = ImageDraw.ImageDraw
 
 _CANVAS = 512
 _OUTLINE = 19
-_DARK, _LIGHT = 0.55, 0.6
+# Marks are darker than a bright color, and lighter than a dark one.
+_BRIGHT, _DARK, _LIGHT = 110, 0.55, 0.6
 _POSTER_LEVELS = 6
 
 
@@ -34,23 +35,27 @@ def draw_toy(form: str, pattern: str, rgb: Color, side_px: int) -> npt.NDArray[n
     Returns:
         (S, S, 4) uint8 RGBA.
     """
-    body, inner = silhouette(form), _without_rim(form)
-    mark = Image.new("L", body.size)
-    PATTERNS[pattern](ImageDraw.Draw(mark))
-    colors = np.array(rgb, dtype=np.float32)
-    fill = np.broadcast_to(colors, (*body.size, 3))
-    marked = fill * _DARK if colors.mean() > 110 else fill + (255 - fill) * _LIGHT
-    fill = np.where(np.asarray(mark)[..., None] > 127, marked, fill)
-    fill = fill * np.linspace(1.1, 0.85, _CANVAS, dtype=np.float32)[:, None, None]
-    # Few levels of each color, as on a poster.
-    levels = np.round(fill.clip(0, 255) / 255 * (_POSTER_LEVELS - 1)) / (_POSTER_LEVELS - 1) * 255
-    ink = np.asarray(inner)[..., None] < 128
-    picture = Image.fromarray(np.where(ink, 25, levels).astype(np.uint8))
+    body, inner = silhouette(form), np.asarray(_without_rim(form))
+    ink = inner[..., None] < 128
+    picture = Image.fromarray(np.where(ink, 25, _patterned(pattern, rgb)).astype(np.uint8))
     _face(ImageDraw.Draw(picture), *EYES[form])
     picture.putalpha(body)
     box = body.getbbox()
     assert box is not None
     return np.asarray(picture.crop(box).resize((side_px, side_px), Image.Resampling.BOX))
+
+
+@lru_cache(maxsize=64)
+def _patterned(pattern: str, rgb: Color) -> npt.NDArray[np.float32]:
+    """Return the whole canvas in a color and a pattern, lit from above, in few levels of color."""
+    mark = Image.new("L", (_CANVAS, _CANVAS))
+    PATTERNS[pattern](ImageDraw.Draw(mark))
+    plain = np.array(rgb, dtype=np.float32)
+    marked = plain * _DARK if plain.mean() > _BRIGHT else plain + (255 - plain) * _LIGHT
+    light = np.linspace(1.1, 0.85, _CANVAS, dtype=np.float32)[:, None, None]
+    fill = np.where(np.asarray(mark)[..., None] > 127, marked, plain) * light
+    levels = (fill.clip(0, 255) / 255 * (_POSTER_LEVELS - 1)).round()
+    return np.asarray(levels / (_POSTER_LEVELS - 1) * 255, dtype=np.float32)
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from reir_training.finetune.photos import GalleryPhotos, gather_photos
 
 GALLERY, VERSION, DIM = "mine", "v1", 4
 NOTHING = Instances(
-    *(np.zeros(shape, np.float32) for shape in ((0, 4), (0,), (0, DIM), (DIM,)))  # type: ignore[arg-type]
+    *(np.zeros(shape, dtype=np.float32) for shape in ((0, 4), (0,), (0, DIM), (DIM,)))
 )
 
 

@@ -86,7 +86,7 @@ def test_without_boxes_the_report_says_what_is_not_known() -> None:
     assert "BR@1" not in shown(bare)
     assert boxed.to_dict()["held_out"]["after"]["br1"] == 0.0  # a box in the wrong place is first
     assert boxed.to_dict()["held_out"]["after"]["br5"] == 100.0
-    assert "Boxes: 5 drawn, 55 found, 10 sentences left out." in shown(bare)
+    assert "Boxes for training: 5 drawn, 55 found, 10 sentences left out." in shown(bare)
 
 
 def test_the_command_fits_the_gallery() -> None:

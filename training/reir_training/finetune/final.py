@@ -11,6 +11,7 @@ import torch
 
 from reir.checkpoint import MASK_HEAD, load_model, read_config, save_checkpoint
 from reir.datasets.dataset import ReferringDataset
+from reir.models.nano.model import ClareNano
 from reir.query.presence import save_background
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TRAIN, VAL
@@ -91,7 +92,8 @@ class BlendedModels:
                 shutil.copyfile(self._start / name, folder / name)
         return digest
 
-    def _with_share(self, share: float) -> Any:
+    def _with_share(self, share: float) -> ClareNano:
+        """Return the model with a share of the new weights; it is always the same object."""
         self._model.load_state_dict(blended(self._old, self._new, share))
         return self._model.eval()
 

@@ -85,11 +85,12 @@ class Ranks:
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[Any]]) -> Ranks:
         """Inverse of `to_dict`."""
-        photos, photo_ranks, box_ranks = (
-            np.array(values[name], dtype=np.int64)
-            for name in ("photos", "photo_ranks", "box_ranks")
+        return cls(
+            photos=np.array(values["photos"], dtype=np.int64),
+            photo_ranks=np.array(values["photo_ranks"], dtype=np.int64),
+            box_ranks=np.array(values["box_ranks"], dtype=np.int64),
+            has_box=np.array(values["has_box"], dtype=np.bool_),
         )
-        return cls(photos, photo_ranks, box_ranks, np.array(values["has_box"], dtype=np.bool_))
 
 
 def rank_sentences(gallery: Gallery, texts_MD: FloatArray, dataset: ReferringDataset) -> Ranks:

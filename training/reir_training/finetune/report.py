@@ -162,9 +162,10 @@ class FinetuneReport:
             f"{counts['held_out_photos']:,} photos were held out."
         ]
         if "drawn" in labels:  # otherwise, people drew all of them
+            found, left_out = labels["kept"] - labels["drawn"], labels["sentences"] - labels["kept"]
             lines.append(
-                f"Boxes: {labels['drawn']:,} drawn, {labels['kept'] - labels['drawn']:,} found, "
-                f"{labels['sentences'] - labels['kept']:,} sentences left out."
+                f"Boxes for training: {labels['drawn']:,} drawn, {found:,} found, {left_out:,} "
+                f"sentences left out."
             )
         lines.append(f"Share of the new weights: {self.blend['share']:g}")
         minutes = ", ".join(f"{name} {value:.1f}" for name, value in values["minutes"].items())

@@ -41,7 +41,7 @@ from reir_training.finetune.report import Comparison, FinetuneReport
 from reir_training.finetune.start import StartModel
 from reir_training.finetune.work import OutputFolder
 from reir_training.pseudo_labels.agreement import AgreementFilter
-from reir_training.pseudo_labels.labels import label_sentences
+from reir_training.pseudo_labels.labels import PseudoLabels, label_sentences
 from reir_training.report.calibrate import calibrate_checkpoint
 from reir_training.report.calibration import MIN_PHOTOS
 from reir_training.run.driver import run
@@ -109,8 +109,9 @@ class Finetune:
         train, held_out = split_pairs(self.pairs.dataset, self.options.held_out)
         if len(train.images) < MIN_LABELED:
             raise DataError(
-                f"{self.pairs.dataset.source}: {len(train.images)} photos are left to train on, "
-                f"at least {MIN_LABELED} are needed; add sentences about more photos"
+                f"{self.pairs.dataset.source}: at least {MIN_LABELED} photos are needed to train "
+                f"on, besides the held-out ones, got {len(train.images)}; add sentences about more "
+                f"photos"
             )
         object.__setattr__(self, "train", train)
         object.__setattr__(self, "held_out", held_out)
@@ -187,23 +188,22 @@ class Finetune:
         return {"checkpoint": str(checkpoint.relative_to(self.output.resolve()))}
 
     def _label(self) -> dict[str, Any]:
-        labeled = self.train
-        values: dict[str, Any] = {}
+        num = len(self.train.expressions)
+        labels = PseudoLabels(self.train, num_sentences=num, num_drawn=num, refused={})
         if self.has_unlabeled:
             agreement = AgreementFilter(load_weak_localizer(str(self.output / "weak" / CHECKPOINT)))
             with self.show("finding boxes") as progress:
                 labels = label_sentences(self.train, self.photos, agreement, progress)
-            labeled, values = labels.dataset, labels.to_dict()
-        photos = {each.image_id for each in labeled.expressions}
+        photos = {each.image_id for each in labels.dataset.expressions}
         # Photos without a sentence would be drawn into the fold, where they are of no use.
-        write_reircoco(labeled.of_images(photos), self.output / LABELS)
+        write_reircoco(labels.dataset.of_images(photos), self.output / LABELS)
         if len(photos) < MIN_LABELED:
             raise DataError(
-                f"only {len(photos)} of {len(self.train.images)} photos got a box that both looks "
-                f"agree on, at least {MIN_LABELED} are needed; add sentences about more photos, "
+                f"at least {MIN_LABELED} photos with a box that both looks agree on are needed, "
+                f"got {len(photos)} of {len(self.train.images)}; add sentences about more photos, "
                 f"or draw boxes for some of them"
             )
-        return {**values, "photos": len(photos)}
+        return {**labels.to_dict(), "photos": len(photos)}
 
     def _tune_settings(self) -> NanoTrainConfig:
         num = len(read_reircoco(self.output / LABELS).images)

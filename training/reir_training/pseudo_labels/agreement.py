@@ -61,21 +61,23 @@ class AgreementFilter:
     def labels(self, photo: RgbImage, sentences: Sequence[str]) -> list[FoundLabel | Refusal]:
         """Return the box of each sentence about one photo, or why it has none."""
         mirrored = np.ascontiguousarray(photo[:, ::-1])
-        found: list[FoundLabel | Refusal] = []
-        for one, other in zip(
+        swapped = [swap_left_right(text) for text in sentences]
+        views = zip(
             _best(self.localizer, photo, sentences),
-            _best(self.localizer, mirrored, [swap_left_right(text) for text in sentences]),
+            _best(self.localizer, mirrored, swapped),
             strict=True,
-        ):
-            found.append(self._agreed(one, other and _mirrored(other), Refusal.MIRRORED))
+        )
+        found = [
+            self._agreed(one, other and _mirrored(other), Refusal.MIRRORED) for one, other in views
+        ]
         if self.second is None:
             return found
         kept = [row for row, each in enumerate(found) if isinstance(each, FoundLabel)]
         seconds = _best(self.second, photo, [sentences[row] for row in kept])
-        for row, other in zip(kept, seconds, strict=True):
+        for row, second in zip(kept, seconds, strict=True):
             first = found[row]
             assert isinstance(first, FoundLabel)
-            found[row] = self._agreed(first, other, Refusal.SECOND)
+            found[row] = self._agreed(first, second, Refusal.SECOND)
         return found
 
     def _agreed(
