@@ -63,7 +63,9 @@ def events(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("form", ["weak-candidates", "weak-yolov3"])
+@pytest.mark.parametrize(
+    "form", ["weak-candidates", pytest.param("weak-yolov3", marks=pytest.mark.slow)]
+)
 def test_a_run_writes_a_model_that_localizes(
     folder: Path, tmp_path: Path, running_ray: None, form: WeakForm
 ) -> None:
