@@ -179,10 +179,11 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """
     if _is_wrong(case) or not isinstance(case.body, dict):
         return
-    for name, known in (("instance_id", KNOWN["instances"]), ("image_id", KNOWN["images"])):
-        named = case.body.get(name)
-        if isinstance(named, str) and named not in known:
-            case.body[name] = known[0]
+    named = case.body.get("instance_id")
+    if isinstance(named, str) and named not in KNOWN["instances"]:
+        case.body["instance_id"] = KNOWN["instances"][0]
+    if isinstance(case.body.get("image_id"), str):  # others may have been deleted since
+        case.body["image_id"] = KNOWN["instances"][0].rpartition("#")[0]
     # The server refuses a key that it has seen with another body.
     if case.headers and "idempotency-key" in case.headers:
         case.headers["idempotency-key"] = secrets.token_hex(16)

@@ -71,6 +71,28 @@ RememberImages = Annotated[
 ]
 
 
+Epochs = Annotated[int, typer.Option(min=1, help="Epochs of the training of clare-nano.")]
+HeldOut = Annotated[
+    float, typer.Option(min=0.01, max=0.9, help="Share of the photos to measure the result on.")
+]
+MaxShare = Annotated[
+    float,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Largest share of the new weights in the result: with more, the model learns more and "
+        "forgets more of what it knew.",
+    ),
+]
+SkipUnknown = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unknown",
+        help="Leave out rows whose photo is not in the gallery; without this, they are an error.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add `reir finetune` to the command line."""
     app.command("finetune", epilog=EXAMPLES)(finetune)
@@ -83,28 +105,10 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
     search_log: Folder = None,
     max_user_share: MaxUserShare = 0.25,
     output: Output = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the training of clare-nano.")] = 8,
-    held_out: Annotated[
-        float,
-        typer.Option(min=0.01, max=0.9, help="Share of the photos to measure the result on."),
-    ] = 0.2,
-    max_share: Annotated[
-        float,
-        typer.Option(
-            min=0.01,
-            max=1,
-            help="Largest share of the new weights in the result: with more, the model learns more "
-            "and forgets more of what it knew.",
-        ),
-    ] = 0.5,
-    skip_unknown: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unknown",
-            help="Leave out rows whose photo is not in the gallery; without this, they are an "
-            "error.",
-        ),
-    ] = False,
+    epochs: Epochs = 8,
+    held_out: HeldOut = 0.2,
+    max_share: MaxShare = 0.5,
+    skip_unknown: SkipUnknown = False,
     remember: Remember = None,
     remember_images: RememberImages = None,
     as_json: AsJson = False,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from reir.datasets.dataset import ReferringImage
 from reir.datasets.photo_sentences import UnknownPhoto
@@ -16,71 +14,7 @@ from reir.operations.feedback.export import dataset_of_answers
 from reir.store.contract import InstanceStore
 from reir_training.finetune.pairs import GalleryPairs
 from reir_training.finetune.photos import GalleryPhotos
-from reir_training.finetune.trust import MAX_SHARE, UserReport, trusted
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-REASONS = {
-    "outlier": "of users whom the others contradict too often",
-    "capped": "older than the newest answers of their user that count",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeedbackSummary:
-    """What became of the feedback about a gallery, which a report shows.
-
-    Attributes:
-        num_feedback: all of it.
-        num_used: feedback that supports an answer to learn from.
-        left_out: reason -> number of other feedback; see `Agreement` and `Decision`. "photo gone":
-            the live version no longer has the photo.
-        cap: how many answers of each user count at most.
-        users: how reliable each user is.
-    """
-
-    num_feedback: int
-    num_used: int
-    left_out: dict[str, int]
-    cap: int
-    users: tuple[UserReport, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "feedback": self.num_feedback,
-            "used": self.num_used,
-            "left_out": self.left_out,
-            "cap": self.cap,
-            "users": [each.to_dict() for each in self.users],
-        }
-
-    def table(self) -> RenderableType:
-        """Return it for the terminal: reasons, and users that were left out or could be."""
-        from rich.console import Group
-        from rich.text import Text
-
-        from reir.cli.common import new_table, plural
-        from reir.cli.feedback import REASONS as OTHER_REASONS
-
-        reasons = {**OTHER_REASONS, **REASONS}
-        lines = [f"{self.num_used:,} of {plural(self.num_feedback, 'verdict')} are learned from."]
-        lines += [f"Left out: {num:,} ({reasons[why]})." for why, num in self.left_out.items()]
-        numbers = ("answers", "compared", "contradicted (%)", "p-value")
-        table = new_table("user", *numbers, "decision", right=numbers)
-        for each in self.users:
-            standing = each.standing
-            share = 100 * standing.contradicted / standing.compared if standing.compared else None
-            table.add_row(
-                "/".join(filter(None, (each.tenant, each.user or "without a key"))),
-                f"{each.answers:,}",
-                f"{standing.compared:,}",
-                "" if share is None else f"{share:.0f}",
-                f"{standing.p_value:.2g}",
-                each.decision,
-            )
-        return Group(Text("\n".join(lines)), "", table)
+from reir_training.finetune.trust import MAX_SHARE, FeedbackSummary, trusted
 
 
 def feedback_pairs(

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photo_sentences import read_sentence_list
@@ -16,9 +15,7 @@ from reir.operations.canary import Canary
 from reir.store.contract import InstanceStore
 from reir_training.data.examples import hold_out
 from reir_training.finetune.photos import GalleryPhotos
-
-if TYPE_CHECKING:
-    from reir_training.finetune.feedback_pairs import FeedbackSummary
+from reir_training.finetune.trust import FeedbackSummary
 
 
 @dataclass(frozen=True)

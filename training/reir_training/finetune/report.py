@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reir.metrics import Interval
-from reir_training.finetune.feedback_pairs import FeedbackSummary
 from reir_training.finetune.measure import Ranks
+from reir_training.finetune.trust import FeedbackSummary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -190,8 +190,8 @@ class WeakData:
 def draw_sentences(rows: Sequence[int], num: int, rng: np.random.Generator) -> list[int]:
     """Return `num` sentences of an item: a random one, then the others in order, again and again.
 
-    This is the choice of CMA (docs/weak-rec.md, section 5.1): with one sentence, it comes three
-    times; with two, the first drawn comes twice.
+    This is the choice of CMA (docs/weak-rec.md, section 5.1): a single sentence comes three times,
+    and of two, the drawn one comes twice.
     """
     primary = int(rng.integers(len(rows)))
     order = [rows[primary], *(each for i, each in enumerate(rows) if i != primary)]
