@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from reir_testing.training.workers import run_workers
+from reir_testing.training.processes import run_workers
 from reir_training.run.batch_norm import use_global_batch_norm
 from reir_training.run.collectives import WorkerCollectives, mean_over_workers
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reir.losses import anchor_contrast, equivariance, false_negative_suppression
-from reir_testing.training.workers import run_workers
+from reir_testing.training.processes import run_workers
 from reir_training.run.collectives import WorkerCollectives, mean_over_workers
 
 NUM_PAIRS, NUM_ANCHORS, NUM_PHOTOS = 7, 3, 5

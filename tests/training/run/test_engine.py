@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reir.errors import ConfigError
-from reir_testing.training.workers import run_workers
+from reir_testing.training.processes import run_workers
 from reir_training.config import DataSource, Schedule, TrainConfig
 from reir_training.report.memory import estimate_memory
 from reir_training.run.engine import BestEpoch, RunState, read_state, save_state, start_engine

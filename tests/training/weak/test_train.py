@@ -63,7 +63,9 @@ def events(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("form", ["weak-candidates", "weak-yolov3"])
+@pytest.mark.parametrize(
+    "form", ["weak-candidates", pytest.param("weak-yolov3", marks=pytest.mark.slow)]
+)
 def test_a_run_writes_a_model_that_localizes(
     folder: Path, tmp_path: Path, running_ray: None, form: WeakForm
 ) -> None:
@@ -116,22 +118,29 @@ def test_nothing_is_trained_on_a_list_that_cannot_be_used(
     assert not (output / "metrics.jsonl").exists()
 
 
-def test_a_dry_run_measures_the_published_form_only(folder: Path, tmp_path: Path) -> None:
-    settings = tiny_weak_settings(folder, "weak-yolov3", grounding_epochs=3)
+def dry_run(folder: Path, tmp_path: Path, form: WeakForm) -> dict[str, Any]:
     data = tmp_path / "run.yaml"
-    data.write_text(yaml.safe_dump(settings))
+    data.write_text(yaml.safe_dump(tiny_weak_settings(folder, form, grounding_epochs=3)))
     command = ("train", "--preset", "weak-rec", "--data", data, "--output", tmp_path / "out")
-    found = json.loads(run(*command, "--dry-run", "--json").stdout)
+    done = run(*command, "--dry-run", "--json")
+    assert not (tmp_path / "out").exists()
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_the_published_form(folder: Path, tmp_path: Path) -> None:
+    found = dry_run(folder, tmp_path, "weak-yolov3")
     (stage,) = found["stages"]
     assert (stage["stage"], stage["epochs"]) == ("grounding", 3)
     parts = {part["name"]: part for part in found["parts"]}
     assert parts["source"]["trainable"] > 0
     assert parts["source"]["frozen"] > 0
-    shipped = tiny_weak_settings(folder, "weak-candidates")
-    data.write_text(yaml.safe_dump(shipped))
+
+
+def test_a_dry_run_of_the_shipped_form_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="candidates as anchors, which only takes minutes"):
-        run(*command, "--dry-run")
-    assert not (tmp_path / "out").exists()
+        dry_run(folder, tmp_path, "weak-candidates")
 
 
 def test_stages_of_other_presets_are_refused_before_anything_is_written(
