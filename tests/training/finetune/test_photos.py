@@ -17,7 +17,10 @@ from reir_training.finetune.photos import GalleryPhotos, gather_photos
 
 GALLERY, VERSION, DIM = "mine", "v1", 4
 NOTHING = Instances(
-    *(np.zeros(shape, dtype=np.float32) for shape in ((0, 4), (0,), (0, DIM), (DIM,)))
+    np.zeros((0, 4), np.float32),
+    np.zeros(0, np.float32),
+    np.zeros((0, DIM), np.float32),
+    np.zeros(DIM, np.float32),
 )
 
 
