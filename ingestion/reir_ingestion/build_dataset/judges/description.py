@@ -1,0 +1,151 @@
+"""Parses an expression into the class, colors, place, order, size and relations that it states.
+
+Only simple English is understood. Words that are not are kept, so that a judge knows whether the
+parsed parts are everything that the expression says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.generated_expressions import COLOR_WORDS, ORDINALS
+from reir.datasets.wrong_words import PERSON, PERSONS
+from reir.text import normalize_expression, opening_phrase
+
+SAME_COLOR = {"grey": "gray", "silver": "gray"}
+
+_CORNER = r"(?:top |bottom |upper |lower )?(?:left|right|middle|center|top|bottom)"
+_PLACE = re.compile(
+    rf"\b(?:(?:on|at|in|to) the (?:far |very )?(?P<where>{_CORNER})(?: side| half| corner| end)?"
+    r"(?: of the (?:photo|image|picture))?|(?P<most>left|right|top|bottom)most)\b(?! of)"
+)
+_ADJECTIVE = re.compile(r"\b(left|right|top|bottom)\b")
+_ORDINAL = re.compile(rf"\b({'|'.join(ORDINALS)})\b(?=.*\bfrom (?:the )?(left|right)\b)")
+_FROM = re.compile(r"\bfrom (?:the )?(?:left|right)\b")
+_COUNT = re.compile(r"\bof the (?:two|three|four|five|six) [\w ]+")
+_SIZE = re.compile(r"\b(largest|biggest|closest|smallest)\b(?! to)")
+_COLOR = re.compile(rf"\b({'|'.join((*COLOR_WORDS, *SAME_COLOR))})\b")
+_CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
+_WORD = re.compile(r"\w+")
+_EMPTY = frozenset(
+    ["the", "a", "an", "of", "in", "on", "at", "to", "and", "is", "photo", "image", "picture"]
+)
+_SIDE_OF = {"upper": "top", "lower": "bottom", "center": "middle"}
+_SIZE_OF = {"biggest": "largest", "closest": "largest"}
+_RELATION_OF = {
+    "under": "below",
+    "underneath": "below",
+    "over": "above",
+    "closest to": "nearest to",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """A relation to something else, such as "left of" a "bus"."""
+
+    word: str
+    category: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What an expression states about the instance.
+
+    Attributes:
+        text: the normalized expression.
+        category: the class that it names; empty if it names none that is known.
+        colors: colors of the instance.
+        sides: "left", "right", "top", "bottom" or "middle".
+        order: position, counted from 0, and the side from which it is counted; None if not stated.
+        size: "largest" or "smallest"; empty if not stated.
+        relations: relations to instances of other classes.
+        rest: words that were not understood.
+    """
+
+    text: str
+    category: str = ""
+    colors: tuple[str, ...] = ()
+    sides: tuple[str, ...] = ()
+    order: tuple[int, str] | None = None
+    size: str = ""
+    relations: tuple[Relation, ...] = ()
+    rest: tuple[str, ...] = ()
+
+    @property
+    def says(self) -> bool:
+        """Whether anything was understood."""
+        parts = (self.category, self.colors, self.sides, self.order, self.size, self.relations)
+        return any(parts)
+
+
+class Parser:
+    """Parses expressions.
+
+    Args:
+        categories: class names besides those of COCO.
+    """
+
+    def __init__(self, categories: Iterable[str] = ()) -> None:
+        names = sorted({*COCO_CLASSES, *PERSONS, *filter(None, categories)}, key=len, reverse=True)
+        noun = "|".join(map(re.escape, names))
+        color = "|".join((*COLOR_WORDS, *SAME_COLOR))
+        words = "nearest to|closest to|above|below|under(?:neath)?|over"
+        self._noun = re.compile(rf"\b(?:{noun})\b")
+        self._last_noun = re.compile(rf"\b(?:{noun})$")
+        self._relation = re.compile(
+            rf"\b(?:(?:to the )?(?P<side>left|right) of|(?P<word>{words}))"
+            rf" (?:the|a|an) (?:(?:{color}) )?(?P<noun>{noun})\b(?: in (?:{color})\b)?"
+        )
+
+    def parse(self, text: str) -> Description:
+        """Return what an expression states."""
+        whole = left = normalize_expression(text)
+        relations = tuple(
+            Relation(word=_relation_word(found), category=category_of(found["noun"]))
+            for found in self._relation.finditer(whole)
+        )
+        left = self._relation.sub(" ", left)
+        ordinal = _ORDINAL.search(left)
+        left = _FROM.sub(" ", _ORDINAL.sub(" ", left))
+        left = _COUNT.sub(" ", left)
+        sides = [side for found in _PLACE.finditer(left) for side in _sides(found)]
+        left = _PLACE.sub(" ", left)
+        size = _SIZE.search(left)
+        left = " ".join(_SIZE.sub(" ", left).split())
+        clothes = _CLOTHES.search(left)
+        opening = opening_phrase(left)
+        noun = self._last_noun.search(opening) or self._noun.search(left)
+        sides += _ADJECTIVE.findall(opening)
+        colors = _COLOR.findall(opening) + ([clothes[1]] if clothes else [])
+        taken = {*_WORD.findall(noun.group() if noun else ""), *colors, *sides}
+        return Description(
+            text=whole,
+            category=category_of(noun.group()) if noun else "",
+            colors=tuple(SAME_COLOR.get(color, color) for color in colors),
+            sides=tuple(dict.fromkeys(sides)),
+            order=(ORDINALS.index(ordinal[1]), ordinal[2]) if ordinal else None,
+            size=_SIZE_OF.get(size[1], size[1]) if size else "",
+            relations=relations,
+            rest=tuple(w for w in _WORD.findall(left) if w not in taken and w not in _EMPTY),
+        )
+
+
+def category_of(noun: str) -> str:
+    """Return the class that a noun stands for: "person" for "man"."""
+    return PERSON if noun in PERSONS else noun
+
+
+def _relation_word(found: re.Match[str]) -> str:
+    if found["side"]:
+        return f"{found['side']} of"
+    return _RELATION_OF.get(found["word"], found["word"])
+
+
+def _sides(found: re.Match[str]) -> list[str]:
+    if found["most"]:
+        return [found["most"]]
+    return [_SIDE_OF.get(word, word) for word in found["where"].split()]
