@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from reir.errors import DataError
+from reir_ingestion.build_dataset.files import write_text
 from reir_ingestion.build_dataset.look_alikes import find_look_alikes, groups_of_photos
 from reir_ingestion.build_dataset.outcomes import Builder, Outcome
-from reir_ingestion.build_dataset.output import choose_splits, write_folder, write_text
+from reir_ingestion.build_dataset.output import choose_splits, write_folder
 from reir_ingestion.build_dataset.page import statistics_page
 from reir_ingestion.build_dataset.photos import PhotoSet
 from reir_ingestion.build_dataset.scenes import Scene, SceneReader
@@ -22,13 +23,8 @@ from reir_ingestion.build_dataset.tasks import WritingTask, tasks_of
 STATISTICS, PAGE = "statistics.json", "statistics.html"
 READING, WRITING = "reading photos", "writing expressions"
 
-
-class Progress(Protocol):
-    """Called after each step of a stage."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of `total` photos of a stage are finished."""
-        ...
+Progress = Callable[[str, int, int], None]
+"""Called after each photo with the stage, the number of photos done and of all photos."""
 
 
 class Writers(Protocol):
@@ -46,10 +42,12 @@ class BuildOptions:
     Attributes:
         val_share: share of the photos in the split "val".
         threads: number of photos that are written about at the same time.
+        progress: called after each photo.
     """
 
     val_share: float = 0.1
     threads: int = 1
+    progress: Progress = lambda _stage, _done, _total: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,6 @@ def build_dataset(
     reader: SceneReader,
     writers: Writers,
     options: BuildOptions,
-    progress: Progress,
 ) -> BuildReport:
     """Build a dataset: read the photos, find look-alikes, write and judge, write the folder.
 
@@ -104,13 +101,12 @@ def build_dataset(
         reader: finds the instances of each photo.
         writers: makes the writer and the judges.
         options: see `BuildOptions`.
-        progress: called after each photo.
 
     Raises:
         ConfigError: a setting does not fit the photos.
         DataError: the folder cannot be written.
     """
-    work_folder(out)
+    progress = options.progress
     scenes = reader.read(photos.photos, lambda done, total: progress(READING, done, total))
     groups = groups_of_photos(scenes)
     tasks = tasks_of(scenes, find_look_alikes(scenes, groups))

@@ -10,8 +10,10 @@ from enum import StrEnum
 
 from reir.errors import ImageError
 from reir.text import normalize_expression, without_controls
-from reir_ingestion.build_dataset.failures import AnswerRefused, ModelUnavailable
+from reir_ingestion.build_dataset.answers.failures import AnswerRefused, ModelUnavailable
+from reir_ingestion.build_dataset.judges.language import language_problem
 from reir_ingestion.build_dataset.tasks import (
+    LANGUAGE,
     ExpressionJudge,
     ExpressionWriter,
     Verdict,
@@ -82,7 +84,8 @@ class Builder:
 
     Attributes:
         writer: writes them.
-        judges: all of them must accept an expression.
+        judges: all of them must accept an expression. Its language is checked in any case, since
+            it may come from a model.
         per_instance: maximum number of expressions to keep for each instance.
     """
 
@@ -115,7 +118,7 @@ class Builder:
         )
 
     def _judged(self, task: WritingTask, written: list[Written]) -> list[JudgedExpression]:
-        problems: list[dict[str, str]] = [{} for _ in written]
+        problems: list[dict[str, str]] = [_language(each.text) for each in written]
         for judge in self.judges:
             # Each judge sees only what the earlier ones accept, since its answers may cost money.
             left = [at for at, found in enumerate(problems) if not found]
@@ -143,6 +146,11 @@ class Builder:
                 )
             )
         return judged
+
+
+def _language(text: str) -> dict[str, str]:
+    problem = language_problem(text)
+    return {LANGUAGE: problem} if problem else {}
 
 
 def clean(text: str) -> str:

@@ -28,6 +28,7 @@ from reir.datasets import (
     ReferringInstance,
     write_reircoco,
 )
+from reir_ingestion.build_dataset.files import write_text
 from reir_ingestion.build_dataset.outcomes import Builder, Outcome, Status
 from reir_ingestion.build_dataset.photos import PhotoSet
 from reir_ingestion.build_dataset.scenes import Scene
@@ -84,17 +85,6 @@ def write_folder(
         write_text(out / name, "".join(json.dumps(value) + "\n" for value in values))
     write_text(out / LOOK_ALIKES, json.dumps(_look_alikes(outcomes)))
     write_text(out / DATA, yaml.safe_dump(_training_data(out, photos, splits), sort_keys=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, which is complete or unchanged after an interruption."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        # Otherwise, a power failure after the renaming could leave an empty file of that name.
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _dataset(photos: PhotoSet, outcomes: Iterable[Outcome]) -> ReferringDataset:

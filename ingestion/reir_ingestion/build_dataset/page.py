@@ -54,15 +54,15 @@ def statistics_page(counts: Statistics, outcomes: Sequence[Outcome]) -> str:
         ("Instances that the writer refused", "reason", counts.writer_refusals),
         ("Expressions that were not kept", "reason", counts.not_kept),
     ]
+    kept, refused = ("".join(_table(*each) for each in group) for group in (tables, refusals))
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
         f"<title>Built dataset</title><style>{_STYLE}</style></head><body>"
         f"<h1>Built dataset</h1><p>{escape(summary)}</p>"
         f"<h2>Samples</h2><div class=samples>{''.join(_figures(outcomes))}</div>"
-        f"<h2>What was kept</h2><div class=columns>{''.join(_table(*each) for each in tables)}</div>"
-        f"<h2>What was not kept</h2><div class=columns>"
-        f"{''.join(_table(*each) for each in refusals)}</div></body></html>\n"
+        f"<h2>What was kept</h2><div class=columns>{kept}</div>"
+        f"<h2>What was not kept</h2><div class=columns>{refused}</div></body></html>\n"
     )
 
 

@@ -330,7 +330,8 @@ def _mean_colors(pixels: RgbImage, box: FloatArray) -> FloatArray:
     x1, y1 = int(box[0] * width), int(box[1] * height)
     x2, y2 = max(x1 + 1, round(box[2] * width)), max(y1 + 1, round(box[3] * height))
     crop = Image.fromarray(pixels[min(y1, height - 1) : y2, min(x1, width - 1) : x2])
-    return np.asarray(crop.resize((_GRID, _GRID), Image.Resampling.BOX), np.float32) / 255
+    grid = np.asarray(crop.resize((_GRID, _GRID), Image.Resampling.BOX), np.float32)
+    return grid / np.float32(255)
 
 
 def _clear_color(grid: FloatArray) -> str:

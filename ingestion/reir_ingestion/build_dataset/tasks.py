@@ -14,7 +14,6 @@ from reir_ingestion.build_dataset.look_alikes import LookAlike, Place
 from reir_ingestion.build_dataset.scenes import Scene, SceneInstance
 
 MAX_NEIGHBORS = 3
-MAX_CAPTIONS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +143,11 @@ class ExpressionWriter(Protocol):
             ImageError: the photo cannot be read.
         """
         ...
+
+
+LANGUAGE, GROUNDED = "language", "grounded"
+IN_PHOTO, IN_GALLERY = "unique in the photo", "unique in the gallery"
+"""What is checked, in the order in which reasons are given."""
 
 
 @dataclass(frozen=True, kw_only=True)

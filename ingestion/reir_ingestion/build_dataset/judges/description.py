@@ -31,7 +31,7 @@ _COLOR = re.compile(rf"\b({'|'.join((*COLOR_WORDS, *SAME_COLOR))})\b")
 _CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
 _WORD = re.compile(r"\w+")
 _EMPTY = frozenset(
-    ["the", "a", "an", "of", "in", "on", "at", "to", "and", "is", "photo", "image", "picture"]
+    ("a", "an", "and", "at", "image", "in", "is", "of", "on", "photo", "picture", "the", "to")
 )
 _SIDE_OF = {"upper": "top", "lower": "bottom", "center": "middle"}
 _SIZE_OF = {"biggest": "largest", "closest": "largest"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 from reir.text import normalize_expression
 
@@ -11,33 +12,11 @@ MIN_WORDS, MAX_WORDS, MAX_CHARS = 2, 40, 240
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 # Words after which something must follow.
 _OPEN_END = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "with",
-        "and",
-        "or",
-        "by",
-        "from",
-        "for",
-        "near",
-        "under",
-        "above",
-        "below",
-        "behind",
-        "beside",
-        "next",
-        "is",
-        "are",
-        "left-of",
-    ]
-)
+    (
+        "a", "above", "and", "are", "at", "behind", "below", "beside", "by", "for", "from", "in",
+        "is", "near", "next", "of", "on", "or", "the", "to", "under", "with",
+    )
+)  # fmt: skip
 _TALK = re.compile(
     r"\b(?:as an ai|i cannot|i can't|i'm sorry|sorry,|bounding box|instance \d|number \d|box \d"
     r"|https?:|www\.|ignore (?:all|the|previous)|json)\b|[{}<>\[\]`|\\]",
@@ -60,7 +39,7 @@ def language_problem(text: str) -> str:
         return f"has the character U+{ord(odd):04X}, which is not visible text"
     if found := _TALK.search(text):
         return f"has {found.group()!r}, which does not describe an object"
-    repeated = next((a for a, b in zip(words, words[1:], strict=False) if a == b), "")
+    repeated = next((a for a, b in pairwise(words) if a == b), "")
     if repeated:
         return f"repeats {repeated!r}"
     if max(map(words.count, words)) > max(4, len(words) // 3):

@@ -21,14 +21,13 @@ from reir.query.differences import COLOR, Comparison
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
 from reir_ingestion.build_dataset.judges.fits import Fit, fits, statements
-from reir_ingestion.build_dataset.judges.language import language_problem
-from reir_ingestion.build_dataset.tasks import Verdict, WritingTask, Written
-
-LANGUAGE, GROUNDED, IN_PHOTO, IN_GALLERY = CHECKS = (
-    "language",
-    "grounded",
-    "unique in the photo",
-    "unique in the gallery",
+from reir_ingestion.build_dataset.tasks import (
+    GROUNDED,
+    IN_GALLERY,
+    IN_PHOTO,
+    Verdict,
+    WritingTask,
+    Written,
 )
 
 
@@ -96,8 +95,6 @@ class RulesJudge:
         vectors: Mapping[str, FloatArray],
     ) -> Iterator[tuple[str, str]]:
         """Yield the checks that an expression fails, each with the reason."""
-        if problem := language_problem(written.text):
-            yield LANGUAGE, problem
         wrong = [
             words
             for words, fit in statements(description, task.scene, written.number - 1)

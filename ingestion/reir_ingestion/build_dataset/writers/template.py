@@ -63,18 +63,16 @@ def _pairs(related: Sequence[str]) -> Iterator[str]:
     """Yield "the car left of the bus and above the dog", for relations to different things."""
     for at, fact in enumerate(related):
         for other in related[at + 1 :]:
-            relation, second = RELATION.search(fact), RELATION.search(other)
-            assert relation and second, "only relations are joined"
-            if fact[relation.end() :] != other[second.end() :]:
-                yield f"{fact} and{other[second.start() :]}"
+            (_, relation, anchor), (_, second, other_anchor) = _split(fact), _split(other)
+            if relation and second and anchor != other_anchor:
+                yield f"{fact} and{second}{other_anchor}"
 
 
 def _colored(
     fact: str, one: SceneInstance, own: Mapping[str, str], others: Mapping[str, str]
 ) -> str:
     """Return a fact with the colors of the instance and of what it is related to."""
-    relation = RELATION.search(fact)
-    head, rest = (fact[: relation.end()], fact[relation.end() :]) if relation else (fact, "")
+    head, relation, rest = _split(fact)
     color = own.get(one.category, "")
     if color and color not in head:
         described = f"person in {color}" if one.category == PERSON else f"{color} {one.category}"
@@ -82,7 +80,13 @@ def _colored(
     other = others.get(rest, "")
     if other:
         rest = f"{rest} in {other}" if rest == PERSON else f"{other} {rest}"
-    return head + rest
+    return head + relation + rest
+
+
+def _split(fact: str) -> tuple[str, str, str]:
+    """Return a fact in three parts: "car", " left of the ", "bus"; the last two may be empty."""
+    found = RELATION.search(fact)
+    return (fact[: found.start()], found.group(), fact[found.end() :]) if found else (fact, "", "")
 
 
 def _colors_of_single_classes(task: WritingTask) -> dict[str, str]:
