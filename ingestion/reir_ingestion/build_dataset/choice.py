@@ -123,7 +123,8 @@ class BuilderFactory:
     def _judge(self, name: JudgeName, categories: Sequence[str]) -> ExpressionJudge:
         in_gallery = self.choice.scope == Scope.GALLERY
         if name == JudgeName.RULES:
-            return RulesJudge(self.encoder, categories, in_gallery=in_gallery)
+            encode = self.encoder.encode_expressions
+            return RulesJudge(encode, categories, in_gallery=in_gallery)
         return VisionLanguageJudge(self._model(name, self._judge_model), in_gallery=in_gallery)
 
     def _model(self, kind: str, model: str) -> AnswerCache:

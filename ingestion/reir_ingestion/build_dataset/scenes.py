@@ -30,7 +30,7 @@ from reir.datasets.generated_expressions import (
 )
 from reir.errors import ConfigError, ImageError
 from reir.evaluate.work_folder import WorkFolder
-from reir.images.boxes import pairwise_iou
+from reir.images.boxes import area, pairwise_iou
 from reir.images.decode import content_hash, decode, read_bytes
 from reir.models.interfaces import ClassifyingEncoder, InstanceEncoder
 from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
@@ -39,9 +39,12 @@ from reir_ingestion.loading import failure_of, perceptual_hash
 
 MATCH_IOU = 0.5
 """An annotated instance gets the vector of the candidate that overlaps it at least so much."""
-DESCRIBED_SCORE, SEEN_SCORE = 0.4, 0.2
-"""Candidates with a class score from the first number on are described. Those between the two are
-not, but they can make an expression about another instance ambiguous."""
+CERTAIN_SCORE, SEEN_SCORE = 0.4, 0.2
+"""Candidates with a class score from the first number on are described. Those between the two may
+be wrong; they are not described, but can make an expression about another instance ambiguous."""
+SAME_SHARE = 0.7
+"""If a candidate shares so much of its area, or of that of a better one of its class, with it, both
+are taken for the same instance."""
 
 _GRID = 8
 _SHARD_PHOTOS = 32
@@ -60,7 +63,8 @@ class SceneInstance:
         color: word for its color; empty if it has no clear one.
         color_shares: (C,) share of its box that has each of the colors in `COLOR_WORDS`.
         vector: (D,) instance vector; None if no candidate of the model overlaps the box enough.
-        described: whether expressions may be written about it.
+        certain: whether it is annotated, or has a high class score.
+        described: whether expressions may be written about it: it is certain, and large enough.
         annotation: its annotation; None for a candidate of the model.
     """
 
@@ -69,6 +73,7 @@ class SceneInstance:
     color: str
     color_shares: FloatArray
     vector: FloatArray | None
+    certain: bool
     described: bool
     annotation: ReferringInstance | None = None
 
@@ -167,14 +172,15 @@ class _SceneArrays:
     def _instance(self, row: int, annotation: ReferringInstance | None) -> SceneInstance:
         x1, y1, x2, y2 = self.boxes[row].tolist()
         vector = self.vectors[row]
-        area = (x2 - x1) * (y2 - y1)
+        certain = bool(self.scores[row] >= CERTAIN_SCORE)
         return SceneInstance(
             category=str(self.categories[row]),
             box=(x1, y1, x2, y2),
             color=str(self.colors[row]),
             color_shares=self.shares[row],
             vector=None if np.isnan(vector).any() else vector,
-            described=bool(self.scores[row] >= DESCRIBED_SCORE and area >= MIN_AREA),
+            certain=certain,
+            described=certain and (x2 - x1) * (y2 - y1) >= MIN_AREA,
             annotation=annotation,
         )
 
@@ -227,7 +233,11 @@ class SceneReader:
             part = photos[start : start + _SHARD_PHOTOS]
             arrays = finished.load(number)
             if arrays is None:
-                arrays = _flat([self._see(photo) for photo in part])
+                seen = []
+                for photo in part:
+                    seen.append(self._see(photo))
+                    progress(start + len(seen), len(photos))
+                arrays = _flat(seen)
                 finished.save(number, arrays)
             scenes += arrays.scenes(part)
             progress(len(scenes), len(photos))
@@ -241,7 +251,7 @@ class SceneReader:
             changed = (status.st_size, status.st_mtime_ns) if status else None
             boxes = [(each.box_xyxy_px, each.category) for each in photo.instances]
             listed.update(repr((photo.file_name, changed, photo.annotated_px, boxes)).encode())
-        return {"digest": self._encoder.digest, "format": 1, "photos": listed.hexdigest()}
+        return {"digest": self._encoder.digest, "format": 2, "photos": listed.hexdigest()}
 
     def _see(self, photo: Photo) -> _Seen:
         try:
@@ -285,13 +295,27 @@ class SceneReader:
             )
         ((found, class_scores),) = self._encoder.encode_with_classes([pixels])
         best = class_scores.max(axis=1, initial=0.0)
-        kept = np.flatnonzero(best >= SEEN_SCORE)
+        kept = _distinct(found.boxes, best, class_scores.argmax(axis=1))
         return _Found(
             boxes=found.boxes[kept],
             scores=best[kept],
             categories=tuple(COCO_CLASSES[i] for i in class_scores[kept].argmax(axis=1)),
             vectors=found.vectors[kept],
         )
+
+
+def _distinct(boxes: FloatArray, scores: FloatArray, classes: npt.NDArray[np.int64]) -> list[int]:
+    """Return the candidates with at least `SEEN_SCORE` that are not a part of a better one."""
+    kept: list[int] = []
+    for one in np.argsort(-scores, kind="stable").tolist():
+        better = [other for other in kept if classes[other] == classes[one]]
+        low = np.maximum(boxes[better, :2], boxes[one, :2])
+        high = np.minimum(boxes[better, 2:], boxes[one, 2:])
+        shared = np.maximum(high - low, 0).prod(axis=1)
+        smaller = np.minimum(area(boxes[better]), area(boxes[one]))
+        if scores[one] >= SEEN_SCORE and not (shared >= SAME_SHARE * smaller).any():
+            kept.append(one)
+    return kept
 
 
 def _flat(photos: Sequence[_Seen]) -> _SceneArrays:

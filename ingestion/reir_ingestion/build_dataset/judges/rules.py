@@ -10,13 +10,12 @@ Works offline, with any encoder. `benchmarks/data_engine.py` measures it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from reir.datasets.wrong_words import SIDE
-from reir.models.interfaces import InstanceEncoder
 from reir.query.differences import COLOR, Comparison
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
@@ -52,7 +51,7 @@ class RulesJudge:
     """Judges by rules; see the module.
 
     Args:
-        encoder: the encoder of the scenes.
+        encode: returns (N, D) unit vectors of N expressions, of the encoder of the scenes.
         categories: all class names of the photos.
         thresholds: see `Thresholds`.
         in_gallery: whether expressions must be unique in the gallery, too.
@@ -62,13 +61,13 @@ class RulesJudge:
 
     def __init__(
         self,
-        encoder: InstanceEncoder,
+        encode: Callable[[Sequence[str]], FloatArray],
         categories: Sequence[str] = (),
         *,
         thresholds: Thresholds | None = None,
         in_gallery: bool = True,
     ) -> None:
-        self._encoder, self._parser = encoder, Parser(categories)
+        self._encode_texts, self._parser = encode, Parser(categories)
         self._thresholds, self._in_gallery = thresholds or Thresholds(), in_gallery
 
     def judge(self, task: WritingTask, expressions: Sequence[Written]) -> list[Verdict]:
@@ -84,7 +83,7 @@ class RulesJudge:
     def _encode(self, compared: Sequence[Comparison | None]) -> Mapping[str, FloatArray]:
         """Return the vectors of the expressions that have words that were not understood."""
         needed = {text: None for each in compared if each for text in _texts(each)}
-        return dict(zip(needed, self._encoder.encode_expressions(list(needed)), strict=True))
+        return dict(zip(needed, self._encode_texts(list(needed)), strict=True))
 
     def _problems(
         self,

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from reir.datasets.generated_expressions import MAX_ORDERED, generate_expressions
 from reir.datasets.wrong_words import PERSON
 from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import Writing, WritingTask, Written
 
-RELATION = re.compile(r" (?:left of|right of|above|below|nearest to) the ")
+RELATION = re.compile(r" (?:left of|right of|above|below|nearest to) the (?!photo$)")
 COUNTS = ("", "one", "two", "three", "four", "five", "six")
 NOTHING_UNIQUE = "no template is true of this instance alone"
 
@@ -32,31 +33,47 @@ class TemplateWriter:
     name, version = "template", "1"
 
     def write(self, task: WritingTask) -> Writing:
-        """Write about one photo, the richest expressions about each instance first."""
-        scene = task.scene
+        """Write about one photo, the most different expressions about each instance first."""
         facts: dict[int, list[str]] = defaultdict(list)
-        for index, text in generate_expressions(scene.annotated, scene.photo.crowded):
-            facts[index + 1].append(text)
+        for number, text in _certain_facts(task):
+            facts[number].append(text)
         expressions: list[Written] = []
         refused: list[tuple[int | None, str]] = []
         for number in task.numbers:
-            texts = dict.fromkeys(_expressions(task, number, facts[number]))
-            expressions += (Written(number, text) for text in texts)
+            texts: dict[str, str] = {}
+            for text in _expressions(task, number, facts[number]):
+                texts.setdefault(text.removeprefix("the "), text)
+            expressions += (Written(number, text) for text in texts.values())
             if not texts:
                 refused.append((number, NOTHING_UNIQUE))
         return Writing(expressions=tuple(expressions), refused=tuple(refused))
 
 
+def _certain_facts(task: WritingTask) -> list[tuple[int, str]]:
+    """Return (number, text) of the facts that hold with and without the uncertain instances.
+
+    If the second of two bears may be none, neither "the bear" nor "the left bear" is certain.
+    """
+    instances, crowded = task.scene.instances, task.scene.photo.crowded
+    facts = [(i + 1, text) for i, text in generate_expressions(task.scene.annotated, crowded)]
+    certain = [number for number, each in enumerate(instances, start=1) if each.certain]
+    if len(certain) == len(instances):
+        return facts
+    alone = [instances[number - 1].annotated for number in certain]
+    holds = {(certain[i], text) for i, text in generate_expressions(alone, crowded)}
+    return [fact for fact in facts if fact in holds]
+
+
 def _expressions(task: WritingTask, number: int, facts: Sequence[str]) -> Iterator[str]:
-    """Yield expressions that combine the facts about an instance, the richest first."""
+    """Yield expressions that combine the facts about an instance, of different kinds in turn."""
     one = task.instance(number)
     colors = _colors_of_single_classes(task)
     own = {} if any(f" in {one.color}" in fact for fact in facts) else {one.category: one.color}
     related = [_colored(fact, one, own, colors) for fact in facts if RELATION.search(fact)]
     plain = [_colored(fact, one, own, {}) for fact in facts if not RELATION.search(fact)]
-    yield from _pairs(related)
-    yield from related
-    yield from (_counted(task, one, fact) for fact in plain)
+    kinds = (_pairs(related), plain, related, _counted(task, one, facts))
+    for in_turn in zip_longest(*kinds):
+        yield from filter(None, in_turn)
 
 
 def _pairs(related: Sequence[str]) -> Iterator[str]:
@@ -96,13 +113,13 @@ def _colors_of_single_classes(task: WritingTask) -> dict[str, str]:
     return {e.category: e.color for e in instances if e.color and classes.count(e.category) == 1}
 
 
-def _counted(task: WritingTask, one: SceneInstance, fact: str) -> str:
-    """Return "leftmost of the three dogs" for a fact about the place or size in a group."""
+def _counted(task: WritingTask, one: SceneInstance, facts: Sequence[str]) -> Iterator[str]:
+    """Yield "leftmost of the three dogs" for "leftmost dog"."""
     count = sum(each.category == one.category for each in task.scene.instances)
-    bare = fact.removeprefix("the ")
-    if not 2 < count <= MAX_ORDERED or not bare.endswith(f"most {one.category}"):
-        return fact
-    return f"{bare.removesuffix(one.category)}of the {COUNTS[count]} {plural(one.category)}"
+    for fact in facts:
+        if 2 < count <= MAX_ORDERED and fact.endswith(f"most {one.category}"):
+            most = fact.removesuffix(one.category)
+            yield f"{most}of the {COUNTS[count]} {plural(one.category)}"
 
 
 def plural(noun: str) -> str:
