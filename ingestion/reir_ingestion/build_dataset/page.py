@@ -69,7 +69,7 @@ def statistics_page(counts: Statistics, outcomes: Sequence[Outcome]) -> str:
 def _table(title: str, what: str, counts: Mapping[str, int]) -> str:
     if not counts:
         return f"<div><h3>{escape(title)}</h3><p>none</p></div>"
-    most = max(counts.values())
+    most = max(1, *counts.values())
     rows = "".join(
         f"<tr><td>{_shown(name)}</td><td class=n>{number:,}</td>"
         f'<td><div class=bar style="width:{120 * number / most:.0f}px"></div></td></tr>'

@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, of the base class
         """Print nothing."""
 
-    def do_POST(self) -> None:  # noqa: N802, of the base class
+    def do_POST(self) -> None:
         """Answer a request."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         key = self.headers["Idempotency-Key"]

@@ -1,4 +1,4 @@
-"""Plants faults in expressions: a wrong color, a wrong side, a loss of uniqueness, another object."""
+"""Plants faults in expressions: a wrong color or side, a loss of uniqueness, another object."""
 
 from __future__ import annotations
 

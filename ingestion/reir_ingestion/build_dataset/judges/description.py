@@ -14,21 +14,24 @@ from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.generated_expressions import COLOR_WORDS, ORDINALS
 from reir.datasets.wrong_words import PERSON, PERSONS
 from reir.text import normalize_expression, opening_phrase
+from reir_ingestion.build_dataset.nouns import COUNTS, plural
 
 SAME_COLOR = {"grey": "gray", "silver": "gray"}
 
 _CORNER = r"(?:top |bottom |upper |lower )?(?:left|right|middle|center|top|bottom)"
 _PLACE = re.compile(
-    rf"\b(?:(?:on|at|in|to) the (?:far |very )?(?P<where>{_CORNER})(?: side| half| corner| end)?"
-    r"(?: of the (?:photo|image|picture))?|(?P<most>left|right|top|bottom)most)\b(?! of)"
+    rf"\b(?:on|at|in|to) the (?:far |very )?(?P<where>{_CORNER})(?: side| half| corner| end)?"
+    # In "the left hand" and "to the left of the bus", the side belongs to something else.
+    r"(?: of the (?:photo|image|picture))?(?= (?:and|at|behind|by|in|near|next|on|with)\b|[,;.]|$)"
+    r"|\b(?P<most>left|right|top|bottom)most\b(?! of)"
 )
 _ADJECTIVE = re.compile(r"\b(left|right|top|bottom)\b")
 _ORDINAL = re.compile(rf"\b({'|'.join(ORDINALS)})\b(?=.*\bfrom (?:the )?(left|right)\b)")
 _FROM = re.compile(r"\bfrom (?:the )?(?:left|right)\b")
-_COUNT = re.compile(r"\bof the (?:two|three|four|five|six) [\w ]+")
 _SIZE = re.compile(r"\b(largest|biggest|closest|smallest)\b(?! to)")
 _COLOR = re.compile(rf"\b({'|'.join((*COLOR_WORDS, *SAME_COLOR))})\b")
 _CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
+_ARTICLE = re.compile(r"^(?:a|an|the) ")
 _WORD = re.compile(r"\w+")
 _EMPTY = frozenset(
     ("a", "an", "and", "at", "image", "in", "is", "of", "on", "photo", "picture", "the", "to")
@@ -92,10 +95,13 @@ class Parser:
     def __init__(self, categories: Iterable[str] = ()) -> None:
         names = sorted({*COCO_CLASSES, *PERSONS, *filter(None, categories)}, key=len, reverse=True)
         noun = "|".join(map(re.escape, names))
+        self._singular = {plural(name): name for name in names}
+        several = "|".join(map(re.escape, self._singular))
+        self._count = re.compile(rf"\bof the (?:{'|'.join(COUNTS[2:])}) ({several})\b")
         color = "|".join((*COLOR_WORDS, *SAME_COLOR))
         words = "nearest to|closest to|above|below|under(?:neath)?|over"
-        self._noun = re.compile(rf"\b(?:{noun})\b")
-        self._last_noun = re.compile(rf"\b(?:{noun})$")
+        # In "jacket of white and orange", "orange" is a color; as a thing, it has an article.
+        self._last_noun = re.compile(rf"(?:\b(?!orange$)(?:{noun})|(?:^|\b(?:a|an|the) )orange)$")
         self._relation = re.compile(
             rf"\b(?:(?:to the )?(?P<side>left|right) of|(?P<word>{words}))"
             rf" (?:the|a|an) (?:(?:{color}) )?(?P<noun>{noun})\b(?: in (?:{color})\b)?"
@@ -111,20 +117,22 @@ class Parser:
         left = self._relation.sub(" ", left)
         ordinal = _ORDINAL.search(left)
         left = _FROM.sub(" ", _ORDINAL.sub(" ", left))
-        left = _COUNT.sub(" ", left)
-        sides = [side for found in _PLACE.finditer(left) for side in _sides(found)]
+        left = self._count.sub(lambda found: self._singular[found[1]], left)
+        place = _PLACE.search(left)
+        sides = _sides(place) if place else []
         left = _PLACE.sub(" ", left)
         size = _SIZE.search(left)
         left = " ".join(_SIZE.sub(" ", left).split())
         clothes = _CLOTHES.search(left)
         opening = opening_phrase(left)
-        noun = self._last_noun.search(opening) or self._noun.search(left)
-        sides += _ADJECTIVE.findall(opening)
-        colors = _COLOR.findall(opening) + ([clothes[1]] if clothes else [])
+        noun = self._last_noun.search(opening)
+        before = opening[: noun.start()] if noun else opening
+        sides += _ADJECTIVE.findall(before)
+        colors = _COLOR.findall(before) + ([clothes[1]] if clothes else [])
         taken = {*_WORD.findall(noun.group() if noun else ""), *colors, *sides}
         return Description(
             text=whole,
-            category=category_of(noun.group()) if noun else "",
+            category=category_of(_ARTICLE.sub("", noun.group())) if noun else "",
             colors=tuple(SAME_COLOR.get(color, color) for color in colors),
             sides=tuple(dict.fromkeys(sides)),
             order=(ORDINALS.index(ordinal[1]), ordinal[2]) if ordinal else None,

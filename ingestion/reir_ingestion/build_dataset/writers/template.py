@@ -14,17 +14,12 @@ from itertools import zip_longest
 
 from reir.datasets.generated_expressions import MAX_ORDERED, generate_expressions
 from reir.datasets.wrong_words import PERSON
+from reir_ingestion.build_dataset.nouns import COUNTS, plural
 from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import Writing, WritingTask, Written
 
 RELATION = re.compile(r" (?:left of|right of|above|below|nearest to) the (?!photo$)")
-COUNTS = ("", "one", "two", "three", "four", "five", "six")
 NOTHING_UNIQUE = "no template is true of this instance alone"
-
-_IRREGULAR = {
-    "person": "people", "sheep": "sheep", "mouse": "mice", "knife": "knives", "skis": "skis",
-    "scissors": "scissors", "broccoli": "broccoli",
-}  # fmt: skip
 
 
 class TemplateWriter:
@@ -120,15 +115,3 @@ def _counted(task: WritingTask, one: SceneInstance, facts: Sequence[str]) -> Ite
         if 2 < count <= MAX_ORDERED and fact.endswith(f"most {one.category}"):
             most = fact.removesuffix(one.category)
             yield f"{most}of the {COUNTS[count]} {plural(one.category)}"
-
-
-def plural(noun: str) -> str:
-    """Return the plural of a class name."""
-    *before, last = noun.split(" ")
-    if last in _IRREGULAR:
-        last = _IRREGULAR[last]
-    elif last.endswith(("s", "sh", "ch", "x")):
-        last += "es"
-    else:
-        last += "s"
-    return " ".join([*before, last])
