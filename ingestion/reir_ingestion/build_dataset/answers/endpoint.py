@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -196,6 +196,9 @@ class EndpointModel:
                 connection.request("POST", path, body, headers)
                 response = connection.getresponse()
                 data = response.read(MAX_ANSWER_BYTES + 1)
+                # A body that ends early is no error of `read` with a limit.
+                if response.length and len(data) <= MAX_ANSWER_BYTES:
+                    raise http.client.IncompleteRead(data, response.length)
         except (OSError, http.client.HTTPException) as error:
             raise _Busy(f"{type(error).__name__}: {error}"[:200]) from error
         self._check_status(response)
@@ -228,27 +231,30 @@ class EndpointModel:
             if place.scheme == "https"
             else http.client.HTTPConnection(place.hostname, place.port, timeout=limit_s)
         )
-        started = time.monotonic()
-        cut = threading.Timer(limit_s, _cut, [connection])
-        cut.daemon = True
-        cut.start()
+        is_cut = threading.Event()
+
+        def cut() -> None:
+            is_cut.set()
+            if connection.sock is not None:
+                with suppress(OSError):  # it is closed already
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(limit_s, cut)
+        timer.daemon = True
+        timer.start()
         try:
             yield connection
-        except (OSError, http.client.HTTPException) as error:
-            if time.monotonic() - started >= limit_s:
-                raise TimeoutError(f"the answer took more than {limit_s:g} s") from error
-            raise
+        except TimeoutError:
+            is_cut.set()
+        except (OSError, http.client.HTTPException):
+            if not is_cut.is_set():
+                raise
         finally:
-            cut.cancel()
+            timer.cancel()
             connection.close()
-
-
-def _cut(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
-        try:
-            connection.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # it is closed already
+        # A body that is cut looks like one that ends.
+        if is_cut.is_set():
+            raise TimeoutError(f"the answer took more than {limit_s:g} s")
 
 
 def _answer(question: Question, content_type: str, data: bytes) -> Answer:

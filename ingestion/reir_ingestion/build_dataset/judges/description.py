@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.generated_expressions import COLOR_WORDS, ORDINALS
-from reir.datasets.wrong_words import PERSON, PERSONS
 from reir.text import normalize_expression, opening_phrase
-from reir_ingestion.build_dataset.nouns import COUNTS, plural
+from reir_ingestion.build_dataset.nouns import CLASSES_OF, COUNTS, plural
 
 SAME_COLOR = {"grey": "gray", "silver": "gray"}
 
@@ -31,6 +30,7 @@ _FROM = re.compile(r"\bfrom (?:the )?(?:left|right)\b")
 _SIZE = re.compile(r"\b(largest|biggest|closest|smallest)\b(?! to)")
 _COLOR = re.compile(rf"\b({'|'.join((*COLOR_WORDS, *SAME_COLOR))})\b")
 _CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
+_PARTICIPLE = re.compile(r"\b(?:(?!red\b|bed\b)\w+ed|held|worn|seen|swung|hung|made|cut|lit|set)\b")
 _ARTICLE = re.compile(r"^(?:a|an|the) ")
 _WORD = re.compile(r"\w+")
 _EMPTY = frozenset(
@@ -48,10 +48,10 @@ _RELATION_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """A relation to something else, such as "left of" a "bus"."""
+    """A relation to something else, such as "left of" a "bus", with the classes that it may be."""
 
     word: str
-    category: str
+    categories: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Description:
 
     Attributes:
         text: the normalized expression.
-        category: the class that it names; empty if it names none that is known.
+        categories: the classes that its noun may stand for; empty if it is not known.
         colors: colors of the instance.
         sides: "left", "right", "top", "bottom" or "middle".
         order: position, counted from 0, and the side from which it is counted; None if not stated.
@@ -70,7 +70,7 @@ class Description:
     """
 
     text: str
-    category: str = ""
+    categories: tuple[str, ...] = ()
     colors: tuple[str, ...] = ()
     sides: tuple[str, ...] = ()
     order: tuple[int, str] | None = None
@@ -81,7 +81,7 @@ class Description:
     @property
     def says(self) -> bool:
         """Whether anything was understood."""
-        parts = (self.category, self.colors, self.sides, self.order, self.size, self.relations)
+        parts = (self.categories, self.colors, self.sides, self.order, self.size, self.relations)
         return any(parts)
 
 
@@ -93,7 +93,9 @@ class Parser:
     """
 
     def __init__(self, categories: Iterable[str] = ()) -> None:
-        names = sorted({*COCO_CLASSES, *PERSONS, *filter(None, categories)}, key=len, reverse=True)
+        names = sorted(
+            {*COCO_CLASSES, *CLASSES_OF, *filter(None, categories)}, key=len, reverse=True
+        )
         noun = "|".join(map(re.escape, names))
         self._singular = {plural(name): name for name in names}
         several = "|".join(map(re.escape, self._singular))
@@ -111,7 +113,7 @@ class Parser:
         """Return what an expression states."""
         whole = left = normalize_expression(text)
         relations = tuple(
-            Relation(word=_relation_word(found), category=category_of(found["noun"]))
+            Relation(word=_relation_word(found), categories=classes_of(found["noun"]))
             for found in self._relation.finditer(whole)
         )
         left = self._relation.sub(" ", left)
@@ -125,14 +127,17 @@ class Parser:
         left = " ".join(_SIZE.sub(" ", left).split())
         clothes = _CLOTHES.search(left)
         opening = opening_phrase(left)
-        noun = self._last_noun.search(opening)
+        # In "phone held low", the noun is before the participle; in "painted bowl", after it.
+        noun = self._last_noun.search(opening) or self._last_noun.search(
+            _before_participle(opening)
+        )
         before = opening[: noun.start()] if noun else opening
         sides += _ADJECTIVE.findall(before)
         colors = _COLOR.findall(before) + ([clothes[1]] if clothes else [])
         taken = {*_WORD.findall(noun.group() if noun else ""), *colors, *sides}
         return Description(
             text=whole,
-            category=category_of(_ARTICLE.sub("", noun.group())) if noun else "",
+            categories=classes_of(_ARTICLE.sub("", noun.group())) if noun else (),
             colors=tuple(SAME_COLOR.get(color, color) for color in colors),
             sides=tuple(dict.fromkeys(sides)),
             order=(ORDINALS.index(ordinal[1]), ordinal[2]) if ordinal else None,
@@ -142,9 +147,14 @@ class Parser:
         )
 
 
-def category_of(noun: str) -> str:
-    """Return the class that a noun stands for: "person" for "man"."""
-    return PERSON if noun in PERSONS else noun
+def classes_of(noun: str) -> tuple[str, ...]:
+    """Return the classes that a noun may stand for: "person" for "man"."""
+    return CLASSES_OF.get(noun, (noun,))
+
+
+def _before_participle(text: str) -> str:
+    found = _PARTICIPLE.search(text)
+    return text[: found.start()].strip() if found else text
 
 
 def _relation_word(found: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,33 +34,43 @@ class Fit(IntEnum):
     FITS = 2
 
 
+class Statement(NamedTuple):
+    """A statement of a description in words, how an instance fits it, and whether it is a color."""
+
+    words: str
+    fit: Fit
+    is_color: bool = False
+
+
 def fits(description: Description, scene: Scene, index: int) -> Fit:
     """Return how the instance at an index fits the whole description."""
-    return min((fit for _, fit in statements(description, scene, index)), default=Fit.DOUBTFUL)
+    found = (each.fit for each in statements(description, scene, index))
+    return min(found, default=Fit.DOUBTFUL)
 
 
-def statements(description: Description, scene: Scene, index: int) -> Iterator[tuple[str, Fit]]:
-    """Yield each statement of the description, in words, and how the instance fits it."""
+def statements(description: Description, scene: Scene, index: int) -> Iterator[Statement]:
+    """Yield each statement of the description, and how the instance fits it."""
     one = scene.instances[index]
-    if description.category:
-        if not one.category:
-            yield f"it is a {description.category}", Fit.DOUBTFUL
-        else:
-            fit = Fit.FITS if one.category == description.category else Fit.FAILS
-            yield f"it is a {description.category}", fit
+    if description.categories:
+        fit = Fit.FITS if one.category in description.categories else Fit.FAILS
+        words = f"it is a {' or '.join(description.categories)}"
+        yield Statement(words, fit if one.category else Fit.DOUBTFUL)
     for color in description.colors:
-        yield f"it is {color}", _color(one, color)
+        yield Statement(f"it is {color}", _color(one, color), is_color=True)
     peers = _peers(scene, index)
     for side in description.sides:
-        yield f"it is at the {side}", _side(one.annotated, side, peers)
+        yield Statement(f"it is at the {side}", _side(one.annotated, side, peers))
     if description.order is not None:
         place, side = description.order
-        yield f"it is number {place + 1} from the {side}", _order(one, place, side, peers)
+        words = f"it is number {place + 1} from the {side}"
+        yield Statement(words, _order(one, place, side, peers))
     if description.size:
-        yield f"it is the {description.size}", _size(one.annotated, description.size, peers)
+        yield Statement(
+            f"it is the {description.size}", _size(one.annotated, description.size, peers)
+        )
     for relation in description.relations:
-        words = f"it is {relation.word} a {relation.category}"
-        yield words, _related(one.annotated, relation, scene, peers)
+        words = f"it is {relation.word} a {' or '.join(relation.categories)}"
+        yield Statement(words, _related(one.annotated, relation, scene, peers))
 
 
 def _peers(scene: Scene, index: int) -> list[AnnotatedInstance]:
@@ -122,7 +133,7 @@ def _related(
     anchors = [
         each.annotated
         for each in scene.instances
-        if each.category == relation.category and each.annotated != one
+        if each.category in relation.categories and each.annotated != one
     ]
     if not anchors:  # it may be there without being annotated
         return Fit.DOUBTFUL

@@ -3,20 +3,18 @@
 The words are compared with the classes, colors and boxes of the photo and of the look-alikes. If
 an expression has words that the parser does not understand, its vector is compared with the vectors
 of the instances, and with the vectors of the same expression with other colors or the other side.
-Works offline, with any encoder. `benchmarks/data_engine.py` measures it.
+Works offline, with any encoder. `benchmarks/data_engine.py` measures it, and its thresholds.
 """
 
-# Shapes: D vector dimension
+# Shapes: N expressions, D vector dimension
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
-import numpy as np
-
-from reir.datasets.wrong_words import SIDE
-from reir.query.differences import COLOR, Comparison
+from reir.query.differences import Comparison
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
 from reir_ingestion.build_dataset.judges.fits import Fit, fits, statements
@@ -24,27 +22,73 @@ from reir_ingestion.build_dataset.tasks import (
     GROUNDED,
     IN_GALLERY,
     IN_PHOTO,
+    Similar,
     Verdict,
     WritingTask,
     Written,
 )
 
+UNSEEN_SCORE = 0.4
+"""Cosine that is assumed for an instance without a vector; most right expressions have a higher
+one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Differences of cosines from which on an expression fails.
+    """Differences of cosines above which an expression fails.
 
     Attributes:
-        color: another color fits the instance better by this.
-        side: the other side fits the instance better by this.
-        other: another instance of the photo fits the expression better by this.
-        gallery: a look-alike fits the expression better by this.
+        poor: minus the cosine of expression and instance.
+        color: by how much another color in the expression fits the instance better.
+        side: by how much the other side does.
+        other: by how much another instance of the photo fits the expression better.
+        gallery: by how much a look-alike does.
     """
 
+    poor: float = -0.25
     color: float = 0.06
     side: float = 0.02
     other: float = 0.06
     gallery: float = 0.06
+
+
+CHECK_OF = {
+    "poor": GROUNDED,
+    "color": GROUNDED,
+    "side": GROUNDED,
+    "other": IN_PHOTO,
+    "gallery": IN_GALLERY,
+}
+"""Threshold -> the check that an expression above it fails."""
+
+
+class Gain(NamedTuple):
+    """By how much something else fits better, and what, in words."""
+
+    amount: float
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What speaks against an expression.
+
+    Attributes:
+        certain: check -> what is certainly wrong, by the words.
+        gains: name of a threshold -> what the vectors say.
+    """
+
+    certain: Mapping[str, str] = field(default_factory=dict)
+    gains: Mapping[str, Gain] = field(default_factory=dict)
+
+    def problems(self, thresholds: Thresholds) -> dict[str, str]:
+        """Return the checks that the expression fails, each with the reason."""
+        found = dict(self.certain)
+        for each in fields(thresholds):
+            gain = self.gains.get(each.name)
+            if gain and gain.amount > getattr(thresholds, each.name):
+                found.setdefault(CHECK_OF[each.name], gain.words)
+        return found
 
 
 class RulesJudge:
@@ -67,124 +111,103 @@ class RulesJudge:
         thresholds: Thresholds | None = None,
         in_gallery: bool = True,
     ) -> None:
-        self._encode_texts, self._parser = encode, Parser(categories)
+        self._encode, self._parser = encode, Parser(categories)
         self._thresholds, self._in_gallery = thresholds or Thresholds(), in_gallery
 
     def judge(self, task: WritingTask, expressions: Sequence[Written]) -> list[Verdict]:
         """Return a verdict for each expression, in the order given."""
+        return [
+            Verdict(problems=each.problems(self._thresholds))
+            for each in self.evidence(task, expressions)
+        ]
+
+    def evidence(self, task: WritingTask, expressions: Sequence[Written]) -> list[Evidence]:
+        """Return what speaks against each expression, in the order given."""
         parsed = [self._parser.parse(each.text) for each in expressions]
         compared = [Comparison.of(each.text) if each.rest else None for each in parsed]
-        vectors = self._encode(compared)
+        needed = {text: None for each in compared if each for text in _texts(each)}
+        vectors = dict(zip(needed, self._encode(list(needed)), strict=True))
         return [
-            Verdict(problems=dict(self._problems(task, each, description, comparison, vectors)))
+            self._by_vectors(task, each, description, comparison, vectors)
+            if comparison
+            else Evidence(certain=dict(self._by_words(task, each, description)))
             for each, description, comparison in zip(expressions, parsed, compared, strict=True)
         ]
 
-    def _encode(self, compared: Sequence[Comparison | None]) -> Mapping[str, FloatArray]:
-        """Return the vectors of the expressions that have words that were not understood."""
-        needed = {text: None for each in compared if each for text in _texts(each)}
-        return dict(zip(needed, self._encode_texts(list(needed)), strict=True))
+    def _by_words(
+        self, task: WritingTask, written: Written, description: Description
+    ) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with an expression whose words are all understood."""
+        if wrong := _wrong_statement(task, written, description):
+            yield GROUNDED, wrong
+        if problem := _fits_another(task, written, description):
+            yield IN_PHOTO, problem
+        similar = self._similar(task, written)
+        same = (each for each in similar if fits(description, each.scene, each.index) is Fit.FITS)
+        if found := next(same, None):
+            yield IN_GALLERY, f"fits an instance of {found.scene.photo.file_name} as well"
 
-    def _problems(
+    def _by_vectors(
         self,
         task: WritingTask,
         written: Written,
         description: Description,
-        comparison: Comparison | None,
-        vectors: Mapping[str, FloatArray],
-    ) -> Iterator[tuple[str, str]]:
-        """Yield the checks that an expression fails, each with the reason."""
-        wrong = [
-            words
-            for words, fit in statements(description, task.scene, written.number - 1)
-            if fit is Fit.FAILS
-        ]
-        if wrong:
-            yield GROUNDED, f"{wrong[0]}, which is not the case"
-        elif comparison and (problem := self._replaced(task, written, comparison, vectors)):
-            yield GROUNDED, problem
-        if problem := self._other_instance(task, written, description, vectors):
-            yield IN_PHOTO, problem
-        if self._in_gallery and (problem := self._look_alike(task, written, description, vectors)):
-            yield IN_GALLERY, problem
-
-    def _replaced(
-        self,
-        task: WritingTask,
-        written: Written,
         comparison: Comparison,
         vectors: Mapping[str, FloatArray],
-    ) -> str:
-        """Return which word would fit the instance better; empty if none does."""
-        instance = task.instance(written.number).vector
-        if instance is None:
-            return ""
-        margins = {COLOR: self._thresholds.color, SIDE: self._thresholds.side}
-        own = vectors[comparison.sentence] @ instance
-        excess = [
-            (float(vectors[each.sentence] @ instance - own) - margins[each.difference.kind], each)
-            for each in comparison.variants
-        ]
-        best = max(excess, key=lambda pair: pair[0], default=None)
-        if best is None or best[0] < 0:
-            return ""
-        told = best[1].difference
-        return f"{told.seen!r} fits the instance better than {told.wanted!r}"
+    ) -> Evidence:
+        """Return what speaks against an expression that has other words as well."""
+        wrong = _wrong_statement(task, written, description)
+        certain = {GROUNDED: wrong} if wrong else {}
+        own, text_D = task.instance(written.number).vector, vectors[comparison.sentence]
+        score = UNSEEN_SCORE if own is None else float(text_D @ own)
+        gains = {"poor": Gain(-score, "fits the instance poorly")}
+        for variant in comparison.variants if own is not None else ():
+            told = variant.difference
+            words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
+            _raise(gains, told.kind, Gain(float(vectors[variant.sentence] @ own) - score, words))
+        for number, each in enumerate(task.scene.instances, start=1):
+            if number != written.number and each.vector is not None:
+                gain = Gain(float(text_D @ each.vector) - score, f"fits instance {number} better")
+                _raise(gains, "other", gain)
+        for alike in self._similar(task, written):
+            if alike.instance.vector is not None:
+                words = f"fits an instance of {alike.scene.photo.file_name} better"
+                gain = Gain(float(text_D @ alike.instance.vector) - score, words)
+                _raise(gains, "gallery", gain)
+        return Evidence(certain=certain, gains=gains)
 
-    def _other_instance(
-        self,
-        task: WritingTask,
-        written: Written,
-        description: Description,
-        vectors: Mapping[str, FloatArray],
-    ) -> str:
-        """Return which other instance of the photo it describes; empty if there is none."""
-        scene = task.scene
-        others = [i for i in range(len(scene.instances)) if i != written.number - 1]
-        if not description.rest:
-            if not description.says:
-                return "says nothing that tells the instance apart"
-            if description.category in scene.photo.crowded:
-                return f"there is a crowd of the class {description.category!r}"
-            found = next((i for i in others if fits(description, scene, i) is Fit.FITS), None)
-            return "" if found is None else f"fits instance {found + 1} as well"
-        named = [(i, scene.instances[i].vector) for i in others]
-        at, gain = _best(vectors[description.text], task.instance(written.number).vector, named)
-        return f"fits instance {at + 1} better" if gain > self._thresholds.other else ""
+    def _similar(self, task: WritingTask, written: Written) -> Sequence[Similar]:
+        return task.look_alikes.get(written.number, ()) if self._in_gallery else ()
 
-    def _look_alike(
-        self,
-        task: WritingTask,
-        written: Written,
-        description: Description,
-        vectors: Mapping[str, FloatArray],
-    ) -> str:
-        """Return which look-alike it describes; empty if it describes none."""
-        similar = task.look_alikes.get(written.number, ())
-        if not description.rest:
-            found = next(
-                (s for s in similar if fits(description, s.scene, s.index) is Fit.FITS), None
-            )
-            return f"fits an instance of {found.scene.photo.file_name} as well" if found else ""
-        named = [(i, each.instance.vector) for i, each in enumerate(similar)]
-        at, gain = _best(vectors[description.text], task.instance(written.number).vector, named)
-        if gain <= self._thresholds.gallery:
-            return ""
-        return f"fits an instance of {similar[at].scene.photo.file_name} better"
+
+def _wrong_statement(task: WritingTask, written: Written, description: Description) -> str:
+    """Return what the expression says that is not the case; empty if nothing is certain."""
+    for statement in statements(description, task.scene, written.number - 1):
+        # A color word among other words may belong to a part of the instance.
+        if statement.fit is Fit.FAILS and not (statement.is_color and description.rest):
+            return f"{statement.words}, which is not the case"
+    return ""
+
+
+def _fits_another(task: WritingTask, written: Written, description: Description) -> str:
+    """Return why an expression describes not only its instance; empty if it does."""
+    scene = task.scene
+    if not description.says:
+        return "says nothing that tells the instance apart"
+    crowded = [each for each in description.categories if each in scene.photo.crowded]
+    if crowded:
+        return f"there is a crowd of the class {crowded[0]!r}"
+    numbers = (n for n in range(1, len(scene.instances) + 1) if n != written.number)
+    found = next((n for n in numbers if fits(description, scene, n - 1) is Fit.FITS), None)
+    return "" if found is None else f"fits instance {found} as well"
+
+
+def _raise(gains: dict[str, Gain], name: str, gain: Gain) -> None:
+    """Keep the larger gain."""
+    if name not in gains or gain.amount > gains[name].amount:
+        gains[name] = gain
 
 
 def _texts(comparison: Comparison) -> Iterator[str]:
     yield comparison.sentence
     yield from (each.sentence for each in comparison.variants)
-
-
-def _best(
-    text_D: FloatArray, own_D: FloatArray | None, others: Sequence[tuple[int, FloatArray | None]]
-) -> tuple[int, float]:
-    """Return the instance that fits a text best, and by how much it is better than the own one."""
-    if own_D is None:
-        return -1, -np.inf
-    own = float(text_D @ own_D)
-    scores = [(float(text_D @ each) - own, at) for at, each in others if each is not None]
-    gain, at = max(scores, default=(-np.inf, -1))
-    return at, gain
