@@ -13,10 +13,11 @@ from reir.datasets import Expression
 from reir.datasets.photos import read_photos
 from reir.models.interfaces import InstanceEncoder
 from reir.records import FloatArray
+from reir_ingestion.build_dataset.judges.rules import Evidence, RulesJudge, Thresholds
 from reir_ingestion.build_dataset.look_alikes import find_look_alikes, groups_of_photos
 from reir_ingestion.build_dataset.photos import open_photos
 from reir_ingestion.build_dataset.scenes import SceneReader
-from reir_ingestion.build_dataset.tasks import ExpressionJudge, WritingTask, Written, tasks_of
+from reir_ingestion.build_dataset.tasks import IN_GALLERY, WritingTask, Written, tasks_of
 from reir_testing.data_engine.planted_faults import plant
 
 GOOD, LONG = "good", "long"
@@ -42,11 +43,20 @@ class Trials:
 
 
 class Remembered:
-    """Encodes each expression once, so that many thresholds can be tried."""
+    """Encodes each expression once, and keeps the vectors in a file.
 
-    def __init__(self, encoder: InstanceEncoder) -> None:
-        self._encoder = encoder
+    Args:
+        encoder: encodes expressions.
+        path: npz file; read if it exists and is of the same encoder.
+    """
+
+    def __init__(self, encoder: InstanceEncoder, path: Path) -> None:
+        self._encoder, self._path = encoder, path
         self._known: dict[str, FloatArray] = {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as saved:
+                if str(saved["digest"]) == encoder.digest:
+                    self._known = dict(zip(saved["texts"].tolist(), saved["vectors"], strict=True))
 
     def __call__(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given."""
@@ -55,12 +65,37 @@ class Remembered:
         vectors = [self._known[text] for text in expressions]
         return np.stack(vectors) if vectors else np.empty((0, self._encoder.dim), np.float32)
 
+    def save(self) -> None:
+        """Write the file."""
+        texts = list(self._known)
+        vectors = np.stack([self._known[text] for text in texts])
+        np.savez(self._path, digest=self._encoder.digest, texts=texts, vectors=vectors)
 
-def trials_of(
-    folder: Path, split: str, encoder: InstanceEncoder, work: Path, num_photos: int | None
-) -> list[Trials]:
+
+@dataclass(frozen=True)
+class Judged:
+    """What speaks against one expression.
+
+    Attributes:
+        photo: number of its photo.
+        kind: the planted fault, or `GOOD`.
+        long: whether it is meant to be unique in the gallery.
+        evidence: of the rules judge, by itself in the photo and in the gallery.
+    """
+
+    photo: int
+    kind: str
+    long: bool
+    evidence: Evidence
+
+    def refused(self, thresholds: Thresholds) -> bool:
+        """Whether it is refused, apart from its uniqueness in the gallery."""
+        return bool(self.evidence.problems(thresholds).keys() - {IN_GALLERY})
+
+
+def trials_of(folder: Path, split: str, encoder: InstanceEncoder, work: Path) -> list[Trials]:
     """Plant faults in the written expressions of a split."""
-    photos = open_photos(str(folder), split=split).photos[:num_photos]
+    photos = open_photos(str(folder), split=split).photos
     scenes = SceneReader(encoder, work).read(photos)
     tasks = tasks_of(scenes, find_look_alikes(scenes, groups_of_photos(scenes)))
     written = read_photos(folder).split(split)
@@ -87,17 +122,20 @@ def _trials(tasks: Sequence[WritingTask], expressions: Sequence[Expression]) -> 
         )
 
 
-def refused_shares(trials: Sequence[Trials], judge: ExpressionJudge) -> Mapping[str, float]:
-    """Return the share of the expressions of each kind that a judge refuses."""
+def evidence_of(trials: Sequence[Trials], judge: RulesJudge) -> list[Judged]:
+    """Return what speaks against each expression."""
+    return [
+        Judged(photo, kind, long, evidence)
+        for photo, each in enumerate(trials)
+        for kind, long, evidence in zip(
+            each.kinds, each.long, judge.evidence(each.task, each.expressions), strict=True
+        )
+    ]
+
+
+def shares(judged: Sequence[Judged], thresholds: Thresholds) -> Mapping[str, float]:
+    """Return the share of the expressions of each kind that are refused."""
     refused: dict[str, list[bool]] = defaultdict(list)
-    for each in trials:
-        for kind, verdict in zip(each.kinds, judge.judge(each.task, each.expressions), strict=True):
-            refused[kind].append(bool(verdict.problems))
-    return {kind: float(np.mean(found)) for kind, found in refused.items()} | {
-        f"num_{kind}": float(len(found)) for kind, found in refused.items()
-    }
-
-
-def recall_of(shares: Mapping[str, float]) -> float:
-    """Return the mean share of the planted faults that are found, over the kinds of faults."""
-    return float(np.mean([shares[kind] for kind in FAULTS]))
+    for each in judged:
+        refused[each.kind].append(each.refused(thresholds))
+    return {kind: float(np.mean(found)) for kind, found in refused.items()}

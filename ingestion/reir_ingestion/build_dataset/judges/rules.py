@@ -38,27 +38,19 @@ class Thresholds:
     """Differences of cosines above which an expression fails.
 
     Attributes:
-        poor: minus the cosine of expression and instance.
         color: by how much another color in the expression fits the instance better.
         side: by how much the other side does.
         other: by how much another instance of the photo fits the expression better.
         gallery: by how much a look-alike does.
     """
 
-    poor: float = -0.25
     color: float = 0.06
-    side: float = 0.02
-    other: float = 0.06
-    gallery: float = 0.06
+    side: float = 0.0
+    other: float = 0.15
+    gallery: float = 0.15
 
 
-CHECK_OF = {
-    "poor": GROUNDED,
-    "color": GROUNDED,
-    "side": GROUNDED,
-    "other": IN_PHOTO,
-    "gallery": IN_GALLERY,
-}
+CHECK_OF = {"color": GROUNDED, "side": GROUNDED, "other": IN_PHOTO, "gallery": IN_GALLERY}
 """Threshold -> the check that an expression above it fails."""
 
 
@@ -160,11 +152,13 @@ class RulesJudge:
         certain = {GROUNDED: wrong} if wrong else {}
         own, text_D = task.instance(written.number).vector, vectors[comparison.sentence]
         score = UNSEEN_SCORE if own is None else float(text_D @ own)
-        gains = {"poor": Gain(-score, "fits the instance poorly")}
-        for variant in comparison.variants if own is not None else ():
-            told = variant.difference
-            words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
-            _raise(gains, told.kind, Gain(float(vectors[variant.sentence] @ own) - score, words))
+        gains: dict[str, Gain] = {}
+        if own is not None:
+            for variant in comparison.variants:
+                told = variant.difference
+                words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
+                gain = Gain(float(vectors[variant.sentence] @ own) - score, words)
+                _raise(gains, told.kind, gain)
         for number, each in enumerate(task.scene.instances, start=1):
             if number != written.number and each.vector is not None:
                 gain = Gain(float(text_D @ each.vector) - score, f"fits instance {number} better")
