@@ -14,6 +14,7 @@ from itertools import zip_longest
 
 from reir.datasets.generated_expressions import MAX_ORDERED, generate_expressions
 from reir.datasets.wrong_words import PERSON
+from reir.text import has_ordinal
 from reir_ingestion.build_dataset.nouns import COUNTS, plural
 from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import Writing, WritingTask, Written
@@ -64,11 +65,35 @@ def _expressions(task: WritingTask, number: int, facts: Sequence[str]) -> Iterat
     one = task.instance(number)
     colors = _colors_of_single_classes(task)
     own = {} if any(f" in {one.color}" in fact for fact in facts) else {one.category: one.color}
-    related = [_colored(fact, one, own, colors) for fact in facts if RELATION.search(fact)]
-    plain = [_colored(fact, one, own, {}) for fact in facts if not RELATION.search(fact)]
+    related = [_colored(fact, one, own, colors) for fact in facts if _is_apart(task, one, fact)]
+    # "third red car from the left" would count the red cars only.
+    plain = [
+        fact if has_ordinal(fact) else _colored(fact, one, own, {})
+        for fact in facts
+        if not RELATION.search(fact)
+    ]
     kinds = (_pairs(related), plain, related, _counted(task, one, facts))
     for in_turn in zip_longest(*kinds):
         yield from filter(None, in_turn)
+
+
+def _is_apart(task: WritingTask, one: SceneInstance, fact: str) -> bool:
+    """Whether a fact is a relation to something beside, and not around or inside the instance.
+
+    The centers of a pizza and of the table under it say nothing that anybody would write.
+    """
+    _, relation, category = _split(fact)
+    if not relation or "nearest" in relation:
+        return bool(relation)
+    others = (each for each in task.scene.instances if each.category == category)
+    axis = 0 if "of" in relation else 1
+    ends = (axis, axis + 2)
+    for each in others:
+        (low, high), (other_low, other_high) = ([x.box[i] for i in ends] for x in (one, each))
+        middle, other_middle = (low + high) / 2, (other_low + other_high) / 2
+        if low <= other_middle <= high or other_low <= middle <= other_high:
+            return False
+    return True
 
 
 def _pairs(related: Sequence[str]) -> Iterator[str]:
