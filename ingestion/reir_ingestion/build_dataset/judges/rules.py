@@ -45,9 +45,9 @@ class Thresholds:
     """
 
     color: float = 0.06
-    side: float = 0.0
-    other: float = 0.15
-    gallery: float = 0.15
+    side: float = 0.04
+    other: float = 0.14
+    gallery: float = 0.14
 
 
 CHECK_OF = {"color": GROUNDED, "side": GROUNDED, "other": IN_PHOTO, "gallery": IN_GALLERY}
