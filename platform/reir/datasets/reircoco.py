@@ -82,11 +82,18 @@ def read_reircoco(path: str | Path, *, masks: bool = False) -> ReferringDataset:
     )
 
 
-def write_reircoco(dataset: ReferringDataset, path: str | Path) -> None:
+def write_reircoco(
+    dataset: ReferringDataset, path: str | Path, *, every_instance: bool = False
+) -> None:
     """Write a dataset in the published format.
 
-    It stores photos, described instances and their expressions, but not other instances, kinds of
-    expressions, or splits.
+    It stores photos, described instances and their expressions, but no kinds of expressions and no
+    splits.
+
+    Args:
+        dataset: photos, instances and expressions.
+        path: file to write.
+        every_instance: also store the other instances, as entries without expressions.
 
     Raises:
         DataError: an expression has no instance, which the format cannot express.
@@ -99,14 +106,15 @@ def write_reircoco(dataset: ReferringDataset, path: str | Path) -> None:
                 f"which REIRCOCO's format requires; remove such expressions with with_targets()"
             )
         texts[expression.instance_id].append(expression.text)
-    referred = [dataset.instances_by_id[instance_id] for instance_id in texts]
+    written = dataset.instances_by_id if every_instance else texts
+    referred = [dataset.instances_by_id[instance_id] for instance_id in written]
     # Annotations refer to a category by number, so there must be at least one.
     names = sorted({instance.category or _NO_CLASS for instance in referred}) or [_NO_CLASS]
     images, annotations = [], []
     for number, instance in enumerate(referred, start=1):
         photo = dataset.images_by_id[instance.image_id]
         category_id = 1 + names.index(instance.category or _NO_CLASS)
-        images.append(_photo_json(number, photo, texts[instance.instance_id]))
+        images.append(_photo_json(number, photo, texts.get(instance.instance_id, [])))
         annotations.append(_annotation_json(number, instance, category_id))
     shown = {instance.image_id for instance in referred}
     # Photos without described instances make the gallery larger, so they are entries as well.

@@ -1,11 +1,12 @@
 """The interfaces of encoders, segmenters, localizers and zoomers.
 
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
-relation re-ranker needs, a `BoxProposer`, which makes zooming into large photos cheaper, and an
-`ExpressionChooser` or a `BoxEncoder`, which only evaluation uses. A `Segmenter` finds the masks of
-instances. An `ExpressionLocalizer` finds what an expression describes on the pixels of a photo, and
-encodes nothing that could be indexed. A `Zoomer` does so by zooming in, and finds instances that
-are small in their photo.
+relation re-ranker needs, a `BoxProposer`, which makes zooming into large photos cheaper, a
+`ClassifyingEncoder`, whose classes describe photos without annotations, and an `ExpressionChooser`
+or a `BoxEncoder`, which only evaluation uses. A `Segmenter` finds the masks of instances. An
+`ExpressionLocalizer` finds what an expression describes on the pixels of a photo, and encodes
+nothing that could be indexed. A `Zoomer` does so by zooming in, and finds instances that are small
+in their photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -191,6 +192,20 @@ class BoxProposer(InstanceEncoder, Protocol):
 
         Returns:
             (N, 4) float32 xyxy in [0, 1], and (N,) float32 scores in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class ClassifyingEncoder(InstanceEncoder, Protocol):
+    """An encoder that can also name the classes of the instances that it finds."""
+
+    def encode_with_classes(self, images: Sequence[RgbImage]) -> list[tuple[Instances, FloatArray]]:
+        """Return the instances of each image, in the order given, and their class scores.
+
+        Returns:
+            Instances as from `encode_images`, and (N, 80) float32 scores in [0, 1] of the classes
+            in `COCO_CLASSES`.
         """
         ...
 

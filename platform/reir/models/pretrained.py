@@ -28,7 +28,7 @@ from reir.records import RgbImage
 from reir.text import normalize_expression
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 """The files to copy of a hub model: not weights in other formats, and not pictures."""
 
 

@@ -213,3 +213,15 @@ def test_our_val_photos_as_reircoco(tmp_path: Path) -> None:
     again = read_reircoco(tmp_path / "val.json")
     assert (len(again.images), len(again.instances), len(again.expressions)) == (251, 584, 584)
     assert sorted(facts(again), key=str) == sorted(facts(val), key=str)
+
+
+def test_instances_without_expressions_can_be_written_too(tmp_path: Path) -> None:
+    dataset = read_reircoco(write(tmp_path, document()))
+    silent = dataset.with_expressions(dataset.expressions[:1])
+    write_reircoco(silent, tmp_path / "all.json", every_instance=True)
+    again = read_reircoco(tmp_path / "all.json")
+    assert len(again.instances) == len(dataset.instances) > 1
+    assert [each.text for each in again.expressions] == [dataset.expressions[0].text]
+    assert {each.file_name for each in again.images} == {e.file_name for e in dataset.images}
+    write_reircoco(silent, tmp_path / "described.json")
+    assert len(read_reircoco(tmp_path / "described.json").instances) == 1

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.generated_expressions import (
+    AnnotatedInstance,
+    central_color,
+    generate_expressions,
+)
 from reir.datasets.wrong_words import wrong_sentences
 from reir.errors import ConfigError
 from reir.images.boxes import pairwise_iou
@@ -19,7 +24,6 @@ from reir.models.nano.model import CandidateBatch
 from reir.text import swap_left_right
 from reir_training.config import NanoSchedule
 from reir_training.data.examples import TrainPhoto
-from reir_training.data.generated import AnnotatedInstance, central_color, generate_expressions
 from reir_training.nano.cache import FrozenCache
 
 NO_PHOTO = -1

@@ -118,7 +118,11 @@ class ClareNanoEncoder:
 
     def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         """Return the instances of each photo, by descending objectness; a photo may have none."""
-        out: list[Instances] = []
+        return [instances for instances, _ in self.encode_with_classes(images)]
+
+    def encode_with_classes(self, images: Sequence[RgbImage]) -> list[tuple[Instances, FloatArray]]:
+        """Return instances and their class scores; see `ClassifyingEncoder.encode_with_classes`."""
+        out: list[tuple[Instances, FloatArray]] = []
         for start in range(0, len(images), DETECTOR_BATCH):
             out.extend(self._encode_batch(images[start : start + DETECTOR_BATCH]))
         return out
@@ -128,17 +132,20 @@ class ClareNanoEncoder:
         (found,) = self._extract.propose([image], num_boxes)
         return found.boxes.numpy(), found.scores.numpy()
 
-    def _encode_batch(self, images: Sequence[RgbImage]) -> list[Instances]:
+    def _encode_batch(self, images: Sequence[RgbImage]) -> list[tuple[Instances, FloatArray]]:
         batch = self._extract(images, self._num_candidates)
         with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
             visual: VisualOutput = self._model.visual(batch)
         counts = batch.valid.sum(1).tolist()
         return [
-            Instances(
-                boxes=visual.boxes[i, :n].numpy(),
-                objectness=batch.objectness[i, :n].numpy(),
-                vectors=visual.vectors[i, :n].numpy(),
-                image_vector=visual.image_vectors[i].numpy(),
+            (
+                Instances(
+                    boxes=visual.boxes[i, :n].numpy(),
+                    objectness=batch.objectness[i, :n].numpy(),
+                    vectors=visual.vectors[i, :n].numpy(),
+                    image_vector=visual.image_vectors[i].numpy(),
+                ),
+                batch.class_scores[i, :n].numpy(),
             )
             for i, n in enumerate(counts)
         ]

@@ -261,3 +261,13 @@ def test_encode_tokens_gives_the_output_of_the_text_stream_bit_for_bit(
             assert torch.equal(torch.from_numpy(found.vector), vectors[row].float())
             length = int(mask[row].sum())
             assert torch.equal(torch.from_numpy(found.states), states[row, :length].float())
+
+
+def test_class_scores_belong_to_the_instances(encoder: ClareNanoEncoder) -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    ((instances, class_scores),) = encoder.encode_with_classes([photo])
+    assert class_scores.shape == (len(instances), 80)
+    assert len(instances) > 0
+    np.testing.assert_array_equal(class_scores.max(axis=1), instances.objectness)
+    (alone,) = encoder.encode_images([photo])
+    np.testing.assert_array_equal(alone.vectors, instances.vectors)

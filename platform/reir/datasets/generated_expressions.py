@@ -28,6 +28,12 @@ CLEAR_SIZE = 1.4
 MIN_AREA = 0.0015
 
 
+COLOR_WORDS = (
+    "black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
+)  # fmt: skip
+"""The names that `color_word` gives."""
+
+
 @dataclass(frozen=True)
 class AnnotatedInstance:
     """An annotated box: class name, xyxy in [0, 1], and a color word, or "" if unknown."""

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reir.text import swap_left_right
-from reir_training.data.generated import (
+from reir.datasets.generated_expressions import (
     CLEAR_SHIFT,
     CLEAR_SIZE,
     MIN_AREA,
@@ -23,6 +22,7 @@ from reir_training.data.generated import (
     color_word,
     generate_expressions,
 )
+from reir.text import swap_left_right
 
 CATEGORIES = ("dog", "cat", "person")
 many = settings(max_examples=150, deadline=None)

@@ -1,0 +1,1 @@
+"""Judges of expressions: rules, and models."""

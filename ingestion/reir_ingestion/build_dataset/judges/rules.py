@@ -1,0 +1,207 @@
+"""Judges expressions by rules: by their words, and where these do not suffice, by their vectors.
+
+The words are compared with the classes, colors and boxes of the photo and of the look-alikes. If
+an expression has words that the parser does not understand, its vector is compared with the vectors
+of the instances, and with the vectors of the same expression with other colors or the other side.
+Works offline, with any encoder. `benchmarks/data_engine.py` measures it, and its thresholds.
+"""
+
+# Shapes: N expressions, D vector dimension
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from reir.query.differences import Comparison
+from reir.records import FloatArray
+from reir_ingestion.build_dataset.judges.description import Description, Parser
+from reir_ingestion.build_dataset.judges.fits import Fit, fits, statements
+from reir_ingestion.build_dataset.tasks import (
+    GROUNDED,
+    IN_GALLERY,
+    IN_PHOTO,
+    Similar,
+    Verdict,
+    WritingTask,
+    Written,
+)
+
+UNSEEN_SCORE = 0.4
+"""Cosine that is assumed for an instance without a vector; most right expressions have a higher
+one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Differences of cosines above which an expression fails.
+
+    Attributes:
+        color: by how much another color in the expression fits the instance better.
+        side: by how much the other side does.
+        other: by how much another instance of the photo fits the expression better.
+        gallery: by how much a look-alike does.
+    """
+
+    color: float = 0.06
+    side: float = 0.04
+    other: float = 0.14
+    gallery: float = 0.14
+
+
+CHECK_OF = {"color": GROUNDED, "side": GROUNDED, "other": IN_PHOTO, "gallery": IN_GALLERY}
+"""Threshold -> the check that an expression above it fails."""
+
+
+class Gain(NamedTuple):
+    """By how much something else fits better, and what, in words."""
+
+    amount: float
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What speaks against an expression.
+
+    Attributes:
+        certain: check -> what is certainly wrong, by the words.
+        gains: name of a threshold -> what the vectors say.
+    """
+
+    certain: Mapping[str, str] = field(default_factory=dict)
+    gains: Mapping[str, Gain] = field(default_factory=dict)
+
+    def problems(self, thresholds: Thresholds) -> dict[str, str]:
+        """Return the checks that the expression fails, each with the reason."""
+        found = dict(self.certain)
+        for each in fields(thresholds):
+            gain = self.gains.get(each.name)
+            if gain and gain.amount > getattr(thresholds, each.name):
+                found.setdefault(CHECK_OF[each.name], gain.words)
+        return found
+
+
+class RulesJudge:
+    """Judges by rules; see the module.
+
+    Args:
+        encode: returns (N, D) unit vectors of N expressions, of the encoder of the scenes.
+        categories: all class names of the photos.
+        thresholds: see `Thresholds`.
+        in_gallery: whether expressions must be unique in the gallery, too.
+    """
+
+    name, version = "rules", "1"
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], FloatArray],
+        categories: Sequence[str] = (),
+        *,
+        thresholds: Thresholds | None = None,
+        in_gallery: bool = True,
+    ) -> None:
+        self._encode, self._parser = encode, Parser(categories)
+        self._thresholds, self._in_gallery = thresholds or Thresholds(), in_gallery
+
+    def judge(self, task: WritingTask, expressions: Sequence[Written]) -> list[Verdict]:
+        """Return a verdict for each expression, in the order given."""
+        return [
+            Verdict(problems=each.problems(self._thresholds))
+            for each in self.evidence(task, expressions)
+        ]
+
+    def evidence(self, task: WritingTask, expressions: Sequence[Written]) -> list[Evidence]:
+        """Return what speaks against each expression, in the order given."""
+        parsed = [self._parser.parse(each.text) for each in expressions]
+        compared = [Comparison.of(each.text) if each.rest else None for each in parsed]
+        needed = {text: None for each in compared if each for text in _texts(each)}
+        vectors = dict(zip(needed, self._encode(list(needed)), strict=True))
+        return [
+            self._by_vectors(task, each, description, comparison, vectors)
+            if comparison
+            else Evidence(certain=dict(self._by_words(task, each, description)))
+            for each, description, comparison in zip(expressions, parsed, compared, strict=True)
+        ]
+
+    def _by_words(
+        self, task: WritingTask, written: Written, description: Description
+    ) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with an expression whose words are all understood."""
+        if wrong := _wrong_statement(task, written, description):
+            yield GROUNDED, wrong
+        if problem := _fits_another(task, written, description):
+            yield IN_PHOTO, problem
+        similar = self._similar(task, written)
+        same = (each for each in similar if fits(description, each.scene, each.index) is Fit.FITS)
+        if found := next(same, None):
+            yield IN_GALLERY, f"fits an instance of {found.scene.photo.file_name} as well"
+
+    def _by_vectors(
+        self,
+        task: WritingTask,
+        written: Written,
+        description: Description,
+        comparison: Comparison,
+        vectors: Mapping[str, FloatArray],
+    ) -> Evidence:
+        """Return what speaks against an expression that has other words as well."""
+        wrong = _wrong_statement(task, written, description)
+        certain = {GROUNDED: wrong} if wrong else {}
+        own, text_D = task.instance(written.number).vector, vectors[comparison.sentence]
+        score = UNSEEN_SCORE if own is None else float(text_D @ own)
+        gains: dict[str, Gain] = {}
+        if own is not None:
+            for variant in comparison.variants:
+                told = variant.difference
+                words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
+                gain = Gain(float(vectors[variant.sentence] @ own) - score, words)
+                _raise(gains, told.kind, gain)
+        for number, each in enumerate(task.scene.instances, start=1):
+            if number != written.number and each.vector is not None:
+                gain = Gain(float(text_D @ each.vector) - score, f"fits instance {number} better")
+                _raise(gains, "other", gain)
+        for alike in self._similar(task, written):
+            if alike.instance.vector is not None:
+                words = f"fits an instance of {alike.scene.photo.file_name} better"
+                gain = Gain(float(text_D @ alike.instance.vector) - score, words)
+                _raise(gains, "gallery", gain)
+        return Evidence(certain=certain, gains=gains)
+
+    def _similar(self, task: WritingTask, written: Written) -> Sequence[Similar]:
+        return task.look_alikes.get(written.number, ()) if self._in_gallery else ()
+
+
+def _wrong_statement(task: WritingTask, written: Written, description: Description) -> str:
+    """Return what the expression says that is not the case; empty if nothing is certain."""
+    for statement in statements(description, task.scene, written.number - 1):
+        # A color word among other words may belong to a part of the instance.
+        if statement.fit is Fit.FAILS and not (statement.is_color and description.rest):
+            return f"{statement.words}, which is not the case"
+    return ""
+
+
+def _fits_another(task: WritingTask, written: Written, description: Description) -> str:
+    """Return why an expression describes not only its instance; empty if it does."""
+    scene = task.scene
+    if not description.says:
+        return "says nothing that tells the instance apart"
+    crowded = [each for each in description.categories if each in scene.photo.crowded]
+    if crowded:
+        return f"there is a crowd of the class {crowded[0]!r}"
+    numbers = (n for n in range(1, len(scene.instances) + 1) if n != written.number)
+    found = next((n for n in numbers if fits(description, scene, n - 1) is Fit.FITS), None)
+    return "" if found is None else f"fits instance {found} as well"
+
+
+def _raise(gains: dict[str, Gain], name: str, gain: Gain) -> None:
+    """Keep the larger gain."""
+    if name not in gains or gain.amount > gains[name].amount:
+        gains[name] = gain
+
+
+def _texts(comparison: Comparison) -> Iterator[str]:
+    yield comparison.sentence
+    yield from (each.sentence for each in comparison.variants)

@@ -1,0 +1,1 @@
+"""Writers of expressions: templates, and vision-language models."""

@@ -1,0 +1,1 @@
+"""A faulty endpoint, and planted faults, for tests and benchmarks of `reir build-dataset`."""
