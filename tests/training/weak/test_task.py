@@ -273,5 +273,8 @@ def test_a_list_without_boxes_trains_and_has_no_figures(folder: Path, tmp_path: 
     task = make(folder, "weak-yolov3", data=data)
     assert task.about()["items"] == task.about()["expressions"] > 0
     assert task.validate() == {}
+    about = {"steps": 1, "hours": 0.1, "settings": task._config.model_dump(mode="json")}
+    task.save(tmp_path / "checkpoint", {**task.about(), **about, "metrics": {}})
+    assert "Held-out photos" not in (tmp_path / "checkpoint" / "README.md").read_text()
     loss, _ = task.objective(next(iter(task.batches(EPOCH, 0))), "grounding")
     assert torch.isfinite(loss)

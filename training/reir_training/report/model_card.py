@@ -74,23 +74,16 @@ def write_weak_card(folder: Path, about: Mapping[str, Any]) -> None:
 # weak-rec
 
 A model for referring expression comprehension that was trained without boxes: it chooses the anchor
-of a photo that a sentence describes. Its anchors are the {ANCHORS[settings["model"]["anchors"]]}.
+of a photo that a sentence describes. Its anchors are the
+{ANCHORS[settings["model"]["anchors"]]}.
 
 ## Training
 
 The training set has {about["photos"]} photos and {about["expressions"]} sentences about
-{about["items"]} instances; another {about["held_out_photos"]} photos are held out. The run took
-{about["hours"]} hours and {about["steps"]} steps of
+{about["items"]} instances; another {about["held_out_photos"]} photos with known boxes are held out.
+The run took {about["hours"]} hours and {about["steps"]} steps of
 {settings["optimization"]["photos_per_batch"]} instances.
-
-## Held-out photos
-
-`p50` is the share of sentences (percent) whose best box has an IoU above .5 with the true one.
-
-| figure | value |
-|---|---|
-{_metrics(about)}
-
+{_weak_figures(about)}
 ## Limits
 
 * Sentences must be in English.
@@ -98,6 +91,21 @@ The training set has {about["photos"]} photos and {about["expressions"]} sentenc
 """,
         encoding="utf-8",
     )
+
+
+def _weak_figures(about: Mapping[str, Any]) -> str:
+    """Return a section with the figures; empty if no held-out photo has boxes."""
+    if not about["metrics"]:
+        return ""
+    return f"""
+## Held-out photos
+
+`p50` is the share of sentences (percent) whose best box has an IoU above .5 with the true one.
+
+| figure | value |
+|---|---|
+{_metrics(about)}
+"""
 
 
 def write_rerank_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
