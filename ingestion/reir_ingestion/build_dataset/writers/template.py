@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
-from reir.datasets.generated_expressions import COLOR_WORDS, MAX_ORDERED, generate_expressions
+from reir.datasets.generated_expressions import MAX_ORDERED, generate_expressions
 from reir.datasets.wrong_words import PERSON
 from reir.text import has_ordinal
 from reir_ingestion.build_dataset.nouns import COUNTS, plural
@@ -111,12 +111,11 @@ def _colored(
     """Return a fact with the colors of the instance and of what it is related to."""
     head, relation, rest = _split(fact)
     color = own.get(one.category, "")
-    # The class "orange" is named like a color, and "orange orange" is no language.
-    if color and color not in head and one.category not in COLOR_WORDS:
+    if color and color not in head:
         described = f"person in {color}" if one.category == PERSON else f"{color} {one.category}"
         head = head.replace(one.category, described, 1)
     other = others.get(rest, "")
-    if other and rest not in COLOR_WORDS:
+    if other:
         rest = f"{rest} in {other}" if rest == PERSON else f"{other} {rest}"
     return head + relation + rest
 
