@@ -13,6 +13,9 @@ from reir.text import normalize_expression, without_controls
 from reir_ingestion.build_dataset.answers.failures import AnswerRefused, ModelUnavailable
 from reir_ingestion.build_dataset.judges.language import language_problem
 from reir_ingestion.build_dataset.tasks import (
+    GROUNDED,
+    IN_GALLERY,
+    IN_PHOTO,
     LANGUAGE,
     ExpressionJudge,
     ExpressionWriter,
@@ -25,6 +28,13 @@ NO_INSTANCE = "no instance of the photo is large and clear enough to be describe
 ALL_REFUSED = "no expression was left"
 DUPLICATE = "another instance of the photo has the same expression"
 ENOUGH = "the instance has enough other expressions"
+FAILED = {
+    LANGUAGE: "bad language",
+    GROUNDED: "not grounded",
+    IN_PHOTO: "not unique in the photo",
+    IN_GALLERY: "not unique in the gallery",
+}
+"""Check -> the reason if an expression fails it."""
 
 
 class Status(StrEnum):
@@ -131,7 +141,7 @@ class Builder:
         kept: dict[int, int] = defaultdict(int)
         judged = []
         for each, found in zip(written, problems, strict=True):
-            reason = next((f"{check}: {why}" for check, why in found.items()), "")
+            reason = next((f"{FAILED[check]}: {why}" for check, why in found.items()), "")
             if not reason and len(numbers_of[normalize_expression(each.text)]) > 1:
                 reason = DUPLICATE
             if not reason and kept[each.number] >= self.per_instance:

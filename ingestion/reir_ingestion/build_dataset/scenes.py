@@ -173,10 +173,12 @@ class _SceneArrays:
         x1, y1, x2, y2 = self.boxes[row].tolist()
         vector = self.vectors[row]
         certain = bool(self.scores[row] >= CERTAIN_SCORE)
+        category = str(self.categories[row])
         return SceneInstance(
-            category=str(self.categories[row]),
+            category=category,
             box=(x1, y1, x2, y2),
-            color=str(self.colors[row]),
+            # The class "orange" is named like a color: "orange orange" says nothing.
+            color="" if category in COLOR_WORDS else str(self.colors[row]),
             color_shares=self.shares[row],
             vector=None if np.isnan(vector).any() else vector,
             certain=certain,

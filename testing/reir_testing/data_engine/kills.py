@@ -58,15 +58,15 @@ def _run(photos: Path, out: Path, endpoint: FakeEndpoint, goal: int | None) -> b
     module = "reir_testing.data_engine.command"
     options = ["--writer", "endpoint", "--judge", "endpoint", "--endpoint", endpoint.url]
     command = [sys.executable, "-m", module, str(photos), str(out), *options, "--model", "m"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
-        if goal is not None and len(endpoint.requests) >= goal:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.005)
-    if process.returncode:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            if goal is not None and len(endpoint.requests) >= goal:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                return True
+            time.sleep(0.005)
         _, errors = process.communicate()
+    if process.returncode:
         raise RuntimeError(f"the command failed: {errors.decode()[-2000:]}")
     return False
 

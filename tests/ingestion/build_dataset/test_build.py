@@ -161,7 +161,7 @@ def test_text_of_a_writer_cannot_reach_the_page_as_html(tmp_path: Path) -> None:
     assert "onerror" not in page
     assert "default-src 'none'" in page
     reasons = [each["reason"] for each in lines(tmp_path / "out" / "refused.jsonl")]
-    assert any(reason.startswith("language: has '<'") for reason in reasons)
+    assert any(reason.startswith("bad language: has '<'") for reason in reasons)
 
 
 class RefusingJudge:
@@ -189,7 +189,7 @@ def test_a_judge_sees_only_what_earlier_checks_accept(tmp_path: Path) -> None:
     assert judge.texts == ["a good one"] * 4
     assert unseen.texts == []
     assert report.statistics.photos["refused"] == 4
-    assert report.statistics.not_kept == {"language": 4, "grounded": 4}
+    assert report.statistics.not_kept == {"bad language": 4, "not grounded": 4}
 
 
 @pytest.fixture

@@ -40,6 +40,17 @@ def test_facts_are_joined_and_get_colors(tmp_path: Path) -> None:
     assert (3, "red dog in the bottom middle of the photo") in texts
 
 
+def test_the_class_orange_gets_no_color(tmp_path: Path) -> None:
+    shapes: list[Shape] = [
+        ("orange", "orange", (5, 5, 40, 35)),
+        ("bus", "yellow", (110, 80, 150, 115)),
+    ]
+    texts = {text for _, text in written(task_of(tmp_path, shapes))}
+    assert "orange left of the yellow bus" in texts
+    assert "yellow bus right of the orange" in texts
+    assert not any("orange orange" in text for text in texts)
+
+
 def test_groups_are_counted(tmp_path: Path) -> None:
     shapes: list[Shape] = [("dog", "red", (x, 40, x + 30, 70)) for x in (5, 60, 120)]
     texts = written(task_of(tmp_path, shapes))
