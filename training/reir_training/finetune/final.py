@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,10 @@ class BlendedModels:
         self._start, self._run = start, run
         old, self._tokenizer = load_model(start)
         self._model, _ = load_model(run / CHECKPOINT)
-        self._old, self._new = dict(old.state_dict()), dict(self._model.state_dict())
+        # Copied, because the tensors of a state dict are those of the model, which will change.
+        self._old, self._new = copy.deepcopy(
+            (dict(old.state_dict()), dict(self._model.state_dict()))
+        )
         # The run has filled the bank with its own sentences only; the old bank has the others.
         bank = [name for name in self._old if name.startswith("visual.bank.")]
         self._new |= {name: self._old[name] for name in bank}
