@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -164,12 +165,10 @@ def check_weights(run: Finetune, start: Path, report: FinetuneReport) -> None:
         for folder in (start, run.output / "tuned" / "checkpoint", run.checkpoint)
     )
     name = "visual.members.0.to_vector.weight"
-    change = tuned[name] - old[name]
-    assert change.norm() > 0
-    # Half precision rounds by more than some weights change; so compare all of them at once.
-    assert ((new[name] - old[name]) * change).sum() / change.square().sum() == pytest.approx(
-        share, rel=0.1
-    )
+    assert not torch.equal(tuned[name], old[name])
+    # Checkpoints are in half precision, which rounds by more than most weights change here.
+    expected = torch.lerp(old[name], tuned[name], share).half().float()
+    torch.testing.assert_close(new[name], expected, rtol=1e-3, atol=1e-6)
     assert (new["crop_network.stem.conv.weight"] == old["crop_network.stem.conv.weight"]).all()
     assert load_encoder(run.checkpoint).dim == load_encoder(start).dim
     assert f"--checkpoint {run.checkpoint}" in values["command"]
