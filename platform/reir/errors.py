@@ -5,10 +5,12 @@
     ├── DataError              an annotation file, a source or a photo cannot be used
     │   ├── SourceError        the source to index does not exist or contains no images
     │   ├── TooManyFailures    more images of a job failed than its limit allows
+    │   ├── UnknownPhoto       a list names a photo that is not there
     │   ├── PhotoErased        the photo was erased from the gallery, and must not come back
     │   └── ImageError         one image cannot be read or decoded (`reason` says why)
     │       └── ImageUnreachable   its bytes cannot be fetched at the moment: try again
     ├── QueryError             the request cannot be answered as written (`field` names the part)
+    │   ├── KeyReused          an idempotency key came again with another request: send a new key
     │   └── FilterError        the filter expression cannot be parsed or names an unknown field
     ├── CheckpointError        a checkpoint is incomplete, damaged or of the wrong kind
     ├── Overloaded             a queue is full: try again after `retry_after_s`
@@ -49,6 +51,10 @@ class ConfigError(ReirError):
 
 class DataError(ReirError):
     """An annotation file or data source cannot be used as it is."""
+
+
+class UnknownPhoto(DataError):
+    """A list names a photo that is not there."""
 
 
 class SourceError(DataError):
@@ -114,6 +120,10 @@ class QueryError(ReirError):
 
     def __str__(self) -> str:
         return f"{self.field}: {self.detail}"
+
+
+class KeyReused(QueryError):
+    """An idempotency key was sent again with other feedback."""
 
 
 class FilterError(QueryError):

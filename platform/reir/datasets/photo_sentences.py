@@ -37,7 +37,7 @@ from reir.datasets.sentence_rows import (
     read_rows,
     unreadable_text,
 )
-from reir.errors import DataError, ImageError, ImageFailure, QueryError
+from reir.errors import DataError, ImageError, ImageFailure, QueryError, UnknownPhoto
 from reir.images.decode import read_bytes, upright_size
 from reir.text import validate_expression
 
@@ -75,10 +75,6 @@ class PhotoFinder(Protocol):
             DataError: it is blank, or the photo cannot be used.
         """
         ...
-
-
-class UnknownPhoto(DataError):
-    """A list names a photo that is not there."""
 
 
 def read_sentence_list(

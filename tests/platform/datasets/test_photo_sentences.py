@@ -16,8 +16,8 @@ from reir.datasets import (
     read_photo_sentences,
     write_photo_sentences,
 )
-from reir.datasets.photo_sentences import UnknownPhoto, read_sentence_list
-from reir.errors import DataError
+from reir.datasets.photo_sentences import read_sentence_list
+from reir.errors import DataError, UnknownPhoto
 from reir_testing.weak.hostile_sentences import (
     HOSTILE_LISTS,
     SIZE_PX,

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reir.datasets.photo_sentences import UnknownPhoto
-from reir.errors import DataError
+from reir.errors import DataError, UnknownPhoto
 from reir.images.decode import canonical_uri, image_id
 from reir.records import ImageRecord, IndexedImage, Instances
 from reir.store import InstanceStore, VersionSpec

@@ -6,8 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from reir.datasets.dataset import ReferringImage
-from reir.datasets.photo_sentences import UnknownPhoto
-from reir.errors import DataError
+from reir.errors import DataError, UnknownPhoto
 from reir.operations.feedback import read_feedback
 from reir.operations.feedback.agreement import Answer, agree
 from reir.operations.feedback.export import dataset_of_answers

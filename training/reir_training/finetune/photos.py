@@ -9,8 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from reir.datasets.dataset import ReferringImage
-from reir.datasets.photo_sentences import UnknownPhoto
-from reir.errors import DataError, ImageError
+from reir.errors import DataError, ImageError, UnknownPhoto
 from reir.images.decode import canonical_uri, path_of_uri
 from reir.images.photo_files import read_photo
 from reir.records import ImageRecord

@@ -1,5 +1,6 @@
 """What users say about searches: recorded exactly once, read, and exported as training data."""
 
+from reir.errors import KeyReused
 from reir.operations.feedback.database import (
     add_feedback,
     delete_feedback_before,
@@ -7,7 +8,7 @@ from reir.operations.feedback.database import (
     read_feedback,
     remove_feedback,
 )
-from reir.operations.feedback.records import Feedback, KeyReused, Submission, Verdict
+from reir.operations.feedback.records import Feedback, Submission, Verdict
 
 __all__ = [
     "Feedback",

@@ -23,8 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from reir.errors import DataError
-from reir.operations.feedback.records import Feedback, KeyReused, Submission
+from reir.errors import DataError, KeyReused
+from reir.operations.feedback.records import Feedback, Submission
 from reir.operations.search_log_files import events_in, files_of, gallery_folder, sync
 
 NAME = "feedback.sqlite3"

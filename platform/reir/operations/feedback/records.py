@@ -26,10 +26,6 @@ DECIMALS = 4
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
-class KeyReused(QueryError):
-    """An idempotency key was sent again with other feedback."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Feedback:
     """What a user said about a search.
