@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -18,11 +20,12 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
+import reir
+from reir.checkpoint import save_checkpoint
 from reir.errors import DataError, QueryError
 from reir.operations.feedback import read_feedback
 from reir.query.search import Gallery
 from reir.store import open_store
-from reir_serving.labeling import server
 from reir_serving.labeling.server import (
     label_app,
     questions_about,
@@ -31,6 +34,7 @@ from reir_serving.labeling.server import (
 )
 from reir_testing import FakeEncoder
 from reir_testing.serving import index_photos
+from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 from .conftest import GALLERY, SCENES, Tab, png
 
@@ -162,42 +166,43 @@ def test_the_end_and_wrong_replies(tab: Tab, address: str, folder: Path) -> None
         assert refused.value.code == status
 
 
-def test_the_page_is_served_until_it_is_interrupted(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "red.png").write_bytes(png("red left.png"))
-    location = str(tmp_path / "store")
-    with closing(open_store(location)) as store:
-        index_photos(store, GALLERY, [tmp_path / "red.png"])
-    monkeypatch.setattr(
-        server, "open_gallery", lambda name, store: Gallery(name, store, FakeEncoder())
+def test_the_command_serves_the_page_until_it_is_interrupted(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "red.png").write_bytes(png("red left.png"))
+    save_checkpoint(tmp_path / "checkpoint", tiny_model(num_candidates=4), tiny_tokenizer(), {})
+    store = str(tmp_path / "store")
+    reir.index(
+        tmp_path / "photos",
+        gallery=GALLERY,
+        store=store,
+        checkpoint=tmp_path / "checkpoint",
+        progress=False,
     )
-    pages: list[bytes] = []
-
-    def answer(address: str) -> None:
-        with urllib.request.urlopen(address, timeout=20) as page:
-            pages.append(page.read())
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("the red one\n")
+    command = [
+        *(sys.executable, "-c", "from reir.cli.main import main; main()"),
+        *("label-page", GALLERY, "--sentences", str(sentences)),
+        *("--store", store, "--search-log", str(folder)),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        found = re.search(r"open (\S+) in a browser", first)
+        assert found, first + process.stderr.read()
+        page = found[1]
+        with urllib.request.urlopen(page, timeout=20) as opened:
+            assert b"which object is meant?" in opened.read()
         body = json.dumps({"question": 0, "reply": "yes"}).encode()
-        place = address.replace("/label/", "/v1/label/answers")
+        place = page.replace("/label/", "/v1/label/answers")
         request = urllib.request.Request(place, body, {"Content-Type": "application/json"})
         urllib.request.urlopen(request, timeout=20).close()
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def run(*sentences: str) -> int:
-        return run_label_page(
-            GALLERY,
-            sentences,
-            store=location,
-            folder=folder,
-            on_ready=lambda address: threading.Thread(target=answer, args=(address,)).start(),
-        )
-
-    assert run("the red one", "the blue one") == 1
-    assert b"which object is meant?" in pages[0]
+        process.send_signal(signal.SIGINT)
+        assert "1 question answered" in process.stderr.read()
+    assert process.returncode == 0
     assert [each.verdict for each in read_feedback(folder, GALLERY)] == ["right"]
-    told = read_feedback(folder, GALLERY)[0].expression
     with pytest.raises(DataError, match="answers all of these 1 sentences"):
-        run(told)
+        run_label_page(GALLERY, ["the red one"], store=store, folder=folder)
 
 
 def test_sentences_are_read_from_a_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,18 @@ from reir_testing.scenes import to_dataset
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 from reir_testing.toys.scenes import make_toy_scenes, render_toys
 from reir_testing.training.in_process import train_in_process
+from reir_training.config import DataSource
+from reir_training.finetune import run as finetune_run
+from reir_training.finetune.blend import ShareChoice
 from reir_training.finetune.feedback_pairs import feedback_pairs
+from reir_training.finetune.final import BlendedModels
 from reir_training.finetune.pairs import read_pairs
+from reir_training.finetune.recipe import tune_settings
 from reir_training.finetune.remembered import RememberedSet
 from reir_training.finetune.report import FinetuneReport
 from reir_training.finetune.run import Finetune, FinetuneOptions, Progress
 from reir_training.finetune.start import start_model_of
+from reir_training.pseudo_labels.agreement import AgreementFilter
 
 GALLERY = "toys"
 NUM_PHOTOS = 14
@@ -109,8 +116,10 @@ def finetune(
 
 
 def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
-    store: tuple[InstanceStore, Path], tmp_path: Path
+    store: tuple[InstanceStore, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A model as tiny as this one finds anything in the mirrored photo, so all boxes are kept.
+    monkeypatch.setattr(finetune_run, "AgreementFilter", partial(AgreementFilter, min_iou=0.0))
     # A first run is interrupted; the second one repeats only what was not finished.
     interrupted, trainer = Trainer(stops_at="clare-nano"), Trainer()
     with pytest.raises(KeyboardInterrupt):
@@ -121,6 +130,7 @@ def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
     assert trainer.trained == ["clare-nano"]
     check_results(run, report)
     check_weights(run, store[1] / "start", report)
+    check_all_and_none_of_the_new_weights(run, store[1] / "start", tmp_path)
 
     # A third run has nothing to do, and another request is refused.
     assert finetune(store, tmp_path, "pairs.jsonl", trainer).run().to_dict() == report.to_dict()
@@ -173,6 +183,19 @@ def check_weights(run: Finetune, start: Path, report: FinetuneReport) -> None:
     assert load_encoder(run.checkpoint).dim == load_encoder(start).dim
     assert f"--checkpoint {run.checkpoint}" in values["command"]
     assert "## Fine-tune" in (run.checkpoint / "README.md").read_text()
+
+
+def check_all_and_none_of_the_new_weights(run: Finetune, start: Path, tmp_path: Path) -> None:
+    """Check that a blend does not depend on the blends that were made before it."""
+    data = DataSource(
+        format="reircoco", path=run.output, images="photos", annotations="labels.json", held_out=2
+    )
+    models = BlendedModels(start, run.output / "tuned", tune_settings(data, 1, epochs=1))
+    name = "visual.members.0.to_vector.weight"
+    for share, expected in ((1.0, run.output / "tuned" / "checkpoint"), (0.0, start)):
+        models.save(tmp_path / "blend", ShareChoice(share, {}))
+        new, known = (load_model(each)[0].state_dict() for each in (tmp_path / "blend", expected))
+        assert torch.equal(new[name], known[name])
 
 
 @pytest.mark.slow
