@@ -9,7 +9,9 @@ PIZA-Adapter+ whose adapters are told nothing about the search (`zoom_only`), an
 (`piza`). All of them, and the base itself (`zero_shot`), search held-out scenes. Figures are means
 over the seeds of the adapters. `piza.zoom_ratio` is the mAcc of `piza` divided by that of
 `adapter`, and `piza.first_look` the share of searches whose first look leads to a part of the photo
-with the target's center.
+with the target's center. `near` is the percentage of sentences for which the centers of the answer
+and of the target are at most a tenth of the photo's longer side apart: it tells methods apart whose
+boxes never overlap such small targets.
 
 What is already in `--work` is not trained again. On an idle machine, the base takes about ten
 minutes, and each training of adapters a few.
@@ -34,6 +36,7 @@ from _report import write_report
 
 from reir.images.decode import read_image
 from reir.models.grounding_dino import load_grounding_dino
+from reir.models.interfaces import ExpressionLocalizer
 from reir.models.piza.checkpoint import WEIGHTS, load_piza
 from reir.models.piza.looks import load_zooming_localizer
 from reir.models.zoom_steps import ZoomSearch
@@ -60,6 +63,7 @@ EPOCHS, EXPRESSIONS_PER_STEP, SEEDS = 6, 16, 3
 SEARCHES = {"usual_share": 0.04, "share_spread": 0.1, "growth": 0.5, "jitter": 0.3}
 """Mostly two looks, the first of which keeps a quarter of the photo's side: the base reads pictures
 of 160 px only."""
+NEAR = 0.1
 SOURCE_KEYS = ("format", "path", "annotations", "images")
 ARMS: Mapping[str, Mapping[str, str]] = {
     "adapter": {"method": "adapter"},
@@ -151,7 +155,7 @@ def learning(
         "piza.expressions": sum(len(photo.expressions) for photo in held_out),
         "piza.seeds": len(seeds),
     }
-    figures |= _named("zero_shot", [validate_localizer(load_grounding_dino(str(base)), held_out)])
+    figures |= _named("zero_shot", [measured(load_grounding_dino(str(base)), held_out)])
     for name, arm in ARMS.items():
         found = []
         for seed in seeds:
@@ -162,7 +166,7 @@ def learning(
                 folder = checkpoint.parent.parent
                 training = TrainCommand(folder, settings, num_workers, preset="piza")
                 training.finish(training.start())
-            found.append(validate_localizer(load_zooming_localizer(str(checkpoint)), held_out))
+            found.append(measured(load_zooming_localizer(str(checkpoint)), held_out))
             print(name, found[-1], flush=True)
         figures |= _named(name, found)
     without, full = (float(figures[f"piza.{name}.macc"]) for name in ("adapter", "piza"))
@@ -170,6 +174,21 @@ def learning(
     figures["piza.zoom_ratio"] = round(full / max(without, 0.1), 2)
     config = PizaTrainConfig.model_validate(settings_of(work, base, epochs, ARMS["piza"], 0))
     return figures | _search_figures(_checkpoint(work, "piza", 0), config, held_out)
+
+
+def measured(localizer: ExpressionLocalizer, held_out: Sequence[TrainPhoto]) -> dict[str, float]:
+    """Return the accuracies of a localizer, and how often its answer is near the target."""
+    near = []
+    for photo in held_out:
+        texts = [each.text for each in photo.expressions]
+        answers = localizer.localize([read_image(photo.path)] * len(texts), texts)
+        for each, answer in zip(photo.expressions, answers, strict=True):
+            # xyxy of answer and target in [0, 1], or none of an empty answer
+            corners = answer.boxes[:1] - photo.boxes[each.box]
+            offset_px = (corners[:, :2] + corners[:, 2:]) / 2 * photo.size_px
+            far = np.linalg.norm(offset_px, axis=1) > NEAR * max(photo.size_px)
+            near.append(bool(len(far)) and not far[0])
+    return validate_localizer(localizer, held_out) | {"near": 100 * float(np.mean(near))}
 
 
 def _checkpoint(work: Path, name: str, seed: int) -> Path:
