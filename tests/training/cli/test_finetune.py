@@ -64,6 +64,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) ->
         run("other", *good)
     with pytest.raises(ConfigError, match="--remember and --remember-images belong together"):
         run("nano", *good, options=("--remember", "old.json"))
+    with pytest.raises(ConfigError, match=r"--search-log has an effect only with --from feedback"):
+        run("nano", *good, options=("--search-log", "searches"))
+    with pytest.raises(ConfigError, match=r"--max-user-share has an effect only with --from"):
+        run("nano", *good, options=("--max-user-share", "0.25"))
     with pytest.raises(DataError, match=r"at least 4 photos are needed to train on.*got 1"):
         run("nano", *good[:2])
     assert not (folder / "runs").exists()

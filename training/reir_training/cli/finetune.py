@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,12 +42,13 @@ Source = Annotated[
     ),
 ]
 MaxUserShare = Annotated[
-    float,
+    float | None,
     typer.Option(
         min=0.01,
         max=1,
         help="With --from feedback: largest share of the answers of one user. With few users, an "
-        "equal share is allowed; 20 answers always are.",
+        "equal share is allowed; 20 answers always are. Default: 0.25.",
+        show_default=False,
     ),
 ]
 Output = Annotated[
@@ -88,7 +90,8 @@ SkipUnknown = Annotated[
     bool,
     typer.Option(
         "--skip-unknown",
-        help="Leave out rows whose photo is not in the gallery; without this, they are an error.",
+        help="With --sentences: leave out rows whose photo is not in the gallery; without this, they "
+        "are an error.",
     ),
 ]
 
@@ -103,7 +106,7 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
     sentences: Sentences = None,
     source: Source = None,
     search_log: Folder = None,
-    max_user_share: MaxUserShare = 0.25,
+    max_user_share: MaxUserShare = None,
     output: Output = None,
     epochs: Epochs = 8,
     held_out: HeldOut = 0.2,
@@ -130,10 +133,15 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
     from reir_training.finetune.pairs import read_pairs
     from reir_training.finetune.run import Finetune, FinetuneOptions
     from reir_training.finetune.start import start_model_of
+    from reir_training.finetune.trust import MAX_SHARE
 
     if (sentences is None) == (source is None):
         given = "none of them" if sentences is None else "both"
         raise ConfigError(f"give one of --sentences and --from, got {given}")
+    if sentences is not None:
+        _refuse({"--search-log": search_log, "--max-user-share": max_user_share}, "--from feedback")
+    else:
+        _refuse({"--skip-unknown": skip_unknown or None}, "--sentences")
     remembered = _remembered(remember, remember_images)
     with connect(store) as opened:
         check_gallery(opened, gallery)
@@ -142,7 +150,8 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
             pairs = read_pairs(opened, gallery, sentences, skip_unknown=skip_unknown)
         else:
             folder = search_log or default_folder()
-            pairs = feedback_pairs(opened, gallery, folder, max_user_share=max_user_share)
+            share = max_user_share or MAX_SHARE
+            pairs = feedback_pairs(opened, gallery, folder, max_user_share=share)
     for line in pairs.skipped:
         messages().print(f"left out, {line}", markup=False, soft_wrap=True)
     report = Finetune(
@@ -158,6 +167,17 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
         print_json(report.to_dict())
     else:
         console().print(report.table(), soft_wrap=True)
+
+
+def _refuse(options: Mapping[str, object], belongs_to: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} has an effect only with {belongs_to}; leave it out")
 
 
 def _remembered(annotations: Path | None, images: Path | None) -> RememberedSet:
