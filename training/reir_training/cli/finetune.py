@@ -90,8 +90,8 @@ SkipUnknown = Annotated[
     bool,
     typer.Option(
         "--skip-unknown",
-        help="With --sentences: leave out rows whose photo is not in the gallery; without this, they "
-        "are an error.",
+        help="With --sentences: leave out rows whose photo is not in the gallery; without this "
+        "option, they are an error.",
     ),
 ]
 
