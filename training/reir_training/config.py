@@ -26,7 +26,8 @@ class DataSource(StrictConfig):
             "refer_json" (the same, with one JSON file per split), "simrec" (RefCOCO/+/g and
             ReferIt: one JSON file with all splits), "sorec" (one JSON file for each split) or
             "sentences" (CSV or JSON lines of photos and sentences, with or without boxes).
-        path: the folder.
+        path: the folder. If it has a look_alikes.json, which `reir build-dataset` writes, photos
+            that look alike share the batches of `clare-nano`.
         images: folder of the photos, relative to `path`.
         annotations: file in `path`, for "coco", "reircoco", "refer_json", "simrec", "sorec" and
             "sentences"; empty for instances.json, reircoco_train.json, refcoco.json (twice),

@@ -28,6 +28,7 @@ from reir.datasets import (
     ReferringInstance,
     write_reircoco,
 )
+from reir.datasets.look_alikes import LOOK_ALIKES
 from reir_ingestion.build_dataset.files import write_text
 from reir_ingestion.build_dataset.outcomes import Builder, Outcome, Status
 from reir_ingestion.build_dataset.photos import PhotoSet
@@ -35,7 +36,7 @@ from reir_ingestion.build_dataset.scenes import Scene
 
 TRAIN, VAL = "train", "val"
 PHOTOS, PROVENANCE, REFUSED = "photos.jsonl", "provenance.jsonl", "refused.jsonl"
-LOOK_ALIKES, DATA = "look_alikes.json", "data.yaml"
+DATA = "data.yaml"
 
 
 def annotations_file(split: str) -> str:

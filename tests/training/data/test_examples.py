@@ -113,6 +113,25 @@ def test_captions_and_near_misses_are_optional_and_stripped(folder: Path) -> Non
     assert second.captions == second.near_misses == ()
 
 
+def test_photos_with_look_alikes_are_known_by_their_paths(folder: Path) -> None:
+    source = DataSource(format="photos", path=folder)
+    assert [each.look_alikes for each in read(source)] == [frozenset()] * 2
+    line = {
+        "photo": "1.jpg",
+        "instance": 1,
+        "look_alikes": [{"photo": "2.jpg"}, {"photo": "1.jpg"}],
+    }
+    more = line | {"instance": 2, "look_alikes": [{"photo": "3.jpg"}]}
+    (folder / "look_alikes.json").write_text(json.dumps([line, more]))
+    first, second = read(source)
+    images = folder / "images"
+    assert first.look_alikes == {str(images / "2.jpg"), str(images / "3.jpg")}
+    assert second.look_alikes == frozenset()
+    (folder / "look_alikes.json").write_text(json.dumps([{"photo": "1.jpg"}]))
+    with pytest.raises(DataError, match=r"look_alikes\.json.*\[0\].*look_alikes"):
+        read(source)
+
+
 def test_a_source_may_have_only_boxes(folder: Path) -> None:
     photos = read(DataSource(format="coco", path=folder, images="elsewhere"))
     assert [len(p.boxes) for p in photos] == [2, 1]

@@ -13,7 +13,11 @@ from reir_testing.tiny_clare import tiny_training
 from reir_training.clare.data import GROUNDING
 from reir_training.clare.task import ClareTask
 from reir_training.config import ClareTrainConfig
-from reir_training.data.hard_negatives import HardNegativeBatches, text_similarity
+from reir_training.data.hard_negatives import (
+    HardNegativeBatches,
+    beside_look_alikes,
+    text_similarity,
+)
 from reir_training.data.leakage import training_photos
 from reir_training.data.sampling import Sampler, TaskStream
 
@@ -33,6 +37,22 @@ def stream(hard_negatives: HardNegativeBatches | None, first_hard_batch: int = 0
         hard_negatives=hard_negatives,
         first_hard_batch=first_hard_batch,
     )
+
+
+def test_a_photo_is_followed_by_one_of_its_look_alikes_that_is_left() -> None:
+    look_alikes = {0: [3, 5], 1: [3], 2: [4], 4: [2]}
+    seen = set()
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found = beside_look_alikes(np.array([0, 1, 2, 3, 4, 5]), look_alikes, rng).tolist()
+        assert sorted(found) == [0, 1, 2, 3, 4, 5]
+        other = found[1]
+        seen.add(other)
+        rest = [1, 3, 2, 4] if other == 5 else [1, 2, 4, 5]
+        assert found == [0, other, *rest]
+    assert seen == {3, 5}
+    order = np.array([2, 0, 1])
+    assert beside_look_alikes(order, {}, np.random.default_rng(0)).tolist() == [2, 0, 1]
 
 
 def test_similarity_depends_on_rare_words() -> None:

@@ -43,6 +43,7 @@ def test_photos_survive_the_round_trip(tmp_path: Path, monkeypatch: pytest.Monke
     masks = [None, MaskRle((4, 6), "0d1"), *[None] * len(photos[1].boxes)][: len(photos[1].boxes)]
     photos[1] = replace(photos[1], masks=tuple(masks), crowded=frozenset({"dog", "cat"}))
     photos[2] = replace(photos[2], captions=("one", "two"), near_misses=("three",))
+    photos[2] = replace(photos[2], look_alikes=frozenset({"b.jpg", "a.jpg"}))
     photos[3] = replace(photos[3], expressions=(), boxes=np.zeros((0, 4), np.float32), names=())
     photos[3] = replace(photos[3], categories=np.zeros(0, np.int64))
     write_photos(iter(photos), tmp_path / "some.arrow")

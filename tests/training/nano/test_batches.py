@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_workers_partition_the_epoch(maker: BatchMaker, world_size: int) -> None
     assert len({len(share) for share in shares}) == 1
     together = [[row for part in step for row in part] for step in zip(*shares, strict=True)]
     assert together == alone
+
+
+def test_photos_that_look_alike_follow_each_other(cache: FrozenCache) -> None:
+    photos = photos_of(cache)
+    pairs = ((0, 7), (2, 9), (3, NUM_PHOTOS - 1))  # the last one is held out
+    for one, other in pairs:
+        photos[one] = replace(photos[one], look_alikes=frozenset({f"{other}.jpg", "gone.jpg"}))
+        photos[other] = replace(photos[other], look_alikes=frozenset({f"{one}.jpg"}))
+    maker = BatchMaker(photos, cache, SETTINGS.model_copy(update={"photos_per_batch": 1}))
+    for epoch in range(5):
+        order = [row for batch in maker.epoch(epoch, 0, 1) for row in batch]
+        assert sorted(order) == list(range(NUM_PHOTOS - 1))
+        for one, other in pairs[:2]:
+            assert abs(order.index(one) - order.index(other)) == 1
 
 
 def test_too_few_photos_for_one_batch_are_refused(cache: FrozenCache) -> None:

@@ -18,6 +18,7 @@ from reir.datasets.dataset import (
     ReferringImage,
     ReferringInstance,
 )
+from reir.datasets.look_alikes import read_look_alikes
 from reir.datasets.photos import read_caption_pairs
 from reir.datasets.readers import IN_FOLDERS, read_as
 from reir.errors import DataError
@@ -58,6 +59,8 @@ class TrainPhoto:
             which is the smallest split of the data set that contains the photo.
         masks: N masks, None for instances without one; empty if masks were not read, or if no
             instance has one.
+        look_alikes: paths of the photos with instances that are easily confused with one of this
+            photo, in text form.
     """
 
     path: Path
@@ -73,6 +76,7 @@ class TrainPhoto:
     size_px: tuple[int, int] = (1, 1)
     gallery: str = ""
     masks: tuple[MaskRle | None, ...] = ()
+    look_alikes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +249,9 @@ def build_photos(
 def annotated_photos(
     source: DataSource, dataset: ReferringDataset, photos: Iterable[UsedPhoto]
 ) -> Iterator[TrainPhoto]:
-    """Yield photos of a source with their boxes, expressions and captions."""
+    """Yield photos of a source with their boxes, expressions, captions and look-alikes."""
     captions, near_misses = read_captions(source.path), read_near_misses(source.path)
+    look_alikes, images_dir = read_look_alikes(source.path), source.path / source.images
     instances: dict[str, list[ReferringInstance]] = defaultdict(list)
     for instance in dataset.instances:
         instances[instance.image_id].append(instance)
@@ -256,6 +261,9 @@ def annotated_photos(
             _annotated_photo(photo, instances[image_id], source.task),
             captions=tuple(captions[image_id]),
             near_misses=tuple(near_misses[image_id]),
+            look_alikes=frozenset(
+                str(images_dir / name) for name in look_alikes.get(photo.image.file_name, ())
+            ),
         )
 
 

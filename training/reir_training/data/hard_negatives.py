@@ -1,10 +1,14 @@
-"""Batches of hard negatives for the end of stage 2: photos with similar expressions.
+"""Batches of hard negatives: photos with similar expressions, or with instances that look alike.
 
 In random batches, the model soon distinguishes an expression from all of its negatives. What
-remains to be learned are the differences between photos that have similar expressions. Similarity
-is the cosine of tf-idf vectors of words and word pairs. Only photos of the same gallery are
-grouped: an expression describes only one instance in its gallery, so a similar photo of that
-gallery cannot be a false negative.
+remains to be learned are the differences between photos that are easily confused.
+
+`HardNegativeBatches`, for the end of stage 2, groups photos with similar expressions. Similarity is
+the cosine of tf-idf vectors of words and word pairs. Only photos of the same gallery are grouped:
+an expression describes only one instance in its gallery, so a similar photo of that gallery cannot
+be a false negative.
+
+`beside_look_alikes` is for photos whose look-alikes `reir build-dataset` has found.
 """
 
 # Shapes: S samples of a pool, V words and word pairs
@@ -12,7 +16,7 @@ gallery cannot be a false negative.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -66,6 +70,31 @@ class HardNegativeBatches:
                 unused_S[batch] = False
                 places += batch.tolist()
         return rows[places]
+
+
+def beside_look_alikes(
+    order: Rows, look_alikes: Mapping[int, Sequence[int]], rng: np.random.Generator
+) -> Rows:
+    """Reorder photos, so that one of its look-alikes follows each photo, if one is left.
+
+    Batches are parts of this order. So photos that look alike contrast with each other in a batch.
+
+    Args:
+        order: photos in random order.
+        look_alikes: photo -> the photos that look like it.
+        rng: chooses among the look-alikes that are left.
+    """
+    left = dict.fromkeys(order.tolist())
+    placed: list[int] = []
+    for photo in order.tolist():
+        if photo in left:
+            del left[photo]
+            placed.append(photo)
+            if alike := [each for each in look_alikes.get(photo, ()) if each in left]:
+                other = alike[rng.integers(len(alike))]
+                del left[other]
+                placed.append(other)
+    return np.array(placed, dtype=np.int64)
 
 
 def text_similarity(texts: Sequence[Sequence[str]]) -> FloatArray:

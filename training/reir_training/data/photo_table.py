@@ -51,6 +51,7 @@ _SCHEMA = pa.schema(
         "gallery": pa.string(),
         "mask_sides": pa.list_(pa.int32()),
         "mask_runs": _TEXTS,
+        "look_alikes": _TEXTS,
     }
 )
 
@@ -233,6 +234,7 @@ def _row(photo: TrainPhoto) -> dict[str, Any]:
         "gallery": photo.gallery,
         "mask_sides": sides,
         "mask_runs": runs,
+        "look_alikes": sorted(photo.look_alikes),
     }
 
 
@@ -255,4 +257,5 @@ def _photo(row: dict[str, Any]) -> TrainPhoto:
             None if runs is None else MaskRle(side, runs)
             for side, runs in zip(sides, row["mask_runs"], strict=True)
         ),
+        look_alikes=frozenset(row["look_alikes"]),
     )

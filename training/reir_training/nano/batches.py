@@ -24,6 +24,7 @@ from reir.models.nano.model import CandidateBatch
 from reir.text import swap_left_right
 from reir_training.config import NanoSchedule
 from reir_training.data.examples import TrainPhoto
+from reir_training.data.hard_negatives import beside_look_alikes
 from reir_training.nano.cache import FrozenCache
 
 NO_PHOTO = -1
@@ -150,11 +151,20 @@ class BatchMaker:
                 f"photos_per_batch={settings.photos_per_batch} is more than the "
                 f"{len(self.train_rows)} training photos: lower it, or add photos"
             )
+        row_of = {str(photos[row].path): row for row in self.train_rows}
+        self._look_alikes = {
+            row: sorted(row_of[path] for path in photos[row].look_alikes if path in row_of)
+            for row in self.train_rows
+        }
 
     def epoch(self, epoch: int, rank: int, world_size: int) -> list[list[int]]:
-        """Return the rows of this worker's batches in an epoch, which depend only on the seed."""
+        """Return the rows of this worker's batches in an epoch, which depend only on the seed.
+
+        A photo shares its batch with one of its look-alikes, if it has any.
+        """
         # Photos that do not fill a batch are left out; another epoch leaves out other photos.
-        order = np.random.default_rng([self._settings.seed, epoch]).permutation(self.train_rows)
+        rng = np.random.default_rng([self._settings.seed, epoch])
+        order = beside_look_alikes(rng.permutation(self.train_rows), self._look_alikes, rng)
         size = max(self._settings.photos_per_batch // world_size, 1)
         whole = len(order) // (size * world_size)
         share = order[: whole * size * world_size].reshape(whole, world_size, size)

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ConfigDict, model_validator
 
 from reir.datasets.dataset import BoxPx, Expression, ReferringDataset, ReferringImage
+from reir.datasets.look_alikes import read_look_alikes
 from reir.errors import DataError, ImageError, nearest_name
 from reir.images.decode import decode, read_bytes
 from reir.text import normalize_expression
@@ -198,8 +199,9 @@ def _readable(
     for source in sources:
         on_set(source.label)
         try:
-            # The result is not used; a malformed file must not surface only when training starts.
+            # The results are not used; a malformed file must not surface only when training starts.
             read_near_misses(source.path)
+            read_look_alikes(source.path)
             yield _SourceAnnotations(
                 SourceDataset(source, read_dataset(source)), read_captions(source.path)
             )
