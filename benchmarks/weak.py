@@ -209,7 +209,7 @@ def pseudo_labels(cache: Path) -> dict[str, float]:
         output = work / arm
         reir("train", "--data", str(work / f"{arm}.yaml"), "--output", str(output))
         figures |= rec(arm, output / "checkpoint", source)
-    figures |= untrained(source, work)
+    figures |= rec("frozen", save_untrained(work / "true.yaml", work / "frozen"), source)
     figures["weak.pseudo_share"] = round(figures["weak.pseudo.p50"] / figures["weak.true.p50"], 3)
     return figures
 
@@ -227,14 +227,21 @@ def _show_progress(done: int, total: int) -> None:
         print(f"{done} of {total} photos", file=sys.stderr)
 
 
-def untrained(source: Path, work: Path) -> dict[str, float]:
-    """Return P@.5 of `clare-nano` with the published weights of its parts."""
-    config = load_config(NanoTrainConfig, work / "true.yaml", [])
-    photos = training_photos(config)
+def save_untrained(settings: Path, folder: Path) -> Path:
+    """Write a checkpoint of `clare-nano` with the published weights of its parts.
+
+    Args:
+        settings: file of a training, with whose photos the streams are aligned.
+        folder: where to write the checkpoint.
+
+    Returns:
+        `folder`.
+    """
+    config = load_config(NanoTrainConfig, settings, [])
     model, tokenizer = start_model(config, None)
-    align_streams(model, tokenizer, training_sentences(photos))
-    save_checkpoint(work / "frozen", model, tokenizer, {})
-    return rec("frozen", work / "frozen", source)
+    align_streams(model, tokenizer, training_sentences(training_photos(config)))
+    save_checkpoint(folder, model, tokenizer, {})
+    return folder
 
 
 def rec(arm: str, checkpoint: Path, source: Path) -> dict[str, float]:
