@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from reir.datasets import Expression
-from reir.datasets.photos import read_photos
+from reir.datasets import Expression, ReferringDataset, ReferringInstance
+from reir.datasets.coco import read_coco_instances
+from reir.datasets.photos import read_human_expressions, read_photos
+from reir.images.boxes import elementwise_iou
 from reir.models.interfaces import InstanceEncoder
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.rules import Evidence, RulesJudge, Thresholds
 from reir_ingestion.build_dataset.look_alikes import find_look_alikes, groups_of_photos
-from reir_ingestion.build_dataset.photos import open_photos
+from reir_ingestion.build_dataset.photos import INSTANCES, Photo, open_photos
 from reir_ingestion.build_dataset.scenes import SceneReader
 from reir_ingestion.build_dataset.tasks import IN_GALLERY, WritingTask, Written, tasks_of
 from reir_testing.data_engine.planted_faults import plant
@@ -23,6 +25,9 @@ from reir_testing.data_engine.planted_faults import plant
 GOOD, LONG = "good", "long"
 FAULTS = ("color", "side", "not_unique", "other_object")
 """The faults of the figure; each counts the same. "other_class" is reported beside them."""
+
+SAME_BOX = 0.9
+"""IoU above which a box that came with a human expression is that of an annotated instance."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,38 @@ class Judged:
 def trials_of(folder: Path, split: str, encoder: InstanceEncoder, work: Path) -> list[Trials]:
     """Plant faults in the written expressions of a split."""
     photos = open_photos(str(folder), split=split).photos
-    scenes = SceneReader(encoder, work).read(photos)
-    tasks = tasks_of(scenes, find_look_alikes(scenes, groups_of_photos(scenes)))
     written = read_photos(folder).split(split)
-    return list(_trials(tasks, written.expressions))
+    return list(_trials(_tasks(photos, encoder, work), written.expressions))
 
 
-def _trials(tasks: Sequence[WritingTask], expressions: Sequence[Expression]) -> Iterator[Trials]:
+def human_trials(folder: Path, encoder: InstanceEncoder, work: Path) -> list[Trials]:
+    """Plant faults in the expressions that people wrote about photos of any split."""
+    human, annotated = read_human_expressions(folder), read_coco_instances(folder / INSTANCES)
+    names = {image.file_name for image in human.images}
+    photos = [each for each in open_photos(str(folder)).photos if each.file_name in names]
+    return list(_trials(_tasks(photos, encoder, work), _of_annotations(human, annotated)))
+
+
+def _of_annotations(human: ReferringDataset, annotated: ReferringDataset) -> Iterator[Expression]:
+    """Yield human expressions of the annotated instances that have their boxes."""
+    boxes: dict[str, list[ReferringInstance]] = defaultdict(list)
+    for instance in annotated.instances:
+        boxes[instance.image_id].append(instance)
+    for each in human.with_targets().expressions:
+        own = human.instances_by_id[str(each.instance_id)].box_xyxy_px
+        found = boxes[each.image_id]
+        overlap = [float(elementwise_iou(own, other.box_xyxy_px)) for other in found]
+        if overlap and max(overlap) > SAME_BOX:
+            best = found[int(np.argmax(overlap))]
+            yield replace(each, instance_id=best.instance_id)
+
+
+def _tasks(photos: Sequence[Photo], encoder: InstanceEncoder, work: Path) -> Sequence[WritingTask]:
+    scenes = SceneReader(encoder, work).read(photos)
+    return tasks_of(scenes, find_look_alikes(scenes, groups_of_photos(scenes)))
+
+
+def _trials(tasks: Sequence[WritingTask], expressions: Iterable[Expression]) -> Iterator[Trials]:
     about: dict[str, list[Expression]] = defaultdict(list)
     for expression in expressions:
         about[str(expression.instance_id)].append(expression)

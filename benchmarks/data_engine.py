@@ -6,7 +6,9 @@ filter: faults are planted in the written expressions of the photos of `val`: a 
 side, a loss of uniqueness, another object. The rules judge, with the shipped encoder and the true
 boxes, refuses some of them, and some of the good ones. Each kind of fault counts the same. The
 thresholds are chosen on every second photo, and the figures are from the other ones: the photos of
-`train` would flatter the encoder, which was trained on them.
+`train` would flatter the encoder, which was trained on them. With the same thresholds, expressions
+that people wrote about several relations (refcocos_human.json) are judged: `engine.human_kept` is
+the share that the rules accept, `engine.human_found` the share of faults that they find there.
 
 endpoint: an endpoint on this machine fails in one way after the other, once for each photo.
 
@@ -26,7 +28,16 @@ from pathlib import Path
 
 import numpy as np
 from _indexing import encoder_of, parser_of
-from _planted import FAULTS, GOOD, Judged, Remembered, evidence_of, shares, trials_of
+from _planted import (
+    FAULTS,
+    GOOD,
+    Judged,
+    Remembered,
+    evidence_of,
+    human_trials,
+    shares,
+    trials_of,
+)
 from _report import RESULTS, write_report
 
 from reir.datasets.coco_classes import COCO_CLASSES
@@ -74,6 +85,17 @@ def filter_figures(arguments: argparse.Namespace) -> dict[str, float]:
         **{f"engine.filter.{name}": getattr(chosen, name) for name in ("color", "side", "other")},
         "engine.filter_good": sum(each.kind == GOOD for each in measured),
         "engine.filter_planted": sum(each.kind in FAULTS for each in measured),
+    }
+    judged = evidence_of(
+        human_trials(root / "photos", encoder, arguments.work / "human"),
+        RulesJudge(encode, COCO_CLASSES),
+    )
+    encode.save()
+    found = shares(judged, chosen)
+    figures |= {
+        "engine.human_kept": 1 - found[GOOD],
+        "engine.human_found": float(np.mean([found[kind] for kind in FAULTS if kind in found])),
+        "engine.human_good": sum(each.kind == GOOD for each in judged),
     }
     long = [each for each in measured if each.kind == GOOD and each.long]
     lost = [bool(each.evidence.problems(chosen)) for each in long]
