@@ -30,16 +30,18 @@ def plural(noun: str) -> str:
 _PEOPLE = (
     "adult", "baby", "batter", "bride", "catcher", "chef", "cyclist", "defender", "diner", "driver",
     "fan", "gentleman", "goalkeeper", "groom", "guitarist", "motorcyclist", "officer", "passenger",
-    "pedestrian", "pitcher", "policeman", "rider", "server", "shopper", "skateboarder", "skier",
+    "pedestrian", "policeman", "rider", "server", "shopper", "skateboarder", "skier",
     "snowboarder", "spectator", "surfer", "teen", "teenager", "toddler", "umpire", "worker",
 )  # fmt: skip
 _THINGS: Mapping[str, tuple[str, ...]] = {
     "bag": ("handbag", "backpack", "suitcase"), "ball": ("sports ball",), "bat": ("baseball bat",),
+    "bear": ("bear", "teddy bear"),
     "board": ("surfboard", "skateboard", "snowboard"), "controller": ("remote",),
     "doughnut": ("donut",), "fridge": ("refrigerator",), "glass": ("wine glass", "cup"),
     "glove": ("baseball glove",), "hydrant": ("fire hydrant",), "jet": ("airplane",),
     "mitt": ("baseball glove",), "monitor": ("tv", "laptop"), "motorbike": ("motorcycle",),
-    "mug": ("cup",), "phone": ("cell phone",), "plane": ("airplane",), "plant": ("potted plant",),
+    "mug": ("cup",), "phone": ("cell phone",), "pitcher": (PERSON, "cup", "vase", "bottle"),
+    "plane": ("airplane",), "plant": ("potted plant",),
     "purse": ("handbag",), "racket": ("tennis racket",), "screen": ("tv", "laptop", "cell phone"),
     "sofa": ("couch",), "suv": ("car", "truck"), "table": ("dining table",), "taxi": ("car",),
     "television": ("tv",), "van": ("car", "truck", "bus"),

@@ -57,6 +57,23 @@ def test_expressions_are_parsed(text: str, expected: dict[str, object]) -> None:
     assert found == Description(text=text.lower(), **expected)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "categories"),
+    [
+        ("orange and white tent", ()),
+        ("orange and white umbrella", ("umbrella",)),
+        ("tennis racket swung toward a yellow ball", ("tennis racket",)),
+        ("bench where a person in blue sits", ("bench",)),
+        ("black oven built into a steel table", ("oven",)),
+        ("painted bowl", ("bowl",)),
+        ("phone held near a cup", ("cell phone",)),
+        ("toy bear", ("bear", "teddy bear")),
+    ],
+)
+def test_the_class_is_that_of_the_object_itself(text: str, categories: tuple[str, ...]) -> None:
+    assert Parser().parse(text).categories == categories
+
+
 @pytest.fixture
 def tasks(tmp_path: Path) -> list[WritingTask]:
     photos = open_photos(str(draw_photos(tmp_path / "photos"))).photos

@@ -29,8 +29,15 @@ _ORDINAL = re.compile(rf"\b({'|'.join(ORDINALS)})\b(?=.*\bfrom (?:the )?(left|ri
 _FROM = re.compile(r"\bfrom (?:the )?(?:left|right)\b")
 _SIZE = re.compile(r"\b(largest|biggest|closest|smallest)\b(?! to)")
 _COLOR = re.compile(rf"\b({'|'.join((*COLOR_WORDS, *SAME_COLOR))})\b")
+_COLOR_AND = re.compile(rf"\b(?:{'|'.join(COLOR_WORDS)}) and (?=\w)")
 _CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
-_PARTICIPLE = re.compile(r"\b(?:(?!red\b|bed\b)\w+ed|held|worn|seen|swung|hung|made|cut|lit|set)\b")
+_CLAUSE = re.compile(
+    r"\b(?:where|which|that|while|as|inside|outside|toward|towards|beyond|among)\b"
+)
+"""Words after which something else is described; `opening_phrase` does not end at them."""
+_PARTICIPLE = re.compile(
+    r"\b(?:(?!red\b|bed\b)\w+ed|held|worn|seen|swung|hung|made|built|cut|lit|set)\b"
+)
 _ARTICLE = re.compile(r"^(?:a|an|the) ")
 _WORD = re.compile(r"\w+")
 _EMPTY = frozenset(
@@ -126,10 +133,11 @@ class Parser:
         size = _SIZE.search(left)
         left = " ".join(_SIZE.sub(" ", left).split())
         clothes = _CLOTHES.search(left)
-        opening = opening_phrase(left)
-        # In "phone held low", the noun is before the participle; in "painted bowl", after it.
-        noun = self._last_noun.search(opening) or self._last_noun.search(
-            _before_participle(opening)
+        # The phrase "orange and white canopy" does not end at "and".
+        opening = opening_phrase(_before(_CLAUSE, _COLOR_AND.sub("", left)))
+        # In "phone held near a cup", the noun is before the participle; in "painted bowl", after.
+        noun = self._last_noun.search(_before(_PARTICIPLE, opening)) or self._last_noun.search(
+            opening
         )
         before = opening[: noun.start()] if noun else opening
         sides += _ADJECTIVE.findall(before)
@@ -152,8 +160,8 @@ def classes_of(noun: str) -> tuple[str, ...]:
     return CLASSES_OF.get(noun, (noun,))
 
 
-def _before_participle(text: str) -> str:
-    found = _PARTICIPLE.search(text)
+def _before(word: re.Pattern[str], text: str) -> str:
+    found = word.search(text)
     return text[: found.start()].strip() if found else text
 
 
