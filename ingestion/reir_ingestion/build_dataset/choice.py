@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from reir.errors import ConfigError
 from reir.models.interfaces import InstanceEncoder
+from reir_ingestion.build_dataset.answers.batches import BatchModel
 from reir_ingestion.build_dataset.answers.budget import Budget
 from reir_ingestion.build_dataset.answers.cache import AnswerCache
 from reir_ingestion.build_dataset.answers.endpoint import EndpointModel, EndpointSettings
 from reir_ingestion.build_dataset.answers.local_model import LocalModel
+from reir_ingestion.build_dataset.answers.question import VisionLanguageModel
 from reir_ingestion.build_dataset.judges.rules import RulesJudge
 from reir_ingestion.build_dataset.judges.vision_language import VisionLanguageJudge
 from reir_ingestion.build_dataset.outcomes import Builder
@@ -20,6 +25,7 @@ from reir_ingestion.build_dataset.scenes import Scene
 from reir_ingestion.build_dataset.tasks import ExpressionJudge
 from reir_ingestion.build_dataset.writers.template import TemplateWriter
 from reir_ingestion.build_dataset.writers.vision_language import VisionLanguageWriter
+from reir_ingestion.runner_choice import EXTRA
 
 
 class WriterName(StrEnum):
@@ -28,6 +34,7 @@ class WriterName(StrEnum):
     TEMPLATE = "template"
     ENDPOINT = "endpoint"
     TRANSFORMERS = "transformers"
+    RAY_DATA = "ray-data"
 
 
 class JudgeName(StrEnum):
@@ -36,6 +43,7 @@ class JudgeName(StrEnum):
     RULES = "rules"
     ENDPOINT = "endpoint"
     TRANSFORMERS = "transformers"
+    RAY_DATA = "ray-data"
 
 
 class Scope(StrEnum):
@@ -56,6 +64,8 @@ class Choice:
         judge_model: model of the judge; empty for that of the writer.
         endpoint: base URL; empty if no endpoint is used.
         timeout_s: maximum time of one request.
+        engines: maximum number of vLLM engines on the Ray cluster.
+        engine_arguments: their arguments, such as `tensor_parallel_size`.
         scope: within what an expression must describe only one instance.
         per_instance: maximum number of expressions of an instance.
         ask_again: ask again where a kept answer could not be used.
@@ -67,9 +77,36 @@ class Choice:
     judge_model: str = ""
     endpoint: str = ""
     timeout_s: float = 120.0
+    engines: int = 1
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
     scope: Scope = Scope.GALLERY
     per_instance: int = 3
     ask_again: bool = False
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether a model runs on a Ray cluster."""
+        return self.writer == WriterName.RAY_DATA or JudgeName.RAY_DATA in self.judges
+
+
+@contextmanager
+def connected(choice: Choice) -> Iterator[None]:
+    """Stay connected to Ray within this block, if a model runs there.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        WorkersUnavailable: Ray could not start, or the cluster does not answer.
+    """
+    if not choice.uses_ray:
+        yield
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(f"{WriterName.RAY_DATA} needs Ray, which is not installed: {EXTRA}")
+    from reir_ingestion.ray.cluster import start_or_join_ray
+    from reir_ingestion.ray.language_model import CPUS_NEEDED
+
+    with start_or_join_ray(CPUS_NEEDED):
+        yield
 
 
 @dataclass(frozen=True)
@@ -94,7 +131,7 @@ class BuilderFactory:
 
         Raises:
             ConfigError: the endpoint or the model is missing or wrong.
-            CheckpointError: the local model cannot be loaded.
+            CheckpointError: the model cannot be loaded.
         """
         if self.choice.writer != WriterName.TEMPLATE:
             self._model(self.choice.writer, self.choice.model)
@@ -114,6 +151,7 @@ class BuilderFactory:
             ),
             judges=[self._judge(name, categories) for name in choice.judges],
             per_instance=choice.per_instance,
+            answers=list(self._loaded.values()),
         )
 
     @property
@@ -130,12 +168,23 @@ class BuilderFactory:
     def _model(self, kind: str, model: str) -> AnswerCache:
         """Return a model with its cache; the same one for the writer and the judge if possible."""
         if (kind, model) not in self._loaded:
-            load: Callable[[str], EndpointModel | LocalModel]
-            load = self._endpoint if kind == WriterName.ENDPOINT else _local
             self._loaded[kind, model] = AnswerCache(
-                load(model), self.budget, self.work, ask_again=self.choice.ask_again
+                self._load(kind, model), self.budget, self.work, ask_again=self.choice.ask_again
             )
         return self._loaded[kind, model]
+
+    def _load(self, kind: str, model: str) -> VisionLanguageModel:
+        if kind == WriterName.ENDPOINT:
+            return self._endpoint(model)
+        if not model:
+            raise ConfigError(f"{kind} needs the hub name or folder of a model; set --model")
+        return LocalModel(model) if kind == WriterName.TRANSFORMERS else self._on_ray(model)
+
+    def _on_ray(self, model: str) -> BatchModel:
+        from reir_ingestion.ray.language_model import EngineOptions, RayDataEngine, vllm_processor
+
+        options = EngineOptions(engines=self.choice.engines, arguments=self.choice.engine_arguments)
+        return BatchModel(RayDataEngine(model, vllm_processor(model, options)), self.budget)
 
     def _endpoint(self, model: str) -> EndpointModel:
         settings = EndpointSettings(
@@ -145,9 +194,3 @@ class BuilderFactory:
             timeout_s=self.choice.timeout_s,
         )
         return EndpointModel(settings, self.budget)
-
-
-def _local(model: str) -> LocalModel:
-    if not model:
-        raise ConfigError("a local model needs a hub name or directory; set --model")
-    return LocalModel(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import reduce
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
@@ -60,6 +61,8 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
     judge_model: given.JudgeModel = "",
     threads: given.Threads = 4,
     timeout: given.Timeout = 120.0,
+    engines: given.Engines = 1,
+    engine_option: given.EngineOption = None,
     ask_again: given.AskAgain = False,
     max_requests: given.MaxRequests = None,
     max_cost: given.MaxCost = None,
@@ -72,6 +75,7 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
     A rerun continues where an earlier one stopped, and asks no question twice that was answered.
     """
     from reir.checkpoint import load_encoder
+    from reir.config import apply_override
     from reir_ingestion.build_dataset.answers.budget import Budget, Limits
     from reir_ingestion.build_dataset.build import BuildOptions, build_dataset, work_folder
     from reir_ingestion.build_dataset.choice import (
@@ -80,6 +84,7 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
         JudgeName,
         Scope,
         WriterName,
+        connected,
     )
     from reir_ingestion.build_dataset.photos import open_photos
     from reir_ingestion.build_dataset.scenes import SceneReader
@@ -91,6 +96,8 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
         judge_model=judge_model,
         endpoint=endpoint,
         timeout_s=timeout,
+        engines=engines,
+        engine_arguments=reduce(apply_override, engine_option or [], {}),
         scope=_named(Scope, "--unique-in", unique_in),
         per_instance=per_instance,
         ask_again=ask_again,
@@ -100,13 +107,14 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
     )
     budget = Budget(limits, work_folder(out))
     opened = open_photos(photos, annotations=annotations, split=split)
-    with messages().status("loading the models"):
-        encoder = load_encoder(checkpoint)
-        builders = BuilderFactory(choice, encoder, budget, work_folder(out))
-    with _progress() as show:
-        how = BuildOptions(val_share=val_share, threads=threads, progress=show)
-        reader = SceneReader(encoder, work_folder(out) / "scenes")
-        report = build_dataset(opened, out, reader, builders, how)
+    with connected(choice):
+        with messages().status("loading the models"):
+            encoder = load_encoder(checkpoint)
+            builders = BuilderFactory(choice, encoder, budget, work_folder(out))
+        with _progress() as show:
+            how = BuildOptions(val_share=val_share, threads=threads, progress=show)
+            reader = SceneReader(encoder, work_folder(out) / "scenes")
+            report = build_dataset(opened, out, reader, builders, how)
     if as_json:
         print_json({**report.to_dict(), "requests": budget.num_requests, "cost": budget.cost})
     else:
@@ -130,7 +138,7 @@ def _named(kind: type[Name], option: str, text: str) -> Name:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the stage, the photos done, the rate and the time left on standard error."""
+    """Show the stage, what is done, the rate and the time left on standard error."""
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -145,7 +153,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total, rate="")
             speed = bar.tasks[tasks[stage]].speed or 0
-            bar.update(tasks[stage], completed=done, rate=f"{speed:.1f} photos/s")
+            bar.update(tasks[stage], completed=done, rate=f"{speed:.1f}/s")
 
         yield show
 
