@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from reir.errors import CheckpointError, ConfigError, WorkersUnavailable
 from reir.text import without_controls
@@ -138,7 +138,7 @@ class RayDataEngine:
                     yield from (_answer(row) for row in block.to_pylist())
         except RayError as error:
             raise WorkersUnavailable(
-                f"the engines of {self._source} failed: {_last_line(error)}. Answers that arrived "
+                f"the engines of {self._source} failed: {_reason(error)}. Answers that arrived "
                 f"are kept: run the same command again to continue"
             ) from error
 
@@ -326,12 +326,17 @@ def _ray_data_settings() -> Iterator[None]:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # for `_reason`
     with quiet_logs(), DataContext.current(context), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
         yield
 
 
-def _last_line(error: Exception) -> str:
-    """Return the line of an error that says why; Ray puts a trace of calls before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:MAX_REASON_CHARS].rstrip(".")
+def _reason(error: RayError) -> str:
+    """Return the line of an error that says why; Ray puts a trace of calls before or after it."""
+    if isinstance(error, RayTaskError) and error.cause is not None:
+        cause = error.cause
+        line = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+    else:
+        line = str(error).strip().rpartition("\n")[2]
+    return (line.strip() or type(error).__name__)[:MAX_REASON_CHARS].rstrip(".")

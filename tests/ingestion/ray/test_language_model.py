@@ -7,13 +7,16 @@ import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from PIL import Image
 from ray import cloudpickle
-from ray.data import Dataset
+from ray.data import ActorPoolStrategy, Dataset
+from ray.llm._internal.batch.stages.base import StatefulStageUDF
+from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMEngineStageUDF, vLLMOutputData
 
 from reir.errors import CheckpointError, ConfigError, WorkersUnavailable
 from reir_ingestion.build_dataset.answers.batches import BatchModel
@@ -222,45 +225,61 @@ def test_answers_that_arrived_before_a_failure_are_kept(tmp_path: Path) -> None:
     assert budget.num_requests == 2 * num
 
 
-class StandInForPictures:
-    """What Ray Data's stage for pictures does with vLLM's parser."""
+class StandInForPictures(StatefulStageUDF):
+    """Ray Data's stage for pictures, but without vLLM's parser of messages."""
 
     def __init__(self, data_column: str, expected_input_keys: list[str], **settings: Any) -> None:
+        super().__init__(data_column, expected_input_keys)
         assert settings["chat_template_content_format"] == "openai"
-        self._column = data_column
-        assert "messages" in expected_input_keys
 
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        rows = batch[self._column].tolist()
-        for row in rows:
-            text_of(row["messages"])
-            system, user = row["messages"]
-            system["content"] = [{"type": "text", "text": system["content"]}]
-            user["content"][1] = {"type": "image"}
-            row["multimodal_data"] = {"image": [Image.new("RGB", (8, 8))]}
-        yield {self._column: rows}
+    async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+        for row in batch:
+            text = text_of(row["messages"])
+            system, _ = row["messages"]
+            parts = [{"type": "text", "text": system["content"]}]
+            yield {
+                self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN],
+                "messages": [
+                    {"role": "system", "content": parts},
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": text}, {"type": "image"}],
+                    },
+                ],
+                "multimodal_data": {"image": [Image.new("RGB", (8, 8))]},
+            }
 
 
-class StandInForEngine:
-    """Answers a prompt, except for one photo."""
+class StandInForEngine(vLLMEngineStageUDF):
+    """Ray Data's stage for the engine, but without the engine."""
 
     def __init__(self, data_column: str, expected_input_keys: list[str], **settings: Any) -> None:
-        assert settings["should_continue_on_error"]
+        StatefulStageUDF.__init__(self, data_column, expected_input_keys)
         assert settings["engine_kwargs"]["limit_mm_per_prompt"] == {"image": 1}
         assert settings["engine_kwargs"]["max_model_len"] == 8192
-        self._column = data_column
-        assert "sampling_params" in expected_input_keys
+        self.should_continue_on_error = settings["should_continue_on_error"]
+        self.engine_kwargs = {"disable_log_stats": True}
+        self.llm = self
 
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        rows = batch[self._column].tolist()
-        for row in rows:
-            # The tiny model's template puts everything into one line.
-            text = row["prompt"][row["prompt"].index("{") :].removesuffix("<image>")
-            assert row["multimodal_data"]["image"][0].size == (8, 8)
-            assert row["sampling_params"]["max_tokens"] == MAX_TOKENS
-            failed = "ValueError: too long" if number_of(text) == 1 else ""
-            row.update(output(good_text(json.loads(text)), failed))
-        yield {self._column: rows}
+    async def generate_async(self, row: dict[str, Any]) -> tuple[Any, dict[str, Any], float]:
+        assert row["multimodal_data"]["image"][0].size == (8, 8)
+        assert row["sampling_params"]["max_tokens"] == MAX_TOKENS
+        # The tiny model's template puts everything into one line.
+        text = row["prompt"][row["prompt"].index("{") :].removesuffix("<image>")
+        if number_of(text) == 1:
+            raise ValueError("too long")
+        answer = vLLMOutputData(
+            prompt=row["prompt"],
+            num_input_tokens=1000,
+            generated_text=good_text(json.loads(text)),
+            num_generated_tokens=100,
+        )
+        at = row[self.IDX_IN_BATCH_COLUMN]
+        request = SimpleNamespace(request_id=at, idx_in_batch=at, params="")
+        return request, answer.model_dump(), 0.0
+
+    def shutdown(self) -> None:
+        """There is no engine to stop."""
 
 
 def test_the_real_processor_takes_our_rows_and_settings(llava: str, tmp_path: Path) -> None:
@@ -269,15 +288,36 @@ def test_the_real_processor_takes_our_rows_and_settings(llava: str, tmp_path: Pa
     stages = ["PrepareMultimodalStage", "ChatTemplateStage", "vLLMEngineStage"]
     assert processor.list_stage_names() == stages
     assert processor.config.concurrency == 2
-    processor.get_stage_by_name("PrepareMultimodalStage").fn = StandInForPictures
     engine = processor.get_stage_by_name("vLLMEngineStage")
     assert engine.map_batches_kwargs["num_gpus"] == 1
-    engine.fn = StandInForEngine
+    # Ray Data annotates the class as an instance, so an assignment would be refused.
+    processor.get_stage_by_name("PrepareMultimodalStage").__dict__["fn"] = StandInForPictures
+    engine.__dict__["fn"] = StandInForEngine
     photos = draw_photos(tmp_path / "photos", num=3)
-    report, _ = build(photos, tmp_path / "out", batches(processor))
+    report, budget = build(photos, tmp_path / "out", batches(processor))
     found = [(each.status.value, each.reason) for each in report.outcomes]
     failed = ("failed", "no answer: ValueError: too long")
     assert found == [("written", ""), failed, ("written", "")]
+    assert (budget.num_requests, budget.tokens_in) == (5, 4000)
+
+
+class Unloadable:
+    """An engine that cannot load its model."""
+
+    def __init__(self) -> None:
+        raise OSError("no file named config.json")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+def test_an_engine_that_cannot_start_is_reported(tmp_path: Path) -> None:
+    def unloadable(dataset: Dataset) -> Dataset:
+        return dataset.map_batches(Unloadable, compute=ActorPoolStrategy(size=1))
+
+    message = "the engines of m failed: OSError: no file named config.json. Answers"
+    with pytest.raises(WorkersUnavailable, match=message):
+        build(draw_photos(tmp_path / "photos"), tmp_path / "out", batches(unloadable))
 
 
 TEMPLATES = {
