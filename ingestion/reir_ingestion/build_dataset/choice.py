@@ -83,6 +83,23 @@ class Choice:
     per_instance: int = 3
     ask_again: bool = False
 
+    def __post_init__(self) -> None:
+        """Check that each model has a name.
+
+        Raises:
+            ConfigError: one has none.
+        """
+        asked = [(self.writer.value, self.model)]
+        asked += [(judge.value, self.model_of_judges) for judge in self.judges]
+        for name, model in asked:
+            if name in (WriterName.TRANSFORMERS, WriterName.RAY_DATA) and not model:
+                raise ConfigError(f"{name} needs the hub name or folder of a model; set --model")
+
+    @property
+    def model_of_judges(self) -> str:
+        """The model of the judges."""
+        return self.judge_model or self.model
+
     @property
     def uses_ray(self) -> bool:
         """Whether a model runs on a Ray cluster."""
@@ -137,7 +154,7 @@ class BuilderFactory:
             self._model(self.choice.writer, self.choice.model)
         for judge in self.choice.judges:
             if judge != JudgeName.RULES:
-                self._model(judge, self._judge_model)
+                self._model(judge, self.choice.model_of_judges)
 
     def __call__(self, scenes: Sequence[Scene]) -> Builder:
         """Return the builder for these scenes."""
@@ -154,16 +171,14 @@ class BuilderFactory:
             answers=list(self._loaded.values()),
         )
 
-    @property
-    def _judge_model(self) -> str:
-        return self.choice.judge_model or self.choice.model
-
     def _judge(self, name: JudgeName, categories: Sequence[str]) -> ExpressionJudge:
         in_gallery = self.choice.scope == Scope.GALLERY
         if name == JudgeName.RULES:
             encode = self.encoder.encode_expressions
             return RulesJudge(encode, categories, in_gallery=in_gallery)
-        return VisionLanguageJudge(self._model(name, self._judge_model), in_gallery=in_gallery)
+        return VisionLanguageJudge(
+            self._model(name, self.choice.model_of_judges), in_gallery=in_gallery
+        )
 
     def _model(self, kind: str, model: str) -> AnswerCache:
         """Return a model with its cache; the same one for the writer and the judge if possible."""
@@ -176,8 +191,6 @@ class BuilderFactory:
     def _load(self, kind: str, model: str) -> VisionLanguageModel:
         if kind == WriterName.ENDPOINT:
             return self._endpoint(model)
-        if not model:
-            raise ConfigError(f"{kind} needs the hub name or folder of a model; set --model")
         return LocalModel(model) if kind == WriterName.TRANSFORMERS else self._on_ray(model)
 
     def _on_ray(self, model: str) -> BatchModel:

@@ -61,7 +61,12 @@ JudgeModel = Annotated[
 ]
 Threads = Annotated[
     int,
-    typer.Option(min=1, max=256, help="Requests at the same time.", rich_help_panel=_MODELS),
+    typer.Option(
+        min=1,
+        max=256,
+        help="Requests at the same time; for ray-data, photos to prepare at the same time.",
+        rich_help_panel=_MODELS,
+    ),
 ]
 Timeout = Annotated[
     float, typer.Option(min=1, help="Seconds for one request.", rich_help_panel=_MODELS)

@@ -34,8 +34,7 @@ from reir_ingestion.build_dataset.answers.question import (
     Question,
     checked_answer,
 )
-from reir_ingestion.ray.cluster import is_local, translate_ray_errors
-from reir_ingestion.ray.runner import quiet_logs
+from reir_ingestion.ray.cluster import is_local, quiet_logs, translate_ray_errors
 
 logger = logging.getLogger(__name__)
 

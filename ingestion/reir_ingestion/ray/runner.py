@@ -59,7 +59,12 @@ from reir_ingestion.ray.blocks import (
     look_up_batch,
     read_batch,
 )
-from reir_ingestion.ray.cluster import is_local, start_or_join_ray, translate_ray_errors
+from reir_ingestion.ray.cluster import (
+    is_local,
+    quiet_logs,
+    start_or_join_ray,
+    translate_ray_errors,
+)
 from reir_ingestion.ray.coordinator import CoordinatorActor, StoreDatasink, mark_duplicates_in_batch
 from reir_ingestion.report import RunCounters
 from reir_ingestion.sources import Source
@@ -417,17 +422,3 @@ def _ray_data_settings(pool: EncoderPool) -> Iterator[None]:
         # A small job has fewer batches than tasks may run, which is no reason for a warning.
         warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
         yield
-
-
-@contextmanager
-def quiet_logs() -> Iterator[None]:
-    """Let Ray Data log warnings only, except the one that its progress bars are off."""
-    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

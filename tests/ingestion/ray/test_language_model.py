@@ -126,17 +126,22 @@ class OneByOne:
 
 
 def build(
-    photos: Path, out: Path, model: Callable[[Budget], VisionLanguageModel]
+    photos: Path,
+    out: Path,
+    model: Callable[[Budget], VisionLanguageModel],
+    *,
+    judged: bool = True,
 ) -> tuple[BuildReport, Budget]:
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     budget = Budget(Limits(), work)
     cache = AnswerCache(model(budget), budget, work)
+    judges = [VisionLanguageJudge(cache)] if judged else []
     report = build_dataset(
         open_photos(str(photos)),
         out,
         SceneReader(FakeEncoder(), work / "scenes"),
-        lambda _: Builder(VisionLanguageWriter(cache), [VisionLanguageJudge(cache)], 3, [cache]),
+        lambda _: Builder(VisionLanguageWriter(cache), judges, 3, [cache]),
         BuildOptions(threads=2),
     )
     return report, budget
@@ -294,11 +299,11 @@ def test_the_real_processor_takes_our_rows_and_settings(llava: str, tmp_path: Pa
     processor.get_stage_by_name("PrepareMultimodalStage").__dict__["fn"] = StandInForPictures
     engine.__dict__["fn"] = StandInForEngine
     photos = draw_photos(tmp_path / "photos", num=3)
-    report, budget = build(photos, tmp_path / "out", batches(processor))
+    report, budget = build(photos, tmp_path / "out", batches(processor), judged=False)
     found = [(each.status.value, each.reason) for each in report.outcomes]
     failed = ("failed", "no answer: ValueError: too long")
     assert found == [("written", ""), failed, ("written", "")]
-    assert (budget.num_requests, budget.tokens_in) == (5, 4000)
+    assert (budget.num_requests, budget.tokens_in) == (3, 2000)
 
 
 class Unloadable:
