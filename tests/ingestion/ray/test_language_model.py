@@ -230,7 +230,7 @@ def test_answers_that_arrived_before_a_failure_are_kept(tmp_path: Path) -> None:
     assert budget.num_requests == 2 * num
 
 
-class StandInForPictures(StatefulStageUDF):
+class StandInForPictures(StatefulStageUDF):  # type: ignore[misc]  # Ray has no types
     """Ray Data's stage for pictures, but without vLLM's parser of messages."""
 
     def __init__(self, data_column: str, expected_input_keys: list[str], **settings: Any) -> None:
@@ -255,7 +255,7 @@ class StandInForPictures(StatefulStageUDF):
             }
 
 
-class StandInForEngine(vLLMEngineStageUDF):
+class StandInForEngine(vLLMEngineStageUDF):  # type: ignore[misc]
     """Ray Data's stage for the engine, but without the engine."""
 
     def __init__(self, data_column: str, expected_input_keys: list[str], **settings: Any) -> None:
