@@ -63,6 +63,7 @@ def _try(builder: Builder, tasks: Sequence[WritingTask], threads: int) -> Iterat
 
 def _answer_waiting(builder: Builder, stage: str, progress: Progress) -> None:
     total = sum(each.num_waiting for each in builder.answers)
+    assert total, "a photo waits, so its question does; is `Builder.answers` complete?"
     done = count(1)
     for answers in builder.answers:
         for _ in answers.answer_waiting():

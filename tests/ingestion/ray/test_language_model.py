@@ -30,7 +30,7 @@ from reir_ingestion.build_dataset.answers.question import (
     checked_answer,
 )
 from reir_ingestion.build_dataset.build import BuildOptions, BuildReport, build_dataset
-from reir_ingestion.build_dataset.choice import BuilderFactory, Choice, WriterName
+from reir_ingestion.build_dataset.choice import BuilderFactory, Choice, JudgeName, WriterName
 from reir_ingestion.build_dataset.judges.vision_language import VisionLanguageJudge
 from reir_ingestion.build_dataset.outcomes import Builder
 from reir_ingestion.build_dataset.photos import open_photos
@@ -362,6 +362,28 @@ def test_missing_vllm_is_reported_before_photos_are_read(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"missing on 1 of 1, .*pip install 'ray\[llm\]'"):
         BuilderFactory(choice, FakeEncoder(), Budget(Limits(), tmp_path), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_writer_and_the_judge_share_the_engines(
+    llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_model, "_require_vllm", lambda: None)
+    choice = Choice(
+        writer=WriterName.RAY_DATA,
+        judges=(JudgeName.RULES, JudgeName.RAY_DATA),
+        model=llava,
+        engines=3,
+        engine_arguments={"max_model_len": 8192},
+    )
+    asked: list[tuple[str, EngineOptions, dict[str, Any]]] = []
+    monkeypatch.setattr(language_model, "build_vllm_processor", lambda *given: asked.append(given))
+    factory = BuilderFactory(choice, FakeEncoder(), Budget(Limits(), tmp_path), tmp_path)
+    builder = factory([])
+    assert [each.name for each in builder.answers] == [f"ray-data:{llava}"]
+    assert (builder.writer.name, builder.judges[1].name) == (f"ray-data:{llava}",) * 2
+    ((source, options, form),) = asked
+    assert (source, form) == (llava, chat_format(llava))
+    assert options == EngineOptions(engines=3, arguments={"max_model_len": 8192})
 
 
 def test_too_few_gpus_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
