@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ each engine, as many questions as most GPUs can answer at the same time."""
 MAX_REASON_CHARS = 200
 CPUS_NEEDED = 5
 """Of a Ray that is started on this machine: one for each stage."""
+GPU_ARGUMENTS = ("tensor_parallel_size", "pipeline_parallel_size")
+"""Engine arguments of vLLM whose product is the number of GPUs of an engine."""
 INSTALL = "pip install 'ray[llm]'"
 
 Processor = Callable[[Dataset], Dataset]
@@ -70,7 +73,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        for name in GPU_ARGUMENTS:
             number = self.arguments.get(name, 1)
             if not isinstance(number, int) or number < 1:
                 raise ConfigError(
@@ -80,9 +83,7 @@ class EngineOptions:
     @property
     def gpus_per_engine(self) -> int:
         """The number of GPUs of each engine."""
-        sizes = (self.arguments.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
-        tensor, pipeline = sizes
-        return int(tensor * pipeline)
+        return math.prod(self.arguments.get(name, 1) for name in GPU_ARGUMENTS)
 
 
 class RayDataEngine:
@@ -196,8 +197,7 @@ def vllm_processor(source: str, options: EngineOptions) -> Processor:
         options: see `EngineOptions`.
 
     Raises:
-        ConfigError: vLLM is not installed on the nodes, there are too few GPUs, or vLLM's settings
-            are not accepted.
+        ConfigError: vLLM is not installed on the nodes, or there are too few GPUs.
         CheckpointError: the model has no chat template, or cannot be read.
     """
     _require_vllm()
@@ -335,7 +335,8 @@ def _reason(error: RayError) -> str:
     """Return the line of an error that says why; Ray puts a trace of calls before or after it."""
     if isinstance(error, RayTaskError) and error.cause is not None:
         cause = error.cause
-        line = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        first, _, _ = str(cause).partition("\n")
+        line = f"{type(cause).__name__}: {first}"
     else:
         line = str(error).strip().rpartition("\n")[2]
     return (line.strip() or type(error).__name__)[:MAX_REASON_CHARS].rstrip(".")
