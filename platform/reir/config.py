@@ -51,7 +51,7 @@ def load_config(
     else:
         values, origin = read_yaml(Path(source)), f" (file {source})"
     for override in overrides:
-        values = _apply_override(values, override)
+        values = apply_override(values, override)
     return validate_config(model, values, lambda _: origin)
 
 
@@ -108,7 +108,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
+def apply_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
     """Return a copy of `values` with one "section.key=value" applied."""
     dotted, equals, text = override.partition("=")
     keys = [key.strip() for key in dotted.split(".")]

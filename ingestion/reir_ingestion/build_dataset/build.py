@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +15,13 @@ from reir_ingestion.build_dataset.outcomes import Builder, Outcome
 from reir_ingestion.build_dataset.output import choose_splits, write_folder
 from reir_ingestion.build_dataset.page import statistics_page
 from reir_ingestion.build_dataset.photos import PhotoSet
+from reir_ingestion.build_dataset.rounds import Progress, build_outcomes
 from reir_ingestion.build_dataset.scenes import Scene, SceneReader
 from reir_ingestion.build_dataset.statistics import Statistics, statistics_of
-from reir_ingestion.build_dataset.tasks import WritingTask, tasks_of
+from reir_ingestion.build_dataset.tasks import tasks_of
 
 STATISTICS, PAGE = "statistics.json", "statistics.html"
-READING, WRITING = "reading photos", "writing expressions"
-
-Progress = Callable[[str, int, int], None]
-"""Called after each photo with the stage, the number of photos done and of all photos."""
+READING = "reading photos"
 
 
 class Writers(Protocol):
@@ -42,7 +39,7 @@ class BuildOptions:
     Attributes:
         val_share: share of the photos in the split "val".
         threads: number of photos that are written about at the same time.
-        progress: called after each photo.
+        progress: called after each photo, and after each answer of a batch.
     """
 
     val_share: float = 0.1
@@ -111,23 +108,10 @@ def build_dataset(
     groups = groups_of_photos(scenes)
     tasks = tasks_of(scenes, find_look_alikes(scenes, groups))
     builder = writers(scenes)
-    outcomes = []
-    for outcome in _outcomes(builder, tasks, options.threads):
-        outcomes.append(outcome)
-        progress(WRITING, len(outcomes), len(tasks))
+    outcomes = build_outcomes(builder, tasks, options.threads, progress)
     splits = choose_splits(scenes, groups, options.val_share)
     statistics = statistics_of(outcomes, splits)
     write_folder(out, photos, outcomes, splits, builder)
     write_text(out / STATISTICS, json.dumps(statistics.to_dict(), indent=2) + "\n")
     write_text(out / PAGE, statistics_page(statistics, outcomes))
     return BuildReport(out=out, statistics=statistics, outcomes=outcomes)
-
-
-def _outcomes(builder: Builder, tasks: Sequence[WritingTask], threads: int) -> Iterator[Outcome]:
-    """Yield the outcome of each task, in the order given."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="build-dataset")
-    try:
-        yield from pool.map(builder.build, tasks)
-    finally:
-        # After Ctrl-C, only the photos in progress are finished.
-        pool.shutdown(cancel_futures=True)

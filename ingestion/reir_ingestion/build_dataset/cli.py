@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
+from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
@@ -26,7 +29,9 @@ from reir_ingestion.build_dataset import options as given
 
 if TYPE_CHECKING:
     from reir_ingestion.build_dataset.answers.budget import Budget
-    from reir_ingestion.build_dataset.build import BuildReport
+    from reir_ingestion.build_dataset.build import BuildOptions, BuildReport
+    from reir_ingestion.build_dataset.choice import Choice
+    from reir_ingestion.build_dataset.photos import PhotoSet
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -60,6 +65,8 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
     judge_model: given.JudgeModel = "",
     threads: given.Threads = 4,
     timeout: given.Timeout = 120.0,
+    engines: given.Engines = 1,
+    engine_option: given.EngineOption = None,
     ask_again: given.AskAgain = False,
     max_requests: given.MaxRequests = None,
     max_cost: given.MaxCost = None,
@@ -71,18 +78,11 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
 
     A rerun continues where an earlier one stopped, and asks no question twice that was answered.
     """
-    from reir.checkpoint import load_encoder
+    from reir.config import apply_override
     from reir_ingestion.build_dataset.answers.budget import Budget, Limits
-    from reir_ingestion.build_dataset.build import BuildOptions, build_dataset, work_folder
-    from reir_ingestion.build_dataset.choice import (
-        BuilderFactory,
-        Choice,
-        JudgeName,
-        Scope,
-        WriterName,
-    )
+    from reir_ingestion.build_dataset.build import BuildOptions, work_folder
+    from reir_ingestion.build_dataset.choice import Choice, JudgeName, Scope, WriterName
     from reir_ingestion.build_dataset.photos import open_photos
-    from reir_ingestion.build_dataset.scenes import SceneReader
 
     choice = Choice(
         writer=_named(WriterName, "--writer", writer),
@@ -91,6 +91,8 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
         judge_model=judge_model,
         endpoint=endpoint,
         timeout_s=timeout,
+        engines=engines,
+        engine_arguments=reduce(apply_override, engine_option or [], {}),
         scope=_named(Scope, "--unique-in", unique_in),
         per_instance=per_instance,
         ask_again=ask_again,
@@ -100,17 +102,36 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
     )
     budget = Budget(limits, work_folder(out))
     opened = open_photos(photos, annotations=annotations, split=split)
-    with messages().status("loading the models"):
-        encoder = load_encoder(checkpoint)
-        builders = BuilderFactory(choice, encoder, budget, work_folder(out))
-    with _progress() as show:
-        how = BuildOptions(val_share=val_share, threads=threads, progress=show)
-        reader = SceneReader(encoder, work_folder(out) / "scenes")
-        report = build_dataset(opened, out, reader, builders, how)
+    how = BuildOptions(val_share=val_share, threads=threads)
+    report = _build(opened, out, choice, checkpoint, budget, how)
     if as_json:
         print_json({**report.to_dict(), "requests": budget.num_requests, "cost": budget.cost})
     else:
         _print(report, budget)
+
+
+def _build(  # noqa: PLR0913 - one by one is clearer than a bag of options
+    photos: PhotoSet,
+    out: Path,
+    choice: Choice,
+    checkpoint: Path | None,
+    budget: Budget,
+    how: BuildOptions,
+) -> BuildReport:
+    """Load the models and build the dataset, with a progress bar."""
+    from reir.checkpoint import load_encoder
+    from reir_ingestion.build_dataset.build import build_dataset, work_folder
+    from reir_ingestion.build_dataset.choice import BuilderFactory, connected
+    from reir_ingestion.build_dataset.scenes import SceneReader
+
+    work = work_folder(out)
+    with connected(choice):
+        with messages().status("loading the models"):
+            encoder = load_encoder(checkpoint)
+            builders = BuilderFactory(choice, encoder, budget, work)
+        with _progress() as show:
+            reader = SceneReader(encoder, work / "scenes")
+            return build_dataset(photos, out, reader, builders, replace(how, progress=show))
 
 
 def _named(kind: type[Name], option: str, text: str) -> Name:
@@ -130,7 +151,7 @@ def _named(kind: type[Name], option: str, text: str) -> Name:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the stage, the photos done, the rate and the time left on standard error."""
+    """Show the stage, what is done, the rate and the time left on standard error."""
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -145,7 +166,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total, rate="")
             speed = bar.tasks[tasks[stage]].speed or 0
-            bar.update(tasks[stage], completed=done, rate=f"{speed:.1f} photos/s")
+            bar.update(tasks[stage], completed=done, rate=f"{speed:.1f}/s")
 
         yield show
 

@@ -28,9 +28,12 @@ PerInstance = Annotated[
 ValShare = Annotated[
     float, typer.Option(min=0, max=0.9, help="Share of the photos in the split val.")
 ]
-Writer = Annotated[str, typer.Option(help="Who writes: template, endpoint or transformers.")]
+Writer = Annotated[
+    str, typer.Option(help="Who writes: template, endpoint, transformers or ray-data.")
+]
 Judges = Annotated[
-    str, typer.Option(help="Who filters, separated by commas: rules, endpoint, transformers.")
+    str,
+    typer.Option(help="Who filters, separated by commas: rules, endpoint, transformers, ray-data."),
 ]
 UniqueIn = Annotated[
     str,
@@ -58,10 +61,32 @@ JudgeModel = Annotated[
 ]
 Threads = Annotated[
     int,
-    typer.Option(min=1, max=256, help="Requests at the same time.", rich_help_panel=_MODELS),
+    typer.Option(
+        min=1,
+        max=256,
+        help="Requests at the same time; for ray-data, photos to prepare at the same time.",
+        rich_help_panel=_MODELS,
+    ),
 ]
 Timeout = Annotated[
     float, typer.Option(min=1, help="Seconds for one request.", rich_help_panel=_MODELS)
+]
+Engines = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Maximum number of vLLM engines on the Ray cluster, for ray-data only.",
+        rich_help_panel=_MODELS,
+    ),
+]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Argument of the vLLM engines, such as tensor_parallel_size=2, for ray-data only. "
+        "May be repeated.",
+        rich_help_panel=_MODELS,
+    ),
 ]
 AskAgain = Annotated[
     bool,

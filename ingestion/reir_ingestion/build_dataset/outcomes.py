@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from reir.errors import ImageError
 from reir.text import normalize_expression, without_controls
+from reir_ingestion.build_dataset.answers.cache import AnswerCache
 from reir_ingestion.build_dataset.answers.failures import AnswerRefused, ModelUnavailable
 from reir_ingestion.build_dataset.judges.language import language_problem
 from reir_ingestion.build_dataset.tasks import (
@@ -97,14 +98,20 @@ class Builder:
         judges: all of them must accept an expression. Its language is checked in any case, since
             it may come from a model.
         per_instance: maximum number of expressions to keep for each instance.
+        answers: of the models that the writer and the judges ask.
     """
 
     writer: ExpressionWriter
     judges: Sequence[ExpressionJudge]
     per_instance: int
+    answers: Sequence[AnswerCache] = ()
 
     def build(self, task: WritingTask) -> Outcome:
-        """Return what became of a photo; never raises for a bad photo or answer."""
+        """Return what became of a photo; never raises for a bad photo or answer.
+
+        Raises:
+            AnswerPending: a question about the photo waits for the next batch.
+        """
         if task.scene.failure:
             return _outcome(task, Status.FAILED, task.scene.failure)
         if not task.numbers:

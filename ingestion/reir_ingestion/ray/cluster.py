@@ -1,4 +1,4 @@
-"""Start Ray on this machine or join a cluster, and translate Ray's errors."""
+"""Start Ray on this machine or join a cluster, and translate its errors and quiet its logs."""
 
 from __future__ import annotations
 
@@ -165,6 +165,20 @@ def translate_ray_errors() -> Iterator[None]:
             f"Everything written so far is kept: run the same command again to continue, with "
             f"fewer workers (--num-workers) if memory ran out"
         ) from error
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Let Ray Data log warnings only, except the one that its progress bars are off."""
+    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

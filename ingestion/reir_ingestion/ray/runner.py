@@ -59,7 +59,12 @@ from reir_ingestion.ray.blocks import (
     look_up_batch,
     read_batch,
 )
-from reir_ingestion.ray.cluster import is_local, start_or_join_ray, translate_ray_errors
+from reir_ingestion.ray.cluster import (
+    is_local,
+    quiet_logs,
+    start_or_join_ray,
+    translate_ray_errors,
+)
 from reir_ingestion.ray.coordinator import CoordinatorActor, StoreDatasink, mark_duplicates_in_batch
 from reir_ingestion.report import RunCounters
 from reir_ingestion.sources import Source
@@ -413,21 +418,7 @@ def _ray_data_settings(pool: EncoderPool) -> Iterator[None]:
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=2 * MAX_QUEUED_BYTES * pool.max_size
     )
-    with _quiet_logs(), DataContext.current(context), warnings.catch_warnings():
+    with quiet_logs(), DataContext.current(context), warnings.catch_warnings():
         # A small job has fewer batches than tasks may run, which is no reason for a warning.
         warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
         yield
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Let Ray Data log warnings only, except the one that its progress bars are off."""
-    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

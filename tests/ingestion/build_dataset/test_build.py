@@ -217,13 +217,15 @@ def test_the_command_prints_counts(command: typer.Typer, tmp_path: Path) -> None
     ("options", "named"),
     [
         (["--writer", "templat"], "did you mean 'template'?"),
-        (["--judge", "rules,x"], "use one of rules, endpoint, transformers"),
+        (["--judge", "rules,x"], "use one of rules, endpoint, transformers, ray-data"),
         (["--writer", "endpoint"], "REIR_ENDPOINT_URL"),
         (["--writer", "endpoint", "--endpoint", "http://localhost:1/v1"], "--model"),
         (["--writer", "transformers"], "--model"),
+        (["--judge", "ray-data"], "ray-data needs the hub name or folder of a model; set --model"),
+        (["--engine-option", "max_model_len"], "'max_model_len' must have the form"),
         (["--split", "train"], "train"),
     ],
-    ids=["writer", "judge", "endpoint", "model", "local", "split"],
+    ids=["writer", "judge", "endpoint", "model", "local", "cluster", "engine", "split"],
 )
 def test_wrong_options_say_what_to_do(
     command: typer.Typer, tmp_path: Path, options: list[str], named: str

@@ -52,6 +52,7 @@ class Budget:
         self._limits, self._path = limits, work / REQUESTS
         self._lock = threading.Lock()
         self.num_requests, self.tokens_in, self.tokens_out = 0, 0, 0
+        self._reserved = 0
         for line in _lines(self._path):
             self.num_requests += "sent" in line
             self.tokens_in += int(line.get("tokens_in", 0))
@@ -69,14 +70,43 @@ class Budget:
         Raises:
             BudgetSpent: a limit is reached, so it must not be sent.
         """
-        limits = self._limits
+        self.reserve()
+        self.count(key)
+
+    def reserve(self) -> None:
+        """Set a request aside that will be counted or released later.
+
+        Raises:
+            BudgetSpent: a limit is reached, so it must not be sent.
+        """
+        limit = self._limits.max_requests
         with self._lock:
-            if limits.max_requests is not None and self.num_requests >= limits.max_requests:
-                raise BudgetSpent(f"the budget of {limits.max_requests} requests is used up")
-            if limits.max_cost is not None and self.cost >= limits.max_cost:
-                raise BudgetSpent(f"the budget of {limits.max_cost:g} is used up")
+            if limit is not None and self.num_requests + self._reserved >= limit:
+                raise BudgetSpent(f"the budget of {limit} requests is used up")
+            self.check_cost()
+            self._reserved += 1
+
+    def count(self, key: str) -> None:
+        """Count a request that was set aside."""
+        with self._lock:
+            self._reserved -= 1
             self.num_requests += 1
             self._append({"sent": key})
+
+    def release(self, number: int) -> None:
+        """Give back requests that were set aside and are not sent."""
+        with self._lock:
+            self._reserved -= number
+
+    def check_cost(self) -> None:
+        """Check that the limit of the cost is not reached.
+
+        Raises:
+            BudgetSpent: it is.
+        """
+        limit = self._limits.max_cost
+        if limit is not None and self.cost >= limit:
+            raise BudgetSpent(f"the budget of {limit:g} is used up")
 
     def spend(self, tokens_in: int, tokens_out: int) -> None:
         """Count the tokens of a question and its answer."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from reir_ingestion.build_dataset.answers.batches import BatchModel
 from reir_ingestion.build_dataset.answers.budget import Budget
 from reir_ingestion.build_dataset.answers.failures import AnswerRefused
 from reir_ingestion.build_dataset.answers.question import (
@@ -37,6 +39,7 @@ class AnswerCache:
     ) -> None:
         self._model, self._budget = model, budget
         self._folder, self._ask_again = work / ANSWERS, ask_again
+        self._refused_now: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -49,20 +52,49 @@ class AnswerCache:
         Raises:
             AnswerRefused: the answer cannot be used.
             ModelUnavailable: there is no answer.
+            AnswerPending: the question waits for `answer_waiting`.
         """
         key = key_of(self._model, question)
-        path = self._folder / key[:2] / f"{key}.json"
-        answer = self._kept(path)
+        answer = self._kept(key)
         if answer is None:
             answer = self._model.ask(question, key)
-            self._budget.spend(answer.tokens_in, answer.tokens_out)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(asdict(answer)))
+            self._keep(key, answer)
         if answer.refused:
             raise AnswerRefused(answer.refused)
         return answer.text
 
-    def _kept(self, path: Path) -> Answer | None:
+    @property
+    def num_waiting(self) -> int:
+        """The number of questions that wait for the next batch."""
+        return self._model.num_waiting if isinstance(self._model, BatchModel) else 0
+
+    def answer_waiting(self) -> Iterator[None]:
+        """Answer the questions that wait, and keep each answer as soon as it arrives.
+
+        Yields:
+            None after each answer, for progress.
+
+        Raises:
+            WorkersUnavailable: the batch failed as a whole; the answers until then are kept.
+        """
+        if isinstance(self._model, BatchModel):
+            for key, answer in self._model.answers():
+                self._keep(key, answer)
+                yield
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+    def _keep(self, key: str, answer: Answer) -> None:
+        self._budget.spend(answer.tokens_in, answer.tokens_out)
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(answer)))
+        if answer.refused:
+            self._refused_now.add(key)
+
+    def _kept(self, key: str) -> Answer | None:
+        path = self._path(key)
         if not path.exists():
             return None
         try:
@@ -70,4 +102,6 @@ class AnswerCache:
         except (OSError, ValueError, TypeError) as error:
             logger.warning("%s is damaged (%s); the question is asked again", path, error)
             return None
-        return None if answer.refused and self._ask_again else answer
+        # An answer of this run is not asked for again, or a batch would follow each batch.
+        ask_again = self._ask_again and key not in self._refused_now
+        return None if answer.refused and ask_again else answer

@@ -7,7 +7,6 @@ reason that may go away is repeated with growing pauses.
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import os
@@ -27,7 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 from reir.errors import ConfigError
 from reir_ingestion.build_dataset.answers.budget import Budget
 from reir_ingestion.build_dataset.answers.failures import ModelUnavailable
-from reir_ingestion.build_dataset.answers.question import MAX_ANSWER_CHARS, Answer, Question
+from reir_ingestion.build_dataset.answers.question import Answer, Question, checked_answer
 
 URL_VARIABLE, MODEL_VARIABLE = "REIR_ENDPOINT_URL", "REIR_ENDPOINT_MODEL"
 KEY_VARIABLE = "REIR_ENDPOINT_KEY"
@@ -163,18 +162,10 @@ class EndpointModel:
         raise ModelUnavailable(f"no answer: {why}, after {self._settings.attempts} attempts")
 
     def _request(self, question: Question) -> dict[str, Any]:
-        picture = base64.b64encode(question.picture).decode()
         schema = {"name": "answer", "schema": dict(question.schema)}
-        content = [
-            {"type": "text", "text": question.text},
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
-        ]
         return {
             "model": self._settings.model,
-            "messages": [
-                {"role": "system", "content": question.instructions},
-                {"role": "user", "content": content},
-            ],
+            "messages": question.messages(),
             "temperature": 0,
             "max_tokens": self._settings.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": schema},
@@ -281,17 +272,13 @@ def _answer(question: Question, content_type: str, data: bytes) -> Answer:
     except ValidationError:
         tokens_in, tokens_out = estimate
     choice = completion.choices[0]
-    text = choice.message.content or ""
-    why = ""
-    if choice.message.refusal:
-        why = "the model refuses"
-    elif not text.strip():
-        why = "empty: the answer has no text"
-    elif choice.finish_reason == "length":
-        why = "cut off: the answer is longer than the limit of tokens"
-    elif len(text) > MAX_ANSWER_CHARS:
-        why = f"too large: the answer has more than {MAX_ANSWER_CHARS} characters"
-    return Answer(text="" if why else text, tokens_in=tokens_in, tokens_out=tokens_out, refused=why)
+    return checked_answer(
+        choice.message.content or "",
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        cut_off=choice.finish_reason == "length",
+        refused="the model refuses" if choice.message.refusal else "",
+    )
 
 
 def first_problem(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Errors about one photo: the answer of a model cannot be used, or there is none."""
+"""Errors about one photo: the answer of a model cannot be used, or there is none, or none yet."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ class AnswerRefused(ReirError):
 
 class ModelUnavailable(ReirError):
     """A model did not answer; another run may succeed. The message says why."""
+
+
+class AnswerPending(ReirError):
+    """The question waits for the next batch; ask again after it."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from reir.errors import CheckpointError
 from reir_ingestion.build_dataset.answers.failures import ModelUnavailable
-from reir_ingestion.build_dataset.answers.question import MAX_ANSWER_CHARS, Answer, Question
+from reir_ingestion.build_dataset.answers.question import Answer, Question, checked_answer
 
 MAX_NEW_TOKENS = 2048
 
@@ -89,12 +89,4 @@ class LocalModel:
             raise ModelUnavailable("no answer: not enough memory for the model") from error
         num_asked = inputs["input_ids"].shape[1]
         text = self._processor.decode(ids[0, num_asked:], skip_special_tokens=True)
-        why = "" if text.strip() else "empty: the answer has no text"
-        if len(text) > MAX_ANSWER_CHARS:
-            why = f"too large: the answer has more than {MAX_ANSWER_CHARS} characters"
-        return Answer(
-            text="" if why else text,
-            tokens_in=num_asked,
-            tokens_out=ids.shape[1] - num_asked,
-            refused=why,
-        )
+        return checked_answer(text, tokens_in=num_asked, tokens_out=ids.shape[1] - num_asked)

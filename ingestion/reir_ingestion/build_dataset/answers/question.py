@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,6 +29,18 @@ class Question:
     picture: bytes
     schema: Mapping[str, Any]
 
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the question in OpenAI's chat format, with the photo as a data URL."""
+        picture = base64.b64encode(self.picture).decode()
+        content = [
+            {"type": "text", "text": self.text},
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
+        ]
+        return [
+            {"role": "system", "content": self.instructions},
+            {"role": "user", "content": content},
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -43,6 +56,30 @@ class Answer:
     tokens_in: int
     tokens_out: int
     refused: str = ""
+
+
+def checked_answer(
+    text: str, *, tokens_in: int, tokens_out: int, cut_off: bool = False, refused: str = ""
+) -> Answer:
+    """Return an answer, refused if its text is empty, cut off or too long.
+
+    Args:
+        text: untrusted text of any length.
+        tokens_in, tokens_out: tokens of the question and of the answer.
+        cut_off: whether the model stopped at its limit of tokens.
+        refused: another reason to refuse it, which counts first.
+    """
+    if refused:
+        why = refused
+    elif not text.strip():
+        why = "empty: the answer has no text"
+    elif cut_off:
+        why = "cut off: the answer is longer than the limit of tokens"
+    elif len(text) > MAX_ANSWER_CHARS:
+        why = f"too large: the answer has more than {MAX_ANSWER_CHARS} characters"
+    else:
+        why = ""
+    return Answer(text="" if why else text, tokens_in=tokens_in, tokens_out=tokens_out, refused=why)
 
 
 class VisionLanguageModel(Protocol):
@@ -67,6 +104,7 @@ class VisionLanguageModel(Protocol):
 
         Raises:
             ModelUnavailable: there is no answer.
+            AnswerPending: the model answers in batches, and this question waits for the next one.
         """
         ...
 
