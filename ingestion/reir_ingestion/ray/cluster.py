@@ -103,8 +103,9 @@ def _start(options: dict[str, Any]) -> None:
             raise WorkersUnavailable(
                 f"Ray could not start on this machine: {reason}. It needs a few GB of free memory "
                 f"and free space in /dev/shm and in its temporary folder (RAY_TMPDIR, now "
-                f"{os.environ.get('RAY_TMPDIR', '/tmp')}), which also holds its logs. To index "
-                f"without Ray, run `reir index --runner local`"
+                f"{os.environ.get('RAY_TMPDIR', '/tmp')}), which also holds its logs. "
+                f"`reir index --runner local` and the other writers of `reir build-dataset` work "
+                f"without Ray"
             ) from error
         raise WorkersUnavailable(
             f"the Ray cluster at RAY_ADDRESS {_address()} does not answer: {reason}. Check the "
@@ -142,7 +143,7 @@ def _watch(stop: threading.Event) -> None:
             logger.error(
                 "Ray's process %s has died. The operating system kills processes when memory runs "
                 "out. Everything written so far is kept: run the same command again to continue, "
-                "with fewer workers (--num-workers) to use less memory",
+                "with fewer workers (--num-workers, --engines) to use less memory",
                 ", ".join(sorted(dead)),
             )
             # Not `sys.exit`, which would end this thread only: the main thread waits within Ray.
@@ -163,7 +164,7 @@ def translate_ray_errors() -> Iterator[None]:
         raise WorkersUnavailable(
             f"Ray lost a worker, a machine or data of this job: {_first_line(error).rstrip('.')}. "
             f"Everything written so far is kept: run the same command again to continue, with "
-            f"fewer workers (--num-workers) if memory ran out"
+            f"fewer workers (--num-workers, --engines) if memory ran out"
         ) from error
 
 
