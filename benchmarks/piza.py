@@ -64,6 +64,8 @@ SEARCHES = {"usual_share": 0.04, "share_spread": 0.1, "growth": 0.5, "jitter": 0
 """Mostly two looks, the first of which keeps a quarter of the photo's side: the base reads pictures
 of 160 px only."""
 NEAR = 0.1
+LIMIT_S = 4 * 3600
+"""Limit for one training, on a busy machine."""
 SOURCE_KEYS = ("format", "path", "annotations", "images")
 ARMS: Mapping[str, Mapping[str, str]] = {
     "adapter": {"method": "adapter"},
@@ -165,7 +167,7 @@ def learning(
                 settings = settings_of(work, base, epochs, arm, seed)
                 folder = checkpoint.parent.parent
                 training = TrainCommand(folder, settings, num_workers, preset="piza")
-                training.finish(training.start())
+                training.finish(training.start(), LIMIT_S)
             found.append(measured(load_zooming_localizer(str(checkpoint)), held_out))
             print(name, found[-1], flush=True)
         figures |= _named(name, found)

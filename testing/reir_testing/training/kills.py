@@ -60,20 +60,22 @@ class TrainCommand:
         with (self.folder / "messages.txt").open("ab") as messages:
             return subprocess.Popen(command, stdout=messages, stderr=messages)
 
-    def finish(self, child: subprocess.Popen[bytes]) -> None:
+    def finish(self, child: subprocess.Popen[bytes], limit_s: float = LONGEST_RUN_S) -> None:
         """Wait for the command to exit.
 
         Raises:
-            RuntimeError: it failed or took too long; contains its last messages.
+            RuntimeError: it failed or took longer than the limit; contains its last messages.
         """
         try:
-            code = child.wait(LONGEST_RUN_S)
+            code = child.wait(limit_s)
+            what = f"exited with code {code}"
         except subprocess.TimeoutExpired:
             end({child.pid: _started(child.pid), **family(child.pid)})
             code = child.wait()
+            what = f"was ended because it took more than {limit_s:g} s"
         if code:
             last = (self.folder / "messages.txt").read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"reir train exited with code {code}; its last messages:\n{last}")
+            raise RuntimeError(f"reir train {what}; its last messages:\n{last}")
 
     def losses(self) -> list[tuple[StepId, float]]:
         """Return the loss of every step in the order of the log, including repeated steps."""
