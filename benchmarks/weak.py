@@ -186,7 +186,8 @@ def pseudo_labels(cache: Path) -> dict[str, float]:
     write_reircoco(train_photos, work / "true.json")
     _write_sentences(train_photos, work / "sentences.csv")
     weak = work / "weak"
-    reir("train", "--preset", "weak-rec", "--data", str(RECIPE), "--output", str(weak))
+    if not (weak / "checkpoint").exists():
+        reir("train", "--preset", "weak-rec", "--data", str(RECIPE), "--output", str(weak))
     reir(
         *("label", str(work / "sentences.csv"), str(work / "pseudo.json")),
         *("--localizer", f"weak:{weak / 'checkpoint'}", "--images", str(source / "images")),
@@ -207,7 +208,8 @@ def pseudo_labels(cache: Path) -> dict[str, float]:
         }
         (work / f"{arm}.yaml").write_text(yaml.safe_dump(config))
         output = work / arm
-        reir("train", "--data", str(work / f"{arm}.yaml"), "--output", str(output))
+        if not (output / "checkpoint").exists():
+            reir("train", "--data", str(work / f"{arm}.yaml"), "--output", str(output))
         figures |= rec(arm, output / "checkpoint", source)
     figures |= rec("frozen", save_untrained(work / "true.yaml", work / "frozen"), source)
     figures["weak.pseudo_share"] = round(figures["weak.pseudo.p50"] / figures["weak.true.p50"], 3)
@@ -250,14 +252,14 @@ def rec(arm: str, checkpoint: Path, source: Path) -> dict[str, float]:
         *("eval", "rec", "--checkpoint", str(checkpoint), "--annotations", str(source)),
         *("--images", str(source / "images"), "--split", "val", "--json"),
     )
-    splits = {name: each["query_free"] for name, each in json.loads(printed)["splits"].items()}
-    counts = {name: json.loads(printed)["splits"][name]["num_expressions"] for name in splits}
-    figures = {}
-    for kind in ("long", "short"):
-        (name,) = [each for each in splits if kind in each]
-        figures[f"weak.{arm}.p50_{kind}"] = splits[name]["p50"]["value"]
-    total = sum(counts[name] * splits[name]["p50"]["value"] for name in splits)
-    figures[f"weak.{arm}.p50"] = round(total / sum(counts.values()), 2)
+    splits = json.loads(printed)["splits"]
+    figures = {
+        f"weak.{arm}.p50_{kind}": splits[f"val {kind}"]["query_free"]["p50"]
+        for kind in ("long", "short")
+    }
+    total = sum(each["expressions"] * each["query_free"]["p50"] for each in splits.values())
+    num = sum(each["expressions"] for each in splits.values())
+    figures[f"weak.{arm}.p50"] = round(total / num, 2)
     show(arm, figures)
     return figures
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from reir.config import load_config
@@ -57,7 +58,9 @@ def test_photos_survive_the_round_trip(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.glob("some*")] == ["some.arrow"]
 
 
-def test_the_annotations_are_read_once_until_they_change(tmp_path: Path) -> None:
+def test_the_annotations_are_read_once_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, folder = configured(tmp_path), tmp_path / "annotations"
     train, held_out = shared_photos(config, folder)
     wanted = split_held_out(training_photos(config))
@@ -77,6 +80,10 @@ def test_the_annotations_are_read_once_until_they_change(tmp_path: Path) -> None
     assert len(list(folder.glob("*.arrow"))) == 6
     assert len(shared_photos(config, folder, masks=True)[0]) == len(train)
     assert len(list(folder.glob("*.arrow"))) == 8
+    # As if another release had written the tables.
+    monkeypatch.setattr(photo_table, "_SCHEMA", pa.schema({"path": pa.string()}))
+    assert len(shared_photos(config, folder)[0]) == len(train)
+    assert len(list(folder.glob("*.arrow"))) == 10
 
 
 def test_errors_and_warnings_from_the_reading_process_are_passed_on(

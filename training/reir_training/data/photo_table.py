@@ -202,7 +202,8 @@ def locked(path: Path) -> Iterator[None]:
 def _fingerprint(config: DataConfig, masks: bool) -> str:
     """Return a fingerprint of the settings and the current annotation files."""
     settings = config.model_dump_json(include=set(DataConfig.model_fields))
-    parts = [settings, str(masks)]
+    # A table of another release may lack a column.
+    parts = [settings, str(masks), str(_SCHEMA)]
     for source in (*config.data, *config.evaluation):
         # Beside the main file, a folder may contain captions, splits and near misses.
         files = [source.path / source.file] if source.file else []
