@@ -15,6 +15,7 @@ from reir_testing.pretrained import save_siglip_towers
 from reir_testing.tiny_clare import tiny_clare_config, tiny_training
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_towers_with_a_sentencepiece_model_can_be_trained_and_used_for_indexing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
