@@ -208,7 +208,7 @@ def _named(name: str, found: Sequence[Mapping[str, float]]) -> Figures:
 def _search_figures(
     checkpoint: Path, config: PizaTrainConfig, held_out: Sequence[TrainPhoto]
 ) -> Figures:
-    """Return how well the history encoder knows the end, and about the looks of the searches."""
+    """Return the accuracy of the history encoder, and the number and place of the looks."""
     said = [(photo, e) for photo in held_out for e in photo.expressions]
     history = load_piza(checkpoint).history
     assert history is not None

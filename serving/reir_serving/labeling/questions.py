@@ -29,7 +29,7 @@ VERDICTS: dict[Reply, tuple[Verdict, ...]] = {
     "neither": ("wrong", "wrong"),
     "skip": (),
 }
-"""What a reply says about the hits of its question, in their order."""
+"""Reply -> its verdict about each hit of the question, in the order of the hits."""
 
 NUM_HITS = 4
 """Number of hits of a sentence that questions can be about."""
@@ -88,7 +88,7 @@ class Question:
 
 @dataclass
 class _Asked:
-    """A question that was answered, and the number of the question that followed from it."""
+    """An answered question, and the number of the question that its reply led to."""
 
     question: Question
     followed_by: int | None = None
@@ -125,7 +125,7 @@ class Questions:
 
     @property
     def num_open(self) -> int:
-        """Number of questions without a reply."""
+        """The number of questions that nobody has replied to yet."""
         return len(self._open)
 
     def next(self, number: int) -> list[Question]:

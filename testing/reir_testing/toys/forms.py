@@ -200,7 +200,8 @@ EYES: Mapping[str, tuple[float, float, float]] = {
     "snark": (0.5, 0.4, 0.13),
     "mome": (0.5, 0.6, 0.13),
 }
-"""Where the eyes are: center of both (x, y) and half their distance, in parts of the canvas."""
+"""Place of the eyes: the point (x, y) between them, and half of the distance between them, both
+as shares of the canvas."""
 PATTERNS: Mapping[str, Callable[[Ink], None]] = {
     "plain": _plain,
     "striped": _stripes,

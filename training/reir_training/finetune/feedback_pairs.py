@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reir.datasets.dataset import ReferringImage
 from reir.errors import DataError, UnknownPhoto
-from reir.operations.feedback import read_feedback
+from reir.operations.feedback import require_feedback
 from reir.operations.feedback.agreement import Answer, agree
 from reir.operations.feedback.export import dataset_of_answers
 from reir.store.contract import InstanceStore
@@ -31,12 +31,7 @@ def feedback_pairs(
         DataError: there is no feedback, or nothing to learn from; the message says why.
         GalleryNotFound: the gallery has no live version.
     """
-    feedback = read_feedback(folder, gallery)
-    if not feedback:
-        raise DataError(
-            f"{folder} has no feedback about gallery '{gallery}'; `reir feedback`, the search page "
-            f"and POST /v1/feedback give it"
-        )
+    feedback = require_feedback(folder, gallery)
     trust = trusted(feedback, max_share=max_user_share)
     agreement = agree(trust.feedback)
     left_out = Counter(agreement.left_out)

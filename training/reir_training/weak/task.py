@@ -188,7 +188,7 @@ class PhotoFiles:
         self._paths = paths
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Load some photos; see `load_squares`.
+        """Read and letterbox some photos; see `load_squares`.
 
         Raises:
             ImageError: a photo cannot be decoded.

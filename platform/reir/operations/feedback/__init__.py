@@ -7,6 +7,7 @@ from reir.operations.feedback.database import (
     is_recorded,
     read_feedback,
     remove_feedback,
+    require_feedback,
 )
 from reir.operations.feedback.records import Feedback, Submission, Verdict
 
@@ -20,4 +21,5 @@ __all__ = [
     "is_recorded",
     "read_feedback",
     "remove_feedback",
+    "require_feedback",
 ]

@@ -107,6 +107,21 @@ def read_feedback(folder: Path, gallery: str) -> list[Feedback]:
     return sorted(found, key=lambda each: each.time)
 
 
+def require_feedback(folder: Path, gallery: str) -> list[Feedback]:
+    """Return all feedback about a gallery, of which there must be some; see `read_feedback`.
+
+    Raises:
+        DataError: there is none, or a file cannot be read or is damaged.
+    """
+    found = read_feedback(folder, gallery)
+    if not found:
+        raise DataError(
+            f"{folder} has no feedback about gallery '{gallery}'; `reir feedback`, the search page "
+            f"and POST /v1/feedback give it"
+        )
+    return found
+
+
 def remove_feedback(folder: Path, gallery: str, matches: Callable[[Feedback], bool]) -> int:
     """Remove feedback, and overwrite it on disk; return how many there was.
 

@@ -20,7 +20,7 @@ from reir.datasets.reircoco import write_reircoco
 from reir.errors import DataError
 from reir.images.decode import path_of_uri
 from reir.operations.feedback.agreement import Answer, agree
-from reir.operations.feedback.database import read_feedback
+from reir.operations.feedback.database import require_feedback
 from reir.records import Box, ImageRecord
 from reir.store.contract import InstanceStore
 from reir.text import without_controls
@@ -75,12 +75,7 @@ def export_feedback(store: InstanceStore, gallery: str, folder: Path, out: Path)
         DataError: there is no feedback, or none of it says where an object is.
         GalleryNotFound: the gallery has no live version.
     """
-    feedback = read_feedback(folder, gallery)
-    if not feedback:
-        raise DataError(
-            f"{folder} has no feedback about gallery '{gallery}'; `reir feedback`, the search page "
-            f"and POST /v1/feedback give it"
-        )
+    feedback = require_feedback(folder, gallery)
     agreement = agree(feedback)
     left_out = Counter(agreement.left_out)
     version = store.live_version(gallery)
