@@ -3,8 +3,9 @@
     python benchmarks/data_engine.py --work FOLDER [--only filter|endpoint|kills]
 
 filter: faults are planted in the written expressions of the photos of `val`: a wrong color, a wrong
-side, a loss of uniqueness, another object. The rules judge, with the shipped encoder and the true
-boxes, refuses some of them, and some of the good ones. Each kind of fault counts the same. The
+side, a loss of uniqueness, another object. The rules judge, with the shipped encoder, the shipped
+color head and the true boxes, refuses some of them, and some of the good ones. Each kind of fault
+counts the same. The
 thresholds are chosen on every second photo, and the figures are from the other ones: the photos of
 `train` would flatter the encoder, which was trained on them. With the same thresholds, expressions
 that people wrote about several relations (refcocos_human.json) are judged: `engine.human_kept` is
@@ -40,6 +41,7 @@ from _planted import (
 )
 from _report import RESULTS, write_report
 
+from reir.checkpoint import load_color_reader
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir_ingestion.build_dataset.answers.budget import Budget, Limits
 from reir_ingestion.build_dataset.answers.cache import AnswerCache
@@ -60,7 +62,7 @@ MAX_LOSS = 0.08
 """Share of the good expressions that the choice of thresholds may lose; less than the limit of 0.1,
 because it is higher on other photos."""
 NUM_KILLS, KILLED_PHOTOS = 8, 40
-COLORS = np.arange(0.03, 0.12, 0.01)
+COLORS = np.arange(0.1, 0.3, 0.01)
 SIDES = np.arange(-0.04, 0.08, 0.02)
 OTHERS = np.arange(0.0, 0.24, 0.02)
 
@@ -73,7 +75,8 @@ def filter_figures(arguments: argparse.Namespace) -> dict[str, float]:
     encoder = encoder_of(arguments)
     trials = trials_of(root / "photos", "val", encoder, arguments.work / "scenes")
     encode = Remembered(encoder, arguments.work / "sentences.npz")
-    judged = evidence_of(trials, RulesJudge(encode, COCO_CLASSES))
+    judge = RulesJudge(encode, COCO_CLASSES, colors=load_color_reader(arguments.checkpoint))
+    judged = evidence_of(trials, judge)
     encode.save()
     chosen = _best([each for each in judged if each.photo % 2 == 0])
     measured = [each for each in judged if each.photo % 2]
@@ -86,10 +89,8 @@ def filter_figures(arguments: argparse.Namespace) -> dict[str, float]:
         "engine.filter_good": sum(each.kind == GOOD for each in measured),
         "engine.filter_planted": sum(each.kind in FAULTS for each in measured),
     }
-    judged = evidence_of(
-        human_trials(root / "photos", encoder, arguments.work / "human"),
-        RulesJudge(encode, COCO_CLASSES),
-    )
+    human = human_trials(root / "photos", encoder, arguments.work / "human")
+    judged = evidence_of(human, judge)
     encode.save()
     found = shares(judged, chosen)
     figures |= {

@@ -5,9 +5,9 @@ published CLARE are stored as trained. Those of `clare-nano` are stored in float
 embeddings, which are frozen in training and make up two fifths of the model, in int8 with a scale
 for each row. Weights are safetensors only: opening a pickle could run code.
 
-A directory may also contain a relation re-ranker, a mask head and a zoom policy
-(`reir.checkpoint_parts`), each of which works only with what it was trained on: the vectors of one
-model, or one crop network.
+A directory may also contain a relation re-ranker, a mask head, a zoom policy and a color head
+(`reir.checkpoint_parts`), each of which works only with what it was trained on: one model, or one
+crop network.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from reir.models.nano.model import ClareNano
 # Clare imports `transformers`, which takes longer than a search; only its own checkpoints need it.
 if TYPE_CHECKING:
     from reir.models.clare.model import Clare
+    from reir.models.nano.color_head import ColorHead
+    from reir.models.nano.color_reader import ColorReader
     from reir.models.nano.crop_network import CropNetwork
     from reir.models.nano.mask_head import MaskHead
     from reir.models.nano.segmenter import NanoSegmenter
@@ -62,6 +64,12 @@ QUERY_ZOOM = CheckpointPart(
     label="the zoom policy",
     trained_on="vectors of checkpoint",
     stage="query-zoom",
+)
+COLOR_HEAD = CheckpointPart(
+    name="color_head",
+    label="the color head",
+    trained_on="the crop network and the text tower of checkpoint",
+    stage="colors",
 )
 EMBEDDING = "text.tower.words.weight"
 
@@ -264,6 +272,32 @@ def load_segmenter(folder: Path | None = None) -> NanoSegmenter | None:
 
     head = MASK_HEAD.load(folder, build, module_digest(network))
     return NanoSegmenter(network, head, fast_dtype())
+
+
+def save_color_head(folder: Path, head: ColorHead, digest: str, about: Any) -> None:
+    """Write a color head into the checkpoint directory of the model with this digest."""
+    COLOR_HEAD.save(folder, head, asdict(head.config), digest, about)
+
+
+def load_color_reader(folder: Path | None = None) -> ColorReader | None:
+    """Load the color reader of a checkpoint of `clare-nano`; None if the checkpoint has none.
+
+    Args:
+        folder: checkpoint directory; None for the one that comes with the package.
+
+    Raises:
+        CheckpointError: the color head was trained with another model, or cannot be loaded.
+    """
+    from reir.models.nano.color_reader import ColorReader, color_head_for
+
+    folder = Path(folder) if folder is not None else SHIPPED
+    if not COLOR_HEAD.is_in(folder):
+        return None
+    model, tokenizer = load_model(folder)
+    head = COLOR_HEAD.load(
+        folder, lambda shape: color_head_for(model, shape), weights_digest(folder)
+    )
+    return ColorReader(model, tokenizer, head)
 
 
 def module_digest(module: nn.Module) -> str:

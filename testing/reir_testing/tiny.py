@@ -23,7 +23,7 @@ from reir.models.nano.model import (
 )
 from reir.models.picodet import NUM_CLASSES
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (
     "the",
     "a",

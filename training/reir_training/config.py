@@ -133,8 +133,8 @@ class Schedule(StrictConfig):
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
-        rerank_epochs, masks_epochs, query_zoom_epochs: length of the stages that train the relation
-            re-ranker, the mask head and the zoom policy.
+        rerank_epochs, masks_epochs, query_zoom_epochs, colors_epochs: length of the stages that
+            train the relation re-ranker, the mask head, the zoom policy and the color head.
         photos_per_batch: batch size of an optimizer step, over all workers.
         accumulate_steps: gradient accumulation: number of parts into which each worker splits its
             share of the batch, to save memory. Photos of different parts are not negatives of one
@@ -156,6 +156,7 @@ class Schedule(StrictConfig):
     rerank_epochs: int = Field(2, ge=0)
     masks_epochs: int = Field(7, ge=0)
     query_zoom_epochs: int = Field(6, ge=0)
+    colors_epochs: int = Field(12, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -349,6 +350,14 @@ class QueryZoomSettings(StrictConfig):
     score_noise: float = Field(0.03, ge=0)
 
 
+class ColorSettings(StrictConfig):
+    """Settings of the color head of `clare-nano`; see `ColorHeadConfig`."""
+
+    width: int = Field(128, ge=8)
+    num_heads: int = Field(2, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+
+
 class NanoTrainConfig(TrainConfig):
     """The settings of a `clare-nano` run.
 
@@ -364,6 +373,7 @@ class NanoTrainConfig(TrainConfig):
     rerank: RerankSettings = RerankSettings()
     masks: MaskSettings = MaskSettings()
     query_zoom: QueryZoomSettings = QueryZoomSettings()
+    colors: ColorSettings = ColorSettings()
     optimization: NanoSchedule = NanoSchedule()
 
 

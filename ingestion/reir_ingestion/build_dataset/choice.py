@@ -12,6 +12,7 @@ from typing import Any
 
 from reir.errors import ConfigError
 from reir.models.interfaces import InstanceEncoder
+from reir.models.nano.color_reader import ColorReader
 from reir_ingestion.build_dataset.answers.batches import BatchModel
 from reir_ingestion.build_dataset.answers.budget import Budget
 from reir_ingestion.build_dataset.answers.cache import AnswerCache
@@ -135,12 +136,14 @@ class BuilderFactory:
         encoder: the encoder of the scenes.
         budget: of all requests.
         work: the work folder.
+        colors: compares colors with the pixels; None to compare only vectors.
     """
 
     choice: Choice
     encoder: InstanceEncoder
     budget: Budget
     work: Path
+    colors: ColorReader | None = None
     _loaded: dict[tuple[str, str], AnswerCache] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -175,7 +178,7 @@ class BuilderFactory:
         in_gallery = self.choice.scope == Scope.GALLERY
         if name == JudgeName.RULES:
             encode = self.encoder.encode_expressions
-            return RulesJudge(encode, categories, in_gallery=in_gallery)
+            return RulesJudge(encode, categories, in_gallery=in_gallery, colors=self.colors)
         return VisionLanguageJudge(
             self._model(name, self.choice.model_of_judges), in_gallery=in_gallery
         )

@@ -119,7 +119,7 @@ def _build(  # noqa: PLR0913 - one by one is clearer than a bag of options
     how: BuildOptions,
 ) -> BuildReport:
     """Load the models and build the dataset, with a progress bar."""
-    from reir.checkpoint import load_encoder
+    from reir.checkpoint import load_color_reader, load_encoder
     from reir_ingestion.build_dataset.build import build_dataset, work_folder
     from reir_ingestion.build_dataset.choice import BuilderFactory, connected
     from reir_ingestion.build_dataset.scenes import SceneReader
@@ -128,7 +128,8 @@ def _build(  # noqa: PLR0913 - one by one is clearer than a bag of options
     with connected(choice):
         with messages().status("loading the models"):
             encoder = load_encoder(checkpoint)
-            builders = BuilderFactory(choice, encoder, budget, work)
+            colors = load_color_reader(checkpoint)
+            builders = BuilderFactory(choice, encoder, budget, work, colors)
         with _progress() as show:
             reader = SceneReader(encoder, work / "scenes")
             return build_dataset(photos, out, reader, builders, replace(how, progress=show))

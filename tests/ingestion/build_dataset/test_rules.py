@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reir.checkpoint import load_color_reader
 from reir.datasets.generated_expressions import generate_expressions
 from reir_ingestion.build_dataset.judges.description import Description, Parser, Relation
 from reir_ingestion.build_dataset.judges.language import language_problem
@@ -120,6 +121,23 @@ def test_words_that_are_not_understood_are_judged_by_vectors(tasks: list[Writing
     # The fake encoder knows colors, so the zorb must be red.
     right, wrong = Written(1, "a red zorb"), Written(1, "a blue zorb")
     assert refused(tasks[0], right, wrong) == [[], ["grounded", "unique in the photo"]]
+
+
+def test_colors_are_compared_with_the_pixels(tasks: list[WritingTask]) -> None:
+    encode, reader = FakeEncoder().encode_expressions, load_color_reader()
+    assert reader is not None
+    judges = [RulesJudge(encode), RulesJudge(encode, colors=reader)]
+    # The first instance is a red rectangle.
+    doubtful = [Written(1, "a red zorb"), Written(1, "a blue zorb")]
+    without, read = (judge.evidence(tasks[0], doubtful) for judge in judges)
+    right, wrong = (
+        after.gains["color"].amount - before.gains["color"].amount
+        for before, after in zip(without, read, strict=True)
+    )
+    assert 0 < right < 0.1 < wrong
+    # Words that are all understood are compared with the annotations, and nothing else.
+    known = [Written(1, "the blue dog"), Written(1, "the left dog")]
+    assert judges[0].evidence(tasks[0], known) == judges[1].evidence(tasks[0], known)
 
 
 @pytest.mark.parametrize(

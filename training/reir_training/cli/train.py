@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reir_training.config import TrainConfig
     from reir_training.report.dry_run import DryRun
 
-STAGES = ("grounding", "clia", "all", "rerank", "masks", "query-zoom")
+STAGES = ("grounding", "clia", "all", "rerank", "masks", "query-zoom", "colors")
 
 
 Data = Annotated[
@@ -35,8 +35,8 @@ StageName = Annotated[
     str,
     typer.Option(
         help="Stage to train: grounding (stage 1), clia (stage 2), all (both), rerank (the "
-        "re-ranker), masks (the mask head) or query-zoom (the zoom policy of searches); the last "
-        "three require --init."
+        "re-ranker), masks (the mask head), query-zoom (the zoom policy of searches) or colors "
+        "(the color head of `reir build-dataset`); the last four require --init."
     ),
 ]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint directory to start from.")]

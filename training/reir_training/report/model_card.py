@@ -33,7 +33,8 @@ NANO_LIMITS = """\
 * It does not read text in photos and does not recognize faces.
 """
 RERANK_TITLE, MASKS_TITLE = "## Relation re-ranker", "## Mask head"
-QUERY_ZOOM_TITLE, FINETUNE_TITLE = "## Zoom policy", "## Fine-tune"
+QUERY_ZOOM_TITLE, COLORS_TITLE = "## Zoom policy", "## Color head"
+FINETUNE_TITLE = "## Fine-tune"
 CLARE_LIMITS = """\
 * Expressions must be in English.
 * The model finds the kinds of objects that the training photos show.
@@ -196,6 +197,35 @@ and the one that the policy finds most probable.
     )
 
 
+def write_colors_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of the model again, with a section about the color head.
+
+    Args:
+        folder: folder of the new checkpoint.
+        source: folder of the model's checkpoint.
+        about: metadata of the head.
+    """
+    _add_section(
+        folder,
+        source,
+        COLORS_TITLE,
+        f"""\
+The color head says how probable each color word is at its place in an expression, from the pixels
+in and around the instance. It was trained on features of the frozen crop network and text tower, in
+{about["steps"]} steps of {about["settings"]["optimization"]["photos_per_batch"]} words
+and {about["hours"]} hours. The training set was {about["color_words"]} color words of written
+expressions and captions of {about["photos"]} photos.
+
+`color_accuracy` is how often (percent) the most probable of eleven colors is the written one, on
+held-out photos.
+
+| figure | value |
+|---|---|
+{_metrics(about)}
+""",
+    )
+
+
 def write_finetune_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
     """Write the model card of the model again, with a section about a fine-tune.
 
@@ -216,7 +246,7 @@ expressions about {about["photos"]} photos, most of whose boxes a model found. T
 checkpoint are the old ones plus {about["share_of_new_weights"]:g} of their change.
 """,
         # These parts were made for the old vectors, and are not in the new checkpoint.
-        without=(RERANK_TITLE, QUERY_ZOOM_TITLE),
+        without=(RERANK_TITLE, QUERY_ZOOM_TITLE, COLORS_TITLE),
     )
 
 

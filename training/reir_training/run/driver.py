@@ -28,7 +28,7 @@ from reir_training.config import (
     TrainConfig,
 )
 from reir_training.run.num_workers import NumWorkers, check_shares
-from reir_training.run.schedule import QUERY_ZOOM, RERANK, check_stage
+from reir_training.run.schedule import COLORS, QUERY_ZOOM, RERANK, check_stage
 from reir_training.run.storage import METRICS, open_checked_storage
 from reir_training.weak.config import WeakTrainConfig
 
@@ -59,7 +59,7 @@ def run(  # noqa: PLR0913 - most are keyword-only
         preset: name of the model.
         config: settings of the run, of the class that the preset needs; saved as `config.yaml`.
         output: output folder.
-        stage: "grounding", "clia", "all" (both), "rerank", "masks" or "query-zoom".
+        stage: "grounding", "clia", "all" (both), or one of `ADDED_PARTS`.
         init: checkpoint to start from; None for the published weights of the parts.
         num_workers: number of Ray Train workers, or a range.
         use_gpu: use one GPU per worker.
@@ -159,6 +159,7 @@ def _cache(
     """Compute the output of the frozen part of the model, and return its folder."""
     # Computed before the workers start, because each of them would compute all of it. The imports
     # are here, because the published CLARE needs none of these modules in the driver.
+    from reir_training.colors.data import build_color_cache, with_color_words
     from reir_training.data.leakage import training_photos
     from reir_training.nano.initialization import start_model
     from reir_training.query_zoom.task import build_zoom_cache
@@ -172,6 +173,12 @@ def _cache(
         build_zoom_cache(
             config, photos, root=root, init=init, on_progress=lambda _: bars.advance(task)
         )
+        return root
+    if stage == COLORS:
+        assert init is not None
+        named = with_color_words(photos)
+        task = bars.add_task("encoding around instances", total=len(named), note="photos")
+        build_color_cache(root, named, init, lambda done: bars.update(task, completed=done))
         return root
     model, _ = start_model(config, init)
     folder = _run_frozen_part(root, model, photos, bars)

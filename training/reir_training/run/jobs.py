@@ -52,7 +52,7 @@ def train(  # noqa: PLR0913 - most are keyword-only
             access to it.
         cache: for `clare-nano`, folder with the output of its frozen part, already computed; for
             other models, folder in which workers share the annotations.
-        stage: "grounding", "clia", "all" (both), "rerank", "masks" or "query-zoom".
+        stage: "grounding", "clia", "all" (both), or one of `ADDED_PARTS`.
         init: checkpoint directory to start from.
         num_workers: number of Ray Train workers, or a range.
         use_gpu: use one GPU per worker.

@@ -11,13 +11,14 @@ from typing import Literal
 from reir.errors import ConfigError
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom"]
+Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom", "colors"]
 PIZA, WEAK_REC = "piza", "weak-rec"
-RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
+RERANK, MASKS, QUERY_ZOOM, COLORS = "rerank", "masks", "query-zoom", "colors"
 ADDED_PARTS: Mapping[str, str] = {
     RERANK: "re-ranker",
     MASKS: "mask head",
     QUERY_ZOOM: "zoom policy",
+    COLORS: "color head",
 }
 """Stages that add a part to a finished `clare-nano`, and the part."""
 FINAL_RATE = 0.02
@@ -64,6 +65,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
         "rerank": settings.rerank_epochs,
         "masks": settings.masks_epochs,
         "query-zoom": settings.query_zoom_epochs,
+        "colors": settings.colors_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reir_training.clare.task import ClareTask
+from reir_training.colors.task import ColorTask
 from reir_training.config import (
     ClareTrainConfig,
     NanoTrainConfig,
@@ -19,16 +20,17 @@ from reir_training.nano.task import NanoTask
 from reir_training.piza.task import PizaTask
 from reir_training.query_zoom.task import ZoomTask
 from reir_training.rerank.task import RerankTask
-from reir_training.run.schedule import ADDED_PARTS, MASKS, QUERY_ZOOM, RERANK
+from reir_training.run.schedule import ADDED_PARTS, COLORS, MASKS, QUERY_ZOOM, RERANK
 from reir_training.run.step_stream import Stream, load_in_process
 from reir_training.weak.config import WeakTrainConfig
 from reir_training.weak.task import WeakTask
 
-AnyTask = NanoTask | ClareTask | PizaTask | WeakTask | RerankTask | MaskTask | ZoomTask
-PARTS: Mapping[str, type[RerankTask | MaskTask | ZoomTask]] = {
+AnyTask = NanoTask | ClareTask | PizaTask | WeakTask | RerankTask | MaskTask | ZoomTask | ColorTask
+PARTS: Mapping[str, type[RerankTask | MaskTask | ZoomTask | ColorTask]] = {
     RERANK: RerankTask,
     MASKS: MaskTask,
     QUERY_ZOOM: ZoomTask,
+    COLORS: ColorTask,
 }
 
 
@@ -49,8 +51,8 @@ def make_task(  # noqa: PLR0913 - most are keyword-only
     Args:
         preset: name of the model; `config` must be of its class.
         config: settings of the run.
-        stage: stage of the run; "rerank", "masks" and "query-zoom" train another part than the
-            model itself.
+        stage: stage of the run; those of `ADDED_PARTS` train another part than the model
+            itself.
         init: checkpoint directory to start from; `piza` starts from its base.
         cache: for `clare-nano` and for anchors from it, folder with the output of its frozen part;
             for other models, folder in which workers share the annotations, or None to keep them in

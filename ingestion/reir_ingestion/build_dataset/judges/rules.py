@@ -2,8 +2,9 @@
 
 The words are compared with the classes, colors and boxes of the photo and of the look-alikes. If
 an expression has words that the parser does not understand, its vector is compared with the vectors
-of the instances, and with the vectors of the same expression with other colors or the other side.
-Works offline, with any encoder. `benchmarks/data_engine.py` measures it, and its thresholds.
+of the instances, and with the vectors of the same expression with other colors or the other side;
+and its colors are compared with the pixels. Works offline, with any encoder.
+`benchmarks/data_engine.py` measures it, and its thresholds.
 """
 
 # Shapes: N expressions, D vector dimension
@@ -11,9 +12,12 @@ Works offline, with any encoder. `benchmarks/data_engine.py` measures it, and it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
+import numpy as np
+
+from reir.models.nano.color_reader import ColorReader, ColorReading, names_color
 from reir.query.differences import Comparison
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
@@ -31,6 +35,8 @@ from reir_ingestion.build_dataset.tasks import (
 UNSEEN_SCORE = 0.4
 """Cosine that is assumed for an instance without a vector; most right expressions have a higher
 one."""
+SURPRISAL_SHARE = 0.05
+"""Difference of cosines that counts as much as one unit of surprisal of a color."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +44,21 @@ class Thresholds:
     """Differences of cosines above which an expression fails.
 
     Attributes:
-        color: by how much another color in the expression fits the instance better.
+        color: by how much another color in the expression fits the instance better, plus
+            `SURPRISAL_SHARE` of the surprisal of the color, if there is a color reader.
         side: by how much the other side does.
         other: by how much another instance of the photo fits the expression better.
         gallery: by how much a look-alike does.
     """
 
-    color: float = 0.06
+    color: float = 0.2
     side: float = 0.04
-    other: float = 0.14
+    other: float = 0.2
     gallery: float = 0.14
 
+
+VECTORS_ALONE = Thresholds(color=0.06, other=0.14)
+"""The thresholds if colors are not compared with the pixels."""
 
 CHECK_OF = {"color": GROUNDED, "side": GROUNDED, "other": IN_PHOTO, "gallery": IN_GALLERY}
 """Threshold -> the check that an expression above it fails."""
@@ -89,11 +99,12 @@ class RulesJudge:
     Args:
         encode: returns (N, D) unit vectors of N expressions, of the encoder of the scenes.
         categories: all class names of the photos.
-        thresholds: see `Thresholds`.
+        thresholds: see `Thresholds`; None for those that `benchmarks/data_engine.py` chose.
         in_gallery: whether expressions must be unique in the gallery, too.
+        colors: compares colors with the pixels; None to compare only vectors.
     """
 
-    name, version = "rules", "1"
+    name, version = "rules", "2"
 
     def __init__(
         self,
@@ -102,9 +113,11 @@ class RulesJudge:
         *,
         thresholds: Thresholds | None = None,
         in_gallery: bool = True,
+        colors: ColorReader | None = None,
     ) -> None:
         self._encode, self._parser = encode, Parser(categories)
-        self._thresholds, self._in_gallery = thresholds or Thresholds(), in_gallery
+        self._thresholds = thresholds or (Thresholds() if colors else VECTORS_ALONE)
+        self._in_gallery, self._colors = in_gallery, colors
 
     def judge(self, task: WritingTask, expressions: Sequence[Written]) -> list[Verdict]:
         """Return a verdict for each expression, in the order given."""
@@ -114,17 +127,34 @@ class RulesJudge:
         ]
 
     def evidence(self, task: WritingTask, expressions: Sequence[Written]) -> list[Evidence]:
-        """Return what speaks against each expression, in the order given."""
+        """Return what speaks against each expression, in the order given.
+
+        Raises:
+            ImageError: the photo cannot be read; only with a color reader.
+        """
         parsed = [self._parser.parse(each.text) for each in expressions]
         compared = [Comparison.of(each.text) if each.rest else None for each in parsed]
         needed = {text: None for each in compared if each for text in _texts(each)}
         vectors = dict(zip(needed, self._encode(list(needed)), strict=True))
-        return [
+        found = [
             self._by_vectors(task, each, description, comparison, vectors)
             if comparison
             else Evidence(certain=dict(self._by_words(task, each, description)))
             for each, description, comparison in zip(expressions, parsed, compared, strict=True)
         ]
+        # Of the others, all words are compared with the annotations already.
+        doubtful = [i for i, each in enumerate(compared) if each and names_color(each.sentence)]
+        if self._colors and doubtful:
+            asked = [
+                (np.array(task.instance(each.number).box, np.float32), each.text)
+                for each in (expressions[i] for i in doubtful)
+            ]
+            read = self._colors.read(task.pixels(), asked)
+            for i, readings in zip(doubtful, read, strict=True):
+                if readings:  # none if the word is beyond what the text tower reads
+                    gain = _with_surprisal(found[i].gains.get("color"), readings)
+                    found[i] = replace(found[i], gains={**found[i].gains, "color": gain})
+        return found
 
     def _by_words(
         self, task: WritingTask, written: Written, description: Description
@@ -194,6 +224,16 @@ def _fits_another(task: WritingTask, written: Written, description: Description)
     numbers = (n for n in range(1, len(scene.instances) + 1) if n != written.number)
     found = next((n for n in numbers if fits(description, scene, n - 1) is Fit.FITS), None)
     return "" if found is None else f"fits instance {found} as well"
+
+
+def _with_surprisal(gain: Gain | None, readings: Sequence[ColorReading]) -> Gain:
+    """Add the surprisal of the least probable color to what the vectors say about the colors."""
+    worst = max(readings, key=lambda each: each.surprisal)
+    words = f"{worst.likely!r} fits the instance better than {worst.word!r}"
+    amount = SURPRISAL_SHARE * worst.surprisal
+    if gain is None:
+        return Gain(amount, words)
+    return Gain(amount + gain.amount, words if worst.likely != worst.word else gain.words)
 
 
 def _raise(gains: dict[str, Gain], name: str, gain: Gain) -> None:

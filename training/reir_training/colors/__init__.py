@@ -1,0 +1,1 @@
+"""Training of the color head of a frozen `clare-nano`."""
