@@ -18,6 +18,7 @@ from PIL import Image
 from reir.images.decode import decode, path_of_uri
 from reir.images.drawing import Sheet, Tile, contact_sheet
 from reir.images.photo_files import read_photo
+from reir.models.color_reading import ColorReading
 from reir.models.zoom_steps import ZoomSearch
 from reir.records import Attributes, Box, MaskRle
 from reir.store.contract import VersionInfo
@@ -66,12 +67,14 @@ class Evidence:
         margin: by how much the score exceeds that of the next hit, also if that is on the next
             page; None if there is no next hit, or if its score is not comparable.
         neighbors: the instances of the photo with the largest attention weights, largest first.
+        colors: what the pixels say about each color word; empty if they were not verified.
     """
 
     dual_score: float
     rerank_score: float | None = None
     margin: float | None = None
     neighbors: tuple[Neighbor, ...] = ()
+    colors: tuple[ColorReading, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +286,7 @@ class SearchResult(Sequence[Hit]):
         expression: as it was given.
         gallery, version: the version of a gallery that was searched.
         hits: best first; at most `per_image` of each photo.
-        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `zoom`, `localize`,
+        timings_ms: stage -> milliseconds (`text`, `search`, `rerank`, `verify`, `zoom`, `localize`,
             `compare`, `rank`).
         degraded: names of the stages that were left out, because the time budget did not allow
             them or because they failed.

@@ -49,6 +49,14 @@ def test_the_client_finds_what_the_library_finds(client: Client, backend: Any) -
     assert (there.gallery, there.version, there.expression) == ("photos", "v1", "the red box")
 
 
+def test_the_client_asks_for_verification(client: Client, backend: Any) -> None:
+    backend.queries.clear()
+    there = client.search("the red box", "photos", verify=True, explain=True)
+    assert backend.queries[0].verify
+    assert there[0].evidence is not None
+    assert there[0].evidence.colors == ()  # this model has no color head
+
+
 def test_the_client_zooms_as_the_library_does(client: Client, backend: Any) -> None:
     local = reir.open("photos", store=backend.store, encoder=backend.encoder)
     here = local.search("the red box", k=2, zoom=True)

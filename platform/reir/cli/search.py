@@ -58,6 +58,14 @@ Count = Annotated[int, typer.Option("-k", min=1, max=MAX_COUNT, help="Maximum nu
 PerImage = Annotated[
     int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Compare the colors that the sentence names with the pixels of the first hits, and "
+        "order these by both.",
+    ),
+]
 Rerank = Annotated[bool, typer.Option(help="Order the best photos with the relation re-ranker.")]
 Draw = Annotated[Path | None, typer.Option(help="Save a picture of the hits.", metavar="PICTURE")]
 Where = Annotated[
@@ -191,6 +199,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     precision: Precision = None,
     recall: Recall = None,
     rerank: Rerank = False,
+    verify: Verify = False,
     zoom: Zoom = False,
     localizer: LocalizerSpec = None,
     localize: Localize = False,
@@ -234,6 +243,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
+        verify=verify,
         zoom=zoom or localizer is not None,
         localize=localize or segmenter is not None,
         explain=explain,
@@ -358,7 +368,7 @@ def as_table(result: SearchResult) -> RenderableType:
         *(["what differs"] if compared else []),
         *(["zoom", "looks"] if zoomed else []),
         *("x %", "y %", "area"),
-        *(["dual", "re-rank", "margin", "neighbors"] if explained else []),
+        *(["dual", "re-rank", "margin", "neighbors", "colors"] if explained else []),
         right=numbers,
     )
     for rank, hit in enumerate(result.hits, 1):
@@ -403,7 +413,9 @@ def _evidence(evidence: Evidence) -> list[str]:
         f"#{each.instance_id.rpartition('#')[2]} {_percent(each.weight)}"
         for each in evidence.neighbors
     )
-    return [*("-" if each is None else f"{each:#.3g}" for each in numbers), near or "-"]
+    colors = ", ".join(f"{each.word} {_percent(each.probability)}" for each in evidence.colors)
+    told = ("-" if each is None else f"{each:#.3g}" for each in numbers)
+    return [*told, near or "-", colors or "-"]
 
 
 def _footer(result: SearchResult) -> Text:

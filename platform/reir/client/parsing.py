@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from reir.models.color_reading import ColorReading
 from reir.models.zoom_steps import ZoomSearch, ZoomStep
 from reir.query.every_photo import EveryPhoto, FoundPhoto
 from reir.query.photo_curve import Decision
@@ -82,6 +83,7 @@ def _hit(hit: Json, reader: PhotoReader) -> Hit:
                 Neighbor(instance_id=each["instance_id"], box=_box(each), weight=each["weight"])
                 for each in told["neighbors"]
             ),
+            colors=tuple(ColorReading(**each) for each in told.get("colors", ())),
         ),
     )
 

@@ -78,8 +78,8 @@ def search_request(query: Query, gallery: str) -> tuple[str, dict[str, Any]]:
     told: dict[str, Any] = {name: getattr(query, name) for name in names}
     also = [_term(term) for term in query.terms if term is not leading]
     told |= {"gallery": gallery, "localize": query.localize, "also": also}
-    if query.zoom:  # servers of earlier releases reject a field that they do not know
-        told["zoom"] = True
+    # Servers of earlier releases reject fields that they do not know.
+    told |= {name: True for name in ("verify", "zoom") if getattr(query, name)}
     if leading.expression:
         return "/v1/search", {**told, "expression": leading.expression}
     return "/v1/search/similar", {**told, "instance_id": leading.instance_id}

@@ -1,4 +1,4 @@
-"""The query path: terms, vector, rows, page of hits; optionally re-ranked, localized, compared.
+"""The query path: terms, vector, rows, page of hits; optionally re-ranked, verified, localized.
 
 Library and service both run `answer`; they differ in where the stages run (`reir.query.stages`).
 Stages that fail, or for which no time is left, are named in `degraded`. Encoding the text and
@@ -23,11 +23,14 @@ from reir.query.retrieval import RetrieveRequest, VectorTerm
 from reir.query.spans import record_answer
 from reir.query.stages import (
     COMPARED_HITS,
+    VERIFIED_HITS,
     RefineRequest,
     RefineResult,
     RerankRequest,
     RerankResult,
     Stages,
+    VerifyRequest,
+    VerifyResult,
 )
 from reir.query.zoom.stage import zoom_in
 from reir.records import FloatArray, MaskRle
@@ -71,6 +74,8 @@ async def _answer(
     clock.add("rank", rank_ms)
     if wanted := [one for one in pending if one.reranks]:
         await _rerank(wanted, stages, clock)
+    if wanted := [one for one in pending if one.verifies]:
+        await _verify(wanted, stages, clock)
     with clock.stage("rank"):
         pages = [one.page() for one in pending]
     masks = await _masks(pending, [page for page, _ in pages], stages, clock)
@@ -124,9 +129,7 @@ async def _retrieve_requests(
                 )
                 for term in one.query.terms
             ),
-            # All previous pages again, since a store cannot skip rows: `per_image` depends on them.
-            # One row more tells whether another page follows.
-            num_rows=one.num_previous + one.query.k + 1,
+            num_rows=one.num_rows,
             per_image=one.query.per_image,
             where=one.query.where,
             num_photos=one.num_photos,
@@ -146,6 +149,27 @@ async def _rerank(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock
 
     for one, reranked in await run_optional("rerank", pending, stages, clock, work):
         one.reranked = reranked
+
+
+async def _verify(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock) -> None:
+    """Let the verifier compare the first rows with their pixels."""
+
+    async def work(
+        able: Sequence[PendingAnswer], timeout_s: float | None
+    ) -> list[list[VerifyResult | None]]:
+        rows = [one.retrieved.rows[:VERIFIED_HITS] for one in able]
+        requests = [
+            VerifyRequest(
+                image_id=row.image_id, uri=row.uri, box=row.box, expression=one.query.expression
+            )
+            for one, of_one in zip(able, rows, strict=True)
+            for row in of_one
+        ]
+        verified = iter(await stages.verify(requests, timeout_s))
+        return [list(islice(verified, len(of_one))) for of_one in rows]
+
+    for one, verified in await run_optional("verify", pending, stages, clock, work):
+        one.verified = verified
 
 
 def _rerank_request(one: PendingAnswer) -> RerankRequest:
@@ -223,6 +247,7 @@ def _evidence(ranked: RankedRow, after: RankedRow | None) -> Evidence:
         rerank_score=ranked.reranked.score if ranked.reranked else None,
         margin=ranked.score - after.score if after and comparable else None,
         neighbors=ranked.reranked.neighbors if ranked.reranked else (),
+        colors=ranked.verified or (),
     )
 
 

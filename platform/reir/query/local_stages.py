@@ -17,8 +17,11 @@ from reir.query.stages import (
     RefineResult,
     RerankRequest,
     RerankResult,
+    VerifyRequest,
+    VerifyResult,
     ZoomRequest,
 )
+from reir.query.verify import PixelVerifier
 from reir.query.zoom.photos import PhotoZoomer
 from reir.records import FloatArray, MaskRle
 
@@ -31,19 +34,25 @@ class LocalStages:
         encoder: InstanceEncoder,
         retriever: Retriever,
         reranker: PhotoReranker | None,
+        verifier: PixelVerifier | None,
         localizer: PixelLocalizer,
         zoomer: PhotoZoomer,
         calibration: Calibration | None,
     ) -> None:
         self.gallery = retriever.gallery
         # Localization needs only the encoder, which a local gallery always has.
-        self.reranks, self.localizes = reranker is not None, True
+        self.reranks, self.verifies, self.localizes = (
+            reranker is not None,
+            verifier is not None,
+            True,
+        )
         self.localized_hits = localizer.max_hits
         self.calibration = calibration
         self.costs = StageCosts()
         self.class_vectors: dict[str, FloatArray] = {}
         self._encoder, self._retriever = encoder, retriever
-        self._reranker, self._localizer, self._zoomer = reranker, localizer, zoomer
+        self._reranker, self._verifier = reranker, verifier
+        self._localizer, self._zoomer = localizer, zoomer
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
         """See `Stages.encode`."""
@@ -63,6 +72,13 @@ class LocalStages:
         """See `PhotoReranker.rerank`; runs to its end, since nothing here can interrupt it."""
         assert self._reranker is not None, "`reranks` says so"
         return self._reranker.rerank(requests)
+
+    async def verify(
+        self, requests: Sequence[VerifyRequest], _: float | None, /
+    ) -> Sequence[VerifyResult | None]:
+        """See `PixelVerifier.verify`; runs to its end, since nothing here can interrupt it."""
+        assert self._verifier is not None, "`verifies` says so"
+        return self._verifier.verify(requests)
 
     async def localize(
         self, requests: Sequence[RefineRequest], _: float | None, /

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+from reir.datasets.color_words import names_color
 from reir.errors import QueryError
 from reir.models.interfaces import EncodedExpression
 from reir.query.clock import Clock
@@ -17,7 +18,14 @@ from reir.query.presence import PHOTOS, Calibration
 from reir.query.ranking import instance_number
 from reir.query.request import Query, check_query
 from reir.query.retrieval import RetrieveResult
-from reir.query.stages import RERANKED_PHOTOS, RerankResult, Stages
+from reir.query.stages import (
+    RERANKED_PHOTOS,
+    VERIFIED_HITS,
+    RerankResult,
+    Stages,
+    VerifyResult,
+)
+from reir.query.verify import verified_scores
 from reir.store.contract import InstanceRow
 
 logger = logging.getLogger(__name__)
@@ -32,10 +40,11 @@ class RankedRow:
     score: float
     order: Order
     reranked: RerankResult | None = None
+    verified: VerifyResult | None = None
 
     @property
     def place(self) -> tuple[bool, float, str, int]:
-        """Sort key; photos that were not re-ranked come last: their scores are of another kind."""
+        """Sort key; what was not re-ranked or verified is last: its scores are of another kind."""
         row = self.row
         return self.order == "rest", -self.score, row.image_id, instance_number(row.instance_id)
 
@@ -49,10 +58,12 @@ class PendingAnswer:
         query: the checked query.
         cursor: end of the previous page, None for the first page.
         reranks: whether the re-ranker orders the best photos.
+        verifies: whether the verifier orders the first rows.
         calibration: None if the query is of a kind that the calibration was not fitted on.
         encoded: the expression that the re-ranker reads.
         retrieved: result of the retriever.
         reranked: results of the re-ranker; None if it did not run.
+        verified: results of the verifier for the first rows; None if it did not run.
         degraded: names of stages that were left out.
     """
 
@@ -60,10 +71,12 @@ class PendingAnswer:
     query: Query
     cursor: Cursor | None
     reranks: bool
+    verifies: bool
     calibration: Calibration | None
     encoded: EncodedExpression | None = None
     retrieved: RetrieveResult = field(init=False)
     reranked: Sequence[RerankResult] | None = None
+    verified: Sequence[VerifyResult | None] | None = None
     degraded: list[str] = field(default_factory=list)
 
     @property
@@ -85,6 +98,14 @@ class PendingAnswer:
             PHOTOS if self.calibration else 0,
             RERANKED_PHOTOS if self.reranks or self.last_order == "rest" else 0,
         )
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that the page and the verifier need."""
+        # All previous pages again, since a store cannot skip rows: `per_image` depends on them.
+        # One row more tells whether another page follows.
+        page = self.num_previous + self.query.k + 1
+        return max(page, VERIFIED_HITS) if self.query.verify else page
 
     @property
     def pool(self) -> tuple[str, ...]:
@@ -118,7 +139,8 @@ class PendingAnswer:
 
     def needs(self, stage: str) -> bool:
         """Whether an optional stage is required, because the page continues an answer of it."""
-        return stage == "rerank" and self.last_order == "pool"
+        ordering = "verify" if self.query.verify else "rerank"
+        return stage == ordering and self.last_order == "pool"
 
     def left_ms(self, stage: str, clock: Clock) -> float | None:
         """Milliseconds of the budget that are left for a stage; None means no limit."""
@@ -135,11 +157,24 @@ class PendingAnswer:
 
     def _ranked(self) -> list[RankedRow]:
         rows = self.retrieved.rows
-        if self.reranked is None and self.last_order != "rest":
+        if self.reranked is None and self.verified is None and self.last_order != "rest":
             return [RankedRow(row, row.score, "dual") for row in rows]
+        if self.query.verify:
+            return self._ranked_by_verifier(rows)
         seen = set(self.pool)
         first = [RankedRow(each.row, each.score, "pool", each) for each in self.reranked or ()]
         rest = [RankedRow(row, row.score, "rest") for row in rows if row.image_id not in seen]
+        return sorted(first, key=lambda each: each.place) + rest
+
+    def _ranked_by_verifier(self, rows: Sequence[InstanceRow]) -> list[RankedRow]:
+        # A page of the "rest" runs no verifier, but leaves out the rows of its page.
+        verified = self.verified or ()
+        scores = verified_scores([row.score for row in rows[: len(verified)]], verified)
+        first = [
+            RankedRow(row, score, "pool", verified=readings)
+            for row, score, readings in zip(rows, scores, verified, strict=False)
+        ]
+        rest = [RankedRow(row, row.score, "rest") for row in rows[VERIFIED_HITS:]]
         return sorted(first, key=lambda each: each.place) + rest
 
     def _start(self, ranked: Sequence[RankedRow]) -> int:
@@ -166,18 +201,23 @@ def pending_answer(query: Query, stages: Stages) -> PendingAnswer:
             "min_presence",
             "needs a single expression and a checkpoint with a calibration; leave it out",
         )
-    if cursor is not None and cursor.order == "pool" and not stages.reranks:
+    exists = stages.verifies if checked.verify else stages.reranks
+    if cursor is not None and cursor.order == "pool" and not exists:
+        part = "color head" if checked.verify else "re-ranker"
         raise QueryError(
             "cursor",
-            "continues an answer of the re-ranker, but the checkpoint has none any more; leave it "
-            "out to start again",
+            f"continues an answer of the {part}, but the checkpoint has none any more; leave it "
+            f"out to start again",
         )
-    wanted = checked.rerank and stages.reranks and checked.expression != ""
+    orders = checked.expression != "" and (cursor is None or cursor.order == "pool")
     return PendingAnswer(
         original_expression=query.expression,
         query=checked,
         cursor=cursor,
-        reranks=wanted if cursor is None else cursor.order == "pool",
+        reranks=orders and checked.rerank and stages.reranks,
+        verifies=(
+            orders and checked.verify and stages.verifies and names_color(checked.expression)
+        ),
         calibration=calibration,
     )
 

@@ -55,6 +55,8 @@ class Query:
         rerank: let the relation re-ranker order the best photos, if the checkpoint has one; off by
             default, because the shipped one makes results worse on photos that it was not tuned
             on (docs/rerank.md).
+        verify: compare the colors that the expression names with the pixels of the first hits, and
+            order these by both (docs/search.md); not together with `rerank`.
         zoom: search the first photos again on their pixels, by zooming in; needs an expression.
         localize: refine boxes and masks of the first hits on the pixels of their photos.
         explain: give every hit its `Evidence`.
@@ -69,6 +71,7 @@ class Query:
     where: str | None = None
     min_presence: float = 0.0
     rerank: bool = False
+    verify: bool = False
     zoom: bool = False
     localize: bool = False
     explain: bool = False
@@ -95,7 +98,9 @@ class Query:
             parts = (term.expression.encode(), term.instance_id.encode(), vector)
             # `repr` puts each part in quotes, so no two different queries give the same text.
             told.update(repr((*parts, float(term.weight))).encode())
-        told.update(repr((self.per_image, self.where, self.rerank, self.min_presence)).encode())
+        ranking = (self.per_image, self.where, self.rerank, self.min_presence)
+        # Without verification as before, so that cursors of earlier releases stay valid.
+        told.update(repr((*ranking, "verify") if self.verify else ranking).encode())
         return told.hexdigest()[:16]
 
 
@@ -112,6 +117,7 @@ class SearchOptions(TypedDict, total=False):
     also: Sequence[Term]
     min_presence: float
     rerank: bool
+    verify: bool
     zoom: bool
     localize: bool
     explain: bool
@@ -149,6 +155,8 @@ def check_query(query: Query) -> Query:
             "needs an expression to look for; add one, or leave it out (an instance or a "
             "photo alone cannot be searched for on pixels)",
         )
+    if query.verify and query.rerank:
+        raise QueryError("verify", "cannot be combined with rerank; leave one of them out")
     check_number("min_presence", query.min_presence, 0.0, 1.0)
     if query.budget_ms is not None:
         check_number("budget_ms", query.budget_ms, 0.0, math.inf)

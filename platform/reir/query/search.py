@@ -47,6 +47,7 @@ from reir.query.presence import Calibration, load_calibration
 from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever
+from reir.query.verify import PixelVerifier
 from reir.query.zoom.photos import PhotoZoomer
 from reir.records import Box, FloatArray
 from reir.results import GalleryInfo, Localization, SearchResult
@@ -146,6 +147,7 @@ class CheckpointExtras:
     calibration: Calibration | None = None
     segmenter: Segmenter | None = None
     zoom_policy: ZoomPolicy | None = None
+    verifier: PixelVerifier | None = None
 
 
 Model = tuple[InstanceEncoder, CheckpointExtras]
@@ -160,7 +162,14 @@ def load_extras(folder: Path, digest: str) -> CheckpointExtras:
     Raises:
         CheckpointError: a file is damaged, or a part was trained on other weights.
     """
-    from reir.checkpoint import load_reranker, load_segmenter, load_zoom_policy, read_config
+    from reir.checkpoint import (
+        COLOR_HEAD,
+        load_color_reader,
+        load_reranker,
+        load_segmenter,
+        load_zoom_policy,
+        read_config,
+    )
 
     # The gallery keeps the path of its checkpoint, where other weights may have been saved since.
     if read_config(folder).get("digest") != digest:
@@ -170,6 +179,7 @@ def load_extras(folder: Path, digest: str) -> CheckpointExtras:
         load_calibration(folder, digest),
         load_segmenter(folder),
         load_zoom_policy(folder, digest),
+        PixelVerifier(partial(load_color_reader, folder)) if COLOR_HEAD.is_in(folder) else None,
     )
 
 
@@ -232,6 +242,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             encoder=encoder,
             retriever=self._retriever,
             reranker=None if reranker is None else PhotoReranker(store, name, reranker),
+            verifier=extras.verifier,
             localizer=self._localizer,
             zoomer=PhotoZoomer(self._zoomer or zoomer_of(encoder, extras.zoom_policy)),
             calibration=extras.calibration,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from reir.models.color_reading import ColorReading
 from reir.models.interfaces import EncodedExpression
 from reir.models.zoom_steps import ZoomSearch
 from reir.query.clock import StageCosts
@@ -23,6 +24,9 @@ from reir.store.contract import InstanceRow
 
 RERANKED_PHOTOS = 50
 """Number of best photos that the re-ranker scores."""
+
+VERIFIED_HITS = 10
+"""Number of first hits that the verifier compares with their pixels."""
 
 ZOOMED_PHOTOS = 5
 """Maximum number of photos of a page that the zoomer searches."""
@@ -87,6 +91,20 @@ class RefineResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyRequest:
+    """Asks the verifier to compare an expression with the pixels of a hit."""
+
+    image_id: str
+    uri: str
+    box: Box
+    expression: str
+
+
+VerifyResult = tuple[ColorReading, ...]
+"""What the pixels say about each color word of the expression."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZoomRequest:
     """Asks the zoomer to search a photo for an expression."""
 
@@ -119,7 +137,7 @@ class Stages(Protocol):
 
     Attributes:
         gallery: name of the gallery.
-        reranks, localizes: whether these optional stages exist.
+        reranks, verifies, localizes: whether these optional stages exist.
         localized_hits: number of first hits that are localized.
         calibration: calibration of the checkpoint; None if it has none.
         costs: how long the optional stages usually take.
@@ -129,6 +147,7 @@ class Stages(Protocol):
 
     gallery: str
     reranks: bool
+    verifies: bool
     localizes: bool
     localized_hits: int
     calibration: Calibration | None
@@ -151,6 +170,12 @@ class Stages(Protocol):
         self, requests: Sequence[RerankRequest], timeout_s: float | None, /
     ) -> Sequence[Sequence[RerankResult]]:
         """Return, for each request, the best rows of each of its photos, in any order."""
+        ...
+
+    async def verify(
+        self, requests: Sequence[VerifyRequest], timeout_s: float | None, /
+    ) -> Sequence[VerifyResult | None]:
+        """Compare expressions with pixels, in the order given; see `PixelVerifier.verify`."""
         ...
 
     async def localize(

@@ -26,7 +26,7 @@ class ModelInfo:
         dim: dimension of its vectors.
         masks: whether hits can have masks.
         localized_hits: number of first hits of an answer that are localized.
-        reranks: whether its checkpoint includes a re-ranker.
+        reranks, verifies: whether its checkpoint includes a re-ranker, and a color head.
         calibration: calibration of its scores; None if its checkpoint includes none.
     """
 
@@ -36,6 +36,7 @@ class ModelInfo:
     masks: bool
     localized_hits: int
     reranks: bool
+    verifies: bool
     calibration: Calibration | None
 
 
@@ -74,6 +75,7 @@ class LoadedModel:
             masks=self.encoder.masks or self.extras.segmenter is not None,
             localized_hits=self.localizer.max_hits,
             reranks=self.extras.reranker is not None,
+            verifies=self.extras.verifier is not None,
             calibration=self.extras.calibration,
         )
 

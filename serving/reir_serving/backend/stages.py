@@ -18,6 +18,8 @@ from reir.query.stages import (
     RefineResult,
     RerankRequest,
     RerankResult,
+    VerifyRequest,
+    VerifyResult,
     ZoomRequest,
 )
 from reir.records import FloatArray, MaskRle
@@ -33,7 +35,7 @@ class GalleryStages:
     ) -> None:
         self.gallery, self.model = gallery, model
         self.pinned = ""
-        self.reranks, self.localizes = model.reranks, True
+        self.reranks, self.verifies, self.localizes = model.reranks, model.verifies, True
         self.localized_hits = model.localized_hits
         self.calibration: Calibration | None = model.calibration
         self.costs = costs
@@ -68,6 +70,13 @@ class GalleryStages:
         # is then dropped (`batching.py`).
         async with asyncio.timeout(timeout_s):
             return await self._workers.rerank(self.model.spec, self.gallery, tuple(requests))
+
+    async def verify(
+        self, requests: Sequence[VerifyRequest], timeout_s: float | None, /
+    ) -> Sequence[VerifyResult | None]:
+        """Compare expressions with the pixels of hits."""
+        async with asyncio.timeout(timeout_s):
+            return await self._workers.verify(self.model.spec, tuple(requests))
 
     async def localize(
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /

@@ -33,6 +33,8 @@ from reir.query.stages import (
     RefineResult,
     RerankRequest,
     RerankResult,
+    VerifyRequest,
+    VerifyResult,
     ZoomRequest,
 )
 from reir.records import Box, FloatArray, MaskRle
@@ -59,6 +61,7 @@ DEPLOYMENT_OF: Mapping[str, str] = {
     "masks": "retriever",
     "vectors": "retriever",
     "rerank": "reranker",
+    "verify": "localizer",
     "refine": "localizer",
     "zoom": "localizer",
     "encode_photo": "localizer",
@@ -249,6 +252,18 @@ class SearchWorkers:
     ) -> tuple[Sequence[RerankResult], ...]:
         """Return the re-ranker's scores for each request; see `PhotoReranker.rerank`."""
         return await self._rerank((spec, gallery, requests))
+
+    async def verify(
+        self, spec: str, requests: tuple[VerifyRequest, ...]
+    ) -> tuple[VerifyResult | None, ...]:
+        """Compare expressions with the pixels of hits; see `PixelVerifier.verify`."""
+
+        def work() -> tuple[VerifyResult | None, ...]:
+            verifier = self._models.get(spec).extras.verifier
+            assert verifier is not None, "only models whose `ModelInfo.verifies` is true are asked"
+            return tuple(verifier.verify(requests))
+
+        return await self._run_on_photo(work)
 
     async def refine(
         self, spec: str, requests: tuple[RefineRequest, ...]

@@ -70,7 +70,7 @@ DEGRADED = PrometheusMetric(
     "counter",
     "Number of answers for which this stage was skipped.",
     ("stage",),
-    starts_with=("rerank", "zoom", "localize", "compare"),
+    starts_with=("rerank", "verify", "zoom", "localize", "compare"),
 )
 PROBLEMS = PrometheusMetric(
     "reir_serve_problems_total",

@@ -210,6 +210,9 @@ function why(evidence) {
     rows.push(["Score with neighbors", score(evidence.rerank_score)]);
   }
   if (evidence.margin !== null) rows.push(["Lead over the next hit", score(evidence.margin)]);
+  for (const { word, probability } of evidence.colors) {
+    rows.push([`Color ${word}`, percent(probability)]);
+  }
   const near = evidence.neighbors.length;
   const note = `The re-ranker used ${count(near, "neighbor")}, drawn with dashed boxes.`;
   return make("details", { class: "why" }, make("summary", {}, "Why this rank"),

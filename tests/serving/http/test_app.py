@@ -11,7 +11,12 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reir.checkpoint import load_color_reader
 from reir.models.nano.encoder import cpu_path
+from reir.query.search import CheckpointExtras
+from reir.query.verify import PixelVerifier
+from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import LiveSettings
 from reir_serving.http.routes.galleries import (
     MAX_PHOTOS,
@@ -137,6 +142,22 @@ def test_zoom_returns_where_it_looked(client: TestClient) -> None:
     assert zoomed["zoom"]["steps"][0]["box"] == hit["box"]
     assert zoomed["box"] == zoomed["zoom"]["box"]
     assert zoomed["zoom"]["score"] == pytest.approx(hit["score"], abs=1e-5)
+
+
+def test_verification_returns_what_the_pixels_say(client: TestClient, backend: Any) -> None:
+    assert search(client, verify=True, explain=True)["hits"][0]["evidence"]["colors"] == []
+    extras = CheckpointExtras(verifier=PixelVerifier(load_color_reader))
+    models = ModelCache(lambda _: LoadedModel(backend.encoder, extras))
+    backend._workers = SearchWorkers(backend.store, models, backend._config.limits)
+    backend._stages_of.clear()
+    answer = search(client, k=1, verify=True, explain=True)
+    ((color,),) = (hit["evidence"]["colors"] for hit in answer["hits"])
+    assert (color["word"], color["likely"]) == ("red", "red")
+    assert 0.5 < color["probability"] <= 1
+    assert answer["timings_ms"]["verify"] > 0
+    body = {"gallery": "photos", "expression": "the red box", "verify": True, "rerank": True}
+    (wrong,) = client.post("/v1/search", json=body).json()["errors"]
+    assert wrong["field"] == "verify"
 
 
 def test_a_request_that_zooms_in_for_too_many_queries_is_refused_with_the_limit(

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from reir.checkpoint import load_model, weights_digest
+from reir.datasets.color_words import COLORS, names_color
 from reir.datasets.generated_expressions import COLOR_WORDS
 from reir.images.decode import read_image
 from reir.models.nano.color_head import CELL_SIDE, GRID, CellBatch
-from reir.models.nano.color_reader import COLORS, SURROUNDINGS, ColorParts, names_color
+from reir.models.nano.color_reader import SURROUNDINGS, ColorParts
 from reir.records import FloatArray
 from reir_training.data.examples import VAL, TrainPhoto
 

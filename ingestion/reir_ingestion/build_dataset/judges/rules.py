@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reir.models.nano.color_reader import ColorReader, ColorReading, names_color
+from reir.datasets.color_words import names_color
+from reir.models.color_reading import ColorReading
+from reir.models.nano.color_reader import ColorReader
 from reir.query.differences import Comparison
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from reir.datasets.color_words import COLORS
 from reir.datasets.generated_expressions import COLOR_WORDS
+from reir.models.color_reading import ColorReading
 from reir.models.cpu_engine import CpuEngine
 from reir.models.nano.candidates import crop_boxes, crop_frames
 from reir.models.nano.color_head import (
@@ -31,7 +32,6 @@ from reir.models.nano.crop_network import CropNetwork
 from reir.models.nano.encoder import fast_dtype, tokenize
 from reir.models.nano.model import ClareNano
 from reir.records import FloatArray, RgbImage
-from reir.text import normalize_expression
 
 STRIDE_16 = 3
 """Level of the crop network."""
@@ -39,13 +39,8 @@ VIEW_PX = 16 * GRID
 SURROUNDINGS = 1.0
 """The second view adds this share of the box's side on each side of the box."""
 COVER = "[MASK]"
-COLORS: Mapping[str, str] = {
-    **{word: word for word in COLOR_WORDS},
-    "grey": "gray",
-    "silver": "gray",
-}
-"""Word of an expression -> its color in `COLOR_WORDS`."""
-_COLOR_WORD = re.compile(rf"\b(?:{'|'.join(COLORS)})\b")
+MAX_CACHED = 256
+"""Expressions whose covered words are kept in memory, each some kilobytes."""
 
 
 def color_head_for(model: ClareNano, shape: Mapping[str, Any]) -> ColorHead:
@@ -57,11 +52,6 @@ def color_head_for(model: ClareNano, shape: Mapping[str, Any]) -> ColorHead:
     """
     channels = model.crop_network.level_channels[STRIDE_16]
     return ColorHead(ColorHeadConfig(**shape), channels, 2 * model.text.tower.width)
-
-
-def names_color(text: str) -> bool:
-    """Whether an expression has a color word."""
-    return _COLOR_WORD.search(normalize_expression(text)) is not None
 
 
 class CoveredWord(NamedTuple):
@@ -78,20 +68,6 @@ class CoveredWord(NamedTuple):
     ids: Tensor
 
 
-class ColorReading(NamedTuple):
-    """What the pixels say about a color word.
-
-    Attributes:
-        word: of the expression.
-        surprisal: negative logarithm of its probability; 0 if the pixels leave no doubt.
-        likely: the most probable color at its place.
-    """
-
-    word: str
-    surprisal: float
-    likely: str
-
-
 class ColorReader:
     """A color head with the parts of its `ClareNano`, prepared for the CPU; thread-safe.
 
@@ -104,6 +80,8 @@ class ColorReader:
     def __init__(self, model: ClareNano, tokenizer: Tokenizer, head: ColorHead) -> None:
         self._parts = ColorParts(model, tokenizer)
         self._head = head.eval().requires_grad_(False)
+        # A search asks for the same expression about each of its first hits.
+        self._covered = lru_cache(MAX_CACHED)(self._cover)
 
     def read(
         self, image: RgbImage, asked: Sequence[tuple[FloatArray, str]]
@@ -114,22 +92,27 @@ class ColorReader:
             image: upright photo.
             asked: (4,) box, xyxy in [0, 1], and an expression about the instance in it.
         """
-        covered = [self._parts.cover(text) for _, text in asked]
-        rows = [row for row, words in enumerate(covered) for _ in words]
+        covered = [self._covered(text) for _, text in asked]
+        rows = [row for row, (words, _) in enumerate(covered) for _ in words]
         readings: list[list[ColorReading]] = [[] for _ in asked]
         if not rows:
             return readings
         boxes = np.stack([asked[row][0] for row in rows])
-        words = [each for of_text in covered for each in of_text]
         unique, index = np.unique(boxes, axis=0, return_inverse=True)
         cells = self._parts.cells(image, unique).take(torch.from_numpy(index.reshape(-1)))
         with torch.inference_mode():
-            logits = self._head(cells, self._parts.states(words))
-        for row, word, log_p in zip(rows, words, logits.log_softmax(1).tolist(), strict=True):
-            surprisal = -log_p[COLOR_WORDS.index(COLORS[word.word])]
-            likely = COLOR_WORDS[int(np.argmax(log_p))]
-            readings[row].append(ColorReading(word.word, surprisal, likely))
+            logits = self._head(cells, torch.cat([states for _, states in covered]))
+        words = [each for of_text, _ in covered for each in of_text]
+        for row, word, shares in zip(rows, words, logits.softmax(1).tolist(), strict=True):
+            probability = shares[COLOR_WORDS.index(COLORS[word.word])]
+            likely = COLOR_WORDS[int(np.argmax(shares))]
+            reading = ColorReading(word=word.word, probability=probability, likely=likely)
+            readings[row].append(reading)
         return readings
+
+    def _cover(self, text: str) -> tuple[list[CoveredWord], Tensor]:
+        words = self._parts.cover(text)
+        return words, self._parts.states(words)
 
 
 class ColorParts:

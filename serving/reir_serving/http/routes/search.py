@@ -206,7 +206,12 @@ def _check_work(live: LiveSettings, queries: Sequence[Query]) -> None:
             f"request{' with explain' if explains else ''} is {most}; lower k, or send several "
             f"requests",
         )
-    for name, most in (("localize", live.localized_queries), ("zoom", live.zoomed_queries)):
+    limits = {
+        "localize": live.localized_queries,
+        "verify": live.localized_queries,
+        "zoom": live.zoomed_queries,
+    }
+    for name, most in limits.items():
         number = sum(getattr(query, name) for query in queries)
         if number > most:
             raise QueryError(
@@ -226,7 +231,8 @@ def _query(context: EndpointContext, body: BaseSearchRequest, terms: Sequence[Te
         per_image=body.per_image,
         where=context.caller.restrict_filter(body.where),
         min_presence=body.min_presence,
-        rerank=body.rerank if "rerank" in given else live.rerank,
+        rerank=body.rerank if "rerank" in given else live.rerank and not body.verify,
+        verify=body.verify,
         zoom=body.zoom,
         localize=body.localize,
         explain=body.explain,

@@ -110,6 +110,11 @@ class BaseSearchRequest(ApiRequest):
         description="Have the relation re-ranker order the best photos. "
         "A server can be configured to do this by default.",
     )
+    verify: bool = Field(
+        False,
+        description="Compare the colors that the expression names with the pixels of the first "
+        "hits, and order these by both. Cannot be combined with `rerank`.",
+    )
     zoom: bool = Field(
         False,
         description="Search the first photos again on their pixels, by zooming in, and order their "
@@ -227,6 +232,14 @@ class NeighborOut(ApiAnswer):
     weight: float
 
 
+class ColorReadingOut(ApiAnswer):
+    """What the pixels say about a color word: its probability, and the most probable color."""
+
+    word: str
+    probability: float
+    likely: str
+
+
 class EvidenceOut(ApiAnswer):
     """The evidence for the rank of a hit."""
 
@@ -234,6 +247,7 @@ class EvidenceOut(ApiAnswer):
     rerank_score: float | None
     margin: float | None
     neighbors: list[NeighborOut]
+    colors: list[ColorReadingOut]
     version: str
     checkpoint: str
 
@@ -406,6 +420,7 @@ def _evidence(evidence: Evidence, result: SearchResult) -> JsonObject:
             {"instance_id": each.instance_id, "box": each.box, "weight": each.weight}
             for each in evidence.neighbors
         ],
+        "colors": [asdict(each) for each in evidence.colors],
         "version": result.version,
         "checkpoint": result.digest,
     }

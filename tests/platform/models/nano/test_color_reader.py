@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from reir.checkpoint import SHIPPED, load_color_reader
+from reir.datasets.color_words import names_color
 from reir.models.nano.color_head import GRID, places_of
-from reir.models.nano.color_reader import ColorParts, ColorReader, color_head_for, names_color
+from reir.models.nano.color_reader import ColorParts, ColorReader, color_head_for
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 
 BOX = np.array([0.25, 0.25, 0.75, 0.75], np.float32)

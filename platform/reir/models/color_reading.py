@@ -1,0 +1,28 @@
+"""`ColorReading`: the result of a color reader, without the code that computes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+LEAST_PROBABILITY = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorReading:
+    """What the pixels say about a color word of an expression.
+
+    Attributes:
+        word: of the expression.
+        probability: of this color at the place of the word, in [0, 1].
+        likely: the most probable color there.
+    """
+
+    word: str
+    probability: float
+    likely: str
+
+    @property
+    def surprisal(self) -> float:
+        """Negative logarithm of the probability; 0 if the pixels leave no doubt."""
+        return -math.log(max(self.probability, LEAST_PROBABILITY))

@@ -1,0 +1,239 @@
+"""Verification in a query: the first hits are ordered by their colors, and pages stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reir.checkpoint import SHIPPED, load_color_reader
+from reir.errors import QueryError
+from reir.models.color_reading import ColorReading
+from reir.models.nano.color_reader import ColorReader
+from reir.query.request import Query, Term
+from reir.query.search import CheckpointExtras, Gallery, load_extras
+from reir.query.stages import VERIFIED_HITS, VerifyRequest, VerifyResult
+from reir.query.verify import SCORE_OF_SURPRISAL, PixelVerifier, verified_scores
+from reir.records import FloatArray
+from reir.results import SearchResult
+from reir.store.memory import MemoryStore
+from reir_testing import FakeEncoder, draw_scene
+from reir_testing.lookup_gallery import (
+    DIM,
+    LookupEncoder,
+    RightmostReranker,
+    fill_gallery,
+    images_from_vectors,
+)
+from reir_testing.serving import index_photos
+
+COLORS = ("blue", "green", "red")
+
+
+class Blind(FakeEncoder):
+    """Takes every expression for another one, so that the order of the index means nothing."""
+
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        return super().encode_expressions(["purple"] * len(expressions))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Photos that each have one purple box, and a box of another color."""
+    paths = [tmp_path / f"{color}.png" for color in COLORS]
+    for path in paths:
+        boxes = [("purple", (10, 10, 60, 90)), (path.stem, (120, 20, 160, 60))]
+        Image.fromarray(draw_scene((200, 100), boxes)).save(path)
+    return paths
+
+
+def gallery_of(photos: list[Path]) -> Gallery:
+    store = MemoryStore()
+    index_photos(store, "photos", photos)
+    verifier = PixelVerifier(load_color_reader)
+    return Gallery("photos", store, Blind(), CheckpointExtras(verifier=verifier))
+
+
+def names(result: SearchResult) -> list[str]:
+    return [Path(hit.path).stem for hit in result]
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_the_first_hits_are_ordered_by_their_colors(photos: list[Path], color: str) -> None:
+    gallery, sentence = gallery_of(photos), f"a purple box next to a {color} box"
+    plain = gallery.search(sentence)
+    assert len({hit.score for hit in plain}) == 1
+    result = gallery.search(sentence, verify=True, explain=True)
+    assert names(result)[0] == color
+    assert sorted(names(result)) == sorted(names(plain))
+    assert result.timings_ms["verify"] > 0
+    assert result.degraded == ()
+    for hit in result:
+        assert hit.evidence is not None
+        read = hit.evidence.colors
+        assert [each.word for each in read] == ["purple", color]
+        surprisal = sum(each.surprisal for each in read)
+        expected = hit.evidence.dual_score - SCORE_OF_SURPRISAL * surprisal
+        assert hit.score == pytest.approx(expected)
+    # One hit is asked for, but as many as usual are verified.
+    assert names(gallery.search(sentence, k=1, verify=True)) == [color]
+
+
+def test_an_expression_without_a_color_opens_no_photo(photos: list[Path]) -> None:
+    gallery = gallery_of(photos)
+    for path in photos:
+        path.unlink()
+    result = gallery.search("the box", verify=True, explain=True)
+    assert "verify" not in result.timings_ms
+    assert result.degraded == ()
+    assert result[0].evidence is not None
+    assert result[0].evidence.colors == ()
+
+
+def test_a_photo_that_is_gone_counts_like_the_average(photos: list[Path]) -> None:
+    photos[0].unlink()
+    missing = gallery_of(photos[1:])  # both photos that are left are indexed
+    photos[1].unlink()
+    result = missing.search("a purple box next to a red box", verify=True, explain=True)
+    assert sorted(names(result)) == ["green", "red"]
+    assert [bool(hit.evidence and hit.evidence.colors) for hit in result].count(False) == 1
+    assert result[0].score == pytest.approx(result[1].score)
+    assert verified_scores([0.5, 0.4], [None, None]) == [0.5, 0.4]
+
+
+def test_a_verifier_that_fails_is_left_out(photos: list[Path]) -> None:
+    class Broken(PixelVerifier):
+        def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyResult | None]:
+            raise RuntimeError(f"out of order, {len(requests)} requests")
+
+    gallery = gallery_of(photos)
+    broken = Gallery(
+        "photos", gallery._store, Blind(), CheckpointExtras(verifier=Broken(load_color_reader))
+    )
+    result = broken.search("the red one", verify=True)
+    assert result.degraded == ("verify",)
+    assert names(result) == names(gallery.search("the red one"))
+
+
+def test_the_shipped_checkpoint_verifies_and_loads_its_color_head_only_then(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path | None] = []
+
+    def load(folder: Path | None = None) -> ColorReader | None:
+        loaded.append(folder)
+        return load_color_reader(folder)
+
+    monkeypatch.setattr("reir.checkpoint.load_color_reader", load)
+    extras = load_extras(SHIPPED, digest_of_shipped())
+    assert extras.verifier is not None
+    assert loaded == []
+    box = (0.6, 0.2, 0.8, 0.6)
+    requests = [
+        VerifyRequest(image_id="x", uri=each.as_uri(), box=box, expression=f"a {each.stem} car")
+        for each in photos
+    ]
+    for _ in range(2):
+        for one, color in zip(extras.verifier.verify(requests), COLORS, strict=True):
+            assert one is not None
+            assert [each.likely for each in one] == [color]
+    assert loaded == [SHIPPED]
+
+
+def digest_of_shipped() -> str:
+    from reir.checkpoint import read_config
+
+    return str(read_config(SHIPPED)["digest"])
+
+
+# --- pages -------------------------------------------------------------------------------------
+
+
+class LeftmostVerifier(PixelVerifier):
+    """Finds a color less probable the farther to the right a box lies."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+        self.asked: list[int] = []
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyResult | None]:
+        self.asked.append(len(requests))
+        return [
+            (ColorReading(word="red", probability=float(np.exp(-40 * one.box[0])), likely="red"),)
+            for one in requests
+        ]
+
+
+def lookup_gallery(verifier: PixelVerifier | None, *, reranker: bool = False) -> Gallery:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = MemoryStore()
+    fill_gallery(store, images_from_vectors(vectors, [4] * 10))
+    extras = CheckpointExtras(RightmostReranker() if reranker else None, verifier=verifier)
+    return Gallery("photos", store, LookupEncoder(), extras)
+
+
+def ask(gallery: Gallery, **options: Any) -> SearchResult:
+    usual: dict[str, Any] = {"verify": True, "per_image": 2}
+    query = Query(terms=(Term(expression="number 0 red"),), **(usual | options))
+    return gallery.ask([query])[0]
+
+
+def ids(result: SearchResult) -> list[str]:
+    return [hit.instance_id for hit in result]
+
+
+@pytest.mark.parametrize("lengths", [(1,), (3,), (4, 9), (10,), (7, 2), (30,)])
+def test_pages_put_together_are_one_large_answer(lengths: tuple[int, ...]) -> None:
+    gallery = lookup_gallery(LeftmostVerifier())
+    whole = ask(gallery, k=100)
+    plain = ask(gallery, k=100, verify=False)
+    first = set(ids(plain)[:VERIFIED_HITS])
+    assert set(ids(whole)[:VERIFIED_HITS]) == first
+    assert ids(whole)[VERIFIED_HITS:] == ids(plain)[VERIFIED_HITS:]
+    assert ids(whole) != ids(plain)
+    found: list[str] = []
+    cursor = ""
+    for turn in range(100):
+        page = ask(gallery, k=lengths[turn % len(lengths)], cursor=cursor)
+        found += ids(page)
+        cursor = page.cursor
+        if not cursor:
+            break
+    assert found == ids(whole)
+
+
+def test_pages_after_the_verified_hits_run_no_verifier() -> None:
+    verifier = LeftmostVerifier()
+    gallery = lookup_gallery(verifier)
+    first = ask(gallery, k=VERIFIED_HITS)
+    second = ask(gallery, k=5, cursor=first.cursor)  # needs to know what follows the first page
+    assert verifier.asked == [VERIFIED_HITS, VERIFIED_HITS]
+    assert ask(gallery, k=5, cursor=second.cursor).hits
+    assert verifier.asked == [VERIFIED_HITS, VERIFIED_HITS]
+
+
+def test_a_page_of_verified_hits_is_not_answered_without_the_verifier() -> None:
+    cursor = ask(lookup_gallery(LeftmostVerifier()), k=2).cursor
+    with pytest.raises(QueryError, match="continues an answer of the color head"):
+        ask(lookup_gallery(None), k=2, cursor=cursor)
+    with pytest.raises(QueryError, match="belongs to another query"):
+        ask(lookup_gallery(LeftmostVerifier()), k=2, cursor=cursor, verify=False)
+
+
+def test_a_checkpoint_without_a_color_head_answers_as_if_it_was_not_asked() -> None:
+    plain, asked = lookup_gallery(None), ask(lookup_gallery(None), k=5)
+    assert ids(asked) == ids(ask(plain, k=5, verify=False))
+    assert asked.degraded == ()
+
+
+def test_verification_is_not_combined_with_the_re_ranker() -> None:
+    gallery = lookup_gallery(LeftmostVerifier(), reranker=True)
+    with pytest.raises(QueryError, match="cannot be combined with rerank") as caught:
+        ask(gallery, rerank=True)
+    assert caught.value.field == "verify"
