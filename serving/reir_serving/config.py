@@ -34,7 +34,8 @@ class LiveSettings(StrictConfig):
 
     Attributes:
         k: number of hits if the request does not specify it.
-        rerank: whether the re-ranker orders the best photos if the request does not specify it.
+        rerank: whether the re-ranker orders the best photos if the request does not specify it, nor
+            asks for `verify`.
         budget_ms: time budget if the request does not specify one; stages that would exceed it are
             skipped.
         hits: maximum number of hits in one request, over all its queries.

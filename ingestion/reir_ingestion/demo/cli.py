@@ -122,7 +122,8 @@ def _search_examples(
     from reir.demo.gallery import score_demo
     from reir.images.drawing import contact_sheets
 
-    results = gallery.search_batch([each.text for each in sentences], k=NUM_HITS)
+    texts = [each.text for each in sentences]
+    results = gallery.search_batch(texts, k=NUM_HITS, verify=True)
     score = score_demo(sentences, results)
     console.print(_table(sentences, results))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,7 @@ def _search_interactively(gallery: Gallery, output: Path, console: Console) -> N
         if not sentence:
             return
         try:
-            result = gallery.search(sentence, k=2 * NUM_HITS)
+            result = gallery.search(sentence, k=2 * NUM_HITS, verify=True)
         except QueryError as error:
             console.print(str(error), style="red", markup=False)
             continue

@@ -44,8 +44,8 @@ export function place([x1, y1, x2, y2]) {
 }
 
 const STAGES = {
-  text: "text encoding", search: "search", rerank: "re-ranking", verify: "checking colors", zoom: "zooming in",
-  localize: "masks and boxes", compare: "comparison", rank: "ranking", decode: "decoding",
+  text: "text encoding", search: "search", rerank: "re-ranking", verify: "checking colors",
+  zoom: "zooming in", localize: "masks and boxes", compare: "comparison", rank: "ranking", decode: "decoding",
 };
 const stage = (name) => STAGES[name] ?? name;
 

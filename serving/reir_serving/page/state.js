@@ -73,7 +73,9 @@ export function options(state, cursor = "") {
     where: where.length > 1 ? where.map((each) => `(${each})`).join(" and ") : where[0] ?? null,
     min_presence: state.presence,
     explain: true,
-    // The server opens photos only for these two. Zooming in needs a sentence to look for.
+    // The server opens photos only for these three; for the first one, if a color is named.
+    verify: state.sentence !== "",
+    // Zooming in needs a sentence to look for.
     zoom: state.zoom && state.sentence !== "",
     localize: state.draw === "masks",
     cursor,
