@@ -106,3 +106,30 @@ def test_parts_of_an_instance_are_no_further_instances() -> None:
 )
 def test_plurals(noun: str, many: str) -> None:
     assert plural(noun) == many
+
+
+def with_captions(task: WritingTask, *captions: str, crowded: str = "") -> WritingTask:
+    photo = replace(task.scene.photo, captions=captions, crowded=frozenset(filter(None, [crowded])))
+    return WritingTask(scene=replace(task.scene, photo=photo))
+
+
+def test_a_caption_is_said_about_the_only_instance_of_its_class(tmp_path: Path) -> None:
+    shapes: list[Shape] = [
+        ("dog", "red", (5, 40, 45, 80)),
+        ("dog", "blue", (60, 40, 100, 90)),
+        ("bus", "yellow", (110, 5, 150, 35)),
+    ]
+    task = with_captions(
+        task_of(tmp_path, shapes),
+        "A city bus passing two dogs.",
+        "There is a dog in front of a bus",
+        "Two dogs near a bus.",
+        "A picture of a street.",
+    )
+    found = TemplateWriter().write(task).expressions
+    assert next(each.text for each in found if each.number == 3) == "city bus passing two dogs"
+    told = {text for _, text in written(task)}
+    assert not any("in front" in text or "picture" in text or "near" in text for text in told)
+    # Of a crowd of buses, the box shows only one.
+    crowd = with_captions(task, "A city bus passing two dogs.", crowded="bus")
+    assert (3, "city bus passing two dogs") not in written(crowd)

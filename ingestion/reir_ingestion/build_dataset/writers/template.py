@@ -1,8 +1,9 @@
-"""Writes expressions from templates, without a model: class, color, size, place, relation, count.
+"""Writes expressions without a model: from captions, and from templates for facts.
 
 The facts come from `reir.datasets.generated_expressions`; each of them is true of exactly one
 instance of the photo. What is added to them, such as a color or a second relation, is true as well,
-so the expression stays unique in the photo and becomes rarer in the gallery.
+so the expression stays unique in the photo and becomes rarer in the gallery. The facts are class,
+color, size, place, relation and count.
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ from itertools import zip_longest
 from reir.datasets.generated_expressions import MAX_ORDERED, generate_expressions
 from reir.datasets.wrong_words import PERSON
 from reir.text import has_ordinal
+from reir_ingestion.build_dataset.judges.description import Parser
 from reir_ingestion.build_dataset.nouns import COUNTS, plural
 from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import Writing, WritingTask, Written
+from reir_ingestion.build_dataset.writers.captions import captions_about
 
 RELATION = re.compile(r" (?:left of|right of|above|below|nearest to) the (?!photo$)")
 NOTHING_UNIQUE = "no template is true of this instance alone"
 
 
 class TemplateWriter:
-    """Writes all expressions that the templates give for a photo; see the module."""
+    """Writes all expressions that captions and templates give for a photo; see the module."""
 
-    name, version = "template", "1"
+    name, version = "template", "2"
+
+    def __init__(self) -> None:
+        self._parser = Parser()
 
     def write(self, task: WritingTask) -> Writing:
-        """Write about one photo, the most different expressions about each instance first."""
+        """Write about one photo: captions first, then the most different facts."""
+        captions: dict[int, list[str]] = defaultdict(list)
+        for number, text in captions_about(task, self._parser):
+            captions[number].append(text)
         facts: dict[int, list[str]] = defaultdict(list)
         for number, text in _certain_facts(task):
             facts[number].append(text)
@@ -37,7 +46,7 @@ class TemplateWriter:
         refused: list[tuple[int | None, str]] = []
         for number in task.numbers:
             texts: dict[str, str] = {}
-            for text in _expressions(task, number, facts[number]):
+            for text in (*captions[number], *_expressions(task, number, facts[number])):
                 texts.setdefault(text.removeprefix("the "), text)
             expressions += (Written(number, text) for text in texts.values())
             if not texts:
