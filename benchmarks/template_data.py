@@ -1,13 +1,12 @@
-"""How much is a dataset worth that templates and captions wrote, compared with written expressions?
+"""How much is a dataset worth that no model wrote, compared with written expressions?
 
     python benchmarks/template_data.py [--work DIR]
 
-`reir build-dataset` writes and filters expressions about the photos of the split `train` from their
-captions and from templates, offline. `clare-nano` is trained from the published weights of its parts on the first
-`--photos` of them: once with these expressions, and once with the written ones, with the same boxes
-and settings. Nothing else is learned from: no contrast of photos with captions, and no other
-generated sentences. BR@1
-(IoU .5) is that of the long expressions of `val`.
+`reir build-dataset` writes and filters expressions about the photos of the split `train`, from
+their captions and from templates, offline. `clare-nano` is trained from the published weights of
+its parts on the first `--photos` of them: once with these expressions, and once with the written
+ones, with the same boxes and settings. Nothing else is learned from: neither pairs of photos and
+captions, nor other generated sentences. BR@1 (IoU .5) is that of the long expressions of `val`.
 
     engine.template_share        BR@1 after templates / BR@1 after written expressions
     engine.template.br1          BR@1 after training on templates; also br5, br10 and rec
