@@ -362,13 +362,15 @@ def as_table(result: SearchResult) -> RenderableType:
     compared = any(hit.differs for hit in result)
     zoomed = any(hit.zoom for hit in result)
     explained = result.hits[0].evidence is not None
+    verified = any(hit.evidence and hit.evidence.colors for hit in result)
     numbers = ("#", "score", "zoom", "looks", "area", "dual", "re-rank", "margin")
     table = new_table(
         *("#", "score", *(["object in photo"] if calibrated else []), "photo"),
         *(["what differs"] if compared else []),
         *(["zoom", "looks"] if zoomed else []),
         *("x %", "y %", "area"),
-        *(["dual", "re-rank", "margin", "neighbors", "colors"] if explained else []),
+        *(["dual", "re-rank", "margin", "neighbors"] if explained else []),
+        *(["colors"] if verified else []),
         right=numbers,
     )
     for rank, hit in enumerate(result.hits, 1):
@@ -384,6 +386,7 @@ def as_table(result: SearchResult) -> RenderableType:
             f"{y1}-{y2}",
             f"{100 * hit.area:.1f} %",
             *(_evidence(hit.evidence) if hit.evidence else []),
+            *([_colors(hit.evidence)] if verified and hit.evidence else []),
         )
     return Group(*_remarks(result), *_headline(result), table, "", _footer(result))
 
@@ -413,9 +416,12 @@ def _evidence(evidence: Evidence) -> list[str]:
         f"#{each.instance_id.rpartition('#')[2]} {_percent(each.weight)}"
         for each in evidence.neighbors
     )
-    colors = ", ".join(f"{each.word} {_percent(each.probability)}" for each in evidence.colors)
-    told = ("-" if each is None else f"{each:#.3g}" for each in numbers)
-    return [*told, near or "-", colors or "-"]
+    return [*("-" if each is None else f"{each:#.3g}" for each in numbers), near or "-"]
+
+
+def _colors(evidence: Evidence) -> str:
+    read = (f"{each.word} {_percent(each.probability)}" for each in evidence.colors)
+    return ", ".join(read) or "-"
 
 
 def _footer(result: SearchResult) -> Text:
