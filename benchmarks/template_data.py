@@ -47,6 +47,8 @@ SETTINGS = {
     "grounding_epochs": 2,
     "clia_epochs": 5,
 }
+MORE = ("--per-instance", "6")
+"""A photo has five captions, which are often about the same instance."""
 FIGURES = {"br1": "br1_50", "br5": "br5_50", "br10": "br10_50", "rec": "rec_long"}
 _REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]
 
@@ -68,7 +70,7 @@ def figures_of(checkpoint: Path, photos: Path) -> dict[str, float]:
 def make_sources(work: Path, photos: Path, num_photos: int) -> dict[str, DataSource]:
     """Return what each model learns from, after making the files that are missing."""
     built = work / "built"
-    reir("build-dataset", str(photos), str(built), "--split", "train", "--val-share", "0")
+    reir("build-dataset", str(photos), str(built), "--split", "train", "--val-share", "0", *MORE)
     images = read_photos(photos).split("train").first_images(num_photos).images
     template, written = work / "template-source", work / "written-source"
     for folder in (template, written):

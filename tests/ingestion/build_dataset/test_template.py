@@ -113,11 +113,12 @@ def with_captions(task: WritingTask, *captions: str, crowded: str = "") -> Writi
     return WritingTask(scene=replace(task.scene, photo=photo))
 
 
-def test_a_caption_is_said_about_the_only_instance_of_its_class(tmp_path: Path) -> None:
+def test_a_caption_is_said_about_the_prominent_instance_of_its_class(tmp_path: Path) -> None:
     shapes: list[Shape] = [
         ("dog", "red", (5, 40, 45, 80)),
         ("dog", "blue", (60, 40, 100, 90)),
         ("bus", "yellow", (110, 5, 150, 35)),
+        ("bus", "green", (110, 50, 125, 60)),
     ]
     task = with_captions(
         task_of(tmp_path, shapes),

@@ -1,4 +1,4 @@
-"""Captions of a photo that describe one of its instances: "A woman on a horse" of a single person.
+"""Captions of a photo that describe one of its instances: "A woman on a horse" of one large person.
 
 They are the only natural language that a photo may come with, and tell of clothes, actions and
 things that no annotation names.
@@ -13,19 +13,29 @@ from reir.text import normalize_expression
 from reir_ingestion.build_dataset.judges.description import Parser
 from reir_ingestion.build_dataset.tasks import WritingTask
 
+PROMINENT = 3.0
+"""A caption is about the largest instance of a class if it is so many times as large as the second
+one."""
+
 _OPENING = re.compile(r"^(?:there is )?(?:an?|the) ")
 
 
 def captions_about(task: WritingTask, parser: Parser) -> Iterator[tuple[int, str]]:
     """Yield (number of an instance, caption without its article).
 
-    A caption is about the instance if its first noun stands for the class of that one instance, and
-    of no other one in the photo.
+    Its first noun stands for the class of the instance, of which the photo has no other instance, or
+    only much smaller ones.
     """
     scene = task.scene
     for caption in scene.photo.captions:
         text = normalize_expression(caption).rstrip(" .")
         classes = parser.parse(text).categories
-        numbers = [n for n, each in enumerate(scene.instances, 1) if each.category in classes]
-        if len(numbers) == 1 and scene.photo.crowded.isdisjoint(classes):
-            yield numbers[0], _OPENING.sub("", text)
+        areas = {
+            number: each.annotated.area
+            for number, each in enumerate(scene.instances, start=1)
+            if each.category in classes
+        }
+        largest, *others = sorted(areas, key=areas.__getitem__, reverse=True) or [0]
+        is_prominent = not others or areas[largest] >= PROMINENT * areas[others[0]]
+        if largest and is_prominent and scene.photo.crowded.isdisjoint(classes):
+            yield largest, _OPENING.sub("", text)
