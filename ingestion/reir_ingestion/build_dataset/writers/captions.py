@@ -23,8 +23,8 @@ _OPENING = re.compile(r"^(?:there is )?(?:an?|the) ")
 def captions_about(task: WritingTask, parser: Parser) -> Iterator[tuple[int, str]]:
     """Yield (number of an instance, caption without its article).
 
-    Its first noun stands for the class of the instance, of which the photo has no other instance, or
-    only much smaller ones.
+    Its first noun stands for the class of the instance, and other instances of this class are much
+    smaller.
     """
     scene = task.scene
     for caption in scene.photo.captions:
