@@ -28,8 +28,8 @@ from _indexing import TEST_PHOTOS
 from _report import write_report
 
 from reir.checkpoint import SHIPPED, load_encoder
-from reir.datasets.color_words import names_color
 from reir.datasets.dataset import Expression, ReferringDataset
+from reir.datasets.generated_expressions import names_color
 from reir.datasets.photos import read_photos
 from reir.images.boxes import elementwise_iou
 from reir.metrics.bootstrap import bootstrap_intervals

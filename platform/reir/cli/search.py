@@ -217,8 +217,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     """Find the object that a sentence describes.
 
     Prints the photo, score and box of each hit, best first, and whether the photo shows the object:
-    likely, possible or unlikely. Boxes are in percent of the photo's width and height, from the
-    upper left corner.
+    likely, possible or unlikely. Boxes are in percent of the photo, from the upper left corner.
     """
     from reir.query.request import Query, check_query
 

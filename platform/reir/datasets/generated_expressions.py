@@ -10,13 +10,15 @@ expressions does not cover. Uses no model and no files.
 from __future__ import annotations
 
 import colorsys
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from reir.records import FloatArray
+from reir.text import normalize_expression
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 MAX_ORDERED = len(ORDINALS)
@@ -32,6 +34,14 @@ COLOR_WORDS = (
     "black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 )  # fmt: skip
 """The names that `color_word` gives."""
+
+COLORS: Mapping[str, str] = {
+    **{word: word for word in COLOR_WORDS},
+    "grey": "gray",
+    "silver": "gray",
+}
+"""Word of an expression -> its color in `COLOR_WORDS`."""
+_COLOR_WORD = re.compile(rf"\b(?:{'|'.join(COLORS)})\b")
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,11 @@ def color_word(rgb: Sequence[float]) -> str:
     name = name or ("purple" if hue * 360 < 300 else "pink" if hue * 360 < 340 else "red")
     # Brown is a dark, dull orange or red, not a hue of its own.
     return "brown" if name in ("orange", "red") and value < 0.55 and saturation < 0.75 else name
+
+
+def names_color(text: str) -> bool:
+    """Whether an expression has a color word."""
+    return _COLOR_WORD.search(normalize_expression(text)) is not None
 
 
 def central_color(grid: FloatArray) -> str:

@@ -23,15 +23,13 @@ from reir.query.retrieval import RetrieveRequest, VectorTerm
 from reir.query.spans import record_answer
 from reir.query.stages import (
     COMPARED_HITS,
-    VERIFIED_HITS,
     RefineRequest,
     RefineResult,
     RerankRequest,
     RerankResult,
     Stages,
-    VerifyRequest,
-    VerifyResult,
 )
+from reir.query.verify.stage import verify_hits
 from reir.query.zoom.stage import zoom_in
 from reir.records import FloatArray, MaskRle
 from reir.results import Evidence, Hit, SearchResult
@@ -75,7 +73,7 @@ async def _answer(
     if wanted := [one for one in pending if one.reranks]:
         await _rerank(wanted, stages, clock)
     if wanted := [one for one in pending if one.verifies]:
-        await _verify(wanted, stages, clock)
+        await verify_hits(wanted, stages, clock)
     with clock.stage("rank"):
         pages = [one.page() for one in pending]
     masks = await _masks(pending, [page for page, _ in pages], stages, clock)
@@ -149,27 +147,6 @@ async def _rerank(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock
 
     for one, reranked in await run_optional("rerank", pending, stages, clock, work):
         one.reranked = reranked
-
-
-async def _verify(pending: Sequence[PendingAnswer], stages: Stages, clock: Clock) -> None:
-    """Let the verifier compare the first rows with their pixels."""
-
-    async def work(
-        able: Sequence[PendingAnswer], timeout_s: float | None
-    ) -> list[list[VerifyResult | None]]:
-        rows = [one.retrieved.rows[:VERIFIED_HITS] for one in able]
-        requests = [
-            VerifyRequest(
-                image_id=row.image_id, uri=row.uri, box=row.box, expression=one.query.expression
-            )
-            for one, of_one in zip(able, rows, strict=True)
-            for row in of_one
-        ]
-        verified = iter(await stages.verify(requests, timeout_s))
-        return [list(islice(verified, len(of_one))) for of_one in rows]
-
-    for one, verified in await run_optional("verify", pending, stages, clock, work):
-        one.verified = verified
 
 
 def _rerank_request(one: PendingAnswer) -> RerankRequest:

@@ -21,7 +21,7 @@ from reir.query.stages import (
     VerifyResult,
     ZoomRequest,
 )
-from reir.query.verify import PixelVerifier
+from reir.query.verify.photos import PixelVerifier
 from reir.query.zoom.photos import PhotoZoomer
 from reir.records import FloatArray, MaskRle
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from reir.datasets.color_words import names_color
+from reir.datasets.generated_expressions import names_color
 from reir.errors import QueryError
 from reir.models.interfaces import EncodedExpression
 from reir.query.clock import Clock
@@ -25,7 +25,7 @@ from reir.query.stages import (
     Stages,
     VerifyResult,
 )
-from reir.query.verify import verified_scores
+from reir.query.verify.photos import verified_scores
 from reir.store.contract import InstanceRow
 
 logger = logging.getLogger(__name__)

@@ -47,7 +47,7 @@ from reir.query.presence import Calibration, load_calibration
 from reir.query.request import MAX_K, Query, SearchOptions, Term, query_of
 from reir.query.rerank import PhotoReranker
 from reir.query.retrieval import Retriever
-from reir.query.verify import PixelVerifier
+from reir.query.verify.photos import PixelVerifier
 from reir.query.zoom.photos import PhotoZoomer
 from reir.records import Box, FloatArray
 from reir.results import GalleryInfo, Localization, SearchResult

@@ -17,7 +17,7 @@ from reir.models.nano.color_reader import ColorReader
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery, load_extras
 from reir.query.stages import VERIFIED_HITS, VerifyRequest, VerifyResult
-from reir.query.verify import SCORE_OF_SURPRISAL, PixelVerifier, verified_scores
+from reir.query.verify.photos import SCORE_OF_SURPRISAL, PixelVerifier, verified_scores
 from reir.records import FloatArray
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore

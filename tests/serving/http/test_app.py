@@ -14,7 +14,7 @@ from PIL import Image
 from reir.checkpoint import load_color_reader
 from reir.models.nano.encoder import cpu_path
 from reir.query.search import CheckpointExtras
-from reir.query.verify import PixelVerifier
+from reir.query.verify.photos import PixelVerifier
 from reir_serving.backend.models import LoadedModel, ModelCache
 from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import LiveSettings

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from reir.checkpoint import load_model, weights_digest
-from reir.datasets.color_words import COLORS, names_color
-from reir.datasets.generated_expressions import COLOR_WORDS
+from reir.datasets.generated_expressions import COLOR_WORDS, COLORS, names_color
 from reir.images.decode import read_image
 from reir.models.nano.color_head import CELL_SIDE, GRID, CellBatch
 from reir.models.nano.color_reader import SURROUNDINGS, ColorParts

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reir.datasets.color_words import names_color
+from reir.datasets.generated_expressions import names_color
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
 from reir.query.differences import Comparison

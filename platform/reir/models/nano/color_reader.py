@@ -13,8 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from reir.datasets.color_words import COLORS
-from reir.datasets.generated_expressions import COLOR_WORDS
+from reir.datasets.generated_expressions import COLOR_WORDS, COLORS
 from reir.models.color_reading import ColorReading
 from reir.models.cpu_engine import CpuEngine
 from reir.models.nano.candidates import crop_boxes, crop_frames

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reir.checkpoint import SHIPPED, load_color_reader
-from reir.datasets.color_words import names_color
+from reir.datasets.generated_expressions import names_color
 from reir.models.nano.color_head import GRID, places_of
 from reir.models.nano.color_reader import ColorParts, ColorReader, color_head_for
 from reir_testing.tiny import tiny_model, tiny_tokenizer

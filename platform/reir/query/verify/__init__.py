@@ -1,0 +1,1 @@
+"""Verification: comparing the first hits with the pixels of their photos."""
