@@ -41,8 +41,8 @@ class LiveSettings(StrictConfig):
         hits: maximum number of hits in one request, over all its queries.
         explained_hits: the same for a request with `explain`, which makes a hit about four times
             as large.
-        localized_queries: maximum number of queries in one request with `localize`, and with
-            `verify`, which make a query take about ten times as long.
+        localized_queries: maximum number of queries in one request that set `localize`, and of
+            those that set `verify`; either makes a query take about ten times as long.
         zoomed_queries: maximum number of queries in one request with `zoom`, which opens up to five
             photos for each query and takes about a second for each of them.
         pinned: gallery -> version to serve, whichever version is live; other galleries always

@@ -85,7 +85,7 @@ def color_word(rgb: Sequence[float]) -> str:
 
 
 def names_color(text: str) -> bool:
-    """Whether an expression has a color word."""
+    """Return whether an expression contains a color word."""
     return _COLOR_WORD.search(normalize_expression(text)) is not None
 
 

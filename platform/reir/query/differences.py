@@ -20,6 +20,7 @@ from itertools import chain, islice
 import numpy as np
 
 from reir.datasets.coco_classes import COCO_CLASSES
+from reir.datasets.generated_expressions import COLORS
 from reir.datasets.wrong_words import PERSON, PERSONS, SIDE, SWAPS
 from reir.records import FloatArray
 from reir.results import Difference
@@ -38,9 +39,8 @@ MAX_VARIANTS = 24
 
 CLASS_SENTENCES = tuple(f"the {name}" for name in COCO_CLASSES)
 
-_GRAYS = frozenset({"gray", "grey", "silver"})
-# One word for each color that can be told apart by its name.
-_COLORS = tuple(each for each in SWAPS[COLOR] if each not in _GRAYS - {"gray"})
+# One word for each color.
+_COLORS = tuple(each for each in SWAPS[COLOR] if COLORS[each] == each)
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,8 @@ def _other_colors(text: str) -> Iterator[Variant]:
     """Yield the text with each color replaced by every other color."""
     for found in _COLOR.finditer(text):
         wanted = found.group()
-        same = _GRAYS if wanted in _GRAYS else {wanted}
         for seen in _COLORS:
-            if seen not in same:
+            if seen != COLORS[wanted]:
                 sentence = text[: found.start()] + seen + text[found.end() :]
                 yield Variant(Difference(kind=COLOR, wanted=wanted, seen=seen), sentence)
 

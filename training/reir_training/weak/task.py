@@ -188,7 +188,7 @@ class PhotoFiles:
         self._paths = paths
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Read and letterbox some photos; see `load_squares`.
+        """Read some photos and resize them to squares with padding, as `load_squares` does.
 
         Raises:
             ImageError: a photo cannot be decoded.

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.datasets.generated_expressions import COLOR_WORDS, ORDINALS
+from reir.datasets.generated_expressions import COLOR_WORDS, COLORS, ORDINALS
 from reir.text import normalize_expression, opening_phrase
 from reir_ingestion.build_dataset.nouns import CLASSES_OF, COUNTS, plural
-
-SAME_COLOR = {"grey": "gray", "silver": "gray"}
 
 _CORNER = r"(?:top |bottom |upper |lower )?(?:left|right|middle|center|top|bottom)"
 _PLACE = re.compile(
@@ -28,7 +26,7 @@ _ADJECTIVE = re.compile(r"\b(left|right|top|bottom)\b")
 _ORDINAL = re.compile(rf"\b({'|'.join(ORDINALS)})\b(?=.*\bfrom (?:the )?(left|right)\b)")
 _FROM = re.compile(r"\bfrom (?:the )?(?:left|right)\b")
 _SIZE = re.compile(r"\b(largest|biggest|closest|smallest)\b(?! to)")
-_COLOR = re.compile(rf"\b({'|'.join((*COLOR_WORDS, *SAME_COLOR))})\b")
+_COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b")
 _COLOR_AND = re.compile(rf"\b(?:{'|'.join(COLOR_WORDS)}) and (?=\w)")
 _CLOTHES = re.compile(rf"\bin ({'|'.join(COLOR_WORDS)})\b(?! \w)")
 _CLAUSE = re.compile(
@@ -107,7 +105,7 @@ class Parser:
         self._singular = {plural(name): name for name in names}
         several = "|".join(map(re.escape, self._singular))
         self._count = re.compile(rf"\bof the (?:{'|'.join(COUNTS[2:])}) ({several})\b")
-        color = "|".join((*COLOR_WORDS, *SAME_COLOR))
+        color = "|".join(COLORS)
         words = "nearest to|closest to|above|below|under(?:neath)?|over"
         # In "jacket of white and orange", "orange" is a color; as a thing, it has an article.
         self._last_noun = re.compile(rf"(?:\b(?!orange$)(?:{noun})|(?:^|\b(?:a|an|the) )orange)$")
@@ -146,7 +144,7 @@ class Parser:
         return Description(
             text=whole,
             categories=classes_of(_ARTICLE.sub("", noun.group())) if noun else (),
-            colors=tuple(SAME_COLOR.get(color, color) for color in colors),
+            colors=tuple(COLORS[color] for color in colors),
             sides=tuple(dict.fromkeys(sides)),
             order=(ORDINALS.index(ordinal[1]), ordinal[2]) if ordinal else None,
             size=_SIZE_OF.get(size[1], size[1]) if size else "",

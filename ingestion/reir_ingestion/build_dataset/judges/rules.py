@@ -38,7 +38,7 @@ UNSEEN_SCORE = 0.4
 """Cosine that is assumed for an instance without a vector; most right expressions have a higher
 one."""
 SURPRISAL_SHARE = 0.05
-"""Difference of cosines that counts as much as one unit of surprisal of a color."""
+"""One unit of a color's surprisal counts as much as this difference of cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Thresholds:
     """Differences of cosines above which an expression fails.
 
     Attributes:
-        color: by how much another color in the expression fits the instance better, plus
-            `SURPRISAL_SHARE` of the surprisal of the color, if there is a color reader.
+        color: by how much another color in the expression fits the instance better; with a color
+            reader, `SURPRISAL_SHARE` times the color's surprisal is added.
         side: by how much the other side does.
         other: by how much another instance of the photo fits the expression better.
         gallery: by how much a look-alike does.

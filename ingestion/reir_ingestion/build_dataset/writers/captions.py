@@ -1,7 +1,6 @@
 """Captions of a photo that describe one of its instances: "A woman on a horse" of one large person.
 
-They are the only natural language that a photo may come with, and tell of clothes, actions and
-things that no annotation names.
+Captions mention clothes, actions and things that annotations leave out.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _OPENING = re.compile(r"^(?:there is )?(?:an?|the) ")
 
 
 def captions_about(task: WritingTask, parser: Parser) -> Iterator[tuple[int, str]]:
-    """Yield (number of an instance, caption without its article).
+    """Yield captions that describe one instance: its number, and the text without an article.
 
     Its first noun stands for the class of the instance, and other instances of this class are much
     smaller.
