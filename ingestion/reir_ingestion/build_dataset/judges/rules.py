@@ -53,9 +53,9 @@ class Thresholds:
         gallery: by how much a look-alike does.
     """
 
-    color: float = 0.19
+    color: float = 0.2
     side: float = 0.04
-    other: float = 0.22
+    other: float = 0.18
     gallery: float = 0.14
 
 
