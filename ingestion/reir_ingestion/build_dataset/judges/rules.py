@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reir.datasets.generated_expressions import names_color
+from reir.datasets.generated_expressions import COLORS, names_color
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
 from reir.query.differences import Comparison
@@ -235,7 +235,7 @@ def _with_surprisal(gain: Gain | None, readings: Sequence[ColorReading]) -> Gain
     amount = SURPRISAL_SHARE * worst.surprisal
     if gain is None:
         return Gain(amount, words)
-    return Gain(amount + gain.amount, words if worst.likely != worst.word else gain.words)
+    return Gain(amount + gain.amount, words if worst.likely != COLORS[worst.word] else gain.words)
 
 
 def _raise(gains: dict[str, Gain], name: str, gain: Gain) -> None:
