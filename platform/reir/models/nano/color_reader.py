@@ -123,6 +123,7 @@ class ColorParts:
     """
 
     def __init__(self, model: ClareNano, tokenizer: Tokenizer) -> None:
+        model.eval()  # or the text tower would drop a tenth of its states at random
         self._network, self._tower = model.crop_network, model.text.tower
         self._tokenizer, self._max_tokens = tokenizer, model.config.max_tokens
         # BERT's vocabulary has a token for each of these words.

@@ -80,6 +80,12 @@ def test_a_reading_does_not_depend_on_what_else_is_asked() -> None:
     assert reader.read(photo, []) == []
 
 
+def test_the_text_tower_drops_nothing() -> None:
+    parts = [ColorParts(tiny_model().train(), tiny_tokenizer()) for _ in range(2)]
+    one, other = (each.states(each.cover("the red car")) for each in parts)
+    torch.testing.assert_close(one, other)
+
+
 def test_the_shipped_reader_sees_colors_of_the_box_and_around_it() -> None:
     reader = load_color_reader(SHIPPED)
     assert reader is not None
