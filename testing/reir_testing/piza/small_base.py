@@ -1,7 +1,8 @@
 """A grounding model that is small enough to be trained on a CPU, on ordinary generated scenes.
 
-It is the real class of MM-GroundingDINO with few layers and 64 dimensions, for pictures of 160 px.
-It starts from random weights. As in the published training of such models, every phrase of a
+It is the real class of MM-GroundingDINO with few layers and 64 dimensions, for pictures of 256 px,
+in which a target of a large scene is 7 to 8 px wide. Its finest features have a stride of 8 px. It
+starts from random weights. As in the published training of such models, every phrase of a
 caption is grounded: in "the red ring next to the star", the last two words belong to the star, and
 the others to the ring. A caption joins several expressions, which the text encoder reads
 separately, so that a picture teaches the model about several shapes at once.
@@ -16,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +43,11 @@ from reir_testing.scene_expressions import SceneShape, is_next_to_one
 from reir_testing.scenes import FORMS, Scene, make_scenes, render
 from reir_training.piza.losses import Grounding, Predictions, grounding_loss, layers_of
 
-SIDE_PX = 160
+SIDE_PX = 256
 MAX_TOKENS = 40
-WIDTH, NUM_QUERIES = 64, 16
+WIDTH = 64
+NUM_QUERIES = 48
+"""More than the shapes of a picture, since a large shape is proposed by many places."""
 FIRST_WORD = 104
 """Id of the first word of the vocabulary; the published ids of the delimiters stay free."""
 WORDS = sorted({*FORMS, *PALETTE, "the", "shape", "next", "to"})
@@ -56,23 +59,24 @@ DISTANCE = (0.3, 1.0)
 SCENES_AT_ONCE = 64
 PRIOR_LOGIT = -4.6
 """First logit of every token: a probability of .01, as is usual with the focal loss."""
-STEPS = (900, 600)
-"""Steps on phrases and on sentences, about ten minutes of one idle core."""
+STEPS = (800, 1200)
+"""Steps on phrases and on sentences, about three hours of one idle core."""
+BATCH = 48
 LEARNING_RATE = 1.5e-3
 WARM_UP, FINAL_DECAY, FINAL_RATE = 200, 0.6, 0.02
 """Steps of warm-up; share of the last steps in which the rate falls, and to which share of it."""
 
 
 def small_base() -> Any:
-    """Return a random model of 0.83 million parameters."""
+    """Return a random model of 0.91 million parameters."""
     config = MMGroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=SIDE_PX,
-            patch_size=8,
+            patch_size=4,
             embed_dim=32,
             depths=[1, 2, 1],
             num_heads=[2, 4, 4],
-            window_size=5,
+            window_size=8,
             out_features=["stage2", "stage3"],
             drop_path_rate=0.0,
         ),
@@ -98,7 +102,7 @@ def small_base() -> Any:
         d_model=WIDTH,
         dropout=0.0,
         fusion_droppath=0.0,
-        num_feature_levels=2,
+        num_feature_levels=3,
         max_text_len=MAX_TOKENS,
     )
     model = MMGroundingDinoForObjectDetection(config)
@@ -274,7 +278,7 @@ def _captioned(scene: Scene, said: Sequence[Grounded]) -> CaptionedScene:
 def train_small_base(
     steps: tuple[int, int] = STEPS,
     *,
-    batch: int = 16,
+    batch: int = BATCH,
     seed: int = 0,
     progress: Callable[[int, float, float], None] | None = None,
 ) -> Any:
@@ -315,23 +319,50 @@ def _loss(model: Any, tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Tenso
     """Return the loss of some pictures, a mean over all of their phrases."""
     processor = GroundingDinoImageProcessorPil(do_resize=False, do_pad=False)
     pixels = processor(images=[scene.pixels for scene in scenes], return_tensors="pt")
+    return phrase_loss(model, pixels["pixel_values"], taught(tokenizer, scenes))
+
+
+class Taught(NamedTuple):
+    """What some captions say.
+
+    Attributes:
+        input_ids, attention_mask: (N, L) tokens of each caption.
+        picture: (P,) picture of each phrase.
+        is_own: (P, L) which tokens belong to the phrase.
+        boxes: (P, 4) box of each phrase, xyxy in [0, 1].
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    picture: Tensor
+    is_own: Tensor
+    boxes: Tensor
+
+
+def taught(tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Taught:
+    """Return the captions of some pictures as tensors."""
     captions = captions_of(tokenizer, [each.caption for each in scenes], MAX_TOKENS)
-    output = model(
-        pixels["pixel_values"], None, captions.input_ids, captions.attention_mask, all_layers=True
-    )
     picture_P = torch.repeat_interleave(torch.tensor([len(each.boxes) for each in scenes]))
     # Every word is one token, and the first token is the start.
     ranges = [(1 + first, 1 + last) for each in scenes for first, last in each.ranges]
     first_P, last_P = torch.tensor(ranges).T
     place_L = torch.arange(captions.input_ids.shape[1])
-    own_PL = (place_L >= first_P[:, None]) & (place_L < last_P[:, None])
+    is_own_PL = (place_L >= first_P[:, None]) & (place_L < last_P[:, None])
+    boxes_P4 = torch.tensor([box for each in scenes for box in each.boxes])
+    return Taught(captions.input_ids, captions.attention_mask, picture_P, is_own_PL, boxes_P4)
+
+
+def phrase_loss(model: Any, pixels: Tensor, said: Taught) -> Tensor:
+    """Return the loss of (N, 3, H, W) pictures, a mean over all of their phrases."""
+    output = model(pixels, None, said.input_ids, said.attention_mask, all_layers=True)
     # Only the tokens of a phrase count in its row: of the others, some are positive elsewhere.
-    truth = Grounding(torch.tensor([box for each in scenes for box in each.boxes]), own_PL, own_PL)
+    truth = Grounding(said.boxes, said.is_own, said.is_own)
     terms = [
         term
-        for layer in layers_of(output, captions.input_ids.shape[1], NUM_QUERIES)
+        for layer in layers_of(output, said.input_ids.shape[1], NUM_QUERIES)
         for term in grounding_loss(
-            Predictions(layer.name, layer.logits[picture_P], layer.boxes_xyxy[picture_P]), truth
+            Predictions(layer.name, layer.logits[said.picture], layer.boxes_xyxy[said.picture]),
+            truth,
         ).values()
     ]
     return torch.stack(terms).sum()
