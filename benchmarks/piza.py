@@ -16,7 +16,10 @@ boxes never overlap such small targets.
 
 What is already in `--work` is not trained again. On a CPU, the base takes `piza.base_hours`, which
 is measured with a few steps, and each training of adapters about ten minutes of an idle core.
-`--val` measures everything on validation scenes, on which all choices were made.
+`piza.base_found` is 1 if the base was in `--work` before. That of the stored figures was trained on
+a GPU, with the same model, lessons, loss, batches and numbers of steps; but other code drew the
+pictures there, and the learning rate followed the clock instead of the steps. `--val` measures
+everything on validation scenes, on which all choices were made.
 
 The benchmark also kills and resumes a training of a tiny model, compares a step of two workers with
 that of one, and searches the real photos of SOREC in the shared data. The last shows only that the
@@ -93,6 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
+    base_found = (work / "base").exists()
     base = small_base(work / "base").resolve()
     if not (work / "large").exists():
         scenes = {name: make_large_scenes(*of) for name, of in SPLITS.items()}
@@ -101,6 +105,7 @@ def main() -> None:
     held_out = build_photos(source, read_dataset(source))
     seeds = range(arguments.seeds)
     figures = learning(work, base, held_out, arguments.epochs, seeds, arguments.num_workers)
+    figures["piza.base_found"] = int(base_found)
     if not arguments.val:
         figures |= base_cost() | resuming() | sharing()
         figures |= real_photos(_checkpoint(work, "piza", 0))
