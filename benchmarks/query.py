@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=300)
     arguments: argparse.Namespace = parser.parse_args()
     encoder = encoder_of(arguments)
-    extras = load_extras(arguments.checkpoint or SHIPPED, encoder.digest)
+    extras = load_extras(arguments.checkpoint or SHIPPED, encoder)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         photos = copy_photos(work / "photos", arguments.photos)

@@ -4,17 +4,19 @@
 
 `reir build-dataset` writes and filters expressions about the photos of the split `train`, from
 their captions and from templates, offline. `clare-nano` is trained from the published weights of
-its parts on the first `--photos` of them: once with these expressions, and once with the written
-ones, with the same boxes and settings. Nothing else is learned from: neither pairs of photos and
-captions, nor other generated sentences. BR@1 (IoU .5) is that of the long expressions of `val`.
+its parts on the first `--photos` of them, each time with the same boxes and settings: with the
+built dataset, which keeps the captions of the photos; with the written expressions alone; and with
+the written expressions and the captions. BR@1 (IoU .5) is that of the long expressions of `val`.
 
-    engine.template_share        BR@1 after templates / BR@1 after written expressions
-    engine.template.br1          BR@1 after training on templates; also br5, br10 and rec
+    engine.template_share        BR@1 after the built dataset / after the written expressions
+    engine.captioned_share       the same, with captions beside the written expressions, too
+    engine.template.br1          BR@1 after training on the built dataset; also br5, br10 and rec
     engine.written.br1           the same after training on written expressions
+    engine.captioned.br1         the same after training on written expressions and captions
     engine.untrained.br1         the same without any training
     engine.template.expressions  number of expressions; also of the photos that have any
 
-What is already in `--work` is not made again. Takes about half an hour of two idle cores.
+What is already in `--work` is not made again. Takes about forty minutes of two idle cores.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from reir.checkpoint import load_model
 from reir.datasets.look_alikes import LOOK_ALIKES
 from reir.datasets.photos import EXPRESSIONS, read_photos
 from reir.datasets.reircoco import read_reircoco, write_reircoco
+from reir_ingestion.build_dataset.photos import CAPTIONS
 from reir_testing import data_dir
 from reir_training.config import DataSource
 from reir_training.data.examples import read_dataset
@@ -47,6 +50,7 @@ SETTINGS = {
     "grounding_epochs": 2,
     "clia_epochs": 5,
 }
+ARMS = ("template", "written", "captioned")
 MORE = ("--per-instance", "6")
 """A photo has five captions, which are often about the same instance."""
 FIGURES = {"br1": "br1_50", "br5": "br5_50", "br10": "br10_50", "rec": "rec_long"}
@@ -72,24 +76,26 @@ def make_sources(work: Path, photos: Path, num_photos: int) -> dict[str, DataSou
     built = work / "built"
     reir("build-dataset", str(photos), str(built), "--split", "train", "--val-share", "0", *MORE)
     images = read_photos(photos).split("train").first_images(num_photos).images
-    template, written = work / "template-source", work / "written-source"
-    for folder in (template, written):
+    template, written, captioned = folders = [work / f"{arm}-source" for arm in ARMS]
+    for folder in folders:
         folder.mkdir(exist_ok=True)
     # Its photos have their file names as ids.
     dataset = read_reircoco(built / "reircoco_train.json")
     part = dataset.of_images({image.file_name for image in images})
     write_reircoco(part, template / "reircoco_train.json", every_instance=True)
-    shutil.copyfile(built / LOOK_ALIKES, template / LOOK_ALIKES)
-    # Not the whole folder, which has captions too.
-    shutil.copyfile(photos / "instances.json", written / "instances.json")
+    for name in (LOOK_ALIKES, CAPTIONS):
+        shutil.copyfile(built / name, template / name)
     document = json.loads((photos / EXPRESSIONS).read_bytes())
     document["splits"] = {"train": [int(image.image_id) for image in images]}
-    (written / EXPRESSIONS).write_text(json.dumps(document))
+    for folder in (written, captioned):
+        shutil.copyfile(photos / "instances.json", folder / "instances.json")
+        (folder / EXPRESSIONS).write_text(json.dumps(document))
+    shutil.copyfile(photos / CAPTIONS, captioned / CAPTIONS)
     where = str(photos / "images")
     return {
-        "written": DataSource(format="photos", path=written, images=where, split="train"),
-        "template": DataSource(format="reircoco", path=template, images=where),
-    }
+        arm: DataSource(format="photos", path=folder, images=where, split="train")
+        for arm, folder in zip(ARMS[1:], (written, captioned), strict=True)
+    } | {ARMS[0]: DataSource(format="reircoco", path=template, images=where)}
 
 
 def settings_of(work: Path, arm: str, source: DataSource) -> Path:
@@ -124,8 +130,10 @@ def run(work: Path, num_photos: int) -> dict[str, float]:
         print(arm, found, flush=True)
     found = figures_of(save_untrained(work / "written.yaml", work / "untrained"), photos)
     figures |= {f"engine.untrained.{name}": value for name, value in found.items()}
-    share = figures["engine.template.br1"] / figures["engine.written.br1"]
-    return figures | {"engine.template_share": round(share, 3)}
+    built = figures["engine.template.br1"]
+    for share, arm in (("template_share", "written"), ("captioned_share", "captioned")):
+        figures[f"engine.{share}"] = round(built / figures[f"engine.{arm}.br1"], 3)
+    return figures
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def gallery_of(photos: Sequence[Path]) -> Gallery:
     """Index photos with the shipped checkpoint, and open the gallery."""
     encoder, store = load_encoder(), MemoryStore()
     index_photos(store, "photos", photos, encoder=encoder)
-    return Gallery("photos", store, encoder, load_extras(SHIPPED, encoder.digest))
+    return Gallery("photos", store, encoder, load_extras(SHIPPED, encoder))
 
 
 def ranks(

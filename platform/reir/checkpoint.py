@@ -279,11 +279,14 @@ def save_color_head(folder: Path, head: ColorHead, digest: str, about: Any) -> N
     COLOR_HEAD.save(folder, head, asdict(head.config), digest, about)
 
 
-def load_color_reader(folder: Path | None = None) -> ColorReader | None:
+def load_color_reader(
+    folder: Path | None = None, encoder: InstanceEncoder | None = None
+) -> ColorReader | None:
     """Load the color reader of a checkpoint of `clare-nano`; None if the checkpoint has none.
 
     Args:
         folder: checkpoint directory; None for the one that comes with the package.
+        encoder: of this checkpoint, whose model the reader then shares instead of loading it again.
 
     Raises:
         CheckpointError: the color head was trained with another model, or cannot be loaded.
@@ -293,7 +296,8 @@ def load_color_reader(folder: Path | None = None) -> ColorReader | None:
     folder = Path(folder) if folder is not None else SHIPPED
     if not COLOR_HEAD.is_in(folder):
         return None
-    model, tokenizer = load_model(folder)
+    shared = encoder.parts if isinstance(encoder, ClareNanoEncoder) else None
+    model, tokenizer = shared or load_model(folder)
     head = COLOR_HEAD.load(
         folder, lambda shape: color_head_for(model, shape), weights_digest(folder)
     )

@@ -6,6 +6,7 @@ photos.jsonl       what became of each photo
 provenance.jsonl   where each expression comes from
 refused.jsonl      what was not kept, and why
 look_alikes.json   for each described instance, similar instances of other photos
+captions.json      sentences about whole photos, if there are any; training contrasts them too
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from reir.datasets import (
 from reir.datasets.look_alikes import LOOK_ALIKES
 from reir_ingestion.build_dataset.files import write_text
 from reir_ingestion.build_dataset.outcomes import Builder, Outcome, Status
-from reir_ingestion.build_dataset.photos import PhotoSet
+from reir_ingestion.build_dataset.photos import CAPTIONS, PhotoSet
 from reir_ingestion.build_dataset.scenes import Scene
 
 TRAIN, VAL = "train", "val"
@@ -85,6 +86,7 @@ def write_folder(
     for name, values in lines:
         write_text(out / name, "".join(json.dumps(value) + "\n" for value in values))
     write_text(out / LOOK_ALIKES, json.dumps(_look_alikes(outcomes)))
+    _write_captions(out / CAPTIONS, outcomes)
     write_text(out / DATA, yaml.safe_dump(_training_data(out, photos, splits), sort_keys=False))
 
 
@@ -210,6 +212,20 @@ def _look_alikes(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         for number, similar in outcome.task.look_alikes.items()
         if similar
     ]
+
+
+def _write_captions(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write the captions in COCO's format; remove those of an earlier run if there are none."""
+    captions = [
+        {"image_id": photo.file_name, "caption": text}
+        for photo in (each.task.scene.photo for each in outcomes if not each.task.scene.failure)
+        for text in photo.captions
+    ]
+    if captions:
+        numbered = [{"id": number, **each} for number, each in enumerate(captions, start=1)]
+        write_text(path, json.dumps({"annotations": numbered}))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _training_data(out: Path, photos: PhotoSet, splits: Sequence[str]) -> Mapping[str, Any]:

@@ -59,11 +59,12 @@ PerImage = Annotated[
     int, typer.Option(min=1, max=MAX_COUNT, help="Maximum number of hits in one photo.")
 ]
 Verify = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--verify",
+        "--verify/--no-verify",
         help="Compare the colors that the sentence names with the pixels of the first hits, and "
-        "order these by both.",
+        "order these by both. Default: yes, unless --rerank orders them.",
+        show_default=False,
     ),
 ]
 Rerank = Annotated[bool, typer.Option(help="Order the best photos with the relation re-ranker.")]
@@ -199,7 +200,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     precision: Precision = None,
     recall: Recall = None,
     rerank: Rerank = False,
-    verify: Verify = False,
+    verify: Verify = None,
     zoom: Zoom = False,
     localizer: LocalizerSpec = None,
     localize: Localize = False,
@@ -242,7 +243,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
-        verify=verify,
+        verify=not rerank if verify is None else verify,
         zoom=zoom or localizer is not None,
         localize=localize or segmenter is not None,
         explain=explain,

@@ -153,11 +153,11 @@ class CheckpointExtras:
 Model = tuple[InstanceEncoder, CheckpointExtras]
 
 
-def load_extras(folder: Path, digest: str) -> CheckpointExtras:
+def load_extras(folder: Path, encoder: InstanceEncoder) -> CheckpointExtras:
     """Load the optional parts of a checkpoint directory, as far as it has them.
 
-    None is loaded if the weights in the directory do not have the digest `digest`, because each was
-    made for certain weights.
+    None is loaded if the weights in the directory are not those of the encoder, because each part
+    was made for certain weights.
 
     Raises:
         CheckpointError: a file is damaged, or a part was trained on other weights.
@@ -171,15 +171,17 @@ def load_extras(folder: Path, digest: str) -> CheckpointExtras:
         read_config,
     )
 
+    digest = encoder.digest
     # The gallery keeps the path of its checkpoint, where other weights may have been saved since.
     if read_config(folder).get("digest") != digest:
         return CheckpointExtras()
+    load_reader = partial(load_color_reader, folder, encoder)
     return CheckpointExtras(
         load_reranker(folder, digest),
         load_calibration(folder, digest),
         load_segmenter(folder),
         load_zoom_policy(folder, digest),
-        PixelVerifier(partial(load_color_reader, folder)) if COLOR_HEAD.is_in(folder) else None,
+        PixelVerifier(load_reader) if COLOR_HEAD.is_in(folder) else None,
     )
 
 
@@ -484,5 +486,5 @@ def _own_model(store: InstanceStore, gallery: str, version: str = "") -> Model:
 
 def _with_extras(encoder: InstanceEncoder, spec: str) -> Model:
     folder = checkpoint_folder(spec)
-    extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
+    extras = CheckpointExtras() if folder is None else load_extras(folder, encoder)
     return encoder, extras

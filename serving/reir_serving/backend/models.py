@@ -103,7 +103,7 @@ def load_model(spec: str, *, load_zoomer: Callable[[], Zoomer] | None = None) ->
     """
     # A frozen public encoder has no checkpoint folder, and so neither re-ranker nor calibration.
     encoder, folder = load_encoder_spec(spec), checkpoint_folder(spec)
-    extras = CheckpointExtras() if folder is None else load_extras(folder, encoder.digest)
+    extras = CheckpointExtras() if folder is None else load_extras(folder, encoder)
     return LoadedModel(encoder, extras, load_zoomer)
 
 

@@ -71,6 +71,16 @@ def test_a_dataset_is_built_offline_and_training_reads_it(tmp_path: Path) -> Non
     examples = build_photos(source, read_dataset(source))
     assert sum(len(each.expressions) for each in examples) == len(dataset.expressions) > 7
     assert all(each.path.is_file() for each in examples)
+    assert examples[0].captions == ("A drawing with number 0.",)
+
+
+def test_captions_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
+    photos, out = draw_photos(tmp_path / "photos"), tmp_path / "out"
+    build(photos, out)
+    assert (out / "captions.json").is_file()
+    (photos / "captions.json").unlink()
+    build(photos, out)
+    assert not (out / "captions.json").exists()
 
 
 def test_every_expression_describes_the_instance_that_it_is_written_about(tmp_path: Path) -> None:

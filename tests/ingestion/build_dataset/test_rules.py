@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,17 @@ def test_words_that_are_not_understood_are_judged_by_vectors(tasks: list[Writing
     # The fake encoder knows colors, so the zorb must be red.
     right, wrong = Written(1, "a red zorb"), Written(1, "a blue zorb")
     assert refused(tasks[0], right, wrong) == [[], ["grounded", "unique in the photo"]]
+
+
+def test_the_side_of_an_instance_without_a_vector_is_that_of_its_place(
+    tasks: list[WritingTask],
+) -> None:
+    scene = tasks[0].scene
+    bare = tuple(replace(each, vector=None) for each in scene.instances)
+    # Its box is at the left of the photo.
+    task = replace(tasks[0], scene=replace(scene, instances=bare))
+    left, right = Written(1, "a zorb at the left edge"), Written(1, "a zorb at the right edge")
+    assert refused(task, left, right) == [[], ["grounded"]]
 
 
 def test_colors_are_compared_with_the_pixels(tasks: list[WritingTask]) -> None:

@@ -232,20 +232,20 @@ def test_search_explains(terminal: Terminal) -> None:
     assert lines[1].split()[-3] == "-"
 
 
-def test_search_runs_the_reranker_only_with_its_option(
+def test_search_verifies_unless_something_else_orders_the_hits(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
+    asked: list[tuple[bool, bool]] = []
     ask_here = search._ask_here
 
     def noted(asked_for: request.Query, *rest: Any) -> Any:
-        asked.append(asked_for.rerank)
+        asked.append((asked_for.verify, asked_for.rerank))
         return ask_here(asked_for, *rest)
 
     monkeypatch.setattr(search, "_ask_here", noted)
-    for options in ([], ["--rerank"]):
+    for options in ([], ["--rerank"], ["--no-verify"]):
         terminal.run("search", "red", "--gallery", "photos", *options)
-    assert asked == [False, True]
+    assert asked == [(True, False), (False, True), (False, False)]
 
 
 def test_search_refines_boxes_on_their_pixels(terminal: Terminal) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reir.checkpoint import SHIPPED, load_color_reader
+from reir.checkpoint import SHIPPED, load_color_reader, load_encoder
 from reir.errors import QueryError
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
@@ -94,12 +94,17 @@ def test_an_expression_without_a_color_opens_no_photo(photos: list[Path]) -> Non
     assert result[0].evidence.colors == ()
 
 
-def test_a_photo_that_is_gone_counts_like_the_average(photos: list[Path]) -> None:
+def test_a_photo_that_is_gone_counts_like_the_average(
+    photos: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
     photos[0].unlink()
     missing = gallery_of(photos[1:])  # both photos that are left are indexed
     photos[1].unlink()
     result = missing.search("a purple box next to a red box", verify=True, explain=True)
     assert sorted(names(result)) == ["green", "red"]
+    (message,) = caplog.messages
+    assert "the colors of 1 of 2 hits were not verified" in message
+    assert photos[1].name in message
     assert [bool(hit.evidence and hit.evidence.colors) for hit in result].count(False) == 1
     assert result[0].score == pytest.approx(result[1].score)
     assert verified_scores([0.5, 0.4], [None, None]) == [0.5, 0.4]
@@ -124,12 +129,15 @@ def test_the_shipped_checkpoint_verifies_and_loads_its_color_head_only_then(
 ) -> None:
     loaded: list[Path | None] = []
 
-    def load(folder: Path | None = None) -> ColorReader | None:
+    def load(folder: Path | None = None, encoder: Any = None) -> ColorReader | None:
         loaded.append(folder)
-        return load_color_reader(folder)
+        # The model is that of the encoder, and not another copy.
+        monkeypatch.setattr("reir.checkpoint.load_model", None)
+        return load_color_reader(folder, encoder)
 
+    encoder = load_encoder()
     monkeypatch.setattr("reir.checkpoint.load_color_reader", load)
-    extras = load_extras(SHIPPED, digest_of_shipped())
+    extras = load_extras(SHIPPED, encoder)
     assert extras.verifier is not None
     assert loaded == []
     box = (0.6, 0.2, 0.8, 0.6)
@@ -142,12 +150,6 @@ def test_the_shipped_checkpoint_verifies_and_loads_its_color_head_only_then(
             assert one is not None
             assert [each.likely for each in one] == [color]
     assert loaded == [SHIPPED]
-
-
-def digest_of_shipped() -> str:
-    from reir.checkpoint import read_config
-
-    return str(read_config(SHIPPED)["digest"])
 
 
 # --- pages -------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 The words are compared with the classes, colors and boxes of the photo and of the look-alikes. If
 an expression has words that the parser does not understand, its vector is compared with the vectors
 of the instances, and with the vectors of the same expression with other colors or the other side;
-and its colors are compared with the pixels. Works offline, with any encoder.
-`benchmarks/data_engine.py` measures it, and its thresholds.
+its side is compared with the place in the photo, and its colors with the pixels. Works offline,
+with any encoder. `benchmarks/data_engine.py` measures it, and its thresholds.
 """
 
 # Shapes: N expressions, D vector dimension
@@ -18,12 +18,14 @@ from typing import NamedTuple
 import numpy as np
 
 from reir.datasets.generated_expressions import COLORS, names_color
+from reir.datasets.wrong_words import SIDE
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
 from reir.query.differences import Comparison
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
 from reir_ingestion.build_dataset.judges.fits import Fit, fits, statements
+from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import (
     GROUNDED,
     IN_GALLERY,
@@ -39,6 +41,9 @@ UNSEEN_SCORE = 0.4
 one."""
 SURPRISAL_SHARE = 0.05
 """One unit of a color's surprisal counts as much as this difference of cosines."""
+SHARE_OF_PLACE = 0.2
+"""A center at the edge of the photo speaks against the other side as much as half of this
+difference of cosines. Of a small instance without a vector, nothing else is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +53,19 @@ class Thresholds:
     Attributes:
         color: by how much another color in the expression fits the instance better; with a color
             reader, `SURPRISAL_SHARE` times the color's surprisal is added.
-        side: by how much the other side does.
+        side: by how much the other side does; `SHARE_OF_PLACE` times the way of the center of the
+            instance from the middle of the photo toward that side is added.
         other: by how much another instance of the photo fits the expression better.
         gallery: by how much a look-alike does.
     """
 
     color: float = 0.2
     side: float = 0.04
-    other: float = 0.18
+    other: float = 0.14
     gallery: float = 0.14
 
 
-VECTORS_ALONE = Thresholds(color=0.06, other=0.14)
+VECTORS_ALONE = Thresholds(color=0.06)
 """The thresholds if colors are not compared with the pixels."""
 
 CHECK_OF = {"color": GROUNDED, "side": GROUNDED, "other": IN_PHOTO, "gallery": IN_GALLERY}
@@ -106,7 +112,7 @@ class RulesJudge:
         colors: compares colors with the pixels; None to compare only vectors.
     """
 
-    name, version = "rules", "2"
+    name, version = "rules", "3"
 
     def __init__(
         self,
@@ -185,12 +191,15 @@ class RulesJudge:
         own, text_D = task.instance(written.number).vector, vectors[comparison.sentence]
         score = UNSEEN_SCORE if own is None else float(text_D @ own)
         gains: dict[str, Gain] = {}
-        if own is not None:
-            for variant in comparison.variants:
-                told = variant.difference
-                words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
-                gain = Gain(float(vectors[variant.sentence] @ own) - score, words)
-                _raise(gains, told.kind, gain)
+        for variant in comparison.variants:
+            told = variant.difference
+            if own is None and told.kind != SIDE:
+                continue
+            amount = 0.0 if own is None else float(vectors[variant.sentence] @ own) - score
+            if told.kind == SIDE:
+                amount += SHARE_OF_PLACE * _way_toward(told.seen, task.instance(written.number))
+            words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
+            _raise(gains, told.kind, Gain(amount, words))
         for number, each in enumerate(task.scene.instances, start=1):
             if number != written.number and each.vector is not None:
                 gain = Gain(float(text_D @ each.vector) - score, f"fits instance {number} better")
@@ -226,6 +235,20 @@ def _fits_another(task: WritingTask, written: Written, description: Description)
     numbers = (n for n in range(1, len(scene.instances) + 1) if n != written.number)
     found = next((n for n in numbers if fits(description, scene, n - 1) is Fit.FITS), None)
     return "" if found is None else f"fits instance {found} as well"
+
+
+def _way_toward(side: str, instance: SceneInstance) -> float:
+    """Return how far the center of an instance is from the middle of its photo toward a side.
+
+    Args:
+        side: a word that begins with "left" or "right".
+        instance: annotated or found.
+
+    Returns:
+        -.5 to .5, in widths of the photo.
+    """
+    center = (instance.box[0] + instance.box[2]) / 2
+    return 0.5 - center if side.startswith("left") else center - 0.5
 
 
 def _with_surprisal(gain: Gain | None, readings: Sequence[ColorReading]) -> Gain:

@@ -102,6 +102,11 @@ class ClareNanoEncoder:
         self._text = self._trace_text()
 
     @property
+    def parts(self) -> tuple[ClareNano, Tokenizer]:
+        """The model, as it was converted for inference, and the tokenizer of its text tower."""
+        return self._model, self._tokenizer
+
+    @property
     def dim(self) -> int:
         """Dimension D of both kinds of vector."""
         return self._model.config.dim

@@ -78,14 +78,23 @@ class PixelVerifier:
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyResult | None]:
         """Return the readings of each request; None if its photo cannot be read any more."""
         self._load()  # before the threads, which would all load it
-        return list(self._threads.map(self._readings, requests))
+        found = list(self._threads.map(self._readings, requests))
+        errors = [each for each in found if isinstance(each, ImageError)]
+        if errors:
+            logger.warning(
+                "the colors of %d of %d hits were not verified, because their photos cannot be "
+                "read: %s",
+                len(errors),
+                len(requests),
+                errors[0],
+            )
+        return [None if isinstance(each, ImageError) else each for each in found]
 
-    def _readings(self, request: VerifyRequest) -> VerifyResult | None:
+    def _readings(self, request: VerifyRequest) -> VerifyResult | ImageError:
         try:
             return self._verified(request)
         except ImageError as error:
-            logger.warning("photo %s was not verified: %s", request.image_id, error)
-            return None
+            return error
 
     def _verify(self, request: VerifyRequest) -> VerifyResult:
         reader, box = self._load(), np.array(request.box, dtype=np.float32)
