@@ -66,8 +66,8 @@ SPLITS = {"train": (100, 10), "val": (24, 5), "test": (30, 71)}
 """Number of scenes and seed of each split."""
 EPOCHS, EXPRESSIONS_PER_STEP, SEEDS = 6, 16, 3
 SEARCHES = {"usual_share": 0.04, "share_spread": 0.1, "growth": 0.5, "jitter": 0.3}
-"""Mostly two looks, the first of which keeps a quarter of the photo's side: the base reads pictures
-of 256 px only."""
+"""Most searches take two looks, and the first one leads to a part with a quarter of the photo's
+side, because the base reads pictures of only 256 px."""
 COST_STEPS = 4
 """Steps with which the cost of the base is measured."""
 NEAR = 0.1

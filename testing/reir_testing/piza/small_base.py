@@ -319,11 +319,11 @@ def _loss(model: Any, tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Tenso
     """Return the loss of some pictures, a mean over all of their phrases."""
     processor = GroundingDinoImageProcessorPil(do_resize=False, do_pad=False)
     pixels = processor(images=[scene.pixels for scene in scenes], return_tensors="pt")
-    return phrase_loss(model, pixels["pixel_values"], taught(tokenizer, scenes))
+    return phrase_loss(model, pixels["pixel_values"], caption_tensors(tokenizer, scenes))
 
 
-class Taught(NamedTuple):
-    """What some captions say.
+class CaptionTensors(NamedTuple):
+    """The phrases of some captions, and the boxes that they describe, as tensors.
 
     Attributes:
         input_ids, attention_mask: (N, L) tokens of each caption.
@@ -339,7 +339,7 @@ class Taught(NamedTuple):
     boxes: Tensor
 
 
-def taught(tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Taught:
+def caption_tensors(tokenizer: Any, scenes: Sequence[CaptionedScene]) -> CaptionTensors:
     """Return the captions of some pictures as tensors."""
     captions = captions_of(tokenizer, [each.caption for each in scenes], MAX_TOKENS)
     picture_P = torch.repeat_interleave(torch.tensor([len(each.boxes) for each in scenes]))
@@ -349,10 +349,12 @@ def taught(tokenizer: Any, scenes: Sequence[CaptionedScene]) -> Taught:
     place_L = torch.arange(captions.input_ids.shape[1])
     is_own_PL = (place_L >= first_P[:, None]) & (place_L < last_P[:, None])
     boxes_P4 = torch.tensor([box for each in scenes for box in each.boxes])
-    return Taught(captions.input_ids, captions.attention_mask, picture_P, is_own_PL, boxes_P4)
+    return CaptionTensors(
+        captions.input_ids, captions.attention_mask, picture_P, is_own_PL, boxes_P4
+    )
 
 
-def phrase_loss(model: Any, pixels: Tensor, said: Taught) -> Tensor:
+def phrase_loss(model: Any, pixels: Tensor, said: CaptionTensors) -> Tensor:
     """Return the loss of (N, 3, H, W) pictures, a mean over all of their phrases."""
     output = model(pixels, None, said.input_ids, said.attention_mask, all_layers=True)
     # Only the tokens of a phrase count in its row: of the others, some are positive elsewhere.

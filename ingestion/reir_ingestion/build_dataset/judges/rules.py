@@ -41,9 +41,9 @@ UNSEEN_SCORE = 0.4
 one."""
 SURPRISAL_SHARE = 0.05
 """One unit of a color's surprisal counts as much as this difference of cosines."""
-SHARE_OF_PLACE = 0.2
-"""A center at the edge of the photo speaks against the other side as much as half of this
-difference of cosines. Of a small instance without a vector, nothing else is known."""
+PLACE_SHARE = 0.2
+"""An offset of one width of the photo toward the other side counts as much as this difference of
+cosines. For a small instance without a vector, this is the only evidence about its side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Thresholds:
     Attributes:
         color: by how much another color in the expression fits the instance better; with a color
             reader, `SURPRISAL_SHARE` times the color's surprisal is added.
-        side: by how much the other side does; `SHARE_OF_PLACE` times the way of the center of the
-            instance from the middle of the photo toward that side is added.
+        side: by how much the other side does; `PLACE_SHARE` times the offset of the instance's
+            center from the middle of the photo toward that side is added.
         other: by how much another instance of the photo fits the expression better.
         gallery: by how much a look-alike does.
     """
@@ -197,7 +197,7 @@ class RulesJudge:
                 continue
             amount = 0.0 if own is None else float(vectors[variant.sentence] @ own) - score
             if told.kind == SIDE:
-                amount += SHARE_OF_PLACE * _way_toward(told.seen, task.instance(written.number))
+                amount += PLACE_SHARE * _offset_toward(told.seen, task.instance(written.number))
             words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
             _raise(gains, told.kind, Gain(amount, words))
         for number, each in enumerate(task.scene.instances, start=1):
@@ -237,8 +237,8 @@ def _fits_another(task: WritingTask, written: Written, description: Description)
     return "" if found is None else f"fits instance {found} as well"
 
 
-def _way_toward(side: str, instance: SceneInstance) -> float:
-    """Return how far the center of an instance is from the middle of its photo toward a side.
+def _offset_toward(side: str, instance: SceneInstance) -> float:
+    """Return the offset of an instance's center from the middle of its photo toward a side.
 
     Args:
         side: a word that begins with "left" or "right".

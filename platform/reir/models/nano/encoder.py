@@ -103,7 +103,7 @@ class ClareNanoEncoder:
 
     @property
     def parts(self) -> tuple[ClareNano, Tokenizer]:
-        """The model, as it was converted for inference, and the tokenizer of its text tower."""
+        """The model, converted for inference, and the tokenizer of its text tower."""
         return self._model, self._tokenizer
 
     @property
