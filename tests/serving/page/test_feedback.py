@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from reir.operations.feedback import read_feedback
 
-from .conftest import GALLERY, Tab, answered, drawn_box, drop, page_server, search
+from .conftest import GALLERY, Tab, answered, drawn_box, drop, enter, page_server, search
 
 NOT_HERE = "It is not in this gallery"
 
@@ -119,8 +119,7 @@ def test_an_object_that_is_not_in_the_gallery(page: Page, verdicts: Any) -> None
     search(page, "the red one")
     expect(page.get_by_role("button", name=NOT_HERE)).to_have_attribute("aria-pressed", "false")
     expect(status).to_be_empty()
-    page.fill("#sentence", "")
-    page.press("#sentence", "Enter")
+    enter(page, "")
     expect(page.get_by_role("button", name=NOT_HERE)).to_have_count(0)
 
 
@@ -151,8 +150,7 @@ def test_feedback_needs_a_sentence_that_says_what_is_meant(page: Page) -> None:
     expect(page.locator("#viewer .feedback")).to_have_count(0)
     page.keyboard.press("Escape")
     drop(page, "red left.png")
-    page.fill("#sentence", "the red one")
-    page.press("#sentence", "Enter")
+    enter(page, "the red one")
     expect(page.locator("#local .mark").first).to_be_visible()
     expect(not_here).to_have_count(0)
 

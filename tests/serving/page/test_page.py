@@ -17,6 +17,7 @@ from .conftest import (
     answered,
     drawn_box,
     drop,
+    enter,
     hit_names,
     search,
     shares,
@@ -228,18 +229,15 @@ def test_the_next_page(page: Page) -> None:
 def test_searching_in_a_dropped_photo(page: Page) -> None:
     drop(page, "red left.png")
     expect(page.locator("#local")).to_contain_text("describe one object in it")
-    page.fill("#sentence", "the red one")
-    page.press("#sentence", "Enter")
+    enter(page, "the red one")
     expect(page.locator("#local .mark")).to_have_count(2)
     frame = page.locator("#local .frame")
     assert drawn_box(frame, ".mark.hit") == pytest.approx(shares(RED_LEFT, SIZE), abs=0.01)
     expect(page.locator("#local-list li").first).to_contain_text("Likely")
-    page.fill("#sentence", "the zeppelin")
-    page.press("#sentence", "Enter")
+    enter(page, "the zeppelin")
     expect(page.locator("#local")).to_contain_text("Probably not in this photo")
     expect(page.locator("#local .mark.hit")).to_have_count(0)
-    page.fill("#sentence", "the red one")
-    page.press("#sentence", "Enter")
+    enter(page, "the red one")
     expect(page.locator("#local .mark.hit")).to_have_count(1)
     page.get_by_role("button", name="Find similar").first.click()
     expect(page.locator(".card .name").first).to_have_text("red left.png")

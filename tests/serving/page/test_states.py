@@ -13,7 +13,7 @@ from playwright.sync_api import FilePayload, Page, Route, expect
 from reir.models.nano.encoder import cpu_path
 from reir_testing import draw_scene
 
-from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Tab, answered, hit_names, search
+from .conftest import GALLERY, HOSTILE, SCENES, SIZE, Tab, answered, enter, hit_names, search
 
 
 def refusing(status: int, **headers: str) -> Callable[[Route], None]:
@@ -91,8 +91,7 @@ def test_hits_that_match_equally_well(page: Page) -> None:
 def test_a_server_that_does_not_answer(tab: Tab, page: Page) -> None:
     search(page, "the red one")
     tab.context.set_offline(True)
-    page.fill("#sentence", "the blue one")
-    page.press("#sentence", "Enter")
+    enter(page, "the blue one")
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     tab.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
@@ -102,8 +101,7 @@ def test_a_server_that_does_not_answer(tab: Tab, page: Page) -> None:
 @pytest.mark.parametrize("status", [429, 503])
 def test_the_page_retries_when_a_busy_server_said_to(page: Page, status: int) -> None:
     page.route("**/v1/search", refusing(status, **{"Retry-After": "1"}))
-    page.fill("#sentence", "the blue one")
-    page.press("#sentence", "Enter")
+    enter(page, "the blue one")
     expect(page.get_by_role("alert")).to_contain_text("Trying again in 1 s")
     expect(page.locator(".name").first).to_have_text("red left.png")
     expect(page.get_by_role("alert")).to_have_count(0)
@@ -136,8 +134,7 @@ def test_a_key_is_asked_for_and_sent(tab: Tab) -> None:
 def test_a_slow_answer_is_announced(page: Page) -> None:
     held: list[Route] = []
     page.route("**/v1/search", lambda route: held.append(route))
-    page.fill("#sentence", "the blue one")
-    page.press("#sentence", "Enter")
+    enter(page, "the blue one")
     expect(page.locator(".skeleton").first).to_be_visible()
     expect(page.locator(".notice.slow")).to_be_visible()
     held[0].continue_()

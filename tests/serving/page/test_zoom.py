@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
-from .conftest import Tab, answered, drawn_box, search
+from .conftest import Tab, answered, drawn_box, enter, search
 
 SENTENCE = "the red one on the left"
 
@@ -57,8 +57,7 @@ def test_without_a_sentence_there_is_nothing_to_look_for(page: Page, tab: Tab) -
     page.get_by_label("Look closer").check()
     answered(page).first.get_by_role("button", name="More like this").click()
     answered(page)
-    page.fill("#sentence", "")
-    page.press("#sentence", "Enter")
+    enter(page, "")
     answered(page)
     expect(page.locator("#zoom-choice")).to_be_hidden()
     assert tab.bodies_sent_to("/v1/search/similar")[-1]["zoom"] is False
