@@ -288,7 +288,11 @@ def test_requests_get_503_before_the_first_replica_is_ready(own_server: Path) ->
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("body", [b"x" * 9, b"x" * 3_000_000], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "body",
+    [pytest.param(b"x" * 9, marks=pytest.mark.slow), b"x" * 3_000_000],
+    ids=["small", "large"],
+)
 def test_a_request_is_held_until_a_replica_is_there(own_server: Path, body: bytes) -> None:
     """Ray reloads HAProxy when it names a replica, so another process has to take the request."""
 

@@ -213,6 +213,7 @@ def test_drawn_boxes_need_no_weak_model(store: tuple[InstanceStore, Path], tmp_p
     assert all(canary.box for canary in read_canaries(run.output / "canaries.jsonl"))
 
 
+@pytest.mark.slow
 def test_feedback_is_learned_from_without_the_hostile_user(
     store: tuple[InstanceStore, Path], tmp_path: Path
 ) -> None:

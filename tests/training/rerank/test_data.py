@@ -78,6 +78,7 @@ def batch_of(tasks: Sequence[Task]) -> RerankBatch:
     return RerankBatch(inputs, torch.arange(len(tasks))[:, None], overlap)
 
 
+@pytest.mark.slow
 def test_the_reranker_learns_relations_that_the_vectors_do_not_contain() -> None:
     train, held_out = relations(400, 0), relations(60, 1)
     torch.manual_seed(0)

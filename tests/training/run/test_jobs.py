@@ -92,6 +92,7 @@ def train(data: Path, output: Path, storage: str, *, epochs: int, num_workers: N
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_elsewhere_with_other_workers(
     tmp_path: Path, s3_options: str, scraped: dict[str, float]
 ) -> None:

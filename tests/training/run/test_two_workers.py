@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from reir_testing.training.workers import (
     CASES,
     StepCase,
     StepResult,
+    ZeroStage,
     runs_and_resumed_runs,
     step_alone,
     steps_of_workers,
@@ -18,14 +20,23 @@ from reir_testing.training.workers import (
 MOST = 1e-5
 
 
-def test_loss_and_gradients_of_two_workers_are_those_of_one(tmp_path: Path) -> None:
-    # half a minute: both models, all tasks, ZeRO 1, 2 and 3, in two processes of their own
+# ZeRO 3 shares everything that the other stages share, and the weights too.
+most_shared = pytest.mark.parametrize(
+    "zero_stages", [(3,), pytest.param((1, 2), marks=pytest.mark.slow)], ids=["3", "1 and 2"]
+)
+
+
+@most_shared
+def test_loss_and_gradients_of_two_workers_are_those_of_one(
+    tmp_path: Path, zero_stages: tuple[ZeroStage, ...]
+) -> None:
+    cases = [case for case in CASES if case.zero_stage in zero_stages]
     alone = {
         (case.model, case.task): step_alone(tmp_path, case)
-        for case in CASES
-        if case.zero_stage == 1
+        for case in cases
+        if case.zero_stage == zero_stages[0]
     }
-    for case, together in steps_of_workers(tmp_path, CASES).items():
+    for case, together in steps_of_workers(tmp_path, cases).items():
         apart = alone[case.model, case.task].difference(together)
         assert apart.largest <= MOST, case
 
@@ -47,8 +58,11 @@ def test_differences_are_relative_to_the_largest() -> None:
     assert (apart.loss_absolute, apart.gradient_absolute) == (0.5, 2.0)
 
 
-def test_resumed_runs_of_two_workers_equal_uninterrupted_runs(tmp_path: Path) -> None:
-    for zero_stage, (whole, resumed) in runs_and_resumed_runs(tmp_path, (1, 3)).items():
+@most_shared
+def test_resumed_runs_of_two_workers_equal_uninterrupted_runs(
+    tmp_path: Path, zero_stages: tuple[ZeroStage, ...]
+) -> None:
+    for zero_stage, (whole, resumed) in runs_and_resumed_runs(tmp_path, zero_stages).items():
         assert list(whole.losses) == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3)]
         assert resumed.losses == dict(list(whole.losses.items())[2:]), zero_stage
         assert resumed.figures == whole.figures
