@@ -32,17 +32,10 @@ from _report import write_report
 from _vectors import memory_mib, print_figures
 
 from reir.images.decode import image_id
-from reir.query.photo_curve import PhotoCurve
-from reir.query.presence import (
-    BOX_FEATURES,
-    GALLERY_FEATURES,
-    PHOTO_FEATURES,
-    Calibration,
-    Logistic,
-)
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances
 from reir.store import VersionSpec, open_store
+from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.lookup_gallery import LookupEncoder
 
 GALLERY, VERSION, DIGEST, DIM = "photos", "v1", "table", 256
@@ -52,20 +45,7 @@ EXPRESSIONS = 3
 FOUND = (10, 1000, 20_000)
 """Numbers of photos that reach the thresholds, besides the threshold 0 that all photos reach."""
 
-PHOTO = Logistic(features=PHOTO_FEATURES, weights=(20.0, 0.0, 0.0), bias=-4.0)
-BY_SCORE = Logistic(features=GALLERY_FEATURES, weights=(20.0, 0.0, 0.0, 0.0, 0.0), bias=-4.0)
-CALIBRATION = Calibration(
-    digest=DIGEST,
-    gallery=BY_SCORE,
-    hit=BY_SCORE,
-    photo=PHOTO,
-    box=Logistic(features=BOX_FEATURES, weights=(20.0, 0.0, 0.0, 0.0), bias=-4.0),
-    threshold=0.5,
-    photo_threshold=0.5,
-    photo_curve=PhotoCurve(thresholds=(0.5,), recalls=(0.9,), false_alarms=(0.1,)),
-    tie_margin=0.0,
-    about={},
-)
+CALIBRATION = score_calibration(DIGEST, 20, -4)
 
 
 def unit_vectors(num: int, seed: int) -> FloatArray:

@@ -5,7 +5,8 @@
 Long expressions of the held-out `val` photos are searched for in galleries of several sizes, drawn
 from these photos. Half of the galleries contain the expression's own photo; it is removed from the
 others. `all_*` has the short expressions, too; a gallery without what they describe has no photo
-with an instance of that class.
+with an instance of that class. As in `reir search`, the colors of the first hits are verified;
+`unverified_*` is without that.
 
 The benchmark measures the checkpoint's `calibration.json`, which every search uses: AUROC, expected
 calibration error and the false positive rate at 90% recall, and for `found` also the effect of its
@@ -23,6 +24,7 @@ a second run reads instead of encoding them again.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,7 @@ import numpy.typing as npt
 from _indexing import encoder_of, parser_of
 from _report import write_report
 
-from reir.checkpoint import SHIPPED
+from reir.checkpoint import SHIPPED, load_color_reader
 from reir.datasets import ReferringDataset
 from reir.datasets.photos import read_human_expressions, read_photos
 from reir.evaluate import Encoding, encode_gallery
@@ -40,17 +42,26 @@ from reir.evaluate.probes import find_probes
 from reir.metrics import Gallery
 from reir.metrics.calibration import auroc
 from reir.models.interfaces import InstanceEncoder
-from reir.query.presence import PHOTOS, Calibration, Logistic, count_words, load_calibration
+from reir.query.presence import Calibration, Logistic, count_words, load_calibration
 from reir_testing import data_dir
 from reir_training.report.calibration import (
+    SEED,
     ScoreTable,
     Trials,
     calibration_figures,
     cross_validated,
+    draw_galleries,
+    first_hits,
     gallery_trials,
     photo_trials,
 )
+from reir_training.report.calibration_colors import read_colors
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
+
+Searches = Iterable[tuple[int, npt.NDArray[np.int64]]]
+"""The expression of each search, and the photos that it searches."""
+Verify = Callable[[ScoreTable, Searches], None]
+"""Verifies the hits of some searches in a table of scores."""
 
 
 def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
@@ -67,7 +78,7 @@ def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
     }
     found = {prefix: calibration_figures(given, trials.labels) for prefix, given in methods.items()}
     for prefix, values in found.items():
-        print(f"{name:8} {len(trials.labels):6} trials  {prefix.strip('_') or 'file':6} {values}")
+        print(f"{name:10} {len(trials.labels):6} trials  {prefix.strip('_') or 'file':6} {values}")
     ratio = found[""]["fpr90"] / max(found["score_"]["fpr90"], 1e-9)
     flat = {
         prefix + key: value for prefix, values in found.items() for key, value in values.items()
@@ -92,14 +103,21 @@ def found_rates(name: str, model: Logistic, threshold: float, trials: Trials) ->
 
 
 def swap_figures(
-    encoder: InstanceEncoder, dataset: ReferringDataset, gallery: Gallery, shipped: Calibration
+    encoder: InstanceEncoder,
+    dataset: ReferringDataset,
+    gallery: Gallery,
+    verify: Verify,
+    shipped: Calibration,
 ) -> dict[str, float]:
     """Print and return how well presence tells sentences from those with one wrong word."""
     probes = list(find_probes(dataset))
     right = calibration_queries(encoder, dataset, [probe.expression for probe in probes])
     texts = [probe.altered for probe in probes]
-    wrong = replace(right, vectors=encode_expressions(encoder, texts))
+    wrong = replace(right, vectors=encode_expressions(encoder, texts), texts=tuple(texts))
     tables = [ScoreTable(gallery, queries, shipped.background) for queries in (right, wrong)]
+    for table in tables:
+        photos = np.arange(len(table.counts))
+        verify(table, ((expression, photos) for expression in range(len(table.own))))
     labels = np.repeat([True, False], [len(each.own) for each in tables])
     whole = np.concatenate([gallery_presence(each, shipped) for each in tables])
     photo = np.concatenate([photo_presence(each, shipped) for each in tables])
@@ -119,13 +137,12 @@ def human_figures(
     dataset = read_human_expressions(folder)
     gallery = encode_gallery(encoder, dataset, folder / "images", how=how).arrays
     fits = [each.instance_id is not None for each in dataset.expressions]
-    vectors = encode_expressions(encoder, [each.text for each in dataset.expressions])
     position = {image.image_id: number for number, image in enumerate(dataset.images)}
     photos = np.array([position[each.image_id] for each in dataset.expressions])
     boxes = np.zeros((len(photos), 4))  # only decide which hit is right, which is not asked here
-    words = np.array([count_words(each.text) for each in dataset.expressions])
+    texts = tuple(each.text for each in dataset.expressions)
     own = tuple(frozenset({photo}) for photo in photos.tolist())
-    queries = CalibrationQueries(vectors, photos, boxes, words, own)
+    queries = CalibrationQueries(encode_expressions(encoder, texts), photos, boxes, texts, own)
     table = ScoreTable(gallery, queries, shipped.background)
     found = {
         "human_sentences": len(fits),
@@ -138,16 +155,15 @@ def human_figures(
 
 def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
     """Return the (M,) presence of each expression in the gallery of all photos."""
-    size = int(table.counts.sum())
-    best_MP = -np.sort(-table.best, axis=1)[:, :PHOTOS]
-    return np.array(
-        [
-            shipped.of_gallery(best, background, size, words)
-            for best, background, words in zip(
-                best_MP.tolist(), table.background, table.num_words, strict=True
-            )
-        ]
-    )
+    size, photos = int(table.counts.sum()), np.arange(len(table.counts))
+    found = []
+    for expression, (text, background) in enumerate(
+        zip(table.texts, table.background, strict=True)
+    ):
+        hits = first_hits(table, expression, photos, verified=True)
+        about = count_words(text), hits.surprisal
+        found.append(shipped.of_gallery(hits.scores, background, size, *about))
+    return np.array(found)
 
 
 def photo_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
@@ -180,16 +196,28 @@ def main() -> None:
     asked = calibration_queries(encoder, held_out, described)
     how = Encoding(work=arguments.work)
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
-    scored = ScoreTable(gallery, asked.unique, shipped.background)
-    whole, hits = gallery_trials(scored, seed=0)
-    every, _ = gallery_trials(ScoreTable(gallery, asked, shipped.background), seed=0)
-    photos, boxes = photo_trials(scored, seed=0)
+    reader = load_color_reader(arguments.checkpoint, encoder)
+
+    def verify(table: ScoreTable, searches: Searches) -> None:
+        if reader is not None:
+            table.readings = read_colors(table, searches, reader, held_out, folder / "images")
+
+    scored = ScoreTable(gallery, asked, shipped.background)
+    drawn = [(expression, drawn) for expression, _, drawn in draw_galleries(scored, SEED)]
+    verify(scored, drawn)
+    every, hits = gallery_trials(scored, SEED, verified=True)
+    unverified, _ = gallery_trials(scored, SEED, verified=False)
+    is_unique = scored.unique[[expression for expression, _ in drawn]]
+    whole, unverified = every.rows(is_unique), unverified.rows(is_unique)
+    unique = scored.only_unique()
+    photos, boxes = photo_trials(unique, seed=0)
     found: dict[str, float] = {
-        "p6.photos": len(scored.counts),
-        "p6.expressions": len(scored.own),
+        "p6.photos": len(unique.counts),
+        "p6.expressions": len(unique.own),
     }
     for name, trials, model in (
         ("", whole, shipped.gallery),
+        ("unverified", unverified, shipped.gallery),
         ("all", every, shipped.gallery),
         ("hit", hits, shipped.hit),
         ("photo", photos, shipped.photo),
@@ -200,7 +228,7 @@ def main() -> None:
         found |= {f"{prefix}{key}": value for key, value in told.items()}
     shares = found_rates("", shipped.gallery, shipped.threshold, whole)
     shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
-    shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, shipped)
+    shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, verify, shipped)
     shares |= human_figures(encoder, folder, how, shipped)
     found |= {f"p6.{key}": value for key, value in shares.items()}
     write_report("presence", found)

@@ -171,8 +171,10 @@ def _result(
 ) -> SearchResult:
     """Return the answer, without gallery, timings and degraded stages."""
     found, calibration, best = one.retrieved, one.calibration, one.best_scores
-    size, words = found.num_instances, count_words(one.query.expression)
-    presence = calibration.of_gallery(best, one.background, size, words) if calibration else None
+    presence = None
+    if calibration is not None:
+        size, words = found.num_instances, count_words(one.query.expression)
+        presence = calibration.of_gallery(best, one.background, size, words, one.surprisal)
     hits = [
         _hit(one, each, after, masks.get(each.row.instance_id))
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
@@ -197,9 +199,8 @@ def _hit(
     row, calibration = ranked.row, one.calibration
     presence = photo_presence = None
     if calibration is not None:
-        # From inner products, also for re-ranked hits: the calibration was fitted on those.
         others = one.best_scores, one.background, one.retrieved.num_instances
-        presence = calibration.of_hit(row.score, *others)
+        presence = calibration.of_hit(ranked.calibrated_score, *others)
         photo_presence = calibration.of_photo(one.photo_scores[row.image_id], one.background)
     return Hit(
         instance_id=row.instance_id,

@@ -25,7 +25,7 @@ from reir.query.stages import (
     Stages,
     VerifyResult,
 )
-from reir.query.verify.photos import verified_scores
+from reir.query.verify.photos import mean_surprisal, verified_scores
 from reir.store.contract import InstanceRow
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,11 @@ class RankedRow:
     order: Order
     reranked: RerankResult | None = None
     verified: VerifyResult | None = None
+
+    @property
+    def calibrated_score(self) -> float:
+        """The score that the calibration reads: it was not fitted on scores of a re-ranker."""
+        return self.row.score if self.reranked else self.score
 
     @property
     def place(self) -> tuple[bool, float, str, int]:
@@ -112,10 +117,26 @@ class PendingAnswer:
         """Ids of the photos that the re-ranker scores, best first."""
         return tuple(row.image_id for row in self.retrieved.photos[:RERANKED_PHOTOS])
 
-    @property
+    @cached_property
     def best_scores(self) -> list[float]:
-        """Scores of the best photos, which the calibration reads."""
-        return [row.score for row in self.retrieved.photos[:PHOTOS]]
+        """Scores of the best photos, best first, which the calibration reads."""
+        verified: dict[str, float] = {}
+        for row, score in zip(self.retrieved.rows, self._verified_scores, strict=False):
+            verified[row.image_id] = max(score, verified.get(row.image_id, score))
+        photos = self.retrieved.photos[:PHOTOS]
+        return sorted((verified.get(row.image_id, row.score) for row in photos), reverse=True)
+
+    @property
+    def surprisal(self) -> float:
+        """Mean surprisal of the verified rows; 0 if none were verified."""
+        return mean_surprisal(self.verified or ())
+
+    @cached_property
+    def _verified_scores(self) -> list[float]:
+        """Scores of the first rows after their verification; empty if it did not run."""
+        verified = self.verified or ()
+        rows = self.retrieved.rows[: len(verified)]
+        return verified_scores([row.score for row in rows], verified)
 
     @cached_property
     def background(self) -> float:
@@ -168,11 +189,11 @@ class PendingAnswer:
 
     def _ranked_by_verifier(self, rows: Sequence[InstanceRow]) -> list[RankedRow]:
         # A page of the "rest" runs no verifier, but leaves out the rows of its page.
-        verified = self.verified or ()
-        scores = verified_scores([row.score for row in rows[: len(verified)]], verified)
         first = [
             RankedRow(row, score, "pool", verified=readings)
-            for row, score, readings in zip(rows, scores, verified, strict=False)
+            for row, score, readings in zip(
+                rows, self._verified_scores, self.verified or (), strict=False
+            )
         ]
         rest = [RankedRow(row, row.score, "rest") for row in rows[VERIFIED_HITS:]]
         return sorted(first, key=lambda each: each.place) + rest

@@ -32,7 +32,7 @@ from reir.records import FloatArray
 
 logger = logging.getLogger(__name__)
 
-FILE, FORMAT = "calibration.json", 4
+FILE, FORMAT = "calibration.json", 5
 BACKGROUND_FILE = "background.safetensors"
 PHOTOS = 10
 """Number of best photos whose scores the features are computed from."""
@@ -44,7 +44,9 @@ BACKGROUND_BEST = 20
 # the number of instances in the gallery.
 # Short sentences fit many photos, so they score about as high elsewhere even if their instance is
 # there: a long sentence with the same scores would be absent. Hence the number of "words".
-GALLERY_FEATURES = ("score", "lead", "spread", "background", "size", "words")
+# "surprisal" is the mean of the verified hits, 0 without verification: verified scores say which
+# hit fits the colors better than the others, and this says how well the hits fit them.
+GALLERY_FEATURES = ("score", "lead", "spread", "background", "size", "words", "surprisal")
 HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # Only what every search knows of each photo: other instances of it would have to be read first, and
 # they improve the AUROC by less than .01. "excess" is by how much the score exceeds the background,
@@ -137,19 +139,25 @@ class Calibration:
         return presence is not None and presence >= self.threshold
 
     def of_gallery(
-        self, best: Sequence[float], background: float, num_instances: int, num_words: int
+        self,
+        best: Sequence[float],
+        background: float,
+        num_instances: int,
+        num_words: int,
+        surprisal: float,
     ) -> float:
         """Return the presence in a gallery; 0 in one without instances.
 
         Args:
-            best: scores of its best photos, best first.
+            best: scores of its best photos, best first; after verification, if there was any.
             background: score of the sentence on `self.background`.
             num_instances: number of instances in the gallery.
             num_words: of the sentence, see `count_words`.
+            surprisal: mean surprisal of the verified hits; 0 if none were verified.
         """
         if not best:
             return 0.0
-        return self.gallery(gallery_features(best, background, num_instances, num_words))
+        return self.gallery(gallery_features(best, background, num_instances, num_words, surprisal))
 
     def of_hit(
         self, score: float, best: Sequence[float], background: float, num_instances: int
@@ -172,10 +180,10 @@ def count_words(expression: str) -> int:
 
 
 def gallery_features(
-    best: Sequence[float], background: float, num_instances: int, num_words: int
+    best: Sequence[float], background: float, num_instances: int, num_words: int, surprisal: float
 ) -> tuple[float, ...]:
-    """Return `GALLERY_FEATURES` of an answer: the features of its best hit, and the words."""
-    return *hit_features(best[0], best, background, num_instances), num_words
+    """Return `GALLERY_FEATURES` of an answer: those of its best hit, and two of the sentence."""
+    return *hit_features(best[0], best, background, num_instances), num_words, surprisal
 
 
 def hit_features(

@@ -35,14 +35,16 @@ BEST = [0.9, 0.6, 0.3]
 
 def logistic(num: int) -> Logistic:
     return Logistic(
-        features=GALLERY_FEATURES[:num], weights=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)[:num], bias=-1.0
+        features=GALLERY_FEATURES[:num],
+        weights=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)[:num],
+        bias=-1.0,
     )
 
 
 def calibration() -> Calibration:
     return Calibration(
         digest="d",
-        gallery=logistic(6),
+        gallery=logistic(7),
         hit=logistic(5),
         photo=Logistic(features=PHOTO_FEATURES, weights=(1.0, 2.0, 3.0), bias=-1.0),
         box=logistic(4),
@@ -57,7 +59,7 @@ def calibration() -> Calibration:
 def test_features() -> None:
     assert hit_features(0.9, BEST, 0.5, 99) == pytest.approx((0.9, 0.3, 0.3, 0.5, 2.0))
     assert hit_features(0.6, BEST, 0.5, 99) == pytest.approx((0.6, -0.3, 0.3, 0.5, 2.0))
-    assert gallery_features(BEST, 0.5, 99, 7) == (*hit_features(0.9, BEST, 0.5, 99), 7)
+    assert gallery_features(BEST, 0.5, 99, 7, 2.5) == (*hit_features(0.9, BEST, 0.5, 99), 7, 2.5)
     assert hit_features(0.9, [0.9], 0, 0) == pytest.approx((0.9, 0, 0, 0, 0))
     assert hit_features(0.9, [0.9] * 11 + [0.0], 0, 0)[2] == pytest.approx(0)  # of ten
     assert box_features(0.6, BEST, 0.5) == pytest.approx((0.6, -0.3, 0.3, 0.5))
@@ -86,8 +88,8 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     save_calibration(tmp_path, calibration())
     found = load_calibration(tmp_path, "d")
     assert found == calibration()
-    assert found.of_gallery(BEST, 0.5, 99, 1) == pytest.approx(
-        logistic(6)((0.9, 0.3, 0.3, 0.5, 2.0, 1))
+    assert found.of_gallery(BEST, 0.5, 99, 1, 0.2) == pytest.approx(
+        logistic(7)((0.9, 0.3, 0.3, 0.5, 2.0, 1, 0.2))
     )
     assert found.of_hit(0.6, BEST, 0.5, 99) == pytest.approx(
         logistic(5)((0.6, -0.3, 0.3, 0.5, 2.0))
@@ -131,7 +133,7 @@ def test_the_background_comes_back_and_belongs_to_its_weights(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": 4, "digest": "d"}', '{"format": 4, "digest": "d", "hit": {}}'],
+    ["", "[]", "{}", '{"format": 5, "digest": "d"}', '{"format": 5, "digest": "d", "hit": {}}'],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
@@ -154,12 +156,12 @@ def test_the_shipped_checkpoint_is_calibrated() -> None:
     assert len(found.background.vectors) >= 900
     sure, unsure = [0.9, 0.5, 0.4], [0.3, 0.29, 0.29]
     assert (
-        found.of_gallery(sure, 0.5, 3000, 9)
+        found.of_gallery(sure, 0.5, 3000, 9, 0)
         > found.threshold
-        > found.of_gallery(unsure, 0.5, 3000, 9)
+        > found.of_gallery(unsure, 0.5, 3000, 9, 0)
     )
     # The same scores mean less if the sentence scores high everywhere.
-    assert found.of_gallery(sure, 0.9, 3000, 9) < found.of_gallery(sure, 0.5, 3000, 9)
+    assert found.of_gallery(sure, 0.9, 3000, 9, 0) < found.of_gallery(sure, 0.5, 3000, 9, 0)
     assert found.of_hit(0.9, sure, 0.5, 3000) > 0.5 > found.of_hit(0.5, sure, 0.5, 3000)
     assert found.of_box(0.9, sure, 0.5) > found.of_box(0.4, sure, 0.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reir.checkpoint import SHIPPED, load_color_reader, load_encoder
 from reir.errors import QueryError
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
+from reir.query.presence import GALLERY_FEATURES
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery, load_extras
 from reir.query.stages import VERIFIED_HITS, VerifyRequest, VerifyResult
@@ -22,6 +24,7 @@ from reir.records import FloatArray
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
+from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.lookup_gallery import (
     DIM,
     LookupEncoder,
@@ -72,13 +75,12 @@ def test_the_first_hits_are_ordered_by_their_colors(photos: list[Path], color: s
     assert sorted(names(result)) == sorted(names(plain))
     assert result.timings_ms["verify"] > 0
     assert result.degraded == ()
-    for hit in result:
-        assert hit.evidence is not None
-        read = hit.evidence.colors
-        assert [each.word for each in read] == ["purple", color]
-        surprisal = sum(each.surprisal for each in read)
-        expected = hit.evidence.dual_score - SCORE_OF_SURPRISAL * surprisal
-        assert hit.score == pytest.approx(expected)
+    read = [hit.evidence.colors for hit in result if hit.evidence is not None]
+    surprisals = [sum(each.surprisal for each in of_hit) for of_hit in read]
+    for hit, of_hit, surprisal in zip(result, read, surprisals, strict=True):
+        assert [each.word for each in of_hit] == ["purple", color]
+        excess = surprisal - float(np.mean(surprisals))
+        assert hit.score == pytest.approx(plain[0].score - SCORE_OF_SURPRISAL * excess)
     # One hit is asked for, but as many as usual are verified.
     assert names(gallery.search(sentence, k=1, verify=True)) == [color]
 
@@ -150,6 +152,30 @@ def test_the_shipped_checkpoint_verifies_and_loads_its_color_head_only_then(
             assert one is not None
             assert [each.likely for each in one] == [color]
     assert loaded == [SHIPPED]
+
+
+def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> None:
+    calibration = score_calibration(FakeEncoder().digest, 20, -18)
+    index = GALLERY_FEATURES.index("surprisal")
+    weights = list(calibration.gallery.weights)
+    weights[index] = -3.0
+    calibration = replace(calibration, gallery=replace(calibration.gallery, weights=tuple(weights)))
+    plain_gallery = gallery_of(photos)
+    extras = CheckpointExtras(calibration=calibration, verifier=PixelVerifier(load_color_reader))
+    gallery = Gallery("photos", plain_gallery._store, Blind(), extras)
+    sentence = "a purple box next to a red box"
+    plain, found = (gallery.search(sentence, verify=verify) for verify in (False, True))
+    assert len({hit.presence for hit in plain}) == 1
+    # The hits that fit the colors better than the others are more probable, the others less.
+    presences = [hit.presence or 0.0 for hit in found]
+    assert presences == sorted(presences, reverse=True)
+    assert presences[0] > (plain[0].presence or 0.0) > presences[-1]
+    assert presences == pytest.approx([calibration.hit([hit.score, 0, 0, 0, 0]) for hit in found])
+    explained = gallery.search(sentence, verify=True, explain=True)
+    read = [hit.evidence.colors for hit in explained if hit.evidence is not None]
+    mean = float(np.mean([sum(each.surprisal for each in of_hit) for of_hit in read]))
+    features = [found[0].score, 0, 0, 0, 0, 0, mean]
+    assert found.presence == pytest.approx(calibration.gallery(features))
 
 
 # --- pages -------------------------------------------------------------------------------------

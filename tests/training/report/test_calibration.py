@@ -17,6 +17,7 @@ from reir.datasets import write_reircoco
 from reir.errors import DataError
 from reir.metrics import Gallery
 from reir.metrics.calibration import auroc
+from reir.models.color_reading import ColorReading
 from reir.query.presence import (
     GALLERY_FEATURES,
     PHOTO_FEATURES,
@@ -24,6 +25,7 @@ from reir.query.presence import (
     load_calibration,
     photo_features,
 )
+from reir.query.verify.photos import SCORE_OF_SURPRISAL
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
@@ -31,6 +33,7 @@ from reir_training.report.calibration import (
     CURVE_POINTS,
     ScoreTable,
     Trials,
+    best_photos,
     cross_validated,
     draw_galleries,
     fit,
@@ -57,7 +60,7 @@ def drawn(num_photos: int, noise: float, seed: int = 0) -> tuple[Gallery, Calibr
         Gallery(vectors, images, boxes_px),
         CalibrationQueries(
             *(asked, np.arange(num_photos), boxes_px[::3]),
-            num_words=3 + np.arange(num_photos) % 7,
+            texts=tuple(" ".join(["word"] * (3 + photo % 7)) for photo in range(num_photos)),
             alike=tuple(frozenset({photo}) for photo in range(num_photos)),
         ),
     )
@@ -84,7 +87,7 @@ def test_scores_are_those_of_the_best_instance_of_each_photo() -> None:
 
 def test_half_of_the_galleries_contain_the_photo() -> None:
     scored = ScoreTable(*drawn(50, 0.1), BACKGROUND)
-    whole, hits = gallery_trials(scored, seed=0)
+    whole, hits = gallery_trials(scored, seed=0, verified=False)
     assert whole.labels.mean() == 0.5
     assert set(np.round(whole.features[:, 4], 1)) == {
         np.round(np.log10(1 + 3 * n), 1) for n in (49, 24)
@@ -119,14 +122,14 @@ def test_the_curve_counts_every_expression_on_every_photo() -> None:
 def test_presence_reflects_the_noise_of_the_vectors(
     noise: float, least: float, most: float
 ) -> None:
-    found = fit_calibration(*drawn(80, noise), BACKGROUND, digest="d", about={"split": "val"})
+    scored = ScoreTable(*drawn(80, noise), BACKGROUND)
+    found = fit_calibration(scored, BACKGROUND, digest="d", about={"split": "val"})
     assert least <= found.about["gallery"]["auroc"] <= most
     assert found.about["gallery"]["ece"] < 0.15
     assert (found.digest, found.about["split"], found.about["photos"]) == ("d", "val", 80)
     assert 0 < found.threshold < 1
     assert found.gallery.features == GALLERY_FEATURES
-    again = fit_calibration(*drawn(80, noise), BACKGROUND, digest="d", about={"split": "val"})
-    assert again == found
+    assert fit_calibration(scored, BACKGROUND, digest="d", about={"split": "val"}) == found
 
 
 def test_fit_recovers_the_logistic_model() -> None:
@@ -164,7 +167,7 @@ def test_cross_validation_predicts_each_half_from_the_other() -> None:
 def test_gallery_trials_equal_the_loop() -> None:
     gallery, queries = drawn(24, 0.6)
     scored = ScoreTable(gallery, queries, BACKGROUND)
-    whole, hits = gallery_trials(scored, seed=3)
+    whole, hits = gallery_trials(scored, seed=3, verified=False)
     row = 0
     for number, (expression, present, photos) in enumerate(draw_galleries(scored, seed=3)):
         assert present == (queries.images[expression] in photos)
@@ -182,7 +185,7 @@ def test_gallery_trials_equal_the_loop() -> None:
         assert background > 0.2
         np.testing.assert_allclose(
             whole.features[number],
-            (best[0][0], lead, spread, background, size, 3 + expression % 7),
+            (best[0][0], lead, spread, background, size, 3 + expression % 7, 0),
             atol=1e-5,
         )
         assert (whole.labels[number], whole.groups[number]) == (present, queries.images[expression])
@@ -193,6 +196,43 @@ def test_gallery_trials_equal_the_loop() -> None:
             assert (hits.labels[row], hits.groups[row]) == (right, queries.images[expression])
             row += 1
     assert row == len(hits.labels)
+
+
+def test_verified_trials_are_those_of_verified_scores() -> None:
+    scored = ScoreTable(*drawn(24, 0.6), BACKGROUND)
+    rng = np.random.default_rng(1)
+    scored.readings = {
+        (expression, photo): (
+            ColorReading(word="red", probability=float(rng.uniform(0.01, 1)), likely="red"),
+        )
+        for expression in range(0, 24, 2)
+        for photo in range(24)
+    }
+    whole, hits = gallery_trials(scored, seed=3, verified=True)
+    plain, plain_hits = gallery_trials(scored, seed=3, verified=False)
+    assert plain.features[:, -1].max() == 0
+    searches = list(draw_galleries(scored, seed=3))
+    reordered = 0
+    for number, (expression, _, photos) in enumerate(searches):
+        best = best_photos(scored, expression, photos)
+        surprisals = [
+            sum(each.surprisal for each in scored.readings.get((expression, photo), ()))
+            for photo in best.tolist()
+        ]
+        mean = float(np.mean(surprisals))
+        scores = scored.best[expression, best] - SCORE_OF_SURPRISAL * (np.array(surprisals) - mean)
+        features = whole.features[number]
+        assert (features[0], features[-1]) == pytest.approx((scores.max(), mean))
+        of_search = hits.features[10 * number : 10 * number + 10, 0]
+        np.testing.assert_allclose(of_search, np.sort(scores)[::-1])
+        if expression % 2:
+            np.testing.assert_array_equal(features, plain.features[number])
+        reordered += bool(np.any(np.diff(scores) > 0))
+    assert reordered > 5
+    assert hits.labels.sum() == plain_hits.labels.sum()
+    calibration = fit_calibration(scored, BACKGROUND, digest="d", about={})
+    assert calibration.gallery.weights[-1] != 0
+    assert calibration.about["verified_hits"] == len(scored.readings)
 
 
 def test_a_gallery_without_it_has_nothing_that_is_alike() -> None:
@@ -221,7 +261,7 @@ def test_short_expressions_may_describe_any_instance_of_their_class(tmp_path: Pa
         photos = {each.image_id for each in dataset.instances if each.category == category}
         assert own in alike
         assert {dataset.images[place].image_id for place in alike} == photos
-    assert found.num_words.tolist() == [len(each.text.split()) for each in short]
+    assert found.texts == tuple(each.text for each in short)
     unique = calibration_queries(FakeEncoder(), dataset, dataset.expressions)
     assert all(len(each) == 1 for each in unique.alike)
 

@@ -10,9 +10,9 @@ module works on arrays; it uses no encoder and no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,17 @@ from reir.query.presence import (
     Calibration,
     Logistic,
     box_features,
+    count_words,
     gallery_features,
     hit_features,
     photo_features,
 )
+from reir.query.stages import VerifyResult
+from reir.query.verify.photos import mean_surprisal, verified_scores
 from reir_training.report.calibration_queries import CalibrationQueries
+
+SEED = 0
+"""Seed of the galleries that the calibration is fitted on."""
 
 TARGET_TPR = 0.9
 """An answer counts as found above a threshold that this share of the present instances reaches."""
@@ -94,9 +100,14 @@ class ScoreTable:
         counts: (P,) number of instances of each photo.
         own: (M,) the photo that each expression describes.
         background: (M,) score of each expression on the background.
-        num_words: (M,) number of words of each expression.
+        texts: M expressions.
         alike: M arrays of photos that may show what the expression describes.
+        photos: (P,) position of each photo in the dataset.
+        readings: what the pixels of a photo's best instance say about an expression that names
+            colors, by expression and photo; nothing for expressions without colors.
     """
+
+    readings: Mapping[tuple[int, int], VerifyResult]
 
     def __init__(
         self, gallery: Gallery, queries: CalibrationQueries, background: Background
@@ -116,7 +127,10 @@ class ScoreTable:
         self.vectors = queries.vectors[kept]
         self.boxes_px = queries.boxes_px[kept]
         self.own = np.searchsorted(photos, queries.images[kept])
-        self.num_words = queries.num_words[kept].tolist()
+        self.texts = [text for text, here in zip(queries.texts, kept, strict=True) if here]
+        self.readings = {}
+        self.photos = photos
+        self._queries, self._background = queries, background
         self.alike = [
             np.flatnonzero(np.isin(photos, list(alike)))
             for alike, here in zip(queries.alike, kept, strict=True)
@@ -132,9 +146,27 @@ class ScoreTable:
             _, fits = self.within(m, int(photo))
             self.right[m, photo] = fits[0]
 
+    def only_unique(self) -> ScoreTable:
+        """Return the table of those expressions that describe one instance of all photos."""
+        return ScoreTable(self._gallery, self._queries.unique, self._background)
+
+    @property
+    def unique(self) -> npt.NDArray[np.bool_]:
+        """(M,) whether an expression describes one instance of all photos."""
+        return np.array([len(photos) == 1 for photos in self.alike])
+
+    def best_box_px(self, expression: int, photo: int) -> Floats:
+        """Return the (4,) xyxy box of the instance of a photo that scores best."""
+        rows = self._rows(photo)
+        best = int(np.argmax(self._gallery.vectors[rows] @ self.vectors[expression]))
+        return np.asarray(self._gallery.boxes_px[rows][best], dtype=np.float64)
+
+    def _rows(self, photo: int) -> slice:
+        return slice(self._starts[photo], self._starts[photo] + self.counts[photo])
+
     def within(self, expression: int, photo: int) -> tuple[list[float], Labels]:
         """Return the scores of a photo's instances, best first, and which is the described one."""
-        rows = slice(self._starts[photo], self._starts[photo] + self.counts[photo])
+        rows = self._rows(photo)
         scores = self._gallery.vectors[rows] @ self.vectors[expression]
         order = np.argsort(-scores, kind="stable")
         fits = np.zeros(len(order), dtype=np.bool_)
@@ -168,22 +200,67 @@ def draw_galleries(
             size //= 2
 
 
-def gallery_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
+class FirstHits(NamedTuple):
+    """The first hits of a search, best first, at most one of each photo.
+
+    Attributes:
+        photos: (N,) of the hits.
+        scores: N scores.
+        surprisal: mean surprisal of the hits; 0 without verification.
+    """
+
+    photos: npt.NDArray[np.int64]
+    scores: list[float]
+    surprisal: float
+
+
+def first_hits(
+    scored: ScoreTable, expression: int, photos: npt.NDArray[np.int64], *, verified: bool
+) -> FirstHits:
+    """Search some photos, and verify the colors of the hits if asked to (`scored.readings`)."""
+    photos = best_photos(scored, expression, photos)
+    readings = [
+        scored.readings.get((expression, photo), ()) if verified else ()
+        for photo in photos.tolist()
+    ]
+    scores = np.array(verified_scores(scored.best[expression, photos].tolist(), readings))
+    order = np.argsort(-scores, kind="stable")
+    return FirstHits(photos[order], scores[order].tolist(), mean_surprisal(readings))
+
+
+def best_photos(
+    scored: ScoreTable, expression: int, photos: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the best of some photos before verification, best first."""
+    return photos[np.argsort(-scored.best[expression, photos], kind="stable")][:PHOTOS]
+
+
+def gallery_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Trials, Trials]:
     """Return the trials of whole galleries, and the trials of single hits in them.
 
     A gallery's label says whether the described instance is in it; a hit's label, whether the hit
-    is that instance.
+    is that instance. Trials of hits are left out for expressions that are not unique, because a hit
+    in another photo may be right, too.
+
+    Args:
+        scored: scores of all expressions.
+        seed: of the galleries, see `draw_galleries`.
+        verified: whether the searches verify the colors of their hits (`scored.readings`).
     """
+    unique = scored.unique
     galleries: list[tuple[tuple[float, ...], bool, int]] = []
     hits: list[tuple[tuple[float, ...], bool, int]] = []
     for expression, present, photos in draw_galleries(scored, seed):
-        order = photos[np.argsort(-scored.best[expression, photos], kind="stable")][:PHOTOS]
-        best = scored.best[expression, order].tolist()
+        found = first_hits(scored, expression, photos, verified=verified)
+        best, surprisal = found.scores, found.surprisal
         size, background = int(scored.counts[photos].sum()), scored.background[expression]
-        group = int(scored.own[expression])
-        words = scored.num_words[expression]
-        galleries.append((gallery_features(best, background, size, words), present, group))
-        for photo, score in zip(order.tolist(), best, strict=True):
+        group, words = int(scored.own[expression]), count_words(scored.texts[expression])
+        galleries.append(
+            (gallery_features(best, background, size, words, surprisal), present, group)
+        )
+        if not unique[expression]:
+            continue
+        for photo, score in zip(found.photos.tolist(), best, strict=True):
             right = bool(scored.right[expression, photo])
             hits.append((hit_features(score, best, background, size), right, group))
     return _trials(galleries), _trials(hits)
@@ -215,29 +292,25 @@ def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
 
 
 def fit_calibration(
-    gallery: Gallery,
-    queries: CalibrationQueries,
-    background: Background,
-    digest: str,
-    about: Mapping[str, Any],
+    scored: ScoreTable, background: Background, digest: str, about: Mapping[str, Any]
 ) -> Calibration:
     """Fit all logistic models, and measure them by cross-validation.
 
     Args:
-        gallery: instances of photos that the checkpoint was not trained on.
-        queries: expressions of instances in them.
-        background: of the checkpoint.
+        scored: expressions and photos that the checkpoint was not trained on.
+        background: of the checkpoint, with which `scored` was computed.
         digest: digest of the checkpoint.
         about: describes the photos; the measured figures are added to it.
 
     Raises:
         DataError: there are too few photos or expressions.
     """
-    whole, _ = gallery_trials(ScoreTable(gallery, queries, background), seed=0)
-    # A hit or photo of any other expression may be right, although it is not the one described.
-    scored = ScoreTable(gallery, queries.unique, background)
-    _, hits = gallery_trials(scored, seed=0)
-    photos, boxes = photo_trials(scored, seed=0)
+    # The same models serve searches with and without verification.
+    ways = (False, True) if scored.readings else (False,)
+    trials = [gallery_trials(scored, SEED, verified=verified) for verified in ways]
+    whole, hits = (_joined(each) for each in zip(*trials, strict=True))
+    unique = scored.only_unique()
+    photos, boxes = photo_trials(unique, seed=0)
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
     photo = fit(photos, PHOTO_FEATURES)
@@ -249,13 +322,14 @@ def fit_calibration(
         box=fit(boxes, BOX_FEATURES),
         threshold=round(threshold_at_tpr(presence, whole.labels, TARGET_TPR), 4),
         photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, TARGET_TPR), 4),
-        photo_curve=photo_curve(scored, photo),
-        tie_margin=tie_margin(scored),
+        photo_curve=photo_curve(unique, photo),
+        tie_margin=tie_margin(unique),
         background=background,
         about={
             **about,
             "photos": len(scored.counts),
-            "expressions": len(queries.images),
+            "expressions": len(scored.own),
+            "verified_hits": len(scored.readings),
             "gallery": calibration_figures(presence, whole.labels),
             "hit": calibration_figures(cross_validated(hits, HIT_FEATURES), hits.labels),
             "photo": calibration_figures(on_photos, photos.labels),
@@ -362,6 +436,14 @@ def tie_margin(scored: ScoreTable) -> float:
     shares = np.cumsum(right[decided, 0][by_margin]) / np.arange(1, len(by_margin) + 1)
     tied = np.flatnonzero(shares[MIN_TIES - 1 :] < TIED)
     return round(float(margins[MIN_TIES - 1 + tied[-1]]), 5) if tied.size else 0.0
+
+
+def _joined(parts: Sequence[Trials]) -> Trials:
+    return Trials(
+        np.concatenate([each.features for each in parts]),
+        np.concatenate([each.labels for each in parts]),
+        np.concatenate([each.groups for each in parts]),
+    )
 
 
 def _trials(rows: list[tuple[tuple[float, ...], bool, int]]) -> Trials:

@@ -13,9 +13,7 @@ import numpy as np
 from reir.datasets.dataset import Expression, ReferringDataset
 from reir.evaluate.encoded_gallery import image_positions, queries_of
 from reir.metrics import Queries
-from reir.metrics.reir import Ints
 from reir.models.interfaces import InstanceEncoder
-from reir.query.presence import count_words
 
 SHORT = "short"
 """Kind of expressions that are unique in their photo only, such as "the left dog"."""
@@ -26,11 +24,11 @@ class CalibrationQueries(Queries):
     """Queries whose presence or absence in other photos is known.
 
     Attributes:
-        num_words: (M,) number of words of each expression.
+        texts: M expressions.
         alike: M sets of photos that may show what the expression describes; each has its own photo.
     """
 
-    num_words: Ints
+    texts: tuple[str, ...]
     alike: tuple[frozenset[int], ...]
 
     @property
@@ -38,8 +36,9 @@ class CalibrationQueries(Queries):
         """The queries that describe one instance of the whole gallery."""
         rows = np.array([m for m, photos in enumerate(self.alike) if len(photos) == 1], np.int64)
         return CalibrationQueries(
-            *(self.vectors[rows], self.images[rows], self.boxes_px[rows], self.num_words[rows]),
-            tuple(self.alike[m] for m in rows.tolist()),
+            *(self.vectors[rows], self.images[rows], self.boxes_px[rows]),
+            texts=tuple(self.texts[m] for m in rows.tolist()),
+            alike=tuple(self.alike[m] for m in rows.tolist()),
         )
 
 
@@ -65,7 +64,8 @@ def calibration_queries(
         else frozenset({own})
         for each, own in zip(expressions, queries.images.tolist(), strict=True)
     ]
-    words = np.array([count_words(each.text) for each in expressions], dtype=np.int64)
     return CalibrationQueries(
-        queries.vectors, queries.images, queries.boxes_px, words, tuple(alike)
+        *(queries.vectors, queries.images, queries.boxes_px),
+        texts=tuple(each.text for each in expressions),
+        alike=tuple(alike),
     )

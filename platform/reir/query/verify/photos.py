@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def verified_scores(
     scores: Sequence[float], verified: Sequence[VerifyResult | None]
 ) -> list[float]:
-    """Return the scores of hits after their verification.
+    """Return the scores of hits after their verification; their mean stays the same.
 
     A hit whose photo could not be read is treated like the average of the others.
 
@@ -45,15 +45,21 @@ def verified_scores(
         scores: inner products.
         verified: what the pixels say about each of these hits.
     """
-    surprisals = [
-        None if each is None else sum(reading.surprisal for reading in each) for each in verified
-    ]
-    known = [each for each in surprisals if each is not None]
-    usual = float(np.mean(known)) if known else 0.0
+    usual = mean_surprisal(verified)
     return [
-        score - SCORE_OF_SURPRISAL * (usual if surprisal is None else surprisal)
-        for score, surprisal in zip(scores, surprisals, strict=True)
+        score if each is None else score - SCORE_OF_SURPRISAL * (_surprisal(each) - usual)
+        for score, each in zip(scores, verified, strict=True)
     ]
+
+
+def mean_surprisal(verified: Sequence[VerifyResult | None]) -> float:
+    """Return the mean surprisal of the hits whose photos could be read; 0 if there are none."""
+    known = [_surprisal(each) for each in verified if each is not None]
+    return float(np.mean(known)) if known else 0.0
+
+
+def _surprisal(readings: VerifyResult) -> float:
+    return sum(each.surprisal for each in readings)
 
 
 class PixelVerifier:
