@@ -127,6 +127,8 @@ function request(view, cursor, signal) {
   return call(path, { json, signal });
 }
 
+const isBusy = () => byId("results").getAttribute("aria-busy") === "true";
+
 function setBusy(is, first = false) {
   byId("results").setAttribute("aria-busy", String(is));
   byId("next").disabled = is;
@@ -275,7 +277,10 @@ function listen() {
   const sentence = byId("sentence");
   byId("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    update({ sentence: sentence.value.trim() });
+    clearTimeout(typing);
+    const text = sentence.value.trim();
+    // A pause in typing may have started this search already.
+    if (text !== state.sentence || !isBusy()) update({ sentence: text });
   });
   sentence.addEventListener("input", () => {
     clearTimeout(typing);

@@ -137,6 +137,22 @@ def test_examples_and_the_back_button(page: Page) -> None:
     expect(page.locator(".name").first).to_have_text("red left.png")
 
 
+def test_enter_does_not_repeat_the_search_of_what_was_typed(tab: Tab, page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/v1/search", lambda route: held.append(route))
+    with page.expect_request("**/v1/search"):
+        page.fill("#sentence", "the green one")
+    page.press("#sentence", "Enter")
+    held[0].continue_()
+    expect(page.locator(".name").first).to_have_text("red right.png")
+    assert len(tab.bodies_sent_to("/v1/search")) == 1
+    # Once it is answered, Enter searches again.
+    page.unroute("**/v1/search")
+    with page.expect_request("**/v1/search"):
+        page.press("#sentence", "Enter")
+    answered(page)
+
+
 def test_typing_searches_and_only_the_last_answer_is_shown(tab: Tab, page: Page) -> None:
     held: list[Route] = []
 
