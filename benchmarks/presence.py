@@ -64,21 +64,24 @@ Verify = Callable[[ScoreTable, Searches], None]
 """Verifies the hits of some searches in a table of scores."""
 
 
-def compared(name: str, trials: Trials, shipped: Logistic) -> dict[str, float]:
+def compared(name: str, trials: Trials, plain: Trials, shipped: Logistic) -> dict[str, float]:
     """Print and return the figures of the shipped calibration and of its two baselines.
 
-    The baselines are a cross-fitted calibration and a cross-fitted model of the score alone.
+    The baselines are a cross-fitted calibration, and a cross-fitted model of the score alone in
+    `plain`: the same trials, of searches without verification.
     """
     # The first feature is the best inner product.
-    scores = Trials(trials.features[:, :1], trials.labels, trials.groups)
+    scores = Trials(plain.features[:, :1], plain.labels, plain.groups)
     methods = {
-        "": probabilities(shipped, trials),
-        "refit_": cross_validated(trials, shipped.features),
-        "score_": cross_validated(scores, shipped.features[:1]),
+        "": (probabilities(shipped, trials), trials),
+        "refit_": (cross_validated(trials, shipped.features), trials),
+        "score_": (cross_validated(scores, shipped.features[:1]), scores),
     }
-    found = {prefix: calibration_figures(given, trials.labels) for prefix, given in methods.items()}
+    found = {
+        prefix: calibration_figures(given, of.labels) for prefix, (given, of) in methods.items()
+    }
     for prefix, values in found.items():
-        print(f"{name:10} {len(trials.labels):6} trials  {prefix.strip('_') or 'file':6} {values}")
+        print(f"{name:14} {len(trials.labels):6} trials  {prefix.strip('_') or 'file':6} {values}")
     ratio = found[""]["fpr90"] / max(found["score_"]["fpr90"], 1e-9)
     flat = {
         prefix + key: value for prefix, values in found.items() for key, value in values.items()
@@ -206,25 +209,26 @@ def main() -> None:
     drawn = [(expression, drawn) for expression, _, drawn in draw_galleries(scored, SEED)]
     verify(scored, drawn)
     every, hits = gallery_trials(scored, SEED, verified=True)
-    unverified, _ = gallery_trials(scored, SEED, verified=False)
+    plain_every, plain_hits = gallery_trials(scored, SEED, verified=False)
     is_unique = scored.unique[[expression for expression, _ in drawn]]
-    whole, unverified = every.rows(is_unique), unverified.rows(is_unique)
+    whole, plain = every.rows(is_unique), plain_every.rows(is_unique)
     unique = scored.only_unique()
     photos, boxes = photo_trials(unique, seed=0)
     found: dict[str, float] = {
         "p6.photos": len(unique.counts),
         "p6.expressions": len(unique.own),
     }
-    for name, trials, model in (
-        ("", whole, shipped.gallery),
-        ("unverified", unverified, shipped.gallery),
-        ("all", every, shipped.gallery),
-        ("hit", hits, shipped.hit),
-        ("photo", photos, shipped.photo),
-        ("box", boxes, shipped.box),
+    for name, trials, without, model in (
+        ("", whole, plain, shipped.gallery),
+        ("unverified", plain, plain, shipped.gallery),
+        ("all", every, plain_every, shipped.gallery),
+        ("hit", hits, plain_hits, shipped.hit),
+        ("unverified_hit", plain_hits, plain_hits, shipped.hit),
+        ("photo", photos, photos, shipped.photo),
+        ("box", boxes, boxes, shipped.box),
     ):
         prefix = f"p6.{name}_" if name else "p6."
-        told = compared(name or "gallery", trials, model)
+        told = compared(name or "gallery", trials, without, model)
         found |= {f"{prefix}{key}": value for key, value in told.items()}
     shares = found_rates("", shipped.gallery, shipped.threshold, whole)
     shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
