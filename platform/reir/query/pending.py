@@ -120,11 +120,17 @@ class PendingAnswer:
     @cached_property
     def best_scores(self) -> list[float]:
         """Scores of the best photos, best first, which the calibration reads."""
-        verified: dict[str, float] = {}
-        for row, score in zip(self.retrieved.rows, self._verified_scores, strict=False):
-            verified[row.image_id] = max(score, verified.get(row.image_id, score))
         photos = self.retrieved.photos[:PHOTOS]
+        verified = self._verified_photos
         return sorted((verified.get(row.image_id, row.score) for row in photos), reverse=True)
+
+    @cached_property
+    def _verified_photos(self) -> dict[str, float]:
+        """Score of the best verified row of each photo, by image id."""
+        best: dict[str, float] = {}
+        for row, score in zip(self.retrieved.rows, self._verified_scores, strict=False):
+            best[row.image_id] = max(score, best.get(row.image_id, score))
+        return best
 
     @property
     def surprisal(self) -> float:
@@ -146,12 +152,12 @@ class PendingAnswer:
 
     @cached_property
     def photo_scores(self) -> dict[str, float]:
-        """Score of the best instance of each photo, by image id."""
+        """Score of the best instance of each photo, by image id, which the calibration reads."""
         best: dict[str, float] = {}
         reranked = [each.row for each in self.reranked or ()]
         for row in (*self.retrieved.photos, *self.retrieved.rows, *reranked):
             best[row.image_id] = max(row.score, best.get(row.image_id, row.score))
-        return best
+        return best | self._verified_photos
 
     @cached_property
     def comparison(self) -> Comparison:

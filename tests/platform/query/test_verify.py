@@ -171,6 +171,9 @@ def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> No
     assert presences == sorted(presences, reverse=True)
     assert presences[0] > (plain[0].presence or 0.0) > presences[-1]
     assert presences == pytest.approx([calibration.hit([hit.score, 0, 0, 0, 0]) for hit in found])
+    assert [hit.photo_presence for hit in found] == pytest.approx(
+        [calibration.photo([hit.score, 0, 0]) for hit in found]
+    )
     explained = gallery.search(sentence, verify=True, explain=True)
     read = [hit.evidence.colors for hit in explained if hit.evidence is not None]
     mean = float(np.mean([sum(each.surprisal for each in of_hit) for of_hit in read]))
