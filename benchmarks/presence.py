@@ -24,7 +24,7 @@ a second run reads instead of encoding them again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,11 +55,9 @@ from reir_training.report.calibration import (
     gallery_trials,
     photo_trials,
 )
-from reir_training.report.calibration_colors import read_colors
+from reir_training.report.calibration_colors import Searches, read_colors
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 
-Searches = Iterable[tuple[int, npt.NDArray[np.int64]]]
-"""The expression of each search, and the photos that it searches."""
 Verify = Callable[[ScoreTable, Searches], None]
 """Verifies the hits of some searches in a table of scores."""
 

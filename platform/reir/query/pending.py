@@ -44,7 +44,7 @@ class RankedRow:
 
     @property
     def calibrated_score(self) -> float:
-        """The score that the calibration reads: it was not fitted on scores of a re-ranker."""
+        """The score from which presence is computed: never a re-ranker's, whose scale differs."""
         return self.row.score if self.reranked else self.score
 
     @property
@@ -119,14 +119,14 @@ class PendingAnswer:
 
     @cached_property
     def best_scores(self) -> list[float]:
-        """Scores of the best photos, best first, which the calibration reads."""
+        """The scores of the best photos, best first, from which presence is computed."""
         photos = self.retrieved.photos[:PHOTOS]
         verified = self._verified_photos
         return sorted((verified.get(row.image_id, row.score) for row in photos), reverse=True)
 
     @cached_property
     def _verified_photos(self) -> dict[str, float]:
-        """Score of the best verified row of each photo, by image id."""
+        """The highest score after verification in each photo that has a verified row, by image id."""
         best: dict[str, float] = {}
         for row, score in zip(self.retrieved.rows, self._verified_scores, strict=False):
             best[row.image_id] = max(score, best.get(row.image_id, score))
@@ -152,7 +152,7 @@ class PendingAnswer:
 
     @cached_property
     def photo_scores(self) -> dict[str, float]:
-        """Score of the best instance of each photo, by image id, which the calibration reads."""
+        """The score of each photo, by image id, from which `photo_presence` is computed."""
         best: dict[str, float] = {}
         reranked = [each.row for each in self.reranked or ()]
         for row in (*self.retrieved.photos, *self.retrieved.rows, *reranked):

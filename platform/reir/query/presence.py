@@ -44,8 +44,8 @@ BACKGROUND_BEST = 20
 # the number of instances in the gallery.
 # Short sentences fit many photos, so they score about as high elsewhere even if their instance is
 # there: a long sentence with the same scores would be absent. Hence the number of "words".
-# "surprisal" is the mean of the verified hits, 0 without verification: verified scores say which
-# hit fits the colors better than the others, and this says how well the hits fit them.
+# "surprisal" is the mean surprisal of the verified hits, or 0 without verification. Verified scores
+# only compare these hits with one another; the mean tells whether any of them has the colors.
 GALLERY_FEATURES = ("score", "lead", "spread", "background", "size", "words", "surprisal")
 HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # Only what every search knows of each photo: other instances of it would have to be read first, and

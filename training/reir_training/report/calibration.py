@@ -231,7 +231,7 @@ def first_hits(
 def best_photos(
     scored: ScoreTable, expression: int, photos: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return the best of some photos before verification, best first."""
+    """Return the photos that score highest before verification: at most `PHOTOS`, best first."""
     return photos[np.argsort(-scored.best[expression, photos], kind="stable")][:PHOTOS]
 
 

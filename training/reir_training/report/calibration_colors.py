@@ -1,4 +1,4 @@
-"""Verifies the hits that a calibration is fitted on, as a search does with `verify`."""
+"""Reads the colors of hits from their photos, so that a calibration knows verified scores."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     from reir.models.nano.color_reader import ColorReader
 
 
+Searches = Iterable[tuple[int, npt.NDArray[np.int64]]]
+"""Pairs of an expression and the photos in which it is searched for; numbers of a `ScoreTable`."""
+
+
 def read_colors(
     scored: ScoreTable,
-    searches: Iterable[tuple[int, npt.NDArray[np.int64]]],
+    searches: Searches,
     reader: ColorReader,
     dataset: ReferringDataset,
     images_dir: Path,
 ) -> dict[tuple[int, int], VerifyResult]:
-    """Return `ScoreTable.readings` of the first hits of some searches.
+    """Read the colors of the first hits of some searches, for `ScoreTable.readings`.
 
     Args:
         scored: scores of all expressions on the photos of the dataset.
-        searches: the expression of each, and the photos that it searches.
+        searches: expressions, and the photos in which each of them is searched for.
         reader: color reader of the checkpoint.
         dataset: the photos.
         images_dir: their folder.
@@ -55,9 +59,7 @@ def read_colors(
     return readings
 
 
-def _compared(
-    scored: ScoreTable, searches: Iterable[tuple[int, npt.NDArray[np.int64]]]
-) -> dict[int, list[int]]:
+def _compared(scored: ScoreTable, searches: Searches) -> dict[int, list[int]]:
     """Return the photos of first hits, each with the expressions that name a color."""
     colored = [names_color(text) for text in scored.texts]
     hits = {
