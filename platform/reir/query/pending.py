@@ -126,7 +126,7 @@ class PendingAnswer:
 
     @cached_property
     def _verified_photos(self) -> dict[str, float]:
-        """The highest score after verification in each photo that has a verified row, by image id."""
+        """The highest verified score in each photo that has a verified row, by image id."""
         best: dict[str, float] = {}
         for row, score in zip(self.retrieved.rows, self._verified_scores, strict=False):
             best[row.image_id] = max(score, best.get(row.image_id, score))
