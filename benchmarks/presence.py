@@ -6,7 +6,7 @@ Long expressions of the held-out `val` photos are searched for in galleries of s
 from these photos. Half of the galleries contain the expression's own photo; it is removed from the
 others. `all_*` has the short expressions, too; a gallery without what they describe has no photo
 with an instance of that class. As in `reir search`, the colors of the first hits are verified;
-`unverified_*` is without that.
+`unverified_*` is without that. `photo_*` and `box_*` are about single photos, as in `reir locate`.
 
 The benchmark measures the checkpoint's `calibration.json`, which every search uses: AUROC, expected
 calibration error and the false positive rate at 90% recall, and for `found` also the effect of its
@@ -51,6 +51,7 @@ from reir_training.report.calibration import (
     calibration_figures,
     cross_validated,
     draw_galleries,
+    draw_photos,
     first_hits,
     gallery_trials,
     photo_trials,
@@ -58,8 +59,8 @@ from reir_training.report.calibration import (
 from reir_training.report.calibration_colors import Searches, read_colors
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 
-Verify = Callable[[ScoreTable, Searches], None]
-"""Verifies the hits of some searches in a table of scores."""
+Verify = Callable[[ScoreTable, ReferringDataset, Searches, Searches], None]
+"""Reads the colors of searches in galleries and in single photos, for a table of scores."""
 
 
 def compared(name: str, trials: Trials, plain: Trials, shipped: Logistic) -> dict[str, float]:
@@ -117,8 +118,9 @@ def swap_figures(
     wrong = replace(right, vectors=encode_expressions(encoder, texts), texts=tuple(texts))
     tables = [ScoreTable(gallery, queries, shipped.background) for queries in (right, wrong)]
     for table in tables:
-        photos = np.arange(len(table.counts))
-        verify(table, ((expression, photos) for expression in range(len(table.own))))
+        everywhere = np.arange(len(table.counts))
+        searches = ((expression, everywhere) for expression in range(len(table.own)))
+        verify(table, dataset, searches, own_photos(table))
     labels = np.repeat([True, False], [len(each.own) for each in tables])
     whole = np.concatenate([gallery_presence(each, shipped) for each in tables])
     photo = np.concatenate([photo_presence(each, shipped) for each in tables])
@@ -132,7 +134,7 @@ def swap_figures(
 
 
 def human_figures(
-    encoder: InstanceEncoder, folder: Path, how: Encoding, shipped: Calibration
+    encoder: InstanceEncoder, folder: Path, how: Encoding, verify: Verify, shipped: Calibration
 ) -> dict[str, float]:
     """Print and return how well presence in a photo tells that a human sentence fits nothing."""
     dataset = read_human_expressions(folder)
@@ -145,6 +147,7 @@ def human_figures(
     own = tuple(frozenset({photo}) for photo in photos.tolist())
     queries = CalibrationQueries(encode_expressions(encoder, texts), photos, boxes, texts, own)
     table = ScoreTable(gallery, queries, shipped.background)
+    verify(table, dataset, (), own_photos(table))
     found = {
         "human_sentences": len(fits),
         "human_absent": fits.count(False),
@@ -169,13 +172,18 @@ def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.
 
 def photo_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
     """Return the (M,) presence of each expression in its own photo."""
-    own_M = table.best[np.arange(len(table.own)), table.own]
-    return np.array(
-        [
-            shipped.of_photo(score, background)
-            for score, background in zip(own_M.tolist(), table.background, strict=True)
-        ]
-    )
+    found = []
+    for expression, (own, background) in enumerate(
+        zip(table.own.tolist(), table.background, strict=True)
+    ):
+        ranked, _ = table.within(expression, own, verified=True)
+        found.append(shipped.of_photo(ranked.score, background, ranked.colors))
+    return np.array(found)
+
+
+def own_photos(table: ScoreTable) -> Searches:
+    """Return each expression with the photo that it describes."""
+    return ((expression, own[None]) for expression, own in enumerate(table.own))
 
 
 def main() -> None:
@@ -199,22 +207,26 @@ def main() -> None:
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
     reader = load_color_reader(arguments.checkpoint, encoder)
 
-    def verify(table: ScoreTable, searches: Searches) -> None:
+    def verify(
+        table: ScoreTable, dataset: ReferringDataset, searches: Searches, photos: Searches
+    ) -> None:
         if reader is not None:
-            table.readings = read_colors(table, searches, reader, held_out, folder / "images")
+            table.readings = read_colors(
+                table, reader, dataset, folder / "images", searches=searches, photos=photos
+            )
 
     scored = ScoreTable(gallery, asked, shipped.background)
     drawn = [(expression, drawn) for expression, _, drawn in draw_galleries(scored, SEED)]
-    verify(scored, drawn)
+    verify(scored, held_out, drawn, draw_photos(scored, SEED))
     every, hits = gallery_trials(scored, SEED, verified=True)
     plain_every, plain_hits = gallery_trials(scored, SEED, verified=False)
     is_unique = scored.unique[[expression for expression, _ in drawn]]
     whole, plain = every.rows(is_unique), plain_every.rows(is_unique)
-    unique = scored.only_unique()
-    photos, boxes = photo_trials(unique, seed=0)
+    photos, boxes = photo_trials(scored, SEED, verified=True)
+    plain_photos, plain_boxes = photo_trials(scored, SEED, verified=False)
     found: dict[str, float] = {
-        "p6.photos": len(unique.counts),
-        "p6.expressions": len(unique.own),
+        "p6.photos": len(scored.counts),
+        "p6.expressions": int(scored.unique.sum()),
     }
     for name, trials, without, model in (
         ("", whole, plain, shipped.gallery),
@@ -222,8 +234,10 @@ def main() -> None:
         ("all", every, plain_every, shipped.gallery),
         ("hit", hits, plain_hits, shipped.hit),
         ("unverified_hit", plain_hits, plain_hits, shipped.hit),
-        ("photo", photos, photos, shipped.photo),
-        ("box", boxes, boxes, shipped.box),
+        ("photo", photos, plain_photos, shipped.photo),
+        ("unverified_photo", plain_photos, plain_photos, shipped.photo),
+        ("box", boxes, plain_boxes, shipped.box),
+        ("unverified_box", plain_boxes, plain_boxes, shipped.box),
     ):
         prefix = f"p6.{name}_" if name else "p6."
         told = compared(name or "gallery", trials, without, model)
@@ -231,7 +245,7 @@ def main() -> None:
     shares = found_rates("", shipped.gallery, shipped.threshold, whole)
     shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
     shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, verify, shipped)
-    shares |= human_figures(encoder, folder, how, shipped)
+    shares |= human_figures(encoder, folder, how, verify, shipped)
     found |= {f"p6.{key}": value for key, value in shares.items()}
     write_report("presence", found)
 

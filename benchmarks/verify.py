@@ -4,11 +4,14 @@
 
 The galleries are the photos of `val`, and the photos that the shipped checkpoint set aside as
 `test`. Each written expression is searched twice: as usual, and with `verify`. A hit is right if it
-is in the right photo with IoU .5. Gains are in percentage points, with 95 % bootstrap intervals
-over photos. The weight of a surprisal was chosen on `val`; on `test`, nothing was chosen.
+is in the right photo with IoU .5. `rec` is about the right photo alone: the share of the
+expressions for which `reir localize` finds the right box in it. Gains are in percentage points,
+with 95 % bootstrap intervals over photos. The weight of a surprisal was chosen on `val`; on `test`,
+nothing was chosen.
 
     verify.SPLIT.KIND.br1_before, br1_after   BR@1 without and with verification; also br5
-    verify.SPLIT.KIND.br1_gain                the difference; also br1_gain_low and br1_gain_high
+    verify.SPLIT.KIND.rec_before, rec_after   precision in the photo without and with verification
+    verify.SPLIT.KIND.br1_gain, rec_gain      the difference; also gain_low and gain_high
     verify.named                              share of the expressions that name a color
     verify.ms_before, ms_after                median time of one search for an expression that names
                                               a color, photos not yet cached
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +36,9 @@ from reir.datasets.dataset import Expression, ReferringDataset
 from reir.datasets.generated_expressions import names_color
 from reir.datasets.photos import read_photos
 from reir.images.boxes import elementwise_iou
+from reir.images.decode import read_image
 from reir.metrics.bootstrap import bootstrap_intervals
+from reir.query.localize import PixelLocalizer
 from reir.query.search import Gallery, load_extras
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore
@@ -79,20 +85,47 @@ def _rank(result: SearchResult, dataset: ReferringDataset, asked: Expression) ->
 
 
 def split_figures(
-    gallery: Gallery, dataset: ReferringDataset, asked: Sequence[Expression]
+    gallery: Gallery, dataset: ReferringDataset, photos: Path, asked: Sequence[Expression]
 ) -> dict[str, float]:
     """Return the figures of the expressions of one kind in one split."""
+    encoder = load_encoder()
+    verifier = load_extras(SHIPPED, encoder).verifier
     before, after = (ranks(gallery, dataset, asked, verify=verify) for verify in (False, True))
-    figures = {
-        f"br{k}_{name}": 100 * float((places < k).mean())
-        for k in (1, 5)
-        for name, places in (("before", before), ("after", after))
-    }
-    gains = (after < 1).astype(float) - (before < 1)
+    found = {f"br{k}": (before < k, after < k) for k in (1, 5)}
+    found["rec"] = (
+        in_photo(PixelLocalizer(encoder), dataset, photos, asked),
+        in_photo(PixelLocalizer(encoder, verifier=verifier), dataset, photos, asked),
+    )
     of_photo = np.unique([each.image_id for each in asked], return_inverse=True)[1]
-    (span,) = bootstrap_intervals(gains[:, None], clusters=of_photo)
-    ends = (("", span.mean), ("_low", span.low), ("_high", span.high))
-    return figures | {f"br1_gain{end}": 100 * value for end, value in ends}
+    figures: dict[str, float] = {}
+    for name, (without, with_) in found.items():
+        figures |= {f"{name}_before": without.mean(), f"{name}_after": with_.mean()}
+        (span,) = bootstrap_intervals((with_ - 1.0 * without)[:, None], clusters=of_photo)
+        figures |= {
+            f"{name}_gain": span.mean,
+            f"{name}_gain_low": span.low,
+            f"{name}_gain_high": span.high,
+        }
+    return {name: 100 * float(value) for name, value in figures.items()}
+
+
+def in_photo(
+    localizer: PixelLocalizer, dataset: ReferringDataset, photos: Path, asked: Sequence[Expression]
+) -> npt.NDArray[np.bool_]:
+    """Return for each expression whether its best box in its own photo is right."""
+    right = np.zeros(len(asked), dtype=np.bool_)
+    of_image: dict[str, list[int]] = defaultdict(list)
+    for number, each in enumerate(asked):
+        of_image[each.image_id].append(number)
+    for image_id, numbers in of_image.items():
+        pixels = read_image(photos / dataset.images_by_id[image_id].file_name)
+        found = localizer.locate(pixels, [asked[number].text for number in numbers], k=1)
+        for number, answer in zip(numbers, found, strict=True):
+            target = np.array(target_box(dataset, asked[number]))
+            right[number] = any(
+                elementwise_iou(target, np.array(each.box)) >= 0.5 for each in answer.boxes
+            )
+    return right
 
 
 def times_ms(gallery: Gallery, texts: Sequence[str]) -> dict[str, float]:
@@ -129,7 +162,7 @@ def main() -> None:
                 figures["verify.named"] = len(named) / len(dataset.expressions)
             for kind in KINDS:
                 asked = dataset.of_kind(kind).expressions
-                found = split_figures(gallery, dataset, asked)
+                found = split_figures(gallery, dataset, folder / "images", asked)
                 figures |= {f"verify.{split}.{kind}.{name}": v for name, v in found.items()}
     figures = {name: round(value, 2) for name, value in figures.items()}
     for name, value in figures.items():

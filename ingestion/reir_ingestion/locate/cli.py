@@ -102,7 +102,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
             f"--min-presence {min_presence:g} needs a calibration, which this encoder does not "
             f"have; create one with `reir calibrate`, or leave it out"
         )
-    localizer = PixelLocalizer(model, extras.calibration)
+    localizer = PixelLocalizer(model, extras.calibration, verifier=extras.verifier)
     tally = Tally()
     for photo in tally.counted(locate_photos(opened, localizer, expression, min_presence)):
         if as_json:

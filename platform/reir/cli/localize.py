@@ -123,7 +123,7 @@ def load_locator(localizer: str | None, encoder: str | None) -> Locator:
     if localizer is not None:
         return BoxLocator(load_localizer_spec(localizer))
     model, extras = chosen_model(encoder or SHIPPED_KIND)
-    return PixelLocalizer(model, extras.calibration)
+    return PixelLocalizer(model, extras.calibration, verifier=extras.verifier)
 
 
 def as_table(found: Localization) -> RenderableType:

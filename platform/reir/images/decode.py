@@ -208,6 +208,16 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
         raise kind(ImageFailure.UNREADABLE, f"{_quoted(path)}: {reason}") from error
 
 
+def photo_at(uri: str) -> RgbImage:
+    """Return the pixels of a local photo.
+
+    Raises:
+        SourceError: the URI is not local.
+        ImageError: it cannot be read.
+    """
+    return decode_image(read_bytes(path_of_uri(uri)))
+
+
 def canonical_uri(path: str | Path) -> str:
     """Return the `file://` URI of `path`, absolute, every unusual byte percent-encoded.
 

@@ -201,7 +201,8 @@ def _hit(
     if calibration is not None:
         others = one.best_scores, one.background, one.retrieved.num_instances
         presence = calibration.of_hit(ranked.calibrated_score, *others)
-        photo_presence = calibration.of_photo(one.photo_scores[row.image_id], one.background)
+        best = one.best_of_photo[row.image_id]
+        photo_presence = calibration.of_photo(best.score, one.background, best.colors)
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,

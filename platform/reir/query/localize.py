@@ -1,11 +1,11 @@
 """Finds the instances that an expression describes on the pixels of one photo.
 
-`PixelLocalizer.locate` is referring expression comprehension (REC): it encodes a photo and scores
-its instances. `PixelLocalizer.refine` improves hits of a gallery. A segmenter, if there is one,
-finds the pixels of each hit, and a tighter box. Without one, a crop around the box is encoded, in
-which the instance is larger, and the box that the crop has at the same place is taken. The box of
-the hit moves half of the way to that box. If the encoder computes masks, the mask comes from the
-crop, too.
+`PixelLocalizer.locate` is referring expression comprehension (REC): it encodes a photo, scores its
+instances, and compares the first ones with the colors of the expression. `PixelLocalizer.refine`
+improves hits of a gallery. A segmenter, if there is one, finds the pixels of each hit, and a
+tighter box. Without one, a crop around the box is encoded, in which the instance is larger, and the
+box that the crop has at the same place is taken. The box of the hit moves half of the way to that
+box. If the encoder computes masks, the mask comes from the crop, too.
 
 Depends on the interface of encoders; not on a store or on Ray.
 """
@@ -23,10 +23,12 @@ import numpy as np
 
 from reir.images import rle
 from reir.images.boxes import elementwise_iou
-from reir.images.decode import decode_image, path_of_uri, read_bytes
+from reir.images.decode import photo_at
 from reir.models.interfaces import InstanceEncoder, Segmenter
 from reir.query.presence import Calibration
 from reir.query.stages import RefineRequest, RefineResult
+from reir.query.verify.photos import PixelVerifier
+from reir.query.verify.scores import VERIFIED_INSTANCES, RankedInstances, by_score, rank_instances
 from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 from reir.results import Localization, LocalizedBox
 
@@ -56,16 +58,6 @@ SECOND_LOOK = 0.5
 """Weight of the box from the second look; the box of the hit has the rest."""
 
 
-def photo_at(uri: str) -> RgbImage:
-    """Return the pixels of a local photo.
-
-    Raises:
-        SourceError: the URI is not local.
-        ImageError: it cannot be read.
-    """
-    return decode_image(read_bytes(path_of_uri(uri)))
-
-
 class PixelLocalizer:
     """Finds instances on the pixels of photos."""
 
@@ -74,6 +66,7 @@ class PixelLocalizer:
         encoder: InstanceEncoder,
         calibration: Calibration | None = None,
         segmenter: Segmenter | None = None,
+        verifier: PixelVerifier | None = None,
         photo: Callable[[str], RgbImage] = photo_at,
     ) -> None:
         """Prepare the localizer.
@@ -82,10 +75,11 @@ class PixelLocalizer:
             encoder: encodes photos, crops and expressions.
             calibration: of the encoder's checkpoint; without it, no presence is computed.
             segmenter: finds the pixels of instances.
+            verifier: compares colors; without it, colors count only as far as vectors know them.
             photo: returns the pixels of a photo by its URI.
         """
         self._encoder, self._calibration, self._photo = encoder, calibration, photo
-        self._segmenter = segmenter
+        self._segmenter, self._verifier = segmenter, verifier
         self._threads = ThreadPoolExecutor(SEGMENTING_THREADS, "segment")
         # Whoever switches between boxes and masks, or turns a page back, asks for the same hits.
         self._segmented = lru_cache(MAX_CACHED)(self._segment)
@@ -114,9 +108,10 @@ class PixelLocalizer:
         for expression, vector in zip(expressions, vectors, strict=True):
             calibration = self._calibration
             background = calibration.background.score(vector) if calibration else 0.0
-            boxes, best = self._boxes(instances, vector, k, background)
+            ranked = self._ranked(image, expression, instances, vector)
+            boxes = self._boxes(instances, ranked, k, background)
             boxes = self._with_masks(image, boxes) if masks else _without_masks(boxes)
-            presence = self._presence(best, background)
+            presence = self._presence(ranked, background)
             answers.append(
                 Localization(
                     expression=expression,
@@ -150,28 +145,41 @@ class PixelLocalizer:
         (found,) = self._segmenter.segment(self._photo(request.uri), prompt)
         return RefineResult(box=_between(request.box, found.box), mask=found.mask)
 
-    def _boxes(
-        self, instances: Instances, vector_D: FloatArray, k: int, background: float
-    ) -> tuple[tuple[LocalizedBox, ...], list[float]]:
-        """Return the best instances for a query, and the scores of all, best first."""
+    def _ranked(
+        self, image: RgbImage, expression: str, instances: Instances, vector_D: FloatArray
+    ) -> RankedInstances | None:
+        """Rank the instances of a photo for an expression; None if there are none."""
+        if not len(instances):
+            return None
         scores = instances.vectors @ vector_D
-        # A stable sort keeps instances with equal scores in the order of their objectness.
-        order = np.argsort(-scores, kind="stable")
-        # All scores, not only the first k: the calibration compares with those of the others.
-        best = scores[order].tolist()
+        if self._verifier is None:
+            return rank_instances(scores)
+        first = by_score(scores)[:VERIFIED_INSTANCES]
+        return rank_instances(
+            scores, self._verifier.read(image, expression, instances.boxes[first])
+        )
+
+    def _boxes(
+        self, instances: Instances, ranked: RankedInstances | None, k: int, background: float
+    ) -> tuple[LocalizedBox, ...]:
+        """Return the best `k` instances."""
+        if ranked is None:
+            return ()
         calibration = self._calibration
-        boxes = tuple(
+        return tuple(
             LocalizedBox(
                 box=_box(instances.boxes[number]),
                 score=score,
                 presence=(
-                    None if calibration is None else calibration.of_box(score, best, background)
+                    None
+                    if calibration is None
+                    # All scores, not only the first k: the score is compared with those of others.
+                    else calibration.of_box(score, ranked.scores, background)
                 ),
                 mask=None if instances.masks is None else instances.masks[number],
             )
-            for number, score in zip(order[:k].tolist(), best, strict=False)
+            for number, score in zip(ranked.order[:k].tolist(), ranked.scores, strict=False)
         )
-        return boxes, best
 
     def _with_masks(
         self, image: RgbImage, boxes: tuple[LocalizedBox, ...]
@@ -186,10 +194,12 @@ class PixelLocalizer:
             for each, segment in zip(boxes, found, strict=True)
         )
 
-    def _presence(self, best: Sequence[float], background: float) -> float | None:
+    def _presence(self, ranked: RankedInstances | None, background: float) -> float | None:
         if self._calibration is None:
             return None
-        return self._calibration.of_photo(best[0], background) if best else 0.0
+        if ranked is None:
+            return 0.0
+        return self._calibration.of_photo(ranked.score, background, ranked.colors)
 
     def _is_there(self, presence: float | None) -> bool:
         """Whether a photo with this presence counts as showing the described instance."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from reir.datasets.generated_expressions import names_color
 from reir.errors import QueryError
@@ -25,7 +25,7 @@ from reir.query.stages import (
     Stages,
     VerifyResult,
 )
-from reir.query.verify.photos import mean_surprisal, verified_scores
+from reir.query.verify.scores import mean_surprisal, verified_scores
 from reir.store.contract import InstanceRow
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,20 @@ class RankedRow:
         """Sort key; what was not re-ranked or verified is last: its scores are of another kind."""
         row = self.row
         return self.order == "rest", -self.score, row.image_id, instance_number(row.instance_id)
+
+
+class BestInstance(NamedTuple):
+    """The best instance of a photo.
+
+    Attributes:
+        verified: its score after its verification; the same as `score` without one.
+        score: inner product.
+        colors: what the pixels say about it.
+    """
+
+    verified: float
+    score: float
+    colors: VerifyResult
 
 
 @dataclass
@@ -122,14 +136,19 @@ class PendingAnswer:
         """The scores of the best photos, best first, from which presence is computed."""
         photos = self.retrieved.photos[:PHOTOS]
         verified = self._verified_photos
-        return sorted((verified.get(row.image_id, row.score) for row in photos), reverse=True)
+        scores = {row.image_id: row.score for row in photos}
+        scores |= {name: verified[name].verified for name in scores.keys() & verified.keys()}
+        return sorted(scores.values(), reverse=True)
 
     @cached_property
-    def _verified_photos(self) -> dict[str, float]:
-        """The highest verified score in each photo that has a verified row, by image id."""
-        best: dict[str, float] = {}
-        for row, score in zip(self.retrieved.rows, self._verified_scores, strict=False):
-            best[row.image_id] = max(score, best.get(row.image_id, score))
+    def _verified_photos(self) -> dict[str, BestInstance]:
+        """The best verified row of each photo that has one, by image id."""
+        best: dict[str, BestInstance] = {}
+        for row, verified, colors in zip(
+            self.retrieved.rows, self._verified_scores, self.verified or (), strict=False
+        ):
+            if row.image_id not in best or verified > best[row.image_id].verified:
+                best[row.image_id] = BestInstance(verified, row.score, colors or ())
         return best
 
     @property
@@ -151,13 +170,14 @@ class PendingAnswer:
         return known.background.score(self.retrieved.vector) if known else 0.0
 
     @cached_property
-    def photo_scores(self) -> dict[str, float]:
-        """The score of each photo, by image id, from which `photo_presence` is computed."""
+    def best_of_photo(self) -> dict[str, BestInstance]:
+        """The best instance of each photo, by image id, from which `photo_presence` is computed."""
         best: dict[str, float] = {}
         reranked = [each.row for each in self.reranked or ()]
         for row in (*self.retrieved.photos, *self.retrieved.rows, *reranked):
             best[row.image_id] = max(row.score, best.get(row.image_id, row.score))
-        return best | self._verified_photos
+        plain = {name: BestInstance(score, score, ()) for name, score in best.items()}
+        return plain | self._verified_photos
 
     @cached_property
     def comparison(self) -> Comparison:

@@ -27,12 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from reir.errors import CheckpointError
+from reir.models.color_reading import ColorReading
 from reir.query.photo_curve import PhotoCurve
 from reir.records import FloatArray
 
 logger = logging.getLogger(__name__)
 
-FILE, FORMAT = "calibration.json", 5
+FILE, FORMAT = "calibration.json", 6
 BACKGROUND_FILE = "background.safetensors"
 PHOTOS = 10
 """Number of best photos whose scores the features are computed from."""
@@ -51,7 +52,9 @@ HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # Only what every search knows of each photo: other instances of it would have to be read first, and
 # they improve the AUROC by less than .01. "excess" is by how much the score exceeds the background,
 # or 0: a point of score counts for more there, and without it presence is too low at both ends.
-PHOTO_FEATURES = ("score", "background", "excess")
+# "surprisal" is that of the "colors" of the sentence at that instance, and their number; both are 0
+# without verification.
+PHOTO_FEATURES = ("score", "background", "excess", "surprisal", "colors")
 BOX_FEATURES = ("score", "lead", "spread", "background")
 
 
@@ -165,9 +168,11 @@ class Calibration:
         """Return the presence of one hit from its score; other arguments as for `of_gallery`."""
         return self.hit(hit_features(score, best, background, num_instances))
 
-    def of_photo(self, score: float, background: float) -> float:
-        """Return the presence in a photo, from the score of its best instance."""
-        return self.photo(photo_features(score, background))
+    def of_photo(
+        self, score: float, background: float, colors: Sequence[ColorReading] = ()
+    ) -> float:
+        """Return the presence in a photo; arguments as for `photo_features`."""
+        return self.photo(photo_features(score, background, colors))
 
     def of_box(self, score: float, best: Sequence[float], background: float) -> float:
         """Return the presence of one instance of a photo, from the scores of all, best first."""
@@ -206,14 +211,18 @@ def hit_features(
     return score, score - rival, spread, background, math.log10(1 + num_instances)
 
 
-def photo_features(score: float, background: float) -> tuple[float, ...]:
+def photo_features(
+    score: float, background: float, colors: Sequence[ColorReading] = ()
+) -> tuple[float, ...]:
     """Return `PHOTO_FEATURES` of a photo.
 
     Args:
-        score: score of its best instance.
+        score: inner product of its best instance.
         background: score of the sentence on the background.
+        colors: what the pixels say about that instance; nothing without verification.
     """
-    return score, background, max(0.0, score - background)
+    surprisal = sum(each.surprisal for each in colors)
+    return score, background, max(0.0, score - background), surprisal, float(len(colors))
 
 
 def box_features(score: float, best: Sequence[float], background: float) -> tuple[float, ...]:

@@ -238,7 +238,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         self._encoder, self._extras = encoder, extras
         reranker = extras.reranker
         self._localizer = PixelLocalizer(
-            encoder, extras.calibration, self._segmenter or extras.segmenter
+            encoder, extras.calibration, self._segmenter or extras.segmenter, extras.verifier
         )
         self.stages = LocalStages(
             encoder=encoder,

@@ -56,7 +56,8 @@ class LoadedModel:
     @cached_property
     def localizer(self) -> PixelLocalizer:
         """The localizer of this model, which remembers the masks that it has found."""
-        return PixelLocalizer(self.encoder, self.extras.calibration, self.extras.segmenter)
+        extras = self.extras
+        return PixelLocalizer(self.encoder, extras.calibration, extras.segmenter, extras.verifier)
 
     @cached_property
     def zoomer(self) -> PhotoZoomer:

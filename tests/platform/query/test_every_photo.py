@@ -34,7 +34,7 @@ CURVE = PhotoCurve(
 )
 CALIBRATION = score_calibration(
     *("table", 10, -5),
-    photo=Logistic(features=PHOTO_FEATURES, weights=(10, -1, 5), bias=-5),
+    photo=Logistic(features=PHOTO_FEATURES, weights=(10, -1, 5, 0, 0), bias=-5),
     threshold=0.9,
     photo_threshold=0.6,
     photo_curve=CURVE,

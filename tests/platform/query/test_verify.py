@@ -15,11 +15,13 @@ from reir.checkpoint import SHIPPED, load_color_reader, load_encoder
 from reir.errors import QueryError
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
+from reir.query.localize import PixelLocalizer
 from reir.query.presence import GALLERY_FEATURES
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery, load_extras
 from reir.query.stages import VERIFIED_HITS, VerifyRequest, VerifyResult
-from reir.query.verify.photos import SCORE_OF_SURPRISAL, PixelVerifier, verified_scores
+from reir.query.verify.photos import PixelVerifier
+from reir.query.verify.scores import SCORE_OF_SURPRISAL, rank_instances, verified_scores
 from reir.records import FloatArray
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore
@@ -159,7 +161,11 @@ def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> No
     index = GALLERY_FEATURES.index("surprisal")
     weights = list(calibration.gallery.weights)
     weights[index] = -3.0
-    calibration = replace(calibration, gallery=replace(calibration.gallery, weights=tuple(weights)))
+    calibration = replace(
+        calibration,
+        gallery=replace(calibration.gallery, weights=tuple(weights)),
+        photo=replace(calibration.photo, weights=(20, 0, 0, -2, 1)),
+    )
     plain_gallery = gallery_of(photos)
     extras = CheckpointExtras(calibration=calibration, verifier=PixelVerifier(load_color_reader))
     gallery = Gallery("photos", plain_gallery._store, Blind(), extras)
@@ -171,14 +177,66 @@ def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> No
     assert presences == sorted(presences, reverse=True)
     assert presences[0] > (plain[0].presence or 0.0) > presences[-1]
     assert presences == pytest.approx([calibration.hit([hit.score, 0, 0, 0, 0]) for hit in found])
-    assert [hit.photo_presence for hit in found] == pytest.approx(
-        [calibration.photo([hit.score, 0, 0]) for hit in found]
-    )
     explained = gallery.search(sentence, verify=True, explain=True)
     read = [hit.evidence.colors for hit in explained if hit.evidence is not None]
+    assert [hit.photo_presence for hit in found] == pytest.approx(
+        [calibration.of_photo(plain[0].score, 0, colors) for colors in read]
+    )
     mean = float(np.mean([sum(each.surprisal for each in of_hit) for of_hit in read]))
     features = [found[0].score, 0, 0, 0, 0, 0, mean]
     assert found.presence == pytest.approx(calibration.gallery(features))
+
+
+# --- one photo ---------------------------------------------------------------------------------
+
+
+def reading(probability: float) -> VerifyResult:
+    return (ColorReading(word="red", probability=probability, likely="red"),)
+
+
+def test_only_the_verified_instances_of_a_photo_change_places() -> None:
+    scores = np.array([0.1, 0.52, 0.2, 0.5, 0.2, 0.51], dtype=np.float32)
+    plain = rank_instances(scores)
+    assert plain.order.tolist() == [1, 5, 3, 2, 4, 0]  # equal scores stay in their order
+    assert plain.scores == pytest.approx([0.52, 0.51, 0.5, 0.2, 0.2, 0.1])
+    assert (plain.score, plain.colors) == (pytest.approx(0.52), ())
+    verified = [reading(0.1), reading(0.05), reading(0.9)]
+    found = rank_instances(scores, verified)
+    assert found.order.tolist() == [3, 1, 5, 2, 4, 0]
+    assert found.scores == sorted(found.scores, reverse=True)
+    assert sum(found.scores) == pytest.approx(sum(plain.scores))
+    assert found.scores[3:] == plain.scores[3:]
+    assert (found.score, found.colors) == (pytest.approx(0.5), verified[2])
+
+
+def test_the_instances_of_one_photo_are_ordered_by_their_colors() -> None:
+    image = draw_scene((300, 100), [("red", (20, 20, 80, 80)), ("green", (200, 20, 260, 80))])
+    calibration = score_calibration(FakeEncoder().digest, 5, 0)
+    calibration = replace(
+        calibration, photo=replace(calibration.photo, weights=(0, 0, 0, -2, 2), bias=1.0)
+    )
+    localizer = PixelLocalizer(Blind(), calibration, verifier=PixelVerifier(load_color_reader))
+    plain = PixelLocalizer(Blind(), calibration).locate(image, ["a red box"])[0]
+    assert len({each.score for each in plain.boxes}) == 1
+    red, green, blue, box = localizer.locate(
+        image, ["a red box", "a green box", "a blue box", "a box"]
+    )
+    assert red.boxes[0].box[0] < 0.1
+    assert green.boxes[0].box[0] > 0.6
+    for each in (red, green):
+        assert each.boxes[0].score > plain.boxes[0].score > each.boxes[1].score
+        assert (each.boxes[0].presence or 0) > (each.boxes[1].presence or 0)
+        assert (each.presence or 0) > 0.7
+    # No box is blue, so the photo has no blue box, but its boxes have no worse scores for that.
+    assert (blue.presence or 1) < 0.5
+    assert blue.boxes[0].score == pytest.approx(plain.boxes[0].score, abs=0.1)
+    assert {each.score for each in box.boxes} == {each.score for each in plain.boxes}
+
+
+def test_a_photo_without_instances_has_nothing_to_verify() -> None:
+    localizer = PixelLocalizer(Blind(), verifier=PixelVerifier(load_color_reader))
+    (found,) = localizer.locate(draw_scene((60, 60), []), ["a red box"])
+    assert found.boxes == ()
 
 
 # --- pages -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from reir.query.presence import (
     load_calibration,
     photo_features,
 )
-from reir.query.verify.photos import SCORE_OF_SURPRISAL
+from reir.query.verify.scores import SCORE_OF_SURPRISAL, rank_instances
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
@@ -36,6 +36,7 @@ from reir_training.report.calibration import (
     best_photos,
     cross_validated,
     draw_galleries,
+    draw_photos,
     fit,
     fit_calibration,
     gallery_trials,
@@ -94,14 +95,14 @@ def test_half_of_the_galleries_contain_the_photo() -> None:
     }
     assert len(hits.labels) == 10 * len(whole.labels)
     assert hits.labels.sum() <= whole.labels.sum()
-    photos, boxes = photo_trials(scored, seed=0)
+    photos, boxes = photo_trials(scored, seed=0, verified=False)
     assert photos.labels.mean() == 0.5
     assert len(boxes.labels) == 3 * len(photos.labels)
 
 
 def test_the_curve_counts_every_expression_on_every_photo() -> None:
     scored = ScoreTable(*drawn(50, 1.0), BACKGROUND)
-    model = fit(photo_trials(scored, seed=0)[0], PHOTO_FEATURES)
+    model = fit(photo_trials(scored, seed=0, verified=False)[0], PHOTO_FEATURES)
     curve = photo_curve(scored, model)
     assert curve.recalls[0] == 1.0
     assert 2 < len(curve.thresholds) <= CURVE_POINTS
@@ -202,9 +203,10 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
     scored = ScoreTable(*drawn(24, 0.6), BACKGROUND)
     rng = np.random.default_rng(1)
     scored.readings = {
-        (expression, photo): (
-            ColorReading(word="red", probability=float(rng.uniform(0.01, 1)), likely="red"),
-        )
+        (expression, photo): [
+            (ColorReading(word="red", probability=float(rng.uniform(0.01, 1)), likely="red"),)
+            for _ in range(2)
+        ]
         for expression in range(0, 24, 2)
         for photo in range(24)
     }
@@ -216,7 +218,7 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
     for number, (expression, _, photos) in enumerate(searches):
         best = best_photos(scored, expression, photos)
         surprisals = [
-            sum(each.surprisal for each in scored.readings.get((expression, photo), ()))
+            sum(each.surprisal for each in scored.readings.get((expression, photo), [()])[0])
             for photo in best.tolist()
         ]
         mean = float(np.mean(surprisals))
@@ -232,7 +234,52 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
     assert hits.labels.sum() == plain_hits.labels.sum()
     calibration = fit_calibration(scored, BACKGROUND, digest="d", about={})
     assert calibration.gallery.weights[-1] != 0
+    assert all(calibration.photo.weights[-2:])
     assert calibration.about["verified_hits"] == len(scored.readings)
+
+
+def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
+    gallery, queries = drawn(24, 1.5)
+    scored = ScoreTable(gallery, queries, BACKGROUND)
+    rng = np.random.default_rng(2)
+    scored.readings = {
+        (expression, photo): [
+            (ColorReading(word="red", probability=float(rng.uniform(0.01, 1)), likely="red"),)
+            for _ in range(3)
+        ]
+        for expression in range(0, 24, 2)
+        for photo in range(24)
+    }
+    photos, boxes = photo_trials(scored, seed=3, verified=True)
+    plain, plain_boxes = photo_trials(scored, seed=3, verified=False)
+    assert plain.features[:, -2:].max() == 0
+    row = reordered = 0
+    for expression, searched in draw_photos(scored, seed=3):
+        for photo in searched.tolist():
+            scores = gallery.vectors[3 * photo : 3 * photo + 3] @ queries.vectors[expression]
+            readings = scored.readings.get((expression, photo), ())
+            ranked = rank_instances(scores, readings)
+            background = scored.background[expression]
+            expected = photo_features(ranked.score, background, ranked.colors)
+            assert photos.features[row] == pytest.approx(expected)
+            assert photos.labels[row] == (photo == expression)
+            np.testing.assert_allclose(boxes.features[3 * row : 3 * row + 3, 0], ranked.scores)
+            # The first instance of a photo is the one that its expressions describe.
+            right = (ranked.order == 0) & (photo == expression)
+            assert boxes.labels[3 * row : 3 * row + 3].tolist() == right.tolist()
+            reordered += ranked.score < scores.max()
+            row += 1
+    assert row == len(photos.labels) == len(plain.labels)
+    assert len(boxes.labels) == len(plain_boxes.labels)
+    assert reordered > 3
+
+
+def test_short_expressions_alone_are_refused() -> None:
+    gallery, queries = drawn(25, 0.3)
+    queries = replace(queries, alike=tuple(frozenset({m, (m + 1) % 25}) for m in range(25)))
+    scored = ScoreTable(gallery, queries, BACKGROUND)
+    with pytest.raises(DataError, match="all 25 are of the kind 'short': add long expressions"):
+        fit_calibration(scored, BACKGROUND, digest="d", about={})
 
 
 def test_a_gallery_without_it_has_nothing_that_is_alike() -> None:
@@ -248,8 +295,8 @@ def test_a_gallery_without_it_has_nothing_that_is_alike() -> None:
         assert len(set(photos.tolist())) == len(photos)
         if not present:
             assert alike.isdisjoint(photos.tolist())
-    assert len(queries.unique.images) == 59
-    assert queries.unique.images[0] == 1
+    assert scored.unique.tolist() == [False] + [True] * 59
+    assert [expression for expression, _ in draw_photos(scored, seed=0)] == list(range(1, 60))
 
 
 def test_short_expressions_may_describe_any_instance_of_their_class(tmp_path: Path) -> None:

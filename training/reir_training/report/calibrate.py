@@ -11,7 +11,13 @@ from reir.datasets.dataset import Expression, ReferringDataset
 from reir.evaluate import Encoding, encode_gallery
 from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import Calibration, load_background, save_calibration
-from reir_training.report.calibration import SEED, ScoreTable, draw_galleries, fit_calibration
+from reir_training.report.calibration import (
+    SEED,
+    ScoreTable,
+    draw_galleries,
+    draw_photos,
+    fit_calibration,
+)
 from reir_training.report.calibration_colors import read_colors
 from reir_training.report.calibration_queries import calibration_queries
 
@@ -48,8 +54,16 @@ def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name
     background = load_background(checkpoint, encoder.digest)
     scored = ScoreTable(gallery, queries, background)
     if (reader := load_color_reader(checkpoint, encoder)) is not None:
-        searches = ((expression, photos) for expression, _, photos in draw_galleries(scored, SEED))
-        scored.readings = read_colors(scored, searches, reader, dataset, images_dir)
+        scored.readings = read_colors(
+            scored,
+            reader,
+            dataset,
+            images_dir,
+            searches=(
+                (expression, photos) for expression, _, photos in draw_galleries(scored, SEED)
+            ),
+            photos=draw_photos(scored, SEED),
+        )
     calibration = fit_calibration(scored, background, encoder.digest, about)
     save_calibration(checkpoint, calibration)
     return calibration

@@ -43,8 +43,14 @@ from reir.query.presence import (
     photo_features,
 )
 from reir.query.stages import VerifyResult
-from reir.query.verify.photos import mean_surprisal, verified_scores
-from reir_training.report.calibration_queries import CalibrationQueries
+from reir.query.verify.scores import (
+    RankedInstances,
+    by_score,
+    mean_surprisal,
+    rank_instances,
+    verified_scores,
+)
+from reir_training.report.calibration_queries import SHORT, CalibrationQueries
 
 SEED = 0
 """Seed of the galleries that the calibration is fitted on."""
@@ -58,6 +64,9 @@ figures depend less on which other photos were drawn."""
 
 CURVE_POINTS = 40
 """Number of thresholds for which recall and false alarms per photo are measured."""
+
+MATCH_IOU = 0.5
+"""Smallest IoU of a right instance with the described box."""
 
 TIED = 0.6
 """If the first of two hits is right less often than this, their order is not meaningful."""
@@ -103,11 +112,11 @@ class ScoreTable:
         texts: M expressions.
         alike: M arrays of photos that may show what the expression describes.
         photos: (P,) position of each photo in the dataset.
-        readings: what the pixels of a photo's best instance say about an expression that names
+        readings: what the pixels of a photo's first instances say about an expression that names
             colors, by expression and photo; nothing for expressions without colors.
     """
 
-    readings: Mapping[tuple[int, int], VerifyResult]
+    readings: Mapping[tuple[int, int], Sequence[VerifyResult]]
 
     def __init__(
         self, gallery: Gallery, queries: CalibrationQueries, background: Background
@@ -130,7 +139,6 @@ class ScoreTable:
         self.texts = [text for text, here in zip(queries.texts, kept, strict=True) if here]
         self.readings = {}
         self.photos = photos
-        self._queries, self._background = queries, background
         self.alike = [
             np.flatnonzero(np.isin(photos, list(alike)))
             for alike, here in zip(queries.alike, kept, strict=True)
@@ -143,37 +151,34 @@ class ScoreTable:
         self.best = np.maximum.reduceat(scores_MJ, starts, axis=1).astype(np.float64)
         self.right = np.zeros(self.best.shape, dtype=np.bool_)
         for m, photo in enumerate(self.own):
-            _, fits = self.within(m, int(photo))
-            self.right[m, photo] = fits[0]
-
-    def only_unique(self) -> ScoreTable:
-        """Return the table of those expressions that describe one instance of all photos."""
-        return ScoreTable(self._gallery, self._queries.unique, self._background)
+            best = self.first_boxes_px(m, int(photo), 1)
+            self.right[m, photo] = elementwise_iou(self.boxes_px[m], best)[0] >= MATCH_IOU
 
     @property
     def unique(self) -> npt.NDArray[np.bool_]:
         """(M,) whether an expression describes one instance of all photos."""
         return np.array([len(photos) == 1 for photos in self.alike])
 
-    def best_box_px(self, expression: int, photo: int) -> Floats:
-        """Return the (4,) xyxy box of the instance of a photo that scores best."""
+    def first_boxes_px(self, expression: int, photo: int, num: int) -> Floats:
+        """Return the (num', 4) xyxy boxes of the instances of a photo that score best."""
         rows = self._rows(photo)
-        best = int(np.argmax(self._gallery.vectors[rows] @ self.vectors[expression]))
-        return np.asarray(self._gallery.boxes_px[rows][best], dtype=np.float64)
+        first = by_score(self._gallery.vectors[rows] @ self.vectors[expression])[:num]
+        return np.asarray(self._gallery.boxes_px[rows][first], dtype=np.float64)
 
     def _rows(self, photo: int) -> slice:
         return slice(self._starts[photo], self._starts[photo] + self.counts[photo])
 
-    def within(self, expression: int, photo: int) -> tuple[list[float], Labels]:
-        """Return the scores of a photo's instances, best first, and which is the described one."""
+    def within(
+        self, expression: int, photo: int, *, verified: bool
+    ) -> tuple[RankedInstances, Labels]:
+        """Return the instances of a photo, and which of them are the described one."""
         rows = self._rows(photo)
-        scores = self._gallery.vectors[rows] @ self.vectors[expression]
-        order = np.argsort(-scores, kind="stable")
-        fits = np.zeros(len(order), dtype=np.bool_)
-        if photo == self.own[expression]:
-            iou = elementwise_iou(self.boxes_px[expression], self._gallery.boxes_px[rows][order])
-            fits = iou >= 0.5
-        return scores[order].tolist(), fits
+        readings = self.readings.get((expression, photo), ()) if verified else ()
+        ranked = rank_instances(self._gallery.vectors[rows] @ self.vectors[expression], readings)
+        if photo != self.own[expression]:
+            return ranked, np.zeros(len(ranked.order), dtype=np.bool_)
+        boxes_px = self._gallery.boxes_px[rows][ranked.order]
+        return ranked, elementwise_iou(self.boxes_px[expression], boxes_px) >= MATCH_IOU
 
 
 def draw_galleries(
@@ -220,7 +225,7 @@ def first_hits(
     """Search some photos, and verify the colors of the hits if asked to (`scored.readings`)."""
     photos = best_photos(scored, expression, photos)
     readings = [
-        scored.readings.get((expression, photo), ()) if verified else ()
+        next(iter(scored.readings.get((expression, photo), ())), ()) if verified else ()
         for photo in photos.tolist()
     ]
     scores = np.array(verified_scores(scored.best[expression, photos].tolist(), readings))
@@ -266,27 +271,44 @@ def gallery_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Tr
     return _trials(galleries), _trials(hits)
 
 
-def photo_trials(scored: ScoreTable, seed: int) -> tuple[Trials, Trials]:
-    """Return the trials of single photos, and the trials of single instances in them.
+def draw_photos(scored: ScoreTable, seed: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Yield photos in which each unique expression is searched for, half of them its own photo.
 
-    Each expression is tried equally often on its own photo and on other ones. These are alternately
-    random photos and one of the best-scoring photos.
+    The others are alternately random photos and one of the best-scoring photos.
+
+    Yields:
+        (expression, photos).
     """
     rng = np.random.default_rng(seed)
-    photos: list[tuple[tuple[float, ...], bool, int]] = []
-    boxes: list[tuple[tuple[float, ...], bool, int]] = []
-    for expression, own in enumerate(scored.own.tolist()):
+    for expression in np.flatnonzero(scored.unique).tolist():
+        own = scored.own[expression]
         # Random photos alone would be too easy to tell from the right one.
         others = np.argsort(-scored.best[expression])
         others = others[others != own]
         drawn = [rng.choice(others[:PHOTOS] if draw % 2 else others) for draw in range(PHOTO_DRAWS)]
-        background = scored.background[expression]
-        for photo in (*drawn, *[own] * PHOTO_DRAWS):
-            best, fits = scored.within(expression, int(photo))
-            photos.append((photo_features(best[0], background), bool(photo == own), own))
+        yield expression, np.array([*drawn, *[own] * PHOTO_DRAWS], dtype=np.int64)
+
+
+def photo_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Trials, Trials]:
+    """Return the trials of single photos, and the trials of single instances in them.
+
+    Args:
+        scored: scores of all expressions.
+        seed: of the photos, see `draw_photos`.
+        verified: whether the colors of the first instances are verified (`scored.readings`).
+    """
+    photos: list[tuple[tuple[float, ...], bool, int]] = []
+    boxes: list[tuple[tuple[float, ...], bool, int]] = []
+    for expression, drawn in draw_photos(scored, seed):
+        own, background = int(scored.own[expression]), scored.background[expression]
+        for photo in drawn.tolist():
+            ranked, fits = scored.within(expression, photo, verified=verified)
+            photos.append(
+                (photo_features(ranked.score, background, ranked.colors), photo == own, own)
+            )
             boxes += [
-                (box_features(score, best, background), bool(right), own)
-                for score, right in list(zip(best, fits, strict=True))[:PHOTOS]
+                (box_features(score, ranked.scores, background), bool(right), own)
+                for score, right in list(zip(ranked.scores, fits, strict=True))[:PHOTOS]
             ]
     return _trials(photos), _trials(boxes)
 
@@ -305,12 +327,18 @@ def fit_calibration(
     Raises:
         DataError: there are too few photos or expressions.
     """
+    if not scored.unique.any():
+        raise DataError(
+            f"calibration needs expressions that describe one instance of all photos, but all "
+            f"{len(scored.own)} are of the kind {SHORT!r}: add long expressions"
+        )
     # The same models serve searches with and without verification.
     ways = (False, True) if scored.readings else (False,)
-    trials = [gallery_trials(scored, SEED, verified=verified) for verified in ways]
-    whole, hits = (_joined(each) for each in zip(*trials, strict=True))
-    unique = scored.only_unique()
-    photos, boxes = photo_trials(unique, seed=0)
+    trials = [
+        (*gallery_trials(scored, SEED, verified=each), *photo_trials(scored, SEED, verified=each))
+        for each in ways
+    ]
+    whole, hits, photos, boxes = (_joined(each) for each in zip(*trials, strict=True))
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
     photo = fit(photos, PHOTO_FEATURES)
@@ -322,8 +350,8 @@ def fit_calibration(
         box=fit(boxes, BOX_FEATURES),
         threshold=round(threshold_at_tpr(presence, whole.labels, TARGET_TPR), 4),
         photo_threshold=round(threshold_at_tpr(on_photos, photos.labels, TARGET_TPR), 4),
-        photo_curve=photo_curve(unique, photo),
-        tie_margin=tie_margin(unique),
+        photo_curve=photo_curve(scored, photo),
+        tie_margin=tie_margin(scored),
         background=background,
         about={
             **about,
@@ -339,18 +367,21 @@ def fit_calibration(
 
 
 def photo_curve(scored: ScoreTable, model: Logistic) -> PhotoCurve:
-    """Measure the decision about a photo: all expressions on all photos, for several thresholds.
+    """Measure the decision about a photo from the index alone, for several thresholds.
 
-    The thresholds are those at which equal shares of the right photos are lost.
+    Every unique expression is tried on every photo. The thresholds are those at which equal shares
+    of the right photos are lost.
     """
+    unique = scored.unique
     presence_MP = np.array(
         [
             [model(photo_features(score, background)) for score in best_P]
-            for best_P, background in zip(scored.best.tolist(), scored.background, strict=True)
+            for best_P, background in zip(
+                scored.best[unique].tolist(), np.array(scored.background)[unique], strict=True
+            )
         ]
     )
-    is_own = np.zeros(presence_MP.shape, dtype=np.bool_)
-    is_own[np.arange(len(scored.own)), scored.own] = True
+    is_own = scored.own[unique, None] == np.arange(presence_MP.shape[1])
     right, wrong = np.sort(presence_MP[is_own]), np.sort(presence_MP[~is_own])
     kept = np.linspace(0, len(right) - 1, CURVE_POINTS).astype(np.int64)
     # Rounded down, or the photo that gave a threshold would not reach it.
@@ -422,12 +453,12 @@ def fit(trials: Trials, names: tuple[str, ...]) -> Logistic:
 def tie_margin(scored: ScoreTable) -> float:
     """Return the score margin up to which the order of the first two hits is not meaningful.
 
-    Only expressions whose instance ranks first or second among all photos are considered. They are
-    sorted by the margin between the two scores. The result is the largest margin up to which the
-    instance ranks first in less than a share `TIED` of them; 0 if there is no such margin.
+    Only unique expressions whose instance ranks first or second among all photos are considered.
+    They are sorted by the margin between the two scores. The result is the largest margin up to
+    which the instance ranks first in less than a share `TIED` of them; 0 if there is none.
     """
-    order = np.argsort(-scored.best, axis=1, kind="stable")[:, :2]
-    rows = np.arange(len(order))[:, None]
+    rows = np.flatnonzero(scored.unique)[:, None]
+    order = np.argsort(-scored.best[rows[:, 0]], axis=1, kind="stable")[:, :2]
     first, second = scored.best[rows, order].T
     right = scored.right[rows, order]
     decided = right.any(axis=1)

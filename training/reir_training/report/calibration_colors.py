@@ -1,4 +1,4 @@
-"""Reads the colors of hits from their photos, so that a calibration knows verified scores."""
+"""Reads colors from photos, so that a calibration knows scores after verification."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from reir.datasets.dataset import ReferringDataset
 from reir.datasets.generated_expressions import names_color
 from reir.images.decode import read_image
 from reir.query.stages import VerifyResult
+from reir.query.verify.scores import VERIFIED_INSTANCES
+from reir.records import FloatArray
 from reir_training.report.calibration import ScoreTable, best_photos
 
 if TYPE_CHECKING:
@@ -24,51 +26,58 @@ Searches = Iterable[tuple[int, npt.NDArray[np.int64]]]
 """Pairs of an expression and the photos in which it is searched for; numbers of a `ScoreTable`."""
 
 
-def read_colors(
+def read_colors(  # noqa: PLR0913 - what is searched for in what, and the photos
     scored: ScoreTable,
-    searches: Searches,
     reader: ColorReader,
     dataset: ReferringDataset,
     images_dir: Path,
-) -> dict[tuple[int, int], VerifyResult]:
-    """Read the colors of the first hits of some searches, for `ScoreTable.readings`.
+    *,
+    searches: Searches,
+    photos: Searches,
+) -> dict[tuple[int, int], list[VerifyResult]]:
+    """Read the colors that expressions name, for `ScoreTable.readings`.
 
     Args:
         scored: scores of all expressions on the photos of the dataset.
-        searches: expressions, and the photos in which each of them is searched for.
         reader: color reader of the checkpoint.
         dataset: the photos.
         images_dir: their folder.
+        searches: galleries; the best instances of the first photos are read.
+        photos: single photos; the first instances of each are read.
 
     Raises:
         ImageError: a photo cannot be decoded.
     """
-    readings: dict[tuple[int, int], VerifyResult] = {}
-    for photo, expressions in _compared(scored, searches).items():
+    readings: dict[tuple[int, int], list[VerifyResult]] = {}
+    for photo, wanted in _by_photo(scored, searches, photos).items():
         image = dataset.images[int(scored.photos[photo])]
         size_px = np.array([image.width_px, image.height_px] * 2)
-        # All hits of a photo together, so that it is decoded once.
-        asked = [
-            ((scored.best_box_px(each, photo) / size_px).astype(np.float32), scored.texts[each])
-            for each in expressions
-        ]
+        asked: list[tuple[FloatArray, str]] = []
+        owners: list[int] = []
+        for expression, num in wanted.items():
+            boxes_px = scored.first_boxes_px(expression, photo, num)
+            for box in (boxes_px / size_px).astype(np.float32):
+                asked.append((box, scored.texts[expression]))
+                owners.append(expression)
+        # All instances of a photo together, so that it is decoded once.
         found = reader.read(read_image(images_dir / image.file_name), asked)
-        readings |= {
-            (each, photo): tuple(of_one) for each, of_one in zip(expressions, found, strict=True)
-        }
+        for expression, of_one in zip(owners, found, strict=True):
+            readings.setdefault((expression, photo), []).append(tuple(of_one))
     return readings
 
 
-def _compared(scored: ScoreTable, searches: Searches) -> dict[int, list[int]]:
-    """Return the photos of first hits, each with the expressions that name a color."""
+def _by_photo(
+    scored: ScoreTable, searches: Searches, photos: Searches
+) -> dict[int, dict[int, int]]:
+    """Return the number of instances to read for each expression that names a color, by photo."""
     colored = [names_color(text) for text in scored.texts]
-    hits = {
-        (photo, expression)
-        for expression, photos in searches
-        if colored[expression]
-        for photo in best_photos(scored, expression, photos).tolist()
-    }
-    compared: dict[int, list[int]] = defaultdict(list)
-    for photo, expression in sorted(hits):
-        compared[photo].append(expression)
-    return compared
+    wanted: dict[int, dict[int, int]] = defaultdict(dict)
+    for expression, searched in searches:
+        if colored[expression]:
+            for photo in best_photos(scored, expression, searched).tolist():
+                wanted[photo][expression] = 1
+    for expression, searched in photos:
+        if colored[expression]:
+            for photo in searched.tolist():
+                wanted[photo][expression] = VERIFIED_INSTANCES
+    return wanted

@@ -8,8 +8,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from reir.datasets.dataset import Expression, ReferringDataset
 from reir.evaluate.encoded_gallery import image_positions, queries_of
 from reir.metrics import Queries
@@ -30,16 +28,6 @@ class CalibrationQueries(Queries):
 
     texts: tuple[str, ...]
     alike: tuple[frozenset[int], ...]
-
-    @property
-    def unique(self) -> CalibrationQueries:
-        """The queries that describe one instance of the whole gallery."""
-        rows = np.array([m for m, photos in enumerate(self.alike) if len(photos) == 1], np.int64)
-        return CalibrationQueries(
-            *(self.vectors[rows], self.images[rows], self.boxes_px[rows]),
-            texts=tuple(self.texts[m] for m in rows.tolist()),
-            alike=tuple(self.alike[m] for m in rows.tolist()),
-        )
 
 
 def calibration_queries(

@@ -1,7 +1,8 @@
 """`PixelVerifier`: compares what an expression says with the pixels of the first hits.
 
 As in spatial verification (Philbin et al. 2007), only the first results of a search are looked at,
-and change places among themselves. What is compared are the colors that the expression names.
+and change places among themselves. What is compared are the colors that the expression names. The
+instances of one photo are compared in the same way.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reir.datasets.generated_expressions import names_color
 from reir.errors import ImageError
-from reir.query.localize import photo_at
+from reir.images.decode import photo_at
 from reir.query.stages import VerifyRequest, VerifyResult
-from reir.records import RgbImage
+from reir.records import FloatArray, RgbImage
 
 if TYPE_CHECKING:
     from reir.models.nano.color_reader import ColorReader
@@ -28,38 +30,7 @@ VERIFYING_THREADS = 2
 MAX_CACHED = 4096
 """Maximum number of verified hits to keep in memory; each takes some hundred bytes."""
 
-SCORE_OF_SURPRISAL = 0.02
-"""What a unit of surprisal of a color takes from the score of a hit; chosen on `val`."""
-
 logger = logging.getLogger(__name__)
-
-
-def verified_scores(
-    scores: Sequence[float], verified: Sequence[VerifyResult | None]
-) -> list[float]:
-    """Return the scores of hits after their verification; their mean stays the same.
-
-    A hit whose photo could not be read is treated like the average of the others.
-
-    Args:
-        scores: inner products.
-        verified: what the pixels say about each of these hits.
-    """
-    usual = mean_surprisal(verified)
-    return [
-        score if each is None else score - SCORE_OF_SURPRISAL * (_surprisal(each) - usual)
-        for score, each in zip(scores, verified, strict=True)
-    ]
-
-
-def mean_surprisal(verified: Sequence[VerifyResult | None]) -> float:
-    """Return the mean surprisal of the hits whose photos could be read; 0 if there are none."""
-    known = [_surprisal(each) for each in verified if each is not None]
-    return float(np.mean(known)) if known else 0.0
-
-
-def _surprisal(readings: VerifyResult) -> float:
-    return sum(each.surprisal for each in readings)
 
 
 class PixelVerifier:
@@ -96,6 +67,20 @@ class PixelVerifier:
             )
         return [None if isinstance(each, ImageError) else each for each in found]
 
+    def read(self, image: RgbImage, expression: str, boxes: FloatArray) -> Sequence[VerifyResult]:
+        """Return the readings of some instances of one photo; none if no color is named.
+
+        Args:
+            image: upright photo.
+            expression: normalized.
+            boxes: (N, 4) xyxy in [0, 1] of the instances.
+        """
+        if not names_color(expression):
+            return ()
+        reader = self._load()
+        assert reader is not None, "verifiers are made for checkpoints with a color head only"
+        return [tuple(each) for each in reader.read(image, [(box, expression) for box in boxes])]
+
     def _readings(self, request: VerifyRequest) -> VerifyResult | ImageError:
         try:
             return self._verified(request)
@@ -103,7 +88,6 @@ class PixelVerifier:
             return error
 
     def _verify(self, request: VerifyRequest) -> VerifyResult:
-        reader, box = self._load(), np.array(request.box, dtype=np.float32)
-        assert reader is not None, "verifiers are made for checkpoints with a color head only"
-        (readings,) = reader.read(self._photo(request.uri), [(box, request.expression)])
-        return tuple(readings)
+        box = np.array([request.box], dtype=np.float32)
+        found = self.read(self._photo(request.uri), request.expression, box)
+        return found[0] if found else ()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from reir.errors import ImageError
+from reir.images.decode import photo_at
 from reir.models.interfaces import Zoomer
 from reir.models.zoom_steps import ZoomSearch
-from reir.query.localize import photo_at
 from reir.query.stages import ZoomRequest
 from reir.records import RgbImage
 
