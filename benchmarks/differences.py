@@ -8,8 +8,9 @@ with a miss. A named difference is right if it names the planted word and restor
 or for a planted object, if it names the class of the instance. Any other difference is wrong.
 
 The margins were chosen on every second probe; this benchmark measures on the other ones. A false
-alarm is a difference that is named although the sentence is right. FOLDER keeps encoded photos,
-which a second run reads instead of encoding them again.
+alarm is a difference that is named although the sentence is right. As in `reir search`, colors are
+compared with the pixels of the instance; `unverified.*` is without that. FOLDER keeps encoded
+photos, which a second run reads instead of encoding them again.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from _indexing import encoder_of, parser_of
 from _report import write_report
 
+from reir.checkpoint import load_color_reader
+from reir.datasets.generated_expressions import COLORS, names_color
 from reir.datasets.photos import read_photos
 from reir.datasets.wrong_words import ABSENT
 from reir.evaluate import Encoding, encode_gallery
 from reir.evaluate.encoded_gallery import queries_of
 from reir.evaluate.probes import described_rows, find_probes
+from reir.images.decode import read_image
+from reir.models.color_reading import ColorReading
 from reir.models.interfaces import InstanceEncoder
 from reir.query.differences import CLASS_SENTENCES, OBJECT, Comparison
+from reir.query.stages import VerifyResult
 from reir.records import FloatArray
 from reir.results import Difference
 from reir.text import normalize_expression
@@ -50,6 +56,8 @@ class Trial:
         wrong: the comparison for the wrong sentence.
         category: class of the instance.
         vector: (D,) vector of the instance.
+        colors, right_colors: what the pixels say about the colors of the wrong and of the right
+            sentence.
     """
 
     kind: str
@@ -57,13 +65,21 @@ class Trial:
     wrong: Comparison
     category: str
     vector: FloatArray
+    colors: VerifyResult
+    right_colors: VerifyResult
+
+    def unverified(self) -> Trial:
+        """Return the trial of a search that opens no photo."""
+        return replace(self, colors=(), right_colors=())
 
     def restores(self, told: Difference) -> bool:
         """Whether a named difference names the planted word and the original one."""
         if told.kind == OBJECT:
             return self.kind == ABSENT and told.seen == self.category
+        # The original color may be written otherwise: "dark" for black.
         return any(
-            each.difference == told and each.sentence == self.right for each in self.wrong.variants
+            each.difference == told and _same_colors(each.sentence, self.right)
+            for each in self.wrong.variants
         )
 
 
@@ -83,28 +99,29 @@ def shares(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> dict[s
     named: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for trial in trials:
-        for told in trial.wrong.differences(vectors, trial.vector):
+        for told in trial.wrong.differences(vectors, trial.vector, trial.colors):
             kind = ABSENT if told.kind == OBJECT else told.kind
             named[kind] += 1
             right[kind] += trial.restores(told)
     figures: dict[str, float | int] = {
-        "differs.probes": len(trials),
-        "differs.precision": ratio(right.total(), named.total()),
-        "differs.recall": ratio(right.total(), len(trials)),
+        "probes": len(trials),
+        "precision": ratio(right.total(), named.total()),
+        "recall": ratio(right.total(), len(trials)),
     }
     for kind, count in sorted(planted.items()):
-        figures[f"differs.probes.{kind}"] = count
-        figures[f"differs.recall.{kind}"] = ratio(right[kind], count)
+        figures[f"probes.{kind}"] = count
+        figures[f"recall.{kind}"] = ratio(right[kind], count)
         if named[kind]:
-            figures[f"differs.precision.{kind}"] = ratio(right[kind], named[kind])
+            figures[f"precision.{kind}"] = ratio(right[kind], named[kind])
     return figures
 
 
 def false_alarms(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> float:
     """Return the share of right sentences for which a difference is named."""
-    instances = {each.right: each.vector for each in trials}
+    instances = {each.right: each for each in trials}
     told = [
-        bool(Comparison.of(text).differences(vectors, vector)) for text, vector in instances.items()
+        bool(Comparison.of(text).differences(vectors, each.vector, each.right_colors))
+        for text, each in instances.items()
     ]
     return ratio(sum(told), len(told))
 
@@ -123,6 +140,14 @@ def usual_ms(encoder: InstanceEncoder, trials: Sequence[Trial]) -> float:
     return round(float(np.median(spent)), 1)
 
 
+def _same_colors(sentence: str, other: str) -> bool:
+    """Whether two sentences have the same words, where synonyms of a color count as the same."""
+    first, second = (
+        [COLORS.get(each, each) for each in text.split()] for text in (sentence, other)
+    )
+    return first == second
+
+
 def ratio(part: int, whole: int) -> float:
     """Return a share, rounded; 0 of nothing."""
     return round(part / max(whole, 1), 4)
@@ -136,30 +161,48 @@ def main() -> None:
     if root is None:
         raise SystemExit("the shared photos are needed: set REIR_DATA")
     encoder = encoder_of(arguments)
-    held_out = read_photos(root / "photos").split("val")
-    how = Encoding(work=arguments.work)
-    gallery = encode_gallery(encoder, held_out, root / "photos" / "images", how=how).arrays
-    probes = list(find_probes(held_out))
-    rows = described_rows(queries_of(encoder, held_out, [p.expression for p in probes]), gallery)
-    trials = [
-        Trial(
-            kind=probe.name,
-            right=normalize_expression(probe.expression.text),
-            wrong=Comparison.of(normalize_expression(probe.altered)),
-            category=held_out.instances_by_id[str(probe.expression.instance_id)].category or "",
-            vector=gallery.vectors[row],
-        )
-        for probe, row in zip(probes, rows, strict=True)
-        if row >= 0
-    ][1::2]
+    trials = planted(encoder, root / "photos", arguments)
     comparisons = [each.wrong for each in trials] + [Comparison.of(each.right) for each in trials]
     vectors = encoded(encoder, (text for each in comparisons for text in each.sentences))
-    figures = shares(trials, vectors)
-    figures["differs.false_alarms"] = false_alarms(trials, vectors)
+    figures: dict[str, float | int] = {}
+    for prefix, of in (("differs", trials), ("unverified", [each.unverified() for each in trials])):
+        found = shares(of, vectors) | {"false_alarms": false_alarms(of, vectors)}
+        figures |= {f"{prefix}.{name}": value for name, value in found.items()}
     figures["differs.ms"] = usual_ms(encoder, trials)
     for name, value in figures.items():
-        print(f"{name:28} {value}")
+        print(f"{name:32} {value}")
     write_report("differences", figures)
+
+
+def planted(encoder: InstanceEncoder, folder: Path, arguments: argparse.Namespace) -> list[Trial]:
+    """Return a trial for every second probe whose instance was found."""
+    held_out = read_photos(folder).split("val")
+    how = Encoding(work=arguments.work)
+    gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
+    probes = list(find_probes(held_out))
+    rows = described_rows(queries_of(encoder, held_out, [p.expression for p in probes]), gallery)
+    reader = load_color_reader(arguments.checkpoint, encoder)
+    trials = []
+    for probe, row in [each for each in zip(probes, rows, strict=True) if each[1] >= 0][1::2]:
+        image = held_out.images_by_id[probe.expression.image_id]
+        box = gallery.boxes_px[row] / np.array([image.width_px, image.height_px] * 2)
+        wrong, right = map(normalize_expression, (probe.altered, probe.expression.text))
+        asked = [(box.astype(np.float32), text) for text in (wrong, right)]
+        colors: list[list[ColorReading]] = [[], []]
+        if reader is not None and any(map(names_color, (wrong, right))):
+            colors = reader.read(read_image(folder / "images" / image.file_name), asked)
+        trials.append(
+            Trial(
+                kind=probe.name,
+                right=right,
+                wrong=Comparison.of(wrong),
+                category=held_out.instances_by_id[str(probe.expression.instance_id)].category or "",
+                vector=gallery.vectors[row],
+                colors=tuple(colors[0]),
+                right_colors=tuple(colors[1]),
+            )
+        )
+    return trials
 
 
 if __name__ == "__main__":

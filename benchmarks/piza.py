@@ -16,10 +16,9 @@ boxes never overlap such small targets.
 
 What is already in `--work` is not trained again. On a CPU, the base takes `piza.base_hours`, which
 is measured with a few steps, and each training of adapters about ten minutes of an idle core.
-`piza.base_found` is 1 if the base was in `--work` before. That of the stored figures was trained on
-a GPU, with the same model, lessons, loss, batches and numbers of steps; but other code drew the
-pictures there, and the learning rate followed the clock instead of the steps. `--val` measures
-everything on validation scenes, on which all choices were made.
+`piza.base_found` is 1 if the base was in `--work` before, as it was for the stored figures: an
+earlier start of the same command had trained it. `--val` measures everything on validation scenes,
+on which all choices were made.
 
 The benchmark also kills and resumes a training of a tiny model, compares a step of two workers with
 that of one, and searches the real photos of SOREC in the shared data. The last shows only that the

@@ -15,12 +15,13 @@ class ColorReading:
     Attributes:
         word: of the expression.
         probability: of this color at the place of the word, in [0, 1].
-        likely: the most probable color there.
+        likely, likely_probability: the most probable color there, and how probable it is.
     """
 
     word: str
     probability: float
     likely: str
+    likely_probability: float
 
     @property
     def surprisal(self) -> float:

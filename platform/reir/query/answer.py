@@ -13,7 +13,7 @@ from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
 from reir.query.clock import Clock
-from reir.query.differences import CLASS_SENTENCES, Comparison
+from reir.query.differences import CLASS_SENTENCES
 from reir.query.paging import MAX_HITS, Cursor
 from reir.query.pending import PendingAnswer, RankedRow, pending_answer, run_optional
 from reir.query.presence import Calibration, count_words
@@ -343,7 +343,7 @@ async def _compare(
         vectors = {**known, **compared.sentences}
         known.update((text, vectors[text]) for text in CLASS_SENTENCES if text in vectors)
         return [
-            _compared(result, one.comparison, vectors, compared.instances[result.version])
+            _compared(result, one, vectors, compared.instances[result.version])
             for one, result in zip(able, found, strict=True)
         ]
 
@@ -354,13 +354,19 @@ async def _compare(
 
 def _compared(
     result: SearchResult,
-    comparison: Comparison,
+    one: PendingAnswer,
     sentences: Mapping[str, FloatArray],
     instances: Mapping[str, FloatArray],
 ) -> SearchResult:
     """Return the answer with what differs in those hits whose vectors are given."""
+    colors = one.colors
     hits = tuple(
-        replace(hit, differs=comparison.differences(sentences, instances[hit.instance_id]))
+        replace(
+            hit,
+            differs=one.comparison.differences(
+                sentences, instances[hit.instance_id], colors.get(hit.instance_id, ())
+            ),
+        )
         if hit.instance_id in instances and hit.zoom is None
         else hit
         for hit in result.hits

@@ -2,7 +2,8 @@
 
 A variant of a sentence has one word replaced. If a variant scores clearly higher on an instance
 than the sentence does, the replaced word is what differs. For the class that a sentence names, all
-classes of COCO are tried.
+classes of COCO are tried. If the colors of an instance were verified, its pixels tell which color
+differs, which they know more often than its vector does.
 
 `benchmarks/differences.py` measures how often the named difference is right. Differences in size,
 number, relation and action are not named: the shipped model does not tell those words apart.
@@ -13,7 +14,7 @@ number, relation and action are not named: the shipped model does not tell those
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -22,6 +23,7 @@ import numpy as np
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.generated_expressions import COLORS
 from reir.datasets.wrong_words import PERSON, PERSONS, SIDE, SWAPS
+from reir.models.color_reading import ColorReading
 from reir.records import FloatArray
 from reir.results import Difference
 from reir.text import opening_phrase, swap_left_right
@@ -33,6 +35,9 @@ the other class, scores higher on the instance than the original does, by at lea
 
 OBJECT_LEAD = 0.1
 """The best class must also score higher than the second best class by this margin."""
+
+MOST_PROBABLE, LEAST_PROBABLE = 0.03, 0.7
+"""A verified color differs if it is at most so probable, and another color at least so probable."""
 
 MAX_VARIANTS = 24
 """Maximum number of variants of a sentence, because each of them is encoded like a sentence."""
@@ -79,28 +84,42 @@ class Comparison:
         return (self.sentence, *needed) if needed else ()
 
     def differences(
-        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+        self,
+        vectors: Mapping[str, FloatArray],
+        instance_D: FloatArray,
+        colors: Sequence[ColorReading] = (),
     ) -> tuple[Difference, ...]:
         """Return what differs between the sentence and an instance, at most two parts.
 
         Args:
             vectors: (D,) unit vectors of `sentences`, by sentence.
             instance_D: unit vector of the instance.
+            colors: what the pixels say about the colors of the sentence; nothing without
+                verification.
         """
-        found = (self._other_object(vectors, instance_D), self._other_word(vectors, instance_D))
+        word = _other_color(colors) or self._other_word(vectors, instance_D, verified=bool(colors))
+        found = (self._other_object(vectors, instance_D), word)
         return tuple(each for each in found if each is not None)
 
     def _other_word(
-        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray, *, verified: bool
     ) -> Difference | None:
-        """Return the replaced word of the variant that exceeds its margin most."""
-        if not self.variants:
+        """Return the replaced word of the variant that exceeds its margin most.
+
+        Args:
+            vectors, instance_D: see `differences`.
+            verified: whether the colors of the instance are known, so that only sides are compared.
+        """
+        variants = [
+            each for each in self.variants if not (verified and each.difference.kind == COLOR)
+        ]
+        if not variants:
             return None
-        variants_VD = np.stack([vectors[each.sentence] for each in self.variants])
-        margins_V = np.array([MARGINS[each.difference.kind] for each in self.variants])
+        variants_VD = np.stack([vectors[each.sentence] for each in variants])
+        margins_V = np.array([MARGINS[each.difference.kind] for each in variants])
         excess_V = (variants_VD - vectors[self.sentence]) @ instance_D - margins_V
         best = int(np.argmax(excess_V))
-        return self.variants[best].difference if excess_V[best] >= 0 else None
+        return variants[best].difference if excess_V[best] >= 0 else None
 
     def _other_object(
         self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
@@ -115,6 +134,19 @@ class Comparison:
         if gain < MARGINS[OBJECT] or scores_C[best] - scores_C[second] < OBJECT_LEAD:
             return None
         return Difference(kind=OBJECT, wanted=self.noun, seen=COCO_CLASSES[best])
+
+
+def _other_color(colors: Sequence[ColorReading]) -> Difference | None:
+    """Return the least probable color of a sentence, if another one is certain in its place."""
+    wrong = [
+        each
+        for each in colors
+        if each.probability <= MOST_PROBABLE and each.likely_probability >= LEAST_PROBABLE
+    ]
+    if not wrong:
+        return None
+    worst = min(wrong, key=lambda each: each.probability)
+    return Difference(kind=COLOR, wanted=worst.word, seen=worst.likely)
 
 
 def _other_colors(text: str) -> Iterator[Variant]:

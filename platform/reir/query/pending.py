@@ -152,6 +152,16 @@ class PendingAnswer:
         return best
 
     @property
+    def colors(self) -> dict[str, VerifyResult]:
+        """What the pixels say about the verified instances, by instance id."""
+        rows = self.retrieved.rows
+        return {
+            row.instance_id: found
+            for row, found in zip(rows, self.verified or (), strict=False)
+            if found is not None
+        }
+
+    @property
     def surprisal(self) -> float:
         """Mean surprisal of the verified rows; 0 if none were verified."""
         return mean_surprisal(self.verified or ())

@@ -60,7 +60,7 @@ SCENES_AT_ONCE = 64
 PRIOR_LOGIT = -4.6
 """First logit of every token: a probability of .01, as is usual with the focal loss."""
 STEPS = (480, 1008)
-"""Steps on phrases and on sentences: two and a half to four hours of a CPU, or minutes of a GPU."""
+"""Steps on phrases and on sentences: two to four hours of a CPU with two cores."""
 BATCH = 48
 LEARNING_RATE = 1.5e-3
 WARM_UP, FINAL_DECAY, FINAL_RATE = 200, 0.6, 0.02

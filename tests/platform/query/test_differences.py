@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from reir.models.color_reading import ColorReading
 from reir.query.differences import (
     CLASS_SENTENCES,
     MARGINS,
@@ -75,6 +76,43 @@ def test_a_sentence_without_such_words_needs_no_vectors() -> None:
     comparison = Comparison.of("the thing behind it")
     assert comparison.sentences == ()
     assert comparison.differences({}, np.ones(2, np.float32)) == ()
+
+
+def reading(word: str, probability: float, likely: str, its: float) -> ColorReading:
+    return ColorReading(word=word, probability=probability, likely=likely, likely_probability=its)
+
+
+@pytest.mark.parametrize(
+    ("colors", "seen"),
+    [
+        ([("red", 0.02, "blue", 0.8)], "blue, not red"),
+        ([("red", 0.04, "blue", 0.8)], ""),
+        ([("red", 0.02, "blue", 0.6)], ""),
+        ([("red", 0.02, "blue", 0.8), ("green", 0.01, "gray", 0.9)], "gray, not green"),
+        ([("red", 0.9, "red", 0.9), ("green", 0.01, "gray", 0.9)], "gray, not green"),
+    ],
+)
+def test_pixels_tell_which_verified_color_differs(
+    colors: list[tuple[str, float, str, float]], seen: str
+) -> None:
+    comparison = Comparison.of("the red one beside the green one")
+    # By its vector, the instance is yellow, which counts only if nobody looked at the pixels.
+    vectors = {each: np.zeros(2, np.float32) for each in comparison.sentences}
+    vectors["the yellow one beside the green one"] = np.array([1, 0], np.float32)
+    instance = np.array([1, 0], np.float32)
+    (plain,) = comparison.differences(vectors, instance)
+    assert str(plain) == "yellow, not red"
+    told = comparison.differences(vectors, instance, [reading(*each) for each in colors])
+    assert " ".join(map(str, told)) == seen
+
+
+def test_a_verified_sentence_still_has_a_side() -> None:
+    comparison = Comparison.of("the red one on the left")
+    vectors = {each: np.zeros(2, np.float32) for each in comparison.sentences}
+    vectors["the red one on the right"] = np.array([1, 0], np.float32)
+    instance = np.array([1, 0], np.float32)
+    right = Difference(kind="side", wanted="left", seen="right")
+    assert comparison.differences(vectors, instance, [reading("red", 0.9, "red", 0.9)]) == (right,)
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])

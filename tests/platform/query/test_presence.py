@@ -98,7 +98,8 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     assert found.of_photo(0.9, 0.5) == pytest.approx(logistic(3)((0.9, 0.5, 0.4)))
     assert found.of_photo(0.3, 0.5) == pytest.approx(logistic(3)((0.3, 0.5, 0.0)))
     colors = [
-        ColorReading(word=word, probability=0.5, likely="red") for word in ("dark", "red", "red")
+        ColorReading(word=word, probability=0.5, likely="red", likely_probability=0.5)
+        for word in ("dark", "red", "red")
     ]
     assert found.of_photo(-2, -2, colors) == pytest.approx(
         logistic(5)((-2, -2, 0, 3 * math.log(2), 3))

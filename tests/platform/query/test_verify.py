@@ -191,7 +191,9 @@ def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> No
 
 
 def reading(probability: float) -> VerifyResult:
-    return (ColorReading(word="red", probability=probability, likely="red"),)
+    return (
+        ColorReading(word="red", probability=probability, likely="red", likely_probability=0.5),
+    )
 
 
 def test_only_the_verified_instances_of_a_photo_change_places() -> None:
@@ -199,14 +201,16 @@ def test_only_the_verified_instances_of_a_photo_change_places() -> None:
     plain = rank_instances(scores)
     assert plain.order.tolist() == [1, 5, 3, 2, 4, 0]  # equal scores stay in their order
     assert plain.scores == pytest.approx([0.52, 0.51, 0.5, 0.2, 0.2, 0.1])
-    assert (plain.score, plain.colors) == (pytest.approx(0.52), ())
+    assert plain.score == pytest.approx(0.52)
+    assert plain.colors == ()
     verified = [reading(0.1), reading(0.05), reading(0.9)]
     found = rank_instances(scores, verified)
     assert found.order.tolist() == [3, 1, 5, 2, 4, 0]
     assert found.scores == sorted(found.scores, reverse=True)
     assert sum(found.scores) == pytest.approx(sum(plain.scores))
     assert found.scores[3:] == plain.scores[3:]
-    assert (found.score, found.colors) == (pytest.approx(0.5), verified[2])
+    assert found.score == pytest.approx(0.5)
+    assert found.colors == verified[2]
 
 
 def test_the_instances_of_one_photo_are_ordered_by_their_colors() -> None:
@@ -252,7 +256,14 @@ class LeftmostVerifier(PixelVerifier):
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyResult | None]:
         self.asked.append(len(requests))
         return [
-            (ColorReading(word="red", probability=float(np.exp(-40 * one.box[0])), likely="red"),)
+            (
+                ColorReading(
+                    word="red",
+                    probability=float(np.exp(-40 * one.box[0])),
+                    likely="red",
+                    likely_probability=0.5,
+                ),
+            )
             for one in requests
         ]
 

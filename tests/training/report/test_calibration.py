@@ -204,7 +204,14 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
     rng = np.random.default_rng(1)
     scored.readings = {
         (expression, photo): [
-            (ColorReading(word="red", probability=float(rng.uniform(0.01, 1)), likely="red"),)
+            (
+                ColorReading(
+                    word="red",
+                    probability=float(rng.uniform(0.01, 1)),
+                    likely="red",
+                    likely_probability=0.5,
+                ),
+            )
             for _ in range(2)
         ]
         for expression in range(0, 24, 2)
@@ -244,7 +251,14 @@ def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
     rng = np.random.default_rng(2)
     scored.readings = {
         (expression, photo): [
-            (ColorReading(word="red", probability=float(rng.uniform(0.01, 1)), likely="red"),)
+            (
+                ColorReading(
+                    word="red",
+                    probability=float(rng.uniform(0.01, 1)),
+                    likely="red",
+                    likely_probability=0.5,
+                ),
+            )
             for _ in range(3)
         ]
         for expression in range(0, 24, 2)

@@ -104,9 +104,15 @@ class ColorReader:
         words = [each for of_text, _ in covered for each in of_text]
         for row, word, shares in zip(rows, words, logits.softmax(1).tolist(), strict=True):
             probability = shares[COLOR_WORDS.index(COLORS[word.word])]
-            likely = COLOR_WORDS[int(np.argmax(shares))]
-            reading = ColorReading(word=word.word, probability=probability, likely=likely)
-            readings[row].append(reading)
+            likely = int(np.argmax(shares))
+            readings[row].append(
+                ColorReading(
+                    word=word.word,
+                    probability=probability,
+                    likely=COLOR_WORDS[likely],
+                    likely_probability=shares[likely],
+                )
+            )
         return readings
 
     def _cover(self, text: str) -> tuple[list[CoveredWord], Tensor]:
