@@ -36,7 +36,7 @@ the other class, scores higher on the instance than the original does, by at lea
 OBJECT_LEAD = 0.1
 """The best class must also score higher than the second best class by this margin."""
 
-MOST_PROBABLE, LEAST_PROBABLE = 0.03, 0.7
+MOST_PROBABLE, LEAST_PROBABLE = 0.01, 0.7
 """A verified color differs if it is at most so probable, and another color at least so probable."""
 
 MAX_VARIANTS = 24

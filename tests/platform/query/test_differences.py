@@ -85,11 +85,11 @@ def reading(word: str, probability: float, likely: str, its: float) -> ColorRead
 @pytest.mark.parametrize(
     ("colors", "seen"),
     [
-        ([("red", 0.02, "blue", 0.8)], "blue, not red"),
-        ([("red", 0.04, "blue", 0.8)], ""),
-        ([("red", 0.02, "blue", 0.6)], ""),
-        ([("red", 0.02, "blue", 0.8), ("green", 0.01, "gray", 0.9)], "gray, not green"),
-        ([("red", 0.9, "red", 0.9), ("green", 0.01, "gray", 0.9)], "gray, not green"),
+        ([("red", 0.005, "blue", 0.8)], "blue, not red"),
+        ([("red", 0.02, "blue", 0.8)], ""),
+        ([("red", 0.005, "blue", 0.6)], ""),
+        ([("red", 0.005, "blue", 0.8), ("green", 0.001, "gray", 0.9)], "gray, not green"),
+        ([("red", 0.9, "red", 0.9), ("green", 0.001, "gray", 0.9)], "gray, not green"),
     ],
 )
 def test_pixels_tell_which_verified_color_differs(
