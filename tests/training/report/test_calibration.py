@@ -25,6 +25,7 @@ from reir.query.presence import (
     load_calibration,
     photo_features,
 )
+from reir.query.stages import VerifyResult
 from reir.query.verify.scores import SCORE_OF_SURPRISAL, rank_instances
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
@@ -199,24 +200,28 @@ def test_gallery_trials_equal_the_loop() -> None:
     assert row == len(hits.labels)
 
 
+def random_readings(num: int, seed: int) -> dict[tuple[int, int], list[VerifyResult]]:
+    """Readings of the three instances of every photo, for every second expression."""
+    rng = np.random.default_rng(seed)
+
+    def reading() -> VerifyResult:
+        probability = float(rng.uniform(0.01, 1))
+        return (
+            ColorReading(
+                word="red", probability=probability, likely="red", likely_probability=probability
+            ),
+        )
+
+    return {
+        (expression, photo): [reading() for _ in range(3)]
+        for expression in range(0, num, 2)
+        for photo in range(num)
+    }
+
+
 def test_verified_trials_are_those_of_verified_scores() -> None:
     scored = ScoreTable(*drawn(24, 0.6), BACKGROUND)
-    rng = np.random.default_rng(1)
-    scored.readings = {
-        (expression, photo): [
-            (
-                ColorReading(
-                    word="red",
-                    probability=float(rng.uniform(0.01, 1)),
-                    likely="red",
-                    likely_probability=0.5,
-                ),
-            )
-            for _ in range(2)
-        ]
-        for expression in range(0, 24, 2)
-        for photo in range(24)
-    }
+    scored.readings = random_readings(24, seed=1)
     whole, hits = gallery_trials(scored, seed=3, verified=True)
     plain, plain_hits = gallery_trials(scored, seed=3, verified=False)
     assert plain.features[:, -1].max() == 0
@@ -248,22 +253,7 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
 def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
     gallery, queries = drawn(24, 1.5)
     scored = ScoreTable(gallery, queries, BACKGROUND)
-    rng = np.random.default_rng(2)
-    scored.readings = {
-        (expression, photo): [
-            (
-                ColorReading(
-                    word="red",
-                    probability=float(rng.uniform(0.01, 1)),
-                    likely="red",
-                    likely_probability=0.5,
-                ),
-            )
-            for _ in range(3)
-        ]
-        for expression in range(0, 24, 2)
-        for photo in range(24)
-    }
+    scored.readings = random_readings(24, seed=2)
     photos, boxes = photo_trials(scored, seed=3, verified=True)
     plain, plain_boxes = photo_trials(scored, seed=3, verified=False)
     assert plain.features[:, -2:].max() == 0
