@@ -13,7 +13,8 @@ calibration error and the false positive rate at 90% recall, and for `found` als
 threshold. The file was fitted on these same photos, so its figures are too good. Two baselines are
 therefore cross-fitted: the probabilities for each half of the photos come from a model fitted on
 the other half. `refit_*` is the calibration, fitted again; `score_*` is a model of the best inner
-product alone, which is what vector search offers without a calibration.
+product alone, which is what vector search offers without a calibration. `test_*` is the shipped
+file on the test photos of the recipe, on which nothing was fitted or chosen.
 
 Two harder questions follow. `swap`: is presence higher for a sentence than for the same sentence
 with one wrong word, in the gallery of all photos, or in its own photo? `human`: people wrote
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from _indexing import encoder_of, parser_of
+from _indexing import TEST_PHOTOS, encoder_of, parser_of
 from _report import write_report
 
 from reir.checkpoint import SHIPPED, load_color_reader
@@ -44,6 +45,7 @@ from reir.metrics.calibration import auroc
 from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import Calibration, Logistic, count_words, load_calibration
 from reir_testing import data_dir
+from reir_training.data.examples import set_test_photos_aside
 from reir_training.report.calibration import (
     SEED,
     ScoreTable,
@@ -157,6 +159,28 @@ def human_figures(
     return found
 
 
+def test_figures(table: ScoreTable, shipped: Calibration) -> dict[str, float]:
+    """Print and return the figures of the shipped calibration on photos it was not fitted on."""
+    found: dict[str, float] = {"test_expressions": int(table.unique.sum())}
+    for prefix, verified in (("test_", True), ("test_unverified_", False)):
+        every, hits = gallery_trials(table, SEED, verified=verified)
+        photos, _ = photo_trials(table, SEED, verified=verified)
+        for name, trials, model in (
+            ("", every.rows(of_unique(table)), shipped.gallery),
+            ("hit_", hits, shipped.hit),
+            ("photo_", photos, shipped.photo),
+        ):
+            told = calibration_figures(probabilities(model, trials), trials.labels)
+            print(f"{prefix}{name} {len(trials.labels)} trials {told}")
+            found |= {f"{prefix}{name}{key}": value for key, value in told.items()}
+    return found
+
+
+def of_unique(table: ScoreTable) -> npt.NDArray[np.bool_]:
+    """Return for each trial of a gallery whether its expression is unique."""
+    return table.unique[[expression for expression, _, _ in draw_galleries(table, SEED)]]
+
+
 def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
     """Return the (M,) presence of each expression in the gallery of all photos."""
     size, photos = int(table.counts.sum()), np.arange(len(table.counts))
@@ -200,11 +224,10 @@ def main() -> None:
         raise SystemExit(
             "the checkpoint has no calibration.json for its weights: run `reir calibrate` first"
         )
-    held_out = read_photos(folder).split("val")
-    described = held_out.with_targets().expressions
-    asked = calibration_queries(encoder, held_out, described)
+    everything = read_photos(folder)
+    held_out = everything.split("val")
+    tested = set_test_photos_aside(everything, TEST_PHOTOS).split("test")
     how = Encoding(work=arguments.work)
-    gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
     reader = load_color_reader(arguments.checkpoint, encoder)
 
     def verify(
@@ -215,12 +238,18 @@ def main() -> None:
                 table, reader, dataset, folder / "images", searches=searches, photos=photos
             )
 
-    scored = ScoreTable(gallery, asked, shipped.background)
-    drawn = [(expression, drawn) for expression, _, drawn in draw_galleries(scored, SEED)]
-    verify(scored, held_out, drawn, draw_photos(scored, SEED))
+    def scores_of(dataset: ReferringDataset) -> ScoreTable:
+        asked = calibration_queries(encoder, dataset, dataset.with_targets().expressions)
+        gallery = encode_gallery(encoder, dataset, folder / "images", how=how).arrays
+        table = ScoreTable(gallery, asked, shipped.background)
+        searches = ((expression, drawn) for expression, _, drawn in draw_galleries(table, SEED))
+        verify(table, dataset, searches, draw_photos(table, SEED))
+        return table
+
+    scored = scores_of(held_out)
     every, hits = gallery_trials(scored, SEED, verified=True)
     plain_every, plain_hits = gallery_trials(scored, SEED, verified=False)
-    is_unique = scored.unique[[expression for expression, _ in drawn]]
+    is_unique = of_unique(scored)
     whole, plain = every.rows(is_unique), plain_every.rows(is_unique)
     photos, boxes = photo_trials(scored, SEED, verified=True)
     plain_photos, plain_boxes = photo_trials(scored, SEED, verified=False)
@@ -244,8 +273,10 @@ def main() -> None:
         found |= {f"{prefix}{key}": value for key, value in told.items()}
     shares = found_rates("", shipped.gallery, shipped.threshold, whole)
     shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
+    gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
     shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, verify, shipped)
     shares |= human_figures(encoder, folder, how, verify, shipped)
+    shares |= test_figures(scores_of(tested), shipped)
     found |= {f"p6.{key}": value for key, value in shares.items()}
     write_report("presence", found)
 
