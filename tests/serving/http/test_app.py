@@ -153,7 +153,7 @@ def test_verification_returns_what_the_pixels_say(client: TestClient, backend: A
     answer = search(client, k=1, verify=True, explain=True)
     ((color,),) = (hit["evidence"]["colors"] for hit in answer["hits"])
     assert (color["word"], color["likely"]) == ("red", "red")
-    assert 0.5 < color["probability"] <= 1
+    assert 0.5 < color["probability"] == color["likely_probability"] <= 1
     assert answer["timings_ms"]["verify"] > 0
     body = {"gallery": "photos", "expression": "the red box", "verify": True, "rerank": True}
     (wrong,) = client.post("/v1/search", json=body).json()["errors"]

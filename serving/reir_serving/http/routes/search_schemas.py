@@ -238,6 +238,7 @@ class ColorReadingOut(ApiAnswer):
     word: str
     probability: float
     likely: str
+    likely_probability: float
 
 
 class EvidenceOut(ApiAnswer):
