@@ -225,8 +225,8 @@ async def begin_scan(query: EveryPhotoQuery, stages: Stages) -> PhotoScan:
             "cannot be decided for each photo, because the checkpoint has no calibration: create "
             "one with `reir calibrate`, or ask for the k best hits instead",
         )
-    score, _, excess = calibration.photo.weights
-    if min(score, score + excess) <= 0:
+    weights = dict(zip(calibration.photo.features, calibration.photo.weights, strict=True))
+    if min(weights["score"], weights["score"] + weights["excess"]) <= 0:
         raise CheckpointError(
             "by the calibration, photos with a higher score are less likely to have the object; "
             "fit it anew with `reir calibrate`"
