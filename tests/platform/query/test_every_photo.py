@@ -213,7 +213,7 @@ def test_wrong_arguments_are_refused(options: dict[str, object], field: str, rea
 def test_no_calibration_no_decision() -> None:
     with pytest.raises(QueryError, match="reir calibrate"):
         gallery_of(scattered(4, 0), [1] * 4, None).every_photo("number 0")
-    photo = replace(CALIBRATION.photo, weights=(1, 0, -2))
+    photo = replace(CALIBRATION.photo, weights=(1, 0, -2, 0, 0))
     falling = replace(CALIBRATION, photo=photo)
     with pytest.raises(CheckpointError, match="fit it anew"):
         gallery_of(scattered(4, 0), [1] * 4, falling).every_photo("number 0")
