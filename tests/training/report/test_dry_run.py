@@ -87,6 +87,7 @@ def test_dry_run_refuses_impossible_runs(
         dry_run(tmp_path, tiny_training(tmp_path), *arguments, preset="clare-base")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_dry_run_of_clare_nano_caches_only_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

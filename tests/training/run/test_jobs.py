@@ -186,6 +186,7 @@ def test_readers_divide_the_cpus_that_training_does_not_use(
     assert reader_limits(cpus, workers) == readers
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_readers_of_one_worker_do_not_block_another() -> None:
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)

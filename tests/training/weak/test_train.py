@@ -62,10 +62,10 @@ def events(output: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if line["event"] == kind]
 
 
+# Slow, and fine-tuning from sentences alone trains such a model in the same way.
+@pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    "form", ["weak-candidates", pytest.param("weak-yolov3", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("form", ["weak-candidates", "weak-yolov3"])
 def test_a_run_writes_a_model_that_localizes(
     folder: Path, tmp_path: Path, running_ray: None, form: WeakForm
 ) -> None:
