@@ -69,7 +69,7 @@ class Trial:
     right_colors: VerifyResult
 
     def unverified(self) -> Trial:
-        """Return the trial of a search that opens no photo."""
+        """Return the same trial without verified colors."""
         return replace(self, colors=(), right_colors=())
 
     def restores(self, told: Difference) -> bool:

@@ -46,6 +46,7 @@ from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import Calibration, Logistic, count_words, load_calibration
 from reir_testing import data_dir
 from reir_training.data.examples import set_test_photos_aside
+from reir_training.report.calibrate import score_photos
 from reir_training.report.calibration import (
     SEED,
     ScoreTable,
@@ -53,7 +54,6 @@ from reir_training.report.calibration import (
     calibration_figures,
     cross_validated,
     draw_galleries,
-    draw_photos,
     first_hits,
     gallery_trials,
     photo_trials,
@@ -62,7 +62,7 @@ from reir_training.report.calibration_colors import Searches, read_colors
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 
 Verify = Callable[[ScoreTable, ReferringDataset, Searches, Searches], None]
-"""Reads the colors of searches in galleries and in single photos, for a table of scores."""
+"""Sets `ScoreTable.readings` for searches of galleries and for single photos of a dataset."""
 
 
 def compared(name: str, trials: Trials, plain: Trials, shipped: Logistic) -> dict[str, float]:
@@ -159,7 +159,7 @@ def human_figures(
     return found
 
 
-def test_figures(table: ScoreTable, shipped: Calibration) -> dict[str, float]:
+def figures_of_test_photos(table: ScoreTable, shipped: Calibration) -> dict[str, float]:
     """Print and return the figures of the shipped calibration on photos it was not fitted on."""
     found: dict[str, float] = {"test_expressions": int(table.unique.sum())}
     for prefix, verified in (("test_", True), ("test_unverified_", False)):
@@ -239,12 +239,9 @@ def main() -> None:
             )
 
     def scores_of(dataset: ReferringDataset) -> ScoreTable:
-        asked = calibration_queries(encoder, dataset, dataset.with_targets().expressions)
-        gallery = encode_gallery(encoder, dataset, folder / "images", how=how).arrays
-        table = ScoreTable(gallery, asked, shipped.background)
-        searches = ((expression, drawn) for expression, _, drawn in draw_galleries(table, SEED))
-        verify(table, dataset, searches, draw_photos(table, SEED))
-        return table
+        described = dataset.with_targets().expressions
+        model = encoder, reader, shipped.background
+        return score_photos(*model, dataset, folder / "images", described, how=how)
 
     scored = scores_of(held_out)
     every, hits = gallery_trials(scored, SEED, verified=True)
@@ -276,7 +273,7 @@ def main() -> None:
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
     shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, verify, shipped)
     shares |= human_figures(encoder, folder, how, verify, shipped)
-    shares |= test_figures(scores_of(tested), shipped)
+    shares |= figures_of_test_photos(scores_of(tested), shipped)
     found |= {f"p6.{key}": value for key, value in shares.items()}
     write_report("presence", found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LEAST_PROBABILITY = 1e-6
@@ -27,3 +28,8 @@ class ColorReading:
     def surprisal(self) -> float:
         """Negative logarithm of the probability; 0 if the pixels leave no doubt."""
         return -math.log(max(self.probability, LEAST_PROBABILITY))
+
+
+def surprisal(readings: Iterable[ColorReading]) -> float:
+    """Return the summed surprisal of the colors of an expression."""
+    return sum(each.surprisal for each in readings)

@@ -36,8 +36,9 @@ the other class, scores higher on the instance than the original does, by at lea
 OBJECT_LEAD = 0.1
 """The best class must also score higher than the second best class by this margin."""
 
-MOST_PROBABLE, LEAST_PROBABLE = 0.01, 0.7
-"""A verified color differs if it is at most so probable, and another color at least so probable."""
+MAX_WANTED, MIN_SEEN = 0.01, 0.7
+"""A verified color of the sentence is named as wrong if its probability is at most the first value,
+and the probability of another color is at least the second."""
 
 MAX_VARIANTS = 24
 """Maximum number of variants of a sentence, because each of them is encoded like a sentence."""
@@ -141,7 +142,7 @@ def _other_color(colors: Sequence[ColorReading]) -> Difference | None:
     wrong = [
         each
         for each in colors
-        if each.probability <= MOST_PROBABLE and each.likely_probability >= LEAST_PROBABLE
+        if each.probability <= MAX_WANTED and each.likely_probability >= MIN_SEEN
     ]
     if not wrong:
         return None

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from reir.errors import CheckpointError
-from reir.models.color_reading import ColorReading
+from reir.models.color_reading import ColorReading, surprisal
 from reir.query.photo_curve import PhotoCurve
 from reir.records import FloatArray
 
@@ -221,8 +221,8 @@ def photo_features(
         background: score of the sentence on the background.
         colors: what the pixels say about that instance; nothing without verification.
     """
-    surprisal = sum(each.surprisal for each in colors)
-    return score, background, max(0.0, score - background), surprisal, float(len(colors))
+    excess = max(0.0, score - background)
+    return score, background, excess, surprisal(colors), float(len(colors))
 
 
 def box_features(score: float, best: Sequence[float], background: float) -> tuple[float, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reir.checkpoint import load_color_reader
 from reir.datasets.dataset import Expression, ReferringDataset
 from reir.evaluate import Encoding, encode_gallery
 from reir.models.interfaces import InstanceEncoder
-from reir.query.presence import Calibration, load_background, save_calibration
+from reir.query.presence import Background, Calibration, load_background, save_calibration
 from reir_training.report.calibration import (
     SEED,
     ScoreTable,
@@ -20,6 +20,9 @@ from reir_training.report.calibration import (
 )
 from reir_training.report.calibration_colors import read_colors
 from reir_training.report.calibration_queries import calibration_queries
+
+if TYPE_CHECKING:
+    from reir.models.nano.color_reader import ColorReader
 
 
 def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name
@@ -49,21 +52,41 @@ def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name
         DataError: there are too few photos or expressions.
         CheckpointError: the color head was trained with another model, or cannot be loaded.
     """
-    queries = calibration_queries(encoder, dataset, expressions)
-    gallery = encode_gallery(encoder, dataset, images_dir, how=how).arrays
     background = load_background(checkpoint, encoder.digest)
-    scored = ScoreTable(gallery, queries, background)
-    if (reader := load_color_reader(checkpoint, encoder)) is not None:
-        scored.readings = read_colors(
-            scored,
-            reader,
-            dataset,
-            images_dir,
-            searches=(
-                (expression, photos) for expression, _, photos in draw_galleries(scored, SEED)
-            ),
-            photos=draw_photos(scored, SEED),
-        )
+    scored = score_photos(
+        *(encoder, load_color_reader(checkpoint, encoder), background),
+        *(dataset, images_dir, expressions),
+        how=how,
+    )
     calibration = fit_calibration(scored, background, encoder.digest, about)
     save_calibration(checkpoint, calibration)
     return calibration
+
+
+def score_photos(  # noqa: PLR0913 - three parts of a checkpoint, and three of a dataset
+    encoder: InstanceEncoder,
+    reader: ColorReader | None,
+    background: Background,
+    dataset: ReferringDataset,
+    images_dir: Path,
+    expressions: Sequence[Expression],
+    *,
+    how: Encoding | None = None,
+) -> ScoreTable:
+    """Score expressions on photos, and verify the colors of all trials that `SEED` draws.
+
+    Args:
+        encoder, reader, background: of the checkpoint; without a reader, nothing is verified.
+        dataset, images_dir, expressions, how: see `calibrate_checkpoint`.
+    """
+    queries = calibration_queries(encoder, dataset, expressions)
+    gallery = encode_gallery(encoder, dataset, images_dir, how=how).arrays
+    scored = ScoreTable(gallery, queries, background)
+    if reader is not None:
+        searches = ((expression, photos) for expression, _, photos in draw_galleries(scored, SEED))
+        scored.readings = read_colors(
+            *(scored, reader, dataset, images_dir),
+            searches=searches,
+            photos=draw_photos(scored, SEED),
+        )
+    return scored

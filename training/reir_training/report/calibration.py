@@ -66,7 +66,7 @@ CURVE_POINTS = 40
 """Number of thresholds for which recall and false alarms per photo are measured."""
 
 MATCH_IOU = 0.5
-"""Smallest IoU of a right instance with the described box."""
+"""An instance is right if its box overlaps the described box by at least this IoU."""
 
 TIED = 0.6
 """If the first of two hits is right less often than this, their order is not meaningful."""
@@ -272,9 +272,10 @@ def gallery_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Tr
 
 
 def draw_photos(scored: ScoreTable, seed: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Yield photos in which each unique expression is searched for, half of them its own photo.
+    """Yield the photos that each unique expression is tried on.
 
-    The others are alternately random photos and one of the best-scoring photos.
+    Half of the tries are on the photo that the expression describes. The others are alternately on
+    a random photo and on one of the photos with the highest scores.
 
     Yields:
         (expression, photos).
@@ -290,7 +291,7 @@ def draw_photos(scored: ScoreTable, seed: int) -> Iterator[tuple[int, npt.NDArra
 
 
 def photo_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Trials, Trials]:
-    """Return the trials of single photos, and the trials of single instances in them.
+    """Return trials of two questions: is it in this photo, and is it this instance of the photo?
 
     Args:
         scored: scores of all expressions.

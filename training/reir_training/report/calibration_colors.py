@@ -1,4 +1,4 @@
-"""Reads colors from photos, so that a calibration knows scores after verification."""
+"""Verifies colors in the photos on which a calibration is fitted."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def read_colors(  # noqa: PLR0913 - what is searched for in what, and the photos
     searches: Searches,
     photos: Searches,
 ) -> dict[tuple[int, int], list[VerifyResult]]:
-    """Read the colors that expressions name, for `ScoreTable.readings`.
+    """Return what pixels say about the colors in expressions, as `ScoreTable.readings` wants it.
 
     Args:
         scored: scores of all expressions on the photos of the dataset.
         reader: color reader of the checkpoint.
         dataset: the photos.
         images_dir: their folder.
-        searches: galleries; the best instances of the first photos are read.
-        photos: single photos; the first instances of each are read.
+        searches: of galleries. The best instance of each photo among the first hits is verified.
+        photos: single photos for each expression. The first instances of each are verified.
 
     Raises:
         ImageError: a photo cannot be decoded.

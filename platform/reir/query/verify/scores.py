@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from reir.models.color_reading import surprisal
 from reir.query.stages import VerifyResult
 from reir.records import FloatArray
 
@@ -23,7 +24,7 @@ VERIFIED_INSTANCES = 5
 def verified_scores(
     scores: Sequence[float], verified: Sequence[VerifyResult | None]
 ) -> list[float]:
-    """Return the scores of hits after their verification; their mean stays the same.
+    """Return the scores of hits after verification, which does not change their mean.
 
     A hit whose photo could not be read is treated like the average of the others.
 
@@ -42,11 +43,6 @@ def mean_surprisal(verified: Sequence[VerifyResult | None]) -> float:
     """Return the mean surprisal of the hits whose photos could be read; 0 if there are none."""
     known = [surprisal(each) for each in verified if each is not None]
     return float(np.mean(known)) if known else 0.0
-
-
-def surprisal(readings: VerifyResult) -> float:
-    """Return the summed surprisal of the colors of an expression."""
-    return sum(each.surprisal for each in readings)
 
 
 def by_score(scores_N: FloatArray) -> npt.NDArray[np.int64]:
