@@ -34,7 +34,7 @@ import numpy.typing as npt
 from _indexing import TEST_PHOTOS, encoder_of, parser_of
 from _report import write_report
 
-from reir.checkpoint import SHIPPED, load_color_reader
+from reir.checkpoint import SHIPPED
 from reir.datasets import ReferringDataset
 from reir.datasets.photos import read_human_expressions, read_photos
 from reir.evaluate import Encoding, encode_gallery
@@ -46,7 +46,7 @@ from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import Calibration, Logistic, count_words, load_calibration
 from reir_testing import data_dir
 from reir_training.data.examples import set_test_photos_aside
-from reir_training.report.calibrate import score_photos
+from reir_training.report.calibrate import pixel_readers, score_photos
 from reir_training.report.calibration import (
     SEED,
     ScoreTable,
@@ -58,11 +58,11 @@ from reir_training.report.calibration import (
     gallery_trials,
     photo_trials,
 )
-from reir_training.report.calibration_colors import Searches, read_colors
+from reir_training.report.calibration_pixels import Searches
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 
 Verify = Callable[[ScoreTable, ReferringDataset, Searches, Searches], None]
-"""Sets `ScoreTable.readings` for searches of galleries and for single photos of a dataset."""
+"""Sets `ScoreTable.pixels` for searches of galleries and for single photos of a dataset."""
 
 
 def compared(name: str, trials: Trials, plain: Trials, shipped: Logistic) -> dict[str, float]:
@@ -228,19 +228,16 @@ def main() -> None:
     held_out = everything.split("val")
     tested = set_test_photos_aside(everything, TEST_PHOTOS).split("test")
     how = Encoding(work=arguments.work)
-    reader = load_color_reader(arguments.checkpoint, encoder)
+    readers = pixel_readers(arguments.checkpoint or SHIPPED, encoder)
 
     def verify(
         table: ScoreTable, dataset: ReferringDataset, searches: Searches, photos: Searches
     ) -> None:
-        if reader is not None:
-            table.readings = read_colors(
-                table, reader, dataset, folder / "images", searches=searches, photos=photos
-            )
+        readers.read(table, dataset, folder / "images", searches=searches, photos=photos)
 
     def scores_of(dataset: ReferringDataset) -> ScoreTable:
         described = dataset.with_targets().expressions
-        model = encoder, reader, shipped.background
+        model = readers, shipped.background
         return score_photos(*model, dataset, folder / "images", described, how=how)
 
     scored = scores_of(held_out)

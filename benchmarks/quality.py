@@ -4,10 +4,12 @@
 
 The gallery is all photos of split "val", and the queries are its long expressions. Candidates are
 chosen without the query. BR@k follows definition B at IoU .5, with 95% bootstrap intervals over
-photos. `recall_*` is the share of long expressions whose box overlaps a candidate by an IoU of .5
-or .7. Settings were chosen on "val"; `test_*` are the same figures for the test photos of the
-recipe, on which nothing was chosen. With `--seeds`, the mean and standard deviation over
-checkpoints that differ only in the seed. Neither baseline uses anything that we trained:
+photos. `rec_*` is the share of the expressions for which `reir localize` finds the right box in the
+described photo; `vectors_rec_*` is the same by vectors alone, as an index has them. `recall_*` is
+the share of long expressions whose box overlaps a candidate by an IoU of .5 or .7. Settings were
+chosen on "val"; `test_*` are the same figures for the test photos of the recipe, on which nothing
+was chosen. With `--seeds`, the mean and standard deviation over checkpoints that differ only in the
+seed. Neither baseline uses anything that we trained:
 
     a   class match: the candidate whose class name is most similar by MiniLM, times its class score
     b   photo, then box: the best photo by pooled vector (MiniLM vectors of its candidates' class
@@ -21,6 +23,7 @@ photos and for training photos.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -29,11 +32,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from _indexing import TEST_PHOTOS
+from _rec import right_boxes
 from _report import write_report
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from reir.checkpoint import SHIPPED, load_model
+from reir.checkpoint import SHIPPED, load_encoder, load_model
 from reir.datasets.coco_classes import COCO_CLASSES
 from reir.datasets.dataset import ReferringDataset
 from reir.datasets.photos import read_human_expressions, read_photos
@@ -44,6 +48,8 @@ from reir.models.nano.candidates import CandidateExtractor
 from reir.models.nano.encoder import fast_dtype, tokenize
 from reir.models.nano.model import ClareNano
 from reir.models.nano.sentence_tower import SentenceTower, from_bert
+from reir.query.localize import PixelLocalizer
+from reir.query.search import load_extras
 from reir_testing import data_dir
 from reir_testing.boxes import target_box
 from reir_training.data.examples import set_test_photos_aside
@@ -167,7 +173,7 @@ def ask(
 
 
 def human_rec(
-    model: ClareNano, tokenizer: Tokenizer, folder: Path, held_out: ReferringDataset, num: int
+    localizer: PixelLocalizer, folder: Path, held_out: ReferringDataset
 ) -> dict[str, float]:
     """Return P@.5 of human expressions within their photo, separately for training photos.
 
@@ -181,9 +187,8 @@ def human_rec(
     for name, ids in (("unseen", unseen), ("training", about - unseen)):
         photos = human.of_images(ids)
         num_asked = len(photos.expressions)
-        crowd = encode_gallery(model, photos, folder / "images", num)
-        _, vectors, own, iou = ask(model, tokenizer, photos, crowd)
-        rec = in_photo(crowd, vectors @ crowd.vectors.T, own, iou)
+        rec = 1.0 * right_boxes(localizer, photos, folder / "images", photos.expressions)
+        own = np.unique([each.image_id for each in photos.expressions], return_inverse=True)[1]
         (span,) = bootstrap_intervals(rec[:, None], clusters=own)
         print(
             f"human expressions, {name} photos: {num_asked} about {len(photos.images)} photos, "
@@ -235,24 +240,35 @@ def long_and_short(
 
 
 def split_figures(long: Asked, short: Asked) -> dict[str, float]:
-    """Return BR@k, precision within the photo and recall of the candidates, with intervals."""
-    values = {
+    """Return BR@k, precision within the photo by vectors, and recall of the candidates."""
+    of_long = {
         **{f"br{k}_50": hits for k, hits in zip(KS, _found(long).T, strict=True)},
-        "rec_long": in_photo(long.gallery, long.scores, long.own, long.iou),
+        "vectors_rec_long": in_photo(long.gallery, long.scores, long.own, long.iou),
         "recall_50": long.recall[:, 0],
         "recall_70": long.recall[:, 1],
     }
-    spans = dict(
-        zip(
-            values,
-            bootstrap_intervals(np.stack(list(values.values()), axis=1), clusters=long.own),
-            strict=True,
-        )
-    )
     rec = in_photo(short.gallery, short.scores, short.own, short.iou)
-    (spans["rec_short"],) = bootstrap_intervals(rec[:, None], clusters=short.own)
-    figures = {}
-    for name, span in spans.items():
+    return in_figures(of_long, long.own) | in_figures({"vectors_rec_short": rec}, short.own)
+
+
+def localized_figures(
+    localizer: PixelLocalizer, dataset: ReferringDataset, folder: Path
+) -> dict[str, float]:
+    """Return the precision of `reir localize` within the described photos."""
+    figures: dict[str, float] = {}
+    for kind in ("long", "short"):
+        asked = dataset.of_kind(kind).expressions
+        rec = right_boxes(localizer, dataset, folder / "images", asked).astype(np.float32)
+        of_photo = np.unique([each.image_id for each in asked], return_inverse=True)[1]
+        figures |= in_figures({f"rec_{kind}": rec}, of_photo)
+    return figures
+
+
+def in_figures(values: Mapping[str, Floats], photos: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return the means and intervals of (M,) values by name; (M,) photos of the expressions."""
+    columns = np.stack(list(values.values()), axis=1)
+    figures: dict[str, float] = {}
+    for name, span in zip(values, bootstrap_intervals(columns, clusters=photos), strict=True):
         for end, value in (("", span.mean), ("_low", span.low), ("_high", span.high)):
             # Recall is a share, everything else is in percent.
             percent = not name.startswith("recall")
@@ -300,7 +316,8 @@ def over_seeds(folders: list[Path], held_out: ReferringDataset, photos: Path) ->
     for folder in folders:
         model, tokenizer = load_model(folder)
         num = model.config.num_candidates
-        each.append(split_figures(*long_and_short(model, tokenizer, held_out, photos, num)))
+        found = split_figures(*long_and_short(model, tokenizer, held_out, photos, num))
+        each.append(found | localized_figures(localizer_of(folder), held_out, photos))
         print(f"{folder.name}: {each[-1]}", flush=True)
     names = [name for name in each[0] if not name.endswith(("_low", "_high"))]
     figures: dict[str, float] = {"seeds": len(each)}
@@ -309,6 +326,12 @@ def over_seeds(folders: list[Path], held_out: ReferringDataset, photos: Path) ->
         figures[f"seeds_{name}_mean"] = round(mean(values), 2)
         figures[f"seeds_{name}_deviation"] = round(stdev(values), 2)
     return figures
+
+
+def localizer_of(folder: Path) -> PixelLocalizer:
+    """Return the localizer of a checkpoint."""
+    encoder = load_encoder(folder)
+    return load_extras(folder, encoder).localizer(encoder)
 
 
 def main() -> None:
@@ -326,10 +349,13 @@ def main() -> None:
     everything = read_photos(folder)
     held_out = everything.split("val")
     long, short = long_and_short(model, tokenizer, held_out, folder, num)
+    localizer = localizer_of(args.checkpoint)
     figures: dict[str, float] = {"num_candidates": num, **split_figures(long, short)}
-    figures |= baselines(long) | human_rec(model, tokenizer, folder, held_out, num)
+    figures |= localized_figures(localizer, held_out, folder)
+    figures |= baselines(long) | human_rec(localizer, folder, held_out)
     tested = set_test_photos_aside(everything, TEST_PHOTOS).split("test")
     measured = split_figures(*long_and_short(model, tokenizer, tested, folder, num))
+    measured |= localized_figures(localizer, tested, folder)
     figures |= {"test_photos": TEST_PHOTOS} | {f"test_{k}": v for k, v in measured.items()}
     if args.seeds:
         figures |= over_seeds(args.seeds, held_out, folder)

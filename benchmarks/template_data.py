@@ -53,7 +53,7 @@ SETTINGS = {
 ARMS = ("template", "written", "captioned")
 MORE = ("--per-instance", "6")
 """A photo has five captions, which are often about the same instance."""
-FIGURES = {"br1": "br1_50", "br5": "br5_50", "br10": "br10_50", "rec": "rec_long"}
+FIGURES = {"br1": "br1_50", "br5": "br5_50", "br10": "br10_50", "rec": "vectors_rec_long"}
 _REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]
 
 

@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from _indexing import TEST_PHOTOS
+from _rec import right_boxes
 from _report import write_report
 
 from reir.checkpoint import SHIPPED, load_encoder
@@ -36,9 +37,7 @@ from reir.datasets.dataset import Expression, ReferringDataset
 from reir.datasets.generated_expressions import names_color
 from reir.datasets.photos import read_photos
 from reir.images.boxes import elementwise_iou
-from reir.images.decode import read_image
 from reir.metrics.bootstrap import bootstrap_intervals
-from reir.query.localize import PixelLocalizer
 from reir.query.search import Gallery, load_extras
 from reir.results import SearchResult
 from reir.store.memory import MemoryStore
@@ -89,12 +88,13 @@ def split_figures(
 ) -> dict[str, float]:
     """Return the figures of the expressions of one kind in one split."""
     encoder = load_encoder()
-    verifier = load_extras(SHIPPED, encoder).verifier
+    extras = load_extras(SHIPPED, encoder)
+    unverified = replace(extras, verifier=None)
     before, after = (ranks(gallery, dataset, asked, verify=verify) for verify in (False, True))
     found = {f"br{k}": (before < k, after < k) for k in (1, 5)}
     found["rec"] = (
-        in_photo(PixelLocalizer(encoder), dataset, photos, asked),
-        in_photo(PixelLocalizer(encoder, verifier=verifier), dataset, photos, asked),
+        right_boxes(unverified.localizer(encoder), dataset, photos, asked),
+        right_boxes(extras.localizer(encoder), dataset, photos, asked),
     )
     of_photo = np.unique([each.image_id for each in asked], return_inverse=True)[1]
     figures: dict[str, float] = {}
@@ -107,25 +107,6 @@ def split_figures(
             f"{name}_gain_high": span.high,
         }
     return {name: 100 * float(value) for name, value in figures.items()}
-
-
-def in_photo(
-    localizer: PixelLocalizer, dataset: ReferringDataset, photos: Path, asked: Sequence[Expression]
-) -> npt.NDArray[np.bool_]:
-    """Return for each expression whether its best box in its own photo is right."""
-    right = np.zeros(len(asked), dtype=np.bool_)
-    of_image: dict[str, list[int]] = defaultdict(list)
-    for number, each in enumerate(asked):
-        of_image[each.image_id].append(number)
-    for image_id, numbers in of_image.items():
-        pixels = read_image(photos / dataset.images_by_id[image_id].file_name)
-        found = localizer.locate(pixels, [asked[number].text for number in numbers], k=1)
-        for number, answer in zip(numbers, found, strict=True):
-            target = np.array(target_box(dataset, asked[number]))
-            right[number] = any(
-                elementwise_iou(target, np.array(each.box)) >= 0.5 for each in answer.boxes
-            )
-    return right
 
 
 def times_ms(gallery: Gallery, texts: Sequence[str]) -> dict[str, float]:

@@ -35,6 +35,7 @@ from reir.models.nano.model import ClareNano
 # Clare imports `transformers`, which takes longer than a search; only its own checkpoints need it.
 if TYPE_CHECKING:
     from reir.models.clare.model import Clare
+    from reir.models.nano.candidate_head import CandidateHead
     from reir.models.nano.color_head import ColorHead
     from reir.models.nano.color_reader import ColorReader
     from reir.models.nano.crop_network import CropNetwork
@@ -70,6 +71,12 @@ COLOR_HEAD = CheckpointPart(
     label="the color head",
     trained_on="the crop network and the text tower of checkpoint",
     stage="colors",
+)
+CANDIDATE_HEAD = CheckpointPart(
+    name="candidate_head",
+    label="the candidate head",
+    trained_on="the detector and the text tower of checkpoint",
+    stage="candidates",
 )
 EMBEDDING = "text.tower.words.weight"
 
@@ -302,6 +309,33 @@ def load_color_reader(
         folder, lambda shape: color_head_for(model, shape), weights_digest(folder)
     )
     return ColorReader(model, tokenizer, head)
+
+
+def save_candidate_head(folder: Path, head: CandidateHead, digest: str, about: Any) -> None:
+    """Write a candidate head into the checkpoint directory of the model with this digest."""
+    CANDIDATE_HEAD.save(folder, head, asdict(head.config), digest, about)
+
+
+def load_candidate_head(folder: Path | None = None) -> CandidateHead | None:
+    """Load the candidate head of a checkpoint in eval mode; None if the checkpoint has none.
+
+    Args:
+        folder: checkpoint directory; None for the one that comes with the package.
+
+    Raises:
+        CheckpointError: it was trained with another model, or cannot be loaded.
+    """
+    from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
+    from reir.models.nano.sentence_tower import WIDTH
+
+    folder = Path(folder) if folder is not None else SHIPPED
+    if not CANDIDATE_HEAD.is_in(folder):
+        return None
+    return CANDIDATE_HEAD.load(
+        folder,
+        lambda shape: CandidateHead(CandidateHeadConfig(**shape), WIDTH),
+        weights_digest(folder),
+    )
 
 
 def module_digest(module: nn.Module) -> str:

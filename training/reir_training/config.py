@@ -133,8 +133,9 @@ class Schedule(StrictConfig):
 
     Attributes:
         grounding_epochs, clia_epochs: length of stage 1 and stage 2.
-        rerank_epochs, masks_epochs, query_zoom_epochs, colors_epochs: length of the stages that
-            train the relation re-ranker, the mask head, the zoom policy and the color head.
+        rerank_epochs, masks_epochs, query_zoom_epochs, colors_epochs, candidates_epochs: length of
+            the stages that train the relation re-ranker, the mask head, the zoom policy, the color
+            head and the candidate head.
         photos_per_batch: batch size of an optimizer step, over all workers.
         accumulate_steps: gradient accumulation: number of parts into which each worker splits its
             share of the batch, to save memory. Photos of different parts are not negatives of one
@@ -157,6 +158,7 @@ class Schedule(StrictConfig):
     masks_epochs: int = Field(7, ge=0)
     query_zoom_epochs: int = Field(6, ge=0)
     colors_epochs: int = Field(12, ge=0)
+    candidates_epochs: int = Field(14, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -358,6 +360,18 @@ class ColorSettings(StrictConfig):
     dropout: float = Field(0.3, ge=0, lt=1)
 
 
+class CandidateSettings(StrictConfig):
+    """Settings of the candidate head of `clare-nano`; see `CandidateHeadConfig`.
+
+    Attributes:
+        generated_per_photo: maximum number of generated expressions of a photo.
+    """
+
+    width: int = Field(64, ge=8)
+    dropout: float = Field(0.4, ge=0, lt=1)
+    generated_per_photo: int = Field(6, ge=0)
+
+
 class NanoTrainConfig(TrainConfig):
     """The settings of a `clare-nano` run.
 
@@ -374,6 +388,7 @@ class NanoTrainConfig(TrainConfig):
     masks: MaskSettings = MaskSettings()
     query_zoom: QueryZoomSettings = QueryZoomSettings()
     colors: ColorSettings = ColorSettings()
+    candidates: CandidateSettings = CandidateSettings()
     optimization: NanoSchedule = NanoSchedule()
 
 

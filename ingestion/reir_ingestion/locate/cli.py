@@ -85,7 +85,6 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
     from reir.encoders import SHIPPED_KIND
     from reir.errors import ConfigError
     from reir.index_report import format_counts
-    from reir.query.localize import PixelLocalizer
     from reir.query.search import chosen_model
     from reir.text import validate_expression
     from reir_ingestion.locate.photos import locate_photos
@@ -102,7 +101,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
             f"--min-presence {min_presence:g} needs a calibration, which this encoder does not "
             f"have; create one with `reir calibrate`, or leave it out"
         )
-    localizer = PixelLocalizer(model, extras.calibration, verifier=extras.verifier)
+    localizer = extras.localizer(model)
     tally = Tally()
     for photo in tally.counted(locate_photos(opened, localizer, expression, min_presence)):
         if as_json:

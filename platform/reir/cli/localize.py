@@ -116,14 +116,13 @@ def load_locator(localizer: str | None, encoder: str | None) -> Locator:
     """
     from reir.encoders import SHIPPED_KIND
     from reir.models.localizers import load_localizer_spec
-    from reir.query.localize import PixelLocalizer
     from reir.query.photo_query import BoxLocator
     from reir.query.search import chosen_model
 
     if localizer is not None:
         return BoxLocator(load_localizer_spec(localizer))
     model, extras = chosen_model(encoder or SHIPPED_KIND)
-    return PixelLocalizer(model, extras.calibration, verifier=extras.verifier)
+    return extras.localizer(model)
 
 
 def as_table(found: Localization) -> RenderableType:

@@ -1,11 +1,11 @@
 """Finds the instances that an expression describes on the pixels of one photo.
 
 `PixelLocalizer.locate` is referring expression comprehension (REC): it encodes a photo, scores its
-instances, and compares the first ones with the colors of the expression. `PixelLocalizer.refine`
-improves hits of a gallery. A segmenter, if there is one, finds the pixels of each hit, and a
-tighter box. Without one, a crop around the box is encoded, in which the instance is larger, and the
-box that the crop has at the same place is taken. The box of the hit moves half of the way to that
-box. If the encoder computes masks, the mask comes from the crop, too.
+instances by their vectors, classes and places, and compares the first ones with the colors of the
+expression. `PixelLocalizer.refine` improves hits of a gallery. A segmenter, if there is one, finds
+the pixels of each hit, and a tighter box. Without one, a crop around the box is encoded, in which
+the instance is larger, and the box that the crop has at the same place is taken. The box of the hit
+moves half of the way to that box. If the encoder computes masks, the mask comes from the crop, too.
 
 Depends on the interface of encoders; not on a store or on Ray.
 """
@@ -24,11 +24,23 @@ import numpy as np
 from reir.images import rle
 from reir.images.boxes import elementwise_iou
 from reir.images.decode import photo_at
-from reir.models.interfaces import InstanceEncoder, Segmenter
+from reir.models.interfaces import (
+    CandidateScorer,
+    ClassifyingEncoder,
+    InstanceEncoder,
+    Segmenter,
+    TokenEncoder,
+)
 from reir.query.presence import Calibration
 from reir.query.stages import RefineRequest, RefineResult
 from reir.query.verify.photos import PixelVerifier
-from reir.query.verify.scores import VERIFIED_INSTANCES, RankedInstances, by_score, rank_instances
+from reir.query.verify.scores import (
+    VERIFIED_INSTANCES,
+    RankedInstances,
+    by_score,
+    candidate_scores,
+    rank_instances,
+)
 from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 from reir.results import Localization, LocalizedBox
 
@@ -61,12 +73,13 @@ SECOND_LOOK = 0.5
 class PixelLocalizer:
     """Finds instances on the pixels of photos."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an encoder, and the optional parts of its checkpoint
         self,
         encoder: InstanceEncoder,
         calibration: Calibration | None = None,
         segmenter: Segmenter | None = None,
         verifier: PixelVerifier | None = None,
+        candidate_scorer: CandidateScorer | None = None,
         photo: Callable[[str], RgbImage] = photo_at,
     ) -> None:
         """Prepare the localizer.
@@ -76,10 +89,13 @@ class PixelLocalizer:
             calibration: of the encoder's checkpoint; without it, no presence is computed.
             segmenter: finds the pixels of instances.
             verifier: compares colors; without it, colors count only as far as vectors know them.
+            candidate_scorer: compares classes and places; used if the encoder is a
+                `ClassifyingEncoder` and a `TokenEncoder`.
             photo: returns the pixels of a photo by its URI.
         """
         self._encoder, self._calibration, self._photo = encoder, calibration, photo
         self._segmenter, self._verifier = segmenter, verifier
+        self._candidate_scorer = candidate_scorer
         self._threads = ThreadPoolExecutor(SEGMENTING_THREADS, "segment")
         # Whoever switches between boxes and masks, or turns a page back, asks for the same hits.
         self._segmented = lru_cache(MAX_CACHED)(self._segment)
@@ -100,15 +116,13 @@ class PixelLocalizer:
             k: maximum number of instances per expression.
             masks: return masks and tighter boxes, if there is a segmenter or a mask branch.
         """
-        # Instances do not depend on the expression, so the photo is encoded once for all of them.
-        (instances,) = self._encoder.encode_images([image])
         height_px, width_px = image.shape[:2]
-        vectors = self._encoder.encode_expressions(expressions)
         answers = []
-        for expression, vector in zip(expressions, vectors, strict=True):
+        instances, scores_MN, vectors = self._scored(image, expressions)
+        for expression, scores, vector in zip(expressions, scores_MN, vectors, strict=True):
             calibration = self._calibration
             background = calibration.background.score(vector) if calibration else 0.0
-            ranked = self._ranked(image, expression, instances, vector)
+            ranked = self._ranked(image, expression, instances, scores)
             boxes = self._boxes(instances, ranked, k, background)
             boxes = self._with_masks(image, boxes) if masks else _without_masks(boxes)
             presence = self._presence(ranked, background)
@@ -145,18 +159,41 @@ class PixelLocalizer:
         (found,) = self._segmenter.segment(self._photo(request.uri), prompt)
         return RefineResult(box=_between(request.box, found.box), mask=found.mask)
 
+    def _scored(
+        self, image: RgbImage, expressions: Sequence[str]
+    ) -> tuple[Instances, list[FloatArray], FloatArray]:
+        """Return the instances of a photo, (N,) scores for each expression, and their vectors."""
+        # Instances do not depend on the expression, so the photo is encoded once for all of them.
+        encoder, scorer = self._encoder, self._candidate_scorer
+        if (
+            scorer is None
+            or not isinstance(encoder, ClassifyingEncoder)
+            or not isinstance(encoder, TokenEncoder)
+        ):
+            (instances,) = encoder.encode_images([image])
+            vectors = encoder.encode_expressions(expressions)
+            return instances, [instances.vectors @ vector for vector in vectors], vectors
+        ((instances, classes),) = encoder.encode_with_classes([image])
+        encoded = encoder.encode_tokens(expressions)
+        scores = [
+            candidate_scores(
+                instances.vectors @ each.vector, scorer.score(each, instances.boxes, classes)
+            )
+            for each in encoded
+        ]
+        return instances, scores, np.array([each.vector for each in encoded])
+
     def _ranked(
-        self, image: RgbImage, expression: str, instances: Instances, vector_D: FloatArray
+        self, image: RgbImage, expression: str, instances: Instances, scores_N: FloatArray
     ) -> RankedInstances | None:
         """Rank the instances of a photo for an expression; None if there are none."""
         if not len(instances):
             return None
-        scores = instances.vectors @ vector_D
         if self._verifier is None:
-            return rank_instances(scores)
-        first = by_score(scores)[:VERIFIED_INSTANCES]
+            return rank_instances(scores_N)
+        first = by_score(scores_N)[:VERIFIED_INSTANCES]
         return rank_instances(
-            scores, self._verifier.read(image, expression, instances.boxes[first])
+            scores_N, self._verifier.read(image, expression, instances.boxes[first])
         )
 
     def _boxes(

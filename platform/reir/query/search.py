@@ -27,7 +27,7 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images.decode import read_bytes
-from reir.models.interfaces import InstanceEncoder, Segmenter, Zoomer
+from reir.models.interfaces import CandidateScorer, InstanceEncoder, Segmenter, Zoomer
 from reir.models.query_zoom.policy import ZoomPolicy
 from reir.models.query_zoom.zoomer import load_zoomer_spec, zoomer_of
 from reir.models.reranker import Reranker
@@ -148,6 +148,24 @@ class CheckpointExtras:
     segmenter: Segmenter | None = None
     zoom_policy: ZoomPolicy | None = None
     verifier: PixelVerifier | None = None
+    candidate_scorer: CandidateScorer | None = None
+
+    def localizer(
+        self, encoder: InstanceEncoder, segmenter: Segmenter | None = None
+    ) -> PixelLocalizer:
+        """Return the localizer of the checkpoint.
+
+        Args:
+            encoder: of the checkpoint.
+            segmenter: to use instead of that of the checkpoint.
+        """
+        return PixelLocalizer(
+            encoder,
+            self.calibration,
+            segmenter or self.segmenter,
+            self.verifier,
+            self.candidate_scorer,
+        )
 
 
 Model = tuple[InstanceEncoder, CheckpointExtras]
@@ -164,6 +182,7 @@ def load_extras(folder: Path, encoder: InstanceEncoder) -> CheckpointExtras:
     """
     from reir.checkpoint import (
         COLOR_HEAD,
+        load_candidate_head,
         load_color_reader,
         load_reranker,
         load_segmenter,
@@ -182,6 +201,7 @@ def load_extras(folder: Path, encoder: InstanceEncoder) -> CheckpointExtras:
         load_segmenter(folder),
         load_zoom_policy(folder, digest),
         PixelVerifier(load_reader) if COLOR_HEAD.is_in(folder) else None,
+        load_candidate_head(folder),
     )
 
 
@@ -237,9 +257,7 @@ class Gallery(AbstractContextManager["Gallery"]):
         self._retriever = Retriever(store, name, encoder.digest, encoder.dim, self._version)
         self._encoder, self._extras = encoder, extras
         reranker = extras.reranker
-        self._localizer = PixelLocalizer(
-            encoder, extras.calibration, self._segmenter or extras.segmenter, extras.verifier
-        )
+        self._localizer = extras.localizer(encoder, self._segmenter)
         self.stages = LocalStages(
             encoder=encoder,
             retriever=self._retriever,

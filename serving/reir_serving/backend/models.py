@@ -56,8 +56,7 @@ class LoadedModel:
     @cached_property
     def localizer(self) -> PixelLocalizer:
         """The localizer of this model, which remembers the masks that it has found."""
-        extras = self.extras
-        return PixelLocalizer(self.encoder, extras.calibration, extras.segmenter, extras.verifier)
+        return self.extras.localizer(self.encoder)
 
     @cached_property
     def zoomer(self) -> PhotoZoomer:

@@ -26,12 +26,13 @@ from reir.query.presence import (
     photo_features,
 )
 from reir.query.stages import VerifyResult
-from reir.query.verify.scores import SCORE_OF_SURPRISAL, rank_instances
+from reir.query.verify.scores import SCORE_OF_CANDIDATE, SCORE_OF_SURPRISAL, rank_instances
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
 from reir_training.report.calibration import (
     CURVE_POINTS,
+    PixelEvidence,
     ScoreTable,
     Trials,
     best_photos,
@@ -221,8 +222,9 @@ def random_readings(num: int, seed: int) -> dict[tuple[int, int], list[VerifyRes
 
 def test_verified_trials_are_those_of_verified_scores() -> None:
     scored = ScoreTable(*drawn(24, 0.6), BACKGROUND)
-    scored.readings = random_readings(24, seed=1)
-    whole, hits = gallery_trials(scored, seed=3, verified=True)
+    hits = {pair: first for pair, (first, *_) in random_readings(24, seed=1).items()}
+    scored.pixels = PixelEvidence(hits=hits)
+    whole, of_hits = gallery_trials(scored, seed=3, verified=True)
     plain, plain_hits = gallery_trials(scored, seed=3, verified=False)
     assert plain.features[:, -1].max() == 0
     searches = list(draw_galleries(scored, seed=3))
@@ -230,39 +232,48 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
     for number, (expression, _, photos) in enumerate(searches):
         best = best_photos(scored, expression, photos)
         surprisals = [
-            sum(each.surprisal for each in scored.readings.get((expression, photo), [()])[0])
+            sum(each.surprisal for each in hits.get((expression, photo), ()))
             for photo in best.tolist()
         ]
         mean = float(np.mean(surprisals))
         scores = scored.best[expression, best] - SCORE_OF_SURPRISAL * (np.array(surprisals) - mean)
         features = whole.features[number]
         assert (features[0], features[-1]) == pytest.approx((scores.max(), mean))
-        of_search = hits.features[10 * number : 10 * number + 10, 0]
+        of_search = of_hits.features[10 * number : 10 * number + 10, 0]
         np.testing.assert_allclose(of_search, np.sort(scores)[::-1])
         if expression % 2:
             np.testing.assert_array_equal(features, plain.features[number])
         reordered += bool(np.any(np.diff(scores) > 0))
     assert reordered > 5
-    assert hits.labels.sum() == plain_hits.labels.sum()
+    assert of_hits.labels.sum() == plain_hits.labels.sum()
     calibration = fit_calibration(scored, BACKGROUND, digest="d", about={})
     assert calibration.gallery.weights[-1] != 0
-    assert all(calibration.photo.weights[-2:])
-    assert calibration.about["verified_hits"] == len(scored.readings)
+    assert calibration.about["verified_hits"] == len(hits)
 
 
 def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
     gallery, queries = drawn(24, 1.5)
     scored = ScoreTable(gallery, queries, BACKGROUND)
-    scored.readings = random_readings(24, seed=2)
+    rng = np.random.default_rng(2)
+    pairs = [(expression, photo) for expression in range(24) for photo in range(24)]
+    scored.pixels = PixelEvidence(
+        logits={pair: rng.normal(size=3).astype(np.float32) for pair in pairs},
+        instances=random_readings(24, seed=2),
+    )
     photos, boxes = photo_trials(scored, seed=3, verified=True)
     plain, plain_boxes = photo_trials(scored, seed=3, verified=False)
     assert plain.features[:, -2:].max() == 0
     row = reordered = 0
     for expression, searched in draw_photos(scored, seed=3):
         for photo in searched.tolist():
-            scores = gallery.vectors[3 * photo : 3 * photo + 3] @ queries.vectors[expression]
-            readings = scored.readings.get((expression, photo), ())
-            ranked = rank_instances(scores, readings)
+            rows = slice(3 * photo, 3 * photo + 3)
+            products = gallery.vectors[rows] @ queries.vectors[expression]
+            logits = scored.pixels.logits[expression, photo]
+            scores = products + SCORE_OF_CANDIDATE * (logits - logits.max())
+            ranked = rank_instances(scores, scored.pixels.instances.get((expression, photo), ()))
+            # The first of these instances are the ones that are verified.
+            first_px = scored.first_boxes_px(expression, photo, 1)
+            np.testing.assert_allclose(first_px, gallery.boxes_px[rows][[scores.argmax()]])
             background = scored.background[expression]
             expected = photo_features(ranked.score, background, ranked.colors)
             assert photos.features[row] == pytest.approx(expected)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reir_training.config import TrainConfig
     from reir_training.report.dry_run import DryRun
 
-STAGES = ("grounding", "clia", "all", "rerank", "masks", "query-zoom", "colors")
+STAGES = ("grounding", "clia", "all", "rerank", "masks", "query-zoom", "colors", "candidates")
 
 
 Data = Annotated[
@@ -35,8 +35,9 @@ StageName = Annotated[
     str,
     typer.Option(
         help="Stage to train: grounding (stage 1), clia (stage 2), all (both), rerank (the "
-        "re-ranker), masks (the mask head), query-zoom (the zoom policy of searches) or colors "
-        "(the color head of `reir build-dataset`); the last four require --init."
+        "re-ranker), masks (the mask head), query-zoom (the zoom policy of searches), colors (the "
+        "color head) or candidates (the candidate head of `reir localize`); the last five require "
+        "--init."
     ),
 ]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint directory to start from.")]

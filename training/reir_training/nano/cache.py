@@ -54,6 +54,11 @@ class FrozenCache:
         """Return the (K', 4) boxes of a photo's candidates, without padding."""
         return np.asarray(self._arrays["boxes"][row][self._arrays["valid"][row]])
 
+    def classes(self, row: int) -> np.ndarray:
+        """Return the (K', 80) class scores of a photo's candidates in float32, without padding."""
+        scores = self._arrays["class_scores"][row][self._arrays["valid"][row]]
+        return np.asarray(scores, dtype=np.float32)
+
     def colors(self, row: int) -> np.ndarray:
         """Return the (K', 4, 4, 3) color grids of a photo's candidates, without padding."""
         return np.asarray(self._arrays["colors"][row][self._arrays["valid"][row]])

@@ -11,7 +11,7 @@ module works on arrays; it uses no encoder and no files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,10 +46,12 @@ from reir.query.stages import VerifyResult
 from reir.query.verify.scores import (
     RankedInstances,
     by_score,
+    candidate_scores,
     mean_surprisal,
     rank_instances,
     verified_scores,
 )
+from reir.records import FloatArray
 from reir_training.report.calibration_queries import SHORT, CalibrationQueries
 
 SEED = 0
@@ -100,6 +102,27 @@ class Trials:
         return Trials(self.features[chosen], self.labels[chosen], self.groups[chosen])
 
 
+Pair = tuple[int, int]
+"""An expression and a photo; numbers of a `ScoreTable`."""
+
+
+@dataclass(frozen=True)
+class PixelEvidence:
+    """What photos say about expressions beyond the vectors of their instances.
+
+    Attributes:
+        hits: what the pixels say about the colors of a photo's best instance, as a search verifies
+            it; nothing for expressions without colors.
+        logits: (N,) what the candidate head says of the instances of a photo; nothing without one.
+        instances: what the pixels say about the colors of a photo's first instances, in their order
+            with `logits`.
+    """
+
+    hits: Mapping[Pair, VerifyResult] = field(default_factory=dict)
+    logits: Mapping[Pair, FloatArray] = field(default_factory=dict)
+    instances: Mapping[Pair, Sequence[VerifyResult]] = field(default_factory=dict)
+
+
 class ScoreTable:
     """The score of every expression on every photo.
 
@@ -112,11 +135,8 @@ class ScoreTable:
         texts: M expressions.
         alike: M arrays of photos that may show what the expression describes.
         photos: (P,) position of each photo in the dataset.
-        readings: what the pixels of a photo's first instances say about an expression that names
-            colors, by expression and photo; nothing for expressions without colors.
+        pixels: what the photos themselves say; nothing at first.
     """
-
-    readings: Mapping[tuple[int, int], Sequence[VerifyResult]]
 
     def __init__(
         self, gallery: Gallery, queries: CalibrationQueries, background: Background
@@ -137,7 +157,7 @@ class ScoreTable:
         self.boxes_px = queries.boxes_px[kept]
         self.own = np.searchsorted(photos, queries.images[kept])
         self.texts = [text for text, here in zip(queries.texts, kept, strict=True) if here]
-        self.readings = {}
+        self.pixels = PixelEvidence()
         self.photos = photos
         self.alike = [
             np.flatnonzero(np.isin(photos, list(alike)))
@@ -151,19 +171,30 @@ class ScoreTable:
         self.best = np.maximum.reduceat(scores_MJ, starts, axis=1).astype(np.float64)
         self.right = np.zeros(self.best.shape, dtype=np.bool_)
         for m, photo in enumerate(self.own):
-            best = self.first_boxes_px(m, int(photo), 1)
-            self.right[m, photo] = elementwise_iou(self.boxes_px[m], best)[0] >= MATCH_IOU
+            best = self.best_box_px(m, int(photo))
+            self.right[m, photo] = elementwise_iou(self.boxes_px[m], best[None])[0] >= MATCH_IOU
 
     @property
     def unique(self) -> npt.NDArray[np.bool_]:
         """(M,) whether an expression describes one instance of all photos."""
         return np.array([len(photos) == 1 for photos in self.alike])
 
-    def first_boxes_px(self, expression: int, photo: int, num: int) -> Floats:
-        """Return the (num', 4) xyxy boxes of the instances of a photo that score best."""
+    def best_box_px(self, expression: int, photo: int) -> Floats:
+        """Return the (4,) xyxy box of the instance of a photo that a search finds."""
         rows = self._rows(photo)
-        first = by_score(self._gallery.vectors[rows] @ self.vectors[expression])[:num]
-        return np.asarray(self._gallery.boxes_px[rows][first], dtype=np.float64)
+        best = by_score(self._gallery.vectors[rows] @ self.vectors[expression])[0]
+        return np.asarray(self._gallery.boxes_px[rows][best], dtype=np.float64)
+
+    def first_boxes_px(self, expression: int, photo: int, num: int) -> Floats:
+        """Return the (num', 4) xyxy boxes of the first instances of a photo, with `pixels`."""
+        first = by_score(self._scores(expression, photo, with_pixels=True))[:num]
+        return np.asarray(self._gallery.boxes_px[self._rows(photo)][first], dtype=np.float64)
+
+    def _scores(self, expression: int, photo: int, *, with_pixels: bool) -> FloatArray:
+        """Return the (N,) scores of the instances of a photo, before their verification."""
+        scores = self._gallery.vectors[self._rows(photo)] @ self.vectors[expression]
+        logits = self.pixels.logits.get((expression, photo)) if with_pixels else None
+        return scores if logits is None else candidate_scores(scores, logits)
 
     def _rows(self, photo: int) -> slice:
         return slice(self._starts[photo], self._starts[photo] + self.counts[photo])
@@ -172,9 +203,10 @@ class ScoreTable:
         self, expression: int, photo: int, *, verified: bool
     ) -> tuple[RankedInstances, Labels]:
         """Return the instances of a photo, and which of them are the described one."""
-        rows = self._rows(photo)
-        readings = self.readings.get((expression, photo), ()) if verified else ()
-        ranked = rank_instances(self._gallery.vectors[rows] @ self.vectors[expression], readings)
+        rows, pair = self._rows(photo), (expression, photo)
+        readings = self.pixels.instances.get(pair, ()) if verified else ()
+        scores = self._scores(expression, photo, with_pixels=verified)
+        ranked = rank_instances(scores, readings)
         if photo != self.own[expression]:
             return ranked, np.zeros(len(ranked.order), dtype=np.bool_)
         boxes_px = self._gallery.boxes_px[rows][ranked.order]
@@ -222,10 +254,10 @@ class FirstHits(NamedTuple):
 def first_hits(
     scored: ScoreTable, expression: int, photos: npt.NDArray[np.int64], *, verified: bool
 ) -> FirstHits:
-    """Search some photos, and verify the colors of the hits if asked to (`scored.readings`)."""
+    """Search some photos, and verify the colors of the hits if asked to (`scored.pixels`)."""
     photos = best_photos(scored, expression, photos)
     readings = [
-        next(iter(scored.readings.get((expression, photo), ())), ()) if verified else ()
+        scored.pixels.hits.get((expression, photo), ()) if verified else ()
         for photo in photos.tolist()
     ]
     scores = np.array(verified_scores(scored.best[expression, photos].tolist(), readings))
@@ -250,7 +282,7 @@ def gallery_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Tr
     Args:
         scored: scores of all expressions.
         seed: of the galleries, see `draw_galleries`.
-        verified: whether the searches verify the colors of their hits (`scored.readings`).
+        verified: whether the searches verify the colors of their hits (`scored.pixels`).
     """
     unique = scored.unique
     galleries: list[tuple[tuple[float, ...], bool, int]] = []
@@ -296,7 +328,7 @@ def photo_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Tria
     Args:
         scored: scores of all expressions.
         seed: of the photos, see `draw_photos`.
-        verified: whether the colors of the first instances are verified (`scored.readings`).
+        verified: whether the photos are opened (`scored.pixels`), or only their vectors compared.
     """
     photos: list[tuple[tuple[float, ...], bool, int]] = []
     boxes: list[tuple[tuple[float, ...], bool, int]] = []
@@ -334,7 +366,7 @@ def fit_calibration(
             f"{len(scored.own)} are of the kind {SHORT!r}: add long expressions"
         )
     # The same models serve searches with and without verification.
-    ways = (False, True) if scored.readings else (False,)
+    ways = (False, True) if scored.pixels.hits or scored.pixels.logits else (False,)
     trials = [
         (*gallery_trials(scored, SEED, verified=each), *photo_trials(scored, SEED, verified=each))
         for each in ways
@@ -358,7 +390,7 @@ def fit_calibration(
             **about,
             "photos": len(scored.counts),
             "expressions": len(scored.own),
-            "verified_hits": len(scored.readings),
+            "verified_hits": len(scored.pixels.hits),
             "gallery": calibration_figures(presence, whole.labels),
             "hit": calibration_figures(cross_validated(hits, HIT_FEATURES), hits.labels),
             "photo": calibration_figures(on_photos, photos.labels),

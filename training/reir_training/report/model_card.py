@@ -34,6 +34,7 @@ NANO_LIMITS = """\
 """
 RERANK_TITLE, MASKS_TITLE = "## Relation re-ranker", "## Mask head"
 QUERY_ZOOM_TITLE, COLORS_TITLE = "## Zoom policy", "## Color head"
+CANDIDATES_TITLE = "## Candidate head"
 FINETUNE_TITLE = "## Fine-tune"
 CLARE_LIMITS = """\
 * Expressions must be in English.
@@ -226,6 +227,34 @@ held-out photos.
     )
 
 
+def write_candidates_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
+    """Write the model card of the model again, with a section about the candidate head.
+
+    Args:
+        folder: folder of the new checkpoint.
+        source: folder of the model's checkpoint.
+        about: metadata of the head.
+    """
+    _add_section(
+        folder,
+        source,
+        CANDIDATES_TITLE,
+        f"""\
+The candidate head compares an expression with the classes and boxes that the detector found in one
+photo. It was trained on {about["examples"]} written and generated expressions of
+{about["photos"]} photos, in {about["steps"]} steps of
+{about["settings"]["optimization"]["photos_per_batch"]} expressions and {about["hours"]} hours.
+
+The figures say how often (percent) the head alone finds the described candidate of a held-out
+photo, for long and short expressions that describe a candidate.
+
+| figure | value |
+|---|---|
+{_metrics(about)}
+""",
+    )
+
+
 def write_finetune_card(folder: Path, source: Path, about: Mapping[str, Any]) -> None:
     """Write the model card of the model again, with a section about a fine-tune.
 
@@ -246,7 +275,7 @@ expressions about {about["photos"]} photos, most of whose boxes a model found. T
 checkpoint are the old ones plus {about["share_of_new_weights"]:g} of their change.
 """,
         # These parts were made for the old vectors, and are not in the new checkpoint.
-        without=(RERANK_TITLE, QUERY_ZOOM_TITLE, COLORS_TITLE),
+        without=(RERANK_TITLE, QUERY_ZOOM_TITLE, COLORS_TITLE, CANDIDATES_TITLE),
     )
 
 

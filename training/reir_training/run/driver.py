@@ -28,7 +28,7 @@ from reir_training.config import (
     TrainConfig,
 )
 from reir_training.run.num_workers import NumWorkers, check_shares
-from reir_training.run.schedule import COLORS, QUERY_ZOOM, RERANK, check_stage
+from reir_training.run.schedule import CANDIDATES, COLORS, QUERY_ZOOM, RERANK, check_stage
 from reir_training.run.storage import METRICS, open_checked_storage
 from reir_training.weak.config import WeakTrainConfig
 
@@ -159,6 +159,7 @@ def _cache(
     """Compute the output of the frozen part of the model, and return its folder."""
     # Computed before the workers start, because each of them would compute all of it. The imports
     # are here, because the published CLARE needs none of these modules in the driver.
+    from reir_training.candidates.task import load_candidate_examples
     from reir_training.colors.data import build_color_cache, with_color_words
     from reir_training.data.leakage import training_photos
     from reir_training.nano.initialization import start_model
@@ -186,6 +187,10 @@ def _cache(
         assert init is not None
         bars.add_task("encoding with the dual stream", total=None, note="photos and expressions")
         load_rerank_data(config, photos, cache=folder, init=init)
+    if stage == CANDIDATES:
+        assert init is not None
+        bars.add_task("encoding expressions", total=None, note="texts")
+        load_candidate_examples(config, photos, cache=folder, init=init)
     return folder
 
 

@@ -11,14 +11,16 @@ from typing import Literal
 from reir.errors import ConfigError
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom", "colors"]
+Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom", "colors", "candidates"]
 PIZA, WEAK_REC = "piza", "weak-rec"
-RERANK, MASKS, QUERY_ZOOM, COLORS = "rerank", "masks", "query-zoom", "colors"
+RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
+COLORS, CANDIDATES = "colors", "candidates"
 ADDED_PARTS: Mapping[str, str] = {
     RERANK: "re-ranker",
     MASKS: "mask head",
     QUERY_ZOOM: "zoom policy",
     COLORS: "color head",
+    CANDIDATES: "candidate head",
 }
 """Stages that add a part to a finished `clare-nano`, and the part."""
 FINAL_RATE = 0.02
@@ -66,6 +68,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
         "masks": settings.masks_epochs,
         "query-zoom": settings.query_zoom_epochs,
         "colors": settings.colors_epochs,
+        "candidates": settings.candidates_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():

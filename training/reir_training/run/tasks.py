@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from reir_training.candidates.task import CandidateTask
 from reir_training.clare.task import ClareTask
 from reir_training.colors.task import ColorTask
 from reir_training.config import (
@@ -20,17 +21,26 @@ from reir_training.nano.task import NanoTask
 from reir_training.piza.task import PizaTask
 from reir_training.query_zoom.task import ZoomTask
 from reir_training.rerank.task import RerankTask
-from reir_training.run.schedule import ADDED_PARTS, COLORS, MASKS, QUERY_ZOOM, RERANK
+from reir_training.run.schedule import (
+    ADDED_PARTS,
+    CANDIDATES,
+    COLORS,
+    MASKS,
+    QUERY_ZOOM,
+    RERANK,
+)
 from reir_training.run.step_stream import Stream, load_in_process
 from reir_training.weak.config import WeakTrainConfig
 from reir_training.weak.task import WeakTask
 
-AnyTask = NanoTask | ClareTask | PizaTask | WeakTask | RerankTask | MaskTask | ZoomTask | ColorTask
-PARTS: Mapping[str, type[RerankTask | MaskTask | ZoomTask | ColorTask]] = {
+PartTask = RerankTask | MaskTask | ZoomTask | ColorTask | CandidateTask
+AnyTask = NanoTask | ClareTask | PizaTask | WeakTask | PartTask
+PARTS: Mapping[str, type[PartTask]] = {
     RERANK: RerankTask,
     MASKS: MaskTask,
     QUERY_ZOOM: ZoomTask,
     COLORS: ColorTask,
+    CANDIDATES: CandidateTask,
 }
 
 

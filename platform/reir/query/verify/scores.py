@@ -17,6 +17,10 @@ from reir.records import FloatArray
 SCORE_OF_SURPRISAL = 0.02
 """What a unit of surprisal of a color takes from the score of a hit; chosen on `val`."""
 
+SCORE_OF_CANDIDATE = 0.07
+"""What a unit of the candidate head's logit adds to the score of an instance, compared with the
+best one of its photo; chosen on `val`."""
+
 VERIFIED_INSTANCES = 5
 """Number of first instances of a photo that are verified; more of them change nothing on `val`."""
 
@@ -43,6 +47,20 @@ def mean_surprisal(verified: Sequence[VerifyResult | None]) -> float:
     """Return the mean surprisal of the hits whose photos could be read; 0 if there are none."""
     known = [surprisal(each) for each in verified if each is not None]
     return float(np.mean(known)) if known else 0.0
+
+
+def candidate_scores(scores_N: FloatArray, logits_N: FloatArray) -> FloatArray:
+    """Return (N,) scores of the instances of a photo, with what the candidate head says of them.
+
+    The best instance by its logit keeps its score, and all others lose, so that scores remain
+    comparable with those of other photos.
+
+    Args:
+        scores_N: inner products.
+        logits_N: see `CandidateScorer.score`.
+    """
+    behind = logits_N - logits_N.max(initial=-np.inf)
+    return np.asarray(scores_N + SCORE_OF_CANDIDATE * behind, dtype=np.float32)
 
 
 def by_score(scores_N: FloatArray) -> npt.NDArray[np.int64]:

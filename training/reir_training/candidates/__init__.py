@@ -1,0 +1,1 @@
+"""Training of the candidate head of a finished `clare-nano`."""
