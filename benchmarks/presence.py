@@ -49,7 +49,6 @@ from reir_training.data.examples import set_test_photos_aside
 from reir_training.report.calibrate import pixel_readers, score_photos
 from reir_training.report.calibration import (
     SEED,
-    ScoreTable,
     Trials,
     calibration_figures,
     cross_validated,
@@ -60,6 +59,7 @@ from reir_training.report.calibration import (
 )
 from reir_training.report.calibration_pixels import Searches
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
+from reir_training.report.score_table import ScoreTable
 
 Verify = Callable[[ScoreTable, ReferringDataset, Searches, Searches], None]
 """Sets `ScoreTable.pixels` for searches of galleries and for single photos of a dataset."""

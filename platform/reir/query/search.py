@@ -153,19 +153,9 @@ class CheckpointExtras:
     def localizer(
         self, encoder: InstanceEncoder, segmenter: Segmenter | None = None
     ) -> PixelLocalizer:
-        """Return the localizer of the checkpoint.
-
-        Args:
-            encoder: of the checkpoint.
-            segmenter: to use instead of that of the checkpoint.
-        """
-        return PixelLocalizer(
-            encoder,
-            self.calibration,
-            segmenter or self.segmenter,
-            self.verifier,
-            self.candidate_scorer,
-        )
+        """Return the localizer; `segmenter` takes the place of that of the checkpoint."""
+        parts = (self.calibration, segmenter or self.segmenter, self.verifier)
+        return PixelLocalizer(encoder, *parts, self.candidate_scorer)
 
 
 Model = tuple[InstanceEncoder, CheckpointExtras]

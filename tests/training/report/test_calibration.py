@@ -32,8 +32,6 @@ from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
 from reir_training.report.calibration import (
     CURVE_POINTS,
-    PixelEvidence,
-    ScoreTable,
     Trials,
     best_photos,
     cross_validated,
@@ -47,6 +45,7 @@ from reir_training.report.calibration import (
     tie_margin,
 )
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
+from reir_training.report.score_table import PixelEvidence, ScoreTable
 
 DIM = 16
 

@@ -43,7 +43,7 @@ from reir_training.finetune.work import OutputFolder
 from reir_training.pseudo_labels.agreement import AgreementFilter
 from reir_training.pseudo_labels.labels import PseudoLabels, label_sentences
 from reir_training.report.calibrate import calibrate_checkpoint
-from reir_training.report.calibration import MIN_PHOTOS
+from reir_training.report.score_table import MIN_PHOTOS
 from reir_training.run.driver import run
 
 PHOTOS, SENTENCES, LABELS = "photos", "sentences.jsonl", "labels.json"

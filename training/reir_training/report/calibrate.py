@@ -13,13 +13,13 @@ from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import Background, Calibration, load_background, save_calibration
 from reir_training.report.calibration import (
     SEED,
-    ScoreTable,
     draw_galleries,
     draw_photos,
     fit_calibration,
 )
 from reir_training.report.calibration_pixels import PixelReaders
 from reir_training.report.calibration_queries import calibration_queries
+from reir_training.report.score_table import ScoreTable
 
 
 def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name

@@ -23,7 +23,8 @@ from reir.models.interfaces import (
 from reir.query.stages import VerifyResult
 from reir.query.verify.scores import VERIFIED_INSTANCES
 from reir.records import FloatArray
-from reir_training.report.calibration import Pair, PixelEvidence, ScoreTable, best_photos
+from reir_training.report.calibration import best_photos
+from reir_training.report.score_table import Pair, PixelEvidence, ScoreTable
 
 if TYPE_CHECKING:
     from reir.models.nano.color_reader import ColorReader

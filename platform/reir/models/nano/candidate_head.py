@@ -64,7 +64,8 @@ class CandidateHead(nn.Module):
         self.to_place = nn.Sequential(
             nn.Linear(text_width, width), nn.ReLU(), nn.Dropout(drop), weigh
         )
-        self.class_weight = nn.Parameter(torch.ones(()))
+        # One number, but with an axis, because DeepSpeed broadcasts no parameter without one.
+        self.class_weight = nn.Parameter(torch.ones(1))
         # A place has no effect at first; the classes alone are already a good answer.
         nn.init.zeros_(weigh.weight)
         nn.init.zeros_(weigh.bias)

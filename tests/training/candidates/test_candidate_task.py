@@ -1,0 +1,184 @@
+"""The stage `candidates`: its examples, what it learns, and the checkpoint."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reir.checkpoint import load_candidate_head, load_encoder
+from reir.datasets.coco_classes import COCO_CLASSES
+from reir.errors import CheckpointError, ConfigError
+from reir.models.nano.encoder import ClareNanoEncoder
+from reir_testing.tiny import save_tiny_run, tiny_batch
+from reir_training.candidates.task import CandidateTask
+from reir_training.config import NanoTrainConfig
+from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
+from reir_training.run.schedule import Epoch, check_stage, plan
+
+NUM_PHOTOS = 40
+HELD_OUT = 8
+EPOCH = Epoch(0, "candidates", 0, 1)
+DOG, CAT = COCO_CLASSES.index("dog"), COCO_CLASSES.index("cat")
+KINDS = (DOG, CAT, DOG, CAT)
+
+
+def boxes_of(row: int) -> np.ndarray:
+    """Four boxes from left to right: a dog, a cat, a dog and a cat."""
+    rng = np.random.default_rng(row)
+    left = np.array([0.02, 0.27, 0.52, 0.77]) + rng.uniform(0, 0.05, 4)
+    top = rng.uniform(0.1, 0.6, 4)
+    return np.stack([left, top, left + 0.15, top + 0.2], axis=1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and the candidates of photos: those four, and one that nothing describes."""
+    root = tmp_path_factory.mktemp("candidates")
+    batch = tiny_batch(NUM_PHOTOS, 5)
+    batch.valid[:] = True
+    batch.class_scores[:] = 0.01
+    for row in range(NUM_PHOTOS):
+        batch.boxes[row, :4] = torch.from_numpy(boxes_of(row))
+        batch.boxes[row, 4] = torch.tensor([0.4, 0.85, 0.5, 0.95])
+        for place, kind in enumerate(KINDS):
+            batch.class_scores[row, place, kind] = 0.6
+    save_tiny_run(root, batch, "# a model\n\n## Sources\n\nphotos\n")
+    return root
+
+
+def photos_of(folder: Path) -> list[TrainPhoto]:
+    """Photos in which each of the four is described."""
+    texts = ("the left dog", "the left cat", "the right dog", "the right cat")
+    return [
+        TrainPhoto(
+            path=folder / f"{row}.png",
+            split=VAL if row >= NUM_PHOTOS - HELD_OUT else "train",
+            boxes=boxes_of(row),
+            categories=np.array(KINDS),
+            names=("dog", "cat", "dog", "cat"),
+            expressions=tuple(
+                TrainExpression(text, box, "short" if box == 3 else "long")
+                for box, text in enumerate(texts)
+            ),
+        )
+        for row in range(NUM_PHOTOS)
+    ]
+
+
+def task_of(folder: Path, rank: int = 0, world_size: int = 1) -> CandidateTask:
+    config = NanoTrainConfig.model_validate(
+        {
+            "data": [{"format": "photos", "path": str(folder)}],
+            "weights": str(folder),
+            "optimization": {"photos_per_batch": 16, "precision": "fp32"},
+            "candidates": {"width": 16, "dropout": 0, "generated_per_photo": 2},
+        }
+    )
+    return CandidateTask(
+        config,
+        photos_of(folder),
+        cache=folder / "cache",
+        init=folder / "checkpoint",
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def test_each_expression_about_a_candidate_is_an_example(folder: Path) -> None:
+    task = task_of(folder)
+    examples = task.examples.examples
+    trained = task.examples.rows(photos_of(folder), held_out=False)
+    kinds = [examples[row].kind for row in trained]
+    photos = NUM_PHOTOS - HELD_OUT
+    assert (kinds.count("long"), kinds.count("short")) == (3 * photos, photos)
+    assert 0 < kinds.count("generated") <= 2 * photos
+    held_out = task.examples.rows(photos_of(folder), held_out=True)
+    assert sorted({examples[row].kind for row in held_out}) == ["long", "short"]
+    assert task.about()["examples"] == len(trained)
+    first = examples[0]
+    assert (first.text, first.right.tolist()) == ("the left dog", [True, *[False] * 4])
+    assert first.category == DOG
+
+
+def test_mirrored_photos_have_swapped_sentences(folder: Path) -> None:
+    task = task_of(folder)
+    rows = [0] * 40  # "the left dog"
+    batch = task.examples.batch(rows, np.random.default_rng(0))
+    (plain,) = task.examples.batch([0]).places
+    (right_dog,) = task.examples.batch([2]).texts
+    mirrored = ~torch.isclose(batch.places, plain).all(2).all(1)
+    assert 10 < int(mirrored.sum()) < 30
+    # "the left dog" of a photo is "the right dog" of its mirror image.
+    torch.testing.assert_close(batch.texts[mirrored], right_dog.expand(int(mirrored.sum()), -1))
+    torch.testing.assert_close(
+        batch.places[mirrored][..., 0], -plain[:, 0].expand(int(mirrored.sum()), -1)
+    )
+    assert batch.right.tolist() == [[True, *[False] * 4]] * 40
+
+
+def test_workers_share_the_expressions_of_a_step(folder: Path) -> None:
+    (whole, *_) = task_of(folder).batches(EPOCH, 0)
+    parts = [next(iter(task_of(folder, rank, 2).batches(EPOCH, 0))) for rank in range(2)]
+    assert [len(part) for part in parts] == [8, 8]
+    torch.testing.assert_close(torch.cat([part.classes for part in parts]), whole.classes)
+
+
+def test_it_learns_kinds_and_sides_and_the_checkpoint_has_it(folder: Path, tmp_path: Path) -> None:
+    task = task_of(folder)
+    optimizer = torch.optim.AdamW(task.groups(), lr=1e-2)
+    for number in range(25):
+        for batch in task.batches(Epoch(number, "candidates", 0, 25), 0):
+            loss, terms = task.objective(batch, "candidates")
+            assert set(terms) == {"candidate", "class"}
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = task.validate()
+    assert found["long_p50"] > 90
+    assert found["short_p50"] > 85
+
+    settings = {"optimization": {"photos_per_batch": 16}}
+    about = {**task.about(), "steps": 250, "hours": 0.1, "metrics": found, "settings": settings}
+    task.save(tmp_path / "new", about)
+    card = " ".join((tmp_path / "new" / "README.md").read_text().split())
+    assert "## Sources" in card
+    assert f"{task.about()['examples']} written and generated expressions" in card
+    same = ("model.safetensors", "config.json", "tokenizer.json")
+    assert filecmp.cmpfiles(folder / "checkpoint", tmp_path / "new", same, shallow=False)[0] == [
+        *same
+    ]
+    head, encoder = load_candidate_head(tmp_path / "new"), load_encoder(tmp_path / "new")
+    assert head is not None
+    assert isinstance(encoder, ClareNanoEncoder)
+    (expression,) = encoder.encode_tokens(["the right cat"])
+    classes = np.full((4, 80), 0.01, np.float32)
+    classes[range(4), KINDS] = 0.6
+    assert head.score(expression, boxes_of(0), classes).argmax() == 3
+
+
+def test_a_candidate_head_belongs_to_one_model(folder: Path, tmp_path: Path) -> None:
+    assert load_candidate_head(folder / "checkpoint") is None
+    task = task_of(folder)
+    settings = {"optimization": {"photos_per_batch": 16}}
+    about = {**task.about(), "steps": 0, "hours": 0, "metrics": {}, "settings": settings}
+    task.save(tmp_path / "new", about)
+    file = tmp_path / "new" / "candidate_head.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0" * 64}))
+    with pytest.raises(CheckpointError, match="reir train --stage candidates"):
+        load_candidate_head(tmp_path / "new")
+
+
+def test_the_stage_needs_a_checkpoint() -> None:
+    with pytest.raises(ConfigError, match="the checkpoint to add the candidate head to"):
+        check_stage("clare-nano", "candidates", None)
+    config = NanoTrainConfig.model_validate(
+        {"data": [{"format": "photos", "path": "photos"}], "weights": "weights"}
+    )
+    stages = [each.stage for each in plan(config.optimization, "candidates")]
+    assert stages == ["candidates"] * config.optimization.candidates_epochs
+    assert "candidates" not in {each.stage for each in plan(config.optimization, "all")}
