@@ -260,7 +260,6 @@ def main() -> None:
         ("photo", photos, plain_photos, shipped.photo),
         ("unverified_photo", plain_photos, plain_photos, shipped.photo),
         ("box", boxes, plain_boxes, shipped.box),
-        ("unverified_box", plain_boxes, plain_boxes, shipped.box),
     ):
         prefix = f"p6.{name}_" if name else "p6."
         told = compared(name or "gallery", trials, without, model)

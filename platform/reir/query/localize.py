@@ -118,11 +118,11 @@ class PixelLocalizer:
         """
         height_px, width_px = image.shape[:2]
         answers = []
-        instances, scores_MN, vectors = self._scored(image, expressions)
-        for expression, scores, vector in zip(expressions, scores_MN, vectors, strict=True):
+        instances, vectors, logits_MN = self._encoded(image, expressions)
+        for expression, vector, logits in zip(expressions, vectors, logits_MN, strict=True):
             calibration = self._calibration
             background = calibration.background.score(vector) if calibration else 0.0
-            ranked = self._ranked(image, expression, instances, scores)
+            ranked = self._ranked(image, expression, instances, vector, logits)
             boxes = self._boxes(instances, ranked, k, background)
             boxes = self._with_masks(image, boxes) if masks else _without_masks(boxes)
             presence = self._presence(ranked, background)
@@ -159,10 +159,10 @@ class PixelLocalizer:
         (found,) = self._segmenter.segment(self._photo(request.uri), prompt)
         return RefineResult(box=_between(request.box, found.box), mask=found.mask)
 
-    def _scored(
+    def _encoded(
         self, image: RgbImage, expressions: Sequence[str]
-    ) -> tuple[Instances, list[FloatArray], FloatArray]:
-        """Return the instances of a photo, (N,) scores for each expression, and their vectors."""
+    ) -> tuple[Instances, Sequence[FloatArray], Sequence[FloatArray | None]]:
+        """Return the instances of a photo; the vector of each expression, and its (N,) logits."""
         # Instances do not depend on the expression, so the photo is encoded once for all of them.
         encoder, scorer = self._encoder, self._candidate_scorer
         if (
@@ -171,30 +171,30 @@ class PixelLocalizer:
             or not isinstance(encoder, TokenEncoder)
         ):
             (instances,) = encoder.encode_images([image])
-            vectors = encoder.encode_expressions(expressions)
-            return instances, [instances.vectors @ vector for vector in vectors], vectors
+            vectors = list(encoder.encode_expressions(expressions))
+            return instances, vectors, [None] * len(vectors)
         ((instances, classes),) = encoder.encode_with_classes([image])
         encoded = encoder.encode_tokens(expressions)
-        scores = [
-            candidate_scores(
-                instances.vectors @ each.vector, scorer.score(each, instances.boxes, classes)
-            )
-            for each in encoded
-        ]
-        return instances, scores, np.array([each.vector for each in encoded])
+        logits = [scorer.score(each, instances.boxes, classes) for each in encoded]
+        return instances, [each.vector for each in encoded], logits
 
     def _ranked(
-        self, image: RgbImage, expression: str, instances: Instances, scores_N: FloatArray
+        self,
+        image: RgbImage,
+        expression: str,
+        instances: Instances,
+        vector_D: FloatArray,
+        logits_N: FloatArray | None,
     ) -> RankedInstances | None:
         """Rank the instances of a photo for an expression; None if there are none."""
         if not len(instances):
             return None
+        products = instances.vectors @ vector_D
         if self._verifier is None:
-            return rank_instances(scores_N)
-        first = by_score(scores_N)[:VERIFIED_INSTANCES]
-        return rank_instances(
-            scores_N, self._verifier.read(image, expression, instances.boxes[first])
-        )
+            return rank_instances(products, logits_N=logits_N)
+        first = by_score(candidate_scores(products, logits_N))[:VERIFIED_INSTANCES]
+        read = self._verifier.read(image, expression, instances.boxes[first])
+        return rank_instances(products, read, logits_N)
 
     def _boxes(
         self, instances: Instances, ranked: RankedInstances | None, k: int, background: float

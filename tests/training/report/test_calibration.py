@@ -269,7 +269,8 @@ def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
             products = gallery.vectors[rows] @ queries.vectors[expression]
             logits = scored.pixels.logits[expression, photo]
             scores = products + SCORE_OF_CANDIDATE * (logits - logits.max())
-            ranked = rank_instances(scores, scored.pixels.instances.get((expression, photo), ()))
+            readings = scored.pixels.instances.get((expression, photo), ())
+            ranked = rank_instances(products, readings, logits)
             # The first of these instances are the ones that are verified.
             first_px = scored.first_boxes_px(expression, photo, 1)
             np.testing.assert_allclose(first_px, gallery.boxes_px[rows][[scores.argmax()]])
@@ -281,7 +282,8 @@ def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
             # The first instance of a photo is the one that its expressions describe.
             right = (ranked.order == 0) & (photo == expression)
             assert boxes.labels[3 * row : 3 * row + 3].tolist() == right.tolist()
-            reordered += ranked.score < scores.max()
+            assert ranked.score == pytest.approx(products[ranked.order[0]])
+            reordered += ranked.score < products.max()
             row += 1
     assert row == len(photos.labels) == len(plain.labels)
     assert len(boxes.labels) == len(plain_boxes.labels)

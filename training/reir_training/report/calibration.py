@@ -248,7 +248,8 @@ def fit_calibration(
         (*gallery_trials(scored, SEED, verified=each), *photo_trials(scored, SEED, verified=each))
         for each in ways
     ]
-    whole, hits, photos, boxes = (_joined(each) for each in zip(*trials, strict=True))
+    whole, hits, photos = (_joined(each) for each in list(zip(*trials, strict=True))[:3])
+    boxes = trials[-1][3]  # nobody asks about an instance of a photo without opening the photo
     presence = cross_validated(whole, GALLERY_FEATURES)
     on_photos = cross_validated(photos, PHOTO_FEATURES)
     photo = fit(photos, PHOTO_FEATURES)

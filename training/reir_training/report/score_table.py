@@ -107,19 +107,18 @@ class ScoreTable:
     def best_box_px(self, expression: int, photo: int) -> Floats:
         """Return the (4,) xyxy box of the instance of a photo that a search finds."""
         rows = self._rows(photo)
-        best = by_score(self._gallery.vectors[rows] @ self.vectors[expression])[0]
+        best = by_score(self._products(expression, photo))[0]
         return np.asarray(self._gallery.boxes_px[rows][best], dtype=np.float64)
 
     def first_boxes_px(self, expression: int, photo: int, num: int) -> Floats:
         """Return the (num', 4) xyxy boxes of the first instances of a photo, with `pixels`."""
-        first = by_score(self._scores(expression, photo, with_pixels=True))[:num]
+        logits = self.pixels.logits.get((expression, photo))
+        first = by_score(candidate_scores(self._products(expression, photo), logits))[:num]
         return np.asarray(self._gallery.boxes_px[self._rows(photo)][first], dtype=np.float64)
 
-    def _scores(self, expression: int, photo: int, *, with_pixels: bool) -> FloatArray:
-        """Return the (N,) scores of the instances of a photo, before their verification."""
-        scores = self._gallery.vectors[self._rows(photo)] @ self.vectors[expression]
-        logits = self.pixels.logits.get((expression, photo)) if with_pixels else None
-        return scores if logits is None else candidate_scores(scores, logits)
+    def _products(self, expression: int, photo: int) -> FloatArray:
+        """Return the (N,) inner products of the instances of a photo."""
+        return np.asarray(self._gallery.vectors[self._rows(photo)] @ self.vectors[expression])
 
     def _rows(self, photo: int) -> slice:
         return slice(self._starts[photo], self._starts[photo] + self.counts[photo])
@@ -129,9 +128,12 @@ class ScoreTable:
     ) -> tuple[RankedInstances, Labels]:
         """Return the instances of a photo, and which of them are the described one."""
         rows, pair = self._rows(photo), (expression, photo)
-        readings = self.pixels.instances.get(pair, ()) if verified else ()
-        scores = self._scores(expression, photo, with_pixels=verified)
-        ranked = rank_instances(scores, readings)
+        pixels = self.pixels if verified else PixelEvidence()
+        ranked = rank_instances(
+            self._products(expression, photo),
+            pixels.instances.get(pair, ()),
+            pixels.logits.get(pair),
+        )
         if photo != self.own[expression]:
             return ranked, np.zeros(len(ranked.order), dtype=np.bool_)
         boxes_px = self._gallery.boxes_px[rows][ranked.order]

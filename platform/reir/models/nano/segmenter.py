@@ -19,6 +19,10 @@ from reir.models.nano.crop_network import CropNetwork
 from reir.models.nano.mask_head import MaskHead
 from reir.records import FloatArray, RgbImage
 
+MIN_PROBABILITY = 0.4
+"""A pixel belongs to the mask from here on; chosen on `val`. At .5, masks are smaller than annotated
+ones, and their mean IoU is lower by .007."""
+
 
 class NanoSegmenter:
     """The crop network of a `ClareNano` and a mask head, prepared for the CPU; thread-safe.
@@ -89,7 +93,7 @@ def _mask(
     x1, y1, x2, y2 = frame_px.tolist()
     resized = F.interpolate(logits[None, None], (y2 - y1, x2 - x1), mode="bilinear")[0, 0]
     mask = np.zeros(photo_px, dtype=np.bool_)
-    mask[y1:y2, x1:x2] = (resized > 0).numpy()
+    mask[y1:y2, x1:x2] = (resized.sigmoid() >= MIN_PROBABILITY).numpy()
     height, width = photo_px
     sizes_px = np.array([width, height])
     left, top = np.floor(limits[:2] * sizes_px).astype(int).tolist()

@@ -49,18 +49,20 @@ def mean_surprisal(verified: Sequence[VerifyResult | None]) -> float:
     return float(np.mean(known)) if known else 0.0
 
 
-def candidate_scores(scores_N: FloatArray, logits_N: FloatArray) -> FloatArray:
+def candidate_scores(products_N: FloatArray, logits_N: FloatArray | None) -> FloatArray:
     """Return (N,) scores of the instances of a photo, with what the candidate head says of them.
 
     The best instance by its logit keeps its score, and all others lose, so that scores remain
     comparable with those of other photos.
 
     Args:
-        scores_N: inner products.
-        logits_N: see `CandidateScorer.score`.
+        products_N: inner products.
+        logits_N: see `CandidateScorer.score`; None without a candidate head.
     """
+    if logits_N is None:
+        return products_N
     behind = logits_N - logits_N.max(initial=-np.inf)
-    return np.asarray(scores_N + SCORE_OF_CANDIDATE * behind, dtype=np.float32)
+    return np.asarray(products_N + SCORE_OF_CANDIDATE * behind, dtype=np.float32)
 
 
 def by_score(scores_N: FloatArray) -> npt.NDArray[np.int64]:
@@ -74,7 +76,8 @@ class RankedInstances:
 
     Attributes:
         order: (N,) rows of the instances.
-        scores: N scores; of the first instances after their verification.
+        scores: N scores, with what the candidate head says; those of the first instances after
+            their verification.
         score: inner product of the best instance.
         colors: what the pixels say about the best instance; nothing without verification.
     """
@@ -85,13 +88,20 @@ class RankedInstances:
     colors: VerifyResult
 
 
-def rank_instances(scores_N: FloatArray, verified: Sequence[VerifyResult] = ()) -> RankedInstances:
+def rank_instances(
+    products_N: FloatArray,
+    verified: Sequence[VerifyResult] = (),
+    logits_N: FloatArray | None = None,
+) -> RankedInstances:
     """Rank the instances of a photo, of which there is at least one.
 
     Args:
-        scores_N: inner products.
-        verified: what the pixels say about the first of them, in the order of `by_score`.
+        products_N: inner products.
+        verified: what the pixels say about the first of them, in the order of their
+            `candidate_scores`.
+        logits_N: see `candidate_scores`.
     """
+    scores_N = candidate_scores(products_N, logits_N)
     plain = by_score(scores_N)
     scores = scores_N[plain].tolist()
     scores[: len(verified)] = verified_scores(scores[: len(verified)], verified)
@@ -102,6 +112,6 @@ def rank_instances(scores_N: FloatArray, verified: Sequence[VerifyResult] = ()) 
     return RankedInstances(
         order=plain[places],
         scores=[scores[place] for place in places.tolist()],
-        score=float(scores_N[plain[best]]),
+        score=float(products_N[plain[best]]),
         colors=verified[best] if verified else (),
     )
