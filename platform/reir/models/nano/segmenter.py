@@ -20,8 +20,8 @@ from reir.models.nano.mask_head import MaskHead
 from reir.records import FloatArray, RgbImage
 
 MIN_PROBABILITY = 0.4
-"""A pixel belongs to the mask from here on; chosen on `val`. At .5, masks are smaller than annotated
-ones, and their mean IoU is lower by .007."""
+"""A pixel belongs to the mask from here on; chosen on `val`. At .5, masks are smaller than the
+annotated ones, and their mean IoU is lower by .007."""
 
 
 class NanoSegmenter:
