@@ -210,6 +210,11 @@ class ClassifyingEncoder(InstanceEncoder, Protocol):
         ...
 
 
+@runtime_checkable
+class CandidateEncoder(ClassifyingEncoder, TokenEncoder, Protocol):
+    """An encoder that returns all that a `CandidateScorer` reads."""
+
+
 class CandidateScorer(Protocol):
     """Compares an expression with the classes and boxes of the instances of one photo."""
 

@@ -25,11 +25,10 @@ from reir.images import rle
 from reir.images.boxes import elementwise_iou
 from reir.images.decode import photo_at
 from reir.models.interfaces import (
+    CandidateEncoder,
     CandidateScorer,
-    ClassifyingEncoder,
     InstanceEncoder,
     Segmenter,
-    TokenEncoder,
 )
 from reir.query.presence import Calibration
 from reir.query.stages import RefineRequest, RefineResult
@@ -89,8 +88,7 @@ class PixelLocalizer:
             calibration: of the encoder's checkpoint; without it, no presence is computed.
             segmenter: finds the pixels of instances.
             verifier: compares colors; without it, colors count only as far as vectors know them.
-            candidate_scorer: compares classes and places; used if the encoder is a
-                `ClassifyingEncoder` and a `TokenEncoder`.
+            candidate_scorer: compares classes and places, if the encoder is a `CandidateEncoder`.
             photo: returns the pixels of a photo by its URI.
         """
         self._encoder, self._calibration, self._photo = encoder, calibration, photo
@@ -165,11 +163,7 @@ class PixelLocalizer:
         """Return the instances of a photo; the vector of each expression, and its (N,) logits."""
         # Instances do not depend on the expression, so the photo is encoded once for all of them.
         encoder, scorer = self._encoder, self._candidate_scorer
-        if (
-            scorer is None
-            or not isinstance(encoder, ClassifyingEncoder)
-            or not isinstance(encoder, TokenEncoder)
-        ):
+        if scorer is None or not isinstance(encoder, CandidateEncoder):
             (instances,) = encoder.encode_images([image])
             vectors = list(encoder.encode_expressions(expressions))
             return instances, vectors, [None] * len(vectors)

@@ -15,10 +15,9 @@ from reir.datasets.dataset import ReferringDataset
 from reir.datasets.generated_expressions import names_color
 from reir.images.decode import read_image
 from reir.models.interfaces import (
+    CandidateEncoder,
     CandidateScorer,
-    ClassifyingEncoder,
     InstanceEncoder,
-    TokenEncoder,
 )
 from reir.query.stages import VerifyResult
 from reir.query.verify.scores import VERIFIED_INSTANCES
@@ -94,11 +93,7 @@ class PixelReaders:
     ) -> dict[Pair, FloatArray]:
         """Compare expressions with the classes and places of the instances of photos."""
         encoder, scorer = self.encoder, self.candidates
-        if (
-            scorer is None
-            or not isinstance(encoder, ClassifyingEncoder)
-            or not isinstance(encoder, TokenEncoder)
-        ):
+        if scorer is None or not isinstance(encoder, CandidateEncoder):
             return {}
         encoded = encoder.encode_tokens(scored.texts)
         logits: dict[Pair, FloatArray] = {}
