@@ -209,7 +209,8 @@ class LocalizedBox:
 
     Attributes:
         box: xyxy in [0, 1] of the upright photo.
-        score: inner product of instance and expression vector; higher is better.
+        score: inner product of instance and expression vector, corrected by what the candidate head
+            and the color head say, if the checkpoint has them; higher is better.
         presence: calibrated probability that this is the described instance; None without a
             calibration.
         mask: pixels of the instance, if the checkpoint has a mask branch.
