@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from reir.datasets import ReferringDataset
+from reir.datasets.dataset import Expression
 from reir.datasets.photos import read_photos
 from reir_testing import data_dir
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 DATA = data_dir()
-
-
-class FakeGallery:
-    """Stands in for an encoded gallery; its instances are never used."""
-
-    vectors = np.zeros((1, 2))
 
 
 @pytest.mark.data
@@ -31,20 +28,15 @@ def test_unseen_photos_and_training_photos_are_separate(monkeypatch: pytest.Monk
     quality = importlib.import_module("quality")
     asked: list[ReferringDataset] = []
 
-    def ask(
-        _model: Any, _tokenizer: Any, photos: ReferringDataset, _gallery: Any
-    ) -> tuple[Any, ...]:
+    def right_boxes(
+        _localizer: Any, photos: ReferringDataset, _folder: Path, expressions: Sequence[Expression]
+    ) -> npt.NDArray[np.bool_]:
         asked.append(photos)
-        num = len(photos.expressions)
-        return [], np.zeros((num, 2)), np.arange(num), np.zeros((num, 1))
+        return np.full(len(expressions), len(asked) == 2)
 
-    monkeypatch.setattr(quality, "encode_gallery", lambda *_: FakeGallery)
-    monkeypatch.setattr(quality, "ask", ask)
-    monkeypatch.setattr(
-        quality, "in_photo", lambda *_: np.full(len(asked[-1].expressions), len(asked) - 1)
-    )
+    monkeypatch.setattr(quality, "right_boxes", right_boxes)
     photos = read_photos(DATA / "photos")
-    figures = quality.human_rec(None, None, DATA / "photos", photos.split("val"), 30)
+    figures = quality.human_rec(None, DATA / "photos", photos.split("val"))
     unseen, trained = (each.images_by_id.keys() for each in asked)
     assert unseen <= photos.splits["val"]
     assert trained <= photos.splits["train"]

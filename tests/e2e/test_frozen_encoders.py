@@ -99,6 +99,7 @@ def test_another_model_than_the_gallerys_is_refused(
     assert "was built with checkpoint" in said
 
 
+@pytest.mark.slow
 def test_a_gallery_of_a_trained_checkpoint_is_searched_with_it(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
