@@ -34,7 +34,7 @@ def rows(text: str, columns: int) -> dict[str, list[float]]:
     return {
         name: [float(each) for each in re.findall(r"[-+]?\d+\.\d+", " ".join(cells))]
         for name, *cells in row.findall(text)
-        if name.startswith(("br", "rec"))
+        if name.startswith(("br", "rec", "vectors"))
     }
 
 
