@@ -37,8 +37,8 @@ OBJECT_LEAD = 0.1
 """The best class must also score higher than the second best class by this margin."""
 
 MAX_WANTED, MIN_SEEN = 0.01, 0.7
-"""A verified color of the sentence is named as wrong if its probability is at most the first value,
-and the probability of another color is at least the second."""
+"""Highest probability at which the pixels contradict a color of the sentence, and lowest
+probability of another color for it to be named instead."""
 
 MAX_VARIANTS = 24
 """Maximum number of variants of a sentence, because each of them is encoded like a sentence."""

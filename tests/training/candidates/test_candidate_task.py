@@ -12,13 +12,13 @@ import torch
 
 from reir.checkpoint import load_candidate_head, load_encoder
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.errors import CheckpointError, ConfigError
+from reir.errors import CheckpointError
 from reir.models.nano.encoder import ClareNanoEncoder
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.candidates.task import CandidateTask
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
-from reir_training.run.schedule import Epoch, check_stage, plan
+from reir_training.run.schedule import Epoch
 
 NUM_PHOTOS = 40
 HELD_OUT = 8
@@ -171,14 +171,3 @@ def test_a_candidate_head_belongs_to_one_model(folder: Path, tmp_path: Path) -> 
     file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0" * 64}))
     with pytest.raises(CheckpointError, match="reir train --stage candidates"):
         load_candidate_head(tmp_path / "new")
-
-
-def test_the_stage_needs_a_checkpoint() -> None:
-    with pytest.raises(ConfigError, match="the checkpoint to add the candidate head to"):
-        check_stage("clare-nano", "candidates", None)
-    config = NanoTrainConfig.model_validate(
-        {"data": [{"format": "photos", "path": "photos"}], "weights": "weights"}
-    )
-    stages = [each.stage for each in plan(config.optimization, "candidates")]
-    assert stages == ["candidates"] * config.optimization.candidates_epochs
-    assert "candidates" not in {each.stage for each in plan(config.optimization, "all")}

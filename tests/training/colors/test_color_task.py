@@ -13,14 +13,14 @@ from PIL import Image
 
 from reir.checkpoint import load_color_reader, save_checkpoint
 from reir.datasets.generated_expressions import COLOR_WORDS
-from reir.errors import CheckpointError, ConfigError
+from reir.errors import CheckpointError
 from reir.images.decode import read_image
 from reir_testing.tiny import tiny_model, tiny_tokenizer
 from reir_training.colors.data import build_color_cache, with_color_words
 from reir_training.colors.task import ColorTask
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
-from reir_training.run.schedule import Epoch, check_stage, plan
+from reir_training.run.schedule import Epoch
 
 EPOCH = Epoch(0, "colors", 0, 1)
 NUM_PHOTOS = 60
@@ -168,14 +168,3 @@ def test_a_color_head_belongs_to_one_model(folder: Path, tmp_path: Path) -> None
     file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0" * 64}))
     with pytest.raises(CheckpointError, match="reir train --stage colors"):
         load_color_reader(tmp_path / "new")
-
-
-def test_the_stage_needs_a_checkpoint() -> None:
-    with pytest.raises(ConfigError, match="the checkpoint to add the color head to"):
-        check_stage("clare-nano", "colors", None)
-    config = NanoTrainConfig.model_validate(
-        {"data": [{"format": "photos", "path": "photos"}], "weights": "weights"}
-    )
-    stages = [each.stage for each in plan(config.optimization, "colors")]
-    assert stages == ["colors"] * config.optimization.colors_epochs
-    assert "colors" not in {each.stage for each in plan(config.optimization, "all")}

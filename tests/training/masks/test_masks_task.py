@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 
 from reir.checkpoint import load_encoder, load_segmenter
-from reir.errors import ConfigError
 from reir.images import rle
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import MaskSettings, NanoTrainConfig
 from reir_training.data.examples import TrainPhoto
 from reir_training.masks.data import MaskBatch, mask_examples
 from reir_training.masks.task import MaskTask, edge_loss
-from reir_training.run.schedule import Epoch, check_stage, plan
+from reir_training.run.schedule import Epoch
 
 NUM_PHOTOS = 8
 EPOCH = Epoch(0, "masks", 0, 1)
@@ -195,16 +194,6 @@ def test_a_step_without_masks_or_found_boxes_has_a_finite_loss(folder: Path) -> 
     loss, _ = task.objective(batch, "masks")
     loss.backward()
     assert loss.item() == 0
-
-
-def test_the_stage_needs_a_finished_clare_nano(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the checkpoint to add the mask head to"):
-        check_stage("clare-nano", "masks", None)
-    with pytest.raises(ConfigError, match="requires --preset clare-nano, got 'clare-base'"):
-        check_stage("clare-base", "masks", tmp_path)
-    settings = NanoTrainConfig.model_fields["optimization"].default
-    assert [each.stage for each in plan(settings, "masks")] == ["masks"] * settings.masks_epochs
-    assert "masks" not in [each.stage for each in plan(settings, "all")]
 
 
 def test_an_odd_width_is_refused() -> None:

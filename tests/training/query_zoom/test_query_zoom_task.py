@@ -22,7 +22,7 @@ from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.query_zoom.data import CONTAINED, contains
 from reir_training.query_zoom.looks import ZoomMosaics, read_looks
 from reir_training.query_zoom.task import ZoomTask, build_zoom_cache, mosaics_of
-from reir_training.run.schedule import Epoch, check_stage, plan
+from reir_training.run.schedule import Epoch
 
 NUM_PHOTOS = 24
 BOXES = np.array([[0.1, 0.2, 0.4, 0.6], [0.5, 0.3, 0.9, 0.8]], np.float32)
@@ -206,13 +206,10 @@ def test_the_policy_learns_and_its_checkpoint_loads_with_the_model_only(
         load_zoom_policy(tmp_path / "new", encoder.digest)
 
 
-def test_the_stage_adds_to_a_finished_model(folder: Path) -> None:
+def test_a_checkpoint_without_policy_has_none(folder: Path) -> None:
     assert load_zoom_policy(folder / "checkpoint", "any") is None
-    with pytest.raises(ConfigError, match="the checkpoint to add the zoom policy to"):
-        check_stage("clare-nano", "query-zoom", None)
-    config = config_of(folder)
-    stages = [each.stage for each in plan(config.optimization, "query-zoom")]
-    assert stages == ["query-zoom"] * config.optimization.query_zoom_epochs
-    assert "query-zoom" not in {each.stage for each in plan(config.optimization, "all")}
+
+
+def test_too_few_photos_for_a_mosaic_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="too few for one mosaic"):
-        mosaics_of(config, photos_of(folder)[:3])
+        mosaics_of(config_of(folder), photos_of(folder)[:3])

@@ -46,7 +46,7 @@ class CandidateExample:
 
 
 @dataclass
-class CandidateExamplesBatch:
+class CandidateExampleBatch:
     """The input of one step.
 
     Attributes:
@@ -69,9 +69,9 @@ class CandidateExamplesBatch:
         """Return M."""
         return len(self.texts)
 
-    def to(self, device: torch.device | str) -> CandidateExamplesBatch:
+    def to(self, device: torch.device | str) -> CandidateExampleBatch:
         """Return the batch on a device."""
-        return CandidateExamplesBatch(**{k: v.to(device) for k, v in vars(self).items()})
+        return CandidateExampleBatch(**{k: v.to(device) for k, v in vars(self).items()})
 
 
 class CandidateExamples:
@@ -128,7 +128,7 @@ class CandidateExamples:
 
     def batch(
         self, rows: Sequence[int], rng: np.random.Generator | None = None
-    ) -> CandidateExamplesBatch:
+    ) -> CandidateExampleBatch:
         """Return some examples; with `rng`, half of them with mirrored photos."""
         mirrored = np.zeros(len(rows), bool) if rng is None else rng.random(len(rows)) < 0.5
         examples = [self.examples[row] for row in rows]
@@ -141,7 +141,7 @@ class CandidateExamples:
             self._table[self._rows[row][int(flip)]].states.mean(axis=0)
             for row, flip in zip(rows, mirrored, strict=True)
         ]
-        return CandidateExamplesBatch(
+        return CandidateExampleBatch(
             texts=torch.from_numpy(np.stack(texts)),
             classes=_padded([each.classes for each in seen]),
             places=_padded(places),

@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from reir.checkpoint import save_candidate_head, weights_digest
 from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
 from reir.models.nano.sentence_tower import WIDTH
-from reir_training.candidates.data import CandidateExamples, CandidateExamplesBatch
+from reir_training.candidates.data import CandidateExampleBatch, CandidateExamples
 from reir_training.config import NanoTrainConfig
-from reir_training.data.examples import TrainPhoto, count_annotations, split_held_out
+from reir_training.data.examples import (
+    UNKNOWN_CLASS,
+    TrainPhoto,
+    count_annotations,
+    split_held_out,
+)
 from reir_training.nano.cache import FrozenCache
 from reir_training.report.model_card import write_candidates_card
 from reir_training.run.row_task import RowTask
 from reir_training.run.schedule import Stage
 
 CLASS_WEIGHT, LABEL_SMOOTHING = 0.5, 0.05
-UNKNOWN_CLASS = -1
 KINDS = ("long", "short")
 HIDDEN = -1e4
 """The score of padding."""
@@ -39,7 +43,7 @@ class CandidateObjective(nn.Module):
 
     def forward(
         self,
-        batch: CandidateExamplesBatch,
+        batch: CandidateExampleBatch,
         stage: Stage,  # noqa: ARG002
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and its terms by name."""
@@ -77,7 +81,7 @@ def load_candidate_examples(
     )
 
 
-class CandidateTask(RowTask[CandidateExamplesBatch]):
+class CandidateTask(RowTask[CandidateExampleBatch]):
     """Trains a candidate head on written and generated expressions.
 
     Args:

@@ -18,8 +18,8 @@ SCORE_OF_SURPRISAL = 0.02
 """What a unit of surprisal of a color takes from the score of a hit; chosen on `val`."""
 
 SCORE_OF_CANDIDATE = 0.07
-"""What a unit of the candidate head's logit adds to the score of an instance, compared with the
-best one of its photo; chosen on `val`."""
+"""How much lower the score of an instance becomes for each unit by which its logit of the candidate
+head is below the highest one in the photo; chosen on `val`."""
 
 VERIFIED_INSTANCES = 5
 """Number of first instances of a photo that are verified; more of them change nothing on `val`."""
