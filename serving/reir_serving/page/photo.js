@@ -38,13 +38,15 @@ export function photoFrame({ source, marks = [], crop = null, alt = "", aspect =
  * @param mark.box xyxy; mark.tone "hit" or "other"; mark.label tag at its corner;
  *   mark.polygons outlines of its mask; mark.title for screen readers; mark.id into data-instance
  * @param mark.clear opacity in [0, 1] of an "other" box until the pointer is over it
- * @param mark.click, mark.enter make the box a button: on a click; on pointer or focus
+ * @param mark.click, mark.enter make the box a button: on a click; on each move of the pointer
+ *   over it and on focus
  */
 function drawMark({ box: [x1, y1, x2, y2], tone = "hit", ...mark }) {
   const tag = mark.label && make("span", { class: "tag" }, mark.label);
   const attributes = { class: `mark ${tone}`, "data-instance": mark.id };
   const { click, enter } = mark;
-  const listeners = { click, focus: enter, pointerenter: enter };
+  // Not `pointerenter`: browsers fire it as well when a box appears under a pointer at rest.
+  const listeners = { click, focus: enter, pointermove: enter };
   const drawn = click ? button({ ...attributes, "aria-label": mark.title, ...listeners }, tag)
     : make("span", attributes, tag);
   place(drawn, [x1, y1, x2 - x1, y2 - y1]);

@@ -117,7 +117,7 @@ export class Viewer {
       label: isHit ? String(this.#at + 1) : "More like this",
       title: `${isHit ? "The hit" : "Object"}, ${where}: more like this`,
       click: () => this.#use("more", instance),
-      enter: () => this.#choose(instance.instance_id),
+      enter: () => this.#chosen !== instance.instance_id && this.#choose(instance.instance_id),
     };
   }
 

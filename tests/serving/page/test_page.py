@@ -193,6 +193,22 @@ def test_the_viewer_shows_all_instances_of_a_photo(tab: Tab, page: Page) -> None
     assert body["expression"] == "the red one on the left"
 
 
+def test_a_box_that_appears_under_the_pointer_is_not_chosen(page: Page) -> None:
+    """The pointer rests where the user clicked the card; the viewer is about the hit."""
+    card = search(page, "the red one on the left").first.locator(".open")
+    card.click()
+    viewer = page.get_by_role("dialog", name="red left.png")
+    other = viewer.locator(".mark.other").bounding_box()
+    assert other is not None
+    page.mouse.move(other["x"] + other["width"] / 2, other["y"] + other["height"] / 2)
+    expect(viewer.locator("#viewer-side")).to_contain_text("Another object")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")  # the card has the focus again
+    expect(viewer.locator(".mark.other")).to_have_count(1)
+    page.wait_for_timeout(300)  # until the browser has noticed what lies under the pointer
+    expect(viewer.locator("#viewer-side")).to_contain_text("Photo shows it")
+
+
 def test_more_like_this_and_not_this(tab: Tab, page: Page) -> None:
     cards = search(page, "the red one")
     first, second = (cards.nth(n).get_attribute("data-instance") for n in (0, 1))
