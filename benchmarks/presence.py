@@ -34,7 +34,7 @@ import numpy.typing as npt
 from _indexing import TEST_PHOTOS, encoder_of, parser_of
 from _report import write_report
 
-from reir.checkpoint import SHIPPED
+from reir.checkpoint import SHIPPED, load_color_reader
 from reir.datasets import ReferringDataset
 from reir.datasets.photos import read_human_expressions, read_photos
 from reir.evaluate import Encoding, encode_gallery
@@ -42,11 +42,11 @@ from reir.evaluate.encoded_gallery import encode_expressions
 from reir.evaluate.probes import find_probes
 from reir.metrics import Gallery
 from reir.metrics.calibration import auroc
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder, candidate_dims
 from reir.query.presence import Calibration, Logistic, count_words, load_calibration
 from reir_testing import data_dir
 from reir_training.data.examples import set_test_photos_aside
-from reir_training.report.calibrate import pixel_readers, score_photos
+from reir_training.report.calibrate import score_photos
 from reir_training.report.calibration import (
     SEED,
     Trials,
@@ -57,7 +57,7 @@ from reir_training.report.calibration import (
     gallery_trials,
     photo_trials,
 )
-from reir_training.report.calibration_pixels import Searches
+from reir_training.report.calibration_pixels import Searches, read_pixels
 from reir_training.report.calibration_queries import CalibrationQueries, calibration_queries
 from reir_training.report.score_table import ScoreTable
 
@@ -118,7 +118,10 @@ def swap_figures(
     right = calibration_queries(encoder, dataset, [probe.expression for probe in probes])
     texts = [probe.altered for probe in probes]
     wrong = replace(right, vectors=encode_expressions(encoder, texts), texts=tuple(texts))
-    tables = [ScoreTable(gallery, queries, shipped.background) for queries in (right, wrong)]
+    tables = [
+        ScoreTable(gallery, queries, shipped.background, candidate_dims(encoder))
+        for queries in (right, wrong)
+    ]
     for table in tables:
         everywhere = np.arange(len(table.counts))
         searches = ((expression, everywhere) for expression in range(len(table.own)))
@@ -148,7 +151,7 @@ def human_figures(
     texts = tuple(each.text for each in dataset.expressions)
     own = tuple(frozenset({photo}) for photo in photos.tolist())
     queries = CalibrationQueries(encode_expressions(encoder, texts), photos, boxes, texts, own)
-    table = ScoreTable(gallery, queries, shipped.background)
+    table = ScoreTable(gallery, queries, shipped.background, candidate_dims(encoder))
     verify(table, dataset, (), own_photos(table))
     found = {
         "human_sentences": len(fits),
@@ -228,16 +231,20 @@ def main() -> None:
     held_out = everything.split("val")
     tested = set_test_photos_aside(everything, TEST_PHOTOS).split("test")
     how = Encoding(work=arguments.work)
-    readers = pixel_readers(arguments.checkpoint or SHIPPED, encoder)
+    reader = load_color_reader(arguments.checkpoint or SHIPPED, encoder)
 
     def verify(
         table: ScoreTable, dataset: ReferringDataset, searches: Searches, photos: Searches
     ) -> None:
-        readers.read(table, dataset, folder / "images", searches=searches, photos=photos)
+        if reader is not None:
+            images = folder / "images"
+            table.pixels = read_pixels(
+                reader, table, dataset, images, searches=searches, photos=photos
+            )
 
     def scores_of(dataset: ReferringDataset) -> ScoreTable:
         described = dataset.with_targets().expressions
-        model = readers, shipped.background
+        model = encoder, reader, shipped.background
         return score_photos(*model, dataset, folder / "images", described, how=how)
 
     scored = scores_of(held_out)

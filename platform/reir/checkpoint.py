@@ -6,8 +6,8 @@ embeddings, which are frozen in training and make up two fifths of the model, in
 for each row. Weights are safetensors only: opening a pickle could run code.
 
 A directory may also contain a relation re-ranker, a mask head, a zoom policy and a color head
-(`reir.checkpoint_parts`), each of which works only with what it was trained on: one model, or one
-crop network.
+(`reir.checkpoint_parts`), each of which works only with what it was trained on: one model, or some
+of its weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from reir.models.nano.model import ClareNano
 # Clare imports `transformers`, which takes longer than a search; only its own checkpoints need it.
 if TYPE_CHECKING:
     from reir.models.clare.model import Clare
-    from reir.models.nano.candidate_head import CandidateHead
     from reir.models.nano.color_head import ColorHead
     from reir.models.nano.color_reader import ColorReader
     from reir.models.nano.crop_network import CropNetwork
@@ -69,15 +68,11 @@ QUERY_ZOOM = CheckpointPart(
 COLOR_HEAD = CheckpointPart(
     name="color_head",
     label="the color head",
-    trained_on="the crop network and the text tower of checkpoint",
+    trained_on="the crop network and the text tower",
     stage="colors",
 )
-CANDIDATE_HEAD = CheckpointPart(
-    name="candidate_head",
-    label="the candidate head",
-    trained_on="the detector and the text tower of checkpoint",
-    stage="candidates",
-)
+COLOR_INPUTS = ("crop_network.", "text.tower.")
+"""Weights that the color head was trained on."""
 EMBEDDING = "text.tower.words.weight"
 
 
@@ -281,8 +276,9 @@ def load_segmenter(folder: Path | None = None) -> NanoSegmenter | None:
     return NanoSegmenter(network, head, fast_dtype())
 
 
-def save_color_head(folder: Path, head: ColorHead, digest: str, about: Any) -> None:
-    """Write a color head into the checkpoint directory of the model with this digest."""
+def save_color_head(folder: Path, head: ColorHead, about: Any) -> None:
+    """Write a color head into the checkpoint directory of its model."""
+    digest = stored_digest(folder, COLOR_INPUTS)
     COLOR_HEAD.save(folder, head, asdict(head.config), digest, about)
 
 
@@ -305,37 +301,19 @@ def load_color_reader(
         return None
     shared = encoder.parts if isinstance(encoder, ClareNanoEncoder) else None
     model, tokenizer = shared or load_model(folder)
-    head = COLOR_HEAD.load(
-        folder, lambda shape: color_head_for(model, shape), weights_digest(folder)
-    )
+    digest = stored_digest(folder, COLOR_INPUTS)
+    head = COLOR_HEAD.load(folder, lambda shape: color_head_for(model, shape), digest)
     return ColorReader(model, tokenizer, head)
 
 
-def save_candidate_head(folder: Path, head: CandidateHead, digest: str, about: Any) -> None:
-    """Write a candidate head into the checkpoint directory of the model with this digest."""
-    CANDIDATE_HEAD.save(folder, head, asdict(head.config), digest, about)
-
-
-def load_candidate_head(folder: Path | None = None) -> CandidateHead | None:
-    """Load the candidate head of a checkpoint in eval mode; None if the checkpoint has none.
-
-    Args:
-        folder: checkpoint directory; None for the one that comes with the package.
-
-    Raises:
-        CheckpointError: it was trained with another model, or cannot be loaded.
-    """
-    from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
-    from reir.models.nano.sentence_tower import WIDTH
-
-    folder = Path(folder) if folder is not None else SHIPPED
-    if not CANDIDATE_HEAD.is_in(folder):
-        return None
-    return CANDIDATE_HEAD.load(
-        folder,
-        lambda shape: CandidateHead(CandidateHeadConfig(**shape), WIDTH),
-        weights_digest(folder),
-    )
+def stored_digest(folder: Path, prefixes: tuple[str, ...]) -> str:
+    """Return the sha256 of the stored weights whose names start with one of the prefixes."""
+    sha = hashlib.sha256()
+    with safe_open(folder / WEIGHTS, framework="np") as file:
+        for name in sorted(file.keys()):
+            if name.startswith(prefixes):
+                sha.update(name.encode() + file.get_tensor(name).tobytes())
+    return sha.hexdigest()
 
 
 def module_digest(module: nn.Module) -> str:

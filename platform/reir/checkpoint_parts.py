@@ -7,6 +7,7 @@ was trained on, and works with nothing else.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ class CheckpointPart:
             module = build(shape)
             module.load_state_dict(load_file(folder / self.weights_file))
         return module.eval().requires_grad_(False)
+
+    def copy(self, source: Path, folder: Path) -> None:
+        """Copy the part to another checkpoint directory, if `source` has it."""
+        if self.is_in(source):
+            for name in (self.config_file, self.weights_file):
+                shutil.copyfile(source / name, folder / name)
 
     @contextmanager
     def _errors(self, folder: Path) -> Iterator[None]:

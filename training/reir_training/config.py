@@ -367,6 +367,7 @@ class CandidateSettings(StrictConfig):
         generated_per_photo: maximum number of generated expressions of a photo.
     """
 
+    class_dims: int = Field(28, ge=1, le=80)
     width: int = Field(64, ge=8)
     dropout: float = Field(0.4, ge=0, lt=1)
     generated_per_photo: int = Field(6, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder, candidate_dims
 from reir.records import FloatArray
 
 
@@ -32,6 +32,11 @@ class DelegatingEncoder:
     def num_candidates(self) -> int:
         """Maximum number of instances per photo."""
         return self._encoder.num_candidates
+
+    @property
+    def candidate_dims(self) -> int:
+        """See `CandidateEncoder.candidate_dims`."""
+        return candidate_dims(self._encoder)
 
     def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
         """(N, D) float32 unit vectors, in the order given."""

@@ -3,10 +3,10 @@
 Indexing and searching need an `InstanceEncoder`. An encoder may also be a `TokenEncoder`, which the
 relation re-ranker needs, a `BoxProposer`, which makes zooming into large photos cheaper, a
 `ClassifyingEncoder`, whose classes describe photos without annotations, and an `ExpressionChooser`
-or a `BoxEncoder`, which only evaluation uses. A `CandidateScorer` compares these classes with an
-expression. A `Segmenter` finds the masks of instances. An `ExpressionLocalizer` finds what an
-expression describes on the pixels of a photo, and encodes nothing that could be indexed. A `Zoomer`
-does so by zooming in, and finds instances that are small in their photo.
+or a `BoxEncoder`, which only evaluation uses. A `CandidateEncoder` says which part of its vectors
+compares classes and places. A `Segmenter` finds the masks of instances. An `ExpressionLocalizer`
+finds what an expression describes on the pixels of a photo, and encodes nothing that could be
+indexed. A `Zoomer` does so by zooming in, and finds instances that are small in their photo.
 """
 
 # Shapes: N texts, L tokens, C channels, D vector dimension, H x W pixels
@@ -211,24 +211,18 @@ class ClassifyingEncoder(InstanceEncoder, Protocol):
 
 
 @runtime_checkable
-class CandidateEncoder(ClassifyingEncoder, TokenEncoder, Protocol):
-    """An encoder that returns all that a `CandidateScorer` reads."""
+class CandidateEncoder(InstanceEncoder, Protocol):
+    """An encoder whose vectors have a part for what a detector knows: classes and places."""
 
-
-class CandidateScorer(Protocol):
-    """Compares an expression with the classes and boxes of the instances of one photo."""
-
-    def score(
-        self, expression: EncodedExpression, boxes: FloatArray, class_scores: FloatArray
-    ) -> FloatArray:
-        """Return (N,) logits of a softmax: which instance of the photo the expression describes.
-
-        Args:
-            expression: with its token states.
-            boxes: (N, 4) xyxy in [0, 1].
-            class_scores: (N, 80), as from `ClassifyingEncoder.encode_with_classes`.
-        """
+    @property
+    def candidate_dims(self) -> int:
+        """Number of the last dimensions of both kinds of vector, which are this part; may be 0."""
         ...
+
+
+def candidate_dims(encoder: InstanceEncoder) -> int:
+    """Return the `candidate_dims` of an encoder; 0 for one without such a part."""
+    return encoder.candidate_dims if isinstance(encoder, CandidateEncoder) else 0
 
 
 @runtime_checkable

@@ -1,11 +1,12 @@
 """Finds the instances that an expression describes on the pixels of one photo.
 
 `PixelLocalizer.locate` is referring expression comprehension (REC): it encodes a photo, scores its
-instances by their vectors, classes and places, and compares the first ones with the colors of the
-expression. `PixelLocalizer.refine` improves hits of a gallery. A segmenter, if there is one, finds
-the pixels of each hit, and a tighter box. Without one, a crop around the box is encoded, in which
-the instance is larger, and the box that the crop has at the same place is taken. The box of the hit
-moves half of the way to that box. If the encoder computes masks, the mask comes from the crop, too.
+instances, and compares the first ones with the colors of the expression.
+
+`PixelLocalizer.refine` improves hits of a gallery. A segmenter, if there is one, finds the pixels
+of each hit, and a tighter box. Without one, a crop around the box is encoded, in which the instance
+is larger, and the box that the crop has at the same place is taken. The box of the hit moves half
+of the way to that box. If the encoder computes masks, the mask comes from the crop, too.
 
 Depends on the interface of encoders; not on a store or on Ray.
 """
@@ -25,10 +26,9 @@ from reir.images import rle
 from reir.images.boxes import elementwise_iou
 from reir.images.decode import photo_at
 from reir.models.interfaces import (
-    CandidateEncoder,
-    CandidateScorer,
     InstanceEncoder,
     Segmenter,
+    candidate_dims,
 )
 from reir.query.presence import Calibration
 from reir.query.stages import RefineRequest, RefineResult
@@ -37,8 +37,8 @@ from reir.query.verify.scores import (
     VERIFIED_INSTANCES,
     RankedInstances,
     by_score,
-    candidate_scores,
     rank_instances,
+    scores_in_photo,
 )
 from reir.records import Box, FloatArray, Instances, MaskRle, RgbImage
 from reir.results import Localization, LocalizedBox
@@ -72,13 +72,12 @@ SECOND_LOOK = 0.5
 class PixelLocalizer:
     """Finds instances on the pixels of photos."""
 
-    def __init__(  # noqa: PLR0913 - an encoder, and the optional parts of its checkpoint
+    def __init__(
         self,
         encoder: InstanceEncoder,
         calibration: Calibration | None = None,
         segmenter: Segmenter | None = None,
         verifier: PixelVerifier | None = None,
-        candidate_scorer: CandidateScorer | None = None,
         photo: Callable[[str], RgbImage] = photo_at,
     ) -> None:
         """Prepare the localizer.
@@ -88,12 +87,10 @@ class PixelLocalizer:
             calibration: of the encoder's checkpoint; without it, no presence is computed.
             segmenter: finds the pixels of instances.
             verifier: compares colors; without it, colors count only as far as vectors know them.
-            candidate_scorer: compares classes and places, if the encoder is a `CandidateEncoder`.
             photo: returns the pixels of a photo by its URI.
         """
         self._encoder, self._calibration, self._photo = encoder, calibration, photo
         self._segmenter, self._verifier = segmenter, verifier
-        self._candidate_scorer = candidate_scorer
         self._threads = ThreadPoolExecutor(SEGMENTING_THREADS, "segment")
         # Whoever switches between boxes and masks, or turns a page back, asks for the same hits.
         self._segmented = lru_cache(MAX_CACHED)(self._segment)
@@ -116,11 +113,13 @@ class PixelLocalizer:
         """
         height_px, width_px = image.shape[:2]
         answers = []
-        instances, vectors, logits_MN = self._encoded(image, expressions)
-        for expression, vector, logits in zip(expressions, vectors, logits_MN, strict=True):
+        # Instances do not depend on the expression, so the photo is encoded once for all of them.
+        (instances,) = self._encoder.encode_images([image])
+        vectors = self._encoder.encode_expressions(expressions)
+        for expression, vector in zip(expressions, vectors, strict=True):
             calibration = self._calibration
             background = calibration.background.score(vector) if calibration else 0.0
-            ranked = self._ranked(image, expression, instances, vector, logits)
+            ranked = self._ranked(image, expression, instances, vector)
             boxes = self._boxes(instances, ranked, k, background)
             boxes = self._with_masks(image, boxes) if masks else _without_masks(boxes)
             presence = self._presence(ranked, background)
@@ -157,38 +156,19 @@ class PixelLocalizer:
         (found,) = self._segmenter.segment(self._photo(request.uri), prompt)
         return RefineResult(box=_between(request.box, found.box), mask=found.mask)
 
-    def _encoded(
-        self, image: RgbImage, expressions: Sequence[str]
-    ) -> tuple[Instances, Sequence[FloatArray], Sequence[FloatArray | None]]:
-        """Return the instances of a photo; the vector of each expression, and its (N,) logits."""
-        # Instances do not depend on the expression, so the photo is encoded once for all of them.
-        encoder, scorer = self._encoder, self._candidate_scorer
-        if scorer is None or not isinstance(encoder, CandidateEncoder):
-            (instances,) = encoder.encode_images([image])
-            vectors = list(encoder.encode_expressions(expressions))
-            return instances, vectors, [None] * len(vectors)
-        ((instances, classes),) = encoder.encode_with_classes([image])
-        encoded = encoder.encode_tokens(expressions)
-        logits = [scorer.score(each, instances.boxes, classes) for each in encoded]
-        return instances, [each.vector for each in encoded], logits
-
     def _ranked(
-        self,
-        image: RgbImage,
-        expression: str,
-        instances: Instances,
-        vector_D: FloatArray,
-        logits_N: FloatArray | None,
+        self, image: RgbImage, expression: str, instances: Instances, vector_D: FloatArray
     ) -> RankedInstances | None:
         """Rank the instances of a photo for an expression; None if there are none."""
         if not len(instances):
             return None
-        products = instances.vectors @ vector_D
+        compared = (instances.vectors, vector_D, candidate_dims(self._encoder))
         if self._verifier is None:
-            return rank_instances(products, logits_N=logits_N)
-        first = by_score(candidate_scores(products, logits_N))[:VERIFIED_INSTANCES]
-        read = self._verifier.read(image, expression, instances.boxes[first])
-        return rank_instances(products, read, logits_N)
+            return rank_instances(*compared)
+        first = by_score(scores_in_photo(*compared))[:VERIFIED_INSTANCES]
+        return rank_instances(
+            *compared, self._verifier.read(image, expression, instances.boxes[first])
+        )
 
     def _boxes(
         self, instances: Instances, ranked: RankedInstances | None, k: int, background: float

@@ -27,7 +27,7 @@ from reir.errors import (
     nearest_name,
 )
 from reir.images.decode import read_bytes
-from reir.models.interfaces import CandidateScorer, InstanceEncoder, Segmenter, Zoomer
+from reir.models.interfaces import InstanceEncoder, Segmenter, Zoomer
 from reir.models.query_zoom.policy import ZoomPolicy
 from reir.models.query_zoom.zoomer import load_zoomer_spec, zoomer_of
 from reir.models.reranker import Reranker
@@ -148,14 +148,12 @@ class CheckpointExtras:
     segmenter: Segmenter | None = None
     zoom_policy: ZoomPolicy | None = None
     verifier: PixelVerifier | None = None
-    candidate_scorer: CandidateScorer | None = None
 
     def localizer(
         self, encoder: InstanceEncoder, segmenter: Segmenter | None = None
     ) -> PixelLocalizer:
         """Return the localizer; `segmenter` takes the place of that of the checkpoint."""
-        parts = (self.calibration, segmenter or self.segmenter, self.verifier)
-        return PixelLocalizer(encoder, *parts, self.candidate_scorer)
+        return PixelLocalizer(encoder, self.calibration, segmenter or self.segmenter, self.verifier)
 
 
 Model = tuple[InstanceEncoder, CheckpointExtras]
@@ -172,7 +170,6 @@ def load_extras(folder: Path, encoder: InstanceEncoder) -> CheckpointExtras:
     """
     from reir.checkpoint import (
         COLOR_HEAD,
-        load_candidate_head,
         load_color_reader,
         load_reranker,
         load_segmenter,
@@ -191,7 +188,6 @@ def load_extras(folder: Path, encoder: InstanceEncoder) -> CheckpointExtras:
         load_segmenter(folder),
         load_zoom_policy(folder, digest),
         PixelVerifier(load_reader) if COLOR_HEAD.is_in(folder) else None,
-        load_candidate_head(folder),
     )
 
 

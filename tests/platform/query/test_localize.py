@@ -13,13 +13,15 @@ from PIL import Image
 from reir.errors import ImageError
 from reir.images import rle
 from reir.images.decode import canonical_uri
-from reir.models.interfaces import EncodedExpression, Segment
+from reir.models.delegating_encoder import DelegatingEncoder
+from reir.models.interfaces import Segment
+from reir.models.masked_encoder import MaskedEncoder
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import (
     Calibration,
 )
 from reir.query.stages import RefineRequest
-from reir.query.verify.scores import SCORE_OF_CANDIDATE
+from reir.query.verify.scores import CANDIDATE_BOOST
 from reir.records import FloatArray, Instances, RgbImage
 from reir_testing import FakeEncoder, draw_scene
 from reir_testing.evaluation.calibrations import score_calibration
@@ -155,57 +157,58 @@ def test_boxes_in_a_photo_get_masks_only_if_asked(path: Path) -> None:
     assert localizer.locate(grey, ["red"], masks=True)[0].boxes == ()
 
 
-class Classifying(FakeEncoder):
-    """Knows the classes of its instances, and the states of tokens."""
+class Placing(DelegatingEncoder):
+    """Its vectors have one more dimension, in which "right" prefers instances on the right."""
 
-    def encode_with_classes(self, images: Sequence[RgbImage]) -> list[tuple[Instances, FloatArray]]:
+    masks = False
+
+    def __init__(self) -> None:
+        super().__init__(FakeEncoder())
+
+    @property
+    def dim(self) -> int:
+        return super().dim + 1
+
+    @property
+    def candidate_dims(self) -> int:
+        return 1
+
+    def encode_images(self, images: Sequence[RgbImage]) -> list[Instances]:
         return [
-            (each, np.eye(len(each), 80, dtype=np.float32)) for each in self.encode_images(images)
+            replace(
+                each,
+                vectors=np.concatenate([each.vectors, each.boxes[:, :1]], axis=1),
+                image_vector=np.append(each.image_vector, np.float32(0)),
+            )
+            for each in self._encoder.encode_images(images)
         ]
 
-    def encode_tokens(self, expressions: Sequence[str]) -> list[EncodedExpression]:
-        return [
-            EncodedExpression(vector, np.full((2, 3), len(text), dtype=np.float32))
-            for text, vector in zip(expressions, self.encode_expressions(expressions), strict=True)
-        ]
+    def encode_expressions(self, expressions: Sequence[str]) -> FloatArray:
+        right = np.array([[0.2 * ("right" in text)] for text in expressions], dtype=np.float32)
+        return np.concatenate([super().encode_expressions(expressions), right], axis=1)
 
 
-class Rightmost:
-    """Prefers instances on the right, the more so the longer the expression."""
-
-    def score(
-        self, expression: EncodedExpression, boxes: FloatArray, class_scores: FloatArray
-    ) -> FloatArray:
-        assert class_scores.shape == (len(boxes), 80)
-        length = expression.states[0, 0]
-        return np.asarray(length * boxes[:, 0], dtype=np.float32)
-
-
-def test_classes_and_places_decide_with_the_vectors() -> None:
-    encoder = Classifying()
-    texts = ["the red one", "the red one" + 9 * " on the right"]
-    plain = PixelLocalizer(encoder).locate(SCENE, texts)
-    short, long = PixelLocalizer(encoder, candidate_scorer=Rightmost()).locate(SCENE, texts)
-    (red, blue), (first, second) = short.boxes, long.boxes
-    # The vectors know which one is red, and the scorer prefers the blue one on the right.
-    assert (red.box[0], blue.box[0]) == pytest.approx((0.05, 0.75))
-    assert (first.box[0], second.box[0]) == pytest.approx((0.75, 0.05))
-    # The best one by the scorer keeps its score, and the other one loses by what it is behind.
-    before = [each.boxes for each in plain]
-    assert blue.score == pytest.approx(before[0][1].score)
-    behind = SCORE_OF_CANDIDATE * len(texts[0]) * 0.7
-    assert red.score == pytest.approx(before[0][0].score - behind, abs=1e-5)
-    assert first.score == pytest.approx(before[1][1].score)
+def test_classes_and_places_count_more_in_one_photo() -> None:
+    encoder = Placing()
+    texts = ["the red one", "the red one on the right"]
+    left, right = PixelLocalizer(encoder).locate(SCENE, texts)
+    assert [each.box[0] for each in left.boxes] == pytest.approx([0.05, 0.75])
+    (instances,) = encoder.encode_images([SCENE])
+    products = instances.vectors @ encoder.encode_expressions(texts).T
+    red, blue = np.argsort(instances.boxes[:, 0])
+    # Without a wish for a place, the scores are the inner products.
+    assert [each.score for each in left.boxes] == pytest.approx([*products[[red, blue], 0]])
+    # The best one by its place keeps its score, and the other one loses by what it is behind.
+    found = {round(each.box[0], 2): each.score for each in right.boxes}
+    assert found[0.75] == pytest.approx(products[blue, 1])
+    behind = CANDIDATE_BOOST * 0.2 * 0.7
+    assert found[0.05] == pytest.approx(products[red, 1] - behind, abs=1e-5)
+    masked = MaskedEncoder(encoder, Halves())
+    assert PixelLocalizer(masked).locate(SCENE, texts)[1].boxes[0].score == pytest.approx(
+        right.boxes[0].score
+    )
 
 
 def test_a_photo_without_instances_has_no_scores() -> None:
-    localizer = PixelLocalizer(Classifying(), candidate_scorer=Rightmost())
-    (found,) = localizer.locate(draw_scene((60, 60), []), ["a red box"])
+    (found,) = PixelLocalizer(Placing()).locate(draw_scene((60, 60), []), ["a red box"])
     assert found.boxes == ()
-
-
-def test_an_encoder_without_classes_is_ranked_by_its_vectors_alone() -> None:
-    texts = ["the red one"]
-    (plain,) = PixelLocalizer(ENCODER).locate(SCENE, texts)
-    (found,) = PixelLocalizer(ENCODER, candidate_scorer=Rightmost()).locate(SCENE, texts)
-    assert found == plain

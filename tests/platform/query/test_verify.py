@@ -198,13 +198,14 @@ def reading(probability: float) -> VerifyResult:
 
 def test_only_the_verified_instances_of_a_photo_change_places() -> None:
     scores = np.array([0.1, 0.52, 0.2, 0.5, 0.2, 0.51], dtype=np.float32)
-    plain = rank_instances(scores)
+    compared = (scores[:, None], np.ones(1, dtype=np.float32))
+    plain = rank_instances(*compared)
     assert plain.order.tolist() == [1, 5, 3, 2, 4, 0]  # equal scores stay in their order
     assert plain.scores == pytest.approx([0.52, 0.51, 0.5, 0.2, 0.2, 0.1])
     assert plain.score == pytest.approx(0.52)
     assert plain.colors == ()
     verified = [reading(0.1), reading(0.05), reading(0.9)]
-    found = rank_instances(scores, verified)
+    found = rank_instances(*compared, verified=verified)
     assert found.order.tolist() == [3, 1, 5, 2, 4, 0]
     assert found.scores == sorted(found.scores, reverse=True)
     assert sum(found.scores) == pytest.approx(sum(plain.scores))

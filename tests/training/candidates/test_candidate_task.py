@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import filecmp
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from reir.checkpoint import load_candidate_head, load_encoder
+from reir.checkpoint import (
+    COLOR_HEAD,
+    MASK_HEAD,
+    RERANKER,
+    load_encoder,
+    load_model,
+    read_config,
+)
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.errors import CheckpointError
+from reir.models.nano.candidate_head import PLACE_FEATURES
 from reir.models.nano.encoder import ClareNanoEncoder
+from reir.query.presence import load_background
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.candidates.task import CandidateTask
-from reir_training.config import NanoTrainConfig
+from reir_training.config import NanoModelSettings, NanoTrainConfig
 from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
+from reir_training.nano.initialization import freeze
 from reir_training.run.schedule import Epoch
 
 NUM_PHOTOS = 40
@@ -70,20 +78,27 @@ def photos_of(folder: Path) -> list[TrainPhoto]:
     ]
 
 
-def task_of(folder: Path, rank: int = 0, world_size: int = 1) -> CandidateTask:
+def task_of(
+    folder: Path, rank: int = 0, world_size: int = 1, init: Path | None = None
+) -> CandidateTask:
     config = NanoTrainConfig.model_validate(
         {
             "data": [{"format": "photos", "path": str(folder)}],
             "weights": str(folder),
             "optimization": {"photos_per_batch": 16, "precision": "fp32"},
-            "candidates": {"width": 16, "dropout": 0, "generated_per_photo": 2},
+            "candidates": {
+                "class_dims": 8,
+                "width": 16,
+                "dropout": 0,
+                "generated_per_photo": 2,
+            },
         }
     )
     return CandidateTask(
         config,
         photos_of(folder),
         cache=folder / "cache",
-        init=folder / "checkpoint",
+        init=init or folder / "checkpoint",
         rank=rank,
         world_size=world_size,
     )
@@ -148,26 +163,54 @@ def test_it_learns_kinds_and_sides_and_the_checkpoint_has_it(folder: Path, tmp_p
     card = " ".join((tmp_path / "new" / "README.md").read_text().split())
     assert "## Sources" in card
     assert f"{task.about()['examples']} written and generated expressions" in card
-    same = ("model.safetensors", "config.json", "tokenizer.json")
-    assert filecmp.cmpfiles(folder / "checkpoint", tmp_path / "new", same, shallow=False)[0] == [
-        *same
-    ]
-    head, encoder = load_candidate_head(tmp_path / "new"), load_encoder(tmp_path / "new")
+    old, new = load_encoder(folder / "checkpoint"), load_encoder(tmp_path / "new")
+    assert isinstance(old, ClareNanoEncoder)
+    assert isinstance(new, ClareNanoEncoder)
+    assert (old.candidate_dims, new.candidate_dims) == (0, 8 + PLACE_FEATURES)
+    assert new.dim == old.dim + new.candidate_dims
+    assert new.digest != old.digest
+    trained_model = read_config(folder / "checkpoint")["training"]
+    assert read_config(tmp_path / "new")["training"] == {**trained_model, "candidate_head": about}
+    head = new.parts[0].candidate_head
     assert head is not None
-    assert isinstance(encoder, ClareNanoEncoder)
-    (expression,) = encoder.encode_tokens(["the right cat"])
-    classes = np.full((4, 80), 0.01, np.float32)
+    classes = torch.full((4, 80), 0.01)
     classes[range(4), KINDS] = 0.6
-    assert head.score(expression, boxes_of(0), classes).argmax() == 3
+    described = head.describe(torch.from_numpy(boxes_of(0)), classes).numpy()
+    asked = new.encode_expressions(["the right cat"])[0, -new.candidate_dims :]
+    assert (described @ asked).argmax() == 3
+    background = load_background(tmp_path / "new", new.digest)
+    assert background.vectors.shape[2] == new.dim
 
 
-def test_a_candidate_head_belongs_to_one_model(folder: Path, tmp_path: Path) -> None:
-    assert load_candidate_head(folder / "checkpoint") is None
-    task = task_of(folder)
+def test_parts_that_read_no_vectors_are_kept(folder: Path, tmp_path: Path) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(folder / "checkpoint", init)
+    for part in (COLOR_HEAD, MASK_HEAD, RERANKER):
+        part.save(init, torch.nn.Linear(1, 1), {}, "0" * 64, {})
+    task = task_of(folder, init=init)
     settings = {"optimization": {"photos_per_batch": 16}}
     about = {**task.about(), "steps": 0, "hours": 0, "metrics": {}, "settings": settings}
     task.save(tmp_path / "new", about)
-    file = tmp_path / "new" / "candidate_head.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0" * 64}))
-    with pytest.raises(CheckpointError, match="reir train --stage candidates"):
-        load_candidate_head(tmp_path / "new")
+    assert COLOR_HEAD.is_in(tmp_path / "new")
+    assert MASK_HEAD.is_in(tmp_path / "new")
+    assert not RERANKER.is_in(tmp_path / "new")
+
+
+def test_a_new_head_replaces_the_old_one(folder: Path, tmp_path: Path) -> None:
+    settings = {"optimization": {"photos_per_batch": 16}}
+    digests: list[str] = []
+    for name, init in (("one", folder / "checkpoint"), ("two", tmp_path / "one")):
+        task = task_of(folder, init=init)
+        torch.nn.init.constant_(task.model.to_classes.bias, len(digests))
+        about = {**task.about(), "steps": 0, "hours": 0, "metrics": {}, "settings": settings}
+        task.save(tmp_path / name, about)
+        digests.append(load_encoder(tmp_path / name).digest)
+    assert digests[0] != digests[1]
+    models = [load_model(tmp_path / name)[0] for name in ("one", "two")]
+    assert models[0].config == models[1].config
+    for old, new in zip(models[0].visual.parameters(), models[1].visual.parameters(), strict=True):
+        assert torch.equal(old, new)
+    # Whoever trains the model further does not train its head.
+    freeze(models[0], NanoModelSettings())
+    assert models[0].candidate_head is not None
+    assert not any(each.requires_grad for each in models[0].candidate_head.parameters())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reir.checkpoint import load_color_reader, save_checkpoint
+from reir.checkpoint import load_color_reader, load_model, save_checkpoint
 from reir.datasets.generated_expressions import COLOR_WORDS
 from reir.errors import CheckpointError
 from reir.images.decode import read_image
@@ -158,13 +157,19 @@ def test_it_learns_the_colors_and_the_checkpoint_reads_them(folder: Path, tmp_pa
     assert (own.likely, beside.likely) == (second, first)
 
 
-def test_a_color_head_belongs_to_one_model(folder: Path, tmp_path: Path) -> None:
+def test_a_color_head_belongs_to_one_text_tower(folder: Path, tmp_path: Path) -> None:
     assert load_color_reader(folder / "checkpoint") is None
     task = task_of(folder)
     settings = {"optimization": {"photos_per_batch": 9}}
     about = {**task.about(), "steps": 0, "hours": 0, "metrics": {}, "settings": settings}
     task.save(tmp_path / "new", about)
-    file = tmp_path / "new" / "color_head.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "0" * 64}))
+    model, tokenizer = load_model(tmp_path / "new")
+    # The color head reads crop network and text tower only.
+    torch.nn.init.zeros_(model.text.weigh.bias)
+    torch.nn.init.ones_(model.log_scale)
+    save_checkpoint(tmp_path / "new", model, tokenizer, {})
+    assert load_color_reader(tmp_path / "new") is not None
+    torch.nn.init.zeros_(model.text.tower.norm.bias)
+    save_checkpoint(tmp_path / "new", model, tokenizer, {})
     with pytest.raises(CheckpointError, match="reir train --stage colors"):
         load_color_reader(tmp_path / "new")

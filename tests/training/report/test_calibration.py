@@ -26,7 +26,7 @@ from reir.query.presence import (
     photo_features,
 )
 from reir.query.stages import VerifyResult
-from reir.query.verify.scores import SCORE_OF_CANDIDATE, SCORE_OF_SURPRISAL, rank_instances
+from reir.query.verify.scores import SCORE_OF_SURPRISAL, rank_instances, scores_in_photo
 from reir_testing import FakeEncoder
 from reir_testing.photo_sets import draw_photo_set, random_scenes
 from reir_training.cli.calibrate import calibrate
@@ -252,13 +252,8 @@ def test_verified_trials_are_those_of_verified_scores() -> None:
 
 def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
     gallery, queries = drawn(24, 1.5)
-    scored = ScoreTable(gallery, queries, BACKGROUND)
-    rng = np.random.default_rng(2)
-    pairs = [(expression, photo) for expression in range(24) for photo in range(24)]
-    scored.pixels = PixelEvidence(
-        logits={pair: rng.normal(size=3).astype(np.float32) for pair in pairs},
-        instances=random_readings(24, seed=2),
-    )
+    scored = ScoreTable(gallery, queries, BACKGROUND, candidate_dims=4)
+    scored.pixels = PixelEvidence(instances=random_readings(24, seed=2))
     photos, boxes = photo_trials(scored, seed=3, verified=True)
     plain, plain_boxes = photo_trials(scored, seed=3, verified=False)
     assert plain.features[:, -2:].max() == 0
@@ -266,23 +261,23 @@ def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
     for expression, searched in draw_photos(scored, seed=3):
         for photo in searched.tolist():
             rows = slice(3 * photo, 3 * photo + 3)
-            products = gallery.vectors[rows] @ queries.vectors[expression]
-            logits = scored.pixels.logits[expression, photo]
-            scores = products + SCORE_OF_CANDIDATE * (logits - logits.max())
+            compared = (gallery.vectors[rows], queries.vectors[expression], 4)
+            products = compared[0] @ compared[1]
+            scores = scores_in_photo(*compared)
             readings = scored.pixels.instances.get((expression, photo), ())
-            ranked = rank_instances(products, readings, logits)
+            ranked = rank_instances(*compared, readings)
             # The first of these instances are the ones that are verified.
             first_px = scored.first_boxes_px(expression, photo, 1)
             np.testing.assert_allclose(first_px, gallery.boxes_px[rows][[scores.argmax()]])
             background = scored.background[expression]
             expected = photo_features(ranked.score, background, ranked.colors)
-            assert photos.features[row] == pytest.approx(expected)
+            assert photos.features[row] == pytest.approx(expected, abs=1e-6)
             assert photos.labels[row] == (photo == expression)
             np.testing.assert_allclose(boxes.features[3 * row : 3 * row + 3, 0], ranked.scores)
             # The first instance of a photo is the one that its expressions describe.
             right = (ranked.order == 0) & (photo == expression)
             assert boxes.labels[3 * row : 3 * row + 3].tolist() == right.tolist()
-            assert ranked.score == pytest.approx(products[ranked.order[0]])
+            assert ranked.score == pytest.approx(products[ranked.order[0]], abs=1e-6)
             reordered += ranked.score < products.max()
             row += 1
     assert row == len(photos.labels) == len(plain.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.checkpoint import save_candidate_head, weights_digest
+from reir.checkpoint import (
+    COLOR_HEAD,
+    MASK_HEAD,
+    load_model,
+    read_config,
+    save_checkpoint,
+)
 from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
 from reir.models.nano.sentence_tower import WIDTH
+from reir.query.presence import save_background
 from reir_training.candidates.data import CandidateExampleBatch, CandidateExamples
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import (
     UNKNOWN_CLASS,
+    VAL,
     TrainPhoto,
     count_annotations,
     split_held_out,
 )
+from reir_training.nano.background import background_vectors
 from reir_training.nano.cache import FrozenCache
 from reir_training.report.model_card import write_candidates_card
 from reir_training.run.row_task import RowTask
@@ -102,7 +111,7 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
         rank: int,
         world_size: int,
     ) -> None:
-        self._photos, self._init = photos, init
+        self._photos, self._init, self._cache = photos, init, FrozenCache(cache)
         self.examples = load_candidate_examples(config, photos, cache=cache, init=init)
         torch.manual_seed(config.optimization.seed)
         shape = config.candidates.model_dump(include=set(CandidateHeadConfig.__dataclass_fields__))
@@ -138,10 +147,19 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
         return figures
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write a copy of the checkpoint directory with this head added."""
-        # The model is frozen, so its files, and with them its digest, stay the same.
-        shutil.copytree(self._init, folder, dirs_exist_ok=True)
-        save_candidate_head(folder, self.model, weights_digest(self._init), about)
+        """Write a checkpoint directory of the model with this head.
+
+        The head changes the vectors, so of the optional parts, only those are kept that do not
+        depend on them.
+        """
+        model, tokenizer = load_model(self._init)
+        model.add_candidate_head(copy.deepcopy(self.model).cpu())
+        of_model = read_config(self._init)["training"]
+        digest = save_checkpoint(folder, model, tokenizer, {**of_model, "candidate_head": about})
+        rows = [row for row, photo in enumerate(self._photos) if photo.split != VAL]
+        save_background(folder, background_vectors(model, self._cache, rows, half=False), digest)
+        for part in (MASK_HEAD, COLOR_HEAD):
+            part.copy(self._init, folder)
         write_candidates_card(folder, self._init, about)
 
     def about(self) -> dict[str, Any]:

@@ -36,8 +36,8 @@ StageName = Annotated[
     typer.Option(
         help="Stage to train: grounding (stage 1), clia (stage 2), all (both), rerank (the "
         "re-ranker), masks (the mask head), query-zoom (the zoom policy of searches), colors (the "
-        "color head) or candidates (the candidate head of `reir localize`); the last five require "
-        "--init."
+        "color head) or candidates (the candidate head, which compares classes and places); the "
+        "last five require --init."
     ),
 ]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint directory to start from.")]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reir.checkpoint import load_model, save_color_head, weights_digest
+from reir.checkpoint import load_model, save_color_head
 from reir.models.nano.color_head import ColorHead
 from reir.models.nano.color_reader import color_head_for
 from reir_training.colors.data import (
@@ -97,7 +97,7 @@ class ColorTask(RowTask[ColorBatch]):
         """Write a copy of the checkpoint directory with this head added."""
         # The model is frozen, so its files, and with them its digest, stay the same.
         shutil.copytree(self._init, folder, dirs_exist_ok=True)
-        save_color_head(folder, self.model, weights_digest(self._init), about)
+        save_color_head(folder, self.model, about)
         write_colors_card(folder, self._init, about)
 
     def about(self) -> dict[str, Any]:

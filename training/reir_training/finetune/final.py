@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,7 @@ class BlendedModels:
         vectors = background_vectors(model, self._cache, rows, half=False)
         save_background(folder, vectors, digest)
         write_finetune_card(folder, self._start, about)
-        if MASK_HEAD.is_in(self._start):
-            for name in (MASK_HEAD.config_file, MASK_HEAD.weights_file):
-                shutil.copyfile(self._start / name, folder / name)
+        MASK_HEAD.copy(self._start, folder)
         return digest
 
     def _with_share(self, share: float) -> ClareNano:

@@ -33,12 +33,13 @@ def background_vectors(
     chosen = rows[:: max(1, len(rows) // PHOTOS)][:PHOTOS]
     was_training, device = model.training, model.log_scale.device
     model.eval()
-    parts = [np.zeros((0, INSTANCES, model.config.dim), dtype=np.float32)]
+    parts = [np.zeros((0, INSTANCES, model.config.vector_dim), dtype=np.float32)]
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for start in range(0, len(chosen), BATCH):
             batch = cache.batch(chosen[start : start + BATCH])
             full = batch.valid.sum(1) >= INSTANCES
-            vectors = model.visual(batch.to(device)).vectors
-            parts.append(vectors.cpu()[full, :INSTANCES].float().numpy())
+            vectors = model.encode_photos(batch.to(device)).vectors
+            if full.any():
+                parts.append(vectors.cpu()[full, :INSTANCES].float().numpy())
     model.train(was_training)
     return np.concatenate(parts)

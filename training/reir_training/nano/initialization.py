@@ -135,9 +135,13 @@ def _sentence_vectors(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[st
 
 
 def freeze(model: ClareNano, settings: NanoModelSettings) -> None:
-    """Freeze the detector, crop network, embeddings and lowest layers of the text tower."""
-    for part in model.frozen_parts():
-        part.requires_grad_(False)
+    """Freeze the detector, crop network, embeddings and lowest layers of the text tower.
+
+    A candidate head is frozen, too: it has a stage of its own.
+    """
+    for part in (*model.frozen_parts(), model.candidate_head):
+        if part is not None:
+            part.requires_grad_(False)
     for name, parameter in model.text.tower.named_parameters():
         layer = re.match(r"layers\.(\d+)\.", name)
         parameter.requires_grad = layer is not None and int(layer[1]) >= settings.frozen_text_layers

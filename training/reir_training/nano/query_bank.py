@@ -49,7 +49,9 @@ def fill_query_bank(  # noqa: PLR0913 - the last one is by name
     # Spread over all photos; a bank takes no more.
     texts = texts[:: max(1, len(texts) // len(bank.vectors))]
     usual = bank.usual.clone()
-    vectors_ND = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(bank.vectors.device)
+    whole = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(bank.vectors.device)
+    # The bank compares without the part of the candidate head.
+    vectors_ND = torch.nn.functional.normalize(whole[:, : model.config.dim], dim=-1)
     (bank.mix if keep_half else bank.fill)(vectors_ND)
     fits = _fits(model, cache, rows[1::2][:PHOTOS])
     if len(fits):

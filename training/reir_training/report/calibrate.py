@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reir.checkpoint import load_candidate_head, load_color_reader
+from reir.checkpoint import load_color_reader
 from reir.datasets.dataset import Expression, ReferringDataset
 from reir.evaluate import Encoding, encode_gallery
-from reir.models.interfaces import InstanceEncoder
+from reir.models.interfaces import InstanceEncoder, candidate_dims
 from reir.query.presence import Background, Calibration, load_background, save_calibration
 from reir_training.report.calibration import (
     SEED,
@@ -17,9 +17,12 @@ from reir_training.report.calibration import (
     draw_photos,
     fit_calibration,
 )
-from reir_training.report.calibration_pixels import PixelReaders
+from reir_training.report.calibration_pixels import read_pixels
 from reir_training.report.calibration_queries import calibration_queries
 from reir_training.report.score_table import ScoreTable
+
+if TYPE_CHECKING:
+    from reir.models.nano.color_reader import ColorReader
 
 
 def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name
@@ -34,8 +37,7 @@ def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name
 ) -> Calibration:
     """Fit the calibration of a checkpoint and write it.
 
-    If the checkpoint has a color head, its calibration also serves searches that verify colors, and
-    if it has a candidate head, also questions about a single photo that use it.
+    If the checkpoint has a color head, its calibration also serves searches that verify colors.
 
     Args:
         checkpoint: checkpoint directory.
@@ -48,29 +50,19 @@ def calibrate_checkpoint(  # noqa: PLR0913 - the last two are by name
 
     Raises:
         DataError: there are too few photos or expressions.
-        CheckpointError: a head was trained with another model, or cannot be loaded.
+        CheckpointError: the color head was trained with another model, or cannot be loaded.
     """
     background = load_background(checkpoint, encoder.digest)
-    readers = pixel_readers(checkpoint, encoder)
-    scored = score_photos(readers, background, dataset, images_dir, expressions, how=how)
+    model = (encoder, load_color_reader(checkpoint, encoder), background)
+    scored = score_photos(*model, dataset, images_dir, expressions, how=how)
     calibration = fit_calibration(scored, background, encoder.digest, about)
     save_calibration(checkpoint, calibration)
     return calibration
 
 
-def pixel_readers(checkpoint: Path, encoder: InstanceEncoder) -> PixelReaders:
-    """Load the parts of a checkpoint that read photos after a search.
-
-    Raises:
-        CheckpointError: a head was trained with another model, or cannot be loaded.
-    """
-    return PixelReaders(
-        encoder, load_color_reader(checkpoint, encoder), load_candidate_head(checkpoint)
-    )
-
-
-def score_photos(  # noqa: PLR0913 - two parts of a checkpoint, and three of a dataset
-    readers: PixelReaders,
+def score_photos(  # noqa: PLR0913 - three parts of a checkpoint, and three of a dataset
+    encoder: InstanceEncoder,
+    reader: ColorReader | None,
     background: Background,
     dataset: ReferringDataset,
     images_dir: Path,
@@ -81,13 +73,16 @@ def score_photos(  # noqa: PLR0913 - two parts of a checkpoint, and three of a d
     """Score expressions on photos, and open the photos of all trials that `SEED` draws.
 
     Args:
-        readers, background: of the checkpoint.
+        encoder, reader, background: of the checkpoint; without a reader, no photo is opened.
         dataset, images_dir, expressions, how: see `calibrate_checkpoint`.
     """
-    queries = calibration_queries(readers.encoder, dataset, expressions)
-    gallery = encode_gallery(readers.encoder, dataset, images_dir, how=how).arrays
-    scored = ScoreTable(gallery, queries, background)
-    searches = ((expression, photos) for expression, _, photos in draw_galleries(scored, SEED))
-    photos = draw_photos(scored, SEED)
-    readers.read(scored, dataset, images_dir, searches=searches, photos=photos)
+    queries = calibration_queries(encoder, dataset, expressions)
+    gallery = encode_gallery(encoder, dataset, images_dir, how=how).arrays
+    scored = ScoreTable(gallery, queries, background, candidate_dims(encoder))
+    if reader is not None:
+        searches = ((expression, photos) for expression, _, photos in draw_galleries(scored, SEED))
+        photos = draw_photos(scored, SEED)
+        scored.pixels = read_pixels(
+            reader, scored, dataset, images_dir, searches=searches, photos=photos
+        )
     return scored

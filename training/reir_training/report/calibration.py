@@ -243,7 +243,7 @@ def fit_calibration(
             f"{len(scored.own)} are of the kind {SHORT!r}: add long expressions"
         )
     # The same models serve searches with and without verification.
-    ways = (False, True) if scored.pixels.hits or scored.pixels.logits else (False,)
+    ways = (False, True) if scored.pixels.hits else (False,)
     trials = [
         (*gallery_trials(scored, SEED, verified=each), *photo_trials(scored, SEED, verified=each))
         for each in ways

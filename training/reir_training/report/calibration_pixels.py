@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,99 +13,52 @@ import numpy.typing as npt
 from reir.datasets.dataset import ReferringDataset
 from reir.datasets.generated_expressions import names_color
 from reir.images.decode import read_image
-from reir.models.interfaces import (
-    CandidateEncoder,
-    CandidateScorer,
-    InstanceEncoder,
-)
 from reir.query.stages import VerifyResult
 from reir.query.verify.scores import VERIFIED_INSTANCES
-from reir.records import FloatArray
 from reir_training.report.calibration import best_photos
 from reir_training.report.score_table import Pair, PixelEvidence, ScoreTable
 
 if TYPE_CHECKING:
     from reir.models.nano.color_reader import ColorReader
 
-
 Searches = Iterable[tuple[int, npt.NDArray[np.int64]]]
 """Pairs of an expression and the photos in which it is searched for; numbers of a `ScoreTable`."""
 
 
-@dataclass(frozen=True)
-class PixelReaders:
-    """The parts of a checkpoint that read photos after a search.
+def read_pixels(  # noqa: PLR0913 - the searches are by name
+    reader: ColorReader,
+    scored: ScoreTable,
+    dataset: ReferringDataset,
+    images_dir: Path,
+    *,
+    searches: Searches,
+    photos: Searches,
+) -> PixelEvidence:
+    """Read the colors of the instances that searches verify.
 
-    Attributes:
-        encoder: encodes the photos again, to know the classes of their instances.
-        colors: reads colors; None for a checkpoint without color head.
-        candidates: compares classes and places; None for a checkpoint without candidate head.
+    Args:
+        reader: of the checkpoint.
+        scored: scores of all expressions on the photos of the dataset.
+        dataset: the photos.
+        images_dir: their folder.
+        searches: of galleries. The best instance of each photo among the first hits is verified.
+        photos: single photos for each expression, whose first instances are verified.
+
+    Raises:
+        ImageError: a photo cannot be decoded.
     """
-
-    encoder: InstanceEncoder
-    colors: ColorReader | None
-    candidates: CandidateScorer | None
-
-    def read(
-        self,
-        scored: ScoreTable,
-        dataset: ReferringDataset,
-        images_dir: Path,
-        *,
-        searches: Searches,
-        photos: Searches,
-    ) -> None:
-        """Set `scored.pixels`.
-
-        Args:
-            scored: scores of all expressions on the photos of the dataset.
-            dataset: the photos.
-            images_dir: their folder.
-            searches: of galleries. The best instance of each photo among the first hits is
-                verified.
-            photos: single photos for each expression, whose instances are compared.
-
-        Raises:
-            ImageError: a photo cannot be decoded.
-        """
-        within = _pairs(photos)
-        logits = self._logits(scored, dataset, images_dir, within)
-        scored.pixels = PixelEvidence(logits=logits)  # it decides which instances are the first
-        if self.colors is None:
-            return
-        hits = {
-            (expression, photo)
-            for expression, searched in searches
-            for photo in best_photos(scored, expression, searched).tolist()
-        }
-        boxes_px = {pair: scored.best_box_px(*pair)[None] for pair in hits}
-        of_hits = _read_colors(self.colors, scored, dataset, images_dir, boxes_px)
-        boxes_px = {pair: scored.first_boxes_px(*pair, VERIFIED_INSTANCES) for pair in within}
-        scored.pixels = PixelEvidence(
-            hits={pair: readings[0] for pair, readings in of_hits.items()},
-            logits=logits,
-            instances=_read_colors(self.colors, scored, dataset, images_dir, boxes_px),
-        )
-
-    def _logits(
-        self, scored: ScoreTable, dataset: ReferringDataset, images_dir: Path, pairs: set[Pair]
-    ) -> dict[Pair, FloatArray]:
-        """Compare expressions with the classes and places of the instances of photos."""
-        encoder, scorer = self.encoder, self.candidates
-        if scorer is None or not isinstance(encoder, CandidateEncoder):
-            return {}
-        encoded = encoder.encode_tokens(scored.texts)
-        logits: dict[Pair, FloatArray] = {}
-        for photo, expressions in _by_photo(pairs).items():
-            image = dataset.images[int(scored.photos[photo])]
-            pixels = read_image(images_dir / image.file_name)
-            # The same instances as in the gallery, in the same order.
-            ((instances, classes),) = encoder.encode_with_classes([pixels])
-            for expression in expressions:
-                logits[expression, photo] = scorer.score(
-                    encoded[expression], instances.boxes, classes
-                )
-        return logits
+    hits = {
+        (expression, photo)
+        for expression, searched in searches
+        for photo in best_photos(scored, expression, searched).tolist()
+    }
+    boxes_px = {pair: scored.best_box_px(*pair)[None] for pair in hits}
+    of_hits = _read_colors(reader, scored, dataset, images_dir, boxes_px)
+    boxes_px = {pair: scored.first_boxes_px(*pair, VERIFIED_INSTANCES) for pair in _pairs(photos)}
+    return PixelEvidence(
+        hits={pair: readings[0] for pair, readings in of_hits.items()},
+        instances=_read_colors(reader, scored, dataset, images_dir, boxes_px),
+    )
 
 
 def _read_colors(

@@ -240,10 +240,11 @@ def write_candidates_card(folder: Path, source: Path, about: Mapping[str, Any]) 
         source,
         CANDIDATES_TITLE,
         f"""\
-The candidate head compares an expression with the classes and boxes that the detector found in one
-photo. It was trained on {about["examples"]} written and generated expressions of
-{about["photos"]} photos, in {about["steps"]} steps of
-{about["settings"]["optimization"]["photos_per_batch"]} expressions and {about["hours"]} hours.
+The candidate head writes the last dimensions of the vectors. They compare an expression with the
+classes and boxes that the detector found in a photo. It was trained on {about["examples"]} written
+and generated expressions of {about["photos"]} photos, in {about["steps"]} steps of
+{about["settings"]["optimization"]["photos_per_batch"]} expressions and {about["hours"]} hours. All
+figures above it were measured without it.
 
 The figures say how often (percent) the head alone finds the described candidate of a held-out
 photo, for long and short expressions that describe a candidate.

@@ -15,7 +15,7 @@ from reir.images.boxes import elementwise_iou
 from reir.metrics import Gallery
 from reir.query.presence import Background
 from reir.query.stages import VerifyResult
-from reir.query.verify.scores import RankedInstances, by_score, candidate_scores, rank_instances
+from reir.query.verify.scores import RankedInstances, by_score, rank_instances, scores_in_photo
 from reir.records import FloatArray
 from reir_training.report.calibration_queries import CalibrationQueries
 
@@ -38,13 +38,10 @@ class PixelEvidence:
     Attributes:
         hits: what the pixels say about the colors of a photo's best instance, as a search verifies
             it; nothing for expressions without colors.
-        logits: (N,) what the candidate head says of the instances of a photo; nothing without one.
-        instances: what the pixels say about the colors of a photo's first instances, in their order
-            with `logits`.
+        instances: what the pixels say about the colors of a photo's first instances.
     """
 
     hits: Mapping[Pair, VerifyResult] = field(default_factory=dict)
-    logits: Mapping[Pair, FloatArray] = field(default_factory=dict)
     instances: Mapping[Pair, Sequence[VerifyResult]] = field(default_factory=dict)
 
 
@@ -64,9 +61,19 @@ class ScoreTable:
     """
 
     def __init__(
-        self, gallery: Gallery, queries: CalibrationQueries, background: Background
+        self,
+        gallery: Gallery,
+        queries: CalibrationQueries,
+        background: Background,
+        candidate_dims: int = 0,
     ) -> None:
         """Score all expressions; photos without instances, and their expressions, are dropped.
+
+        Args:
+            gallery: the photos.
+            queries: the expressions.
+            background: of the encoder.
+            candidate_dims: of the encoder, see `CandidateEncoder`.
 
         Raises:
             DataError: there are too few photos to draw galleries from.
@@ -91,6 +98,7 @@ class ScoreTable:
         ]
         self.background = [background.score(vector) for vector in self.vectors]
         self.counts, self._starts, self._gallery = counts, starts, gallery
+        self._candidate_dims = candidate_dims
         # `reduceat` relies on the order in which galleries are encoded: photo by photo.
         scores_MJ = self.vectors @ gallery.vectors.T
         self.best = np.maximum.reduceat(scores_MJ, starts, axis=1).astype(np.float64)
@@ -107,18 +115,19 @@ class ScoreTable:
     def best_box_px(self, expression: int, photo: int) -> Floats:
         """Return the (4,) xyxy box of the instance of a photo that a search finds."""
         rows = self._rows(photo)
-        best = by_score(self._products(expression, photo))[0]
+        vectors, vector, _ = self._compared(expression, photo)
+        best = by_score(vectors @ vector)[0]
         return np.asarray(self._gallery.boxes_px[rows][best], dtype=np.float64)
 
     def first_boxes_px(self, expression: int, photo: int, num: int) -> Floats:
-        """Return the (num', 4) xyxy boxes of the first instances of a photo, with `pixels`."""
-        logits = self.pixels.logits.get((expression, photo))
-        first = by_score(candidate_scores(self._products(expression, photo), logits))[:num]
+        """Return the (num', 4) xyxy boxes of the first instances of a photo."""
+        first = by_score(scores_in_photo(*self._compared(expression, photo)))[:num]
         return np.asarray(self._gallery.boxes_px[self._rows(photo)][first], dtype=np.float64)
 
-    def _products(self, expression: int, photo: int) -> FloatArray:
-        """Return the (N,) inner products of the instances of a photo."""
-        return np.asarray(self._gallery.vectors[self._rows(photo)] @ self.vectors[expression])
+    def _compared(self, expression: int, photo: int) -> tuple[FloatArray, FloatArray, int]:
+        """Return the vectors of the instances of a photo, that of an expression, and the part."""
+        vectors = self._gallery.vectors[self._rows(photo)]
+        return vectors, self.vectors[expression], self._candidate_dims
 
     def _rows(self, photo: int) -> slice:
         return slice(self._starts[photo], self._starts[photo] + self.counts[photo])
@@ -127,12 +136,10 @@ class ScoreTable:
         self, expression: int, photo: int, *, verified: bool
     ) -> tuple[RankedInstances, Labels]:
         """Return the instances of a photo, and which of them are the described one."""
-        rows, pair = self._rows(photo), (expression, photo)
+        rows = self._rows(photo)
         pixels = self.pixels if verified else PixelEvidence()
         ranked = rank_instances(
-            self._products(expression, photo),
-            pixels.instances.get(pair, ()),
-            pixels.logits.get(pair),
+            *self._compared(expression, photo), pixels.instances.get((expression, photo), ())
         )
         if photo != self.own[expression]:
             return ranked, np.zeros(len(ranked.order), dtype=np.bool_)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from reir.checkpoint import load_model, weights_digest
@@ -214,9 +215,11 @@ class RerankData:
         # The shared experts of the members form one layer, as their vectors form one vector.
         members = [m for m in model.text.members if isinstance(m, MixtureOfRelationExperts)]
         experts = [member.shared for member in members]
+        # It knows nothing of the candidate head's part of the vectors.
+        unknown = model.config.candidate_dims
         self.projection = (
-            torch.cat([expert.weight for expert in experts]),
-            torch.cat([expert.bias for expert in experts]),
+            F.pad(torch.cat([expert.weight for expert in experts]), (0, 0, 0, unknown)),
+            F.pad(torch.cat([expert.bias for expert in experts]), (0, unknown)),
         )
         # Copy the model, because the encoder converts it, and its visual stream is used below.
         encoder = ClareNanoEncoder(copy.deepcopy(model), tokenizer, self.digest)
@@ -288,7 +291,7 @@ def encode_photos(
         batch = cache.batch(range(start, min(start + PHOTO_BATCH, len(cache))))
         batch = batch.mirror() if mirrored else batch
         with torch.inference_mode():
-            out = model.visual(batch)
+            out = model.encode_photos(batch)
         values = (out.vectors, out.boxes, batch.objectness, batch.valid)
         for name, value in zip(FIELDS, values, strict=True):
             parts[name].append(value.numpy())

@@ -114,7 +114,7 @@ def cached_gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) ->
     vectors, boxes, owners = [], [], []
     for start in range(0, len(rows), PHOTO_BATCH):
         batch = cache.batch(rows[start : start + PHOTO_BATCH])
-        out = model.visual(batch.to(model.log_scale.device))
+        out = model.encode_photos(batch.to(model.log_scale.device))
         vectors.append(out.vectors[batch.valid].cpu().numpy())
         boxes.append(out.boxes[batch.valid].cpu().numpy())
         # Galleries number the held-out photos from 0, whatever their rows in the cache.
@@ -127,8 +127,11 @@ def text_vectors(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -
     device, parts = model.log_scale.device, []
     for start in range(0, len(texts), TEXT_BATCH):
         some = texts[start : start + TEXT_BATCH]
-        ids_NL, mask_NL = tokenize(tokenizer, some, model.config.max_tokens)
-        parts.append(model.text(ids_NL.to(device), mask_NL.to(device)).float())
+        ids_NL, mask_NL = (
+            each.to(device) for each in tokenize(tokenizer, some, model.config.max_tokens)
+        )
+        states_NLC = model.text.tower(ids_NL, mask_NL)
+        parts.append(model.encode_texts(states_NLC, mask_NL).float())
     return np.asarray(torch.cat(parts).cpu().numpy())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reir.models.interfaces import EncodedExpression
 from reir.models.nano.candidates import CandidateExtractor
-from reir.models.nano.model import ClareNano, TextStream, VisualOutput
+from reir.models.nano.model import ClareNano
 from reir.models.traced_module import TracedModule
 from reir.records import FloatArray, Instances, RgbImage
 from reir.text import normalize_expression
@@ -53,16 +53,16 @@ def cpu_path() -> str:
 
 
 class _Text(nn.Module):
-    """The text stream with its token states: token ids and mask -> states and vectors."""
+    """Token ids and mask -> token states and vectors."""
 
-    def __init__(self, text: TextStream) -> None:
+    def __init__(self, model: ClareNano) -> None:
         super().__init__()
-        self.text = text
+        self.model = model
 
     def forward(self, ids_NL: Tensor, mask_NL: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, L, C) and (N, D)."""
-        states_NLC = self.text.tower(ids_NL, mask_NL)
-        return states_NLC, self.text.pool(states_NLC, mask_NL)
+        states_NLC = self.model.text.tower(ids_NL, mask_NL)
+        return states_NLC, self.model.encode_texts(states_NLC, mask_NL)
 
 
 class ClareNanoEncoder:
@@ -109,7 +109,12 @@ class ClareNanoEncoder:
     @property
     def dim(self) -> int:
         """Dimension D of both kinds of vector."""
-        return self._model.config.dim
+        return self._model.config.vector_dim
+
+    @property
+    def candidate_dims(self) -> int:
+        """Number of the last dimensions, which the candidate head fills; 0 without one."""
+        return self._model.config.candidate_dims
 
     @property
     def digest(self) -> str:
@@ -140,7 +145,7 @@ class ClareNanoEncoder:
     def _encode_batch(self, images: Sequence[RgbImage]) -> list[tuple[Instances, FloatArray]]:
         batch = self._extract(images, self._num_candidates)
         with torch.inference_mode(), torch.autocast("cpu", self._dtype, self._half):
-            visual: VisualOutput = self._model.visual(batch)
+            visual = self._model.encode_photos(batch)
         counts = batch.valid.sum(1).tolist()
         return [
             (
@@ -178,7 +183,7 @@ class ClareNanoEncoder:
         ids_NL = torch.tensor([[1, 1, 1], [1, 1, 0]])
         # Without the weight cache of autocast, as torch recommends for tracing.
         with torch.autocast("cpu", self._dtype, self._half, cache_enabled=False):
-            return TracedModule(_Text(self._model.text).eval(), ids_NL, (ids_NL > 0).long())
+            return TracedModule(_Text(self._model).eval(), ids_NL, (ids_NL > 0).long())
 
     def _text_batches(
         self, expressions: Sequence[str]

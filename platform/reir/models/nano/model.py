@@ -8,25 +8,27 @@ are pooled by attention and pass through MORE. The two streams meet only in a do
 
 The trained part is an ensemble of members. Each has its own transformer, its own MORE, its own loss
 and its own part of every vector. The vector is the concatenation of the parts, so that a dot
-product is the mean of the members' scores.
+product is the mean of the members' scores. With a candidate head, `ClareNano.encode_photos` and
+`encode_texts` add a further part to every vector, which compares what the detector says.
 
 Detector and crop network are frozen (`reir.models.nano.candidates` runs them); `InstanceStream` and
 `TextStream` are trained.
 """
 
 # Shapes: B photos, K candidates a photo, S scene tokens, T = K + S, N texts, L tokens, W width,
-#         D dimension, M members, P = D / M
+#         D dimension, M members, P = D / M, E dimensions of the candidate head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
 from reir.models.nano.crop_network import CHANNELS, CropNetwork, CropNetworkName
 from reir.models.nano.query_bank import QueryBank
 from reir.models.nano.sentence_tower import SentenceTower
@@ -45,7 +47,7 @@ class ClareNanoConfig:
     """The hyperparameters of the model; stored in `config.json` of a checkpoint.
 
     Attributes:
-        dim: D, of instance and expression vectors.
+        dim: D, of instance and expression vectors without the part of the candidate head.
         num_members: M members, each with D / M dimensions.
         width: W of the transformer over the instances of a photo.
         num_layers, num_heads: of that transformer; with 0 layers, neighbors have no effect.
@@ -59,6 +61,7 @@ class ClareNanoConfig:
         text_layers: layers of the text tower.
         max_tokens: longer expressions are truncated.
         dropout: in training.
+        candidate_head: adds a part to the vectors; None for none.
     """
 
     dim: int = 256
@@ -81,6 +84,7 @@ class ClareNanoConfig:
     text_layers: int = 6
     max_tokens: int = 64
     dropout: float = 0.3
+    candidate_head: CandidateHeadConfig | None = None
 
     def __post_init__(self) -> None:
         """Check that the members can share the dimension.
@@ -95,6 +99,16 @@ class ClareNanoConfig:
     def member_dim(self) -> int:
         """P, the dimension of one member's part of a vector."""
         return self.dim // self.num_members
+
+    @property
+    def candidate_dims(self) -> int:
+        """E, the dimension of the candidate head's part of a vector; 0 without one."""
+        return self.candidate_head.dims if self.candidate_head else 0
+
+    @property
+    def vector_dim(self) -> int:
+        """Dimension of a whole vector, D + E."""
+        return self.dim + self.candidate_dims
 
 
 @dataclass
@@ -426,6 +440,14 @@ class ClareNano(nn.Module):
         # Of shape (1,), since DeepSpeed cannot broadcast scalars.
         self.log_scale = nn.Parameter(torch.tensor([10.0]).log())
         self.bias = nn.Parameter(torch.tensor([clia_bias]))
+        self.candidate_head: CandidateHead | None = None
+        if config.candidate_head:
+            self.add_candidate_head(CandidateHead(config.candidate_head, self.text.tower.width))
+
+    def add_candidate_head(self, head: CandidateHead) -> None:
+        """Add a candidate head, or replace the one that the model has."""
+        self.candidate_head = head
+        self.config = replace(self.config, candidate_head=head.config)
 
     def frozen_parts(self) -> tuple[nn.Module, ...]:
         """Return the modules that are not trained, so that their output may be cached."""
@@ -438,7 +460,33 @@ class ClareNano(nn.Module):
         visual = self.visual(batch)
         return visual, self.text(ids_NL, mask_NL), self.log_scale.exp(), self.bias
 
+    def encode_photos(self, batch: CandidateBatch) -> VisualOutput:
+        """Return the visual output with whole vectors, of D + E dimensions."""
+        out: VisualOutput = self.visual(batch)
+        if self.candidate_head is None:
+            return out
+        # In float32, because the logarithms of class scores are large.
+        with torch.autocast(batch.boxes.device.type, enabled=False):
+            found = self.candidate_head.describe(batch.boxes.float(), batch.class_scores.float())
+        # The vector of a photo describes no candidate.
+        return out._replace(
+            vectors=torch.cat([out.vectors, found], dim=-1),
+            image_vectors=F.pad(out.image_vectors, (0, self.config.candidate_dims)),
+        )
+
+    def encode_texts(self, states_NLC: Tensor, mask_NL: Tensor) -> Tensor:
+        """(N, L, C) token states -> (N, D + E) whole unit vectors."""
+        vectors_ND = self.text.pool(states_NLC, mask_NL)
+        if self.candidate_head is None:
+            return vectors_ND
+        shares_NL = mask_NL / mask_NL.sum(1, keepdim=True)
+        asked = self.candidate_head.express(torch.einsum("nl,nlc->nc", shares_NL, states_NLC))
+        return F.normalize(torch.cat([vectors_ND, asked.float()], dim=-1), dim=-1)
+
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> ClareNano:
+    def from_dict(values: Mapping[str, Any]) -> ClareNano:
         """Build from the `model_config` section of a checkpoint's config.json."""
-        return ClareNano(ClareNanoConfig(**values))
+        shape = dict(values)
+        if head := shape.get("candidate_head"):
+            shape["candidate_head"] = CandidateHeadConfig(**head)
+        return ClareNano(ClareNanoConfig(**shape))

@@ -17,9 +17,9 @@ from reir.records import FloatArray
 SCORE_OF_SURPRISAL = 0.02
 """What a unit of surprisal of a color takes from the score of a hit; chosen on `val`."""
 
-SCORE_OF_CANDIDATE = 0.07
-"""How much lower the score of an instance becomes for each unit by which its logit of the candidate
-head is below the highest one in the photo; chosen on `val`."""
+CANDIDATE_BOOST = 2.0
+"""How much more classes and places count among the instances of one photo than between photos;
+chosen on `val`."""
 
 VERIFIED_INSTANCES = 5
 """Number of first instances of a photo that are verified; more of them change nothing on `val`."""
@@ -49,20 +49,24 @@ def mean_surprisal(verified: Sequence[VerifyResult | None]) -> float:
     return float(np.mean(known)) if known else 0.0
 
 
-def candidate_scores(products_N: FloatArray, logits_N: FloatArray | None) -> FloatArray:
-    """Return (N,) scores of the instances of a photo, with what the candidate head says of them.
+def scores_in_photo(
+    vectors_ND: FloatArray, vector_D: FloatArray, candidate_dims: int = 0
+) -> FloatArray:
+    """Return (N,) scores of the instances of one photo.
 
-    The best instance by its logit keeps its score, and all others lose, so that scores remain
-    comparable with those of other photos.
+    These are inner products, but classes and places count more. The best instance by these keeps
+    its inner product, and all others lose, so that scores remain comparable with those of other
+    photos.
 
     Args:
-        products_N: inner products.
-        logits_N: see `CandidateScorer.score`; None without a candidate head.
+        vectors_ND: of the instances.
+        vector_D: of the expression.
+        candidate_dims: see `CandidateEncoder.candidate_dims`.
     """
-    if logits_N is None:
-        return products_N
-    behind = logits_N - logits_N.max(initial=-np.inf)
-    return np.asarray(products_N + SCORE_OF_CANDIDATE * behind, dtype=np.float32)
+    first = len(vector_D) - candidate_dims
+    known_N = vectors_ND[:, first:] @ vector_D[first:]
+    behind_N = known_N - known_N.max(initial=-np.inf)
+    return np.asarray(vectors_ND @ vector_D + CANDIDATE_BOOST * behind_N, dtype=np.float32)
 
 
 def by_score(scores_N: FloatArray) -> npt.NDArray[np.int64]:
@@ -76,8 +80,8 @@ class RankedInstances:
 
     Attributes:
         order: (N,) rows of the instances.
-        scores: N scores, with what the candidate head says; those of the first instances after
-            their verification.
+        scores: N scores, see `scores_in_photo`; those of the first instances after their
+            verification.
         score: inner product of the best instance.
         colors: what the pixels say about the best instance; nothing without verification.
     """
@@ -89,19 +93,18 @@ class RankedInstances:
 
 
 def rank_instances(
-    products_N: FloatArray,
+    vectors_ND: FloatArray,
+    vector_D: FloatArray,
+    candidate_dims: int = 0,
     verified: Sequence[VerifyResult] = (),
-    logits_N: FloatArray | None = None,
 ) -> RankedInstances:
     """Rank the instances of a photo, of which there is at least one.
 
     Args:
-        products_N: inner products.
-        verified: what the pixels say about the first of them, in the order of their
-            `candidate_scores`.
-        logits_N: see `candidate_scores`.
+        vectors_ND, vector_D, candidate_dims: see `scores_in_photo`.
+        verified: what the pixels say about the first of them, in the order of these scores.
     """
-    scores_N = candidate_scores(products_N, logits_N)
+    scores_N = scores_in_photo(vectors_ND, vector_D, candidate_dims)
     plain = by_score(scores_N)
     scores = scores_N[plain].tolist()
     scores[: len(verified)] = verified_scores(scores[: len(verified)], verified)
@@ -112,6 +115,6 @@ def rank_instances(
     return RankedInstances(
         order=plain[places],
         scores=[scores[place] for place in places.tolist()],
-        score=float(products_N[plain[best]]),
+        score=float(vectors_ND[plain[best]] @ vector_D),
         colors=verified[best] if verified else (),
     )

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from reir.checkpoint import load_candidate_head, load_encoder
+from reir.checkpoint import load_encoder
 from reir.datasets.coco_classes import COCO_CLASSES
-from reir.models.interfaces import EncodedExpression
 from reir.models.nano.candidate_head import (
     PLACE_FEATURES,
+    SCORE_OF_CLASS,
+    SCORE_OF_PLACE,
     CandidateHead,
     CandidateHeadConfig,
     places_of,
 )
 from reir.models.nano.encoder import ClareNanoEncoder
-from reir.records import FloatArray
 
 WIDTH = 16
 ORDER = slice(9, 14)
@@ -41,11 +41,6 @@ def random_head() -> CandidateHead:
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head
-
-
-def random_expression() -> EncodedExpression:
-    states = np.random.default_rng(0).normal(size=(5, WIDTH)).astype(np.float32)
-    return EncodedExpression(np.zeros(4, np.float32), states)
 
 
 def test_the_order_counts_candidates_of_the_same_kind_only() -> None:
@@ -80,22 +75,26 @@ def test_a_mirrored_photo_has_the_opposite_order_from_left_to_right() -> None:
     torch.testing.assert_close(one[:, 14:17], other[:, 14:17].flip(1))
 
 
-def test_a_score_is_that_of_a_batch_with_padding() -> None:
-    head, expression = random_head(), random_expression()
+def test_padding_does_not_change_the_places() -> None:
     boxes, classes = row_of(5), torch.rand(5, 80)
-    alone = head.score(expression, boxes.numpy(), classes.numpy())
-    padded = torch.zeros(1, 9, 80), torch.zeros(1, 9, PLACE_FEATURES)
-    padded[0][0, :5], padded[1][0, :5] = classes, places_of(boxes, classes)
-    with torch.inference_mode():
-        together = head(torch.from_numpy(expression.states.mean(0))[None], *padded)[0, :5]
-    np.testing.assert_allclose(alone, together, rtol=1e-4)
-
-
-def test_a_photo_without_candidates_has_no_scores() -> None:
-    none = random_head().score(
-        random_expression(), np.zeros((0, 4), np.float32), np.zeros((0, 80), np.float32)
+    alone = places_of(boxes, classes)
+    padded = places_of(
+        torch.cat([boxes, torch.zeros(4, 4)])[None], torch.cat([classes, torch.zeros(4, 80)])[None]
     )
-    assert none.shape == (0,)
+    torch.testing.assert_close(padded[0, :5], alone)
+
+
+def test_the_parts_of_two_vectors_compare_classes_and_places() -> None:
+    head, texts = random_head(), torch.randn(3, WIDTH)
+    boxes, classes = row_of(5), torch.rand(5, 80)
+    parts = head.express(texts), head.describe(boxes, classes)
+    assert [part.shape for part in parts] == [(3, head.config.dims), (5, head.config.dims)]
+    nowhere = torch.zeros(3, 5, PLACE_FEATURES)
+    of_classes = head(texts, classes.expand(3, -1, -1), nowhere)
+    of_both = head(texts, classes.expand(3, -1, -1), places_of(boxes, classes).expand(3, -1, -1))
+    expected = SCORE_OF_CLASS * of_classes + SCORE_OF_PLACE * (of_both - of_classes)
+    torch.testing.assert_close(parts[0] @ parts[1].T, expected, rtol=1e-3, atol=1e-4)
+    assert head.describe(torch.zeros(0, 4), torch.zeros(0, 80)).shape == (0, head.config.dims)
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +117,28 @@ def encoder() -> ClareNanoEncoder:
 def test_the_shipped_head_knows_classes_and_sides(
     encoder: ClareNanoEncoder, text: str, right: int
 ) -> None:
-    head = load_candidate_head()
-    assert head is not None
-    (expression,) = encoder.encode_tokens([text])
-    classes: FloatArray = classes_of(CUP, DOG, MAN, CUP).float().numpy()
-    assert head.score(expression, row_of(4).numpy(), classes).argmax() == right
+    model, _ = encoder.parts
+    assert model.candidate_head is not None
+    asked = encoder.encode_expressions([text])[0, -encoder.candidate_dims :]
+    found = model.candidate_head.describe(row_of(4), classes_of(CUP, DOG, MAN, CUP).float())
+    assert (found.numpy() @ asked).argmax() == right
+    assert 0.05 < np.linalg.norm(asked) < 0.7  # the rest of a vector decides, too
+
+
+def test_the_head_fills_the_last_dimensions_only(encoder: ClareNanoEncoder) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    (found,) = encoder.encode_images([photo])
+    rest = encoder.dim - encoder.candidate_dims
+    assert found.vectors.shape[1] == encoder.dim
+    np.testing.assert_allclose(np.linalg.norm(found.image_vector), 1, rtol=1e-4)
+    assert not found.image_vector[rest:].any()
+    vectors = encoder.encode_expressions(["a dog on the left", "the cup"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
+    model, _ = encoder.parts
+    (token_encoded,) = encoder.encode_tokens(["the cup"])
+    states = torch.from_numpy(token_encoded.states)[None]
+    members = model.text.pool(states, torch.ones(1, states.shape[1]))[0]
+    cosine = torch.nn.functional.cosine_similarity(
+        members.float(), torch.from_numpy(vectors[1, :rest]), dim=0
+    )
+    assert cosine > 0.999
