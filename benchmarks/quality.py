@@ -54,6 +54,7 @@ from reir_testing import data_dir
 from reir_testing.boxes import target_box
 from reir_training.data.examples import set_test_photos_aside
 from reir_training.nano.start_weights import minilm_files
+from reir_training.run.validate import text_vectors
 
 Floats = npt.NDArray[np.float32]
 KS = (1, 5, 10)
@@ -83,7 +84,7 @@ def encode_gallery(model: ClareNano, dataset: ReferringDataset, folder: Path, nu
     for row, image in enumerate(dataset.images):
         batch = extract([read_image(folder / image.file_name)], num)
         with torch.inference_mode(), as_an_index():
-            out = model.visual(batch)
+            out = model.encode_photos(batch)
         n = int(batch.valid.sum())
         parts.append(
             (
@@ -164,12 +165,10 @@ def ask(
     texts = [e.text for e in dataset.expressions]
     own = np.array([gallery.row_of[e.image_id] for e in dataset.expressions])
     targets = [target_box(dataset, each) for each in dataset.expressions]
-    vectors = []
-    for i in range(0, len(texts), 128):
-        with torch.inference_mode(), as_an_index():
-            vectors.append(model.text(*tokenize(tokenizer, texts[i : i + 128], 64)).float().numpy())
+    with torch.inference_mode(), as_an_index():
+        vectors = text_vectors(model, tokenizer, texts)
     iou = pairwise_iou(np.array(targets), gallery.boxes).astype(np.float32)
-    return texts, np.concatenate(vectors), own, iou
+    return texts, vectors, own, iou
 
 
 def human_rec(

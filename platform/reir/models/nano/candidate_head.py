@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from reir.models.picodet import NUM_CLASSES
 
-SCORE_OF_CLASS, SCORE_OF_PLACE = 0.02, 0.0125
-"""What a unit of the logit of a class, and of that of a place, adds to an inner product; chosen on
-`val`. Across photos, a place tells less than within one."""
+SCORE_OF_LOGIT = 0.02
+"""What a unit of the head's logit adds to an inner product; chosen on `val`."""
 CLASS_LENGTH, PLACE_LENGTH = 12.0, 10.0
-"""Divisors that make the head's part of an instance vector, and that of an expression, about a
-third as long as the rest. The divisor of one is a factor of the other."""
+"""Divisors that make the head's part of an instance vector and that of an expression shorter than
+the rest. What divides one multiplies the other."""
 
 THIRDS = (1 / 6, 1 / 2, 5 / 6)
 """Centers of the thirds of a side."""
@@ -114,11 +113,8 @@ class CandidateHead(nn.Module):
     def express(self, texts_MS: Tensor) -> Tensor:
         """Return the (M, E) part of the vectors of expressions, given means of token states."""
         classes_ME, places_MP = self._asked(texts_MS)
-        parts = [
-            classes_ME * (SCORE_OF_CLASS * CLASS_LENGTH),
-            places_MP * (SCORE_OF_PLACE * PLACE_LENGTH),
-        ]
-        return torch.cat(parts, dim=-1)
+        parts = torch.cat([classes_ME * CLASS_LENGTH, places_MP * PLACE_LENGTH], dim=-1)
+        return SCORE_OF_LOGIT * parts
 
     def _asked(self, texts_MS: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class of each expression in the class dimensions, and weights of places."""

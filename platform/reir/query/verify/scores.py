@@ -17,7 +17,7 @@ from reir.records import FloatArray
 SCORE_OF_SURPRISAL = 0.02
 """What a unit of surprisal of a color takes from the score of a hit; chosen on `val`."""
 
-CANDIDATE_BOOST = 2.0
+CANDIDATE_BOOST = 2.5
 """How much more classes and places count among the instances of one photo than between photos;
 chosen on `val`."""
 
