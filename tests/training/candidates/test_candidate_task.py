@@ -22,9 +22,10 @@ from reir.models.nano.candidate_head import PLACE_FEATURES
 from reir.models.nano.encoder import ClareNanoEncoder
 from reir.query.presence import load_background
 from reir_testing.tiny import save_tiny_run, tiny_batch
-from reir_training.candidates.task import CandidateTask
+from reir_training.candidates.task import CandidateTask, usual_candidate
 from reir_training.config import NanoModelSettings, NanoTrainConfig
 from reir_training.data.examples import VAL, TrainExpression, TrainPhoto
+from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import freeze
 from reir_training.run.schedule import Epoch
 
@@ -180,6 +181,11 @@ def test_it_learns_kinds_and_sides_and_the_checkpoint_has_it(folder: Path, tmp_p
     assert (described @ asked).argmax() == 3
     background = load_background(tmp_path / "new", new.digest)
     assert background.vectors.shape[2] == new.dim
+    # The parts of all candidates are centered, so that no sentence scores higher everywhere.
+    rows = range(NUM_PHOTOS - HELD_OUT)
+    usual = usual_candidate(head, FrozenCache(folder / "cache"), rows)
+    torch.testing.assert_close(usual, torch.zeros_like(usual), atol=1e-3, rtol=0)
+    assert head.usual.abs().max() > 0.1
 
 
 def test_parts_that_read_no_vectors_are_kept(folder: Path, tmp_path: Path) -> None:

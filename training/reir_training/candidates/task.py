@@ -90,6 +90,16 @@ def load_candidate_examples(
     )
 
 
+@torch.inference_mode()
+def usual_candidate(head: CandidateHead, cache: FrozenCache, rows: Sequence[int]) -> Tensor:
+    """Return the (E,) mean of the head's part of the vectors of all candidates of some photos."""
+    parts = [
+        head.describe(torch.from_numpy(cache.boxes(row)), torch.from_numpy(cache.classes(row)))
+        for row in rows
+    ]
+    return torch.cat(parts).mean(0)
+
+
 class CandidateTask(RowTask[CandidateExampleBatch]):
     """Trains a candidate head on written and generated expressions.
 
@@ -153,10 +163,12 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
         depend on them.
         """
         model, tokenizer = load_model(self._init)
-        model.add_candidate_head(copy.deepcopy(self.model).cpu())
+        rows = [row for row, photo in enumerate(self._photos) if photo.split != VAL]
+        head = copy.deepcopy(self.model).cpu()
+        head.usual.copy_(usual_candidate(head, self._cache, rows))
+        model.add_candidate_head(head)
         of_model = read_config(self._init)["training"]
         digest = save_checkpoint(folder, model, tokenizer, {**of_model, "candidate_head": about})
-        rows = [row for row, photo in enumerate(self._photos) if photo.split != VAL]
         save_background(folder, background_vectors(model, self._cache, rows, half=False), digest)
         for part in (MASK_HEAD, COLOR_HEAD):
             part.copy(self._init, folder)

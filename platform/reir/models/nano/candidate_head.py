@@ -23,9 +23,10 @@ from reir.models.picodet import NUM_CLASSES
 
 SCORE_OF_LOGIT = 0.02
 """What a unit of the head's logit adds to an inner product; chosen on `val`."""
-CLASS_LENGTH, PLACE_LENGTH = 12.0, 10.0
-"""Divisors that make the head's part of an instance vector and that of an expression shorter than
-the rest. What divides one multiplies the other."""
+CLASS_LENGTH, PLACE_LENGTH = 6.0, 5.0
+"""Divisors of the head's part of an instance vector, and factors of that of an expression. The part
+of an expression becomes a third as long as the rest, so that it hardly changes the scores of the
+rest when the whole is scaled to unit length."""
 
 THIRDS = (1 / 6, 1 / 2, 5 / 6)
 """Centers of the thirds of a side."""
@@ -63,7 +64,14 @@ class CandidateHead(nn.Module):
     Args:
         config: hyperparameters.
         text_width: S.
+
+    Attributes:
+        usual: (E,) mean of the parts of candidates, which is subtracted from them. Training compares
+            only the candidates of one photo, so without this, an expression could score higher for
+            all candidates.
     """
+
+    usual: Tensor
 
     def __init__(self, config: CandidateHeadConfig, text_width: int) -> None:
         super().__init__()
@@ -76,6 +84,7 @@ class CandidateHead(nn.Module):
         self.to_place = nn.Sequential(
             nn.Linear(text_width, width), nn.ReLU(), nn.Dropout(drop), weigh
         )
+        self.register_buffer("usual", torch.zeros(config.dims))
         # One number, but with an axis, because DeepSpeed broadcasts no parameter without one.
         self.class_weight = nn.Parameter(torch.ones(1))
         nn.init.orthogonal_(self.class_axes)
@@ -108,7 +117,7 @@ class CandidateHead(nn.Module):
             classes: (..., K, C) class scores; 0 for padding.
         """
         parts = [self._found(classes) / CLASS_LENGTH, places_of(boxes, classes) / PLACE_LENGTH]
-        return torch.cat(parts, dim=-1)
+        return torch.cat(parts, dim=-1) - self.usual
 
     def express(self, texts_MS: Tensor) -> Tensor:
         """Return the (M, E) part of the vectors of expressions, given means of token states."""

@@ -89,7 +89,13 @@ def test_the_parts_of_two_vectors_compare_classes_and_places() -> None:
     parts = head.express(texts), head.describe(boxes, classes)
     assert [part.shape for part in parts] == [(3, head.config.dims), (5, head.config.dims)]
     logits = head(texts, classes.expand(3, -1, -1), places_of(boxes, classes).expand(3, -1, -1))
-    torch.testing.assert_close(parts[0] @ parts[1].T, SCORE_OF_LOGIT * logits, rtol=1e-3, atol=1e-4)
+    expected = SCORE_OF_LOGIT * logits
+    torch.testing.assert_close(parts[0] @ parts[1].T, expected, rtol=1e-3, atol=1e-4)
+    head.usual.copy_(parts[1].mean(0))
+    centered = expected - expected.mean(1, keepdim=True)
+    torch.testing.assert_close(
+        parts[0] @ head.describe(boxes, classes).T, centered, rtol=1e-3, atol=1e-4
+    )
     assert head.describe(torch.zeros(0, 4), torch.zeros(0, 80)).shape == (0, head.config.dims)
 
 
