@@ -66,8 +66,8 @@ class CandidateHead(nn.Module):
         text_width: S.
 
     Attributes:
-        usual: (E,) mean of the parts of candidates, which is subtracted from them. Training compares
-            only the candidates of one photo, so without this, an expression could score higher for
+        usual: (E,) mean of the parts of candidates, which is subtracted from them. Training only
+            compares candidates of one photo, so without this, an expression could score higher for
             all candidates.
     """
 
