@@ -165,11 +165,11 @@ def test_a_color_head_belongs_to_one_text_tower(folder: Path, tmp_path: Path) ->
     task.save(tmp_path / "new", about)
     model, tokenizer = load_model(tmp_path / "new")
     # The color head reads crop network and text tower only.
-    torch.nn.init.zeros_(model.text.weigh.bias)
+    torch.nn.init.ones_(model.text.weigh.bias)
     torch.nn.init.ones_(model.log_scale)
     save_checkpoint(tmp_path / "new", model, tokenizer, {})
     assert load_color_reader(tmp_path / "new") is not None
-    torch.nn.init.zeros_(model.text.tower.norm.bias)
+    torch.nn.init.ones_(model.text.tower.norm.bias)
     save_checkpoint(tmp_path / "new", model, tokenizer, {})
     with pytest.raises(CheckpointError, match="reir train --stage colors"):
         load_color_reader(tmp_path / "new")
