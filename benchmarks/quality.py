@@ -5,7 +5,7 @@
 The gallery is all photos of split "val", and the queries are its long expressions. Candidates are
 chosen without the query. BR@k follows definition B at IoU .5, with 95% bootstrap intervals over
 photos. `rec_*` is the share of the expressions for which `reir localize` finds the right box in the
-described photo; `vectors_rec_*` is the same by vectors alone, as an index has them. `recall_*` is
+described photo; `vectors_rec_*` is the same by the vectors of a search. `recall_*` is
 the share of long expressions whose box overlaps a candidate by an IoU of .5 or .7. Settings were
 chosen on "val"; `test_*` are the same figures for the test photos of the recipe, on which nothing
 was chosen. With `--seeds`, the mean and standard deviation over checkpoints that differ only in the

@@ -307,7 +307,7 @@ def load_color_reader(
 
 
 def stored_digest(folder: Path, prefixes: tuple[str, ...]) -> str:
-    """Return the sha256 of the stored weights whose names start with one of the prefixes."""
+    """Return the sha256 of the weights in a checkpoint whose names start with a prefix."""
     sha = hashlib.sha256()
     with safe_open(folder / WEIGHTS, framework="np") as file:
         for name in sorted(file.keys()):

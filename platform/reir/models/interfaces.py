@@ -221,7 +221,7 @@ class CandidateEncoder(InstanceEncoder, Protocol):
 
 
 def candidate_dims(encoder: InstanceEncoder) -> int:
-    """Return the `candidate_dims` of an encoder; 0 for one without such a part."""
+    """Return how many of the last dimensions of its vectors compare classes and places."""
     return encoder.candidate_dims if isinstance(encoder, CandidateEncoder) else 0
 
 

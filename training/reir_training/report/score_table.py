@@ -125,7 +125,7 @@ class ScoreTable:
         return np.asarray(self._gallery.boxes_px[self._rows(photo)][first], dtype=np.float64)
 
     def _compared(self, expression: int, photo: int) -> tuple[FloatArray, FloatArray, int]:
-        """Return the vectors of the instances of a photo, that of an expression, and the part."""
+        """Return the arguments of `scores_in_photo` for an expression and a photo."""
         vectors = self._gallery.vectors[self._rows(photo)]
         return vectors, self.vectors[expression], self._candidate_dims
 
