@@ -23,7 +23,7 @@ from reir.query.search import Gallery, open_gallery
 from reir.store.contract import InstanceStore
 
 MAX_CANARIES = 500
-TIMED_EXPRESSIONS, TIMED_ROUNDS = 40, 3
+TIMED_EXPRESSIONS, TIMED_ROUNDS = 40, 5
 RECALL_EXPRESSIONS = 100
 MIN_CALIBRATED = 10
 """Numbers of present and of absent canaries from which on presence is measured."""
@@ -54,7 +54,8 @@ class VersionAnswers:
         answers: to the canaries that it can answer, in their order.
         lost: canaries whose photo the version does not have.
         recall: mean recall@10 of the store's search against an exact scan.
-        latency_p95_ms: of a search in this process, without re-ranking.
+        latency_p95_ms: 95th percentile over expressions of the time of a search in this process,
+            without re-ranking; the time of one expression is a median.
     """
 
     version: str
@@ -148,7 +149,7 @@ def measure_versions(
     except ReirError as error:  # the checkpoint of an old version may have been deleted
         problem = str(error)
     wanted = select_canaries(canaries, MAX_CANARIES)
-    latencies = _latencies_p95_ms(opened, wanted)
+    latencies = latencies_p95_ms(opened, _expressions(wanted))
     found = [
         _answers(store, each, wanted, latency)
         for each, latency in zip(opened, latencies, strict=True)
@@ -168,7 +169,7 @@ def measure_version(
 ) -> VersionAnswers:
     """Measure one version alone."""
     wanted = select_canaries(canaries, MAX_CANARIES)
-    (latency,) = _latencies_p95_ms([gallery], wanted)
+    (latency,) = latencies_p95_ms([gallery], _expressions(wanted))
     return _answers(store, gallery, wanted, latency)
 
 
@@ -189,24 +190,25 @@ def _answers(
     )
 
 
-def _latencies_p95_ms(galleries: Sequence[Gallery], canaries: Sequence[Canary]) -> list[float]:
-    """Return the 95th percentile of the time of a search in each gallery.
+def latencies_p95_ms(galleries: Sequence[Gallery], expressions: Sequence[str]) -> list[float]:
+    """Return the 95th percentile over expressions of the time of a search, in each gallery.
 
-    The galleries take turns, so that what else the machine does slows all of them down alike.
+    The galleries take turns, and the time of an expression is the median of its searches, so that
+    what else the machine does for a moment counts for no gallery.
     """
-    expressions = _expressions(canaries)[:TIMED_EXPRESSIONS]
+    expressions = expressions[:TIMED_EXPRESSIONS]
     for gallery in galleries:  # the first searches read the version into memory
         gallery.search_batch(expressions[:2])
-    times_ms: list[list[float]] = [[] for _ in galleries]
+    times_ms = np.zeros((len(galleries), TIMED_ROUNDS, len(expressions)))
     for number in range(TIMED_ROUNDS):
         for place, expression in enumerate(expressions):
             # Whoever searches first finds the caches of the CPU cold, so that alternates, too.
-            turns = [*zip(galleries, times_ms, strict=True)]
-            for gallery, taken_ms in turns[:: 1 if (number + place) % 2 else -1]:
+            turns = [*enumerate(galleries)][:: 1 if (number + place) % 2 else -1]
+            for turn, gallery in turns:
                 started_s = time.perf_counter()
                 gallery.search(expression)
-                taken_ms.append(1e3 * (time.perf_counter() - started_s))
-    return [float(np.percentile(taken_ms, 95)) for taken_ms in times_ms]
+                times_ms[turn, number, place] = 1e3 * (time.perf_counter() - started_s)
+    return [float(np.percentile(np.median(each, axis=0), 95)) for each in times_ms]
 
 
 def _expressions(canaries: Sequence[Canary]) -> list[str]:
