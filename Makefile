@@ -19,9 +19,10 @@ demo: install
 
 # One OpenMP thread a process: tests start many processes, whose threads would wait for each other.
 test test-all: export OMP_NUM_THREADS ?= 1
-# Two test files at a time, on any machine: each may start a Ray, a store and a browser of its own.
+# Two test files at a time, on any machine: each may start a Ray, a store and a browser of its own. They
+# keep their order, because by default files with few tests come last: those that start Ray, side by side.
 test: install
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow and not milvus"
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not milvus"
 
 # The real Milvus server comes as a package of its own.
 test-all: install

@@ -48,8 +48,8 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 NANO, PUBLISHED = "clare-nano", "clare"
 MODELS = (NANO, PUBLISHED)
 # To be incremented by a release whose files earlier releases cannot read, or which cannot read
-# theirs. The second format of `clare-nano` has another detector and another crop network.
-FORMATS = {NANO: 2, PUBLISHED: 1}
+# theirs. The third format of `clare-nano` has a query bank that adds a dimension to the vectors.
+FORMATS = {NANO: 3, PUBLISHED: 1}
 RERANKER = CheckpointPart(
     name="reranker",
     label="the re-ranker",

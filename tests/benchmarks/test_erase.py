@@ -54,6 +54,7 @@ def draw_photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_no_trace_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REIR_HOME", str(tmp_path / "home"))
     kinds = {**FAKE_KINDS, "clare-nano": lambda _: DistinctiveEncoder()}

@@ -25,6 +25,8 @@ from reir_training.clare.task import ClareTask
 from reir_training.config import ClareSchedule, ClareTrainConfig
 from reir_training.run.schedule import plan
 
+pytestmark = pytest.mark.slow
+
 STEPS = 110
 SIDE_PX = 64
 

@@ -118,6 +118,7 @@ def test_an_erasure_during_a_run_is_noticed(
     assert "late.png" in names(store)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_leaves_erased_photos_out(
     store: InstanceStore, photos: Path, tmp_path: Path, erase_red: Callable[[], None]

@@ -71,7 +71,7 @@ def kill_after(child: subprocess.Popen[str], num_done: int, delay_s: float) -> N
     assert child.returncode == -signal.SIGKILL, "it had ended before"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_a_rerun_completes_a_killed_run(folder: Path, store: InstanceStore, seed: int) -> None:
     rng = random.Random(seed)
     gallery = f"killed-{seed}"

@@ -287,6 +287,7 @@ class StandInForEngine(vLLMEngineStageUDF):  # type: ignore[misc]
         """There is no engine to stop."""
 
 
+@pytest.mark.slow
 def test_the_real_processor_takes_our_rows_and_settings(llava: str, tmp_path: Path) -> None:
     options = EngineOptions(engines=2, arguments={"max_model_len": 8192})
     processor: Any = build_vllm_processor(llava, options, chat_format(llava))

@@ -58,6 +58,7 @@ def test_photos_survive_the_round_trip(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.glob("some*")] == ["some.arrow"]
 
 
+@pytest.mark.slow
 def test_the_annotations_are_read_once_until_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

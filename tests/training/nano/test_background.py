@@ -30,7 +30,7 @@ def test_it_has_the_best_instances_of_photos_that_have_enough(cache: FrozenCache
     found = background_vectors(model, cache, [0, 2, 4], half=False)
     assert model.training
     with torch.inference_mode():
-        wanted = model.eval().visual(cache.batch([0, 2, 4])).vectors[[0, 2], :INSTANCES]
+        wanted = model.eval().encode_photos(cache.batch([0, 2, 4])).vectors[[0, 2], :INSTANCES]
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
 
 
@@ -44,4 +44,4 @@ def test_a_long_list_of_photos_is_sampled_evenly(
 
 
 def test_no_photo_gives_an_empty_background(cache: FrozenCache) -> None:
-    assert background_vectors(tiny_model(), cache, [2], half=False).shape == (0, INSTANCES, 32)
+    assert background_vectors(tiny_model(), cache, [2], half=False).shape == (0, INSTANCES, 33)

@@ -1,4 +1,4 @@
-"""Filling the query bank: sentences of every second photo; other photos have a factor around 1."""
+"""Filling the query bank: sentences of every second photo; others tell how well photos fit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from reir.models.nano.model import ClareNano
 from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.nano.cache import FrozenCache
@@ -40,18 +41,20 @@ def photos_with(kind: str) -> list[TrainPhoto]:
     ]
 
 
+def usual_penalty(model: ClareNano, cache: FrozenCache, rows: list[int]) -> torch.Tensor:
+    batch = cache.batch(rows)
+    with torch.inference_mode():
+        vectors = model.eval().visual(batch).vectors
+        return model.bank.penalties(vectors, batch.valid)[batch.valid].mean()
+
+
 def test_sentences_of_every_second_photo_enter_the_bank(cache: FrozenCache) -> None:
     model = tiny_model().train()
     fill_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, [0, 1, 2, 3, 5])
     assert model.training
-    bank = model.visual.bank
+    bank = model.bank
     assert len(torch.unique(bank.vectors, dim=0)) == 3
-    with torch.inference_mode():
-        plain = torch.nn.functional.normalize(
-            model.eval().visual(cache.batch([1, 3])).vectors, dim=-1
-        )
-        fits = bank.fit(plain, cache.batch([1, 3]).valid)
-    torch.testing.assert_close(bank.usual[0], fits.mean())
+    torch.testing.assert_close(bank.usual[0], usual_penalty(model, cache, [1, 3]))
     assert bank.usual[0] != 0
 
 
@@ -60,7 +63,7 @@ def test_filling_twice_gives_the_same_bank(cache: FrozenCache) -> None:
     found = []
     for _ in range(2):
         fill_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS))
-        found.append((model.visual.bank.vectors.clone(), float(model.visual.bank.usual)))
+        found.append((model.bank.vectors.clone(), float(model.bank.usual)))
     torch.testing.assert_close(found[0][0], found[1][0])
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-6)
 
@@ -68,13 +71,13 @@ def test_filling_twice_gives_the_same_bank(cache: FrozenCache) -> None:
 def test_without_long_sentences_the_bank_stays_empty(cache: FrozenCache) -> None:
     model = tiny_model()
     fill_query_bank(model, tiny_tokenizer(), photos_with("short"), cache, range(PHOTOS))
-    assert not model.visual.bank.vectors.any()
+    assert not model.bank.vectors.any()
 
 
 def test_half_of_an_old_bank_can_stay(cache: FrozenCache) -> None:
     model = tiny_model()
     old = torch.nn.functional.normalize(torch.randn(7, model.config.dim), dim=-1)
-    bank = model.visual.bank
+    bank = model.bank
     bank.fill(old)
     bank.usual.fill_(0.5)
     before = bank.vectors.clone()
@@ -86,8 +89,4 @@ def test_half_of_an_old_bank_can_stay(cache: FrozenCache) -> None:
     assert len(new) == 3  # the sentences of every second photo
     assert not any((old - row).abs().max(1).values.min() < 1e-3 for row in new)
     # The mean of the old value, and of how well the other photos fit the mixed bank.
-    with torch.inference_mode():
-        batch = cache.batch([1, 3, 5])
-        plain = torch.nn.functional.normalize(model.visual(batch).vectors, dim=-1)
-        fits = bank.fit(plain, batch.valid)
-    torch.testing.assert_close(bank.usual[0], (0.5 + fits.mean()) / 2)
+    torch.testing.assert_close(bank.usual[0], (0.5 + usual_penalty(model, cache, [1, 3, 5])) / 2)

@@ -60,6 +60,7 @@ def test_dry_run_of_clare_reports_parts_memory_and_steps(tmp_path: Path) -> None
     assert found["photos_per_s"] == pytest.approx(2 * 2 / measured["step_seconds"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_tables(tmp_path: Path) -> None:
     shown = dry_run(tmp_path, tiny_training(tmp_path), "--stage", "clia", preset="clare-base")
     assert "not measured on a CPU" in shown

@@ -58,6 +58,7 @@ def test_differences_are_relative_to_the_largest() -> None:
     assert (apart.loss_absolute, apart.gradient_absolute) == (0.5, 2.0)
 
 
+@pytest.mark.slow
 @most_shared
 def test_resumed_runs_of_two_workers_equal_uninterrupted_runs(
     tmp_path: Path, zero_stages: tuple[ZeroStage, ...]

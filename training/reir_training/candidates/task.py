@@ -33,6 +33,7 @@ from reir_training.data.examples import (
 )
 from reir_training.nano.background import background_vectors
 from reir_training.nano.cache import FrozenCache
+from reir_training.nano.query_bank import fill_query_bank
 from reir_training.report.model_card import write_candidates_card
 from reir_training.run.row_task import RowTask
 from reir_training.run.schedule import Stage
@@ -167,6 +168,7 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
         head = copy.deepcopy(self.model).cpu()
         head.usual.copy_(usual_candidate(head, self._cache, rows))
         model.add_candidate_head(head)
+        fill_query_bank(model, tokenizer, self._photos, self._cache, rows)
         of_model = read_config(self._init)["training"]
         digest = save_checkpoint(folder, model, tokenizer, {**of_model, "candidate_head": about})
         save_background(folder, background_vectors(model, self._cache, rows, half=False), digest)

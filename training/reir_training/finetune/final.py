@@ -47,7 +47,7 @@ class BlendedModels:
             (dict(old.state_dict()), dict(self._model.state_dict()))
         )
         # The run has filled the bank with its own sentences only; the old bank has the others.
-        bank = [name for name in self._old if name.startswith("visual.bank.")]
+        bank = [name for name in self._old if name.startswith("bank.")]
         self._new |= {name: self._old[name] for name in bank}
         self._photos = training_photos(config)
         self._cache = FrozenCache(build_cache(run / "cache", old, self._photos))

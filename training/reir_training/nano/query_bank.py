@@ -14,7 +14,7 @@ from reir_training.nano.cache import FrozenCache
 from reir_training.run.validate import text_vectors
 
 PHOTOS = 500
-"""Number of photos on which it is measured how well photos usually fit the sentences."""
+"""Number of photos on which it is measured how well instances usually fit the sentences."""
 PHOTO_BATCH = 16
 
 
@@ -36,11 +36,11 @@ def fill_query_bank(  # noqa: PLR0913 - the last one is by name
         photos: all photos of the run.
         cache: output of the frozen part for these photos.
         rows: rows of the training photos. The sentences are those of every second photo; how well
-            a photo usually fits them is measured on others, which they do not describe.
+            an instance usually fits them is measured on others, which they do not describe.
         keep_half: keep every second sentence of the bank, for a model that also knows other photos
             than these.
     """
-    bank = model.visual.bank
+    bank = model.bank
     texts = [e.text for row in rows[::2] for e in photos[row].expressions if e.kind != "short"]
     if not texts or not len(bank.vectors):
         return
@@ -50,21 +50,25 @@ def fill_query_bank(  # noqa: PLR0913 - the last one is by name
     texts = texts[:: max(1, len(texts) // len(bank.vectors))]
     usual = bank.usual.clone()
     whole = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(bank.vectors.device)
-    # The bank compares without the part of the candidate head.
-    vectors_ND = torch.nn.functional.normalize(whole[:, : model.config.dim], dim=-1)
+    vectors_ND = torch.nn.functional.normalize(_without_bank(model, whole), dim=-1)
     (bank.mix if keep_half else bank.fill)(vectors_ND)
-    fits = _fits(model, cache, rows[1::2][:PHOTOS])
-    if len(fits):
-        bank.usual.copy_((usual + fits.mean()) / 2 if keep_half else fits.mean())
+    penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
+    if len(penalties):
+        bank.usual.copy_((usual + penalties.mean()) / 2 if keep_half else penalties.mean())
     model.train(was_training)
 
 
-def _fits(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Tensor:
-    """Return (P,) how well each of some photos fits the sentences of the bank."""
-    fits = [model.log_scale.new_zeros(0)]
+def _penalties(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Tensor:
+    """Return the (J,) penalties of all instances of some photos."""
+    penalties = [model.log_scale.new_zeros(0)]
     for start in range(0, len(rows), PHOTO_BATCH):
         batch = cache.batch(rows[start : start + PHOTO_BATCH]).to(model.log_scale.device)
-        # Normalized, since an earlier value of `usual` may have changed the length.
-        vectors = torch.nn.functional.normalize(model.visual(batch).vectors, dim=-1)
-        fits.append(model.visual.bank.fit(vectors, batch.valid))
-    return torch.cat(fits)
+        vectors = _without_bank(model, model.encode_photos(batch).vectors)
+        penalties.append(model.bank.penalties(vectors, batch.valid)[batch.valid])
+    return torch.cat(penalties)
+
+
+def _without_bank(model: ClareNano, vectors: Tensor) -> Tensor:
+    """Return whole vectors without the dimension of the bank."""
+    dim = model.config.dim
+    return torch.cat([vectors[..., :dim], vectors[..., dim + 1 :]], dim=-1)

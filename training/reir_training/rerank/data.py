@@ -215,8 +215,8 @@ class RerankData:
         # The shared experts of the members form one layer, as their vectors form one vector.
         members = [m for m in model.text.members if isinstance(m, MixtureOfRelationExperts)]
         experts = [member.shared for member in members]
-        # It knows nothing of the candidate head's part of the vectors.
-        unknown = model.config.candidate_dims
+        # It knows nothing of what the query bank and the candidate head add to the vectors.
+        unknown = model.config.vector_dim - model.config.dim
         self.projection = (
             F.pad(torch.cat([expert.weight for expert in experts]), (0, 0, 0, unknown)),
             F.pad(torch.cat([expert.bias for expert in experts]), (0, unknown)),

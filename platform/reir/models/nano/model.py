@@ -8,15 +8,16 @@ are pooled by attention and pass through MORE. The two streams meet only in a do
 
 The trained part is an ensemble of members. Each has its own transformer, its own MORE, its own loss
 and its own part of every vector. The vector is the concatenation of the parts, so that a dot
-product is the mean of the members' scores. With a candidate head, `ClareNano.encode_photos` and
-`encode_texts` add a further part to every vector, which compares what the detector says.
+product is the mean of the members' scores. `ClareNano.encode_photos` and `encode_texts` add a
+dimension of the query bank, and with a candidate head, a part that compares what the detector says.
 
 Detector and crop network are frozen (`reir.models.nano.candidates` runs them); `InstanceStream` and
 `TextStream` are trained.
 """
 
 # Shapes: B photos, K candidates a photo, S scene tokens, T = K + S, N texts, L tokens, W width,
-#         D dimension, M members, P = D / M, E dimensions of the candidate head
+#         D dimension of the streams, M members, P = D / M, E dimensions of the candidate head, V of
+#         whole vectors
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
 from reir.models.nano.crop_network import CHANNELS, CropNetwork, CropNetworkName
-from reir.models.nano.query_bank import QueryBank
+from reir.models.nano.query_bank import QUERY_VALUE, QueryBank
 from reir.models.nano.sentence_tower import SentenceTower
 from reir.models.picodet import HEAD_CHANNELS, NUM_CLASSES, PicoDet
 from reir.models.relation_experts import MixtureOfRelationExperts
@@ -107,8 +108,8 @@ class ClareNanoConfig:
 
     @property
     def vector_dim(self) -> int:
-        """Dimension of a whole vector, D + E."""
-        return self.dim + self.candidate_dims
+        """V, the dimension of a whole vector: of the streams, the query bank, and the head."""
+        return self.dim + 1 + self.candidate_dims
 
 
 @dataclass
@@ -175,7 +176,7 @@ class VisualOutput(NamedTuple):
     """Output of the visual stream; a tuple, since ZeRO-3 finds tensors in tuples only.
 
     Attributes:
-        vectors: (B, K, D) of unit length in training, else of a length around 1 (`QueryBank`).
+        vectors: (B, K, D) unit length, or (B, K, V) whole vectors of a length around 1.
         image_vectors: (B, D) unit length.
         boxes: (B, K, 4) refined, xyxy in [0, 1].
         class_logits: (B, K, 80), for an auxiliary loss in training.
@@ -363,7 +364,6 @@ class InstanceStream(nn.Module):
     def __init__(self, config: ClareNanoConfig) -> None:
         super().__init__()
         self.members = nn.ModuleList(InstanceMember(config) for _ in range(config.num_members))
-        self.bank = QueryBank(config.bank_sentences, config.dim)
 
     def forward(self, batch: CandidateBatch) -> VisualOutput:
         """Return the vectors of candidates and photos; boxes and logits are means over members."""
@@ -371,11 +371,8 @@ class InstanceStream(nn.Module):
         boxes = torch.cat([batch.boxes, cells], dim=1)
         pairs = pair_geometry(boxes)
         parts: list[VisualOutput] = [member(batch, boxes, pairs) for member in self.members]
-        vectors = join_members([part.vectors for part in parts])
-        if not self.training:
-            vectors = vectors * self.bank.factors(vectors, batch.valid)[:, None, None]
         return VisualOutput(
-            vectors=vectors,
+            vectors=join_members([part.vectors for part in parts]),
             image_vectors=join_members([part.image_vectors for part in parts]),
             boxes=torch.stack([part.boxes for part in parts]).mean(0),
             class_logits=torch.stack([part.class_logits for part in parts]).mean(0),
@@ -440,14 +437,16 @@ class ClareNano(nn.Module):
         # Of shape (1,), since DeepSpeed cannot broadcast scalars.
         self.log_scale = nn.Parameter(torch.tensor([10.0]).log())
         self.bias = nn.Parameter(torch.tensor([clia_bias]))
+        self.bank = QueryBank(config.bank_sentences, config.dim)
         self.candidate_head: CandidateHead | None = None
         if config.candidate_head:
             self.add_candidate_head(CandidateHead(config.candidate_head, self.text.tower.width))
 
     def add_candidate_head(self, head: CandidateHead) -> None:
-        """Add a candidate head, or replace the one that the model has."""
+        """Add a candidate head, or replace the one that the model has; this empties the bank."""
         self.candidate_head = head
         self.config = replace(self.config, candidate_head=head.config)
+        self.bank = QueryBank(self.config.bank_sentences, self.config.dim + head.config.dims)
 
     def frozen_parts(self) -> tuple[nn.Module, ...]:
         """Return the modules that are not trained, so that their output may be cached."""
@@ -461,27 +460,34 @@ class ClareNano(nn.Module):
         return visual, self.text(ids_NL, mask_NL), self.log_scale.exp(), self.bias
 
     def encode_photos(self, batch: CandidateBatch) -> VisualOutput:
-        """Return the visual output with whole vectors, of D + E dimensions."""
+        """Return the visual output with whole vectors, of V dimensions."""
         out: VisualOutput = self.visual(batch)
-        if self.candidate_head is None:
-            return out
         # In float32, because the logarithms of class scores are large.
         with torch.autocast(batch.boxes.device.type, enabled=False):
-            found = self.candidate_head.describe(batch.boxes.float(), batch.class_scores.float())
+            own, found = out.vectors.float(), self._describe(batch)
+            fit = self.bank(torch.cat([own, found], dim=-1), batch.valid)
         # The vector of a photo describes no candidate.
         return out._replace(
-            vectors=torch.cat([out.vectors, found], dim=-1),
-            image_vectors=F.pad(out.image_vectors, (0, self.config.candidate_dims)),
+            vectors=torch.cat([own, fit, found], dim=-1),
+            image_vectors=F.pad(out.image_vectors, (0, 1 + found.shape[-1])),
         )
 
-    def encode_texts(self, states_NLC: Tensor, mask_NL: Tensor) -> Tensor:
-        """(N, L, C) token states -> (N, D + E) whole unit vectors."""
-        vectors_ND = self.text.pool(states_NLC, mask_NL)
+    def _describe(self, batch: CandidateBatch) -> Tensor:
+        """Return the head's (B, K, E) part of the vectors of candidates."""
         if self.candidate_head is None:
-            return vectors_ND
-        shares_NL = mask_NL / mask_NL.sum(1, keepdim=True)
-        asked = self.candidate_head.express(torch.einsum("nl,nlc->nc", shares_NL, states_NLC))
-        return F.normalize(torch.cat([vectors_ND, asked.float()], dim=-1), dim=-1)
+            return batch.boxes.new_zeros((*batch.valid.shape, 0))
+        return self.candidate_head.describe(batch.boxes.float(), batch.class_scores.float())
+
+    def encode_texts(self, states_NLC: Tensor, mask_NL: Tensor) -> Tensor:
+        """(N, L, C) token states -> (N, V) whole unit vectors."""
+        own_ND = self.text.pool(states_NLC, mask_NL)
+        # From a slice, because a traced module would keep the number of texts of the trace.
+        parts = [own_ND, torch.full_like(own_ND[:, :1], QUERY_VALUE)]
+        if self.candidate_head is not None:
+            shares_NL = mask_NL / mask_NL.sum(1, keepdim=True)
+            means_NC = torch.einsum("nl,nlc->nc", shares_NL, states_NLC)
+            parts.append(self.candidate_head.express(means_NC).float())
+        return F.normalize(torch.cat(parts, dim=-1), dim=-1)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ClareNano:

@@ -1,24 +1,32 @@
-"""`QueryBank`: ranks photos lower that fit sentences about other photos.
+"""`QueryBank`: lowers the scores of instances that fit sentences about other photos.
 
-Some photos are hubs: they are among the best for many sentences that do not describe them. The bank
-holds sentences of the training set. A photo that fits them better than usual gets shorter vectors,
-so that its scores are lower for every sentence, while the order of its instances stays the same.
+Some instances are hubs: they are among the best for many sentences that do not describe them. The
+bank holds sentences of the training set. How well an instance fits them becomes one more dimension
+of its vector, in which all expressions have the same number. So its scores are lower for every
+expression, by an inner product alone.
 
 Source: querybank normalization (Bogolin et al. 2022, "Cross Modal Retrieval with Querybank
-Normalisation") and CSLS (Conneau et al. 2018, "Word Translation Without Parallel Data", section
-2.3), applied to the indexed side, so that a search is still a plain inner product.
+Normalisation") and its inverted softmax (Smith et al. 2017, "Offline Bilingual Word Vectors",
+section 2.3), applied to the indexed side.
 """
 
 # Shapes: B photos, K candidates of each, Q sentences, D vector dimension
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-NEAREST = 20
-"""Number of sentences whose mean score tells how well an instance fits the bank."""
-STRENGTH = 0.5
+TEMPERATURE = 0.05
+"""Sentences whose scores are lower than the best one's by more than this hardly count."""
+STRENGTH, PHOTO_STRENGTH = 0.4, 0.1
+"""What a unit of its fit takes from the scores of an instance, and what a unit of the best fit of a
+photo takes from those of all its instances; chosen on `val`."""
+QUERY_VALUE = 0.4
+"""The number that expressions have in the dimension of the bank, beside a part of unit length. With
+a smaller one, instances would need larger numbers, which would decide how alike two of them are."""
 
 
 class QueryBank(nn.Module):
@@ -27,6 +35,10 @@ class QueryBank(nn.Module):
     Args:
         num_sentences: Q; with 0, the bank never has an effect.
         dim: D.
+
+    Attributes:
+        vectors: (Q, D) unit vectors of the sentences.
+        usual: (1,) mean penalty of instances, which is given back to all of them.
     """
 
     vectors: Tensor
@@ -37,19 +49,20 @@ class QueryBank(nn.Module):
         self.register_buffer("vectors", torch.zeros(num_sentences, dim))
         self.register_buffer("usual", torch.zeros(1))
 
-    def fit(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
-        """(B,) how well the best instance of each photo fits the sentences; 0 without any."""
-        nearest = min(NEAREST, len(self.vectors))
-        if not nearest or not vectors_BKD.shape[1]:
-            return vectors_BKD.new_zeros(len(vectors_BKD))
-        scores_BKQ = vectors_BKD.float() @ self.vectors.T
-        fit_BK = scores_BKQ.topk(nearest, dim=-1).values.mean(-1)
-        # A photo without instances has nothing to rank; 0 is as good as any other value.
-        return fit_BK.masked_fill(~valid_BK, -1.0).amax(1).clamp(min=0.0)
+    def forward(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
+        """Return (B, K, 1) numbers of instances in the dimension of the bank."""
+        above_BK = self.penalties(vectors_BKD, valid_BK) - self.usual
+        return -above_BK[..., None] / QUERY_VALUE
 
-    def factors(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
-        """(B,) lengths for the vectors of each photo, around 1."""
-        return 1 - STRENGTH * (self.fit(vectors_BKD, valid_BK) - self.usual)
+    def penalties(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
+        """(B, K) what each instance loses in every score; 0 without sentences."""
+        if not len(self.vectors) or not vectors_BKD.shape[1]:
+            return vectors_BKD.new_zeros(vectors_BKD.shape[:2])
+        scores_BKQ = vectors_BKD.float() @ self.vectors.T
+        mean_BK = (scores_BKQ / TEMPERATURE).logsumexp(-1) - math.log(len(self.vectors))
+        fit_BK = TEMPERATURE * mean_BK
+        best_B1 = fit_BK.masked_fill(~valid_BK, -1.0).amax(1, keepdim=True)
+        return STRENGTH * fit_BK + PHOTO_STRENGTH * best_B1
 
     @torch.no_grad()
     def fill(self, vectors_ND: Tensor) -> None:

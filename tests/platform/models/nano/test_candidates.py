@@ -51,7 +51,7 @@ def test_instances_are_ordered_by_objectness_and_have_unit_vectors(
 ) -> None:
     for found in encoder.encode_images(SCENES):
         assert 0 < len(found) <= encoder.num_candidates
-        assert found.dim == encoder.dim == 32
+        assert found.dim == encoder.dim == 33
         np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-4)
         assert (np.diff(found.objectness) <= 0).all()
 
@@ -74,7 +74,7 @@ def test_photos_without_candidates_have_only_an_image_vector() -> None:
     for found in encoder.encode_images(SCENES[:2]):
         assert len(found) == 0
         assert found.boxes.shape == (0, 4)
-        assert found.vectors.shape == (0, 32)
+        assert found.vectors.shape == (0, 33)
         assert np.linalg.norm(found.image_vector) == pytest.approx(1, abs=1e-4)
 
 

@@ -213,7 +213,7 @@ def test_no_texts_give_no_tokens() -> None:
 def test_expressions_do_not_depend_on_their_batch(encoder: ClareNanoEncoder) -> None:
     texts = ["the red dog", "a cat", "the dog in the car left of the blue cat", "man", "a cat"]
     together = encoder.encode_expressions(texts)
-    assert together.shape == (5, 32)
+    assert together.shape == (5, 33)
     assert together.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     alone = np.concatenate([encoder.encode_expressions([t]) for t in texts])
@@ -231,7 +231,7 @@ def test_more_expressions_than_one_batch_keep_their_order(encoder: ClareNanoEnco
 
 
 def test_empty_lists_give_no_vectors(encoder: ClareNanoEncoder) -> None:
-    assert encoder.encode_expressions([]).shape == (0, 32)
+    assert encoder.encode_expressions([]).shape == (0, 33)
     assert encoder.encode_images([]) == []
 
 
@@ -244,7 +244,7 @@ def test_score_scale_and_bias_start_at_those_of_clia() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_encode_tokens_gives_the_output_of_the_text_stream_bit_for_bit(
+def test_encode_tokens_gives_the_output_of_the_model_bit_for_bit(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reir.models.nano.encoder.fast_dtype", lambda: dtype)
@@ -256,7 +256,7 @@ def test_encode_tokens_gives_the_output_of_the_text_stream_bit_for_bit(
         ids, mask = tokenize(TOKENS, texts, model.config.max_tokens)
         with torch.inference_mode(), torch.autocast("cpu", dtype, dtype != torch.float32):
             states = model.text.tower(ids, mask)
-            vectors = model.text.pool(states, mask)
+            vectors = model.encode_texts(states, mask)
         for row, found in enumerate(encoder.encode_tokens(texts)):
             assert torch.equal(torch.from_numpy(found.vector), vectors[row].float())
             length = int(mask[row].sum())

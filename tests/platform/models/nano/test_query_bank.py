@@ -1,12 +1,23 @@
-"""The query bank against loops: photos that fit many sentences get shorter vectors."""
+"""The query bank against loops: what fits other sentences gets lower scores."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from reir.models.nano.query_bank import NEAREST, STRENGTH, QueryBank
+from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
+from reir.models.nano.model import ClareNano
+from reir.models.nano.query_bank import (
+    PHOTO_STRENGTH,
+    QUERY_VALUE,
+    STRENGTH,
+    TEMPERATURE,
+    QueryBank,
+)
 from reir_testing.tiny import tiny_batch, tiny_model
 
 
@@ -21,27 +32,29 @@ def filled(num: int = 40) -> QueryBank:
     return bank
 
 
-def test_factors_equal_a_loop() -> None:
+def test_what_the_bank_takes_from_a_score_equals_a_loop() -> None:
     bank, vectors = filled(), unit(3, 4, 8)
     valid = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
-    for photo, factor in enumerate(bank.factors(vectors, valid).tolist()):
+    values = QUERY_VALUE * bank(vectors, valid)[..., 0]
+    for photo in range(3):
         fits = []
         for instance in vectors[photo][valid[photo]]:
-            scores = sorted((float(instance @ each) for each in bank.vectors), reverse=True)
-            fits.append(sum(scores[:NEAREST]) / NEAREST)
-        assert factor == pytest.approx(1 - STRENGTH * (max(0.0, max(fits)) - 0.3), abs=1e-5)
+            terms = [math.exp(float(instance @ each) / TEMPERATURE) for each in bank.vectors]
+            fits.append(TEMPERATURE * math.log(sum(terms) / len(terms)))
+        wanted = [0.3 - STRENGTH * fit - PHOTO_STRENGTH * max(fits) for fit in fits]
+        assert values[photo][valid[photo]].tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_an_empty_bank_and_one_that_was_never_filled_have_no_effect() -> None:
     vectors, valid = unit(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)
     for bank in (QueryBank(0, 8), QueryBank(40, 8)):
-        assert bank.factors(vectors, valid).tolist() == [1.0, 1.0]
+        torch.testing.assert_close(bank(vectors, valid), torch.zeros(2, 3, 1))
 
 
-def test_photos_without_instances_have_finite_factors() -> None:
+def test_photos_without_instances_have_finite_numbers() -> None:
     bank = filled()
-    assert bank.factors(torch.zeros(2, 0, 8), torch.zeros(2, 0).bool()).isfinite().all()
-    assert bank.factors(unit(2, 3, 8), torch.zeros(2, 3).bool()).isfinite().all()
+    assert bank(torch.zeros(2, 0, 8), torch.zeros(2, 0).bool()).shape == (2, 0, 1)
+    assert bank(unit(2, 3, 8), torch.zeros(2, 3).bool()).isfinite().all()
 
 
 @pytest.mark.parametrize("number", [10, 40, 95])
@@ -55,15 +68,37 @@ def test_a_bank_takes_sentences_evenly_and_repeats_them_if_there_are_few(number:
         assert max(rows) >= number - 3
 
 
-def test_the_stream_scales_all_vectors_of_a_photo_alike_but_not_in_training() -> None:
-    model, batch = tiny_model(), tiny_batch(3, 5)
-    with torch.inference_mode():
-        plain = model.visual(batch)
-        model.visual.bank.fill(plain.vectors.flatten(0, 1)[:7])
-        scaled = model.visual(batch)
-        factors = model.visual.bank.factors(plain.vectors, batch.valid)
-        trained = model.train().visual(batch)
-    assert len(set(factors.tolist())) == 3
-    torch.testing.assert_close(scaled.vectors, plain.vectors * factors[:, None, None])
-    torch.testing.assert_close(scaled.image_vectors, plain.image_vectors)
-    torch.testing.assert_close(trained.vectors, plain.vectors)
+def with_head() -> ClareNano:
+    model = tiny_model()
+    model.add_candidate_head(CandidateHead(CandidateHeadConfig(), model.text.tower.width))
+    return model.eval()
+
+
+@pytest.mark.parametrize("make", [tiny_model, with_head])
+def test_the_bank_changes_the_scores_of_all_expressions_alike(
+    make: Callable[[], ClareNano],
+) -> None:
+    model, batch = make(), tiny_batch(3, 5)
+    states, mask = torch.randn(4, 6, model.text.tower.width), torch.ones(4, 6)
+
+    def scores() -> torch.Tensor:
+        with torch.inference_mode():
+            vectors, texts = model.encode_photos(batch).vectors, model.encode_texts(states, mask)
+        assert vectors.shape[-1] == texts.shape[-1] == model.config.vector_dim
+        torch.testing.assert_close(texts.norm(dim=-1), torch.ones(4))
+        return torch.einsum("bkv,nv->nbk", vectors, texts) / texts[:, None, None, model.config.dim]
+
+    plain = scores()
+    bank = model.bank
+    bank.fill(unit(7, model.config.dim + model.config.candidate_dims))
+    lowered = plain - scores()
+    torch.testing.assert_close(lowered, lowered[:1].expand_as(lowered), atol=1e-5, rtol=0)
+    assert lowered.std() > 0
+
+
+def test_an_added_head_empties_the_bank() -> None:
+    model = tiny_model()
+    model.bank.fill(unit(7, model.config.dim))
+    model.add_candidate_head(CandidateHead(CandidateHeadConfig(), model.text.tower.width))
+    assert model.bank.vectors.shape[1] == model.config.dim + model.config.candidate_dims
+    assert not model.bank.vectors.any()

@@ -1,3 +1,5 @@
+"""Times of searches that the gate compares: medians, so that one stalled search does not count."""
+
 import time
 from typing import cast
 
