@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
 from reir.models.nano.crop_network import CHANNELS, CropNetwork, CropNetworkName
-from reir.models.nano.query_bank import QUERY_VALUE, QueryBank
+from reir.models.nano.query_bank import QueryBank
 from reir.models.nano.sentence_tower import SentenceTower
 from reir.models.picodet import HEAD_CHANNELS, NUM_CLASSES, PicoDet
 from reir.models.relation_experts import MixtureOfRelationExperts
@@ -481,8 +481,7 @@ class ClareNano(nn.Module):
     def encode_texts(self, states_NLC: Tensor, mask_NL: Tensor) -> Tensor:
         """(N, L, C) token states -> (N, V) whole unit vectors."""
         own_ND = self.text.pool(states_NLC, mask_NL)
-        # From a slice, because a traced module would keep the number of texts of the trace.
-        parts = [own_ND, torch.full_like(own_ND[:, :1], QUERY_VALUE)]
+        parts = [own_ND, self.bank.express(mask_NL)]
         if self.candidate_head is not None:
             shares_NL = mask_NL / mask_NL.sum(1, keepdim=True)
             means_NC = torch.einsum("nl,nlc->nc", shares_NL, states_NLC)

@@ -2,8 +2,7 @@
 
 Some instances are hubs: they are among the best for many sentences that do not describe them. The
 bank holds sentences of the training set. How well an instance fits them becomes one more dimension
-of its vector, in which all expressions have the same number. So its scores are lower for every
-expression, by an inner product alone.
+of its vector. So its scores are lower for every expression, by an inner product alone.
 
 Source: querybank normalization (Bogolin et al. 2022, "Cross Modal Retrieval with Querybank
 Normalisation") and its inverted softmax (Smith et al. 2017, "Offline Bilingual Word Vectors",
@@ -24,9 +23,10 @@ TEMPERATURE = 0.05
 STRENGTH, PHOTO_STRENGTH = 0.4, 0.1
 """What a unit of its fit takes from the scores of an instance, and what a unit of the best fit of a
 photo takes from those of all its instances; chosen on `val`."""
-QUERY_VALUE = 0.4
-"""The number that expressions have in the dimension of the bank, beside a part of unit length. With
-a smaller one, instances would need larger numbers, which would decide how alike two of them are."""
+QUERY_VALUE, QUERY_TOKENS = 0.4, 20
+"""The number of an expression of so many tokens in the dimension of the bank, beside a part of unit
+length. With a smaller one, instances would need larger numbers, which would decide how alike two of
+them are."""
 
 
 class QueryBank(nn.Module):
@@ -54,8 +54,20 @@ class QueryBank(nn.Module):
         above_BK = self.penalties(vectors_BKD, valid_BK) - self.usual
         return -above_BK[..., None] / QUERY_VALUE
 
+    @staticmethod
+    def express(mask_NL: Tensor) -> Tensor:
+        """Return (N, 1) numbers of expressions in the dimension of the bank.
+
+        They grow with the square root of the number of tokens: a short expression, such as "the
+        man", rightly fits what fits many sentences.
+
+        Args:
+            mask_NL: 1 on real tokens.
+        """
+        return QUERY_VALUE * (mask_NL.sum(1, keepdim=True) / QUERY_TOKENS).sqrt()
+
     def penalties(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
-        """(B, K) what each instance loses in every score; 0 without sentences."""
+        """(B, K) what each instance loses in the scores of expressions of `QUERY_TOKENS` tokens."""
         if not len(self.vectors) or not vectors_BKD.shape[1]:
             return vectors_BKD.new_zeros(vectors_BKD.shape[:2])
         scores_BKQ = vectors_BKD.float() @ self.vectors.T
