@@ -159,7 +159,7 @@ def test_another_format_is_refused_with_both_numbers(
 ) -> None:
     edit_config(damaged, format=written)
     with pytest.raises(
-        CheckpointError, match=rf"format {written}, but this release reads format 2 .*{remedy}"
+        CheckpointError, match=rf"format {written}, but this release reads format 3 .*{remedy}"
     ):
         load_model(damaged)
 

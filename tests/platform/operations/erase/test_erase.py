@@ -281,7 +281,16 @@ erase(open_store(folder + "/store"), "photos", scope, places, settle_s=0, on_ste
 """
 
 
-@pytest.mark.parametrize("step", ["waiting", "deleting from", "deleting uploads", "rewriting"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "rewriting",
+        *(
+            pytest.param(step, marks=pytest.mark.slow)
+            for step in ("waiting", "deleting from", "deleting uploads")
+        ),
+    ],
+)
 def test_an_erasure_that_was_killed_is_finished_by_the_next(tmp_path: Path, step: str) -> None:
     with closing(open_store(str(tmp_path / "store"))) as store:
         fill(store, "v1")
