@@ -101,7 +101,7 @@ def test_two_stages_write_a_checkpoint_and_a_longer_run_resumes(tmp_path: Path) 
     assert encoder.digest != first.digest
     photo = next((tmp_path / "photos" / "images").iterdir())
     found = encoder.encode_images([read_image(photo)])[0]
-    assert found.dim == encoder.dim == 256
+    assert found.dim == encoder.dim == 257
 
 
 @pytest.mark.ray
@@ -128,4 +128,4 @@ def test_a_killed_run_with_two_workers_resumes_from_the_last_epoch(tmp_path: Pat
     assert epochs[:done] == list(range(1, done + 1))
     # the last epoch before the kill may not have been reported yet, and is then run again
     assert epochs[done:] in (list(range(done + 1, 5)), list(range(done, 5)))
-    assert load_encoder(output / "checkpoint").dim == 256
+    assert load_encoder(output / "checkpoint").dim == 257
