@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from reir.models.nano.model import ClareNano
+from reir.models.nano.query_bank import QUERY_VALUE
 from reir_training.data.examples import TrainPhoto
 from reir_training.nano.cache import FrozenCache
 from reir_training.run.validate import text_vectors
@@ -50,7 +51,11 @@ def fill_query_bank(  # noqa: PLR0913 - the last one is by name
     texts = texts[:: max(1, len(texts) // len(bank.vectors))]
     usual = bank.usual.clone()
     whole = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(bank.vectors.device)
-    vectors_ND = torch.nn.functional.normalize(_without_bank(model, whole), dim=-1)
+    dim = model.config.dim
+    compared = torch.cat(
+        [whole[:, :dim], whole[:, dim + 1 :]], dim=-1
+    )  # all but the bank's own part
+    vectors_ND = torch.nn.functional.normalize(compared, dim=-1)
     (bank.mix if keep_half else bank.fill)(vectors_ND)
     penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
     if len(penalties):
@@ -63,12 +68,7 @@ def _penalties(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Ten
     penalties = [model.log_scale.new_zeros(0)]
     for start in range(0, len(rows), PHOTO_BATCH):
         batch = cache.batch(rows[start : start + PHOTO_BATCH]).to(model.log_scale.device)
-        vectors = _without_bank(model, model.encode_photos(batch).vectors)
-        penalties.append(model.bank.penalties(vectors, batch.valid)[batch.valid])
+        numbers_BK = model.encode_photos(batch).vectors[..., model.config.dim]
+        # The inverse of `QueryBank.forward`.
+        penalties.append((model.bank.usual - QUERY_VALUE * numbers_BK)[batch.valid])
     return torch.cat(penalties)
-
-
-def _without_bank(model: ClareNano, vectors: Tensor) -> Tensor:
-    """Return whole vectors without the dimension of the bank."""
-    dim = model.config.dim
-    return torch.cat([vectors[..., :dim], vectors[..., dim + 1 :]], dim=-1)

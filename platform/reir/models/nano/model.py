@@ -176,7 +176,7 @@ class VisualOutput(NamedTuple):
     """Output of the visual stream; a tuple, since ZeRO-3 finds tensors in tuples only.
 
     Attributes:
-        vectors: (B, K, D) unit length, or (B, K, V) whole vectors of a length around 1.
+        vectors: (B, K, D) of unit length, or (B, K, V) whole vectors, whose lengths differ.
         image_vectors: (B, D) unit length.
         boxes: (B, K, 4) refined, xyxy in [0, 1].
         class_logits: (B, K, 80), for an auxiliary loss in training.
@@ -443,7 +443,10 @@ class ClareNano(nn.Module):
             self.add_candidate_head(CandidateHead(config.candidate_head, self.text.tower.width))
 
     def add_candidate_head(self, head: CandidateHead) -> None:
-        """Add a candidate head, or replace the one that the model has; this empties the bank."""
+        """Add a candidate head, or replace the one that the model has.
+
+        The query bank is empty afterwards, because its sentences have no part for the new head.
+        """
         self.candidate_head = head
         self.config = replace(self.config, candidate_head=head.config)
         self.bank = QueryBank(self.config.bank_sentences, self.config.dim + head.config.dims)

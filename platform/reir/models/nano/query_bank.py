@@ -1,4 +1,4 @@
-"""`QueryBank`: lowers the scores of instances that fit sentences about other photos.
+"""`QueryBank`: lowers the scores of instances that fit many sentences about other photos.
 
 Some instances are hubs: they are among the best for many sentences that do not describe them. The
 bank holds sentences of the training set. How well an instance fits them becomes one more dimension
@@ -24,9 +24,9 @@ STRENGTH, PHOTO_STRENGTH = 0.4, 0.1
 """What a unit of its fit takes from the scores of an instance, and what a unit of the best fit of a
 photo takes from those of all its instances; chosen on `val`."""
 QUERY_VALUE, QUERY_TOKENS = 0.4, 20
-"""The number of an expression of so many tokens in the dimension of the bank, beside a part of unit
-length. With a smaller one, instances would need larger numbers, which would decide how alike two of
-them are."""
+"""An expression of `QUERY_TOKENS` tokens has the number `QUERY_VALUE` in the dimension of the bank,
+beside a part of unit length. With a smaller number, instances would need larger ones, which would
+count too much where two instances are compared ("more like this")."""
 
 
 class QueryBank(nn.Module):
@@ -50,13 +50,13 @@ class QueryBank(nn.Module):
         self.register_buffer("usual", torch.zeros(1))
 
     def forward(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
-        """Return (B, K, 1) numbers of instances in the dimension of the bank."""
+        """Return (B, K, 1), the numbers of instances in the dimension of the bank."""
         above_BK = self.penalties(vectors_BKD, valid_BK) - self.usual
         return -above_BK[..., None] / QUERY_VALUE
 
     @staticmethod
     def express(mask_NL: Tensor) -> Tensor:
-        """Return (N, 1) numbers of expressions in the dimension of the bank.
+        """Return (N, 1), the numbers of expressions in the dimension of the bank.
 
         They grow with the square root of the number of tokens: a short expression, such as "the
         man", rightly fits what fits many sentences.

@@ -193,8 +193,8 @@ def _answers(
 def latencies_p95_ms(galleries: Sequence[Gallery], expressions: Sequence[str]) -> list[float]:
     """Return the 95th percentile over expressions of the time of a search, in each gallery.
 
-    The galleries take turns, and the time of an expression is the median of its searches, so that
-    what else the machine does for a moment counts for no gallery.
+    The galleries take turns, and the time of an expression is the median of several searches. So
+    other work of the machine slows all galleries alike, and a short stall does not count.
     """
     expressions = expressions[:TIMED_EXPRESSIONS]
     for gallery in galleries:  # the first searches read the version into memory
