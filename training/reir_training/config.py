@@ -136,6 +136,7 @@ class Schedule(StrictConfig):
         rerank_epochs, masks_epochs, query_zoom_epochs, colors_epochs, candidates_epochs: length of
             the stages that train the relation re-ranker, the mask head, the zoom policy, the color
             head and the candidate head.
+        crops_epochs: length of the stage that trains the model together with its crop network.
         photos_per_batch: batch size of an optimizer step, over all workers.
         accumulate_steps: gradient accumulation: number of parts into which each worker splits its
             share of the batch, to save memory. Photos of different parts are not negatives of one
@@ -159,6 +160,7 @@ class Schedule(StrictConfig):
     query_zoom_epochs: int = Field(6, ge=0)
     colors_epochs: int = Field(12, ge=0)
     candidates_epochs: int = Field(14, ge=0)
+    crops_epochs: int = Field(20, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -184,6 +186,8 @@ class NanoSchedule(Schedule):
     Attributes:
         text_tower_factor: learning rate of the text tower, as a fraction of `learning_rate`; 0
             freezes it.
+        crop_network_factor: learning rate of a weight of the crop network in the stage "crops", as
+            a fraction of `learning_rate` times the root mean square of its layer's weights.
         short_weight: weight of short expressions in the losses across photos, lower because they
             are unique only within their photo.
         generated_per_photo: generated expressions per photo and epoch; 0 turns them off.
@@ -192,6 +196,7 @@ class NanoSchedule(Schedule):
     """
 
     text_tower_factor: float = Field(0.1, ge=0)
+    crop_network_factor: float = Field(2.0, gt=0)
     short_weight: float = Field(0.3, ge=0, le=1)
     generated_per_photo: int = Field(1, ge=0)
     wrong_per_expression: int = Field(0, ge=0)
@@ -373,6 +378,19 @@ class CandidateSettings(StrictConfig):
     generated_per_photo: int = Field(6, ge=0)
 
 
+class CropSettings(StrictConfig):
+    """Settings of the stage that trains the model together with its crop network.
+
+    Attributes:
+        crop_px: input side of crops from then on; they may be smaller than those of the checkpoint.
+        teacher_weight: weight of the loss that keeps the features of crops like those that the
+            checkpoint's crop network has for its own, larger crops.
+    """
+
+    crop_px: int = Field(96, ge=32, le=512, multiple_of=32)
+    teacher_weight: float = Field(1.0, ge=0)
+
+
 class NanoTrainConfig(TrainConfig):
     """The settings of a `clare-nano` run.
 
@@ -390,6 +408,7 @@ class NanoTrainConfig(TrainConfig):
     query_zoom: QueryZoomSettings = QueryZoomSettings()
     colors: ColorSettings = ColorSettings()
     candidates: CandidateSettings = CandidateSettings()
+    crops: CropSettings = CropSettings()
     optimization: NanoSchedule = NanoSchedule()
 
 

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from reir_training.config import TrainConfig
     from reir_training.report.dry_run import DryRun
 
-STAGES = ("grounding", "clia", "all", "rerank", "masks", "query-zoom", "colors", "candidates")
+STAGES = (
+    "grounding",
+    "clia",
+    "all",
+    "rerank",
+    "masks",
+    "query-zoom",
+    "colors",
+    "candidates",
+    "crops",
+)
 
 
 Data = Annotated[
@@ -36,8 +46,8 @@ StageName = Annotated[
     typer.Option(
         help="Stage to train: grounding (stage 1), clia (stage 2), all (both), rerank (the "
         "re-ranker), masks (the mask head), query-zoom (the zoom policy of searches), colors (the "
-        "color head) or candidates (the candidate head, which compares classes and places); the "
-        "last five require --init."
+        "color head), candidates (the candidate head, which compares classes and places) or crops "
+        "(the model together with its crop network); the last six require --init."
     ),
 ]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint directory to start from.")]

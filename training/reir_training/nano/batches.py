@@ -71,6 +71,7 @@ class NanoBatch:
         matched: (P, 2) photo and candidate index of candidates that match an annotated box.
         matched_boxes: (P, 4) xyxy of that box.
         matched_classes: (P,) class of that box, -1 if it is not one of COCO's.
+        mirrored: whether the mirror images come first, and the photos are the second half.
     """
 
     candidates: CandidateBatch
@@ -84,6 +85,7 @@ class NanoBatch:
     matched: Tensor
     matched_boxes: Tensor
     matched_classes: Tensor
+    mirrored: bool = False
 
     @property
     def num_photos(self) -> int:
@@ -206,6 +208,7 @@ class BatchMaker:
             matched=torch.from_numpy(matched),
             matched_boxes=torch.from_numpy(boxes),
             matched_classes=torch.from_numpy(classes),
+            mirrored=mirrored,
         )
 
     def _expressions(

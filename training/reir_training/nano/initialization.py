@@ -160,6 +160,11 @@ def parameter_groups(objective: torch.nn.Module, settings: NanoSchedule) -> list
         factor, decay = 1.0, settings.weight_decay if parameter.ndim > 1 else 0.0
         if ".text.tower." in name:
             factor = settings.text_tower_factor
+        if ".crop_network." in name:
+            # Batch norms are folded in, so that the weights of one layer may be 40 times as large
+            # as those of another: one rate for all would destroy the small ones (docs/LOG.md).
+            size = float(parameter.detach().square().mean().sqrt())
+            factor, decay = settings.crop_network_factor * size, 0.0
         groups.setdefault((factor * settings.learning_rate, decay), []).append(parameter)
     return [
         {"params": members, "lr": rate, "base_lr": rate, "weight_decay": decay}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from reir.checkpoint import save_checkpoint
 from reir.query.presence import save_background
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainPhoto, count_annotations, split_held_out
 from reir_training.nano.background import background_vectors
-from reir_training.nano.batches import BatchMaker, NanoBatch
+from reir_training.nano.batches import BatchMaker
 from reir_training.nano.cache import FrozenCache
 from reir_training.nano.initialization import (
     align_streams,
@@ -59,7 +60,7 @@ class NanoTask:
         self._cache = FrozenCache(cache)
         self._half = config.optimization.precision == "bf16"
         self._maker = BatchMaker(self._photos, self._cache, config.optimization)
-        self.objective = NanoObjective(
+        self.objective: nn.Module = NanoObjective(
             self.model,
             self.tokenizer,
             config.loss,
@@ -81,7 +82,7 @@ class NanoTask:
         # All epochs have the same number of steps.
         return len(self._maker.epoch(0, self._rank, self._world_size))
 
-    def batches(self, epoch: Epoch, first: int) -> Iterator[NanoBatch]:
+    def batches(self, epoch: Epoch, first: int) -> Iterator[Any]:
         """Yield this worker's batches from step `first` on, one per part of a step."""
         settings = self._config.optimization
         parts = settings.accumulate_steps
@@ -91,7 +92,11 @@ class NanoTask:
         rows = [self._maker.epoch(epoch.number, s, self._world_size * parts) for s in shares]
         for i in range(first, self.steps(epoch.stage)):
             for of_share in rows:
-                yield self._maker.batch(of_share[i], [settings.seed, epoch.number, i])
+                yield self._batch(of_share[i], [settings.seed, epoch.number, i])
+
+    def _batch(self, rows: Sequence[int], seed: Sequence[int]) -> Any:
+        """Build the batch of some photos; `seed` is that of the step."""
+        return self._maker.batch(rows, seed)
 
     def validate(self) -> dict[str, float]:
         """Fill the query bank, and evaluate the current weights on the held-out photos."""

@@ -11,18 +11,21 @@ from typing import Literal
 from reir.errors import ConfigError
 from reir_training.config import Schedule
 
-Stage = Literal["grounding", "clia", "rerank", "masks", "query-zoom", "colors", "candidates"]
+Stage = Literal[
+    "grounding", "clia", "rerank", "masks", "query-zoom", "colors", "candidates", "crops"
+]
 PIZA, WEAK_REC = "piza", "weak-rec"
 RERANK, MASKS, QUERY_ZOOM = "rerank", "masks", "query-zoom"
-COLORS, CANDIDATES = "colors", "candidates"
+COLORS, CANDIDATES, CROPS = "colors", "candidates", "crops"
 ADDED_PARTS: Mapping[str, str] = {
     RERANK: "re-ranker",
     MASKS: "mask head",
     QUERY_ZOOM: "zoom policy",
     COLORS: "color head",
     CANDIDATES: "candidate head",
+    CROPS: "trained crop network",
 }
-"""Stages that add a part to a finished `clare-nano`, and the part."""
+"""Stages that add a part to a finished `clare-nano` or replace it, and the part."""
 FINAL_RATE = 0.02
 
 
@@ -69,6 +72,7 @@ def plan(settings: Schedule, stage: str) -> list[Epoch]:
         "query-zoom": settings.query_zoom_epochs,
         "colors": settings.colors_epochs,
         "candidates": settings.candidates_epochs,
+        "crops": settings.crops_epochs,
     }
     out: list[Epoch] = []
     for name, length in lengths.items():

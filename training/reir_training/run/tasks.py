@@ -14,6 +14,7 @@ from reir_training.config import (
     PizaTrainConfig,
     TrainConfig,
 )
+from reir_training.crops.task import CropTask
 from reir_training.data.examples import TrainPhoto
 from reir_training.data.leakage import training_photos
 from reir_training.masks.task import MaskTask
@@ -25,6 +26,7 @@ from reir_training.run.schedule import (
     ADDED_PARTS,
     CANDIDATES,
     COLORS,
+    CROPS,
     MASKS,
     QUERY_ZOOM,
     RERANK,
@@ -33,7 +35,7 @@ from reir_training.run.step_stream import Stream, load_in_process
 from reir_training.weak.config import WeakTrainConfig
 from reir_training.weak.task import WeakTask
 
-PartTask = RerankTask | MaskTask | ZoomTask | ColorTask | CandidateTask
+PartTask = RerankTask | MaskTask | ZoomTask | ColorTask | CandidateTask | CropTask
 AnyTask = NanoTask | ClareTask | PizaTask | WeakTask | PartTask
 PARTS: Mapping[str, type[PartTask]] = {
     RERANK: RerankTask,
@@ -41,6 +43,7 @@ PARTS: Mapping[str, type[PartTask]] = {
     QUERY_ZOOM: ZoomTask,
     COLORS: ColorTask,
     CANDIDATES: CandidateTask,
+    CROPS: CropTask,
 }
 
 

@@ -101,11 +101,11 @@ class CandidateExtractor:
 
     @cached_property
     def _crop_features(self) -> CpuEngine:
-        return self._engine(_CropFeatures(self._network), self._config.crop_px)
+        return self._engine(CropFeatures(self._network), self._config.crop_px)
 
     @cached_property
     def _scene_features(self) -> CpuEngine:
-        return self._engine(_SceneFeatures(self._network), self._config.scene_px)
+        return self._engine(SceneFeatures(self._network), self._config.scene_px)
 
     def _engine(self, module: nn.Module, side_px: int) -> CpuEngine:
         pixels = torch.zeros(1, side_px, side_px, 3, dtype=torch.uint8)
@@ -128,7 +128,7 @@ class _Detections(nn.Module):
         return tuple(self.detector(_channels_first(squares)))
 
 
-class _CropFeatures(nn.Module):
+class CropFeatures(nn.Module):
     """The crop network: (N, s, s, 3) uint8 crops -> (N, 1280) features."""
 
     def __init__(self, network: CropNetwork) -> None:
@@ -136,11 +136,12 @@ class _CropFeatures(nn.Module):
         self.network = network
 
     def forward(self, squares: Tensor) -> Tensor:
+        """Return the mean over the cells of each crop."""
         maps: Tensor = self.network(_channels_first(squares))
         return maps.mean((2, 3))
 
 
-class _SceneFeatures(nn.Module):
+class SceneFeatures(nn.Module):
     """The crop network: (N, s, s, 3) uint8 photos -> (N, S, 1280), the whole, then a grid."""
 
     def __init__(self, network: CropNetwork) -> None:
@@ -148,6 +149,7 @@ class _SceneFeatures(nn.Module):
         self.network = network
 
     def forward(self, squares: Tensor) -> Tensor:
+        """Return the mean over all cells of each photo, then those over each part of it."""
         maps = self.network(_channels_first(squares))
         grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
         return torch.cat([maps.mean((2, 3))[:, None], grid], dim=1)

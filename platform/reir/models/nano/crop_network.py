@@ -152,6 +152,7 @@ class CropNetwork(nn.Module):
                 )
                 c_in = stage.channels
         self.blocks = nn.Sequential(*blocks)
+        self._first_coarse = max(i for i, block in enumerate(blocks) if block.stride > 1)
         self.level_channels.append(c_in)
         self.head = ConvReLU6(c_in, CHANNELS)
 
@@ -166,6 +167,10 @@ class CropNetwork(nn.Module):
         """
         y: Tensor = self.head(self.levels(images)[-1])
         return y
+
+    def coarse_parts(self) -> tuple[nn.Module, ...]:
+        """Return the modules that compute features at stride 32; the others end at stride 16."""
+        return (*self.blocks[self._first_coarse :].children(), self.head)
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Return the features at strides 2, 4, 8, 16 and 32: of the last block of each stride.

@@ -145,7 +145,6 @@ class CandidateBatch:
         """
         boxes = self.boxes.clone()
         boxes[..., 0], boxes[..., 2] = 1 - self.boxes[..., 2], 1 - self.boxes[..., 0]
-        grid = torch.arange(SCENE_GRID**2).view(SCENE_GRID, SCENE_GRID).flip(1).flatten()
         return CandidateBatch(
             boxes=boxes,
             objectness=self.objectness,
@@ -153,7 +152,7 @@ class CandidateBatch:
             detector=self.detector,
             colors=self.colors.flip(-2),
             crops=self.crops,
-            scene=self.scene[:, [0, *(1 + grid).tolist()]],
+            scene=mirror_scene(self.scene),
             aspect=self.aspect,
             valid=self.valid,
         )
@@ -170,6 +169,12 @@ class CandidateBatch:
     def tensors(self) -> dict[str, Tensor]:
         """Field name -> tensor."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def mirror_scene(scene: Tensor) -> Tensor:
+    """Return the (B, S, C) features of whole photos and of grids over them, left to right."""
+    grid = torch.arange(SCENE_GRID**2).view(SCENE_GRID, SCENE_GRID).flip(1).flatten()
+    return scene[:, [0, *(1 + grid).tolist()]]
 
 
 class VisualOutput(NamedTuple):

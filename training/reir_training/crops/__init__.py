@@ -1,0 +1,1 @@
+"""Training of `clare-nano` together with the coarse part of its crop network."""
