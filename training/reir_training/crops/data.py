@@ -103,5 +103,10 @@ def _recolored(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     contrast, brightness = rng.normal(0, 1, (2, len(pixels), 1))
     levels = (np.arange(256) - MIDDLE_GRAY) * (1 + CONTRAST * contrast) + MIDDLE_GRAY
     table = torch.from_numpy((levels + BRIGHTNESS * brightness).clip(0, 255).astype(np.uint8))
-    # A table of 256 gray levels takes a tenth of the time of arithmetic with every pixel.
-    return torch.stack([row[picture.long()] for row, picture in zip(table, pixels, strict=True)])
+    # A table of 256 gray levels takes half the time of arithmetic with every pixel.
+    return torch.stack(
+        [
+            row.index_select(0, picture.flatten().int()).view_as(picture)
+            for row, picture in zip(table, pixels, strict=True)
+        ]
+    )
