@@ -1,6 +1,6 @@
 """The pixels that the crop network is trained on: randomly changed crops of candidates."""
 
-# Shapes: B photos, K candidates, N crops, s side of a crop and S side of a photo in pixels
+# Shapes: B photos, K candidates, N pictures, s side of a crop and S side of a photo in pixels
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CropBatch:
 
     Attributes:
         step: the batch as for a frozen crop network, with the features of its cache.
-        crops: (N, s, s, 3) uint8 crops of the valid candidates of B photos, photo by photo.
+        crops: (B, K, s, s, 3) uint8 crops of the candidates; black where there is none.
         scenes: (B, S, S, 3) uint8 whole photos.
     """
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reir.images.decode import read_image
-from reir.models.nano.candidates import CropFeatures, SceneFeatures
+from reir.models.nano.candidates import CropFeatures, SceneFeatures, pad_and_stack
 from reir.models.nano.crop_network import CropNetwork
 from reir.models.nano.model import CandidateBatch, ClareNanoConfig, mirror_scene
 from reir_training.config import NanoTrainConfig
@@ -68,7 +68,9 @@ class CropNetworkCache(FrozenCache):
         """Return (K', C) features of the candidates of a photo, and (S, C) of the whole photo."""
         photo = read_image(self._photos[row].path)
         crops, scene = plain_pixels(photo, self.boxes(row), self._config)
-        found = self._crop_features(crops.to(self._device))
+        # Padded, because on a GPU, cuDNN prepares each new number of crops.
+        padded = pad_and_stack([crops], len(self._arrays["valid"][row]))[0]
+        found = self._crop_features(padded.to(self._device))[: len(crops)]
         whole = self._scene_features(scene[None].to(self._device))[0]
         return found.float().cpu(), whole.float().cpu()
 
@@ -96,28 +98,26 @@ class CropObjective(nn.Module):
         step = batch.step
         valid = step.candidates.valid[: step.num_photos]
         with torch.autocast(valid.device.type, torch.bfloat16, enabled=self._half):
-            found = self._crop_features(batch.crops).float()
+            # With padding, for the same reason as in `CropNetworkCache`.
+            crops = self._crop_features(batch.crops.flatten(0, 1)).float().unflatten(0, valid.shape)
             scene = self._scene_features(batch.scenes).float()
-        taught = step.candidates.crops[: step.num_photos][valid]
-        crops = torch.zeros_like(step.candidates.crops[: step.num_photos])
-        crops[valid] = found
+        taught = step.candidates.crops[: step.num_photos]
+        crops = crops * valid[..., None]
         halves = [mirror_scene(scene), scene] if step.mirrored else [scene, mirror_scene(scene)]
         seen = replace(step.candidates, crops=torch.cat([crops, crops]), scene=torch.cat(halves))
         loss, terms = self.objective(replace(step, candidates=seen), "clia")
-        teacher = teacher_loss(found, taught)
+        teacher = teacher_loss(crops, taught, valid)
         return loss + self._teacher_weight * teacher, terms | {"teacher": teacher.item()}
 
 
-def teacher_loss(found_NC: Tensor, taught_NC: Tensor) -> Tensor:
-    """Return the mean of 1 - the correlation of the channels of two feature vectors; 0 without any.
+def teacher_loss(found_BKC: Tensor, taught_BKC: Tensor, valid_BK: Tensor) -> Tensor:
+    """Return the mean of 1 - the correlation of the channels of two feature vectors.
 
     The streams normalize features, so that their mean and their size are free.
     """
-    if not len(found_NC):
-        return found_NC.sum()
-    shape = found_NC.shape[1:]
-    same = F.layer_norm(found_NC, shape) * F.layer_norm(taught_NC, shape)
-    return 1 - same.mean(1).mean()
+    shape = found_BKC.shape[-1:]
+    same = F.layer_norm(found_BKC, shape) * F.layer_norm(taught_BKC, shape)
+    return ((1 - same.mean(-1)) * valid_BK).sum() / valid_BK.sum().clamp(min=1)
 
 
 class CropTask(NanoTask):
@@ -150,8 +150,9 @@ class CropTask(NanoTask):
 
     def _batch(self, rows: Sequence[int], seed: Sequence[int]) -> CropBatch:
         step = super()._batch(rows, seed)
-        crops, scenes = zip(*(self._pixels(row, seed) for row in rows), strict=True)
-        return CropBatch(step, torch.cat(crops), torch.stack(scenes))
+        pixels = [self._pixels(row, seed) for row in rows]
+        crops = pad_and_stack([of_photo for of_photo, _ in pixels], step.candidates.valid.shape[1])
+        return CropBatch(step, crops, torch.stack([scene for _, scene in pixels]))
 
     def _pixels(self, row: int, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the changed pixels of a photo, which do not depend on the others of the step."""

@@ -64,12 +64,12 @@ class CandidateExtractor:
             for image, c in zip(images, found, strict=True)
         ]
         return CandidateBatch(
-            boxes=_pad_and_stack([c.boxes for c in found], num),
-            objectness=_pad_and_stack([c.scores for c in found], num),
-            class_scores=_pad_and_stack([c.class_scores for c in found], num),
-            detector=_pad_and_stack([c.features for c in found], num),
-            colors=_pad_and_stack([_colors(each) for each in crops], num),
-            crops=_pad_and_stack([self._encode_crops(each) for each in crops], num),
+            boxes=pad_and_stack([c.boxes for c in found], num),
+            objectness=pad_and_stack([c.scores for c in found], num),
+            class_scores=pad_and_stack([c.class_scores for c in found], num),
+            detector=pad_and_stack([c.features for c in found], num),
+            colors=pad_and_stack([_colors(each) for each in crops], num),
+            crops=pad_and_stack([self._encode_crops(each) for each in crops], num),
             scene=torch.cat([self._encode_scene(image) for image in images]),
             aspect=torch.tensor([np.log(i.shape[1] / i.shape[0]) for i in images]).float(),
             valid=torch.arange(num)[None] < torch.tensor([len(c) for c in found])[:, None],
@@ -191,7 +191,7 @@ def _colors(crops: Tensor) -> Tensor:
     return cells.float() / (255 * side**2)
 
 
-def _pad_and_stack(parts: Sequence[Tensor], num: int) -> Tensor:
+def pad_and_stack(parts: Sequence[Tensor], num: int) -> Tensor:
     """Stack (n_i, ...) tensors to (B, num, ...), padded with zeros."""
     out = parts[0].new_zeros(len(parts), num, *parts[0].shape[1:])
     for row, part in zip(out, parts, strict=True):
