@@ -160,7 +160,7 @@ class Schedule(StrictConfig):
     query_zoom_epochs: int = Field(6, ge=0)
     colors_epochs: int = Field(12, ge=0)
     candidates_epochs: int = Field(14, ge=0)
-    crops_epochs: int = Field(20, ge=0)
+    crops_epochs: int = Field(10, ge=0)
     photos_per_batch: int = Field(48, ge=1)
     accumulate_steps: int = Field(1, ge=1)
     learning_rate: float = Field(6e-4, gt=0)
@@ -196,7 +196,7 @@ class NanoSchedule(Schedule):
     """
 
     text_tower_factor: float = Field(0.1, ge=0)
-    crop_network_factor: float = Field(2.0, gt=0)
+    crop_network_factor: float = Field(3.0, gt=0)
     short_weight: float = Field(0.3, ge=0, le=1)
     generated_per_photo: int = Field(1, ge=0)
     wrong_per_expression: int = Field(0, ge=0)
@@ -387,7 +387,7 @@ class CropSettings(StrictConfig):
             checkpoint's crop network has for its own, larger crops.
     """
 
-    crop_px: int = Field(96, ge=32, le=512, multiple_of=32)
+    crop_px: int = Field(64, ge=32, le=512, multiple_of=32)
     teacher_weight: float = Field(1.0, ge=0)
 
 
