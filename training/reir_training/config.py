@@ -96,7 +96,8 @@ class NanoModelSettings(StrictConfig):
     num_members: int = Field(2, ge=1, le=8)
     num_layers: int = Field(2, ge=0, le=12)
     crop_network: CropNetworkName = "efficientnet_lite2"
-    # Crops of 96 px are indexed faster, but rank worse (docs/LOG.md, 2026-11-25).
+    # With a frozen crop network, crops of 96 px rank worse (docs/LOG.md, 2026-11-25). The stage
+    # "crops" trains it for smaller ones.
     crop_px: int = Field(128, ge=32, le=512, multiple_of=32)
     num_experts: int = Field(4, ge=0, le=64)
     # As in SigLIP. With a bias of 0, every pair would start at a probability of one half, and the

@@ -87,22 +87,21 @@ class CropObjective(nn.Module):
     def __init__(self, objective: NanoObjective, teacher_weight: float, *, half: bool) -> None:
         super().__init__()
         self.objective = objective
-        network = objective.model.crop_network
-        for part in network.coarse_parts():
+        for part in objective.model.crop_network.coarse_parts():
             part.requires_grad_(True)
-        self._crop_features, self._scene_features = CropFeatures(network), SceneFeatures(network)
         self._teacher_weight, self._half = teacher_weight, half
 
     def forward(self, batch: CropBatch, stage: Stage) -> tuple[Tensor, dict[str, float]]:  # noqa: ARG002
         """Return the weighted loss and its unweighted terms by name, over all workers."""
         step = batch.step
         valid = step.candidates.valid[: step.num_photos]
+        network = self.objective.model.crop_network
         with torch.autocast(valid.device.type, torch.bfloat16, enabled=self._half):
             # With padding, for the same reason as in `CropNetworkCache`.
-            crops = self._crop_features(batch.crops.flatten(0, 1)).float().unflatten(0, valid.shape)
-            scene = self._scene_features(batch.scenes).float()
+            found: Tensor = CropFeatures(network)(batch.crops.flatten(0, 1))
+            scene = SceneFeatures(network)(batch.scenes).float()
+        crops = found.float().unflatten(0, valid.shape) * valid[..., None]
         taught = step.candidates.crops[: step.num_photos]
-        crops = crops * valid[..., None]
         halves = [mirror_scene(scene), scene] if step.mirrored else [scene, mirror_scene(scene)]
         seen = replace(step.candidates, crops=torch.cat([crops, crops]), scene=torch.cat(halves))
         loss, terms = self.objective(replace(step, candidates=seen), "clia")
