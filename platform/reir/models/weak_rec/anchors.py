@@ -14,16 +14,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from reir.models.nano.box_geometry import GEOMETRY_FEATURES, box_geometry
 from reir.models.nano.candidates import CandidateExtractor
 from reir.models.nano.crop_network import CHANNELS, CropNetwork
 from reir.models.nano.encoder import fast_dtype
 from reir.models.nano.model import (
     DETECTOR_FEATURES,
-    GEOMETRY_FEATURES,
     CandidateBatch,
     ClareNano,
     ClareNanoConfig,
-    box_geometry,
 )
 from reir.models.picodet import PicoDet
 from reir.records import RgbImage

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reir.models.nano.model import CandidateBatch, box_geometry
+from reir.models.nano.box_geometry import box_geometry
+from reir.models.nano.model import CandidateBatch
 from reir.models.weak_rec.anchors import Anchors, CandidateAnchors, FrozenParts, Standardize
 from reir_testing.tiny import tiny_batch, tiny_model
 
