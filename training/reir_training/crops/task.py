@@ -100,7 +100,7 @@ class CropObjective(nn.Module):
             # With padding, for the same reason as in `CropNetworkCache`.
             found: Tensor = CropFeatures(network)(batch.crops.flatten(0, 1))
             scene = SceneFeatures(network)(batch.scenes).float()
-        crops = found.float().unflatten(0, valid.shape) * valid[..., None]
+        crops = found.float().view(*valid.shape, -1) * valid[..., None]
         taught = step.candidates.crops[: step.num_photos]
         halves = [mirror_scene(scene), scene] if step.mirrored else [scene, mirror_scene(scene)]
         seen = replace(step.candidates, crops=torch.cat([crops, crops]), scene=torch.cat(halves))
