@@ -380,7 +380,7 @@ class CandidateSettings(StrictConfig):
 
 
 class CropSettings(StrictConfig):
-    """Settings of the stage that trains the model together with its crop network.
+    """Settings of the stage "crops", which trains the model together with its crop network.
 
     Attributes:
         crop_px: input side of crops from then on; they may be smaller than those of the checkpoint.

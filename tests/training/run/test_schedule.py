@@ -13,7 +13,7 @@ from reir_training.run.schedule import ADDED_PARTS, check_stage, plan
 
 @pytest.mark.parametrize(("stage", "part"), ADDED_PARTS.items())
 def test_a_stage_that_adds_a_part_needs_a_checkpoint(stage: str, part: str) -> None:
-    with pytest.raises(ConfigError, match=f"the checkpoint to add the {part} to"):
+    with pytest.raises(ConfigError, match=f"the checkpoint that gets the {part}"):
         check_stage("clare-nano", stage, None)
 
 

@@ -17,13 +17,13 @@ from reir.records import FloatArray, RgbImage
 from reir_training.nano.batches import NanoBatch
 
 SHIFT, SCALE = 0.07, 0.15
-"""By how much of their sides boxes are moved, and become larger or smaller, at most."""
+"""The largest shift of a box, and the largest change of its sides, as shares of its sides."""
 MARGINS = (0.05, 0.2)
-"""Range of the margin of a crop, around the margin of the model."""
+"""The smallest and the largest margin of a changed crop."""
 CONTRAST, BRIGHTNESS = 0.15, 12.0
 """Standard deviations of random changes of the pixels."""
 COVERED_SHARE, COVERED_SIDE = 0.25, 0.45
-"""Share of the crops of which a rectangle is covered, and the longest side of the rectangle."""
+"""Share of the crops in which a rectangle is covered, and its longest side in sides of a crop."""
 MIDDLE_GRAY = 127
 
 

@@ -18,7 +18,6 @@ from reir.images.decode import read_image
 from reir.models.nano.candidates import CropFeatures, SceneFeatures, pad_and_stack
 from reir.models.nano.crop_network import CropNetwork
 from reir.models.nano.model import CandidateBatch, ClareNanoConfig, mirror_scene
-from reir_training.config import NanoTrainConfig
 from reir_training.crops.data import CropBatch, changed_pixels, plain_pixels
 from reir_training.data.examples import TrainPhoto
 from reir_training.nano.cache import FrozenCache
@@ -130,22 +129,10 @@ class CropTask(NanoTask):
         rank, world_size: rank of this worker, and number of workers.
     """
 
-    def __init__(  # noqa: PLR0913 - most are keyword-only
-        self,
-        config: NanoTrainConfig,
-        photos: Sequence[TrainPhoto],
-        *,
-        cache: Path,
-        init: Path,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        super().__init__(config, photos, cache=cache, init=init, rank=rank, world_size=world_size)
-        self._folder = cache
-        self.model.config = replace(self.model.config, crop_px=config.crops.crop_px)
-        streams = self.objective
-        assert isinstance(streams, NanoObjective)
-        self.objective = CropObjective(streams, config.crops.teacher_weight, half=self._half)
+    def _module_to_train(self, streams: NanoObjective) -> nn.Module:
+        settings = self._config.crops
+        self.model.config = replace(self.model.config, crop_px=settings.crop_px)
+        return CropObjective(streams, settings.teacher_weight, half=self._half)
 
     def _batch(self, rows: Sequence[int], seed: Sequence[int]) -> CropBatch:
         step = super()._batch(rows, seed)
@@ -172,4 +159,4 @@ class CropTask(NanoTask):
     def _present_cache(self) -> FrozenCache:
         """Return the cache for the present weights of the crop network."""
         network = self.model.crop_network
-        return CropNetworkCache(self._folder, self._photos, network, self.model.config)
+        return CropNetworkCache(self._cache.folder, self._photos, network, self.model.config)

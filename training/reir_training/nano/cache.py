@@ -39,9 +39,17 @@ class PhotoFile(Protocol):
 
 
 class FrozenCache:
-    """Reads the cached candidates of a list of photos."""
+    """Reads the cached candidates of a list of photos.
+
+    Args:
+        folder: of the complete cache.
+
+    Attributes:
+        folder: the same folder.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._arrays = {
             path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))
         }

@@ -60,13 +60,19 @@ class NanoTask:
         self._cache = FrozenCache(cache)
         self._half = config.optimization.precision == "bf16"
         self._maker = BatchMaker(self._photos, self._cache, config.optimization)
-        self.objective: nn.Module = NanoObjective(
-            self.model,
-            self.tokenizer,
-            config.loss,
-            workers=WorkerCollectives() if world_size > 1 else None,
-            half=self._half,
+        self.objective = self._module_to_train(
+            NanoObjective(
+                self.model,
+                self.tokenizer,
+                config.loss,
+                workers=WorkerCollectives() if world_size > 1 else None,
+                half=self._half,
+            )
         )
+
+    def _module_to_train(self, streams: NanoObjective) -> nn.Module:
+        """Return the module that a step calls, given the objective of the streams."""
+        return streams
 
     @property
     def photos_per_step(self) -> int:

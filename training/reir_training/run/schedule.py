@@ -25,7 +25,7 @@ ADDED_PARTS: Mapping[str, str] = {
     CANDIDATES: "candidate head",
     CROPS: "trained crop network",
 }
-"""Stages that add a part to a finished `clare-nano` or replace it, and the part."""
+"""Stages that start from a finished `clare-nano`, and the part that each adds or trains."""
 FINAL_RATE = 0.02
 
 
@@ -48,7 +48,7 @@ def check_stage(preset: str, stage: str, init: Path | None) -> None:
         raise ConfigError(f"--stage {stage} requires --preset clare-nano, got {preset!r}")
     if stage in ADDED_PARTS and init is None:
         raise ConfigError(
-            f"--stage {stage} requires --init: the checkpoint to add the {ADDED_PARTS[stage]} to"
+            f"--stage {stage} requires --init: the checkpoint that gets the {ADDED_PARTS[stage]}"
         )
 
 

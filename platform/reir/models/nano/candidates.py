@@ -149,7 +149,7 @@ class SceneFeatures(nn.Module):
         self.network = network
 
     def forward(self, squares: Tensor) -> Tensor:
-        """Return the mean over all cells of each photo, then those over each part of it."""
+        """Return the mean features of the whole photo, then of each cell of a grid over it."""
         maps = self.network(_channels_first(squares))
         grid = F.adaptive_avg_pool2d(maps, SCENE_GRID).flatten(2).transpose(1, 2)
         return torch.cat([maps.mean((2, 3))[:, None], grid], dim=1)

@@ -50,7 +50,7 @@ class QueryBank(nn.Module):
         self.register_buffer("usual", torch.zeros(1))
 
     def forward(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
-        """Return (B, K, 1), the numbers of instances in the dimension of the bank."""
+        """Return (B, K, 1): the value of each instance in the dimension of the query bank."""
         above_BK = self.penalties(vectors_BKD, valid_BK) - self.usual
         return -above_BK[..., None] / QUERY_VALUE
 
