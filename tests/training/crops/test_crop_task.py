@@ -172,7 +172,7 @@ def test_it_trains_the_coarse_part_only_and_the_checkpoint_has_it(
     for number in range(6):
         for batch in task.batches(Epoch(number, "crops", 0, 6), 0):
             loss, terms = task.objective(batch, "crops")
-            losses.append(float(loss))
+            losses.append(loss.item())
             assert {"teacher", "clia", "ranking"} <= set(terms)
             loss.backward()
             optimizer.step()
