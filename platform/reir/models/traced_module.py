@@ -14,10 +14,19 @@ _TRACING = threading.Lock()
 
 
 def trace(module: nn.Module, *example: Tensor) -> Any:
-    """Trace a module with torch, and hide the warnings that torch gives."""
+    """Trace a module with torch, and hide the warnings that torch gives.
+
+    The weights become constants of the trace, so they must not need gradients.
+    """
+
+    # Given the module itself, torch would first convert each of its submodules, of which there are
+    # hundreds, and that takes several times as long as the trace.
+    def run(*inputs: Tensor) -> Any:
+        return module(*inputs)
+
     with _TRACING, torch.no_grad(), warnings.catch_warnings(action="ignore"):
         # Not checked by torch, which would run the module again: tests compare the bits.
-        return torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        return torch.jit.trace(run, example, check_trace=False)  # type: ignore[no-untyped-call]
 
 
 class TracedModule:
