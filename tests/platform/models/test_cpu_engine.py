@@ -46,6 +46,16 @@ def test_outputs_equal_those_of_torch(name: CropNetworkName, side_px: int) -> No
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_known_batch_size_changes_no_bit(dtype: torch.dtype) -> None:
+    module = Pooled("efficientnet_lite0").eval()
+    known = CpuEngine(module, crops(1), dtype=dtype, batch=3)
+    for found, wanted in zip(
+        known(crops(3)), CpuEngine(module, crops(1), dtype=dtype)(crops(3)), strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
 def test_half_precision_is_close_and_returns_float32() -> None:
     module = Pooled("efficientnet_lite0").eval()
     engine = CpuEngine(module, crops(1), dtype=torch.bfloat16)

@@ -97,7 +97,7 @@ class CandidateExtractor:
 
     @cached_property
     def _detect(self) -> CpuEngine:
-        return self._engine(_Detections(self._detector), self._config.detector_px)
+        return self._engine(_Detections(self._detector), self._config.detector_px, batch=1)
 
     @cached_property
     def _crop_features(self) -> CpuEngine:
@@ -105,11 +105,11 @@ class CandidateExtractor:
 
     @cached_property
     def _scene_features(self) -> CpuEngine:
-        return self._engine(SceneFeatures(self._network), self._config.scene_px)
+        return self._engine(SceneFeatures(self._network), self._config.scene_px, batch=1)
 
-    def _engine(self, module: nn.Module, side_px: int) -> CpuEngine:
+    def _engine(self, module: nn.Module, side_px: int, batch: int | None = None) -> CpuEngine:
         pixels = torch.zeros(1, side_px, side_px, 3, dtype=torch.uint8)
-        return CpuEngine(module, pixels, dtype=self._dtype)
+        return CpuEngine(module, pixels, dtype=self._dtype, batch=batch)
 
 
 def _channels_first(squares: Tensor) -> Tensor:
