@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -85,10 +86,13 @@ def draw_boxes(
     for number in reversed(range(len(boxes))):
         _draw_box(draw, canvas.size, boxes[number], HIT_COLORS[number % len(HIT_COLORS)])
     # After all boxes, so that no box is drawn across a label.
-    for number in reversed(range(len(boxes))):
-        if labels[number]:
+    tags: list[_Tag] = []
+    for number, label in enumerate(labels):
+        if label:
             color = HIT_COLORS[number % len(HIT_COLORS)]
-            _draw_tag(draw, canvas.size, boxes[number], labels[number], color)
+            tags.append(_place_tag(canvas.size, boxes[number], label, color, tags))
+    for tag in reversed(tags):
+        _draw_tag(draw, tag)
     return canvas
 
 
@@ -238,17 +242,50 @@ def _draw_box(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, color:
         draw.rectangle(frame, outline=line, width=width)
 
 
-def _draw_tag(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, label: str, color: str
-) -> None:
-    """Write a label on a plate at the box's upper left corner, kept within the photo."""
+class _Tag(NamedTuple):
+    """A label on a plate, and the rectangle of the plate in pixels."""
+
+    label: str
+    color: str
+    font: ImageFont.FreeTypeFont
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def overlaps(self, other: _Tag) -> bool:
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.top < other.bottom
+            and other.top < self.bottom
+        )
+
+
+def _place_tag(
+    size: tuple[int, int], box: Box, label: str, color: str, placed: Sequence[_Tag]
+) -> _Tag:
+    """Place a label at the box's upper left corner, or below the labels that are already there.
+
+    A photo that has no room below keeps the label at the corner.
+    """
     font = _font(max(13, round(max(size) / 38)))
     left, top, _, _ = _to_px(box, size)
     width, height = round(font.getlength(label)) + 14, round(font.size * 1.5)
-    left = min(left, max(0, size[0] - width))
-    top = max(0, top - height)
-    draw.rounded_rectangle((left, top, left + width, top + height), 4, INK, color, 2)
-    draw.text((left + width / 2, top + height / 2), label, CARD, font, anchor="mm")
+    left, top = min(left, max(0, size[0] - width)), max(0, top - height)
+    at_corner = tag = _Tag(label, color, font, left, top, left + width, top + height)
+    while taken := [other.bottom for other in placed if tag.overlaps(other)]:
+        top = max(taken)
+        tag = tag._replace(top=top, bottom=top + height)
+    return tag if tag.bottom <= size[1] else at_corner
+
+
+def _draw_tag(draw: ImageDraw.ImageDraw, tag: _Tag) -> None:
+    """Draw the plate of a label, and the label on it."""
+    plate = (tag.left, tag.top, tag.right, tag.bottom)
+    draw.rounded_rectangle(plate, 4, INK, tag.color, 2)
+    middle = ((tag.left + tag.right) / 2, (tag.top + tag.bottom) / 2)
+    draw.text(middle, tag.label, CARD, tag.font, anchor="mm")
 
 
 def _to_px(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -84,6 +84,20 @@ def test_labels_are_written_and_must_fit_in_number() -> None:
         draw_boxes(photo, [box], [])
 
 
+@pytest.mark.parametrize("top", [0.0, 0.3])
+def test_labels_at_the_same_corner_do_not_cover_each_other(top: float) -> None:
+    photo, box = Image.new("RGB", (400, 300), PHOTO_COLOR), (0.2, top, 0.8, 0.9)
+    ink = ImageColor.getrgb(drawing.CARD)
+    of_one = count_of(draw_boxes(photo, [box], ["8"]), ink)
+    assert of_one > 0
+    assert count_of(draw_boxes(photo, [box] * 3, ["8"] * 3), ink) == 3 * of_one
+
+
+def test_a_photo_without_room_for_all_labels_is_drawn_all_the_same() -> None:
+    photo = Image.new("RGB", (40, 30), PHOTO_COLOR)
+    assert draw_boxes(photo, [(0, 0, 1, 1)] * 5, ["8"] * 5).size == photo.size
+
+
 def test_masks_are_shaded_at_any_size() -> None:
     photo = Image.new("RGB", (200, 100), PHOTO_COLOR)
     left = np.zeros((50, 40), dtype=bool)  # of another size than the photo
