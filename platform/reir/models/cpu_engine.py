@@ -81,8 +81,12 @@ def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     front_end = FrontEndManager().load_by_framework("pytorch")
+    traced = trace(module, *example)
+    # Most nodes of a trace are constants that occur hundreds of times, such as a stride of 1. The
+    # front end spends half of its time on them unless equal ones are merged.
+    torch._C._jit_pass_cse(traced.graph)
     # Kept in a variable: OpenVINO reads it during `convert`, but does not keep it alive.
-    decoder = TorchScriptPythonDecoder(trace(module, *example), example_input=tuple(example))
+    decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))
     return front_end.convert(front_end.load(decoder))
 
 
