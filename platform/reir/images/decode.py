@@ -173,9 +173,13 @@ def read_image(path: str | Path) -> RgbImage:
     """Return the (H, W, 3) uint8 pixels of the image file at `path`.
 
     Raises:
-        ImageError: `reason` says what is wrong.
+        ImageError: `reason` says what is wrong, and `detail` names the file.
     """
-    return decode_image(read_bytes(path))
+    data = read_bytes(path)
+    try:
+        return decode_image(data)
+    except ImageError as error:
+        raise ImageError(error.reason, f"{_quoted(path)}: {error.detail}") from error
 
 
 def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:

@@ -75,7 +75,7 @@ class CpuEngine:
 def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     """Return the module as a model of OpenVINO, by the front end that `convert_model` uses.
 
-    `convert_model` itself takes four times as long, since it also handles other frameworks.
+    `convert_model` itself takes several times as long, since it also handles other frameworks.
     """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder

@@ -377,6 +377,13 @@ def test_reading_from_disk(tmp_path: Path) -> None:
     assert quarters(read_image(str(path))) == [RED, GREEN, BLUE, WHITE]
 
 
+def test_the_error_of_a_damaged_file_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(b"abc")
+    with pytest.raises(ImageError, match=r"^not_an_image: '.*holiday\.jpg': 3 bytes"):
+        read_image(path)
+
+
 def test_unreadable_paths(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     assert read_failure(tmp_path / "folder.jpg") == ImageFailure.UNREADABLE
