@@ -257,11 +257,11 @@ def test_names_of_galleries_and_tenants_are_checked(key_file: Path) -> None:
 
 def test_each_key_has_its_own_rate_limit(client_of: Any, key_file: Path) -> None:
     first, second = (new_key(key_file, read=("*",), write=()) for _ in range(2))
-    client = client_of(keys_file=key_file, limits=Limits(rate_per_s=0.5, burst=2))
+    client = client_of(keys_file=key_file, limits=Limits(rate_per_s=0.1, burst=2))
     codes = [client.get("/v1/galleries", headers=bearer(first)).status_code for _ in range(3)]
     assert codes == [200, 200, 429]
     answer = client.get("/v1/galleries", headers=bearer(first))
-    assert 1 <= int(answer.headers["retry-after"]) <= 2
+    assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert answer.json()["type"] == "/problems/rate-limited"
     assert client.get("/v1/galleries", headers=bearer(second)).status_code == 200
 
