@@ -90,9 +90,10 @@ class Selection:
         num_codes = len(self.codes.codes)
         without_code = np.arange(num_codes, num_rows)
         num_kept = num_rows if kept is None else len(kept)
-        # Usually enough for the last hit to beat the bound: 30 of 70,000 real rows came close to
-        # the 11th best. Divided by the share that the filter keeps, since codes ignore the filter.
-        num = (2 * limit + num_rows // 1000) * num_rows // num_kept
+        # Usually enough for the last hit to beat the bound: with half of it, one in six searches
+        # of 30,000 real rows scanned the codes twice. Divided by the share that the filter keeps,
+        # since codes ignore the filter.
+        num = (4 * limit + num_rows // 500) * num_rows // num_kept
         use_codes = num_codes >= _CODES_FROM_ROWS and num_codes // _CODES_PER_ROW <= num_kept
         # The zero vector has no codes, since its scale would be a division by 0.
         while use_codes and num + len(without_code) <= num_rows // 8 and query_1W.any():

@@ -13,10 +13,10 @@ are medians on one thread: `p1.1m.faiss.p50_ms` and `p1.1m.ours.p50_ms` in
 `benchmarks/results/vector_search_million.json`. Memory bandwidth limits a full scan, and codes have
 a quarter of the bytes.
 
-Cost: D bytes per row in each process that searches.
+Cost: C bytes per row in each process that searches.
 """
 
-# Shapes: N instances, D vector dimension, M rows that are proposed
+# Shapes: N instances, D vector dimension, C >= D dimension of codes, M rows that are proposed
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ _MAX_CODE = 127
 _CODE_OFFSET = 128
 """faiss stores a signed 8-bit code as an unsigned byte, code + 128."""
 
-_CLIP_DEVIATIONS = 6.0
-"""The components of a rotated unit vector have a standard deviation of 1 / sqrt(D). Components
-beyond this many deviations are clipped, which happens about once in 10^9."""
+_HEADROOM = 1.2
+"""How much larger than any component of the first rows a component may be without being clipped.
+Clipping only makes the bound higher, so that searches score more rows."""
+
+_CODES_AT_ONCE = 16
+"""faiss compares this many codes of a row by one instruction. If their number is no multiple of it,
+it compares one after the other, which takes several times as long."""
 
 _ROWS_PER_CALL = 16_384
 _FLOAT32_ERROR = 1e-5
@@ -50,12 +54,14 @@ class Int8Snapshot:
     """The codes of the first rows at one moment; safe to read in any thread.
 
     Attributes:
-        codes: (N, D), unsigned as faiss stores them.
+        codes: (N, C), unsigned as faiss stores them.
+        scale: factor from a component of a rotated vector to its code.
         max_error: the largest distance between a vector and its decoded code.
         max_norm: the largest norm of a decoded code.
     """
 
     codes: npt.NDArray[np.uint8]
+    scale: float
     max_error: float
     max_norm: float
 
@@ -70,13 +76,13 @@ class Int8Snapshot:
             (M,) row numbers with the largest approximate inner products, in ascending order; and an
             upper bound for the exact inner product of every other row.
         """
-        (rotated,) = _rotation(len(query)).apply(query[None])
+        (rotated,) = _rotated(query[None])
         # The query uses the whole range of its own codes: its scale cancels out of the ranking.
         query_scale = _MAX_CODE / float(np.abs(rotated).max())
         rounded = np.rint(rotated * query_scale)
         scores = np.full(num, -np.inf, dtype=np.float32)
         rows = np.full(num, -1, dtype=np.int64)
-        scanner = _scanner(len(query))
+        scanner = _scanner(len(rotated))
         scanner.set_query(faiss.swig_ptr(rounded))
         scanner.set_list(0, 0)
         found = faiss.swig_ptr(scores), faiss.swig_ptr(rows)
@@ -85,7 +91,7 @@ class Int8Snapshot:
         # gives |q.v - q'.v'| = |(q - q').v' + q.(v - v')| <= |q - q'| |v'| + |q| |v - v'|.
         error = float(np.linalg.norm(rotated - rounded / query_scale)) * self.max_norm
         error += float(np.linalg.norm(rotated)) * self.max_error
-        lowest = float(scores.min()) / (query_scale * _scale(len(query)))
+        lowest = float(scores.min()) / (query_scale * self.scale)
         rows.sort()
         return rows, lowest + error + _FLOAT32_ERROR
 
@@ -95,9 +101,9 @@ class Int8Codes:
 
     def __init__(self, dim: int) -> None:
         """Start empty, for vectors of dimension `dim`."""
-        self._dim = dim
+        self._dim = _code_dim(dim)
         self._codes = GrowingArray(np.uint8)
-        self._max_error = self._max_norm = 0.0
+        self._scale = self._max_error = self._max_norm = 0.0
 
     def __len__(self) -> int:
         """Number of rows that have a code."""
@@ -115,9 +121,12 @@ class Int8Codes:
         # Rotated by faiss on one thread. numpy's product would start several threads even for five
         # rows, and those busy-wait afterwards, which slows every other search on the machine.
         faiss.omp_set_num_threads(1)
-        rotated, scale = _rotation(self._dim).apply(added), _scale(self._dim)
-        codes = np.rint(rotated * scale).clip(-_MAX_CODE, _MAX_CODE)
-        decoded = codes / scale
+        rotated = _rotated(added)
+        # One scale for all rows, since scores of codes are compared with each other. Vectors need
+        # not be of unit length, so it comes from the first of them.
+        self._scale = self._scale or _scale(rotated)
+        codes = np.rint(rotated * self._scale).clip(-_MAX_CODE, _MAX_CODE)
+        decoded = codes / self._scale
         errors = np.linalg.norm(rotated - decoded, axis=1)
         self._max_error = max(self._max_error, float(errors.max()))
         self._max_norm = max(self._max_norm, float(np.linalg.norm(decoded, axis=1).max()))
@@ -127,16 +136,25 @@ class Int8Codes:
     def snapshot(self) -> Int8Snapshot:
         """The codes so far; extending does not change a snapshot."""
         codes = self._codes.view.reshape(-1, self._dim)
-        return Int8Snapshot(codes, self._max_error, self._max_norm)
+        return Int8Snapshot(codes, self._scale, self._max_error, self._max_norm)
 
 
-def _scale(dim: int) -> float:
-    """Factor from a vector component to its code.
+def _scale(rotated_NC: FloatArray) -> float:
+    """Return the factor from a component to its code."""
+    largest = float(np.abs(rotated_NC).max())
+    return _MAX_CODE / (_HEADROOM * largest) if largest else 1.0
 
-    The same for all encoders, since after the rotation the components of unit vectors have the same
-    distribution whatever encoder they come from.
-    """
-    return float(_MAX_CODE * np.sqrt(dim) / _CLIP_DEVIATIONS)
+
+def _code_dim(dim: int) -> int:
+    return -(-dim // _CODES_AT_ONCE) * _CODES_AT_ONCE
+
+
+def _rotated(vectors_ND: FloatArray) -> FloatArray:
+    """(N, C) the vectors, padded with zeros to the dimension of codes, and rotated."""
+    padded = np.zeros((len(vectors_ND), _code_dim(vectors_ND.shape[1])), dtype=np.float32)
+    padded[:, : vectors_ND.shape[1]] = vectors_ND
+    rotated: FloatArray = _rotation(padded.shape[1]).apply(padded)
+    return rotated
 
 
 @cache

@@ -70,13 +70,25 @@ def test_other_rows_score_below_the_bound(make: Callable[[int], FloatArray], dim
             assert scores[others].max() <= bound
 
 
-def test_the_bound_is_tight_for_unit_vectors() -> None:
-    codes, vectors = Int8Codes(256), unit(0, NUM, 256)
+@pytest.mark.parametrize("dim", [256, 305])
+@pytest.mark.parametrize("longest", [1.0, 2.3])
+def test_the_bound_is_tight(dim: int, longest: float) -> None:
+    """Vectors of the shipped checkpoint have 305 dimensions and a norm of 1 to 2.3."""
+    lengths = np.random.default_rng(1).uniform(1, longest, NUM).astype(np.float32)
+    codes, vectors = Int8Codes(dim), unit(0, NUM, dim) * lengths[:, None]
     codes.extend(vectors)
-    for query in unit(7, 10, 256):
+    for query in unit(7, 10, dim):
         rows, bound = codes.snapshot.best(query, 200)
         assert bound < np.sort(vectors @ query)[-20], "a search for 20 would score all rows"
-        assert bound - np.delete(vectors @ query, rows).max() < 0.04
+        assert bound - np.delete(vectors @ query, rows).max() < 0.04 * longest
+
+
+@pytest.mark.parametrize("dim", [1, 16, 305])
+def test_faiss_compares_several_codes_at_once(dim: int) -> None:
+    codes = Int8Codes(dim)
+    codes.extend(unit(0, 10, dim))
+    assert len(codes) == 10
+    assert codes.snapshot.codes.shape == (10, max(dim + 15, 16) // 16 * 16)
 
 
 def test_extending_does_not_change_a_snapshot() -> None:
