@@ -281,7 +281,7 @@ def _place_tag(
 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, tag: _Tag) -> None:
-    """Draw the plate of a label, and the label on it."""
+    """Draw a plate, and write the label on it."""
     plate = (tag.left, tag.top, tag.right, tag.bottom)
     draw.rounded_rectangle(plate, 4, INK, tag.color, 2)
     middle = ((tag.left + tag.right) / 2, (tag.top + tag.bottom) / 2)

@@ -14,7 +14,7 @@ _TRACING = threading.Lock()
 
 
 def trace(module: nn.Module, *example: Tensor) -> Any:
-    """Trace a module with torch, and hide the warnings that torch gives.
+    """Return a module as traced by torch, whose warnings are not shown.
 
     The weights become constants of the trace, so they must not need gradients.
     """

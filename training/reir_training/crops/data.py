@@ -19,7 +19,7 @@ from reir_training.nano.batches import NanoBatch
 SHIFT, SCALE = 0.07, 0.15
 """The largest shift of a box, and the largest change of its sides, as shares of its sides."""
 MARGINS = (0.05, 0.2)
-"""The smallest and the largest margin of a changed crop."""
+"""The smallest and the largest margin around a box, as shares of its sides."""
 CONTRAST, BRIGHTNESS = 0.15, 12.0
 """Standard deviations of random changes of the pixels."""
 COVERED_SHARE, COVERED_SIDE = 0.25, 0.45

@@ -25,7 +25,7 @@ ADDED_PARTS: Mapping[str, str] = {
     CANDIDATES: "candidate head",
     CROPS: "trained crop network",
 }
-"""Stages that start from a finished `clare-nano`, and the part that each adds or trains."""
+"""Each stage that starts from a finished `clare-nano` -> the part that it adds or trains."""
 FINAL_RATE = 0.02
 
 

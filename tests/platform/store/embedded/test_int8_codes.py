@@ -84,7 +84,7 @@ def test_the_bound_is_tight(dim: int, longest: float) -> None:
 
 
 @pytest.mark.parametrize("dim", [1, 16, 305])
-def test_faiss_compares_several_codes_at_once(dim: int) -> None:
+def test_faiss_can_multiply_several_codes_at_once(dim: int) -> None:
     codes = Int8Codes(dim)
     codes.extend(unit(0, 10, dim))
     assert len(codes) == 10
