@@ -326,7 +326,9 @@ async def _compare(
     wanted = [
         one
         for one, result in zip(pending, results, strict=True)
-        if (one.query.explain or not result.found) and result.hits and one.comparison.sentences
+        if (one.query.explain or not result.found)
+        and result.hits
+        and (one.comparison.sentences or one.colors)
     ]
 
     async def work(able: Sequence[PendingAnswer], timeout_s: float | None) -> list[SearchResult]:

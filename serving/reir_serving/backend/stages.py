@@ -102,7 +102,7 @@ class GalleryStages:
     ) -> CompareResult:
         """Return the vectors of sentences and of instances."""
         async with asyncio.timeout(timeout_s):
-            encoded = await self._workers.encode(self.model.spec, tuple(sentences))
+            encoded = await self.encode(sentences) if sentences else ()
             return CompareResult(
                 sentences={
                     text: each.vector for text, each in zip(sentences, encoded, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from reir.models.color_reading import ColorReading
 from reir.query.differences import (
     CLASS_SENTENCES,
-    MARGINS,
-    MAX_VARIANTS,
+    OBJECT_GAIN,
     OBJECT_LEAD,
+    SIDE_GAIN,
     Comparison,
 )
 from reir.query.search import CheckpointExtras, Gallery
+from reir.query.stages import VerifyRequest, VerifyResult
+from reir.query.verify.photos import PixelVerifier
 from reir.records import Instances
 from reir.results import Difference
 from reir.store import VersionSpec
@@ -29,29 +32,13 @@ SIZE = (640, 480)
 LEFT, RIGHT = (40, 200, 160, 320), (480, 200, 600, 320)
 
 
-def words(text: str) -> set[tuple[str, str, str]]:
-    found = (each.difference for each in Comparison.of(text).variants)
-    return {(each.kind, each.wanted, each.seen) for each in found}
-
-
-def test_each_word_has_its_alternatives() -> None:
-    assert words("a big thing standing behind two cups") == set()
-    assert words("the cup on the left") == {("side", "left", "right")}
-    assert words("the leftmost cup, please") == {("side", "leftmost", "rightmost")}
-
-
-def test_a_color_has_every_other_color_and_no_synonym() -> None:
-    seen = {seen for _, _, seen in words("the grey cup")}
-    assert {"red", "blue", "black"} <= seen
-    assert not seen & {"gray", "grey", "silver"}
-    assert {seen for _, _, seen in words("the red cup")} == seen - {"red"} | {"gray"}
-
-
-def test_a_variant_differs_in_the_named_word_only() -> None:
-    text = "the red cup left of it, near the sitting cat"
-    for each in Comparison.of(text).variants:
-        told = each.difference
-        assert each.sentence.replace(told.seen, told.wanted) == text
+def test_a_side_has_its_other_side() -> None:
+    text = "the leftmost red cup, left of it"
+    other = Comparison.of(text).other_side
+    assert other is not None
+    assert other.difference == Difference(kind="side", wanted="leftmost", seen="rightmost")
+    assert other.sentence == "the rightmost red cup, right of it"
+    assert Comparison.of("a big red thing behind two cups").other_side is None
 
 
 def test_the_noun_is_what_the_sentence_describes() -> None:
@@ -68,12 +55,8 @@ def test_the_noun_is_what_the_sentence_describes() -> None:
     assert {text: Comparison.of(text).noun for text in nouns} == nouns
 
 
-def test_a_long_sentence_has_a_limited_number_of_variants() -> None:
-    assert len(Comparison.of("red black white blue green " * 20).variants) == MAX_VARIANTS
-
-
 def test_a_sentence_without_such_words_needs_no_vectors() -> None:
-    comparison = Comparison.of("the thing behind it")
+    comparison = Comparison.of("the red thing behind it")
     assert comparison.sentences == ()
     assert comparison.differences({}, np.ones(2, np.float32)) == ()
 
@@ -96,13 +79,8 @@ def test_pixels_tell_which_verified_color_differs(
     colors: list[tuple[str, float, str, float]], seen: str
 ) -> None:
     comparison = Comparison.of("the red one beside the green one")
-    # By its vector, the instance is yellow, which counts only if nobody looked at the pixels.
-    vectors = {each: np.zeros(2, np.float32) for each in comparison.sentences}
-    vectors["the yellow one beside the green one"] = np.array([1, 0], np.float32)
-    instance = np.array([1, 0], np.float32)
-    (plain,) = comparison.differences(vectors, instance)
-    assert str(plain) == "yellow, not red"
-    told = comparison.differences(vectors, instance, [reading(*each) for each in colors])
+    instance = np.ones(2, np.float32)
+    told = comparison.differences({}, instance, [reading(*each) for each in colors])
     assert " ".join(map(str, told)) == seen
 
 
@@ -120,7 +98,7 @@ def test_another_word_needs_a_clear_gain(share: float) -> None:
     comparison = Comparison.of("the one on the left")
     vectors = {
         comparison.sentence: np.zeros(2, np.float32),
-        "the one on the right": np.array([MARGINS["side"] * share, 0], np.float32),
+        "the one on the right": np.array([SIDE_GAIN * share, 0], np.float32),
     }
     right = Difference(kind="side", wanted="left", seen="right")
     told = comparison.differences(vectors, np.array([1, 0], np.float32))
@@ -131,9 +109,9 @@ def test_another_word_needs_a_clear_gain(share: float) -> None:
 @pytest.mark.parametrize(
     ("cat", "dog", "told"),
     [
-        (MARGINS["object"] * 1.01, 0, "cat, not man"),
-        (MARGINS["object"] * 0.99, 0, ""),
-        (MARGINS["object"] * 2, MARGINS["object"] * 2 - OBJECT_LEAD * 0.99, ""),
+        (OBJECT_GAIN * 1.01, 0, "cat, not man"),
+        (OBJECT_GAIN * 0.99, 0, ""),
+        (OBJECT_GAIN * 2, OBJECT_GAIN * 2 - OBJECT_LEAD * 0.99, ""),
     ],
     ids=["clear", "hardly better than the named class", "another class is as good"],
 )
@@ -146,6 +124,16 @@ def test_another_object_needs_a_clear_lead(cat: float, dog: float, told: str) ->
     }
     found = comparison.differences(vectors, np.array([1, 0], np.float32))
     assert ", ".join(map(str, found)) == told
+
+
+class AllBlue(PixelVerifier):
+    """Finds that every instance is blue."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+    def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyResult | None]:
+        return [(reading("red", 0.001, "blue", 0.99),) for _ in requests]
 
 
 def scenes() -> Gallery:
@@ -162,7 +150,8 @@ def scenes() -> Gallery:
         ],
         spec=VersionSpec(dim=encoder.dim, digest=encoder.digest),
     )
-    return Gallery("photos", store, encoder, CheckpointExtras(calibration=calibrated()))
+    extras = CheckpointExtras(calibration=calibrated(), verifier=AllBlue())
+    return Gallery("photos", store, encoder, extras)
 
 
 def differs(gallery: Gallery, expression: str, **options: bool) -> dict[str, list[str]]:
@@ -170,12 +159,11 @@ def differs(gallery: Gallery, expression: str, **options: bool) -> dict[str, lis
     return {hit.image_id: [str(each) for each in hit.differs] for hit in result}
 
 
-def test_a_search_names_what_differs_in_misses() -> None:
+def test_a_search_names_the_wrong_color_of_misses_if_it_verifies_colors() -> None:
     gallery = scenes()
-    assert differs(gallery, "the red one") == {
-        "left": ["blue, not red"],
-        "right": ["blue, not red"],
-    }
+    blue = ["blue, not red"]
+    assert differs(gallery, "the red one", verify=True) == {"left": blue, "right": blue}
+    assert differs(gallery, "the red one") == {"left": [], "right": []}
 
 
 def test_a_search_that_finds_it_names_differences_only_on_request() -> None:
@@ -192,6 +180,6 @@ def test_a_comparison_without_time_is_left_out_and_named() -> None:
     gallery = scenes()
     for _ in range(3):
         gallery.stages.costs.note("compare", 60_000)
-    result = gallery.search("the red one", budget_ms=5_000)
+    result = gallery.search("the red one", verify=True, budget_ms=5_000)
     assert result.degraded == ("compare",)
     assert [hit.differs for hit in result] == [(), ()]

@@ -259,12 +259,12 @@ def test_some_photos_of_a_gallery_are_listed(client: TestClient) -> None:
 
 
 def test_a_hit_says_what_differs_on_request(client: TestClient) -> None:
+    sentence = "the red box on the right"  # it is on the left
     (plain,), (asked,) = (
-        search(client, "the purple box", k=1, explain=explain)["hits"] for explain in (False, True)
+        search(client, sentence, k=1, explain=explain)["hits"] for explain in (False, True)
     )
     assert plain["differs"] == []
-    (told,) = asked["differs"]
-    assert (told["kind"], told["wanted"]) == ("color", "purple")
+    assert asked["differs"] == [{"kind": "side", "wanted": "right", "seen": "left"}]
     assert (asked["photo_presence"], asked["likelihood"]) == (None, None)  # not calibrated
 
 

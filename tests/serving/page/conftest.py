@@ -23,7 +23,9 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
+from reir.checkpoint import load_color_reader
 from reir.query.search import CheckpointExtras
+from reir.query.verify.photos import PixelVerifier
 from reir.store import open_store
 from reir_serving.backend.models import LoadedModel, ModelCache
 from reir_serving.backend.service import Service
@@ -92,7 +94,8 @@ def page_server(folder: Path, search_log: Path | None) -> Iterator[str]:
     config = ServeConfig(
         store="memory:", galleries=(GALLERY,), examples=EXAMPLES, search_log=search_log
     )
-    loaded = LoadedModel(FakeEncoder(), CheckpointExtras(calibration=CALIBRATION))
+    extras = CheckpointExtras(calibration=CALIBRATION, verifier=PixelVerifier(load_color_reader))
+    loaded = LoadedModel(FakeEncoder(), extras)
     workers = SearchWorkers(store, ModelCache(lambda _: loaded), config.limits)
     service = Service(config, store, workers, folder / "uploads")
     server = uvicorn.Server(

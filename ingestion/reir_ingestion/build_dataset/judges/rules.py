@@ -21,10 +21,11 @@ from reir.datasets.generated_expressions import COLORS, names_color
 from reir.datasets.wrong_words import SIDE
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
-from reir.query.differences import Comparison
+from reir.query.differences import Variant
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
 from reir_ingestion.build_dataset.judges.fits import Fit, fits, statements
+from reir_ingestion.build_dataset.judges.variants import variants_of
 from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import (
     GROUNDED,
@@ -141,17 +142,19 @@ class RulesJudge:
             ImageError: the photo cannot be read; only with a color reader.
         """
         parsed = [self._parser.parse(each.text) for each in expressions]
-        compared = [Comparison.of(each.text) if each.rest else None for each in parsed]
-        needed = {text: None for each in compared if each for text in _texts(each)}
-        vectors = dict(zip(needed, self._encode(list(needed)), strict=True))
+        # Of the others, all words are compared with the annotations.
+        unclear = [each.text for each in parsed if each.rest]
+        variants = {text: variants_of(text) for text in unclear}
+        needed = [each.sentence for every in variants.values() for each in every]
+        texts = list(dict.fromkeys(unclear + needed))
+        vectors = dict(zip(texts, self._encode(texts), strict=True))
         found = [
-            self._by_vectors(task, each, description, comparison, vectors)
-            if comparison
+            self._by_vectors(task, each, description, variants[description.text], vectors)
+            if description.rest
             else Evidence(certain=dict(self._by_words(task, each, description)))
-            for each, description, comparison in zip(expressions, parsed, compared, strict=True)
+            for each, description in zip(expressions, parsed, strict=True)
         ]
-        # Of the others, all words are compared with the annotations already.
-        doubtful = [i for i, each in enumerate(compared) if each and names_color(each.sentence)]
+        doubtful = [i for i, each in enumerate(parsed) if each.rest and names_color(each.text)]
         if self._colors and doubtful:
             asked = [
                 (np.array(task.instance(each.number).box, np.float32), each.text)
@@ -182,16 +185,16 @@ class RulesJudge:
         task: WritingTask,
         written: Written,
         description: Description,
-        comparison: Comparison,
+        variants: Sequence[Variant],
         vectors: Mapping[str, FloatArray],
     ) -> Evidence:
         """Return what speaks against an expression that has other words as well."""
         wrong = _wrong_statement(task, written, description)
         certain = {GROUNDED: wrong} if wrong else {}
-        own, text_D = task.instance(written.number).vector, vectors[comparison.sentence]
+        own, text_D = task.instance(written.number).vector, vectors[description.text]
         score = UNSEEN_SCORE if own is None else float(text_D @ own)
         gains: dict[str, Gain] = {}
-        for variant in comparison.variants:
+        for variant in variants:
             told = variant.difference
             if own is None and told.kind != SIDE:
                 continue
@@ -265,8 +268,3 @@ def _raise(gains: dict[str, Gain], name: str, gain: Gain) -> None:
     """Keep the larger gain."""
     if name not in gains or gain.amount > gains[name].amount:
         gains[name] = gain
-
-
-def _texts(comparison: Comparison) -> Iterator[str]:
-    yield comparison.sentence
-    yield from (each.sentence for each in comparison.variants)
