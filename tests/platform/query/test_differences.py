@@ -29,6 +29,8 @@ from reir_testing.lookup_gallery import fill_gallery, indexed_image
 from .test_answer import calibrated
 
 SIZE = (640, 480)
+ZERO, ONE = np.array([0], np.float32), np.array([1], np.float32)
+"""The vectors of one dimension that stand for sentences and instances."""
 LEFT, RIGHT = (40, 200, 160, 320), (480, 200, 600, 320)
 
 
@@ -58,7 +60,7 @@ def test_the_noun_is_what_the_sentence_describes() -> None:
 def test_a_sentence_without_such_words_needs_no_vectors() -> None:
     comparison = Comparison.of("the red thing behind it")
     assert comparison.sentences == ()
-    assert comparison.differences({}, np.ones(2, np.float32)) == ()
+    assert comparison.differences(ZERO, {}, ONE) == ()
 
 
 def reading(word: str, probability: float, likely: str, its: float) -> ColorReading:
@@ -79,29 +81,24 @@ def test_pixels_tell_which_verified_color_differs(
     colors: list[tuple[str, float, str, float]], seen: str
 ) -> None:
     comparison = Comparison.of("the red one beside the green one")
-    instance = np.ones(2, np.float32)
-    told = comparison.differences({}, instance, [reading(*each) for each in colors])
+    told = comparison.differences(ZERO, {}, ONE, [reading(*each) for each in colors])
     assert " ".join(map(str, told)) == seen
 
 
 def test_a_verified_sentence_still_has_a_side() -> None:
     comparison = Comparison.of("the red one on the left")
-    vectors = {each: np.zeros(2, np.float32) for each in comparison.sentences}
-    vectors["the red one on the right"] = np.array([1, 0], np.float32)
-    instance = np.array([1, 0], np.float32)
+    vectors = {"the red one on the right": ONE}
     right = Difference(kind="side", wanted="left", seen="right")
-    assert comparison.differences(vectors, instance, [reading("red", 0.9, "red", 0.9)]) == (right,)
+    red = reading("red", 0.9, "red", 0.9)
+    assert comparison.differences(ZERO, vectors, ONE, [red]) == (right,)
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
 def test_another_word_needs_a_clear_gain(share: float) -> None:
     comparison = Comparison.of("the one on the left")
-    vectors = {
-        comparison.sentence: np.zeros(2, np.float32),
-        "the one on the right": np.array([SIDE_GAIN * share, 0], np.float32),
-    }
+    vectors = {"the one on the right": ONE * SIDE_GAIN * share}
     right = Difference(kind="side", wanted="left", seen="right")
-    told = comparison.differences(vectors, np.array([1, 0], np.float32))
+    told = comparison.differences(ZERO, vectors, ONE)
     assert told == ((right,) if share > 1 else ())
     assert str(right) == "right, not left"
 
@@ -118,11 +115,8 @@ def test_another_word_needs_a_clear_gain(share: float) -> None:
 def test_another_object_needs_a_clear_lead(cat: float, dog: float, told: str) -> None:
     comparison = Comparison.of("the man")
     gains = {"the cat": cat, "the dog": dog}
-    vectors = {
-        text: np.array([gains.get(text, 0), 0], np.float32)
-        for text in (comparison.sentence, *CLASS_SENTENCES)
-    }
-    found = comparison.differences(vectors, np.array([1, 0], np.float32))
+    vectors = {text: ONE * gains.get(text, 0) for text in CLASS_SENTENCES}
+    found = comparison.differences(ZERO, vectors, ONE)
     assert ", ".join(map(str, found)) == told
 
 
