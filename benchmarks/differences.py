@@ -19,7 +19,7 @@ import argparse
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,14 +37,14 @@ from reir.evaluate.probes import described_rows, find_probes
 from reir.images.decode import read_image
 from reir.models.color_reading import ColorReading
 from reir.models.interfaces import InstanceEncoder
-from reir.query.differences import CLASS_SENTENCES, OBJECT, Comparison
+from reir.query.differences import OBJECT, Alternatives, Comparison
 from reir.query.stages import VerifyResult
 from reir.records import FloatArray
 from reir.results import Difference
 from reir.text import normalize_expression, swap_left_right
 from reir_testing import data_dir
 
-AT_ONCE, TIMED, HITS = 64, 50, 20
+TIMED, HITS = 50, 20
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Trial:
     Attributes:
         kind: kind of the planted word, as in `reir.datasets.wrong_words`.
         right: the right sentence.
-        wrong: the comparison for the wrong sentence.
+        wrong: the wrong sentence.
         category: class of the instance.
         vector: (D,) vector of the instance.
         colors, right_colors: what the pixels say about the colors of the wrong and of the right
@@ -63,7 +63,7 @@ class Trial:
 
     kind: str
     right: str
-    wrong: Comparison
+    wrong: str
     category: str
     vector: FloatArray
     colors: VerifyResult
@@ -74,8 +74,8 @@ class Trial:
         if told.kind == OBJECT:
             return self.kind == ABSENT and told.seen == self.category
         if told.kind == SIDE:
-            return swap_left_right(self.wrong.sentence) == self.right
-        places = re.finditer(rf"\b{told.wanted}\b", self.wrong.sentence)
+            return swap_left_right(self.wrong) == self.right
+        places = re.finditer(rf"\b{told.wanted}\b", self.wrong)
         # The original color may be written otherwise: "dark" for black.
         return any(
             _same_colors(
@@ -85,25 +85,14 @@ class Trial:
         )
 
 
-def encoded(encoder: InstanceEncoder, sentences: Iterable[str]) -> dict[str, FloatArray]:
-    """Return the vector of each sentence; those of similar length together, which is faster."""
-    ordered = sorted(set(sentences), key=len)
-    vectors: dict[str, FloatArray] = {}
-    for start in range(0, len(ordered), AT_ONCE):
-        part = ordered[start : start + AT_ONCE]
-        vectors |= zip(part, encoder.encode_expressions(part), strict=True)
-    return vectors
-
-
-def shares(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> dict[str, float | int]:
+def shares(trials: Sequence[Trial], alternatives: Alternatives) -> dict[str, float | int]:
     """Return precision and recall of the named differences, in all and for each kind."""
     planted = Counter(each.kind for each in trials)
     named: Counter[str] = Counter()
     right: Counter[str] = Counter()
     for trial in trials:
-        wrong = trial.wrong
-        sentence = vectors[wrong.sentence]
-        for told in wrong.differences(sentence, vectors, trial.vector, trial.colors):
+        wrong = Comparison.of(trial.wrong)
+        for told in wrong.differences(alternatives, trial.vector, trial.colors):
             kind = ABSENT if told.kind == OBJECT else told.kind
             named[kind] += 1
             right[kind] += trial.restores(told)
@@ -120,29 +109,24 @@ def shares(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> dict[s
     return figures
 
 
-def false_alarms(trials: Sequence[Trial], vectors: Mapping[str, FloatArray]) -> float:
+def false_alarms(trials: Sequence[Trial], alternatives: Alternatives) -> float:
     """Return the share of right sentences for which a difference is named."""
     instances = {each.right: each for each in trials}
     told = [
-        bool(
-            Comparison.of(text).differences(vectors[text], vectors, each.vector, each.right_colors)
-        )
+        bool(Comparison.of(text).differences(alternatives, each.vector, each.right_colors))
         for text, each in instances.items()
     ]
     return ratio(sum(told), len(told))
 
 
-def usual_ms(encoder: InstanceEncoder, trials: Sequence[Trial]) -> float:
+def usual_ms(trials: Sequence[Trial], alternatives: Alternatives) -> float:
     """Return the median time in milliseconds to compare a sentence with the hits of a page."""
-    known = encoded(encoder, CLASS_SENTENCES)
     spent = []
     for trial in trials[:TIMED]:
-        (sentence,) = encoder.encode_expressions([trial.wrong.sentence])  # a search has it already
         start = time.perf_counter()
-        own = [text for text in trial.wrong.sentences if text not in known]
-        vectors = {**known, **dict(zip(own, encoder.encode_expressions(own), strict=True))}
+        comparison = Comparison.of(trial.wrong)
         for other in trials[:HITS]:
-            trial.wrong.differences(sentence, vectors, other.vector)
+            comparison.differences(alternatives, other.vector)
         spent.append(1e3 * (time.perf_counter() - start))
     return round(float(np.median(spent)), 1)
 
@@ -169,12 +153,10 @@ def main() -> None:
         raise SystemExit("the shared photos are needed: set REIR_DATA")
     encoder = encoder_of(arguments)
     trials = planted(encoder, root / "photos", arguments)
-    comparisons = [each.wrong for each in trials] + [Comparison.of(each.right) for each in trials]
-    texts = (text for each in comparisons for text in (each.sentence, *each.sentences))
-    vectors = encoded(encoder, texts)
-    found = shares(trials, vectors) | {
-        "false_alarms": false_alarms(trials, vectors),
-        "ms": usual_ms(encoder, trials),
+    alternatives = Alternatives.of(encoder.encode_expressions(Alternatives.SENTENCES))
+    found = shares(trials, alternatives) | {
+        "false_alarms": false_alarms(trials, alternatives),
+        "ms": usual_ms(trials, alternatives),
     }
     figures = {f"differs.{name}": value for name, value in found.items()}
     for name, value in figures.items():
@@ -203,7 +185,7 @@ def planted(encoder: InstanceEncoder, folder: Path, arguments: argparse.Namespac
             Trial(
                 kind=probe.name,
                 right=right,
-                wrong=Comparison.of(wrong),
+                wrong=wrong,
                 category=held_out.instances_by_id[str(probe.expression.instance_id)].category or "",
                 vector=gallery.vectors[row],
                 colors=tuple(colors[0]),

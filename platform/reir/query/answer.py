@@ -13,7 +13,7 @@ from itertools import islice, takewhile, zip_longest
 from typing import Any, TypeVar
 
 from reir.query.clock import Clock
-from reir.query.differences import CLASS_SENTENCES
+from reir.query.differences import Alternatives
 from reir.query.paging import MAX_HITS, Cursor
 from reir.query.pending import PendingAnswer, RankedRow, pending_answer, run_optional
 from reir.query.presence import Calibration, count_words
@@ -326,9 +326,7 @@ async def _compare(
     wanted = [
         one
         for one, result in zip(pending, results, strict=True)
-        if (one.query.explain or not result.found)
-        and result.hits
-        and (one.comparison.sentences or one.colors)
+        if (one.query.explain or not result.found) and result.hits and one.compares
     ]
 
     async def work(able: Sequence[PendingAnswer], timeout_s: float | None) -> list[SearchResult]:
@@ -338,14 +336,9 @@ async def _compare(
             # What zooming found has no vector in the index.
             first = (hit.instance_id for hit in result.hits[:COMPARED_HITS] if hit.zoom is None)
             ids.setdefault(result.version, []).extend(first)
-        known = stages.class_vectors
-        texts = {text: None for one in able for text in one.comparison.sentences}
-        unknown = [text for text in texts if text not in known]
-        compared = await stages.compare(unknown, ids, timeout_s)
-        vectors = {**known, **compared.sentences}
-        known.update((text, vectors[text]) for text in CLASS_SENTENCES if text in vectors)
+        compared = await stages.compare(ids, timeout_s)
         return [
-            _compared(result, one, vectors, compared.instances[result.version])
+            _compared(result, one, compared.alternatives, compared.instances[result.version])
             for one, result in zip(able, found, strict=True)
         ]
 
@@ -357,7 +350,7 @@ async def _compare(
 def _compared(
     result: SearchResult,
     one: PendingAnswer,
-    sentences: Mapping[str, FloatArray],
+    alternatives: Alternatives,
     instances: Mapping[str, FloatArray],
 ) -> SearchResult:
     """Return the answer with what differs in those hits whose vectors are given."""
@@ -366,10 +359,7 @@ def _compared(
         replace(
             hit,
             differs=one.comparison.differences(
-                one.retrieved.vector,
-                sentences,
-                instances[hit.instance_id],
-                colors.get(hit.instance_id, ()),
+                alternatives, instances[hit.instance_id], colors.get(hit.instance_id, ())
             ),
         )
         if hit.instance_id in instances and hit.zoom is None

@@ -1,20 +1,21 @@
 """What differs between a sentence and an instance: "blue, not red".
 
-A color differs if it was verified, and the pixels show another one. A side differs if the sentence
-with left and right exchanged scores clearly higher on the instance than the sentence does. For the
-class that a sentence names, all classes of COCO are tried.
+A color differs if it was verified, and the pixels show another one. A class or side differs if the
+vector of the instance is clearly nearer to another one. No sentence is encoded for this but those
+of all classes and sides, once.
 
 `benchmarks/differences.py` measures how often the named difference is right. Differences in size,
 number, relation and action are not named: the shipped model does not tell those words apart.
 """
 
-# Shapes: C classes, D vector dimension
+# Shapes: A sentences, C classes, D vector dimension
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,9 +27,9 @@ from reir.results import Difference
 from reir.text import opening_phrase, swap_left_right
 
 COLOR, OBJECT = "color", "object"
-SIDE_GAIN, OBJECT_GAIN = 0.05, 0.3
-"""The sentence with the other side, or the other class, must score higher on the instance than the
-sentence, or the class that it names, by at least this difference."""
+SIDE_GAIN, OBJECT_GAIN = 0.1, 0.3
+"""The other side or class must score higher on the instance than the one of the sentence, by at
+least this difference."""
 
 OBJECT_LEAD = 0.1
 """The best class must also score higher than the second best class by this difference."""
@@ -37,79 +38,86 @@ MAX_WANTED, MIN_SEEN = 0.01, 0.7
 """Highest probability at which the pixels contradict a color of the sentence, and lowest
 probability of another color for it to be named instead."""
 
-CLASS_SENTENCES = tuple(f"the {name}" for name in COCO_CLASSES)
-
 
 @dataclass(frozen=True)
-class Variant:
-    """A sentence with one replaced word, and the difference that it stands for."""
+class Alternatives:
+    """The classes and sides that a sentence could have named.
 
-    difference: Difference
-    sentence: str
+    Attributes:
+        class_vectors: (C, D) unit vectors of the classes of COCO.
+        right_minus_left: (D,) vector of "on the right" minus that of "on the left".
+    """
+
+    class_vectors: FloatArray
+    right_minus_left: FloatArray
+
+    SENTENCES: ClassVar = (
+        *(f"the {name}" for name in COCO_CLASSES),
+        "the object on the left",
+        "the object on the right",
+    )
+
+    @staticmethod
+    def of(vectors_AD: FloatArray) -> Alternatives:
+        """Return the alternatives with the vectors of `SENTENCES`."""
+        *classes, left, right = vectors_AD
+        return Alternatives(np.stack(classes), right - left)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The sentences with which an expression is compared.
+    """The words of a sentence that are compared with an instance.
 
     Attributes:
-        sentence: the sentence.
-        other_side: the sentence with left and right exchanged; None if it names no side.
         noun: the word for what it describes; empty if that is no class of COCO.
+        side: its first word with a left or right side, such as "leftmost"; empty if it has none.
     """
 
-    sentence: str
-    other_side: Variant | None
     noun: str
+    side: str
 
     @staticmethod
     def of(sentence: str) -> Comparison:
         """Return the comparison for a normalized expression."""
-        return Comparison(sentence, other_side(sentence), _head_noun(sentence))
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """The other sentences whose vectors `differences` needs; none of them for a color."""
-        side = (self.other_side.sentence,) if self.other_side else ()
-        return (*side, *(CLASS_SENTENCES if self.noun else ()))
+        noun = _LAST_NOUN.search(opening_phrase(sentence))
+        sides = (word for word in _WORD.findall(sentence) if swap_left_right(word) != word)
+        return Comparison(noun.group() if noun else "", next(sides, ""))
 
     def differences(
         self,
-        sentence_D: FloatArray,
-        vectors: Mapping[str, FloatArray],
+        alternatives: Alternatives,
         instance_D: FloatArray,
         colors: Sequence[ColorReading] = (),
     ) -> tuple[Difference, ...]:
         """Return what differs between the sentence and an instance, at most two parts.
 
         Args:
-            sentence_D: unit vector of `sentence`.
-            vectors: (D,) unit vectors of `sentences`, by sentence.
+            alternatives: of the encoder of the instance.
             instance_D: vector of the instance.
             colors: what the pixels say about the colors of the sentence; nothing without
                 verification.
         """
-        word = _other_color(colors) or self._wrong_side(sentence_D, vectors, instance_D)
-        found = (self._other_object(vectors, instance_D), word)
+        word = _other_color(colors) or self._other_side(alternatives, instance_D)
+        found = (self._other_object(alternatives, instance_D), word)
         return tuple(each for each in found if each is not None)
 
-    def _wrong_side(
-        self, sentence_D: FloatArray, vectors: Mapping[str, FloatArray], instance_D: FloatArray
-    ) -> Difference | None:
-        """Return the side of the sentence if the other one clearly fits better."""
-        if self.other_side is None:
+    def _other_side(self, alternatives: Alternatives, instance_D: FloatArray) -> Difference | None:
+        """Return the side of an instance if it is clearly not the one that the sentence names."""
+        if not self.side:
             return None
-        gain = (vectors[self.other_side.sentence] - sentence_D) @ instance_D
-        return self.other_side.difference if gain >= SIDE_GAIN else None
+        gain = float(alternatives.right_minus_left @ instance_D)
+        if (gain if self.side.startswith("left") else -gain) < SIDE_GAIN:
+            return None
+        return Difference(kind=SIDE, wanted=self.side, seen=swap_left_right(self.side))
 
     def _other_object(
-        self, vectors: Mapping[str, FloatArray], instance_D: FloatArray
+        self, alternatives: Alternatives, instance_D: FloatArray
     ) -> Difference | None:
         """Return the class of an instance if it is clearly not the one that the sentence names."""
         if not self.noun:
             return None
         wanted = PERSON if self.noun in PERSONS else self.noun
-        scores_C = np.stack([vectors[each] for each in CLASS_SENTENCES]) @ instance_D
+        scores_C = alternatives.class_vectors @ instance_D
         second, best = np.argsort(scores_C)[-2:]
         gain = scores_C[best] - scores_C[COCO_CLASSES.index(wanted)]
         if gain < OBJECT_GAIN or scores_C[best] - scores_C[second] < OBJECT_LEAD:
@@ -128,21 +136,6 @@ def _other_color(colors: Sequence[ColorReading]) -> Difference | None:
         return None
     worst = min(wrong, key=lambda each: each.probability)
     return Difference(kind=COLOR, wanted=worst.word, seen=worst.likely)
-
-
-def other_side(text: str) -> Variant | None:
-    """Return the text with left and right exchanged; None if it names no side."""
-    other = swap_left_right(text)
-    for wanted, seen in zip(_WORD.findall(text), _WORD.findall(other), strict=True):
-        if wanted != seen:
-            return Variant(Difference(kind=SIDE, wanted=wanted, seen=seen), other)
-    return None
-
-
-def _head_noun(text: str) -> str:
-    """Return the class that ends the first noun phrase: "cup" in "the red cup on the table"."""
-    noun = _LAST_NOUN.search(opening_phrase(text))
-    return noun.group() if noun else ""
 
 
 _WORD = re.compile(r"\w+")

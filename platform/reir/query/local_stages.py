@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from reir.models.interfaces import EncodedExpression, InstanceEncoder, encode_words
 from reir.models.zoom_steps import ZoomSearch
 from reir.query.clock import StageCosts
+from reir.query.differences import Alternatives
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import Calibration
 from reir.query.rerank import PhotoReranker
@@ -23,7 +24,7 @@ from reir.query.stages import (
 )
 from reir.query.verify.photos import PixelVerifier
 from reir.query.zoom.photos import PhotoZoomer
-from reir.records import FloatArray, MaskRle
+from reir.records import MaskRle
 
 
 class LocalStages:
@@ -49,7 +50,7 @@ class LocalStages:
         self.localized_hits = localizer.max_hits
         self.calibration = calibration
         self.costs = StageCosts()
-        self.class_vectors: dict[str, FloatArray] = {}
+        self._alternatives: Alternatives | None = None
         self._encoder, self._retriever = encoder, retriever
         self._reranker, self._verifier = reranker, verifier
         self._localizer, self._zoomer = localizer, zoomer
@@ -93,16 +94,14 @@ class LocalStages:
         return self._zoomer.zoom(requests, timeout_s)
 
     async def compare(
-        self,
-        sentences: Sequence[str],
-        instance_ids: Mapping[str, Sequence[str]],
-        _: float | None,
-        /,
+        self, instance_ids: Mapping[str, Sequence[str]], _: float | None, /
     ) -> CompareResult:
         """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
-        vectors = self._encoder.encode_expressions(sentences)
+        if self._alternatives is None:
+            vectors = self._encoder.encode_expressions(Alternatives.SENTENCES)
+            self._alternatives = Alternatives.of(vectors)
         return CompareResult(
-            sentences=dict(zip(sentences, vectors, strict=True)),
+            alternatives=self._alternatives,
             instances={
                 version: self._retriever.vectors(version, ids)
                 for version, ids in instance_ids.items()

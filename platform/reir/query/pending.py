@@ -194,6 +194,11 @@ class PendingAnswer:
         """What to compare hits with; nothing unless the query is a single expression."""
         return Comparison.of(self.query.expression if self.query.is_plain else "")
 
+    @property
+    def compares(self) -> bool:
+        """Whether a hit can differ from the expression in a word that is compared."""
+        return bool(self.comparison.noun or self.comparison.side or self.colors)
+
     def needs(self, stage: str) -> bool:
         """Whether an optional stage is required, because the page continues an answer of it."""
         ordering = "verify" if self.query.verify else "rerank"

@@ -16,6 +16,7 @@ from reir.models.color_reading import ColorReading
 from reir.models.interfaces import EncodedExpression
 from reir.models.zoom_steps import ZoomSearch
 from reir.query.clock import StageCosts
+from reir.query.differences import Alternatives
 from reir.query.presence import Calibration
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
 from reir.records import Box, FloatArray, MaskRle
@@ -115,15 +116,15 @@ class ZoomRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """Vectors of sentences, and of instances to compare them with.
+    """Vectors of alternatives, and of instances to compare them with.
 
     Attributes:
-        sentences: (D,) vectors by sentence.
+        alternatives: of the encoder of the instances.
         instances: version -> (D,) vectors by instance id; instances that were deleted meanwhile are
             left out.
     """
 
-    sentences: Mapping[str, FloatArray]
+    alternatives: Alternatives
     instances: Mapping[str, Mapping[str, FloatArray]]
 
 
@@ -141,8 +142,6 @@ class Stages(Protocol):
         localized_hits: number of first hits that are localized.
         calibration: calibration of the checkpoint; None if it has none.
         costs: how long the optional stages usually take.
-        class_vectors: vectors of `reir.query.differences.CLASS_SENTENCES`, kept after the first
-            comparison that needs them.
     """
 
     gallery: str
@@ -152,7 +151,6 @@ class Stages(Protocol):
     localized_hits: int
     calibration: Calibration | None
     costs: StageCosts
-    class_vectors: dict[str, FloatArray]
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
         """Encode each expression; with token states if there is a re-ranker, which reads them."""
@@ -191,11 +189,7 @@ class Stages(Protocol):
         ...
 
     async def compare(
-        self,
-        sentences: Sequence[str],
-        instance_ids: Mapping[str, Sequence[str]],
-        timeout_s: float | None,
-        /,
+        self, instance_ids: Mapping[str, Sequence[str]], timeout_s: float | None, /
     ) -> CompareResult:
-        """Return the vectors of sentences, and of the instances that each version names."""
+        """Return the vectors of the instances that are named for each version."""
         ...

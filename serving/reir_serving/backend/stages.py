@@ -7,9 +7,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from reir.models.interfaces import EncodedExpression
 from reir.models.zoom_steps import ZoomSearch
 from reir.query.clock import StageCosts
+from reir.query.differences import Alternatives
 from reir.query.presence import Calibration
 from reir.query.retrieval import RetrieveRequest, RetrieveResult
 from reir.query.stages import (
@@ -22,7 +25,7 @@ from reir.query.stages import (
     VerifyResult,
     ZoomRequest,
 )
-from reir.records import FloatArray, MaskRle
+from reir.records import MaskRle
 from reir_serving.backend.models import ModelInfo
 from reir_serving.backend.workers import RetrieveCall, SearchWorkers
 
@@ -39,7 +42,7 @@ class GalleryStages:
         self.localized_hits = model.localized_hits
         self.calibration: Calibration | None = model.calibration
         self.costs = costs
-        self.class_vectors: dict[str, FloatArray] = {}
+        self._alternatives: Alternatives | None = None
         self._workers = workers
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
@@ -94,19 +97,15 @@ class GalleryStages:
             return await self._workers.zoom(self.model.spec, tuple(requests), timeout_s)
 
     async def compare(
-        self,
-        sentences: Sequence[str],
-        instance_ids: Mapping[str, Sequence[str]],
-        timeout_s: float | None,
-        /,
+        self, instance_ids: Mapping[str, Sequence[str]], timeout_s: float | None, /
     ) -> CompareResult:
-        """Return the vectors of sentences and of instances."""
+        """Return the vectors of instances."""
         async with asyncio.timeout(timeout_s):
-            encoded = await self.encode(sentences) if sentences else ()
+            if self._alternatives is None:
+                encoded = await self.encode(Alternatives.SENTENCES)
+                self._alternatives = Alternatives.of(np.stack([each.vector for each in encoded]))
             return CompareResult(
-                sentences={
-                    text: each.vector for text, each in zip(sentences, encoded, strict=True)
-                },
+                alternatives=self._alternatives,
                 instances={
                     version: await self._workers.vectors(self.gallery, version, tuple(ids))
                     for version, ids in instance_ids.items()

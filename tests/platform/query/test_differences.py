@@ -10,17 +10,16 @@ import pytest
 
 from reir.models.color_reading import ColorReading
 from reir.query.differences import (
-    CLASS_SENTENCES,
     OBJECT_GAIN,
     OBJECT_LEAD,
     SIDE_GAIN,
+    Alternatives,
     Comparison,
 )
 from reir.query.search import CheckpointExtras, Gallery
 from reir.query.stages import VerifyRequest, VerifyResult
 from reir.query.verify.photos import PixelVerifier
 from reir.records import Instances
-from reir.results import Difference
 from reir.store import VersionSpec
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
@@ -29,18 +28,29 @@ from reir_testing.lookup_gallery import fill_gallery, indexed_image
 from .test_answer import calibrated
 
 SIZE = (640, 480)
-ZERO, ONE = np.array([0], np.float32), np.array([1], np.float32)
-"""The vectors of one dimension that stand for sentences and instances."""
 LEFT, RIGHT = (40, 200, 160, 320), (480, 200, 600, 320)
+INSTANCE = np.array([1], np.float32)
 
 
-def test_a_side_has_its_other_side() -> None:
-    text = "the leftmost red cup, left of it"
-    other = Comparison.of(text).other_side
-    assert other is not None
-    assert other.difference == Difference(kind="side", wanted="leftmost", seen="rightmost")
-    assert other.sentence == "the rightmost red cup, right of it"
-    assert Comparison.of("a big red thing behind two cups").other_side is None
+def alternatives(right: float = 0, **classes: float) -> Alternatives:
+    """Alternatives of one dimension, with the scores of `INSTANCE`; 0 for the other sentences."""
+    scores = {f"the {name}": score for name, score in classes.items()}
+    scores["the object on the right"] = right
+    vectors = [[scores.get(each, 0)] for each in Alternatives.SENTENCES]
+    return Alternatives.of(np.array(vectors, np.float32))
+
+
+def told(sentence: str, fitting: Alternatives, colors: Sequence[ColorReading] = ()) -> list[str]:
+    return [str(each) for each in Comparison.of(sentence).differences(fitting, INSTANCE, colors)]
+
+
+def test_the_side_is_the_first_word_with_one() -> None:
+    sides = {
+        "the leftmost red cup, right of it": "leftmost",
+        "a right-hand cup": "right",
+        "a big red thing behind two bright cups": "",
+    }
+    assert {text: Comparison.of(text).side for text in sides} == sides
 
 
 def test_the_noun_is_what_the_sentence_describes() -> None:
@@ -57,10 +67,8 @@ def test_the_noun_is_what_the_sentence_describes() -> None:
     assert {text: Comparison.of(text).noun for text in nouns} == nouns
 
 
-def test_a_sentence_without_such_words_needs_no_vectors() -> None:
-    comparison = Comparison.of("the red thing behind it")
-    assert comparison.sentences == ()
-    assert comparison.differences(ZERO, {}, ONE) == ()
+def test_other_words_do_not_differ() -> None:
+    assert told("the red thing behind it", alternatives(right=1, cat=1)) == []
 
 
 def reading(word: str, probability: float, likely: str, its: float) -> ColorReading:
@@ -80,44 +88,40 @@ def reading(word: str, probability: float, likely: str, its: float) -> ColorRead
 def test_pixels_tell_which_verified_color_differs(
     colors: list[tuple[str, float, str, float]], seen: str
 ) -> None:
-    comparison = Comparison.of("the red one beside the green one")
-    told = comparison.differences(ZERO, {}, ONE, [reading(*each) for each in colors])
-    assert " ".join(map(str, told)) == seen
+    readings = [reading(*each) for each in colors]
+    assert " ".join(told("the red one beside the green one", alternatives(), readings)) == seen
 
 
 def test_a_verified_sentence_still_has_a_side() -> None:
-    comparison = Comparison.of("the red one on the left")
-    vectors = {"the red one on the right": ONE}
-    right = Difference(kind="side", wanted="left", seen="right")
     red = reading("red", 0.9, "red", 0.9)
-    assert comparison.differences(ZERO, vectors, ONE, [red]) == (right,)
-
-
-@pytest.mark.parametrize("share", [0.99, 1.01])
-def test_another_word_needs_a_clear_gain(share: float) -> None:
-    comparison = Comparison.of("the one on the left")
-    vectors = {"the one on the right": ONE * SIDE_GAIN * share}
-    right = Difference(kind="side", wanted="left", seen="right")
-    told = comparison.differences(ZERO, vectors, ONE)
-    assert told == ((right,) if share > 1 else ())
-    assert str(right) == "right, not left"
+    assert told("the red one on the left", alternatives(right=1), [red]) == ["right, not left"]
 
 
 @pytest.mark.parametrize(
-    ("cat", "dog", "told"),
+    ("sentence", "right", "seen"),
     [
-        (OBJECT_GAIN * 1.01, 0, "cat, not man"),
-        (OBJECT_GAIN * 0.99, 0, ""),
-        (OBJECT_GAIN * 2, OBJECT_GAIN * 2 - OBJECT_LEAD * 0.99, ""),
+        ("the one on the left", SIDE_GAIN * 1.01, ["right, not left"]),
+        ("the one on the left", SIDE_GAIN * 0.99, []),
+        ("the one on the left", -SIDE_GAIN * 1.01, []),
+        ("the rightmost one", -SIDE_GAIN * 1.01, ["leftmost, not rightmost"]),
+        ("the rightmost one", -SIDE_GAIN * 0.99, []),
+    ],
+)
+def test_the_other_side_needs_a_clear_gain(sentence: str, right: float, seen: list[str]) -> None:
+    assert told(sentence, alternatives(right=right)) == seen
+
+
+@pytest.mark.parametrize(
+    ("cat", "dog", "seen"),
+    [
+        (OBJECT_GAIN * 1.01, 0, ["cat, not man"]),
+        (OBJECT_GAIN * 0.99, 0, []),
+        (OBJECT_GAIN * 2, OBJECT_GAIN * 2 - OBJECT_LEAD * 0.99, []),
     ],
     ids=["clear", "hardly better than the named class", "another class is as good"],
 )
-def test_another_object_needs_a_clear_lead(cat: float, dog: float, told: str) -> None:
-    comparison = Comparison.of("the man")
-    gains = {"the cat": cat, "the dog": dog}
-    vectors = {text: ONE * gains.get(text, 0) for text in CLASS_SENTENCES}
-    found = comparison.differences(ZERO, vectors, ONE)
-    assert ", ".join(map(str, found)) == told
+def test_another_object_needs_a_clear_lead(cat: float, dog: float, seen: list[str]) -> None:
+    assert told("the man", alternatives(cat=cat, dog=dog)) == seen
 
 
 class AllBlue(PixelVerifier):

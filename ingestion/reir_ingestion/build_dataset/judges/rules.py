@@ -21,11 +21,10 @@ from reir.datasets.generated_expressions import COLORS, names_color
 from reir.datasets.wrong_words import SIDE
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
-from reir.query.differences import Variant
 from reir.records import FloatArray
 from reir_ingestion.build_dataset.judges.description import Description, Parser
 from reir_ingestion.build_dataset.judges.fits import Fit, fits, statements
-from reir_ingestion.build_dataset.judges.variants import variants_of
+from reir_ingestion.build_dataset.judges.variants import Variant, variants_of
 from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import (
     GROUNDED,

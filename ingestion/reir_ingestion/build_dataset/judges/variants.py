@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from reir.datasets.generated_expressions import COLORS
-from reir.datasets.wrong_words import SWAPS
-from reir.query.differences import COLOR, Variant, other_side
+from reir.datasets.wrong_words import SIDE, SWAPS
+from reir.query.differences import COLOR
 from reir.results import Difference
+from reir.text import swap_left_right
 
 MAX_VARIANTS = 24
 """Maximum number of variants of an expression, because each of them is encoded."""
@@ -17,6 +19,15 @@ MAX_VARIANTS = 24
 # One word for each color.
 _COLORS = tuple(each for each in SWAPS[COLOR] if COLORS[each] == each)
 _COLOR = re.compile(rf"\b(?:{'|'.join(SWAPS[COLOR])})\b")
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An expression with one replaced word, and the difference that it stands for."""
+
+    difference: Difference
+    sentence: str
 
 
 def variants_of(expression: str) -> tuple[Variant, ...]:
@@ -25,9 +36,17 @@ def variants_of(expression: str) -> tuple[Variant, ...]:
     Returns:
         At most `MAX_VARIANTS`, each with one replaced word.
     """
-    side = other_side(expression)
-    every = chain([side] if side else [], _other_colors(expression))
+    every = chain(_other_side(expression), _other_colors(expression))
     return tuple(islice(every, MAX_VARIANTS))
+
+
+def _other_side(text: str) -> Iterator[Variant]:
+    """Yield the text with left and right exchanged, if it names a side."""
+    other = swap_left_right(text)
+    for wanted, seen in zip(_WORD.findall(text), _WORD.findall(other), strict=True):
+        if wanted != seen:
+            yield Variant(Difference(kind=SIDE, wanted=wanted, seen=seen), other)
+            return
 
 
 def _other_colors(text: str) -> Iterator[Variant]:
