@@ -17,11 +17,19 @@ from PIL import Image
 from rich.console import Console
 
 import reir
-from reir.checkpoint import load_encoder, load_model, save_checkpoint, weights_digest
+from reir.checkpoint import (
+    load_color_reader,
+    load_encoder,
+    load_model,
+    save_checkpoint,
+    save_color_head,
+    weights_digest,
+)
 from reir.datasets import read_reircoco, write_photo_sentences
 from reir.errors import ConfigError, DataError
 from reir.images.boxes import elementwise_iou
 from reir.images.decode import canonical_uri
+from reir.models.nano.color_reader import color_head_for
 from reir.operations.canary import read_canaries
 from reir.operations.feedback.records import user_of
 from reir.store import InstanceStore, VersionSpec
@@ -75,7 +83,9 @@ def quiet(_: str) -> Iterator[Progress]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[InstanceStore, Path]:
     """A gallery of toys, indexed with a tiny checkpoint, and a folder with a list of sentences."""
     folder = tmp_path_factory.mktemp("toys")
-    save_checkpoint(folder / "start", tiny_model(num_candidates=12), tiny_tokenizer(), {})
+    model = tiny_model(num_candidates=12)
+    save_checkpoint(folder / "start", model, tiny_tokenizer(), {})
+    save_color_head(folder / "start", color_head_for(model, {"width": 32}), {})
     scenes = make_toy_scenes(NUM_PHOTOS, 3, 160)
     (folder / "photos").mkdir()
     for scene in scenes:
@@ -181,6 +191,9 @@ def check_weights(run: Finetune, start: Path, report: FinetuneReport) -> None:
     torch.testing.assert_close(new[name], expected, rtol=1e-3, atol=1e-6)
     assert (new["crop_network.stem.conv.weight"] == old["crop_network.stem.conv.weight"]).all()
     assert load_encoder(run.checkpoint).dim == load_encoder(start).dim
+    assert load_color_reader(run.checkpoint)  # or an error, if its inputs had changed
+    assert torch.equal(new["bank.vectors"][: len(old["bank.vectors"])], old["bank.vectors"])
+    assert len(new["bank.vectors"]) > len(old["bank.vectors"])
     assert f"--checkpoint {run.checkpoint}" in values["command"]
     assert "## Fine-tune" in (run.checkpoint / "README.md").read_text()
 

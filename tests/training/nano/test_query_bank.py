@@ -13,7 +13,7 @@ from reir.models.nano.model import ClareNano
 from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.nano.cache import FrozenCache
-from reir_training.nano.query_bank import fill_query_bank
+from reir_training.nano.query_bank import extend_query_bank, fill_query_bank
 
 PHOTOS = 6
 WORDS = ("red dog", "blue cat", "green man", "red car", "blue man", "green dog")
@@ -74,19 +74,21 @@ def test_without_long_sentences_the_bank_stays_empty(cache: FrozenCache) -> None
     assert not model.bank.vectors.any()
 
 
-def test_half_of_an_old_bank_can_stay(cache: FrozenCache) -> None:
+def test_the_sentences_of_an_extended_bank_stay(cache: FrozenCache) -> None:
     model = tiny_model()
-    old = torch.nn.functional.normalize(torch.randn(7, model.config.dim), dim=-1)
+    model.bank.fill(torch.nn.functional.normalize(torch.randn(7, model.config.dim), dim=-1))
+    model.bank.usual.fill_(0.5)
+    before = model.bank.vectors.clone()
+    extend_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS))
     bank = model.bank
-    bank.fill(old)
-    bank.usual.fill_(0.5)
-    before = bank.vectors.clone()
-    fill_query_bank(
-        model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS), keep_half=True
-    )
-    assert torch.equal(bank.vectors[1::2], before[1::2])
-    new = torch.unique(bank.vectors[::2], dim=0)
-    assert len(new) == 3  # the sentences of every second photo
-    assert not any((old - row).abs().max(1).values.min() < 1e-3 for row in new)
-    # The mean of the old value, and of how well the other photos fit the mixed bank.
+    assert torch.equal(bank.vectors[: len(before)], before)
+    assert len(bank.vectors) == len(before) + 3  # the sentences of every second photo
+    # The mean of the old value, and of how well the other photos fit the extended bank.
     torch.testing.assert_close(bank.usual[0], (0.5 + usual_penalty(model, cache, [1, 3, 5])) / 2)
+    assert ClareNano(model.config).load_state_dict(model.state_dict())
+
+
+def test_a_model_without_a_bank_is_not_extended(cache: FrozenCache) -> None:
+    model = tiny_model(bank_sentences=0)
+    extend_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS))
+    assert len(model.bank.vectors) == model.config.bank_sentences == 0

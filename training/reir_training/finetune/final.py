@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reir.checkpoint import MASK_HEAD, load_model, read_config, save_checkpoint
+from reir.checkpoint import COLOR_HEAD, MASK_HEAD, load_model, read_config, save_checkpoint
 from reir.datasets.dataset import ReferringDataset
 from reir.models.nano.model import ClareNano
 from reir.query.presence import save_background
@@ -20,7 +20,7 @@ from reir_training.finetune.blend import ShareChoice, blended
 from reir_training.finetune.measure import Ranks, rank_sentences
 from reir_training.nano.background import background_vectors
 from reir_training.nano.cache import FrozenCache, build_cache
-from reir_training.nano.query_bank import fill_query_bank
+from reir_training.nano.query_bank import extend_query_bank
 from reir_training.report.model_card import write_finetune_card
 from reir_training.run.storage import CHECKPOINT
 from reir_training.run.validate import cached_gallery, text_vectors
@@ -79,18 +79,20 @@ class BlendedModels:
     def save(self, folder: Path, choice: ShareChoice) -> str:
         """Write the checkpoint directory of the chosen share, and return its digest.
 
-        The mask head of the old checkpoint fits the same crop network, and is kept. A re-ranker, a
-        calibration and a zoom policy were made for other vectors, and are not.
+        The mask head and the color head of the old checkpoint fit the same crop network and text
+        tower, and are kept. A re-ranker, a calibration and a zoom policy were made for other
+        vectors, and are not.
         """
-        model = self._with_share(choice.share)
+        model = copy.deepcopy(self._with_share(choice.share))
         rows = [row for row, photo in enumerate(self._photos) if photo.split == TRAIN]
-        fill_query_bank(model, self._tokenizer, self._photos, self._cache, rows, keep_half=True)
+        extend_query_bank(model, self._tokenizer, self._photos, self._cache, rows)
         about = self._about(choice)
         digest = save_checkpoint(folder, model, self._tokenizer, about)
         vectors = background_vectors(model, self._cache, rows, half=False)
         save_background(folder, vectors, digest)
         write_finetune_card(folder, self._start, about)
-        MASK_HEAD.copy(self._start, folder)
+        for part in (MASK_HEAD, COLOR_HEAD):
+            part.copy(self._start, folder)
         return digest
 
     def _with_share(self, share: float) -> ClareNano:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from reir.models.nano.model import ClareNano
-from reir.models.nano.query_bank import QUERY_VALUE
+from reir.models.nano.query_bank import MAX_PART, QUERY_VALUE
 from reir_training.data.examples import TrainPhoto
 from reir_training.nano.cache import FrozenCache
 from reir_training.run.validate import text_vectors
@@ -20,14 +20,12 @@ PHOTO_BATCH = 16
 
 
 @torch.inference_mode()
-def fill_query_bank(  # noqa: PLR0913 - the last one is by name
+def fill_query_bank(
     model: ClareNano,
     tokenizer: Tokenizer,
     photos: Sequence[TrainPhoto],
     cache: FrozenCache,
     rows: Sequence[int],
-    *,
-    keep_half: bool = False,
 ) -> None:
     """Fill the bank of a model with its own vectors of sentences; the mode of the model is kept.
 
@@ -38,29 +36,55 @@ def fill_query_bank(  # noqa: PLR0913 - the last one is by name
         cache: output of the frozen part for these photos.
         rows: rows of the training photos. The sentences are those of every second photo; how well
             an instance usually fits them is measured on others, which they do not describe.
-        keep_half: keep every second sentence of the bank, for a model that also knows other photos
-            than these.
     """
-    bank = model.bank
-    texts = [e.text for row in rows[::2] for e in photos[row].expressions if e.kind != "short"]
-    if not texts or not len(bank.vectors):
-        return
-    was_training = model.training
-    model.eval()
-    # Spread over all photos; a bank takes no more.
-    texts = texts[:: max(1, len(texts) // len(bank.vectors))]
-    usual = bank.usual.clone()
-    whole = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(bank.vectors.device)
-    dim = model.config.dim
-    compared = torch.cat(
-        [whole[:, :dim], whole[:, dim + 1 :]], dim=-1
-    )  # all but the bank's own part
-    vectors_ND = torch.nn.functional.normalize(compared, dim=-1)
-    (bank.mix if keep_half else bank.fill)(vectors_ND)
-    penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
-    if len(penalties):
-        bank.usual.copy_((usual + penalties.mean()) / 2 if keep_half else penalties.mean())
+    bank, was_training = model.bank, model.training
+    vectors_ND = _sentences(model.eval(), tokenizer, photos, rows)
+    if len(vectors_ND) and len(bank.vectors):
+        bank.fill(vectors_ND)
+        penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
+        if len(penalties):
+            bank.usual.copy_(penalties.mean())
     model.train(was_training)
+
+
+@torch.inference_mode()
+def extend_query_bank(
+    model: ClareNano,
+    tokenizer: Tokenizer,
+    photos: Sequence[TrainPhoto],
+    cache: FrozenCache,
+    rows: Sequence[int],
+) -> None:
+    """Add sentences to the bank of a model that knows other photos than these, too.
+
+    The old sentences stay: without them, the model would find less in the old photos. How well an
+    instance usually fits the bank is the mean of the old value and of that on these photos.
+
+    Args:
+        model, tokenizer, photos, cache, rows: as for `fill_query_bank`.
+    """
+    was_training = model.training
+    vectors_ND = _sentences(model.eval(), tokenizer, photos, rows)
+    if len(vectors_ND) and len(model.bank.vectors):
+        model.extend_bank(vectors_ND)
+        penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
+        if len(penalties):
+            model.bank.usual.copy_((model.bank.usual + penalties.mean()) / 2)
+    model.train(was_training)
+
+
+def _sentences(
+    model: ClareNano, tokenizer: Tokenizer, photos: Sequence[TrainPhoto], rows: Sequence[int]
+) -> Tensor:
+    """Return (N, D) unit vectors of the sentences of every second photo, as a bank holds them."""
+    texts = [e.text for row in rows[::2] for e in photos[row].expressions if e.kind != "short"]
+    # Spread over all photos; a bank takes no more.
+    texts = texts[:: max(1, len(texts) // MAX_PART)]
+    whole = torch.from_numpy(text_vectors(model, tokenizer, texts)).to(model.bank.vectors.device)
+    dim = model.config.dim
+    # All but the bank's own part.
+    compared = torch.cat([whole[:, :dim], whole[:, dim + 1 :]], dim=-1)
+    return torch.nn.functional.normalize(compared, dim=-1)
 
 
 def _penalties(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) -> Tensor:

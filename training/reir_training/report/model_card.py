@@ -282,7 +282,7 @@ expressions about {about["photos"]} photos, most of whose boxes a model found. T
 checkpoint are the old ones plus {about["share_of_new_weights"]:g} of their change.
 """,
         # These parts were made for the old vectors, and are not in the new checkpoint.
-        without=(RERANK_TITLE, QUERY_ZOOM_TITLE, COLORS_TITLE, CANDIDATES_TITLE),
+        without=(RERANK_TITLE, QUERY_ZOOM_TITLE),
     )
 
 

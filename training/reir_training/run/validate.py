@@ -124,7 +124,8 @@ def cached_gallery(model: ClareNano, cache: FrozenCache, rows: Sequence[int]) ->
 
 def text_vectors(model: ClareNano, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """Return the (M, D) vectors of expressions."""
-    device, parts = model.log_scale.device, []
+    device = model.log_scale.device
+    parts = [torch.zeros(0, model.config.vector_dim, device=device)]
     for start in range(0, len(texts), TEXT_BATCH):
         some = texts[start : start + TEXT_BATCH]
         ids_NL, mask_NL = (

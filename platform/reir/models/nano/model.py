@@ -424,6 +424,11 @@ class ClareNano(nn.Module):
         self.config = replace(self.config, candidate_head=head.config)
         self.bank = QueryBank(self.config.bank_sentences, self.config.dim + head.config.dims)
 
+    def extend_bank(self, vectors_ND: Tensor) -> None:
+        """Add the vectors of sentences to the query bank; see `QueryBank.extend`."""
+        self.bank.extend(vectors_ND)
+        self.config = replace(self.config, bank_sentences=len(self.bank.vectors))
+
     def frozen_parts(self) -> tuple[nn.Module, ...]:
         """Return the modules that are not trained, so that their output may be cached."""
         return self.detector, self.crop_network

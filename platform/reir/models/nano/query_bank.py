@@ -28,6 +28,10 @@ QUERY_VALUE, QUERY_TOKENS = 0.4, 20
 beside a part of unit length. With a smaller number, instances would need larger ones, which would
 count too much where two instances are compared ("more like this")."""
 
+MAX_PART = 2000
+"""Maximum number of old and of new sentences in a bank that is extended. Without a limit, it would
+grow with each fine-tune of a fine-tuned model."""
+
 
 class QueryBank(nn.Module):
     """Vectors of sentences; without effect until it is filled.
@@ -82,9 +86,10 @@ class QueryBank(nn.Module):
         self.vectors.copy_(_evenly(vectors_ND, len(self.vectors)))
 
     @torch.no_grad()
-    def mix(self, vectors_ND: Tensor) -> None:
-        """Replace every second sentence by one of N > 0 others, taken evenly."""
-        self.vectors[::2] = _evenly(vectors_ND, len(self.vectors[::2]))
+    def extend(self, vectors_ND: Tensor) -> None:
+        """Add sentences. If there are more than `MAX_PART` old or new ones, that many are taken."""
+        parts = (self.vectors, vectors_ND)
+        self.vectors = torch.cat([_evenly(each, min(len(each), MAX_PART)) for each in parts])
 
 
 def _evenly(vectors_ND: Tensor, num: int) -> Tensor:

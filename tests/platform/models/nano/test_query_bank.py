@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from reir.models.nano.candidate_head import CandidateHead, CandidateHeadConfig
 from reir.models.nano.model import ClareNano
 from reir.models.nano.query_bank import (
+    MAX_PART,
     PHOTO_STRENGTH,
     QUERY_VALUE,
     STRENGTH,
@@ -66,6 +67,18 @@ def test_a_bank_takes_sentences_evenly_and_repeats_them_if_there_are_few(number:
     if number >= 40:
         assert rows == sorted(rows)
         assert max(rows) >= number - 3
+
+
+def test_an_extended_bank_takes_old_and_new_sentences_up_to_a_limit() -> None:
+    bank, old, new = QueryBank(40, 8), unit(40, 8), unit(MAX_PART + 5, 8, seed=1)
+    bank.fill(old)
+    bank.extend(new[:3])
+    assert torch.equal(bank.vectors, torch.cat([old, new[:3]]))
+    for _ in range(2):
+        bank.extend(new)
+    assert len(bank.vectors) == 2 * MAX_PART
+    # Half of the old part was new the time before.
+    assert len(torch.unique(torch.cat([bank.vectors[:MAX_PART], new]), dim=0)) < len(new) + 1100
 
 
 def with_head() -> ClareNano:
