@@ -72,7 +72,7 @@ class Background:
         """Return the mean score of the best photos for a sentence; 0 without photos."""
         if not len(self.vectors):
             return 0.0
-        # Takes half the time of `@`, which waits for 12 MB that no cache keeps between queries.
+        # Reads these 12 MB, which no cache keeps from query to query, in half the time of `@`.
         scores_PI = np.einsum("pid,d->pi", self.vectors, vector_D)
         best_P = scores_PI.max(axis=1)
         return float(np.sort(best_P)[-BACKGROUND_BEST:].mean())
