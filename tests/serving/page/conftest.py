@@ -14,16 +14,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 
 from reir.checkpoint import load_color_reader
+from reir.models.nano.color_reader import ColorReader
 from reir.query.search import CheckpointExtras
 from reir.query.verify.photos import PixelVerifier
 from reir.store import open_store
@@ -71,6 +74,15 @@ def png(name: str) -> bytes:
 CALIBRATION = score_calibration(FakeEncoder().digest, 20, -12, tie_margin=1e-4)
 
 
+@cache
+def color_reader() -> ColorReader:
+    """Return the shipped color reader, ready to read: otherwise, the first search is too slow."""
+    reader = load_color_reader()
+    assert reader is not None
+    reader.read(draw_scene(SIZE, []), [(np.array([0, 0, 1, 1], np.float32), "red")])
+    return reader
+
+
 @pytest.fixture(scope="module")
 def search_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the server's search log, in which feedback is recorded."""
@@ -94,8 +106,9 @@ def page_server(folder: Path, search_log: Path | None) -> Iterator[str]:
     config = ServeConfig(
         store="memory:", galleries=(GALLERY,), examples=EXAMPLES, search_log=search_log
     )
-    extras = CheckpointExtras(calibration=CALIBRATION, verifier=PixelVerifier(load_color_reader))
+    extras = CheckpointExtras(calibration=CALIBRATION, verifier=PixelVerifier(color_reader))
     loaded = LoadedModel(FakeEncoder(), extras)
+    color_reader()
     workers = SearchWorkers(store, ModelCache(lambda _: loaded), config.limits)
     service = Service(config, store, workers, folder / "uploads")
     server = uvicorn.Server(
