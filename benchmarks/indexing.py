@@ -246,6 +246,7 @@ def compete(folder: Path, work: Path, num_images: int, rounds: int) -> Figures:
         **against,
         "index.speedup": against["p4.vs_bs1"],
         "p4.model_share": median(shares),
+        "index.model_share": median(shares),
         "p4.startup_seconds": median(each["whole_seconds"] - each["seconds"] for each in mine),
         **{
             f"p4.images_per_s_{way}": num_images / median(e["whole_seconds"] for e in found)
