@@ -1,8 +1,8 @@
 """What differs between a sentence and an instance: "blue, not red".
 
 A color differs if it was verified, and the pixels show another one. A class or side differs if the
-vector of the instance is clearly nearer to another one. No sentence is encoded for this but those
-of all classes and sides, once.
+vector of the instance is clearly nearer to another one. For this, the names of all classes and
+sides are encoded once, and nothing is encoded for a search.
 
 `benchmarks/differences.py` measures how often the named difference is right. Differences in size,
 number, relation and action are not named: the shipped model does not tell those words apart.
@@ -28,11 +28,11 @@ from reir.text import opening_phrase, swap_left_right
 
 COLOR, OBJECT = "color", "object"
 SIDE_GAIN, OBJECT_GAIN = 0.1, 0.3
-"""The other side or class must score higher on the instance than the one of the sentence, by at
-least this difference."""
+"""Another side or class is named if its score on the instance exceeds that of the side or class in
+the sentence by at least this much."""
 
 OBJECT_LEAD = 0.1
-"""The best class must also score higher than the second best class by this difference."""
+"""The score of the best class must also exceed that of the second best class by this much."""
 
 MAX_WANTED, MIN_SEEN = 0.01, 0.7
 """Highest probability at which the pixels contradict a color of the sentence, and lowest

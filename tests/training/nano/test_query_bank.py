@@ -13,7 +13,7 @@ from reir.models.nano.model import ClareNano
 from reir_testing.tiny import tiny_batch, tiny_model, tiny_tokenizer
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.nano.cache import FrozenCache
-from reir_training.nano.query_bank import extend_query_bank, fill_query_bank
+from reir_training.nano.query_bank import fill_query_bank
 
 PHOTOS = 6
 WORDS = ("red dog", "blue cat", "green man", "red car", "blue man", "green dog")
@@ -79,7 +79,7 @@ def test_the_sentences_of_an_extended_bank_stay(cache: FrozenCache) -> None:
     model.bank.fill(torch.nn.functional.normalize(torch.randn(7, model.config.dim), dim=-1))
     model.bank.usual.fill_(0.5)
     before = model.bank.vectors.clone()
-    extend_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS))
+    fill_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS), extend=True)
     bank = model.bank
     assert torch.equal(bank.vectors[: len(before)], before)
     assert len(bank.vectors) == len(before) + 3  # the sentences of every second photo
@@ -90,5 +90,5 @@ def test_the_sentences_of_an_extended_bank_stay(cache: FrozenCache) -> None:
 
 def test_a_model_without_a_bank_is_not_extended(cache: FrozenCache) -> None:
     model = tiny_model(bank_sentences=0)
-    extend_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS))
+    fill_query_bank(model, tiny_tokenizer(), photos_with("long"), cache, range(PHOTOS), extend=True)
     assert len(model.bank.vectors) == model.config.bank_sentences == 0

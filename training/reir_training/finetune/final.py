@@ -20,7 +20,7 @@ from reir_training.finetune.blend import ShareChoice, blended
 from reir_training.finetune.measure import Ranks, rank_sentences
 from reir_training.nano.background import background_vectors
 from reir_training.nano.cache import FrozenCache, build_cache
-from reir_training.nano.query_bank import extend_query_bank
+from reir_training.nano.query_bank import fill_query_bank
 from reir_training.report.model_card import write_finetune_card
 from reir_training.run.storage import CHECKPOINT
 from reir_training.run.validate import cached_gallery, text_vectors
@@ -85,7 +85,7 @@ class BlendedModels:
         """
         model = copy.deepcopy(self._with_share(choice.share))
         rows = [row for row, photo in enumerate(self._photos) if photo.split == TRAIN]
-        extend_query_bank(model, self._tokenizer, self._photos, self._cache, rows)
+        fill_query_bank(model, self._tokenizer, self._photos, self._cache, rows, extend=True)
         about = self._about(choice)
         digest = save_checkpoint(folder, model, self._tokenizer, about)
         vectors = background_vectors(model, self._cache, rows, half=False)

@@ -20,12 +20,14 @@ PHOTO_BATCH = 16
 
 
 @torch.inference_mode()
-def fill_query_bank(
+def fill_query_bank(  # noqa: PLR0913 - the last one is by name
     model: ClareNano,
     tokenizer: Tokenizer,
     photos: Sequence[TrainPhoto],
     cache: FrozenCache,
     rows: Sequence[int],
+    *,
+    extend: bool = False,
 ) -> None:
     """Fill the bank of a model with its own vectors of sentences; the mode of the model is kept.
 
@@ -36,40 +38,17 @@ def fill_query_bank(
         cache: output of the frozen part for these photos.
         rows: rows of the training photos. The sentences are those of every second photo; how well
             an instance usually fits them is measured on others, which they do not describe.
+        extend: keep the sentences that the bank has, for a model that also knows other photos.
+            Without them, it would find less in those photos.
     """
     bank, was_training = model.bank, model.training
     vectors_ND = _sentences(model.eval(), tokenizer, photos, rows)
     if len(vectors_ND) and len(bank.vectors):
-        bank.fill(vectors_ND)
+        (model.extend_bank if extend else bank.fill)(vectors_ND)
         penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
         if len(penalties):
-            bank.usual.copy_(penalties.mean())
-    model.train(was_training)
-
-
-@torch.inference_mode()
-def extend_query_bank(
-    model: ClareNano,
-    tokenizer: Tokenizer,
-    photos: Sequence[TrainPhoto],
-    cache: FrozenCache,
-    rows: Sequence[int],
-) -> None:
-    """Add sentences to the bank of a model that knows other photos than these, too.
-
-    The old sentences stay: without them, the model would find less in the old photos. How well an
-    instance usually fits the bank is the mean of the old value and of that on these photos.
-
-    Args:
-        model, tokenizer, photos, cache, rows: as for `fill_query_bank`.
-    """
-    was_training = model.training
-    vectors_ND = _sentences(model.eval(), tokenizer, photos, rows)
-    if len(vectors_ND) and len(model.bank.vectors):
-        model.extend_bank(vectors_ND)
-        penalties = _penalties(model, cache, rows[1::2][:PHOTOS])
-        if len(penalties):
-            model.bank.usual.copy_((model.bank.usual + penalties.mean()) / 2)
+            usual = penalties.mean()
+            bank.usual.copy_((bank.usual + usual) / 2 if extend else usual)
     model.train(was_training)
 
 

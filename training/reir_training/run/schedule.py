@@ -25,7 +25,8 @@ ADDED_PARTS: Mapping[str, str] = {
     CANDIDATES: "candidate head",
     CROPS: "trained crop network",
 }
-"""Each stage that starts from a finished `clare-nano` -> the part that it adds or trains."""
+"""Some stages start from a finished `clare-nano`. This maps the name of each such stage to the part
+that it adds or trains."""
 FINAL_RATE = 0.02
 
 

@@ -24,17 +24,17 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Variant:
-    """An expression with one replaced word, and the difference that it stands for."""
+    """A changed expression, and the difference between the original and it."""
 
     difference: Difference
     sentence: str
 
 
 def variants_of(expression: str) -> tuple[Variant, ...]:
-    """Return the expression with the other side, and with each color replaced by every other one.
+    """Return at most `MAX_VARIANTS` variants of an expression.
 
-    Returns:
-        At most `MAX_VARIANTS`, each with one replaced word.
+    In the first one, left and right are exchanged, if the expression names a side. In each of the
+    others, one color is replaced by another color.
     """
     every = chain(_other_side(expression), _other_colors(expression))
     return tuple(islice(every, MAX_VARIANTS))

@@ -29,8 +29,8 @@ beside a part of unit length. With a smaller number, instances would need larger
 count too much where two instances are compared ("more like this")."""
 
 MAX_PART = 2000
-"""Maximum number of old and of new sentences in a bank that is extended. Without a limit, it would
-grow with each fine-tune of a fine-tuned model."""
+"""An extended bank has at most this many of its old sentences, and at most this many new ones.
+Without a limit, the bank would grow each time that a model is fine-tuned again."""
 
 
 class QueryBank(nn.Module):
@@ -87,7 +87,7 @@ class QueryBank(nn.Module):
 
     @torch.no_grad()
     def extend(self, vectors_ND: Tensor) -> None:
-        """Add sentences. If there are more than `MAX_PART` old or new ones, that many are taken."""
+        """Add the vectors of N sentences; at most `MAX_PART` old and new ones each are kept."""
         parts = (self.vectors, vectors_ND)
         self.vectors = torch.cat([_evenly(each, min(len(each), MAX_PART)) for each in parts])
 
