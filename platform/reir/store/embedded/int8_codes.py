@@ -41,8 +41,8 @@ _HEADROOM = 1.2
 Clipping only makes the bound higher, so that searches score more rows."""
 
 _CODES_AT_ONCE = 16
-"""The number of codes in a row must be a multiple of this. Otherwise, faiss multiplies the codes of a
-row one by one, which takes several times as long."""
+"""The number of codes in a row must be a multiple of this. Otherwise, faiss multiplies them one by
+one, which takes several times as long."""
 
 _ROWS_PER_CALL = 16_384
 _FLOAT32_ERROR = 1e-5
