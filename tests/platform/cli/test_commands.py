@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from reir.checkpoint import load_color_reader
 from reir.cli import main, search
 from reir.cli.doctor.galleries import check_galleries
 from reir.images.decode import canonical_uri, image_id, path_of_uri
@@ -22,6 +23,7 @@ from reir.query.presence import (
     PHOTO_FEATURES,
 )
 from reir.query.search import CheckpointExtras
+from reir.query.verify.photos import PixelVerifier
 from reir.records import ImageRecord, IndexedImage
 from reir.store import InstanceStore, VersionSpec, open_store
 from reir_testing import FakeEncoder, FakeLocalizer, draw_scene
@@ -277,8 +279,10 @@ def test_search_says_when_it_is_not_there(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibration = score_calibration(ENCODER.digest, 20, -18, photo=by_score(PHOTO_FEATURES, 1, 0))
+    verifier = PixelVerifier(load_color_reader)
     monkeypatch.setattr(
-        "reir.query.search.load_extras", lambda *_: CheckpointExtras(calibration=calibration)
+        "reir.query.search.load_extras",
+        lambda *_: CheckpointExtras(calibration=calibration, verifier=verifier),
     )
     there = terminal.run("search", "red left tall", "--gallery", "photos").splitlines()
     assert there[0].split()[:5] == ["#", "score", "object", "in", "photo"]
