@@ -59,9 +59,9 @@ class Thresholds:
         gallery: by how much a look-alike does.
     """
 
-    color: float = 0.2
-    side: float = 0.04
-    other: float = 0.14
+    color: float = 0.22
+    side: float = -0.02
+    other: float = 0.2
     gallery: float = 0.14
 
 
