@@ -30,7 +30,8 @@ from reir_testing.ingestion import (
     write_scenes,
 )
 
-TIE = 1e-5
+NUM_HITS = 200
+"""An instance is found if it is among so many of the about 4,000 of the gallery."""
 
 
 def right_rows(store: InstanceStore, gallery: str, files: list[HostileFile]) -> list[HostileFile]:
@@ -51,10 +52,9 @@ def is_searchable(store: InstanceStore, gallery: str, path: str | Path) -> bool:
     found = store.get_instances(gallery, version, [key], with_vectors=True)
     for row in found.get(key, []):
         assert row.vector is not None
-        (hits,) = store.search(gallery, version, row.vector[None], 200)
-        # Hits with nearly the same score are equally good, in any order.
-        near = {hit.instance_id for hit in hits if hit.score >= hits[0].score - TIE}
-        if row.instance_id not in near:
+        # Not always the best hit: similar instances of another photo may have longer vectors.
+        (hits,) = store.search(gallery, version, row.vector[None], NUM_HITS)
+        if row.instance_id not in {hit.instance_id for hit in hits}:
             return False
     return key in found
 
