@@ -150,7 +150,10 @@ def evaluate_resedis(
     queries = _Queries(dataset)
     vectors = encode_expressions(encoder, queries.texts)
     encoded = encode_gallery(encoder, dataset, images_dir, how=how)
-    thresholds = None if calibration is None else score_thresholds(calibration, vectors)
+    thresholds = None
+    if calibration is not None:
+        decision = calibration.photo_curve.balanced(len(dataset.images))
+        thresholds = score_thresholds(calibration, vectors, decision.min_presence)
     search = search_corpus(
         Expressions(vectors, queries.targets, thresholds),
         encoded.arrays,
@@ -193,30 +196,31 @@ def evaluate_resedis(
     )
 
 
-def score_thresholds(calibration: Calibration, vectors: FloatArray) -> Floats:
+def score_thresholds(calibration: Calibration, vectors: FloatArray, min_presence: float) -> Floats:
     """Return the score from which on a photo counts as having what each expression describes.
 
-    It is where the presence in a photo reaches the threshold of the calibration, within 1e-7. The
-    presence grows with the score, so scores can be compared instead.
+    It is where the presence in a photo reaches a threshold, within 1e-7. The presence grows with
+    the score, so scores can be compared instead.
 
     Args:
         calibration: of the encoder.
         vectors: (M, D) expression vectors.
+        min_presence: the threshold, in [0, 1].
 
     Returns:
         (M,) scores; infinity if no score is high enough.
     """
     backgrounds = (calibration.background.score(vector) for vector in vectors)
-    return np.array([_score_threshold(calibration, each) for each in backgrounds])
+    return np.array([_score_threshold(calibration, each, min_presence) for each in backgrounds])
 
 
-def _score_threshold(calibration: Calibration, background: float) -> float:
+def _score_threshold(calibration: Calibration, background: float, min_presence: float) -> float:
     low, high = -_SCORE_LIMIT, _SCORE_LIMIT
-    if calibration.of_photo(high, background) < calibration.photo_threshold:
+    if calibration.of_photo(high, background) < min_presence:
         return np.inf
     while high - low > _SCORE_STEP:
         middle = (low + high) / 2
-        if calibration.of_photo(middle, background) < calibration.photo_threshold:
+        if calibration.of_photo(middle, background) < min_presence:
             low = middle
         else:
             high = middle

@@ -48,7 +48,7 @@ class EveryPhotoQuery:
     """A search for every photo that has an instance.
 
     At most one of `min_presence`, `precision` and `recall` is given. Without one, the threshold is
-    that of the checkpoint, which nine in ten photos with the described instance reach.
+    the one with the highest F1 to expect in a gallery of this size.
 
     Attributes:
         expression: describes the instance.
@@ -288,12 +288,13 @@ def _value(query: EveryPhotoQuery, name: str) -> float | None:
 
 def _decision(query: EveryPhotoQuery, calibration: Calibration, num_photos: int) -> Decision:
     curve = calibration.photo_curve
+    if query.min_presence is not None:
+        return curve.at(query.min_presence, num_photos)
     if query.precision is not None:
         return curve.for_precision(query.precision, num_photos)
     if query.recall is not None:
         return curve.for_recall(query.recall, num_photos)
-    given = query.min_presence
-    return curve.at(calibration.photo_threshold if given is None else given, num_photos)
+    return curve.balanced(num_photos)
 
 
 def _request(

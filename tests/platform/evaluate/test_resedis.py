@@ -120,6 +120,7 @@ def slow_figures(data: ReferringDataset, folder: Path, judge: Calibration) -> di
         found[photo.image_id] = encoder.encode_images([pixels])[0]
     figures = {name: 0.0 for name in ("r1", "r5", "joint1", "joint5", "p50", "true", "false")}
     queries = [list(texts) for _, texts in groupby(data.expressions, lambda text: text.query)]
+    threshold = judge.photo_curve.balanced(len(data.images)).min_presence
     num_true = 0
     for texts in queries:
         vector = encoder.encode_expressions([texts[0].text])[0]
@@ -130,7 +131,7 @@ def slow_figures(data: ReferringDataset, folder: Path, judge: Calibration) -> di
         for image, instances in found.items():
             scores = np.round(instances.vectors @ vector, 5)
             best = scores.max(initial=-np.inf)
-            present = len(scores) and judge.of_photo(best, background) >= judge.photo_threshold
+            present = len(scores) and judge.of_photo(best, background) >= threshold
             figures["true" if image in true else "false"] += bool(present)
             fitting[image] = len(scores) > 0 and all(
                 fits(box, texts, image, data) for box in instances.boxes[scores == best]
@@ -221,14 +222,13 @@ def test_thresholds_decide_as_the_presence_in_a_photo_does() -> None:
     vectors = rng.normal(size=(50, 2, 8)).astype(np.float32)
     judge = fake_calibration(Background(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)))
     queries = vectors[:20, 0] / np.linalg.norm(vectors[:20, 0], axis=-1, keepdims=True)
-    thresholds = score_thresholds(judge, queries)
+    thresholds = score_thresholds(judge, queries, 0.5)
     for vector, threshold in zip(queries, thresholds, strict=True):
         background = judge.background.score(vector)
         for score in rng.uniform(-1, 1, 50):
-            present = judge.of_photo(score, background) >= judge.photo_threshold
+            present = judge.of_photo(score, background) >= 0.5
             assert (score >= threshold) == present
-    never = replace(judge, photo_threshold=1.0)
-    assert np.isinf(score_thresholds(never, queries)).all()
+    assert np.isinf(score_thresholds(judge, queries, 1.0)).all()
 
 
 def test_an_oracle_searches_the_true_boxes(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class EveryPhotoRequest(ApiRequest):
     min_presence: Side | None = Field(
         None,
         description="Threshold of the probability that the object is in a photo. "
-        "Default: the threshold of the checkpoint.",
+        "Default: the threshold that best balances precision and recall in a gallery of this size.",
     )
     precision: Side | None = Field(
         None,
