@@ -51,7 +51,7 @@ class ZoomPolicyConfig:
 
     hidden: int = 32
     feedforward: int = 64
-    max_looks: int = 7
+    max_looks: int = 13
     end_at: float = 0.9
     look_at_least: float = 0.02
 
