@@ -57,6 +57,7 @@ from reir.metrics.resedis import (
 from reir.models.interfaces import InstanceEncoder
 from reir.query.presence import Calibration
 from reir.records import FloatArray, MaskRle
+from reir.results import LIKELY
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -150,10 +151,7 @@ def evaluate_resedis(
     queries = _Queries(dataset)
     vectors = encode_expressions(encoder, queries.texts)
     encoded = encode_gallery(encoder, dataset, images_dir, how=how)
-    thresholds = None
-    if calibration is not None:
-        decision = calibration.photo_curve.balanced(len(dataset.images))
-        thresholds = score_thresholds(calibration, vectors, decision.min_presence)
+    thresholds = None if calibration is None else score_thresholds(calibration, vectors, LIKELY)
     search = search_corpus(
         Expressions(vectors, queries.targets, thresholds),
         encoded.arrays,

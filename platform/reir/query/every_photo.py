@@ -21,6 +21,7 @@ from reir.query.request import check_number
 from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
 from reir.query.stages import Stages
 from reir.records import Attributes, Box, FloatArray
+from reir.results import LIKELY
 from reir.store.contract import InstanceRow
 from reir.store.filters import parse
 from reir.text import validate_expression
@@ -47,8 +48,8 @@ class EveryPhotoOptions(TypedDict, total=False):
 class EveryPhotoQuery:
     """A search for every photo that has an instance.
 
-    At most one of `min_presence`, `precision` and `recall` is given. Without one, the threshold is
-    the one with the highest F1 to expect in a gallery of this size.
+    At most one of `min_presence`, `precision` and `recall` is given. Without one, those photos are
+    found that are likely to have the instance (`reir.results.LIKELY`).
 
     Attributes:
         expression: describes the instance.
@@ -288,13 +289,11 @@ def _value(query: EveryPhotoQuery, name: str) -> float | None:
 
 def _decision(query: EveryPhotoQuery, calibration: Calibration, num_photos: int) -> Decision:
     curve = calibration.photo_curve
-    if query.min_presence is not None:
-        return curve.at(query.min_presence, num_photos)
     if query.precision is not None:
         return curve.for_precision(query.precision, num_photos)
     if query.recall is not None:
         return curve.for_recall(query.recall, num_photos)
-    return curve.balanced(num_photos)
+    return curve.at(LIKELY if query.min_presence is None else query.min_presence, num_photos)
 
 
 def _request(

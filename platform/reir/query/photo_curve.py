@@ -1,8 +1,8 @@
 """Recall and false alarms of the decision whether one photo has the described instance.
 
 A search for every photo decides by a threshold on the presence in a photo. `PhotoCurve` says how
-often such decisions were right when the calibration was fitted. From it follow the threshold with
-the best balance of precision and recall, the one that reaches either, and what to expect of any.
+often such decisions were right when the calibration was fitted. From it follow the threshold that
+reaches a precision or a recall, and what to expect of any threshold.
 """
 
 from __future__ import annotations
@@ -28,12 +28,6 @@ class Decision:
     min_presence: float
     recall: float
     precision: float
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 if nothing is found."""
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +77,6 @@ class PhotoCurve:
             recall=recall,
             precision=recall / (recall + false) if recall else 0.0,
         )
-
-    def balanced(self, num_photos: int) -> Decision:
-        """Return the threshold of the curve with the highest F1 to expect in a gallery.
-
-        It grows with the gallery: of many photos, even a small share of false alarms would bury
-        the right ones.
-        """
-        return max(self._decisions(num_photos), key=lambda each: each.f1)
 
     def for_precision(self, precision: float, num_photos: int) -> Decision:
         """Return the lowest threshold of the curve that should reach a precision in a gallery.

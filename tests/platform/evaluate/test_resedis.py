@@ -27,6 +27,7 @@ from reir.models.proposals import Candidates
 from reir.models.siglip_crops import Detector, SiglipCropsEncoder
 from reir.query.presence import Background, Calibration
 from reir.records import Instances, MaskRle, RgbImage
+from reir.results import LIKELY
 from reir_testing import FakeEncoder
 from reir_testing.evaluation.calibrations import fake_calibration
 from reir_testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
@@ -120,7 +121,6 @@ def slow_figures(data: ReferringDataset, folder: Path, judge: Calibration) -> di
         found[photo.image_id] = encoder.encode_images([pixels])[0]
     figures = {name: 0.0 for name in ("r1", "r5", "joint1", "joint5", "p50", "true", "false")}
     queries = [list(texts) for _, texts in groupby(data.expressions, lambda text: text.query)]
-    threshold = judge.photo_curve.balanced(len(data.images)).min_presence
     num_true = 0
     for texts in queries:
         vector = encoder.encode_expressions([texts[0].text])[0]
@@ -131,7 +131,7 @@ def slow_figures(data: ReferringDataset, folder: Path, judge: Calibration) -> di
         for image, instances in found.items():
             scores = np.round(instances.vectors @ vector, 5)
             best = scores.max(initial=-np.inf)
-            present = len(scores) and judge.of_photo(best, background) >= threshold
+            present = len(scores) and judge.of_photo(best, background) >= LIKELY
             figures["true" if image in true else "false"] += bool(present)
             fitting[image] = len(scores) > 0 and all(
                 fits(box, texts, image, data) for box in instances.boxes[scores == best]

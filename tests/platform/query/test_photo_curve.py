@@ -47,19 +47,6 @@ def test_the_threshold_of_a_recall_is_the_highest_that_reaches_it() -> None:
     assert lossy.for_recall(0.95, 9).min_presence == 0.0
 
 
-def test_the_balanced_threshold_grows_with_the_gallery() -> None:
-    assert [CURVE.balanced(each).min_presence for each in (1, 2, 20, 10**6)] == [0.2, 0.5, 0.8, 0.8]
-    found = CURVE.balanced(20)
-    assert found.f1 == pytest.approx(2 / (1 / found.precision + 1 / found.recall))
-    assert PhotoCurve(thresholds=(0.5,), recalls=(0,), false_alarms=(0,)).balanced(9).f1 == 0
-
-
-@given(st.integers(1, 10**7))
-def test_no_threshold_of_the_curve_is_better_balanced(num_photos: int) -> None:
-    best = CURVE.balanced(num_photos).f1
-    assert all(CURVE.at(each, num_photos).f1 <= best for each in CURVE.thresholds)
-
-
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 10**7))
 def test_a_higher_threshold_never_finds_more(one: float, other: float, num_photos: int) -> None:
     low, high = sorted((one, other))

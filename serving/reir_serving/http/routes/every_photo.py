@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from reir.errors import ReirError
 from reir.query.every_photo import EveryPhotoQuery, FoundPhoto, PhotoScan, search_line
+from reir.results import LIKELY
 from reir_serving.http.endpoint_context import Context, EndpointContext
 from reir_serving.http.openapi import schema_ref
 from reir_serving.http.problems import problem_body, problem_of_reir_error
@@ -59,7 +60,7 @@ class EveryPhotoRequest(ApiRequest):
     min_presence: Side | None = Field(
         None,
         description="Threshold of the probability that the object is in a photo. "
-        "Default: the threshold that best balances precision and recall in a gallery of this size.",
+        f"Default: {LIKELY}, from which on it is likely.",
     )
     precision: Side | None = Field(
         None,
