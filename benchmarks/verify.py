@@ -12,6 +12,10 @@ nothing was chosen.
     verify.SPLIT.KIND.br1_before, br1_after   BR@1 without and with verification; also br5
     verify.SPLIT.KIND.rec_before, rec_after   precision in the photo without and with verification
     verify.SPLIT.KIND.br1_gain, rec_gain      the difference; also gain_low and gain_high
+    verify.SPLIT.KIND.all_precision_before, all_recall_before, all_f1_before, and ..._after
+                                              `Gallery.every_photo` without and with verification,
+                                              for all pairs of a photo and an expression that names
+                                              a color; only its own photo is right
     verify.named                              share of the expressions that name a color
     verify.ms_before, ms_after                median time of one search for an expression that names
                                               a color, photos not yet cached
@@ -109,6 +113,29 @@ def split_figures(
     return {name: 100 * float(value) for name, value in figures.items()}
 
 
+def decision_figures(
+    gallery: Gallery, dataset: ReferringDataset, asked: Sequence[Expression]
+) -> dict[str, float]:
+    """Return precision, recall and F1 of the photos that are found for the expressions."""
+    colored = [each for each in asked if names_color(each.text)]
+    figures: dict[str, float] = {}
+    for when, verify in (("before", False), ("after", True)):
+        num_found = num_right = 0
+        for each in colored:
+            own = dataset.images_by_id[each.image_id].file_name
+            names = [
+                Path(found.uri).name for found in gallery.every_photo(each.text, verify=verify)
+            ]
+            num_found += len(names)
+            num_right += own in names
+        figures |= {
+            f"all_precision_{when}": 100 * num_right / num_found,
+            f"all_recall_{when}": 100 * num_right / len(colored),
+            f"all_f1_{when}": 200 * num_right / (num_found + len(colored)),
+        }
+    return figures
+
+
 def times_ms(gallery: Gallery, texts: Sequence[str]) -> dict[str, float]:
     """Return the median time of a search for one of the texts, without and with verification."""
     spent: dict[bool, list[float]] = {False: [], True: []}
@@ -144,6 +171,7 @@ def main() -> None:
             for kind in KINDS:
                 asked = dataset.of_kind(kind).expressions
                 found = split_figures(gallery, dataset, folder / "images", asked)
+                found |= decision_figures(gallery, dataset, asked)
                 figures |= {f"verify.{split}.{kind}.{name}": v for name, v in found.items()}
     figures = {name: round(value, 2) for name, value in figures.items()}
     for name, value in figures.items():

@@ -47,7 +47,7 @@ Recall = Annotated[
 ]
 
 ONLY_WITHOUT_ALL = (
-    *("k", "per_image", "like", "unlike", "rerank", "verify", "localize", "segmenter"),
+    *("k", "per_image", "like", "unlike", "rerank", "localize", "segmenter"),
     *("zoom", "localizer", "explain", "draw", "export"),
 )
 ONLY_WITH_ALL = ("precision", "recall")

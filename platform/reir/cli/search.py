@@ -227,7 +227,13 @@ def search(  # noqa: PLR0913, every argument is an option of the command
     if every:
         print_every_photo(
             expression,
-            dict(where=where, min_presence=min_presence, precision=precision, recall=recall),
+            dict(
+                where=where,
+                min_presence=min_presence,
+                precision=precision,
+                recall=recall,
+                verify=verify is not False,
+            ),
             gallery=gallery,
             store=store,
             encoder=spec,

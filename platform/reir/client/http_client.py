@@ -152,8 +152,8 @@ class Client(AbstractContextManager["Client"]):
         Args:
             expression: describes one instance.
             gallery: gallery to search.
-            options: `where`, and at most one of `min_presence`, `precision` and `recall`; see
-                `EveryPhotoQuery`.
+            options: `where`, `verify`, and at most one of `min_presence`, `precision` and `recall`;
+                see `EveryPhotoQuery`.
 
         Raises:
             QueryError: an argument is out of range, or no threshold reaches the precision.

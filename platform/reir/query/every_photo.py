@@ -9,17 +9,18 @@ memory that this takes does not grow with the gallery.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from typing import Any, TypedDict
 
+from reir.datasets.generated_expressions import names_color
 from reir.errors import CheckpointError, GalleryNotFound, QueryError
 from reir.query.photo_curve import Decision
 from reir.query.presence import Calibration
 from reir.query.ranking import IdRange, within
 from reir.query.request import check_number
 from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
-from reir.query.stages import Stages
+from reir.query.stages import Stages, VerifyRequest
 from reir.records import Attributes, Box, FloatArray
 from reir.results import LIKELY
 from reir.store.contract import InstanceRow
@@ -32,6 +33,9 @@ FIRST_PHOTOS = 100
 PART_PHOTOS = 2000
 """Photos of every other read. If fewer are found in all, they are returned best first."""
 
+VERIFIED_AT_ONCE = 32
+"""Photos whose pixels are read before any of them is returned."""
+
 _EVERYWHERE: IdRange = (None, None)
 
 
@@ -42,6 +46,7 @@ class EveryPhotoOptions(TypedDict, total=False):
     min_presence: float | None
     precision: float | None
     recall: float | None
+    verify: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,8 @@ class EveryPhotoQuery:
         min_presence: threshold of the presence in a photo, 0 to 1.
         precision: share of the found photos that should have the instance, 0 to 1.
         recall: share of the photos with the instance that should be found, 0 to 1.
+        verify: compare the colors that the expression names with the pixels of the found photos,
+            and leave out those whose presence is then too low; if the checkpoint has a color head.
     """
 
     expression: str
@@ -64,6 +71,7 @@ class EveryPhotoQuery:
     min_presence: float | None = None
     precision: float | None = None
     recall: float | None = None
+    verify: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +148,7 @@ class PhotoScan:
 
     Attributes:
         query: the checked query.
+        expression: that of the query, normalized.
         stages: of the gallery.
         calibration: of the checkpoint.
         decision: the threshold, and how often it should be right.
@@ -148,6 +157,7 @@ class PhotoScan:
     """
 
     query: EveryPhotoQuery
+    expression: str
     stages: Stages
     calibration: Calibration
     decision: Decision
@@ -160,6 +170,35 @@ class PhotoScan:
         Raises:
             ReirError: an error of the store.
         """
+        verifies = self.query.verify and self.stages.verifies and names_color(self.expression)
+        async for found in self._by_vectors():
+            if verifies:
+                for start in range(0, len(found), VERIFIED_AT_ONCE):
+                    yield await self._verified(found[start : start + VERIFIED_AT_ONCE])
+            else:
+                yield found
+
+    async def _verified(self, found: Sequence[FoundPhoto]) -> list[FoundPhoto]:
+        """Return those of the found photos that the colors of their pixels do not rule out."""
+        requests = [
+            VerifyRequest(
+                image_id=each.image_id, uri=each.uri, box=each.box, expression=self.expression
+            )
+            for each in found
+        ]
+        read = await self.stages.verify(requests, None)
+        judged = (
+            each
+            if colors is None  # the photo cannot be read any more
+            else replace(
+                each, presence=self.calibration.of_photo(each.score, self.background, colors)
+            )
+            for each, colors in zip(found, read, strict=True)
+        )
+        return list(filter(self._is_found, judged))
+
+    async def _by_vectors(self) -> AsyncIterator[list[FoundPhoto]]:
+        """Yield the photos that are found by their vectors alone, part by part."""
         found = self._found(self.first.rows)
         if len(found) < FIRST_PHOTOS:
             yield found
@@ -232,11 +271,13 @@ async def begin_scan(query: EveryPhotoQuery, stages: Stages) -> PhotoScan:
             "by the calibration, photos with a higher score are less likely to have the object; "
             "fit it anew with `reir calibrate`"
         )
-    (encoded,) = await stages.encode([validate_expression(checked.expression)])
+    expression = validate_expression(checked.expression)
+    (encoded,) = await stages.encode([expression])
     request = _request(encoded.vector, checked.where, FIRST_PHOTOS)
     (first,) = await stages.retrieve([request])
     return PhotoScan(
         query=checked,
+        expression=expression,
         stages=stages,
         calibration=calibration,
         decision=_decision(checked, calibration, first.num_indexed),

@@ -387,8 +387,8 @@ class Gallery(AbstractContextManager["Gallery"]):
 
         Args:
             expression: describes one instance.
-            options: `where`, and at most one of `min_presence`, `precision` and `recall`; see
-                `EveryPhotoQuery`.
+            options: `where`, `verify`, and at most one of `min_presence`, `precision` and `recall`;
+                see `EveryPhotoQuery`.
 
         Returns:
             The photos, which are read while they are iterated over; the threshold that decides; and

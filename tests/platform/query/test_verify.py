@@ -15,8 +15,9 @@ from reir.checkpoint import SHIPPED, load_color_reader, load_encoder
 from reir.errors import QueryError
 from reir.models.color_reading import ColorReading
 from reir.models.nano.color_reader import ColorReader
+from reir.query import every_photo
 from reir.query.localize import PixelLocalizer
-from reir.query.presence import GALLERY_FEATURES
+from reir.query.presence import GALLERY_FEATURES, PHOTO_FEATURES, Calibration, Logistic
 from reir.query.request import Query, Term
 from reir.query.search import CheckpointExtras, Gallery, load_extras
 from reir.query.stages import VERIFIED_HITS, VerifyRequest, VerifyResult
@@ -56,11 +57,11 @@ def photos(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def gallery_of(photos: list[Path]) -> Gallery:
+def gallery_of(photos: list[Path], calibration: Calibration | None = None) -> Gallery:
     store = MemoryStore()
     index_photos(store, "photos", photos)
-    verifier = PixelVerifier(load_color_reader)
-    return Gallery("photos", store, Blind(), CheckpointExtras(verifier=verifier))
+    extras = CheckpointExtras(calibration=calibration, verifier=PixelVerifier(load_color_reader))
+    return Gallery("photos", store, Blind(), extras)
 
 
 def names(result: SearchResult) -> list[str]:
@@ -112,6 +113,36 @@ def test_a_photo_that_is_gone_counts_like_the_average(
     assert [bool(hit.evidence and hit.evidence.colors) for hit in result].count(False) == 1
     assert result[0].score == pytest.approx(result[1].score)
     assert verified_scores([0.5, 0.4], [None, None]) == [0.5, 0.4]
+
+
+def test_every_photo_leaves_out_those_of_another_color(
+    photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(every_photo, "VERIFIED_AT_ONCE", 2)
+    photo = Logistic(features=PHOTO_FEATURES, weights=(1, 0, 0, -0.5, 0), bias=0)
+    gallery = gallery_of(photos, score_calibration(Blind().digest, 1, 0, photo=photo))
+    # The best instance of each photo is the purple box.
+    assert len(list(gallery.every_photo("a red box"))) == len(COLORS)
+    assert list(gallery.every_photo("a red box", verify=True)) == []
+    plain, verified = (
+        list(gallery.every_photo("a purple box", verify=verify)) for verify in (False, True)
+    )
+    assert [replace(each, presence=0.0) for each in verified] == [
+        replace(each, presence=0.0) for each in plain
+    ]
+    assert all(one.presence < two.presence for one, two in zip(verified, plain, strict=True))
+    assert len(list(gallery.every_photo("the box", verify=True))) == len(COLORS)
+
+
+def test_a_photo_that_cannot_be_read_is_not_left_out(photos: list[Path]) -> None:
+    gallery = gallery_of(photos, score_calibration(Blind().digest, 1, 0))
+    for path in photos:
+        path.unlink()
+    plain, verified = (
+        list(gallery.every_photo("a purple box", verify=verify)) for verify in (False, True)
+    )
+    assert plain == verified
+    assert len(plain) == len(COLORS)
 
 
 def test_a_verifier_that_fails_is_left_out(photos: list[Path]) -> None:

@@ -73,6 +73,12 @@ class EveryPhotoRequest(ApiRequest):
         "found.",
     )
 
+    verify: bool = Field(
+        False,
+        description="Compare the colors that the expression names with the pixels of the found "
+        "photos, and leave out those whose probability is then below the threshold.",
+    )
+
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
         if sum(getattr(self, name) is not None for name in _THRESHOLDS) > 1:
@@ -150,6 +156,7 @@ async def search_all(body: EveryPhotoRequest, context: Context) -> Response:
         min_presence=body.min_presence,
         precision=body.precision,
         recall=body.recall,
+        verify=body.verify,
     )
     # Errors up to here, such as a wrong filter, are answered with their status.
     scan = await context.backend.every_photo(gallery, query)
