@@ -63,7 +63,8 @@ Verify = Annotated[
     typer.Option(
         "--verify/--no-verify",
         help="Compare the colors that the sentence names with the pixels of the first hits, and "
-        "order these by both. Default: yes, unless --rerank orders them.",
+        "order these by both; with --all, leave out found photos that do not have the colors. "
+        "Default: yes, unless --rerank orders the hits.",
         show_default=False,
     ),
 ]
