@@ -73,12 +73,12 @@ def check_options(context: typer.Context, *, every: bool) -> None:
 def print_every_photo(  # noqa: PLR0913 - the options of the command
     expression: str | None,
     options: EveryPhotoOptions,
-    *,
     gallery: str,
     store: str | None,
     encoder: str | None,
     server: str | None,
     version: str,
+    *,
     as_json: bool,
 ) -> None:
     """Search here or on a server, and print the photos as they are found.

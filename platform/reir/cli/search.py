@@ -32,6 +32,7 @@ from reir.query.language import NOTE, seems_foreign
 
 if TYPE_CHECKING:
     from reir.models.zoom_steps import ZoomSearch
+    from reir.query.every_photo import EveryPhotoOptions
     from reir.query.request import Query, Term
     from reir.results import Evidence, SearchResult
 
@@ -225,23 +226,13 @@ def search(  # noqa: PLR0913, every argument is an option of the command
 
     check_options(context, every=every)
     spec = encoder_from_options(checkpoint, encoder)
+    if verify is None:
+        verify = not rerank
     if every:
-        print_every_photo(
-            expression,
-            dict(
-                where=where,
-                min_presence=min_presence,
-                precision=precision,
-                recall=recall,
-                verify=verify is not False,
-            ),
-            gallery=gallery,
-            store=store,
-            encoder=spec,
-            server=server,
-            version=version,
-            as_json=as_json,
-        )
+        options: EveryPhotoOptions = dict(where=where, min_presence=min_presence, verify=verify)
+        options |= dict(precision=precision, recall=recall)
+        place = (gallery, store, spec, server, version)
+        print_every_photo(expression, options, *place, as_json=as_json)
         return
     query = Query(
         terms=query_terms(expression, like or [], unlike or []),
@@ -250,7 +241,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         where=where,
         min_presence=min_presence or 0.0,
         rerank=rerank,
-        verify=not rerank if verify is None else verify,
+        verify=verify,
         zoom=zoom or localizer is not None,
         localize=localize or segmenter is not None,
         explain=explain,
