@@ -39,8 +39,8 @@ MinPresence = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Photos have the object from this probability on. Default: the threshold of the "
-        "checkpoint.",
+        help="Photos have the object from this probability on. Default: 0.5, from which on it is "
+        "likely.",
         show_default=False,
     ),
 ]
@@ -86,6 +86,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
     from reir.errors import ConfigError
     from reir.index_report import format_counts
     from reir.query.search import chosen_model
+    from reir.results import LIKELY
     from reir.text import validate_expression
     from reir_ingestion.locate.photos import locate_photos
     from reir_ingestion.sources import open_source
@@ -103,7 +104,8 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
         )
     localizer = extras.localizer(model)
     tally = Tally()
-    for photo in tally.counted(locate_photos(opened, localizer, expression, min_presence)):
+    threshold = LIKELY if min_presence is None else min_presence
+    for photo in tally.counted(locate_photos(opened, localizer, expression, threshold)):
         if as_json:
             typer.echo(json.dumps(photo.to_dict()))
         elif photo.error:

@@ -11,6 +11,7 @@ from reir.errors import ImageError
 from reir.query.localize import PixelLocalizer
 from reir.query.photo_query import locate
 from reir.records import Box
+from reir.results import LIKELY
 from reir_ingestion.loading import failure_of
 from reir_ingestion.sources import Source, SourceFile
 
@@ -45,7 +46,7 @@ class LocatedPhoto:
 
 
 def locate_photos(
-    source: Source, localizer: PixelLocalizer, expression: str, min_presence: float | None
+    source: Source, localizer: PixelLocalizer, expression: str, min_presence: float = LIKELY
 ) -> Iterator[LocatedPhoto]:
     """Yield the decision about each photo, in the order of the source.
 
@@ -53,8 +54,8 @@ def locate_photos(
         source: the photos.
         localizer: finds the instance in a photo.
         expression: describes one instance.
-        min_presence: a photo has the instance if its presence is at least this; None takes the
-            threshold of the checkpoint.
+        min_presence: a photo has the instance if its presence is at least this. Without a
+            calibration, it has the instance if it has any.
 
     Raises:
         QueryError: the expression is empty or too long.
@@ -77,7 +78,7 @@ def _located(
     file: SourceFile,
     localizer: PixelLocalizer,
     expression: str,
-    min_presence: float | None,
+    min_presence: float,
 ) -> LocatedPhoto:
     read = partial(source.read, file)
     try:
@@ -85,12 +86,9 @@ def _located(
     except (ImageError, MemoryError) as error:
         return LocatedPhoto(uri=file.uri, error=str(failure_of(error)))
     best = found.boxes[0] if found.boxes else None
-    present = found.present
-    if min_presence is not None and found.presence is not None:
-        present = best is not None and found.presence >= min_presence
     return LocatedPhoto(
         uri=file.uri,
-        present=present,
+        present=best is not None and (found.presence is None or found.presence >= min_presence),
         presence=found.presence,
         box=best.box if best else None,
         score=best.score if best else None,

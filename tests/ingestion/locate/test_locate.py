@@ -52,7 +52,7 @@ def test_every_photo_is_decided_or_says_why_not(photos: Path) -> None:
     localizer = PixelLocalizer(FakeEncoder(), CALIBRATION)
     found = {
         Path(each.uri).name: each
-        for each in locate_photos(open_source(photos), localizer, "the red box", None)
+        for each in locate_photos(open_source(photos), localizer, "the red box")
     }
     assert [name for name, each in found.items() if each.present] == ["red.png"]
     assert found["red.png"].box == pytest.approx((0.1, 0.25, 0.4, 0.75))
@@ -81,7 +81,7 @@ def test_the_threshold_decides(photos: Path) -> None:
 def test_a_list_may_name_photos_that_are_gone(photos: Path) -> None:
     (photos / "list.txt").write_text("red.png\ngone.png\n")
     localizer = PixelLocalizer(FakeEncoder())
-    first, second = locate_photos(open_source(photos / "list.txt"), localizer, "the red box", None)
+    first, second = locate_photos(open_source(photos / "list.txt"), localizer, "the red box")
     assert (first.present, first.presence) == (True, None)
     assert second.error.startswith("missing: ")
 
