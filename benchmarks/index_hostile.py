@@ -31,7 +31,8 @@ from reir_testing.ingestion import (
 )
 
 NUM_HITS = 200
-"""An instance is found if it is among so many of the about 4,000 of the gallery."""
+"""An instance counts as found if it is among this many hits of a search for its own vector. The
+gallery has about 4,000 instances."""
 
 
 def right_rows(store: InstanceStore, gallery: str, files: list[HostileFile]) -> list[HostileFile]:

@@ -114,18 +114,18 @@ def plan(figures: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
 
 
 COLUMNS = {
-    "embedded, ms": "p1.{}.ours.p50_ms",
-    "embedded CPU a query, ms": "p1.{}.ours.cpu_ms",
-    "plain Lite FLAT, ms": "p1.{}.lite_flat.p50_ms",
-    "plain Lite HNSW, ms": "p1.{}.lite_hnsw.p50_ms",
-    "server, ms": "p1.server_{}.ours.p50_ms",
-    "server CPU a query, ms": "p1.server_{}.ours.cpu_ms",
-    "first search of a process, ms": "p1.{}.ours.first_search_ms",
-    "own memory of a reader, MiB": "p1.{}.ours.own_mib",
-    "shared by all readers, MiB": "p1.{}.ours.mapped_mib",
+    "one search in the embedded store, ms": "p1.{}.ours.p50_ms",
+    "processor time of that search, ms": "p1.{}.ours.cpu_ms",
+    "one search in plain Milvus Lite, FLAT index, ms": "p1.{}.lite_flat.p50_ms",
+    "one search in plain Milvus Lite, HNSW index, ms": "p1.{}.lite_hnsw.p50_ms",
+    "one search on a Milvus server, ms": "p1.server_{}.ours.p50_ms",
+    "processor time of that search on the server, ms": "p1.server_{}.ours.cpu_ms",
+    "first search of a process in the embedded store, ms": "p1.{}.ours.first_search_ms",
+    "memory that each searching process has for itself, MiB": "p1.{}.ours.own_mib",
+    "memory that all searching processes share, MiB": "p1.{}.ours.mapped_mib",
     "embedded store on disk, MiB": "p1.{}.ours.disk_mib",
-    "server memory, MiB": "p1.server_{}.anon_mib",
-    "server on disk, MiB": "p1.server_{}.disk_mib",
+    "memory of the server, MiB": "p1.server_{}.anon_mib",
+    "data of the server on disk, MiB": "p1.server_{}.disk_mib",
 }
 
 

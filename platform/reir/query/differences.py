@@ -28,8 +28,8 @@ from reir.text import opening_phrase, swap_left_right
 
 COLOR, OBJECT = "color", "object"
 SIDE_GAIN, OBJECT_GAIN = 0.1, 0.3
-"""Another side or class is named if its score on the instance exceeds that of the side or class in
-the sentence by at least this much."""
+"""The score of another side or class on the instance must exceed that of the side or class in the
+sentence by this much. Otherwise, no difference is named."""
 
 OBJECT_LEAD = 0.1
 """The score of the best class must also exceed that of the second best class by this much."""

@@ -179,7 +179,7 @@ class PhotoScan:
                 yield found
 
     async def _verified(self, found: Sequence[FoundPhoto]) -> list[FoundPhoto]:
-        """Return those of the found photos that the colors of their pixels do not rule out."""
+        """Compare the colors of photos, and return the photos that are still found."""
         requests = [
             VerifyRequest(
                 image_id=each.image_id, uri=each.uri, box=each.box, expression=self.expression
@@ -198,7 +198,7 @@ class PhotoScan:
         return list(filter(self._is_found, judged))
 
     async def _by_vectors(self) -> AsyncIterator[list[FoundPhoto]]:
-        """Yield the photos that are found by their vectors alone, part by part."""
+        """Yield the photos that are found if no colors are compared, part by part."""
         found = self._found(self.first.rows)
         if len(found) < FIRST_PHOTOS:
             yield found

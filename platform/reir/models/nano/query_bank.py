@@ -30,7 +30,7 @@ count too much where two instances are compared ("more like this")."""
 
 MAX_PART = 2000
 """An extended bank has at most this many of its old sentences, and at most this many new ones.
-Without a limit, the bank would grow each time that a model is fine-tuned again."""
+Without this limit, the bank would grow with each fine-tuning of the same model."""
 
 
 class QueryBank(nn.Module):

@@ -60,7 +60,7 @@ class EveryPhotoRequest(ApiRequest):
     min_presence: Side | None = Field(
         None,
         description="Threshold of the probability that the object is in a photo. "
-        f"Default: {LIKELY}, from which on it is likely.",
+        f"Default: {LIKELY}, from which on the word for it is 'likely'.",
     )
     precision: Side | None = Field(
         None,
@@ -75,8 +75,8 @@ class EveryPhotoRequest(ApiRequest):
 
     verify: bool = Field(
         False,
-        description="Compare the colors that the expression names with the pixels of the found "
-        "photos, and leave out those whose probability is then below the threshold.",
+        description="Compare the colors in the expression with the pixels of each found photo, and "
+        "leave out a photo if its probability is then below the threshold.",
     )
 
     @model_validator(mode="after")
