@@ -109,7 +109,7 @@ def print_every_photo(  # noqa: PLR0913 - the options of the command
 
 
 def print_tables(found: EveryPhoto) -> None:
-    """Print the threshold, tables of the photos, and their number."""
+    """Print the threshold, tables of the photos, and how many were found and left out."""
     console = output()
     if seems_foreign(found.expression):
         console.print(Text(NOTE, style="yellow"))
@@ -119,7 +119,13 @@ def print_tables(found: EveryPhoto) -> None:
         console.print("", as_table(rows, number + 1), "", sep="\n")
         number += len(rows)
     place = f"in gallery {found.gallery}, version {found.version}"
-    console.print(Text(f"{plural(number, 'photo')} found {place}", style="dim"))
+    ending = f"{plural(number, 'photo')} found {place}"
+    if found.num_contradicted:
+        ending += (
+            f"; {plural(found.num_contradicted, 'photo')} left out, because the colors do not fit "
+            f"(--no-verify keeps them)"
+        )
+    console.print(Text(ending, style="dim"))
 
 
 def expectation(decision: Decision, num_photos: int | None) -> str:

@@ -20,7 +20,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from reir.client.parsing import (
     Json,
-    found_photo_of,
     gallery_of,
     image_of,
     localization_of,
@@ -170,7 +169,7 @@ class Client(AbstractContextManager["Client"]):
         )
         answer, _ = other._answer("POST", "/v1/search/all", json_body(asked), stream=True)
         lines = other._lines(answer)
-        return photo_search_of(next(lines), map(found_photo_of, lines))
+        return photo_search_of(next(lines), lines)
 
     def similar(
         self,
@@ -433,7 +432,7 @@ class Client(AbstractContextManager["Client"]):
         raise AssertionError("the last attempt returns or raises")
 
     def _lines(self, answer: http.client.HTTPResponse) -> Iterator[Json]:
-        """Yield the values of a stream's lines up to its end, then close the connection.
+        """Yield the values of a stream's lines, at last its end, then close the connection.
 
         Raises:
             ReirError: the server reported an error, or the answer ended before it was complete.
@@ -446,9 +445,9 @@ class Client(AbstractContextManager["Client"]):
                     if "error" in value:
                         told = value["error"]
                         raise error_of(self.url, told["status"], json.dumps(told).encode())
+                    yield value
                     if "end" in value:
                         return
-                    yield value
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = f" ({error or type(error).__name__})"
         raise ServerError(

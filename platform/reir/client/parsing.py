@@ -10,7 +10,7 @@ from typing import Any
 
 from reir.models.color_reading import ColorReading
 from reir.models.zoom_steps import ZoomSearch, ZoomStep
-from reir.query.every_photo import EveryPhoto, FoundPhoto
+from reir.query.every_photo import EveryPhoto, FoundPhoto, ScannedPart
 from reir.query.photo_curve import Decision
 from reir.records import Box, ImageRecord, MaskRle
 from reir.results import (
@@ -46,19 +46,23 @@ def result_of(answer: Json, reader: PhotoReader) -> SearchResult:
     )
 
 
-def photo_search_of(line: Json, photos: Iterator[FoundPhoto]) -> EveryPhoto:
+def photo_search_of(line: Json, others: Iterator[Json]) -> EveryPhoto:
     """Return the answer whose first `EveryPhotoLine` is `line`."""
     told = line["search"]
     names = ("expression", "gallery", "version", "num_photos")
     decision = Decision(**{name: told[name] for name in ("min_presence", "recall", "precision")})
-    return EveryPhoto(**{name: told[name] for name in names}, decision=decision, photos=photos)
+    parts = map(_part, others)
+    return EveryPhoto(**{name: told[name] for name in names}, decision=decision, parts=parts)
 
 
-def found_photo_of(line: Json) -> FoundPhoto:
-    """Return the photo of an `EveryPhotoLine`."""
+def _part(line: Json) -> ScannedPart:
+    """Return what an `EveryPhotoLine` adds to an answer: a photo, or the numbers at its end."""
+    if "end" in line:
+        # Servers of earlier versions do not count them.
+        return ScannedPart((), num_contradicted=line["end"].get("contradicted", 0))
     told = line["photo"]
     names = ("image_id", "uri", "presence", "instance_id", "score", "attributes")
-    return FoundPhoto(**{name: told[name] for name in names}, box=_box(told))
+    return ScannedPart([FoundPhoto(**{name: told[name] for name in names}, box=_box(told))])
 
 
 def _hit(hit: Json, reader: PhotoReader) -> Hit:

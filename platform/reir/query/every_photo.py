@@ -96,6 +96,20 @@ class FoundPhoto:
     attributes: Attributes = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ScannedPart:
+    """What a part of the gallery adds to an answer.
+
+    Attributes:
+        photos: the photos that are found.
+        num_contradicted: number of photos that are left out, because their pixels contradict a
+            color of the expression.
+    """
+
+    photos: Sequence[FoundPhoto]
+    num_contradicted: int = 0
+
+
 @dataclass(kw_only=True)
 class EveryPhoto(Iterator[FoundPhoto]):
     """The photos that have the described instance; they are read while they are iterated over.
@@ -108,7 +122,9 @@ class EveryPhoto(Iterator[FoundPhoto]):
         num_photos: number of photos in the gallery, whether or not they pass the filter; None if
             the API key may not know.
         decision: the threshold, and how often it should be right.
-        photos: the photos.
+        parts: the answer, part by part.
+        num_contradicted: number of photos that have been left out so far, because their pixels
+            contradict a color of the expression.
     """
 
     expression: str
@@ -116,11 +132,16 @@ class EveryPhoto(Iterator[FoundPhoto]):
     version: str
     num_photos: int | None
     decision: Decision
-    photos: Iterator[FoundPhoto]
+    parts: Iterator[ScannedPart]
+    num_contradicted: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with the first photo."""
+        self._photos = self._iterate()
 
     def __next__(self) -> FoundPhoto:
         """Return the next photo."""
-        return next(self.photos)
+        return next(self._photos)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the answer as JSON values, one for each line: the search, the photos, the end."""
@@ -131,7 +152,12 @@ class EveryPhoto(Iterator[FoundPhoto]):
         for photo in self:
             num_found += 1
             yield {"photo": asdict(photo)}
-        yield {"end": {"found": num_found}}
+        yield end_line(num_found, self.num_contradicted)
+
+    def _iterate(self) -> Iterator[FoundPhoto]:
+        for part in self.parts:
+            self.num_contradicted += part.num_contradicted
+            yield from part.photos
 
 
 def search_line(
@@ -140,6 +166,11 @@ def search_line(
     """Return the first line of an answer."""
     told = {"expression": expression, "gallery": gallery, "version": version}
     return {"search": {**told, "num_photos": num_photos, **asdict(decision)}}
+
+
+def end_line(num_found: int, num_contradicted: int) -> dict[str, Any]:
+    """Return the last line of a complete answer."""
+    return {"end": {"found": num_found, "contradicted": num_contradicted}}
 
 
 @dataclass(frozen=True)
@@ -164,8 +195,8 @@ class PhotoScan:
     background: float
     first: RetrieveResult
 
-    async def parts(self) -> AsyncIterator[list[FoundPhoto]]:
-        """Yield the found photos, part by part.
+    async def parts(self) -> AsyncIterator[ScannedPart]:
+        """Yield the answer, part by part.
 
         Raises:
             ReirError: an error of the store.
@@ -176,10 +207,10 @@ class PhotoScan:
                 for start in range(0, len(found), VERIFIED_AT_ONCE):
                     yield await self._verified(found[start : start + VERIFIED_AT_ONCE])
             else:
-                yield found
+                yield ScannedPart(found)
 
-    async def _verified(self, found: Sequence[FoundPhoto]) -> list[FoundPhoto]:
-        """Compare the colors of photos, and return the photos that are still found."""
+    async def _verified(self, found: Sequence[FoundPhoto]) -> ScannedPart:
+        """Compare the colors of photos, and leave out those that are no longer found."""
         requests = [
             VerifyRequest(
                 image_id=each.image_id, uri=each.uri, box=each.box, expression=self.expression
@@ -195,7 +226,8 @@ class PhotoScan:
             )
             for each, colors in zip(found, read, strict=True)
         )
-        return list(filter(self._is_found, judged))
+        kept = list(filter(self._is_found, judged))
+        return ScannedPart(kept, num_contradicted=len(found) - len(kept))
 
     async def _by_vectors(self) -> AsyncIterator[list[FoundPhoto]]:
         """Yield the photos that are found if no colors are compared, part by part."""
@@ -286,10 +318,10 @@ async def begin_scan(query: EveryPhotoQuery, stages: Stages) -> PhotoScan:
     )
 
 
-def photos_now(
-    scan: PhotoScan, run: Callable[[Coroutine[Any, Any, list[FoundPhoto]]], list[FoundPhoto]]
-) -> Iterator[FoundPhoto]:
-    """Yield the photos of a scan whose stages never wait.
+def parts_now(
+    scan: PhotoScan, run: Callable[[Coroutine[Any, Any, ScannedPart]], ScannedPart]
+) -> Iterator[ScannedPart]:
+    """Yield the parts of a scan whose stages never wait.
 
     Args:
         scan: of a gallery in this process.
@@ -297,15 +329,14 @@ def photos_now(
     """
     parts = scan.parts()
 
-    async def next_part() -> list[FoundPhoto]:
+    async def next_part() -> ScannedPart:
         return await anext(parts)
 
     while True:
         try:
-            found = run(next_part())
+            yield run(next_part())
         except StopAsyncIteration:
             return
-        yield from found
 
 
 def _checked(query: EveryPhotoQuery) -> EveryPhotoQuery:

@@ -38,7 +38,7 @@ from reir.query.every_photo import (
     EveryPhotoOptions,
     EveryPhotoQuery,
     begin_scan,
-    photos_now,
+    parts_now,
 )
 from reir.query.local_stages import LocalStages
 from reir.query.localize import PixelLocalizer
@@ -408,7 +408,7 @@ class Gallery(AbstractContextManager["Gallery"]):
             version=scan.first.version,
             num_photos=scan.first.num_indexed,
             decision=scan.decision,
-            photos=photos_now(scan, run_now),
+            parts=parts_now(scan, run_now),
         )
 
     def ask(self, queries: Sequence[Query]) -> list[SearchResult]:

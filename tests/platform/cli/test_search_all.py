@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 
 from reir.cli import every_photo, main
+from reir.query.every_photo import PhotoScan, ScannedPart
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, Gallery
 from reir.store.memory import MemoryStore
@@ -48,7 +50,7 @@ def test_json_has_a_line_for_each_photo(capsys: pytest.CaptureFixture[str]) -> N
     first, *photos, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["search"]["min_presence"] == 0
     assert [each["photo"]["image_id"] for each in photos] == [f"img00{n}" for n in range(DIM)]
-    assert last == {"end": {"found": DIM}}
+    assert last == {"end": {"found": DIM, "contradicted": 0}}
 
 
 @pytest.mark.usefixtures("store")
@@ -70,6 +72,21 @@ def test_tables_say_what_to_expect(
     assert text.count("presence  photo") == 2
     assert "\n4 " in text
     assert text.splitlines()[-1].startswith("4 photos found")
+
+
+@pytest.mark.usefixtures("store")
+def test_the_last_line_tells_how_many_photos_have_other_colors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def parts(self: PhotoScan) -> AsyncIterator[ScannedPart]:
+        yield ScannedPart([], num_contradicted=2)
+
+    monkeypatch.setattr(PhotoScan, "parts", parts)
+    assert main.run([*ALL]) == 0
+    assert " ".join(capsys.readouterr().out.split()).endswith(
+        "0 photos found in gallery photos, version v1; 2 photos left out, because the colors do "
+        "not fit (--no-verify keeps them)"
+    )
 
 
 @pytest.mark.usefixtures("store")

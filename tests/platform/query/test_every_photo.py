@@ -189,7 +189,7 @@ def test_the_lines_of_an_answer() -> None:
     photo = lines[1]["photo"]
     assert (photo["image_id"], photo["instance_id"], photo["score"]) == ("img000", "img000#0", 1.0)
     assert (photo["box"], photo["attributes"]) == ([0, 0, 1, 1], {"parity": 0})
-    assert lines[2] == {"end": {"found": 1}}
+    assert lines[2] == {"end": {"found": 1, "contradicted": 0}}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import reir
 from reir.client.http_client import Client
 from reir.errors import QueryError, ServerError, StoreUnavailable
 from reir.query import every_photo
+from reir.query.every_photo import PhotoScan, ScannedPart, end_line
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, Gallery
 from reir_serving.backend.models import LoadedModel, ModelCache
@@ -63,13 +64,13 @@ def test_the_stream_has_what_the_library_finds(client: TestClient, local: Galler
         "precision": 0.5,
     }
     assert [each["photo"]["instance_id"] for each in photos] == [e.instance_id for e in wanted]
-    assert last == {"end": {"found": 2}}
+    assert last == end_line(2, 0)
     assert client.get(photos[0]["photo"]["thumbnail_url"]).status_code == 200
 
 
 def test_filter_and_threshold_hold(client: TestClient) -> None:
     assert len(lines_of(client, min_presence=0.0, where='attr.camera == "X100"')) == 3
-    assert lines_of(client)[-1] == {"end": {"found": 1}}
+    assert lines_of(client)[-1] == end_line(1, 0)
     assert lines_of(client, recall=0.9)[0]["search"]["min_presence"] == 0.3
 
 
@@ -103,7 +104,7 @@ def test_a_tenant_sees_its_own_photos_only(
     assert first["search"]["num_photos"] is None
     assert photo["photo"]["attributes"] == {"tenant": "acme"}
     assert "/" not in photo["photo"]["uri"]
-    assert last == {"end": {"found": 1}}
+    assert last == end_line(1, 0)
 
 
 def test_the_client_streams(remote: Client, local: Gallery) -> None:
@@ -119,6 +120,19 @@ def test_the_client_streams(remote: Client, local: Gallery) -> None:
     assert len(list(first)) == 1
     with pytest.raises(QueryError, match="gallery of 2 photos"):
         remote.every_photo("the green box", "photos", precision=0.999)
+
+
+def test_the_end_tells_how_many_photos_have_other_colors(
+    remote: Client, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def parts(self: PhotoScan) -> Any:
+        yield ScannedPart(self._found(self.first.rows), num_contradicted=2)
+        yield ScannedPart([], num_contradicted=3)
+
+    monkeypatch.setattr(PhotoScan, "parts", parts)
+    assert lines_of(client)[-1] == {"end": {"found": 1, "contradicted": 5}}
+    found = remote.every_photo("the green box", "photos")
+    assert (len(list(found)), found.num_contradicted) == (1, 5)
 
 
 def test_an_error_within_the_stream_is_its_last_line(
@@ -143,11 +157,11 @@ def test_an_error_within_the_stream_is_its_last_line(
 def test_a_cut_stream_is_an_error(
     remote: Client, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cut(self: every_photo.PhotoScan) -> Any:
-        yield self._found(self.first.rows)
+    async def cut(self: PhotoScan) -> Any:
+        yield ScannedPart(self._found(self.first.rows))
         raise AssertionError("the connection breaks")
 
-    monkeypatch.setattr(every_photo.PhotoScan, "parts", cut)
+    monkeypatch.setattr(PhotoScan, "parts", cut)
     found = remote.every_photo("the green box", "photos")
     with pytest.raises(ServerError, match="ended before it was complete"):
         list(found)
@@ -158,7 +172,7 @@ def test_a_promotion_to_another_model_is_followed(
 ) -> None:
     monkeypatch.setattr("reir_serving.backend.workers.LIVE_STALE_S", 0.0)
     monkeypatch.setattr("reir_serving.backend.workers.LIVE_FRESH_S", 0.0)
-    assert lines_of(client)[-1] == {"end": {"found": 1}}
+    assert lines_of(client)[-1] == end_line(1, 0)
     other = FakeEncoder()
     other.digest = "other"
     backend.store.create_version(
@@ -169,4 +183,4 @@ def test_a_promotion_to_another_model_is_followed(
     extras = CheckpointExtras(calibration=calibrated)
     backend._workers._models = ModelCache(lambda _: LoadedModel(other, extras))
     first, last = lines_of(client)
-    assert (first["search"]["version"], last) == ("v2", {"end": {"found": 0}})
+    assert (first["search"]["version"], last) == ("v2", end_line(0, 0))

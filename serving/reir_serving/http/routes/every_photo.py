@@ -13,7 +13,13 @@ from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
 from reir.errors import ReirError
-from reir.query.every_photo import EveryPhotoQuery, FoundPhoto, PhotoScan, search_line
+from reir.query.every_photo import (
+    EveryPhotoQuery,
+    FoundPhoto,
+    PhotoScan,
+    end_line,
+    search_line,
+)
 from reir.results import LIKELY
 from reir_serving.http.endpoint_context import Context, EndpointContext
 from reir_serving.http.openapi import schema_ref
@@ -120,9 +126,16 @@ class FoundPhotoOut(ApiAnswer):
 
 
 class SearchEnd(ApiAnswer):
-    """The end of a complete answer: the number of photos."""
+    """The end of a complete answer.
+
+    Attributes:
+        found: number of photos.
+        contradicted: number of photos that were left out, because their pixels contradict a color
+            of the expression.
+    """
 
     found: int
+    contradicted: int
 
 
 class EveryPhotoLine(ApiAnswer):
@@ -170,16 +183,17 @@ async def _lines(context: EndpointContext, gallery: str, scan: PhotoScan) -> Asy
     num_photos = None if context.caller.tenant else first.num_indexed
     told = (scan.query.expression, gallery, first.version, num_photos, scan.decision)
     yield _line(search_line(*told))
-    found = 0
+    num_found = num_contradicted = 0
     try:
-        async for photos in scan.parts():
-            found += len(photos)
-            yield b"".join(_line({"photo": _photo(each, context, gallery)}) for each in photos)
+        async for part in scan.parts():
+            num_found += len(part.photos)
+            num_contradicted += part.num_contradicted
+            yield b"".join(_line({"photo": _photo(each, context, gallery)}) for each in part.photos)
     except ReirError as error:  # the status has been sent, so the last line says what happened
         problem = problem_of_reir_error(error)
         yield _line({"error": json.loads(problem_body(problem, context.request_id))})
         return
-    yield _line({"end": {"found": found}})
+    yield _line(end_line(num_found, num_contradicted))
 
 
 def _photo(photo: FoundPhoto, context: EndpointContext, gallery: str) -> JsonObject:
