@@ -34,7 +34,7 @@ def is_embedded(location: str | None = None) -> bool:
 
 
 def open_store(location: str | None = None, *, patient: bool = True) -> InstanceStore:
-    """Open a store. It connects to nothing before its first use.
+    """Open a store. Only the server of an embedded store starts at once; nothing is connected yet.
 
     Args:
         location: "memory:" for a store in the memory of this process; a directory for an embedded
@@ -74,11 +74,8 @@ def _open_server(address: str, patient: bool) -> InstanceStore:
 
 
 def _open_directory(directory: Path, patient: bool) -> InstanceStore:
-    from reir.store.client import BACK_OFFS_S, SHORT_BACK_OFFS_S, MilvusConnection
-    from reir.store.embedded.embedded_store import EmbeddedStore
     from reir.store.embedded.lite_server import LiteServer
     from reir.store.embedded.read_only import copy_with_symlinks, why_read_only
-    from reir.store.embedded.version_journals import VersionJournals
 
     # Not `Path.exists`, which raises an error if permission is missing.
     if os.path.exists(directory) and not os.path.isdir(directory):
@@ -86,6 +83,13 @@ def _open_directory(directory: Path, patient: bool) -> InstanceStore:
     read_only = why_read_only(directory)
     copy = copy_with_symlinks(directory) if read_only else None
     server = LiteServer(directory, copy=copy)
+    # The server takes about a second to start, and the imports below about as long.
+    server.start_ahead()
+
+    from reir.store.client import BACK_OFFS_S, SHORT_BACK_OFFS_S, MilvusConnection
+    from reir.store.embedded.embedded_store import EmbeddedStore
+    from reir.store.embedded.version_journals import VersionJournals
+
     back_offs_s = BACK_OFFS_S if patient else SHORT_BACK_OFFS_S
     connection = MilvusConnection(server, back_offs_s=back_offs_s)
     journals = VersionJournals(server.directory / "reader")

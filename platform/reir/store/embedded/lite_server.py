@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,11 +91,18 @@ class LiteServer:
         self._copy = copy
         self._idle_s = idle_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._ahead: Future[Address] | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._clients_lock = FileLock(self.directory / CLIENTS_LOCK)
         except OSError as error:
             raise StoreUnavailable(str(directory), f"cannot be written ({error})") from error
+
+    def start_ahead(self) -> None:
+        """Find or start a server in a thread; the first call of `address` waits for the result."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="reir-lite-server")
+        self._ahead = pool.submit(self._find_or_start)
+        pool.shutdown(wait=False)
 
     def address(self) -> Address:
         """Return the address of the server, and start one if there is none.
@@ -103,6 +111,10 @@ class LiteServer:
             StoreUnavailable: no server starts; or one runs, but does not write its address; or the
                 directory no longer exists.
         """
+        ahead, self._ahead = self._ahead, None
+        return self._find_or_start() if ahead is None else ahead.result()
+
+    def _find_or_start(self) -> Address:
         self._relock()
         # The lock comes first: an idle server ends only with an exclusive lock on this file, so the
         # one that is found below keeps running.
@@ -132,6 +144,8 @@ class LiteServer:
 
     def close(self) -> None:
         """Stop using the store. Its server ends once no client uses it; that of a copy ends now."""
+        if self._ahead is not None:
+            wait([self._ahead])
         self._clients_lock.close()
         if self._copy is not None:
             if self._process is not None:

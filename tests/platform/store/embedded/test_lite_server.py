@@ -103,6 +103,23 @@ def test_the_server_survives_a_kill_of_the_client_that_started_it(server: LiteSe
     assert server.address().pid == int(done.stdout)
 
 
+def test_a_server_that_was_started_ahead_is_used(server: LiteServer) -> None:
+    server.start_ahead()
+    wait_for(server.is_running, "server")
+    first = server.address()
+    assert first.answers()
+    assert server.address() == first
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for(lambda: not server.is_running(), "end of the server")
+    assert server.address().pid != first.pid
+
+
+def test_an_unused_server_that_was_started_ahead_ends(server: LiteServer) -> None:
+    server.start_ahead()
+    server.close()
+    assert (server.directory / ADDRESS_FILE).exists()  # it had started before the store was closed
+
+
 def test_a_second_server_for_one_directory_refuses(
     server: LiteServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +133,7 @@ def test_a_second_server_for_one_directory_refuses(
 def test_the_error_of_a_server_that_cannot_start_names_its_log(tmp_path: Path) -> None:
     (tmp_path / "milvus").write_text("in the way")
     server = LiteServer(tmp_path)
+    server.start_ahead()
     with pytest.raises(
         StoreUnavailable, match=r"the server ended with exit code 1; see its log .*server\.log"
     ):
