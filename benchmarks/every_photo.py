@@ -86,7 +86,7 @@ def fill(folder: Path, vectors: FloatArray, per_photo: int) -> None:
 def slow_presences(vectors: FloatArray, per_photo: int, query: FloatArray) -> FloatArray:
     """Return the presence in each photo, in the order of the photos, by a scan of all vectors."""
     best = (vectors @ query).reshape(-1, per_photo).max(axis=1)
-    return np.array([CALIBRATION.of_photo(float(score), 0.0) for score in best])
+    return np.array([CALIBRATION.of_photo(float(score), 0.0, 1) for score in best])
 
 
 def search(folder: Path, thresholds: list[list[float]], found: Path) -> dict[str, float]:

@@ -4,9 +4,10 @@
 
 Long expressions of the held-out `val` photos are searched for in galleries of several sizes, drawn
 from these photos. Half of the galleries contain the expression's own photo; it is removed from the
-others. `all_*` has the short expressions, too; a gallery without what they describe has no photo
-with an instance of that class. As in `reir search`, the colors of the first hits are verified;
-`unverified_*` is without that. `photo_*` and `box_*` are about single photos, as in `reir locate`.
+others. As in `reir search`, the colors of the first hits are verified; `unverified_*` is without
+that. `photo_*` and `box_*` are about single photos, as in `reir locate`. `all_*` and `all_photo_*`
+have the short expressions, too, and `short_photo_*` has only these; what they describe is then
+absent from photos without an instance of its class.
 
 The benchmark measures the checkpoint's `calibration.json`, which every search uses: AUROC, expected
 calibration error and the false positive rate at 90% recall, and for `found` also the effect of its
@@ -53,6 +54,7 @@ from reir_training.report.calibration import (
     calibration_figures,
     cross_validated,
     draw_galleries,
+    draw_photos,
     first_hits,
     gallery_trials,
     photo_trials,
@@ -171,7 +173,8 @@ def figures_of_test_photos(table: ScoreTable, shipped: Calibration) -> dict[str,
         for name, trials, model in (
             ("", every.rows(of_unique(table)), shipped.gallery),
             ("hit_", hits, shipped.hit),
-            ("photo_", photos, shipped.photo),
+            ("photo_", photos.rows(photos_of_unique(table)), shipped.photo),
+            ("short_photo_", photos.rows(~photos_of_unique(table)), shipped.photo),
         ):
             told = calibration_figures(probabilities(model, trials), trials.labels)
             print(f"{prefix}{name} {len(trials.labels)} trials {told}")
@@ -182,6 +185,13 @@ def figures_of_test_photos(table: ScoreTable, shipped: Calibration) -> dict[str,
 def of_unique(table: ScoreTable) -> npt.NDArray[np.bool_]:
     """Return for each trial of a gallery whether its expression is unique."""
     return table.unique[[expression for expression, _, _ in draw_galleries(table, SEED)]]
+
+
+def photos_of_unique(table: ScoreTable) -> npt.NDArray[np.bool_]:
+    """Return for each trial of a photo whether its expression is unique."""
+    unique = table.unique
+    drawn = [np.full(len(photos), unique[m]) for m, photos in draw_photos(table, SEED)]
+    return np.concatenate(drawn)
 
 
 def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
@@ -204,7 +214,8 @@ def photo_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.fl
         zip(table.own.tolist(), table.background, strict=True)
     ):
         ranked, _ = table.within(expression, own, verified=True)
-        found.append(shipped.of_photo(ranked.score, background, ranked.colors))
+        words = count_words(table.texts[expression])
+        found.append(shipped.of_photo(ranked.score, background, words, ranked.colors))
     return np.array(found)
 
 
@@ -252,8 +263,11 @@ def main() -> None:
     plain_every, plain_hits = gallery_trials(scored, SEED, verified=False)
     is_unique = of_unique(scored)
     whole, plain = every.rows(is_unique), plain_every.rows(is_unique)
-    photos, boxes = photo_trials(scored, SEED, verified=True)
-    plain_photos, plain_boxes = photo_trials(scored, SEED, verified=False)
+    all_photos, boxes = photo_trials(scored, SEED, verified=True)
+    plain_all_photos, plain_boxes = photo_trials(scored, SEED, verified=False)
+    is_of_unique = photos_of_unique(scored)
+    photos, plain_photos = all_photos.rows(is_of_unique), plain_all_photos.rows(is_of_unique)
+    short, plain_short = all_photos.rows(~is_of_unique), plain_all_photos.rows(~is_of_unique)
     found: dict[str, float] = {
         "p6.photos": len(scored.counts),
         "p6.expressions": int(scored.unique.sum()),
@@ -266,6 +280,8 @@ def main() -> None:
         ("unverified_hit", plain_hits, plain_hits, shipped.hit),
         ("photo", photos, plain_photos, shipped.photo),
         ("unverified_photo", plain_photos, plain_photos, shipped.photo),
+        ("all_photo", all_photos, plain_all_photos, shipped.photo),
+        ("short_photo", short, plain_short, shipped.photo),
         ("box", boxes, plain_boxes, shipped.box),
     ):
         prefix = f"p6.{name}_" if name else "p6."

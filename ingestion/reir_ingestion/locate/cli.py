@@ -85,8 +85,8 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
     from reir.encoders import SHIPPED_KIND
     from reir.errors import ConfigError
     from reir.index_report import format_counts
+    from reir.query.photo_curve import DEFAULT_MIN_PRESENCE
     from reir.query.search import chosen_model
-    from reir.results import LIKELY
     from reir.text import validate_expression
     from reir_ingestion.locate.photos import locate_photos
     from reir_ingestion.sources import open_source
@@ -104,7 +104,7 @@ def locate(  # noqa: PLR0913 - every argument is an option of the command
         )
     localizer = extras.localizer(model)
     tally = Tally()
-    threshold = LIKELY if min_presence is None else min_presence
+    threshold = DEFAULT_MIN_PRESENCE if min_presence is None else min_presence
     for photo in tally.counted(locate_photos(opened, localizer, expression, threshold)):
         if as_json:
             typer.echo(json.dumps(photo.to_dict()))

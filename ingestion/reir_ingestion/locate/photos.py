@@ -9,9 +9,9 @@ from typing import Any
 
 from reir.errors import ImageError
 from reir.query.localize import PixelLocalizer
+from reir.query.photo_curve import DEFAULT_MIN_PRESENCE
 from reir.query.photo_query import locate
 from reir.records import Box
-from reir.results import LIKELY
 from reir_ingestion.loading import failure_of
 from reir_ingestion.sources import Source, SourceFile
 
@@ -46,7 +46,10 @@ class LocatedPhoto:
 
 
 def locate_photos(
-    source: Source, localizer: PixelLocalizer, expression: str, min_presence: float = LIKELY
+    source: Source,
+    localizer: PixelLocalizer,
+    expression: str,
+    min_presence: float = DEFAULT_MIN_PRESENCE,
 ) -> Iterator[LocatedPhoto]:
     """Yield the decision about each photo, in the order of the source.
 

@@ -10,7 +10,7 @@ metrics, and says what the paper leaves open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +55,9 @@ from reir.metrics.resedis import (
     set_f1,
 )
 from reir.models.interfaces import InstanceEncoder
-from reir.query.presence import Calibration
+from reir.query.photo_curve import DEFAULT_MIN_PRESENCE
+from reir.query.presence import Calibration, count_words
 from reir.records import FloatArray, MaskRle
-from reir.results import LIKELY
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -151,7 +151,11 @@ def evaluate_resedis(
     queries = _Queries(dataset)
     vectors = encode_expressions(encoder, queries.texts)
     encoded = encode_gallery(encoder, dataset, images_dir, how=how)
-    thresholds = None if calibration is None else score_thresholds(calibration, vectors, LIKELY)
+    thresholds = (
+        None
+        if calibration is None
+        else score_thresholds(calibration, queries.texts, vectors, DEFAULT_MIN_PRESENCE)
+    )
     search = search_corpus(
         Expressions(vectors, queries.targets, thresholds),
         encoded.arrays,
@@ -194,7 +198,9 @@ def evaluate_resedis(
     )
 
 
-def score_thresholds(calibration: Calibration, vectors: FloatArray, min_presence: float) -> Floats:
+def score_thresholds(
+    calibration: Calibration, texts: Sequence[str], vectors: FloatArray, min_presence: float
+) -> Floats:
     """Return the score from which on a photo counts as having what each expression describes.
 
     It is where the presence in a photo reaches a threshold, within 1e-7. The presence grows with
@@ -202,23 +208,27 @@ def score_thresholds(calibration: Calibration, vectors: FloatArray, min_presence
 
     Args:
         calibration: of the encoder.
-        vectors: (M, D) expression vectors.
+        texts: M expressions.
+        vectors: (M, D) their vectors.
         min_presence: the threshold, in [0, 1].
 
     Returns:
         (M,) scores; infinity if no score is high enough.
     """
-    backgrounds = (calibration.background.score(vector) for vector in vectors)
-    return np.array([_score_threshold(calibration, each, min_presence) for each in backgrounds])
+    backgrounds = map(calibration.background.score, vectors)
+    sentences = zip(backgrounds, map(count_words, texts), strict=True)
+    return np.array([_score_threshold(calibration, *each, min_presence) for each in sentences])
 
 
-def _score_threshold(calibration: Calibration, background: float, min_presence: float) -> float:
+def _score_threshold(
+    calibration: Calibration, background: float, num_words: int, min_presence: float
+) -> float:
     low, high = -_SCORE_LIMIT, _SCORE_LIMIT
-    if calibration.of_photo(high, background) < min_presence:
+    if calibration.of_photo(high, background, num_words) < min_presence:
         return np.inf
     while high - low > _SCORE_STEP:
         middle = (low + high) / 2
-        if calibration.of_photo(middle, background) < min_presence:
+        if calibration.of_photo(middle, background, num_words) < min_presence:
             low = middle
         else:
             high = middle

@@ -202,7 +202,8 @@ def _hit(
         others = one.best_scores, one.background, one.retrieved.num_instances
         presence = calibration.of_hit(ranked.calibrated_score, *others)
         best = one.best_of_photo[row.image_id]
-        photo_presence = calibration.of_photo(best.score, one.background, best.colors)
+        words = count_words(one.query.expression)
+        photo_presence = calibration.of_photo(best.score, one.background, words, best.colors)
     return Hit(
         instance_id=row.instance_id,
         image_id=row.image_id,

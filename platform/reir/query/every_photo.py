@@ -15,14 +15,13 @@ from typing import Any, TypedDict
 
 from reir.datasets.generated_expressions import names_color
 from reir.errors import CheckpointError, GalleryNotFound, QueryError
-from reir.query.photo_curve import Decision
-from reir.query.presence import Calibration
+from reir.query.photo_curve import DEFAULT_MIN_PRESENCE, Decision
+from reir.query.presence import Calibration, count_words
 from reir.query.ranking import IdRange, within
 from reir.query.request import check_number
 from reir.query.retrieval import RetrieveRequest, RetrieveResult, VectorTerm
-from reir.query.stages import Stages, VerifyRequest
+from reir.query.stages import Stages, VerifyRequest, VerifyResult
 from reir.records import Attributes, Box, FloatArray
-from reir.results import LIKELY
 from reir.store.contract import InstanceRow
 from reir.store.filters import parse
 from reir.text import validate_expression
@@ -53,8 +52,8 @@ class EveryPhotoOptions(TypedDict, total=False):
 class EveryPhotoQuery:
     """A search for every photo that has an instance.
 
-    At most one of `min_presence`, `precision` and `recall` is given. Without one, those photos are
-    found that are likely to have the instance (`reir.results.LIKELY`).
+    At most one of `min_presence`, `precision` and `recall` is given. Without one, the threshold is
+    `reir.query.photo_curve.DEFAULT_MIN_PRESENCE`.
 
     Attributes:
         expression: describes the instance.
@@ -184,6 +183,7 @@ class PhotoScan:
         calibration: of the checkpoint.
         decision: the threshold, and how often it should be right.
         background: score of the expression on the background of the calibration.
+        num_words: of the expression, as the calibration counts them.
         first: the best `FIRST_PHOTOS` photos of the gallery.
     """
 
@@ -193,6 +193,7 @@ class PhotoScan:
     calibration: Calibration
     decision: Decision
     background: float
+    num_words: int
     first: RetrieveResult
 
     async def parts(self) -> AsyncIterator[ScannedPart]:
@@ -221,9 +222,7 @@ class PhotoScan:
         judged = (
             each
             if colors is None  # the photo cannot be read any more
-            else replace(
-                each, presence=self.calibration.of_photo(each.score, self.background, colors)
-            )
+            else replace(each, presence=self._presence(each.score, colors))
             for each, colors in zip(found, read, strict=True)
         )
         kept = list(filter(self._is_found, judged))
@@ -269,12 +268,15 @@ class PhotoScan:
         return FoundPhoto(
             image_id=row.image_id,
             uri=row.uri,
-            presence=self.calibration.of_photo(row.score, self.background),
+            presence=self._presence(row.score),
             instance_id=row.instance_id,
             box=row.box,
             score=row.score,
             attributes=row.attributes,
         )
+
+    def _presence(self, score: float, colors: VerifyResult = ()) -> float:
+        return self.calibration.of_photo(score, self.background, self.num_words, colors)
 
     def _is_found(self, photo: FoundPhoto) -> bool:
         return photo.presence >= self.decision.min_presence
@@ -314,6 +316,7 @@ async def begin_scan(query: EveryPhotoQuery, stages: Stages) -> PhotoScan:
         calibration=calibration,
         decision=_decision(checked, calibration, first.num_indexed),
         background=calibration.background.score(first.vector),
+        num_words=count_words(expression),
         first=first,
     )
 
@@ -365,7 +368,8 @@ def _decision(query: EveryPhotoQuery, calibration: Calibration, num_photos: int)
         return curve.for_precision(query.precision, num_photos)
     if query.recall is not None:
         return curve.for_recall(query.recall, num_photos)
-    return curve.at(LIKELY if query.min_presence is None else query.min_presence, num_photos)
+    given = query.min_presence
+    return curve.at(DEFAULT_MIN_PRESENCE if given is None else given, num_photos)
 
 
 def _request(

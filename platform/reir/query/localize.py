@@ -30,7 +30,7 @@ from reir.models.interfaces import (
     Segmenter,
     candidate_dims,
 )
-from reir.query.presence import Calibration
+from reir.query.presence import Calibration, count_words
 from reir.query.stages import RefineRequest, RefineResult
 from reir.query.verify.photos import PixelVerifier
 from reir.query.verify.scores import (
@@ -122,7 +122,7 @@ class PixelLocalizer:
             ranked = self._ranked(image, expression, instances, vector)
             boxes = self._boxes(instances, ranked, k, background)
             boxes = self._with_masks(image, boxes) if masks else _without_masks(boxes)
-            presence = self._presence(ranked, background)
+            presence = self._presence(ranked, background, count_words(expression))
             answers.append(
                 Localization(
                     expression=expression,
@@ -205,12 +205,14 @@ class PixelLocalizer:
             for each, segment in zip(boxes, found, strict=True)
         )
 
-    def _presence(self, ranked: RankedInstances | None, background: float) -> float | None:
+    def _presence(
+        self, ranked: RankedInstances | None, background: float, num_words: int
+    ) -> float | None:
         if self._calibration is None:
             return None
         if ranked is None:
             return 0.0
-        return self._calibration.of_photo(ranked.score, background, ranked.colors)
+        return self._calibration.of_photo(ranked.score, background, num_words, ranked.colors)
 
     def _is_there(self, presence: float | None) -> bool:
         """Whether a photo with this presence counts as showing the described instance."""

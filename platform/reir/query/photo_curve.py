@@ -13,6 +13,10 @@ import numpy as np
 
 from reir.errors import QueryError
 
+DEFAULT_MIN_PRESENCE = 0.7
+"""A photo is found from this presence on, unless the user chooses another threshold. A compromise,
+chosen on `val`: a lower one finds more of the right photos, but many more wrong ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:

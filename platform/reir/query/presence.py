@@ -33,7 +33,7 @@ from reir.records import FloatArray
 
 logger = logging.getLogger(__name__)
 
-FILE, FORMAT = "calibration.json", 6
+FILE, FORMAT = "calibration.json", 7
 BACKGROUND_FILE = "background.safetensors"
 PHOTOS = 10
 """Number of best photos whose scores the features are computed from."""
@@ -44,7 +44,8 @@ BACKGROUND_BEST = 20
 # the mean of the best; "background", the score of the same sentence there; "size", the logarithm of
 # the number of instances in the gallery.
 # Short sentences fit many photos, so they score about as high elsewhere even if their instance is
-# there: a long sentence with the same scores would be absent. Hence the number of "words".
+# there: a long sentence with the same scores would be absent. Hence the number of "words", here and
+# for photos.
 # "surprisal" is the mean surprisal of the verified hits, or 0 without verification. Verified scores
 # only compare these hits with one another; the mean tells whether any of them has the colors.
 GALLERY_FEATURES = ("score", "lead", "spread", "background", "size", "words", "surprisal")
@@ -54,7 +55,7 @@ HIT_FEATURES = ("score", "lead", "spread", "background", "size")
 # or 0: a point of score counts for more there, and without it presence is too low at both ends.
 # "surprisal" is that of the "colors" of the sentence at that instance, and their number; both are 0
 # without verification.
-PHOTO_FEATURES = ("score", "background", "excess", "surprisal", "colors")
+PHOTO_FEATURES = ("score", "background", "excess", "words", "surprisal", "colors")
 BOX_FEATURES = ("score", "lead", "spread", "background")
 
 
@@ -171,10 +172,10 @@ class Calibration:
         return self.hit(hit_features(score, best, background, num_instances))
 
     def of_photo(
-        self, score: float, background: float, colors: Sequence[ColorReading] = ()
+        self, score: float, background: float, num_words: int, colors: Sequence[ColorReading] = ()
     ) -> float:
         """Return the presence in a photo; arguments as for `photo_features`."""
-        return self.photo(photo_features(score, background, colors))
+        return self.photo(photo_features(score, background, num_words, colors))
 
     def of_box(self, score: float, best: Sequence[float], background: float) -> float:
         """Return the presence of one instance of a photo, from the scores of all, best first."""
@@ -214,17 +215,18 @@ def hit_features(
 
 
 def photo_features(
-    score: float, background: float, colors: Sequence[ColorReading] = ()
+    score: float, background: float, num_words: int, colors: Sequence[ColorReading] = ()
 ) -> tuple[float, ...]:
     """Return `PHOTO_FEATURES` of a photo.
 
     Args:
         score: inner product of its best instance.
         background: score of the sentence on the background.
+        num_words: of the sentence, see `count_words`.
         colors: what the pixels say about that instance; nothing without verification.
     """
     excess = max(0.0, score - background)
-    return score, background, excess, surprisal(colors), float(len(colors))
+    return score, background, excess, num_words, surprisal(colors), float(len(colors))
 
 
 def box_features(score: float, best: Sequence[float], background: float) -> tuple[float, ...]:

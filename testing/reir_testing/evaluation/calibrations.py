@@ -57,6 +57,6 @@ def fake_calibration(background: Background | None = None) -> Calibration:
     """
     return score_calibration(
         *(FakeEncoder().digest, 10, -8),
-        photo=Logistic(features=PHOTO_FEATURES, weights=(10, -2, 0, 0, 0), bias=-8),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(10, -2, 0, 0, 0, 0), bias=-8),
         background=background or Background.none(),
     )

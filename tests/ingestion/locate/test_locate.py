@@ -57,7 +57,7 @@ def test_every_photo_is_decided_or_says_why_not(photos: Path) -> None:
     assert [name for name, each in found.items() if each.present] == ["red.png"]
     assert found["red.png"].box == pytest.approx((0.1, 0.25, 0.4, 0.75))
     assert found["red.png"].presence == pytest.approx(
-        CALIBRATION.of_photo(found["red.png"].score or 0.0, 0.0)
+        CALIBRATION.of_photo(found["red.png"].score or 0.0, 0.0, 3)
     )
     assert found["blue.png"].box is not None
     assert (found["nothing.png"].box, found["nothing.png"].presence) == (None, 0.0)

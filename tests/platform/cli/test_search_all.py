@@ -60,8 +60,8 @@ def test_tables_say_what_to_expect(
     assert main.run([*ALL]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "Photos whose presence is at least 0.5. To expect if one of 4 photos has the object: "
-        "recall 90 %, precision 75 %."
+        "Photos whose presence is at least 0.7. To expect if one of 4 photos has the object: "
+        "recall 54 %, precision 64 %."
     )
     assert lines[2].split() == ["#", "presence", "photo", "x", "%", "y", "%"]
     assert lines[3].split()[:3] == ["1", "100", "%"]

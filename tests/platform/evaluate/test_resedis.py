@@ -25,9 +25,15 @@ from reir.images.boxes import elementwise_iou
 from reir.models.pretrained import load_pretrained
 from reir.models.proposals import Candidates
 from reir.models.siglip_crops import Detector, SiglipCropsEncoder
-from reir.query.presence import Background, Calibration
+from reir.query.photo_curve import DEFAULT_MIN_PRESENCE
+from reir.query.presence import (
+    PHOTO_FEATURES,
+    Background,
+    Calibration,
+    Logistic,
+    count_words,
+)
 from reir.records import Instances, MaskRle, RgbImage
-from reir.results import LIKELY
 from reir_testing import FakeEncoder
 from reir_testing.evaluation.calibrations import fake_calibration
 from reir_testing.photo_sets import SIZE_PX, draw_photo_set, random_scenes, three_photos
@@ -131,7 +137,7 @@ def slow_figures(data: ReferringDataset, folder: Path, judge: Calibration) -> di
         for image, instances in found.items():
             scores = np.round(instances.vectors @ vector, 5)
             best = scores.max(initial=-np.inf)
-            present = len(scores) and judge.of_photo(best, background) >= LIKELY
+            present = len(scores) and judge.of_photo(best, background, 3) >= DEFAULT_MIN_PRESENCE
             figures["true" if image in true else "false"] += bool(present)
             fitting[image] = len(scores) > 0 and all(
                 fits(box, texts, image, data) for box in instances.boxes[scores == best]
@@ -222,13 +228,19 @@ def test_thresholds_decide_as_the_presence_in_a_photo_does() -> None:
     vectors = rng.normal(size=(50, 2, 8)).astype(np.float32)
     judge = fake_calibration(Background(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)))
     queries = vectors[:20, 0] / np.linalg.norm(vectors[:20, 0], axis=-1, keepdims=True)
-    thresholds = score_thresholds(judge, queries, 0.5)
-    for vector, threshold in zip(queries, thresholds, strict=True):
+    weights = {"score": 10.0, "background": -2.0, "words": 0.5}
+    by_words = Logistic(
+        features=PHOTO_FEATURES, weights=tuple(weights.get(n, 0.0) for n in PHOTO_FEATURES), bias=-8
+    )
+    judge = replace(judge, photo=by_words)
+    texts = [" ".join(["word"] * (1 + number % 7)) for number in range(20)]
+    thresholds = score_thresholds(judge, texts, queries, 0.5)
+    for text, vector, threshold in zip(texts, queries, thresholds, strict=True):
         background = judge.background.score(vector)
         for score in rng.uniform(-1, 1, 50):
-            present = judge.of_photo(score, background) >= 0.5
+            present = judge.of_photo(score, background, count_words(text)) >= 0.5
             assert (score >= threshold) == present
-    assert np.isinf(score_thresholds(judge, queries, 1.0)).all()
+    assert np.isinf(score_thresholds(judge, texts, queries, 1.0)).all()
 
 
 def test_an_oracle_searches_the_true_boxes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reir.errors import CheckpointError, GalleryNotFound, QueryError
 from reir.query import every_photo
-from reir.query.photo_curve import PhotoCurve
+from reir.query.photo_curve import DEFAULT_MIN_PRESENCE, PhotoCurve
 from reir.query.presence import (
     PHOTO_FEATURES,
     Calibration,
@@ -34,7 +34,7 @@ CURVE = PhotoCurve(
 )
 CALIBRATION = score_calibration(
     *("table", 10, -5),
-    photo=Logistic(features=PHOTO_FEATURES, weights=(10, -1, 5, 0, 0), bias=-5),
+    photo=Logistic(features=PHOTO_FEATURES, weights=(10, -1, 5, 0, 0, 0), bias=-5),
     threshold=0.9,
     photo_threshold=0.6,
     photo_curve=CURVE,
@@ -73,7 +73,7 @@ def slow_reference(
     """Presence of every photo in which expression "number 0" is, photo by photo."""
     found = {}
     for number, part in enumerate(np.split(vectors, np.cumsum(counts))[:-1]):
-        presence = CALIBRATION.of_photo(float(part[:, 0].max()), 0.0)
+        presence = CALIBRATION.of_photo(float(part[:, 0].max()), 0.0, 2)
         if presence >= threshold and number in range(*keep.indices(len(counts))):
             found[f"img{number:03d}"] = presence
     return found
@@ -167,7 +167,7 @@ def test_the_filter_holds_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_thresholds() -> None:
     gallery = gallery_of(scattered(40, 0), [1] * 40)
-    assert gallery.every_photo("number 0").decision == CURVE.at(0.5, 40)
+    assert gallery.every_photo("number 0").decision == CURVE.at(DEFAULT_MIN_PRESENCE, 40)
     assert gallery.every_photo("number 0", recall=0.7).decision == CURVE.at(0.5, 40)
     assert gallery.every_photo("number 0", precision=0.9).decision == CURVE.at(0.8, 40)
     assert gallery.every_photo("number 0", min_presence=0.3).decision == CURVE.at(0.3, 40)
@@ -182,7 +182,7 @@ def test_the_lines_of_an_answer() -> None:
         "gallery": "photos",
         "version": "v1",
         "num_photos": DIM,
-        "min_presence": 0.5,
+        "min_presence": DEFAULT_MIN_PRESENCE,
         "recall": 0,
         "precision": 0,
     }
@@ -213,7 +213,7 @@ def test_wrong_arguments_are_refused(options: dict[str, object], field: str, rea
 def test_no_calibration_no_decision() -> None:
     with pytest.raises(QueryError, match="reir calibrate"):
         gallery_of(scattered(4, 0), [1] * 4, None).every_photo("number 0")
-    photo = replace(CALIBRATION.photo, weights=(1, 0, -2, 0, 0))
+    photo = replace(CALIBRATION.photo, weights=(1, 0, -2, 0, 0, 0))
     falling = replace(CALIBRATION, photo=photo)
     with pytest.raises(CheckpointError, match="fit it anew"):
         gallery_of(scattered(4, 0), [1] * 4, falling).every_photo("number 0")

@@ -47,7 +47,7 @@ def calibration() -> Calibration:
         digest="d",
         gallery=logistic(7),
         hit=logistic(5),
-        photo=Logistic(features=PHOTO_FEATURES, weights=(1.0, 2.0, 3.0, 4.0, 5.0), bias=-1.0),
+        photo=Logistic(features=PHOTO_FEATURES, weights=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0), bias=-1.0),
         box=logistic(4),
         threshold=0.4,
         photo_threshold=0.5,
@@ -95,14 +95,14 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     assert found.of_hit(0.6, BEST, 0.5, 99) == pytest.approx(
         logistic(5)((0.6, -0.3, 0.3, 0.5, 2.0))
     )
-    assert found.of_photo(0.9, 0.5) == pytest.approx(logistic(3)((0.9, 0.5, 0.4)))
-    assert found.of_photo(0.3, 0.5) == pytest.approx(logistic(3)((0.3, 0.5, 0.0)))
+    assert found.of_photo(0.9, 0.5, 1) == pytest.approx(logistic(4)((0.9, 0.5, 0.4, 1)))
+    assert found.of_photo(0.3, 0.5, 1) == pytest.approx(logistic(4)((0.3, 0.5, 0.0, 1)))
     colors = [
         ColorReading(word=word, probability=0.5, likely="red", likely_probability=0.5)
         for word in ("dark", "red", "red")
     ]
-    assert found.of_photo(-2, -2, colors) == pytest.approx(
-        logistic(5)((-2, -2, 0, 3 * math.log(2), 3))
+    assert found.of_photo(-4, -2, 1, colors) == pytest.approx(
+        logistic(6)((-4, -2, 0, 1, 3 * math.log(2), 3))
     )
     assert found.of_box(0.3, BEST, 0.5) == pytest.approx(logistic(4)((0.3, -0.6, 0.3, 0.5)))
     assert (found.is_found(0.4), found.is_found(0.39), found.is_found(None)) == (True, False, False)
@@ -141,7 +141,7 @@ def test_the_background_comes_back_and_belongs_to_its_weights(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": 6, "digest": "d"}', '{"format": 6, "digest": "d", "hit": {}}'],
+    ["", "[]", "{}", '{"format": 7, "digest": "d"}', '{"format": 7, "digest": "d", "hit": {}}'],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)

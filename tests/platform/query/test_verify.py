@@ -119,7 +119,7 @@ def test_every_photo_leaves_out_those_of_another_color(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(every_photo, "VERIFIED_AT_ONCE", 2)
-    photo = Logistic(features=PHOTO_FEATURES, weights=(1, 0, 0, -0.5, 0), bias=0)
+    photo = Logistic(features=PHOTO_FEATURES, weights=(1, 0, 0, 0, -0.5, 0), bias=1)
     gallery = gallery_of(photos, score_calibration(Blind().digest, 1, 0, photo=photo))
     # The best instance of each photo is the purple box.
     assert len(list(gallery.every_photo("a red box"))) == len(COLORS)
@@ -196,7 +196,7 @@ def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> No
     calibration = replace(
         calibration,
         gallery=replace(calibration.gallery, weights=tuple(weights)),
-        photo=replace(calibration.photo, weights=(20, 0, 0, -2, 1)),
+        photo=replace(calibration.photo, weights=(20, 0, 0, 0, -2, 1)),
     )
     plain_gallery = gallery_of(photos)
     extras = CheckpointExtras(calibration=calibration, verifier=PixelVerifier(load_color_reader))
@@ -212,7 +212,7 @@ def test_presence_is_computed_from_the_verified_scores(photos: list[Path]) -> No
     explained = gallery.search(sentence, verify=True, explain=True)
     read = [hit.evidence.colors for hit in explained if hit.evidence is not None]
     assert [hit.photo_presence for hit in found] == pytest.approx(
-        [calibration.of_photo(plain[0].score, 0, colors) for colors in read]
+        [calibration.of_photo(plain[0].score, 0, 0, colors) for colors in read]
     )
     mean = float(np.mean([sum(each.surprisal for each in of_hit) for of_hit in read]))
     features = [found[0].score, 0, 0, 0, 0, 0, mean]
@@ -250,7 +250,7 @@ def test_the_instances_of_one_photo_are_ordered_by_their_colors() -> None:
     image = draw_scene((300, 100), [("red", (20, 20, 80, 80)), ("green", (200, 20, 260, 80))])
     calibration = score_calibration(FakeEncoder().digest, 5, 0)
     calibration = replace(
-        calibration, photo=replace(calibration.photo, weights=(0, 0, 0, -2, 2), bias=1.0)
+        calibration, photo=replace(calibration.photo, weights=(0, 0, 0, 0, -2, 2), bias=1.0)
     )
     localizer = PixelLocalizer(Blind(), calibration, verifier=PixelVerifier(load_color_reader))
     plain = PixelLocalizer(Blind(), calibration).locate(image, ["a red box"])[0]

@@ -22,6 +22,7 @@ from reir.query.presence import (
     GALLERY_FEATURES,
     PHOTO_FEATURES,
     Background,
+    count_words,
     load_calibration,
     photo_features,
 )
@@ -113,7 +114,9 @@ def test_the_curve_counts_every_expression_on_every_photo() -> None:
         found = wrong = 0
         for m, own in enumerate(scored.own):
             for photo, score in enumerate(scored.best[m].tolist()):
-                passed = model(photo_features(score, scored.background[m])) >= threshold
+                words = count_words(scored.texts[m])
+                features = photo_features(score, scored.background[m], words)
+                passed = model(features) >= threshold
                 found += passed and photo == own
                 wrong += passed and photo != own
         assert recall == pytest.approx(found / 50)
@@ -270,7 +273,8 @@ def test_verified_trials_of_photos_are_those_of_verified_instances() -> None:
             first_px = scored.first_boxes_px(expression, photo, 1)
             np.testing.assert_allclose(first_px, gallery.boxes_px[rows][[scores.argmax()]])
             background = scored.background[expression]
-            expected = photo_features(ranked.score, background, ranked.colors)
+            words = count_words(scored.texts[expression])
+            expected = photo_features(ranked.score, background, words, ranked.colors)
             assert photos.features[row] == pytest.approx(expected, abs=1e-6)
             assert photos.labels[row] == (photo == expression)
             np.testing.assert_allclose(boxes.features[3 * row : 3 * row + 3, 0], ranked.scores)
@@ -307,7 +311,13 @@ def test_a_gallery_without_it_has_nothing_that_is_alike() -> None:
         if not present:
             assert alike.isdisjoint(photos.tolist())
     assert scored.unique.tolist() == [False] + [True] * 59
-    assert [expression for expression, _ in draw_photos(scored, seed=0)] == list(range(1, 60))
+    tried = dict(draw_photos(scored, seed=0))
+    assert list(tried) == list(range(60))
+    assert alike.isdisjoint(set(tried[0].tolist()) - {0})
+    assert alike & set(tried[1].tolist())
+    # What may be in all photos is tried on none of them.
+    scored.alike[0] = np.arange(60)
+    assert 0 not in dict(draw_photos(scored, seed=0))
 
 
 def test_short_expressions_may_describe_any_instance_of_their_class(tmp_path: Path) -> None:

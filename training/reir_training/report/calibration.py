@@ -181,20 +181,22 @@ def gallery_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Tr
 
 
 def draw_photos(scored: ScoreTable, seed: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """Yield the photos that each unique expression is tried on.
+    """Yield the photos that each expression is tried on.
 
     Half of the tries are on the photo that the expression describes. The others are alternately on
-    a random photo and on one of the photos with the highest scores.
+    a random photo and on one of the photos with the highest scores, of those that do not show what
+    it describes.
 
     Yields:
         (expression, photos).
     """
     rng = np.random.default_rng(seed)
-    for expression in np.flatnonzero(scored.unique).tolist():
-        own = scored.own[expression]
-        # Random photos alone would be too easy to tell from the right one.
+    for expression, own in enumerate(scored.own):
         others = np.argsort(-scored.best[expression])
-        others = others[others != own]
+        others = others[~np.isin(others, scored.alike[expression])]
+        if not len(others):  # all photos may show it
+            continue
+        # Random photos alone would be too easy to tell from the right one.
         drawn = [rng.choice(others[:PHOTOS] if draw % 2 else others) for draw in range(PHOTO_DRAWS)]
         yield expression, np.array([*drawn, *[own] * PHOTO_DRAWS], dtype=np.int64)
 
@@ -202,24 +204,28 @@ def draw_photos(scored: ScoreTable, seed: int) -> Iterator[tuple[int, npt.NDArra
 def photo_trials(scored: ScoreTable, seed: int, *, verified: bool) -> tuple[Trials, Trials]:
     """Return trials of two questions: is it in this photo, and is it this instance of the photo?
 
+    Trials of instances are left out for expressions that are not unique.
+
     Args:
         scored: scores of all expressions.
         seed: of the photos, see `draw_photos`.
         verified: whether the photos are opened (`scored.pixels`), or only their vectors compared.
     """
+    unique = scored.unique
     photos: list[tuple[tuple[float, ...], bool, int]] = []
     boxes: list[tuple[tuple[float, ...], bool, int]] = []
     for expression, drawn in draw_photos(scored, seed):
         own, background = int(scored.own[expression]), scored.background[expression]
+        words = count_words(scored.texts[expression])
         for photo in drawn.tolist():
             ranked, fits = scored.within(expression, photo, verified=verified)
-            photos.append(
-                (photo_features(ranked.score, background, ranked.colors), photo == own, own)
-            )
-            boxes += [
-                (box_features(score, ranked.scores, background), bool(right), own)
-                for score, right in list(zip(ranked.scores, fits, strict=True))[:PHOTOS]
-            ]
+            features = photo_features(ranked.score, background, words, ranked.colors)
+            photos.append((features, photo == own, own))
+            if unique[expression]:
+                boxes += [
+                    (box_features(score, ranked.scores, background), bool(right), own)
+                    for score, right in list(zip(ranked.scores, fits, strict=True))[:PHOTOS]
+                ]
     return _trials(photos), _trials(boxes)
 
 
@@ -280,20 +286,21 @@ def fit_calibration(
 def photo_curve(scored: ScoreTable, model: Logistic) -> PhotoCurve:
     """Measure the decision about a photo from the index alone, for several thresholds.
 
-    Every unique expression is tried on every photo. The thresholds are those at which equal shares
-    of the right photos are lost.
+    Every expression is tried on every photo, apart from other photos that may show what it
+    describes. The thresholds are those at which equal shares of the right photos are lost.
     """
-    unique = scored.unique
     presence_MP = np.array(
         [
-            [model(photo_features(score, background)) for score in best_P]
-            for best_P, background in zip(
-                scored.best[unique].tolist(), np.array(scored.background)[unique], strict=True
+            [model(photo_features(score, background, count_words(text))) for score in best_P]
+            for best_P, background, text in zip(
+                scored.best.tolist(), scored.background, scored.texts, strict=True
             )
         ]
     )
-    is_own = scored.own[unique, None] == np.arange(presence_MP.shape[1])
-    right, wrong = np.sort(presence_MP[is_own]), np.sort(presence_MP[~is_own])
+    photos_P = np.arange(presence_MP.shape[1])
+    is_alike_MP = np.array([np.isin(photos_P, alike) for alike in scored.alike])
+    right = np.sort(presence_MP[scored.own[:, None] == photos_P])
+    wrong = np.sort(presence_MP[~is_alike_MP])
     kept = np.linspace(0, len(right) - 1, CURVE_POINTS).astype(np.int64)
     # Rounded down, or the photo that gave a threshold would not reach it.
     thresholds = np.unique(np.floor(right[kept] * 1e6) / 1e6)

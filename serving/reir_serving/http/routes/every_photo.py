@@ -20,7 +20,7 @@ from reir.query.every_photo import (
     end_line,
     search_line,
 )
-from reir.results import LIKELY
+from reir.query.photo_curve import DEFAULT_MIN_PRESENCE
 from reir_serving.http.endpoint_context import Context, EndpointContext
 from reir_serving.http.openapi import schema_ref
 from reir_serving.http.problems import problem_body, problem_of_reir_error
@@ -66,7 +66,7 @@ class EveryPhotoRequest(ApiRequest):
     min_presence: Side | None = Field(
         None,
         description="Threshold of the probability that the object is in a photo. "
-        f"Default: {LIKELY}, from which on the word for it is 'likely'.",
+        f"Default: {DEFAULT_MIN_PRESENCE}.",
     )
     precision: Side | None = Field(
         None,
