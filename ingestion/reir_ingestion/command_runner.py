@@ -115,6 +115,7 @@ def choose_views(
     if large_photos is None:
         return current
     wanted = large_photos.views
+    # The same way keeps the live parameters, even if a later release has other defaults.
     return current if type(current) is type(wanted) else wanted
 
 
@@ -126,6 +127,7 @@ def open_sinks(
     from reir.sinks import JsonLines, Spans
     from reir.tracing import set_variables, start_tracing, stop_tracing
 
+    # Before Ray starts, because its workers inherit the variables.
     set_variables()
     with ExitStack() as opened_sinks:
         sinks: list[Sink] = []

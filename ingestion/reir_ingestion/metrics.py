@@ -78,6 +78,7 @@ FRESHNESS = PrometheusMetric(
     "Time from the listing of a file until it is searchable.",
     buckets=(0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
+# In the order of their declaration; docs/metrics.md is generated from it.
 METRICS = tuple(each for each in [*globals().values()] if isinstance(each, PrometheusMetric))
 
 
@@ -102,6 +103,7 @@ class PrometheusSink:
         self._share = ENCODER_BUSY.gauge(self.registry)
         self._latency = STORE_LATENCY.histogram(self.registry)
         self._freshness = FRESHNESS.histogram(self.registry)
+        # A time of 0 stands for no record so far.
         self._num_encoders, self._last_s = 1, 0.0
         self._close: Callable[[], None] = lambda: None
 
@@ -151,6 +153,7 @@ class PrometheusSink:
     def _note_batch(self, record: Record) -> None:
         for outcome, number in record["outcomes"].items():
             self._images.labels(outcome).inc(number)
+        # `outcomes` leaves out the photos that failed.
         for reason, number in record["failures"].items():
             self._images.labels("failed").inc(number)
             self._failures.labels(reason).inc(number)

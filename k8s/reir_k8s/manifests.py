@@ -70,6 +70,7 @@ def render(overlay: str) -> Sequence[Manifest]:
     )
     if found.returncode:
         raise ReirError(f"kustomize rejects {folder}: {found.stderr.strip()}")
+    # Documents without content are None.
     return tuple(each for each in yaml.safe_load_all(found.stdout) if each)
 
 
@@ -133,6 +134,7 @@ def commands(manifests: Sequence[Manifest]) -> dict[str, list[str]]:
     for each in manifests:
         owner = f"{each['kind']}/{each['metadata']['name']}"
         spec = each.get("spec", {})
+        # A RayCronJob has its entrypoint in the template, a RayJob has it directly.
         job = spec.get("jobTemplate", spec)
         if "entrypoint" in job:
             found[owner] = shlex.split(job["entrypoint"])

@@ -45,6 +45,7 @@ def settings_page() -> str:
 
 def _groups(name: str, model: type[BaseModel]) -> list[tuple[type[BaseModel], dict[str, Any]]]:
     """Return the classes within a section, with the dotted keys that have it and their values."""
+    # Without validation, which would miss the settings that have no default.
     values = model.model_construct()
     groups: dict[type[BaseModel], dict[str, Any]] = {model: {name: values}}
     for key, field in model.model_fields.items():

@@ -71,6 +71,7 @@ class CheckpointPart:
             digest: of what it was trained on.
             about: JSON values to store under "training" (data, steps, metrics).
         """
+        # safetensors refuses tensors that are not contiguous.
         weights = {k: v.float().cpu().contiguous() for k, v in module.state_dict().items()}
         save_file(weights, folder / self.weights_file)
         config = {
@@ -110,6 +111,7 @@ class CheckpointPart:
     def copy(self, source: Path, folder: Path) -> None:
         """Copy the part to another checkpoint directory, if `source` has it."""
         if self.is_in(source):
+            # The weights come last: `is_in` looks for them, so half a copy is not taken for a part.
             for name in (self.config_file, self.weights_file):
                 shutil.copyfile(source / name, folder / name)
 
@@ -120,6 +122,7 @@ class CheckpointPart:
             yield
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
+                # torch adds a line for each parameter that does not fit.
                 f"cannot load {self.label} in {folder}: {str(error).splitlines()[0]}; "
                 f"{self.weights_file} and {self.config_file} must come from one `reir train` run"
             ) from error

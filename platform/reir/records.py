@@ -123,6 +123,8 @@ class Instances:
     @property
     def areas(self) -> FloatArray:
         """(N,) fraction of the image that each box covers."""
+        # In float32, exactly as `reir.store.filter_fields.box_areas`: a filter on the area must
+        # keep the same instances in every store.
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float32)
 

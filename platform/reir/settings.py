@@ -34,6 +34,8 @@ STORE = "store"
 
 DEFAULT = "default"
 _SEPARATOR = "__"
+# It does not match REIR_HOME and other variables without two underscores, which belong to no
+# section.
 _SECTION_OF_VARIABLE = re.compile(rf"REIR_([A-Z]+){_SEPARATOR}")
 
 Section = TypeVar("Section", bound=StrictConfig)
@@ -143,6 +145,7 @@ def store_setting() -> tuple[str, str] | None:
 
 
 def _section_of_file(section: str) -> Values:
+    # YAML reads a section without any keys as None.
     values = _file().get(section) or {}
     if not isinstance(values, Mapping):
         raise ConfigError(
@@ -178,6 +181,8 @@ def _check_section(name: str, origin: str, *others: str) -> None:
 def _environment(section: str) -> Iterator[tuple[str, Values]]:
     """Yield the variables of a section with their values as nested mappings."""
     prefix = f"REIR_{section.upper()}{_SEPARATOR}"
+    # Sorted, so that a variable for a whole nested setting (`..__LIMITS`) comes before those for
+    # its keys (`..__LIMITS__LOW`), which count more because they are merged later.
     for name in sorted(os.environ):
         if not name.startswith(prefix):
             if found := _SECTION_OF_VARIABLE.match(name):

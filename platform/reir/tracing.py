@@ -94,6 +94,8 @@ def is_configured() -> bool:
     return (
         any(os.environ.get(name) for name in ENDPOINTS)
         and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+        # OpenTelemetry evaluates this variable only in its automatic configuration, which is not
+        # used here.
         and os.environ.get("OTEL_TRACES_EXPORTER", "otlp") == "otlp"
     )
 
@@ -122,6 +124,7 @@ def start_tracing(service: str) -> bool:
             f"traces are configured ({' or '.join(ENDPOINTS)}), but cannot be exported: {error}; "
             f"pip install 'reir-platform[operations]', or unset the variable"
         ) from error
+    # Attributes that are given in code would count more than the variable.
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
     release = version("reir-platform")
     provider = TracerProvider(resource=Resource.create({**named, "service.version": release}))
@@ -187,6 +190,7 @@ def record_span(
         start_time=period.start_ns,
     )
     if period.error:
+        # Without the message, which may quote an expression: expressions are personal data.
         span.set_attribute("error.type", period.error)
         span.set_status(StatusCode.ERROR)
     span.end(period.end_ns)

@@ -85,6 +85,7 @@ class Limits(StrictConfig):
     pixels: int = Field(50_000_000, ge=1)
     request_timeout_s: float = Field(30.0, gt=0)
     max_ongoing_requests: int = Field(8, ge=1)
+    # Small, because a longer queue adds waiting time but no throughput (docs/serve.md).
     max_queued_requests: int = Field(8, ge=0)
     max_queued_photos: int = Field(8, ge=0)
     rate_per_s: float | None = Field(None, gt=0)

@@ -107,6 +107,7 @@ def build_dataset(
     scenes = reader.read(photos.photos, lambda done, total: progress(READING, done, total))
     groups = groups_of_photos(scenes)
     tasks = tasks_of(scenes, find_look_alikes(scenes, groups))
+    # Only now, because the parser of the rules needs the class names of all photos.
     builder = writers(scenes)
     outcomes = build_outcomes(builder, tasks, options.threads, progress)
     splits = choose_splits(scenes, groups, options.val_share)

@@ -194,6 +194,8 @@ class BuilderFactory:
     def _load(self, kind: str, model: str) -> VisionLanguageModel:
         if kind == WriterName.ENDPOINT:
             return self._endpoint(model)
+        # The members of `WriterName` and `JudgeName` for the same kind of model have equal values,
+        # so either can be compared and used as a key.
         return LocalModel(model) if kind == WriterName.TRANSFORMERS else self._on_ray(model)
 
     def _on_ray(self, model: str) -> BatchModel:

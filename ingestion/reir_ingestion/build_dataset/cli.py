@@ -101,6 +101,7 @@ def build_dataset_command(  # noqa: PLR0913 - every argument is an option of the
         max_requests=max_requests, max_cost=max_cost, price_in=price_in, price_out=price_out
     )
     budget = Budget(limits, work_folder(out))
+    # Before the models are loaded, so that a wrong folder is reported at once.
     opened = open_photos(photos, annotations=annotations, split=split)
     how = BuildOptions(val_share=val_share, threads=threads)
     report = _build(opened, out, choice, checkpoint, budget, how)
@@ -164,6 +165,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         tasks: dict[str, bars.TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
+            # The stages are not known in advance, because the number of rounds of batches is not.
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total, rate="")
             speed = bar.tasks[tasks[stage]].speed or 0

@@ -17,6 +17,7 @@ from reir.images.near_duplicates import near_groups
 from reir_ingestion.build_dataset.scenes import Scene, SceneInstance
 
 NUM_LOOK_ALIKES = 8
+# Bounds the memory: with a million instances, so many rows of similarities take 2 GB.
 _ROWS_AT_ONCE = 512
 
 
@@ -36,6 +37,7 @@ class LookAlike(NamedTuple):
 
 def groups_of_photos(scenes: Sequence[Scene]) -> list[int]:
     """Return a group number for each scene; photos that look alike have the same number."""
+    # A photo that could not be read has no hash, and stays the only one of its group.
     group = list(range(len(scenes)))
     hashed = [at for at, scene in enumerate(scenes) if scene.perceptual_hash]
     hashes = np.array([int(scenes[at].perceptual_hash, 16) for at in hashed], dtype=np.uint64)
@@ -75,8 +77,10 @@ def find_look_alikes(
     for start in range(0, len(wanted), _ROWS_AT_ONCE):
         part = wanted[start : start + _ROWS_AT_ONCE]
         similarity = vectors_JD[part] @ vectors_JD.T
+        # Leaves out the photo itself, too; `isfinite` below drops such places if few others exist.
         similarity[group_J[part][:, None] == group_J] = -np.inf
         for row, cosines in zip(part, similarity, strict=True):
+            # Stable, so that equal cosines are in the same order on every machine.
             best = np.argsort(-cosines, kind="stable")[:num]
             found[places[row]] = tuple(
                 LookAlike(places[other], float(cosines[other]))

@@ -119,6 +119,7 @@ class Builder:
         try:
             writing = self.writer.write(task)
             written = [Written(each.number, clean(each.text)) for each in writing.expressions]
+            # The order of the writer stays: of more than `per_instance`, the first ones are kept.
             judged = self._judged(task, list(dict.fromkeys(written)))
         except AnswerRefused as error:
             return _outcome(task, Status.REFUSED, str(error))
@@ -142,6 +143,8 @@ class Builder:
             verdicts = judge.judge(task, [written[at] for at in left]) if left else []
             for at, verdict in zip(left, verdicts, strict=True):
                 problems[at] |= verdict.problems
+        # Also of refused expressions: a text that the writer gives to two instances is ambiguous,
+        # whichever of the two a judge accepts.
         numbers_of: dict[str, set[int]] = defaultdict(set)
         for each in written:
             numbers_of[normalize_expression(each.text)].add(each.number)

@@ -54,6 +54,7 @@ def choose_splits(scenes: Sequence[Scene], groups: Sequence[int], val_share: flo
     for scene, group in zip(scenes, groups, strict=True):
         members[group].append(scene)
     split_of = {
+        # The smallest hash does not depend on the order in which the photos are listed.
         group: VAL if _share(min(each.content_hash for each in found)) < val_share else TRAIN
         for group, found in members.items()
     }
@@ -62,6 +63,7 @@ def choose_splits(scenes: Sequence[Scene], groups: Sequence[int], val_share: flo
 
 def _share(text: str) -> float:
     """Return a number in [0, 1) that depends on a text alone, and is spread evenly."""
+    # 48 bits, which a float represents exactly; more could be rounded to 1.
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -75,6 +77,7 @@ def write_folder(
     """Write the files of the module's description; each is complete or unchanged."""
     for split in (TRAIN, VAL):
         part = [each for each, own in zip(outcomes, splits, strict=True) if own == split]
+        # `write_reircoco` writes in place, so an interruption would leave only a part of the file.
         partial = out / f".{annotations_file(split)}.part"
         write_reircoco(_dataset(photos, part), partial, every_instance=True)
         os.replace(partial, out / annotations_file(split))
@@ -84,6 +87,7 @@ def write_folder(
         (REFUSED, (line for each in outcomes for line in _refused(each))),
     ]
     for name, values in lines:
+        # `json.dumps` writes ASCII, which also expresses file names that are no valid UTF-8.
         write_text(out / name, "".join(json.dumps(value) + "\n" for value in values))
     write_text(out / LOOK_ALIKES, json.dumps(_look_alikes(outcomes)))
     _write_captions(out / CAPTIONS, outcomes)
@@ -99,8 +103,10 @@ def _dataset(photos: PhotoSet, outcomes: Iterable[Outcome]) -> ReferringDataset:
         if scene.failure:
             continue
         name = scene.photo.file_name
+        # The size that the annotated boxes, which are written unchanged, refer to.
         width, height = scene.photo.annotated_px or scene.size_px
         images.append(
+            # `read_reircoco` makes the file name the id of a photo, too.
             ReferringImage(image_id=name, file_name=name, width_px=width, height_px=height)
         )
         instances += _instances(scene, (width, height), photos.crowds.get(name, ()))
@@ -132,6 +138,7 @@ def _instances(
         yield ReferringInstance(
             instance_id=_instance_id(name, number),
             image_id=name,
+            # As annotated: `instance.box` was clipped to the photo and rounded to float32.
             box_xyxy_px=annotation.box_xyxy_px if annotation else box_px,
             category=instance.category or None,
             mask=instance.mask,
@@ -230,6 +237,7 @@ def _write_captions(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 def _training_data(out: Path, photos: PhotoSet, splits: Sequence[str]) -> Mapping[str, Any]:
     """Return the keys `data` and `evaluation` of a training configuration."""
+    # Absolute, so that `reir train` can be started in any folder.
     where = {"format": "reircoco", "path": str(out.absolute())}
     images = {"images": str(photos.images_dir.absolute())}
     source = {

@@ -94,8 +94,10 @@ def _figures(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def samples(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, JudgedExpression]]:
     """Return up to `NUM_SAMPLES` kept expressions of different photos, the same ones every time."""
     written = [each for each in outcomes if each.kept]
+    # By a hash, so that the samples come from the whole set and not only from its first photos.
     written.sort(key=lambda each: hashlib.sha256(each.task.scene.content_hash.encode()).digest())
     return [
+        # Not always the first expression: the template writer puts captions there.
         (each, each.kept[number % len(each.kept)])
         for number, each in enumerate(written[:NUM_SAMPLES])
     ]

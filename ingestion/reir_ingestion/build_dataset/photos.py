@@ -100,6 +100,8 @@ def _annotated(folder: Path, annotations: Path, split: str | None) -> PhotoSet:
     instances, crowds = _instances_by_photo(dataset)
     photos = []
     for image in dataset.images:
+        # Photos may be sent to an endpoint, so a file of annotations from elsewhere must not be
+        # able to name any other file of this machine.
         if leaves_folder(image.file_name):
             raise DataError(
                 f"{dataset.source}: image {image.image_id!r}: expected a file_name below the "

@@ -242,6 +242,7 @@ class SceneReader:
                 arrays = _flat(seen)
                 finished.save(number, arrays)
             scenes += arrays.scenes(part)
+            # For a shard that an earlier run has finished, nothing else reports its photos.
             progress(len(scenes), len(photos))
         return scenes
 
@@ -250,9 +251,11 @@ class SceneReader:
         listed = hashlib.sha256()
         for photo in photos:
             status = photo.path.stat() if photo.path.exists() else None
+            # A hash of the content would be surer, but takes reading every photo in each rerun.
             changed = (status.st_size, status.st_mtime_ns) if status else None
             boxes = [(each.box_xyxy_px, each.category) for each in photo.instances]
             listed.update(repr((photo.file_name, changed, photo.annotated_px, boxes)).encode())
+        # `format` has to be raised with every change of what a shard contains.
         return {"digest": self._encoder.digest, "format": 2, "photos": listed.hexdigest()}
 
     def _see(self, photo: Photo) -> _Seen:
@@ -278,8 +281,10 @@ class SceneReader:
 
     def _annotated(self, photo: Photo, pixels: RgbImage) -> _Found:
         assert photo.annotated_px is not None, "only annotated photos have annotated boxes"
+        # Width, height, width, height: what each of x1, y1, x2, y2 is divided by.
         sides = np.array(photo.annotated_px * 2, dtype=np.float32)
         boxes_px = np.array([each.box_xyxy_px for each in photo.instances], dtype=np.float32)
+        # Reshaped for photos without instances, for which the array is (0,).
         boxes = np.clip(boxes_px.reshape(-1, 4) / sides, 0, 1)
         (found,) = self._encoder.encode_images([pixels])
         return _Found(
@@ -313,6 +318,7 @@ def _distinct(boxes: FloatArray, scores: FloatArray, classes: npt.NDArray[np.int
         better = [other for other in kept if classes[other] == classes[one]]
         low = np.maximum(boxes[better, :2], boxes[one, :2])
         high = np.minimum(boxes[better, 2:], boxes[one, 2:])
+        # Not the IoU, which is small for a part within the whole, such as an upper body.
         shared = np.maximum(high - low, 0).prod(axis=1)
         smaller = np.minimum(area(boxes[better]), area(boxes[one]))
         if scores[one] >= SEEN_SCORE and not (shared >= SAME_SHARE * smaller).any():
@@ -354,6 +360,7 @@ def _mean_colors(pixels: RgbImage, box: FloatArray) -> FloatArray:
     """(8, 8, 3) mean RGB in [0, 1] of a grid over a box."""
     height, width = pixels.shape[:2]
     x1, y1 = int(box[0] * width), int(box[1] * height)
+    # At least one pixel, also for a box that is narrower or that lies at the right or lower edge.
     x2, y2 = max(x1 + 1, round(box[2] * width)), max(y1 + 1, round(box[3] * height))
     crop = Image.fromarray(pixels[min(y1, height - 1) : y2, min(x1, width - 1) : x2])
     grid = np.asarray(crop.resize((_GRID, _GRID), Image.Resampling.BOX), np.float32)
@@ -361,6 +368,7 @@ def _mean_colors(pixels: RgbImage, box: FloatArray) -> FloatArray:
 
 
 def _clear_color(grid: FloatArray) -> str:
+    # Means of 2 x 2 cells make the (4, 4, 3) grid that `central_color` takes.
     return central_color(grid.reshape(4, _GRID // 4, 4, _GRID // 4, 3).mean(axis=(1, 3)))
 
 

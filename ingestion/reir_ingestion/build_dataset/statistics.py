@@ -12,6 +12,7 @@ from reir_ingestion.build_dataset.outcomes import Outcome, Status
 from reir_ingestion.build_dataset.output import VAL
 
 NUM_WORDS, NUM_CLASSES = 40, 40
+# Upper limits and names. No share reaches the last limit, so that every area has a name.
 SIZES = ((0.01, "below 1 %"), (0.04, "1 to 4 %"), (0.16, "4 to 16 %"), (9.0, "16 % and more"))
 
 

@@ -72,6 +72,7 @@ class WritingTask:
         Raises:
             ImageError: it cannot be read.
         """
+        # Not kept: the tasks of all photos exist at the same time.
         return read_image(self.scene.photo.path)
 
 
@@ -187,4 +188,5 @@ class ExpressionJudge(Protocol):
 
 def _distance(one: AnnotatedInstance, other: AnnotatedInstance) -> float:
     (ax, ay), (bx, by) = one.center, other.center
+    # Squared, which gives the same order as the distance itself.
     return (ax - bx) ** 2 + (ay - by) ** 2

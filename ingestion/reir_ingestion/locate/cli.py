@@ -151,6 +151,7 @@ class Tally:
         self.num_failed += bool(photo.error)
         self.num_found += photo.present
         if photo.present:
+            # Cut after each photo, so that a folder of any size needs the same memory.
             ranked = sorted([*self.best, photo], key=_presence, reverse=True)
             self.best = ranked[:MAX_DRAWN]
 

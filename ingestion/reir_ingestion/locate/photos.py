@@ -67,12 +67,14 @@ def locate_photos(
     unlisted: list[LocatedPhoto] = []
 
     def note(part: str, error: Exception) -> None:
+        # The source calls this while it looks for its next photo, where nothing can be yielded.
         unlisted.append(LocatedPhoto(uri=part, error=f"cannot be listed: {error}"))
 
     for file in source.files(note):
         yield _located(source, file, localizer, expression, min_presence)
         yield from unlisted
         unlisted.clear()
+    # After the last photo, the source may still have met parts that cannot be listed.
     yield from unlisted
 
 
@@ -95,5 +97,6 @@ def _located(
         presence=found.presence,
         box=best.box if best else None,
         score=best.score if best else None,
+        # Read again for the contact sheet, instead of kept: most photos are not drawn.
         read=read,
     )

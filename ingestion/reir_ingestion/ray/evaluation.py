@@ -65,6 +65,7 @@ def ray_evaluation_runner(
                 num_cpus=threads,
                 num_gpus=int(use_gpu),
                 max_restarts=RETRIES,
+                # Restarting the actor alone would not repeat the calls that it was working on.
                 max_task_retries=RETRIES,
             )
             workers = [make.remote(load) for _ in range(num_workers)]

@@ -127,6 +127,7 @@ class RayDataEngine:
         """Answer the questions that were added; see `BatchEngine.run`."""
         if self._rows:
             self._close_block()
+        # Taken out before anything can fail, so that the next run does not ask these once more.
         blocks, self._blocks = self._blocks, []
         if not blocks:
             return
@@ -134,6 +135,8 @@ class RayDataEngine:
             with _ray_data_settings():
                 asked = ray.data.from_arrow_refs(blocks).map(request_of)
                 answered = self._processor(asked).map(result_of)
+                # Without a size, each block arrives as soon as it is answered, and its answers are
+                # kept at once; otherwise, blocks would be joined or cut first.
                 for block in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
                     yield from (_answer(row) for row in block.to_pylist())
         except RayError as error:
@@ -171,6 +174,7 @@ def result_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the driver needs of a row that the processor returns."""
     return {
         "key": row["key"],
+        # The additional character shows `checked_answer` that the text is too long.
         "text": row["generated_text"][: MAX_ANSWER_CHARS + 1],
         "tokens_in": row["num_input_tokens"],
         "tokens_out": row["num_generated_tokens"],
@@ -256,6 +260,8 @@ def chat_format(source: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{source} has no chat template; use a model that follows instructions"
         )
+    # A template is a program, so each form is tried. One that takes parts for plain text prints
+    # them with the key 'type'.
     for system in ([{"type": "text", "text": "first"}], "first"):
         content = [{"type": "text", "text": "second"}]
         messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
@@ -280,6 +286,7 @@ def _require_vllm() -> None:
         ConfigError: it is not.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    # Without a CPU of its own, the question need not wait on a cluster that is busy.
     look = ray.remote(num_cpus=0)(_has_vllm)
     with translate_ray_errors():
         found = ray.get(

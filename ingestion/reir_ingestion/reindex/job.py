@@ -99,6 +99,7 @@ class ReindexJob:
 def save_job(store: InstanceStore, job: ReindexJob) -> None:
     """Write the state of a job."""
     values = asdict(replace(job, limits=GateLimits()))
+    # `asdict` leaves objects that are no dataclasses as they are, but a document is plain JSON.
     values |= {"state": job.state.value, "limits": job.limits.model_dump()}
     store.put_document(KIND, job.gallery, values)
 
@@ -112,6 +113,7 @@ def load_job(store: InstanceStore, gallery: str) -> ReindexJob | None:
 def save_report(store: InstanceStore, job: ReindexJob, report: GateReport) -> None:
     """Keep a report in the store, and delete those of the oldest jobs."""
     store.put_document(REPORT_KIND, f"{job.gallery}/{job.candidate}", report.to_dict())
+    # The slash keeps "photos" apart from "photos2": the store compares the beginnings of names.
     names = store.find_documents(REPORT_KIND, f"{job.gallery}/")
     oldest = sorted(names, key=lambda name: float(names[name]["created_s"]))
     store.delete_documents(REPORT_KIND, oldest[:-KEPT_REPORTS])

@@ -79,6 +79,7 @@ def make_plan(  # noqa: PLR0913 - each is needed, and they have no common name
     infos = {each.name: each for each in store.versions(gallery)}
     rows = store.iter_images(gallery, live, status="indexed")
     others = sum(
+        # The same photos that the job itself takes over in its `_index_others`.
         row.uri not in listed and not any(each.has_lost(row.uri) for each in sources)
         for row in rows
     )
@@ -104,6 +105,7 @@ def _measure(
         return None
     source = KnownFilesSource(f"a sample of gallery {gallery}", files)
     try:
+        # In memory, so that a dry run leaves the store as it is.
         report = index(source, gallery, MemoryStore(), encoder, options=options)
     except SourceError:
         return None

@@ -43,6 +43,7 @@ class LanceSource(ContainerSource):
         """
         table = _open_latest(container.uri)
         batches = table.scanner(
+            # Not the images themselves, which only `read` loads.
             columns=attribute_columns(table.schema),
             batch_size=ROWS_AT_ONCE,
             with_row_id=True,
@@ -85,6 +86,7 @@ class _LanceTable:
 
     def files(self, on_error: OnError = ignore_error) -> Iterator[SourceFile]:
         del on_error
+        # A table is a folder, whose own time does not tell whether the table has changed.
         *_, latest = _open_latest(self.uri).versions()
         yield SourceFile(self.uri, 0, int(latest["timestamp"].timestamp() * 1e9))
 

@@ -91,6 +91,8 @@ def _run_scheduled_jobs(
     lines: dict[str, list[str]],
     variables: dict[str, str],
 ) -> None:
+    # In the order of the schedules: canaries come from the feedback of the searches before, and the
+    # check of the re-indexing asks them.
     for name in ("reir-refresh", "reir-canary", "reir-reindex"):
         with step(f"RayCronJob {name}"):
             cluster.run_job(lines[f"RayCronJob/{name}"])

@@ -75,6 +75,7 @@ class Client:
         file = Path(local.text("/etc/reir/keys/keys.yaml"))
         file.parent.mkdir(parents=True, exist_ok=True)
         made = run_here(["reir", "keys", "new", "--file", str(file), "--write", GALLERY], {})
+        # The key itself is printed last, and only here: the file has its hash.
         return cls(f"http://127.0.0.1:{local.ports[SERVICE]}", made.split()[-1])
 
     def wait_until_ready(self) -> None:
@@ -106,6 +107,7 @@ class Client:
             )
         with suppress(urllib.error.HTTPError):
             get(f"{self.address}/v1/galleries")
+            # Reached only without an HTTP error, such as the status 401 that is expected.
             raise ReirError("the service answers without a key")
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

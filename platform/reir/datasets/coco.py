@@ -113,5 +113,7 @@ def _instance(
         box_xyxy_px=entry.box("bbox"),
         category=names[category_id],
         is_crowd=entry.flag("iscrowd"),
+        # An unknown photo gives no mask here; `ReferringDataset` refuses the photo with a message
+        # that names it.
         mask=mask_of(entry, masked.get(image_id)),
     )

@@ -89,6 +89,8 @@ class Expression:
         return self.query_id or self.expression_id
 
 
+# No slots, unlike the records above, because `cached_property` writes into `__dict__`. That is
+# allowed although the class is frozen, since it does not go through `__setattr__`.
 @dataclass(frozen=True, kw_only=True)
 class ReferringDataset:
     """A validated set of photos, instances and expressions.
@@ -151,6 +153,8 @@ class ReferringDataset:
                 f"{nearest_name(name, list(self.splits))}"
             )
         part = self.of_images(self.splits[name])
+        # A photo may be in several splits of a data set that splits expressions, so its other
+        # expressions have to be left out.
         own = (text for text in part.expressions if text.split in (None, name))
         # What remains has no splits, so that a caller may define new ones, such as held-out photos.
         kept = tuple(replace(text, split=None) for text in own)

@@ -50,9 +50,11 @@ def entries_of(source: str, where: str, value: object) -> list[Entry]:
 
 def _read_json(path: str | Path) -> Any:
     try:
+        # As bytes, whose encoding `json` detects itself, also if they start with a byte order mark.
         return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    # `json` raises a RecursionError for lists or objects that are nested too deeply.
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a JSON file: {error}") from error
 

@@ -95,6 +95,8 @@ def read_sentence_list(
     problems: list[str] = []
     for row in read_rows(path):
         found, unknown = list(row.problems), list[str]()
+        # Unknown photos are kept apart from the other problems only if the caller wants to skip
+        # them.
         pair = None if found else _pair(row, photos, found, found if skipped is None else unknown)
         problems += [f"{row.where}: {each}" for each in found]
         if skipped is not None:
@@ -154,6 +156,7 @@ def _pair(row: Row, photos: PhotoFinder, problems: list[str], unknown: list[str]
         sentence = _sentence(_text(row, SENTENCE))
     with _noting(problems):
         box = _box(row)
+        # Without the photo there is nothing to compare with, and its own problem is noted already.
         if box and photo:
             _check_inside(box, photo)
     if photo is None or sentence is None or problems:
@@ -214,6 +217,8 @@ class _Photos:
             try:
                 self._known[name] = self._measured(name)
             except DataError as error:
+                # Remembered, so that many rows about one unusable photo do not open its file again
+                # and again, and each of them still gets the message.
                 self._known[name] = error
         found = self._known[name]
         if isinstance(found, DataError):
@@ -257,6 +262,7 @@ def _box(row: Row) -> BoxPx | None:
 def _number(name: str, value: object) -> float:
     number = math.nan
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # JSON allows whole numbers that no float can hold, which raise an OverflowError.
         with suppress(ValueError, OverflowError):
             number = float(value)
     if not math.isfinite(number):

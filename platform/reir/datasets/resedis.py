@@ -48,6 +48,7 @@ def read_resedis(
     Raises:
         DataError: a file is malformed or its photo is missing; the message names file and key.
     """
+    # Sorted, because `glob` has no fixed order, and of equal targets the first one is kept.
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise DataError(
@@ -88,6 +89,7 @@ def read_resedis(
     return ReferringDataset(
         source=str(folder),
         images=tuple(photos.known.values()),
+        # Until here, masks are always needed, for the boxes and to recognize repeated targets.
         instances=tuple(kept if masks else (replace(each, mask=None) for each in kept)),
         expressions=tuple(expressions),
     )
@@ -111,6 +113,7 @@ class _Photos:
             DataError: `image_id` is malformed, or its photo is missing or cannot be decoded.
         """
         number = entry.identifier("image_id")
+        # `isdecimal` alone also accepts the digits of other scripts.
         if not (number.isascii() and number.isdecimal()) or len(number) > _MAX_DIGITS:
             entry.fail("image_id", f"the number of a COCO photo, of up to {_MAX_DIGITS} digits")
         # So that 7 and "007" are the same photo.

@@ -94,8 +94,11 @@ def _text_of(path: Path) -> str:
     for start, what in _FOREIGN.items():
         if data.lstrip().startswith(start):
             raise DataError(f"{path} is {what}")
+    # For example UTF-16 without a byte order mark, which `_FOREIGN` does not recognize.
     if b"\0" in data.partition(b"\n")[0]:
         raise DataError(f"{path} is no text file: its first line contains bytes that are 0")
+    # Bytes that are not UTF-8 raise no error yet, but later, when their row is known
+    # (`unreadable_text`).
     return data.decode("utf-8-sig", "surrogateescape")
 
 
@@ -111,6 +114,8 @@ def _json_rows(text: str) -> Iterator[Row]:
             problem = f"this is not valid JSON: {error.msg} at character {error.pos + 1}"
             yield Row(number, where, {}, (problem,))
             continue
+        # A number of thousands of digits raises a plain ValueError, and deep nesting a
+        # RecursionError.
         except (ValueError, RecursionError) as error:
             yield Row(number, where, {}, (f"this is not valid JSON: {error}",))
             continue
@@ -135,9 +140,14 @@ class _Object:
 
 def _csv_rows(path: str | Path, text: str) -> Iterator[Row]:
     delimiter = _delimiter(text)
+    # `newline=""` leaves line breaks within quotes as they are. Without `strict`, a quote that is
+    # never closed would silently make the rest of the file part of one value.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
     number = 0
+    # Not a `for` loop, because `next` must be within the `try`. `number` counts rows as a
+    # spreadsheet does, blank ones too; the number of the line would differ where a value has a line
+    # break.
     while True:
         number += 1
         try:

@@ -40,6 +40,7 @@ def read_simrec(path: str | Path, images_dir: str | Path) -> ReferringDataset:
         DataError: the file is malformed; the message names file, item and key. Or photos are
             missing or cannot be read.
     """
+    # A mistake in any item is reported before thousands of photos are opened, which takes longer.
     items = _items(path)
     folder = Path(images_dir)
     name = _photo_name(path, [entry for _, entry in items], folder)
@@ -108,6 +109,7 @@ def _photo_name(path: str | Path, items: list[Entry], folder: Path) -> str:
     numbers = dict.fromkeys(map(_number, items))
     patterns = (COCO_NAME, REFERIT_NAME)
     used = (each for each in patterns if any((folder / each.format(n)).exists() for n in numbers))
+    # If no photo is there under either name, the message below names those of COCO.
     name = next(used, COCO_NAME)
     _, what = absent_photos(path, (name.format(number) for number in numbers), folder)
     if what:

@@ -96,6 +96,7 @@ def _entries(path: str | Path) -> dict[str, Entry]:
 
 def _is_photo_name(name: str) -> bool:
     """Return whether a file of this name lies in the folder of photos itself."""
+    # Printable, so that it has no lone surrogates, which `encode` in the next line would refuse.
     is_plain = PurePosixPath(name).name == name and name != ".." and name.isprintable()
     return is_plain and len(name.encode()) <= _MAX_NAME_BYTES
 

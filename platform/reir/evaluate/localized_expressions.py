@@ -116,6 +116,8 @@ def localize_expressions(  # noqa: PLR0913, all but the four parts are by name
     targets = targets_of(dataset, expressions)
     paths = photo_paths(dataset, Path(images_dir).absolute())
     texts = [each.text for each in expressions]
+    # Everything that a result depends on becomes a part of the name of its folder, so a result that
+    # is found is never wrong.
     about = {
         "version": reir.__version__,
         "digest": localizer.digest,
@@ -135,6 +137,7 @@ def localize_expressions(  # noqa: PLR0913, all but the four parts are by name
                 one = _localized(localizer, path, [texts[row] for row in rows], num_boxes)
             if work:
                 work.save(at, one)
+        # The true boxes are in pixels of the annotated size, even if the file has another size.
         boxes_px[rows] = one.boxes * np.array([photo.width_px, photo.height_px] * 2)
         found.append(one)
         if how.progress is not None:
@@ -162,6 +165,8 @@ def _localized(
     except ImageError as error:
         logger.warning("%s: cannot be decoded (%s); nothing is found in it", path.name, error)
         return LocalizedPhoto(boxes, np.zeros(2, dtype=np.int64), error.reason.value)
+    # The same array each time, since localizers prepare a photo that is given repeatedly only
+    # once, and recognize it by its identity.
     for row, found in enumerate(localizer.localize([pixels] * len(texts), texts)):
         best = found.boxes[:num_boxes]
         boxes[row, : len(best)] = best

@@ -125,6 +125,7 @@ def evaluate_probes(
             f"{dataset.source}: no expression has a word that a probe replaces, such as a color or "
             f"a side"
         )
+    # Other photos need not be encoded: a probe compares two sentences on one and the same instance.
     photos = dataset.of_images({each.expression.image_id for each in probes})
     queries = queries_of(encoder, photos, [each.expression for each in probes])
     gallery = encode_gallery(encoder, photos, images_dir, how=how)
@@ -133,6 +134,7 @@ def evaluate_probes(
     altered_ND = encode_expressions(encoder, [probes[row].altered for row in rows])
     instances_ND = gallery.arrays.vectors[target_N[rows]]
     right_N = (queries.vectors[rows] * instances_ND).sum(1)
+    # Equal scores are failures, so a model with constant vectors passes nothing.
     passed_N = right_N > (altered_ND * instances_ND).sum(1)
     names_N = np.array([probes[row].name for row in rows])
     images_N = queries.images[rows]
@@ -159,6 +161,8 @@ def evaluate_probes(
 
 def find_probes(dataset: ReferringDataset) -> Iterator[Probe]:
     """Yield the probes of all expressions; at most one of each name for an expression."""
+    # Sorted, because `wrong_sentences` chooses by position, and the order of a set of strings
+    # differs between processes.
     classes = sorted({each.category for each in dataset.instances if each.category})
     shown: dict[str, set[str]] = {photo.image_id: set() for photo in dataset.images}
     for instance in dataset.instances:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+# In the order of the published table, since its numbers are assigned to columns by position.
 REIR_COLUMNS = tuple(f"br{k}_{iou}" for iou in (50, 70, 90) for k in (1, 5, 10))
 REIRCOCO_VAL = (4994, 4994)
 """Number of photos and expressions in REIRCOCO's val split: one instance per photo."""
@@ -15,6 +16,7 @@ REIRCOCO_VAL = (4994, 4994)
 RESEDIS_PHOTOS = 7088
 """Number of photos of ReSeDis, whose expressions can be counted in several ways."""
 
+# The order is that of the columns of the published table, see `_SOREC_COLUMNS`.
 SOREC_SPLITS: Mapping[int, str] = {10712: "val", 10815: "testA", 17104: "testB"}
 """Number of expressions of a split of SOREC -> its name."""
 
@@ -135,6 +137,7 @@ def _rows(columns: Sequence[str], text: str) -> tuple[PublishedRow, ...]:
     rows = []
     for line in text.strip().splitlines():
         system, _, numbers = line.partition("|")
+        # Strict, since a number that was lost in copying would move all others to a wrong column.
         pairs = zip(columns, numbers.split(), strict=True)
         figures = {name: float(value) for name, value in pairs if value != "-"}
         rows.append(PublishedRow(system.strip(), figures))
@@ -143,6 +146,8 @@ def _rows(columns: Sequence[str], text: str) -> tuple[PublishedRow, ...]:
 
 # The tables are copied digit by digit, in the layout of their source, so that they can be compared.
 _CLARE = "Hao et al., arXiv 2506.18246"
+# Of RefCOCOg, the table of CLARE has the split by "umd", and that of RefCLIP the split by
+# "google". Both have RefCOCO and RefCOCO+, which are the first six splits.
 _REC_COLUMNS = tuple(name for name in REC_SPLITS.values() if name != _VAL_G)
 _WEAK_REC_COLUMNS = (*_REC_COLUMNS[:6], _VAL_G, _REFERIT_TEST)
 

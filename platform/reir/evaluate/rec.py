@@ -179,6 +179,7 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
             are missing from `images_dir`.
     """
     groups = _groups(dataset, splits, max_photos)
+    # Group after group: `_splits` tells the rows of a group by their position alone.
     expressions = [text for texts in groups.values() for text in texts]
     # Photos without expressions are not asked about, so they need not be encoded.
     photos = dataset.of_images({text.image_id for text in expressions})

@@ -209,6 +209,7 @@ def _leaky_columns(queries: Queries, turns: Iterator[tuple[Ints, Gallery]]) -> C
     columns: dict[str, npt.NDArray[Any]] = {}
     for rows, gallery in turns:
         for name, values in _columns(queries[rows], gallery).items():
+            # Each query searches in exactly one turn, so no zero of the new array remains.
             columns.setdefault(name, np.zeros(len(queries), dtype=bool))[rows] = values
     return columns
 

@@ -232,6 +232,7 @@ def _score_threshold(
             low = middle
         else:
             high = middle
+    # Of the two ends, only this one certainly reaches the threshold.
     return high
 
 
@@ -308,6 +309,8 @@ class _Shapes:
             if self.search.tops[pair] >= 0:
                 fits[pair] = self._iou(pair, self.search.tops[[pair]]).max() >= IOU_THRESHOLD
         precision = np.zeros((len(self.chosen), 2))
+        # Average precision is not defined without targets, and queries that are not chosen may have
+        # none.
         for row in np.flatnonzero(self.chosen):
             targets = np.flatnonzero(self.queries.targets.expressions == row)
             precision[row] = average_precision(
@@ -370,7 +373,10 @@ def _found_masks(
         photo = dataset.images[image]
         own = rows[gallery.images[rows] == image]
         sides_px = np.array([photo.width_px, photo.height_px] * 2)
+        # The photo could be read before, because a photo that cannot be decoded has no instances.
         pixels = read_image(images_dir / photo.file_name)
+        # The file may have another size than annotated. So boxes go back to [0, 1], and masks are
+        # fitted to the annotated size, which the true masks have.
         found = instance_masks(encoder, pixels, gallery.boxes_px[own] / sides_px)
         size_px = photo.height_px, photo.width_px
         masks |= zip(own.tolist(), (rle.fitted(mask, size_px) for mask in found), strict=True)

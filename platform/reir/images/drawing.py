@@ -79,6 +79,7 @@ def draw_boxes(
         raise ValueError(f"{len(boxes)} boxes need as many labels, got {len(labels)}")
     if len(masks) not in (0, len(boxes)):
         raise ValueError(f"{len(boxes)} boxes need as many masks or none, got {len(masks)}")
+    # `convert` returns a copy even if the photo is RGB already, so the photo itself is not changed.
     canvas = image.convert("RGB")
     for number in reversed(range(len(masks))):
         _shade(canvas, masks[number], HIT_COLORS[number % len(HIT_COLORS)])
@@ -231,6 +232,8 @@ def _shade(canvas: Image.Image, mask: MaskRle | None, color: str) -> None:
 def _draw_box(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Box, color: str) -> None:
     """Draw a colored frame with dark hairlines around the box, so that small ones stay visible."""
     left, top, right, bottom = _to_px(box, size)
+    # The colored frame lies outside the box. The dark one starts a pixel further out and is two
+    # pixels wider, so that a hairline of it remains visible on each side.
     thick = max(3, round(max(size) / 110))
     for out, width, line in ((thick + 1, thick + 2, INK), (thick, thick, color)):
         frame = (
@@ -274,6 +277,7 @@ def _place_tag(
     width, height = round(font.getlength(label)) + 14, round(font.size * 1.5)
     left, top = min(left, max(0, size[0] - width)), max(0, top - height)
     at_corner = tag = _Tag(label, color, font, left, top, left + width, top + height)
+    # Every step moves the label below one that it overlapped, so the loop comes to an end.
     while taken := [other.bottom for other in placed if tag.overlaps(other)]:
         top = max(taken)
         tag = tag._replace(top=top, bottom=top + height)
@@ -290,6 +294,7 @@ def _draw_tag(draw: ImageDraw.ImageDraw, tag: _Tag) -> None:
 
 def _to_px(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return the pixel corners of a normalized box, within the photo."""
+    # 1.0 becomes the last pixel, not the one after it, which would lie outside the photo.
     width, height = size[0] - 1, size[1] - 1
     x1, y1, x2, y2 = (min(1.0, max(0.0, side)) for side in box)
     return round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)

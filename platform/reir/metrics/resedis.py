@@ -29,6 +29,7 @@ from reir.records import FloatArray
 IOU_THRESHOLD = 0.5
 """A box or a mask fits a target if their IoU is at least this."""
 
+# So many scores take 64 MiB in float32.
 _SCORES_AT_ONCE = 2**24
 
 
@@ -69,9 +70,12 @@ class Targets:
     def pairs(self) -> Pairs:
         """The pairs of an expression and one of its true photos, by expression and photo."""
         keys = np.stack([self.expressions, self.images], axis=1)
+        # Sorted by expression first, so that the pairs of a chunk of expressions are one range.
+        # `ravel`, because NumPy 2.0.0 returns the inverse as a column if there is an axis.
         unique, pair_of = np.unique(keys, axis=0, return_inverse=True)
         rows = np.argsort(pair_of.ravel(), kind="stable")
         counts = np.bincount(pair_of.ravel(), minlength=len(unique))
+        # Without targets, `np.split` still returns one part, which is cut off.
         return Pairs(
             unique[:, 0], unique[:, 1], tuple(np.split(rows, np.cumsum(counts)[:-1])[: len(unique)])
         )
@@ -182,6 +186,9 @@ class Decisions:
             raise ValueError(f"precision must lie in [0.5, 1], got {precision}")
         # A margin is only worth considering where it is that of a true photo.
         margins = np.sort(self.true_margins[np.isfinite(self.true_margins)])[::-1]
+        # For each margin, the number of true photos and of false alarms whose margin is at least as
+        # large. Negated, because `searchsorted` needs ascending values; "right" includes equal
+        # ones.
         true = np.searchsorted(-margins, -margins, side="right")
         false = np.searchsorted(-np.sort(self.false_margins)[::-1], -margins, side="right")
         precise = np.flatnonzero(true >= precision * (true + false))
@@ -293,6 +300,8 @@ class _Search:
         self._image_ids, starts = np.unique(gallery.images[self._order], return_index=True)
         self._ends = np.append(starts[1:], len(gallery)).astype(np.int64)
         self._starts = starts.astype(np.int64)
+        # Rounding errors grow with the lengths of the vectors. The longest instance stands for all,
+        # since their lengths are all around 1.
         lengths = np.linalg.norm(vectors, axis=1)
         longest = np.linalg.norm(gallery.vectors, axis=1).max(initial=0.0)
         self._tolerances = TIE * longest * lengths
@@ -311,9 +320,12 @@ class _Search:
         if not len(self._instances):
             return
         scores_CJ = self._vectors[rows] @ self._instances.T
+        # `reduceat` would be wrong for an empty range, but each of these photos has instances.
         photos_CP = np.maximum.reduceat(scores_CJ, self._starts, axis=1)
         first, past = np.searchsorted(self._pairs.expressions, [rows.start, rows.stop])
         at = np.searchsorted(self._image_ids, self._pairs.images[first:past])
+        # A true photo without instances is not among the columns: `at` is then the place of another
+        # photo, or past the end. Such pairs keep the values that they were initialized with.
         at = at.clip(max=len(self._image_ids) - 1)
         known = np.flatnonzero(self._image_ids[at] == self._pairs.images[first:past])
         pairs, columns = first + known, at[known]
@@ -376,6 +388,8 @@ class _Search:
         num_best = self._best.shape[1]
         chosen = np.argpartition(-scores_CJ, num_best - 1, axis=1)[:, :num_best]
         scores = np.take_along_axis(scores_CJ, chosen, axis=1)
+        # `argpartition` returns the best ones in an arbitrary order. `lexsort` sorts by its last
+        # key first, so by score and then by position.
         order = np.lexsort((chosen, -scores), axis=1)
         self._best[rows] = self._order[np.take_along_axis(chosen, order, axis=1)]
         self._best_scores[rows] = np.take_along_axis(scores, order, axis=1)

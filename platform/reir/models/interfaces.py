@@ -76,6 +76,8 @@ class EncodedExpression:
     states: FloatArray
 
 
+# `isinstance` only looks for members by name, so each optional ability below has a method or a
+# property with a name of its own.
 @runtime_checkable
 class TokenEncoder(InstanceEncoder, Protocol):
     """An encoder that also returns the states of single tokens."""

@@ -177,6 +177,7 @@ def weights_digest(folder: Path) -> str:
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / WEIGHTS_INDEX
+    # A single file comes first, as in the library: the digest must be that of the loaded weights.
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS]
     parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

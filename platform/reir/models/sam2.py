@@ -52,6 +52,7 @@ class Sam2Segmenter:
             embeddings = self._model.get_image_embeddings(self._pixels(image))
             for start in range(0, len(boxes), BOXES_PER_PASS):
                 some = boxes[start : start + BOXES_PER_PASS]
+                # In pixels of the square that the photo is stretched to: one factor for both axes.
                 prompts = torch.from_numpy(some * self._side)[None].to(self._model.device)
                 output = self._model(
                     image_embeddings=embeddings, input_boxes=prompts, multimask_output=False
@@ -73,6 +74,8 @@ class Sam2Segmenter:
 
 def _segment(logits: Tensor, box: Box, size_px: tuple[int, int]) -> Segment:
     """Return the segment of mask logits, with the box of the prompt if the mask is empty."""
+    # Logits are interpolated before they are compared with 0, which gives smoother edges than
+    # enlarging a mask.
     mask = F.interpolate(logits[None, None], size_px, mode="bilinear")[0, 0].numpy() > 0
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows):

@@ -63,6 +63,7 @@ async def _answer(
         requests = await _retrieve_requests(pending, stages)
     with clock.stage("search"):
         found = await stages.retrieve(requests)
+    # The searches of the first result are those of the whole call, since all requests share them.
     clock.periods += found[0].searches
     for one, each in zip(pending, found, strict=True):
         one.retrieved = each
@@ -82,6 +83,7 @@ async def _answer(
             _result(one, page, beyond, masks)
             for one, (page, beyond) in zip(pending, pages, strict=True)
         ]
+    # Zooming comes first, because it changes boxes, which are then refined, and the order of hits.
     results = await zoom_in(pending, results, stages, clock)
     results = await _localize(pending, results, stages, clock)
     results = await _compare(pending, results, stages, clock)
@@ -99,6 +101,7 @@ async def _answer(
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never waits, such as stages in this process, without an event loop."""
     try:
+        # This runs the coroutine until it first waits. One that never waits ends here.
         coroutine.send(None)
     except StopIteration as done:
         value: T = done.value
@@ -111,6 +114,7 @@ async def _retrieve_requests(
     pending: Sequence[PendingAnswer], stages: Stages
 ) -> list[RetrieveRequest]:
     """Return the request of each query to the retriever; encodes all expressions in one call."""
+    # A dict instead of a set: it drops repeated expressions and keeps their order.
     texts = {
         term.expression: None for one in pending for term in one.query.terms if term.expression
     }
@@ -175,6 +179,7 @@ def _result(
     if calibration is not None:
         size, words = found.num_instances, count_words(one.query.expression)
         presence = calibration.of_gallery(best, one.background, size, words, one.surprisal)
+    # Each hit with the one that follows it, which for the last one is the first beyond the page.
     hits = [
         _hit(one, each, after, masks.get(each.row.instance_id))
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
@@ -284,6 +289,7 @@ async def _localize(
     pending: Sequence[PendingAnswer], results: list[SearchResult], stages: Stages, clock: Clock
 ) -> list[SearchResult]:
     """Refine boxes and masks of the first hits on the pixels of their photos."""
+    # By identity, because a mutable dataclass has no hash.
     place = {id(one): number for number, one in enumerate(pending)}
     wanted = [one for one in pending if one.query.localize and results[place[id(one)]].hits]
 

@@ -140,4 +140,5 @@ def _other_color(colors: Sequence[ColorReading]) -> Difference | None:
 
 _WORD = re.compile(r"\w+")
 _NOUNS = sorted(map(re.escape, (*COCO_CLASSES, *PERSONS)), key=len, reverse=True)
+# The last word of an English phrase says what it is about: "the dog bowl" is a bowl.
 _LAST_NOUN = re.compile(rf"\b(?:{'|'.join(_NOUNS)})$")

@@ -231,6 +231,7 @@ class PhotoScan:
     async def _by_vectors(self) -> AsyncIterator[list[FoundPhoto]]:
         """Yield the photos that are found if no colors are compared, part by part."""
         found = self._found(self.first.rows)
+        # Fewer than were asked for: either the threshold or the end of the gallery was reached.
         if len(found) < FIRST_PHOTOS:
             yield found
             return
@@ -243,6 +244,7 @@ class PhotoScan:
             else:
                 # Of at least two photos, so both halves have some of them, and parts get smaller.
                 middle = sorted(map(_image_id, found))[len(found) // 2]
+                # The lower half is taken first, so that parts come in the order of their image ids.
                 pending += [(middle, ids[1]), (ids[0], middle)]
 
     async def _read(self, ids: IdRange) -> Sequence[InstanceRow]:
@@ -262,6 +264,8 @@ class PhotoScan:
         return found.rows
 
     def _found(self, rows: Sequence[InstanceRow]) -> list[FoundPhoto]:
+        # Rows come best first, and presence rises with the score, which `begin_scan` checks. So
+        # after the first row that is not found, no other one can be.
         return list(takewhile(self._is_found, map(self._photo, rows)))
 
     def _photo(self, row: InstanceRow) -> FoundPhoto:
@@ -300,6 +304,8 @@ async def begin_scan(query: EveryPhotoQuery, stages: Stages) -> PhotoScan:
             "one with `reir calibrate`, or ask for the k best hits instead",
         )
     weights = dict(zip(calibration.photo.features, calibration.photo.weights, strict=True))
+    # Below the background, "excess" is 0 and presence rises by the first weight alone; above it,
+    # by both.
     if min(weights["score"], weights["score"] + weights["excess"]) <= 0:
         raise CheckpointError(
             "by the calibration, photos with a higher score are less likely to have the object; "
@@ -332,6 +338,8 @@ def parts_now(
     """
     parts = scan.parts()
 
+    # An async generator cannot be iterated over without an event loop, but each of its steps is a
+    # coroutine, which can be run alone.
     async def next_part() -> ScannedPart:
         return await anext(parts)
 

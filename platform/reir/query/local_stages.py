@@ -97,6 +97,8 @@ class LocalStages:
         self, instance_ids: Mapping[str, Sequence[str]], _: float | None, /
     ) -> CompareResult:
         """See `Stages.compare`; runs to its end, since nothing here can interrupt it."""
+        # Alternatives depend on the encoder alone, so they are encoded once, for the first query
+        # that needs them.
         if self._alternatives is None:
             vectors = self._encoder.encode_expressions(Alternatives.SENTENCES)
             self._alternatives = Alternatives.of(vectors)

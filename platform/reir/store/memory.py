@@ -116,6 +116,8 @@ class MemoryStore:
         """Write a batch of images, and replace what is stored under the same ids."""
         stored = self._version(gallery, version)
         batch = latest_by_id(images)
+        # The whole batch is checked before its first image is written, so a refused one changes
+        # nothing.
         check_images(batch.values(), stored.spec.dim, version)
         for image_id, image in batch.items():
             instances = image.instances
@@ -151,6 +153,8 @@ class MemoryStore:
     ) -> Iterator[ImageRecord]:
         """All ledger rows, or those of one status, ordered by image id."""
         records = self._version(gallery, version).records
+        # No `yield`, so that an unknown version is an error at the call, as in the other stores,
+        # and not only when the first row is taken.
         return (records[each] for each in sorted(records) if status in (None, records[each].status))
 
     def unfinished_images(self, gallery: str, version: str) -> Iterator[tuple[str, str]]:

@@ -88,9 +88,12 @@ def split(condition: str, share: float) -> list[str]:
         return [condition]
     num_parts = math.ceil(share / PART_SHARE)
     whole = 16**_ID_DIGITS
+    # Milvus compares text. With equal numbers of digits, in lower case as in the ids, that gives
+    # the order of the numbers.
     bounds = [f"{whole * part // num_parts:0{_ID_DIGITS}x}" for part in range(1, num_parts)]
     ranges = [f"image_id < {quote(bounds[0])}"]
     for low, high in itertools.pairwise(bounds):
         ranges.append(f"image_id >= {quote(low)} and image_id < {quote(high)}")
     ranges.append(f"image_id >= {quote(bounds[-1])}")
+    # In parentheses, because the condition may contain `or`, which binds less tightly than `and`.
     return [f"({condition}) and {each}" for each in ranges]

@@ -97,6 +97,7 @@ def ledger_row(image: IndexedImage, dim: int) -> dict[str, Any]:
     return {
         **row,
         "attributes": dict(image.record.attributes),
+        # A finished row is only written once no surplus instances are stored (`reir.store.milvus`).
         "reach": image.record.num_instances,
         "vector": vector,
     }
@@ -114,6 +115,7 @@ def image_from_rows(ledger: Mapping[str, Any], found: Sequence[Mapping[str, Any]
     if not record.holds_instances:
         return IndexedImage(record, None)
     image_vector = np.asarray(ledger["vector"], dtype=np.float32)
+    # An image has masks for all of its instances or for none, so none is missing here.
     masks = tuple(mask for row in found if (mask := mask_from_row(row)) is not None)
     instances = Instances(
         boxes=_numbers([[row[corner] for corner in CORNERS] for row in found], 4),

@@ -82,6 +82,7 @@ class Question:
                 box=hit.box,
                 version=self.version,
             )
+            # Not strict, because "skip" has no verdicts, however many hits the question has.
             for hit, verdict in zip(self.hits, VERDICTS[reply], strict=False)
         ]
 
@@ -113,6 +114,8 @@ class Questions:
         """Ask about the first hits of each sentence about which nothing is known yet."""
         told = _Told(self.known)
         hits = [told.unknown(result) for result in self.results]
+        # Sentences with a single hit are left out, because the infinite margins of many of them
+        # would make the median infinite, too.
         margins = [_margin(each) for each in hits if len(each) > 1]
         self._close_margin = statistics.median(margins) if margins else 0.0
         for result, unknown in zip(self.results, hits, strict=True):
@@ -142,8 +145,12 @@ class Questions:
         question = asked.question if asked else self._open.get(number)
         if question is None:
             raise QueryError("question", f"there is no question {number}; reload the page")
+        # Before any change, because it raises an error for a reply that does not belong to the
+        # question.
         said = question.feedback(reply)
         if asked and asked.followed_by is not None:
+            # The earlier reply no longer holds, and so the question that it led to is withdrawn. If
+            # that was answered meanwhile, its reply is on record and stays.
             self._open.pop(asked.followed_by, None)
         self._open.pop(number, None)
         follows = reply in ("no", "neither")
@@ -158,6 +165,7 @@ class Questions:
         if not hits:
             return None
         number, margin = self._next_number, _margin(hits)
+        # The median of the first questions also decides about those that follow.
         shown = 2 if len(hits) > 1 and margin < self._close_margin else 1
         self._next_number += 1
         self._open[number] = Question(
@@ -178,10 +186,14 @@ class _Told:
         self._settled: set[str] = set()
         self._wrong: set[tuple[str, str]] = set()
         for said in known:
+            # Normalized, because earlier feedback may have the same sentence in other capitals or
+            # spacing.
             text = normalize_expression(said.expression)
             if said.verdict == "wrong":
                 self._wrong.add((text, said.instance_id))
             else:
+                # "right" and "box" say where the object is, and "absent" that it is nowhere, so
+                # there is nothing left to ask.
                 self._settled.add(text)
 
     def unknown(self, result: SearchResult) -> tuple[Hit, ...]:

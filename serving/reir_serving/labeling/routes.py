@@ -49,6 +49,8 @@ def label_router(questions: Questions, gallery: str, folder: Path) -> APIRouter:
         folder: folder of the search log.
     """
     router = APIRouter(include_in_schema=False)
+    # Part of every idempotency key, because each run numbers its questions from 0: otherwise
+    # answers of a later run would have the keys of an earlier one.
     run = secrets.token_hex(8)
 
     @router.get(f"{PREFIX}/questions")
@@ -58,6 +60,8 @@ def label_router(questions: Questions, gallery: str, folder: Path) -> APIRouter:
     @router.post(f"{PREFIX}/answers")
     async def answer(body: AnswerRequest) -> Response:
         """Record a reply; it is on disk before the answer."""
+        # On the event loop, so the questions need no lock. If recording fails, the page sends the
+        # reply again, which then counts as a second reply to the same question.
         said = questions.answer(body.question, body.reply)
         key = f"label {run} {body.question} {body.attempt}"
         await asyncio.to_thread(_record, folder, gallery, said, key)

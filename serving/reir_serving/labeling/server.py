@@ -81,6 +81,8 @@ def run_label_page(  # noqa: PLR0913 - all but the first two are keyword-only
                 f"feedback in {folder} answers all of these {len(sentences)} sentences; give others"
             )
         app = label_app(opened, gallery, questions, folder)
+        # The socket listens before the address is announced, so a browser that opens it at once is
+        # not refused, but waits for uvicorn. It also tells which port was free.
         with socket.create_server((HOST, port)) as bound:
             on_ready(f"http://{HOST}:{bound.getsockname()[1]}{PAGE}")
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -97,6 +99,8 @@ def questions_about(gallery: Gallery, sentences: Sequence[str], folder: Path) ->
 
 def label_app(store: InstanceStore, gallery: str, questions: Questions, folder: Path) -> FastAPI:
     """Return the application: the page, and photos of the gallery as `reir serve` shows them."""
+    # The service gets the open store. This location only keeps it from watching the folder of the
+    # default store, which may be another one.
     config = ServeConfig(store="memory:", galleries=(gallery,))
     workers = SearchWorkers(store, ModelCache(), config.limits)
     app = create_app(Service(config, store, workers, reir_home() / "uploads"), config)

@@ -102,6 +102,7 @@ class CandidateExamples:
         self.examples = [
             example
             for row, photo in enumerate(photos)
+            # Held-out photos get no generated ones: `validate` counts written expressions only.
             for example in _examples(
                 photo, cache, row, 0 if photo.split == VAL else generated_per_photo, seed
             )
@@ -110,6 +111,7 @@ class CandidateExamples:
         swapped = [swap_left_right(each) for each in texts]
         table = {text: row for row, text in enumerate(dict.fromkeys([*texts, *swapped]))}
         digest = weights_digest(init)
+        # The order of the texts counts, too, because `TextTable` knows them by their rows only.
         name = hashlib.sha256("\n".join([digest, *table]).encode()).hexdigest()[:16]
         folder = root / f"candidate-texts-{name}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +176,7 @@ def _examples(
     # `PhotoTargets` has no kinds, but with this weight, only long expressions have the weight 1.
     found = match_photo(photo, cache, row, short_weight=0.0)
     texts = [(text, box, "long" if weight else "short") for text, box, weight in found.written]
+    # Every worker makes this list itself, and all of them must choose the same expressions.
     order = np.random.default_rng([seed, row]).permutation(len(found.generated))
     texts += [(*found.generated[i], GENERATED) for i in order[:num_generated]]
     return [

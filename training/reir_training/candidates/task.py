@@ -63,6 +63,7 @@ class CandidateObjective(nn.Module):
         logits = self.model.named_classes(batch.texts)
         known = batch.categories != UNKNOWN_CLASS
         terms = {
+            # No row of `right` is hidden as a whole: `match_photo` drops texts without a match.
             "candidate": (scores.logsumexp(1) - right.logsumexp(1)).mean(),
             # The sum is 0 in a step without a known class.
             "class": CLASS_WEIGHT
@@ -124,7 +125,10 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
     ) -> None:
         self._photos, self._init, self._cache = photos, init, FrozenCache(cache)
         self.examples = load_candidate_examples(config, photos, cache=cache, init=init)
+        # Right before the weights are drawn: they must be the same on all workers and in a repeated
+        # run.
         torch.manual_seed(config.optimization.seed)
+        # Without `generated_per_photo`, which is a setting of the training and not of the head.
         shape = config.candidates.model_dump(include=set(CandidateHeadConfig.__dataclass_fields__))
         self.model = CandidateHead(CandidateHeadConfig(**shape), WIDTH)
         super().__init__(
@@ -165,7 +169,10 @@ class CandidateTask(RowTask[CandidateExampleBatch]):
         """
         model, tokenizer = load_model(self._init)
         rows = [row for row, photo in enumerate(self._photos) if photo.split != VAL]
+        # Copied, because `cpu` moves a module in place, and more epochs of training may follow.
         head = copy.deepcopy(self.model).cpu()
+        # The order matters: `usual` belongs to the head, adding the head empties the query bank,
+        # and the background holds vectors with a number that the bank computes.
         head.usual.copy_(usual_candidate(head, self._cache, rows))
         model.add_candidate_head(head)
         fill_query_bank(model, tokenizer, self._photos, self._cache, rows)

@@ -108,6 +108,7 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
     search_log: Folder = None,
     max_user_share: MaxUserShare = None,
     output: Output = None,
+    # These are the defaults of `FinetuneOptions`, whose module would load torch.
     epochs: Epochs = 8,
     held_out: HeldOut = 0.2,
     max_share: MaxShare = 0.5,
@@ -141,8 +142,10 @@ def finetune(  # noqa: PLR0913 - every argument is an option of the command
     if sentences is not None:
         _refuse({"--search-log": search_log, "--max-user-share": max_user_share}, "--from feedback")
     else:
+        # A flag that is not given is False, which `_refuse` would take for a value.
         _refuse({"--skip-unknown": skip_unknown or None}, "--sentences")
     remembered = _remembered(remember, remember_images)
+    # The store is closed before the training, which takes long and does not need it.
     with connect(store) as opened:
         check_gallery(opened, gallery)
         start = start_model_of(opened, gallery)

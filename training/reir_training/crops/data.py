@@ -73,10 +73,13 @@ def changed_pixels(
     """
     margin = float(rng.uniform(*MARGINS))
     crops = crop_boxes(photo, _moved(boxes, rng), config.crop_px, margin)
+    # Each crop by itself: the model uses the same features of a crop for the mirror image of
+    # the photo (`CandidateBatch.mirror`), so they must fit both.
     mirrored = torch.from_numpy(rng.random(len(crops)) < 0.5)
     crops = torch.where(mirrored[:, None, None, None], crops.flip(2), crops)
     for i in np.flatnonzero(rng.random(len(crops)) < COVERED_SHARE):
         _cover(crops[i], rng)
+    # Not mirrored: for the mirror image, `CropObjective` flips the grid of its features instead.
     scene = resize(photo, config.scene_px, config.scene_px)
     return _recolored(crops, rng), _recolored(scene[None], rng)[0]
 
@@ -102,6 +105,7 @@ def _recolored(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     """Change contrast and brightness of each of (N, s, s, 3) pictures at random."""
     contrast, brightness = rng.normal(0, 1, (2, len(pixels), 1))
     levels = (np.arange(256) - MIDDLE_GRAY) * (1 + CONTRAST * contrast) + MIDDLE_GRAY
+    # One table for all three channels, because different ones would change the color of the crop.
     table = torch.from_numpy((levels + BRIGHTNESS * brightness).clip(0, 255).astype(np.uint8))
     # A table of 256 gray levels takes half the time of arithmetic with every pixel.
     return torch.stack(

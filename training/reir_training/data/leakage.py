@@ -125,6 +125,7 @@ def excluded_ids(leaks: Iterable[Leak]) -> Mapping[int, frozenset[str]]:
     rows: dict[int, set[str]] = defaultdict(set)
     for leak in leaks:
         rows[leak.training].update(leak.image_ids)
+    # The keys are indexes, because two sources may have the same label.
     return {row: frozenset(ids) for row, ids in rows.items()}
 
 
@@ -191,6 +192,7 @@ class _PhotoIndex:
             self._numbers |= numbers
             if not numbers:
                 path = where.path_of(image)
+                # By the name without its folder: another data set may keep the same file elsewhere.
                 self._named[path.name].append((image.file_name, path))
 
     def contains(self, image: ReferringImage, where: SourceDataset) -> bool:

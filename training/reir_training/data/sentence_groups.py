@@ -110,6 +110,7 @@ def _groups(expressions: Iterable[Expression], *, by_instance: bool) -> Iterator
     groups: dict[tuple[str, str | None], list[str]] = {}
     for text in expressions:
         known = by_instance and text.instance_id is not None
+        # The first part keeps an instance apart from a sentence that happens to have the same id.
         key = ("instance", text.instance_id) if known else ("sentence", text.expression_id)
         groups.setdefault(key, []).append(text.text)
     yield from map(tuple, groups.values())

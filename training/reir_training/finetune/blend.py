@@ -59,6 +59,7 @@ class ShareChoice:
 
 def shares_up_to(most: float) -> tuple[float, ...]:
     """Return `STEPS` shares in ascending order, of which `most` is the largest."""
+    # Rounded, because the report shows these numbers, and 0.4 * 3 / 5 is 0.24000000000000005.
     return tuple(round(most * step / STEPS, 4) for step in range(1, STEPS + 1))
 
 
@@ -77,6 +78,7 @@ def choose_share(measure: Callable[[float], Ranks], shares: Sequence[float]) -> 
     first = {share: ranks.hits()["photo_p1"] for share, ranks in hits.items()}
     photos = hits[0.0].photos
     best = max(shares, key=lambda share: float(first[share].mean()))
+    # There is always such a share, since the best one is not worse than itself.
     chosen = next(
         share for share in shares if not _is_clearly_worse(first[share], first[best], photos)
     )

@@ -26,6 +26,7 @@ from reir.records import FloatArray
 
 KS = (1, 5, 10)
 MIN_IOU = 0.5
+# Stands for an unknown box: it overlaps nothing, and its rank is not used (`has_box`).
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 Ints = npt.NDArray[np.int64]
@@ -102,6 +103,7 @@ def rank_sentences(gallery: Gallery, texts_MD: FloatArray, dataset: ReferringDat
         dataset: says which photo and which box is right.
     """
     photos = image_positions(dataset, [each.image_id for each in dataset.expressions])
+    # Reshaped, because without expressions the array would have one axis only.
     boxes = np.array([_box_px(dataset, each) for each in dataset.expressions]).reshape(-1, 4)
     ranks = reir_ranks(Queries(texts_MD, photos, boxes), gallery, iou_thresholds=(MIN_IOU,))
     has_box = np.array([e.instance_id is not None for e in dataset.expressions], dtype=np.bool_)

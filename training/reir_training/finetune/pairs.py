@@ -61,6 +61,7 @@ def read_pairs(
         DataError: rows cannot be used; the message lists them.
         GalleryNotFound: there is no such gallery.
     """
+    # The list is read twice: its names must be known before the ledger, which may be very long.
     names = {str(row.values.get(PHOTO) or "").strip() for row in read_rows(path)}
     photos = GalleryPhotos(store, gallery, store.live_version(gallery), names)
     skipped: list[str] = []
@@ -97,6 +98,7 @@ def canaries_of_pairs(held_out: ReferringDataset, uris: Mapping[str, str]) -> li
             image = held_out.images_by_id[each.image_id]
             x1, y1, x2, y2 = held_out.instances_by_id[each.instance_id].box_xyxy_px
             width, height = image.width_px, image.height_px
+            # Drawn boxes may reach a little beyond the photo, which `read_canaries` refuses.
             box = (
                 max(x1 / width, 0.0),
                 max(y1 / height, 0.0),

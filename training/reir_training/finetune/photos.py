@@ -38,6 +38,8 @@ class GalleryPhotos:
         for record in store.iter_images(gallery, version):
             if (file_name := _file_name(record.uri)) in wanted:
                 self._by_file_name[file_name].append(record)
+        # The photo that holds the instances of a duplicate may have another name, so it may not be
+        # among the rows above.
         holders = {r.same_as for rows in self._by_file_name.values() for r in rows if r.same_as}
         self._holders = store.get_images(gallery, version, sorted(holders))
         self.uris: dict[str, str] = {}
@@ -82,8 +84,10 @@ class GalleryPhotos:
         rows = self._by_file_name.get(_file_name(name), ())
         uri = name if "://" in name else canonical_uri(os.path.expanduser(name))
         exact = [record for record in rows if record.uri == uri]
+        # With the slash, so that "b/1.jpg" does not mean "ab/1.jpg".
         end = "/" + os.path.normpath(name).lstrip("/")
         alike = [record for record in rows if unquote(record.uri).endswith(end)]
+        # A complete path or URI means one photo, even if the paths of others end with it.
         holders = (self._holders.get(record.same_as, record) for record in exact or alike)
         return {record.image_id: record for record in holders}
 
@@ -91,6 +95,7 @@ class GalleryPhotos:
 def _file_name(name: str) -> str:
     """Return the last part of a path or URI, decoded."""
     last = name.rpartition("/")[2]
+    # Only URIs are percent-encoded: in a path, a percent sign is a part of the name.
     return unquote(last) if "://" in name else last
 
 
@@ -117,6 +122,7 @@ def gather_photos(folder: Path, uris: Mapping[str, str]) -> None:
                 target.unlink(missing_ok=True)  # a link to where the photo was
                 target.symlink_to(path_of_uri(uri))
             else:
+                # A local file that does not exist comes here, too, so that the error says so.
                 _download(uri, target)
         except ImageError as error:
             problems.append(f"{uri}: {error}")

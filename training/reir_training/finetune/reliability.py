@@ -87,6 +87,7 @@ def compare(feedback: Iterable[Feedback]) -> Iterator[Comparison]:
     for voices in voices_of(feedback).values():
         for user, own in voices.items():
             others = {other: voice for other, voice in voices.items() if other != user}
+            # Who finds the object in a box speaks against somebody who calls that box wrong.
             for sign, verdicts in ((1, own.answers), (-1, own.wrongs)):
                 for said in verdicts.values():
                     votes = {other: sign * _vote(v, said, own) for other, v in others.items()}
@@ -108,7 +109,10 @@ def standings(comparisons: Sequence[Comparison]) -> dict[User, Standing]:
     outliers: dict[User, Standing] = {}
     while tested := _test(left):
         user, worst = min(tested.items(), key=lambda item: item[1].p_value)
+        # The level is for all compared users together, and outliers of earlier rounds are some of
+        # them.
         num_compared = sum(each.compared > 0 for each in tested.values()) + len(outliers)
+        # If nobody was ever compared, the product is 0, which would pass for a clear outlier.
         if worst.compared == 0 or worst.p_value * num_compared > LEVEL:
             break
         outliers[user] = replace(worst, is_outlier=True)
@@ -127,11 +131,15 @@ def _test(comparisons: Iterable[Comparison]) -> dict[User, Standing]:
         own[each.user] += counts
         total += counts
         for voter in each.votes:
+            # What changes without the votes of this voter: for the author of the verdict, and for
+            # the sum over all users.
             change = each.counts(without=voter) - counts
             without[each.user][voter] += change
             influence[voter] += change
     found = {}
     for user, counts in own.items():
+        # The other users among themselves: without the verdicts of this user, and without its votes
+        # on theirs.
         compared, contradicted = total - counts + influence[user]
         rate = max(EXPECTED_RATE, contradicted / compared if compared else 0.0)
         judged = [counts, *(counts + change for change in without[user].values())]
@@ -145,6 +153,7 @@ def _p_value(counts: Counts, rate: float) -> float:
     compared, contradicted = map(int, counts)
     if contradicted == 0 or rate >= 1:
         return 1.0
+    # `bdtrc(k, ...)` is the probability of more than k.
     return float(bdtrc(contradicted - 1, compared, rate))
 
 

@@ -56,6 +56,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: percentages, and gains in points with 95 % intervals."""
+        # Intervals cannot be computed without any sentence.
         gains = self.after.gain_over(self.before) if len(self.before.photos) else {}
         return {
             "name": self.name,
@@ -125,6 +126,7 @@ class FinetuneReport:
     def command(self) -> str:
         """The command that checks the new checkpoint and makes it live."""
         model = ["--checkpoint", str(self.checkpoint)]
+        # `--checkpoint` means an encoder without masks, and excludes `--encoder`.
         if self.masks:
             model = ["--encoder", f"clare-masks:{self.checkpoint}"]
         words = ["reir", "reindex", self.gallery, *model, "--canary", str(self.canaries)]

@@ -142,6 +142,7 @@ class Finetune:
             **asdict(self.options),
         }
         folder = OutputFolder(self.output, request)
+        # In every run and not as a part: a photo may have moved, which breaks the link to it.
         gather_photos(self.photos, self.pairs.uris)
         before = folder.part("before", lambda: self._measure(self.start.folder, "measuring before"))
         if self.has_unlabeled:
@@ -206,6 +207,8 @@ class Finetune:
         return {**labels.to_dict(), "photos": len(photos)}
 
     def _tune_settings(self) -> NanoTrainConfig:
+        # Derived from the stored labels, because `_blend` needs the same settings with the same
+        # held-out photos, maybe in a later run that skips `_tune`.
         num = len(read_reircoco(self.output / LABELS).images)
         fold = max(1, round(self.options.fold * num))
         source = DataSource(
@@ -232,6 +235,7 @@ class Finetune:
 
     def _blend(self) -> dict[str, Any]:
         models = BlendedModels(self.start.folder, self.output / "tuned", self._tune_settings())
+        # With the sentences that got no box: the share is chosen by the right photo alone.
         fold = self.train.of_images(set(models.held_out))
         shares = shares_up_to(self.options.max_share)
         choice = choose_share(lambda share: models.rank(share, fold), shares)

@@ -97,6 +97,7 @@ def trusted(
     """
     known = standings(list(compare(feedback)))
     answers = _places_of_answers(feedback)
+    # Every user with an answer has a standing, since an answer is a verdict with a box.
     honest = [len(places) for user, places in answers.items() if not known[user].is_outlier]
     cap = cap_of(honest, max_share=max_share, min_cap=min_cap)
     all_places: dict[User, list[int]] = defaultdict(list)
@@ -141,6 +142,7 @@ def cap_of(num_answers: Sequence[int], *, max_share: float, min_cap: int) -> int
     share = max(max_share, 1 / len(num_answers))
     cap = max(num_answers)
     # Lowering the cap lowers the number of all answers, so this ends at the largest solution.
+    # The small number is for rounding: `int(1 / 49 * 49)` is 0.
     while cap > (allowed := int(share * sum(min(each, cap) for each in num_answers) + 1e-6)):
         cap = allowed
     return max(cap, min_cap)
@@ -148,6 +150,7 @@ def cap_of(num_answers: Sequence[int], *, max_share: float, min_cap: int) -> int
 
 def _places_of_answers(feedback: Sequence[Feedback]) -> Mapping[User, list[int]]:
     """Return where the answers of each user are that no later verdict replaces."""
+    # By identity, because the voices contain these very objects, and two of them may be equal.
     place_of = {id(said): place for place, said in enumerate(feedback)}
     places: dict[User, list[int]] = defaultdict(list)
     for voices in voices_of(feedback).values():
@@ -163,6 +166,8 @@ def _decide(
     if standing.is_outlier:
         return "outlier", end
     if len(answers) > cap:
+        # A cut in time: all older verdicts are left out, so that no answer comes back that one of
+        # them replaced or withdrew.
         return "capped", answers[-cap]
     return "kept", 0
 

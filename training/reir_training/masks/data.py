@@ -127,6 +127,8 @@ class MaskBatchMaker:
             (
                 crop,
                 torch.from_numpy(_in_crop(prompt, frame, pixels)),
+                # A prompt is not exact, so the instance may reach out of the crop around it, but
+                # the head can only place edges inside.
                 torch.from_numpy(_in_crop(each.box, frame, pixels).clip(0, 1)),
                 torch.tensor(is_found),
                 _mask_in_crop(each.mask, frame, self._shape.crop_px // 2),
@@ -149,6 +151,8 @@ def _prompt(
     example: MaskExample, found_share: float, rng: np.random.Generator
 ) -> tuple[FloatArray, bool]:
     """Return a prompt for an instance, and whether the detector found it."""
+    # Without a mask, only the edges are learned, and only from prompts of the detector;
+    # `mask_examples` keeps no instance that has neither.
     if len(example.candidates) and (example.mask is None or rng.random() < found_share):
         return example.candidates[rng.integers(len(example.candidates))], True
     if rng.random() < 0.5:
@@ -172,6 +176,7 @@ def _mask_in_crop(mask: MaskRle | None, frame_px: np.ndarray, side: int) -> Tens
         return torch.zeros(side, side)
     x1, y1, x2, y2 = frame_px.tolist()
     part = torch.from_numpy(rle.decode(mask)[y1:y2, x1:x2]).float()[None, None]
+    # With antialiasing, all pixels of a mask that is shrunk count, and not a sample of them.
     return F.interpolate(part, (side, side), mode="bilinear", antialias=True)[0, 0]
 
 

@@ -218,6 +218,8 @@ class PizaData:
         needed = max(math.ceil(scale * max(photo.size_px)), 1)
         image = decode(read_bytes(photo.path), at_least_px=needed).pixels
         size = np.array([image.shape[1], image.shape[0]] * 2)
+        # Views are in pixels of the annotated size, which the decoded photo need not have.
         region = np.array(view.region_px) * size / np.tile(photo.size_px, 2)
+        # Clipped, because rounding may put the region a little outside, which Pillow refuses.
         x1, y1, x2, y2 = np.clip(region, 0, size).tolist()
         return apply_view(image, replace(view, region_px=(x1, y1, x2, y2)))

@@ -177,6 +177,7 @@ def _histories(found: Sequence[Trajectory], random: np.random.Generator, noise: 
     longest = max(len(each.boxes) for each in found)
     boxes, valid = [], []
     for each in found:
+        # Moved once for all prefixes: the boxes of a real search stay the same from look to look.
         moved = _moved(each.boxes, random, noise)
         for length in range(1, len(moved) + 1):
             padded = np.zeros((longest, 4), dtype=np.float32)

@@ -51,6 +51,8 @@ class PizaObjective(nn.Module):
         self.model, self._tokenizer, self._half = model, parts.tokenizer, half
         processor = parts.image_processor
         for name in ("mean", "std"):
+            # For pixels of 0 to 255; those of the processor are for [0, 1]. They are not saved,
+            # because the base has them.
             value = 255 * torch.tensor(getattr(processor, f"image_{name}"))
             self.register_buffer(name, value[:, None, None], persistent=False)
 
@@ -62,6 +64,7 @@ class PizaObjective(nn.Module):
         inside_H = torch.arange(height, device=device) < batch.size_px[:, :1]
         inside_W = torch.arange(width, device=device) < batch.size_px[:, 1:]
         inside_BHW = inside_H[:, :, None] & inside_W[:, None]
+        # Padding becomes 0 after the normalization, as the image processor of the base has it.
         pixels = (batch.pixels.float() - self.mean) / self.std * inside_BHW[:, None]
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
             output = self.model(
@@ -233,8 +236,11 @@ def _history_weights(
     sizes_px = [size for _, size in found]
     if cache is None:
         return train_history(targets, sizes_px, settings=config.history).state_dict()
+    # The text form of the settings contains all of them, also those of the searches.
     digest = sha256(f"{config.history} {sizes_px}".encode() + targets.tobytes()).hexdigest()[:16]
     path = cache / f"history-{digest}.safetensors"
+    # The first process trains, and the others wait and read. The file gets its name when it is
+    # complete, so that a killed process leaves nothing that looks finished.
     with locked(cache / "lock"):
         if not path.is_file():
             trained = train_history(targets, sizes_px, settings=config.history)

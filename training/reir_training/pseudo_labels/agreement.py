@@ -60,6 +60,7 @@ class AgreementFilter:
 
     def labels(self, photo: RgbImage, sentences: Sequence[str]) -> list[FoundLabel | Refusal]:
         """Return the box of each sentence about one photo, or why it has none."""
+        # Contiguous, because torch does not accept arrays with a negative stride.
         mirrored = np.ascontiguousarray(photo[:, ::-1])
         swapped = [swap_left_right(text) for text in sentences]
         views = zip(

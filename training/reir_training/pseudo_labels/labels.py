@@ -81,6 +81,7 @@ def label_sentences(
             if isinstance(label, Refusal):
                 refused[label] += 1
                 continue
+            # An instance for each sentence, since nothing says which sentences mean the same one.
             instance = _instance(image, text, label)
             instances[instance.instance_id] = instance
             expressions[text.expression_id] = replace(text, instance_id=instance.instance_id)

@@ -95,6 +95,7 @@ class ZoomExamples:
         parts = (
             (*vars(each.read).values(), each.found, each.contains, each.closer) for each in made
         )
+        # The fourth field of `Candidates`, the frames, has already served to make the labels.
         features, paths, valid, _, *labels = map(np.concatenate, zip(*parts, strict=True))
         return ZoomBatch(*map(torch.from_numpy, (features, paths, valid, *labels)))
 
@@ -158,6 +159,8 @@ def _by_level(looks: Sequence[Look], mosaics: ZoomMosaics, number: int) -> list[
     num_levels = len(grid.sides_px)
     levels: list[list[Look]] = [[] for _ in range(num_levels + 1)]
     for look in looks:
+        # Every level is closer than the whole mosaic, and none is closer than the last level, so
+        # the number of closer levels tells the level of a look.
         levels[num_levels - len(closer_levels(look.frame, grid))].append(look)
     return levels
 

@@ -65,6 +65,8 @@ class ZoomMosaics:
     def __init__(self, photos: Sequence[TrainPhoto], num_mosaics: int, seed: int) -> None:
         settings = MosaicSettings()
         order = np.random.default_rng(seed).permutation(len(photos)).tolist()
+        # Enough even if all mosaics have the largest number of photos. Others would be opened for
+        # nothing, since `dataset_of` reads the size of each.
         most = num_mosaics * settings.num_photos[1]
         dataset = dataset_of([photos[i] for i in order[:most]])
         self._set = MosaicSet(dataset, ROOT, settings, seed=seed)
@@ -98,6 +100,7 @@ class ZoomMosaics:
         frames = [WHOLE]
         for level in range(len(grid.sides_px)):
             frames += grid.every(level) if level == 0 else list(grid.around(level, centers))
+        # Neighboring instances share frames, which are encoded once.
         return [np.array(each) for each in dict.fromkeys(map(tuple, frames))]
 
     def look(self, encoder: InstanceEncoder, number: int) -> list[Look]:
@@ -119,6 +122,8 @@ def dataset_of(photos: Sequence[TrainPhoto]) -> ReferringDataset:
     images, instances, expressions = [], [], []
     for photo in photos:
         name = str(photo.path.absolute())
+        # The size of the file and not the annotated one, because mosaics copy its pixels. These are
+        # not needed here, so as few as possible are decoded.
         size = decode(read_bytes(photo.path), at_least_px=1)
         images.append(
             ReferringImage(

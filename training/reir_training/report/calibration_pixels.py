@@ -47,6 +47,7 @@ def read_pixels(  # noqa: PLR0913 - the searches are by name
     Raises:
         ImageError: a photo cannot be decoded.
     """
+    # A set, because the same photo may be among the hits of an expression in several galleries.
     hits = {
         (expression, photo)
         for expression, searched in searches

@@ -171,6 +171,7 @@ def check_data(
         notes += [f"{leak}; they are excluded from training" for leak in leaks]
     elif leaks:
         problems += [*map(str, leaks), REMEDY]
+    # A source that cannot be read may have photos, and is a problem of its own already.
     if not unread and not any(map(_photos_to_train, training, leaked_ids)):
         problems.append("no photo is left to train on: add a source to `data`")
     to_train = [split for each in trained for split in each.splits if split.use == "train"]
@@ -243,6 +244,7 @@ class _SourceAnnotations:
             if (problem := self._photo_problem(image))
         ]
         described = {text.image_id for text in dataset.expressions}
+        # Without expressions, the mean would be NaN, which JSON does not have.
         lengths = [len(text.text.split()) for text in dataset.expressions] or [0]
         duplicates, ambiguous = _count_repeats(dataset.expressions)
         return SplitReport(
@@ -264,6 +266,7 @@ class _SourceAnnotations:
             boxes_empty=sum(not _has_area(i.box_xyxy_px) for i in dataset.instances),
             duplicates=duplicates,
             ambiguous=ambiguous,
+            # A photo may be in several splits, and leaks only from one that is trained on.
             leaked=len(leaked & dataset.images_by_id.keys()) if use == "train" else 0,
             mean_words=round(float(np.mean(lengths)), 2),
             p95_words=round(float(np.percentile(lengths, 95)), 1),
@@ -275,6 +278,8 @@ class _SourceAnnotations:
             found = decode(read_bytes(self.read.path_of(image)))
         except ImageError as error:
             return str(error)
+        # Only the aspect ratio counts: boxes are relative to the annotated size, so that a smaller
+        # copy of the photo serves as well.
         stretch = found.width_px * image.height_px / (found.height_px * image.width_px)
         if abs(stretch - 1) <= MAX_STRETCH:
             return ""
@@ -293,6 +298,7 @@ def _splits(dataset: ReferringDataset) -> Iterator[tuple[str, ReferringDataset]]
         yield name, dataset.split(name)
     rest = dataset.images_by_id.keys() - frozenset().union(*dataset.splits.values())
     if rest:
+        # A split only for this report, so that `split` selects the expressions and instances, too.
         yield REST, replace(dataset, splits={REST: frozenset(rest)}).split(REST)
 
 
@@ -322,6 +328,7 @@ def _has_area(box: BoxPx) -> bool:
 
 def _problems(found: SetReport) -> Iterator[str]:
     """Yield the reasons why a set cannot be used for training."""
+    # Nobody needs the files of splits that a run does not use, such as those of "test".
     used = [split for split in found.splits if split.use != "unused"]
     photos = sum(split.photos for split in used)
     if missing := [name for split in used for name in split.missing]:

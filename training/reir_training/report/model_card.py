@@ -291,7 +291,9 @@ def _add_section(
 ) -> None:
     """Write the card of `source` with a section added, which replaces one of the same title."""
     card = source / CARD
+    # The first part is what precedes all sections, and has no title.
     sections = card.read_text(encoding="utf-8").split("\n## ") if card.exists() else [""]
+    # With the line break, so that no title is taken for a longer one that begins with it.
     left_out = tuple(f"{each}\n" for each in (title, *without))
     kept = [each for each in sections if not f"## {each}".startswith(left_out)]
     text = "\n## ".join([*kept, f"{title.removeprefix('## ')}\n\n{text}"])

@@ -87,6 +87,7 @@ class ScoreTable:
         kept = np.isin(queries.images, photos)
         self.vectors = queries.vectors[kept]
         self.boxes_px = queries.boxes_px[kept]
+        # `photos` is sorted, because `np.unique` sorts.
         self.own = np.searchsorted(photos, queries.images[kept])
         self.texts = [text for text, here in zip(queries.texts, kept, strict=True) if here]
         self.pixels = PixelEvidence()

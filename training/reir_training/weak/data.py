@@ -44,6 +44,7 @@ class WeakPhotos:
     @property
     def files(self) -> list[PhotoSentences | TrainPhoto]:
         """The training photos, then the held-out photos."""
+        # In this order, because items use rows of `train` as rows of this list.
         return [*self.train, *self.held_out]
 
     @property
@@ -159,6 +160,7 @@ class WeakData:
             for group in photo.groups:
                 self.items.append((row, tuple(range(first, first + len(group)))))
                 first += len(group)
+        # All items count as equally wide, since photos are read as squares or not read at all.
         self.sampler = Sampler(
             [TaskStream(ITEM, np.zeros(len(self.items), bool), batch_size, seed)]
         )

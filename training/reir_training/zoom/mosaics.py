@@ -143,6 +143,7 @@ class MosaicSet:
                 name, (x, y) = owner[each.image_id]
                 x1, y1, x2, y2 = each.box_xyxy_px
                 box = (x1 + x, y1 + y, x2 + x, y2 + y)
+                # Without masks, whose pixels are those of the photo and not those of the mosaic.
                 instances.append(replace(each, image_id=name, box_xyxy_px=box, mask=None))
         for text in self._photos.expressions:
             if text.image_id in owner and self.settings.kind in (None, text.kind):
@@ -181,6 +182,7 @@ class MosaicSet:
         while waiting:
             number = int(rng.integers(2**31))
             width_px, height_px = rng.integers(*self.settings.side_px, size=2, endpoint=True)
+            # With room for any waiting photo: how many of them are taken depends on these cells.
             cells = _Cells(int(width_px), int(height_px), waiting)
             wanted = int(rng.integers(*self.settings.num_photos, endpoint=True))
             wanted = len(cells) if self.settings.dense else wanted
@@ -265,6 +267,7 @@ class _Cells:
         )
         columns, rows = width_px // self.photo_px[0], height_px // self.photo_px[1]
         self._cells = list(product(range(columns), range(rows)))
+        # `max` is for a mosaic without room for a photo: it has no cells, so any size will do.
         self._side_px = (width_px / max(columns, 1), height_px / max(rows, 1))
 
     def __len__(self) -> int:
@@ -280,6 +283,7 @@ class _Cells:
         for photo, number in zip(photos, chosen, strict=True):
             size_px = (photo.width_px, photo.height_px)
             start = [
+                # Both parts are rounded down, so that no photo reaches into the next cell.
                 int(index * side) + int(rng.integers(int(side) - length + 1))
                 for index, side, length in zip(
                     self._cells[number], self._side_px, size_px, strict=True

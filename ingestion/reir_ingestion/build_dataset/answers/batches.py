@@ -82,9 +82,11 @@ class BatchModel:
             ModelUnavailable: an earlier batch has not answered it, or the budget is spent.
         """
         with self._lock:
+            # A question that always fails would otherwise start one batch after the other.
             if key in self._failed:
                 raise ModelUnavailable(self._failed[key])
             if key not in self._waiting:
+                # Set aside in memory only: an interrupted batch counts just what came back.
                 self._budget.reserve()
                 self._engine.add(key, question)
                 self._waiting.add(key)
@@ -110,6 +112,8 @@ class BatchModel:
                 if isinstance(answer, str):
                     self._failed[key] = answer
                     continue
+                # Whoever takes the answer adds its tokens to the budget, so the cost is checked
+                # only after this line.
                 yield key, answer
                 try:
                     self._budget.check_cost()

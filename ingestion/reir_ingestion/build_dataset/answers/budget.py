@@ -54,6 +54,7 @@ class Budget:
         self.num_requests, self.tokens_in, self.tokens_out = 0, 0, 0
         self._reserved = 0
         for line in _lines(self._path):
+            # A line is a request that was sent, or the tokens of an answer; see `_append`.
             self.num_requests += "sent" in line
             self.tokens_in += int(line.get("tokens_in", 0))
             self.tokens_out += int(line.get("tokens_out", 0))
@@ -81,6 +82,8 @@ class Budget:
         """
         limit = self._limits.max_requests
         with self._lock:
+            # Requests that are set aside count as well: otherwise threads that check at the same
+            # time would exceed the limit together.
             if limit is not None and self.num_requests + self._reserved >= limit:
                 raise BudgetSpent(f"the budget of {limit} requests is used up")
             self.check_cost()

@@ -83,9 +83,12 @@ class AnswerCache:
                 yield
 
     def _path(self, key: str) -> Path:
+        # The answers, of which there may be millions, are spread over 256 folders.
         return self._folder / key[:2] / f"{key}.json"
 
     def _keep(self, key: str, answer: Answer) -> None:
+        # Before the answer is written: if the process is killed in between, the question is asked
+        # and paid again, and both times count. In the other order, the tokens would be missing.
         self._budget.spend(answer.tokens_in, answer.tokens_out)
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)

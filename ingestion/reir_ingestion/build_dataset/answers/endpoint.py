@@ -35,6 +35,7 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 MAX_REFUSALS_IN_A_ROW = 10
 """After so many refusals for lack of access, no further request is sent in this run."""
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
+# 402 is a lack of credit. 404 also comes from a wrong path or the name of an unknown model.
 _NO_ACCESS = (401, 402, 403, 404)
 _CHARS_PER_TOKEN, _TOKENS_OF_PICTURE = 4, 1000
 """Estimates for an answer that does not say how many tokens it took."""
@@ -108,6 +109,7 @@ class _Usage(BaseModel):
 
 class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
+    # Validated apart from the rest, so that wrong counts do not make a good answer unusable.
     usage: Any = None
 
 
@@ -152,6 +154,7 @@ class EndpointModel:
         for attempt in range(self._settings.attempts):
             if self._refusals_in_a_row >= MAX_REFUSALS_IN_A_ROW:
                 raise ModelUnavailable("no access: the endpoint refused all recent requests")
+            # Within the loop, because each repetition is a request that may be charged, too.
             self._budget.take(key)
             try:
                 return _answer(question, *self._post(body, key))
@@ -178,6 +181,7 @@ class EndpointModel:
             _Busy: it may succeed later.
             ModelUnavailable: it will not.
         """
+        # `key` is a hash of the question, so it is the same for repetitions and in later runs.
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         if self._settings.key:
             headers["Authorization"] = f"Bearer {self._settings.key}"
@@ -186,6 +190,7 @@ class EndpointModel:
             with self._connection() as connection:
                 connection.request("POST", path, body, headers)
                 response = connection.getresponse()
+                # The additional byte tells an answer that is too large from one that just fits.
                 data = response.read(MAX_ANSWER_BYTES + 1)
                 # A body that ends early is no error of `read` with a limit.
                 if response.length and len(data) <= MAX_ANSWER_BYTES:
@@ -215,6 +220,8 @@ class EndpointModel:
         """Open a connection that is cut after the time limit, even if bytes trickle in."""
         place, limit_s = urlsplit(self._settings.url), self._settings.timeout_s
         assert place.hostname, "checked by EndpointSettings"
+        # `timeout` limits each single read: an answer that arrives byte by byte would never reach
+        # it, hence the timer below.
         connection = (
             http.client.HTTPSConnection(
                 place.hostname, place.port, timeout=limit_s, context=ssl.create_default_context()
@@ -227,6 +234,7 @@ class EndpointModel:
         def cut() -> None:
             is_cut.set()
             if connection.sock is not None:
+                # `shutdown` and not `close`, which would not wake the thread that waits for data.
                 with suppress(OSError):  # it is closed already
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
@@ -236,6 +244,7 @@ class EndpointModel:
         try:
             yield connection
         except TimeoutError:
+            # A single read has the same limit, so it gets the same message.
             is_cut.set()
         except (OSError, http.client.HTTPException):
             if not is_cut.is_set():
@@ -258,6 +267,8 @@ def _answer(question: Question, content_type: str, data: bytes) -> Answer:
     def refused(why: str) -> Answer:
         return Answer(text="", tokens_in=estimate[0], tokens_out=estimate[1], refused=why)
 
+    # From here on, the answer may have been charged. What cannot be used is returned as refused and
+    # not raised, so that it is kept, and the question is not asked again without `--ask-again`.
     if len(data) > MAX_ANSWER_BYTES:
         return refused(f"too large: the answer has more than {MAX_ANSWER_BYTES} bytes")
     if content_type != "application/json":

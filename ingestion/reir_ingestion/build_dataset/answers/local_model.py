@@ -38,6 +38,7 @@ class LocalModel:
         folder = fetch(source)
         try:
             with no_progress_bars():
+                # Code that comes with a model from the hub is never run.
                 self._processor: Any = AutoProcessor.from_pretrained(
                     folder, trust_remote_code=False
                 )
@@ -82,11 +83,13 @@ class LocalModel:
                     return_dict=True,
                     return_tensors="pt",
                 ).to(self._device)
+                # No sampling: an answer must not depend on a seed, which the cache's key lacks.
                 ids = self._model.generate(
                     **inputs, max_new_tokens=self._max_tokens, do_sample=False
                 )
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise ModelUnavailable("no answer: not enough memory for the model") from error
+        # `generate` returns the tokens of the question, followed by those of the answer.
         num_asked = inputs["input_ids"].shape[1]
         text = self._processor.decode(ids[0, num_asked:], skip_special_tokens=True)
         return checked_answer(text, tokens_in=num_asked, tokens_out=ids.shape[1] - num_asked)

@@ -118,4 +118,6 @@ def key_of(model: VisionLanguageModel, question: Question) -> str:
         "picture": hashlib.sha256(question.picture).hexdigest(),
         "schema": dict(question.schema),
     }
+    # Sorted, so that the order in which a dictionary was filled does not change the key;
+    # otherwise, a rerun might not find its answers.
     return hashlib.sha256(json.dumps([settings, asked], sort_keys=True).encode()).hexdigest()

@@ -60,6 +60,7 @@ class Thresholds:
     """
 
     color: float = 0.22
+    # Below 0: an expression must fit better than the same with left and right exchanged.
     side: float = -0.02
     other: float = 0.2
     gallery: float = 0.14
@@ -97,6 +98,7 @@ class Evidence:
         for each in fields(thresholds):
             gain = self.gains.get(each.name)
             if gain and gain.amount > getattr(thresholds, each.name):
+                # A reason that the words give is certain, so it stays.
                 found.setdefault(CHECK_OF[each.name], gain.words)
         return found
 
@@ -145,6 +147,7 @@ class RulesJudge:
         unclear = [each.text for each in parsed if each.rest]
         variants = {text: variants_of(text) for text in unclear}
         needed = [each.sentence for every in variants.values() for each in every]
+        # Each sentence only once: a variant of one expression may be another expression.
         texts = list(dict.fromkeys(unclear + needed))
         vectors = dict(zip(texts, self._encode(texts), strict=True))
         found = [
@@ -199,6 +202,8 @@ class RulesJudge:
                 continue
             amount = 0.0 if own is None else float(vectors[variant.sentence] @ own) - score
             if told.kind == SIDE:
+                # `seen` is the side that the expression does not name, so a place toward it speaks
+                # against the expression.
                 amount += PLACE_SHARE * _offset_toward(told.seen, task.instance(written.number))
             words = f"{told.seen!r} fits the instance better than {told.wanted!r}"
             _raise(gains, told.kind, Gain(amount, words))
@@ -260,6 +265,7 @@ def _with_surprisal(gain: Gain | None, readings: Sequence[ColorReading]) -> Gain
     amount = SURPRISAL_SHARE * worst.surprisal
     if gain is None:
         return Gain(amount, words)
+    # If the pixels show the very color that is named, the reason can only be that of the vectors.
     return Gain(amount + gain.amount, words if worst.likely != COLORS[worst.word] else gain.words)
 
 

@@ -80,6 +80,7 @@ class VisionLanguageJudge:
     def judge(self, task: WritingTask, expressions: Sequence[Written]) -> list[Verdict]:
         """Return a verdict for each expression; see `ExpressionJudge.judge`."""
         asked = [
+            # `number` cannot identify an expression: there may be several about one instance.
             {"id": at, "number": each.number, "expression": each.text}
             for at, each in enumerate(expressions, start=1)
         ]
@@ -100,11 +101,13 @@ class VisionLanguageJudge:
 
     def _verdict(self, judged: JudgedText | None) -> Verdict:
         if judged is None:
+            # A model may leave out an id. What was not judged is not accepted.
             return Verdict(problems={GROUNDED: NO_VERDICT})
         passed = {
             LANGUAGE: judged.good_language,
             GROUNDED: judged.grounded,
             IN_PHOTO: judged.unique_in_photo,
+            # The question is the same for both scopes, so that the kept answers serve both.
             IN_GALLERY: judged.unique_in_gallery or not self._in_gallery,
         }
         why = clean(judged.reason)[:MAX_REASON_CHARS] or "the judge gives no reason"

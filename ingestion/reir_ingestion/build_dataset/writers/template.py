@@ -22,6 +22,7 @@ from reir_ingestion.build_dataset.scenes import SceneInstance
 from reir_ingestion.build_dataset.tasks import Writing, WritingTask, Written
 from reir_ingestion.build_dataset.writers.captions import captions_about
 
+# "in the top left of the photo" is a place and not a relation to something.
 RELATION = re.compile(r" (?:left of|right of|above|below|nearest to) the (?!photo$)")
 NOTHING_UNIQUE = "no template is true of this instance alone"
 
@@ -47,6 +48,7 @@ class TemplateWriter:
         for number in task.numbers:
             texts: dict[str, str] = {}
             for text in (*captions[number], *_expressions(task, number, facts[number])):
+                # "the red car" and "red car" would take up two of its few expressions.
                 texts.setdefault(text.removeprefix("the "), text)
             expressions += (Written(number, text) for text in texts.values())
             if not texts:
@@ -81,6 +83,7 @@ def _expressions(task: WritingTask, number: int, facts: Sequence[str]) -> Iterat
         for fact in facts
         if not RELATION.search(fact)
     ]
+    # Only the first few expressions of an instance are kept, so the kinds take turns.
     kinds = (_pairs(related), plain, related, _counted(task, one, facts))
     for in_turn in zip_longest(*kinds):
         yield from filter(None, in_turn)
@@ -95,6 +98,7 @@ def _is_apart(task: WritingTask, one: SceneInstance, fact: str) -> bool:
     if not relation or "nearest" in relation:
         return bool(relation)
     others = (each for each in task.scene.instances if each.category == category)
+    # "left of" and "right of" compare x, "above" and "below" compare y.
     axis = 0 if "of" in relation else 1
     ends = (axis, axis + 2)
     for each in others:
@@ -146,6 +150,7 @@ def _counted(task: WritingTask, one: SceneInstance, facts: Sequence[str]) -> Ite
     """Yield "leftmost of the three dogs" for "leftmost dog"."""
     count = sum(each.category == one.category for each in task.scene.instances)
     for fact in facts:
+        # Two instances are "the left dog" and "the right dog", so none of them is "leftmost".
         if 2 < count <= MAX_ORDERED and fact.endswith(f"most {one.category}"):
             most = fact.removesuffix(one.category)
             yield f"{most}of the {COUNTS[count]} {plural(one.category)}"

@@ -100,6 +100,7 @@ _GALLERIES = (
         runbook="reindex-stopped",
     ),
 )
+# Metrics of a run end with its process. Numbers that are not instant show its last values.
 _RUN = (
     Number(
         "Progress of the run",
@@ -191,6 +192,7 @@ _RUN = (
         "Rows that operators of Ray Data put out",
         "Rows a second of a run on Ray (`--runner ray`), by operator. The first operator that puts "
         "out fewer than the others before it is the bottleneck.",
+        # Ray declares a gauge, but its value only grows, so that `rate` applies to it.
         {"{{operator}}": f"sum by (operator) (rate(ray_data_output_rows{{{JOB}}}{RATE}))"},
         unit="ops",
     ),

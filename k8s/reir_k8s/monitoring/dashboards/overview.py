@@ -22,6 +22,7 @@ _STATE = (
     Number(
         "Alerts that fire",
         "Number of alerts that fire now. The graph of alerts below shows which, and since when.",
+        # Without an alert there is no series to count, and the panel would say that it has no data.
         {"alerts": 'count(ALERTS{alertstate="firing"}) or vector(0)'},
         limit=NONE,
     ),
@@ -68,6 +69,7 @@ _ALERTS = (
         "Share of requests that fail",
         "Requests of users that end with 5xx, over 5 minutes. The line is the share at which the "
         "error budget is used up at the highest rate that is tolerated.",
+        # The series that the alert reads, so that both agree; it sums over all jobs.
         {"failed": "reir:serve_failed:ratio_rate5m"},
         unit="percentunit",
         limit=Limit(_LIMITS.page_burn * _LIMITS.error_budget),

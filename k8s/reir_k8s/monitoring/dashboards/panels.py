@@ -44,6 +44,8 @@ P = TypeVar("P", timeseries.Panel, stat.Panel)
 
 def or_none(label: str) -> str:
     """Return an alternative for an expression without a result: one series, of value 0."""
+    # `on ()` compares no labels, so the zero appears only if nothing else does. An empty pattern
+    # matches the empty source label, so the label is always set.
     return f' or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
@@ -163,6 +165,7 @@ class Page:
         """Return the dashboard as Grafana imports it."""
         built = (
             dashboard.Dashboard(self.title)
+            # Fixed, so that an import replaces the dashboard and links to it stay valid.
             .uid(f"reir-{self.name}")
             .description(self.description)
             .tags([TAG])
@@ -200,6 +203,7 @@ def _label_variable(label: str, metric: str) -> dashboard.QueryVariable:
         .sort(VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
+        # In place of a list of all values, which leaves out series without the label.
         .all_value(".*")
         .current(VariableOption(selected=True, text="All", value="$__all"))
     )

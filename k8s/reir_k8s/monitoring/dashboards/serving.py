@@ -73,6 +73,7 @@ _REQUESTS = (
         "Requests a second that ended with a problem, by kind (docs/api.md lists them). Only kinds "
         "that have occurred are shown.",
         {
+            # Counters of all problems exist from the start, at zero; `> 0` hides unused ones.
             "{{problem}}": "sum by (problem) "
             f"(rate(reir_serve_problems_total{{{JOB}}}{RATE})) > 0" + or_none("problem")
         },
@@ -140,6 +141,7 @@ _HAPROXY = (
     Graph(
         "Replicas that HAProxy uses",
         "Replicas that pass HAProxy's health checks. Without any, users get status 503.",
+        # Ray Serve names a backend after its protocol and its application.
         {"replicas": f'sum(haproxy_backend_active_servers{{{JOB}, proxy="http-reir"}})'},
         limit=ALL,
         runbook="server-down",

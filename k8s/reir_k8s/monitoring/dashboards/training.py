@@ -89,6 +89,7 @@ _RAY = (
         "Use of the GPUs, or of the CPUs of nodes without GPUs",
         "If it is low, the workers wait for photos.",
         {
+            # `or` compares the labels, so each node without a GPU appears with its CPUs.
             "{{instance}}": f"avg by (instance) (ray_node_gpus_utilization{{{JOB}}})"
             f" or avg by (instance) (ray_node_cpu_utilization{{{JOB}}})"
         },

@@ -99,6 +99,7 @@ def write_rules(folder: Path, times: Durations) -> list[Path]:
 
 
 def _group(group: RuleGroup, runbooks: str) -> dict[str, object]:
+    # First, because alerts read recordings, and Prometheus evaluates a group in its order.
     rules = [each.to_dict() for each in group.recordings]
     return {
         "name": group.name,
@@ -117,4 +118,5 @@ def alerts_page() -> str:
         summary = _LABEL.sub(lambda found: found[1].upper(), alert.summary)
         link = f"[{alert.runbook}]({alert.runbook}.md)"
         lines.append(f"| `{alert.name}` | {alert.severity} | {hold} | {summary} | {link} |")
+    # Not `format`, because the page itself contains braces.
     return _PAGE.replace("{table}", "\n".join(lines))

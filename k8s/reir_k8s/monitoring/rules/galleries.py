@@ -85,6 +85,7 @@ def _quality_alerts(times: Durations, limits: Limits) -> list[Alert]:
         ),
         Alert(
             name="ReirCanaryAnswersMissing",
+            # A value that was never measured has no series, which a comparison cannot notice.
             expr="max by (gallery) (reir_monitor_instances) unless on (gallery) "
             'reir:canary_br:ratio{k="1"}',
             hold_s=times.check_late,

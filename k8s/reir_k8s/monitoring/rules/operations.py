@@ -15,6 +15,7 @@ def operation_rules(times: Durations, limits: Limits) -> RuleGroup:
             "reir:store_free:ratio",
             "min(reir_monitor_store_free_bytes / reir_monitor_store_disk_bytes)",
         ),
+        # Recorded, so that `predict_linear` can read a range of it.
         Recording("reir:store_free:bytes", "min(reir_monitor_store_free_bytes)"),
     ]
     alerts = [
@@ -97,6 +98,7 @@ def _monitor_alerts(times: Durations) -> list[Alert]:
     return [
         Alert(
             name="ReirMonitorDown",
+            # `up == 0` has no value for a target that has vanished, such as that of a deleted pod.
             expr=f'absent(up{{job=~"{JOB}"}} == 1)',
             hold_s=times.down,
             severity="critical",

@@ -76,8 +76,10 @@ class Limits:
     """
 
     error_budget: float = 0.005
+    # At these rates, a budget for 30 days lasts about two days and five days.
     page_burn: float = 14.4
     ticket_burn: float = 6.0
+    # With little traffic, a single failure is already a large share of the requests.
     failed_requests: int = 10
     latency_s: float = 1.0
     rejected: float = 0.01
@@ -159,6 +161,7 @@ class RuleGroup:
 def duration(seconds: float) -> str:
     """Return a duration as Prometheus writes it, such as "5m" or "1500ms"."""
     milliseconds = round(1e3 * seconds)
+    # Prometheus takes no fractions, hence the largest unit that divides evenly.
     unit = next(unit for unit, size in _UNITS_MS.items() if milliseconds % size == 0)
     return f"{milliseconds // _UNITS_MS[unit]}{unit}"
 

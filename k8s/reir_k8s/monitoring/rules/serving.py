@@ -25,6 +25,8 @@ def serving_rules(times: Durations, limits: Limits) -> RuleGroup:
 
 def _recordings(times: Durations, limits: Limits) -> list[Recording]:
     rate = duration(times.rate)
+    # The names stay those of the durations in use when durations are scaled for a test, so that
+    # alerts and dashboards find the series.
     burns = dict(zip(("5m", "1h", "30m", "6h"), (*times.page, *times.ticket), strict=True))
     quantiles = [
         Recording(
@@ -79,6 +81,7 @@ def _replica_alerts(times: Durations, limits: Limits) -> list[Alert]:
     return [
         Alert(
             name="ReirServerDown",
+            # `up == 0` has no value for a target that has vanished, such as that of a deleted pod.
             expr=f'absent(up{{job=~"{JOB}"}} == 1)',
             hold_s=times.down,
             severity="critical",
@@ -89,6 +92,7 @@ def _replica_alerts(times: Durations, limits: Limits) -> list[Alert]:
         ),
         Alert(
             name="ReirReplicaKilled",
+            # `increase` extrapolates to the whole range, so one killed replica is seldom exactly 1.
             expr=f"{killed} > 0.5",
             severity="warning",
             summary="A replica was killed",
@@ -113,6 +117,8 @@ def _replica_alerts(times: Durations, limits: Limits) -> list[Alert]:
 def _budget_alerts(times: Durations, limits: Limits) -> list[Alert]:
     def burns(ranges: tuple[str, str], long_s: float, factor: float) -> str:
         failures = f"sum(increase(reir_serve_requests_total{{{_FAILED}}}[{duration(long_s)}]))"
+        # The long range ignores a brief burst; the short range lets the alert end soon after the
+        # failures have ended.
         above = (f"reir:serve_budget_burn:ratio_rate{each} > {factor:g}" for each in ranges)
         return " and ".join((*above, f"{failures} >= {limits.failed_requests}"))
 

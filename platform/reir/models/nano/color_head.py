@@ -24,6 +24,7 @@ NUM_VIEWS, GRID, CELL_SIDE = 3, 8, 2
 NUM_CELLS = NUM_VIEWS * GRID**2
 PLACE_FEATURES = 6
 PIXEL_WIDTH = 32
+# Keeps the logarithm of a share finite, so that a color which no cell shows remains possible.
 MIN_SHARE = 0.02
 
 
@@ -124,6 +125,8 @@ class ColorHead(nn.Module):
             states_NS: of the covered tokens, and means over the tokens of each expression.
         """
         query_NW = self.query(states_NS)
+        # Colors are named before they are averaged over a cell: the mean of red and white pixels
+        # would be pink, which none of them is.
         named_NKC = self.name_pixel(cells.pixels.float() / 127.5 - 1).mean(2)
         features = self.features(cells.features.float())
         seen = torch.cat([features, named_NKC, cells.places.float()], dim=-1)
@@ -156,6 +159,8 @@ def places_of(boxes_NV4: Tensor) -> Tensor:
     y, x = torch.meshgrid(centers, centers, indexing="ij")
     cells_C2 = torch.stack([x, y], dim=-1).flatten(0, 1)
     low, high = boxes_NV4[..., None, :2], boxes_NV4[..., None, 2:]
+    # In the view of the whole photo, a tiny box would make the distances of other cells huge, so
+    # sides and distances have limits.
     sides = (high - low).clamp(min=0.05)
     inside = ((cells_C2 >= low) & (cells_C2 <= high)).all(-1, keepdim=True)
     away = ((cells_C2 - (low + high) / 2) / (2 * sides)).clamp(-3, 3)

@@ -74,6 +74,7 @@ class SameConv(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         top, bottom = same_padding(int(x.shape[2]), kernel, stride)
         left, right = same_padding(int(x.shape[3]), kernel, stride)
+        # If both sides get the same, the convolution can pad by itself, without a copy of the map.
         if (top, left) == (bottom, right):
             return F.conv2d(x, self.weight, self.bias, stride, (top, left), groups=self.groups)
         x = F.pad(x, (left, right, top, bottom))
@@ -152,6 +153,7 @@ class CropNetwork(nn.Module):
                 )
                 c_in = stage.channels
         self.blocks = nn.Sequential(*blocks)
+        # The last block with a stride leads from stride 16 to stride 32.
         self._first_coarse = max(i for i, block in enumerate(blocks) if block.stride > 1)
         self.level_channels.append(c_in)
         self.head = ConvReLU6(c_in, CHANNELS)

@@ -56,6 +56,8 @@ class QueryBank(nn.Module):
     def forward(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
         """Return (B, K, 1): the value of each instance in the dimension of the query bank."""
         above_BK = self.penalties(vectors_BKD, valid_BK) - self.usual
+        # Divided, because the inner product multiplies it by the number of the expression, which is
+        # `QUERY_VALUE` for one of `QUERY_TOKENS` tokens.
         return -above_BK[..., None] / QUERY_VALUE
 
     @staticmethod
@@ -72,11 +74,13 @@ class QueryBank(nn.Module):
 
     def penalties(self, vectors_BKD: Tensor, valid_BK: Tensor) -> Tensor:
         """(B, K) what each instance loses in the scores of expressions of `QUERY_TOKENS` tokens."""
+        # An empty bank has no logarithm of its size, and without candidates there is no maximum.
         if not len(self.vectors) or not vectors_BKD.shape[1]:
             return vectors_BKD.new_zeros(vectors_BKD.shape[:2])
         scores_BKQ = vectors_BKD.float() @ self.vectors.T
         mean_BK = (scores_BKQ / TEMPERATURE).logsumexp(-1) - math.log(len(self.vectors))
         fit_BK = TEMPERATURE * mean_BK
+        # Not minus infinity, which would remain as the best fit of a photo that has only padding.
         best_B1 = fit_BK.masked_fill(~valid_BK, -1.0).amax(1, keepdim=True)
         return STRENGTH * fit_BK + PHOTO_STRENGTH * best_B1
 

@@ -132,11 +132,13 @@ class Prompts(nn.Module):
         prompts = self.vectors.expand(len(words_BNC), -1, -1)
         if self.insert is not None:
             prompts = torch.cat([prompts, self.insert(_given(inserted_BI))[:, None]], dim=1)
+        # `PizaModel` made room for the prompts by placeholder tokens, whose vectors are dropped.
         rest = words_BNC[:, 1 + self.count :]
         return torch.cat([words_BNC[:, :1], prompts.to(words_BNC.dtype), rest], dim=1)
 
 
 def _init_houlsby(layer: nn.Linear) -> None:
+    # Close to zero, so that training starts near the frozen base.
     nn.init.trunc_normal_(layer.weight, std=HOULSBY_STD, a=-2 * HOULSBY_STD, b=2 * HOULSBY_STD)
     nn.init.zeros_(layer.bias)
 

@@ -52,6 +52,8 @@ def save_piza(
         "format": FORMAT,
         "model_config": asdict(model.config),
         "base": {
+            # A directory becomes an absolute path, since adapters may be loaded from another
+            # working directory.
             "source": str(Path(source).resolve()) if source and Path(source).is_dir() else source,
             "digest": frozen_digest(model),
         },
@@ -92,6 +94,8 @@ def load_piza_parts(
         )
     parts = load_pretrained(source, AutoModelForZeroShotObjectDetection, MODEL_TYPES, device=device)
     model = add_adapters(parts.model, adapters)
+    # After the adapters are attached, because they determine which weights of the base training
+    # changes, and the digest leaves these out.
     found = frozen_digest(model)
     if found != digest:
         raise CheckpointError(
@@ -109,6 +113,7 @@ def frozen_digest(model: PizaModel) -> str:
     trained = {name for name, _ in model.trainable()}
     sha = hashlib.sha256()
     for name, value in sorted(model.base.named_parameters()):
+        # Of a trained weight, only name and shape are known before its values are restored.
         sha.update(f"{name} {tuple(value.shape)}".encode())
         if f"base.{name}" not in trained:
             sha.update(value.detach().float().cpu().contiguous().numpy().tobytes())
@@ -135,6 +140,7 @@ def _restore(model: PizaModel, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names or shapes differ.
     """
+    # These tensors share the memory of the model, so copying into them below changes it.
     state = _state(model)
     if state.keys() != weights.keys():
         differing = sorted(state.keys() ^ weights.keys())

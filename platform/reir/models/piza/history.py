@@ -98,6 +98,8 @@ class HistoryEncoder(nn.Module):
         area = sides.prod(-1)
         # The first box has no box before it, so its size relative to it is 1.
         before = torch.cat([area[:, :1], area[:, :-1]], dim=1)
+        # Padding has no area, and 0 / 0 would be NaN. A mask could not keep it out of the sums,
+        # because it multiplies by zero, and zero times NaN is NaN.
         shares = torch.stack([area, area / (before + 1e-8)], dim=2)[..., None]
         places = torch.stack([sides, (low + high) / 2], dim=2)
         return torch.cat([self.shares(shares), self.places(places)], dim=2).flatten(2)

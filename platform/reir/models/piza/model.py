@@ -118,6 +118,8 @@ class PizaModel(nn.Module):
             )
         finally:
             _inserted.reset(token)
+        # Before the prompts are dropped: `_auxiliary` compares with all tokens that the base read,
+        # and `_drop_tokens` then removes the prompts from these logits, too.
         if all_layers:
             output.auxiliary_outputs = self._auxiliary(output, attention_mask)
         if prompts is not None:
@@ -194,6 +196,7 @@ class PizaModel(nn.Module):
             states = output.intermediate_hidden_states[:, number]
             logits = head(states, output.encoder_last_hidden_state_text, attention_mask.bool())
             shift = self.base.bbox_embed[number](states)
+            # Each layer of the decoder corrects the boxes of the layer before it.
             boxes = (torch.special.logit(references, eps=1e-5) + shift).sigmoid()
             found.append({"logits": logits, "pred_boxes": boxes})
             references = output.intermediate_reference_points[:, number]
@@ -240,6 +243,7 @@ class PizaModel(nn.Module):
 
     def _attach(self, name: str, adapter: Adapter | Lora | Prompts) -> None:
         """Let an adapter change what goes into, or comes out of, a module of the base."""
+        # The keys of a `ModuleDict` must not contain dots.
         key = name.replace(".", "/")
         self.adapters[key] = adapter
         module = self.base.get_submodule(name)
@@ -285,6 +289,7 @@ def add_adapters(base: Any, config: PizaConfig) -> PizaModel:
 
 def _is_adapted(module: nn.Module) -> bool:
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    # The hooks of adapters are partials of bound methods, see `PizaModel._attach`.
     return any(isinstance(getattr(hook, "func", None), MethodType) for hook in hooks)
 
 

@@ -167,6 +167,8 @@ class _Search:
         boxes = inside * np.tile(high - low, 2) + np.tile(low, 2)
         best = boxes[0] if _shows_something(inside, seen.scores) else None
         if best is not None:
+            # The sum may be rounded to a little more than 1. In whole pixels, which are rounded
+            # outward, such a box would end beyond the photo.
             self.boxes.append(np.minimum(best.astype(np.float32), 1))
             self.found = FoundBoxes(np.minimum(boxes, 1).astype(np.float32), seen.scores)
         self.over = best is None

@@ -48,6 +48,7 @@ class PhotoLooks:
         known: Iterable[Look] = (),
     ) -> None:
         self.grid, self._encode = grid, encode
+        # Floats are safe as keys here, because all frames of a photo come from the same grid.
         self._known = {as_box(look.frame): look for look in known}
 
     @classmethod
@@ -80,6 +81,7 @@ def look_at(encoder: InstanceEncoder, image: RgbImage, frame: FloatArray) -> Loo
         frame: (4,) xyxy of whole pixels, in [0, 1] of the photo.
     """
     height, width = image.shape[:2]
+    # Rounded instead of truncated, since a float32 share may lie just below its pixel.
     x1, y1, x2, y2 = np.rint(frame * np.array([width, height] * 2)).astype(int).tolist()
     (found,) = encoder.encode_images([np.ascontiguousarray(image[y1:y2, x1:x2])])
     return Look(np.asarray(frame, dtype=np.float32), *drop_cut_boxes(found, frame))

@@ -103,6 +103,8 @@ def candidates_of(
     valid = np.zeros((num, MAX_BOXES), dtype=np.bool_)
     valid[:, : length + 1] = True
     centers = look.boxes.reshape(-1, 2, 2).mean(1)
+    # A small photo has fewer levels. The frames of the missing ones stay empty, so that no
+    # candidate lies in them.
     frames = np.zeros((num, NUM_LEVELS, 4), dtype=np.float32)
     for level in range(len(grid.sides_px)):
         frames[:, level] = grid.around(level, centers)
@@ -128,7 +130,9 @@ def _features(
 ) -> FloatArray:
     """(N, F) features of the candidates of a look; `inside` is as above, for each level."""
     num = len(scores_N)
+    # A look may show no candidates, so `best` is read by slices and sums instead of by index.
     best = np.sort(scores_N)[::-1]
+    # The second sort turns the order of the candidates into the place of each one.
     rank = np.argsort(np.argsort(-scores_N, kind="stable"), kind="stable")
     width_px, height_px = (look.frame[2:] - look.frame[:2]) * (grid.width_px, grid.height_px)
     of_look = (
@@ -241,6 +245,7 @@ class _Search:
             return None
         seen = {step.frame for step in self.steps}
         left = [each for each in self.options.values() if each.frame not in seen]
+        # Options of equal probability are ordered by frame, so a search can be repeated exactly.
         best = max(left, default=None)
         return best if best and best.probability >= config.look_at_least else None
 

@@ -55,6 +55,7 @@ class Anchors(NamedTuple):
         This is the anchor selection of RefCLIP (docs/weak-rec.md, section 3.4).
         """
         num = min(num, self.valid.shape[1])
+        # Padding is kept only where a photo has fewer anchors than `num`, and remains invalid.
         confidence_BA = self.confidence.mean(-1).masked_fill(~self.valid, -torch.inf)
         rows_BK = confidence_BA.topk(num, dim=1).indices
 

@@ -44,6 +44,7 @@ def save_weak_rec(folder: Path, model: WeakRec, about: Mapping[str, Any]) -> str
         about: JSON values to store under "training" (data, steps, metrics).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # Parameters only: buffers, such as the statistics of batch norms, keep their precision.
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     weights = {
         name: (value.half() if name in frozen else value).cpu().contiguous()
@@ -113,6 +114,7 @@ def _build(folder: Path, shape: Mapping[str, Any]) -> WeakRec:
         language = PhraseLanguage(tower, read_tokenizer(folder / TOKENIZER))
     else:
         vocabulary = Vocabulary(tuple(shape["words"]))
+        # The checkpoint has the vectors; only their shape is needed to build the model.
         vectors = torch.zeros(len(vocabulary), shape["word_width"])
         language = WordLanguage(
             vocabulary, vectors, max_words=config.max_words, num_blocks=config.num_blocks

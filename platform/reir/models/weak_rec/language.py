@@ -60,6 +60,7 @@ class GruLanguage(nn.Module):
         Returns:
             (N, T).
         """
+        # The GRU needs no mask: it reads forward, and padding follows the words.
         states, _ = self.gru(self.words(ids_NL))
         for block in self.blocks:
             states = block(states, mask_NL)

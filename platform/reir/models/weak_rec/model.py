@@ -137,6 +137,8 @@ class WeakRec(nn.Module):
         """Encode N loaded sentences."""
         features_NC = self.drop_texts(self.language(loaded))
         vectors_ND = self.project_texts(features_NC)
+        # With these dimensions on both sides, one inner product adds the class similarity. The
+        # weight is on this side only, so that it counts once.
         if self.config.class_weight:
             named = self.config.class_weight * self.language.classes(loaded)
             vectors_ND = torch.cat([vectors_ND, named], dim=-1)

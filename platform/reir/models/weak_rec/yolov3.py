@@ -169,6 +169,7 @@ class GuidedHead(nn.Module):
         super().__init__()
         num_boxes = len(GUIDED_SIZES_PX)
         self.guide = nn.Conv2d(channels, 2 * num_boxes, 1)
+        # One group for each box: its predicted size moves the taps of a quarter of the channels.
         self.offsets = nn.Conv2d(2 * num_boxes, 2 * TAPS * num_boxes, 1, groups=num_boxes)
         self.adapt = DeformableConvolution(channels, groups=num_boxes)
         self.predict = nn.Conv2d(channels, num_boxes * (BOX_NUMBERS + num_classes), 1)
@@ -280,6 +281,7 @@ class YoloV3(nn.Module):
             found.append(x)
         hidden = self.coarse(x)
         coarse_map = self.expand(hidden)
+        # The last but one stage has stride 16, the one before it stride 8.
         hidden, middle_map = self.middle(hidden, found[-2])
         _, fine_map = self.fine(hidden, found[-3])
         boxes, confidence = decode(*self.head(coarse_map))

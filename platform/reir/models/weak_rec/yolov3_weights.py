@@ -139,6 +139,7 @@ def _from_state(path: Path, state: Mapping[str, Tensor], *, paper_parity: bool) 
                 f"tensor {name!r} in {path} has shape {tuple(state[name].shape)}, expected is "
                 f"{tuple(tensor.shape)}"
             )
+    # Not strict, because the counters of batch norm are left out.
     model.load_state_dict({name: state[name] for name in expected}, strict=False)
     return model
 
@@ -163,6 +164,7 @@ def _own_names(path: Path, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         )
     names = {
         f"{their}.{inner}": f"{our}.{own}"
+        # In the order of the numbers; as text, module 10 would come before module 2.
         for their, our in zip(sorted(theirs, key=_position), ours, strict=True)
         for inner, own in BLOCK_NAMES.items()
     }
@@ -239,6 +241,7 @@ def _darknet_order(model: YoloV3) -> Sequence[ConvBlock | nn.Conv2d | int]:
     head = model.head.predict
     before_head: list[nn.Module] = [model.stem, *model.stages, model.coarse, model.expand]
     finer = [
+        # Each output of a finer head has a bias, and a weight for each channel of its map.
         head.out_channels * (branch.expand.conv.out_channels + 1)
         for branch in (model.middle, model.fine)
     ]
@@ -253,6 +256,7 @@ def _darknet_order(model: YoloV3) -> Sequence[ConvBlock | nn.Conv2d | int]:
 
 
 def _blocks(part: nn.Module) -> list[ConvBlock]:
+    # `modules` keeps the order of declaration, which in all of these parts is the order of running.
     return [module for module in part.modules() if isinstance(module, ConvBlock)]
 
 

@@ -65,6 +65,7 @@ def scores_in_photo(
     """
     first = len(vector_D) - candidate_dims
     known_N = vectors_ND[:, first:] @ vector_D[first:]
+    # `initial` is for a photo without instances, which has no maximum.
     behind_N = known_N - known_N.max(initial=-np.inf)
     return np.asarray(vectors_ND @ vector_D + CANDIDATE_BOOST * behind_N, dtype=np.float32)
 
@@ -111,6 +112,8 @@ def rank_instances(
     # Only the verified instances change places among themselves.
     first = np.argsort(-np.array(scores[: len(verified)]), kind="stable")
     places = np.append(first, np.arange(len(verified), len(scores))).astype(np.int64)
+    # With verification, the best instance is always one of the verified ones, so that this is also
+    # its place in `verified`.
     best = int(places[0])
     return RankedInstances(
         order=plain[places],

@@ -39,12 +39,16 @@ async def zoom_in(
         for one, found in await run_optional(ZOOM, wanted, stages, clock, work, _num_searches):
             number = place[id(one)]
             results[number] = _zoomed(results[number], found, _tie_margin(one))
+            # `run_optional` adds the name for queries without any answer; this line, for those in
+            # which single photos were not searched.
             if None in found:
                 one.degraded.append(ZOOM)
     return results
 
 
 def _num_searches(found: Sequence[Sequence[ZoomSearch | None]]) -> int:
+    # Only searches that were made: those that were left out took no time, and would make a search
+    # look cheaper than it is.
     return sum(search is not None for of_one in found for search in of_one)
 
 
@@ -54,6 +58,7 @@ def _tie_margin(one: PendingAnswer) -> float:
 
 def _first_of_photos(hits: Sequence[Hit]) -> list[Hit]:
     """Return the best hit of each of the first photos."""
+    # A search covers the whole photo, so other hits of the photo would only repeat it.
     best: dict[str, Hit] = {}
     for hit in hits:
         best.setdefault(hit.image_id, hit)

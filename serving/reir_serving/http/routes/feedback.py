@@ -58,6 +58,8 @@ NEEDED: dict[Verdict, tuple[str, ...]] = {
 """Fields that a verdict needs; the others are not allowed with it."""
 
 _ABOUT = {"instance_id": "string", "image_id": "string", "box": "array"}
+# What `FeedbackRequest._fields_of_the_verdict` checks, once more as a JSON schema: otherwise the
+# OpenAPI document would allow requests that the server rejects.
 _FIELDS_OF_VERDICT: dict[str, Any] = {
     "oneOf": [
         {
@@ -209,6 +211,8 @@ def _limit_rate(context: EndpointContext, request: Request) -> None:
     """
     address = request.client.host if request.client else ""
     sender = context.caller.key_id or address
+    # None, because the rate that a keys file gives a key is meant for all requests, and feedback
+    # has a limit of its own.
     wait_s = context.feedback_rate.take(sender, None, time.monotonic())
     if wait_s:
         detail = f"there is too much feedback from one sender; try again in {wait_s:.1f} s"
@@ -255,6 +259,7 @@ async def _instance(context: EndpointContext, gallery: str, instance_id: str) ->
     Raises:
         ProblemError: the gallery has no such instance, or the caller may not see its photo.
     """
+    # By way of its photo, because `context.image` also refuses photos of other tenants.
     image = await context.image(gallery, instance_id.rpartition("#")[0])
     found = [row for row in image.instances if row.instance_id == instance_id]
     if not found:
@@ -266,6 +271,8 @@ async def _add(
     context: EndpointContext, folder: Path, gallery: str, said: Feedback, sent: Submission
 ) -> None:
     # In a thread, because it waits for the disk and for other processes.
+    # It is not new if the same request, sent twice at once, was recorded after `is_recorded` ran;
+    # then it is not counted again.
     if await asyncio.to_thread(add_feedback, folder, gallery, said, sent):
         context.metrics.note_feedback(said.verdict)
 

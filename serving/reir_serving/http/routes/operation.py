@@ -43,6 +43,8 @@ async def readyz(context: Context) -> Response:
     checks = dict(readiness.checks) | ({} if keys is None else {"keys": keys.problem() or OK})
     # /readyz needs no key, so on a server with keys it must not name galleries or stores.
     public = checks if keys is None else _without_names(checks)
+    # While the keys file cannot be used, the keys that were loaded last stay valid for a minute.
+    # Only then is the server not ready; until then, the problem is merely reported.
     if not readiness.ready or (keys is not None and keys.is_expired):
         logger.warning("not ready: %s", checks)
         failing = ", ".join(name for name, result in public.items() if result != OK) or "starting"
@@ -104,6 +106,7 @@ def static_router(folder: Traversable, index: str, others: str) -> APIRouter:
     if not folder.is_dir():
         return page
     for file in folder.iterdir():
+        # By hand, because a `Traversable` has no `suffix`.
         kind = PAGE_TYPES.get(file.name[file.name.rfind(".") :])
         if kind is not None:
             path = index if file.name == "index.html" else others + file.name
@@ -112,6 +115,7 @@ def static_router(folder: Traversable, index: str, others: str) -> APIRouter:
 
 
 def _file_endpoint(file: Traversable, kind: str) -> Any:
+    # Read once, when the application is created, so no request waits for the disk.
     data = file.read_bytes()
     headers = {
         "ETag": f'"{hashlib.sha256(data).hexdigest()[:24]}"',

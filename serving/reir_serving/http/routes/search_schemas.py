@@ -62,6 +62,8 @@ _EITHER_EXPRESSION_OR_INSTANCE: dict[str, Any] = {
         for one, other in (("expression", "instance_id"), ("instance_id", "expression"))
     ]
 }
+# Presence is only known for a single expression, so a request may have either more terms or a
+# minimum presence, but not both.
 _NO_MORE_TERMS: dict[str, Any] = {"properties": {"also": {"maxItems": 0}}}
 _NO_MIN_PRESENCE: dict[str, Any] = {"properties": {"min_presence": {"maximum": 0}}}
 
@@ -179,6 +181,8 @@ class BatchRequest(BaseSearchRequest):
 
     gallery: GalleryName
     expressions: list[Expression] = Field(min_length=1, max_length=MAX_BATCH)
+    # The limit of 0 is only in the schema: the route itself refuses a cursor, with a message that
+    # says how to get the next page.
     cursor: str = Field(
         "",
         max_length=MAX_CURSOR,
@@ -431,6 +435,8 @@ def _hits_by_image(hits: list[JsonObject]) -> list[JsonObject]:
     """Return the hits grouped by photo; photos are in the order of their best hits."""
     groups: dict[str, JsonObject] = {}
     for hit in hits:
+        # Hits are best first, so a photo gets the score and the presence of its first hit;
+        # `setdefault` ignores those of the later ones.
         photo = {name: hit[name] for name in ("image_id", "uri", "score", "presence")}
         groups.setdefault(hit["image_id"], {**photo, "hits": []})["hits"].append(hit)
     return list(groups.values())
