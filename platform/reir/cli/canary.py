@@ -63,6 +63,7 @@ def add(
     found = read_canaries(file)
     with connect(store) as opened:
         check_gallery(opened, gallery)
+        # Nothing is added if one is wrong, so that the corrected file can be added as a whole.
         _, lost = resolve_canaries(opened, gallery, opened.live_version(gallery), found)
         if lost:
             raise ConfigError(
@@ -179,6 +180,7 @@ def list_canaries(
         found = canaries_of(opened, gallery)
     if lines:
         for each in found:
+            # Not by the console, which would wrap long lines, and read brackets as markup.
             typer.echo(to_line(each))
         return
     if as_json:

@@ -72,6 +72,7 @@ class EncodingOptions:
         from reir.evaluate import Encoding
         from reir.models.localizers import load_localizer_spec
 
+        # --gpu is not listed, because it is refused without --num-workers, which is listed.
         of_encoders = {
             "--checkpoint": self.checkpoint,
             "--encoder": self.encoder,

@@ -63,6 +63,7 @@ def check_options(context: typer.Context, *, every: bool) -> None:
     """
     excluded = ONLY_WITHOUT_ALL if every else ONLY_WITH_ALL
     for parameter in context.command.params:
+        # By the source, because the value may be the default or what the user gave.
         source = context.get_parameter_source(parameter.name or "")
         # By the name, because Typer brings its own copy of click, whose types are not public.
         if parameter.name in excluded and source and source.name == "COMMANDLINE":
@@ -88,6 +89,7 @@ def print_every_photo(  # noqa: PLR0913 - the options of the command
     """
     if expression is None:
         raise ConfigError("--all needs an EXPRESSION, which says what to search for")
+    # The photos are read while they are printed, so the gallery or client stays open until then.
     with ExitStack() as opened:
         if server is not None:
             from reir.client.http_client import Client
@@ -120,6 +122,7 @@ def print_tables(found: EveryPhoto) -> None:
         number += len(rows)
     place = f"in gallery {found.gallery}, version {found.version}"
     ending = f"{plural(number, 'photo')} found {place}"
+    # Counted while the photos are read, so the number is complete only after the last one.
     if found.num_contradicted:
         ending += (
             f"; {plural(found.num_contradicted, 'photo')} left out, because the colors do not fit "

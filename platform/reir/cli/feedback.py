@@ -51,6 +51,7 @@ class _GiveUnlessNamed(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert `give` before the name of a gallery."""
+        # A gallery whose name is that of a command can be reached only if `give` is written out.
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = [GIVE, *args]
         return super().parse_args(ctx, args)

@@ -239,6 +239,7 @@ def search(  # noqa: PLR0913, every argument is an option of the command
         k=k,
         per_image=per_image,
         where=where,
+        # None is for --all, where 0 would be a threshold that the user has chosen.
         min_presence=min_presence or 0.0,
         rerank=rerank,
         verify=verify,
@@ -340,6 +341,7 @@ def check_picture(path: Path | None) -> None:
 
     if path is None:
         return
+    # Pillow can read more formats than it can write.
     known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}
     if path.suffix.lower() not in known:
         raise ConfigError(
@@ -411,6 +413,7 @@ def _zoom_cells(zoom: ZoomSearch | None) -> list[str]:
 def _evidence(evidence: Evidence) -> list[str]:
     numbers = (evidence.dual_score, evidence.rerank_score, evidence.margin)
     near = ", ".join(
+        # Neighbors are in the photo of the hit, so their numbers are enough.
         f"#{each.instance_id.rpartition('#')[2]} {_percent(each.weight)}"
         for each in evidence.neighbors
     )

@@ -97,6 +97,7 @@ def resolve_canaries(
         row = rows.get(image_id(canary.uri)) if canary.uri else None
         if canary.uri and (row is None or row.status != "indexed"):
             lost.append(canary)
+        # Searches return only photos that hold instances, so the known answer is one of these.
         elif row is not None and row.same_as in holders:
             known[canary] = replace(canary, uri=holders[row.same_as].uri)
         else:
@@ -181,6 +182,8 @@ def select_canaries(canaries: Sequence[Canary], limit: int) -> list[Canary]:
     """Return at most `limit` canaries, the same ones every time, of all kinds in proportion."""
     if len(canaries) <= limit:
         return list(canaries)
+    # The hash gives each canary a place that does not depend on the others, so a new one displaces
+    # at most one of those that were chosen before.
     ordered = sorted(canaries, key=lambda each: hashlib.sha256(to_line(each).encode()).digest())
     return ordered[:limit]
 
@@ -229,5 +232,6 @@ def _box(value: Any) -> Box | None:
 
 
 def _name(gallery: str, canary: Canary) -> str:
+    # Without the box, so that a canary with a corrected box replaces the old one.
     key = json.dumps([canary.expression, canary.uri])
     return f"{gallery}/{hashlib.sha256(key.encode()).hexdigest()[:24]}"

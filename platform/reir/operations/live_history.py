@@ -45,6 +45,7 @@ def make_live(store: InstanceStore, gallery: str, version: str, *, by: str) -> s
     Raises:
         GalleryNotFound: there is no such gallery or version.
     """
+    # Before the switch: afterwards, the new version would be listed as one without a record.
     entries = live_history(store, gallery)
     store.promote(gallery, version)
     before = entries[-1].version if entries else ""
@@ -73,6 +74,7 @@ def roll_back(store: InstanceStore, gallery: str) -> tuple[str, str]:
         if target != current:
             with suppress(GalleryNotFound):
                 store.promote(gallery, target)
+                # `earlier` ends with the target now, so the next call goes back further.
                 _write(store, gallery, earlier)
                 return current, target
         earlier.pop()
@@ -106,4 +108,5 @@ def live_history(store: InstanceStore, gallery: str) -> list[LiveEntry]:
 
 
 def _write(store: InstanceStore, gallery: str, entries: list[LiveEntry]) -> None:
+    # The oldest entries are dropped, since a document has a limited size.
     store.put_document(KIND, gallery, {"versions": [*map(asdict, entries[-MAX_ENTRIES:])]})

@@ -181,8 +181,10 @@ class SearchLog:
             try:
                 self._write(entry)
             except OSError as error:
+                # The next event opens the file anew, since the folder may be another one by then.
                 self._close_file(entry.gallery)
                 self._drop(entry, str(error))
+            # The thread must survive, or nothing would be logged until the process restarts.
             except Exception:
                 logger.exception("a bug prevents that an event is logged")
                 self._drop(entry, "a bug")
@@ -190,8 +192,10 @@ class SearchLog:
             self._close_file(gallery)
 
     def _write(self, entry: _Entry) -> None:
+        # The time of the search and not of writing, which may be later, even on another day.
         stamp = datetime.fromtimestamp(entry.time_s, UTC).isoformat(timespec="milliseconds")
         event = {"time": stamp, **entry.make_event()}
+        # JSON escapes the rest, also a lone surrogate of an expression, which UTF-8 cannot encode.
         line = json.dumps(event, separators=(",", ":")).encode("ascii")
         self._file(entry.gallery, event["time"][:10]).append(line + b"\n")
         self._is_dropping = False
@@ -204,6 +208,7 @@ class SearchLog:
             return known
         self._close_file(gallery)
         if len(self._files) >= MAX_OPEN:
+            # The one that was opened first: dictionaries keep the order of insertion.
             self._close_file(next(iter(self._files)))
         self._delete_old(day)
         self._files[gallery] = LogFile(path)

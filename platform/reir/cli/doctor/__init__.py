@@ -65,6 +65,7 @@ def as_line(check: Check) -> Text:
     line = Text.assemble((f"{check.status:<5}", COLORS[check.status]), f"{check.name:<14} ")
     line.append(check.detail)
     if check.advice:
+        # Below the detail: status and name take 20 columns.
         line.append(f"\n{'':20}-> {check.advice}", style="bold")
     return line
 

@@ -57,6 +57,7 @@ def check_backup(store: InstanceStore, gallery: str) -> Check:
     seconds = time.time() - max(float(each["ended_s"]) for each in backups)
     if seconds > OLD_BACKUP_S:
         return Check(label, "warn", f"the last one is {age(seconds)} old", command)
+    # Negative if another machine, whose clock is ahead, has just written the backup.
     return Check(label, "ok", f"{age(max(0.0, seconds))} ago")
 
 

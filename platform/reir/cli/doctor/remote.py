@@ -80,6 +80,7 @@ def check_cluster() -> Iterator[Check]:
         return
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        # The last line of a traceback begins with the class of the error, which helps no user.
         reason = re.sub(r"^reir\.errors\.\w+: ", "", reason)
         yield Check("cluster", "fail", f"{address} cannot be used: {reason}", advice)
         return

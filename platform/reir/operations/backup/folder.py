@@ -38,6 +38,7 @@ class BackupFolder:
             DataError: it cannot be read.
         """
         try:
+            # Asked first, because to list the files of a file would fail with a vaguer error.
             if self.filesystem.get_file_info(self.path).type == FileType.File:
                 raise ConfigError(f"{self.place} is a file; name a folder for the backup")
             found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
@@ -109,6 +110,7 @@ class BackupFolder:
         return isinstance(self.filesystem, LocalFileSystem)
 
     def _write_local(self, name: str, content: memoryview) -> None:
+        # Beside the file, because a rename is atomic only within one file system.
         temporary = os.path.join(self.path, f".{name}.{os.getpid()}")
         try:
             with open(temporary, "wb") as file:
@@ -143,6 +145,7 @@ def open_folder(place: str) -> BackupFolder:
     except STORAGE_ERRORS as error:
         public = without_secrets(place)
         raise ConfigError(
+            # The message of the library may repeat the address, which may contain credentials.
             f"the folder {public!r} cannot be used: {str(error).replace(place, public)}; name a "
             f"local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
         ) from error

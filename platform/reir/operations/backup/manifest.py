@@ -91,6 +91,7 @@ class Manifest(BaseModel):
 
     def pairs(self) -> Iterator[tuple[BackupFile, BackupFile]]:
         """Yield the file of photos and the file of instances of each number."""
+        # `_check_files` has made sure that files of photos and of instances alternate.
         return zip(self.files[::2], self.files[1::2], strict=True)
 
     def _parsed_names(self) -> Iterator[tuple[str, int] | None]:
@@ -125,6 +126,7 @@ def read_manifest(folder: BackupFolder) -> Manifest:
         number = int(values["format"])
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(path, f"it is not the JSON that `reir backup` writes ({error})") from error
+    # Before the checksum and the fields, both of which a later format may define differently.
     if number > FORMAT:
         raise DataError(
             f"{path} has format {number}, and this release reads formats up to {FORMAT}; install "
@@ -141,6 +143,7 @@ def read_manifest(folder: BackupFolder) -> Manifest:
 
 def checksum_of(values: dict[str, Any]) -> str:
     """Return the checksum of a manifest, whose values are given without it."""
+    # Writer and reader get the same text: JSON turns tuples into lists, and keeps floats exactly.
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -121,6 +121,7 @@ class PairWriter:
     def start_run(self) -> None:
         """Start a new run: ids may be smaller again than those that were added before."""
         self._complete_pair()
+        # Otherwise every sweep that finds nothing would leave an empty run behind.
         if self._runs[-1]:
             self._runs.append([])
 
@@ -133,6 +134,8 @@ class PairWriter:
     def rows_by_id(self) -> Iterator[tuple[ImageRecord, Pair]]:
         """Start a new run, and yield the ledger rows of all photos before, ordered by image id."""
         self.start_run()
+        # The new run is among these, but it is empty when the merge begins. So the merge does not
+        # yield what the caller adds to the run while it reads.
         return heapq.merge(
             *(self._rows_of_run(run) for run in self._runs), key=lambda row: row[0].image_id
         )
@@ -176,6 +179,7 @@ class PairWriter:
 
     def _rows_of(self, pair: Pair) -> Iterator[tuple[ImageRecord, Pair]]:
         with self._folder.open(pair.files[0].name) as file:
+            # Parquet stores columns apart, so the large vectors of the photos are not read.
             table = pq.ParquetFile(file).read(list(LEDGER_COLUMNS))
         for record in records_of(table):
             if record.image_id not in pair.dropped:
@@ -186,6 +190,7 @@ class PairWriter:
         if not pair.dropped:
             return True
         names = [file.name for file in pair.files]
+        # Numbers of files may have gaps, so the files that follow keep their names.
         if len(pair.dropped) == pair.counts.photos:
             self._folder.delete(names)
             return False

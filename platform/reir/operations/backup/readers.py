@@ -39,6 +39,7 @@ class Reading:
 @dataclass(frozen=True)
 class _FirstRead:
     image_ids: list[str]
+    # Not the photos themselves, whose vectors would take far more memory while they wait.
     digests: dict[str, bytes]
     again_at_s: float
 
@@ -84,6 +85,7 @@ def _read_twice(
             each.record.image_id: _digest(each) for each in _read(store, gallery, version, batch)
         }
         waiting.append(_FirstRead(batch, digests, time.monotonic() + INTERVAL_S))
+        # Too many waiting batches make `second_read` sleep, so a fast store cannot fill the memory.
         while waiting[0].again_at_s <= time.monotonic() or len(waiting) > _MAX_WAITING:
             yield second_read()
             if not waiting:

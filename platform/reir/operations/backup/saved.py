@@ -124,6 +124,7 @@ class SavedBackup:
 
     def _content(self, file: BackupFile) -> Any:
         """Return the content of a file, whose checksum is correct."""
+        # Checked at every reading, since the folder may have changed after `check`.
         content = self.folder.read(file.name)
         self._check_size(file, content.size)
         if hashlib.sha256(content).hexdigest() != file.sha256:

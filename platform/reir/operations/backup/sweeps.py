@@ -102,6 +102,8 @@ class BackupJob:
 
     def _is_saved(self, record: ImageRecord | None, saved: ImageRecord) -> bool:
         """Whether the backup has a photo as its ledger row describes it now."""
+        # The backup counts the instances that were found, so the row of an incomplete photo never
+        # equals the saved one. Its ledger row is remembered for this comparison.
         if record is not None and record in (saved, self.incomplete.get(record.image_id)):
             return True
         self.incomplete.pop(saved.image_id, None)
@@ -119,6 +121,7 @@ class BackupJob:
                 self._on_read(self._num_read)
             if not unsettled:
                 return
+            # These ids may be smaller than the last ones, and the ids of a run must ascend.
             self._writer.start_run()
             batches = _chunks(iter(sorted(unsettled)), _BATCH_UNKNOWN)
         raise _too_busy_error(self._gallery, unsettled[0])
@@ -142,12 +145,14 @@ class BackupJob:
         attempts: Counter[tuple[str, str]] = Counter()
         for _ in range(MAX_ROUNDS):
             apart, pairs = self._apart()
+            # With the holder: a duplicate that names another one by now has as many rounds again.
             attempts.update(apart.items())
             lost = {each for each in apart if attempts[each, apart[each]] >= _LOST_AFTER}
             again = {key: holder for key, holder in apart.items() if key not in lost}
             if not again:
                 self.orphans = lost
                 return
+            # The ids of this run need no order: only a sweep relies on it, and none follows.
             self._writer.start_run()
             self._read(_dropped_batches(again, pairs))
         raise _too_busy_error(self._gallery, min(again))
@@ -167,6 +172,7 @@ class BackupJob:
                 pairs[record.image_id] = pair
         if not duplicates:
             return {}, {}
+        # The rows are read twice, so that the contents of only these holders are in memory.
         named = {holder for holder, _ in duplicates.values()}
         contents: dict[str, ContentKey] = {}
         for record, pair in self._writer.rows():

@@ -44,6 +44,7 @@ class Sample:
         rows = rng.choice(max(1, total), min(NUM_QUERIES, total), replace=False)
         ids, vectors = backup.instances(sorted(rows.tolist()) if total else [])
         noise = rng.standard_normal(vectors.shape, dtype=np.float32)
+        # The expected length of D independent standard normal values is about the square root of D.
         noise *= np.float32(_NOISE / np.sqrt(vectors.shape[1]))
         self.queries_QD: FloatArray = np.asarray(vectors + noise, dtype=np.float32)
         self.photos: dict[str, IndexedImage] = {}
@@ -168,6 +169,7 @@ def _recall(hits: Sequence[InstanceRow], best: Sequence[tuple[float, str]]) -> f
         if hit.score >= least - TOLERANCE
         and abs(hit.score - exact.get(hit.instance_id, least)) <= TOLERANCE
     }
+    # These have to be found. The remaining places may be taken by any instances that tie for last.
     needed = {key for score, key in best[:num_wanted] if score > least + TOLERANCE}
     num_tied = min(len(right - needed), num_wanted - len(needed))
     return (len(right & needed) + num_tied) / num_wanted

@@ -45,10 +45,12 @@ def write_backup(
     folder = open_folder(_with_time(dest, begun_s))
     _check_empty(folder)
     info = _info(store, gallery, version)
+    # After all checks, so that a wrong name of a gallery does not leave an empty folder behind.
     folder.create()
     writer = PairWriter(folder, info.spec.dim)
 
     def show(num_read: int) -> None:
+        # More photos may be read than there were at first: new ones, and some of them again.
         progress("photos", min(num_read, info.num_images), info.num_images)
 
     job = BackupJob(store, gallery, version, writer, show)

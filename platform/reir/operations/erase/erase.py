@@ -86,6 +86,7 @@ def erase(  # noqa: PLR0913 - the options are keyword-only
         JobRunning: another erasure of this gallery is going on.
         GalleryNotFound: there is no such gallery.
     """
+    # Two erasures of a gallery would number their notes alike, and delete each other's notes.
     with hold_lease(store, f"erase/{gallery}"):
         finished = _finish_interrupted(store, gallery)
         found = select_photos(store, gallery, scope)
@@ -116,11 +117,14 @@ def _note_photos(
     """Make photos tombstones, and note them in documents."""
     # Every content that a photo had in some version.
     rows = [row for of_version in found.values() for row in of_version.values()]
+    # Before the notes, from which an interrupted erasure is finished: the photos must stay out,
+    # too.
     tombstones_of(store, gallery).add(rows)
     texts: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         texts[row.image_id, row.uri].update(receipts.texts_of(row))
     photos = [[*key, sorted(of_photo)] for key, of_photo in sorted(texts.items())]
+    # Earlier notes, of an interrupted erasure or of this one, are kept.
     start = len(store.find_documents(KIND, f"{gallery}/"))
     for number, part in enumerate(_parts(photos, _PART_PHOTOS), start):
         values = {"scope": scope, "photos": part}
@@ -133,6 +137,7 @@ def _erase_noted(
     """Erase everything that is noted."""
     on_step("waiting until indexing runs have noticed")
     time.sleep(settle_s)
+    # Only now: indexing runs that have noticed the tombstones write no further copies.
     _note_late_copies(store, gallery)
     notes = store.find_documents(KIND, f"{gallery}/")
     photos = [photo for note in notes.values() for photo in note["photos"]]
@@ -163,6 +168,7 @@ def _erase_noted(
         hashes_digest=receipts.digest_of(hashes),
         previous="",
     )
+    # Before the other notes are deleted: there is no moment at which nothing tells of the erasure.
     store.put_document(KIND, f"{gallery}/{_NOTE}", _note_of(receipt))
     others = store.find_documents(KIND, f"{gallery}/").keys() - {f"{gallery}/{_NOTE}"}
     store.delete_documents(KIND, others)
@@ -234,6 +240,7 @@ def _finish_interrupted(store: InstanceStore, gallery: str) -> Receipt | None:
 def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
     """Rewrite the store's files, and add the receipt to the chain."""
     versions = [each.name for each in store.versions(gallery)]
+    # A list and not a generator, since `all` would stop at the first version that is not gone.
     is_gone = all([store.compact(gallery, version) for version in versions])
     # All erasures of a store share a chain, so they must not add to it at the same time.
     with hold_lease(store, "receipts"):
@@ -246,11 +253,13 @@ def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
         )
         receipt = replace(receipt, hash=receipt.computed_hash)
         receipts.save_receipt(store, receipt)
+    # Last: if this is interrupted, the next run adds a second receipt, but none is ever missing.
     store.delete_documents(KIND, [f"{gallery}/{_NOTE}"])
     return receipt
 
 
 def _note_of(receipt: Receipt) -> dict[str, Any]:
+    # The hashes of a large erasure do not fit into a document.
     kept = receipt.hashes if len(receipt.hashes) <= receipts.MAX_KEPT_HASHES else ()
     return {**asdict(receipt), "hashes": kept}
 

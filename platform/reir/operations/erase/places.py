@@ -94,6 +94,7 @@ def default_places() -> ErasePlaces:
 
 def erase_uploads(places: ErasePlaces, gallery: str, names: ErasedNames) -> int:
     """Delete the files of uploaded photos; return how many there were."""
+    # With the slash, since the name of another gallery may begin with that of this one.
     ours = canonical_uri(places.uploads / gallery) + "/"
     paths = [path_of_uri(uri) for uri in names.uris if uri.startswith(ours)]
     existing = [path for path in paths if path.exists()]
@@ -125,6 +126,7 @@ def erase_searches(places: ErasePlaces, gallery: str, names: ErasedNames) -> int
     ids_and_uris = names.image_ids | names.uris
 
     def is_search(event: Mapping[str, Any]) -> bool:
+        # Earlier releases logged feedback here, too; such an event names the photo itself.
         hits = [event, *event.get("hits", ())]
         # In a filter, names are in quotes.
         quoted = set((event.get("where") or "").replace("'", '"').split('"'))
@@ -165,6 +167,8 @@ def erase_documents(store: InstanceStore, gallery: str, names: ErasedNames) -> t
     changed = 0
     for kind, prefix, cleaned_of in (
         (REINDEX_REPORT, f"{gallery}/", _without_photos),
+        # The document of a job has the name of its gallery, without a slash. So this prefix also
+        # finds galleries whose names begin with it, which the loop leaves alone.
         (REINDEX, gallery, _job_without_photos),
     ):
         for name, values in store.find_documents(kind, prefix).items():
@@ -208,6 +212,7 @@ def erase_log_lines(path: Path, names: ErasedNames) -> int:
             if any(text in line for text in wanted):
                 file.seek(start)
                 file.write(b" " * len(line.rstrip(b"\n")))
+                # The line break was not written, so the position is still before it.
                 file.seek(start + len(line))
                 erased += 1
     return erased

@@ -82,6 +82,8 @@ class Receipt:
     @property
     def computed_hash(self) -> str:
         """The hash that the receipt must have."""
+        # The store does not keep the list of a large erasure. Its digest stands for it, so that the
+        # chain can be checked without the files of the receipts.
         values = {**asdict(self), "hash": "", "hashes": ()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -15,6 +15,7 @@ from reir.store.filter_numpy import Column, evaluate, objects
 from reir.store.filters import Field, fields_of, parse
 
 _CHUNK = 512
+# The length of the ids that `reir.images.decode.image_id` returns.
 _ID_DIGITS = 20
 
 
@@ -140,6 +141,7 @@ def _is_image_id(text: str) -> bool:
 def _filter(where: str) -> Callable[[ImageRecord], bool]:
     tree = parse(where)
     for field in fields_of(tree):
+        # Other fields differ between the instances of a photo, so they cannot select photos.
         if not field.attribute and field.name not in ("uri", "image_id"):
             raise FilterError(
                 "where",

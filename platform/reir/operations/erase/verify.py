@@ -40,6 +40,7 @@ def verify_receipt(
     """Yield everything that is wrong with a receipt, or left of what it says was erased."""
     yield from _check_chain(store, receipt)
     advice = f"erase it again: `reir erase {receipt.gallery} --photo IMAGE_ID`"
+    # The gallery may have been deleted since. Uploads and the search log are not part of the store.
     if receipt.gallery in store.galleries():
         for version in (each.name for each in store.versions(receipt.gallery)):
             for row in store.iter_images(receipt.gallery, version):
@@ -67,6 +68,7 @@ def _check_chain(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]:
     previous = ""
     for number, each in enumerate(known):
         if each.number != number or each.previous != previous or each.hash != each.computed_hash:
+            # Only the first break: a missing receipt shifts the positions of all that follow.
             yield Finding(f"the chain of receipts is broken at number {number}", restore)
             return
         previous = each.hash

@@ -147,6 +147,7 @@ def agree(feedback: Collection[Feedback]) -> Agreement:
 
 def _answers(voices: list[Voice]) -> Iterator[Answer]:
     """Yield the answers to one expression that win, at most one for each photo."""
+    # A dictionary keeps the order, and a set would not, so the answers always come in the same one.
     for uri in {uri: None for voice in voices for uri in voice.answers}:
         given = [voice.answers[uri] for voice in voices if uri in voice.answers]
         for answer in sorted(given, key=lambda said: said.time, reverse=True):
@@ -160,4 +161,5 @@ def _answers(voices: list[Voice]) -> Iterator[Answer]:
 def _overlap(one: Feedback, other: Feedback) -> bool:
     assert one.box is not None
     assert other.box is not None
+    # Rounding can leave a tiny box without area, which has IoU 0 even with itself.
     return one.box == other.box or float(elementwise_iou([one.box], [other.box])[0]) >= MIN_IOU

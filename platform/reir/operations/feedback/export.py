@@ -84,6 +84,7 @@ def export_feedback(store: InstanceStore, gallery: str, folder: Path, out: Path)
     kept: list[tuple[Answer, ImageRecord]] = []
     for answer in agreement.answers:
         record = records.get(answer.newest.image_id)
+        # A photo that failed since may have no size, which the boxes in pixels need.
         if record is None or not record.width_px:
             left_out["photo gone"] += answer.num_for
         elif not record.uri.startswith(SCHEME):
@@ -126,6 +127,7 @@ def dataset_of_answers(
     for number, (answer, photo) in enumerate(answers):
         said = answer.newest
         image = images.setdefault(photo.image_id, photo)
+        # Expressions with the same box in a photo describe the same instance.
         instance = instances.setdefault(
             (image.image_id, said.box),
             ReferringInstance(

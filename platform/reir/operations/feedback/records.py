@@ -68,6 +68,7 @@ class Feedback:
             raise QueryError("box", f"{self.box} does not go with the verdict {self.verdict!r}")
         if self.box is not None:
             x1, y1, x2, y2 = (round(float(side), DECIMALS) for side in self.box)
+            # The class is frozen, and nobody has seen the object yet.
             object.__setattr__(self, "box", (x1, y1, x2, y2))
 
 
@@ -120,6 +121,7 @@ def new_key() -> str:
 
 def user_of(key_id: str) -> str:
     """Return the pseudonym of whoever has an API key; empty for the empty id of no key."""
+    # A hash, so that feedback of the same key belongs together, but does not name the key.
     return hashlib.sha256(key_id.encode()).hexdigest()[:16] if key_id else ""
 
 

@@ -92,6 +92,8 @@ def compare_versions(
         is_in_live = other is not None and other.status == "indexed"
         added += record.status == "indexed" and not is_in_live
         if (
+            # Only photos that should have the same instances: of a changed file others are
+            # expected, and a duplicate has none of its own.
             other is not None
             and is_in_live
             and record.content_hash == other.content_hash
@@ -154,6 +156,7 @@ def _count_changed(
 def _is_same(before: Instances | None, after: Instances | None) -> bool:
     if before is None or after is None:
         return before is after
+    # Also if two models have different dimensions, whose vectors cannot be multiplied below.
     if before.vectors.shape != after.vectors.shape:
         return False
     if not len(before):

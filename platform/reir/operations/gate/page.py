@@ -79,6 +79,7 @@ def _summary(report: GateReport) -> str:
     names = ", ".join(check.name for check in report.failed_checks)
     return (
         f"These limits are not kept: {escape(names)}. The live version is unchanged, and the "
+        # The list ends the paragraph around this text, so the text ends with the start of another.
         f"candidate is kept for inspection.</p>"
         f"<ul><li>To search it: <code>reir search EXPRESSION --gallery {escape(report.gallery)} "
         f"--version {escape(report.candidate)}</code></li>"
@@ -135,6 +136,7 @@ def _figure(uri: str, box: Box | None, caption: str) -> str:
     name = escape(uri.rpartition("/")[2])
     try:
         picture = _picture(uri, box)
+    # The photo may be gone or need access that is lacking; the page is written anyway.
     except ReirError as error:
         return f"<figure><figcaption>{caption}: {name} ({escape(str(error))})</figcaption></figure>"
     return (

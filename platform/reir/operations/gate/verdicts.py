@@ -229,6 +229,7 @@ class _Judge:
             note=f"{live.failed:,} and {candidate.failed:,} photos",
             unit="share",
         )
+        # Only avoids a division by zero: without live instances, the ratio is not judged.
         ratio = candidate.instances_per_photo / max(live.instances_per_photo, 1e-9)
         yield GateCheck(
             name="instances per photo",
@@ -298,6 +299,8 @@ class _Judge:
                 unit="share",
             )
             return
+        # Of pairs: canaries that are hard for both versions cancel out, so their spread does not
+        # hide a small drop.
         drops = [float(before[each]) - float(now[each]) for each in before.keys() & now.keys()]
         drop, error = float(np.mean(drops)), float(np.std(drops)) / len(drops) ** 0.5
         yield GateCheck(
@@ -322,6 +325,7 @@ class _Judge:
                 live=before,
                 candidate=None,
                 limit=f"at most {limit:g}" if is_lost else "",
+                # No error exceeds 1, so this limit says that no calibration is needed.
                 verdict=_verdict(limit >= 1) if is_lost else "info",
                 note=NO_CALIBRATION if is_lost else TOO_FEW_FOR_PRESENCE,
             )
@@ -387,6 +391,7 @@ def _changed_canaries(measured: Measurements) -> tuple[list[CanaryChange], list[
 
 
 def _change_from(values: Mapping[str, Any]) -> CanaryChange:
+    # JSON has lists, but a report that was read should equal the one that was written.
     boxes = {name: tuple(values[name]) for name in ("box", "wrong_box") if values[name]}
     return CanaryChange(**{**values, **boxes})
 

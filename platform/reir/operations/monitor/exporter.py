@@ -51,6 +51,8 @@ class Monitor:
         """Run checks until `stop` is set."""
         while not stop.is_set():
             self.run_due()
+            # A check that takes longer than its interval is due again at once, so a pause is
+            # enforced.
             stop.wait(max(0.1, min(self._next_s.values()) - self._clock()))
 
     def run_due(self) -> list[str]:
@@ -68,6 +70,7 @@ class Monitor:
             # Completed first: a check that fails in the middle must not leave half of its values.
             self.collector.replace(name, list(CHECKS[name](self._system)))
         except (ReirError, OSError) as error:
+            # The values of the last success stay; this metric says that they are old.
             failed = 1
             logger.warning("check %s failed: %s", name, error)
         self.collector.replace(
@@ -100,6 +103,7 @@ def serve_metrics(
     registry.register(collector)
     try:
         server, thread = start_http_server(port, host, registry)
+    # Python raises OverflowError for a port above 65535.
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot serve metrics on {host}:{port} ({error}); choose another --host or --port"

@@ -198,12 +198,14 @@ class MonitorCollector(Collector):
         """Replace all values that a check has measured before."""
         measured = tuple(samples)
         with self._mutex:
+            # A new mapping, because the thread that answers a scrape reads without the mutex.
             self._samples = {**self._samples, check: measured}
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, also those without a value."""
         samples = [sample for of_check in self._samples.values() for sample in of_check]
         for metric in METRICS:
+            # Prometheus wants all samples of a metric together, but here they are grouped by check.
             family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
             for sample in samples:
                 if sample.metric is metric:

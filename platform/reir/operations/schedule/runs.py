@@ -90,6 +90,7 @@ def run_schedule(
             running = last_runs(folder, name, 1)
             since_s = running[0].started_s if running else time.time()
             raise JobRunning(f"schedule {name}", "this machine", _pid_in(place / "lock"), since_s)
+        # In place, since a lock belongs to the file and not to its path, and a new file has none.
         (place / "lock").write_text(str(os.getpid()))
         run = _start(place, name, schedule)
         _write(place, run)
@@ -103,6 +104,8 @@ def last_runs(folder: Path, name: str, limit: int = KEPT_RUNS) -> list[Scheduled
     """Return the last runs of a schedule, newest first."""
     place = folder / name
     files = sorted(place.glob("*.json"), reverse=True)[:limit]
+    # Before the files are read: a run that ends in between has written its end before it releases
+    # the lock, so it cannot be taken for one that was killed.
     is_running = _is_locked(place / "lock")
     runs = [_read(file) for file in files]
     return [
@@ -190,12 +193,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_GRACE_S)
     except subprocess.TimeoutExpired:
+        # Also processes that the command has started; `start_new_session` gave the group its id.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def _write(place: Path, run: ScheduledRun) -> None:
     file = Path(run.log).with_suffix(".json")
+    # Renamed when it is complete, because other commands may read it at any moment.
     temporary = place / f".{file.name}"
     temporary.write_text(json.dumps(asdict(run), indent=2) + "\n")
     temporary.replace(file)

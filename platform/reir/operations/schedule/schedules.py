@@ -82,6 +82,7 @@ class Schedule(StrictConfig):
 
     def next_due(self, after: datetime) -> datetime | None:
         """Return when the schedule is due next after a time; None if it never is again."""
+        # With None as the first argument, APScheduler could return the time itself.
         found: datetime | None = self.trigger().get_next_fire_time(after, after)
         return found
 
@@ -111,6 +112,7 @@ def _weekday_names(part: str) -> str:
     first, dash, last = days.partition("-")
     if not first.isdigit() or (dash and not last.isdigit()):
         return part  # "*", or names already
+    # Without an end, a step goes on to Saturday, the last day of the week in cron.
     start, end = int(first), int(last) if dash else (6 if slash else int(first))
     if not start <= end <= 7:
         raise ValueError(f"{part!r} is not a range of days of the week, 0 to 7")
