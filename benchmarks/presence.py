@@ -170,11 +170,12 @@ def figures_of_test_photos(table: ScoreTable, shipped: Calibration) -> dict[str,
     for prefix, verified in (("test_", True), ("test_unverified_", False)):
         every, hits = gallery_trials(table, SEED, verified=verified)
         photos, _ = photo_trials(table, SEED, verified=verified)
+        of_long, of_short = split_by(photos_of_unique(table), photos)
         for name, trials, model in (
             ("", every.rows(of_unique(table)), shipped.gallery),
             ("hit_", hits, shipped.hit),
-            ("photo_", photos.rows(photos_of_unique(table)), shipped.photo),
-            ("short_photo_", photos.rows(~photos_of_unique(table)), shipped.photo),
+            ("photo_", of_long, shipped.photo),
+            ("short_photo_", of_short, shipped.photo),
         ):
             told = calibration_figures(probabilities(model, trials), trials.labels)
             print(f"{prefix}{name} {len(trials.labels)} trials {told}")
@@ -192,6 +193,11 @@ def photos_of_unique(table: ScoreTable) -> npt.NDArray[np.bool_]:
     unique = table.unique
     drawn = [np.full(len(photos), unique[m]) for m, photos in draw_photos(table, SEED)]
     return np.concatenate(drawn)
+
+
+def split_by(chosen: npt.NDArray[np.bool_], trials: Trials) -> tuple[Trials, Trials]:
+    """Return the chosen trials, and the others."""
+    return trials.rows(chosen), trials.rows(~chosen)
 
 
 def gallery_presence(table: ScoreTable, shipped: Calibration) -> npt.NDArray[np.float64]:
@@ -261,13 +267,11 @@ def main() -> None:
     scored = scores_of(held_out)
     every, hits = gallery_trials(scored, SEED, verified=True)
     plain_every, plain_hits = gallery_trials(scored, SEED, verified=False)
-    is_unique = of_unique(scored)
-    whole, plain = every.rows(is_unique), plain_every.rows(is_unique)
+    whole, plain = (each.rows(of_unique(scored)) for each in (every, plain_every))
     all_photos, boxes = photo_trials(scored, SEED, verified=True)
     plain_all_photos, plain_boxes = photo_trials(scored, SEED, verified=False)
-    is_of_unique = photos_of_unique(scored)
-    photos, plain_photos = all_photos.rows(is_of_unique), plain_all_photos.rows(is_of_unique)
-    short, plain_short = all_photos.rows(~is_of_unique), plain_all_photos.rows(~is_of_unique)
+    photos, short = split_by(photos_of_unique(scored), all_photos)
+    plain_photos, plain_short = split_by(photos_of_unique(scored), plain_all_photos)
     found: dict[str, float] = {
         "p6.photos": len(scored.counts),
         "p6.expressions": int(scored.unique.sum()),
@@ -287,10 +291,12 @@ def main() -> None:
         prefix = f"p6.{name}_" if name else "p6."
         told = compared(name or "gallery", trials, without, model)
         found |= {f"{prefix}{key}": value for key, value in told.items()}
-    shares = found_rates("", shipped.gallery, shipped.threshold, whole)
-    shares |= found_rates("photo_", shipped.photo, shipped.photo_threshold, photos)
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
-    shares |= swap_figures(encoder, held_out.of_kind("long"), gallery, verify, shipped)
+    shares = {
+        **found_rates("", shipped.gallery, shipped.threshold, whole),
+        **found_rates("photo_", shipped.photo, shipped.photo_threshold, photos),
+        **swap_figures(encoder, held_out.of_kind("long"), gallery, verify, shipped),
+    }
     shares |= human_figures(encoder, folder, how, verify, shipped)
     shares |= figures_of_test_photos(scores_of(tested), shipped)
     found |= {f"p6.{key}": value for key, value in shares.items()}
