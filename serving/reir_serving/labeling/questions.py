@@ -34,6 +34,8 @@ VERDICTS: dict[Reply, tuple[Verdict, ...]] = {
 NUM_HITS = 4
 """Number of hits of a sentence that questions can be about."""
 
+NONE_RIGHT: tuple[Reply, ...] = ("no", "neither")
+"""Replies after which the hits that follow are asked about."""
 REPLIES_TO_ONE: tuple[Reply, ...] = ("yes", "no", "skip")
 REPLIES_TO_TWO: tuple[Reply, ...] = ("first", "second", "neither", "skip")
 
@@ -88,14 +90,6 @@ class Question:
 
 
 @dataclass
-class _Asked:
-    """An answered question, and the number of the question that its reply led to."""
-
-    question: Question
-    followed_by: int | None = None
-
-
-@dataclass
 class Questions:
     """All questions about some sentences, and which of them are open.
 
@@ -106,8 +100,10 @@ class Questions:
     results: Sequence[SearchResult]
     known: Iterable[Feedback] = ()
     _open: dict[int, Question] = field(default_factory=dict, init=False)
-    _answered: dict[int, _Asked] = field(default_factory=dict, init=False)
-    _next_number: int = field(default=0, init=False)
+    _replies: dict[int, Reply] = field(default_factory=dict, init=False)
+    # Number of a question -> all questions about its sentence so far. Each is about the hits that
+    # follow those of the one before.
+    _series: dict[int, list[Question]] = field(default_factory=dict, init=False)
     _close_margin: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -119,16 +115,16 @@ class Questions:
         margins = [_margin(each) for each in hits if len(each) > 1]
         self._close_margin = statistics.median(margins) if margins else 0.0
         for result, unknown in zip(self.results, hits, strict=True):
-            self._ask(result.expression, result.version, unknown)
+            self._ask([], result.expression, result.version, unknown)
 
     @property
     def num_answered(self) -> int:
         """Number of questions with a reply."""
-        return len(self._answered)
+        return len(self._replies)
 
     @property
     def num_open(self) -> int:
-        """The number of questions that nobody has replied to yet."""
+        """The number of questions that are still to be answered."""
         return len(self._open)
 
     def next(self, number: int) -> list[Question]:
@@ -138,37 +134,46 @@ class Questions:
     def answer(self, number: int, reply: Reply) -> list[Feedback]:
         """Take a reply to a question, also a second one; return what it says.
 
+        Questions that followed from a reply that no longer holds are withdrawn. Those that were
+        answered meanwhile stay so, and the page may still answer one that it has loaded.
+
         Raises:
             QueryError: there is no such question, or the reply does not belong to it.
         """
-        asked = self._answered.get(number)
-        question = asked.question if asked else self._open.get(number)
-        if question is None:
+        series = self._series.get(number)
+        if series is None:
             raise QueryError("question", f"there is no question {number}; reload the page")
+        (question,) = (each for each in series if each.number == number)
         # Before any change, because it raises an error for a reply that does not belong to the
         # question.
         said = question.feedback(reply)
-        if asked and asked.followed_by is not None:
-            # The earlier reply no longer holds, and so the question that it led to is withdrawn. If
-            # that was answered meanwhile, its reply is on record and stays.
-            self._open.pop(asked.followed_by, None)
-        self._open.pop(number, None)
-        follows = reply in ("no", "neither")
-        self._answered[number] = _Asked(
-            question,
-            self._ask(question.expression, question.version, question.rest) if follows else None,
-        )
+        self._replies[number] = reply
+        self._open_next(series)
         return said
 
-    def _ask(self, expression: str, version: str, hits: tuple[Hit, ...]) -> int | None:
-        """Add the next question about a sentence, if there are hits; return its number."""
+    def _open_next(self, series: list[Question]) -> None:
+        """Leave only the question open to which the replies about a sentence lead, if any."""
+        for question in series:
+            self._open.pop(question.number, None)
+        for question in series:
+            reply = self._replies.get(question.number)
+            if reply is None:
+                self._open[question.number] = question
+            if reply not in NONE_RIGHT:
+                return
+        last = series[-1]
+        self._ask(series, last.expression, last.version, last.rest)
+
+    def _ask(
+        self, series: list[Question], expression: str, version: str, hits: tuple[Hit, ...]
+    ) -> None:
+        """Add the next question about a sentence to its series, if there are hits."""
         if not hits:
-            return None
-        number, margin = self._next_number, _margin(hits)
+            return
+        number, margin = len(self._series), _margin(hits)
         # The median of the first questions also decides about those that follow.
         shown = 2 if len(hits) > 1 and margin < self._close_margin else 1
-        self._next_number += 1
-        self._open[number] = Question(
+        question = Question(
             number=number,
             expression=expression,
             hits=hits[:shown],
@@ -176,7 +181,8 @@ class Questions:
             rest=hits[shown:],
             margin=margin,
         )
-        return number
+        series.append(question)
+        self._series[number], self._open[number] = series, question
 
 
 class _Told:

@@ -113,6 +113,38 @@ def test_a_question_can_be_answered_again() -> None:
     assert questions.num_answered == 1
 
 
+def test_a_settled_sentence_has_no_open_question() -> None:
+    """However many questions followed from the reply that no longer holds."""
+    questions = Questions([result("long", 0.9, 0.8, 0.7, 0.6)])
+    for number in (0, 1):
+        questions.answer(number, "no")
+    assert asked(questions) == [("long", ["long2"])]
+    questions.answer(0, "yes")
+    assert asked(questions) == []
+    # the page may still show a question that followed
+    for number, verdict in ((1, "wrong"), (2, "wrong")):
+        assert said(questions.answer(number, "no")) == [(verdict, f"long{number}")]
+        assert asked(questions) == []
+    questions.answer(0, "no")
+    assert asked(questions) == [("long", ["long3"])]
+    assert questions.num_answered == 3
+
+
+@pytest.mark.parametrize("reply", ["yes", "skip"])
+def test_the_same_hits_are_asked_about_once(reply: Reply) -> None:
+    questions = Questions([CLEAR])
+    questions.answer(0, "no")
+    for _ in range(2):
+        questions.answer(0, "no")
+        assert asked(questions) == [("clear", ["clear1"])]
+    questions.answer(1, reply)
+    questions.answer(0, "no")
+    assert asked(questions) == []
+    questions.answer(1, "no")
+    assert asked(questions) == [("clear", ["clear2"])]
+    assert questions.num_answered == 2
+
+
 def test_questions_end_when_no_hits_are_left() -> None:
     questions = Questions([MIDDLE])
     for number in (0, 1):
