@@ -104,7 +104,7 @@ def stage(channels: int, num_blocks: int) -> nn.Sequential:
 
 
 class SpatialPyramidPooling(nn.Module):
-    """Concatenates a map with its maxima over neighborhoods of three sizes."""
+    """Concatenates a map with its maxima over neighborhoods of three sizes, in RefCLIP's order."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 4C, H, W)."""

@@ -28,8 +28,10 @@ from reir.models.weak_rec.yolov3 import (
     BOX_NUMBERS,
     GUIDED_SIZES_PX,
     NUM_CLASSES,
+    POOLING_SIDES,
     STANDARD_SIZES_PX,
     ConvBlock,
+    SpatialPyramidPooling,
     YoloV3,
 )
 
@@ -217,6 +219,7 @@ def read_darknet(path: Path, model: YoloV3) -> None:
     for part, values in zip(order, values_of_parts, strict=True):
         if not isinstance(part, int):
             _fill(_darknet_tensors(part), values)
+    _reorder_pooled(model)
 
 
 def _header_bytes(path: Path) -> int:
@@ -276,6 +279,20 @@ def _num_floats(part: ConvBlock | nn.Conv2d | int) -> int:
 
 def _num_classes(model: YoloV3) -> int:
     return model.head.predict.out_channels // len(STANDARD_SIZES_PX) - BOX_NUMBERS
+
+
+@torch.no_grad()
+def _reorder_pooled(model: YoloV3) -> None:
+    """Adapt the convolution that follows the pooling to the order of the model's pooled maps.
+
+    "route -1,-3,-5,-6" in yolov3-spp.cfg concatenates the maxima of the largest neighborhood first
+    and the map itself last. `SpatialPyramidPooling` has the opposite order, as RefCLIP's code.
+    """
+    at = next(n for n, part in enumerate(model.coarse) if isinstance(part, SpatialPyramidPooling))
+    after = model.coarse[at + 1]
+    assert isinstance(after, ConvBlock), "the pooled maps are read by a convolution"
+    of_maps = after.conv.weight.chunk(1 + len(POOLING_SIDES), dim=1)
+    after.conv.weight.copy_(torch.cat(of_maps[::-1], dim=1))
 
 
 @torch.no_grad()

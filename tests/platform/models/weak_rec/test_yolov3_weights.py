@@ -60,7 +60,14 @@ def convs() -> list[Conv]:
     return [random_conv(*each) for each in shapes(WIDTH)]
 
 
-def maps_of(convs: list[Conv], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+PUBLISHED_POOLING, DARKNET_POOLING = (1, 5, 9, 13), (13, 9, 5, 1)
+"""Sides of the pooled neighborhoods in the order in which RefCLIP's code and yolov3-spp.cfg ("route
+-1,-3,-5,-6") concatenate them; a side of 1 is the map itself."""
+
+
+def maps_of(
+    convs: list[Conv], x: Tensor, pooling: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run the network of yolov3-spp.cfg, but for its heads, in float64."""
     left = iter([Conv(*(t.double() for t in each)) for each in convs])
 
@@ -77,7 +84,7 @@ def maps_of(convs: list[Conv], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x = x + conv(conv(x))
         stages.append(x)
     x = conv(conv(conv(x)))
-    x = torch.cat([x, *(F.max_pool2d(x, s, 1, s // 2) for s in (5, 9, 13))], 1)
+    x = torch.cat([F.max_pool2d(x, side, 1, side // 2) for side in pooling], 1)
     x = conv(conv(conv(x)))
     maps = [conv(x)]
     for skipped in (stages[3], stages[2]):
@@ -129,13 +136,14 @@ def test_darknet_file(
     model = tiny()
     read_darknet(path, model)
     model.double()
-    colors = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    # The coarsest map has 7 x 7 cells, so the maxima of all neighborhoods differ.
+    colors = torch.rand(1, 3, 224, 224, dtype=torch.float64)
     mean, std = (colors.new_tensor(v)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     output = model((colors - mean) / std)
-    maps = maps_of(convs, colors)
+    maps = maps_of(convs, colors, DARKNET_POOLING)
     torch.testing.assert_close(output.maps, maps)
     weight, bias = (t.double() for t in heads[0])
-    logits = F.conv2d(maps[0], weight, bias).reshape(2, 3, 5 + CLASSES, 2, 2)
+    logits = F.conv2d(maps[0], weight, bias).reshape(1, 3, 5 + CLASSES, 7, 7)
     want = logits[:, :, 4].sigmoid().flatten(2).transpose(1, 2)
     torch.testing.assert_close(output.confidence, want)
 
@@ -243,8 +251,8 @@ def test_published_tensors(tmp_path: Path, convs: list[Conv], prefix: str) -> No
     state = published_state(convs)
     others = {"module.lang_encoder.sa_list.0.norm1.weight": torch.ones(3)} if prefix else {}
     path = saved(tmp_path, {f"{prefix}{name}": value for name, value in state.items()} | others)
-    model, pixels = load_yolov3(path).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    output, maps = model(pixels), maps_of(convs, pixels)
+    model, pixels = load_yolov3(path).double(), torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    output, maps = model(pixels), maps_of(convs, pixels, PUBLISHED_POOLING)
     torch.testing.assert_close(output.maps, maps)
     weight, bias = (state[f"module_list.19.guide_wh.{k}"].double() for k in ("weight", "bias"))
     want = 128 * F.conv2d(maps[0], weight, bias)[:, 7].exp()
@@ -253,7 +261,7 @@ def test_published_tensors(tmp_path: Path, convs: list[Conv], prefix: str) -> No
         for kind in ("weight", "bias"):
             got = model.head.state_dict()[f"{ours}.{kind}"]
             assert torch.equal(got, state[f"module_list.19.{theirs}.{kind}"])
-    assert output.boxes.shape == (2, 4, 4, 4)
+    assert output.boxes.shape == (1, 49, 4, 4)
 
 
 def test_saved_models_are_loaded_again(tmp_path: Path) -> None:
