@@ -71,9 +71,6 @@ class CheckpointPart:
             digest: of what it was trained on.
             about: JSON values to store under "training" (data, steps, metrics).
         """
-        # safetensors refuses tensors that are not contiguous.
-        weights = {k: v.float().cpu().contiguous() for k, v in module.state_dict().items()}
-        save_file(weights, folder / self.weights_file)
         config = {
             "format": FORMAT,
             "digest": digest,
@@ -81,7 +78,13 @@ class CheckpointPart:
             "training": dict(about),
         }
         text = json.dumps(config, indent=2, sort_keys=True)
+        # safetensors refuses tensors that are not contiguous.
+        weights = {k: v.float().cpu().contiguous() for k, v in module.state_dict().items()}
+        # The weights go first and come last: `is_in` looks for them, so neither half a part nor old
+        # weights with a new description are taken for a part.
+        (folder / self.weights_file).unlink(missing_ok=True)
         (folder / self.config_file).write_text(text + "\n", encoding="utf-8")
+        save_file(weights, folder / self.weights_file)
 
     def load(self, folder: Path, build: Callable[[dict[str, Any]], Part], digest: str) -> Part:
         """Load the part of a checkpoint in eval mode.
@@ -92,11 +95,18 @@ class CheckpointPart:
             digest: of what it must have been trained on.
 
         Raises:
-            CheckpointError: it was trained on something else, or cannot be loaded.
+            CheckpointError: it has another format, was trained on something else, or cannot be
+                loaded.
         """
         with self._errors(folder):
             config = json.loads((folder / self.config_file).read_text(encoding="utf-8"))
-            trained_on, shape = config["digest"], config["model_config"]
+            version, trained_on, shape = (config[k] for k in ("format", "digest", "model_config"))
+        if version != FORMAT:
+            raise CheckpointError(
+                f"{self.label} in {folder} has format {version}, but this release reads format "
+                f"{FORMAT}; use the release that wrote it, train one with "
+                f"`reir train --stage {self.stage} --init {folder}`, or delete {self.weights_file}"
+            )
         if trained_on != digest:
             raise CheckpointError(
                 f"{self.label} in {folder} was trained on {self.trained_on} {trained_on[:12]}, but "

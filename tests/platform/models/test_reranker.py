@@ -234,6 +234,26 @@ def test_damaged_reranker_files_are_refused(checkpoint: Path, damage: str) -> No
         load_reranker(checkpoint)
 
 
+def test_a_reranker_of_another_format_is_refused(checkpoint: Path) -> None:
+    save_reranker(checkpoint, trained(), weights_digest(checkpoint), {})
+    path = checkpoint / RERANKER.config_file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(CheckpointError, match=r"has format 2, but this release reads format 1"):
+        load_reranker(checkpoint)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_half_a_save_is_not_taken_for_a_reranker(checkpoint: Path, again: bool) -> None:
+    digest, path = weights_digest(checkpoint), checkpoint / RERANKER.config_file
+    if again:
+        save_reranker(checkpoint, trained(), digest, {})
+        path.unlink()
+    path.mkdir()  # the write of the configuration fails
+    with pytest.raises(IsADirectoryError):
+        save_reranker(checkpoint, trained(), digest, {})
+    assert load_reranker(checkpoint) is None
+
+
 # ------------------------------------------------------------------------------------------ words
 
 
