@@ -6,6 +6,7 @@ In JSON lines, each line is an object. Both are UTF-8, with or without a byte or
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -86,13 +87,14 @@ def _text_of(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if not data.removeprefix(b"\xef\xbb\xbf").strip():
+    content = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not content:
         raise DataError(
             f"{path} is empty; expected a header row with the columns photo and sentence, and a "
             f"row for each sentence"
         )
     for start, what in _FOREIGN.items():
-        if data.lstrip().startswith(start):
+        if content.startswith(start):
             raise DataError(f"{path} is {what}")
     # For example UTF-16 without a byte order mark, which `_FOREIGN` does not recognize.
     if b"\0" in data.partition(b"\n")[0]:

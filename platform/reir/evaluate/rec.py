@@ -175,8 +175,8 @@ def evaluate_rec(  # noqa: PLR0913, all but the three parts are by name
         how: how the photos are encoded.
 
     Raises:
-        DataError: there is no such split, a split has no expression about an instance, or photos
-            are missing from `images_dir`.
+        DataError: there is no such split, none is given and there is only "train", a split has no
+            expression about an instance, or photos are missing from `images_dir`.
     """
     groups = _groups(dataset, splits, max_photos)
     # Group after group: `_splits` tells the rows of a group by their position alone.
@@ -259,6 +259,11 @@ def _groups(
 ) -> dict[str, list[Expression]]:
     """Map the name of each split (and of the kind, if there are several) to its expressions."""
     names = splits or [name for name in dataset.splits if name != TRAIN]
+    if dataset.splits and not names:
+        raise DataError(
+            f"{dataset.source} has no other split than {TRAIN!r}, on which models may have been "
+            f"trained; give {TRAIN!r} as the split to evaluate it all the same"
+        )
     parts = {name: dataset.split(name) for name in names}
     groups: dict[str, list[Expression]] = defaultdict(list)
     for name, part in (parts or {Path(dataset.source).stem: dataset}).items():

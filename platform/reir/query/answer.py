@@ -184,16 +184,21 @@ def _result(
         _hit(one, each, after, masks.get(each.row.instance_id))
         for each, after in zip_longest(page, [*page[1:], *beyond][: len(page)])
     ]
+    kept = [
+        (ranked, hit)
+        for ranked, hit in zip(page, hits, strict=True)
+        if (hit.presence or 0.0) >= one.query.min_presence
+    ]
     return SearchResult(
         expression=one.original_expression,
         gallery="",
         version=found.version,
-        hits=tuple(hit for hit in hits if (hit.presence or 0.0) >= one.query.min_presence),
+        hits=tuple(hit for _, hit in kept),
         timings_ms={},
         digest=found.digest,
         presence=presence,
-        found=bool(page) and (calibration is None or calibration.is_found(presence)),
-        equally_good=_equally_good(page, calibration),
+        found=bool(kept) and (calibration is None or calibration.is_found(presence)),
+        equally_good=_equally_good([ranked for ranked, _ in kept], calibration),
         cursor=_cursor(one, page) if beyond else "",
     )
 
@@ -236,14 +241,14 @@ def _evidence(ranked: RankedRow, after: RankedRow | None) -> Evidence:
     )
 
 
-def _equally_good(page: Sequence[RankedRow], calibration: Calibration | None) -> int:
+def _equally_good(ranked: Sequence[RankedRow], calibration: Calibration | None) -> int:
     """Return how many first hits have scores too close to the best one to tell them apart."""
-    if not page:
+    if not ranked:
         return 0
-    first = page[0]
+    first = ranked[0]
     margin = calibration.tie_margin if calibration else 0.0
     near = takewhile(
-        lambda each: each.order == first.order and first.score - each.score <= margin, page
+        lambda each: each.order == first.order and first.score - each.score <= margin, ranked
     )
     return sum(1 for _ in near)
 

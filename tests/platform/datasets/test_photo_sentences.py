@@ -202,6 +202,13 @@ def test_an_error_about_a_hostile_list_names_row_and_value(
     assert problem(hostile, folder) == ""
 
 
+def test_a_byte_order_mark_does_not_hide_a_json_list(folder: Path) -> None:
+    path = folder / "pairs.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf [{"photo": "a.jpg", "sentence": "the cup"}]')
+    with pytest.raises(DataError, match="a JSON list; write JSON lines instead"):
+        read_photo_sentences(path, folder)
+
+
 def test_a_written_list_reads_back_the_same(folder: Path) -> None:
     path = folder / "pairs.csv"
     path.write_text(

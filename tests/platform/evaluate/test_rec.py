@@ -87,6 +87,14 @@ def test_all_splits_but_train_are_measured_each_with_its_own_expressions(tmp_pat
         evaluate_rec(FakeEncoder(), data, tmp_path, splits=["train"])
 
 
+def test_train_is_only_measured_by_request(tmp_path: Path) -> None:
+    data = with_splits(three_photos(tmp_path), train={"0.png", "1.png"})
+    with pytest.raises(DataError, match=r"drawn has no other split than 'train'.*give 'train'"):
+        evaluate_rec(FakeEncoder(), data, tmp_path)
+    report = evaluate_rec(FakeEncoder(), data, tmp_path, splits=["train"])
+    assert [(split.name, split.num_photos) for split in report.splits] == [("train", 2)]
+
+
 def test_splits_that_divide_expressions_rather_than_photos(tmp_path: Path) -> None:
     data = three_photos(tmp_path)
     texts = [replace(text, split=name) for text, name in zip(data.expressions, "vvtt", strict=True)]

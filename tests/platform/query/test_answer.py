@@ -411,6 +411,9 @@ def test_presence_is_that_of_the_scores() -> None:
         [1 / (1 + np.exp(-5)), 1 / (1 + np.exp(-1)), 0.5], abs=1e-5
     )
     assert ids(ask(gallery, min_presence=0.6)) == ["img000#0", "img001#0"]
+    nothing = ask(gallery, min_presence=0.999)
+    assert (nothing.hits, nothing.found, nothing.equally_good) == ((), False, 0)
+    assert nothing.presence == result.presence
     absent = ask(gallery, Term(expression="number 3"))
     assert not absent.found
     assert absent.hits
