@@ -73,13 +73,14 @@ class Instances:
 
     Attributes:
         boxes: (N, 4) float32, xyxy in [0, 1] of the upright image.
-        objectness: (N,) float32 in [0, 1], in descending order.
+        objectness: (N,) float32 in [0, 1], in descending order; neither is checked.
         vectors: (N, D) float32, of a length around 1; all vectors of an image have the same.
         image_vector: (D,) float32, of the whole photo in the same space, for image retrieval.
         masks: N masks in the same order; None if the encoder gives none.
 
     Raises:
-        ValueError: a shape, a range or a length is wrong; the message gives the expected one.
+        ValueError: an array has a wrong shape or values that are not finite, a box is not xyxy in
+            [0, 1], or there is not one mask for each box; the message says what is expected.
     """
 
     boxes: FloatArray

@@ -2,9 +2,9 @@
 
 For an expression about an instance, a probe replaces one word, so that the sentence becomes wrong:
 "the *red* bus" becomes "the *blue* bus". The model passes if the described instance has a higher
-score with the right sentence; a model that ignores the word passes half of the time. The photos and
-boxes play no other role, so a probe shows what the two streams understand and not what the detector
-finds. The idea is that of SugarCrepe (Hsieh et al. 2023), applied to instances.
+score with the right sentence: guessing passes half of the probes, equal scores pass none. The
+photos and boxes play no other role, so a probe shows what the two streams understand and not what
+the detector finds. The idea is that of SugarCrepe (Hsieh et al. 2023), applied to instances.
 """
 
 # Shapes: N probes, D vector dimension
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 MATCH_IOU = 0.5
 """An instance is the described one if its box overlaps the true box at least so much."""
 
-CHANCE = "A model that ignores the changed word passes 50 %."
+CHANCE = "Guessing passes 50 %; equal scores for both sentences pass none."
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The interface of the stages that produce an answer, with their requests and results.
 
-The library implements the stages as function calls (`reir.query.search`), and the service as calls
-to Ray Serve deployments. `reir.query.answer` calls them in the same order in both cases.
+The library implements the stages as function calls (`reir.query.local_stages`), and the service as
+calls to Ray Serve deployments. `reir.query.answer` calls them in the same order in both cases.
 """
 
 # Shapes: D vector dimension

@@ -315,6 +315,6 @@ def _vector(row: InstanceRow) -> FloatArray:
 
 
 def _best(rows: list[InstanceRow], scores_N: FloatArray, limit: int) -> list[InstanceRow]:
-    # Stable, so that equal scores stay in the order in which the rows were written.
+    # Stable, so that equal scores stay in the order in which the images were first written.
     order = np.argsort(-scores_N, kind="stable")[:limit]
     return [rows[i]._replace(score=float(scores_N[i]), vector=None) for i in order]

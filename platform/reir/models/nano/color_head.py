@@ -152,8 +152,9 @@ def places_of(boxes_NV4: Tensor) -> Tensor:
 
     Returns:
         (N, K, 6): whether the center of the cell is in the box; its distance from the center of the
-        box to the right and downward, in sides of the box, signed and unsigned; and the logarithm
-        of the share of the view that the box covers.
+        box to the right and downward, signed and unsigned, divided by two sides of the box (each at
+        least .05) and clipped to [-3, 3]; and log(share + .001) / 3 of the share of the view that
+        the box covers.
     """
     centers = (torch.arange(GRID) + 0.5) / GRID
     y, x = torch.meshgrid(centers, centers, indexing="ij")

@@ -39,7 +39,8 @@ def save_piza(
 
     Args:
         folder: created if it does not exist; files in it are replaced.
-        model: on any device, in any precision.
+        model: on any device, in float32: the digest of the base is that of its float32 weights, and
+            a cast to half precision changes them.
         about: JSON values to store under "training" (data, steps, metrics).
         base_source: hub name or directory of the base, from which the adapters will be loaded; by
             default, the one that the base was loaded from.

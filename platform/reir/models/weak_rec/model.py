@@ -26,7 +26,7 @@ from reir.models.weak_rec.vocabulary import MAX_TOKENS
 
 
 class WeakRecConfig(StrictConfig):
-    """The hyperparameters of the model; stored in `config.json` of a checkpoint.
+    """The hyperparameters of the model; stored in `weak_rec.json` of a checkpoint.
 
     Attributes:
         anchors: "candidates" of `clare-nano`, or the cells of the published "yolov3".
