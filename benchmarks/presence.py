@@ -26,7 +26,7 @@ a second run reads instead of encoding them again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +90,16 @@ def compared(name: str, trials: Trials, plain: Trials, shipped: Logistic) -> dic
         prefix + key: value for prefix, values in found.items() for key, value in values.items()
     }
     return flat | {"fpr90_ratio": round(ratio, 3)}
+
+
+def all_compared(cases: Mapping[str, tuple[Trials, Trials, Logistic]]) -> dict[str, float]:
+    """Print and return the figures of `compared` for several kinds of trials, under their names."""
+    found: dict[str, float] = {}
+    for name, case in cases.items():
+        prefix = f"p6.{name}_" if name else "p6."
+        told = compared(name or "gallery", *case)
+        found |= {f"{prefix}{key}": value for key, value in told.items()}
+    return found
 
 
 def probabilities(model: Logistic, trials: Trials) -> npt.NDArray[np.float64]:
@@ -276,21 +286,20 @@ def main() -> None:
         "p6.photos": len(scored.counts),
         "p6.expressions": int(scored.unique.sum()),
     }
-    for name, trials, without, model in (
-        ("", whole, plain, shipped.gallery),
-        ("unverified", plain, plain, shipped.gallery),
-        ("all", every, plain_every, shipped.gallery),
-        ("hit", hits, plain_hits, shipped.hit),
-        ("unverified_hit", plain_hits, plain_hits, shipped.hit),
-        ("photo", photos, plain_photos, shipped.photo),
-        ("unverified_photo", plain_photos, plain_photos, shipped.photo),
-        ("all_photo", all_photos, plain_all_photos, shipped.photo),
-        ("short_photo", short, plain_short, shipped.photo),
-        ("box", boxes, plain_boxes, shipped.box),
-    ):
-        prefix = f"p6.{name}_" if name else "p6."
-        told = compared(name or "gallery", trials, without, model)
-        found |= {f"{prefix}{key}": value for key, value in told.items()}
+    found |= all_compared(
+        {
+            "": (whole, plain, shipped.gallery),
+            "unverified": (plain, plain, shipped.gallery),
+            "all": (every, plain_every, shipped.gallery),
+            "hit": (hits, plain_hits, shipped.hit),
+            "unverified_hit": (plain_hits, plain_hits, shipped.hit),
+            "photo": (photos, plain_photos, shipped.photo),
+            "unverified_photo": (plain_photos, plain_photos, shipped.photo),
+            "all_photo": (all_photos, plain_all_photos, shipped.photo),
+            "short_photo": (short, plain_short, shipped.photo),
+            "box": (boxes, plain_boxes, shipped.box),
+        }
+    )
     gallery = encode_gallery(encoder, held_out, folder / "images", how=how).arrays
     shares = {
         **found_rates("", shipped.gallery, shipped.threshold, whole),
