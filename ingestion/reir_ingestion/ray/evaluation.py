@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import ray
@@ -69,7 +70,8 @@ def ray_evaluation_runner(
                 max_task_retries=RETRIES,
             )
             workers = [make.remote(load) for _ in range(num_workers)]
-            running = {workers[0].encode.remote(first): workers[0]}
+            waiting = chain([first], waiting)
+            running: dict[Any, Any] = {}
             # Each worker gets a first shard before any of them gets a second one.
             for worker in workers * SHARDS_PER_WORKER:
                 _submit(waiting, worker, running)

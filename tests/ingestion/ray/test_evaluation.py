@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,18 @@ class AnotherEncoder(FakeEncoder):
         self.digest = "e" * 64
 
 
+class NotingEncoder(FakeEncoder):
+    """Notes in a folder which processes encode photos."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def encode_images(self, images: Any) -> Any:
+        (self._folder / str(os.getpid())).touch()
+        return super().encode_images(images)
+
+
 def test_workers_return_the_bits_of_one_process(tmp_path: Path) -> None:
     data = draw_photo_set(tmp_path, random_scenes(4, 11))
     runner = ray_evaluation_runner(load_clare, num_workers=2, use_gpu=False, threads=1)
@@ -53,6 +67,15 @@ def test_workers_return_the_bits_of_one_process(tmp_path: Path) -> None:
             assert ours.files == theirs.files
             for name in ours.files:
                 np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_no_worker_waits_while_another_has_two_shards(tmp_path: Path) -> None:
+    data = draw_photo_set(tmp_path, random_scenes(5, 4))
+    (tmp_path / "noted").mkdir()
+    load = partial(NotingEncoder, tmp_path / "noted")
+    runner = ray_evaluation_runner(load, num_workers=2, use_gpu=False, threads=1)
+    evaluate_reir(FakeEncoder(), data, tmp_path, how=Encoding(shard_photos=2, runner=runner))
+    assert len(list((tmp_path / "noted").iterdir())) == 2
 
 
 def test_a_worker_that_dies_repeats_its_shards(tmp_path: Path) -> None:
