@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,8 +40,9 @@ class LanceSource(ContainerSource):
 
         Raises:
             OSError: the table is damaged.
+            SourceError: the version that was listed is gone.
         """
-        table = _open_latest(container.uri)
+        table = _listed_version(container.uri, container.mtime_ns)
         batches = table.scanner(
             # Not the images themselves, which only `read` loads.
             columns=attribute_columns(table.schema),
@@ -67,9 +68,9 @@ class LanceSource(ContainerSource):
             ImageError: MISSING (an empty cell) or UNREADABLE.
         """
         try:
-            table = _table(self.container_of(file), file.mtime_ns)
+            table = _listed_version(self.container_of(file), file.mtime_ns)
             (row,) = table.take([file.offset], columns=[self.image_column]).to_pylist()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SourceError) as error:
             raise ImageError(ImageFailure.UNREADABLE, f"{file.uri}: {error}") from error
         return cell_bytes(row[self.image_column], file.uri)
 
@@ -88,7 +89,7 @@ class _LanceTable:
         del on_error
         # A table is a folder, whose own time does not tell whether the table has changed.
         *_, latest = _open_latest(self.uri).versions()
-        yield SourceFile(self.uri, 0, int(latest["timestamp"].timestamp() * 1e9))
+        yield SourceFile(self.uri, 0, _time_ns(latest))
 
     def read(self, file: SourceFile) -> bytes:
         raise ImageError(ImageFailure.UNREADABLE, f"{file.uri} is a folder")
@@ -115,8 +116,18 @@ def open_lance(text: str, path: Path, column: str) -> LanceSource:
     return LanceSource(text, table, UriReader(), found)
 
 
+def _time_ns(version: Mapping[str, Any]) -> int:
+    """Return the time of a version of a table."""
+    return int(version["timestamp"].timestamp() * 1e9)
+
+
 def _open_latest(uri: str) -> Any:
-    """Open the latest version of a table."""
+    """Open the latest version of a table.
+
+    Raises:
+        ConfigError: Lance is not installed.
+        SourceError: the folder is not a Lance table.
+    """
     try:
         import lance  # an optional dependency
     except ImportError as error:
@@ -130,9 +141,16 @@ def _open_latest(uri: str) -> Any:
 
 
 @lru_cache(maxsize=MAX_OPEN_TABLES)
-def _table(uri: str, mtime_ns: int) -> Any:  # noqa: ARG001
-    """Return the open table, which is opened again only after it has changed.
+def _listed_version(uri: str, mtime_ns: int) -> Any:
+    """Return the open table as it was listed, even if it has changed since.
 
-    `mtime_ns` is only a part of the key of the cache.
+    In another version, the position of a row may be that of another row.
+
+    Raises:
+        SourceError: that version is gone.
     """
-    return _open_latest(uri)
+    latest = _open_latest(uri)
+    for version in reversed(latest.versions()):
+        if _time_ns(version) == mtime_ns:
+            return latest.checkout_version(version["version"])
+    raise SourceError(f"{uri} has changed, and its version that was listed is gone; index it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ from reir.images.decode import canonical_uri
 from reir.store.memory import MemoryStore
 from reir_ingestion.pipeline import IndexOptions, index
 from reir_ingestion.sources import SourceOptions, open_source
+from reir_ingestion.sources import lance as lance_module
+from reir_ingestion.sources.contract import ignore_error
+from reir_ingestion.sources.lance import LanceSource
 from reir_testing import FakeEncoder
 
 lance = pytest.importorskip("lance", reason="pip install 'reir-platform[lance]'")
@@ -32,6 +36,39 @@ def test_rows_with_typed_columns(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         source.read(files[2])
     assert caught.value.reason is ImageFailure.MISSING
+
+
+@pytest.mark.parametrize("change", ["delete", "overwrite"])
+@pytest.mark.parametrize("when", ["before the rows are listed", "before they are read"])
+def test_a_row_is_read_as_it_was_listed(tmp_path: Path, change: str, when: str) -> None:
+    path = tmp_path / "t.lance"
+    table = lance.write_dataset(pa.table({"photo": [b"one", b"two"], "n": [1, 2]}), path)
+    source = open_source(path)
+    assert isinstance(source, LanceSource)
+    (listed,) = source.containers.files()
+    rows = source.images(listed, ignore_error)
+    files = list(rows) if when == "before they are read" else []
+    if change == "delete":
+        table.delete("n = 1")
+    else:
+        swapped = pa.table({"photo": [b"two", b"one"], "n": [2, 1]})
+        lance.write_dataset(swapped, path, mode="overwrite")
+    images = {file.attributes["n"]: source.read(file) for file in files or rows}
+    assert images == {1: b"one", 2: b"two"}
+
+
+def test_a_row_of_a_version_that_is_gone_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.lance"
+    table = lance.write_dataset(pa.table({"photo": [b"one", b"two"], "n": [1, 2]}), path)
+    source = open_source(path)
+    files = list(pickle.loads(pickle.dumps(source)).files())
+    table.delete("n = 1")
+    table.cleanup_old_versions(older_than=timedelta(0))
+    # As in a worker that has not read from the table yet.
+    lance_module._listed_version.cache_clear()
+    with pytest.raises(ImageError, match="changed") as caught:
+        source.read(files[1])
+    assert caught.value.reason is ImageFailure.UNREADABLE
 
 
 def test_errors_name_the_table_or_column(tmp_path: Path) -> None:
