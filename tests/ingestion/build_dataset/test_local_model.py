@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -27,12 +29,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llava(tmp_path_factory.mktemp("llava"))
 
 
-def test_the_model_answers_the_question(folder: Path, tmp_path: Path) -> None:
-    model = LocalModel(str(folder), max_tokens=12)
+@pytest.fixture(scope="module")
+def brief(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, which ends its answer with any of many tokens."""
+    copy = tmp_path_factory.mktemp("brief")
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    settings = json.loads((copy / "generation_config.json").read_text())
+    settings["eos_token_id"] = list(range(180, 260))
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    return copy
+
+
+def two_questions(tmp_path: Path) -> list[Question]:
     photos = open_photos(str(draw_photos(tmp_path / "photos"))).photos
-    scenes = SceneReader(FakeEncoder(), tmp_path / "work").read(photos)
     questions = []
-    for scene in scenes[:2]:
+    for scene in SceneReader(FakeEncoder(), tmp_path / "work").read(photos)[:2]:
         task = WritingTask(scene=scene)
         question = Question(
             instructions="Describe.",
@@ -41,20 +52,32 @@ def test_the_model_answers_the_question(folder: Path, tmp_path: Path) -> None:
             schema={},
         )
         questions.append(question)
+    return questions
+
+
+def test_the_model_answers_the_question(brief: Path, tmp_path: Path) -> None:
+    model, questions = LocalModel(str(brief), max_tokens=12), two_questions(tmp_path)
     first, second = (model.ask(each, "") for each in questions)
-    assert 0 < first.tokens_out <= 12
+    assert 0 < first.tokens_out < 12
+    assert first.refused == ""
     assert first.tokens_in > len(questions[0].text)
     assert model.ask(questions[0], "") == first
-    assert first != second
+    assert first.text != second.text
+
+
+def test_an_answer_at_the_limit_is_cut_off(folder: Path, tmp_path: Path) -> None:
+    answer = LocalModel(str(folder), max_tokens=12).ask(two_questions(tmp_path)[0], "")
+    assert answer.tokens_out == 12
+    assert answer.refused.startswith("cut off: ")
 
 
 def test_a_build_accounts_for_nonsense(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, photos = tmp_path / "out", draw_photos(tmp_path / "photos", num=2)
     work = work_folder(out)
     choice = Choice(
-        writer=WriterName.TRANSFORMERS, judges=(JudgeName.TRANSFORMERS,), model=str(folder)
+        writer=WriterName.TRANSFORMERS, judges=(JudgeName.TRANSFORMERS,), model=str(brief)
     )
     monkeypatch.setattr(
         "reir_ingestion.build_dataset.choice.LocalModel", partial(LocalModel, max_tokens=16)

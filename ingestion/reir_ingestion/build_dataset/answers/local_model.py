@@ -92,4 +92,10 @@ class LocalModel:
         # `generate` returns the tokens of the question, followed by those of the answer.
         num_asked = inputs["input_ids"].shape[1]
         text = self._processor.decode(ids[0, num_asked:], skip_special_tokens=True)
-        return checked_answer(text, tokens_in=num_asked, tokens_out=ids.shape[1] - num_asked)
+        num_answered = ids.shape[1] - num_asked
+        return checked_answer(
+            text,
+            tokens_in=num_asked,
+            tokens_out=num_answered,
+            cut_off=num_answered >= self._max_tokens,
+        )
