@@ -166,6 +166,18 @@ def test_no_request_is_sent_once_the_cost_is_reached(tmp_path: Path, good: FakeE
     assert budget.cost == pytest.approx(1.1 * len(good.requests))
 
 
+def test_a_record_after_a_power_failure_counts(tmp_path: Path) -> None:
+    Budget(Limits(), tmp_path).take("first")
+    log = tmp_path / "requests.jsonl"
+    whole = log.read_bytes()
+    # The end of the second record did not reach the disk.
+    log.write_bytes(whole + whole[:10])
+    Budget(Limits(), tmp_path).take("third")
+    Budget(Limits(), tmp_path).spend(10, 20)
+    budget = Budget(Limits(), tmp_path)
+    assert (budget.num_requests, budget.tokens_in, budget.tokens_out) == (2, 10, 20)
+
+
 def test_negative_usage_costs_something(tmp_path: Path) -> None:
     photos = draw_photos(tmp_path / "photos")
     with fake_endpoint([Fault.NEGATIVE_USAGE] * 4) as endpoint:

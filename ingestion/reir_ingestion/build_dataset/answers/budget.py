@@ -120,9 +120,10 @@ class Budget:
 
     def _append(self, value: dict[str, Any]) -> None:
         # One write of a line at the end of the file, so that a killed process leaves whole lines.
+        # The line break comes first: a power failure may have left a part of a line, without one.
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, (json.dumps(value) + "\n").encode())
+            os.write(descriptor, ("\n" + json.dumps(value)).encode())
         finally:
             os.close(descriptor)
 
@@ -133,7 +134,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             value = json.loads(line)
-        except ValueError:  # after a power failure
+        except ValueError:  # an empty line, or a part of one after a power failure
             continue
         if isinstance(value, dict):
             yield value
