@@ -4,7 +4,7 @@ The words are compared with the classes, colors and boxes of the photo and of th
 an expression has words that the parser does not understand, its vector is compared with the vectors
 of the instances, and with the vectors of the same expression with other colors or the other side;
 its side is compared with the place in the photo, and its colors with the pixels. Works offline,
-with any encoder. `benchmarks/data_engine.py` measures it, and its thresholds.
+with any encoder. `benchmarks/data_engine.py` measures it, and chooses most of its thresholds.
 """
 
 # Shapes: N expressions, D vector dimension
@@ -49,6 +49,8 @@ cosines. For a small instance without a vector, this is the only evidence about 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """Differences of cosines above which an expression fails.
+
+    `benchmarks/data_engine.py` chooses `color`, `side` and `other`; `gallery` is fixed.
 
     Attributes:
         color: by how much another color in the expression fits the instance better; with a color
@@ -109,7 +111,7 @@ class RulesJudge:
     Args:
         encode: returns (N, D) unit vectors of N expressions, of the encoder of the scenes.
         categories: all class names of the photos.
-        thresholds: see `Thresholds`; None for those that `benchmarks/data_engine.py` chose.
+        thresholds: None for the defaults, which without `colors` are `VECTORS_ALONE`.
         in_gallery: whether expressions must be unique in the gallery, too.
         colors: compares colors with the pixels; None to compare only vectors.
     """
