@@ -25,8 +25,9 @@ from reir_ingestion.sources.uri_set import UriSet
 from reir_ingestion.stages import IndexOptions
 
 SAMPLE_PHOTOS = 48
-SERVER_BYTES_PER_INSTANCE = 3_100
-"""Memory of an instance on a Milvus server (docs/scale.md)."""
+SERVER_BYTES_PER_INSTANCE = 10_600
+"""Disk of an instance on a Milvus server, minutes after the writes (docs/scale.md). The server
+deletes a part of it later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class ReindexPlan:
         others: photos of the gallery that are in none of them.
         photos_per_s: measured on a sample, on this machine without Ray; None if no photo of the
             gallery could be read.
-        bytes_needed: for the candidate, estimated from the live version.
+        bytes_needed: on the disk for the candidate, estimated from the live version.
         bytes_free: on the disk of an embedded store; None on a server.
     """
 
