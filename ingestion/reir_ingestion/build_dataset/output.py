@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ from reir.datasets import (
     write_reircoco,
 )
 from reir.datasets.look_alikes import LOOK_ALIKES
-from reir_ingestion.build_dataset.files import write_text
+from reir_ingestion.build_dataset.files import put_in_place, write_text
 from reir_ingestion.build_dataset.outcomes import Builder, Outcome, Status
 from reir_ingestion.build_dataset.photos import CAPTIONS, PhotoSet
 from reir_ingestion.build_dataset.scenes import Scene
@@ -75,12 +74,17 @@ def write_folder(
     builder: Builder,
 ) -> None:
     """Write the files of the module's description; each is complete or unchanged."""
+    # A failed photo is in no split: another run may still write about it.
+    splits = [
+        "" if each.status is Status.FAILED else own
+        for each, own in zip(outcomes, splits, strict=True)
+    ]
     for split in (TRAIN, VAL):
         part = [each for each, own in zip(outcomes, splits, strict=True) if own == split]
         # `write_reircoco` writes in place, so an interruption would leave only a part of the file.
         partial = out / f".{annotations_file(split)}.part"
         write_reircoco(_dataset(photos, part), partial, every_instance=True)
-        os.replace(partial, out / annotations_file(split))
+        put_in_place(partial, out / annotations_file(split))
     lines = [
         (PHOTOS, map(_photo_line, outcomes, splits)),
         (PROVENANCE, (line for each in outcomes for line in _provenance(each, builder))),
@@ -100,8 +104,6 @@ def _dataset(photos: PhotoSet, outcomes: Iterable[Outcome]) -> ReferringDataset:
     expressions: list[Expression] = []
     for outcome in outcomes:
         scene = outcome.task.scene
-        if scene.failure:
-            continue
         name = scene.photo.file_name
         # The size that the annotated boxes, which are written unchanged, refer to.
         width, height = scene.photo.annotated_px or scene.size_px
@@ -163,7 +165,7 @@ def _photo_line(outcome: Outcome, split: str) -> dict[str, Any]:
         "photo": outcome.task.scene.photo.file_name,
         "status": outcome.status.value,
         "reason": outcome.reason,
-        "split": "" if outcome.status is Status.FAILED else split,
+        "split": split,
         "instances": len(outcome.task.scene.instances),
         "expressions": len(outcome.kept),
     }
@@ -223,9 +225,10 @@ def _look_alikes(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def _write_captions(path: Path, outcomes: Iterable[Outcome]) -> None:
     """Write the captions in COCO's format; remove those of an earlier run if there are none."""
+    photos = [each.task.scene.photo for each in outcomes if each.status is not Status.FAILED]
     captions = [
         {"image_id": photo.file_name, "caption": text}
-        for photo in (each.task.scene.photo for each in outcomes if not each.task.scene.failure)
+        for photo in photos
         for text in photo.captions
     ]
     if captions:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reir.datasets import ReferringDataset, ReferringInstance, read_coco_captions, read_photos
+from reir.datasets import ReferringDataset, ReferringInstance, read_coco_captions
 from reir.datasets.coco import read_coco_instances
 from reir.datasets.dataset import is_inside
 from reir.datasets.photo_sizes import leaves_folder
+from reir.datasets.photos import EXPRESSIONS, read_splits
 from reir.errors import ConfigError, DataError
 from reir_ingestion.sources import open_source
 from reir_ingestion.sources.local import LocalSource
@@ -83,18 +84,17 @@ def open_photos(
         return _annotated(folder, annotations, split)
     if split is not None:
         raise ConfigError(
-            f"--split {split!r} needs a folder with {INSTANCES} and an expressions.json that has "
+            f"--split {split!r} needs a folder with {INSTANCES} and an {EXPRESSIONS} that has "
             f"splits; {source!r} has no annotations"
         )
     return _bare(source)
 
 
 def _annotated(folder: Path, annotations: Path, split: str | None) -> PhotoSet:
-    dataset = (
-        read_coco_instances(annotations, masks=True)
-        if split is None
-        else read_photos(folder, masks=True).split(split)
-    )
+    dataset = read_coco_instances(annotations, masks=True)
+    if split is not None:
+        source = str(folder / EXPRESSIONS)
+        dataset = replace(dataset, source=source, splits=read_splits(folder)).split(split)
     images_dir = folder / IMAGES if (folder / IMAGES).is_dir() else folder
     captions = _captions(folder)
     instances, crowds = _instances_by_photo(dataset)

@@ -47,14 +47,22 @@ def read_photos(folder: str | Path, *, masks: bool = False) -> ReferringDataset:
     """
     gallery = read_coco_instances(Path(folder) / "instances.json", masks=masks)
     document = read_object(Path(folder) / EXPRESSIONS)
-    splits = document.object("splits")
     return ReferringDataset(
         source=document.source,
         images=gallery.images,
         instances=gallery.instances,
         expressions=tuple(_expression(item, gallery) for item in document.entries("expressions")),
-        splits={name: frozenset(splits.identifiers(name)) for name in splits.value},
+        splits=_splits(document),
     )
+
+
+def read_splits(folder: str | Path) -> dict[str, frozenset[str]]:
+    """Read only the splits of `expressions.json`: the name of each -> ids of its photos.
+
+    Raises:
+        DataError: the file is malformed.
+    """
+    return _splits(read_object(Path(folder) / EXPRESSIONS))
 
 
 def read_human_expressions(folder: str | Path) -> ReferringDataset:
@@ -112,6 +120,11 @@ def read_caption_pairs(path: str | Path) -> tuple[CaptionPair, ...]:
         )
         for entry in read_list(path)
     )
+
+
+def _splits(document: Entry) -> dict[str, frozenset[str]]:
+    splits = document.object("splits")
+    return {name: frozenset(splits.identifiers(name)) for name in splits.value}
 
 
 def _expression(entry: Entry, gallery: ReferringDataset) -> Expression:

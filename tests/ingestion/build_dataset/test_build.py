@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
 from reir.datasets import read_reircoco
-from reir.errors import ConfigError
+from reir.errors import ConfigError, DataError
+from reir_ingestion.build_dataset.answers.failures import ModelUnavailable
 from reir_ingestion.build_dataset.build import BuildOptions, BuildReport, build_dataset
 from reir_ingestion.build_dataset.cli import register
 from reir_ingestion.build_dataset.judges.rules import RulesJudge
@@ -24,7 +27,7 @@ from reir_ingestion.build_dataset.scenes import SceneReader
 from reir_ingestion.build_dataset.tasks import Verdict, Writing, WritingTask, Written
 from reir_ingestion.build_dataset.writers.template import TemplateWriter
 from reir_testing import FakeEncoder
-from reir_testing.data_engine.drawn_photos import draw_photos
+from reir_testing.data_engine.drawn_photos import SCENES, draw_photos
 from reir_training.config import DataSource
 from reir_training.data.examples import build_photos, read_dataset
 
@@ -152,6 +155,76 @@ class FixedWriter:
 
     def write(self, _: WritingTask) -> Writing:
         return Writing(expressions=tuple(Written(1, text) for text in self._texts))
+
+
+class SilentWriter(TemplateWriter):
+    """Its model does not answer about the last photo."""
+
+    def write(self, task: WritingTask) -> Writing:
+        if task.scene.photo.file_name == "003.png":
+            raise ModelUnavailable("no answer: status 500")
+        return super().write(task)
+
+
+@pytest.mark.parametrize(("val_share", "split"), [(0.0, "train"), (1.0, "val")])
+def test_a_photo_without_an_answer_is_in_no_split(
+    tmp_path: Path, val_share: float, split: str
+) -> None:
+    photos, out = draw_photos(tmp_path / "photos"), tmp_path / "out"
+    build(photos, out, SilentWriter(), val_share=val_share)
+    told = {each["photo"]: each["split"] for each in lines(out / "photos.jsonl")}
+    assert told == dict.fromkeys(["000.png", "001.png", "002.png"], split) | {"003.png": ""}
+    images = read_reircoco(out / f"reircoco_{split}.json").images
+    assert {each.file_name for each in images} == {"000.png", "001.png", "002.png"}
+    captions = json.loads((out / "captions.json").read_text())["annotations"]
+    assert [each["image_id"] for each in captions] == ["000.png", "001.png", "002.png"]
+
+
+def test_an_evaluation_needs_a_photo(tmp_path: Path) -> None:
+    photos, out = draw_photos(tmp_path / "photos", [SCENES[3]]), tmp_path / "out"
+    (photos / "images" / "000.png").write_bytes(b"no photo")
+    build(photos, out, val_share=1.0)
+    assert yaml.safe_load((out / "data.yaml").read_text())["evaluation"] == []
+
+
+def test_every_file_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure cannot be had here, so this looks at what would survive it."""
+    photos, out = draw_photos(tmp_path / "photos"), tmp_path / "out"
+    sync, synced = os.fsync, set()
+
+    def note(descriptor: int) -> None:
+        synced.add((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    build(photos, out)
+    files = [path for path in out.iterdir() if path.is_file()]
+    assert len(files) == 10
+    unsynced = [each for each in files if (each.stat().st_ino, each.stat().st_size) not in synced]
+    assert unsynced == []
+
+
+def test_a_split_has_the_boxes_of_the_file_that_is_named(tmp_path: Path) -> None:
+    photos = draw_photos(tmp_path / "photos")
+    document = json.loads((photos / "instances.json").read_text())
+    for each in document["annotations"]:
+        each["id"] += 7
+    document["categories"][0]["name"] = "wolf"
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    splits = {"splits": {"train": [0, 1], "val": [2, 3]}, "expressions": []}
+    (photos / "expressions.json").write_text(json.dumps(splits))
+
+    def classes(annotations: Path | None, split: str) -> list[list[str | None]]:
+        opened = open_photos(str(photos), annotations=annotations, split=split)
+        return [[found.category for found in photo.instances] for photo in opened.photos]
+
+    assert classes(None, "val") == [["cat", "cup"], ["dog"]]
+    (photos / "instances.json").unlink()
+    assert classes(tmp_path / "other.json", "train") == [["dog", "dog"], ["car", "wolf"]]
+    with pytest.raises(DataError, match=r"expressions.json: no split 'tran', .*mean 'train'"):
+        open_photos(str(photos), annotations=tmp_path / "other.json", split="tran")
 
 
 def test_text_of_a_writer_cannot_reach_the_page_as_html(tmp_path: Path) -> None:
