@@ -12,6 +12,7 @@ from reir.config import load_config
 from reir_training.clare.task import clare_shape
 from reir_training.config import ClareTrainConfig
 from reir_training.presets import PRESETS
+from reir_training.report.data_check import DataOnlyConfig
 from reir_training.run.num_workers import shares_evenly
 from reir_training.run.schedule import plan, rate_factor
 from reir_training.weak.config import WeakLossWeights, WeakTrainConfig
@@ -216,4 +217,6 @@ PRESET_OF = {
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_can_be_read(path: Path) -> None:
     (preset,) = (each for start, each in PRESET_OF.items() if path.stem.startswith(start))
-    load_config(PRESETS[preset], path)
+    config = load_config(PRESETS[preset], path)
+    # `reir data check` reads the same file without knowing the preset.
+    assert load_config(DataOnlyConfig, path).data == config.data

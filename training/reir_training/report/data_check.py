@@ -19,7 +19,7 @@ from reir.datasets.look_alikes import read_look_alikes
 from reir.errors import DataError, ImageError, nearest_name
 from reir.images.decode import decode, read_bytes
 from reir.text import normalize_expression
-from reir_training.config import ClareTrainConfig, DataConfig, DataSource, NanoTrainConfig
+from reir_training.config import DataConfig, DataSource
 from reir_training.data.examples import (
     TRAIN,
     VAL,
@@ -29,6 +29,7 @@ from reir_training.data.examples import (
     read_near_misses,
 )
 from reir_training.data.leakage import REMEDY, SourceDataset, abbreviate, excluded_ids, find_leaks
+from reir_training.presets import PRESETS
 
 Use = Literal["train", "held out", "unused", "evaluation"]
 
@@ -55,7 +56,7 @@ class DataOnlyConfig(DataConfig):
 
     @model_validator(mode="after")
     def _only_known_keys(self) -> DataOnlyConfig:
-        known = sorted({*NanoTrainConfig.model_fields, *ClareTrainConfig.model_fields})
+        known = sorted({key for each in PRESETS.values() for key in each.model_fields})
         for key in self.model_extra or {}:
             if key not in known:
                 hint = nearest_name(key, known) or ";"
