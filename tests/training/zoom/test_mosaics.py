@@ -115,5 +115,7 @@ def test_wrong_settings_are_refused(photos: ReferringDataset, tmp_path: Path) ->
         MosaicSettings(backgrounds=())
     with pytest.raises(ConfigError, match="room for 12 photos of up to 160 x 120 px"):
         mosaics(photos, tmp_path, MosaicSettings(num_photos=(13, 13), side_px=(500, 500)))
+    with pytest.raises(ConfigError, match="room for 0 photos of up to 160 x 120 px, but 1 are"):
+        mosaics(photos, tmp_path, MosaicSettings(side_px=(100, 100), dense=True))
     with pytest.raises(ConfigError, match="20 photos, too few for one mosaic"):
         mosaics(photos, tmp_path, MosaicSettings(num_photos=(21, 21)))

@@ -185,12 +185,13 @@ class MosaicSet:
             # With room for any waiting photo: how many of them are taken depends on these cells.
             cells = _Cells(int(width_px), int(height_px), waiting)
             wanted = int(rng.integers(*self.settings.num_photos, endpoint=True))
-            wanted = len(cells) if self.settings.dense else wanted
+            # At least one, so that a photo without room is refused below.
+            wanted = max(len(cells), 1) if self.settings.dense else wanted
             if wanted > len(cells):
                 raise ConfigError(
                     f"a mosaic of {width_px} x {height_px} px has room for {len(cells)} photos of "
                     f"up to {cells.photo_px[0]} x {cells.photo_px[1]} px, but {wanted} are wanted; "
-                    f"use a larger side_px, or fewer num_photos"
+                    f"use a larger side_px, smaller photos, or fewer num_photos"
                 )
             if len(waiting) < min(wanted, self.settings.num_photos[0]):
                 return
