@@ -37,6 +37,8 @@ RERANK_TITLE, MASKS_TITLE = "## Relation re-ranker", "## Mask head"
 QUERY_ZOOM_TITLE, COLORS_TITLE = "## Zoom policy", "## Color head"
 CANDIDATES_TITLE = "## Candidate head"
 FINETUNE_TITLE = "## Fine-tune"
+OF_OLD_VECTORS = (RERANK_TITLE, QUERY_ZOOM_TITLE)
+"""Parts for the vectors of one model, which a checkpoint with other vectors does not have."""
 CLARE_LIMITS = """\
 * Expressions must be in English.
 * The model finds the kinds of objects that the training photos show.
@@ -259,6 +261,7 @@ photo, for long and short expressions that describe a candidate.
 |---|---|
 {_metrics(about)}
 """,
+        without=OF_OLD_VECTORS,
     )
 
 
@@ -281,8 +284,7 @@ Everything above is about the checkpoint that the fine-tune started from, with t
 expressions about {about["photos"]} photos, most of whose boxes a model found. The weights of this
 checkpoint are the old ones plus {about["share_of_new_weights"]:g} of their change.
 """,
-        # These parts were made for the old vectors, and are not in the new checkpoint.
-        without=(RERANK_TITLE, QUERY_ZOOM_TITLE),
+        without=OF_OLD_VECTORS,
     )
 
 
@@ -308,7 +310,8 @@ def _write(  # noqa: PLR0913 - most are keyword-only
     folder: Path, title: str, sources: str, drawn: str, about: Mapping[str, Any], limits: str
 ) -> None:
     settings = about["settings"]["optimization"]
-    (folder / CARD).write_text(f"""\
+    (folder / CARD).write_text(
+        f"""\
 # {title}
 
 A dual-stream model for referring expression instance retrieval. One stream computes a vector for
@@ -337,7 +340,9 @@ at IoU .5. All figures are percentages.
 
 ## Limits
 
-{limits}""")
+{limits}""",
+        encoding="utf-8",
+    )
 
 
 def _schedule(about: Mapping[str, Any]) -> str:
