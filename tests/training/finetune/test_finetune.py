@@ -147,6 +147,9 @@ def test_sentences_alone_give_a_checkpoint_canaries_and_a_report(
     assert trainer.trained == ["clare-nano"]
     with pytest.raises(ConfigError, match=r"another fine-tune \(epochs differ\)"):
         replace(run, options=FinetuneOptions(epochs=2)).run()
+    others = replace(run.remembered, dataset=to_dataset(make_toy_scenes(3, 8, 160)))
+    with pytest.raises(ConfigError, match=r"another fine-tune \(remembered differ\)"):
+        replace(run, remembered=others).run()
 
 
 def check_results(run: Finetune, report: FinetuneReport) -> None:

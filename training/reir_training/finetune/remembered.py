@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,13 @@ class RememberedSet:
     name: str
     dataset: ReferringDataset
     images_dir: Path
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the annotations and of where the photos are."""
+        found = self.dataset
+        told = repr((self.images_dir.resolve(), found.images, found.instances, found.expressions))
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def built_in_set() -> RememberedSet:

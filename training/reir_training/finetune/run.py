@@ -139,6 +139,7 @@ class Finetune:
             "gallery": self.gallery,
             "sentences": self.pairs.digest,
             "checkpoint": self.start.digest,
+            "remembered": self.remembered.digest,
             **asdict(self.options),
         }
         folder = OutputFolder(self.output, request)
