@@ -87,6 +87,8 @@ def test_without_boxes_the_report_says_what_is_not_known() -> None:
     assert boxed.to_dict()["held_out"]["after"]["br1"] == 0.0  # a box in the wrong place is first
     assert boxed.to_dict()["held_out"]["after"]["br5"] == 100.0
     assert "Boxes for training: 5 drawn, 55 found, 10 sentences left out." in shown(bare)
+    drawn = report([3] * 20, [0] * 20, labels={"sentences": 9, "kept": 9, "drawn": 9})
+    assert "Boxes for training: 9 drawn, 0 found, 0 sentences left out." in shown(drawn)
 
 
 def test_the_command_fits_the_gallery() -> None:

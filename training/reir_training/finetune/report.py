@@ -163,13 +163,12 @@ class FinetuneReport:
             f"{counts['sentences']:,} sentences about {counts['photos']:,} photos; those about "
             f"{counts['held_out_photos']:,} photos were held out."
         ]
-        if "drawn" in labels:  # otherwise, people drew all of them
-            found, left_out = labels["kept"] - labels["drawn"], labels["sentences"] - labels["kept"]
-            lines.append(
-                f"Boxes for training: {labels['drawn']:,} drawn, {found:,} found, {left_out:,} "
-                f"sentences left out."
-            )
-        lines.append(f"Share of the new weights: {self.blend['share']:g}")
+        found, left_out = labels["kept"] - labels["drawn"], labels["sentences"] - labels["kept"]
+        lines += [
+            f"Boxes for training: {labels['drawn']:,} drawn, {found:,} found, {left_out:,} "
+            f"sentences left out.",
+            f"Share of the new weights: {self.blend['share']:g}",
+        ]
         minutes = ", ".join(f"{name} {value:.1f}" for name, value in values["minutes"].items())
         parts: list[RenderableType] = [
             *([self.feedback.table(), ""] if self.feedback else []),
