@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from reir.checkpoint import load_encoder, load_segmenter
+from reir.checkpoint import load_encoder, load_model, load_segmenter
 from reir.images import rle
+from reir.models.nano.mask_head import MaskHead, MaskHeadConfig
+from reir.models.nano.segmenter import NanoSegmenter
 from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import MaskSettings, NanoTrainConfig
 from reir_training.data.examples import TrainPhoto
-from reir_training.masks.data import MaskBatch, mask_examples
-from reir_training.masks.task import MaskTask, edge_loss
+from reir_training.masks.data import MaskBatch, MaskBatchMaker, mask_examples
+from reir_training.masks.task import MaskTask, edge_loss, mask_ious
 from reir_training.run.schedule import Epoch
 
 NUM_PHOTOS = 8
@@ -116,6 +119,27 @@ def test_everything_in_a_batch_fits_the_crop(folder: Path) -> None:
         if masked:
             seen = torch.nn.functional.interpolate(mask[None, None], (64, 64))[0, 0] > 0.5
             assert (seen & bright).sum() / (seen | bright).sum() > 0.85
+
+
+@pytest.mark.parametrize("scale", [0.5, 2])
+def test_masks_fit_copies_of_the_photos_at_another_size(
+    folder: Path, tmp_path: Path, scale: float
+) -> None:
+    photo, *_ = photos_of(folder)
+    size_px = (int(scale * SIZE[1]), int(scale * SIZE[0]))
+    Image.open(photo.path).resize(size_px).save(tmp_path / "copy.png")
+    copy = replace(photo, path=tmp_path / "copy.png")
+    examples = mask_examples(copy, np.zeros((0, 4), np.float32))
+    maker = MaskBatchMaker([copy], [examples], MaskHeadConfig(width=16, crop_px=64), MaskSettings())
+    batch = maker.batch([0], np.random.default_rng(0))
+    assert batch.masked.all()
+    bright = batch.crops[0].float().mean(2) > 125
+    seen = torch.nn.functional.interpolate(batch.masks[None], (64, 64))[0, 0] > 0.5
+    assert (seen & bright).sum() / (seen | bright).sum() > 0.8
+    network = load_model(folder / "checkpoint")[0].crop_network
+    head = MaskHead(MaskHeadConfig(width=16, crop_px=64), network.level_channels)
+    (iou,) = mask_ious(NanoSegmenter(network, head, torch.float32), copy)
+    assert 0 <= iou <= 1
 
 
 def rows(batch: MaskBatch) -> list[tuple[float, ...]]:

@@ -131,7 +131,7 @@ class MaskBatchMaker:
                 # the head can only place edges inside.
                 torch.from_numpy(_in_crop(each.box, frame, pixels).clip(0, 1)),
                 torch.tensor(is_found),
-                _mask_in_crop(each.mask, frame, self._shape.crop_px // 2),
+                _mask_in_crop(each.mask, frame, pixels, self._shape.crop_px // 2),
                 torch.tensor(each.mask is not None),
             )
             for each, (prompt, is_found), frame, crop in zip(
@@ -170,12 +170,18 @@ def _in_crop(box: FloatArray, frame_px: np.ndarray, pixels: RgbImage) -> FloatAr
     return np.asarray((box - np.tile(frame[:2], 2)) / size, dtype=np.float32)
 
 
-def _mask_in_crop(mask: MaskRle | None, frame_px: np.ndarray, side: int) -> Tensor:
+def _mask_in_crop(
+    mask: MaskRle | None, frame_px: np.ndarray, pixels: RgbImage, side: int
+) -> Tensor:
     """(side, side) share of each cell of a crop that belongs to the mask; zeros without a mask."""
     if mask is None:
         return torch.zeros(side, side)
     x1, y1, x2, y2 = frame_px.tolist()
-    part = torch.from_numpy(rle.decode(mask)[y1:y2, x1:x2]).float()[None, None]
+    whole = rle.decode(mask)
+    # The mask has the annotated size, of which the file may be a smaller copy.
+    if whole.shape != pixels.shape[:2]:
+        whole = rle.resize_mask(whole, pixels.shape[:2])
+    part = torch.from_numpy(whole[y1:y2, x1:x2]).float()[None, None]
     # With antialiasing, all pixels of a mask that is shrunk count, and not a sample of them.
     return F.interpolate(part, (side, side), mode="bilinear", antialias=True)[0, 0]
 

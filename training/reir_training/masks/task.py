@@ -155,5 +155,7 @@ def mask_ious(segmenter: NanoSegmenter, photo: TrainPhoto) -> list[float]:
         return []
     found = segmenter.segment(read_image(photo.path), photo.boxes[rows])
     truths = [mask for mask in photo.masks if mask is not None]
-    overlaps = rle.pairwise_iou([each.mask for each in found], truths)
+    # Compared at the annotated size, of which the file may be a smaller copy.
+    fitted = [rle.fitted(each.mask, truths[0].size) for each in found]
+    overlaps = rle.pairwise_iou(fitted, truths)
     return [float(value) for value in np.diagonal(overlaps)]
