@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import filecmp
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from reir_testing.tiny import save_tiny_run, tiny_batch
 from reir_training.config import NanoTrainConfig
 from reir_training.data.examples import TrainExpression, TrainPhoto
 from reir_training.query_zoom.data import CONTAINED, contains
-from reir_training.query_zoom.looks import ZoomMosaics, read_looks
+from reir_training.query_zoom.looks import ZoomMosaics, build_look_cache, read_looks
 from reir_training.query_zoom.task import ZoomTask, build_zoom_cache, mosaics_of
 from reir_training.run.schedule import Epoch
 
@@ -129,6 +131,26 @@ def test_looks_are_encoded_once_and_an_interrupted_run_continues(
     frames = mosaics.frames(0)
     for target in mosaics.targets:  # each is small, and whole in a frame of each level
         assert sum(contains(np.array(frames), target.box)) >= 3
+
+
+def test_another_photo_under_the_same_name_is_encoded_again(folder: Path, tmp_path: Path) -> None:
+    for row in range(NUM_PHOTOS):
+        shutil.copy(folder / f"{row}.png", tmp_path)
+    photos = [replace(each, expressions=()) for each in photos_of(tmp_path)]
+    encoder = load_encoder(folder / "checkpoint")
+
+    def cache() -> Path:
+        return build_look_cache(tmp_path, encoder, ZoomMosaics(photos, 1, seed=0))
+
+    before = cache()
+    assert cache() == before
+    (plan,) = ZoomMosaics(photos, 1, seed=0).mosaics
+    path = Path(plan.photos[0].file_name)
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(255 - pixels).save(path)
+    assert cache() != before
+    Image.fromarray(pixels).save(path)
+    assert cache() == before
 
 
 def test_labels_say_what_is_found_and_which_frames_contain_it(folder: Path) -> None:

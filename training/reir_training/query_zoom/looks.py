@@ -21,9 +21,9 @@ from reir.datasets.dataset import (
 )
 from reir.images.decode import decode, read_bytes
 from reir.models.interfaces import InstanceEncoder
-from reir.models.query_zoom.frames import MIN_SIDE_PX, NUM_LEVELS, OVERLAP, WHOLE, ZOOM, FrameGrid
+from reir.models.query_zoom.frames import WHOLE, FrameGrid
 from reir.models.query_zoom.looks import Look, look_at
-from reir.records import FloatArray
+from reir.records import FloatArray, RgbImage
 from reir_training.data.examples import TrainPhoto
 from reir_training.zoom.mosaics import MosaicSet, MosaicSettings
 
@@ -103,13 +103,21 @@ class ZoomMosaics:
         # Neighboring instances share frames, which are encoded once.
         return [np.array(each) for each in dict.fromkeys(map(tuple, frames))]
 
+    def draw(self, number: int) -> RgbImage:
+        """Return the (H, W, 3) pixels of a mosaic.
+
+        Raises:
+            ImageError: one of its photos cannot be read.
+        """
+        return self._set.draw(number)
+
     def look(self, encoder: InstanceEncoder, number: int) -> list[Look]:
         """Encode the frames of a mosaic.
 
         Raises:
             ImageError: one of its photos cannot be read.
         """
-        pixels = self._set.draw(number)
+        pixels = self.draw(number)
         return [look_at(encoder, pixels, frame) for frame in self.frames(number)]
 
 
@@ -222,8 +230,12 @@ def looks_path(folder: Path, number: int) -> Path:
 
 def _fingerprint(encoder: InstanceEncoder, mosaics: ZoomMosaics) -> str:
     """Return the name of the cache: a hash of all that determines the looks."""
-    grid = (ZOOM, NUM_LEVELS, MIN_SIDE_PX, OVERLAP)
-    targets = [(each.mosaic, each.text, each.box.tolist()) for each in mosaics.targets]
-    images = [each.image.file_name for each in mosaics.mosaics]
-    told = json.dumps([encoder.digest, grid, images, targets])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(encoder.digest.encode())
+    for number in range(len(mosaics.mosaics)):
+        # The pixels themselves, and not the names of the photos: a file may have changed. Drawing
+        # takes little time compared with encoding.
+        pixels = mosaics.draw(number)
+        digest.update(json.dumps(pixels.shape).encode())
+        digest.update(pixels.tobytes())
+        digest.update(np.stack(mosaics.frames(number)).tobytes())
+    return digest.hexdigest()[:16]

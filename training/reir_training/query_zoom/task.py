@@ -52,7 +52,8 @@ def mosaics_of(
     """Return the mosaics to train on, and those of the held-out photos, if there are any.
 
     Raises:
-        ConfigError: there are too few training photos for a mosaic.
+        ConfigError: there are too few training photos for a mosaic, or too few held-out photos,
+            unless there are none.
     """
     train, held_out = split_held_out(photos)
     settings, seed = config.query_zoom, config.optimization.seed
