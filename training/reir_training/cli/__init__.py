@@ -1,1 +1,1 @@
-"""The commands `reir train`, `reir calibrate` and `reir data check`."""
+"""The commands `reir train`, `finetune`, `label`, `calibrate` and `data check`."""
