@@ -73,8 +73,7 @@ def monitor(  # noqa: PLR0913, every argument is an option of the command
     from reir.operations.monitor.checks import MonitoredSystem
     from reir.operations.monitor.exporter import Monitor
     from reir.operations.monitor.searches import LoggedSearches
-    from reir.operations.schedule.runs import default_runs_folder
-    from reir.operations.schedule.schedules import default_schedule_file
+    from reir.operations.schedule.settings import default_runs_folder, default_schedule_file
     from reir.store import default_location, is_embedded
 
     place = store or default_location()

@@ -252,13 +252,13 @@ def parse_duration(option: str, text: str) -> float:
 
 
 def _file(file: Path | None) -> Path:
-    from reir.operations.schedule.schedules import default_schedule_file
+    from reir.operations.schedule.settings import default_schedule_file
 
     return default_schedule_file() if file is None else file
 
 
 def _folder(folder: Path | None) -> Path:
-    from reir.operations.schedule.runs import default_runs_folder
+    from reir.operations.schedule.settings import default_runs_folder
 
     return default_runs_folder() if folder is None else folder
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -176,6 +178,21 @@ def test_schedules_that_failed_or_are_late_or_have_no_scheduler_are_found(home: 
     assert found["schedule waiting"] == Check("schedule waiting", "ok", "not due yet")
     (runs / "scheduler.alive").write_text("1")
     assert "schedules" not in {each.name for each in operations.check_schedules()}
+
+
+WITHOUT_OPERATIONS = """
+import sys
+sys.modules["apscheduler"] = None
+from reir.cli.doctor import operations
+print(list(operations.check_schedules()))
+"""
+
+
+def test_without_schedules_their_packages_are_not_needed(home: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_OPERATIONS]
+    environment = {**os.environ, "REIR_HOME": str(home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
 
 
 # ------------------------------------------------------------------------- server and cluster

@@ -63,15 +63,18 @@ def check_backup(store: InstanceStore, gallery: str) -> Check:
 
 def check_schedules() -> Iterator[Check]:
     """Check the schedules of this machine: their last runs, and whether a scheduler runs."""
-    from reir.operations.schedule.runs import default_runs_folder
-    from reir.operations.schedule.schedules import default_schedule_file
-    from reir.operations.schedule.settings import ScheduleSettings
+    from reir.operations.schedule.settings import (
+        ScheduleSettings,
+        default_runs_folder,
+        default_schedule_file,
+    )
     from reir.settings import load_settings
 
     settings = load_settings("schedule", ScheduleSettings).values
     file = settings.file or default_schedule_file()
     if not file.exists():
         return
+    # Only now: who has no schedules needs none of the packages that these import.
     from reir.operations.schedule.scheduler import is_scheduler_alive
     from reir.operations.schedule.schedules import read_schedules
 

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from reir.config import reir_home
 from reir.errors import JobRunning
 from reir.operations.schedule.report_note import REPORT_NOTE, take_report_note
 from reir.operations.schedule.schedules import Schedule
@@ -31,6 +30,7 @@ STOP_GRACE_S = 60.0
 _REIR = [sys.executable, "-c", "from reir.cli.main import main; main()"]
 
 _POLL_S = 0.2
+_LOCK_WAIT_S = 1.0
 
 Status = Literal["running", "succeeded", "failed", "timed out", "stopped"]
 
@@ -64,11 +64,6 @@ class ScheduledRun:
         return self.status not in ("running", "succeeded")
 
 
-def default_runs_folder() -> Path:
-    """Return the folder of the runs of all schedules."""
-    return reir_home() / "schedule-runs"
-
-
 def run_schedule(
     folder: Path, name: str, schedule: Schedule, stop: threading.Event | None = None
 ) -> ScheduledRun:
@@ -86,7 +81,8 @@ def run_schedule(
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock") as lock:
-        if not lock.acquire():
+        # Commands that list runs hold the lock for a moment, to see whether a run does.
+        if not lock.acquire(timeout_s=_LOCK_WAIT_S):
             running = last_runs(folder, name, 1)
             since_s = running[0].started_s if running else time.time()
             raise JobRunning(f"schedule {name}", "this machine", _pid_in(place / "lock"), since_s)
@@ -103,7 +99,7 @@ def run_schedule(
 def last_runs(folder: Path, name: str, limit: int = KEPT_RUNS) -> list[ScheduledRun]:
     """Return the last runs of a schedule, newest first."""
     place = folder / name
-    files = sorted(place.glob("*.json"), reverse=True)[:limit]
+    files = _files(place)[::-1][:limit]
     # Before the files are read: a run that ends in between has written its end before it releases
     # the lock, so it cannot be taken for one that was killed.
     is_running = _is_locked(place / "lock")
@@ -188,7 +184,10 @@ def _run_command(run: ScheduledRun, schedule: Schedule, stop: threading.Event) -
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a command as Ctrl-C does, so that it can finish what it is doing; if not, kill it."""
+    """Interrupt a command, so that it can finish what it is doing; kill it if it takes too long.
+
+    Unlike Ctrl-C in a terminal, this interrupts the command alone, which ends what it has started.
+    """
     process.send_signal(signal.SIGINT)
     try:
         process.wait(STOP_GRACE_S)
@@ -206,13 +205,18 @@ def _write(place: Path, run: ScheduledRun) -> None:
     temporary.replace(file)
 
 
+def _files(place: Path) -> list[Path]:
+    """Return the files of all runs, oldest first, without those that `_write` has not completed."""
+    return sorted(place.glob("[!.]*.json"))
+
+
 def _read(file: Path) -> ScheduledRun:
     values = json.loads(file.read_text())
     return ScheduledRun(**{**values, "command": tuple(values["command"])})
 
 
 def _remove_old(place: Path) -> None:
-    for file in sorted(place.glob("*.json"))[:-KEPT_RUNS]:
+    for file in _files(place)[:-KEPT_RUNS]:
         file.with_suffix(".log").unlink(missing_ok=True)
         file.unlink()
 

@@ -15,13 +15,14 @@ import yaml
 from apscheduler.triggers.cron import CronTrigger
 from pydantic import Field, field_validator, model_validator
 
-from reir.config import StrictConfig, load_config, reir_home
+from reir.config import StrictConfig, load_config
 from reir.errors import ConfigError, nearest_name
 
 COMMANDS = ("backup", "canary", "data", "doctor", "eval", "index", "reindex", "restore")
 """Commands that may run on a schedule: those that end by themselves."""
 
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_ZONES, _LOCAL_ZONE = Path("/usr/share/zoneinfo"), "/etc/localtime"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 
 
@@ -88,7 +89,7 @@ class Schedule(StrictConfig):
 
     def _zone(self) -> tzinfo:
         if not self.timezone:
-            return datetime.now().astimezone().tzinfo or UTC
+            return _local_zone()
         try:
             return ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError) as error:
@@ -97,26 +98,51 @@ class Schedule(StrictConfig):
             ) from error
 
 
-def _with_weekday_names(cron: str) -> str:
-    """Return a cron expression whose days of the week are names.
+def _local_zone() -> tzinfo:
+    """Return the time zone of the machine, with its changes between summer and winter.
 
-    In cron, 0 and 7 are Sunday; APScheduler counts from Monday.
+    If TZ holds rules instead of the name of a zone, it is the difference from UTC at present.
+    """
+    # Where the C library looks, so that the zone is that of all other programs.
+    place = os.environ.get("TZ", _LOCAL_ZONE).removeprefix(":")
+    try:
+        with (_ZONES / place).open("rb") as file:  # an absolute path stays as it is
+            return ZoneInfo.from_file(file)
+    except (OSError, ValueError):
+        return datetime.now().astimezone().tzinfo or UTC
+
+
+def _with_weekday_names(cron: str) -> str:
+    """Return a cron expression whose days of the week are lists of names.
+
+    In cron, 0 and 7 are Sunday; APScheduler counts from Monday, also in a step such as "*/2", and
+    ignores the step of a range of names.
     """
     *others, weekdays = cron.split()
-    return " ".join([*others, ",".join(map(_weekday_names, weekdays.split(",")))])
+    return " ".join([*others, ",".join(map(_weekday_names, weekdays.lower().split(",")))])
 
 
 def _weekday_names(part: str) -> str:
-    """Return one part of the field: a day, a range such as "1-5", or "*", each with a step."""
+    """Return the days of one part of the field: a day, a range such as "1-5", or "*"; or a step."""
     days, slash, step = part.partition("/")
-    first, dash, last = days.partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
-        return part  # "*", or names already
+    first, dash, last = ("0-6" if days == "*" else days).partition("-")
+    start = _weekday_number(first)
     # Without an end, a step goes on to Saturday, the last day of the week in cron.
-    start, end = int(first), int(last) if dash else (6 if slash else int(first))
-    if not start <= end <= 7:
-        raise ValueError(f"{part!r} is not a range of days of the week, 0 to 7")
-    return ",".join(_WEEKDAYS[day] for day in range(start, end + 1, int(step) if slash else 1))
+    end = _weekday_number(last) if dash else (6 if slash else start)
+    if last == "sun" and start:
+        end = 7
+    by = int(step) if slash else 1
+    if not start <= end <= 7 or by < 1:
+        raise ValueError(f"{part!r} is not a range of days of the week, 0 to 7 or sun to sat")
+    return ",".join(_WEEKDAYS[day] for day in range(start, end + 1, by))
+
+
+def _weekday_number(day: str) -> int:
+    if day in _WEEKDAYS:
+        return _WEEKDAYS.index(day)
+    if not day.isdigit():
+        raise ValueError(f"{day!r} is not a day of the week, 0 to 7 or sun to sat")
+    return int(day)
 
 
 class ScheduleFile(StrictConfig):
@@ -148,11 +174,6 @@ def check_schedule_name(name: str) -> str:
             f"with a letter or digit, got {name!r}"
         )
     return name
-
-
-def default_schedule_file() -> Path:
-    """Return the file of schedules that commands use if no other is named."""
-    return reir_home() / "schedules.yaml"
 
 
 def read_schedules(file: Path) -> dict[str, Schedule]:

@@ -1,10 +1,10 @@
-"""Settings of `reir schedule`."""
+"""Settings of `reir schedule`, and the default places of its files. Needs no APScheduler."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from reir.config import StrictConfig
+from reir.config import StrictConfig, reir_home
 
 
 class ScheduleSettings(StrictConfig):
@@ -17,3 +17,13 @@ class ScheduleSettings(StrictConfig):
 
     file: Path | None = None
     folder: Path | None = None
+
+
+def default_schedule_file() -> Path:
+    """Return the file of schedules that commands use if no other is named."""
+    return reir_home() / "schedules.yaml"
+
+
+def default_runs_folder() -> Path:
+    """Return the folder of the runs of all schedules."""
+    return reir_home() / "schedule-runs"

@@ -27,6 +27,7 @@ from reir.operations.schedule.runs import (
 )
 from reir.operations.schedule.scheduler import Scheduler, is_scheduler_alive
 from reir.operations.schedule.schedules import Schedule, add_schedule, remove_schedule
+from reir.store.embedded.locks import FileLock
 
 EVERY_SECOND = "* * * * *"
 
@@ -116,6 +117,33 @@ def test_a_run_whose_scheduler_was_killed_is_not_running_for_ever(tmp_path: Path
     runs._write(tmp_path / "a", replace(run, status="running", exit_code=None, ended_s=0.0))
     (found,) = last_runs(tmp_path, "a")
     assert (found.status, found.has_failed) == ("stopped", True)
+
+
+def test_a_record_that_is_not_complete_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_schedule(tmp_path, "a", schedule())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs._write(tmp_path / "a", run)
+    assert last_runs(tmp_path, "a") == [run]
+
+
+def test_a_run_starts_while_runs_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with FileLock(tmp_path / "a" / "lock") as reader:
+        assert reader.acquire(shared=True)
+        timer = threading.Timer(0.2, reader.release)
+        timer.start()
+        try:
+            assert run_schedule(tmp_path, "a", schedule()).status == "succeeded"
+        finally:
+            timer.join()
 
 
 def test_old_runs_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

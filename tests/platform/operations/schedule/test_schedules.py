@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,10 +53,67 @@ def test_days_of_the_week_are_counted_as_in_cron() -> None:
     assert due("0 3 1 * *", 2026, 11, 24) == "Tue 2026-12-01 03:00"
 
 
+@pytest.mark.parametrize(
+    ("field", "days"),
+    [
+        ("*", "Sun Mon Tue Wed Thu Fri Sat"),
+        ("*/2", "Sun Tue Thu Sat"),
+        ("*/3", "Sun Wed Sat"),
+        ("*/7", "Sun"),
+        ("0-6/2", "Sun Tue Thu Sat"),
+        ("1-5/2", "Mon Wed Fri"),
+        ("mon-fri/2", "Mon Wed Fri"),
+        ("MON-Fri/2", "Mon Wed Fri"),
+        ("tue/2", "Tue Thu Sat"),
+        ("sun-tue", "Sun Mon Tue"),
+        ("fri-sun", "Sun Fri Sat"),
+        ("mon-sun/3", "Sun Mon Thu"),
+        ("mon,3-5/2,sat", "Mon Wed Fri Sat"),
+    ],
+)
+def test_ranges_and_steps_of_days_of_the_week(field: str, days: str) -> None:
+    """In the week of Sunday, November 29."""
+    found = [due(f"0 3 * * {field}", 2026, 11, day, 3) for day in range(28, 31)]
+    found += [due(f"0 3 * * {field}", 2026, 12, day, 3) for day in range(1, 5)]
+    order = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"]
+    assert sorted({each[:3] for each in found}, key=order.index) == days.split()
+
+
 def test_times_are_those_of_the_time_zone_also_when_the_clock_changes() -> None:
     found = schedule().next_due(datetime(2026, 10, 24, 4, tzinfo=BERLIN))
     assert found is not None
     assert found.isoformat() == "2026-10-25T03:00:00+01:00"
+
+
+LOCAL = """
+from datetime import datetime
+from reir.operations.schedule.schedules import Schedule
+nightly = Schedule(command=("doctor",), cron="0 3 * * *")
+for day in (24, 25):
+    print(nightly.next_due(datetime(2026, 10, day).astimezone()).isoformat()[11:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("zone", "times"),
+    [
+        ("Europe/Berlin", ["03:00:00+02:00", "03:00:00+01:00"]),
+        (":Europe/Berlin", ["03:00:00+02:00", "03:00:00+01:00"]),
+        (":/usr/share/zoneinfo/Europe/Berlin", ["03:00:00+02:00", "03:00:00+01:00"]),
+        ("XYZ-5", ["03:00:00+05:00", "03:00:00+05:00"]),
+        ("", ["03:00:00+00:00", "03:00:00+00:00"]),
+    ],
+)
+def test_without_a_time_zone_times_are_those_of_the_machine(zone: str, times: list[str]) -> None:
+    """On two days between which the clocks of Berlin change."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL],
+        env={**os.environ, "TZ": zone},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == times, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -63,6 +123,9 @@ def test_times_are_those_of_the_time_zone_also_when_the_clock_changes() -> None:
         ({"cron": "61 3 * * *"}, "must have five fields"),
         ({"cron": "0 3 * * 8"}, "'8' is not a range of days of the week"),
         ({"cron": "0 3 * * 5-2"}, "not a range of days"),
+        ({"cron": "0 3 * * fri-tue"}, "'fri-tue' is not a range of days of the week"),
+        ({"cron": "0 3 * * */0"}, "not a range of days"),
+        ({"cron": "0 3 * * weekdays"}, "'weekdays' is not a day of the week"),
         ({"cron": ""}, "must have five fields"),
         ({"timezone": "Europe/Bonn"}, "timezone 'Europe/Bonn' is unknown"),
         ({"command": []}, "must begin with one of backup"),
