@@ -91,6 +91,7 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
     and backups made earlier still contain the photos.
     """
     from reir.operations.erase.places import default_places
+    from reir.operations.erase.receipts import check_receipt_file
 
     found = default_places()
     places = replace(
@@ -106,8 +107,10 @@ def erase(  # noqa: PLR0913, every argument is an option of the command
         scope_options = (tuple(photo or ()), tenant, where)
         if as_json and not yes:
             raise ConfigError("`reir erase --json` cannot ask for confirmation; add --yes")
+        # The store does not keep all hashes of a large erasure, so they would be lost.
+        check_receipt_file(receipt or _receipts_folder() / ".check")
         made = _erase(opened, gallery, scope_options, places, ask=not yes)
-    path = receipt or _default_receipt(made)
+    path = receipt or _receipts_folder() / f"{made.gallery}-{made.number:08d}.json"
     _show(made, path, as_json=as_json)
 
 
@@ -145,10 +148,10 @@ def _show_step(step: str) -> None:
     messages().print(f"Erasing: {step}")
 
 
-def _default_receipt(receipt: Receipt) -> Path:
+def _receipts_folder() -> Path:
     from reir.config import reir_home
 
-    return reir_home() / "receipts" / f"{receipt.gallery}-{receipt.number:08d}.json"
+    return reir_home() / "receipts"
 
 
 def _show(receipt: Receipt, path: Path, *, as_json: bool) -> None:

@@ -83,6 +83,31 @@ def test_json(terminal: Terminal, tmp_path: Path) -> None:
     assert "mug" not in path.read_text()
 
 
+@pytest.mark.parametrize("place", ["file/receipt.json", "folder"])
+def test_nothing_is_erased_if_the_receipt_cannot_be_written(
+    terminal: Terminal, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    words = (GALLERY, "--photo", "/data/me/mug.jpg", "--yes", "--receipt", tmp_path / place)
+    assert terminal.run(*words, expect=main.INVALID_USE) == ""
+    assert f"the receipt cannot be written to {tmp_path / place}" in terminal.error
+    assert "name another file with --receipt" in terminal.error
+    with closing(open_store(terminal.store)) as store:
+        assert store.num_stored(GALLERY, "v1") == 4
+
+
+def test_an_earlier_file_stays_until_the_receipt_is_written(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "new/new.json"):
+        words = (GALLERY, "--tenant", "none", "--yes", "--receipt", tmp_path / name)
+        terminal.run(*words, expect=main.FAILED)
+    assert (tmp_path / "old.json").read_text() == "old"
+    assert not (tmp_path / "new" / "new.json").exists()
+
+
 def test_nothing_is_erased_without_consent(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

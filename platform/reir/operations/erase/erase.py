@@ -4,18 +4,19 @@ An erasure that is interrupted is finished by the next one of the same gallery: 
 kept in the store until all places are clean.
 
 1. The photos become tombstones, and are noted in documents of the kind "erasing".
-2. They are deleted from all versions, and from uploads, logs, canaries and reports.
-3. A note with the unsigned receipt, which names none of them, replaces these documents.
+2. They are counted, and deleted from all versions, and from uploads, logs, canaries and reports.
+3. Notes with the unsigned receipt, which names none of them, replace these documents.
 4. The files of the store are rewritten without what was deleted.
-5. The receipt joins the chain, and the note is deleted.
+5. The receipt joins the chain, and its notes are deleted.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from reir.errors import DataError
@@ -44,21 +45,14 @@ KIND = "erasing"
 SETTLE_S = FRESH_S + 1.0
 """After so many seconds, runs of `reir index` that are going on have noticed new tombstones."""
 
-# Documents have a limited size.
-_PART_PHOTOS, _PART_EXPRESSIONS = 150, 500
+# Documents may have 60,000 bytes; the rest is for the scope and the counts.
+_PART_BYTES = 50_000
 _CHUNK = 512
-_NOTE = "receipt"
+_NOTE, _HASHES = "receipt", "hashes"
+"""Names of the note with the receipt, and of the notes with those of its hashes for which that one
+has no room."""
+
 Item = TypeVar("Item")
-
-
-@dataclass
-class _Counts:
-    """What was deleted so far."""
-
-    photos: dict[str, int] = field(default_factory=dict)
-    instances: dict[str, int] = field(default_factory=dict)
-
-
 OnStep = Callable[[str], None]
 
 
@@ -126,7 +120,7 @@ def _note_photos(
     photos = [[*key, sorted(of_photo)] for key, of_photo in sorted(texts.items())]
     # Earlier notes, of an interrupted erasure or of this one, are kept.
     start = len(store.find_documents(KIND, f"{gallery}/"))
-    for number, part in enumerate(_parts(photos, _PART_PHOTOS), start):
+    for number, part in enumerate(_parts_of_bytes(photos), start):
         values = {"scope": scope, "photos": part}
         store.put_document(KIND, f"{gallery}/{number}", values)
 
@@ -143,7 +137,8 @@ def _erase_noted(
     photos = [photo for note in notes.values() for photo in note["photos"]]
     names = _names_of(store, gallery, places, notes)
     on_step("deleting from all versions")
-    counts = _delete_photos(store, gallery, sorted(names.image_ids))
+    photos_of, instances_of = _count_photos(store, gallery, notes)
+    _delete_photos(store, gallery, sorted(names.image_ids))
     on_step("deleting uploads, searches, canaries, reports and log lines")
     canaries, sources, documents = erase_documents(store, gallery, names)
     key = receipts.new_key()
@@ -154,8 +149,8 @@ def _erase_noted(
         gallery=gallery,
         scope=next(iter(notes.values()))["scope"],
         erased_s=time.time(),
-        photos=counts.photos,
-        instances=counts.instances,
+        photos=photos_of,
+        instances=instances_of,
         uploads=erase_uploads(places, gallery, names),
         search_events=erase_searches(places, gallery, names),
         canaries=canaries,
@@ -169,8 +164,8 @@ def _erase_noted(
         previous="",
     )
     # Before the other notes are deleted: there is no moment at which nothing tells of the erasure.
-    store.put_document(KIND, f"{gallery}/{_NOTE}", _note_of(receipt))
-    others = store.find_documents(KIND, f"{gallery}/").keys() - {f"{gallery}/{_NOTE}"}
+    others = [*store.find_documents(KIND, f"{gallery}/")]
+    _note_receipt(store, receipt)
     store.delete_documents(KIND, others)
     on_step("rewriting the files of the store")
     return _finish(store, gallery, receipt)
@@ -209,32 +204,75 @@ def _names_of(
     noted = {text for note in notes.values() for text in note.get("expressions", ())}
     found = sorted(known_expressions(store, places, gallery, names) - noted)
     scope = next(iter(notes.values()))["scope"]
-    for number, part in enumerate(_parts(found, _PART_EXPRESSIONS), len(notes)):
+    for number, part in enumerate(_parts_of_bytes(found), len(notes)):
         values = {"scope": scope, "photos": [], "expressions": part}
         store.put_document(KIND, f"{gallery}/{number}", values)
     return replace(names, expressions=frozenset({*noted, *found}))
 
 
-def _delete_photos(store: InstanceStore, gallery: str, image_ids: Sequence[str]) -> _Counts:
-    counts = _Counts()
+def _count_photos(
+    store: InstanceStore, gallery: str, notes: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many photos, and how many of their instances, are deleted from each version.
+
+    They are counted before any is deleted, and the notes keep the counts: if the erasure is
+    interrupted, the run that finishes it finds only what is left.
+    """
+    counted = {each[0] for note in notes.values() if "counts" in note for each in note["photos"]}
+    photos: Counter[str] = Counter()
+    instances: Counter[str] = Counter()
+    for name, note in notes.items():
+        counts = note.get("counts")
+        if counts is None:
+            image_ids = sorted({each[0] for each in note["photos"]} - counted)
+            counted.update(image_ids)
+            counts = _counts_of(store, gallery, image_ids)
+            store.put_document(KIND, name, {**note, "counts": counts})
+        photos.update({version: count[0] for version, count in counts.items()})
+        instances.update({version: count[1] for version, count in counts.items()})
+    return dict(photos), dict(instances)
+
+
+def _counts_of(
+    store: InstanceStore, gallery: str, image_ids: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Return how many of these photos, and of their instances, each version has."""
+    counts = {}
+    for version in (each.name for each in store.versions(gallery)):
+        rows = store.get_images(gallery, version, image_ids).values()
+        counts[version] = len(rows), sum(row.num_instances for row in rows)
+    return counts
+
+
+def _delete_photos(store: InstanceStore, gallery: str, image_ids: Sequence[str]) -> None:
     for version in (each.name for each in store.versions(gallery)):
         for chunk in _parts(image_ids, _CHUNK):
-            rows = store.get_images(gallery, version, chunk)
-            instances = sum(row.num_instances for row in rows.values())
-            deleted = remove_images(store, gallery, version, chunk)
-            counts.photos[version] = counts.photos.get(version, 0) + deleted
-            counts.instances[version] = counts.instances.get(version, 0) + instances
-    return counts
+            remove_images(store, gallery, version, chunk)
+
+
+def _note_receipt(store: InstanceStore, receipt: Receipt) -> None:
+    """Note a receipt that is not in the chain yet."""
+    kept = receipt.hashes[: receipts.MAX_KEPT_HASHES]
+    others = receipt.hashes[receipts.MAX_KEPT_HASHES :]
+    # First, since with the note of the receipt, the erasure counts as one that deleted everything.
+    for number, part in enumerate(_parts(others, receipts.MAX_KEPT_HASHES)):
+        store.put_document(KIND, f"{receipt.gallery}/{_HASHES}/{number}", {"hashes": part})
+    note = {**asdict(receipt), "hashes": kept}
+    store.put_document(KIND, f"{receipt.gallery}/{_NOTE}", note)
 
 
 def _finish_interrupted(store: InstanceStore, gallery: str) -> Receipt | None:
     """Finish an erasure that had deleted everything, and return its receipt."""
     notes = store.find_documents(KIND, f"{gallery}/")
     note = notes.pop(f"{gallery}/{_NOTE}", None)
+    parts = [name for name in notes if name.startswith(f"{gallery}/{_HASHES}/")]
     if note is None:
+        # Their receipt was not noted yet, and will get another key; or it is in the chain.
+        store.delete_documents(KIND, parts)
         return None
-    store.delete_documents(KIND, [*notes])
-    return _finish(store, gallery, receipts.receipt_from(note))
+    hashes = sorted([*note["hashes"], *(each for name in parts for each in notes[name]["hashes"])])
+    store.delete_documents(KIND, notes.keys() - set(parts))
+    return _finish(store, gallery, receipts.receipt_from({**note, "hashes": hashes}))
 
 
 def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
@@ -254,14 +292,24 @@ def _finish(store: InstanceStore, gallery: str, receipt: Receipt) -> Receipt:
         receipt = replace(receipt, hash=receipt.computed_hash)
         receipts.save_receipt(store, receipt)
     # Last: if this is interrupted, the next run adds a second receipt, but none is ever missing.
-    store.delete_documents(KIND, [f"{gallery}/{_NOTE}"])
+    parts = store.find_documents(KIND, f"{gallery}/{_HASHES}/")
+    store.delete_documents(KIND, [f"{gallery}/{_NOTE}", *parts])
     return receipt
 
 
-def _note_of(receipt: Receipt) -> dict[str, Any]:
-    # The hashes of a large erasure do not fit into a document.
-    kept = receipt.hashes if len(receipt.hashes) <= receipts.MAX_KEPT_HASHES else ()
-    return {**asdict(receipt), "hashes": kept}
+def _parts_of_bytes(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield parts of the items, each of which fits into a note."""
+    part: list[Item] = []
+    size = 0
+    for item in items:
+        length = len(json.dumps(item)) + len(", ")
+        if part and size + length > _PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += length
+    if part:
+        yield part
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reir.attributes import tenant_of
-from reir.errors import DataError
+from reir.errors import ConfigError, DataError
 from reir.records import ImageRecord
 from reir.store.contract import InstanceStore
 
@@ -40,8 +40,9 @@ class Receipt:
         scope: "photo", "tenant" or "where".
         erased_s: Unix time.
         photos, instances: version -> how many were deleted from it.
-        uploads, search_events, canaries, reports, log_lines: how many of each were deleted.
-        sources: sources of the gallery that were one of the photos.
+        uploads, search_events, canaries, reports, log_lines: how many of each were deleted; after
+            an interruption, by the run that finished the erasure.
+        sources: sources of the gallery that were one of the photos; counted alike.
         is_gone_from_disk: whether nothing is left on disk; False on a Milvus server, which deletes
             old files itself, later.
         key: key of the hashes.
@@ -132,6 +133,25 @@ def read_receipt(path: Path) -> Receipt:
         return receipt_from(values)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is not a receipt of `reir erase`: {error}") from error
+
+
+def check_receipt_file(path: Path) -> None:
+    """Check that a receipt can be written to a file; the file stays as it is.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        is_new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"the receipt cannot be written to {path} ({error.strerror}), so nothing was erased; "
+            f"name another file with --receipt"
+        ) from error
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:

@@ -40,7 +40,7 @@ def verify_receipt(
     """Yield everything that is wrong with a receipt, or left of what it says was erased."""
     yield from _check_chain(store, receipt)
     advice = f"erase it again: `reir erase {receipt.gallery} --photo IMAGE_ID`"
-    # The gallery may have been deleted since. Uploads and the search log are not part of the store.
+    # The gallery may have been deleted since. What follows this block is not part of the store.
     if receipt.gallery in store.galleries():
         for version in (each.name for each in store.versions(receipt.gallery)):
             for row in store.iter_images(receipt.gallery, version):
@@ -51,7 +51,8 @@ def verify_receipt(
                 if receipt.covers(key):
                     yield Finding(f"version {version} has a part of photo {key} ({uri})", advice)
         yield from _check_canaries(store, receipt)
-        yield from _check_reports(store, receipt, places)
+        yield from _check_reports(store, receipt)
+    yield from _check_report_files(receipt, places)
     yield from _check_uploads(receipt, places)
     yield from _check_searches(receipt, places)
 
@@ -81,16 +82,17 @@ def _check_canaries(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]
             yield Finding(f"the canary {canary.expression!r} names the photo", advice)
 
 
-def _check_reports(
-    store: InstanceStore, receipt: Receipt, places: ErasePlaces
-) -> Iterator[Finding]:
-    found = store.find_documents(REINDEX_REPORT, f"{receipt.gallery}/")
-    reports = {f"the report of version {name.partition('/')[2]}": found[name] for name in found}
-    files = sorted(places.reports.glob("*/report.json"))
-    for what, report in {**reports, **{str(path): _read(path) for path in files}}.items():
-        uris = {change[key] for key in ("uri", "wrong_uri") for change in _changes(report)}
-        if any(uri and receipt.covers(image_id(uri)) for uri in uris):
-            yield Finding(f"{what} names a photo", "erase it again, or delete the report")
+def _check_reports(store: InstanceStore, receipt: Receipt) -> Iterator[Finding]:
+    for name, report in store.find_documents(REINDEX_REPORT, f"{receipt.gallery}/").items():
+        if _names_photo(report, receipt):
+            what = f"the report of version {name.partition('/')[2]} names a photo"
+            yield Finding(what, "erase it again, or delete the report")
+
+
+def _check_report_files(receipt: Receipt, places: ErasePlaces) -> Iterator[Finding]:
+    for path in sorted(places.reports.glob("*/report.json")):
+        if _names_photo(_read(path), receipt):
+            yield Finding(f"{path} names a photo", "erase it again, or delete the report")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,8 +103,10 @@ def _read(path: Path) -> dict[str, Any]:
     return report
 
 
-def _changes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*report.get("lost", ()), *report.get("won", ())]
+def _names_photo(report: Mapping[str, Any], receipt: Receipt) -> bool:
+    changes = [*report.get("lost", ()), *report.get("won", ())]
+    uris = {change[key] for key in ("uri", "wrong_uri") for change in changes}
+    return any(uri and receipt.covers(image_id(uri)) for uri in uris)
 
 
 def _check_uploads(receipt: Receipt, places: ErasePlaces) -> Iterator[Finding]:

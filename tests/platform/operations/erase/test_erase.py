@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reir.errors import ConfigError, DataError, FilterError
 from reir.images.decode import image_id
 from reir.operations.canary import Canary, add_canaries, canaries_of
+from reir.operations.documents import delete_gallery
 from reir.operations.erase import erase as module
 from reir.operations.erase import receipts
 from reir.operations.erase.erase import KIND, erase
@@ -22,6 +26,7 @@ from reir.operations.erase.receipts import read_receipt, write_receipt
 from reir.operations.erase.selection import EraseScope
 from reir.operations.erase.tombstones import Tombstones
 from reir.store import InstanceStore, open_store
+from reir.store.duplicates import remove_images
 from reir_testing import FakeEncoder
 from reir_testing.operations.erased_gallery import GALLERY as G
 from reir_testing.operations.erased_gallery import (
@@ -190,11 +195,18 @@ def test_what_comes_back_in_other_places_is_found(
     receipt = erase_now(store, places, photos=(uri("party.jpg"),))
     add_canaries(store, G, [Canary(expression="the red one", uri=uri("party.jpg"))])
     change = {"uri": uri("mug.jpg"), "wrong_uri": uri("party.jpg")}
-    store.put_document("reindex-report", f"{G}/v2", {"lost": [change], "won": []})
+    report = {"lost": [change], "won": []}
+    store.put_document("reindex-report", f"{G}/v2", report)
+    file = places.reports / "one" / "report.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(report))
     assert findings(store, receipt, places) == [
         "the canary 'the red one' names the photo",
         "the report of version v2 names a photo",
+        f"{file} names a photo",
     ]
+    delete_gallery(store, G)
+    assert findings(store, receipt, places) == [f"{file} names a photo"]
 
 
 def test_a_photo_whose_first_write_was_interrupted_is_erased(
@@ -246,7 +258,7 @@ def test_other_files_are_not_receipts(tmp_path: Path, text: str) -> None:
 def test_a_large_erasure_has_one_receipt(
     store: InstanceStore, places: ErasePlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PART_PHOTOS", 7)
+    monkeypatch.setattr(module, "_PART_BYTES", 1_000)
     monkeypatch.setattr(receipts, "MAX_KEPT_HASHES", 10)
     for n in range(40):
         one = photo(f"{n}.jpg", "dog.jpg", attributes={"tenant": "a"})
@@ -260,7 +272,105 @@ def test_a_large_erasure_has_one_receipt(
     assert len(findings(store, receipt, places)) == 1
 
 
+def test_photos_with_long_names_are_erased(store: InstanceStore, places: ErasePlaces) -> None:
+    folder = "%D0%AF" * 55  # Cyrillic letters
+    dog = photo("dog.jpg")
+    many = [
+        replace(dog.record, image_id=image_id(each), uri=each, attributes={"tenant": "a"})
+        for each in (uri(f"{folder}/{n}.jpg") for n in range(200))
+    ]
+    store.upsert_images(G, "v2", [replace(dog, record=each) for each in many])
+    assert erase_now(store, places, tenant="a").photos == {"v1": 0, "v2": 200}
+
+
+def test_copies_in_several_chunks_are_counted_once(
+    store: InstanceStore, places: ErasePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    for name in ("a.jpg", "b.jpg"):
+        copy = photo(name, "party.jpg", same_as=image_id(uri("party.jpg")))
+        store.upsert_images(G, "v2", [copy])
+    receipt = erase_now(store, places, photos=(uri("party.jpg"),))
+    assert (receipt.photos, receipt.instances) == ({"v1": 1, "v2": 3}, {"v1": 1, "v2": 1})
+
+
 # --------------------------------------------------------------------------------- interruptions
+
+
+@pytest.mark.parametrize("scope", ["party.jpg", "mug.jpg"])
+def test_a_receipt_counts_what_was_deleted_before_an_interruption(
+    store: InstanceStore, places: ErasePlaces, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    """Of version v1, before the second run, which may be about another photo, too."""
+
+    def interrupted(_: InstanceStore, gallery: str, version: str, image_ids: list[str]) -> int:
+        if version == "v2":
+            raise KeyboardInterrupt
+        return remove_images(store, gallery, version, image_ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "remove_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            erase_now(store, places, photos=(uri("party.jpg"),))
+    assert "party.jpg" not in names_in(store, "v1")
+    receipt = erase_now(store, places, photos=(uri(scope),))
+    photos, instances = (1, 1) if scope == "party.jpg" else (2, 3)
+    assert receipt.photos == {"v1": photos, "v2": photos}
+    assert receipt.instances == {"v1": instances, "v2": instances}
+
+
+@pytest.mark.parametrize("step", ["noted", "in the chain"])
+def test_the_hashes_of_a_large_erasure_survive_an_interruption(
+    store: InstanceStore,
+    places: ErasePlaces,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    monkeypatch.setattr(receipts, "MAX_KEPT_HASHES", 2)
+    scope = EraseScope(where='uri != ""')
+    save = receipts.save_receipt
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def saved(*each: Any) -> None:
+        save(*each)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step == "noted":
+            patch.setattr(store, "compact", interrupted)
+        else:
+            patch.setattr(receipts, "save_receipt", saved)
+        with pytest.raises(KeyboardInterrupt):
+            erase(store, G, scope, places, settle_s=0)
+    receipt = erase(store, G, scope, places, settle_s=0)
+    assert len(receipt.hashes) == 6
+    assert receipt.photos == {"v1": 3, "v2": 3}
+    assert findings(store, receipt, places) == []
+    assert store.find_documents(KIND) == {}
+
+
+def test_an_interruption_between_hashes_and_receipt_leaves_nothing(
+    store: InstanceStore, places: ErasePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "MAX_KEPT_HASHES", 1)
+    put = store.put_document
+
+    def interrupted(kind: str, name: str, value: Mapping[str, Any]) -> None:
+        if name == f"{G}/receipt":
+            raise KeyboardInterrupt
+        put(kind, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put_document", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            erase_now(store, places, photos=(uri("party.jpg"),))
+    receipt = erase_now(store, places, photos=(uri("party.jpg"),))
+    assert receipt.photos == {"v1": 1, "v2": 1}
+    assert findings(store, receipt, places) == []
+    assert store.find_documents(KIND) == {}
+
 
 KILL = """
 import sys, os
