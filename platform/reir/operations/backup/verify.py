@@ -24,7 +24,7 @@ MIN_RECALL = 0.99
 """Least mean recall of a server, which searches an approximate index."""
 
 _NOISE = 0.3
-"""Length of the noise that is added to an instance vector of length 1 to make a query."""
+"""Length of the noise that is added to an instance vector, of a length around 1, for a query."""
 
 _KEPT = 64
 """Number of best instances that are known for each query, so that ties can be recognized."""

@@ -20,7 +20,9 @@ MAX_COMPARED_PHOTOS = 1_000
 
 SAME_BOX_IOU, SAME_VECTOR_COSINE = 0.9, 0.99
 """Instances that agree at least so well are the same. Arithmetic differs between CPUs and batch
-sizes: with bf16, cosines of .999 are usual for an unchanged photo."""
+sizes: with bf16, cosines of .999 are usual for an unchanged photo. A difference in length counts,
+too: twice the inner product of two vectors, divided by the sum of their squares, is their cosine if
+they are of the same length, and less otherwise."""
 
 _CHUNK = 512
 
@@ -162,5 +164,8 @@ def _is_same(before: Instances | None, after: Instances | None) -> bool:
     if not len(before):
         return True
     overlaps_N = elementwise_iou(before.boxes, after.boxes)
-    cosines_N = (before.vectors * after.vectors).sum(axis=1)
-    return bool(np.min(overlaps_N) >= SAME_BOX_IOU and np.min(cosines_N) >= SAME_VECTOR_COSINE)
+    products_N = 2 * (before.vectors * after.vectors).sum(axis=1)
+    squares_N = (before.vectors**2 + after.vectors**2).sum(axis=1)
+    # Multiplied and not divided, since a vector may be zero.
+    are_close_N = products_N >= SAME_VECTOR_COSINE * squares_N
+    return bool(np.min(overlaps_N) >= SAME_BOX_IOU and are_close_N.all())

@@ -88,6 +88,35 @@ def test_small_differences_of_arithmetic_do_not_count() -> None:
     assert compare_versions(store, G, "live", "new").changed == 1
 
 
+@pytest.mark.parametrize(
+    ("degrees", "lengths", "changed"),
+    [
+        (0, (0.8, 0.8), 0),
+        (0, (1.2, 1.2), 0),
+        (7, (0.8, 0.8), 0),
+        (20, (1.2, 1.2), 1),
+        (0, (1.0, 1.1), 0),
+        (0, (1.0, 2.0), 1),
+        (0, (2.0, 1.0), 1),
+        (0, (0.0, 0.0), 0),
+        (0, (0.0, 1.0), 1),
+    ],
+)
+def test_vectors_may_have_any_length(
+    degrees: float, lengths: tuple[float, float], changed: int
+) -> None:
+    before = image("a", per_photo=1)
+    assert before.instances is not None
+    angles = np.deg2rad([0.0, degrees])
+    vectors = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], axis=1)
+    vectors = (vectors * np.asarray(lengths)[:, None]).astype(np.float32)
+    live, candidate = (
+        IndexedImage(before.record, replace(before.instances, vectors=each[None]))
+        for each in vectors
+    )
+    assert compare_versions(store_of([live], [candidate]), G, "live", "new").changed == changed
+
+
 def test_another_number_of_instances_is_a_change() -> None:
     store = store_of([image("a"), image("b", per_photo=0)], [image("a", per_photo=3), image("b")])
     assert compare_versions(store, G, "live", "new").changed == 2
