@@ -141,6 +141,8 @@ class SearchLog:
         self._cleaned = ""  # the day on which old files were last deleted
         self._is_dropping, self._is_closed = False, False
         self._waiting: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        # Held to queue an event, and to close the log: nothing may be queued behind the end.
+        self._closing = threading.Lock()
         self._writer = threading.Thread(target=self._run, name="reir-search-log", daemon=True)
         self._writer.start()
         atexit.register(self.close)  # which a daemon thread would not wait for
@@ -156,19 +158,25 @@ class SearchLog:
 
     def close(self) -> None:
         """Write the events that are waiting, and close all files; later ones are dropped."""
-        if not self._is_closed:
+        with self._closing:
+            if self._is_closed:
+                return
             self._is_closed = True
             self._waiting.put(None)
-            self._writer.join()
-            atexit.unregister(self.close)
+        self._writer.join()
+        atexit.unregister(self.close)
 
     def _put(self, entry: _Entry) -> None:
-        if self._is_closed:
+        with self._closing:
+            is_full = self._waiting.qsize() >= MAX_WAITING
+            if not self._is_closed and not is_full:
+                self._waiting.put(entry)
+                return
+            is_closed = self._is_closed
+        if is_closed:
             self._drop(entry, "the log is closed")
-        elif self._waiting.qsize() >= MAX_WAITING:
-            self._drop(entry, f"{MAX_WAITING} events are waiting to be written")
         else:
-            self._waiting.put(entry)
+            self._drop(entry, f"{MAX_WAITING} events are waiting to be written")
 
     def _run(self) -> None:
         """Write all events, in the order in which they were given."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -127,6 +129,27 @@ def test_closing_writes_what_is_waiting(folder: Path) -> None:
     log.close()
     assert write(log, event("late")) == [False]
     assert len(texts(folder)) == 500
+
+
+def test_an_event_that_comes_while_the_log_is_closed_is_written_or_dropped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is closed just when an event is about to be queued."""
+    closing: list[threading.Thread] = []
+
+    class Slow(queue.SimpleQueue[object]):
+        def qsize(self) -> int:
+            closing.append(threading.Thread(target=log.close))
+            closing[0].start()
+            closing[0].join(0.3)
+            return super().qsize()
+
+    monkeypatch.setattr(queue, "SimpleQueue", Slow)
+    log = SearchLog(folder)
+    written = submit(log, event("now"))
+    closing[0].join()
+    assert written.result(5)
+    assert texts(folder) == ["now"]
 
 
 def test_an_event_waits_in_no_thread_of_the_caller(log: SearchLog, folder: Path) -> None:
