@@ -29,11 +29,8 @@ def encode(mask: BoolMask) -> MaskRle:
     If the runs take more than `MAX_RLE_BYTES`, the mask is repeatedly reduced to every second row
     and column; the size of the result tells.
     """
-    # COCO's runs go down the columns, so pycocotools accepts only this memory layout.
-    found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    if len(found["counts"]) > MAX_RLE_BYTES:
-        return encode(mask[::2, ::2])
-    return _record(found)
+    whole = _runs(mask)
+    return encode(mask[::2, ::2]) if len(whole.counts) > MAX_RLE_BYTES else whole
 
 
 def decode(rle: MaskRle) -> BoolMask:
@@ -58,8 +55,11 @@ def area_px(rle: MaskRle) -> int:
 
 
 def fitted(rle: MaskRle, size_px: tuple[int, int]) -> MaskRle:
-    """Return the mask at this size, (height, width); unchanged if it has this size."""
-    return rle if rle.size == size_px else encode(resize_mask(decode(rle), size_px))
+    """Return the mask at this size, (height, width); unchanged if it has this size.
+
+    Its runs may take more than `MAX_RLE_BYTES`, so it is not for a row of a store.
+    """
+    return rle if rle.size == size_px else _runs(resize_mask(decode(rle), size_px))
 
 
 def pairwise_iou(a: Sequence[MaskRle], b: Sequence[MaskRle]) -> npt.NDArray[np.float64]:
@@ -125,6 +125,12 @@ def _polygon(points: object) -> Sequence[float]:
             f"allowed"
         )
     return points
+
+
+def _runs(mask: BoolMask) -> MaskRle:
+    """Return the runs of a mask, however long they are."""
+    # COCO's runs go down the columns, so pycocotools accepts only this memory layout.
+    return _record(coco.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
 def _record(found: Mapping[str, Any]) -> MaskRle:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reir.images.rle import BoolMask, area_px, decode, encode, from_annotation
+from reir.images.rle import BoolMask, area_px, decode, encode, fitted, from_annotation, resize_mask
 from reir.records import MAX_RLE_BYTES
 
 
@@ -72,6 +72,15 @@ def test_a_ragged_mask_is_kept_at_a_lower_resolution() -> None:
     rle = encode(noise(400, 600))
     assert len(rle.counts) <= MAX_RLE_BYTES
     assert rle.size in {(200, 300), (100, 150), (50, 75)}
+
+
+def test_a_reduced_mask_gets_the_asked_size_however_long_its_runs_become() -> None:
+    reduced = encode(noise(400, 600))
+    whole = fitted(reduced, (400, 600))
+    assert whole.size == (400, 600)
+    assert len(whole.counts) > MAX_RLE_BYTES
+    np.testing.assert_array_equal(decode(whole), resize_mask(decode(reduced), (400, 600)))
+    assert fitted(whole, (400, 600)) is whole
 
 
 def test_polygons_and_runs_that_would_take_gigabytes_or_minutes_are_refused() -> None:
