@@ -191,10 +191,9 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
         ImageUnreachable: the disk or the file server failed, perhaps temporarily.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe would block forever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        # `open` refuses a folder and closes its descriptor, which `os.fdopen` would leave open.
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(ImageFailure.UNREADABLE, f"{_quoted(path)} is not a regular file")
             if status.st_size > max_bytes:
@@ -210,6 +209,11 @@ def read_bytes(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes
         passing = isinstance(error, OSError) and error.errno in _TEMPORARY
         kind = ImageUnreachable if passing else ImageError
         raise kind(ImageFailure.UNREADABLE, f"{_quoted(path)}: {reason}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe would block forever.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def photo_at(uri: str) -> RgbImage:

@@ -393,6 +393,17 @@ def test_unreadable_paths(tmp_path: Path) -> None:
     assert read_failure(tmp_path / "loop.jpg") == ImageFailure.UNREADABLE
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_what_cannot_be_read_leaves_no_file_open(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "large.jpg").write_bytes(bytes(11))
+    before = sorted(os.listdir("/proc/self/fd"))
+    for path in (tmp_path, tmp_path / "pipe.jpg", tmp_path / "large.jpg", Path("/dev/null")):
+        with pytest.raises(ImageError):
+            read_bytes(path, max_bytes=10)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 def test_missing_paths(tmp_path: Path) -> None:
     assert read_failure(tmp_path / "none.jpg") == ImageFailure.MISSING
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "none.jpg")
