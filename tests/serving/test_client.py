@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import re
 import shutil
 import socket
 import threading
@@ -96,6 +98,21 @@ def test_ask_sends_whole_queries(client: Client, backend: Any) -> None:
     assert second == replace(queries[1], terms=(like, unlike))
     with pytest.raises(QueryError, match="must have weight 1"):
         client.ask([Query(terms=(unlike,))], "photos")
+
+
+def test_a_server_reads_the_expression_that_the_library_reads(client: Client, backend: Any) -> None:
+    like = Term(instance_id=client.search("the red box", "photos", k=1).hits[0].instance_id)
+    weak, words = Term(expression="the blue box", weight=0.5), Term(expression="the red box")
+    for terms in ((words, weak), (weak, like, words), (weak, words, replace(weak, weight=1.0))):
+        query = Query(terms=terms)
+        backend.queries.clear()
+        (result,) = client.ask([query], "photos")
+        (sent,) = backend.queries
+        assert sent.expression == query.expression == result.expression
+        assert sorted(sent.terms, key=repr) == sorted(terms, key=repr)
+    with pytest.raises(QueryError, match="must have weight 1; put an expression") as caught:
+        client.ask([Query(terms=(weak, words))], "photos")
+    assert caught.value.field == "terms"
 
 
 def test_batches_and_similar(client: Client, backend: Any, pair: bytes, tmp_path: Path) -> None:
@@ -348,5 +365,24 @@ def test_a_server_that_does_not_run() -> None:
     assert not client.ready()
     with pytest.raises(ServerUnavailable, match="reir serve"):
         client.galleries()
-    with pytest.raises(ConfigError, match="is not valid"):
-        Client("ftp://x")
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://x", "http://", "http://host:99999", "http://h:80a", "http://[::1"]
+)
+def test_an_address_that_is_not_valid(address: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{address!r} is not valid; expected http://")):
+        Client(address)
+
+
+def test_a_request_after_an_interrupted_one_is_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(http.client.HTTPConnection, "getresponse", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            client.galleries()
+    assert "photos" in [each.name for each in client.galleries()]

@@ -83,23 +83,10 @@ class Client(AbstractContextManager["Client"]):
         Raises:
             ConfigError: the address is not valid.
         """
-        place = urlsplit(url)
-        if place.scheme not in ("http", "https") or not place.hostname:
-            raise ConfigError(
-                f"server address {url!r} is not valid; expected http://HOST:PORT or https://HOST:PORT"
-            )
         self.url = url.rstrip("/")
-        self._prefix = place.path.rstrip("/")
+        self._connection, self._prefix = _connection(url, timeout_s)
         self._key = os.environ.get(KEY_VARIABLE, "") if key is None else key
         self._timeout_s, self._patience_s, self._sleep = timeout_s, patience_s, sleep
-        host, port = place.hostname, place.port
-        self._connection: http.client.HTTPConnection = (
-            http.client.HTTPSConnection(
-                host, port, timeout=timeout_s, context=ssl.create_default_context()
-            )
-            if place.scheme == "https"
-            else http.client.HTTPConnection(host, port, timeout=timeout_s)
-        )
 
     def search(
         self, expression: str, gallery: str = "default", **options: Unpack[SearchOptions]
@@ -119,8 +106,9 @@ class Client(AbstractContextManager["Client"]):
         expressions.
 
         Raises:
-            QueryError: a part is out of range, no term of weight 1 has an expression or an
-                instance, or a term has a vector, which a server does not accept.
+            QueryError: a part is out of range, neither the first expression with a positive weight
+                nor an instance has weight 1, or a term has a vector, which a server does not
+                accept.
         """
         read = self._reader(gallery)
         answers = [self._json("POST", *search_request(query, gallery)) for query in queries]
@@ -420,8 +408,12 @@ class Client(AbstractContextManager["Client"]):
                 self._connection.request(method, self._prefix + path, body.data or None, headers)
                 answer = self._connection.getresponse()
                 return answer, b"" if stream and answer.status < 400 else answer.read()
-            except (OSError, http.client.HTTPException) as error:
+            except BaseException as error:
+                # Also after Ctrl-C: the connection would still wait for the answer, and refuse the
+                # next request.
                 self._connection.close()
+                if not isinstance(error, OSError | http.client.HTTPException):
+                    raise
                 # Other errors, such as a timeout, do not mean that the connection had been closed.
                 stale = isinstance(error, ConnectionError | http.client.BadStatusLine)
                 if is_last or not stale:
@@ -454,6 +446,29 @@ class Client(AbstractContextManager["Client"]):
             f"the answer of server {self.url} ended before it was complete{reason}: the server was "
             f"stopped, or the answer took longer than its setting `limits.request_timeout_s`"
         )
+
+
+def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+    """Return a connection to a server, which is not open yet, and the path prefix of its address.
+
+    Raises:
+        ConfigError: the address is not valid.
+    """
+    try:
+        place = urlsplit(url)
+        host, port = place.hostname or "", place.port
+    except ValueError:  # of a port or an IPv6 address that cannot be one
+        host = ""
+    if not host or place.scheme not in ("http", "https"):
+        raise ConfigError(
+            f"server address {url!r} is not valid; expected http://HOST:PORT or https://HOST:PORT"
+        )
+    if place.scheme == "http":
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    else:
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    return connection, place.path.rstrip("/")
 
 
 def _seconds(told: str | None, otherwise: float) -> float:

@@ -62,17 +62,25 @@ def options_json(options: SearchOptions) -> dict[str, Any]:
 def search_request(query: Query, gallery: str) -> tuple[str, dict[str, Any]]:
     """Return the path and body of the request for a query.
 
-    One term becomes the main one of the request, and the others become `also`.
+    One term becomes the main one of the request, and the others become `also`. The server takes
+    the same expression for `Query.expression` as the library.
 
     Raises:
         QueryError: no term can be the main one, or another one has a vector.
     """
-    # The main term has no weight in a request: its weight is always 1.
-    wanted = [term for term in query.terms if term.weight == 1 and term.vector is None]
+    # The main term has no weight in a request: its weight is always 1. It also comes first, so of
+    # all expressions only the one that stages read can be the main term.
+    wanted = [
+        term
+        for term in query.terms
+        if term.weight == 1 and term.vector is None and term.expression in ("", query.expression)
+    ]
     leading = next((term for term in wanted if term.expression), next(iter(wanted), None))
     if leading is None:
         raise QueryError(
-            "terms", f"one must have weight 1 and an expression or an instance, got {query.terms}"
+            "terms",
+            f"cannot be sent to a server: the first expression with a positive weight, or an "
+            f"instance, must have weight 1; put an expression of weight 1 first, got {query.terms}",
         )
     names = ("k", "per_image", "where", "min_presence", "rerank", "explain", "budget_ms", "cursor")
     told: dict[str, Any] = {name: getattr(query, name) for name in names}
