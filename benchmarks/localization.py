@@ -62,7 +62,7 @@ def main() -> None:
         )
         targets.append(target_box(dataset, expression))
     started_s = time.perf_counter()
-    refined = [localizer.refine([each])[0] for each in requests]
+    refined = [found for each in requests for found in localizer.refine([each]) if found]
     each_ms = 1e3 * (time.perf_counter() - started_s) / len(requests)
     before = elementwise_iou(np.array([each.box for each in requests]), np.array(targets))
     after = elementwise_iou(np.array([each.box for each in refined]), np.array(targets))

@@ -66,10 +66,17 @@ def index_photos(  # noqa: PLR0913, the tests vary each of them
     store.promote(gallery, version)
 
 
-def _indexed(encoder: InstanceEncoder, path: Path) -> IndexedImage:
+def index_elsewhere(
+    store: InstanceStore, gallery: str, photo: Path, uri: str, version: str = "v1"
+) -> None:
+    """Index a photo into a version as one of another source, which its URI names."""
+    store.upsert_images(gallery, version, [_indexed(FakeEncoder(), photo, uri)])
+
+
+def _indexed(encoder: InstanceEncoder, path: Path, uri: str = "") -> IndexedImage:
     pixels = np.asarray(Image.open(path))
     (instances,) = encoder.encode_images([pixels])
-    uri = canonical_uri(path)
+    uri = uri or canonical_uri(path)
     record = ImageRecord(
         image_id=image_id(uri),
         uri=uri,

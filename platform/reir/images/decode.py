@@ -216,16 +216,6 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def photo_at(uri: str) -> RgbImage:
-    """Return the pixels of a local photo.
-
-    Raises:
-        SourceError: the URI is not local.
-        ImageError: it cannot be read.
-    """
-    return decode_image(read_bytes(path_of_uri(uri)))
-
-
 def canonical_uri(path: str | Path) -> str:
     """Return the `file://` URI of `path`, absolute, every unusual byte percent-encoded.
 

@@ -1,12 +1,14 @@
-"""Reads the bytes of a photo by its URI, from this machine or a bucket; deletes uploads."""
+"""Reads a photo by its URI, from this machine or a bucket; deletes uploads."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from reir.errors import ImageError, ImageFailure
-from reir.images.decode import DEFAULT_MAX_BYTES, path_of_uri, read_bytes
+from reir.images.decode import DEFAULT_MAX_BYTES, decode_image, path_of_uri, read_bytes
+from reir.records import RgbImage
 
 BUCKET_SCHEMES = ("s3://", "gs://")
 
@@ -37,6 +39,30 @@ def read_photo(uri: str, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
             f"photos are read from files and from s3:// and gs:// buckets, not from {uri!r}",
         )
     return read_bytes(path_of_uri(uri), max_bytes=max_bytes)
+
+
+def photo_at(uri: str) -> RgbImage:
+    """Return the (H, W, 3) uint8 pixels of a photo.
+
+    Raises:
+        ImageError: it cannot be read (see `read_photo`), or not decoded.
+    """
+    return decode_image(read_photo(uri))
+
+
+def file_state(uri: str) -> tuple[int, ...] | None:
+    """Return numbers that change with the file of a local photo.
+
+    None for photos of other sources, and for a file that is gone.
+    """
+    if not uri.startswith("file:///"):
+        return None
+    try:
+        status = os.stat(path_of_uri(uri))
+    except (OSError, ValueError):  # a path with a zero byte is a ValueError
+        return None
+    # The time of the last change of the inode too, because copying may keep that of the content.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_object(uri: str, max_bytes: int) -> bytes:

@@ -300,7 +300,7 @@ async def _localize(
 
     async def work(
         able: Sequence[PendingAnswer], timeout_s: float | None
-    ) -> list[list[RefineResult]]:
+    ) -> list[list[RefineResult | None]]:
         hits = [results[place[id(one)]].hits[: stages.localized_hits] for one in able]
         requests = [
             RefineRequest(image_id=hit.image_id, uri=hit.uri, box=hit.box)
@@ -317,13 +317,17 @@ async def _localize(
         for one, refined in await run_optional("localize", wanted, stages, clock, work):
             number = place[id(one)]
             results[number] = _refined(results[number], refined)
+            # `run_optional` adds the name for queries without any result; this line, for those of
+            # which single photos cannot be read.
+            if None in refined:
+                one.degraded.append("localize")
     return results
 
 
-def _refined(result: SearchResult, refined: Sequence[RefineResult]) -> SearchResult:
+def _refined(result: SearchResult, refined: Sequence[RefineResult | None]) -> SearchResult:
     """Return the answer with the refined boxes and masks of its first hits."""
     first = [
-        replace(hit, box=each.box, mask=each.mask or hit.mask)
+        replace(hit, box=each.box, mask=each.mask or hit.mask) if each else hit
         for hit, each in zip(result.hits, refined, strict=False)
     ]
     return replace(result, hits=(*first, *result.hits[len(first) :]))

@@ -221,7 +221,7 @@ class PhotoScan:
         read = await self.stages.verify(requests, None)
         judged = (
             each
-            if colors is None  # the photo cannot be read any more
+            if colors is None  # the photo cannot be read
             else replace(each, presence=self._presence(each.score, colors))
             for each, colors in zip(found, read, strict=True)
         )

@@ -83,7 +83,7 @@ class LocalStages:
 
     async def localize(
         self, requests: Sequence[RefineRequest], _: float | None, /
-    ) -> Sequence[RefineResult]:
+    ) -> Sequence[RefineResult | None]:
         """See `PixelLocalizer.refine`; runs to its end, since nothing here can interrupt it."""
         return self._localizer.refine(requests)
 

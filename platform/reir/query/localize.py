@@ -15,22 +15,26 @@ Depends on the interface of encoders; not on a store or on Ray.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
+from reir.errors import ImageError
 from reir.images import rle
 from reir.images.boxes import elementwise_iou
-from reir.images.decode import photo_at
+from reir.images.photo_files import photo_at
 from reir.models.interfaces import (
     InstanceEncoder,
     Segmenter,
     candidate_dims,
 )
 from reir.query.presence import Calibration, count_words
+from reir.query.remembered import remembered
 from reir.query.stages import RefineRequest, RefineResult
 from reir.query.verify.photos import PixelVerifier
 from reir.query.verify.scores import (
@@ -68,6 +72,9 @@ SAME_IOU = 0.5
 SECOND_LOOK = 0.5
 """Weight of the box from the second look; the box of the hit has the rest."""
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
 
 class PixelLocalizer:
     """Finds instances on the pixels of photos."""
@@ -93,7 +100,7 @@ class PixelLocalizer:
         self._segmenter, self._verifier = segmenter, verifier
         self._threads = ThreadPoolExecutor(SEGMENTING_THREADS, "segment")
         # Whoever switches between boxes and masks, or turns a page back, asks for the same hits.
-        self._segmented = lru_cache(MAX_CACHED)(self._segment)
+        self._segmented = remembered(self._segment, MAX_CACHED)
 
     @property
     def max_hits(self) -> int:
@@ -135,19 +142,41 @@ class PixelLocalizer:
             )
         return answers
 
-    def refine(self, requests: Sequence[RefineRequest]) -> list[RefineResult]:
-        """Refine the boxes of hits, each in a crop of its photo.
+    def refine(self, requests: Sequence[RefineRequest]) -> list[RefineResult | None]:
+        """Refine the boxes of hits, each in a crop of its photo; None if it cannot be read.
 
         Raises:
-            ImageError: a photo cannot be read any more.
+            ImageError: none of the photos can be read.
         """
         if self._segmenter is not None:
-            return list(self._threads.map(self._segmented, requests))
-        views = [_crop(self._photo(each.uri), each.box) for each in requests]
-        if not views:
-            return []
-        seen = self._encoder.encode_images([view.pixels for view in views])
-        return [_refined(*each) for each in zip(requests, views, seen, strict=True)]
+            found = list(self._threads.map(partial(_if_readable, self._segmented), requests))
+        else:
+            found = self._seen_in_crops(requests)
+        errors = [each for each in found if isinstance(each, ImageError)]
+        # Not an answer without any result: the stage must not count as one that runs fast.
+        if errors and len(errors) == len(found):
+            raise errors[0]
+        if errors:
+            logger.warning(
+                "%d of %d hits were not localized, because their photos cannot be read: %s",
+                len(errors),
+                len(found),
+                errors[0],
+            )
+        return [None if isinstance(each, ImageError) else each for each in found]
+
+    def _seen_in_crops(self, requests: Sequence[RefineRequest]) -> list[RefineResult | ImageError]:
+        """Refine hits by the encoder, all crops in one batch."""
+        views = [_if_readable(self._view, each) for each in requests]
+        pixels = [view.pixels for view in views if isinstance(view, _View)]
+        seen = iter(self._encoder.encode_images(pixels) if pixels else ())
+        return [
+            _refined(request, view, next(seen)) if isinstance(view, _View) else view
+            for request, view in zip(requests, views, strict=True)
+        ]
+
+    def _view(self, request: RefineRequest) -> _View:
+        return _crop(self._photo(request.uri), request.box)
 
     def _segment(self, request: RefineRequest) -> RefineResult:
         """Refine a hit by the segmenter."""
@@ -239,6 +268,14 @@ class _View:
     pixels: RgbImage
     frame: FloatArray
     photo_px: tuple[int, int]
+
+
+def _if_readable(work: Callable[[RefineRequest], T], request: RefineRequest) -> T | ImageError:
+    """Return what `work` returns, or the error of a photo that cannot be read."""
+    try:
+        return work(request)
+    except ImageError as error:
+        return error
 
 
 def _crop(image: RgbImage, box: Box) -> _View:

@@ -178,8 +178,8 @@ class Stages(Protocol):
 
     async def localize(
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
-    ) -> Sequence[RefineResult]:
-        """Return the refined box and mask of each request, in the order given."""
+    ) -> Sequence[RefineResult | None]:
+        """Return the refined box and mask of each request; see `PixelLocalizer.refine`."""
         ...
 
     async def zoom(

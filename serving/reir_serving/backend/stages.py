@@ -83,7 +83,7 @@ class GalleryStages:
 
     async def localize(
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
-    ) -> Sequence[RefineResult]:
+    ) -> Sequence[RefineResult | None]:
         """Return refined boxes and masks of hits."""
         async with asyncio.timeout(timeout_s):
             return await self._workers.refine(self.model.spec, tuple(requests))

@@ -267,7 +267,7 @@ class SearchWorkers:
 
     async def refine(
         self, spec: str, requests: tuple[RefineRequest, ...]
-    ) -> tuple[RefineResult, ...]:
+    ) -> tuple[RefineResult | None, ...]:
         """Return refined boxes and masks of hits; see `PixelLocalizer.refine`."""
         return await self._run_on_photo(
             lambda: tuple(self._models.get(spec).localizer.refine(requests))

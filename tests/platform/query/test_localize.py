@@ -20,11 +20,14 @@ from reir.query.localize import PixelLocalizer
 from reir.query.presence import (
     Calibration,
 )
-from reir.query.stages import RefineRequest
+from reir.query.search import Gallery
+from reir.query.stages import RefineRequest, RefineResult
 from reir.query.verify.scores import CANDIDATE_BOOST
 from reir.records import FloatArray, Instances, RgbImage
+from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
 from reir_testing.evaluation.calibrations import score_calibration
+from reir_testing.serving import index_elsewhere, index_photos
 
 SCENE = draw_scene((400, 200), [("red", (20, 20, 60, 180)), ("blue", (300, 40, 340, 80))])
 ENCODER = FakeEncoder()
@@ -61,6 +64,13 @@ def refinement(path: Path, box: tuple[float, float, float, float]) -> RefineRequ
     return RefineRequest(image_id="a", uri=canonical_uri(path), box=box)
 
 
+def refine(localizer: PixelLocalizer, *requests: RefineRequest) -> list[RefineResult]:
+    """Refine hits of which every photo can be read."""
+    found = [each for each in localizer.refine(requests) if each]
+    assert len(found) == len(requests)
+    return found
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     Image.fromarray(SCENE).save(tmp_path / "a.png")
@@ -88,7 +98,7 @@ def test_presence_decides_whether_it_is_there() -> None:
 
 
 def test_a_box_moves_half_way_to_what_the_crop_shows_and_takes_its_mask(path: Path) -> None:
-    (found,) = PixelLocalizer(Sharper()).refine([refinement(path, (0.73, 0.18, 0.87, 0.42))])
+    (found,) = refine(PixelLocalizer(Sharper()), refinement(path, (0.73, 0.18, 0.87, 0.42)))
     assert found.box == pytest.approx((0.74, 0.19, 0.86, 0.41), abs=1e-6)
     assert found.mask is not None
     assert found.mask.size == (200, 400)
@@ -99,7 +109,7 @@ def test_a_box_moves_half_way_to_what_the_crop_shows_and_takes_its_mask(path: Pa
 def test_the_old_box_stays_where_the_crop_shows_nothing_there(path: Path) -> None:
     localizer = PixelLocalizer(Sharper())
     empty, beside = (0.45, 0.5, 0.55, 0.6), (0.78, 0.1, 0.98, 0.5)
-    found = localizer.refine([refinement(path, empty), refinement(path, beside)])
+    found = refine(localizer, refinement(path, empty), refinement(path, beside))
     assert [each.box for each in found] == [empty, beside]
     assert localizer.refine([]) == []
 
@@ -132,7 +142,7 @@ def test_a_segmenter_gives_hits_their_masks_and_remembers_them(path: Path) -> No
     localizer = PixelLocalizer(ENCODER, segmenter=segmenter)
     boxes = [(0.1, 0.2, 0.5, 0.8), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.9, 0.7)]
     requests = [refinement(path, box) for box in boxes]
-    found = localizer.refine(requests)
+    found = refine(localizer, *requests)
     assert [each.box[2] for each in found] == pytest.approx([0.4, 0.75, 0.8])
     assert [rle.area_px(each.mask) for each in found if each.mask] == [9600, 40000, 3200]
     assert localizer.refine(requests[::-1]) == found[::-1]
@@ -155,6 +165,45 @@ def test_boxes_in_a_photo_get_masks_only_if_asked(path: Path) -> None:
     assert [each.score for each in masked.boxes] == [each.score for each in plain.boxes]
     grey = np.full((50, 50, 3), 128, np.uint8)
     assert localizer.locate(grey, ["red"], masks=True)[0].boxes == ()
+
+
+@pytest.mark.parametrize("segmenter", [None, Halves()])
+def test_a_photo_that_cannot_be_read_costs_only_its_own_hit(
+    path: Path, caplog: pytest.LogCaptureFixture, segmenter: Halves | None
+) -> None:
+    box = (0.73, 0.18, 0.87, 0.42)
+    seen = refinement(path, box)
+    lost = replace(seen, uri="tar+file:///photos.tar#a.png")
+    localizer = PixelLocalizer(Sharper(), segmenter=segmenter)
+    (alone,) = refine(localizer, seen)
+    assert alone != RefineResult(box=box)
+    assert localizer.refine([lost, seen]) == [None, alone]
+    (message,) = caplog.messages
+    assert "1 of 2 hits were not localized" in message
+
+
+def test_an_answer_names_the_stage_if_only_one_photo_cannot_be_read(path: Path) -> None:
+    store = MemoryStore()
+    index_photos(store, "photos", [path])
+    index_elsewhere(store, "photos", path, "tar+file:///photos.tar#a.png")
+    gallery = Gallery("photos", store, FakeEncoder(), segmenter=Halves())
+    plain, found = (gallery.search("the red one", localize=each) for each in (False, True))
+    assert found.degraded == ("localize",)
+    assert [hit.instance_id for hit in found] == [hit.instance_id for hit in plain]
+    for before, hit in zip(plain, found, strict=True):
+        is_here = hit.uri.startswith("file:")
+        assert (hit.mask is not None, hit.box != before.box) == (is_here, is_here)
+
+
+def test_a_replaced_photo_is_segmented_anew(path: Path) -> None:
+    segmenter = Halves()
+    localizer = PixelLocalizer(ENCODER, segmenter=segmenter)
+    request = refinement(path, (0, 0, 1, 1))
+    for size in ((400, 200), (200, 100)):
+        Image.fromarray(draw_scene(size, [])).save(path)
+        (found,) = refine(localizer, request)
+        assert found.mask is not None
+        assert found.mask.size == size[::-1]
 
 
 class Placing(DelegatingEncoder):

@@ -35,7 +35,7 @@ from reir_testing.lookup_gallery import (
     fill_gallery,
     images_from_vectors,
 )
-from reir_testing.serving import index_photos
+from reir_testing.serving import index_elsewhere, index_photos
 
 COLORS = ("blue", "green", "red")
 
@@ -113,6 +113,35 @@ def test_a_photo_that_is_gone_counts_like_the_average(
     assert [bool(hit.evidence and hit.evidence.colors) for hit in result].count(False) == 1
     assert result[0].score == pytest.approx(result[1].score)
     assert verified_scores([0.5, 0.4], [None, None]) == [0.5, 0.4]
+
+
+def test_a_photo_of_another_source_counts_like_the_average(photos: list[Path]) -> None:
+    photo = Logistic(features=PHOTO_FEATURES, weights=(1, 0, 0, 0, -0.5, 0), bias=1)
+    gallery = gallery_of(photos, score_calibration(Blind().digest, 1, 0, photo=photo))
+    index_elsewhere(gallery._store, "photos", photos[0], "tar+file:///photos.tar#a.png")
+    result = gallery.search("a purple box next to a red box", verify=True, explain=True)
+    assert result.degraded == ()
+    read = {hit.uri: bool(hit.evidence and hit.evidence.colors) for hit in result}
+    assert read.pop("tar+file:///photos.tar#a.png") is False
+    assert list(read.values()) == [True] * len(photos)
+    found = {each.uri: each for each in gallery.every_photo("a purple box", verify=True)}
+    plain = {each.uri: each for each in gallery.every_photo("a purple box")}
+    assert found.keys() == plain.keys()
+    assert [uri for uri, each in found.items() if each == plain[uri]] == [
+        "tar+file:///photos.tar#a.png"
+    ]
+
+
+def test_a_replaced_photo_is_verified_anew(photos: list[Path]) -> None:
+    verifier = PixelVerifier(load_color_reader)
+    request = VerifyRequest(
+        image_id="x", uri=photos[0].as_uri(), box=(0.6, 0.2, 0.8, 0.6), expression="a red car"
+    )
+    for color in ("blue", "red"):
+        Image.fromarray(draw_scene((200, 100), [(color, (120, 20, 160, 60))])).save(photos[0])
+        (found,) = verifier.verify([request])
+        assert found is not None
+        assert [each.likely for each in found] == [color]
 
 
 def test_every_photo_leaves_out_those_of_another_color(

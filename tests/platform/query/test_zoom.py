@@ -24,7 +24,7 @@ from reir.results import SearchResult
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, FakeLocalizer, draw_scene
 from reir_testing.evaluation.calibrations import score_calibration
-from reir_testing.serving import index_photos
+from reir_testing.serving import index_elsewhere, index_photos
 
 SIDE = 1000
 TINY = (500, 500, 520, 520)
@@ -219,6 +219,29 @@ def test_a_photo_that_cannot_be_read_is_left_out(folder: Path, gallery: Gallery)
     assert result.degraded == ("zoom",)
     assert [hit.zoom is not None for hit in result if hit.path.stem == "plain 0"] == [True]
     assert [hit.zoom for hit in result if hit.path.stem == "hidden"] == [None]
+
+
+def test_a_photo_of_another_source_is_left_out(folder: Path) -> None:
+    store = MemoryStore()
+    index_photos(store, "photos", [folder / "hidden.png"])
+    index_elsewhere(store, "photos", folder / "plain 0.png", "tar+file:///photos.tar#a.png")
+    result = Gallery("photos", store, FakeEncoder()).search("the small red one", zoom=True)
+    assert result.degraded == ("zoom",)
+    assert {hit.uri[:5]: hit.zoom is not None for hit in result} == {"file:": True, "tar+f": False}
+
+
+def test_a_replaced_photo_is_searched_anew(tmp_path: Path) -> None:
+    slow = SlowZoomer(0)
+    zoomer = PhotoZoomer(slow)
+    path = tmp_path / "a.png"
+    request = ZoomRequest(image_id="a", uri=path.as_uri(), expression="a")
+    for number in (1, 2):
+        Image.fromarray(draw_scene((50, 50 + number), [])).save(path)
+        for _ in range(2):
+            assert zoomer.zoom([request], None) != [None]
+            assert slow.num_searches == number
+    path.unlink()
+    assert zoomer.zoom([request], None) == [None]
 
 
 def test_zooming_needs_an_expression(gallery: Gallery) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reir.datasets.generated_expressions import names_color
 from reir.errors import ImageError
-from reir.images.decode import photo_at
+from reir.images.photo_files import photo_at
+from reir.query.remembered import remembered
 from reir.query.stages import VerifyRequest, VerifyResult
 from reir.records import FloatArray, RgbImage
 
@@ -50,10 +51,10 @@ class PixelVerifier:
         self._load, self._photo = cache(load_reader), photo
         self._threads = ThreadPoolExecutor(VERIFYING_THREADS, "verify")
         # Whoever turns a page back asks for the same hits.
-        self._verified = lru_cache(MAX_CACHED)(self._verify)
+        self._verified = remembered(self._verify, MAX_CACHED)
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyResult | None]:
-        """Return the readings of each request; None if its photo cannot be read any more."""
+        """Return the readings of each request; None if its photo cannot be read."""
         self._load()  # before the threads, which would all load it
         found = list(self._threads.map(self._readings, requests))
         errors = [each for each in found if isinstance(each, ImageError)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 from reir.errors import ImageError
-from reir.images.decode import photo_at
+from reir.images.photo_files import photo_at
 from reir.models.interfaces import Zoomer
 from reir.models.zoom_steps import ZoomSearch
+from reir.query.remembered import remembered
 from reir.query.stages import ZoomRequest
 from reir.records import RgbImage
 
@@ -31,7 +31,7 @@ class PhotoZoomer:
     def __init__(self, zoomer: Zoomer, photo: Callable[[str], RgbImage] = photo_at) -> None:
         self._zoomer, self._photo = zoomer, photo
         # Whoever opens the page of an answer again asks for the same searches.
-        self._searched = lru_cache(MAX_CACHED)(self._search)
+        self._searched = remembered(self._search, MAX_CACHED)
 
     def zoom(
         self, requests: Sequence[ZoomRequest], timeout_s: float | None
@@ -45,7 +45,7 @@ class PhotoZoomer:
 
         Returns:
             The search of each request; None where there was no time left, or where the photo cannot
-            be read any more.
+            be read.
         """
         started_s = time.monotonic()
         found: list[ZoomSearch | None] = []
