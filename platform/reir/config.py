@@ -20,6 +20,10 @@ from reir.errors import ConfigError, nearest_name
 
 Config = TypeVar("Config", bound="StrictConfig")
 
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What `yaml.safe_load` raises: `YAMLError` for most mistakes, but others for an impossible date, a
+value that does not fit its tag, and deep nesting."""
+
 
 class StrictConfig(BaseModel):
     """Base class of all configurations: frozen, without unknown keys, defaults validated too."""
@@ -99,7 +103,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except YAML_ERRORS as error:  # also if the file is not UTF-8
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if values is None:
         return {}
@@ -116,7 +120,7 @@ def apply_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"override {override!r} must have the form section.key=value")
     try:
         value = yaml.safe_load(text)  # as in a file: numbers, lists and sections work, too
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     return _put(values, keys, value, override)
 

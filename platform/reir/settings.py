@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
-from reir.config import StrictConfig, read_yaml, reir_home, validate_config
+from reir.config import YAML_ERRORS, StrictConfig, read_yaml, reir_home, validate_config
 from reir.errors import ConfigError, nearest_name
 
 GROUP = "reir.settings"
@@ -191,7 +191,7 @@ def _environment(section: str) -> Iterator[tuple[str, Values]]:
         keys = name.removeprefix(prefix).lower().split(_SEPARATOR)
         try:
             value = yaml.safe_load(os.environ[name])
-        except yaml.YAMLError as error:
+        except YAML_ERRORS as error:
             raise ConfigError(f"{name}={os.environ[name]!r} is not YAML: {error}") from error
         for key in reversed(keys):
             value = {key: value}

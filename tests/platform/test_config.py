@@ -129,6 +129,7 @@ def test_unknown_key_within_a_list_and_an_optional_section() -> None:
         ("=3", "override '=3' must have the form section.key=value"),
         ("graph..x=3", "override 'graph..x=3' must have the form section.key=value"),
         ("batch_rows=[", "override 'batch_rows=[': the value is not YAML"),
+        ("a=2026-02-30", "override 'a=2026-02-30': the value is not YAML: day is out of range"),
     ],
 )  # fmt: skip
 def test_wrong_values_name_key_value_and_allowed(override: str, expected: str) -> None:
@@ -152,6 +153,11 @@ def test_unreadable_files(tmp_path: Path) -> None:
     for text, said in (
         (b"a: [", "is not YAML"),
         (b"\xff\xfe\xfa", "is not YAML"),
+        (b"created: 2026-02-30", "is not YAML: day is out of range"),
+        (b"a: !!bool x", "is not YAML"),
+        (b"a: !!int ''", "is not YAML"),
+        (b"a: !!timestamp x", "is not YAML"),
+        (b"[" * 2000, "is not YAML"),
         (b"- a", "got a list"),
     ):
         path = tmp_path / "bad.yaml"

@@ -110,6 +110,7 @@ def test_mistakes_in_the_file_are_named(home: Path, text: str, problem: str) -> 
         ("REIR_TOOL__NAM", "x", r"unknown key 'nam'.*\(environment REIR_TOOL__NAM\)"),
         ("REIR_TOOL__LIMITS__HIGH", "abc", r"got 'abc'.*\(environment REIR_TOOL__LIMITS__HIGH\)"),
         ("REIR_TOOL__LIMITS__HIGH", "[", "REIR_TOOL__LIMITS__HIGH='\\[' is not YAML"),
+        ("REIR_TOOL__NAME", "2026-02-30", "REIR_TOOL__NAME='2026-02-30' is not YAML: day is out"),
     ],
 )
 def test_mistakes_in_the_environment_are_named(
