@@ -15,7 +15,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from pydantic import Field, field_validator
 
 from reir.config import StrictConfig, dump_config, load_config
 from reir.errors import ConfigError, ReirError, nearest_name
+from reir.store.embedded.locks import FileLock
 from reir.store.names import check_name
 from reir_serving.middleware.access import ALL_GALLERIES, Caller
 
@@ -108,14 +110,8 @@ def new_key(
     Raises:
         ConfigError: a name is not allowed, or the file cannot be read or written.
     """
-    file = load_config(KeyFile, path) if path.exists() else KeyFile()
-    taken = {entry.id for entry in file.keys}
-    key_id = secrets.token_hex(4)
-    while key_id in taken:
-        key_id = secrets.token_hex(4)
     secret, salt = secrets.token_hex(32), secrets.token_hex(16)
     values = {
-        "id": key_id,
         "salt": salt,
         "hash": _hash(salt, secret),
         "read": read,
@@ -124,7 +120,14 @@ def new_key(
         "note": note,
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    _save(path, KeyFile(keys=(*file.keys, load_config(KeyEntry, values))))
+    with _locked(path):
+        file = load_config(KeyFile, path) if path.exists() else KeyFile()
+        taken = {entry.id for entry in file.keys}
+        key_id = secrets.token_hex(4)
+        while key_id in taken:
+            key_id = secrets.token_hex(4)
+        entry = load_config(KeyEntry, {"id": key_id, **values})
+        _save(path, KeyFile(keys=(*file.keys, entry)))
     return f"reir_{key_id}_{secret}"
 
 
@@ -134,15 +137,16 @@ def revoke_key(path: Path, key_id: str) -> None:
     Raises:
         ConfigError: the file cannot be used, or has no such key.
     """
-    file = load_config(KeyFile, path)
-    others = tuple(entry for entry in file.keys if entry.id != key_id)
-    if len(others) == len(file.keys):
-        known = [entry.id for entry in file.keys]
-        raise ConfigError(
-            f"{path} has no key {key_id!r}{nearest_name(key_id, known)}; `reir keys list --file "
-            f"{path}` lists the keys"
-        )
-    _save(path, KeyFile(keys=others))
+    with _locked(path):
+        file = load_config(KeyFile, path)
+        others = tuple(entry for entry in file.keys if entry.id != key_id)
+        if len(others) == len(file.keys):
+            known = [entry.id for entry in file.keys]
+            raise ConfigError(
+                f"{path} has no key {key_id!r}{nearest_name(key_id, known)}; `reir keys list "
+                f"--file {path}` lists the keys"
+            )
+        _save(path, KeyFile(keys=others))
 
 
 class KeysUnusable(ReirError):
@@ -247,11 +251,27 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_ino
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let no other command change the file during a block.
+
+    Raises:
+        ConfigError: the folder of the file does not exist or cannot be written.
+    """
+    # A lock of its own, because `_save` replaces the file, and with it any lock on it.
+    try:
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    with lock:
+        lock.acquire(timeout_s=None)
+        yield
+
+
 def _save(path: Path, content: KeyFile) -> None:
     """Replace the file in one step; only its owner can read it."""
-    # A running server may read the file at any time, so it must never see half of it. With the
-    # process id in the name, two commands do not write to the same temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # A running server may read the file at any time, so it must never see half of it.
+    temporary = path.with_name(f".{path.name}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,23 @@ def test_a_running_server_rejects_a_revoked_key(
         revoke_key(key_file, key.split("_")[1])
 
 
-@pytest.mark.parametrize("broken", ["keys: [{id: 1}]", "keys: [", "\0", None])
+def test_commands_that_run_at_the_same_time_undo_nothing(key_file: Path) -> None:
+    revoked = [new_key(key_file, read=("*",), write=()) for _ in range(5)]
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(new_key, key_file, read=("*",), write=()) for _ in range(20)]
+        gone = [pool.submit(revoke_key, key_file, key.split("_")[1]) for key in revoked]
+    for each in gone:
+        each.result()
+    ring = KeyRing(key_file)
+    assert all(ring.caller(each.result()) is not None for each in made)
+    assert not any(ring.caller(key) for key in revoked)
+    assert sorted(path.name for path in key_file.parent.iterdir()) == [
+        ".keys.yaml.lock",
+        "keys.yaml",
+    ]
+
+
+@pytest.mark.parametrize("broken", ["keys: [{id: 1}]", "keys: [", "\0", "at: 2026-02-30", None])
 def test_keys_expire_after_their_file_becomes_unusable(
     key_file: Path, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
