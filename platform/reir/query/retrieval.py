@@ -103,16 +103,14 @@ class Retriever:
     ) -> None:
         """Search with vectors of dimension `dim` of the checkpoint `digest`.
 
-        Raises:
-            GalleryNotFound: no such gallery, or none of its versions is live.
-            SchemaMismatch: the live version was built with another checkpoint.
+        The store is not asked before the first search or `refresh`.
         """
         self._store, self.gallery = store, gallery
         self._digest, self._dim = digest, dim
         self.pinned = pinned
-        self.live = pinned or store.live_version(gallery)
-        self._known = self._look_up(self.live)
-        self._known_until_s = time.monotonic() + SIZE_KNOWN_S
+        self.live = ""
+        self._known: VersionInfo | None = None
+        self._known_until_s = 0.0
 
     def refresh(self) -> str:
         """Return the version to search: the pinned one, or the one that is live now.
@@ -120,7 +118,7 @@ class Retriever:
         Every search does this.
 
         Raises:
-            GalleryNotFound: the gallery is gone.
+            GalleryNotFound: no such gallery or version, or none of its versions is live.
             SchemaMismatch: the version was built with another checkpoint.
         """
         version = self.pinned or self._store.live_version(self.gallery)
@@ -135,13 +133,10 @@ class Retriever:
             QueryError: a filter is wrong, an instance or the version of a cursor does not exist,
                 or the terms cancel each other.
             GalleryNotFound: the gallery is gone.
-            SchemaMismatch: the version that has become live was built with another checkpoint.
+            SchemaMismatch: a request names no version, and the live one was built with another
+                checkpoint.
         """
-        # Once for all requests, so that a promotion meanwhile does not divide them.
-        live = self.refresh()
-        named = [each if each.version else replace(each, version=live) for each in requests]
-        infos = {each.version: self._paged(each.version) for each in named if each.version != live}
-        infos[live] = self._info(live)
+        named, infos = self._with_versions(requests)
         clock = Clock("rank")
         vectors = [self._vector(each) for each in named]
         rows = self._best([_widened(each) for each in named], vectors, clock)
@@ -173,6 +168,25 @@ class Retriever:
             for number, each in enumerate(named)
         ]
 
+    def _with_versions(
+        self, requests: Sequence[RetrieveRequest]
+    ) -> tuple[Sequence[RetrieveRequest], dict[str, VersionInfo]]:
+        """Return requests that all name a version, and these versions by name."""
+        # Once for all requests, so that a promotion meanwhile does not divide them.
+        try:
+            live = self._info(self.refresh())
+        except SchemaMismatch:
+            # A search for every photo goes on in its version after a promotion.
+            if not all(each.version for each in requests):
+                raise
+            return requests, {each.version: self._paged(each.version) for each in requests}
+        named = [each if each.version else replace(each, version=live.name) for each in requests]
+        infos = {
+            each.version: live if each.version == live.name else self._paged(each.version)
+            for each in named
+        }
+        return named, infos
+
     def masks(self, version: str, instance_ids: Sequence[str]) -> dict[str, MaskRle]:
         """Return the masks of those instances that have one, by instance id."""
         return self._store.get_masks(self.gallery, version, instance_ids)
@@ -183,10 +197,11 @@ class Retriever:
 
     def _info(self, version: str) -> VersionInfo:
         """Return the live version; refuse one whose vectors cannot be compared with queries."""
-        if version != self._known.name or time.monotonic() > self._known_until_s:
-            self._known = self._look_up(version)
+        known, now_s = self._known, time.monotonic()
+        if known is None or version != known.name or now_s > self._known_until_s:
+            self._known = known = self._look_up(version)
             self._known_until_s = time.monotonic() + SIZE_KNOWN_S
-        return self._known
+        return known
 
     def _paged(self, version: str) -> VersionInfo:
         """Return the version that a cursor names."""

@@ -240,7 +240,9 @@ class Gallery(AbstractContextManager["Gallery"]):
             SchemaMismatch: the version to search was built with another checkpoint.
         """
         name, store = self.name, self._store
-        self._retriever = Retriever(store, name, encoder.digest, encoder.dim, self._version)
+        retriever = Retriever(store, name, encoder.digest, encoder.dim, self._version)
+        retriever.refresh()  # raises before anything has changed
+        self._retriever = retriever
         self._encoder, self._extras = encoder, extras
         reranker = extras.reranker
         self._localizer = extras.localizer(encoder, self._segmenter)

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from typing import NamedTuple
 
 from reir.encoders import checkpoint_folder, load_encoder_spec
+from reir.errors import SchemaMismatch
 from reir.models.interfaces import InstanceEncoder, Zoomer
 from reir.models.query_zoom.zoomer import load_zoomer_spec, zoomer_of
 from reir.query.localize import PixelLocalizer
 from reir.query.presence import Calibration
 from reir.query.search import CheckpointExtras, load_extras
 from reir.query.zoom.photos import PhotoZoomer
+
+MISSING_FOR_S = 60.0
+"""Seconds after which a checkpoint that was not at its place is looked for again."""
+
+
+class ModelKey(NamedTuple):
+    """Identifies a model.
+
+    Attributes:
+        spec: name of the model, as `reir.encoders` takes it.
+        digest: of its checkpoint, which another one may replace in the same folder; empty for
+            whichever is there.
+    """
+
+    spec: str
+    digest: str = ""
+
+    def fits(self, model: LoadedModel) -> bool:
+        """Whether a model of this spec is the one that is meant."""
+        return self.digest in ("", model.encoder.digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +61,11 @@ class ModelInfo:
     reranks: bool
     verifies: bool
     calibration: Calibration | None
+
+    @property
+    def key(self) -> ModelKey:
+        """What identifies this model."""
+        return ModelKey(self.spec, self.digest)
 
 
 @dataclass(frozen=True)
@@ -108,27 +136,56 @@ def load_model(spec: str, *, load_zoomer: Callable[[], Zoomer] | None = None) ->
 
 
 class ModelCache:
-    """Models by spec, each loaded when it is first needed. Safe to use from several threads."""
+    """Models by spec, each loaded when it is first needed. Safe to use from several threads.
 
-    def __init__(self, load: Callable[[str], LoadedModel] = load_model) -> None:
-        """Load models with `load`."""
-        self._load = load
+    If the checkpoint of a spec has been replaced, its new model replaces the old one as soon as it
+    is asked for by its digest.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], LoadedModel] = load_model,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Load models with `load`; `clock` returns the time in seconds."""
+        self._load, self._clock = load, clock
         self._models: dict[str, LoadedModel] = {}
-        self._mutex = threading.Lock()
+        self._missing_until_s: dict[ModelKey, float] = {}
+        self._locks: dict[str, threading.Lock] = {}
 
     @property
     def specs(self) -> tuple[str, ...]:
         """Specs of the models that are loaded."""
         return tuple(self._models)  # a copy, because another thread may load a model meanwhile
 
-    def get(self, spec: str) -> LoadedModel:
-        """Return the model that a spec names.
+    def get(self, key: ModelKey) -> LoadedModel:
+        """Return a model.
 
         Raises:
             ConfigError, CheckpointError: it cannot be loaded.
+            SchemaMismatch: the checkpoint of the spec has another digest.
         """
-        # The lock is held while a model loads, so that two requests do not load the same one twice.
-        with self._mutex:
-            if spec not in self._models:
-                self._models[spec] = self._load(spec)
-            return self._models[spec]
+        # Without a lock, so that no search by a loaded model waits while another model loads.
+        model = self._models.get(key.spec)
+        if model is not None and key.fits(model):
+            return model
+        # Held while the model loads, so that two requests do not load the same one twice.
+        with self._locks.setdefault(key.spec, threading.Lock()):
+            model = self._models.get(key.spec)
+            # Loading takes seconds, so not each search that needs a missing checkpoint tries it.
+            is_missing = self._clock() < self._missing_until_s.get(key, 0.0)
+            if model is None or not (key.fits(model) or is_missing):
+                self._models[key.spec] = model = self._load(key.spec)
+                if not key.fits(model):
+                    self._missing_until_s[key] = self._clock() + MISSING_FOR_S
+        if not key.fits(model):
+            raise _replaced_error(key, model.encoder.digest)
+        return model
+
+
+def _replaced_error(key: ModelKey, found: str) -> SchemaMismatch:
+    return SchemaMismatch(
+        f"encoder '{key.spec}' now has checkpoint {found[:12]}, but the version to search was "
+        f"indexed with checkpoint {key.digest[:12]}. Put that one back, or index a version with "
+        f"the new one (`reir index SOURCE --gallery GALLERY`) and make it live"
+    )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reir.encoders import SHIPPED_KIND, stored_spec
+from reir.encoders import SHIPPED_KIND
 from reir.errors import (
     GalleryNotFound,
     Overloaded,
@@ -37,7 +37,7 @@ from reir.results import Localization, SearchResult
 from reir.store import InstanceStore, VersionInfo
 from reir.store.validation import unknown_version_error
 from reir_serving.backend.circuit_breaker import CircuitBreaker
-from reir_serving.backend.models import ModelInfo
+from reir_serving.backend.models import ModelInfo, ModelKey
 from reir_serving.backend.photos import GalleryImage, Photos
 from reir_serving.backend.stages import GalleryStages
 from reir_serving.backend.store_folder import folder_check
@@ -169,7 +169,7 @@ class Service:
             try:
                 return await work(await self._stages(gallery))
             except SchemaMismatch:
-                await self._reload_model(gallery)
+                await self._reload_stages(gallery, await self._searched_version(gallery))
         return await work(await self._stages(gallery))
 
     async def vector_of(self, gallery: str, data: bytes, box: Box | None) -> FloatArray:
@@ -181,9 +181,9 @@ class Service:
             ImageError: the photo cannot be decoded.
             QueryError: no instance overlaps the box.
         """
-        version = await self._ask_store(lambda: self._version_info(gallery))
-        model = await self._live_model(gallery, version)
-        return await self._workers.vector_of(model.spec, data, box)
+        version = await self._searched_version(gallery)
+        model = await self._model_of(gallery, version)
+        return await self._workers.vector_of(model.key, data, box)
 
     async def localize(self, data: bytes, expression: str, k: int, *, masks: bool) -> Localization:
         """Return the instances of an encoded photo that an expression describes.
@@ -191,8 +191,8 @@ class Service:
         Raises:
             ImageError: the photo cannot be decoded.
         """
-        spec = self._config.encoder or SHIPPED_KIND  # the photo belongs to no gallery
-        return await self._workers.localize(spec, data, expression, k, masks=masks)
+        key = ModelKey(self._config.encoder or SHIPPED_KIND)  # the photo belongs to no gallery
+        return await self._workers.localize(key, data, expression, k, masks=masks)
 
     async def galleries(self) -> list[GalleryInfo]:
         """Return all galleries that are served, by name."""
@@ -233,12 +233,13 @@ class Service:
 
         Raises:
             ImageError: the photo cannot be decoded; nothing is saved.
+            SchemaMismatch: the model of the version is not to be had; nothing is saved.
         """
         # Read once, so that the photo is encoded for the version that it is written to, even if
         # another version becomes live meanwhile.
-        version = await self._ask_store(lambda: self._version_info(gallery))
-        model = await self._live_model(gallery, version)
-        encoded = await self._workers.encode_photo(model.spec, version.spec, data)
+        version = await self._searched_version(gallery)
+        model = await self._model_of(gallery, version)
+        encoded = await self._workers.encode_photo(model.key, version.spec, data)
         place = gallery, version.name
         return await self._ask_store(
             lambda: self._photos.add(place, encoded, data, name, attributes)
@@ -261,7 +262,9 @@ class Service:
         # would load their models.
         for name in self._config.galleries or [each for each in self._stages_of if each in served]:
             try:
-                await answer([CANARY_QUERY], await self._stages(name))
+                # A full queue is no failure: the requests in it are being answered.
+                with suppress(Overloaded):
+                    await self._search_canary(name)
                 checks[f"gallery {name}"] = "ok"
             except ReirError as error:
                 checks[f"gallery {name}"] = str(error)
@@ -291,11 +294,19 @@ class Service:
         try:
             live = await self._ask_store(self._live_galleries)
             for name in self._config.galleries or live:
-                stages = await self._stages(name)
-                for _ in range(WARM_UP_SEARCHES):
-                    await answer([CANARY_QUERY], stages)
+                await self._warm_up_gallery(name)
         except StoreUnavailable as error:
             logger.warning("no model is loaded yet, because the store does not answer: %s", error)
+
+    async def _warm_up_gallery(self, gallery: str) -> None:
+        try:
+            for _ in range(WARM_UP_SEARCHES):
+                await self._search_canary(gallery)
+        except ReirError as error:
+            if self._config.galleries or isinstance(error, StoreUnavailable):
+                raise
+            # Nobody asked for this gallery by name, and the others can be served without it.
+            logger.error("gallery '%s' cannot be searched: %s", gallery, error)
 
     async def check_health(self) -> None:
         """Search for the canary expression in one gallery.
@@ -313,6 +324,10 @@ class Service:
         with suppress(StoreError, Overloaded):
             await answer([CANARY_QUERY], stages)
 
+    async def _search_canary(self, gallery: str) -> None:
+        """Search a gallery for the canary expression."""
+        await self._with_live_model(gallery, lambda stages: answer([CANARY_QUERY], stages))
+
     async def _stages(self, gallery: str) -> GalleryStages:
         """Return the stages of a gallery; the first call loads its model.
 
@@ -321,30 +336,44 @@ class Service:
         """
         stages = self._stages_of.get(gallery)
         if stages is None:
-            spec = self._config.encoder
-            if spec is None:
-                spec = await self._ask_store(lambda: self._encoder_of(gallery))
-            # If two requests get here at the same time, the model is still loaded only once.
-            model = await self._workers.load_model(spec)
-            stages = GalleryStages(gallery, model, self._workers, self._costs)
-            self._stages_of[gallery] = stages
+            stages = await self._load_stages(gallery, await self._searched_version(gallery))
         # Read again for each request, because live settings may have changed.
         stages.pinned = self.live.pinned.get(gallery, "")
         return stages
 
-    async def _live_model(self, gallery: str, version: VersionInfo) -> ModelInfo:
-        """Return the model of a version of a gallery that was live a moment ago."""
-        model = (await self._stages(gallery)).model
-        # Another model may have indexed it than the one that was live when the stages were created.
-        if model.digest != version.spec.digest:
-            model = await self._reload_model(gallery)
-        return model
-
-    async def _reload_model(self, gallery: str) -> ModelInfo:
-        """Load the model with which the live version of a gallery was indexed.
+    async def _load_stages(self, gallery: str, version: VersionInfo) -> GalleryStages:
+        """Return the stages of a gallery with the model of a version, and use them from now on.
 
         Raises:
-            SchemaMismatch: the settings require another model.
+            SchemaMismatch: the checkpoint of the version has been replaced.
+        """
+        key = ModelKey(version.spec.encoder or SHIPPED_KIND, version.spec.digest)
+        if self._config.encoder is not None:
+            # Only a search can tell whether the version was indexed with it.
+            key = ModelKey(self._config.encoder)
+        # If two requests get here at the same time, the model is still loaded only once.
+        model = await self._workers.load_model(key)
+        stages = GalleryStages(gallery, model, self._workers, self._costs)
+        self._stages_of[gallery] = stages
+        return stages
+
+    async def _model_of(self, gallery: str, version: VersionInfo) -> ModelInfo:
+        """Return the model with which a version was indexed.
+
+        Raises:
+            SchemaMismatch: the settings require another model, or its checkpoint has been replaced.
+        """
+        model = (await self._stages(gallery)).model
+        # The stages may have the model of a version that was live before this one, or after it.
+        if model.digest != version.spec.digest:
+            model = (await self._reload_stages(gallery, version)).model
+        return model
+
+    async def _reload_stages(self, gallery: str, version: VersionInfo) -> GalleryStages:
+        """Like `_load_stages`, for a gallery whose stages have another model.
+
+        Raises:
+            SchemaMismatch: the settings require that model, or the checkpoint has been replaced.
         """
         if self._config.encoder is not None:
             raise SchemaMismatch(
@@ -353,8 +382,7 @@ class Service:
                 f"version with that one (`reir index SOURCE --gallery {gallery}`), or start "
                 f"`reir serve` without --checkpoint and --encoder"
             )
-        self._stages_of.pop(gallery, None)
-        return (await self._stages(gallery)).model
+        return await self._load_stages(gallery, version)
 
     async def _ask_store(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread, because the store may take long, and the event loop must not."""
@@ -385,10 +413,9 @@ class Service:
             )
         return infos
 
-    def _encoder_of(self, gallery: str) -> str:
-        """Return the name of the encoder with which the gallery's live version was indexed."""
-        self._version(gallery)  # raises if the gallery is not served
-        return stored_spec(self._store, gallery) or SHIPPED_KIND
+    async def _searched_version(self, gallery: str) -> VersionInfo:
+        """Return the version that is searched: the pinned or the live one."""
+        return await self._ask_store(lambda: self._version_info(gallery))
 
     def _version_info(self, gallery: str) -> VersionInfo:
         name = self._version(gallery)

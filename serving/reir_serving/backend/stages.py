@@ -47,7 +47,7 @@ class GalleryStages:
 
     async def encode(self, expressions: Sequence[str]) -> Sequence[EncodedExpression]:
         """Return the vector of each expression, and its words if there is a re-ranker."""
-        return await self._workers.encode(self.model.spec, tuple(expressions))
+        return await self._workers.encode(self.model.key, tuple(expressions))
 
     async def retrieve(self, requests: Sequence[RetrieveRequest]) -> Sequence[RetrieveResult]:
         """Return the best rows of the live version, or of the pinned one."""
@@ -72,21 +72,21 @@ class GalleryStages:
         # After the timeout, the answer leaves this stage out. A call that no worker has started yet
         # is then dropped (`batching.py`).
         async with asyncio.timeout(timeout_s):
-            return await self._workers.rerank(self.model.spec, self.gallery, tuple(requests))
+            return await self._workers.rerank(self.model.key, self.gallery, tuple(requests))
 
     async def verify(
         self, requests: Sequence[VerifyRequest], timeout_s: float | None, /
     ) -> Sequence[VerifyResult | None]:
         """Compare expressions with the pixels of hits."""
         async with asyncio.timeout(timeout_s):
-            return await self._workers.verify(self.model.spec, tuple(requests))
+            return await self._workers.verify(self.model.key, tuple(requests))
 
     async def localize(
         self, requests: Sequence[RefineRequest], timeout_s: float | None, /
     ) -> Sequence[RefineResult | None]:
         """Return refined boxes and masks of hits."""
         async with asyncio.timeout(timeout_s):
-            return await self._workers.refine(self.model.spec, tuple(requests))
+            return await self._workers.refine(self.model.key, tuple(requests))
 
     async def zoom(
         self, requests: Sequence[ZoomRequest], timeout_s: float | None, /
@@ -94,7 +94,7 @@ class GalleryStages:
         """Search photos by zooming in, as many as there is time for."""
         # The worker stops in time by itself; this limits how long the call waits for the worker.
         async with asyncio.timeout(timeout_s):
-            return await self._workers.zoom(self.model.spec, tuple(requests), timeout_s)
+            return await self._workers.zoom(self.model.key, tuple(requests), timeout_s)
 
     async def compare(
         self, instance_ids: Mapping[str, Sequence[str]], timeout_s: float | None, /

@@ -42,7 +42,7 @@ from reir.results import Localization
 from reir.store import InstanceStore, VersionInfo, VersionSpec
 from reir_serving.backend.batching import Batcher
 from reir_serving.backend.circuit_breaker import CircuitBreaker
-from reir_serving.backend.models import ModelCache, ModelInfo
+from reir_serving.backend.models import ModelCache, ModelInfo, ModelKey
 from reir_serving.backend.photos import EncodedPhoto, encode_photo
 from reir_serving.config import Limits
 
@@ -108,11 +108,13 @@ class CachedLiveRetriever(Retriever):
     pause without searches; then the search waits until the name has been read.
     """
 
-    def __init__(self, store: InstanceStore, gallery: str, digest: str, dim: int) -> None:
+    def __init__(
+        self, store: InstanceStore, gallery: str, digest: str, dim: int, pinned: str = ""
+    ) -> None:
         self._read_at_s = -LIVE_STALE_S  # so long ago that the first search reads the name
         self._executor = ThreadPoolExecutor(1)
         self._reading: Future[None] | None = None
-        super().__init__(store, gallery, digest, dim)
+        super().__init__(store, gallery, digest, dim, pinned)
 
     def refresh(self) -> str:
         """Return the name of the version to search."""
@@ -137,8 +139,10 @@ class CachedLiveRetriever(Retriever):
 
     def _info(self, version: str) -> VersionInfo:
         """Return the live version; its size is read again together with its name."""
-        is_known = not self.pinned and version == self._known.name
-        return self._known if is_known else super()._info(version)
+        known = self._known
+        if self.pinned or known is None or version != known.name:
+            return super()._info(version)
+        return known
 
 
 def answer_in_groups(
@@ -198,7 +202,7 @@ class SearchWorkers:
         """
         self._store, self._models, self._limits = store, models, limits
         self._breaker = CircuitBreaker(check)
-        self._retrievers: dict[tuple[str, str], CachedLiveRetriever] = {}
+        self._retrievers: dict[tuple[str, str, str], CachedLiveRetriever] = {}
         self._text = Batcher(
             self._encode_batch, max_batch_size=MAX_BATCH_SIZE, on_batch=partial(on_batch, "text")
         )
@@ -217,17 +221,17 @@ class SearchWorkers:
             _run_all, max_batch_size=1, on_batch=partial(on_batch, "photo")
         )
 
-    async def load_model(self, spec: str) -> ModelInfo:
-        """Load the model that a spec names, and return its description."""
+    async def load_model(self, key: ModelKey) -> ModelInfo:
+        """Load a model, and return its description; see `ModelCache.get` for errors."""
         # In a thread, because loading takes seconds, in which other requests must be answered.
-        loaded = await asyncio.to_thread(self._models.get, spec)
-        return loaded.info(spec)
+        loaded = await asyncio.to_thread(self._models.get, key)
+        return loaded.info(key.spec)
 
     async def encode(
-        self, spec: str, expressions: tuple[str, ...]
+        self, key: ModelKey, expressions: tuple[str, ...]
     ) -> tuple[EncodedExpression, ...]:
         """Return the vector of each expression, and its words if the model has a re-ranker."""
-        return await self._text((spec, expressions))
+        return await self._text((key, expressions))
 
     async def retrieve(self, call: RetrieveCall) -> tuple[RetrieveResult, ...]:
         """Return the best rows for each request; see `Retriever.retrieve`."""
@@ -248,33 +252,33 @@ class SearchWorkers:
         return await asyncio.to_thread(self._breaker.call, get)
 
     async def rerank(
-        self, spec: str, gallery: str, requests: tuple[RerankRequest, ...]
+        self, key: ModelKey, gallery: str, requests: tuple[RerankRequest, ...]
     ) -> tuple[Sequence[RerankResult], ...]:
         """Return the re-ranker's scores for each request; see `PhotoReranker.rerank`."""
-        return await self._rerank((spec, gallery, requests))
+        return await self._rerank((key, gallery, requests))
 
     async def verify(
-        self, spec: str, requests: tuple[VerifyRequest, ...]
+        self, key: ModelKey, requests: tuple[VerifyRequest, ...]
     ) -> tuple[VerifyResult | None, ...]:
         """Compare expressions with the pixels of hits; see `PixelVerifier.verify`."""
 
         def work() -> tuple[VerifyResult | None, ...]:
-            verifier = self._models.get(spec).extras.verifier
+            verifier = self._models.get(key).extras.verifier
             assert verifier is not None, "only models whose `ModelInfo.verifies` is true are asked"
             return tuple(verifier.verify(requests))
 
         return await self._run_on_photo(work)
 
     async def refine(
-        self, spec: str, requests: tuple[RefineRequest, ...]
+        self, key: ModelKey, requests: tuple[RefineRequest, ...]
     ) -> tuple[RefineResult | None, ...]:
         """Return refined boxes and masks of hits; see `PixelLocalizer.refine`."""
         return await self._run_on_photo(
-            lambda: tuple(self._models.get(spec).localizer.refine(requests))
+            lambda: tuple(self._models.get(key).localizer.refine(requests))
         )
 
     async def zoom(
-        self, spec: str, requests: tuple[ZoomRequest, ...], timeout_s: float | None
+        self, key: ModelKey, requests: tuple[ZoomRequest, ...], timeout_s: float | None
     ) -> tuple[ZoomSearch | None, ...]:
         """Search photos within so many seconds; see `PhotoZoomer.zoom`."""
         started_s = time.monotonic()
@@ -283,28 +287,28 @@ class SearchWorkers:
             # Without the time in the queue.
             waited_s = time.monotonic() - started_s
             left_s = None if timeout_s is None else timeout_s - waited_s
-            return tuple(self._models.get(spec).zoomer.zoom(requests, left_s))
+            return tuple(self._models.get(key).zoomer.zoom(requests, left_s))
 
         return await self._run_on_photo(work)
 
-    async def encode_photo(self, spec: str, version: VersionSpec, data: bytes) -> EncodedPhoto:
+    async def encode_photo(self, key: ModelKey, version: VersionSpec, data: bytes) -> EncodedPhoto:
         """Decode and encode a photo with the settings of a version.
 
         Raises:
             ImageError: the photo cannot be decoded.
         """
         return await self._run_on_photo(
-            lambda: encode_photo(self._models.get(spec).encoder, version, data, self._limits.pixels)
+            lambda: encode_photo(self._models.get(key).encoder, version, data, self._limits.pixels)
         )
 
-    async def vector_of(self, spec: str, data: bytes, box: Box | None) -> FloatArray:
+    async def vector_of(self, key: ModelKey, data: bytes, box: Box | None) -> FloatArray:
         """Return a (D,) vector: that of the instance that a box overlaps most, or of the photo."""
         return await self._run_on_photo(
-            lambda: vector_of(self._models.get(spec).encoder, data, box, self._limits.pixels)
+            lambda: vector_of(self._models.get(key).encoder, data, box, self._limits.pixels)
         )
 
     async def localize(
-        self, spec: str, data: bytes, expression: str, k: int, *, masks: bool
+        self, key: ModelKey, data: bytes, expression: str, k: int, *, masks: bool
     ) -> Localization:
         """Return the instances of a photo that an expression describes."""
         max_pixels = self._limits.pixels
@@ -312,7 +316,7 @@ class SearchWorkers:
         # the event loop for seconds.
         return await self._run_on_photo(
             lambda: locate(
-                self._models.get(spec).localizer,
+                self._models.get(key).localizer,
                 data,
                 expression,
                 k,
@@ -324,14 +328,16 @@ class SearchWorkers:
     async def check_health(self) -> None:
         """Encode an expression with each loaded model, which raises an error if one has failed."""
         for spec in self._models.specs:
-            await self.encode(spec, (CANARY,))
+            await self.encode(ModelKey(spec), (CANARY,))
 
     def _encode_batch(
-        self, calls: Sequence[tuple[str, tuple[str, ...]]]
+        self, calls: Sequence[tuple[ModelKey, tuple[str, ...]]]
     ) -> list[tuple[EncodedExpression, ...]]:
         """Encode all expressions for the same model in one pass."""
 
-        def encode(call: tuple[str, tuple[str, ...]], texts: list[str]) -> list[EncodedExpression]:
+        def encode(
+            call: tuple[ModelKey, tuple[str, ...]], texts: list[str]
+        ) -> list[EncodedExpression]:
             loaded = self._models.get(call[0])
             words = loaded.extras.reranker is not None
             return list(encode_words(loaded.encoder, texts, words=words))
@@ -354,23 +360,23 @@ class SearchWorkers:
         )
 
     def _retriever(self, call: RetrieveCall) -> CachedLiveRetriever:
-        key = call.gallery, call.digest
+        key = call.gallery, call.digest, call.pinned
         if key not in self._retrievers:
-            self._retrievers[key] = CachedLiveRetriever(self._store, *key, call.dim)
-        # Safe to set here: only the thread of the search worker uses the retrievers.
-        self._retrievers[key].pinned = call.pinned
+            self._retrievers[key] = CachedLiveRetriever(
+                self._store, call.gallery, call.digest, call.dim, call.pinned
+            )
         return self._retrievers[key]
 
     def _rerank_batch(
-        self, calls: Sequence[tuple[str, str, tuple[RerankRequest, ...]]]
+        self, calls: Sequence[tuple[ModelKey, str, tuple[RerankRequest, ...]]]
     ) -> list[tuple[Sequence[RerankResult], ...]]:
         """Re-rank all calls to one gallery together."""
 
         def rerank(
-            call: tuple[str, str, tuple[RerankRequest, ...]], requests: list[RerankRequest]
+            call: tuple[ModelKey, str, tuple[RerankRequest, ...]], requests: list[RerankRequest]
         ) -> Sequence[Sequence[RerankResult]]:
-            spec, gallery, _ = call
-            reranker = self._models.get(spec).extras.reranker
+            key, gallery, _ = call
+            reranker = self._models.get(key).extras.reranker
             assert reranker is not None, "only models whose `ModelInfo.reranks` is true are asked"
             photos = PhotoReranker(self._store, gallery, reranker)
             return self._breaker.call(lambda: photos.rerank(requests))

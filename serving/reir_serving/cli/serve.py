@@ -191,7 +191,7 @@ def _check(config: ServeConfig) -> None:
     Raises:
         ConfigError: the server cannot listen on the port or write its search log, or the name of
             the localizer cannot be parsed.
-        GalleryNotFound: a gallery does not exist, or has no live version.
+        GalleryNotFound: a gallery does not exist, or has neither a live nor a pinned version.
         SchemaMismatch: a gallery was indexed with another checkpoint than the given one.
     """
     from reir.models.localizers import parse_localizer_spec
@@ -203,7 +203,7 @@ def _check(config: ServeConfig) -> None:
         parse_localizer_spec(config.zoomer)
     with connect(config.store) as store:
         for name in config.galleries or ():
-            _check_gallery(store, name, config.encoder)
+            _check_gallery(store, name, config)
 
 
 def check_port(host: str, port: int) -> None:
@@ -248,17 +248,20 @@ def check_search_log(folder: Path) -> None:
         ) from error
 
 
-def _check_gallery(store: InstanceStore, name: str, encoder: str | None) -> None:
+def _check_gallery(store: InstanceStore, name: str, config: ServeConfig) -> None:
     from reir.encoders import load_encoder_spec
     from reir.query.retrieval import Retriever
     from reir.query.search import check_gallery
 
     check_gallery(store, name)
-    store.live_version(name)  # raises if no version is live
-    if encoder is not None:
+    pinned = config.live.pinned.get(name, "")
+    if not pinned:
+        store.live_version(name)  # raises if no version is live
+    if config.encoder is not None:
         with messages().status("loading the model"):
-            model = load_encoder_spec(encoder)
-        Retriever(store, name, model.digest, model.dim)  # raises if the checkpoints differ
+            model = load_encoder_spec(config.encoder)
+        # Raises if the checkpoints differ.
+        Retriever(store, name, model.digest, model.dim, pinned).refresh()
 
 
 def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reir.errors import CheckpointError, GalleryNotFound, QueryError
+from reir.errors import CheckpointError, GalleryNotFound, QueryError, SchemaMismatch
 from reir.query import every_photo
 from reir.query.photo_curve import DEFAULT_MIN_PRESENCE, PhotoCurve
 from reir.query.presence import (
@@ -23,7 +23,7 @@ from reir.query.presence import (
 )
 from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
-from reir.store import open_store
+from reir.store import VersionSpec, open_store
 from reir.store.contract import InstanceRow
 from reir.store.memory import MemoryStore
 from reir_testing.evaluation.calibrations import score_calibration
@@ -151,6 +151,20 @@ def test_a_version_that_is_removed_meanwhile_is_an_error(monkeypatch: pytest.Mon
     gallery._store.drop_version("photos", "v1")
     with pytest.raises(GalleryNotFound, match=r"'v1' was removed.*search again"):
         list(found)
+
+
+def test_a_promotion_to_another_checkpoint_does_not_end_a_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 1)
+    monkeypatch.setattr(every_photo, "PART_PHOTOS", 2)
+    gallery = gallery_of(scattered(10, 3), [1] * 10)
+    found = gallery.every_photo("number 0", min_presence=0.0)
+    first = next(found)
+    fill_gallery(gallery._store, [], version="v2", spec=VersionSpec(dim=DIM, digest="another"))
+    assert len({first.image_id, *(photo.image_id for photo in found)}) == 10
+    with pytest.raises(SchemaMismatch):  # names no version
+        gallery.every_photo("number 0", min_presence=0.0)
 
 
 def test_the_filter_holds_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,11 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from reir.errors import Overloaded, QueryError
+from reir_serving.backend.models import ModelKey
 from reir_serving.backend.workers import DEPLOYMENT_OF, SearchWorkers
 from reir_serving.ray.deployments import ATTEMPTS, RemoteWorkers
+
+MODEL = ModelKey("clare-nano")
 
 
 class Handle:
@@ -31,13 +34,13 @@ class Handle:
 
 
 def encode(handle: Handle) -> Any:
-    return asyncio.run(RemoteWorkers({"text": handle}).encode("clare-nano", ("red",)))
+    return asyncio.run(RemoteWorkers({"text": handle}).encode(MODEL, ("red",)))
 
 
 def test_a_call_is_repeated_if_its_replica_dies() -> None:
     handle = Handle([ActorDiedError(), ("encoded",)])
     assert encode(handle) == ("encoded",)
-    assert handle.calls == [("clare-nano", ("red",))] * 2
+    assert handle.calls == [(MODEL, ("red",))] * 2
 
 
 def test_a_call_is_repeated_a_limited_number_of_times() -> None:

@@ -24,7 +24,7 @@ from reir.results import SearchResult
 from reir.store import InstanceStore, VersionSpec
 from reir.store.memory import MemoryStore
 from reir_serving.backend.circuit_breaker import CircuitBreaker
-from reir_serving.backend.models import LoadedModel, ModelCache, model_loader
+from reir_serving.backend.models import LoadedModel, ModelCache, ModelKey, model_loader
 from reir_serving.backend.service import SLICE_QUERIES, Service
 from reir_serving.backend.workers import LIVE_FRESH_S, LIVE_STALE_S, SearchWorkers
 from reir_serving.config import Limits, LiveSettings, ServeConfig
@@ -440,15 +440,16 @@ def test_each_expression_is_encoded_by_its_own_model() -> None:
         return LoadedModel(OtherEncoder() if spec == "other" else FakeEncoder())
 
     workers = SearchWorkers(MemoryStore(), ModelCache(load), Limits())
-    calls = [("one", ("red", "blue")), ("other", ("red",)), ("one", ("green",)), ("one", ())]
+    one, other = ModelKey("one"), ModelKey("other")
+    calls = [(one, ("red", "blue")), (other, ("red",)), (one, ("green",)), (one, ())]
 
     async def encode_together() -> Any:
         return await asyncio.gather(*(workers.encode(*call) for call in calls))
 
-    one, other, more, none = run(encode_together())
+    first, second, more, none = run(encode_together())
     expected = FakeEncoder().encode_expressions(["red", "blue", "green"])
-    assert np.array_equal([each.vector for each in (*one, *more)], expected)
-    assert np.array_equal(other[0].vector, -expected[0])
+    assert np.array_equal([each.vector for each in (*first, *more)], expected)
+    assert np.array_equal(second[0].vector, -expected[0])
     assert none == ()
     assert sorted(made) == ["one", "other"]
 
@@ -474,5 +475,5 @@ def test_a_localizer_of_the_server_is_loaded_once_and_orders_the_first_photos(
     assert first.zoom is not None
     assert first.zoom.frames == ((0, 0, 1, 1),)
     assert first.box == first.zoom.box
-    assert models.get("other:x").zoomer is not models.get("").zoomer
+    assert models.get(ModelKey("other:x")).zoomer is not models.get(ModelKey("")).zoomer
     assert loaded == ["x"]

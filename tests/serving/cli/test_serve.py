@@ -6,6 +6,7 @@ import importlib
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from reir.checkpoint import save_checkpoint
+from reir.checkpoint import load_encoder, save_checkpoint
 from reir.config import load_config
 from reir.errors import ConfigError, GalleryNotFound, SchemaMismatch
-from reir.store import open_store
-from reir_serving.cli.serve import IMPORT_PATH, check_port, check_search_log, register
+from reir.store import VersionSpec, open_store
+from reir_serving.cli.serve import IMPORT_PATH, _check, check_port, check_search_log, register
 from reir_serving.config import Replicas, ServeConfig
 from reir_serving.ray import environment
 from reir_testing.serving import draw_photo, free_port, index_photos
@@ -136,6 +137,27 @@ def test_the_error_for_another_checkpoint_names_the_command_to_run(
     error = error_of(app, "--gallery", "g", *options, "--port", str(free_port()))
     assert isinstance(error, SchemaMismatch)
     assert "reir index SOURCE --gallery g" in str(error)
+
+
+def test_the_pinned_version_is_the_one_that_must_have_the_checkpoint(
+    location: str, tmp_path: Path
+) -> None:
+    digest = save_checkpoint(tmp_path / "tiny", tiny_model(), tiny_tokenizer(), {})
+    dim = load_encoder(tmp_path / "tiny").dim
+    with closing(open_store(location)) as store:
+        store.create_version("g", "tiny", VersionSpec(dim=dim, digest=digest))
+    values = {
+        "store": location,
+        "galleries": ("g",),
+        "encoder": str(tmp_path / "tiny"),
+        "port": free_port(),
+    }
+    _check(load_config(ServeConfig, {**values, "live": {"pinned": {"g": "tiny"}}}))
+    for pinned in ({}, {"g": "v1"}):
+        with pytest.raises(SchemaMismatch, match="version 'v1' of gallery 'g'"):
+            _check(load_config(ServeConfig, {**values, "live": {"pinned": pinned}}))
+    with pytest.raises(GalleryNotFound, match="has no version 'v9'"):
+        _check(load_config(ServeConfig, {**values, "live": {"pinned": {"g": "v9"}}}))
 
 
 @pytest.fixture
