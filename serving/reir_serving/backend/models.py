@@ -21,6 +21,10 @@ from reir.query.zoom.photos import PhotoZoomer
 MISSING_FOR_S = 60.0
 """Seconds after which a checkpoint that was not at its place is looked for again."""
 
+KEPT_MODELS = 2
+"""Number of models that are kept of a checkpoint folder: the new one, and the one that it replaced,
+since galleries are indexed again one after another."""
+
 
 class ModelKey(NamedTuple):
     """Identifies a model.
@@ -138,8 +142,8 @@ def load_model(spec: str, *, load_zoomer: Callable[[], Zoomer] | None = None) ->
 class ModelCache:
     """Models by spec, each loaded when it is first needed. Safe to use from several threads.
 
-    If the checkpoint of a spec has been replaced, its new model replaces the old one as soon as it
-    is asked for by its digest.
+    If the checkpoint of a spec has been replaced, its new model is loaded as soon as it is asked
+    for by its digest.
     """
 
     def __init__(
@@ -149,7 +153,7 @@ class ModelCache:
     ) -> None:
         """Load models with `load`; `clock` returns the time in seconds."""
         self._load, self._clock = load, clock
-        self._models: dict[str, LoadedModel] = {}
+        self._models: dict[str, tuple[LoadedModel, ...]] = {}  # newest first
         self._missing_until_s: dict[ModelKey, float] = {}
         self._locks: dict[str, threading.Lock] = {}
 
@@ -166,21 +170,28 @@ class ModelCache:
             SchemaMismatch: the checkpoint of the spec has another digest.
         """
         # Without a lock, so that no search by a loaded model waits while another model loads.
-        model = self._models.get(key.spec)
-        if model is not None and key.fits(model):
-            return model
-        # Held while the model loads, so that two requests do not load the same one twice.
-        with self._locks.setdefault(key.spec, threading.Lock()):
-            model = self._models.get(key.spec)
-            # Loading takes seconds, so not each search that needs a missing checkpoint tries it.
-            is_missing = self._clock() < self._missing_until_s.get(key, 0.0)
-            if model is None or not (key.fits(model) or is_missing):
-                self._models[key.spec] = model = self._load(key.spec)
-                if not key.fits(model):
-                    self._missing_until_s[key] = self._clock() + MISSING_FOR_S
-        if not key.fits(model):
-            raise _replaced_error(key, model.encoder.digest)
+        model = self._loaded(key)
+        if model is None:
+            # Held while the model loads, so that two requests do not load the same one twice.
+            with self._locks.setdefault(key.spec, threading.Lock()):
+                model = self._loaded(key) or self._load_newest(key)
         return model
+
+    def _loaded(self, key: ModelKey) -> LoadedModel | None:
+        return next(filter(key.fits, self._models.get(key.spec, ())), None)
+
+    def _load_newest(self, key: ModelKey) -> LoadedModel:
+        """Load the model that the spec stands for now; refuse it if it is not the one meant."""
+        held = self._models.get(key.spec, ())
+        # Loading takes seconds, so not each search that needs a missing checkpoint tries it.
+        if self._clock() >= self._missing_until_s.get(key, 0.0):
+            model = self._load(key.spec)
+            others = (each for each in held if each.encoder.digest != model.encoder.digest)
+            self._models[key.spec] = held = (model, *others)[:KEPT_MODELS]
+            if key.fits(model):
+                return model
+            self._missing_until_s[key] = self._clock() + MISSING_FOR_S
+        raise _replaced_error(key, held[0].encoder.digest)
 
 
 def _replaced_error(key: ModelKey, found: str) -> SchemaMismatch:
