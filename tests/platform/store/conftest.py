@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,23 @@ def _make_image(
 def make_image() -> MakeImage:
     """Build an image whose content depends on its id and a seed only."""
     return _make_image
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
+    """Files cannot grow beyond 100 kB: as on a full disk, writes raise `OSError`."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Let the disk be full in a block."""
+    return _full_disk
 
 
 def _open_lite(directory: Path) -> EmbeddedStore:

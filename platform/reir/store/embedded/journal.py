@@ -151,14 +151,21 @@ class Journal:
         """
         # A rows file of its own, so that readers of the journal that is replaced keep theirs.
         token = secrets.token_hex(4)
-        temporary = path.with_suffix(".new")
-        temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()) + _end(FIRST_FRAME, 0))
-        _rows_path(path, token).touch()
-        with contextlib.closing(Journal(temporary, dim, to_write=True)) as journal:
-            for change in changes:
-                journal.append(change)
-            temporary.replace(path)
-            journal.write_stamp()  # after the rename, since that changes the ctime in the stamp
+        temporary, rows = path.with_suffix(".new"), _rows_path(path, token)
+        try:
+            temporary.write_bytes(_START.pack(_MAGIC, dim, token.encode()) + _end(FIRST_FRAME, 0))
+            rows.touch()
+            with contextlib.closing(Journal(temporary, dim, to_write=True)) as journal:
+                for change in changes:
+                    journal.append(change)
+                temporary.replace(path)
+                journal.write_stamp()  # after the rename, since that changes the ctime in the stamp
+        except BaseException:
+            # The disk may be full, so nothing useless may stay on it.
+            if temporary.exists():  # otherwise the rows already belong to the journal at `path`
+                rows.unlink(missing_ok=True)
+                temporary.unlink()
+            raise
         _remove_rows(path, but=token)
 
     @staticmethod
@@ -296,12 +303,22 @@ class Journal:
         """Yield the bytes and the offset of each complete frame from `offset` on."""
         # Read before the frames: those that a writer appends meanwhile may only make them longer.
         recorded = self._recorded_end()
-        data = memoryview(os.pread(self._file, max(0, self.size - offset), offset))
+        data = self._bytes_from(offset)
         start = 0
         while (end := self._next_end(data[start:], offset + start)) is not None:
             yield data[start : start + end], offset + start
             start += end
         self._check_end(offset + start, recorded)
+
+    def _bytes_from(self, offset: int) -> memoryview:
+        end, parts = self.size, []
+        while offset < end:  # one `pread` returns at most 2 GiB
+            part = os.pread(self._file, end - offset, offset)
+            if not part:  # the file was truncated meanwhile
+                break
+            parts.append(part)
+            offset += len(part)
+        return memoryview(b"".join(parts))
 
     def _recorded_end(self) -> int:
         """End of the frames, from the header. A killed writer may have left more bytes after it."""

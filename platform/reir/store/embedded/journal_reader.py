@@ -59,6 +59,7 @@ class JournalReader:
         self._journal: Journal | None = None
         self._index = ExactIndex(1)  # stands in until the dimension is known
         self._offset = FIRST_FRAME
+        self._compact_above = COMPACT_ABOVE_ROWS
 
     def search(
         self, queries: FloatArray, limit: int, tree: Filter | None, version: str
@@ -89,10 +90,22 @@ class JournalReader:
             self._close()
 
     def _refresh(self) -> None:
+        journal = self._journal
+        if journal is not None and journal.is_current and journal.size == self._offset:
+            return  # the usual case, which has to be fast
+        try:
+            self._update()
+        except BaseException:
+            self._close()  # so that the next search opens and verifies it again
+            raise
+
+    def _update(self) -> None:
         try:
             # Only when it was opened: a comparison with the store reads the whole ledger.
             if self._catch_up():
                 self._maintainer.verify()
+            if self._is_mostly_dead() and self._compact():
+                self._catch_up()
         except JournalDamagedError as error:
             self._close()
             self._maintainer.repair(str(error))
@@ -104,15 +117,14 @@ class JournalReader:
         is_new = journal is None or not journal.is_current
         if journal is None or is_new:
             journal = self._open()
-        elif journal.size == self._offset:  # the usual case, which has to be fast
-            return False
         for frame in journal.read(self._offset):
             self._index.apply(frame)
             self._offset = frame.end
-        # With more dead rows than live ones, reads cost twice as much memory and time as necessary.
-        if self._index.num_dead > max(len(self._index), COMPACT_ABOVE_ROWS) and self._compact():
-            self._catch_up()
         return is_new
+
+    def _is_mostly_dead(self) -> bool:
+        """Whether reads cost more than twice as much memory and time as necessary."""
+        return self._index.num_dead > max(len(self._index), self._compact_above)
 
     def _open(self) -> Journal:
         self._close()
@@ -125,15 +137,27 @@ class JournalReader:
         if self._journal is not None:
             self._journal.close()
         self._journal, self._index, self._offset = None, ExactIndex(1), FIRST_FRAME
+        self._compact_above = COMPACT_ABOVE_ROWS
 
     def _compact(self) -> bool:
         """Rewrite the journal without dead rows; return whether that was done.
 
         Not done while a writer holds the lock, since the search that called this must not wait.
         """
-        with FileLock(self._lock) as lock:
-            journal = self._journal
-            if journal is None or not lock.acquire() or not journal.is_current:
-                return False
-            Journal.create(self._path, self._index.dim, live_changes(journal))
-            return True
+        journal = self._journal
+        if journal is None:
+            return False
+        try:
+            with FileLock(self._lock) as lock:
+                if not lock.acquire() or not journal.is_current:
+                    return False
+                # The stamp of the new journal would hide that frames are missing in this one.
+                if not journal.has_valid_stamp:
+                    return False
+                Journal.create(self._path, self._index.dim, live_changes(journal))
+        except OSError:
+            # The search works without it. If the disk is full, each attempt fills it for a while,
+            # so the next one is made only when there is more to gain.
+            self._compact_above = 2 * self._index.num_dead
+            return False
+        return True

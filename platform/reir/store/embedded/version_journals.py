@@ -151,13 +151,17 @@ class VersionJournals:
 
     def compact(self, collection: str, source: VersionSource) -> None:
         """Rewrite the journal without replaced and deleted rows; the caller holds `writing`."""
-        path, dim = self._path(collection), source.dim()
-        # A missing or damaged journal is rebuilt from the store by the next reader anyway.
-        with (
-            contextlib.suppress(FileNotFoundError, JournalDamagedError),
-            contextlib.closing(Journal(path, dim)) as journal,
-        ):
-            Journal.create(path, dim, live_changes(journal))
+        maintainer = self._maintainer(collection, source)
+        try:
+            with contextlib.closing(Journal(maintainer.path, source.dim())) as journal:
+                # The stamp of the new journal would hide that frames are missing in this one.
+                if not journal.has_valid_stamp:
+                    maintainer.check_photos()
+                Journal.create(maintainer.path, source.dim(), live_changes(journal))
+        except FileNotFoundError:
+            pass  # the next reader builds it from the store
+        except JournalDamagedError as error:
+            maintainer.rebuild(str(error))
 
     def close(self) -> None:
         """Close every journal."""
@@ -246,14 +250,14 @@ class _Maintainer:
             return
         with exclusive(self.lock):
             if not self._has_valid_stamp():  # a writer may have written it while we waited
-                self._check_photos()
+                self.check_photos()
 
     def repair(self, why: str) -> None:
         """Rebuild the journal, unless another process has done so in the meantime."""
         with exclusive(self.lock):
             # Checked again: the process that held the lock before may have rebuilt the journal.
             try:
-                self._check_photos()
+                self.check_photos()
             except (FileNotFoundError, JournalDamagedError):
                 self.rebuild(why)
 
@@ -280,11 +284,7 @@ class _Maintainer:
         unequal = {key for key, _ in read.items() ^ stored.items()}
         return len(unequal - self.source.unfinished()) if unequal else 0
 
-    def _has_valid_stamp(self) -> bool:
-        with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
-            return journal.has_valid_stamp
-
-    def _check_photos(self) -> None:
+    def check_photos(self) -> None:
         """Verify all checksums, and compare with the ledger; the caller holds the lock.
 
         Raises:
@@ -301,6 +301,10 @@ class _Maintainer:
             # If the stamp cannot be written, the next reader compares again.
             with contextlib.suppress(OSError):
                 journal.write_stamp()
+
+    def _has_valid_stamp(self) -> bool:
+        with contextlib.closing(Journal(self.path, self.source.dim())) as journal:
+            return journal.has_valid_stamp
 
 
 def _checksums(changes: Iterable[Change]) -> Iterator[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from reir.store.filters import parse
 DIM = 8
 
 MakeImage = Callable[..., IndexedImage]
+FullDisk = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -213,6 +215,35 @@ def test_replaced_rows_are_compacted_away(
         rows = list(journal.path.parent.glob("*.rows"))
         assert len(rows) == 1
     assert max(sizes) < 8 * sizes[0]
+
+
+def test_a_search_works_although_the_disk_is_too_full_to_compact(
+    journal: Journal,
+    reader: JournalReader,
+    make_image: MakeImage,
+    monkeypatch: pytest.MonkeyPatch,
+    full_disk: FullDisk,
+) -> None:
+    """Compaction is tried again once it would free twice as many rows."""
+    monkeypatch.setattr(journal_reader, "COMPACT_ABOVE_ROWS", 20)
+    (rows,) = journal.path.parent.glob("*.rows")
+
+    def put(seed: int) -> None:
+        journal.append(put_change([make_image("a", 8, seed=seed)], DIM))
+
+    for seed in range(4):
+        put(seed)
+    files = {*journal.path.parent.iterdir(), journal.path.with_suffix(".lock")}
+    with full_disk():
+        assert len(reader.search(query(), 100, None, "v")[0]) == 8
+    assert {*journal.path.parent.iterdir()} == files
+    put(4)
+    assert len(reader.search(query(), 100, None, "v")[0]) == 8
+    assert rows.exists(), "32 of 40 rows are dead"
+    for seed in range(5, 9):
+        put(seed)
+    assert len(reader.search(query(), 100, None, "v")[0]) == 8
+    assert not rows.exists(), "64 of 72 rows were dead"
 
 
 def test_a_selection_does_not_see_later_changes(journal: Journal, make_image: MakeImage) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ START = 16
 """Bytes before the recorded end; damage to those is detected when a journal is opened."""
 
 MakeImage = Callable[..., IndexedImage]
+FullDisk = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -205,3 +208,27 @@ def test_compaction_keeps_live_images(journal: Journal, make_image: MakeImage) -
     assert len(frames[-1].table) == sum(image.num_instances for image, _ in kept)
     assert len(frames[-1].table) < len(last.table)
     assert compacted.size < journal.size
+
+
+def test_a_journal_that_cannot_be_written_leaves_no_files(
+    journal: Journal, make_image: MakeImage, full_disk: FullDisk
+) -> None:
+    journal.append(put(make_image("a")))
+    before = sorted(journal.path.parent.iterdir())
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        Journal.create(journal.path, DIM, [put(make_image("b"))])
+    assert sorted(journal.path.parent.iterdir()) == before
+    assert contents(list(Journal(journal.path, DIM).read())) == [(["a"], [])]
+    assert journal.has_valid_stamp
+
+
+def test_a_journal_is_read_in_several_parts_if_need_be(
+    journal: Journal, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux returns at most 2 GiB at once; here 100 bytes stand for them."""
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 100), at))
+    for name in "abc":
+        journal.append(put(make_image(name)))
+    assert contents(list(journal.read())) == [(["a"], []), (["b"], []), (["c"], [])]
+    assert list(journal.images()) == ["a", "b", "c"]

@@ -6,11 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from reir.errors import StoreUnavailable
 from reir.records import IndexedImage
+from reir.store.embedded import journal_reader
 from reir.store.embedded.journal import (
     _STAMP,
     _START,
@@ -246,4 +249,53 @@ def test_compare_finds_every_difference(
     assert journals.compare(NAME, stored) == 0
     cut_to_half(journal)
     assert journals.compare(NAME, stored) > 0
+    assert answers(journals, stored) == expected
+
+
+@pytest.mark.parametrize("damage", [lose_power, lose_the_stamp, cut_to_half, flip_a_row])
+def test_compaction_does_not_hide_lost_frames(
+    stored: FakeSource,
+    journal: Path,
+    damage: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = answers(VersionJournals(journal.parent), stored)
+    damage(journal)
+    journals = VersionJournals(journal.parent)
+    for _ in range(2):
+        with journals.writing(NAME):
+            journals.compact(NAME, stored)
+        assert answers(VersionJournals(journal.parent), stored) == expected
+        assert len(caplog.records) == 1
+
+
+def test_a_search_that_compacts_does_not_hide_lost_frames(
+    tmp_path: Path,
+    stored: FakeSource,
+    make_image: MakeImage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(journal_reader, "COMPACT_ABOVE_ROWS", 20)
+    writer = VersionJournals(tmp_path)
+    with writer.writing(NAME):
+        writer.create(NAME, DIM)
+        for image in (make_image("s0", 40), make_image("s0", 40), *stored.images.values()):
+            writer.put(NAME, DIM, [image])
+    lose_power(tmp_path / f"{NAME}.journal")
+    assert len(answers(VersionJournals(tmp_path), stored)) == 24
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("lite", "gone"), KeyboardInterrupt()])
+def test_a_comparison_that_failed_is_made_again(
+    stored: FakeSource, journal: Path, failure: BaseException
+) -> None:
+    expected = answers(VersionJournals(journal.parent), stored)
+    lose_power(journal)
+    journals = VersionJournals(journal.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "difference", Mock(side_effect=failure))
+        with pytest.raises(type(failure)):
+            answers(journals, stored)
     assert answers(journals, stored) == expected
