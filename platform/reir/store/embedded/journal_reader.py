@@ -89,6 +89,24 @@ class JournalReader:
         with self._mutex:
             self._close()
 
+    def release_replaced(self) -> bool:
+        """Close the journal if it was deleted or replaced; a later search opens it again.
+
+        Does not wait for a search, which may itself wait for a lock of the caller.
+
+        Returns:
+            Whether the journal was closed.
+        """
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            is_replaced = self._journal is not None and not self._journal.is_current
+            if is_replaced:
+                self._close()
+            return is_replaced
+        finally:
+            self._mutex.release()
+
     def _refresh(self) -> None:
         journal = self._journal
         if journal is not None and journal.is_current and journal.size == self._offset:

@@ -92,6 +92,8 @@ class VersionJournals:
     def drop(self, collection: str) -> None:
         """Delete the journal; the caller holds `writing`."""
         Journal.remove(self._path(collection))
+        with self._mutex:
+            self._release_replaced()
 
     def put(self, collection: str, dim: int, images: Iterable[IndexedImage]) -> None:
         """Record that images were written; the caller holds `writing`."""
@@ -175,6 +177,8 @@ class VersionJournals:
     def _reader(self, collection: str, source: VersionSource) -> JournalReader:
         with self._mutex:
             if collection not in self._readers:
+                # Other processes drop versions, too, and most often after they have made a new one.
+                self._release_replaced()
                 maintainer = self._maintainer(collection, source)
                 self._readers[collection] = JournalReader(
                     maintainer.path, maintainer.lock, maintainer
@@ -202,14 +206,28 @@ class VersionJournals:
 
     def _writer(self, collection: str, dim: int) -> Journal:
         """The current journal, which stays open so that not every write has to find its end."""
-        journal = self._writers.get(collection)
-        if journal is None or not journal.is_current:
-            if journal is not None:
+        with self._mutex:
+            journal = self._writers.get(collection)
+            if journal is None or not journal.is_current:
+                self._release_replaced()
+                journal = self._writers[collection] = Journal(
+                    self._path(collection), dim, to_write=True
+                )
+            return journal
+
+    def _release_replaced(self) -> None:
+        """Close journals that were deleted or replaced, which take up memory and disk.
+
+        The caller holds the mutex.
+        """
+        # No thread writes to such a journal: writers hold the lock under which it was replaced.
+        for collection, writer in list(self._writers.items()):
+            if not writer.is_current:
                 self._writers.pop(collection).close()
-            journal = self._writers[collection] = Journal(
-                self._path(collection), dim, to_write=True
-            )
-        return journal
+        for collection, reader in list(self._readers.items()):
+            # If only replaced, the reader is kept, since a search may be about to use it.
+            if reader.release_replaced() and not self._path(collection).exists():
+                del self._readers[collection]
 
     def _maintainer(self, collection: str, source: VersionSource) -> _Maintainer:
         return _Maintainer(collection, self._path(collection), self._lock(collection), source)

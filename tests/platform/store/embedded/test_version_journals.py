@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from unittest.mock import Mock
@@ -299,3 +302,52 @@ def test_a_comparison_that_failed_is_made_again(
         with pytest.raises(type(failure)):
             answers(journals, stored)
     assert answers(journals, stored) == expected
+
+
+def held_files(folder: Path) -> list[str]:
+    """Files of a folder that this process has open or mapped, including deleted ones."""
+    held = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.append(os.readlink(each))
+    return [each for each in held if each.startswith(str(folder))]
+
+
+@pytest.mark.parametrize("by_another_process", [True, False])
+def test_the_files_of_a_dropped_version_are_released(
+    stored: FakeSource, journal: Path, by_another_process: bool
+) -> None:
+    """Otherwise a server in which galleries are indexed again and again would fill up."""
+    journals = VersionJournals(journal.parent)
+    with journals.writing(NAME):
+        journals.put(NAME, DIM, stored.images.values())
+    expected = answers(journals, stored)
+    assert held_files(journal.parent)
+    dropping = VersionJournals(journal.parent) if by_another_process else journals
+    with dropping.writing(NAME):
+        dropping.drop(NAME)
+    if by_another_process:
+        other = instances_collection("g", "v2")
+        assert journals.count(other, stored) == journals.count(other, stored) == 24
+        assert NAME not in "".join(held_files(journal.parent))
+        assert answers(journals, stored) == expected, "the version was made anew"
+    else:
+        assert held_files(journal.parent) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_drop_does_not_wait_for_a_search_that_waits_for_its_lock(
+    stored: FakeSource, journal: Path
+) -> None:
+    journal.with_suffix(".stamp").unlink()
+    journals = VersionJournals(journal.parent)
+    found: list[int] = []
+    search = threading.Thread(target=lambda: found.append(len(answers(journals, stored))))
+    with journals.writing(NAME):
+        search.start()
+        time.sleep(0.3)  # enough for the search to begin to wait
+        journals.drop(NAME)
+        journals.create(NAME, DIM)
+        journals.put(NAME, DIM, stored.images.values())
+    search.join(timeout=20)
+    assert found == [24]
