@@ -17,9 +17,14 @@ def open_filesystem(uri: str) -> tuple[FileSystem, str]:
             "endpoint_override=..."; credentials come from the environment (AWS_*, GOOGLE_*).
 
     Raises:
-        ArrowException, OSError: the kind of storage or an option is unknown.
+        ArrowException, OSError: the kind of storage or an option is unknown. The message does not
+            contain what may be secret in the URI.
     """
-    filesystem, path = FileSystem.from_uri(uri)
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except ArrowException as error:
+        # Its message may repeat the URI. Without the original error, which tracebacks would show.
+        raise type(error)(str(error).replace(uri, without_secrets(uri))) from None
     return filesystem, path.rstrip("/")  # callers append "/name", and "//" would be another key
 
 

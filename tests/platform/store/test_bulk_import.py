@@ -252,3 +252,9 @@ def test_the_error_names_a_storage_that_cannot_be_written(tmp_path: Path) -> Non
     place.touch()
     with pytest.raises(StoreError, match=rf"cannot write a file for bulk import into {place}: "):
         import_rows(_Reader(open), iter([]), str(place))  # type: ignore[arg-type]
+
+
+def test_the_error_about_a_wrong_storage_has_no_credentials() -> None:
+    with pytest.raises(StoreError, match="into s3://bucket/a b: Cannot parse URI") as caught:
+        import_rows(_Reader(open), iter([]), "s3://KEY:SECRET@bucket/a b")  # type: ignore[arg-type]
+    assert "SECRET" not in str(caught.value)

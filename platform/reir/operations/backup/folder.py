@@ -143,9 +143,7 @@ def open_folder(place: str) -> BackupFolder:
     try:
         return BackupFolder(*open_filesystem(place), without_secrets(place))
     except STORAGE_ERRORS as error:
-        public = without_secrets(place)
         raise ConfigError(
-            # The message of the library may repeat the address, which may contain credentials.
-            f"the folder {public!r} cannot be used: {str(error).replace(place, public)}; name a "
-            f"local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
+            f"the folder {without_secrets(place)!r} cannot be used: {error}; name a local path, "
+            f"s3://BUCKET/PATH or gs://BUCKET/PATH"
         ) from error
