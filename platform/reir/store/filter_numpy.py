@@ -69,8 +69,7 @@ def evaluate(tree: Filter, get_column: ColumnGetter) -> Mask:
             return column.expand(_compare(column.values, name, value))
         case In(field, values):
             column = get_column(field)
-            masks = [_compare(column.values, "==", value) for value in values]
-            return column.expand(_any(masks, len(column.values)))
+            return column.expand(_equals_any(column.values, values))
         case StartsWith(field, prefix):
             column = get_column(field)
             return column.expand(_test(column.values, str, lambda text: text.startswith(prefix)))
@@ -117,18 +116,30 @@ def _row_arrays(rows: Sequence[InstanceRow]) -> InstanceArrays:
     )
 
 
-def _any(masks: list[Mask], length: int) -> Mask:
-    return reduce(operator.or_, masks, np.zeros(length, dtype=np.bool_))
-
-
 def _compare(values: npt.NDArray[Any], name: Operator, value: Value) -> Mask:
     """Compare each value with one literal; values of another type compare as false."""
     compare = _OPERATORS[name]
     if values.dtype != object:
         # The literal is rounded to float32 like the values, so that 0.1 equals a stored 0.1.
         return np.asarray(compare(values, values.dtype.type(value)), dtype=np.bool_)
-    kind = type(value) if isinstance(value, str | bool) else (int, float)
-    return _test(values, kind, lambda each: compare(each, value))
+    return _test(values, _kind(value), lambda each: compare(each, value))
+
+
+def _equals_any(values: npt.NDArray[Any], wanted: Sequence[Value]) -> Mask:
+    """Compare each value with many literals, without one pass for each of them."""
+    if values.dtype != object:
+        rounded = [values.dtype.type(each) for each in wanted]
+        return np.isin(values, np.array(rounded, dtype=values.dtype))
+    by_kind: dict[type | tuple[type, ...], set[Value]] = {}
+    for each in wanted:
+        by_kind.setdefault(_kind(each), set()).add(each)
+    masks = (_test(values, kind, literals.__contains__) for kind, literals in by_kind.items())
+    return reduce(operator.or_, masks, np.zeros(len(values), dtype=np.bool_))
+
+
+def _kind(value: Value) -> type | tuple[type, ...]:
+    """Return the types of the values that a literal can equal."""
+    return type(value) if isinstance(value, str | bool) else (int, float)
 
 
 def _test(

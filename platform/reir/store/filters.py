@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from reir.errors import FilterError, nearest_name
@@ -297,7 +298,8 @@ class _Parser:
 
     def _number(self, token: _Token) -> int | float:
         whole = re.fullmatch(r"[+-]?\d+", token.text) is not None
-        value = int(token.text) if whole else float(token.text)
+        # `int` refuses a text of thousands of digits, which `Decimal` reads exactly, too.
+        value = int(Decimal(token.text)) if whole else float(token.text)
         limit = MAX_INT if whole else MAX_FLOAT
         if abs(value) > limit:
             raise self._error(token, f"numbers must be between -{limit} and {limit}")

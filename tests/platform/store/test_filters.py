@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -58,6 +61,8 @@ CAMERA = Field("camera", attribute=True)
             ),
         ),
         ("((area > 1))", Comparison(AREA, ">", 1)),
+        ("area > -9223372036854775807", Comparison(AREA, ">", -(2**63) + 1)),
+        ("area > " + "0" * 8000 + "1", Comparison(AREA, ">", 1)),
     ],
 )
 def test_a_filter_is_parsed_to_a_tree(text: str, tree: Filter) -> None:
@@ -91,6 +96,7 @@ def test_a_filter_is_parsed_to_a_tree(text: str, tree: Filter) -> None:
         ("uri == 'a\ud800'", "surrogate"),
         ("area > 9223372036854775808", "numbers must be between"),
         ("area > 1e39", "numbers must be between"),
+        ("area > -" + "1" * 8000, "numbers must be between"),
         ("area > 1e999", "numbers must be between"),
         ("area > 1x", "not part of the filter language"),
         ("area > 1; drop", "not part of the filter language"),
@@ -304,6 +310,34 @@ def test_values_of_different_types_are_never_equal(text: str, kept: list[int]) -
     values = Column(objects([attributes.get("k") for attributes in MIXED]))
     mask = evaluate(parse(text), lambda _: values)
     assert np.flatnonzero(mask).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        objects([None, *NUMBERS, *STRINGS, True, False, 2**53 + 1]),
+        np.array(NUMBERS, dtype=np.float32),
+    ],
+)
+def test_in_selects_what_comparisons_one_by_one_select(values: npt.NDArray[Any]) -> None:
+    literals = (0.1, -0.0, 1, 2**53 + 1, float(2**53), *range(-99, 0))
+    if values.dtype == object:
+        literals += (True, "a", "é", "0.1")
+    tree = Or(tuple(Comparison(CAMERA, "==", each) for each in literals))
+    wanted = evaluate(tree, lambda _: Column(values))
+    assert wanted.any()
+    assert not wanted.all()
+    assert evaluate(In(CAMERA, literals), lambda _: Column(values)).tolist() == wanted.tolist()
+
+
+def test_in_compares_each_value_once() -> None:
+    """With one pass for each literal, a long list over many photos would take half a minute."""
+    names = objects([f"{number:020}" for number in range(100_000)])
+    tree = In(Field("image_id"), tuple(names[:400]))
+    began = time.process_time()
+    mask = evaluate(tree, lambda _: Column(names))
+    assert time.process_time() - began < 2
+    assert mask.sum() == 400
 
 
 def test_values_of_images_apply_to_all_their_instances() -> None:
