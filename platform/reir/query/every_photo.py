@@ -361,7 +361,9 @@ def _checked(query: EveryPhotoQuery) -> EveryPhotoQuery:
     for name in given:
         check_number(name, _value(query, name), 0.0, 1.0)
     if query.where is not None:
-        parse(query.where)  # only for its errors: the stores parse the text themselves
+        # Only for its errors: the stores parse the text themselves. A server may have added the
+        # condition on a tenant.
+        parse(query.where, added=1)
     return query
 
 

@@ -142,7 +142,9 @@ def check_query(query: Query) -> Query:
         QueryError: a part is out of range; `field` names it.
     """
     if query.where is not None:
-        parse(query.where)  # only for its errors: the stores parse the text themselves
+        # Only for its errors: the stores parse the text themselves. A server may have added the
+        # condition on a tenant.
+        parse(query.where, added=1)
     if not 1 <= len(query.terms) <= MAX_TERMS:
         raise QueryError("terms", f"must hold 1 to {MAX_TERMS} terms, got {len(query.terms)}")
     terms = tuple(map(_checked_term, query.terms))

@@ -106,7 +106,8 @@ def _allowed(request: RerankRequest, photo: StoredPhoto) -> Mask:
             allowed[int(number)] = False
     if request.where is None:
         return allowed
-    return allowed & evaluate(parse(request.where), lambda field: photo_column(photo, field))
+    tree = parse(request.where, added=1)
+    return allowed & evaluate(tree, lambda field: photo_column(photo, field))
 
 
 def _neighbors(photo: StoredPhoto, reranked: PhotoScores, number: int) -> tuple[Neighbor, ...]:

@@ -25,6 +25,8 @@ from reir.store.filter_fields import FIELDS, STRING_FIELDS
 MAX_LENGTH = 8192
 # A server refuses 50 nested levels, to which the translation adds its own.
 MAX_DEPTH = 16
+ADDED_LENGTH = 256
+"""Length of a condition that the platform adds to a filter; see `parse`."""
 # Integers of JSON columns have 64 bits, and number columns are float32.
 MAX_INT = 2**63 - 1
 MAX_FLOAT = 3.4e38
@@ -104,15 +106,21 @@ def fields_of(tree: Filter) -> set[Field]:
     return {tree.field}
 
 
-def parse(text: str) -> Filter:
+def parse(text: str, *, added: int = 0) -> Filter:
     """Parse a filter.
+
+    Args:
+        text: the filter.
+        added: how many conditions the platform may have added to what the user wrote: that on a
+            tenant, and a range of image ids. The limits of length and depth leave room for them.
 
     Raises:
         FilterError: it cannot be parsed, or names an unknown field; the message says where.
     """
-    if len(text) > MAX_LENGTH:
-        raise FilterError("filter", f"at most {MAX_LENGTH} characters are allowed, got {len(text)}")
-    return _Parser(text).parse()
+    max_length = MAX_LENGTH + added * ADDED_LENGTH
+    if len(text) > max_length:
+        raise FilterError("filter", f"at most {max_length} characters are allowed, got {len(text)}")
+    return _Parser(text, MAX_DEPTH + added).parse()
 
 
 class _Token(NamedTuple):
@@ -165,8 +173,8 @@ def _error(text: str, position: int, problem: str) -> FilterError:
 class _Parser:
     """Recursive descent over the tokens: or > and > not > comparison."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, max_depth: int) -> None:
+        self._text, self._max_depth = text, max_depth
         self._tokens = _tokenize(text)
         self._next = 0
         self._depth = 0
@@ -192,8 +200,8 @@ class _Parser:
     def _not(self) -> Filter:
         # Every recursion passes through here, so Python's stack cannot overflow either.
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise self._error(self._peek(), f"it is nested deeper than {MAX_DEPTH} levels")
+        if self._depth > self._max_depth:
+            raise self._error(self._peek(), f"it is nested deeper than {self._max_depth} levels")
         if self._accept("keyword", "not"):
             result: Filter = Not(self._not())
         elif self._accept("symbol", "("):

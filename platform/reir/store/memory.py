@@ -241,7 +241,7 @@ class MemoryStore:
         check_dim(queries.shape[1], stored.spec.dim, version)
         rows = [row for image_rows in stored.rows.values() for row in image_rows]
         if where is not None:
-            mask = evaluate(parse(where), lambda field: row_column(rows, field))
+            mask = evaluate(parse(where, added=2), lambda field: row_column(rows, field))
             rows = [row for row, kept in zip(rows, mask, strict=True) if kept]
         if not rows:
             return [[] for _ in queries]

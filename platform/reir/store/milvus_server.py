@@ -81,7 +81,9 @@ class MilvusServerStore(MilvusStore):
     ) -> list[list[InstanceRow]]:
         """The `limit` instances of largest inner product for each query vector, best first."""
         queries = validation.check_queries(vectors, limit)
-        condition = "" if where is None else self._condition(gallery, version, parse(where))
+        condition = (
+            "" if where is None else self._condition(gallery, version, parse(where, added=2))
+        )
         self._check_dim(gallery, version, queries.shape[1])
         if not len(queries):
             return []

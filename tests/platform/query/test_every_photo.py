@@ -25,6 +25,7 @@ from reir.query.search import CheckpointExtras, Gallery
 from reir.records import FloatArray
 from reir.store import VersionSpec, open_store
 from reir.store.contract import InstanceRow
+from reir.store.filters import MAX_DEPTH, MAX_LENGTH
 from reir.store.memory import MemoryStore
 from reir_testing.evaluation.calibrations import score_calibration
 from reir_testing.lookup_gallery import DIM, LookupEncoder, fill_gallery, images_from_vectors
@@ -125,6 +126,24 @@ def test_few_photos_come_best_first_and_many_by_image_id(monkeypatch: pytest.Mon
     assert few == sorted(few, reverse=True)
     many = [each.image_id for each in gallery.every_photo("number 0", min_presence=0)]
     assert many == [f"img{number:03d}" for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "area >= 0".ljust(MAX_LENGTH),
+        "(" * (MAX_DEPTH - 1) + "area >= 0" + ")" * (MAX_DEPTH - 1),
+        "not " * (MAX_DEPTH - 1) + "area < 0",
+    ],
+    ids=["long", "parentheses", "not"],
+)
+def test_the_largest_filters_apply_to_every_part(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(every_photo, "FIRST_PHOTOS", 3)
+    monkeypatch.setattr(every_photo, "PART_PHOTOS", 10)
+    gallery = gallery_of(scattered(40, 0), [1] * 40)
+    assert len(list(gallery.every_photo("number 0", min_presence=0, where=where))) == 40
 
 
 def test_parts_are_read_while_the_answer_is_iterated_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from reir.query.search import Gallery, open_gallery
 from reir.records import FloatArray, ImageRecord, IndexedImage, Instances, MaskRle
 from reir.results import Hit
 from reir.store import InstanceRow, InstanceStore, VersionSpec, open_store
+from reir.store.filters import MAX_LENGTH
 from reir.store.memory import MemoryStore
 from reir_testing import FakeEncoder, draw_scene
 from reir_testing.fake_models import FAKE_KINDS, BetterEncoder, WorseEncoder
@@ -178,7 +179,8 @@ def test_reading_by_parts_keeps_the_filter_and_odd_image_ids(
     fill_gallery(store, images)
     monkeypatch.setattr(ranking, "MAX_LIMIT", 6)
     gallery = Gallery("photos", store, LookupEncoder())
-    found = gallery.search("number 0", k=30, where="attr.parity == 0 or attr.parity == 7").hits
+    where = "attr.parity == 0 or attr.parity == 7".ljust(MAX_LENGTH)  # as long as allowed
+    found = gallery.search("number 0", k=30, where=where).hits
     wanted = reference(images, TIED_VECTORS[0], 30, 1, parity=0)
     assert [hit.instance_id for hit in found] == [each for each, _ in wanted]
     assert len(found) == 20

@@ -60,7 +60,7 @@ class EmbeddedStore(MilvusStore):
     ) -> Sequence[Sequence[InstanceRow]]:
         """The `limit` instances of largest inner product for each query vector, best first."""
         queries = validation.check_queries(vectors, limit)
-        query = (queries, limit, None if where is None else parse(where))
+        query = (queries, limit, None if where is None else parse(where, added=2))
         name = instances_collection(gallery, version)
         return self._journals.search(name, self._source(gallery, version), query, version)
 
