@@ -203,25 +203,31 @@ class Photos:
             )
         hand_over(self.store, gallery, version, [record.image_id])
         holder = self._holder(gallery, version, record)
-        image = IndexedImage(record, encoded.instances)
-        if holder is not None:
-            duplicate = replace(record, num_instances=0, same_as=holder.image_id)
-            image = IndexedImage(duplicate, None)
-        self.store.upsert_images(gallery, version, [image])
-        return image.record
+        while holder:
+            duplicate = replace(record, num_instances=0, same_as=holder)
+            self.store.upsert_images(gallery, version, [IndexedImage(duplicate, None)])
+            # The holder may have been deleted before it could hand over to this duplicate.
+            named, holder = holder, self._holder(gallery, version, record)
+            if holder == named:
+                return duplicate
+        self.store.upsert_images(gallery, version, [IndexedImage(record, encoded.instances)])
+        return record
 
-    def _holder(self, gallery: str, version: str, record: ImageRecord) -> ImageRecord | None:
-        """Return the photo that holds the content of another one with equal attributes."""
+    def _holder(self, gallery: str, version: str, record: ImageRecord) -> str:
+        """Return the id of the photo that holds the content of another one with equal attributes.
+
+        It is empty if there is none.
+        """
         found = self.store.find_content(gallery, version, {record.content_hash})
         return next(
             (
-                row
+                row.image_id
                 for row in found.get(record.content_hash, ())
                 if row.holds_instances
                 and row.image_id != record.image_id
                 and dict(row.attributes) == dict(record.attributes)
             ),
-            None,
+            "",
         )
 
     def delete(self, gallery: str, version: str, image_id: str) -> bool:
@@ -248,8 +254,11 @@ class Photos:
         tenant is part of the hash, so two tenants never share a file.
         """
         # `name` comes from a client: only its last part counts, and no character may have a meaning
-        # in a path. The end is kept for its suffix; the cut may have split an escape ("%C3").
-        shown = quote(Path(name).name, safe=" ()-,")[-MAX_NAME_BYTES:].lstrip(".%") or "photo"
+        # in a path. The end is kept for its suffix, in whole characters and not in parts of their
+        # escapes ("%C3%A9").
+        kept = Path(name).name[-MAX_NAME_BYTES:]
+        while len(shown := quote(kept, safe=" ()-,").lstrip(".") or "photo") > MAX_NAME_BYTES:
+            kept = kept[1:]
         tenant = tenant_of(attributes).encode()
         folder = content_hash(tenant + b"/" + data if tenant else data)
         return self.uploads / check_name("gallery", gallery) / folder[:16] / shown

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -17,7 +18,7 @@ from reir.store import InstanceStore, open_store
 from reir.store.memory import MemoryStore
 from reir_serving.backend import photos as photos_module
 from reir_serving.backend.models import LoadedModel, ModelCache
-from reir_serving.backend.photos import EncodedPhoto, Photos, encode_photo
+from reir_serving.backend.photos import MAX_NAME_BYTES, EncodedPhoto, Photos, encode_photo
 from reir_serving.backend.service import Service
 from reir_serving.backend.workers import SearchWorkers
 from reir_serving.config import ServeConfig
@@ -119,6 +120,31 @@ def test_a_duplicate_photo_gets_only_a_ledger_row(photos: Photos, pair: bytes) -
     assert (heir.same_as, heir.num_instances) == ("", 2)
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_upload_while_an_equal_photo_is_deleted_can_be_found(
+    photos: Photos, pair: bytes, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """The holder is deleted just before the row that names it is written."""
+    place, encoded = ("g", "v1"), encode(photos, pair)
+    holder = photos.add(place, encoded, pair, "a.png", {})
+    for number in range(others):
+        photos.add(place, encoded, pair, f"other {number}.png", {})
+    write = photos.store.upsert_images
+
+    def delete_then_write(*arguments: Any) -> None:
+        monkeypatch.setattr(photos.store, "upsert_images", write)
+        assert photos.delete(*place, holder.image_id)
+        write(*arguments)
+
+    monkeypatch.setattr(photos.store, "upsert_images", delete_then_write)
+    added = photos.add(place, encoded, pair, "b.png", {})
+    shown = photos.get(*place, added.image_id)
+    assert shown is not None
+    assert shown.record == added
+    assert len(shown.instances) == 2
+    assert bool(added.same_as) == bool(others)
+
+
 def test_a_photo_is_deleted_from_all_versions(photos: Photos, pair: bytes) -> None:
     encoded = encode(photos, pair)
     photos.store.create_version("g", "v0", photos.store.versions("g")[0].spec)
@@ -180,6 +206,21 @@ def test_photos_can_be_added_to_and_deleted_from_one_folder_concurrently(
         thread.join()
     assert errors == []
     assert photos.add(("g", "v1"), encoded, pair, "a.png", {}).status == "indexed"
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("\u65e5\u672c.png", "\u65e5\u672c.png"),
+        (".\u65e5.png", "\u65e5.png"),
+        ("100%.png", "100%.png"),
+        *((50 * "\u65e5" + n * "x", (120 - n) // 9 * "\u65e5" + n * "x") for n in range(9)),
+    ],
+)
+def test_an_uploaded_file_name_keeps_whole_characters(photos: Photos, name: str, kept: str) -> None:
+    path = photos._upload_path("g", b"", name, {})
+    assert unquote(path.name, errors="strict") == kept
+    assert len(path.name) <= MAX_NAME_BYTES
 
 
 @pytest.mark.parametrize(
