@@ -63,7 +63,8 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         # Created before the limit is known, because `_timeout` below needs it in any case.
-        body, headers = _BodyLimit(receive, 0), Headers(scope=scope)
+        headers = Headers(scope=scope)
+        body = _BodyLimit(receive, 0, is_complete=not _has_body(headers))
         try:
             if scope["path"].startswith(PREFIX):
                 self._authenticate(scope, headers, request_state(scope))
@@ -141,8 +142,8 @@ class AuthMiddleware:
 class _BodyLimit:
     """Counts the bytes of a body as they arrive, because a request may not state its size."""
 
-    def __init__(self, receive: Receive, limit_bytes: int) -> None:
-        self.limit_bytes, self.is_complete = limit_bytes, False
+    def __init__(self, receive: Receive, limit_bytes: int, *, is_complete: bool) -> None:
+        self.limit_bytes, self.is_complete = limit_bytes, is_complete
         self._receive, self._num_bytes = receive, 0
 
     async def receive(self) -> Message:
@@ -165,6 +166,11 @@ def _too_large(limit_bytes: int) -> ProblemError:
     # has read, for the next request.
     detail = f"the body exceeds this server's limit of {limit_bytes} bytes; send a smaller one"
     return ProblemError(TOO_LARGE, detail, headers={"Connection": "close"})
+
+
+def _has_body(headers: Headers) -> bool:
+    """Return whether a request announces a body; nobody reads that of one without."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
 
 
 def is_form(headers: Headers) -> bool:

@@ -19,8 +19,10 @@ from reir_serving.config import Limits
 from reir_serving.http.routes.galleries import GalleryOut
 from reir_serving.middleware import keys as keys_module
 from reir_serving.middleware.access import Caller, check_bind
+from reir_serving.middleware.auth import AuthMiddleware
 from reir_serving.middleware.keys import TRUSTED_S, KeyRing, KeysUnusable, new_key, revoke_key
 from reir_serving.middleware.rate_limits import RateLimit
+from reir_serving.middleware.request_state import SCOPE_KEY, RequestState
 
 SEARCH_BODY = {"gallery": "photos", "expression": "the red box"}
 
@@ -368,6 +370,57 @@ def test_a_slow_request_times_out(
     assert answer.status_code == 503
     assert answer.json()["type"] == "/problems/timed-out"
     assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_slow_request_without_a_body_times_out(
+    client_of: Any, backend: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(backend, "image", never)
+    monkeypatch.setattr(backend, "delete_image", never)
+    client = client_of(limits=Limits(request_timeout_s=0.05))
+    answer = client.request(method, "/v1/galleries/photos/images/0123456789abcdef0123")
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "/problems/timed-out"
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ((b"content-length", b"20"), 408),
+        ((b"transfer-encoding", b"chunked"), 408),
+        ((b"content-length", b"0"), 503),
+    ],
+)
+def test_only_a_request_with_a_body_can_be_too_slow(
+    header: tuple[bytes, bytes], status: int
+) -> None:
+    """The request arrives without its body, and the application waits for it."""
+
+    async def forever(*_: object) -> Any:
+        await asyncio.sleep(60)
+
+    async def application(_scope: object, receive: Any, _send: object) -> None:
+        await receive()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent = list[dict[str, Any]]()
+    scope = {
+        "type": "http",
+        "method": "DELETE",
+        "path": "/v1/x",
+        "headers": [header, (b"host", b"localhost")],
+        SCOPE_KEY: RequestState(request_id="1"),
+    }
+    middleware = AuthMiddleware(application, None, Limits(request_timeout_s=0.05))
+    asyncio.run(middleware(scope, forever, send))
+    assert sent[0]["status"] == status
 
 
 def test_a_safe_request_id_of_the_client_is_kept(client: TestClient) -> None:
