@@ -281,7 +281,8 @@ def _serve(config: ServeConfig, file: Path | None, *, as_json: bool) -> None:
         signal.signal(number, lambda number, _: events.put(number))
     with server_folder() as folder, ServerProcess(config, folder, events.put) as server:
         with messages().status("starting"):
-            event = events.get()
+            while (event := events.get()) == signal.SIGHUP and file is not None:
+                _reload(server, file)  # the server process applies it as soon as it is ready
         if isinstance(event, int):
             return  # not ready yet, so there are no requests to finish
         address = ready_address(event)

@@ -86,9 +86,10 @@ class ServerProcess:
             on_status: called with each status message, from a background thread.
         """
         read_end, write_end = os.pipe()
-        command = [sys.executable, "-m", "reir_serving.ray.server", str(folder), str(write_end)]
+        # With `-P`, Python does not import modules from the current folder.
+        command = [sys.executable, "-P", "-m", "reir_serving.ray.server"]
         self._process = subprocess.Popen(
-            command,
+            [*command, str(folder), str(write_end)],
             stdin=subprocess.PIPE,
             stdout=STDERR,  # Ray prints errors to stdout, and our stdout may have to be JSON
             text=True,

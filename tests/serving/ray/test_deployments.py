@@ -53,8 +53,8 @@ def make_gallery(folder: Path) -> None:
 
 @contextmanager
 def serving(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run the command; yields the address and the process."""
-    (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
+    """Run the command, and reload its settings while it starts; yields address and process."""
+    (folder / "serve.yaml").write_text(yaml.safe_dump({**settings, "live": {"k": 1}}))
     command = [sys.executable, "-c", CHILD, "serve", "--config", str(folder / "serve.yaml")]
     with (
         (folder / "log").open("w") as log,
@@ -64,6 +64,9 @@ def serving(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[str, subpr
     ):
         try:
             assert process.stdout is not None
+            eventually(lambda: any("ray.server" in each for each in below(process.pid).values()))
+            (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
+            process.send_signal(signal.SIGHUP)
             line = process.stdout.readline()
             assert line.startswith("ready: "), (folder / "log").read_text()
             yield line.split()[1].rstrip("/"), process
@@ -89,18 +92,23 @@ def get(url: str, path: str) -> Any:
 
 def replicas(parent: int) -> list[int]:
     """Process ids of the replicas of a server: children of its raylet."""
+    return [
+        pid
+        for pid, command in below(parent).items()
+        if command.startswith("ray::ServeReplica:reir:ingress")
+    ]
+
+
+def below(parent: int) -> dict[int, str]:
+    """Return the commands of a process and of those below it, by process id."""
     listed = subprocess.run(
         ["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
-    below = {parent}
+    found = {parent}
     for _ in range(4):
-        below |= {int(row[0]) for row in rows if int(row[1]) in below}
-    return [
-        int(row[0])
-        for row in rows
-        if int(row[0]) in below and row[2].startswith("ray::ServeReplica:reir:ingress")
-    ]
+        found |= {int(row[0]) for row in rows if int(row[1]) in found}
+    return {int(row[0]): row[2] for row in rows if int(row[0]) in found}
 
 
 def search_for(url: str, seconds: float) -> list[Exception]:
@@ -189,9 +197,11 @@ def test_serving_survives_a_killed_replica_reloads_settings_and_drains(
         "uploads": str(tmp_path / "uploads"),
         "access_log": str(tmp_path / "access.log"),
         "ingress": {"min_replicas": 2, "max_replicas": 2},
+        "live": {"k": 6},
     }
     with serving(tmp_path, settings) as (url, process):
         assert get(url, "/readyz")["status"] == "ready"
+        eventually(lambda: all(get(url, "/v1/about")["k"] == 6 for _ in range(30)))
         with reir.open("g", store=str(tmp_path / "store")) as gallery:
             for text in TEXTS:
                 expected = [hit.instance_id for hit in gallery.search(text, k=3).hits]
