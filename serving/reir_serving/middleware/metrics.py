@@ -182,12 +182,19 @@ class Metrics:
         for stage, ms in timings_ms.items():
             self._stages.labels(stage).observe(ms / 1e3)
 
-    def note_results(self, results: Sequence[SearchResult]) -> None:
-        """Record the results of one call of the backend."""
+    def note_results(self, results: Sequence[SearchResult], slice_size: int) -> None:
+        """Record the results of one call of the backend.
+
+        Args:
+            results: in their order.
+            slice_size: number of queries that were answered together; each of their results has the
+                timings of all of them.
+        """
         if not results:
             return
         self._batch.observe(len(results))
-        self.note_timings(results[0].timings_ms)  # each result has the timings of the whole call
+        for first in results[::slice_size]:
+            self.note_timings(first.timings_ms)
         for result in results:
             for stage in result.degraded:
                 self._degraded.labels(stage).inc()

@@ -16,8 +16,9 @@ from reir.models.nano.encoder import cpu_path
 from reir.query.search import CheckpointExtras
 from reir.query.verify.photos import PixelVerifier
 from reir_serving.backend.models import LoadedModel, ModelCache
+from reir_serving.backend.service import SLICE_QUERIES
 from reir_serving.backend.workers import SearchWorkers
-from reir_serving.config import LiveSettings
+from reir_serving.config import Limits, LiveSettings
 from reir_serving.http.routes.galleries import (
     MAX_PHOTOS,
     AddImageAnswer,
@@ -324,6 +325,12 @@ def test_pictures_are_whole_scaled_down_or_have_boxes(client: TestClient) -> Non
     assert Image.open(io.BytesIO(wide.content)).size == plain.size
 
 
+def test_the_limit_of_uploaded_photos_does_not_hold_for_stored_ones(client_of: Any) -> None:
+    client = client_of(limits=Limits(pixels=100))
+    place = search(client, k=1)["hits"][0]["image_url"]
+    assert client.get(place + "&width=40").status_code == 200
+
+
 def test_a_picture_is_not_sent_again_if_the_client_has_it(client: TestClient) -> None:
     place = search(client, k=1)["hits"][0]["thumbnail_url"]
     first = client.get(place)
@@ -358,6 +365,14 @@ def test_metrics_count_requests_stages_and_problems(client: TestClient) -> None:
     assert "reir_serve_batch_queries_sum 1.0" in text
     assert "reir_serve_in_flight_requests 1.0" in text  # the request for the metrics itself
     assert "the red box" not in text
+
+
+def test_metrics_have_the_times_of_all_parts_of_a_batch(client: TestClient) -> None:
+    body = {"gallery": "photos", "expressions": ["the red box"] * (2 * SLICE_QUERIES + 1)}
+    assert client.post("/v1/search/batch", json=body).status_code == 200
+    text = client.get("/metrics").text
+    assert 'stage_seconds_count{stage="search"} 3.0' in text
+    assert "reir_serve_batch_queries_count 1.0" in text
 
 
 def test_the_page_is_served_from_the_package(client: TestClient) -> None:

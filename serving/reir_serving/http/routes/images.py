@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reir.errors import ImageError, ImageUnreachable, QueryError
+from reir.images.decode import DEFAULT_MAX_PIXELS
 from reir.results import Likelihood
 from reir.store.contract import InstanceRow
 from reir_serving.backend.photos import GalleryImage
@@ -189,7 +190,9 @@ async def _render(
         if data is None:
             raise image_not_found(gallery, record.image_id)
         # In a thread, because decoding and encoding a photo would block all other requests.
-        made = await run_sync(render, data, record, view, context.config.limits.pixels)
+        # `limits.pixels` is about uploads; `reir index` may have admitted larger photos.
+        max_pixels = max(context.config.limits.pixels, DEFAULT_MAX_PIXELS)
+        made = await run_sync(render, data, record, view, max_pixels)
     except ImageUnreachable as error:
         detail = "the file of this photo cannot be reached at the moment; try again later"
         raise ProblemError(UNREACHABLE, detail, retry_after_s=RETRY_STORE_S) from error

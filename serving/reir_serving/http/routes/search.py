@@ -17,6 +17,7 @@ from reir.errors import QueryError
 from reir.operations.search_log import SearchLog, search_event
 from reir.query.request import Query, Term
 from reir.results import SearchResult
+from reir_serving.backend.service import SLICE_QUERIES
 from reir_serving.config import LiveSettings
 from reir_serving.http.endpoint_context import Context, EndpointContext
 from reir_serving.http.openapi import schema_ref
@@ -158,7 +159,7 @@ async def _answers(
             await context.image(gallery, image_id)
     _check_work(context.backend.live, queries)
     results = await context.backend.search(gallery, queries)
-    context.metrics.note_results(results)
+    context.metrics.note_results(results, SLICE_QUERIES)
     by_image = body.group_by == "image"
     answers = [
         search_answer(result, context.request_id, context.caller, by_image=by_image)
