@@ -57,14 +57,16 @@ class Caller:
             FilterError: `where` cannot be parsed, or a tenant's filter uses `uri`, because tenants
                 do not learn where photos are stored (see `visible_uri`).
         """
-        if not self.tenant:
-            return where
         own = f'attr.{TENANT} == "{self.tenant}"'  # `KeyEntry` allows no quotes in the name
         if where is None:
-            return own
+            return own if self.tenant else None
         # The filter is first parsed by itself. Otherwise "area > 0) or (area > 0" would close our
-        # parenthesis and so escape from the condition on the tenant.
-        if URI_FIELD in fields_of(parse(where)):
+        # parenthesis and so escape from the condition on the tenant. Its limits are the same with
+        # and without a tenant.
+        tree = parse(where)
+        if not self.tenant:
+            return where
+        if URI_FIELD in fields_of(tree):
             raise FilterError(
                 "filter",
                 f"{where[:200]!r} uses the field 'uri', which is not available to the key of a "

@@ -14,6 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from reir.errors import ConfigError, FilterError
+from reir.store.filters import MAX_DEPTH, MAX_LENGTH
+from reir.store.names import MAX_NAME_LENGTH
 from reir_serving.backend.service import Readiness
 from reir_serving.config import Limits
 from reir_serving.http.routes.galleries import GalleryOut
@@ -169,6 +171,29 @@ def test_a_filter_cannot_escape_from_the_condition_on_the_tenant() -> None:
     assert caller.restrict_filter(None) == 'attr.tenant == "acme"'
     with pytest.raises(FilterError):
         caller.restrict_filter("area > 0) or (area > 0")
+
+
+@pytest.mark.parametrize(
+    ("where", "allowed"),
+    [
+        ("(" * (MAX_DEPTH - 1) + "area > 0" + ")" * (MAX_DEPTH - 1), True),
+        ("not " * (MAX_DEPTH - 2) + "(area > 0 or area > 1)", True),
+        ("area > 0".ljust(MAX_LENGTH), True),
+        ("(" * MAX_DEPTH + "area > 0" + ")" * MAX_DEPTH, False),
+        ("area > 0".ljust(MAX_LENGTH + 1), False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/search/all"])
+@pytest.mark.usefixtures("calibrated")
+def test_the_limits_of_a_filter_are_those_of_what_the_user_wrote(
+    client_of: Any, key_file: Path, where: str, allowed: bool, path: str
+) -> None:
+    tenant = "t" * MAX_NAME_LENGTH
+    keys = [new_key(key_file, read=("photos",), write=(), tenant=each) for each in (tenant, "")]
+    client = client_of(keys_file=key_file)
+    for key in keys:
+        answer = client.post(path, json=SEARCH_BODY | {"where": where}, headers=bearer(key))
+        assert answer.status_code == (200 if allowed else 422)
 
 
 def test_the_keys_file_contains_no_key_and_only_its_owner_can_read_it(key_file: Path) -> None:
